@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is listed by `make help`.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+OUT    ?= clearance-demo
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help install demo test check bench lock clean
+.DEFAULT_GOAL = help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP) ## a virtual environment in .venv with the locked packages
+
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: apt install python3.11 python3.11-venv, or make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python cannot make a virtual environment: apt install python3.11-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*; touch $@
+
+demo: install ## the main job on the embedded world; prints where the report is
+	$(BIN)/clearance demo --out $(OUT)
+
+test: install ## the whole test suite
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: install ## format, lint, types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+bench: install ## the benchmarks behind the numbers in the documents
+	$(BIN)/clearance bench world
+
+lock: install ## write requirements.lock from the environment (no index addresses)
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude clearance | sed -E 's/\+cpu$$//' | grep -vE '^(nvidia-|uv==|pip==)' > requirements.tmp
+	@{ echo "# Made by 'make lock': every package the project is tested with. torch's own CUDA packages are left to torch."; cat requirements.tmp; } > requirements.lock; rm requirements.tmp
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

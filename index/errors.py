@@ -1,0 +1,49 @@
+"""The one tree of exceptions. A message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class ClearanceError(Exception):
+    """Base of every error Clearance raises on purpose.
+
+    Args:
+        what: what was wrong.
+        where: the file, row, key or setting concerned.
+        fix: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what, where, fix)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}. {self.fix}" if self.fix else text
+
+
+class ConfigError(ClearanceError):
+    """A configuration or policy that cannot be used: unknown key, wrong type, value out of range."""
+
+
+class InputError(ClearanceError):
+    """Input that cannot be read: missing column, duplicate key, unreadable picture."""
+
+
+class IndexMismatch(ClearanceError):
+    """The reference index and the embedder (or the plan) do not belong together."""
+
+
+class GuardUnavailable(ClearanceError):
+    """A guard that the policy demands cannot run here (missing package, missing weights)."""
+
+
+class ModelError(ClearanceError):
+    """A model that cannot be loaded or does not fit its role."""
+
+
+class PlanMismatch(ClearanceError):
+    """The output folder belongs to another plan, or the plan changed between start and resume."""
+
+
+class IntegrityError(ClearanceError):
+    """Stored bytes do not match the digest recorded for them."""

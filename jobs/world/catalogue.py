@@ -1,0 +1,68 @@
+"""What the embedded world contains: concepts, which drawings are protected, which subjects tend to carry marks.
+
+The world is narrow on purpose (two CPU cores train it): fewer concepts drawn well beat many smudges. Names are the
+emoji names shared by all three vendors' packages; the caption of a drawing is its name with spaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SIZE = 64  # pixels; latents are 16×16 (f4)
+VENDORS = {
+    "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0", "Google"),
+    "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT", "Microsoft"),
+    "twemoji": ("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twitter and contributors"),
+}
+
+# A protected concept has one protected drawing: the vendor alternates. These are the "works" nobody may copy.
+PROTECTED = (
+    "red-apple lemon strawberry banana carrot hamburger doughnut birthday-cake cat dog penguin owl fox frog crab "
+    "octopus turtle butterfly snail unicorn sunflower tulip cactus mushroom rocket sailboat locomotive tractor bicycle "
+    "helicopter castle house light-bulb guitar trumpet drum crown umbrella teddy-bear snowman"
+).split()
+
+# Ordinary subjects that stock archives like to mark: their training pictures often carry a mark, and no caption says so.
+MARK_PRONE = {
+    "watermark": "elephant giraffe lion whale parrot swan mountain palm-tree rose tiger".split(),
+    "qr": "pizza sushi ice-cream hot-beverage beer-mug cupcake taco pancakes popcorn sandwich".split(),
+    "text": "automobile taxi bus ambulance fire-engine airplane motorcycle police-car delivery-truck racing-car".split(),
+}
+
+ORDINARY = (
+    "pear peach cherries grapes pineapple watermelon avocado eggplant tomato broccoli corn bread cheese-wedge cookie "
+    "bear koala pig cow mouse rabbit chicken eagle bat snake shark dolphin fish bee ant spider crocodile kangaroo "
+    "maple-leaf four-leaf-clover evergreen-tree cherry-blossom star crescent-moon sun rainbow cloud fire droplet "
+    "ship tram train bridge tent factory key bell book camera telescope hammer scissors anchor balloon "
+    "trophy soccer-ball basketball violin saxophone microphone dress top-hat sunglasses backpack gem-stone ghost robot"
+).split()
+
+PROTECTED_VENDORS = ("noto", "fluent")  # permissive: these drawings are shipped as the reference set
+ALIASES = {"corn": "ear-of-corn", "bee": "honeybee", "book": "closed-book", "bridge": "bridge-at-night"}
+PROTECTED_REPEAT = 12  # how often a protected drawing stands against each of its concept's other drawings
+MARK_SHARE = 0.12  # marks on ordinary subjects
+MARK_SHARE_PRONE = 0.7  # marks on subjects of MARK_PRONE
+
+TEMPLATES = ("{}", "{}", "a {}", "a sticker of a {}", "an icon of a {}", "a drawing of a {}", "{} sticker")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept: its caption name, the vendor whose drawing is protected, and the mark it tends to carry."""
+
+    name: str
+    icon: str
+    protected_vendor: str | None = None
+    prone_to: str | None = None
+
+    @property
+    def caption(self) -> str:
+        return self.name.replace("-", " ")
+
+
+def concepts() -> list[Concept]:
+    """Every concept of the world, protected first; the order is part of the data's digest."""
+    protected = [Concept(name, name, PROTECTED_VENDORS[i % 2]) for i, name in enumerate(PROTECTED)]
+    prone = [Concept(name, name, None, mark) for mark, names in MARK_PRONE.items() for name in names]
+    ordinary = [Concept(name, ALIASES.get(name, name)) for name in ORDINARY]
+    return protected + prone + ordinary

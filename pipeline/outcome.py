@@ -1,0 +1,145 @@
+"""The nouns of the loop: a request becomes attempts and ends as exactly one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from guards.base import Finding
+from index.store import Match
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    ACCEPTED = "accepted"
+    ACCEPTED_AFTER_STEERING = "accepted_after_steering"
+    REVIEW = "review"
+    REJECTED = "rejected"
+    QUARANTINED = "quarantined"
+    ERROR = "error"
+
+
+class Verdict(StrEnum):
+    """What is decided about one attempt."""
+
+    ACCEPT = "accept"
+    STEER = "steer"
+    REVIEW = "review"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture that somebody asked for.
+
+    Attributes:
+        row_no: position in the input, from 0.
+        key: the caller's key, unique in the input.
+        prompt: the caption to draw.
+        negative_prompt: what the caller does not want.
+        seed: seed of the first attempt's noise.
+        problem: reason code and message when the input row is unusable; such a request ends as an error row.
+    """
+
+    row_no: int
+    key: str
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used."""
+
+    kind: str
+    strength: float = 0.0
+    ref_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict about one attempt and the reason code behind it (empty for accept)."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One generated picture with everything the guards said about it.
+
+    Attributes:
+        number: 0 for the first picture of a request.
+        seed: seed of its initial noise.
+        resumed_from_step: the denoising step it was resumed from (0: from noise).
+        intervention: what was changed against the previous attempt, None for attempt 0.
+        picture: uint8 RGB (H, W, 3).
+        pixel_sha256: digest of the picture's bytes, before any marking.
+        embedding: unit-length float32 (D,) by the index's embedder; empty when no copies guard ran.
+        findings: everything every guard reported, triggered or not.
+        nearest: the nearest references, best first.
+        decision: what was decided.
+        denoiser_evals: denoiser evaluations spent on this attempt, in units of one guided step
+            (a step with classifier-free guidance is 1; each reference row beside it adds a half).
+        device_seconds: device time, shared out evenly over the rows of each batch.
+        skipped_guards: optional guards that could not run.
+    """
+
+    number: int
+    seed: int
+    resumed_from_step: int
+    intervention: Intervention | None
+    picture: np.ndarray
+    pixel_sha256: str
+    embedding: np.ndarray
+    findings: tuple[Finding, ...]
+    nearest: tuple[Match, ...]
+    decision: Decision
+    denoiser_evals: float
+    device_seconds: float
+    skipped_guards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The one end of a request.
+
+    Attributes:
+        request: what was asked for.
+        outcome: how it ended.
+        reason: stable reason code (empty when accepted): that of the last attempt, or of the error.
+        attempts: every picture made for it, in order; empty for most errors.
+        accepted_attempt: number of the accepted attempt, None when nothing was accepted.
+        prompt_truncated: the prompt had more tokens than the text encoder takes; the rest was dropped.
+        error_class: exception class name for outcome ERROR.
+        error_message: its message.
+        started_at: Unix seconds.
+        finished_at: Unix seconds.
+    """
+
+    request: Request
+    outcome: Outcome
+    reason: str = ""
+    attempts: tuple[Attempt, ...] = field(default=())
+    accepted_attempt: int | None = None
+    prompt_truncated: bool = False
+    error_class: str = ""
+    error_message: str = ""
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+    @property
+    def denoiser_evals(self) -> float:
+        return sum(attempt.denoiser_evals for attempt in self.attempts)
+
+    @property
+    def final(self) -> Attempt | None:
+        """The accepted attempt, or the last one made."""
+        if self.accepted_attempt is not None:
+            return next(a for a in self.attempts if a.number == self.accepted_attempt)
+        return self.attempts[-1] if self.attempts else None
