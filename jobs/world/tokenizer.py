@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 CONTEXT = 32  # tokens, start and end included
@@ -63,7 +64,7 @@ def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
 
     def note(word: str, sign: int) -> None:
         symbols = spelled[word]
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in pairwise(symbols):
             pairs[pair] += sign * words[word]
             places.setdefault(pair, set()).add(word)
 
