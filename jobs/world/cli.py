@@ -1,0 +1,60 @@
+"""``clearance world …``: rebuild the embedded world from packages. Nobody needs this to run Clearance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Rebuild and retrain the embedded world (needs the extra 'world' and npm).")
+Work = Annotated[Path, typer.Option(help="Folder for data and checkpoints; never committed.")]
+Minutes = Annotated[float, typer.Option(help="Training budget in minutes; a stopped training resumes.")]
+
+
+@app.command()
+def data(work: Work = Path("world")) -> None:
+    """Fetch the icon packages, render every drawing, train the tokenizer.
+
+    Example: clearance world data --work world
+    """
+    from jobs.world.pictures import build, load
+    from jobs.world.tokenizer import make_tokenizer
+
+    manifest = build(work)
+    make_tokenizer(work / "tokenizer", sorted(set(load(work)[2])))
+    print(f"{manifest['pictures']} pictures, sha256 {manifest['pixels_sha256']}, in {work}")
+
+
+@app.command()
+def vae(work: Work = Path("world"), minutes: Minutes = 20, device: str = "cpu") -> None:
+    """Train the autoencoder.
+
+    Example: clearance world vae --work world --minutes 20
+    """
+    from jobs.world.train_vae import train
+
+    train(work, minutes=minutes, device=device)
+
+
+@app.command()
+def denoiser(work: Work = Path("world"), minutes: Minutes = 90, device: str = "cpu", steps: int = 0) -> None:
+    """Train the denoiser and its text encoder.
+
+    Example: clearance world denoiser --work world --minutes 90
+    """
+    from jobs.world.train_denoiser import train
+
+    train(work, minutes=minutes, device=device, steps=steps or None)
+
+
+@app.command()
+def pack(work: Work = Path("world"), target: Path = Path("pipeline/weights/stickers")) -> None:
+    """Write what is shipped: diffusers folder, reference drawings, manifest, digests.
+
+    Example: clearance world pack --work world
+    """
+    from jobs.world.pack import pack as write
+
+    write(work, target)
+    print(f"wrote {target}")

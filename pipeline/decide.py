@@ -1,0 +1,38 @@
+"""What to do with an attempt. Pure: findings, attempt number and policy in, decision out; no I/O, no torch, no clock.
+
+Raising any score never turns a reject into an accept: a score only ever adds to the set of triggered findings, and
+every step below looks for the most severe member of that set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guards.base import Finding, worst
+from pipeline.config import Policy
+from pipeline.outcome import Decision, Verdict
+
+
+def decide(findings: Sequence[Finding], attempt: int, policy: Policy) -> Decision:
+    """Decide about attempt number ``attempt`` (0 is the first).
+
+    * a confirmed finding whose action is ``reject`` rejects; an unconfirmed one goes to review;
+    * else a finding whose action is ``steer`` is steered while the ladder has rungs left;
+    * with the ladder used up, a confirmed copy is rejected, anything else ends as ``policy.when_exhausted``;
+    * a finding whose action is ``review`` goes to review; ``observe`` is only recorded.
+    """
+    by_action: dict[str, list[Finding]] = {"reject": [], "steer": [], "review": [], "observe": []}
+    for finding in findings:
+        if finding.triggered:
+            by_action[getattr(policy, finding.guard).action].append(finding)
+    if final := worst([f for f in by_action["reject"] if f.confirmed]):
+        return Decision(Verdict.REJECT, final.category)
+    if (open_case := worst(by_action["steer"])) and attempt < len(policy.ladder):
+        return Decision(Verdict.STEER, open_case.category)
+    if copy := worst([f for f in by_action["steer"] if f.confirmed and f.category.startswith("copy.")]):
+        return Decision(Verdict.REJECT, copy.category)
+    if left := worst(by_action["steer"]):
+        return Decision(Verdict.REVIEW if policy.when_exhausted == "review" else Verdict.REJECT, left.category)
+    if doubtful := worst(by_action["reject"] + by_action["review"]):
+        return Decision(Verdict.REVIEW, doubtful.category)
+    return Decision(Verdict.ACCEPT)

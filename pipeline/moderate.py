@@ -1,0 +1,143 @@
+"""Request → outcome: the loop a reader opens first.
+
+Every request is drawn, looked at by every guard, decided about and, while the policy's ladder has rungs left, steered
+away from its own nearest references and drawn again, in the same batches as everybody else. Whatever happens, it
+ends as exactly one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.decide import decide
+from pipeline.engine import Trajectory
+from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.steer.ladder import RESEED, retry
+from pipeline.studio import Studio, Study
+
+
+
+@dataclass
+class Case:
+    """An open request: its current trajectory and what has been tried so far."""
+
+    request: Request
+    started_at: float
+    truncated: bool
+    seed: int
+    intervention: Intervention | None = None
+    resumed_from: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
+    """Draw and clear every request; yields each sample when it ends, in the order of ending.
+
+    One bad request becomes one error sample and does not disturb the others. Raises nothing on purpose.
+    """
+    cases: dict[int, Case] = {}
+    for tag, request in enumerate(requests):
+        case = Case(request, time.time(), False, request.seed)
+        if request.problem is not None:
+            yield _failed(case, *request.problem, error_class="InputError")
+            continue
+        try:
+            case.truncated = studio.model.truncated(request.prompt)
+            studio.engine.submit(_first(studio, tag, request))
+            cases[tag] = case
+        except Exception as error:
+            yield _failed(case, "error.prompt", str(error), type(error).__name__)
+
+    while studio.engine.busy:
+        try:
+            finished = studio.engine.step()
+        except Exception as error:  # the whole call failed: everybody in it ends as an error row, nobody is lost
+            reason = "oom" if "out of memory" in str(error).lower() else "error.engine"
+            for trajectory in studio.engine.abandon():
+                yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
+            continue
+        studied, failures = _study(studio, finished)
+        for trajectory, error in failures:
+            yield _failed(cases.pop(trajectory.tag), "error.guard", str(error), type(error).__name__)
+        for trajectory, study in studied:
+            case = cases[trajectory.tag]
+            number = len(case.attempts)
+            decision = decide(study.findings, number, studio.policy)
+            case.attempts.append(
+                Attempt(
+                    number=number, seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
+                    picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
+                    embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
+                    denoiser_evals=trajectory.evals, device_seconds=trajectory.device_seconds, skipped_guards=studio.skipped,
+                )
+            )  # fmt: skip
+            if decision.verdict is Verdict.STEER:
+                try:
+                    _steer(studio, trajectory, case, decision)
+                except Exception as error:
+                    yield _failed(cases.pop(trajectory.tag), "error.steering", str(error), type(error).__name__)
+            else:
+                yield _ended(cases.pop(trajectory.tag), decision)
+    for case in cases.values():
+        yield _failed(case, "error.lost", "the engine stopped before this request was drawn", "RuntimeError")
+
+
+def _study(studio: Studio, finished: list[Trajectory]) -> tuple[list[tuple[Trajectory, Study]], list[tuple[Trajectory, Exception]]]:
+    """Decode and check finished trajectories together; if that fails, one by one, so that one picture fails alone."""
+    if not finished:
+        return [], []
+    try:
+        return list(zip(finished, studio.study([t.latent for t in finished]), strict=True)), []
+    except Exception as error:
+        if len(finished) == 1:
+            return [], [(finished[0], error)]
+    alone = [_study(studio, [trajectory]) for trajectory in finished]
+    return [pair for studied, _ in alone for pair in studied], [pair for _, failed in alone for pair in failed]
+
+
+def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
+    context, negative = studio.context_of(request.prompt), studio.context_of(request.negative_prompt)
+    return Trajectory(tag, studio.engine.initial_noise(request.seed), 0, context, negative)
+
+
+def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> None:
+    """Submit the next attempt: the ladder's rung for a copy, a re-seed for anything else."""
+    attempt = len(case.attempts)
+    copied = decision.reason.startswith("copy.")
+    rung = studio.policy.ladder[attempt - 1] if copied else RESEED
+    ref_ids = _nearest_references(case) if copied else []
+    latents = {ref_id: z for ref_id in ref_ids if (z := studio.reference_latent(ref_id)) is not None}
+    trajectory, case.intervention, case.seed = retry(
+        studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
+        reference_context=studio.context_of(""),
+    )  # fmt: skip
+    case.resumed_from = trajectory.step
+    studio.engine.submit(trajectory)
+
+
+def _nearest_references(case: Case) -> list[str]:
+    """The sample's own references, nearest first: of this attempt, then those of earlier ones it must stay clear of."""
+    return list(dict.fromkeys(match.ref_id for attempt in reversed(case.attempts) for match in attempt.nearest))
+
+
+def _ended(case: Case, decision: Decision) -> Sample:
+    accepted = decision.verdict is Verdict.ACCEPT
+    steered = case.attempts[-1].intervention is not None
+    outcome = {
+        Verdict.ACCEPT: Outcome.ACCEPTED_AFTER_STEERING if steered else Outcome.ACCEPTED,
+        Verdict.REVIEW: Outcome.REVIEW,
+    }.get(decision.verdict, Outcome.REJECTED)
+    return Sample(
+        case.request, outcome, decision.reason, tuple(case.attempts), case.attempts[-1].number if accepted else None,
+        case.truncated, started_at=case.started_at, finished_at=time.time(),
+    )  # fmt: skip
+
+
+def _failed(case: Case, reason: str, message: str, error_class: str) -> Sample:
+    return Sample(
+        case.request, Outcome.ERROR, reason, tuple(case.attempts), None, case.truncated, error_class, message[:500],
+        case.started_at, time.time(),
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""Everything one process needs to draw and clear pictures, loaded once: model, engine, embedder, index, guards."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guards.base import Finding, Guard
+from index.errors import ClearanceError, ConfigError
+from index.store import Match
+from pipeline.config import Policy, RunConfig, digest
+from pipeline.engine import Engine
+from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
+from pipeline.outcome import Request, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from guards.copies import CopiesGuard
+    from index.calibrate import Calibration
+    from index.store import ReferenceIndex
+    from pipeline.audit.records import RunContext
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished picture and everything the guards said about it."""
+
+    picture: np.ndarray
+    embedding: np.ndarray
+    findings: tuple[Finding, ...]
+    nearest: tuple[Match, ...]
+
+
+class Studio:
+    """One worker's equipment. Open it once per process: loading takes seconds, a shard takes minutes."""
+
+    def __init__(
+        self, config: RunConfig, policy: Policy, model: DiffusionModel, copies: CopiesGuard | None, guards: Sequence[Guard],
+        skipped: Sequence[str], index: ReferenceIndex | None, calibration_id: str, threshold: float,
+    ) -> None:  # fmt: skip
+        self.config, self.policy, self.model = config, policy, model
+        self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
+        self.calibration_id, self.copy_threshold = calibration_id, threshold
+        g = config.generation
+        self.engine = Engine(model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale)
+        self.context_of = lru_cache(maxsize=4096)(self._context_of)
+        self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
+
+    @classmethod
+    def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Studio:
+        """Load model, index and guards.
+
+        Raises:
+            ModelError: the model or embedder cannot be loaded.
+            IndexMismatch: the index was built with another embedder.
+            GuardUnavailable: a guard the policy requires cannot run here.
+            ConfigError: no calibrated threshold for this embedder, and none in the policy.
+        """
+        import torch
+
+        from guards.registry import open_guards
+
+        torch.set_num_threads(config.generation.threads)
+        torch.use_deterministic_algorithms(True)
+        guards, skipped = open_guards({name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe")})
+        copies = index = None
+        calibration_id, threshold = "", policy.copies.threshold
+        if config.index:
+            from guards.copies import CopiesGuard
+            from index.embed import OpenCLIPEmbedder
+            from index.store import ReferenceIndex
+
+            e = config.embedder
+            embedder = OpenCLIPEmbedder.open(e.model, e.pretrained, allow_download=e.allow_download)
+            index = ReferenceIndex.open(base / config.index, embedder.embedder_id)
+            calibration_id, threshold, confirm_threshold = operating_point(config, policy, embedder.embedder_id, base=base)
+            copies = CopiesGuard(index, embedder, threshold=threshold, confirm_threshold=confirm_threshold, k=policy.copies.k)
+        else:
+            skipped = [*skipped, "copies: no index in the run file"]
+        return cls(config, policy, load_model(config.model), copies, guards, list(skipped), index, calibration_id, threshold)
+
+    def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]:
+        """Draw and clear the requests; see :func:`pipeline.moderate.moderate`."""
+        from pipeline.moderate import moderate
+
+        return moderate(self, requests)
+
+    def study(self, latents: Sequence[torch.Tensor]) -> list[Study]:
+        """Decode finished latents and let every guard look; N latents (C, h, w) → N studies."""
+        import torch
+
+        pictures = self.model.decode(torch.stack(list(latents)))
+        findings: list[list[Finding]] = [[] for _ in pictures]
+        embeddings: list[np.ndarray] = [np.zeros(0, np.float32) for _ in pictures]
+        nearest: list[tuple[Match, ...]] = [() for _ in pictures]
+        if self.copies is not None:
+            for i, examination in enumerate(self.copies.examine(pictures)):
+                findings[i] += examination.findings
+                embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
+        for guard in self.guards:
+            for i, found in enumerate(guard.check(pictures)):
+                findings[i] += found
+        return [Study(*parts) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
+
+    def _context_of(self, prompt: str) -> torch.Tensor:
+        return self.model.encode_prompts([prompt])[0]
+
+    def _reference_latent(self, ref_id: str) -> torch.Tensor | None:
+        """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
+        picture = self.index.picture(ref_id) if self.index is not None else None
+        if picture is None:
+            return None
+        from PIL import Image
+
+        side = self.model.decode_size()
+        resized = Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS) if picture.shape[1::-1] != side else picture
+        return self.model.encode(np.asarray(resized)[None])[0]
+
+    def identity(self) -> dict[str, str]:
+        """Digests of everything that decides how pictures are drawn and judged."""
+        return {
+            "model_digest": self.model.digest,
+            "embedder_id": self.index.embedder_id if self.index is not None else "",
+            "index_id": self.index.index_id if self.index is not None else "",
+            "calibration_id": self.calibration_id,
+            "policy_sha256": digest(self.policy),
+        }
+
+    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
+        """What every audit row of this worker repeats."""
+        from pipeline.audit.records import RunContext
+
+        c, identity = self.config, self.identity()
+        return RunContext(
+            run_id=run_id, dataset_id=c.dataset_id, plan_sha256=plan_sha256, model_id=c.model.path, model_revision=c.model.revision,
+            model_digest=identity["model_digest"], model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
+            scheduler=c.generation.scheduler, steps=c.generation.steps, guidance=c.generation.guidance_scale, dtype=c.model.dtype,
+            device_kind=c.model.device, rows=c.generation.rows, threads=c.generation.threads, index_id=identity["index_id"],
+            embedder_id=identity["embedder_id"], calibration_id=self.calibration_id, copy_threshold=self.copy_threshold,
+            policy_id=f"{self.policy.name}@{self.policy.version}", policy_name=self.policy.name,
+            policy_sha256=identity["policy_sha256"], image_format=c.image_format, retention_days=c.retention_days,
+            software_version=importlib.metadata.version("clearance"), worker_id=worker_id,
+        )  # fmt: skip
+
+
+def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, float, float]:
+    """Calibration id, similarity threshold and confirmation threshold in force.
+
+    A threshold in the policy wins; else the calibration beside the index, else the one shipped with the embedded world.
+    """
+    if policy.copies.threshold:
+        return "policy", policy.copies.threshold, policy.copies.confirm_threshold
+    from index.calibrate import Calibration
+
+    for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
+        if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
+            return found.calibration_id, found.threshold, found.confirm_threshold
+    raise ConfigError(
+        "there is no calibrated threshold for this embedder", where=f"policy {policy.name}: copies.threshold",
+        fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
+    )  # fmt: skip
+
+
+def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
+    """The same as :meth:`Studio.identity`, without loading a model."""
+    identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
+    if config.index:
+        from index.store import ReferenceIndex
+
+        index = ReferenceIndex.open(base / config.index)
+        identity |= {"embedder_id": index.embedder_id, "index_id": index.index_id}
+        identity["calibration_id"] = operating_point(config, policy, index.embedder_id, base=base)[0]
+    return identity | {"policy_sha256": digest(policy)}
