@@ -20,6 +20,14 @@ class ClearanceError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}. {self.fix}" if self.fix else text
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would hand where and fix over by position; errors cross process borders.
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[ClearanceError], what: str, where: str, fix: str) -> ClearanceError:
+    return kind(what, where=where, fix=fix)
+
 
 class ConfigError(ClearanceError):
     """A configuration or policy that cannot be used: unknown key, wrong type, value out of range."""
@@ -47,3 +55,7 @@ class PlanMismatch(ClearanceError):
 
 class IntegrityError(ClearanceError):
     """Stored bytes do not match the digest recorded for them."""
+
+
+class RunStopped(ClearanceError):
+    """A run that could not go on: disk full, no worker starts, another run holds the folder. Committed shards are kept."""

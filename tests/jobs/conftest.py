@@ -1,0 +1,142 @@
+"""A studio that draws coloured squares instead of pictures, and plans for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guards.base import Finding
+from index.errors import ModelError
+from index.store import Match
+from jobs.plan import Plan
+from pipeline.audit.provenance import pixel_digest
+from pipeline.audit.records import RunContext
+from pipeline.config import Policy, RunConfig
+from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+
+IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
+
+
+class FakeStudio:
+    """Obeys words in the prompt: copy, steered, disk-full, crash, lose, die-once, die-always."""
+
+    def __init__(self, config: RunConfig, policy: Policy, base: Path) -> None:
+        self.config, self.base = config, base
+
+    def identity(self) -> dict[str, str]:
+        return dict(IDENTITY)
+
+    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
+        return RunContext(
+            run_id=run_id, dataset_id=self.config.dataset_id, plan_sha256=plan_sha256, model_id="fake", model_revision="",
+            model_digest=IDENTITY["model_digest"], model_licence="Apache-2.0", scheduler="ddim", steps=20, guidance=3.0,
+            dtype="float32", device_kind="cpu", rows=16, threads=1, index_id=IDENTITY["index_id"], embedder_id="e",
+            calibration_id="c", copy_threshold=0.8, policy_id="p", policy_sha256="p" * 64, policy_name="default",
+            worker_id=worker_id, embedding_dim=4,
+        )  # fmt: skip
+
+    def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]:
+        for request in reversed(requests):  # the order in which pictures are finished is not the order of the input
+            yield self._sample(request)
+
+    def _sample(self, request: Request) -> Sample:
+        now = time.time()
+        if request.problem:
+            code, message = request.problem
+            return Sample(
+                request, Outcome.ERROR, code, error_class="InputError", error_message=message, started_at=now, finished_at=now
+            )
+        word = request.prompt
+        if "disk-full" in word and not (self.base / "space").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if "crash" in word:
+            raise ZeroDivisionError("a bug")
+        if "die-once" in word and not (self.base / "died").exists():
+            (self.base / "died").touch()
+            os._exit(1)
+        if "die-always" in word:
+            os._exit(1)
+        if "copy" in word:
+            attempts = (self._attempt(request, 0, 0.95, Verdict.REJECT),)
+            return Sample(request, Outcome.REJECTED, "copy.protected", attempts, started_at=now, finished_at=now)
+        if "steered" in word:
+            attempts = (self._attempt(request, 0, 0.9, Verdict.STEER), self._attempt(request, 1, 0.4, Verdict.ACCEPT))
+            return Sample(request, Outcome.ACCEPTED_AFTER_STEERING, "", attempts, 1, started_at=now, finished_at=now)
+        attempts = (self._attempt(request, 0, 0.3, Verdict.ACCEPT),)
+        return Sample(request, Outcome.ACCEPTED, "", attempts, 0, started_at=now, finished_at=now)
+
+    def _attempt(self, request: Request, number: int, similarity: float, verdict: Verdict) -> Attempt:
+        picture = np.random.default_rng([request.seed, number]).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        reason = "" if verdict is Verdict.ACCEPT else "copy.protected"
+        return Attempt(
+            number=number,
+            seed=request.seed,
+            resumed_from_step=0,
+            intervention=Intervention("negtome", 0.9, ("ref",)) if number else None,
+            picture=picture,
+            pixel_sha256=pixel_digest(picture),
+            embedding=np.array([1, 0, 0, 0], dtype=np.float32),
+            findings=(Finding("copies", "1", "copy.protected", similarity, 0.8),),
+            nearest=(Match("ref", "red apple", similarity),),
+            decision=Decision(verdict, reason),
+            denoiser_evals=20.0,
+            device_seconds=0.1,
+        )
+
+
+def open_fake(config: RunConfig, policy: Policy, base: Path) -> FakeStudio:
+    return FakeStudio(config, policy, base)
+
+
+def refuse(config: RunConfig, policy: Policy, base: Path) -> FakeStudio:
+    raise ModelError("weights are missing", where="pipeline/weights", fix="Fetch them")
+
+
+@pytest.fixture
+def open_studio() -> Callable[..., FakeStudio]:
+    return open_fake
+
+
+@pytest.fixture
+def open_refusing() -> Callable[..., FakeStudio]:
+    return refuse
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> Callable[..., Plan]:
+    """Plan of the given prompts, two requests a shard."""
+    return partial(_plan, tmp_path)
+
+
+def _plan(base: Path, prompts: Sequence[str], *, rules: Policy | None = None, **settings: Any) -> Plan:
+    (base / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    config = RunConfig(**{"prompts": "prompts.txt", "shard_size": 2} | settings)
+    return Plan.make(config, rules or Policy(), base, identity=IDENTITY)
+
+
+@pytest.fixture(scope="session")
+def small_ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The fakes live in this file, which no worker could import.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()

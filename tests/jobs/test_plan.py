@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
+from jobs.plan import Plan, local_folder, open_folder
+from pipeline.config import GenerationConfig, Policy, Rung
+
+PROMPTS = ["cat", "owl", "fox", "dog", "bee"]
+MakePlan = Callable[..., Plan]
+
+
+def test_shards_are_contiguous_and_named_by_their_first_row(make_plan: MakePlan) -> None:
+    plan = make_plan(PROMPTS)
+    assert [len(shard.requests) for shard in plan.shards] == [2, 2, 1]
+    assert [shard.shard_id.split("-")[0] for shard in plan.shards] == ["000000", "000002", "000004"]
+    assert sum((shard.requests for shard in plan.shards), ()) == plan.requests
+    other = make_plan(["cat", "owl", "fox", "cow", "bee"])
+    assert [a.shard_id == b.shard_id for a, b in zip(plan.shards, other.shards, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("settings", [{"workers": 4}, {"out": "elsewhere"}, {"index": "moved"}, {"policy": "copied.toml"}])
+def test_digest_does_not_depend_on_who_and_where(make_plan: MakePlan, settings: dict[str, object]) -> None:
+    assert make_plan(PROMPTS, **settings).plan_sha256 == make_plan(PROMPTS).plan_sha256
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("policy", {"rules": Policy(version="2")}),
+        ("config", {"generation": GenerationConfig(steps=30)}),
+        ("config", {"shard_size": 3}),
+        ("requests", {"base_seed": 1}),
+    ],
+)
+def test_digest_depends_on_what_is_drawn_and_allowed(make_plan: MakePlan, part: str, settings: dict[str, object]) -> None:
+    plan, changed = make_plan(PROMPTS), make_plan(PROMPTS, **settings)
+    assert changed.plan_sha256 != plan.plan_sha256
+    assert changed.parts[part] != plan.parts[part]
+
+
+def test_digest_depends_on_prompts_and_identity(make_plan: MakePlan) -> None:
+    plan = make_plan(PROMPTS)
+    assert make_plan([*PROMPTS[:-1], "ant"]).plan_sha256 != plan.plan_sha256
+    assert replace(plan, identity={**plan.identity, "index_id": "other"}).plan_sha256 != plan.plan_sha256
+
+
+def test_plan_survives_pickle_and_folder(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan([*PROMPTS, "", "fin"], rules=Policy(ladder=(Rung("negtome", alpha=0.5), Rung("reseed"))))
+    folder, run_id = open_folder(tmp_path / "run", plan)
+    assert Plan.load(folder) == plan == pickle.loads(pickle.dumps(plan))
+    assert Plan.load(folder).plan_sha256 == plan.plan_sha256 and plan.requests[5].problem
+    assert open_folder(folder, plan, resume=True) == (folder, run_id)
+
+
+def test_folder_of_the_same_plan_says_resume(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(PROMPTS)
+    open_folder(tmp_path / "run", plan)
+    with pytest.raises(PlanMismatch, match="--resume"):
+        open_folder(tmp_path / "run", plan)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_folder_of_another_plan_says_what_changed(make_plan: MakePlan, tmp_path: Path, resume: bool) -> None:
+    open_folder(tmp_path / "run", make_plan(PROMPTS))
+    with pytest.raises(PlanMismatch, match="another plan") as caught:
+        open_folder(tmp_path / "run", make_plan(PROMPTS, rules=Policy(version="2")), resume=resume)
+    assert "changed: policy" in caught.value.what and "requests" not in caught.value.what
+
+
+def test_folder_with_other_files_is_left_alone(make_plan: MakePlan, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(PlanMismatch, match="not empty"):
+        open_folder(tmp_path / "home", make_plan(PROMPTS))
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
+
+
+def test_changed_plan_file_is_noticed(make_plan: MakePlan, tmp_path: Path) -> None:
+    folder, _ = open_folder(tmp_path / "run", make_plan(PROMPTS))
+    stored = json.loads((folder / "plan.json").read_text())
+    stored["policy"]["copies"]["threshold"] = 0.99
+    (folder / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(IntegrityError, match="policy"):
+        Plan.load(folder)
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(IntegrityError):
+        Plan.load(folder)
+
+
+def test_restriction_to_keys(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(PROMPTS)
+    part = Plan.make(
+        plan.config, plan.policy, tmp_path, identity=plan.identity, only=["row-000003", "row-000001"], parent="abc"
+    )
+    assert part.requests == (plan.requests[1], plan.requests[3])
+    assert part.parts["parent"] == "abc"
+    with pytest.raises(InputError, match="no longer in the prompts"):
+        Plan.make(plan.config, plan.policy, tmp_path, identity=plan.identity, only=["gone"])
+
+
+def test_output_uris(tmp_path: Path) -> None:
+    assert local_folder("runs/a", tmp_path) == tmp_path / "runs/a"
+    assert local_folder("file:///data/a", tmp_path) == Path("/data/a")
+    with pytest.raises(ConfigError, match="s3://"):
+        local_folder("s3://bucket/a", tmp_path)
+    with pytest.raises(ConfigError, match="--out"):
+        local_folder("", tmp_path)
