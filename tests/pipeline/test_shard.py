@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index.errors import ClearanceError, IntegrityError
+from pipeline import shard
+from pipeline.audit.ledger import verify
+from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.outcome import Sample
+from pipeline.shard import ShardReceipt, commit_shard, committed, sweep, write_parquet
+
+Make = Callable[..., RunContext]
+
+
+def tables(samples: Sequence[Sample], context: RunContext, name: str = "00000") -> tuple[Any, Any]:
+    return sample_table(samples, context, name), attempt_table(samples, context, name)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_commit_and_read_back(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    import pyarrow.parquet as pq
+
+    made = tables(samples, context())
+    receipt = commit_shard(tmp_path, "00000", *made)
+    assert committed(tmp_path) == {"00000": receipt}
+    assert (receipt.rows, receipt.attempts) == (10, 13)
+    assert receipt.outcomes == {"accepted": 4, "accepted_after_steering": 2, "error": 2, "rejected": 1, "review": 1}
+    for file, table in zip(receipt.files, made, strict=True):
+        read = pq.read_table(tmp_path / file.path, partitioning=None)
+        assert read.equals(table) and table.schema.metadata.items() <= read.schema.metadata.items()
+        assert all(field.metadata[b"doc"] for field in read.schema)
+        assert file.chain_head == table.column("record_sha256")[-1].as_py()
+    assert sorted(files(tmp_path)) == sorted(["commits/00000.json", *(f.path for f in receipt.files)])
+
+
+def test_same_table_same_bytes(samples: list[Sample], context: Make) -> None:
+    for table, again in zip(tables(samples, context()), tables(samples, context()), strict=True):
+        first, second = io.BytesIO(), io.BytesIO()
+        write_parquet(table, first)
+        write_parquet(again, second)
+        assert first.getvalue() == second.getvalue()
+
+
+def test_parquet_settings(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    import pyarrow.parquet as pq
+
+    receipt = commit_shard(tmp_path, "0", *tables(samples, context()))
+    group = pq.ParquetFile(tmp_path / receipt.files[0].path).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert columns["image.bytes"].compression == "UNCOMPRESSED" and columns["prompt"].compression == "ZSTD"
+    assert columns["outcome"].has_dictionary_page and not columns["sample_id"].has_dictionary_page
+    assert columns["request_key"].is_stats_set and not columns["image.bytes"].is_stats_set
+
+
+def test_a_shard_of_errors_only(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    receipt = commit_shard(tmp_path, "0", *tables(samples[-1:], context()))
+    assert (receipt.rows, receipt.attempts) == (1, 0)
+    assert len(files(tmp_path)) == 3
+
+
+def test_replay_keeps_the_first_commit(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    first = commit_shard(tmp_path, "0", *tables(samples, context(), "0"))
+    before = files(tmp_path)
+    assert commit_shard(tmp_path, "0", *tables(samples[:3], context(worker_id="late"), "0")) == first
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_workers_race_for_one_shard(
+    tmp_path: Path, samples: list[Sample], context: Make, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    # The rival commits between our data files and our marker.
+    rival: list[ShardReceipt] = []
+    once = shard.write_once
+
+    def slow(path: Path, data: bytes) -> bool:
+        monkeypatch.setattr(shard, "write_once", once)
+        rival.append(commit_shard(tmp_path, "0", *tables(samples, context(worker_id="mine" if same else "rival"), "0")))
+        return once(path, data)
+
+    monkeypatch.setattr(shard, "write_once", slow)
+    receipt = commit_shard(tmp_path, "0", *tables(samples, context(worker_id="mine"), "0"))
+    assert receipt == rival[0] == committed(tmp_path)["0"]
+    assert sorted(files(tmp_path)) == sorted(["commits/0.json", *(f.path for f in receipt.files)])
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_disk_full_leaves_nothing(
+    tmp_path: Path, samples: list[Sample], context: Make, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    made = tables(samples, context())
+    real, calls = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        if os.fstat(handle).st_mode & 0o170000 == 0o100000:  # files, not folders
+            calls.append(handle)
+            if len(calls) == call:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ClearanceError, match="the disk is full") as caught:
+        commit_shard(tmp_path, "0", *made)
+    assert "--resume" in caught.value.fix
+    assert files(tmp_path) == {} and committed(tmp_path) == {}
+    monkeypatch.setattr(os, "fsync", real)
+    assert commit_shard(tmp_path, "0", *made).rows == 10
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ClearanceError, match="cannot be written"):
+        commit_shard(tmp_path / "file", "0", *tables(samples, context()))
+
+
+def test_sweep_removes_leftovers_only(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    commit_shard(tmp_path, "0", *tables(samples, context(), "0"))
+    kept = files(tmp_path)
+    orphan = commit_shard(tmp_path, "1", *tables(samples, context(), "1"))
+    (tmp_path / "commits" / "1.json").unlink()  # as if killed before the marker
+    torn = tmp_path / "samples" / f"{shard.TEMPORARY}part-2-ab"
+    torn.write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert set(sweep(tmp_path)) == {torn, *(tmp_path / f.path for f in orphan.files)}
+    assert files(tmp_path) == {**kept, "notes.txt": b"mine"}
+    assert sweep(tmp_path / "absent") == []
+
+
+def test_changed_marker_is_refused(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    commit_shard(tmp_path, "0", *tables(samples, context()))
+    marker = tmp_path / "commits" / "0.json"
+    marker.write_bytes(marker.read_bytes().replace(b'"rows": 10', b'"rows": 11'))
+    with pytest.raises(IntegrityError, match=r"commits/0\.json"):
+        committed(tmp_path)
+    marker.write_bytes(b"[]")
+    with pytest.raises(IntegrityError):
+        committed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b"])
+def test_shard_id_must_be_a_file_name(tmp_path: Path, samples: list[Sample], context: Make, name: str) -> None:
+    with pytest.raises(ClearanceError, match="file name"):
+        commit_shard(tmp_path, name, *tables(samples, context()))
+
+
+def test_unsealed_run_is_not_verified(tmp_path: Path, samples: list[Sample], context: Make) -> None:
+    commit_shard(tmp_path, "00000", *tables(samples, context()))
+    problems = verify(tmp_path).problems
+    assert [p.where for p in problems] == ["run.json"]
