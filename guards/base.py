@@ -6,11 +6,15 @@ finding, so that a row can be judged again from what is stored.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from index.errors import GuardUnavailable, InputError
 
 Box = tuple[float, float, float, float]
 
@@ -66,3 +70,31 @@ def worst(findings: Sequence[Finding]) -> Finding | None:
     """The triggered finding furthest above its threshold, or None."""
     triggered = [finding for finding in findings if finding.triggered]
     return max(triggered, key=lambda finding: finding.score - finding.threshold, default=None)
+
+
+def require_pictures(pictures: np.ndarray, *, guard: str) -> None:
+    """Refuse anything but uint8 RGB (N, H, W, 3) with H, W ≥ 1.
+
+    Raises:
+        InputError: with what was given instead and how to convert it.
+    """
+    if not isinstance(pictures, np.ndarray):
+        what = f"pictures must be a numpy array, not {type(pictures).__name__}"
+        raise InputError(what, where=guard, fix="Stack them with np.stack")
+    if pictures.dtype != np.uint8:
+        fix = "Scale to 0…255 and use .astype(np.uint8)"
+        raise InputError(f"pictures must be uint8, not {pictures.dtype}", where=guard, fix=fix)
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape[1:]:
+        fix = "One RGB picture is (1, H, W, 3); turn grayscale or RGBA into RGB first"
+        raise InputError(f"pictures must have shape (N, H, W, 3), not {pictures.shape}", where=guard, fix=fix)
+
+
+def require_package(module: str, distribution: str, *, guard: str, install: str) -> str:
+    """Return the version of an installed package without importing it.
+
+    Raises:
+        GuardUnavailable: when it is not installed; ``install`` says what to type.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise GuardUnavailable(f"the package {distribution} is not installed", where=f"guard {guard}", fix=install)
+    return importlib.metadata.version(distribution)

@@ -1,0 +1,124 @@
+"""Copies: is a picture too near to a protected (or memorised) reference?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from guards.base import Finding, require_pictures
+from index.embed import Embedder
+from index.store import Match
+
+if TYPE_CHECKING:
+    from index.store import ReferenceIndex
+
+PROBE = "memorisation_probe"
+HARMLESS = ("retired", "allowed")  # statuses of references that no longer forbid anything
+NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to compare with
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the copies guard saw in one picture.
+
+    Attributes:
+        embedding: float32 (D,), unit length.
+        nearest: up to k references, best first; ``confirm`` is filled for those at or above the threshold whose
+            picture the index holds.
+        findings: one per category.
+    """
+
+    embedding: np.ndarray
+    nearest: tuple[Match, ...]
+    findings: tuple[Finding, ...]
+
+
+class CopiesGuard:
+    """Compares pictures with the reference index; categories ``copy.protected`` and ``copy.memorised``.
+
+    The score of a category is the similarity of its best reference. Among references at or above the threshold one
+    that the second look confirms comes before a nearer one that it does not. ``detail`` is the reference's id.
+
+    Args:
+        index: the references.
+        embedder: the embedder the index was built with.
+        threshold: cosine at and above which a picture counts as too near.
+        confirm_threshold: score of the second look from which it agrees.
+        k: references kept per picture.
+        confirm: the second look, (picture, reference picture) → [0, 1]; :func:`index.confirm.confirm` by default.
+
+    Raises:
+        IndexMismatch: the index was built with another embedder.
+    """
+
+    name = "copies"
+    categories: tuple[str, ...] = ("copy.protected", "copy.memorised")
+
+    def __init__(
+        self,
+        index: ReferenceIndex,
+        embedder: Embedder,
+        *,
+        threshold: float,
+        confirm_threshold: float = 0.5,
+        k: int = 3,
+        confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    ) -> None:
+        built_with = getattr(index, "embedder_id", embedder.embedder_id)
+        if built_with != embedder.embedder_id:
+            from index.errors import IndexMismatch
+
+            what = f"the index was built with embedder {built_with[:12]}, this one is {embedder.embedder_id[:12]}"
+            raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
+        self.index, self.embedder = index, embedder
+        self.threshold, self.confirm_threshold, self.k = threshold, confirm_threshold, k
+        self.version = f"1+{embedder.embedder_id[:8]}"
+        self._confirm = confirm
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        """Check uint8 RGB (N, H, W, 3): two findings per picture, one per category."""
+        return [list(examination.findings) for examination in self.examine(pictures)]
+
+    def examine(self, pictures: np.ndarray) -> list[Examination]:
+        """Embed, search and confirm uint8 RGB (N, H, W, 3); one examination per picture."""
+        require_pictures(pictures, guard=self.name)
+        if not len(pictures):
+            return []
+        embeddings = self.embedder.images(pictures)
+        found = self.index.search(embeddings, self.k)
+        rows = zip(pictures, embeddings, found, strict=True)
+        return [self._examine(picture, embedding, matches) for picture, embedding, matches in rows]
+
+    def _examine(self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match]) -> Examination:
+        ranked = sorted(matches, key=lambda match: -match.similarity)
+        nearest = tuple(self._looked_at(picture, match) for match in ranked)
+        return Examination(embedding, nearest, tuple(self._finding(category, nearest) for category in self.categories))
+
+    def _looked_at(self, picture: np.ndarray, match: Match) -> Match:
+        if match.similarity < self.threshold or match.status in HARMLESS:
+            return match
+        reference = self.index.picture(match.ref_id)
+        if reference is None:
+            return match
+        if self._confirm is None:
+            from index.confirm import confirm
+
+            self._confirm = confirm
+        return replace(match, confirm=float(self._confirm(picture, reference)))
+
+    def _finding(self, category: str, nearest: tuple[Match, ...]) -> Finding:
+        probe = category == "copy.memorised"
+        mine = [match for match in nearest if (match.rights_basis == PROBE) == probe and match.status not in HARMLESS]
+        if not mine:
+            return Finding(self.name, self.version, category, NOTHING_NEAR, self.threshold)
+
+        def confirmed(match: Match) -> bool:
+            return match.confirm is None or match.confirm >= self.confirm_threshold
+
+        worst = max(mine, key=lambda match: (match.similarity >= self.threshold and confirmed(match), match.similarity))
+        return Finding(
+            self.name, self.version, category, worst.similarity, self.threshold, confirmed=confirmed(worst), detail=worst.ref_id
+        )

@@ -1,0 +1,193 @@
+"""Marks nobody asked for: watermark, QR code, text, found by a small convolutional network (or by YOLO).
+
+A score of 0.5 is the calibrated operating point of each kind of mark: the network's logit is shifted by the value
+that the weights' ``config.json`` records, at which at most one clean held-out picture in a hundred is flagged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guards.base import Box, Finding, require_package, require_pictures
+from index.errors import GuardUnavailable, IntegrityError
+
+STICKERS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "marks"  # data, not an import
+BATCH = 8  # every call of the network has this many rows: a kernel chosen by batch size never changes a score
+
+
+def weights_folder(folder: str | Path) -> Path:
+    """The folder meant by "stickers" (the weights that ship) or by a path."""
+    return STICKERS if str(folder) == "stickers" else Path(folder)
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """Read the ``config.json`` beside the weights, without loading them.
+
+    Raises:
+        GuardUnavailable: when the folder, the weights or the configuration are missing or not of this guard.
+    """
+    path = weights_folder(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).exists():
+            fix = "Train them with `clearance world marks`, or name a folder that holds them"
+            raise GuardUnavailable(f"{path / name} does not exist", where="guard marks", fix=fix)
+    try:
+        card: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if card["architecture"] != "cells" or set(card["operating_logits"]) != {"watermark", "qr", "text"}:
+            raise ValueError("architecture or operating_logits")
+        _ = card["version"], card["weights_sha256"], card["widths"], card["depth"]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "Use a folder written by `clearance world marks`"
+        raise GuardUnavailable(f"not a marks configuration ({error})", where=str(path / "config.json"), fix=fix) from None
+    return card
+
+
+class MarksGuard:
+    """Watermarks, QR codes and text by the convolutional network; one finding per picture and kind.
+
+    Args:
+        folder: "stickers" or a folder with ``model.safetensors`` and ``config.json``.
+        threshold: the operating point for every kind; None: 0.5, the calibrated one.
+
+    Raises:
+        GuardUnavailable: weights missing.
+        IntegrityError: weights are not the ones the configuration was written for.
+    """
+
+    name = "marks"
+    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+
+    def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
+        import torch
+        from safetensors.torch import load
+
+        from guards.mark_network import KINDS, make_network
+
+        card = read_card(folder)
+        raw = (weights_folder(folder) / "model.safetensors").read_bytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        if digest != card["weights_sha256"]:
+            where = str(weights_folder(folder) / "model.safetensors")
+            raise IntegrityError("weights do not match the digest in config.json", where=where, fix="Fetch or train them again")
+        self.version = f"{card['version']}+{digest[:8]}"
+        self.threshold = 0.5 if threshold is None else threshold
+        self._shift = torch.tensor([card["operating_logits"][kind] for kind in KINDS], dtype=torch.float32)
+        self._network = make_network(tuple(card["widths"]), card["depth"])
+        self._network.load_state_dict({key: value.float() for key, value in load(raw).items()}, assign=True)
+        self._network.eval().requires_grad_(False)
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found."""
+        require_pictures(pictures, guard=self.name)
+        found: list[list[Finding]] = []
+        for at in range(0, len(pictures), BATCH):
+            scores, heat = self._score(pictures[at : at + BATCH])
+            for row in range(len(scores)):
+                found.append([self._finding(kind, float(scores[row, kind]), heat[row, kind]) for kind in range(3)])
+        return found
+
+    def heat(self, pictures: np.ndarray) -> np.ndarray:
+        """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
+        require_pictures(pictures, guard=self.name)
+        maps = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
+        return np.concatenate(maps) if maps else np.empty((0, 3, 8, 8), np.float32)
+
+    def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """At most BATCH pictures → scores (n, 3) and heat maps (n, 3, 8, 8)."""
+        import torch
+
+        from guards.mark_network import SIDE, pool
+
+        rows = np.full((BATCH, SIDE, SIDE, 3), 255, np.uint8)
+        for i, picture in enumerate(pictures):
+            rows[i] = _resize(picture, SIDE)
+        x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.inference_mode():
+            logits = self._network(x.contiguous()) - self._shift[:, None, None]
+            scores, heat = torch.sigmoid(pool(logits)), torch.sigmoid(logits)
+        return scores[: len(pictures)].numpy(), heat[: len(pictures)].numpy()
+
+    def _finding(self, kind: int, score: float, heat: np.ndarray) -> Finding:
+        box = bounding_box(heat) if score >= self.threshold else None
+        return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+
+
+def bounding_box(heat: np.ndarray) -> Box:
+    """The box, in fractions, around the cells joined to the hottest one; cells count from half its heat."""
+    warm = heat >= min(0.5, float(heat.max()) / 2)
+    todo = [divmod(int(heat.argmax()), heat.shape[1])]
+    seen = set(todo)
+    while todo:
+        row, column = todo.pop()
+        for near in [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+            if near not in seen and 0 <= near[0] < heat.shape[0] and 0 <= near[1] < heat.shape[1] and warm[near]:
+                seen.add(near)
+                todo.append(near)
+    rows, columns = [r for r, _ in seen], [c for _, c in seen]
+    high, wide = heat.shape
+    return min(columns) / wide, min(rows) / high, (max(columns) + 1) / wide, (max(rows) + 1) / high
+
+
+def _resize(picture: np.ndarray, side: int) -> np.ndarray:
+    """One picture squeezed to side × side; boxes are fractions, so they stay right."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    from PIL import Image
+
+    much_larger = min(picture.shape[:2]) >= 2 * side
+    how = Image.Resampling.BOX if much_larger else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((side, side), how))
+
+
+class YoloMarksGuard:
+    """The same categories by an ultralytics YOLO detector whose classes are named watermark, qr and text.
+
+    ultralytics, and every weight file trained with it, is licensed AGPL-3.0: whoever ships it or offers it over a
+    network must offer their source too. It is therefore an optional extra and never the default.
+
+    Raises:
+        GuardUnavailable: the extra or the weights are missing, or the weights know none of the classes.
+    """
+
+    name = "marks"
+    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+
+    def __init__(self, weights: str | Path, threshold: float = 0.5) -> None:
+        install = "Install the extra with `pip install 'clearance[yolo]'` (AGPL-3.0), or use the marks guard that ships"
+        release = require_package("ultralytics", "ultralytics", guard="marks (YOLO)", install=install)
+        path = Path(weights)
+        if not path.is_file():  # ultralytics would download a file it does not find
+            fix = "Name a YOLO weight file trained for watermark, qr and text (AGPL-3.0 when trained with ultralytics)"
+            raise GuardUnavailable(f"{path} does not exist", where="guard marks (YOLO)", fix=fix)
+        from index.torchvision_ops import ensure
+
+        ensure()
+        from ultralytics import YOLO
+
+        self._model = YOLO(str(path))
+        self._classes = {n: f"mark.{str(label).lower()}" for n, label in self._model.names.items()}
+        if not set(self._classes.values()) & set(self.categories):
+            fix = "Train it on classes named watermark, qr and text"
+            raise GuardUnavailable(f"classes are {sorted(self._model.names.values())}", where=str(path), fix=fix)
+        self.version = f"ultralytics {release}+{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+        self.threshold = threshold
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        """Check uint8 RGB (N, H, W, 3), one picture per call of the model: per category the most confident box."""
+        require_pictures(pictures, guard=self.name)
+        found = []
+        for picture in pictures:
+            best: dict[str, tuple[float, Box | None]] = dict.fromkeys(self.categories, (0.0, None))
+            boxes = self._model.predict(np.ascontiguousarray(picture[..., ::-1]), conf=0.01, verbose=False)[0].boxes
+            for label, score, box in zip(boxes.cls.tolist(), boxes.conf.tolist(), boxes.xyxyn.tolist(), strict=True):
+                category = self._classes[int(label)]
+                if category in best and score > best[category][0]:
+                    x0, y0, x1, y1 = (min(1.0, max(0.0, edge)) for edge in box)
+                    best[category] = (score, (x0, y0, x1, y1))
+            found.append([Finding(self.name, self.version, c, s, self.threshold, box=b) for c, (s, b) in best.items()])
+        return found

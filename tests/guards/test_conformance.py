@@ -1,0 +1,107 @@
+"""Every guard passes the suite, and the suite catches guards that break their promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from guards.base import Finding, Guard, require_pictures
+from guards.codes import CodesGuard
+from guards.conformance import check_guard
+from guards.marks import MarksGuard
+from guards.text import TextGuard
+from guards.unsafe import UnsafeGuard
+from jobs.world.overlays import overlay
+
+from .conftest import drawing
+
+
+def mixed() -> np.ndarray:
+    """A clean drawing, one with a QR code, one with a word."""
+    rng = np.random.default_rng(3)
+    marked = [drawing(50), overlay(drawing(51), "qr", rng, (2,))[0], overlay(drawing(52), "text", rng, (2,))[0]]
+    return np.stack([np.asarray(picture) for picture in marked])
+
+
+@pytest.mark.parametrize("make", [CodesGuard, MarksGuard, TextGuard, UnsafeGuard])
+def test_every_guard_conforms(make: Callable[[], Guard]) -> None:
+    check_guard(make(), mixed())
+
+
+class Brightness:
+    """A correct little guard, to break in one way at a time."""
+
+    name, version = "brightness", "1"
+    categories: tuple[str, ...] = ("bright",)
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        require_pictures(pictures, guard=self.name)
+        return [[Finding(self.name, self.version, "bright", float(p.mean()), 200.0)] for p in pictures]
+
+
+class Modifies(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        found = super().check(pictures)
+        if pictures.flags.writeable:
+            pictures += 1
+        return found
+
+
+class LooksAside(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        middle = float(pictures.mean()) if len(pictures) else 0.0
+        return [[replace(f, score=f.score - middle) for f in row] for row in super().check(pictures)]
+
+
+class Forgets(Brightness):
+    categories = ("bright", "dark")
+
+
+class Random(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, score=float(np.random.default_rng().random())) for f in row] for row in super().check(pictures)]
+
+
+class NotANumber(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, score=float("inf")) for f in row] for row in super().check(pictures)]
+
+
+class PixelBox(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, box=(0.0, 0.0, 32.0, 32.0)) for f in row] for row in super().check(pictures)]
+
+
+class MovesThreshold(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, threshold=f.score + 1) for f in row] for row in super().check(pictures)]
+
+
+class TakesAnything(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[Finding(self.name, self.version, "bright", float(np.mean(p)), 200.0)] for p in pictures]
+
+
+def test_the_suite_accepts_a_correct_guard() -> None:
+    check_guard(Brightness(), mixed())
+
+
+@pytest.mark.parametrize(
+    ("broken", "promise"),
+    [
+        (Modifies, "modify its input"),
+        (LooksAside, "batch mates"),
+        (Forgets, "every category"),
+        (Random, "deterministic"),
+        (NotANumber, "finite"),
+        (PixelBox, "fractions"),
+        (MovesThreshold, "operating point"),
+        (TakesAnything, "refused with InputError"),
+    ],
+)
+def test_the_suite_catches(broken: Callable[[], Guard], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_guard(broken(), mixed())

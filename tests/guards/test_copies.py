@@ -1,0 +1,129 @@
+"""Copies: scores, the second look, categories, and what an empty index means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guards.conformance import check_guard
+from guards.copies import CopiesGuard
+from index.errors import IndexMismatch
+from index.store import Match
+
+
+class TinyEmbedder:
+    """The mean colours of a 2×2 grid, as a unit vector."""
+
+    embedder_id = "tiny"
+    dim = 12
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        n, high, wide, _ = pictures.shape
+        quarters = [pictures[:, y : y + high // 2, x : x + wide // 2] for y in (0, high // 2) for x in (0, wide // 2)]
+        rows = [np.concatenate([q[i].mean((0, 1)) for q in quarters]) for i in range(n)]
+        vectors = np.stack(rows).astype(np.float32) - 128
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def texts(self, captions: Any) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TinyIndex:
+    """References in a list; the fields of a match other than similarity are given."""
+
+    embedder_id = "tiny"
+
+    def __init__(self, works: list[tuple[Match, np.ndarray]], pictures: bool = True) -> None:
+        self.works = [(match, TinyEmbedder().images(picture[None])[0]) for match, picture in works]
+        self.pictures = {match.ref_id: picture for match, picture in works} if pictures else {}
+
+    def search(self, embeddings: np.ndarray, k: int) -> list[list[Match]]:
+        from dataclasses import replace
+
+        rows = [[replace(m, similarity=float(v @ e)) for m, v in self.works] for e in embeddings]
+        return [sorted(row, key=lambda m: -m.similarity)[:k] for row in rows]
+
+    def picture(self, ref_id: str) -> np.ndarray | None:
+        return self.pictures.get(ref_id)
+
+
+def same(picture: np.ndarray, reference: np.ndarray) -> float:
+    return float((picture == reference).mean()) if picture.shape == reference.shape else 0.0
+
+
+def work(ref_id: str, basis: str = "claim", status: str = "active") -> Match:
+    return Match(ref_id, ref_id.title(), 0.0, basis, status)
+
+
+def guard(works: list[tuple[Match, np.ndarray]], *, pictures: bool = True, **settings: Any) -> CopiesGuard:
+    settings = {"threshold": 0.999, "confirm_threshold": 0.9, "confirm": same, **settings}
+    return CopiesGuard(TinyIndex(works, pictures), TinyEmbedder(), **settings)  # type: ignore[arg-type]
+
+
+def test_it_conforms(clean: np.ndarray) -> None:
+    check_guard(guard([(work("a"), clean[0]), (work("b", "memorisation_probe"), clean[1])]), clean[:5])
+
+
+def test_a_copy_is_confirmed(clean: np.ndarray) -> None:
+    examined = guard([(work("apple"), clean[0]), (work("pear"), clean[1])]).examine(clean[:3])
+    hit = examined[0]
+    protected, memorised = hit.findings
+    assert (
+        protected.triggered and protected.confirmed and protected.detail == "apple" and protected.category == "copy.protected"
+    )
+    assert protected.score == pytest.approx(1, abs=1e-6) and protected.threshold == 0.999
+    assert memorised.score == -1 and not memorised.triggered
+    assert hit.nearest[0].ref_id == "apple" and hit.nearest[0].confirm == 1.0
+    assert hit.nearest[1].confirm is None  # below the threshold nobody looks twice
+    assert hit.embedding.shape == (12,) and hit.embedding.dtype == np.float32
+    assert not examined[2].findings[0].triggered and examined[2].findings[0].detail in ("apple", "pear")
+
+
+def test_check_is_the_findings_of_examine(clean: np.ndarray) -> None:
+    copies = guard([(work("apple"), clean[0])])
+    assert copies.check(clean) == [list(e.findings) for e in copies.examine(clean)]
+
+
+def test_the_second_look_can_disagree(clean: np.ndarray) -> None:
+    finding = guard([(work("apple"), clean[0])], confirm=lambda *_: 0.2).check(clean[:1])[0][0]
+    assert finding.triggered and not finding.confirmed
+
+
+def test_without_the_reference_picture_similarity_alone_counts(clean: np.ndarray) -> None:
+    (examined,) = guard([(work("apple"), clean[0])], pictures=False, confirm=lambda *_: 0.0).examine(clean[:1])
+    assert examined.nearest[0].confirm is None and examined.findings[0].confirmed
+
+
+def test_memorised_works_have_their_own_category(clean: np.ndarray) -> None:
+    protected, memorised = guard([(work("probe", "memorisation_probe"), clean[0])]).check(clean[:1])[0]
+    assert protected.score == -1 and memorised.triggered and memorised.category == "copy.memorised"
+    assert memorised.detail == "probe"
+
+
+def test_a_confirmed_reference_outranks_a_nearer_unconfirmed_one(clean: np.ndarray) -> None:
+    twin = clean[0].copy()
+    twin[:8] //= 2
+    works = [(work("decoy"), clean[0]), (work("real"), twin)]
+    finding = guard(works, threshold=0.5, confirm=lambda _, ref: float(np.array_equal(ref, twin))).check(clean[:1])[0][0]
+    assert finding.detail == "real" and finding.confirmed and 0.5 < finding.score < 1
+
+
+@pytest.mark.parametrize("status", ["retired", "allowed"])
+def test_references_that_forbid_nothing_are_shown_but_not_flagged(clean: np.ndarray, status: str) -> None:
+    (examined,) = guard([(work("old", status=status), clean[0])]).examine(clean[:1])
+    assert [m.ref_id for m in examined.nearest] == ["old"] and examined.findings[0].score == -1
+
+
+def test_an_empty_index_flags_nothing(clean: np.ndarray) -> None:
+    examined = guard([]).examine(clean[:2])
+    assert [f.score for e in examined for f in e.findings] == [-1.0] * 4
+    assert not any(f.triggered for e in examined for f in e.findings) and examined[0].nearest == ()
+
+
+def test_an_index_of_another_embedder_is_refused(clean: np.ndarray) -> None:
+    index = TinyIndex([(work("a"), clean[0])])
+    index.embedder_id = "other"
+    with pytest.raises(IndexMismatch, match="other"):
+        CopiesGuard(index, TinyEmbedder(), threshold=0.9)  # type: ignore[arg-type]

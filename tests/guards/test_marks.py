@@ -1,0 +1,139 @@
+"""The shipped network finds real marks, spares clean drawings, and refuses missing or altered weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guards.marks import STICKERS, MarksGuard, YoloMarksGuard, bounding_box
+from index.errors import GuardUnavailable, IntegrityError
+from jobs.world.overlays import KINDS, overlay
+
+from .conftest import drawing
+
+
+@pytest.fixture(scope="module")
+def guard() -> MarksGuard:
+    return MarksGuard()
+
+
+def marked(
+    kind: str, count: int = 16, designs: tuple[int, ...] = (0, 1, 2), side: int = 64
+) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    rng = np.random.default_rng(11)
+    pairs = [overlay(drawing(seed, side), kind, rng, designs) for seed in range(100, 100 + count)]
+    return np.stack([np.asarray(picture) for picture, _ in pairs]), [box for _, box in pairs]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marks_are_found_on_drawings_of_another_kind(guard: MarksGuard, kind: str) -> None:
+    pictures, _ = marked(kind)
+    hits = [f for row in guard.check(pictures) for f in row if f.category == f"mark.{kind}" and f.triggered]
+    assert len(hits) >= 13
+
+
+def test_clean_drawings_are_not_flagged(guard: MarksGuard) -> None:
+    clean = np.stack([np.asarray(drawing(seed)) for seed in range(200, 260)])
+    flagged = [row for row in guard.check(clean) if any(f.triggered for f in row)]
+    assert len(flagged) <= 3
+
+
+def test_the_box_covers_the_mark(guard: MarksGuard) -> None:
+    pictures, boxes = marked("qr", designs=(0,))
+    overlaps = []
+    for row, box in zip(guard.check(pictures), boxes, strict=True):
+        found = row[1]
+        if found.triggered:
+            assert found.box is not None
+            a, b = np.array(found.box) * 64, np.array(box)
+            inter = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
+            overlaps.append(inter / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inter))
+    assert len(overlaps) >= 12 and np.median(overlaps) > 0.6
+
+
+def test_larger_and_oblong_pictures(guard: MarksGuard) -> None:
+    large, _ = marked("watermark", 8, (0, 2), side=256)
+    assert sum(row[0].triggered for row in guard.check(large)) >= 6
+    oblong = np.stack([np.asarray(Image.fromarray(p).resize((300, 220))) for p in marked("text", 8, (2,))[0]])
+    assert sum(row[2].triggered for row in guard.check(oblong)) >= 6
+
+
+def test_scores_are_bit_equal_whatever_the_batch(guard: MarksGuard) -> None:
+    pictures, _ = marked("qr", 11)
+    together = guard.check(pictures)
+    assert [guard.check(pictures[i : i + 1])[0] for i in range(11)] == together
+    order = np.random.default_rng(0).permutation(11)
+    shuffled = guard.check(pictures[order])
+    assert [shuffled[int(np.flatnonzero(order == i)[0])] for i in range(11)] == together
+
+
+def test_the_threshold_is_repeated_and_decides(guard: MarksGuard) -> None:
+    pictures, _ = marked("qr", 4)
+    strict = MarksGuard(threshold=0.0)
+    assert all(f.triggered and f.threshold == 0.0 and f.box for row in strict.check(pictures) for f in row)
+    assert [[f.score for f in row] for row in strict.check(pictures)] == [
+        [f.score for f in row] for row in guard.check(pictures)
+    ]
+
+
+def test_heat_maps_are_hot_where_the_mark_is(guard: MarksGuard) -> None:
+    pictures, boxes = marked("qr", 4, (2,))
+    heat = guard.heat(pictures)
+    assert heat.shape == (4, 3, 8, 8) and heat.dtype == np.float32
+    for cells, (x0, y0, x1, y1) in zip(heat[:, 1], boxes, strict=True):
+        row, column = divmod(int(cells.argmax()), 8)
+        assert y0 <= 8 * row + 8 and 8 * row <= y1 and x0 <= 8 * column + 8 and 8 * column <= x1
+
+
+def test_bounding_box_keeps_to_the_hottest_patch() -> None:
+    heat = np.zeros((8, 8), np.float32)
+    heat[1:3, 2:5] = 0.9
+    heat[7, 7] = 0.8  # another patch
+    assert bounding_box(heat) == (2 / 8, 1 / 8, 5 / 8, 3 / 8)
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    with pytest.raises(GuardUnavailable, match=r"config\.json does not exist.*Train them"):
+        MarksGuard(tmp_path)
+    shutil.copy(STICKERS / "config.json", tmp_path)
+    with pytest.raises(GuardUnavailable, match=r"model\.safetensors does not exist"):
+        MarksGuard(tmp_path)
+
+
+def test_altered_weights_and_configuration(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(STICKERS / name, tmp_path)
+    assert MarksGuard(tmp_path).version == MarksGuard().version
+    raw = bytearray((tmp_path / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(IntegrityError, match="digest"):
+        MarksGuard(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "yolo"}))
+    with pytest.raises(GuardUnavailable, match="not a marks configuration"):
+        MarksGuard(tmp_path)
+
+
+def test_the_shipped_card_states_the_weights() -> None:
+    card = json.loads((STICKERS / "config.json").read_text())
+    assert card["licence"] == "Apache-2.0" and card["parameters"] <= 1_000_000
+    assert card["weights_sha256"] in (STICKERS / "README.md").read_text(encoding="utf-8")
+
+
+def test_yolo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import importlib.metadata
+    import importlib.util
+
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "ultralytics" else find(n, *a))
+    with pytest.raises(GuardUnavailable, match=r"ultralytics is not installed.*AGPL-3\.0"):
+        YoloMarksGuard(tmp_path / "yolo.pt")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: find("json") if n == "ultralytics" else find(n, *a))
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "8.4" if n == "ultralytics" else version(n))
+    with pytest.raises(GuardUnavailable, match=r"yolo\.pt does not exist.*AGPL-3\.0"):
+        YoloMarksGuard(tmp_path / "yolo.pt")
