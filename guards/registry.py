@@ -22,14 +22,6 @@ class GuardSettings(Protocol):
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """An optional guard that could not be loaded, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class GuardInfo:
     """One line of ``clearance doctor``. ``reason`` says why a guard is not available and what to do."""
 
@@ -49,9 +41,7 @@ class _Entry:
     open: Callable[[float, Sequence[str]], Guard]
 
 
-def open_guards(
-    settings: Mapping[str, GuardSettings], *, allow_payloads: Sequence[str] = ()
-) -> tuple[list[Guard], list[Skipped]]:
+def open_guards(settings: Mapping[str, GuardSettings], *, allow_payloads: Sequence[str] = ()) -> tuple[list[Guard], list[str]]:
     """Open every enabled guard, in the registry's order (cheap ones first).
 
     Args:
@@ -59,7 +49,7 @@ def open_guards(
         allow_payloads: payload prefixes of codes that are not flagged (our own provenance marks).
 
     Returns:
-        The guards, and the optional ones that cannot run here.
+        The guards, and for each optional one that cannot run here a text "name: reason".
 
     Raises:
         GuardUnavailable: a required guard cannot be loaded.
@@ -69,7 +59,7 @@ def open_guards(
         if name not in REGISTRY:
             raise ConfigError(f"unknown guard {name!r}", where="policy", fix=f"Known guards: {', '.join(REGISTRY)}")
     guards: list[Guard] = []
-    skipped: list[Skipped] = []
+    skipped: list[str] = []
     for name, entry in REGISTRY.items():
         wanted = settings.get(name)
         if wanted is None or not wanted.enabled:
@@ -80,7 +70,7 @@ def open_guards(
             if wanted.required:
                 fix = f"{error.fix.rstrip('.')}; or set `required = false` for {name} in the policy (rows then say so)"
                 raise GuardUnavailable(error.what, where=error.where, fix=fix) from error
-            skipped.append(Skipped(name, str(error)))
+            skipped.append(f"{name}: {error}")
     return guards, skipped
 
 
