@@ -16,6 +16,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
 TEMPORARY = ".tmp-"
 # Columns with few distinct values; dictionary encoding elsewhere only costs time.
-_DICTIONARY = frozenset(
-    "run_id dataset_id shard_id outcome reason media_type model_id model_revision model_digest model_licence scheduler dtype "
-    "device_kind index_id embedder_id calibration_id policy_id policy_sha256 policy_name digital_source_type watermark_scheme "
-    "review_state error_class worker_id software_version prompt_ref decision guard version category kind rights_basis status "
-    "ref_id title".split()
-)
-_STATISTICS = frozenset("row_no sample_id request_key outcome reason attempt finished_at retain_until".split())
+_FEW_VALUES = """
+    run_id dataset_id shard_id outcome reason media_type model_id model_revision model_digest model_licence scheduler dtype
+    device_kind index_id embedder_id calibration_id policy_id policy_sha256 policy_name digital_source_type watermark_scheme
+    review_state error_class worker_id software_version prompt_ref decision guard version category kind rights_basis status
+    ref_id title"""
+_KEYS = "row_no sample_id request_key outcome reason attempt finished_at retain_until"
+_DICTIONARY, _STATISTICS = frozenset(_FEW_VALUES.split()), frozenset(_KEYS.split())
 _BLOBS = frozenset({"bytes"})  # already compressed
 
 
@@ -250,7 +251,7 @@ def _write_part(folder: Path, name: str, shard_id: str, table: pa.Table) -> tupl
     head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
     placed: dict[str, Any] = {}
 
-    def fill(stream: IO[bytes]) -> None:
+    def fill(stream: BufferedRandom) -> None:
         write_parquet(table, stream)
         stream.flush()
         stream.seek(0)
@@ -268,7 +269,7 @@ def _write_part(folder: Path, name: str, shard_id: str, table: pa.Table) -> tupl
     return file, path if placed["new"] else None
 
 
-def _place(path: Path, fill: Callable[[IO[bytes]], Any], put: Callable[[Path, Path], Any]) -> None:
+def _place(path: Path, fill: Callable[[BufferedRandom], Any], put: Callable[[Path, Path], Any]) -> None:
     """Temporary file beside the target → fill → fsync → put it in place → fsync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{path.name}-{secrets.token_hex(6)}"
@@ -319,7 +320,8 @@ def _remove(paths: list[Path]) -> None:
 def _receipt(marker: Path) -> ShardReceipt:
     receipt = ShardReceipt.parse(marker.read_bytes(), where=f"commits/{marker.name}")
     if receipt.shard_id != marker.stem:
-        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=f"commits/{marker.name}", fix="Rename it back")
+        where = f"commits/{marker.name}"
+        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=where, fix="Rename it back")
     return receipt
 
 

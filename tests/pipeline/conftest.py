@@ -92,27 +92,45 @@ def every_outcome(offset: int = 0, repeats: int = 1) -> list[Sample]:
         for i in range(4):
             picture = drawing(i, colour(), noise=at + i + 1)
             sim = 0.3 + 0.1 * i + 0.01 * turn
-            samples.append(a_sample(at + i, Outcome.ACCEPTED, [an_attempt(0, picture, sim, Verdict.ACCEPT, ref=i, findings=[qr(0)])]))
+            samples.append(
+                a_sample(at + i, Outcome.ACCEPTED, [an_attempt(0, picture, sim, Verdict.ACCEPT, ref=i, findings=[qr(0)])])
+            )
         for i, kind in ((4, "negtome"), (5, "nudge")):
             paint = colour()
-            first = an_attempt(0, drawing(i, paint), 0.96 - 0.01 * turn, Verdict.STEER, reason="copy.protected", ref=i, findings=[qr(0)])
-            steered = [an_attempt(1, drawing(i + 1, colour(), noise=i), 0.55, Verdict.ACCEPT, kind=kind, ref=i, findings=[qr(0)])]
+            first = an_attempt(
+                0, drawing(i, paint), 0.96 - 0.01 * turn, Verdict.STEER, reason="copy.protected", ref=i, findings=[qr(0)]
+            )
+            steered = [
+                an_attempt(1, drawing(i + 1, colour(), noise=i), 0.55, Verdict.ACCEPT, kind=kind, ref=i, findings=[qr(0)])
+            ]
             if kind == "nudge":  # this one needs two rungs
                 between = drawing(i, paint, shift=0.1)
-                middle = an_attempt(1, between, 0.88, Verdict.STEER, reason="copy.protected", kind="negtome", ref=i, findings=[qr(0)])
+                middle = an_attempt(
+                    1, between, 0.88, Verdict.STEER, reason="copy.protected", kind="negtome", ref=i, findings=[qr(0)]
+                )
                 last = an_attempt(2, drawing(i + 1, colour()), 0.6, Verdict.ACCEPT, kind=kind, ref=i, findings=[qr(0)])
                 steered = [middle, last]
             samples.append(a_sample(at + i, Outcome.ACCEPTED_AFTER_STEERING, [first, *steered]))
-        marked = an_attempt(0, drawing(6, colour()), 0.4, Verdict.REVIEW, reason="mark.qr", ref=6, findings=[qr(0.9)], skipped=["unsafe"])
+        marked = an_attempt(
+            0, drawing(6, colour()), 0.4, Verdict.REVIEW, reason="mark.qr", ref=6, findings=[qr(0.9)], skipped=["unsafe"]
+        )
         samples.append(a_sample(at + 6, Outcome.REVIEW, [marked], "mark.qr"))
         tries = [
-            an_attempt(n, drawing(7, colour()), 0.95, Verdict.STEER, reason="copy.protected", ref=7, kind="negtome" if n else "")
+            an_attempt(
+                n, drawing(7, colour()), 0.95, Verdict.STEER, reason="copy.protected", ref=7, kind="negtome" if n else ""
+            )
             for n in range(2)
         ]
         samples.append(a_sample(at + 7, Outcome.REJECTED, tries, "copy.protected"))
         failed = an_attempt(0, drawing(8, colour()), 0.9, Verdict.STEER, reason="copy.protected", ref=8)
-        samples.append(a_sample(at + 8, Outcome.ERROR, [failed], "oom", error_class="MemoryError", error_message="no room left"))
-        samples.append(a_sample(at + 9, Outcome.ERROR, reason="input.prompt_empty", error_class="InputError", error_message="empty <prompt>"))
+        samples.append(
+            a_sample(at + 8, Outcome.ERROR, [failed], "oom", error_class="MemoryError", error_message="no room left")
+        )
+        samples.append(
+            a_sample(
+                at + 9, Outcome.ERROR, reason="input.prompt_empty", error_class="InputError", error_message="empty <prompt>"
+            )
+        )
     return samples
 
 

@@ -149,7 +149,9 @@ def test_a_missing_file_is_found(folder: Path, kind: str) -> None:
 
 def test_an_extra_shard_and_extra_files_are_found(folder: Path, make_run: Make, context: Make, tmp_path: Path) -> None:
     donor = make_run(tmp_path / "donor", shards=1)
-    commit_shard(folder, "extra", sample_table(donor.samples, context(), "extra"), attempt_table(donor.samples, context(), "extra"))
+    commit_shard(
+        folder, "extra", sample_table(donor.samples, context(), "extra"), attempt_table(donor.samples, context(), "extra")
+    )
     (folder / "samples" / "part-zzz.parquet").write_bytes(b"")
     (folder / "attempts" / ".tmp-part").write_bytes(b"")
     (folder / "commits" / "readme.txt").write_bytes(b"")
@@ -184,7 +186,7 @@ def test_events_cannot_be_dropped_or_reordered(folder: Path) -> None:
     for wrong in ([lines[0], lines[2]], [lines[1], lines[0], lines[2]], lines[:1], [lines[0], lines[1], lines[2][:-1]]):
         (folder / "events.jsonl").write_bytes(b"".join(wrong))
         assert not verify(folder).ok
-    with pytest.raises(IntegrityError, match="line|newline"):
+    with pytest.raises(IntegrityError, match=r"line|newline"):
         append_event(folder, "x", "y", "z")
 
 
@@ -198,12 +200,20 @@ def test_run_json_cannot_be_swapped_for_an_older_one(folder: Path, context: Make
 
 def test_the_statement(folder: Path) -> None:
     statement = json.loads((folder / "run.json").read_bytes())
-    assert statement["_type"] == "https://in-toto.io/Statement/v1" and statement["predicateType"] == "https://clearance.dev/run/v1"
+    assert (
+        statement["_type"] == "https://in-toto.io/Statement/v1" and statement["predicateType"] == "https://clearance.dev/run/v1"
+    )
     for subject in statement["subject"]:
         data = (folder / subject["name"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == subject["digest"]["sha256"] and subject["annotations"]["rows"] >= 0
     predicate = statement["predicate"]
-    assert predicate["counts"]["outcomes"] == {"accepted": 8, "accepted_after_steering": 4, "error": 4, "rejected": 2, "review": 2}
+    assert predicate["counts"]["outcomes"] == {
+        "accepted": 8,
+        "accepted_after_steering": 4,
+        "error": 4,
+        "rejected": 2,
+        "review": 2,
+    }
     assert predicate["merkle_root"] == merkle_root([receipt.digest for receipt in committed(folder).values()])
     packages = {package["name"]: package for package in predicate["bill_of_materials"]}
     assert packages["torch"]["version"] and packages["pyarrow"]["licence"] == "Apache-2.0"
@@ -247,6 +257,17 @@ def test_seal_refuses_what_is_not_whole(folder: Path, context: Make) -> None:
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(IntegrityError, match="not the file that was committed"):
         seal(folder, run_predicate(context()))
+
+
+def test_files_of_the_plan_are_held_to_their_digests(folder: Path, context: Make) -> None:
+    (folder / "plan.json").write_bytes(b"{}")
+    files = {"plan.json": hashlib.sha256(b"{}").hexdigest()}
+    seal(folder, run_predicate(context(), plan={"files": files}))
+    assert verify(folder).ok
+    (folder / "plan.json").write_bytes(b"[]")
+    assert [p.where for p in verify(folder).problems] == ["plan.json"]
+    (folder / "plan.json").unlink()
+    assert [p.what for p in verify(folder).problems] == ["is missing; the plan names it"]
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

@@ -57,8 +57,11 @@ def test_pictures_carry_the_image_feature(schema: Any, column: str) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, pipeline.audit.report, pipeline.shard; print([m for m in ('pyarrow','PIL','torch','jinja2') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    heavy = "('pyarrow', 'PIL', 'torch', 'jinja2')"
+    code = f"import sys, pipeline.audit.report, pipeline.shard; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -96,7 +99,8 @@ def test_findings_matches_and_interventions_are_kept(samples: Sequence[Sample], 
     row = sample_table(samples, context(), "s0").to_pylist()[5]
     assert [(i["attempt"], i["kind"]) for i in row["interventions"]] == [(1, "negtome"), (2, "nudge")]
     assert row["nearest"][0] == {
-        "ref_id": "ref-5", "title": "drawing 5", "similarity": 0.6, "confirm": 0.7, "rights_basis": "licensed", "status": "active",
+        "ref_id": "ref-5", "title": "drawing 5", "similarity": 0.6,
+        "confirm": 0.7, "rights_basis": "licensed", "status": "active",
     }  # fmt: skip
     review = sample_table(samples, context(), "s0").to_pylist()[6]
     assert review["findings"][1]["box"] == [0.1, 0.1, 0.4, 0.4] and review["findings"][1]["triggered"]

@@ -1,0 +1,125 @@
+"""The report's charts: small inline SVGs, drawn here so that the report needs no script and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+INK, MUTED, LINE = "#1f2a37", "#5f6b7a", "#e2e7ed"
+RELEASED, STEERED, HELD, STOPPED = "#2b7a78", "#7fb7b2", "#d9a441", "#b5533c"
+NEUTRAL = "#8fa1b5"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the funnel: its label, its parts (value, colour), and a note at its end."""
+
+    label: str
+    parts: tuple[tuple[int, str], ...]
+    note: str = ""
+    indent: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(value for value, _ in self.parts)
+
+
+def funnel(bars: Sequence[Bar], whole: int) -> str:
+    """Horizontal bars on one scale; ``whole`` is its full width."""
+    row, left, width, total_width = 34, 178, 520, 960
+    out = []
+    for i, bar in enumerate(bars):
+        y, x = i * row, float(left)
+        weight = 400 if bar.indent else 600
+        out.append(
+            f'<text x="{left - 16}" y="{y + 19}" text-anchor="end" font-weight="{weight}" fill="{INK}">{escape(bar.label)}</text>'
+        )
+        out.append(f'<rect x="{left}" y="{y + 4}" width="{width}" height="22" rx="3" fill="#f1f4f7"/>')
+        for value, colour in bar.parts:
+            share = width * value / whole if whole else 0
+            if share:
+                out.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{share:.1f}" height="22" rx="3" fill="{colour}"/>')
+            x += share
+        out.append(
+            f'<text x="{left + width + 14}" y="{y + 20}" font-weight="600" fill="{INK}">{bar.total}'
+            f'<tspan dx="8" font-weight="400" fill="{MUTED}">{escape(bar.note)}</tspan></text>'
+        )
+    return _svg(total_width, len(bars) * row + 2, out, "Funnel from requested to released pictures")
+
+
+def bin_counts(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:
+    """How many values fall into each of ``bins`` equal bins; values outside are counted in the end bins."""
+    counts = [0] * bins
+    for value in values:
+        # The epsilon keeps a value that sits on an edge (0.8 stored as 0.7999…) in the bin that starts there.
+        place = int((value - low) / (high - low) * bins + 1e-9)
+        counts[min(max(place, 0), bins - 1)] += 1
+    return counts
+
+
+def similarity(panels: Sequence[tuple[str, Sequence[tuple[Sequence[float], str]]]], threshold: float) -> str:
+    """Histograms of similarity under each other on one axis, with the threshold drawn through all of them.
+
+    Args:
+        panels: title, and stacked layers of (values, colour).
+        threshold: where a picture starts to count as too near.
+    """
+    everything = [value for _, layers in panels for values, _ in layers for value in values]
+    low = min(0.0, min(everything, default=0.0))
+    low = low if low >= 0 else -1.0 if low < -0.5 else -0.5
+    bins = round((1 - low) * 40)
+    left, width, height, gap, top = 48, 880, 110, 52, 40
+    stacks = [[bin_counts(values, low, 1.0, bins) for values, _ in layers] for _, layers in panels]
+    most = max([sum(column) for stack in stacks for column in zip(*stack, strict=True)] + [1])
+    out: list[str] = []
+    for p, ((title, layers), stack) in enumerate(zip(panels, stacks, strict=True)):
+        base = top + p * (height + gap) + height
+        out.append(f'<text x="{left}" y="{base - height - 12}" font-weight="600" fill="{INK}">{escape(title)}</text>')
+        for fraction in (0.5, 1.0):
+            y = base - height * fraction
+            out.append(f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="{LINE}"/>')
+            out.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end" fill="{MUTED}">{most * fraction:g}</text>')
+        for b in range(bins):
+            y = float(base)
+            for (_, colour), counts in zip(layers, stack, strict=True):
+                tall = height * counts[b] / most
+                if tall:
+                    y -= tall
+                    x = left + width * b / bins
+                    out.append(
+                        f'<rect x="{x + 0.75:.1f}" y="{y:.1f}" width="{width / bins - 1.5:.1f}" height="{tall:.1f}" fill="{colour}"/>'
+                    )
+        out.append(f'<line x1="{left}" x2="{left + width}" y1="{base}" y2="{base}" stroke="{MUTED}"/>')
+        for tick in range(round(low * 10), 11, 2):
+            x = left + width * (tick / 10 - low) / (1 - low)
+            out.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" fill="{MUTED}">{tick / 10:.1f}</text>')
+    bottom = top + len(panels) * (height + gap) - gap
+    x = left + width * (threshold - low) / (1 - low)
+    out.append(
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 22}" y2="{bottom}" stroke="{STOPPED}" stroke-width="1.5" stroke-dasharray="5 4"/>'
+    )
+    side, anchor = (-7, "end") if x > left + width / 2 else (7, "start")
+    out.append(
+        f'<text x="{x + side:.1f}" y="{top - 14}" text-anchor="{anchor}" fill="{STOPPED}" font-weight="600">'
+        f"copy threshold {threshold:.3f}</text>"
+    )
+    return _svg(960, bottom + 28, out, "Similarity to the nearest reference, before and after")
+
+
+def interval(low: float, high: float, value: float, colour: str = RELEASED) -> str:
+    """A rate between 0 and 1 with its interval, as a thin line for a table cell."""
+    wide = 120
+    out = [
+        f'<line x1="0" x2="{wide}" y1="8" y2="8" stroke="{LINE}" stroke-width="2"/>',
+        f'<line x1="{low * wide:.1f}" x2="{high * wide:.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="4" stroke-opacity=".35"/>',
+        f'<circle cx="{value * wide:.1f}" cy="8" r="4" fill="{colour}"/>',
+    ]
+    return f'<svg class="interval" viewBox="-5 0 {wide + 10} 16" width="{wide + 10}" height="16" aria-hidden="true">{"".join(out)}</svg>'
+
+
+def _svg(width: int, height: int, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+        f'font-size="13" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
