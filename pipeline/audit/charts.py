@@ -18,7 +18,6 @@ class Bar:
     label: str
     parts: tuple[tuple[int, str], ...]
     note: str = ""
-    indent: bool = False
 
     @property
     def total(self) -> int:
@@ -27,14 +26,12 @@ class Bar:
 
 def funnel(bars: Sequence[Bar], whole: int) -> str:
     """Horizontal bars on one scale; ``whole`` is its full width."""
-    row, left, width, total_width = 34, 178, 520, 960
+    row, left, width, total_width = 34, 140, 500, 960
     out = []
     for i, bar in enumerate(bars):
         y, x = i * row, float(left)
-        weight = 400 if bar.indent else 600
-        out.append(
-            f'<text x="{left - 16}" y="{y + 19}" text-anchor="end" font-weight="{weight}" fill="{INK}">{escape(bar.label)}</text>'
-        )
+        at = f'x="{left - 16}" y="{y + 19}" text-anchor="end"'
+        out.append(f'<text {at} font-weight="600" fill="{INK}">{escape(bar.label)}</text>')
         out.append(f'<rect x="{left}" y="{y + 4}" width="{width}" height="22" rx="3" fill="#f1f4f7"/>')
         for value, colour in bar.parts:
             share = width * value / whole if whole else 0
@@ -87,18 +84,18 @@ def similarity(panels: Sequence[tuple[str, Sequence[tuple[Sequence[float], str]]
                 if tall:
                     y -= tall
                     x = left + width * b / bins
-                    out.append(
-                        f'<rect x="{x + 0.75:.1f}" y="{y:.1f}" width="{width / bins - 1.5:.1f}" height="{tall:.1f}" fill="{colour}"/>'
-                    )
+                    box = f'x="{x + 0.75:.1f}" y="{y:.1f}" width="{width / bins - 1.5:.1f}" height="{tall:.1f}"'
+                    out.append(f'<rect {box} fill="{colour}"/>')
         out.append(f'<line x1="{left}" x2="{left + width}" y1="{base}" y2="{base}" stroke="{MUTED}"/>')
         for tick in range(round(low * 10), 11, 2):
             x = left + width * (tick / 10 - low) / (1 - low)
             out.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" fill="{MUTED}">{tick / 10:.1f}</text>')
     bottom = top + len(panels) * (height + gap) - gap
     x = left + width * (threshold - low) / (1 - low)
-    out.append(
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 22}" y2="{bottom}" stroke="{STOPPED}" stroke-width="1.5" stroke-dasharray="5 4"/>'
-    )
+    for p in range(len(panels)):  # panel by panel, so that it does not run through the labels of the axis
+        start = top + p * (height + gap)
+        at = f'x1="{x:.1f}" x2="{x:.1f}" y1="{start - 22 + 16 * bool(p)}" y2="{start + height}"'
+        out.append(f'<line {at} stroke="{STOPPED}" stroke-width="1.5" stroke-dasharray="5 4"/>')
     side, anchor = (-7, "end") if x > left + width / 2 else (7, "start")
     out.append(
         f'<text x="{x + side:.1f}" y="{top - 14}" text-anchor="{anchor}" fill="{STOPPED}" font-weight="600">'
@@ -110,16 +107,18 @@ def similarity(panels: Sequence[tuple[str, Sequence[tuple[Sequence[float], str]]
 def interval(low: float, high: float, value: float, colour: str = RELEASED) -> str:
     """A rate between 0 and 1 with its interval, as a thin line for a table cell."""
     wide = 120
+    spread = f'x1="{low * wide:.1f}" x2="{high * wide:.1f}" y1="8" y2="8"'
     out = [
         f'<line x1="0" x2="{wide}" y1="8" y2="8" stroke="{LINE}" stroke-width="2"/>',
-        f'<line x1="{low * wide:.1f}" x2="{high * wide:.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="4" stroke-opacity=".35"/>',
+        f'<line {spread} stroke="{colour}" stroke-width="4" stroke-opacity=".35"/>',
         f'<circle cx="{value * wide:.1f}" cy="8" r="4" fill="{colour}"/>',
     ]
-    return f'<svg class="interval" viewBox="-5 0 {wide + 10} 16" width="{wide + 10}" height="16" aria-hidden="true">{"".join(out)}</svg>'
+    size = f'viewBox="-5 0 {wide + 10} 16" width="{wide + 10}" height="16"'
+    return f'<svg class="interval" {size} aria-hidden="true">{"".join(out)}</svg>'
 
 
 def _svg(width: int, height: int, parts: Sequence[str], title: str) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
-        f'font-size="13" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+        f'font-size="13">{"".join(parts)}</svg>'
     )

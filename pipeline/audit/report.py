@@ -10,8 +10,9 @@ import base64
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def report_numbers(folder: Path, salt: str | None = None) -> dict[str, Any]:
     verification = verify(folder, salt)
     samples = list(sample_rows(folder, _SAMPLE_COLUMNS.split()))
     if not samples:
-        raise IntegrityError("holds no committed sample", where=str(folder), fix="Finish the run with --resume, then report again")
+        fix = "Finish the run with --resume, then report again"
+        raise IntegrityError("holds no committed sample", where=str(folder), fix=fix)
     tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in attempt_rows(folder, _ATTEMPT_COLUMNS.split()):
         tries[row["sample_id"]].append(row)
@@ -140,8 +142,8 @@ def _integrity(folder: Path, verification: Verification) -> dict[str, Any]:
 def _run(samples: Sequence[Mapping[str, Any]], predicate: Mapping[str, Any]) -> dict[str, Any]:
     first = samples[0]
     names = (
-        "run_id dataset_id model_id model_revision model_digest model_licence scheduler steps guidance dtype device_kind rows threads "
-        "index_id embedder_id calibration_id copy_threshold policy_id policy_sha256 policy_name software_version"
+        "run_id dataset_id model_id model_revision model_digest model_licence scheduler steps guidance dtype device_kind rows "
+        "threads index_id embedder_id calibration_id copy_threshold policy_id policy_sha256 policy_name software_version"
     )
     return {
         **{name: first[name] for name in names.split()},
@@ -202,7 +204,9 @@ def _measures(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence
         **{name.value: _count(by_outcome[name.value], by[name]) for name in Outcome},
         "flagged_rate": _rate(flagged, len(made), "flagged / generated"),
         "copy_rate_first": _rate(
-            copied, len(made), "count(attempts where attempt = 0 and any(findings: category like copy.* and triggered)) / generated"
+            copied,
+            len(made),
+            "count(attempts where attempt = 0 and any(findings: category like copy.* and triggered)) / generated",
         ),
         "copy_rate_released": _rate(
             still, good, f"count(samples where {is_released} and any(findings: category like copy.* and triggered)) / released"
@@ -239,7 +243,7 @@ def _measures(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence
 
 
 def _guards(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Per guard and category: how often it fired on first attempts, on released pictures, and what steering made of it."""
+    """Per guard and category: how often it fired at first and on released pictures, and what steering made of it."""
     seen: dict[tuple[str, str], dict[str, Any]] = {}
 
     def fired(findings: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], bool]:
@@ -291,7 +295,7 @@ def _interventions(tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
     drops: dict[str, list[float]] = defaultdict(list)
     evals: dict[str, list[float]] = defaultdict(list)
     for attempts in tries.values():
-        for before, after in zip(attempts, attempts[1:], strict=False):
+        for before, after in pairwise(attempts):
             kind = (after["intervention"] or {}).get("kind") or "none"
             tally[kind]["n"] += 1
             tally[kind]["k"] += after["decision"] == "accept"
@@ -301,7 +305,7 @@ def _interventions(tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
     return [
         {
             "kind": kind,
-            "accepted": _rate(counts["k"], counts["n"], f"attempts where intervention.kind = {kind}: share with decision = accept"),
+            "accepted": _rate(counts["k"], counts["n"], f"attempts where intervention.kind = {kind}: share decided accept"),
             "mean_drop": _per(
                 math.fsum(drops[kind]), len(drops[kind]), "mean(nearest[0].similarity of the attempt before - of this attempt)"
             ),
@@ -328,8 +332,9 @@ def _references(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequen
     found: dict[str, dict[str, Any]] = {}
 
     def entry(match: Mapping[str, Any]) -> dict[str, Any]:
-        blank = {"title": match["title"], "rights_basis": match["rights_basis"], "status": match["status"]}
-        return found.setdefault(match["ref_id"], {**blank, "nearest": 0, "flagged": 0, "highest_first": None, "highest_released": None})
+        blank = {"nearest": 0, "flagged": 0, "highest_first": None, "highest_released": None}
+        told = {name: match[name] for name in ("title", "rights_basis", "status")}
+        return found.setdefault(match["ref_id"], {**told, **blank})
 
     threshold = samples[0]["copy_threshold"]
     for sample in samples:
@@ -372,13 +377,18 @@ def _render(folder: Path, numbers: dict[str, Any], references: dict[str, np.ndar
     def title(ref_id: str, stored: str = "") -> str:
         return titles.get(ref_id) or stored or ref_id
 
-    pairs = sorted((_pair(s, tries[s["sample_id"]], pictures, title) for s in steered if tries[s["sample_id"]]), key=_pair_order)
+    drawn_again = [(s, tries[s["sample_id"]]) for s in steered if tries[s["sample_id"]]]
+    pairs = sorted((_pair(s, rows, pictures, title) for s, rows in drawn_again), key=_pair_order)
+    gallery = [
+        {**r, "title": title(r["ref_id"], r["title"]), "src": pictures.get(r["ref_id"], "")}
+        for r in numbers["references"][:GALLERY]
+    ]
     m, sim = numbers["measures"], numbers["similarity"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(pct=_percent, short=_short, real=_real, signed=lambda value: _real(value, signed=True))
+    environment.filters.update(pct=_percent, short=_short, real=_real, sim=_similarity)
     environment.globals["interval"] = lambda rate, colour=charts.RELEASED: (
         Markup(charts.interval(rate["low"], rate["high"], rate["value"], colour)) if rate["value"] is not None else ""
     )
@@ -397,7 +407,7 @@ def _render(folder: Path, numbers: dict[str, Any], references: dict[str, np.ndar
         held_total=len(held),
         errors=errors[:LISTED],
         errors_total=len(errors),
-        gallery=[{**r, "title": title(r["ref_id"], r["title"]), "src": pictures.get(r["ref_id"], "")} for r in numbers["references"][:GALLERY]],
+        gallery=gallery,
         policy=_policy_rows(numbers["policy"]),
         ladder=(numbers["policy"] or {}).get("ladder") or [],
         folder=folder.name,
@@ -417,7 +427,9 @@ def _bars(m: Mapping[str, Any]) -> list[charts.Bar]:
     split = f"{share('released')} · {value('accepted')} at once, {value('accepted_after_steering')} after steering"
     bars = [
         charts.Bar("Requested", ((whole, charts.NEUTRAL),), "100 %"),
-        charts.Bar("Generated", ((value("generated"), charts.NEUTRAL),), f"{share('generated')} · {value('pictures')} pictures"),
+        charts.Bar(
+            "Generated", ((value("generated"), charts.NEUTRAL),), f"{share('generated')} · {value('pictures')} pictures"
+        ),
         charts.Bar("Flagged at first", ((value("flagged"), charts.HELD),), share("flagged")),
         charts.Bar("Steered", ((value("steered"), charts.HELD),), share("steered")),
         charts.Bar("Accepted", both, split),
@@ -443,7 +455,9 @@ def _histogram(sim: Mapping[str, Any]) -> str:
     )
 
 
-def _pair(sample: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], title: Any) -> dict[str, Any]:
+def _pair(
+    sample: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], title: Callable[..., str]
+) -> dict[str, Any]:
     first = attempts[0]
     last = next((a for a in attempts if a["attempt"] == sample["accepted_attempt"]), attempts[-1])
     match = first["nearest"][0] if first["nearest"] else None
@@ -478,9 +492,10 @@ def _final(sample: Mapping[str, Any], tries: Mapping[str, Sequence[dict[str, Any
 
 
 def _policy_rows(policy: Any) -> list[tuple[str, str]]:
-    """The policy as rows of (setting, value); the ladder has a table of its own."""
+    """The policy as rows of (setting, value), name first; the ladder has a table of its own."""
     rows = []
-    for name, value in (policy or {}).items():
+    order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
+    for name, value in order:
         if name == "ladder":
             continue
         if isinstance(value, dict):
@@ -491,7 +506,9 @@ def _policy_rows(policy: Any) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -509,16 +526,20 @@ def _percent(value: float | None) -> str:
     if value is None:
         return "–"
     digits = 0 if value in (0.0, 1.0) or 0.1 <= value <= 0.9 else 1
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}\u00a0%"
 
 
-def _real(value: float | None, signed: bool = False) -> str:
+def _similarity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def _real(value: float | None) -> str:
     if value is None:
         return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, int) or (value.is_integer() and abs(value) >= 10):
+        return f"{int(value):,}"
     text = f"{value:.2f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"+{text}" if signed and value > 0 else text.replace("-", "−")
+    return text.replace("-", "−")
 
 
 def _short(digest: str | None) -> str:
