@@ -127,6 +127,11 @@ def test_a_forged_column_is_named_even_when_every_file_digest_was_redone(
     assert any(p.where.startswith(f"{table}/") and p.where.endswith(place) for p in problems), problems
 
 
+def test_a_swapped_picture_is_found_by_its_pixels(folder: Path, context: Make) -> None:
+    rewrite(folder, context(), lambda rows: rows[0].update({name: rows[1][name] for name in ("image", "file_sha256")}))
+    assert any(p.where.endswith("row 0 column pixel_sha256") and "decoded" in p.what for p in verify(folder).problems)
+
+
 def test_removed_rows_are_found(folder: Path, context: Make) -> None:
     rewrite(folder, context(), lambda rows: rows.pop(1))
     text = str(verify(folder).problems)
