@@ -18,7 +18,9 @@ WORDS = ("SALE", "STOCK", "FREE", "NEW", "DEMO", "PHOTO", "SHOP", "DRAFT", "COPY
 Box = tuple[int, int, int, int]
 
 
-def overlay(picture: Image.Image, kind: str, rng: np.random.Generator, designs: tuple[int, ...] = TRAIN_DESIGNS) -> tuple[Image.Image, Box]:
+def overlay(
+    picture: Image.Image, kind: str, rng: np.random.Generator, designs: tuple[int, ...] = TRAIN_DESIGNS
+) -> tuple[Image.Image, Box]:
     """Draw one mark of ``kind`` in a random design, opacity and place."""
     design = int(rng.choice(designs))
     return {"watermark": _watermark, "qr": _qr, "text": _text}[kind](picture.convert("RGB"), design, rng)
@@ -48,7 +50,9 @@ def _watermark(picture: Image.Image, design: int, rng: np.random.Generator) -> t
             draw.line([(offset + 2 * side, 0), (offset, 2 * side)], fill=grey, width=max(1, side // 40))
     elif design == 2:
         radius = side // 4
-        draw.ellipse([middle - radius, middle - radius, middle + radius, middle + radius], outline=grey, width=max(2, side // 20))
+        draw.ellipse(
+            [middle - radius, middle - radius, middle + radius, middle + radius], outline=grey, width=max(2, side // 20)
+        )
         draw.text((middle, middle), "©", font=_font(int(side / 2.6)), fill=grey, anchor="mm")
     elif design == 3:
         draw.rectangle([0, middle - side // 9, 2 * side, middle + side // 9], fill=grey)
@@ -128,5 +132,12 @@ def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     dx, dy = rng.uniform(-0.06, 0.06, 2) * side
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     centre = side / 2
-    matrix = (cos, sin, centre - cos * (centre + dx) - sin * (centre + dy), -sin, cos, centre + sin * (centre + dx) - cos * (centre + dy))
+    matrix = (
+        cos,
+        sin,
+        centre - cos * (centre + dx) - sin * (centre + dy),
+        -sin,
+        cos,
+        centre + sin * (centre + dx) - cos * (centre + dy),
+    )
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="white")

@@ -107,7 +107,13 @@ def build(work: Path) -> dict[str, Any]:
         "names_sha256": hashlib.sha256("\n".join(f"{v}/{n}" for v, n in zip(vendors, names, strict=True)).encode()).hexdigest(),
         "packages": packages,
         "concepts": [
-            {"name": c.name, "icon": c.icon, "caption": c.caption, "protected_vendor": c.protected_vendor, "prone_to": c.prone_to}
+            {
+                "name": c.name,
+                "icon": c.icon,
+                "caption": c.caption,
+                "protected_vendor": c.protected_vendor,
+                "prone_to": c.prone_to,
+            }
             for c in concepts()
         ],
     }

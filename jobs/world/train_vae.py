@@ -24,7 +24,9 @@ def make_vae() -> Any:
     )  # fmt: skip
 
 
-def train(work: Path, *, minutes: float, batch: int = 32, rate: float = 1e-3, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
+def train(
+    work: Path, *, minutes: float, batch: int = 32, rate: float = 1e-3, seed: int = 0, device: str = "cpu"
+) -> dict[str, Any]:
     """Train for a time budget, checkpointing into ``work/vae``; resumes. Returns the curve with held-out PSNR (dB)."""
     import torch
     import torch.nn.functional as F

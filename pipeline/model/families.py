@@ -153,7 +153,7 @@ class StableDiffusion:
         logging.set_verbosity_error()  # it warns that AutoencoderTiny is not AutoencoderKL; that is known and meant
         try:
             parts = StableDiffusionPipeline.from_pretrained(
-                folder, safety_checker=None, requires_safety_checker=False, feature_extractor=None, torch_dtype=torch.float32
+                folder, safety_checker=None, requires_safety_checker=False, feature_extractor=None, dtype=torch.float32
             )
         except Exception as error:
             raise ModelError(f"diffusers cannot load it: {error}", where=str(folder), fix="Check the folder") from error

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guards.base import Finding
+from pipeline.config import CopiesPolicy, GuardPolicy, Policy, Rung
+from pipeline.decide import decide
+from pipeline.outcome import Verdict
+
+ACTIONS = ["steer", "reject", "observe"]
+GUARDS = {"copies": "copy.protected", "marks": "mark.qr", "text": "text.ocr", "unsafe": "unsafe.nsfw"}
+
+finding = st.builds(
+    lambda guard, score, confirmed: Finding(guard, "1", GUARDS[guard], score, 0.5, confirmed),
+    st.sampled_from(sorted(GUARDS)), st.floats(0, 1), st.booleans(),
+)  # fmt: skip
+policies = st.builds(
+    lambda copies, marks, text, unsafe, rungs, end: Policy(
+        copies=CopiesPolicy(action=copies), marks=GuardPolicy(action=marks), text=GuardPolicy(action=text),
+        unsafe=GuardPolicy(action=unsafe), ladder=(Rung("reseed"),) * rungs, when_exhausted=end,
+    ),
+    *[st.sampled_from(ACTIONS)] * 1, *[st.sampled_from([*ACTIONS, "review"])] * 3, st.integers(0, 3), st.sampled_from(["review", "rejected"]),
+)  # fmt: skip
+
+
+@given(st.lists(finding, max_size=5), st.integers(0, 4), policies, st.data())
+def test_raising_a_score_never_accepts_more(findings: list[Finding], attempt: int, policy: Policy, data: st.DataObject) -> None:
+    before = decide(findings, attempt, policy).verdict
+    if not findings:
+        assert before is Verdict.ACCEPT
+        return
+    which = data.draw(st.integers(0, len(findings) - 1))
+    higher = data.draw(st.floats(findings[which].score, 2))
+    raised = [*findings]
+    raised[which] = dataclasses.replace(findings[which], score=higher)
+    after = decide(raised, attempt, policy).verdict
+    if before is not Verdict.ACCEPT:
+        assert after is not Verdict.ACCEPT
+    if before is Verdict.REJECT and policy.ladder == ():
+        assert after is Verdict.REJECT
+
+
+@given(st.lists(finding, max_size=5), policies)
+def test_ladder_ends(findings: list[Finding], policy: Policy) -> None:
+    assert decide(findings, len(policy.ladder), policy).verdict is not Verdict.STEER
+
+
+def copy(score: float, confirmed: bool = True) -> Finding:
+    return Finding("copies", "1", "copy.protected", score, 0.8, confirmed)
+
+
+def test_by_hand() -> None:
+    policy = Policy(ladder=(Rung("negtome"),))
+    assert decide([copy(0.79)], 0, policy).verdict is Verdict.ACCEPT
+    assert decide([copy(0.8)], 0, policy).verdict is Verdict.STEER
+    assert decide([copy(0.8)], 1, policy).verdict is Verdict.REJECT
+    assert decide([copy(0.8, confirmed=False)], 1, policy).verdict is Verdict.REVIEW
+    observe = dataclasses.replace(policy, copies=CopiesPolicy(action="observe"))
+    assert decide([copy(0.99)], 0, observe).verdict is Verdict.ACCEPT
+    unsafe = Finding("unsafe", "1", "unsafe.nsfw", 0.9, 0.8)
+    assert decide([copy(0.9), unsafe], 0, policy).reason == "unsafe.nsfw"

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import torch
+
+from pipeline.steer.nudge import Nudge, nudge
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+
+
+def latents() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    near, far, noise = (torch.randn(4, 8, 8, generator=generator) for _ in range(3))
+    return near + 0.3 * noise, near, far
+
+
+def test_moves_away_from_the_nearest_reference_and_leaves_the_far_one() -> None:
+    x, near, far = latents()
+    moved = nudge(x, (near, far), step_size=0.05, iterations=5, temperature=0.1, keep=0.0)
+    assert cosine(moved, near) < cosine(x, near) - 0.05
+    assert abs(cosine(moved, far) - cosine(x, far)) < 0.05
+    # k steps of the stated length: no further than k × step_size × ‖x̂0‖
+    assert (moved - x).norm() <= 5 * 0.05 * x.norm() * 1.001
+
+
+def test_the_pull_back_limits_the_move() -> None:
+    x, near, _ = latents()
+    free = nudge(x, (near,), step_size=0.05, iterations=20, temperature=0.1, keep=0.0)
+    held = nudge(x, (near,), step_size=0.05, iterations=20, temperature=0.1, keep=2.0)
+    assert (held - x).norm() < (free - x).norm()
+
+
+def test_identities() -> None:
+    x, near, _ = latents()
+    assert Nudge((near,), 0.0, 5, until_step=9)(x, 0) is x
+    assert Nudge((near,), 0.1, 5, until_step=3)(x, 3) is x
+    assert Nudge((), 0.1, 5, until_step=3)(x, 0) is x
