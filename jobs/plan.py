@@ -22,7 +22,7 @@ from typing import Any
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.prompts import read_prompts
-from pipeline.config import Policy, RunConfig, digest, from_dict
+from pipeline.config import Policy, RunConfig, digest, from_dict, read_toml
 from pipeline.outcome import Request
 
 PLAN_FILE = "plan.json"
@@ -101,7 +101,7 @@ class Plan:
                 )
             requests = [request for request in requests if request.key in keys]
         if identity is None:
-            from pipeline.moderate import identity_of
+            from pipeline.studio import identity_of
 
             identity = identity_of(config, policy, base=base)
         return cls(config, policy, base, tuple(requests), dict(identity), parent)
@@ -269,6 +269,25 @@ def failed_keys(folder: Path) -> list[str]:
     if not keys:
         raise InputError("no request of this run failed", where=str(folder), fix="There is nothing to repeat")
     return keys
+
+
+def read_policy(name: str, base: Path) -> Policy:
+    """The policy of that name among those that ship, or the policy file at that path (relative to ``base``).
+
+    Raises:
+        ConfigError: there is no such policy, or it holds an unknown key.
+    """
+    from pipeline import policies
+
+    shipped = {path.stem: path for folder in policies.__path__ for path in Path(folder).glob("*.toml")}
+    if name in shipped:
+        return read_toml(Policy, shipped[name])
+    path = base / name
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no policy {name!r}", where=str(path), fix=f"Name a policy file, or one of {', '.join(sorted(shipped))}"
+        )
+    return read_toml(Policy, path)
 
 
 def local_folder(uri: str, base: Path) -> Path:

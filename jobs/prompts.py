@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def _parquet(path: Path) -> Rows:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
     _require_prompt(list(schema.names), path)
-    fits = {
+    fits: dict[str, Callable[[Any], bool]] = {
         "prompt": _is_text,
         "negative_prompt": _is_text,
         "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),

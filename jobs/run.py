@@ -35,7 +35,7 @@ WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
 
 
 class StudioLike(Protocol):
-    """What a worker needs of :class:`pipeline.moderate.Studio`."""
+    """What a worker needs of :class:`pipeline.studio.Studio`."""
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
     def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]: ...
@@ -202,7 +202,7 @@ def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio
     with _session(plan, folder, "ray", on_event, open_studio) as session:
         pending = session.pending()
         if pending:
-            with _ray(plan.config.workers), _Pool(session, pending) as pool:
+            with ray_session(plan.config.workers), _Pool(session, pending) as pool:
                 pool.run()
         return session.finish(plan.config.workers)
 
@@ -391,7 +391,7 @@ def _commit(
 
 
 def _open_studio(config: RunConfig, policy: Policy, base: Path) -> StudioLike:
-    from pipeline.moderate import Studio
+    from pipeline.studio import Studio
 
     return Studio.open(config, policy, base=base)
 
@@ -458,7 +458,7 @@ class _Pool:
         self._hired: Counter[int] = Counter()
         self._plan = ray.put(session.plan)
         gpus = 1 if session.plan.config.model.device.startswith("cuda") else 0
-        self._actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self._actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
 
     def __enter__(self) -> _Pool:
         return self
@@ -555,7 +555,7 @@ class _Pool:
 
 
 @contextmanager
-def _ray(workers: int) -> Iterator[None]:
+def ray_session(workers: int) -> Iterator[None]:
     """Ray, quiet: the one that is there, the one RAY_ADDRESS names, or one of our own for the time of the block."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,0 +1,460 @@
+"""The command line. Everything heavy is imported inside the command that needs it, so that ``--help`` stays instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from index.errors import ClearanceError, ConfigError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from index.embed import OpenCLIPEmbedder
+    from jobs.plan import Plan
+    from pipeline.config import RunConfig
+
+Runner = Literal["local", "ray"]
+
+
+class Commands(TyperGroup):
+    """Turns errors into one line that says what was wrong and one that says what to do."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if os.environ.get("CLEARANCE_DEBUG"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except ClearanceError as error:
+            _say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _say_error("stopped", "What was committed is kept; continue a run with --resume")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
+            if type(error).__module__.startswith(("typer.", "click.")):
+                raise
+            _say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
+            raise typer.Exit(70) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
+)
+index_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
+app.add_typer(index_app, name="index")
+if find_spec("jobs.world.cli") is not None:
+    from jobs.world.cli import app as world_app
+
+    app.add_typer(world_app, name="world")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"clearance {version('clearance')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
+References = Annotated[
+    Path,
+    typer.Argument(
+        metavar="REFERENCES", help="A folder of pictures with metadata.csv, or references.parquet.", show_default=False
+    ),
+]
+EmbedderName = Annotated[str, typer.Option(help='OpenCLIP architecture, "local-dir:FOLDER", or "stickers".')]
+Pretrained = Annotated[str, typer.Option(help="OpenCLIP weights: a tag or a file.")]
+AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Fetch weights that are not on this machine.")]
+
+
+@app.command(epilog="Example: clearance demo --out clearance-demo --runner local")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo.")] = Path("clearance-demo"),
+    samples: Annotated[int, typer.Option(min=3, help="Number of prompts.")] = 48,
+    runner: Annotated[Runner, typer.Option(help="Where to run.")] = "ray",
+) -> None:
+    """Do the whole job on the embedded world and show what came of it."""
+    from jobs.demo import run_demo
+
+    run_demo(out, samples=samples, runner=runner, console=_console())
+
+
+@app.command(epilog="Example: clearance run run.toml --out runs/monday --runner ray")
+def run(
+    run_file: RunFile,
+    out: Annotated[str, typer.Option(metavar="URI", help="Run folder; overrides `out` of the run file.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run of the same plan.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, draw nothing.")] = False,
+    runner: Annotated[
+        Runner, typer.Option(help="local: one worker in this process; ray: as many as the run file says.")
+    ] = "local",
+    only_failed: Annotated[
+        bool,
+        typer.Option("--only-failed", help="Repeat the requests that ended as errors in the run file's `out`, into --out."),
+    ] = False,
+    policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
+) -> None:
+    """Generate, clear and record every request of a run file."""
+    from jobs.plan import failed_keys, local_folder, open_folder, stored_plan
+    from jobs.progress import Watch, duration
+    from jobs.run import RUNNERS
+    from jobs.tally import funnel, tally
+
+    config, base = _read_run_file(run_file)
+    folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
+    if only_failed:
+        before = local_folder(config.out, base)
+        if folder == before:
+            raise ConfigError("--only-failed writes a new run", where=str(folder), fix="Name another folder with --out")
+        plan = _plan(config, base, folder, policy, only=failed_keys(before), parent=str(stored_plan(before)["plan_sha256"]))
+    else:
+        plan = _plan(config, base, folder, policy)
+    if dry_run:
+        _print_plan(plan, folder, runner)
+        return
+    folder, run_id = open_folder(folder, plan, resume=resume)
+    err = _console(stderr=True)
+    with Watch(err, run_id) as watch:
+        result = RUNNERS[runner](plan, folder, watch)
+    console = _console()
+    console.print(funnel({"run": tally(folder)}))
+    console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", highlight=False, markup=False, soft_wrap=True)
+    _write_report(folder)
+    if result.outcomes.get("error"):
+        _say(
+            f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them"
+        )
+
+
+@app.command(epilog="Example: clearance status runs/monday")
+def status(run: RunFolder) -> None:
+    """Say how far a run is, from its folder alone."""
+    from rich.table import Table
+
+    from jobs.lease import holder
+    from jobs.plan import stored_plan
+    from jobs.tally import tally
+    from pipeline.shard import committed
+
+    folder = _run_folder(run)
+    stored, receipts = stored_plan(folder), committed(folder)
+    counted = tally(folder)
+    sealed = (folder / "run.json").exists()
+    held = holder(folder)
+    table = Table(show_header=False, box=None)
+    state = "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume"
+    for name, value in {
+        "run": stored["run_id"],
+        "plan": stored["plan_sha256"],
+        "state": state,
+        "shards": f"{len(receipts)} of {len(stored['shards'])} committed",
+        "requests": f"{counted.requested} of {stored['requests']} ended",
+        **{f"  {name}": str(count) for name, count in counted.outcomes.items()},
+        **{f"  because {name}": str(count) for name, count in counted.reasons.items()},
+        "pictures": str(counted.attempts),
+    }.items():
+        table.add_row(name, str(value))
+    _console().print(table)
+
+
+@app.command(epilog="Example: clearance verify runs/monday")
+def verify(run: RunFolder) -> None:
+    """Recompute every digest of a run; exit 1 and name the place if one does not match."""
+    from jobs.plan import Plan
+    from pipeline.audit.ledger import verify as recompute
+
+    folder = _run_folder(run)
+    verification = recompute(folder)
+    console = _console()
+    problems = [(problem.where, problem.what) for problem in verification.problems]
+    try:
+        Plan.load(folder)
+    except ClearanceError as error:
+        problems.append((error.where, error.what))
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(verification.counts.items()))
+    console.print(f"recomputed: {counts}", highlight=False, markup=False, soft_wrap=True)
+    for where, what in problems:
+        console.print(f"{where}: {what}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        console.print(f"NOT INTACT: {len(problems)} problems", style="bold red", highlight=False)
+        raise typer.Exit(1)
+    console.print(f"intact: {folder}", style="green", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: clearance report runs/monday")
+def report(run: RunFolder) -> None:
+    """Write report.html and report.json of a run."""
+    _write_report(_run_folder(run))
+
+
+@app.command(epilog="Example: clearance doctor")
+def doctor() -> None:
+    """Say what this machine and installation can do; exit 1 if something required is missing."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from jobs.doctor import examine
+
+    table = Table(show_header=False, box=None)
+    lines = examine()
+    for line in lines:
+        style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
+        table.add_row(Text(line.state, style), line.topic, Text(line.what))
+    _console().print(table)
+    missing = [line for line in lines if line.state == "missing"]
+    if missing:
+        _say_error(
+            f"{len(missing)} required things are missing: {', '.join(line.topic for line in missing)}", "See the lines above"
+        )
+        raise typer.Exit(1)
+
+
+# --- index -----------------------------------------------------------------------------------------------------------------
+
+
+@index_app.command("build", epilog="Example: clearance index build references/ --out index")
+def index_build(
+    references: References,
+    out: Annotated[Path, typer.Option(help="Folder for the index; must not exist yet.")] = Path("index"),
+    embedder: EmbedderName = "stickers",
+    pretrained: Pretrained = "",
+    allow_download: AllowDownload = False,
+) -> None:
+    """Build a reference index from pictures."""
+    from index.store import ReferenceIndex, read_references
+
+    with _busy("reading references"):
+        new = read_references(references)
+    with _busy("embedding references"):
+        index = ReferenceIndex.build(out, new, _embedder(embedder, pretrained, allow_download))
+    _say(f"{out}: {len(new)} references, index {index.index_id}")
+
+
+@index_app.command("add", epilog="Example: clearance index add index/ new-claims/")
+def index_add(
+    index: IndexFolder,
+    references: References,
+    embedder: EmbedderName = "stickers",
+    pretrained: Pretrained = "",
+    allow_download: AllowDownload = False,
+) -> None:
+    """Add references to an index; it gets a new id."""
+    from index.store import ReferenceIndex, read_references
+
+    new = read_references(references)
+    model = _embedder(embedder, pretrained, allow_download)
+    store = ReferenceIndex.open(index, model.embedder_id)
+    before = store.index_id
+    with _busy("embedding references"):
+        store.add(new, model)
+    _say(f"{index}: {len(new)} references added, index {before} is now {store.index_id}")
+
+
+@index_app.command("retire", epilog="Example: clearance index retire index/ 3f9a0c --reason 'claim withdrawn'")
+def index_retire(
+    index: IndexFolder,
+    ref_ids: Annotated[list[str], typer.Argument(metavar="REF_ID...", help="References to retire.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; kept in the index's history.")] = "",
+) -> None:
+    """Retire references: they match no more, and stay on record."""
+    from index.store import ReferenceIndex
+
+    store = ReferenceIndex.open(index)
+    before = store.index_id
+    store.retire(ref_ids, reason=reason)
+    _say(f"{index}: {len(ref_ids)} references retired, index {before} is now {store.index_id}")
+
+
+@index_app.command("search", epilog="Example: clearance index search index/ picture.png --k 5")
+def index_search(
+    index: IndexFolder,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Pictures to look up.", show_default=False)],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="References to show per picture.")] = 5,
+    embedder: EmbedderName = "stickers",
+    pretrained: Pretrained = "",
+    allow_download: AllowDownload = False,
+) -> None:
+    """Find the references nearest to pictures."""
+    from rich.table import Table
+
+    from index.store import ReferenceIndex
+
+    model = _embedder(embedder, pretrained, allow_download)
+    store = ReferenceIndex.open(index, model.embedder_id)
+    table = Table("picture", "similarity", "confirm", "title", "status", "ref_id")
+    for path in pictures:
+        [matches] = store.search(model.images(_read_picture(path)[None]), k)
+        for match in matches:
+            confirm = "" if match.confirm is None else f"{match.confirm:.2f}"
+            table.add_row(str(path), f"{match.similarity:.4f}", confirm, match.title, match.status, match.ref_id)
+    _console().print(table)
+
+
+@index_app.command("info", epilog="Example: clearance index info index/")
+def index_info(index: IndexFolder) -> None:
+    """Say what an index holds, and check its digests."""
+    from collections import Counter
+
+    from index.store import ReferenceIndex
+
+    store = ReferenceIndex.open(index)
+    store.verify()
+    references = store.references()
+    _say(f"index    {store.index_id}")
+    _say(f"embedder {store.embedder_id}")
+    for name in ("status", "rights_basis", "licence"):
+        counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
+        _say(f"{name:13} {', '.join(f'{count} {value}' for value, count in counts.most_common())}")
+    _say("digests match")
+
+
+# --- what the commands share -----------------------------------------------------------------------------------------------
+
+
+def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
+    """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path."""
+    import dataclasses
+
+    from pipeline.config import RunConfig, read_toml
+
+    config = read_toml(RunConfig, path)
+    base = path.resolve().parent
+    if config.model.path != "stickers" and (base / config.model.path).is_dir():
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base / config.model.path)))
+    return config, base
+
+
+def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restriction: Any) -> Plan:
+    import dataclasses
+
+    from jobs.plan import Plan, read_policy
+
+    rules = read_policy(policy, Path.cwd()) if policy else read_policy(config.policy, base)
+    config = dataclasses.replace(config, out=str(folder), policy=policy or config.policy)
+    return Plan.make(config, rules, base, **restriction)
+
+
+def _run_folder(run: Path) -> Path:
+    if run.suffix == ".toml" and run.is_file():
+        from jobs.plan import local_folder
+
+        config, base = _read_run_file(run)
+        run = local_folder(config.out, base)
+    if not run.is_dir():
+        raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
+    return run
+
+
+def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
+    from rich.table import Table
+
+    bad = [request for request in plan.requests if request.problem]
+    workers = plan.config.workers if runner == "ray" else 1
+    table = Table(show_header=False, box=None)
+    for name, value in {
+        "plan": plan.plan_sha256,
+        "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
+        "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
+        "runner": f"{runner}, {workers} worker{'s' if workers > 1 else ''}",
+        "policy": f"{plan.policy.name} {plan.policy.version}, {len(plan.policy.ladder)} rungs",
+        "folder": f"{folder} ({'exists' if folder.exists() else 'new'})",
+        **plan.parts,
+    }.items():
+        table.add_row(name, value)
+    console = _console()
+    console.print(table)
+    for request in bad[:10]:
+        assert request.problem is not None
+        _say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
+    _say("dry run: nothing was drawn and nothing was written")
+
+
+def _write_report(folder: Path) -> None:
+    from jobs.report import report_run
+
+    with _busy("writing the report"):
+        path, _, remark = report_run(folder)
+    _say(f"report: {path}")
+    if remark:
+        _say(remark)
+
+
+def _embedder(model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
+    from index.embed import OpenCLIPEmbedder
+
+    with _busy("loading the embedder"):
+        return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
+
+
+def _read_picture(path: Path) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError("picture does not exist", where=str(path), fix="Name an existing picture") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"cannot be read as a picture ({error})", where=str(path), fix="Name a PNG, JPEG or WebP file"
+        ) from None
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _busy(told: str) -> AbstractContextManager[object]:
+    console = _console(stderr=True)
+    return console.status(told) if console.is_terminal else nullcontext()
+
+
+def _say(text: str) -> None:
+    _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_error(what: str, fix: str) -> None:
+    console = _console(stderr=True)
+    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    if fix:
+        console.print(f"  fix: {fix}", highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

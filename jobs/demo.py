@@ -1,0 +1,184 @@
+"""``clearance demo``: the whole job on the embedded world, from a folder of protected drawings to a verified report.
+
+Two runs over the same prompts and seeds: one whose policy only observes, to see what the model does on its own, and one under
+the default policy. What the demo prints is counted from the runs' Parquet files.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import IntegrityError, PlanMismatch
+from jobs.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.tally import Tally
+    from pipeline.config import RunConfig
+
+WORKERS = 2
+WORDINGS = ("{}", "a sticker of a {}", "a drawing of a {}", "an icon of a {}", "a {}", "{} sticker")  # of the training captions
+
+RUN_TOML = """\
+# What to make, and with what. `clearance run run.toml` runs it; `clearance run --help` says what can be overridden.
+# Paths are relative to this file.
+
+prompts = "prompts.csv"   # columns: prompt, and optionally key, seed, negative_prompt
+out = "steered"           # the run folder
+index = "index"           # what must not be copied: built from the protected drawings
+policy = "default"        # what is allowed out: a name that ships (default, observe) or your own file
+dataset_id = "demo"
+base_seed = 20             # seeds of rows that have none are derived from this and the row's key
+shard_size = {shard_size}            # requests per shard: the unit of work, of commit and of resuming
+workers = {workers}               # Ray actors; the pictures do not depend on it
+
+[model]
+path = "stickers"         # the embedded world; or a diffusers folder, or a hub id
+dtype = "bfloat16"
+
+[generation]
+steps = 20
+guidance_scale = 3.0
+rows = 16                 # rows of every denoiser call, fixed: that makes pictures reproducible one by one
+threads = 1
+
+[embedder]
+model = "stickers"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoPrompt:
+    """One row of the demo's prompts; ``kind``: protected, ordinary, or prone (a subject that tends to carry marks)."""
+
+    kind: str
+    key: str
+    prompt: str
+
+
+def demo_prompts(samples: int) -> list[DemoPrompt]:
+    """Half protected captions, a third ordinary ones, the rest captions of subjects that tend to draw marks."""
+    protected, ordinary = max(1, samples // 2), max(1, samples // 3)
+    prone_names = [name for group in zip(*MARK_PRONE.values(), strict=True) for name in group]
+    counts = {"protected": protected, "ordinary": ordinary, "prone": max(1, samples - protected - ordinary)}
+    names = {"protected": PROTECTED, "ordinary": ORDINARY, "prone": prone_names}
+    prompts = []
+    for kind, count in counts.items():
+        for number in range(count):
+            name = names[kind][number % len(names[kind])]
+            wording = WORDINGS[(number + number // len(names[kind])) % len(WORDINGS)]
+            prompts.append(DemoPrompt(kind, f"{kind}-{number:03d}-{name}", wording.format(name.replace("-", " "))))
+    return prompts
+
+
+def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[str, Tally]:
+    """Run the demo in a folder; a second time in the same folder it continues what is there.
+
+    Args:
+        out: the demo's folder.
+        samples: number of prompts.
+        runner: ``local`` or ``ray``.
+        console: where to tell about it.
+
+    Returns:
+        The two runs in numbers: ``observed`` and ``steered``.
+
+    Raises:
+        ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
+    """
+    from jobs.plan import Plan, open_folder, read_policy
+    from jobs.progress import Watch, duration
+    from jobs.report import report_run
+    from jobs.run import RUNNERS, ray_session
+    from jobs.tally import funnel, same_first_pictures, tally
+    from pipeline.audit.ledger import verify
+    from pipeline.config import RunConfig, read_toml
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    began = time.monotonic()
+    prompts = demo_prompts(samples)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_inputs(out, prompts)
+    base = out.resolve()
+    config = read_toml(RunConfig, out / "run.toml")
+    if config.index:
+        build_index(base / config.index, config, say)
+
+    folders = {"observed": base / "observed", "steered": base / config.out}
+    policies = {"observed": "observe", "steered": config.policy}
+    with ExitStack() as stack:
+        if runner == "ray":
+            stack.enter_context(ray_session(WORKERS))  # one Ray for both runs
+        for name, folder in folders.items():
+            settings = dataclasses.replace(config, policy=policies[name], out=str(folder))
+            plan = Plan.make(settings, read_policy(policies[name], base), base)
+            open_folder(folder, plan, resume=True)
+            with Watch(console, name) as watch:
+                result = RUNNERS[runner](plan, folder, watch)
+            say(f"{name}: {result.requests} requests, {result.attempts} pictures, {duration(result.seconds)}")
+
+    counted = {name: tally(folder) for name, folder in folders.items()}
+    protected = {prompt.key for prompt in prompts if prompt.kind == "protected"}
+    alone = tally(folders["observed"], protected)
+    console.print(funnel(counted))
+    share = 100 * alone.copied / alone.requested
+    say(f"without steering: {alone.copied} of {alone.requested} protected captions copy ({share:.0f} %)")
+    steered = counted["steered"]
+    if steered.nearest_accepted is not None and steered.copy_threshold is not None:
+        side = "below" if steered.nearest_accepted < steered.copy_threshold else "NOT below"
+        say(
+            f"with steering: the accepted picture nearest to a reference has similarity {steered.nearest_accepted:.3f}, "
+            f"{side} the threshold {steered.copy_threshold:.3f}"
+        )
+    same, total = same_first_pictures(folders["observed"], folders["steered"])
+    say(f"reproducible: {same} of {total} first pictures are byte-equal in both runs")
+    for name, folder in folders.items():
+        verification = verify(folder)
+        if not verification.ok:
+            first = verification.problems[0]
+            raise IntegrityError(first.what, where=f"{name}: {first.where}", fix=f"See clearance verify {folder}")
+        say(f"verified: {name}: {', '.join(f'{count} {what}' for what, count in sorted(verification.counts.items()))}")
+        path, _, remark = report_run(folder)
+        say(f"report:   {path}" + (f" ({remark})" if remark else ""))
+    say(f"the demo took {duration(time.monotonic() - began)}")
+    return counted
+
+
+def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
+    """Write prompts.csv and run.toml, or check that those of an earlier demo are the same prompts."""
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(["prompt", "key", "kind"])
+    writer.writerows([prompt.prompt, prompt.key, prompt.kind] for prompt in prompts)
+    path = out / "prompts.csv"
+    if not path.exists() and any(out.iterdir()):
+        raise PlanMismatch("is not a demo folder and not empty", where=str(out), fix="Name a new folder with --out")
+    if path.exists() and path.read_text(encoding="utf-8") != sheet.getvalue():
+        raise PlanMismatch("the folder holds a demo with other prompts", where=str(path), fix="Name a new folder with --out")
+    path.write_text(sheet.getvalue(), encoding="utf-8")
+    if not (out / "run.toml").exists():
+        # Two shards per worker: the end of a run, when one worker idles, stays short.
+        shard_size = max(1, -(-len(prompts) // (2 * WORKERS)))
+        (out / "run.toml").write_text(RUN_TOML.format(shard_size=shard_size, workers=WORKERS), encoding="utf-8")
+
+
+def build_index(folder: Path, config: RunConfig, say: Any) -> None:
+    if folder.exists():
+        return
+    from index.embed import OpenCLIPEmbedder
+    from index.store import ReferenceIndex, read_references
+
+    drawings = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "references"
+    references = read_references(drawings)
+    embedder = OpenCLIPEmbedder.open(config.embedder.model, config.embedder.pretrained)
+    index = ReferenceIndex.build(folder, references, embedder)
+    say(f"index: {len(references)} protected drawings, {index.index_id[:12]}")

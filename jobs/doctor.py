@@ -1,0 +1,186 @@
+"""Look at this machine and installation and say what works, what is missing, and what its licence asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+OWN_NAMES = ("pipeline", "index", "guards", "jobs")
+CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing looked at: ``ok``, ``note`` (good to know, or optional and absent), or ``missing`` (required)."""
+
+    topic: str
+    state: Literal["ok", "note", "missing"]
+    what: str
+
+
+def examine(weights: Path | None = None) -> list[Line]:
+    """Everything ``clearance doctor`` prints, in order.
+
+    Args:
+        weights: folder of the shipped weights; by default the one inside ``pipeline``.
+    """
+    return [
+        *_python(),
+        *_packages(),
+        *_device(),
+        *_names(),
+        *_guards(),
+        *check_weights(weights or Path(__file__).resolve().parents[1] / "pipeline" / "weights"),
+    ]
+
+
+def _python() -> Iterator[Line]:
+    fine = sys.version_info >= (3, 11)
+    yield Line(
+        "python", "ok" if fine else "missing", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
+
+
+def _packages() -> Iterator[Line]:
+    try:
+        requirements = metadata.requires("clearance") or []
+        yield Line("clearance", "ok", metadata.version("clearance"))
+    except metadata.PackageNotFoundError:
+        yield Line("clearance", "missing", "the distribution is not installed: pip install -e .")
+        return
+    extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if extra:
+            extras.setdefault(extra[1], []).append(name)
+            continue
+        version = _version(name)
+        yield Line(name, "ok", version) if version else Line(name, "missing", f"not installed: pip install '{name}'")
+    for extra_name, names in extras.items():
+        absent = [name for name in names if not _version(name)]
+        there = ", ".join(f"{name} {_version(name)}" for name in names if name not in absent)
+        if absent:
+            told = f"not installed: {', '.join(absent)} (pip install 'clearance[{extra_name}]')" + (
+                f"; there: {there}" if there else ""
+            )
+            yield Line(f"extra {extra_name}", "note", told)
+        else:
+            yield Line(f"extra {extra_name}", "ok", there)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _device() -> Iterator[Line]:
+    if find_spec("torch") is None:
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = _cpu_flags()
+    features = [told for flag, told in CPU_FEATURES.items() if flag in flags]
+    yield Line("cpu", "ok", f"{cores} cores; {', '.join(features) or 'no AVX2, AVX-512 or AMX seen'}")
+    if not flags & {"avx512_bf16", "amx_bf16"}:
+        yield Line("bf16", "note", 'no bf16 instructions: model.dtype = "float32" is likely to be faster')
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            yield Line(f"cuda:{number}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    else:
+        yield Line("cuda", "note", "no CUDA device: models run on the CPU")
+    if find_spec("torchvision") is None:
+        return
+    from index.torchvision_ops import ensure
+
+    if ensure():
+        yield Line(
+            "torchvision", "note", "its compiled operators do not load beside this torch: the stand-in in plain torch is in use"
+        )
+    else:
+        yield Line("torchvision operators", "ok", "compiled")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def _names() -> Iterator[Line]:
+    """The four import names are generic: another distribution that brings one of them would shadow ours, or the reverse."""
+    claims = strangers()
+    for name, others in claims.items():
+        yield Line(f"import name {name}", "missing", f"also claimed by {', '.join(others)}: uninstall one of them")
+    if not claims:
+        yield Line("import names", "ok", f"{', '.join(OWN_NAMES)} are claimed by nobody else")
+
+
+def strangers() -> dict[str, list[str]]:
+    """Other installed distributions that bring one of our top-level names."""
+    claims: dict[str, list[str]] = {}
+    for name, distributions in metadata.packages_distributions().items():
+        others = sorted(set(distributions) - {"clearance"})
+        if name in OWN_NAMES and others:
+            claims[name] = others
+    return claims
+
+
+def _guards() -> Iterator[Line]:
+    from guards.registry import describe
+
+    for guard in describe():
+        told = f"{', '.join(guard.categories)}; licence {guard.licence}"
+        if guard.available:
+            yield Line(f"guard {guard.name}", "ok", f"{guard.version}; {told}")
+        else:
+            yield Line(f"guard {guard.name}", "note", f"not available: {guard.reason} ({told})")
+    if _version("ultralytics"):
+        told = "AGPL-3.0: offering it over a network, or shipping weights trained with it, obliges you to publish your source"
+        yield Line("ultralytics", "note", told)
+
+
+def check_weights(folder: Path) -> Iterator[Line]:
+    """Compare each world's files with its ``digests.json``."""
+    listings = sorted(folder.glob("*/digests.json"))
+    if not listings:
+        yield Line("weights", "missing", f"none in {folder}: restore the folder from the repository, or `clearance world pack`")
+    for listing in listings:
+        name = f"weights {listing.parent.name}"
+        try:
+            expected: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))
+            wrong = [path for path, digest in expected.items() if not _matches(listing.parent / path, digest)]
+        except (OSError, ValueError, AttributeError) as error:
+            yield Line(name, "missing", f"{listing} cannot be read ({error}): restore it from the repository")
+            continue
+        if wrong:
+            yield Line(
+                name, "missing", f"{wrong[0]} is absent or changed ({len(wrong)} files): restore the folder from the repository"
+            )
+        else:
+            size = sum((listing.parent / path).stat().st_size for path in expected) / 2**20
+            yield Line(name, "ok", f"{len(expected)} files, {size:.1f} MiB, digests match")
+
+
+def _matches(path: Path, digest: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest

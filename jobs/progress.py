@@ -1,0 +1,93 @@
+"""Show how a run goes: a bar on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from jobs.tally import ACCEPTED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from jobs.run import Event
+
+LINE_EVERY = 10.0  # seconds between plain lines about samples
+
+
+class Watch:
+    """A listener for :class:`jobs.run.Event`; use it in ``with``.
+
+    Args:
+        console: where to write; a bar when it is a terminal.
+        label: what is running.
+    """
+
+    def __init__(self, console: Console, label: str) -> None:
+        self._console, self._label = console, label
+        self._began = time.monotonic()
+        self._first: int | None = None  # what was done before this session
+        self._last_line = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Watch:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=None, told="loading models")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if self._first is None:
+            self._first = event.done
+        if event.kind == "worker" and event.done == self._first:
+            self._began = time.monotonic()  # the rate is that of drawing, not of loading models
+        told = self._told(event)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=event.total, completed=event.done, told=told)
+            if event.kind in ("retried", "waiting"):
+                self._bar.print(f"{self._label}: {event.detail}", markup=False)
+            return
+        if event.kind == "sample" and time.monotonic() - self._last_line < LINE_EVERY:
+            return
+        self._last_line = time.monotonic()
+        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting") else told
+        self._console.print(f"{self._label}: {event.kind}: {detail}", markup=False, highlight=False, soft_wrap=True)
+
+    def _told(self, event: Event) -> str:
+        return describe(
+            event.done, event.total, event.outcomes, event.done - (self._first or 0), time.monotonic() - self._began
+        )
+
+
+def describe(done: int, total: int, outcomes: Mapping[str, int], done_here: int, seconds: float) -> str:
+    """ "12/48 · 1.9/s · 83 % accepted · 19 s left"; rate and time left count this session only."""
+    told = [f"{done}/{total}"]
+    if done_here and seconds > 0:
+        told.append(f"{done_here / seconds:.2f}/s")
+    if done:
+        told.append(f"{100 * sum(outcomes.get(name, 0) for name in ACCEPTED) / done:.0f} % accepted")
+    if done_here and seconds > 0 and done < total:
+        told.append(f"{duration((total - done) * seconds / done_here)} left")
+    return " · ".join(told)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "45 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

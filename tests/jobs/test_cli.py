@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from index.errors import ModelError
+from jobs import cli, run
+from pipeline import studio
+
+IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+ALL = list(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_studio: Callable[..., Any]) -> Path:
+    """A run file whose studio is the fake one."""
+    monkeypatch.setattr(run, "_open_studio", open_studio)
+    monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
+    (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 2\n')
+    return tmp_path / "run.toml"
+
+
+def test_the_commands_that_are_promised_are_there() -> None:
+    promised = ["demo", "run", "status", "verify", "report", "doctor"]
+    assert {(name,) for name in promised} | {("index", name) for name in ["build", "add", "retire", "search", "info"]} <= set(
+        ALL
+    )
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_shows_an_example(path: tuple[str, ...]) -> None:
+    shown = call(*path, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: clearance {' '.join(path)}" in " ".join(shown.output.split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, jobs.cli\n"
+        "try: jobs.cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'PIL', 'diffusers', 'open_clip'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    assert call("--version").output.startswith("clearance ")
+
+
+def test_a_run_from_dry_run_to_report(run_file: Path) -> None:
+    dry = call("run", run_file, "--dry-run")
+    assert dry.exit_code == 0 and "the prompt is empty (input.empty_prompt)" in dry.output
+    assert not (run_file.parent / "run").exists()
+
+    done = call("run", run_file)
+    assert done.exit_code == 0, done.output
+    folder = run_file.parent / "run"
+    assert (folder / "report.html").exists() and (folder / "report.json").exists()
+    table = {" ".join(line.split()[:-1]).strip("│ ") for line in done.output.splitlines()}
+    assert any("requested" in row for row in table) and "--only-failed" in done.output
+
+    for target in (folder, run_file):
+        status = call("status", target)
+        assert status.exit_code == 0 and "sealed" in status.output and "4 of 4 ended" in status.output
+    assert call("verify", folder).exit_code == 0
+    assert call("report", folder).exit_code == 0
+
+
+def test_a_changed_byte_is_named(run_file: Path) -> None:
+    call("run", run_file)
+    victim = next((run_file.parent / "run" / "samples").glob("*.parquet"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    verdict = call("verify", run_file.parent / "run")
+    assert verdict.exit_code == 1 and f"samples/{victim.name}" in verdict.output and "NOT INTACT" in verdict.output
+
+
+def test_a_changed_plan_is_named(run_file: Path) -> None:
+    call("run", run_file)
+    path = run_file.parent / "run" / "plan.json"
+    stored = json.loads(path.read_text())
+    stored["config"]["base_seed"] = 7
+    path.write_text(json.dumps(stored))
+    verdict = call("verify", run_file.parent / "run")
+    assert verdict.exit_code == 1 and "plan.json" in verdict.output
+
+
+def test_again_needs_resume_and_another_policy_is_refused(run_file: Path) -> None:
+    assert call("run", run_file).exit_code == 0
+    again = call("run", run_file)
+    assert again.exit_code == 2 and "fix: Add --resume" in again.stderr
+    assert call("run", run_file, "--resume").exit_code == 0
+    other = call("run", run_file, "--resume", "--policy", "observe")
+    assert other.exit_code == 2 and "changed: policy" in other.stderr
+
+
+def test_only_failed_writes_a_new_run(run_file: Path) -> None:
+    call("run", run_file)
+    here = call("run", run_file, "--only-failed")
+    assert here.exit_code == 2 and "--out" in here.stderr
+    (run_file.parent / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\na bee,d\n")
+    assert call("run", run_file, "--only-failed", "--out", "again").exit_code == 0
+    assert "1 of 1 ended" in call("status", "again").output
+
+
+@pytest.mark.parametrize(
+    ("toml", "arguments", "told"),
+    [
+        ('prompts = "prompts.csv"\nshard_sise = 2\n', [], "Did you mean 'shard_size'?"),
+        ('prompts = "none.csv"\nout = "x"\n', [], "prompt file does not exist"),
+        ('prompts = "prompts.csv"\n', [], "Add --out FOLDER"),
+        ('prompts = "prompts.csv"\n', ["--out", "s3://bucket/run"], "cannot write to s3://"),
+        ('prompts = "prompts.csv"\nout = "x"\npolicy = "strict"\n', [], "there is no policy 'strict'"),
+        ('prompts = "prompts.csv"\nout = "x"\n', ["--policy", "none.toml"], "one of default, observe"),
+        ("prompts = \n", [], "not valid TOML"),
+    ],
+)
+def test_bad_input_is_two_lines_and_exit_2(run_file: Path, toml: str, arguments: list[str], told: str) -> None:
+    run_file.write_text(toml)
+    refused = call("run", run_file, *arguments)
+    assert refused.exit_code == 2
+    lines = refused.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  fix: ")
+    assert told in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "report"])
+def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
+    for target in (tmp_path, tmp_path / "none"):
+        refused = call(command, target)
+        assert refused.exit_code in (1, 2) and "Traceback" not in refused.output
+
+
+def test_unexpected_errors_say_how_to_see_more(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(studio, "identity_of", broken)
+    failed = call("run", run_file)
+    assert failed.exit_code == 70 and "ZeroDivisionError: a bug" in failed.stderr and "CLEARANCE_DEBUG=1" in failed.stderr
+    monkeypatch.setenv("CLEARANCE_DEBUG", "1")
+    assert isinstance(call("run", run_file).exception, ZeroDivisionError)
+
+
+def test_a_studio_that_does_not_open_is_said_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ModelError("weights are missing", where="w", fix="Fetch them")
+
+    monkeypatch.setattr(run, "_open_studio", refuse)
+    failed = call("run", run_file)
+    assert failed.exit_code == 2 and failed.stderr.count("weights are missing") == 1
+
+
+def test_usage_errors_are_typers_own() -> None:
+    assert call("run", "run.toml", "--runner", "cloud").exit_code == 2
+    assert call("nonsense").exit_code == 2
+
+
+def test_shipped_policies_are_valid() -> None:
+    plan = importlib.import_module("jobs.plan")
+    default, observe = (plan.read_policy(name, Path()) for name in ("default", "observe"))
+    assert default.ladder and not observe.ladder
+    guards = ("copies", "marks", "codes", "text", "unsafe")
+    assert {getattr(observe, name).action for name in guards} == {"observe"}
+    assert "observe" not in {getattr(default, name).action for name in guards}

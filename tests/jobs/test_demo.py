@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from index.errors import PlanMismatch
+from jobs import demo, run
+from jobs.demo import demo_prompts, run_demo
+from jobs.progress import describe, duration
+from jobs.prompts import read_prompts
+from jobs.tally import tally
+from jobs.world.catalogue import PROTECTED
+from pipeline import studio
+from pipeline.config import RunConfig, read_toml
+
+IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
+
+
+@pytest.mark.parametrize("samples", [3, 10, 48, 200])
+def test_prompts_are_of_all_kinds_and_have_keys_of_their_own(samples: int) -> None:
+    prompts = demo_prompts(samples)
+    assert len(prompts) == samples
+    assert len({prompt.key for prompt in prompts}) == samples
+    assert {prompt.kind for prompt in prompts} == {"protected", "ordinary", "prone"}
+
+
+def test_the_default_demo_asks_for_what_is_promised() -> None:
+    prompts = demo_prompts(48)
+    assert Counter(prompt.kind for prompt in prompts) == {"protected": 24, "ordinary": 16, "prone": 8}
+    captions = [name.replace("-", " ") for name in PROTECTED]
+    assert all(any(caption in prompt.prompt for caption in captions) for prompt in prompts if prompt.kind == "protected")
+    assert any(prompt.prompt not in captions for prompt in prompts if prompt.kind == "protected")
+
+
+def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_studio: Callable[..., Any]) -> None:
+    def no_index(folder: Path, config: RunConfig, say: Any) -> None:
+        folder.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(run, "_open_studio", open_studio)
+    monkeypatch.setattr(demo, "build_index", no_index)
+    monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
+    monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
+    said = Console(width=160, record=True, file=io.StringIO())
+    out = tmp_path / "demo"
+    counted = run_demo(out, samples=6, runner="local", console=said)
+    assert counted["steered"].requested == counted["observed"].requested == 6
+    text = said.export_text()
+    assert "of 3 protected captions copy" in text and "reproducible: 6 of 6" in text
+    assert "verified: steered" in text and f"report:   {out / 'steered' / 'report.html'}" in text
+    config = read_toml(RunConfig, out / "run.toml")
+    assert len(read_prompts(out / config.prompts)) == 6
+
+    before = (out / "steered" / "run.json").read_bytes()
+    run_demo(out, samples=6, runner="local", console=said)
+    assert (out / "steered" / "run.json").read_bytes() == before
+    with pytest.raises(PlanMismatch, match="other prompts"):
+        run_demo(out, samples=7, runner="local", console=said)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    with pytest.raises(PlanMismatch, match="not a demo folder"):
+        run_demo(tmp_path / "home", samples=6, runner="local", console=said)
+
+
+def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., Any], open_studio: Callable[..., Any]) -> None:
+    from jobs.plan import open_folder
+
+    plan = make_plan(["cat", "", "a copy", "steered"])
+    folder, _ = open_folder(tmp_path / "run", plan)
+    run.run_local(plan, folder, open_studio=open_studio)
+    counted = tally(folder)
+    assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (4, 2, 2, 1, 2)
+    assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (4, 80.0, 40.0)
+    assert counted.nearest_accepted == pytest.approx(0.4) and counted.copy_threshold == 0.8
+    assert counted.reasons == {"copy.protected": 1, "input.empty_prompt": 1}
+    assert tally(folder, {"row-000000"}).requested == 1
+
+
+def test_progress_is_told_in_words() -> None:
+    assert describe(12, 48, {"accepted": 9, "error": 3}, 12, 6.0) == "12/48 · 2.00/s · 75 % accepted · 18 s left"
+    assert describe(0, 48, {}, 0, 0.0) == "0/48"
+    assert describe(24, 48, {"accepted": 24}, 12, 6.0) == "24/48 · 2.00/s · 100 % accepted · 12 s left"
+    assert [duration(seconds) for seconds in (4, 200, 7500)] == ["4 s", "3 min 20 s", "2 h 5 min"]
