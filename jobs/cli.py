@@ -16,6 +16,7 @@ from index.errors import ClearanceError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from index.embed import OpenCLIPEmbedder
     from jobs.plan import Plan
@@ -162,7 +163,6 @@ def run(
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder) -> None:
     """Say how far a run is, from its folder alone."""
-    from rich.table import Table
 
     from jobs.lease import holder
     from jobs.plan import stored_plan
@@ -174,7 +174,7 @@ def status(run: RunFolder) -> None:
     counted = tally(folder)
     sealed = (folder / "run.json").exists()
     held = holder(folder)
-    table = Table(show_header=False, box=None)
+    table = _grid()
     state = "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume"
     for name, value in {
         "run": stored["run_id"],
@@ -223,16 +223,15 @@ def report(run: RunFolder) -> None:
 @app.command(epilog="Example: clearance doctor")
 def doctor() -> None:
     """Say what this machine and installation can do; exit 1 if something required is missing."""
-    from rich.table import Table
     from rich.text import Text
 
     from jobs.doctor import examine
 
-    table = Table(show_header=False, box=None)
+    table = _grid()
     lines = examine()
     for line in lines:
         style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
-        table.add_row(Text(line.state, style), line.topic, Text(line.what))
+        table.add_row(Text(f"{line.state:8}{line.topic}", style), Text(line.what))
     _console().print(table)
     missing = [line for line in lines if line.state == "missing"]
     if missing:
@@ -379,11 +378,10 @@ def _run_folder(run: Path) -> Path:
 
 
 def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
-    from rich.table import Table
 
     bad = [request for request in plan.requests if request.problem]
     workers = plan.config.workers if runner == "ray" else 1
-    table = Table(show_header=False, box=None)
+    table = _grid()
     for name, value in {
         "plan": plan.plan_sha256,
         "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
@@ -438,6 +436,16 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
+
+
+def _grid() -> Table:
+    """Two columns, name and value; long values are folded, never cut."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _busy(told: str) -> AbstractContextManager[object]:

@@ -27,7 +27,7 @@ IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
 
 class FakeStudio:
-    """Obeys words in the prompt: copy, steered, disk-full, crash, lose, die-once, die-always."""
+    """Obeys words in the prompt: copy, stubborn, steered, disk-full, crash, lose, die-once, die-always."""
 
     def __init__(self, config: RunConfig, policy: Policy, base: Path) -> None:
         self.config, self.base = config, base
@@ -67,6 +67,9 @@ class FakeStudio:
             os._exit(1)
         if "copy" in word:
             attempts = (self._attempt(request, 0, 0.95, Verdict.REJECT),)
+            return Sample(request, Outcome.REJECTED, "copy.protected", attempts, started_at=now, finished_at=now)
+        if "stubborn" in word:
+            attempts = (self._attempt(request, 0, 0.95, Verdict.STEER), self._attempt(request, 1, 0.9, Verdict.REJECT))
             return Sample(request, Outcome.REJECTED, "copy.protected", attempts, started_at=now, finished_at=now)
         if "steered" in word:
             attempts = (self._attempt(request, 0, 0.9, Verdict.STEER), self._attempt(request, 1, 0.4, Verdict.ACCEPT))

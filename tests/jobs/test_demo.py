@@ -70,14 +70,14 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
 def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., Any], open_studio: Callable[..., Any]) -> None:
     from jobs.plan import open_folder
 
-    plan = make_plan(["cat", "", "a copy", "steered"])
+    plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)
     run.run_local(plan, folder, open_studio=open_studio)
     counted = tally(folder)
-    assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (4, 2, 2, 1, 2)
-    assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (4, 80.0, 40.0)
+    assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (5, 3, 3, 2, 2)
+    assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (6, 120.0, 60.0)
     assert counted.nearest_accepted == pytest.approx(0.4) and counted.copy_threshold == 0.8
-    assert counted.reasons == {"copy.protected": 1, "input.empty_prompt": 1}
+    assert counted.reasons == {"copy.protected": 2, "input.empty_prompt": 1}
     assert tally(folder, {"row-000000"}).requested == 1
 
 

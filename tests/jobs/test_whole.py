@@ -1,0 +1,56 @@
+"""The runners with the real studio, on a random model of the real classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import Plan, open_folder, read_policy
+from jobs.run import run_local, run_ray
+from pipeline.audit.ledger import sample_rows, verify
+from pipeline.config import GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig
+
+
+def tiny_plan(base: Path, model: Path, workers: int) -> Plan:
+    (base / "prompts.csv").write_text("prompt,key\nred apple,a\ncat,b\n,c\nlemon,d\n")
+    off = GuardPolicy(enabled=False, required=False)
+    policy: Policy = replace(read_policy("default", base), marks=off, text=off, unsafe=off)
+    config = RunConfig(
+        prompts="prompts.csv",
+        shard_size=2,
+        workers=workers,
+        model=ModelConfig(path=str(model), dtype="float32"),
+        generation=GenerationConfig(steps=3, rows=4),
+    )
+    return Plan.make(config, policy, base)
+
+
+def pixels(folder: Path) -> list[tuple[str, str, str]]:
+    return [(row["request_key"], row["outcome"], row["pixel_sha256"]) for row in sample_rows(folder)]
+
+
+@pytest.fixture
+def local(tmp_path: Path, tiny_sd: Path) -> list[tuple[str, str, str]]:
+    plan = tiny_plan(tmp_path, tiny_sd, 1)
+    folder, _ = open_folder(tmp_path / "local", plan)
+    run_local(plan, folder)
+    assert verify(folder).ok
+    return pixels(folder)
+
+
+def test_local_run_with_the_real_studio(local: list[tuple[str, str, str]]) -> None:
+    assert [key for key, _, _ in local] == ["a", "b", "c", "d"]
+    assert [outcome for key, outcome, _ in local if key == "c"] == ["error"]
+    assert len({sha for key, _, sha in local if key != "c"}) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_draws_the_same_pixels(tmp_path: Path, tiny_sd: Path, local: list[tuple[str, str, str]], small_ray: None) -> None:
+    plan = tiny_plan(tmp_path, tiny_sd, 2)
+    folder, _ = open_folder(tmp_path / "ray", plan)
+    result = run_ray(plan, folder)
+    assert verify(folder).ok and result.deaths == {}
+    assert pixels(folder) == local
