@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHARES = (0.42, 0.24, 0.34)  # of the marked examples: watermarks are the hardest
+VARIED = 0.25  # of the marked examples: variations instead of the numbered designs
 FLOOR = -2.0  # no operating point below this logit, however quiet the clean pictures are: generated ones are odder
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
@@ -154,7 +155,7 @@ def draw_one(
         picture = Image.fromarray(distract(np.asarray(picture), rng))
     if rng.random() < marked:
         kind = int(rng.choice(len(KINDS), p=SHARES))
-        after = vary(picture, KINDS[kind], rng) if rng.random() < 0.5 else overlay(picture, KINDS[kind], rng, designs)[0]
+        after = vary(picture, KINDS[kind], rng) if rng.random() < VARIED else overlay(picture, KINDS[kind], rng, designs)[0]
         target[kind] = cells(np.asarray(picture), np.asarray(after))
         picture = after
     return np.asarray(picture), target
@@ -258,6 +259,7 @@ def train(
     batch: int = 64,
     rate: float = 3e-3,
     seed: int = 0,
+    resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train for a time budget; the network's state goes to ``work/marks/state.pt``. Returns the curve.
@@ -269,6 +271,7 @@ def train(
         batch: pictures per step.
         rate: peak learning rate of the one-cycle schedule.
         seed: of the examples, the augmentation and the initial weights.
+        resume: go on from ``work/marks/state.pt``, with examples drawn anew; give another seed.
         say: where progress goes.
     """
     import torch
@@ -292,18 +295,23 @@ def train(
     vae = load_autoencoder(work)
     if vae is not None:
         chosen = rng.permutation(len(pictures))[: len(pictures) // 2]
-        pictures[chosen] = round_trip(vae, pictures[chosen], rng, noise=0.35)
+        pictures[chosen] = round_trip(vae, pictures[chosen], rng, noise=0.5)
         say(f"{len(chosen)} of them went through the autoencoder")
     network = make_network().to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02, fused=True)
     folder = work / "marks"
     folder.mkdir(parents=True, exist_ok=True)
     curve: list[dict[str, float]] = []
-    start, step, total = time.monotonic(), 0, 0.0
+    if resume and (folder / "state.pt").exists():
+        state = torch.load(folder / "state.pt", weights_only=True)
+        network.load_state_dict(state["network"])
+        curve = state["curve"]
+    step, spent = (int(curve[-1]["step"]), curve[-1]["minutes"]) if curve else (0, 0.0)
+    start, first, total = time.monotonic(), step, 0.0
     while (elapsed := time.monotonic() - start) < 60 * minutes:
         done = elapsed / (60 * minutes)
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * done)))
+            group["lr"] = rate * min(1.0, (step - first + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * done)))
         at = rng.integers(0, len(pictures), batch)
         x = smear(to_input(pictures[at]), rng)
         y = torch.from_numpy(targets[at]).float()
@@ -321,7 +329,7 @@ def train(
         step += 1
         total += float(loss.detach())
         if step % 50 == 0:
-            curve.append({"step": step, "minutes": (time.monotonic() - start) / 60, "loss": total / 50})
+            curve.append({"step": step, "minutes": spent + (time.monotonic() - start) / 60, "loss": total / 50})
             total = 0.0
             say(json.dumps(curve[-1]))
             torch.save({"network": network.state_dict(), "curve": curve}, folder / "state.tmp")
@@ -450,10 +458,10 @@ A fully convolutional network ({card["parameters"]:,} parameters, fp16 weights) 
 ## Training
 
 `jobs.world.train_marks.train`, then `export`: {pace} on one shared
-CPU core (last mean loss {last["loss"]:.3f}), from {training["pool"]:,} examples: drawings with one synthetic mark
-(half of them designs 0–2 of `jobs.world.overlays`, half free variations) or none. Half of the examples {trip} a round
+CPU core (last mean loss {last["loss"]:.3f}), from {training["pool"]:,} examples at a time: drawings with one synthetic mark
+(designs 0–2 of `jobs.world.overlays`, some of them free variations) or none. Half of the examples {trip} a round
 trip through the world's autoencoder; all were blurred, rescaled, made noisy and recoloured at random. Drawings that bear
-letters of their own were left out, except where the world itself draws them.
+letters of their own were left out, except where the world itself draws them. {training.get("note", "")}
 
 Data (pixels sha256 `{manifest["pixels_sha256"]}`):
 
