@@ -257,9 +257,13 @@ def index_build(
 
     with _busy("reading references"):
         new = read_references(references)
+    model = _embedder(embedder, pretrained, allow_download)
     with _busy("embedding references"):
-        index = ReferenceIndex.build(out, new, _embedder(embedder, pretrained, allow_download))
-    _say(f"{out}: {len(new)} references, index {index.index_id}")
+        index = ReferenceIndex.build(out, new, model)
+    kept = sum(index.picture(reference.ref_id) is not None for reference in index.references())
+    _say(f"{out}: {len(index)} references from {len(new)} pictures, index {index.index_id}")
+    if kept < len(index):
+        _say(f"{len(index) - kept} of them without their picture (keep_picture): copies are found, but not steered away from")
 
 
 @index_app.command("add", epilog="Example: clearance index add index/ new-claims/")
@@ -276,10 +280,10 @@ def index_add(
     new = read_references(references)
     model = _embedder(embedder, pretrained, allow_download)
     store = ReferenceIndex.open(index, model.embedder_id)
-    before = store.index_id
+    before, had = store.index_id, len(store)
     with _busy("embedding references"):
         store.add(new, model)
-    _say(f"{index}: {len(new)} references added, index {before} is now {store.index_id}")
+    _say(f"{index}: {len(store) - had} of {len(new)} references are new, index {before} is now {store.index_id}")
 
 
 @index_app.command("retire", epilog="Example: clearance index retire index/ 3f9a0c --reason 'claim withdrawn'")
@@ -300,7 +304,9 @@ def index_retire(
 @index_app.command("search", epilog="Example: clearance index search index/ picture.png --k 5")
 def index_search(
     index: IndexFolder,
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Pictures to look up.", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Pictures (or folders of them) to look up.", show_default=False)
+    ],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="References to show per picture.")] = 5,
     embedder: EmbedderName = "stickers",
     pretrained: Pretrained = "",
@@ -309,16 +315,19 @@ def index_search(
     """Find the references nearest to pictures."""
     from rich.table import Table
 
-    from index.store import ReferenceIndex
+    from index.store import ReferenceIndex, read_references
 
+    queries = [(path, work) for path in pictures for work in read_references(path)]
     model = _embedder(embedder, pretrained, allow_download)
     store = ReferenceIndex.open(index, model.embedder_id)
-    table = Table("picture", "similarity", "confirm", "title", "status", "ref_id")
-    for path in pictures:
-        [matches] = store.search(model.images(_read_picture(path)[None]), k)
+    table = Table("picture", "similarity", "title", "status", "ref_id")
+    for column in table.columns:
+        column.overflow = "fold"
+    for path, work in queries:
+        [matches] = store.search(model.images(work.picture[None]), k)
         for match in matches:
-            confirm = "" if match.confirm is None else f"{match.confirm:.2f}"
-            table.add_row(str(path), f"{match.similarity:.4f}", confirm, match.title, match.status, match.ref_id)
+            told = str(path) if path.is_file() else f"{path}: {work.title}"
+            table.add_row(told, f"{match.similarity:.4f}", match.title, match.status, match.ref_id)
     _console().print(table)
 
 
@@ -326,17 +335,26 @@ def index_search(
 def index_info(index: IndexFolder) -> None:
     """Say what an index holds, and check its digests."""
     from collections import Counter
+    from datetime import UTC, datetime
 
     from index.store import ReferenceIndex
 
     store = ReferenceIndex.open(index)
     store.verify()
     references = store.references()
-    _say(f"index    {store.index_id}")
-    _say(f"embedder {store.embedder_id}")
+    table = _grid()
+    table.add_row("index", store.index_id)
+    table.add_row("embedder", store.embedder_id)
+    table.add_row("references", str(len(store)))
+    table.add_row("with picture", str(sum(store.picture(reference.ref_id) is not None for reference in references)))
     for name in ("status", "rights_basis", "licence"):
         counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
-        _say(f"{name:13} {', '.join(f'{count} {value}' for value, count in counts.most_common())}")
+        table.add_row(name, ", ".join(f"{count} {value}" for value, count in counts.most_common()))
+    for entry in store.history():
+        at = datetime.fromtimestamp(entry["at"], UTC).isoformat(timespec="seconds")
+        reason = f" ({entry['reason']})" if entry["reason"] else ""
+        table.add_row(at, f"{entry['event']} {len(entry['ref_ids'])}{reason}")
+    _console().print(table)
     _say("digests match")
 
 
@@ -415,21 +433,6 @@ def _embedder(model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbe
 
     with _busy("loading the embedder"):
         return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
-
-
-def _read_picture(path: Path) -> Any:
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError("picture does not exist", where=str(path), fix="Name an existing picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"cannot be read as a picture ({error})", where=str(path), fix="Name a PNG, JPEG or WebP file"
-        ) from None
 
 
 def _console(*, stderr: bool = False) -> Console:

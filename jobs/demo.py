@@ -10,11 +10,12 @@ import csv
 import dataclasses
 import io
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from index.errors import IntegrityError, PlanMismatch
+from index.errors import InputError, IntegrityError, PlanMismatch
 from jobs.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 WORKERS = 2
+DRAWINGS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "references"
 WORDINGS = ("{}", "a sticker of a {}", "a drawing of a {}", "an icon of a {}", "a {}", "{} sticker")  # of the training captions
 
 RUN_TOML = """\
@@ -171,14 +173,18 @@ def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
         (out / "run.toml").write_text(RUN_TOML.format(shard_size=shard_size, workers=WORKERS), encoding="utf-8")
 
 
-def build_index(folder: Path, config: RunConfig, say: Any) -> None:
-    if folder.exists():
-        return
+def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Build the index of the protected drawings that ship, unless an earlier demo did."""
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex, read_references
 
-    drawings = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "references"
-    references = read_references(drawings)
-    embedder = OpenCLIPEmbedder.open(config.embedder.model, config.embedder.pretrained)
-    index = ReferenceIndex.build(folder, references, embedder)
-    say(f"index: {len(references)} protected drawings, {index.index_id[:12]}")
+    if folder.exists():
+        try:
+            ReferenceIndex.open(folder)
+            return
+        except InputError:
+            pass  # an empty folder: an earlier demo was stopped here
+    # Their licences (Apache-2.0, MIT) allow a copy, and steering away from a drawing needs its picture.
+    references = [dataclasses.replace(work, keep_picture=True) for work in read_references(DRAWINGS)]
+    index = ReferenceIndex.build(folder, references, OpenCLIPEmbedder.open(config.embedder.model, config.embedder.pretrained))
+    say(f"index: {len(index)} protected drawings, {index.index_id[:12]}")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from index.store import ReferenceIndex
+from jobs import cli
+from jobs.report import reference_pictures
+
+
+class FakeEmbedder:
+    """Sixteen mean brightnesses."""
+
+    embedder_id, dim = "fake-1", 16
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        flat = pictures.reshape(len(pictures), 4, pictures.shape[1] // 4, 4, pictures.shape[2] // 4, 3).mean(axis=(2, 4, 5))
+        vectors = flat.reshape(len(pictures), 16).astype(np.float32) - 127
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        raise NotImplementedError
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["index", *(str(argument) for argument in arguments)], terminal_width=200)
+
+
+def draw(folder: Path, names: Sequence[str]) -> Path:
+    folder.mkdir()
+    with (folder / "metadata.csv").open("w", newline="") as sheet:
+        writer = csv.writer(sheet)
+        writer.writerow(["file", "title", "licence", "keep_picture"])
+        for name in names:
+            pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels.repeat(16, axis=0).repeat(16, axis=1)).save(folder / f"{name}.png")
+            writer.writerow([f"{name}.png", name, "MIT", "yes" if name != "owl" else "no"])
+    return folder
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cli, "_embedder", lambda *_: FakeEmbedder())
+    done = call("build", draw(tmp_path / "works", ["apple", "owl", "fox"]), "--out", tmp_path / "index")
+    assert done.exit_code == 0, done.output
+    assert "3 references" in done.output and "1 of them without their picture" in done.output
+    return tmp_path / "index"
+
+
+def test_from_build_to_retire(built: Path, tmp_path: Path) -> None:
+    found = call("search", built, tmp_path / "works" / "fox.png", "--k", 1)
+    assert found.exit_code == 0 and "fox" in found.output and "1.0000" in found.output
+
+    before = ReferenceIndex.open(built).index_id
+    added = call("add", built, draw(tmp_path / "more", ["fox", "bee"]))
+    assert added.exit_code == 0 and "1 of 2 references are new" in added.output and before in added.output
+
+    fox = next(reference.ref_id for reference in ReferenceIndex.open(built).references() if reference.title == "fox")
+    assert call("retire", built, fox, "--reason", "claim withdrawn").exit_code == 0
+    assert fox not in call("search", built, tmp_path / "works" / "fox.png").output
+
+    info = call("info", built)
+    assert info.exit_code == 0 and "claim withdrawn" in info.output and "digests match" in info.output
+    assert ReferenceIndex.open(built).index_id in info.output
+
+
+def test_bad_input_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for arguments in (
+        ("build", tmp_path / "none"),
+        ("build", tmp_path / "works", "--out", built),
+        ("search", built, tmp_path / "broken.png"),
+        ("search", built, tmp_path / "none.png"),
+        ("retire", built, "0" * 16),
+        ("info", tmp_path),
+    ):
+        refused = call(*arguments)
+        assert refused.exit_code == 2 and refused.stderr.startswith("error: ") and "fix: " in refused.stderr, refused.output
+    monkeypatch.setattr(FakeEmbedder, "embedder_id", "fake-2")
+    assert "fake-1" in call("search", built, tmp_path / "works" / "fox.png").stderr
+    victim = next(path for path in sorted(built.rglob("segments/*/*")) if path.is_file())
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    assert call("info", built).exit_code == 2
+
+
+def test_reference_pictures_of_a_report(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    references = {reference.title: reference.ref_id for reference in ReferenceIndex.open(built).references()}
+    near = [{"nearest": [{"ref_id": references["apple"]}, {"ref_id": references["owl"]}, {"ref_id": "f" * 16}]}]
+    monkeypatch.setattr("pipeline.audit.ledger.attempt_rows", lambda folder, columns: iter(near))
+    stored = {"base": str(tmp_path), "config": {"index": "index"}}
+    monkeypatch.setattr("jobs.report.stored_plan", lambda folder: stored)
+    pictures, remark = reference_pictures(tmp_path)
+    assert remark == "" and set(pictures) == {references["apple"], references["owl"]}
+    assert pictures[references["apple"]].shape == (64, 64, 3) and pictures[references["owl"]] is None
+    stored["config"] = {"index": "gone"}
+    assert reference_pictures(tmp_path)[0] == {} and "no reference pictures" in reference_pictures(tmp_path)[1]
