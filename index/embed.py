@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+
+from index.errors import InputError, ModelError
+
+ROWS = 8  # every network call has this many rows, padded: so a vector never depends on its neighbours
+SHIPPED = "stickers"
+LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 class Embedder(Protocol):
@@ -26,3 +36,235 @@ class Embedder(Protocol):
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """Captions → float32 (N, dim), unit length."""
         ...
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        size: height and width in pixels.
+        mean, std: per channel, for values in [0, 1].
+        interpolation: ``bicubic`` or ``bilinear``.
+        fit: ``squash`` changes the aspect ratio; ``pad`` keeps it and fills up. open_clip's usual centre crop is not
+            offered: a copy may sit in what it cuts away. For square pictures all three are the same.
+        fill: grey level of the padding, 0 to 255.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    fit: str
+    fill: int
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) → float32 (3, height, width)."""
+        high, wide = self.size
+        if picture.shape[:2] != self.size:
+            picture = self._resized(picture)
+        x = (picture.astype(np.float32) / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1)).reshape(3, high, wide)
+
+    def _resized(self, picture: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        high, wide = self.size
+        resample = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        image = Image.fromarray(picture)
+        if self.fit == "squash":
+            return np.asarray(image.resize((wide, high), resample))
+        factor = min(wide / image.width, high / image.height)
+        inner = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        canvas = Image.new("RGB", (wide, high), (self.fill,) * 3)
+        canvas.paste(image.resize(inner, resample), ((wide - inner[0]) // 2, (high - inner[1]) // 2))
+        return np.asarray(canvas)
+
+
+class OpenCLIPEmbedder:
+    """Any open_clip model, in fp32. Open it with :meth:`open`.
+
+    Args:
+        model: open_clip model, in evaluation mode.
+        tokenizer: captions → int64 (N, context).
+        architecture: the model's configuration, part of the id.
+        preprocessing: how pictures enter.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, architecture: dict[str, Any], preprocessing: Preprocessing, *, device: str = "cpu"
+    ) -> None:
+        self._model = model.float().eval().requires_grad_(False).to(device)
+        self._tokenizer, self.preprocessing, self.device = tokenizer, preprocessing, device
+        self.dim = int(architecture["embed_dim"])
+        identity = {
+            "architecture": architecture,
+            "weights": weights_digest(model.state_dict()),
+            "preprocessing": [*preprocessing.size, *preprocessing.mean, *preprocessing.std, preprocessing.interpolation,
+                              preprocessing.fit, preprocessing.fill],
+            "dtype": "float32",
+        }  # fmt: skip
+        plain = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=list)
+        self.embedder_id = "openclip-" + hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+    @classmethod
+    def open(cls, model: str, pretrained: str = "", *, allow_download: bool = False, device: str = "cpu") -> OpenCLIPEmbedder:
+        """Load an embedder.
+
+        Args:
+            model: ``stickers`` (shipped), a folder in open_clip's format (``local-dir:FOLDER`` or the plain path), an
+                architecture known to open_clip (with ``pretrained``), or ``hf-hub:OWNER/NAME``.
+            pretrained: for an architecture: a checkpoint file, or a tag of open_clip (needs a download).
+            allow_download: whether weights may be fetched.
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            ModelError: unknown model, missing or unfit weights, or a download that was not allowed.
+        """
+        from index.torchvision_ops import ensure
+
+        ensure()
+        import open_clip
+
+        folder = _folder_of(model, allow_download=allow_download)
+        if folder is not None:
+            return cls._from_folder(folder, device=device)
+        architecture = None if model.startswith(HUB) else open_clip.get_model_config(model.replace("/", "-"))
+        if architecture is None and not model.startswith(HUB):
+            raise ModelError(
+                "is neither a folder nor an architecture that open_clip knows", where=f"embedder {model!r}",
+                fix="Name 'stickers', a folder with open_clip_config.json, or an architecture such as ViT-B-32",
+            )  # fmt: skip
+        if not model.startswith(HUB) and not pretrained:
+            raise ModelError(
+                "an architecture alone has no weights", where=f"embedder {model!r}", fix="Set pretrained to a checkpoint file"
+            )
+        local = bool(pretrained) and Path(pretrained).is_file()
+        if not local and not allow_download:
+            raise ModelError(
+                "its weights would have to be downloaded", where=f"embedder {model!r} {pretrained!r}".rstrip(" '"),
+                fix="Allow it (allow_download, --allow-download), or name a checkpoint file or folder on this machine",
+            )  # fmt: skip
+        try:
+            network, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+            tokenizer = open_clip.get_tokenizer(model)
+            if architecture is None:
+                architecture = open_clip.get_model_config(model)
+        except Exception as error:
+            # open_clip, the hub and torch raise a dozen unrelated types here
+            raise _unfit(f"embedder {model!r} {pretrained!r}", error) from error
+        del transform  # its centre crop is replaced, see Preprocessing
+        return cls(network, tokenizer, dict(architecture or {}), _preprocessing(network.visual.preprocess_cfg), device=device)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, *, device: str) -> OpenCLIPEmbedder:
+        import open_clip
+
+        path = folder / "open_clip_config.json"
+        if not path.is_file():
+            fix = "Name a folder in open_clip's format: open_clip_config.json and open_clip_model.safetensors"
+            raise ModelError("has no open_clip_config.json", where=str(folder), fix=fix)
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")) and not any(folder.glob("*.pt*")):
+            raise ModelError(
+                "has no weights", where=str(folder), fix="Put open_clip_model.safetensors beside the configuration"
+            )
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            network, _, _ = open_clip.create_model_and_transforms(LOCAL + str(folder))
+            tokenizer = open_clip.get_tokenizer(LOCAL + str(folder))
+        except Exception as error:
+            raise _unfit(str(folder), error) from error
+        return cls(network, tokenizer, config["model_cfg"], _preprocessing(network.visual.preprocess_cfg), device=device)
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        """uint8 RGB (N, H, W, 3) → float32 (N, dim), unit length. A row does not depend on its neighbours.
+
+        Raises:
+            InputError: another dtype or shape.
+        """
+        if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+            what = f"pictures must be uint8 (N, H, W, 3), these are {pictures.dtype} {pictures.shape}"
+            raise InputError(what, where="embedder", fix="Convert them to RGB bytes first")
+        high, wide = self.preprocessing.size
+        out = np.empty((len(pictures), self.dim), np.float32)
+        for at in range(0, len(pictures), ROWS):
+            part = pictures[at : at + ROWS]
+            batch = np.zeros((ROWS, 3, high, wide), np.float32)
+            for row, picture in enumerate(part):
+                batch[row] = self.preprocessing(picture)
+            out[at : at + ROWS] = self._unit(self._model.encode_image, batch)[: len(part)]
+        return out
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions → float32 (N, dim), unit length. Longer captions than the model's context are cut."""
+        out = np.empty((len(captions), self.dim), np.float32)
+        for at in range(0, len(captions), ROWS):
+            part = list(captions[at : at + ROWS])
+            tokens = self._tokenizer(part + [""] * (ROWS - len(part))).numpy()
+            out[at : at + ROWS] = self._unit(self._model.encode_text, tokens)[: len(part)]
+        return out
+
+    def _unit(self, encode: Any, batch: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            vectors = encode(torch.from_numpy(batch).to(self.device)).float().cpu().numpy()
+        # In float64 and row by row, so that the length is one to the last bit that float32 can hold.
+        wide = vectors.astype(np.float64)
+        unit: np.ndarray = (wide / np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))).astype(np.float32)
+        return unit
+
+
+def weights_folder() -> Path:
+    """The folder of the shipped embedder: beside this package, in the checkout as in an installed wheel."""
+    return Path(__file__).resolve().parent.parent / "pipeline" / "weights" / SHIPPED / "embedder"
+
+
+def weights_digest(state: dict[str, Any]) -> str:
+    """sha256 over the names, shapes and fp32 values of a state dictionary, whatever file they came from."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu()
+        value = (value.float() if value.is_floating_point() else value.to(torch.int64)).contiguous()
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _folder_of(model: str, *, allow_download: bool) -> Path | None:
+    """The local folder a model name means; None when it means an architecture (or a repository to download)."""
+    if model == SHIPPED:
+        folder = weights_folder()
+        if not folder.is_dir():
+            raise ModelError("the shipped embedder is missing", where=str(folder), fix="Reinstall, or train it: see its README")
+        return folder
+    if model.startswith(LOCAL):
+        folder = Path(model.removeprefix(LOCAL))
+        if not folder.is_dir():
+            raise ModelError("is no folder", where=str(folder), fix="Name an existing folder in open_clip's format")
+        return folder
+    if model.startswith(HUB) and not allow_download:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:  # what was downloaded before may be used
+            return Path(snapshot_download(model.removeprefix(HUB), local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError):
+            return None
+    return Path(model) if model and Path(model).is_dir() else None
+
+
+def _preprocessing(config: dict[str, Any]) -> Preprocessing:
+    size = config["size"]
+    pair = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    fit = "squash" if config.get("resize_mode") == "squash" else "pad"
+    mean, std = (tuple(float(value) for value in config[name]) for name in ("mean", "std"))
+    return Preprocessing(pair, mean, std, str(config.get("interpolation", "bicubic")), fit, int(config.get("fill_color") or 0))
+
+
+def _unfit(where: str, error: Exception) -> ModelError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(f"cannot be loaded ({first})", where=where, fix="Check that configuration and weights belong together")
