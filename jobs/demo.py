@@ -37,9 +37,9 @@ out = "steered"           # the run folder
 index = "index"           # what must not be copied: built from the protected drawings
 policy = "default"        # what is allowed out: a name that ships (default, observe) or your own file
 dataset_id = "demo"
-base_seed = 20             # seeds of rows that have none are derived from this and the row's key
-shard_size = {shard_size}            # requests per shard: the unit of work, of commit and of resuming
-workers = {workers}               # Ray actors; the pictures do not depend on it
+base_seed = 20            # seeds of rows that have none are derived from this and the row's key
+shard_size = {shard_size:<12} # requests per shard: the unit of work, of commit and of resuming
+workers = {workers:<15} # Ray actors; the pictures do not depend on it
 
 [model]
 path = "stickers"         # the embedded world; or a diffusers folder, or a hub id
