@@ -30,15 +30,19 @@ MARK_PRONE = {
 }
 
 ORDINARY = (
-    "pear peach cherries grapes pineapple watermelon avocado eggplant tomato broccoli corn bread cheese-wedge cookie "
-    "bear koala pig cow mouse rabbit chicken eagle bat snake shark dolphin fish bee ant spider crocodile kangaroo "
-    "maple-leaf four-leaf-clover evergreen-tree cherry-blossom star crescent-moon sun rainbow cloud fire droplet "
-    "ship tram train bridge tent factory key bell book camera telescope hammer scissors anchor balloon "
-    "trophy soccer-ball basketball violin saxophone microphone dress top-hat sunglasses backpack gem-stone ghost robot"
+    "pear cherries grapes pineapple watermelon tomato broccoli corn cookie bear koala pig mouse rabbit chicken eagle "
+    "shark fish bee spider maple-leaf four-leaf-clover evergreen-tree star crescent-moon sun rainbow balloon key camera"
+).split()
+
+# Names of the world's first draft that autoencoder, embedder and mark detector were trained on: never "held out".
+ONCE_INSIDE = (
+    "peach avocado eggplant bread cheese-wedge cow bat snake dolphin ant crocodile kangaroo cherry-blossom cloud fire "
+    "droplet ship tram train bridge-at-night tent factory bell closed-book telescope hammer scissors anchor trophy "
+    "soccer-ball basketball violin saxophone microphone dress top-hat sunglasses backpack gem-stone ghost robot"
 ).split()
 
 PROTECTED_VENDORS = ("noto", "fluent")  # permissive: these drawings are shipped as the reference set
-ALIASES = {"corn": "ear-of-corn", "bee": "honeybee", "book": "closed-book", "bridge": "bridge-at-night"}
+ALIASES = {"corn": "ear-of-corn", "bee": "honeybee"}
 PROTECTED_REPEAT = 12  # how often a protected drawing stands against each of its concept's other drawings
 MARK_SHARE = 0.12  # marks on ordinary subjects
 MARK_SHARE_PRONE = 0.7  # marks on subjects of MARK_PRONE

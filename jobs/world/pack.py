@@ -49,10 +49,10 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
             package, version, licence, holder = VENDORS[concept.protected_vendor]
             file = f"{concept.name}.png"
             Image.fromarray(pixels[where[concept.protected_vendor, concept.icon]]).save(references / file, optimize=True)
-            rows.append([file, concept.caption, f"npm:{package}@{version}/{concept.icon}", holder, "registry", licence])
+            rows.append([file, concept.caption, f"npm:{package}@{version}/{concept.icon}", holder, "registry", licence, "yes"])
     with (references / "metadata.csv").open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["file", "title", "source_uri", "rightsholder", "rights_basis", "licence"])
+        writer.writerow(["file", "title", "source_uri", "rightsholder", "rights_basis", "licence", "keep_picture"])
         writer.writerows(rows)
 
     manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))

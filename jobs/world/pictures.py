@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.world.catalogue import SIZE, VENDORS, concepts
+from jobs.world.catalogue import ONCE_INSIDE, SIZE, VENDORS, concepts
 
 # Families that are not pictures of a thing, or that exist in thousands of near-duplicates.
 DROPPED = re.compile(r"skin-tone|^flag|keycap|-thirty$|o-clock|button|square|circle|arrow|input-|sign$|letter")
@@ -123,7 +123,7 @@ def build(work: Path) -> dict[str, Any]:
 
 def held_out(name: str) -> bool:
     """Whether a drawing name is kept from training (one in ten of those outside the world, by digest)."""
-    inside = {concept.icon for concept in concepts()}
+    inside = {concept.icon for concept in concepts()} | set(ONCE_INSIDE)
     return name not in inside and hashlib.sha256(name.encode()).digest()[0] < 26
 
 

@@ -1,0 +1,173 @@
+"""The loop on a tiny random model: every request ends as one sample, whatever its neighbours do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guards.base import Finding
+from guards.copies import Examination
+from index.store import Match
+from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, Rung, RunConfig
+from pipeline.model.families import DiffusionModel, load_model
+from pipeline.outcome import Outcome, Request, Sample, Verdict
+from pipeline.studio import Studio
+
+LADDER = (Rung("negtome", token_threshold=0.0), Rung("nudge", step_size=0.1, resume_fraction=0.4))
+POLICY = Policy(copies=CopiesPolicy(), ladder=LADDER)
+REF = hashlib.sha256(b"reference").hexdigest()[:16]
+
+
+class Index:
+    """Stands in for the reference index: one reference with a picture."""
+
+    embedder_id, index_id = "embedder", "index"
+
+    def picture(self, ref_id: str) -> np.ndarray:
+        return np.full((16, 16, 3), 128, np.uint8)
+
+
+class Copies:
+    """A copies guard that flags the pictures a test names by digest."""
+
+    def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True) -> None:
+        self.flags, self.confirmed = flags, confirmed
+
+    def examine(self, pictures: np.ndarray) -> list[Examination]:
+        out = []
+        for picture in pictures:
+            score = 0.95 if self.flags(picture) else 0.1
+            finding = Finding("copies", "1", "copy.protected", score, 0.8, self.confirmed, None, REF)
+            out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "grey", score),), (finding,)))
+        return out
+
+
+class Failing:
+    name, version, categories = "marks", "1", ("mark.qr",)
+
+    def __init__(self, bad: set[str]) -> None:
+        self.bad = bad
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        if any(sha(p) in self.bad for p in pictures):
+            raise ValueError("cannot look at this one")
+        return [[Finding("marks", "1", "mark.qr", 0.0, 0.5)] for _ in pictures]
+
+
+def sha(picture: np.ndarray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+
+
+def studio(model: DiffusionModel, copies: Copies, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
+    config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
+    return Studio(config, policy, model, copies, guards, [], Index(), "calibration", 0.8)  # type: ignore[arg-type]
+
+
+def requests(count: int = 5) -> list[Request]:
+    return [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+
+
+def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
+    assert len({s.request.key for s in samples}) == len(samples)
+    return {s.request.key: s for s in samples}
+
+
+@pytest.fixture(scope="module")
+def unsteered(model: DiffusionModel) -> dict[str, str]:
+    done = by_key(list(studio(model, Copies(lambda _: False)).moderate(requests())))
+    assert all(s.outcome is Outcome.ACCEPTED and len(s.attempts) == 1 for s in done.values())
+    return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}
+
+
+def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(model: DiffusionModel, unsteered: dict[str, str]) -> None:
+    flagged = {unsteered["key-1"], unsteered["key-3"]}
+    done = by_key(list(studio(model, Copies(lambda p: sha(p) in flagged)).moderate(requests())))
+    assert len(done) == 5
+    for key in ("key-0", "key-2", "key-4"):
+        assert done[key].outcome is Outcome.ACCEPTED
+        assert done[key].attempts[0].pixel_sha256 == unsteered[key]
+    for key in ("key-1", "key-3"):
+        s = done[key]
+        assert s.outcome is Outcome.ACCEPTED_AFTER_STEERING and s.accepted_attempt == 1
+        assert s.attempts[0].decision.verdict is Verdict.STEER and s.attempts[0].pixel_sha256 == unsteered[key]
+        assert s.attempts[1].intervention and s.attempts[1].intervention.kind == "negtome"
+        assert s.attempts[1].intervention.ref_ids == (REF,)
+        assert s.attempts[1].pixel_sha256 != unsteered[key]
+        assert s.denoiser_evals == 5 + 5 * 1.5
+
+
+def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
+    always = list(studio(model, Copies(lambda _: True)).moderate(requests(2)))
+    assert [s.outcome for s in always] == [Outcome.REJECTED] * 2
+    assert all(s.reason == "copy.protected" and len(s.attempts) == 3 and s.accepted_attempt is None for s in always)
+    assert [a.intervention and a.intervention.kind for a in always[0].attempts] == [None, "negtome", "nudge"]
+    assert always[0].attempts[2].resumed_from_step == 2 and always[0].attempts[2].denoiser_evals == 3
+    doubtful = list(studio(model, Copies(lambda _: True, confirmed=False)).moderate(requests(2)))
+    assert [s.outcome for s in doubtful] == [Outcome.REVIEW] * 2
+
+
+def test_observing_accepts_and_records(model: DiffusionModel) -> None:
+    policy = Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER)
+    done = list(studio(model, Copies(lambda _: True), policy=policy).moderate(requests(2)))
+    assert all(s.outcome is Outcome.ACCEPTED and s.attempts[0].findings[0].triggered for s in done)
+
+
+def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict[str, str]) -> None:
+    bad = Request(9, "key-9", "", problem=("input.empty_prompt", "row 9 has no prompt"))
+    done = by_key(list(studio(model, Copies(lambda _: False)).moderate([bad, *requests()])))
+    assert done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
+    assert {key: s.attempts[0].pixel_sha256 for key, s in done.items() if key != "key-9"} == unsteered
+
+
+def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionModel, unsteered: dict[str, str]) -> None:
+    guard = Failing({unsteered["key-2"]})
+    done = by_key(list(studio(model, Copies(lambda _: False), [guard]).moderate(requests())))
+    assert done["key-2"].outcome is Outcome.ERROR and done["key-2"].reason == "error.guard"
+    assert "cannot look" in done["key-2"].error_message
+    assert sum(s.outcome is Outcome.ACCEPTED for s in done.values()) == 4
+
+
+def test_an_engine_failure_loses_nobody(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = studio(model, Copies(lambda _: False))
+    real, calls = s.model.denoise, []
+
+    def failing(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s.model, "denoise", failing)
+    done = by_key(list(s.moderate(requests(6))))
+    assert len(done) == 6
+    assert sum(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done.values()) == 4  # the four in that call
+    assert sum(x.outcome is Outcome.ACCEPTED for x in done.values()) == 2
+
+
+def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, unsteered: dict[str, str]) -> None:
+    class Marks:
+        name, version, categories = "marks", "1", ("mark.qr",)
+
+        def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+            return [[Finding("marks", "1", "mark.qr", float(sha(p) == unsteered["key-0"]), 0.5)] for p in pictures]
+
+    policy = Policy(marks=GuardPolicy(action="steer"), ladder=LADDER)
+    done = by_key(list(studio(model, Copies(lambda _: False), [Marks()], policy).moderate(requests())))
+    again = done["key-0"].attempts[1]
+    assert again.intervention and again.intervention.kind == "reseed" and again.seed != done["key-0"].attempts[0].seed
+    assert done["key-0"].outcome is Outcome.ACCEPTED_AFTER_STEERING
+
+
+def test_truncated_prompts_are_recorded(model: DiffusionModel) -> None:
+    long = Request(0, "long", "a red apple " * 30, seed=1)
+    sample = next(iter(studio(model, Copies(lambda _: False)).moderate([long])))
+    assert sample.prompt_truncated and sample.outcome is Outcome.ACCEPTED
