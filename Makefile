@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything else is listed by `make help`.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
@@ -15,7 +15,7 @@ help: ## this list
 install: $(STAMP) ## a virtual environment in .venv with the locked packages
 
 $(STAMP):
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: apt install python3.11 python3.11-venv, or make PYTHON=..."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Python 3.11 is needed: apt install python3.11 python3.11-venv, or make PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python cannot make a virtual environment: apt install python3.11-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -33,9 +33,10 @@ check: install ## format, lint, types
 bench: install ## the benchmarks behind the numbers in the documents
 	$(BIN)/clearance bench world
 
-lock: install ## write requirements.lock from the environment (no index addresses)
-	@$(BIN)/python -m pip freeze --exclude-editable --exclude clearance | sed -E 's/\+cpu$$//' | grep -vE '^(nvidia-|uv==|pip==)' > requirements.tmp
-	@{ echo "# Made by 'make lock': every package the project is tested with. torch's own CUDA packages are left to torch."; cat requirements.tmp; } > requirements.lock; rm requirements.tmp
+lock: ## write requirements.lock from the environment (no index addresses)
+	@{ echo "# Made by 'make lock': every package the project is tested with. torch brings its own CUDA packages, if it has any."; \
+	  $(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude clearance | grep -vE '^(#|nvidia-|cuda-|triton|uv=|pip=|py-spy=)' | sed -E 's/\+cpu$$//'; } > requirements.tmp
+	@mv requirements.tmp requirements.lock
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
