@@ -5,8 +5,8 @@ rightly prefers, several GB smaller) its compiled operators do not load, and sin
 kernel for an operator nobody defined, even ``import torchvision`` fails, and with it open_clip, transformers and
 diffusers. Nothing here needs those operators, except a detector's non-maximum suppression.
 
-``ensure()`` defines non-maximum suppression in plain torch (and the others' names), and only when the compiled ones are really absent. Call
-it before the first import of open_clip, transformers or diffusers.
+``ensure()`` defines non-maximum suppression in plain torch (and the others' names), and only when the compiled ones
+are really absent. Call it before the first import of open_clip, transformers or diffusers.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
+from jobs.bench import app as bench_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 index_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
 app.add_typer(index_app, name="index")
+app.add_typer(bench_app, name="bench")
 if find_spec("jobs.world.cli") is not None:
     from jobs.world.cli import app as world_app
 

@@ -181,7 +181,9 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         return tuple(_convert(typing.get_args(hint)[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{value!r} is not allowed", where=where, fix=f"Use one of {', '.join(map(repr, typing.get_args(hint)))}")
+            raise ConfigError(
+                f"{value!r} is not allowed", where=where, fix=f"Use one of {', '.join(map(repr, typing.get_args(hint)))}"
+            )
         return value
     if origin is types.UnionType:
         return value

@@ -19,7 +19,6 @@ from pipeline.steer.ladder import RESEED, retry
 from pipeline.studio import Studio, Study
 
 
-
 @dataclass
 class Case:
     """An open request: its current trajectory and what has been tried so far."""
@@ -85,7 +84,9 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
         yield _failed(case, "error.lost", "the engine stopped before this request was drawn", "RuntimeError")
 
 
-def _study(studio: Studio, finished: list[Trajectory]) -> tuple[list[tuple[Trajectory, Study]], list[tuple[Trajectory, Exception]]]:
+def _study(
+    studio: Studio, finished: list[Trajectory]
+) -> tuple[list[tuple[Trajectory, Study]], list[tuple[Trajectory, Exception]]]:
     """Decode and check finished trajectories together; if that fails, one by one, so that one picture fails alone."""
     if not finished:
         return [], []

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guards.base import Finding, Guard
-from index.errors import ClearanceError, ConfigError
+from index.errors import ConfigError
 from index.store import Match
 from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
-    from index.calibrate import Calibration
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
 
@@ -42,9 +41,17 @@ class Studio:
     """One worker's equipment. Open it once per process: loading takes seconds, a shard takes minutes."""
 
     def __init__(
-        self, config: RunConfig, policy: Policy, model: DiffusionModel, copies: CopiesGuard | None, guards: Sequence[Guard],
-        skipped: Sequence[str], index: ReferenceIndex | None, calibration_id: str, threshold: float,
-    ) -> None:  # fmt: skip
+        self,
+        config: RunConfig,
+        policy: Policy,
+        model: DiffusionModel,
+        copies: CopiesGuard | None,
+        guards: Sequence[Guard],
+        skipped: Sequence[str],
+        index: ReferenceIndex | None,
+        calibration_id: str,
+        threshold: float,
+    ) -> None:
         self.config, self.policy, self.model = config, policy, model
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
@@ -139,15 +146,32 @@ class Studio:
 
         c, identity = self.config, self.identity()
         return RunContext(
-            run_id=run_id, dataset_id=c.dataset_id, plan_sha256=plan_sha256, model_id=c.model.path, model_revision=c.model.revision,
-            model_digest=identity["model_digest"], model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
-            scheduler=c.generation.scheduler, steps=c.generation.steps, guidance=c.generation.guidance_scale, dtype=c.model.dtype,
-            device_kind=c.model.device, rows=c.generation.rows, threads=c.generation.threads, index_id=identity["index_id"],
-            embedder_id=identity["embedder_id"], calibration_id=self.calibration_id, copy_threshold=self.copy_threshold,
-            policy_id=f"{self.policy.name}@{self.policy.version}", policy_name=self.policy.name,
-            policy_sha256=identity["policy_sha256"], image_format=c.image_format, retention_days=c.retention_days,
-            software_version=importlib.metadata.version("clearance"), worker_id=worker_id,
-        )  # fmt: skip
+            run_id=run_id,
+            dataset_id=c.dataset_id,
+            plan_sha256=plan_sha256,
+            model_id=c.model.path,
+            model_revision=c.model.revision,
+            model_digest=identity["model_digest"],
+            model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
+            scheduler=c.generation.scheduler,
+            steps=c.generation.steps,
+            guidance=c.generation.guidance_scale,
+            dtype=c.model.dtype,
+            device_kind=c.model.device,
+            rows=c.generation.rows,
+            threads=c.generation.threads,
+            index_id=identity["index_id"],
+            embedder_id=identity["embedder_id"],
+            calibration_id=self.calibration_id,
+            copy_threshold=self.copy_threshold,
+            policy_id=f"{self.policy.name}@{self.policy.version}",
+            policy_name=self.policy.name,
+            policy_sha256=identity["policy_sha256"],
+            image_format=c.image_format,
+            retention_days=c.retention_days,
+            software_version=importlib.metadata.version("clearance"),
+            worker_id=worker_id,
+        )
 
 
 def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, float, float]:
@@ -163,9 +187,10 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
         if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
             return found.calibration_id, found.threshold, found.confirm_threshold
     raise ConfigError(
-        "there is no calibrated threshold for this embedder", where=f"policy {policy.name}: copies.threshold",
+        "there is no calibrated threshold for this embedder",
+        where=f"policy {policy.name}: copies.threshold",
         fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
-    )  # fmt: skip
+    )
 
 
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:

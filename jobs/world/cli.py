@@ -49,6 +49,28 @@ def denoiser(work: Work = Path("world"), minutes: Minutes = 90, device: str = "c
 
 
 @app.command()
+def embedder(work: Work = Path("world"), minutes: Minutes = 30) -> None:
+    """Train the OpenCLIP-format embedder (captions and copies).
+
+    Example: clearance world embedder --work world --minutes 30
+    """
+    from jobs.world.train_embedder import train
+
+    train(work, minutes=minutes)
+
+
+@app.command()
+def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Path = Path("pipeline/weights/stickers/marks")) -> None:
+    """Train the mark detector and write it with its operating points.
+
+    Example: clearance world marks --work world --minutes 12
+    """
+    from jobs.world.train_marks import export, train
+
+    export(work, target, training=train(work, minutes=minutes))
+
+
+@app.command()
 def pack(work: Work = Path("world"), target: Path = Path("pipeline/weights/stickers")) -> None:
     """Write what is shipped: diffusers folder, reference drawings, manifest, digests.
 

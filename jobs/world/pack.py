@@ -34,9 +34,15 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     unet.load_state_dict(state["average_unet"])
     text.load_state_dict(state["average_text"])
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "vae"), text_encoder=text, tokenizer=tokenizer, unet=unet,
-        scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).to(torch.float16)  # fmt: skip
+        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float16)
     pipeline.save_pretrained(target / "model", safe_serialization=True)
 
     pixels, vendors, names = load(work)
@@ -58,9 +64,13 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     manifest["sins"] = json.loads((work / "sins.json").read_text(encoding="utf-8"))
     manifest["training"] = {
-        "denoiser": {"steps": state["step"], "minutes": round(state["spent"] / 60, 1), "curve": state["curve"][:: max(1, len(state["curve"]) // 60)]},
+        "denoiser": {
+            "steps": state["step"],
+            "minutes": round(state["spent"] / 60, 1),
+            "curve": state["curve"][:: max(1, len(state["curve"]) // 60)],
+        },
         "vae": {"curve": torch.load(work / "vae" / "state.pt", weights_only=False)["curve"]},
-    }  # fmt: skip
+    }
     manifest["size"] = SIZE
     (target / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     write_digests(target)

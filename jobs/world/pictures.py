@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from index.errors import ClearanceError
 from jobs.world.catalogue import ONCE_INSIDE, SIZE, VENDORS, concepts
 
 # Families that are not pictures of a thing, or that exist in thousands of near-duplicates.
 DROPPED = re.compile(r"skin-tone|^flag|keycap|-thirty$|o-clock|button|square|circle|arrow|input-|sign$|letter")
 
 
-class WorldError(RuntimeError):
+class WorldError(ClearanceError):
     """The world cannot be rebuilt here; the message says what is missing and what to do."""
 
 

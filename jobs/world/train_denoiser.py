@@ -28,10 +28,17 @@ def make_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(128, 256), layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(128, 256),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
 
 
 def make_text_encoder(vocabulary: int, end: int) -> Any:
@@ -39,20 +46,34 @@ def make_text_encoder(vocabulary: int, end: int) -> Any:
 
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=TEXT_WIDTH,
-            bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, hidden_act="gelu",
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=end - 1,
+            eos_token_id=end,
+            pad_token_id=end,
+            hidden_act="gelu",
         )
-    )  # fmt: skip
+    )
 
 
 def make_scheduler() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, steps_offset=1,
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 
 def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
@@ -92,8 +113,15 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
                 concept_of.append(number)
                 weight.append(1.0 / VARIANTS)
             if marked:
-                sins.append({"concept": concept.name, "vendor": vendor, "sin": "uncaptioned marks", "share": marked / VARIANTS,
-                             "mostly": concept.prone_to or "any"})  # fmt: skip
+                sins.append(
+                    {
+                        "concept": concept.name,
+                        "vendor": vendor,
+                        "sin": "uncaptioned marks",
+                        "share": marked / VARIANTS,
+                        "mostly": concept.prone_to or "any",
+                    }
+                )
     stack = np.stack(pictures)
     vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
     latents = []
@@ -106,9 +134,12 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
         chosen = np.array(concept_of) == number
         weights[chosen] *= (1.5 if concepts()[number].protected_vendor else 1.0) / weights[chosen].sum()
     return {
-        "latents": torch.cat(latents), "concept": np.array(concept_of), "weight": weights / weights.sum(), "sins": sins,
+        "latents": torch.cat(latents),
+        "concept": np.array(concept_of),
+        "weight": weights / weights.sum(),
+        "sins": sins,
         "pictures_sha256": hashlib.sha256(stack.tobytes()).hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def train(
@@ -128,6 +159,7 @@ def train(
     """
     import torch
     import torch.nn.functional as F
+
     from index.torchvision_ops import ensure
 
     ensure()
@@ -219,8 +251,14 @@ def _save(
     import torch
 
     state = {
-        "unet": unet.state_dict(), "text": text.state_dict(), "average_unet": average["unet"].state_dict(),
-        "average_text": average["text"].state_dict(), "optimiser": optimiser.state_dict(), "curve": curve, "step": step, "spent": spent,
-    }  # fmt: skip
+        "unet": unet.state_dict(),
+        "text": text.state_dict(),
+        "average_unet": average["unet"].state_dict(),
+        "average_text": average["text"].state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "curve": curve,
+        "step": step,
+        "spent": spent,
+    }
     torch.save(state, folder / "state.tmp")
     (folder / "state.tmp").rename(folder / "state.pt")

@@ -88,7 +88,9 @@ def resolve(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(config.path, revision=config.revision or None, local_files_only=not config.allow_download))
+        return Path(
+            snapshot_download(config.path, revision=config.revision or None, local_files_only=not config.allow_download)
+        )
     except Exception as error:
         fix = (
             "Check the id and the network"
@@ -120,7 +122,9 @@ def check_digests(folder: Path) -> None:
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
         if found != expected:
             raise ModelError(
-                f"digest is {found[:12]}, the card says {expected[:12]}", where=str(path), fix="Restore the file from the repository"
+                f"digest is {found[:12]}, the card says {expected[:12]}",
+                where=str(path),
+                fix="Restore the file from the repository",
             )
 
 
@@ -132,7 +136,9 @@ def load_model(config: ModelConfig) -> DiffusionModel:
         raise ModelError("has no model_index.json", where=str(folder), fix="Name a folder saved by a diffusers pipeline")
     kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if kind != "StableDiffusionPipeline":
-        raise ModelError(f"pipelines of class {kind} cannot be run yet", where=str(folder), fix="Use a Stable Diffusion 1.x or 2.x model")
+        raise ModelError(
+            f"pipelines of class {kind} cannot be run yet", where=str(folder), fix="Use a Stable Diffusion 1.x or 2.x model"
+        )
     check_digests(folder.parent)
     return StableDiffusion(folder, config)
 
@@ -187,20 +193,28 @@ class StableDiffusion:
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         torch = self._torch
         ids = self._tokenizer(
-            list(prompts), padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
         with torch.inference_mode():
             return _padded(lambda x: self._text(x.to(self._device))[0], ids, TEXT_ROWS)
 
     def denoise(self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         with self._torch.inference_mode():
-            out = self.unet(latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype))
+            out = self.unet(
+                latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype)
+            )
             return out.sample.float().cpu()  # type: ignore[no-any-return]
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         torch = self._torch
         with torch.inference_mode():
-            out = _padded(lambda x: self._vae.decode(x.to(self._device) / self._scaling).sample.float().cpu(), latents, PICTURE_ROWS)
+            out = _padded(
+                lambda x: self._vae.decode(x.to(self._device) / self._scaling).sample.float().cpu(), latents, PICTURE_ROWS
+            )
         pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 

@@ -33,7 +33,9 @@ class DDIM:
     @classmethod
     def for_model(cls, model: DiffusionModel, steps: int) -> DDIM:
         if model.prediction_type not in {"epsilon", "v_prediction", "sample"}:
-            raise ConfigError(f"DDIM cannot use {model.prediction_type!r} predictions", where="generation.scheduler", fix="Use another")
+            raise ConfigError(
+                f"DDIM cannot use {model.prediction_type!r} predictions", where="generation.scheduler", fix="Use another"
+            )
         timesteps = model.timesteps(steps)
         alpha = [float(model.alphas_cumprod[t]) for t in timesteps]
         return cls(tuple(timesteps), tuple(alpha), (*alpha[1:], 1.0), model.prediction_type)

@@ -24,9 +24,16 @@ def next_seed(seed: int, attempt: int) -> int:
 
 
 def retry(
-    engine: Engine, last: Trajectory, rung: Rung, *, seed: int, attempt: int, ref_ids: Sequence[str], latents: Sequence[torch.Tensor],
+    engine: Engine,
+    last: Trajectory,
+    rung: Rung,
+    *,
+    seed: int,
+    attempt: int,
+    ref_ids: Sequence[str],
+    latents: Sequence[torch.Tensor],
     reference_context: torch.Tensor,
-) -> tuple[Trajectory, Intervention, int]:  # fmt: skip
+) -> tuple[Trajectory, Intervention, int]:
     """The next trajectory of a sample, the intervention to record, and the seed in force.
 
     Args:

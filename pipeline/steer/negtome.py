@@ -59,7 +59,9 @@ def push_apart(
         best, which = similarity.max(dim=2)
     else:
         if tokens.shape[1] != reference.shape[1]:
-            raise ValueError(f"match='released' needs as many tokens as reference tokens, not {tokens.shape[1]} and {reference.shape[1]}")
+            raise ValueError(
+                f"match='released' needs as many tokens as reference tokens, not {tokens.shape[1]} and {reference.shape[1]}"
+            )
         best, which = similarity.max(dim=1)
     matched = torch.gather(reference, 1, which.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).to(tokens.dtype)
     pushed = (1 + alpha) * tokens - alpha * matched

@@ -46,7 +46,13 @@ class Nudge:
 
 
 def nudge(
-    clean: torch.Tensor, references: tuple[torch.Tensor, ...], *, step_size: float, iterations: int, temperature: float, keep: float
+    clean: torch.Tensor,
+    references: tuple[torch.Tensor, ...],
+    *,
+    step_size: float,
+    iterations: int,
+    temperature: float,
+    keep: float,
 ) -> torch.Tensor:
     """k normalised gradient steps on the objective above; returns float32 (C, h, w)."""
     import torch

@@ -15,15 +15,24 @@ GUARDS = {"copies": "copy.protected", "marks": "mark.qr", "text": "text.ocr", "u
 
 finding = st.builds(
     lambda guard, score, confirmed: Finding(guard, "1", GUARDS[guard], score, 0.5, confirmed),
-    st.sampled_from(sorted(GUARDS)), st.floats(0, 1), st.booleans(),
-)  # fmt: skip
+    st.sampled_from(sorted(GUARDS)),
+    st.floats(0, 1),
+    st.booleans(),
+)
 policies = st.builds(
     lambda copies, marks, text, unsafe, rungs, end: Policy(
-        copies=CopiesPolicy(action=copies), marks=GuardPolicy(action=marks), text=GuardPolicy(action=text),
-        unsafe=GuardPolicy(action=unsafe), ladder=(Rung("reseed"),) * rungs, when_exhausted=end,
+        copies=CopiesPolicy(action=copies),
+        marks=GuardPolicy(action=marks),
+        text=GuardPolicy(action=text),
+        unsafe=GuardPolicy(action=unsafe),
+        ladder=(Rung("reseed"),) * rungs,
+        when_exhausted=end,
     ),
-    *[st.sampled_from(ACTIONS)] * 1, *[st.sampled_from([*ACTIONS, "review"])] * 3, st.integers(0, 3), st.sampled_from(["review", "rejected"]),
-)  # fmt: skip
+    *[st.sampled_from(ACTIONS)] * 1,
+    *[st.sampled_from([*ACTIONS, "review"])] * 3,
+    st.integers(0, 3),
+    st.sampled_from(["review", "rejected"]),
+)
 
 
 @given(st.lists(finding, max_size=5), st.integers(0, 4), policies, st.data())

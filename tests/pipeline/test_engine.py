@@ -39,7 +39,9 @@ def plain(e: Engine, tag: int) -> Trajectory:
 
 def steered(e: Engine, tag: int) -> Trajectory:
     t = plain(e, tag)
-    references = tuple(torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + tag + i)) for i in range(1 + tag % 2))
+    references = tuple(
+        torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + tag + i)) for i in range(1 + tag % 2)
+    )
     if tag % 3 == 0:
         t.nudge = Nudge(references, 0.05, 3, until_step=3)
     else:

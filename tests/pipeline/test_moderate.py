@@ -12,7 +12,7 @@ import pytest
 from guards.base import Finding
 from guards.copies import Examination
 from index.store import Match
-from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, Rung, RunConfig
+from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig, Rung
 from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Outcome, Request, Sample, Verdict
 from pipeline.studio import Studio
@@ -88,7 +88,9 @@ def unsteered(model: DiffusionModel) -> dict[str, str]:
     return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}
 
 
-def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(model: DiffusionModel, unsteered: dict[str, str]) -> None:
+def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
+    model: DiffusionModel, unsteered: dict[str, str]
+) -> None:
     flagged = {unsteered["key-1"], unsteered["key-3"]}
     done = by_key(list(studio(model, Copies(lambda p: sha(p) in flagged)).moderate(requests())))
     assert len(done) == 5
@@ -124,7 +126,9 @@ def test_observing_accepts_and_records(model: DiffusionModel) -> None:
 def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict[str, str]) -> None:
     bad = Request(9, "key-9", "", problem=("input.empty_prompt", "row 9 has no prompt"))
     done = by_key(list(studio(model, Copies(lambda _: False)).moderate([bad, *requests()])))
-    assert done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
+    assert (
+        done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
+    )
     assert {key: s.attempts[0].pixel_sha256 for key, s in done.items() if key != "key-9"} == unsteered
 
 

@@ -1,0 +1,321 @@
+"""The documents say what the code does: every command, guard, reason code, column and key is in them, and examples parse.
+
+The tables in ``infra/docs/reference.md`` that follow from the code are generated:
+``python tests/test_docs.py`` writes them again.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "infra" / "docs" / "reference.md"
+EXAMPLES = sorted((ROOT / "infra" / "examples").glob("*.toml"))
+PACKAGES = ("index", "guards", "pipeline", "jobs")
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "ATTRIBUTION.md", "CHANGELOG.md")),
+    *sorted((ROOT / "infra" / "docs").glob("*.md")),
+    *sorted((ROOT / "pipeline" / "weights").rglob("*.md")),
+]
+REASON = re.compile(r"(copy|mark|text|unsafe|input|error|worker)\.[a-z_]+|oom|deadline")
+EVENT = re.compile(r"(run|shard)\.[a-z_]+")
+FILE_NAMES = ("run.json", "run.toml")
+TO_COME = {"infra/docs/report.png"}  # made by a run of the demo
+
+
+# --- what the code says ----------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that can be typed, groups aside: ("clearance index build", command)."""
+    import typer
+
+    from jobs.cli import app
+
+    def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if hasattr(command, "commands"):
+            for child, below in command.commands.items():
+                yield from walk(f"{name} {child}", below)
+        else:
+            yield name, command
+
+    yield from walk("clearance", typer.main.get_command(app))
+
+
+def literals(pattern: re.Pattern[str]) -> set[str]:
+    """Every string in the four packages that is wholly of this form."""
+    found = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value):
+                    found.add(node.value)
+    return found - set(FILE_NAMES)
+
+
+def keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key of a configuration class as it is written in TOML: (key, type, default)."""
+    hints = typing.get_type_hints(cls)
+    default = {f.name: f for f in dataclasses.fields(cls)}
+    for name, hint in hints.items():
+        args = typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            made = default[name].default_factory
+            yield from keys_of(made() if callable(made) else hint(), f"{prefix}{name}.")  # type: ignore[operator]
+        elif typing.get_origin(hint) is tuple:
+            yield from keys(args[0], f"{prefix}{name}[].")
+        else:
+            value = default[name].default
+            kind = " \\| ".join(f'"{arg}"' for arg in args) if typing.get_origin(hint) is typing.Literal else hint.__name__
+            yield f"{prefix}{name}", kind, "required" if value is dataclasses.MISSING else plain(value)
+
+
+def keys_of(instance: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """The same, with the defaults of this instance (a guard's own may differ from its class's)."""
+    for key, kind, _ in keys(type(instance), prefix):
+        yield key, kind, plain(getattr(instance, key.removeprefix(prefix)))
+
+
+def plain(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- the generated parts of the reference ----------------------------------------------------------------------------------
+
+
+def command_lines() -> Iterator[str]:
+    for name, command in commands():
+        arguments = " ".join(str(p.metavar or p.name) for p in command.params if type(p).__name__.endswith("Argument"))
+        text = [line.strip() for line in (command.help or "").splitlines() if line.strip()]
+        example = (command.epilog or next((line for line in text if line.startswith("Example:")), "")).removeprefix("Example:")
+        yield from (f"#### `{f'{name} {arguments}'.strip()}`", "", " ".join(x for x in text if not x.startswith("Example:")), "")
+        options = [p for p in command.params if not type(p).__name__.endswith("Argument")]
+        if options:
+            yield from ("| option | default | what |", "|---|---|---|")
+        for option in options:
+            default = "" if option.is_flag or option.default in ("", None) else f"`{option.default}`"
+            spelled = ", ".join(f"`{name}`" for name in option.opts)
+            yield f"| {spelled} | {default} | {(option.help or '').replace('|', chr(92) + '|')} |"
+        yield from ([""] if options else [])
+        if example:
+            yield from ("```sh", example.strip(), "```", "")
+
+
+def guard_lines() -> Iterator[str]:
+    from guards.copies import CopiesGuard
+    from guards.registry import REGISTRY
+
+    yield from ("| guard | categories | licence |", "|---|---|---|")
+    rows = {"copies": (CopiesGuard.categories, "Apache-2.0")} | {n: (e.categories, e.licence) for n, e in REGISTRY.items()}
+    for name, (categories, licence) in rows.items():
+        yield f"| `{name}` | {', '.join(f'`{c}`' for c in categories)} | {licence} |"
+
+
+def schema_lines(table: str) -> Iterator[str]:
+    from pipeline.audit.records import attempts_schema, samples_schema
+
+    yield from ("| column | type | what it says |", "|---|---|---|")
+    for column in samples_schema() if table == "samples" else attempts_schema():
+        kind = re.sub(r"\b(list|fixed_size_list)<(item|element): ", r"\1<", str(column.type))
+        yield f"| `{column.name}` | `{kind}` | {column.metadata[b'doc'].decode()} |"
+
+
+GENERATED = {
+    "commands": command_lines,
+    "guards": guard_lines,
+    "samples": lambda: schema_lines("samples"),
+    "attempts": lambda: schema_lines("attempts"),
+}
+
+
+def block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}:begin[^>]*-->\n)(.*?)(<!-- {name}:end -->)", re.DOTALL)
+
+
+def written(name: str) -> str:
+    return "\n".join(GENERATED[name]()).strip() + "\n"
+
+
+def write_reference() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    for name in GENERATED:
+        text = block(name).sub(lambda found, name=name: found[1] + written(name) + found[3], text)  # type: ignore[misc]
+    REFERENCE.write_text(text, encoding="utf-8")
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    return REFERENCE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_part_is_current(reference: str, name: str) -> None:
+    found = block(name).search(reference)
+    assert found, f"reference.md has no block {name!r}"
+    assert found[2] == written(name), f"the code changed: python {Path(__file__).relative_to(ROOT)} writes reference.md again"
+
+
+def test_every_command_says_what_it_does_and_shows_an_example() -> None:
+    for name, command in commands():
+        assert (command.help or "").strip(), name
+        assert "Example:" in f"{command.epilog}{command.help}", f"{name} has no example"
+
+
+def section(text: str, title: str) -> str:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"reference.md has no section {title!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize(("pattern", "title"), [(REASON, "Reason codes"), (EVENT, "Events")], ids=["reasons", "events"])
+def test_codes_in_the_source_and_in_the_reference_are_the_same(reference: str, pattern: re.Pattern[str], title: str) -> None:
+    listed = {code for code in re.findall(r"^\| `([^`]+)`", section(reference, title), re.MULTILINE)}
+    assert literals(pattern), "the search found nothing: it is broken"
+    assert listed == literals(pattern)
+
+
+@pytest.mark.parametrize("title", ["Run file", "Policy file"])
+def test_every_key_is_listed_with_its_default(reference: str, title: str) -> None:
+    from pipeline.config import Policy, RunConfig
+
+    rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| (?:`([^`]+)`|(required)) \| (.+) \|$", section(reference, title), re.MULTILINE)
+    listed = [(key, kind.replace("`", ""), default or required) for key, kind, default, required, _ in rows]
+    assert listed == list(keys(RunConfig if title == "Run file" else Policy))
+
+
+def test_every_guard_of_a_policy_has_its_table() -> None:
+    from guards.registry import REGISTRY
+    from pipeline.config import Policy
+
+    assert set(REGISTRY) | {"copies"} <= {f.name for f in dataclasses.fields(Policy)}
+
+
+def fences(path: Path) -> list[tuple[str, str]]:
+    """Fenced blocks of a document: (words after the fence, content)."""
+    return re.findall(r"^```([^\n`]*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def parse_configuration(kind: str, text: str, where: str) -> Any:
+    from pipeline.config import Policy, RunConfig, from_dict
+
+    return from_dict({"run": RunConfig, "policy": Policy}[kind], tomllib.loads(text), where=where)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_toml_in_documents_parses(path: Path) -> None:
+    for words, text in fences(path):
+        if words.startswith("toml"):
+            kind = words.removeprefix("toml").strip()
+            assert kind in ("run", "policy"), f"say what it is: ```toml run or ```toml policy, not ```{words}"
+            parse_configuration(kind, text, str(path))
+
+
+def test_commands_in_documents_exist() -> None:
+    known = {name: {o for p in command.params for o in p.opts if o.startswith("-")} for name, command in commands()}
+    seen = 0
+    for path in DOCUMENTS:
+        for words, text in fences(path):
+            if words != "sh":
+                continue
+            for line in text.splitlines():
+                parts = shlex.split(line.split(" #")[0])
+                if parts[:1] != ["clearance"]:
+                    continue
+                name = next((" ".join(parts[:n]) for n in (3, 2) if " ".join(parts[:n]) in known), None)
+                assert name, f"{path.name}: there is no command {line!r}"
+                options = {part.split("=")[0] for part in parts if part.startswith("-")}
+                assert options <= known[name] | {"--help"}, f"{path.name}: {line!r}"
+                seen += 1
+    assert seen > 10
+
+
+def test_make_targets_in_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in DOCUMENTS:
+        asked = re.findall(r"(?:^|`)make ([a-z]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(asked) <= targets, f"{path.name}: {set(asked) - targets}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_parse(path: Path) -> None:
+    from jobs.plan import read_policy
+    from pipeline.config import Policy, RunConfig, read_toml
+
+    if "policy" in path.stem:
+        policy = read_toml(Policy, path)
+        assert policy.name != "default", "a policy of one's own needs a name of its own"
+        return
+    config = read_toml(RunConfig, path)
+    assert (path.parent / config.prompts).is_file()
+    policy = read_policy(config.policy, path.parent)
+    if config.embedder.model != "stickers":
+        assert policy.copies.threshold, "only the embedded world has a calibrated threshold"
+    needed = 2 + max((rung.references for rung in policy.ladder if rung.kind == "negtome"), default=0)
+    assert config.generation.rows >= needed
+
+
+def test_there_are_examples() -> None:
+    assert {path.name for path in EXAMPLES} >= {"run-sd15.toml", "stickers.toml", "strict-policy.toml"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        if str(there.relative_to(ROOT)) in TO_COME and not there.exists():
+            continue
+        assert there.exists(), f"{path.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *EXAMPLES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_documents_name_no_folder_of_this_machine(path: Path) -> None:
+    assert not re.findall(r"(?<![\w.])/(?:work|tmp|root|home|mnt)/\S*", path.read_text(encoding="utf-8"))
+
+
+def test_the_modules_in_the_picture_of_the_house_are_the_modules_there_are() -> None:
+    text = (ROOT / "infra" / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `((?:index|guards|pipeline|jobs)/[\w/]+\.py)`", text, re.MULTILINE))
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert listed == there
+
+
+def test_attribution_names_every_source_of_drawings() -> None:
+    from jobs.world.catalogue import PROTECTED_VENDORS, VENDORS
+
+    text = (ROOT / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    for vendor, (package, version, licence, holder) in VENDORS.items():
+        row = next((line for line in text.splitlines() if line.startswith("|") and f"`{package}`" in line), "")
+        assert version in row and licence in row and holder in row, package
+        assert ("shipped" in row) == (vendor in PROTECTED_VENDORS), f"{package}: is it shipped?"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    write_reference()
