@@ -43,7 +43,7 @@ workers = {workers:<15} # Ray actors; the pictures do not depend on it
 
 [model]
 path = "stickers"         # the embedded world; or a diffusers folder, or a hub id
-dtype = "bfloat16"
+dtype = "{dtype}"        # what this machine computes fastest; float32 and bfloat16 draw different bytes
 
 [generation]
 steps = 20
@@ -170,7 +170,10 @@ def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
     if not (out / "run.toml").exists():
         # Two shards per worker: the end of a run, when one worker idles, stays short.
         shard_size = max(1, -(-len(prompts) // (2 * WORKERS)))
-        (out / "run.toml").write_text(RUN_TOML.format(shard_size=shard_size, workers=WORKERS), encoding="utf-8")
+        from pipeline.model.families import native_dtype
+
+        text = RUN_TOML.format(shard_size=shard_size, workers=WORKERS, dtype=native_dtype())
+        (out / "run.toml").write_text(text, encoding="utf-8")
 
 
 def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:

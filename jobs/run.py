@@ -563,7 +563,7 @@ def ray_session(workers: int) -> Iterator[None]:
         import ray
     except ImportError:
         raise RunStopped(
-            "the package ray is not installed", where="--runner ray", fix="Install clearance[ray], or use --runner local"
+            "the package ray is not installed", where="--runner ray", fix="Install ray, or use --runner local"
         ) from None
     with ExitStack() as stack:
         if not ray.is_initialized():

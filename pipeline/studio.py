@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,6 +71,8 @@ class Studio:
             GuardUnavailable: a guard the policy requires cannot run here.
             ConfigError: no calibrated threshold for this embedder, and none in the policy.
         """
+        # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
 
         from guards.registry import open_guards

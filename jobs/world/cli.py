@@ -10,6 +10,8 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Rebuild and retrain the embedded world (needs the extra 'world' and npm).")
 Work = Annotated[Path, typer.Option(help="Folder for data and checkpoints; never committed.")]
 Minutes = Annotated[float, typer.Option(help="Training budget in minutes; a stopped training resumes.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
+Target = Annotated[Path, typer.Option(help="Folder that ships.")]
 
 
 @app.command()
@@ -27,7 +29,7 @@ def data(work: Work = Path("world")) -> None:
 
 
 @app.command()
-def vae(work: Work = Path("world"), minutes: Minutes = 20, device: str = "cpu") -> None:
+def vae(work: Work = Path("world"), minutes: Minutes = 20, device: Device = "cpu") -> None:
     """Train the autoencoder.
 
     Example: clearance world vae --work world --minutes 20
@@ -38,7 +40,12 @@ def vae(work: Work = Path("world"), minutes: Minutes = 20, device: str = "cpu") 
 
 
 @app.command()
-def denoiser(work: Work = Path("world"), minutes: Minutes = 90, device: str = "cpu", steps: int = 0) -> None:
+def denoiser(
+    work: Work = Path("world"),
+    minutes: Minutes = 90,
+    device: Device = "cpu",
+    steps: Annotated[int, typer.Option(help="Train so many steps instead of a time budget.")] = 0,
+) -> None:
     """Train the denoiser and its text encoder.
 
     Example: clearance world denoiser --work world --minutes 90
@@ -60,7 +67,7 @@ def embedder(work: Work = Path("world"), minutes: Minutes = 30) -> None:
 
 
 @app.command()
-def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Path = Path("pipeline/weights/stickers/marks")) -> None:
+def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Target = Path("pipeline/weights/stickers/marks")) -> None:
     """Train the mark detector and write it with its operating points.
 
     Example: clearance world marks --work world --minutes 12
@@ -71,7 +78,7 @@ def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Path = Path
 
 
 @app.command()
-def pack(work: Work = Path("world"), target: Path = Path("pipeline/weights/stickers")) -> None:
+def pack(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers")) -> None:
     """Write what is shipped: diffusers folder, reference drawings, manifest, digests.
 
     Example: clearance world pack --work world

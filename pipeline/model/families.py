@@ -87,9 +87,18 @@ def resolve(config: ModelConfig) -> Path:
         raise ModelError("folder does not exist", where=config.path, fix="Name a diffusers folder, a hub id, or 'stickers'")
     from huggingface_hub import snapshot_download
 
+    # One set of weights, in safetensors: hubs keep the same model in several precisions and formats.
+    wanted = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+    unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
     try:
         return Path(
-            snapshot_download(config.path, revision=config.revision or None, local_files_only=not config.allow_download)
+            snapshot_download(
+                config.path,
+                revision=config.revision or None,
+                local_files_only=not config.allow_download,
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+            )
         )
     except Exception as error:
         fix = (
@@ -98,6 +107,13 @@ def resolve(config: ModelConfig) -> Path:
             else "Set model.allow_download = true to fetch it, or name a folder"
         )
         raise ModelError(f"the model is not on this machine ({type(error).__name__})", where=config.path, fix=fix) from error
+
+
+def native_dtype() -> str:
+    """``bfloat16`` where the CPU has instructions for it, else ``float32``: emulated bfloat16 is many times slower."""
+    import torch
+
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def folder_digest(folder: Path) -> str:
