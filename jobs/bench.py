@@ -49,7 +49,7 @@ class Measure:
 
 def share(name: str, count: int, n: int, goal: float | None = None, better: str = "higher") -> Measure:
     """A rate with Wilson's interval."""
-    from pipeline.audit.report import wilson
+    from pipeline.audit.numbers import wilson
 
     low, high = wilson(count, n)
     return Measure(name, count / n, low, high, n, goal, better)

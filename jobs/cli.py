@@ -196,7 +196,7 @@ def status(run: RunFolder) -> None:
 def verify(run: RunFolder) -> None:
     """Recompute every digest of a run; exit 1 and name the place if one does not match."""
     from jobs.plan import Plan
-    from pipeline.audit.ledger import verify as recompute
+    from pipeline.audit.verify import verify as recompute
 
     folder = _run_folder(run)
     verification = recompute(folder)

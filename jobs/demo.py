@@ -97,10 +97,11 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     """
     from jobs.plan import Plan, open_folder, read_policy
     from jobs.progress import Watch, duration
+    from jobs.ray_runner import ray_session
     from jobs.report import report_run
-    from jobs.run import RUNNERS, ray_session
+    from jobs.run import RUNNERS
     from jobs.tally import funnel, same_first_pictures, tally
-    from pipeline.audit.ledger import verify
+    from pipeline.audit.verify import verify
     from pipeline.config import RunConfig, read_toml
 
     def say(text: str) -> None:

@@ -129,7 +129,7 @@ def guard_lines() -> Iterator[str]:
 
 
 def schema_lines(table: str) -> Iterator[str]:
-    from pipeline.audit.records import attempts_schema, samples_schema
+    from pipeline.audit.schema import attempts_schema, samples_schema
 
     yield from ("| column | type | what it says |", "|---|---|---|")
     for column in samples_schema() if table == "samples" else attempts_schema():

@@ -15,8 +15,10 @@ import pytest
 from index.errors import ClearanceError, InputError, ModelError, PlanMismatch, RunStopped
 from jobs.lease import holder, lease
 from jobs.plan import Plan, failed_keys, open_folder
-from jobs.run import Event, RunResult, Worker, run_local, run_ray
-from pipeline.audit.ledger import attempt_rows, read_events, sample_rows, verify
+from jobs.ray_runner import run_ray
+from jobs.run import Event, RunResult, Worker, run_local
+from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
+from pipeline.audit.verify import verify
 
 PROMPTS = ["cat", "a copy", "a steered owl", "", "fox"]
 EXPECTED = {"accepted": 2, "accepted_after_steering": 1, "error": 1, "rejected": 1}

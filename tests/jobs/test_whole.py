@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from jobs.plan import Plan, open_folder, read_policy
-from jobs.run import run_local, run_ray
-from pipeline.audit.ledger import sample_rows, verify
+from jobs.ray_runner import run_ray
+from jobs.run import run_local
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.verify import verify
 from pipeline.config import GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig
 
 

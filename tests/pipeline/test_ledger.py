@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from index.errors import InputError, IntegrityError
-from pipeline.audit import ledger
-from pipeline.audit.ledger import append_event, attempt_rows, merkle_root, read_events, run_predicate, sample_rows, seal, verify
+from pipeline.audit.ledger import append_event, attempt_rows, merkle_root, read_events, run_predicate, sample_rows, seal
 from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.verify import verify
 from pipeline.shard import commit_shard, committed, write_parquet
 
 Make = Callable[..., Any]
@@ -299,7 +299,7 @@ def test_rows_in_order(folder: Path) -> None:
 
 
 def test_problems_are_capped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_MOST_PROBLEMS", 2)
+    monkeypatch.setattr("pipeline.audit.verify._MOST_PROBLEMS", 2)
     for path in folder.glob("*/*"):
         path.unlink()
     assert len(verify(folder).problems) == 2

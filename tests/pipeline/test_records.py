@@ -17,15 +17,14 @@ from pipeline.audit.records import (
     Adapter,
     RunContext,
     attempt_table,
-    attempts_schema,
     chain_start,
     prompt_commitment,
     record_digest,
     sample_identity,
     sample_table,
-    samples_schema,
     table_header,
 )
+from pipeline.audit.schema import attempts_schema, samples_schema
 from pipeline.outcome import Outcome, Request, Sample
 
 GOLDEN = Path(__file__).parent / "golden" / "audit_schema.txt"

@@ -15,10 +15,12 @@ import pytest
 from index.errors import InputError, IntegrityError
 from pipeline.audit import report
 from pipeline.audit.charts import bin_counts
-from pipeline.audit.ledger import run_predicate, seal, verify
+from pipeline.audit.ledger import run_predicate, seal
+from pipeline.audit.numbers import report_numbers, wilson
 from pipeline.audit.provenance import decode, thumbnail
 from pipeline.audit.records import attempt_table, sample_table
-from pipeline.audit.report import report_numbers, wilson, write_report
+from pipeline.audit.report import write_report
+from pipeline.audit.verify import verify
 from pipeline.shard import commit_shard
 
 Make = Callable[..., Any]

@@ -11,8 +11,8 @@ import pytest
 
 from index.errors import ClearanceError, IntegrityError
 from pipeline import shard
-from pipeline.audit.ledger import verify
 from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
 from pipeline.shard import ShardReceipt, commit_shard, committed, sweep, write_parquet
 

@@ -1,0 +1,231 @@
+"""Run a plan on Ray: a pool of long-lived actors that hold the models and pull one shard lease after the other.
+
+An actor that dies is replaced, its shard is leased again, and a shard that keeps killing its worker ends as error rows:
+nothing is lost silently.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ClearanceError, RunStopped
+from jobs.plan import Plan
+from jobs.run import DEATHS_PER_SHARD, OnEvent, OpenStudio, RunResult, Session, Worker, ignore, run_session
+
+if TYPE_CHECKING:
+    from pipeline.audit.records import RunContext
+
+WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
+
+
+def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio: OpenStudio | None = None) -> RunResult:
+    """Run the plan with ``config.workers`` Ray actors, one CPU each (and one GPU each for a CUDA model).
+
+    Joins the Ray that is initialised, or the cluster that RAY_ADDRESS names (there, Clearance must be installed and the folder
+    shared); otherwise starts one on this machine and shuts it down again. Arguments and result as :func:`run_local`.
+
+    Raises:
+        ClearanceError: the run had to stop; committed shards are kept and a resumed run goes on behind them.
+    """
+    with run_session(plan, folder, "ray", on_event, open_studio) as session:
+        pending = session.pending()
+        if pending:
+            with ray_session(plan.config.workers), _Pool(session, pending) as pool:
+                pool.run()
+        return session.finish(plan.config.workers)
+
+
+class _Actor:
+    """The worker as a Ray actor. Errors go back as values, so that their class and text arrive unwrapped."""
+
+    def __init__(self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_studio: OpenStudio | None) -> None:
+        self._arguments = (plan, folder, run_id, worker_id)
+        self._open_studio = open_studio
+        self._worker: Worker | None = None
+
+    def open(self) -> Any:
+        def opened() -> RunContext:
+            self._worker = Worker(*self._arguments, open_studio=self._open_studio)
+            return self._worker.context
+
+        return _caught(opened)
+
+    def work(self, shard_no: int) -> Any:
+        assert self._worker is not None
+        worker = self._worker
+        return _caught(lambda: worker.work(shard_no))
+
+
+def _caught(do: Callable[[], Any]) -> Any:
+    try:
+        return do()
+    except ClearanceError as error:
+        return _Failure(error, traceback.format_exc())
+    except Exception as error:
+        told = RunStopped(
+            f"worker failed to start: {type(error).__name__}: {error}", fix="See the traceback with CLEARANCE_DEBUG=1"
+        )
+        return _Failure(told, traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: ClearanceError
+    trace: str
+
+
+@dataclass
+class _Seat:
+    """A place for one worker; its actor may be replaced. ``shard_no`` None: the worker is opening its studio."""
+
+    number: int
+    actor: Any
+    worker_id: str
+    shard_no: int | None = None
+
+
+class _Pool:
+    """Actors pulling shard leases until none is open."""
+
+    def __init__(self, session: Session, pending: Sequence[int]) -> None:
+        import ray
+
+        self.session = session
+        self.todo = deque(pending)
+        self.opening_deaths = 0
+        self.waiting: dict[Any, _Seat] = {}
+        self._hired: Counter[int] = Counter()
+        self._plan = ray.put(session.plan)
+        gpus = 1 if session.plan.config.model.device.startswith("cuda") else 0
+        self._actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for seat in self.waiting.values():
+            ray.kill(seat.actor)
+        self.waiting.clear()
+
+    def run(self) -> None:
+        import ray
+
+        for number in range(min(self.session.plan.config.workers, len(self.todo))):
+            self._hire(number)
+        while self.waiting:
+            ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=WAIT_SECONDS)
+            if not ready and self.session.context is None:
+                self.session.report("waiting", "no worker is ready yet: models are loading, or the cluster has no free CPU")
+            for future in ready:
+                self._settle(future, self.waiting.pop(future))
+
+    def _settle(self, future: Any, seat: _Seat) -> None:
+        """Take what a worker answers and give it the next lease."""
+        import ray
+        from ray import exceptions
+
+        try:
+            answer = ray.get(future)
+        except (
+            exceptions.RayActorError,
+            exceptions.WorkerCrashedError,
+            exceptions.OutOfMemoryError,
+            exceptions.ObjectLostError,
+        ) as error:
+            self._bury(seat, str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return
+        if isinstance(answer, _Failure):
+            ray.kill(seat.actor)
+            answer.error.add_note(answer.trace)
+            raise answer.error
+        if seat.shard_no is None:
+            self.session.context = answer
+            self.session.report("worker", f"worker {seat.worker_id} is ready")
+        else:
+            self.session.committed(answer)
+        self._lease(seat)
+
+    def _lease(self, seat: _Seat) -> None:
+        import ray
+
+        if not self.todo:
+            ray.kill(seat.actor)
+            return
+        seat.shard_no = self.todo.popleft()
+        self.waiting[seat.actor.work.remote(seat.shard_no)] = seat
+
+    def _hire(self, number: int) -> None:
+        session = self.session
+        self._hired[number] += 1
+        worker_id = f"ray-{number}" if self._hired[number] == 1 else f"ray-{number}.{self._hired[number] - 1}"
+        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_studio)
+        self.waiting[actor.open.remote()] = _Seat(number, actor, worker_id)
+
+    def _bury(self, seat: _Seat, cause: str) -> None:
+        """A worker died: put its shard back (or give it up), and hire another."""
+        import ray
+
+        from pipeline.shard import committed
+
+        with suppress(Exception):
+            ray.kill(seat.actor)  # an actor that is only unreachable must not commit behind our back
+        session = self.session
+        if seat.shard_no is None:
+            self.opening_deaths += 1
+            if self.opening_deaths >= DEATHS_PER_SHARD:
+                raise RunStopped(
+                    f"{self.opening_deaths} workers died while loading the models ({cause})",
+                    where=str(session.folder),
+                    fix="Give them more memory or use fewer workers, then continue with --resume",
+                )
+        else:
+            shard_id = session.plan.shards[seat.shard_no].shard_id
+            receipt = committed(session.folder).get(shard_id)
+            if receipt is not None:  # it died between its commit and its answer
+                session.committed(receipt)
+            elif session.worker_died(shard_id, seat.worker_id, cause) < DEATHS_PER_SHARD:
+                self.todo.append(seat.shard_no)  # at the back: a poisonous shard should not hold up the others
+            else:
+                session.give_up(seat.shard_no)
+        if self.todo:
+            self._hire(seat.number)
+
+
+@contextmanager
+def ray_session(workers: int) -> Iterator[None]:
+    """Ray, quiet: the one that is there, the one RAY_ADDRESS names, or one of our own for the time of the block."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RunStopped(
+            "the package ray is not installed", where="--runner ray", fix="Install ray, or use --runner local"
+        ) from None
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            import logging
+
+            address = os.environ.get("RAY_ADDRESS")
+            own: dict[str, Any] = (
+                {} if address else {"num_cpus": workers, "object_store_memory": 128 * 2**20, "include_dashboard": False}
+            )
+            try:
+                ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+            except Exception as error:
+                raise RunStopped(
+                    f"Ray does not start ({type(error).__name__}: {error})",
+                    where=address or "this machine",
+                    fix="Use --runner local, or check RAY_ADDRESS",
+                ) from error
+            stack.callback(ray.shutdown)
+        yield
