@@ -375,15 +375,6 @@ def load_tokenizer(folder: Path) -> Any:
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under precision over recall, step-wise (as scikit-learn defines it); ties are taken together."""
-    order = np.argsort(-scores, kind="stable")
-    hits, ranked = positive[order].astype(np.float64), scores[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    found = np.cumsum(hits)[last]
-    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / (last + 1)))
-
-
 def pairs_of(
     pixels: np.ndarray, names: list[str], inside: np.ndarray, wanted: set[str], *, copies: int = 3, seed: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -418,6 +409,7 @@ def evaluate(
     import torch
     from torch.nn import functional
 
+    from index.calibrate import average_precision
     from jobs.world.catalogue import concepts
     from jobs.world.pictures import held_out
 
@@ -459,8 +451,14 @@ def evaluate(
 # --- shipping ------------------------------------------------------------------------------------------------------
 
 
-def export(work: Path, folder: Path) -> dict[str, Any]:
-    """Write the trained embedder as an open_clip folder (fp16 safetensors, config, tokenizer, model card)."""
+def export(work: Path, folder: Path, *, remarks: str = "") -> dict[str, Any]:
+    """Write the trained embedder as an open_clip folder (fp16 safetensors, config, tokenizer, model card).
+
+    Args:
+        work: the built world, with ``embedder/state.pt``.
+        folder: where to.
+        remarks: what the card has to say about this training in particular (Markdown).
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -471,6 +469,7 @@ def export(work: Path, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state["model"].items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    (folder / "open_clip_model.safetensors").chmod(0o644)
     (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
     _, _, names = load(work)
     make_tokenizer(folder, names)
@@ -478,14 +477,16 @@ def export(work: Path, folder: Path) -> dict[str, Any]:
     manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     measured: list[dict[str, float]] = [row for row in state["curve"] if "held_out_ap" in row]
     (folder / "README.md").write_text(
-        card(folder, manifest, measured, sum(v.numel() for v in weights.values())), encoding="utf-8"
+        card(folder, manifest, measured, sum(v.numel() for v in weights.values()), remarks), encoding="utf-8"
     )
     return measured[-1]
 
 
-def card(folder: Path, manifest: dict[str, Any], measured: list[dict[str, float]], parameters: int) -> str:
+def card(folder: Path, manifest: dict[str, Any], measured: list[dict[str, float]], parameters: int, remarks: str) -> str:
     """The model card: data, digests, licence, command, curve, measured numbers."""
-    last, concepts = measured[-1], len(manifest["concepts"])
+    from jobs.world.catalogue import concepts
+
+    last, count = measured[-1], len(concepts())
     digests = "".join(
         f"| `{p.name}` | {p.stat().st_size:,} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |\n"
         for p in sorted(folder.iterdir())
@@ -515,12 +516,12 @@ icons and nothing else.
 | average precision, edited copies against other vendors' drawings of the same concept (bar: 0.98) | **{last["held_out_ap"]}** |
 | recall at 1 % false positives on those | {last["recall_at_1pct"]} (cosine above {last["threshold_1pct"]}) |
 | median cosine of copies / of other drawings | {last["copy_cosine"]} / {last["other_cosine"]} |
-| world drawing → its caption of {concepts}, top 1 / top 5 (trained on) | {last["caption_top1"]} / {last["caption_top5"]} |
+| world drawing → its caption of {count}, top 1 / top 5 (trained on) | {last["caption_top1"]} / {last["caption_top5"]} |
 
 Edited copies are mirrored, shifted, scaled 0.7 to 1.15, turned, bent, put on a colour, recoloured, blurred, compressed or
 marked, several at once (`jobs/world/train_embedder.py`, `edit`). The other drawings are compared unedited and edited.
 
-## Data ({manifest["pictures"]:,} drawings, pixels `{manifest["pixels_sha256"]}`)
+{remarks}## Data ({manifest["pictures"]:,} drawings, pixels `{manifest["pixels_sha256"]}`)
 
 | package | drawings | licence |
 |---|---|---|

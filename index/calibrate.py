@@ -1,0 +1,210 @@
+"""From labelled comparisons to a threshold, with the uncertainty that belongs to it.
+
+A calibration is bound to one embedder: another one has another scale. Copies are edited copies of a reference; near
+misses are the hard negatives, other drawings of the same idea. The operating point is the smallest threshold at which
+the share of near misses flagged stays within a limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from index.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from index.embed import Embedder
+
+CURVE_POINTS = 41
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its Wilson interval at 95 %: ``hits`` of ``n``."""
+
+    value: float
+    low: float
+    high: float
+    hits: int
+    n: int
+
+    @classmethod
+    def of(cls, hits: int, n: int) -> Rate:
+        """The share ``hits / n`` (0 of 0 is 0, with the interval 0 to 1)."""
+        if not n:
+            return cls(0.0, 0.0, 1.0, 0, 0)
+        z, p = 1.959963984540054, hits / n
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        # The interval touches 0 and 1 exactly at no hits and at nothing but hits; rounding must not say otherwise.
+        low, high = (0.0 if not hits else middle - half), (1.0 if hits == n else middle + half)
+        return cls(p, low, high, hits, n)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An operating point and what it is worth.
+
+    Attributes:
+        calibration_id: digest of everything below.
+        embedder_id: the embedder it holds for.
+        index_id: the index it was measured with, if it was.
+        threshold: cosine at and above which a picture counts as too near.
+        confirm_threshold: score at and above which the second look agrees.
+        recall: share of copies at or above the threshold.
+        false_positive_rate: share of near misses at or above it.
+        precision: share of copies among everything at or above it, in the proportions of the measured pairs.
+        confirmed_recall, confirmed_false_positive_rate: the same when the second look must agree too.
+        average_precision: of the cosine, over all thresholds.
+        curve: (threshold, recall, false positive rate) from strict to loose.
+        max_false_positive_rate: the limit that chose the threshold.
+        source: what was compared, for a reader.
+    """
+
+    calibration_id: str
+    embedder_id: str
+    index_id: str
+    threshold: float
+    confirm_threshold: float
+    recall: Rate
+    false_positive_rate: Rate
+    precision: Rate
+    confirmed_recall: Rate | None
+    confirmed_false_positive_rate: Rate | None
+    average_precision: float
+    curve: tuple[tuple[float, float, float], ...]
+    max_false_positive_rate: float
+    source: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: not a calibration.
+            IntegrityError: its numbers do not match its id.
+        """
+        try:
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for name in RATES:
+                stored[name] = None if stored[name] is None else Rate(**stored[name])
+            stored["curve"] = tuple((float(a), float(b), float(c)) for a, b, c in stored["curve"])
+            calibration = cls(**stored)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"is no calibration ({error})", where=str(path), fix="Calibrate again") from None
+        if _identified(calibration).calibration_id != calibration.calibration_id:
+            raise IntegrityError("the numbers do not match the calibration_id", where=str(path), fix="Calibrate again")
+        return calibration
+
+
+RATES = tuple(field.name for field in fields(Calibration) if "Rate" in str(field.type))
+
+
+def calibrate(
+    embedder_id: str,
+    similarity: np.ndarray,
+    copy: np.ndarray,
+    *,
+    confirm: np.ndarray | None = None,
+    confirm_threshold: float = 0.5,
+    max_false_positive_rate: float = 0.01,
+    index_id: str = "",
+    source: str = "",
+) -> Calibration:
+    """Choose the smallest threshold that keeps false positives on near misses within the limit.
+
+    Args:
+        embedder_id: whose cosines these are.
+        similarity: float (M,), one cosine per comparison.
+        copy: bool (M,), true for a copy, false for a near miss.
+        confirm: float (M,), scores of the second look, if it was taken.
+        confirm_threshold: from which score the second look agrees.
+        max_false_positive_rate: share of near misses that may reach the threshold.
+        index_id, source: recorded.
+
+    Raises:
+        InputError: no copies, no near misses, or numbers that are none.
+    """
+    similarity, copy = np.asarray(similarity, np.float64), np.asarray(copy, bool)
+    if similarity.shape != copy.shape or similarity.ndim != 1 or not np.isfinite(similarity).all():
+        what = f"similarities {similarity.shape} and labels {copy.shape} must be finite and of one length"
+        raise InputError(what, where="calibration", fix="Give one cosine and one label per comparison")
+    if not copy.any() or copy.all():
+        raise InputError("needs copies and near misses", where="calibration", fix="Add the kind that is missing")
+    copies, misses = np.sort(similarity[copy]), np.sort(similarity[~copy])
+    allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
+    # Just above the first near miss that may not be flagged: representable, and never below it.
+    threshold = float(np.nextafter(misses[len(misses) - allowed - 1], np.inf)) if allowed < len(misses) else float(misses[0])
+    flagged = similarity >= threshold
+    agreed = None if confirm is None else flagged & (np.asarray(confirm, np.float64) >= confirm_threshold)
+    ends = np.quantile(similarity, (0.0, 1.0))
+    points = np.linspace(ends[1], ends[0], CURVE_POINTS)
+    curve = tuple(
+        (round(float(at), 6), round(float((copies >= at).mean()), 6), round(float((misses >= at).mean()), 6)) for at in points
+    )
+    return _identified(
+        Calibration(
+            calibration_id="",
+            embedder_id=embedder_id,
+            index_id=index_id,
+            threshold=threshold,
+            confirm_threshold=confirm_threshold,
+            recall=Rate.of(int(flagged[copy].sum()), int(copy.sum())),
+            false_positive_rate=Rate.of(int(flagged[~copy].sum()), int((~copy).sum())),
+            precision=Rate.of(int(flagged[copy].sum()), int(flagged.sum())),
+            confirmed_recall=None if agreed is None else Rate.of(int(agreed[copy].sum()), int(copy.sum())),
+            confirmed_false_positive_rate=None if agreed is None else Rate.of(int(agreed[~copy].sum()), int((~copy).sum())),
+            average_precision=average_precision(similarity, copy),
+            curve=curve,
+            max_false_positive_rate=max_false_positive_rate,
+            source=source,
+        )
+    )
+
+
+def compare(
+    embedder: Embedder,
+    references: np.ndarray,
+    pictures: np.ndarray,
+    *,
+    confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cosines (and second looks) of picture pairs, for :func:`calibrate`.
+
+    Args:
+        embedder: turns both into vectors.
+        references, pictures: uint8 (M, H, W, 3), compared row by row.
+        confirm: the second look, (picture, reference) → [0, 1]; None to skip it.
+
+    Returns:
+        Cosines float64 (M,), scores float64 (M,) or None.
+    """
+    cosine = np.sum(embedder.images(references).astype(np.float64) * embedder.images(pictures).astype(np.float64), axis=1)
+    if confirm is None:
+        return cosine, None
+    return cosine, np.array([confirm(picture, reference) for picture, reference in zip(pictures, references, strict=True)])
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under precision over recall, step-wise (as scikit-learn defines it); ties are taken together."""
+    order = np.argsort(-scores, kind="stable")
+    hits, ranked = np.asarray(positive)[order].astype(np.float64), scores[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    found = np.cumsum(hits)[last]
+    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / (last + 1)))
+
+
+def _identified(calibration: Calibration) -> Calibration:
+    said = asdict(replace(calibration, calibration_id=""))
+    plain = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return replace(calibration, calibration_id="calibration-" + hashlib.sha256(plain.encode()).hexdigest()[:16])

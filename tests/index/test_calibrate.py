@@ -1,0 +1,120 @@
+"""Thresholds from labelled scores: the limit holds, the intervals are Wilson's, the file is bound to its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.calibrate import Calibration, Rate, average_precision, calibrate, compare
+from index.errors import InputError, IntegrityError
+
+from .conftest import GridEmbedder, drawing
+
+
+def scores(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    copy = rng.random(n) < 0.4
+    return np.where(copy, rng.normal(0.85, 0.06, n), rng.normal(0.5, 0.12, n)), copy
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01, 0.05, 0.5])
+def test_the_threshold_is_the_smallest_that_keeps_the_limit(limit: float) -> None:
+    similarity, copy = scores()
+    found = calibrate("e", similarity, copy, max_false_positive_rate=limit)
+    misses = similarity[~copy]
+    assert (misses >= found.threshold).mean() <= limit
+    lower = misses[misses < found.threshold].max()
+    assert (misses >= lower).mean() > limit  # any smaller threshold that changes anything breaks the limit
+    assert found.false_positive_rate.hits == int((misses >= found.threshold).sum())
+    assert found.recall.hits == int((similarity[copy] >= found.threshold).sum()) and found.recall.n == int(copy.sum())
+    assert found.precision.n == found.recall.hits + found.false_positive_rate.hits
+
+
+def test_tied_near_misses_stay_below_the_threshold() -> None:
+    similarity, copy = np.array([0.9, 0.8, 0.8, 0.8, 0.3]), np.array([True, False, False, False, True])
+    found = calibrate("e", similarity, copy, max_false_positive_rate=0.34)
+    assert 0.8 < found.threshold <= 0.9 and found.false_positive_rate.hits == 0 and found.recall.hits == 1
+
+
+def test_the_second_look_can_only_remove() -> None:
+    similarity, copy = scores()
+    confirm = np.where(copy, 0.9, 0.2)
+    found = calibrate("e", similarity, copy, confirm=confirm, max_false_positive_rate=0.2)
+    assert found.confirmed_recall == found.recall
+    assert found.confirmed_false_positive_rate is not None and found.confirmed_false_positive_rate.hits == 0
+    assert found.false_positive_rate.hits > 0
+
+
+def test_wilson_interval() -> None:
+    # Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
+    rate = Rate.of(81, 263)
+    assert (round(rate.low, 4), round(rate.high, 4)) == (0.2553, 0.3662)
+    assert Rate.of(0, 20).low == 0 and round(Rate.of(0, 20).high, 4) == 0.1611
+    assert Rate.of(20, 20).high == 1 and Rate.of(0, 0) == Rate(0.0, 0.0, 1.0, 0, 0)
+
+
+def test_average_precision() -> None:
+    # By hand: hits at ranks 1 and 3 of 4 → (1/1 + 2/3) / 2.
+    assert average_precision(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1, 0, 1, 0], bool)) == pytest.approx(5 / 6)
+    assert average_precision(np.array([0.5, 0.5]), np.array([1, 0], bool)) == 0.5
+    similarity, copy = scores()
+    assert average_precision(similarity, copy) > average_precision(-similarity, copy)
+
+
+def test_the_curve_falls_from_loose_to_strict() -> None:
+    found = calibrate("e", *scores())
+    assert found.curve[0][0] > found.curve[-1][0] and found.curve[-1][1:] == (1.0, 1.0)
+    recalls = [point[1] for point in found.curve]
+    assert recalls == sorted(recalls)
+
+
+def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
+    similarity, copy = scores()
+    found = calibrate("openclip-1", similarity, copy, confirm=similarity, index_id="index-1", source="here")
+    found.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == found
+    assert calibrate("openclip-1", similarity, copy, confirm=similarity, index_id="index-1", source="here") == found
+    assert calibrate("openclip-2", similarity, copy).calibration_id != found.calibration_id
+
+
+def test_an_edited_threshold_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibrate("e", *scores()).save(path)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**stored, "threshold": 0.99}), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="calibration_id"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"threshold": 1}', "\x00"])
+def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "c.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"c\.json.*is no calibration"):
+        Calibration.load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("similarity", "copy"),
+    [
+        ([0.1, 0.2], [True, True]),
+        ([0.1, 0.2], [False, False]),
+        ([0.1], [True, False]),
+        ([np.nan, 1.0], [True, False]),
+        ([], []),
+    ],
+)
+def test_unusable_pairs_are_refused(similarity: list[float], copy: list[bool]) -> None:
+    with pytest.raises(InputError):
+        calibrate("e", np.array(similarity, float), np.array(copy, bool))
+
+
+def test_pairs_of_pictures_are_compared_row_by_row() -> None:
+    references = np.stack([drawing(seed) for seed in (1, 2, 3)])
+    pictures = np.stack([drawing(seed) for seed in (1, 5, 3)])
+    cosine, second = compare(GridEmbedder(), references, pictures, confirm=lambda a, b: float(np.array_equal(a, b)))
+    assert cosine[0] == pytest.approx(1) and cosine[2] == pytest.approx(1) and cosine[1] < 0.95
+    assert second is not None and second.tolist() == [1.0, 0.0, 1.0]
+    assert compare(GridEmbedder(), references, pictures)[1] is None

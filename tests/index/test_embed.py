@@ -1,0 +1,121 @@
+"""The OpenCLIP embedder: rows that do not depend on each other, an honest id, and clear refusals. Uses the shipped weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.embed import OpenCLIPEmbedder, Preprocessing, weights_folder
+from index.errors import InputError, ModelError
+
+from .conftest import drawing
+
+
+@pytest.fixture(scope="module")
+def shipped() -> OpenCLIPEmbedder:
+    import torch
+
+    torch.set_num_threads(1)
+    return OpenCLIPEmbedder.open("stickers")
+
+
+def test_a_row_does_not_depend_on_its_neighbours(shipped: OpenCLIPEmbedder) -> None:
+    pictures = np.stack([drawing(seed) for seed in range(11)])
+    together = shipped.images(pictures)
+    assert together.shape == (11, shipped.dim) and together.dtype == np.float32
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert np.array_equal(shipped.images(pictures[::-1])[::-1], together)
+    for row in (0, 7, 8, 10):
+        assert np.array_equal(shipped.images(pictures[row : row + 1])[0], together[row])
+    captions = ["red apple", "a cat", "an icon of a crab", "x"] * 3
+    texts = shipped.texts(captions)
+    assert np.array_equal(shipped.texts(["a cat"])[0], texts[1]) and np.array_equal(texts[1], texts[5])
+    assert shipped.images(pictures[:0]).shape == (0, shipped.dim) and shipped.texts([]).shape == (0, shipped.dim)
+
+
+def test_a_mirrored_copy_is_nearer_than_another_drawing(shipped: OpenCLIPEmbedder) -> None:
+    pictures = np.stack([drawing(seed) for seed in range(8)])
+    cosine = shipped.images(pictures) @ shipped.images(pictures[:, :, ::-1]).T
+    assert (np.argmax(cosine, axis=1) == np.arange(8)).all()
+
+
+def test_the_id_follows_weights_and_preprocessing(shipped: OpenCLIPEmbedder, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(weights_folder(), copy)
+    same = OpenCLIPEmbedder.open(f"local-dir:{copy}")
+    assert same.embedder_id == shipped.embedder_id == OpenCLIPEmbedder.open(str(copy)).embedder_id
+    config = json.loads((copy / "open_clip_config.json").read_text(encoding="utf-8"))
+    changed = {**config, "preprocess_cfg": {**config["preprocess_cfg"], "mean": [0.4, 0.5, 0.5]}}
+    (copy / "open_clip_config.json").write_text(json.dumps(changed), encoding="utf-8")
+    assert OpenCLIPEmbedder.open(str(copy)).embedder_id != shipped.embedder_id
+    (copy / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(copy / "open_clip_model.safetensors")
+    weights["visual.conv1.weight"][0, 0, 0, 0] += 0.5
+    save_file(weights, copy / "open_clip_model.safetensors")
+    assert OpenCLIPEmbedder.open(str(copy)).embedder_id != shipped.embedder_id
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a folder nor an architecture"):
+        OpenCLIPEmbedder.open("no-such-model")
+    with pytest.raises(ModelError, match="would have to be downloaded"):
+        OpenCLIPEmbedder.open("ViT-B-32", "laion2b_s34b_b79k")
+    with pytest.raises(ModelError, match="would have to be downloaded"):
+        OpenCLIPEmbedder.open("hf-hub:nobody/nothing")
+    with pytest.raises(ModelError, match="has no weights"):
+        OpenCLIPEmbedder.open("ViT-B-32")
+    with pytest.raises(ModelError, match="is no folder"):
+        OpenCLIPEmbedder.open(f"local-dir:{tmp_path / 'nowhere'}")
+    with pytest.raises(ModelError, match=r"no open_clip_config\.json"):
+        OpenCLIPEmbedder.open(str(tmp_path))
+    copy = tmp_path / "copy"
+    shutil.copytree(weights_folder(), copy)
+    (copy / "open_clip_model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        OpenCLIPEmbedder.open(str(copy))
+    (copy / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        OpenCLIPEmbedder.open(str(copy))
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 1), np.uint8)]
+)
+def test_pictures_that_are_none_are_refused(shipped: OpenCLIPEmbedder, bad: np.ndarray) -> None:
+    with pytest.raises(InputError, match="uint8"):
+        shipped.images(bad)
+
+
+def test_the_folder_is_in_open_clips_own_format() -> None:
+    from index.torchvision_ops import ensure
+
+    ensure()
+    import open_clip
+    import torch
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{weights_folder()}")
+    picture = drawing(3)
+    with torch.inference_mode():
+        theirs = model.eval().encode_image(transform(Image.fromarray(picture))[None].expand(8, -1, -1, -1), normalize=True)[0]
+        tokens = open_clip.get_tokenizer(f"local-dir:{weights_folder()}")(["red apple"])
+        caption = model.encode_text(tokens, normalize=True)[0]
+    ours = OpenCLIPEmbedder.open("stickers")
+    assert np.allclose(ours.images(picture[None])[0], theirs.numpy(), atol=1e-5)
+    assert np.allclose(ours.texts(["red apple"])[0], caption.numpy(), atol=1e-5)
+
+
+def test_preprocessing_pads_or_squashes() -> None:
+    wide = np.zeros((10, 40, 3), np.uint8)
+    pad = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bicubic", "pad", 255)
+    padded = pad(wide)
+    assert padded.shape == (3, 64, 64) and padded[:, 32, 32].max() == -1 and padded[:, 0].min() == padded[:, -1].min() == 1
+    assert Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash", 255)(wide).max() == -1
+    exact = drawing(1)
+    assert np.allclose(pad(exact), exact.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
