@@ -59,3 +59,9 @@ def test_empty_and_odd_pictures_give_a_score(side: int) -> None:
 
 def test_it_is_deterministic() -> None:
     assert confirm(moved(drawing(5), turn=5), drawing(5)) == confirm(moved(drawing(5), turn=5), drawing(5))
+
+
+def test_the_mirror_image_is_laid_over_too() -> None:
+    for seed in range(6):
+        found = dict(zip(FEATURES, evidence(np.ascontiguousarray(drawing(seed)[:, ::-1]), drawing(seed)), strict=True))
+        assert found["edges"] > 0.95, seed
