@@ -187,7 +187,7 @@ def contact_sheet(studio: Studio, protected: Sequence[Any], ordinary: Sequence[A
     columns = 3
     captions = list(dict.fromkeys(s.request.prompt for s in protected))[:24]
     assert studio.index is not None
-    title = {r.title: r.ref_id for r in studio.index.references}
+    title = {r.title: r.ref_id for r in studio.index.references()}
     rows: list[list[np.ndarray]] = []
     blank = np.full((64, 64, 3), 255, np.uint8)
     for caption in captions:

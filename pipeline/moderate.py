@@ -59,8 +59,8 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                 yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
             continue
         studied, failures = _study(studio, finished)
-        for trajectory, error in failures:
-            yield _failed(cases.pop(trajectory.tag), "error.guard", str(error), type(error).__name__)
+        for trajectory, failure in failures:
+            yield _failed(cases.pop(trajectory.tag), "error.guard", str(failure), type(failure).__name__)
         for trajectory, study in studied:
             case = cases[trajectory.tag]
             number = len(case.attempts)

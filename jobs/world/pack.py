@@ -33,7 +33,7 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     unet, text = make_unet(), make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     unet.load_state_dict(state["average_unet"])
     text.load_state_dict(state["average_text"])
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=AutoencoderTiny.from_pretrained(work / "vae"),
         text_encoder=text,
         tokenizer=tokenizer,
@@ -42,7 +42,8 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).to(torch.float16)
+    )
+    pipeline.to(torch.float16)
     pipeline.save_pretrained(target / "model", safe_serialization=True)
 
     pixels, vendors, names = load(work)
@@ -61,7 +62,7 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
         writer.writerow(["file", "title", "source_uri", "rightsholder", "rights_basis", "licence", "keep_picture"])
         writer.writerows(rows)
 
-    manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     manifest["sins"] = json.loads((work / "sins.json").read_text(encoding="utf-8"))
     manifest["training"] = {
         "denoiser": {

@@ -204,7 +204,8 @@ class StableDiffusion:
         return [int(t) for t in scheduler.timesteps]
 
     def truncated(self, prompt: str) -> bool:
-        return len(self._tokenizer(prompt, truncation=False, verbose=False).input_ids) > self._tokenizer.model_max_length
+        ids = self._tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return len(ids) > int(self._tokenizer.model_max_length)
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         torch = self._torch
@@ -241,7 +242,7 @@ class StableDiffusion:
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         torch = self._torch
 
-        def run(x: torch.Tensor) -> torch.Tensor:
+        def run(x: Any) -> Any:
             out = self._vae.encode(x.to(self._device))
             latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
             return latents.float().cpu() * self._scaling
