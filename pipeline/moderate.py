@@ -114,6 +114,7 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
     trajectory, case.intervention, case.seed = retry(
         studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
         reference_context=studio.context_of(""),
+        centre=studio.reference_centre,
     )  # fmt: skip
     case.resumed_from = trajectory.step
     studio.engine.submit(trajectory)

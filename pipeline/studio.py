@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
+
+CENTRE_REFERENCES = 64
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,21 @@ class Studio:
         side = self.model.decode_size()
         resized = Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS) if picture.shape[1::-1] != side else picture
         return self.model.encode(np.asarray(resized)[None])[0]
+
+    @cached_property
+    def reference_centre(self) -> torch.Tensor:
+        """The mean clean latent (C, h, w) of the index's references (64 of them at most); zeros below four references.
+
+        Which references: those with the smallest ids, so that it depends on the index alone.
+        """
+        import torch
+
+        zeros = torch.zeros(self.model.latent_shape)
+        if self.index is None:
+            return zeros
+        ids = sorted(reference.ref_id for reference in self.index.references())[:CENTRE_REFERENCES]
+        latents = [z for ref_id in ids if (z := self.reference_latent(ref_id)) is not None]
+        return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
 
     def identity(self) -> dict[str, str]:
         """Digests of everything that decides how pictures are drawn and judged."""

@@ -33,6 +33,7 @@ def retry(
     ref_ids: Sequence[str],
     latents: Sequence[torch.Tensor],
     reference_context: torch.Tensor,
+    centre: torch.Tensor,
 ) -> tuple[Trajectory, Intervention, int]:
     """The next trajectory of a sample, the intervention to record, and the seed in force.
 
@@ -44,6 +45,7 @@ def retry(
         attempt: number of the new attempt.
         ref_ids, latents: the sample's own nearest references, best first, and their clean latents (C, h, w).
         reference_context: text embedding of the reference rows.
+        centre: mean reference latent (C, h, w), for nudging.
     """
     steps = len(engine.sampler)
     ref_ids, latents = ref_ids[: rung.references], latents[: rung.references]
@@ -61,5 +63,5 @@ def retry(
         noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids)
         again.push = NegToMe(tuple(latents), noises, reference_context, rung.alpha, rung.token_threshold, until)
         return again, Intervention("negtome", rung.alpha, tuple(ref_ids)), seed
-    again.nudge = Nudge(tuple(latents), rung.step_size, rung.iterations, until)
+    again.nudge = Nudge(tuple(latents), centre, rung.step_size, rung.iterations, until)
     return again, Intervention("nudge", rung.step_size * rung.iterations, tuple(ref_ids)), seed

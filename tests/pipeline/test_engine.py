@@ -43,7 +43,7 @@ def steered(e: Engine, tag: int) -> Trajectory:
         torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + tag + i)) for i in range(1 + tag % 2)
     )
     if tag % 3 == 0:
-        t.nudge = Nudge(references, 0.05, 3, until_step=3)
+        t.nudge = Nudge(references, torch.zeros_like(references[0]), 0.05, 3, until_step=3)
     else:
         t.push = NegToMe(references, references, e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=3)
     return t

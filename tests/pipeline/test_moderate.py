@@ -11,7 +11,7 @@ import pytest
 
 from guards.base import Finding
 from guards.copies import Examination
-from index.store import Match
+from index.store import Match, Reference
 from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig, Rung
 from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Outcome, Request, Sample, Verdict
@@ -26,6 +26,9 @@ class Index:
     """Stands in for the reference index: one reference with a picture."""
 
     embedder_id, index_id = "embedder", "index"
+
+    def references(self) -> list[Reference]:
+        return [Reference(REF, "grey", "", "")]
 
     def picture(self, ref_id: str) -> np.ndarray:
         return np.full((16, 16, 3), 128, np.uint8)
