@@ -116,6 +116,7 @@ class Rung:
     window: float = 1.0  # share of the steps, from the start, in which steering acts
     step_size: float = 0.05  # nudge: relative to the norm of the predicted clean latent
     iterations: int = 5  # nudge: gradient steps per denoising step
+    enough: float = -1.0  # nudge: cosine of the latents at which pushing stops; -1 pushes always
     references: int = 1  # nearest references steered away from
 
 

@@ -63,5 +63,5 @@ def retry(
         noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids)
         again.push = NegToMe(tuple(latents), noises, reference_context, rung.alpha, rung.token_threshold, until)
         return again, Intervention("negtome", rung.alpha, tuple(ref_ids)), seed
-    again.nudge = Nudge(tuple(latents), centre, rung.step_size, rung.iterations, until)
+    again.nudge = Nudge(tuple(latents), centre, rung.step_size, rung.iterations, until, enough=rung.enough)
     return again, Intervention("nudge", rung.step_size * rung.iterations, tuple(ref_ids)), seed

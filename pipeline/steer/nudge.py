@@ -31,6 +31,8 @@ class Nudge:
         until_step: acts in denoising steps below this one.
         temperature: τ of the softmax over references.
         keep: λ, the pull back to the unnudged latent.
+        enough: cosine to the nearest reference at which pushing stops; −1 pushes always. A gate keeps the drawing: what is
+            already another expression is left to the model (compare the radius in SPELL, arXiv 2410.06025).
     """
 
     references: tuple[torch.Tensor, ...]
@@ -40,6 +42,7 @@ class Nudge:
     until_step: int
     temperature: float = 0.1
     keep: float = 0.1
+    enough: float = -1.0
 
     def __call__(self, clean: torch.Tensor, step: int) -> torch.Tensor:
         """x̂0 float32 (C, h, w) at ``step`` → nudged x̂0; the identity outside the window."""
@@ -52,6 +55,7 @@ class Nudge:
             iterations=self.iterations,
             temperature=self.temperature,
             keep=self.keep,
+            enough=self.enough,
         )
         return self.centre + away
 
@@ -64,6 +68,7 @@ def nudge(
     iterations: int,
     temperature: float,
     keep: float,
+    enough: float = -1.0,
 ) -> torch.Tensor:
     """k normalised gradient steps on the objective above; returns float32 (C, h, w)."""
     import torch
@@ -75,6 +80,8 @@ def nudge(
     for _ in range(iterations):
         norm = x.norm()
         cosine = undesired @ (x / norm)
+        if cosine.max() <= enough:
+            break
         weight = torch.softmax(cosine / temperature, 0)
         # Gradient of p·cos with p held fixed, as in expectation–maximisation: the nearest reference leads.
         along = weight @ undesired - (weight @ cosine) * x / norm

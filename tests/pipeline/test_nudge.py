@@ -46,3 +46,10 @@ def test_what_all_pictures_share_is_no_likeness() -> None:
     plain = Nudge((near + ground,), torch.zeros_like(x), 0.05, 5, until_step=3, keep=0.0)(x + ground, 0)
     assert cosine(centred - ground, near) < cosine(x, near) - 0.05
     assert abs(float((centred - ground - x).mean())) < 0.2 * abs(float((plain - ground - x).mean()))
+
+
+def test_the_gate_stops_pushing_once_it_is_enough() -> None:
+    x, near, _ = latents()
+    gated = nudge(x, (near,), step_size=0.02, iterations=200, temperature=0.1, keep=0.0, enough=0.6)
+    assert 0.55 < cosine(gated, near) <= 0.6
+    assert torch.equal(nudge(gated, (near,), step_size=0.02, iterations=200, temperature=0.1, keep=0.0, enough=0.6), gated)
