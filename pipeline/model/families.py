@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -169,24 +170,20 @@ class StableDiffusion:
 
         ensure()
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import logging
 
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # it warns that AutoencoderTiny is not AutoencoderKL; that is known and meant
-        try:
-            parts = StableDiffusionPipeline.from_pretrained(
-                folder, safety_checker=None, requires_safety_checker=False, feature_extractor=None, dtype=torch.float32
-            )
-        except Exception as error:
-            raise ModelError(f"diffusers cannot load it: {error}", where=str(folder), fix="Check the folder") from error
-        finally:
-            logging.set_verbosity(level)
-        self._torch = torch
         self._dtype = getattr(torch, config.dtype)
         self._device = torch.device(config.device)
+        with _quiet():
+            try:
+                parts = StableDiffusionPipeline.from_pretrained(
+                    folder, safety_checker=None, requires_safety_checker=False, feature_extractor=None, dtype=torch.float32
+                )
+            except Exception as error:
+                raise ModelError(f"diffusers cannot load it: {error}", where=str(folder), fix="Check the folder") from error
+            self.unet = parts.unet.to(self._device, self._dtype).eval().requires_grad_(False)
+        self._torch = torch
         self._tokenizer, self._scheduler = parts.tokenizer, parts.scheduler
         self._text = parts.text_encoder.to(self._device).eval().requires_grad_(False)
-        self.unet = parts.unet.to(self._device, self._dtype).eval().requires_grad_(False)
         self._vae = parts.vae.to(self._device).eval().requires_grad_(False)
         self._scaling = float(parts.vae.config.scaling_factor)
         side = int(self.unet.config.sample_size)
@@ -255,6 +252,27 @@ class StableDiffusion:
         from diffusers.models.attention import BasicTransformerBlock
 
         return [(name, module) for name, module in self.unet.named_modules() if isinstance(module, BasicTransformerBlock)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no remarks while a model loads: diffusers remarks that AutoencoderTiny is not AutoencoderKL, and the like."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    kits = (diffusers_logging, transformers_logging)
+    levels = [kit.get_verbosity() for kit in kits]
+    bars = [kit.is_progress_bar_enabled() for kit in kits]
+    for kit in kits:
+        kit.set_verbosity_error()
+        kit.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kit, level, bar in zip(kits, levels, bars, strict=True):
+            kit.set_verbosity(level)
+            if bar:
+                kit.enable_progress_bar()
 
 
 def _padded(call: Any, rows: torch.Tensor, size: int) -> torch.Tensor:
