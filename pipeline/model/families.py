@@ -244,7 +244,7 @@ class StableDiffusion:
             latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
             return latents.float().cpu() * self._scaling
 
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
             return _padded(run, x, PICTURE_ROWS)
 
