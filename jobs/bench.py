@@ -166,8 +166,9 @@ def world(out: Out = DOCS, quick: Quick = False) -> None:
 
 def open_studio(folder: Path, policy: str) -> Studio:
     """A studio on the embedded world, its index built in ``folder``."""
+    from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
-    from index.store import ReferenceIndex, read_references
+    from index.store import ReferenceIndex
     from jobs.plan import read_policy
     from pipeline.config import GenerationConfig, RunConfig
     from pipeline.model.families import STICKERS

@@ -255,7 +255,8 @@ def index_build(
     allow_download: AllowDownload = False,
 ) -> None:
     """Build a reference index from pictures."""
-    from index.store import ReferenceIndex, read_references
+    from index.collect import read_references
+    from index.store import ReferenceIndex
 
     with _busy("reading references"):
         new = read_references(references)
@@ -277,7 +278,8 @@ def index_add(
     allow_download: AllowDownload = False,
 ) -> None:
     """Add references to an index; it gets a new id."""
-    from index.store import ReferenceIndex, read_references
+    from index.collect import read_references
+    from index.store import ReferenceIndex
 
     new = read_references(references)
     model = _embedder(embedder, pretrained, allow_download)
@@ -317,7 +319,8 @@ def index_search(
     """Find the references nearest to pictures."""
     from rich.table import Table
 
-    from index.store import ReferenceIndex, read_references
+    from index.collect import read_references
+    from index.store import ReferenceIndex
 
     queries = [(path, work) for path in pictures for work in read_references(path)]
     model = _embedder(embedder, pretrained, allow_download)

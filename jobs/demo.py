@@ -179,8 +179,9 @@ def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
 
 def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
     """Build the index of the protected drawings that ship, unless an earlier demo did."""
+    from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
-    from index.store import ReferenceIndex, read_references
+    from index.store import ReferenceIndex
 
     if folder.exists():
         try:

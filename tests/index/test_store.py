@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from index import ann
+from index.collect import read_references
 from index.errors import IndexMismatch, InputError, IntegrityError
-from index.store import MAX_SEGMENTS, NewReference, ReferenceIndex, content_digest, read_references
+from index.store import MAX_SEGMENTS, NewReference, ReferenceIndex, content_digest
 
 from .conftest import GridEmbedder, drawing, work
 
