@@ -45,6 +45,9 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(target / "model", safe_serialization=True)
+    for config in (target / "model").glob("*/config.json"):  # diffusers writes down where it loaded a part from
+        kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
     pixels, vendors, names = load(work)
     where = {(v, n): i for i, (v, n) in enumerate(zip(vendors, names, strict=True))}
