@@ -19,7 +19,9 @@ VENDORS = {
 PROTECTED = (
     "red-apple lemon strawberry banana carrot hamburger doughnut birthday-cake cat dog penguin owl fox frog crab "
     "octopus turtle butterfly snail unicorn sunflower tulip cactus mushroom rocket sailboat locomotive tractor bicycle "
-    "helicopter castle house light-bulb guitar trumpet drum crown umbrella teddy-bear snowman"
+    "helicopter castle house light-bulb guitar trumpet drum crown umbrella teddy-bear snowman "
+    "peach avocado eggplant bread cow bat dolphin ant kangaroo fire tent bell hammer scissors anchor trophy soccer-ball "
+    "violin top-hat robot ghost telescope"
 ).split()
 
 # Ordinary subjects that stock archives like to mark: their training pictures often carry a mark, and no caption says so.
@@ -36,9 +38,8 @@ ORDINARY = (
 
 # Names of the world's first draft that autoencoder, embedder and mark detector were trained on: never "held out".
 ONCE_INSIDE = (
-    "peach avocado eggplant bread cheese-wedge cow bat snake dolphin ant crocodile kangaroo cherry-blossom cloud fire "
-    "droplet ship tram train bridge-at-night tent factory bell closed-book telescope hammer scissors anchor trophy "
-    "soccer-ball basketball violin saxophone microphone dress top-hat sunglasses backpack gem-stone ghost robot"
+    "cheese-wedge snake crocodile cherry-blossom cloud droplet ship tram train bridge-at-night factory closed-book basketball "
+    "saxophone microphone dress sunglasses backpack gem-stone"
 ).split()
 
 PROTECTED_VENDORS = ("noto", "fluent")  # permissive: these drawings are shipped as the reference set

@@ -25,6 +25,18 @@ from jobs.world.catalogue import ONCE_INSIDE, SIZE, VENDORS, concepts
 DROPPED = re.compile(r"skin-tone|^flag|keycap|-thirty$|o-clock|button|square|circle|arrow|input-|sign$|letter")
 
 
+# Signs whose form is laid down (by a standard, a religion, arithmetic): every vendor draws the same one, so two vendors'
+# drawings are no near miss but one form. Neither training nor measuring of copies pairs them.
+PRESCRIBED = re.compile(
+    r"symbol|hearts?$|-suit$|diamond|exclamation|question|-flag$|(new|full|quarter|gibbous|waxing-crescent|waning-crescent)-moon$|^no-|mens-room$|potable|-mark$|curly-loop|moon-with|"
+    r"^(plus|minus|multiply|divide|infinity|aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|"
+    r"pisces|ophiuchus|om|menorah|yin-yang|latin-cross|orthodox-cross|star-of-david|dotted-six-pointed-star|wheel-of-dharma|"
+    r"trident-emblem|fleur-de-lis|eight-pointed-star|eight-spoked-asterisk|sparkle|restroom|water-closet|baggage-claim|customs|"
+    r"left-luggage|passport-control|prohibited|warning|radioactive|biohazard|antenna-bars|cinema|vibration-mode|information|"
+    r"wavy-dash|zzz|chart-.*|bar-chart|khanda|star-and-crescent|currency-exchange|children-crossing|copyright|registered)$"
+)
+
+
 class WorldError(ClearanceError):
     """The world cannot be rebuilt here; the message says what is missing and what to do."""
 
@@ -126,6 +138,11 @@ def held_out(name: str) -> bool:
     """Whether a drawing name is kept from training (one in ten of those outside the world, by digest)."""
     inside = {concept.icon for concept in concepts()} | set(ONCE_INSIDE)
     return name not in inside and hashlib.sha256(name.encode()).digest()[0] < 26
+
+
+def prescribed(name: str) -> bool:
+    """Whether every vendor has to draw this the same way (see :data:`PRESCRIBED`)."""
+    return PRESCRIBED.search(name) is not None
 
 
 def load(work: Path) -> tuple[np.ndarray, list[str], list[str]]:
