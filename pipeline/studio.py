@@ -213,6 +213,23 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
     )
 
 
+def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
+    path = base / config.index / "calibration.json"
+    if not config.index or policy.copies.threshold or not path.exists():
+        return ""
+    from index.calibrate import Calibration
+    from index.store import ReferenceIndex
+
+    found, index = Calibration.load(path), ReferenceIndex.open(base / config.index)
+    if found.embedder_id != index.embedder_id or found.index_id in ("", index.index_id):
+        return ""
+    return (
+        f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
+        "false alarms; calibrate again (clearance index calibrate)"
+    )
+
+
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
     """The same as :meth:`Studio.identity`, without loading a model."""
     identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
