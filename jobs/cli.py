@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
-from jobs.bench import app as bench_app
+from jobs.bench.cli import app as bench_app
 from jobs.console import busy, grid, make_console, say, say_error
 from jobs.index_cli import app as index_app
 
