@@ -113,9 +113,14 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     cosine, second = compare(embedder, pairs.references, pairs.pictures, confirm=confirm)
     assert second is not None
     calibration = calibrate(
-        embedder.embedder_id, cosine, pairs.copy, confirm=second, max_false_positive_rate=STEER_FALSE_ALARMS,
-        max_added_rate=ALONE_FALSE_ALARMS, source=f"{len(chosen)} held-out names of the embedded world: plain and edited copies against other vendors' drawings",
-    )  # fmt: skip
+        embedder.embedder_id,
+        cosine,
+        pairs.copy,
+        confirm=second,
+        max_false_positive_rate=STEER_FALSE_ALARMS,
+        max_added_rate=ALONE_FALSE_ALARMS,
+        source=f"{len(chosen)} held-out names of the embedded world: plain and edited copies against other vendors' drawings",
+    )
     calibration.save(path)
     world = comparisons(work, {c.icon for c in concepts() if c.protected_vendor}, seed=seed, protected_only=True)
     near, look = compare(embedder, world.references, world.pictures, confirm=confirm)
