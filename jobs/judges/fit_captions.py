@@ -34,7 +34,7 @@ def views(
         each: views per drawing.
 
     Returns:
-        pictures uint8 (M, S, S, 3), concept (M,), row of the drawing (M,).
+        pictures uint8 (M, S, S, 3), concept (M,), rows of the drawings each is made of (M, 2), the same twice if of one.
     """
     from jobs.judges.smears import blend, smear
     from jobs.world.pictures import load
@@ -56,7 +56,9 @@ def views(
         if rng.random() < 0.2:
             picture = stamp(picture, str(rng.choice(KINDS)), rng) if rng.random() < 0.7 else litter(picture, rng)
         out[at] = edit(picture, inside[row], rng) if rng.random() < 0.75 else picture
-    return out, shown, chosen
+    sources = np.stack([chosen, chosen], 1)
+    sources[mixed, 1] = partner
+    return out, shown, sources
 
 
 def fit(vectors: np.ndarray, concept: np.ndarray, count: int, *, epochs: int = 60, seed: int = 0) -> tuple[Any, Any]:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and references uint8 (M, S, S, 3), the references' rows (M,), copy bool (M,), plain bool (M,)."""
+
+    pictures: np.ndarray
+    references: np.ndarray
+    row: np.ndarray
+    copy: np.ndarray
+    plain: np.ndarray
 
 
 def names_to_fit(names: list[str]) -> list[str]:
@@ -17,18 +29,13 @@ def names_to_fit(names: list[str]) -> list[str]:
     return sorted(n for n in set(names) if n not in inside and not held_out(n) and not prescribed(n))
 
 
-def pairs(
-    work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[tuple[str, str]] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def pairs(work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[tuple[str, str]] | None = None) -> Pairs:
     """Every drawing of the wanted names against copies of itself and against other vendors' drawings treated alike.
 
     Args:
         work: the world's folder, with ``pictures.npz`` and ``vae``.
         each: copies and near misses per drawing; the first is plain (smeared, perhaps mirrored), the others edited.
         only: references by (vendor, name); None for all.
-
-    Returns:
-        pictures and references uint8 (M, S, S, 3), copy bool (M,), plain bool (M,).
     """
     from jobs.judges.smears import smear
     from jobs.world.pictures import load
@@ -60,7 +67,7 @@ def pairs(
             start[at] = edit(start[at], inside[row], rng)
         elif rng.random() < 0.5:
             start[at] = start[at][:, ::-1]
-    return start, pixels[reference], copy, plain
+    return Pairs(start, pixels[reference], reference, copy, plain)
 
 
 def fit(found: np.ndarray, copy: np.ndarray, *, ridge: float = 0.02, rounds: int = 30) -> tuple[np.ndarray, float]:

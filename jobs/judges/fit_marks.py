@@ -16,9 +16,7 @@ SHARES = (0.45, 0.22, 0.33)  # of the kinds: watermarks are the hardest
 FALSE_ALARMS = 0.015  # share of clean pictures that may reach the operating point, per kind and sort of picture
 
 
-def examples(
-    work: Path, rows: np.ndarray, count: int, *, seed: int, marked: float = MARKED
-) -> tuple[np.ndarray, np.ndarray]:
+def examples(work: Path, rows: np.ndarray, count: int, *, seed: int, marked: float = MARKED) -> tuple[np.ndarray, np.ndarray]:
     """Drawings, placed at random, with litter and marks of the judge's own, half of them smeared.
 
     Returns:
@@ -72,7 +70,9 @@ def soften(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         elif rng.random() < 0.25:
             side = x.shape[0]
             small = int(side * rng.uniform(0.55, 0.9))
-            x = cv2.resize(cv2.resize(x, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_CUBIC)
+            x = cv2.resize(
+                cv2.resize(x, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_CUBIC
+            )
         if rng.random() < 0.2:
             x = x[..., rng.permutation(3)]
         x = 255 - (255 - x) * rng.uniform(0.75, 1.1)  # white stays white
@@ -97,7 +97,7 @@ def fit(
 
     generator = torch.Generator().manual_seed(seed)
     target = torch.from_numpy(where).float()
-    sample = grids[: 2000].float()
+    sample = grids[:2000].float()
     mean, scale = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp_min(1e-3)
 
     def layer(out: int, into: int, side: int) -> Any:
@@ -110,7 +110,9 @@ def fit(
         "last.weight": layer(len(KINDS), width, 1),
     }  # fmt: skip
     for name in ("mix", "near", "far", "last"):
-        weights[f"{name}.bias"] = torch.full((len(weights[f"{name}.weight"]),), -2.0 if name == "last" else 0.0, requires_grad=True)
+        weights[f"{name}.bias"] = torch.full(
+            (len(weights[f"{name}.weight"]),), -2.0 if name == "last" else 0.0, requires_grad=True
+        )
     optimiser = torch.optim.AdamW(list(weights.values()), lr=2e-3, weight_decay=0.05)
     steps = epochs * -(-len(target) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
@@ -154,9 +156,7 @@ def thresholds(clean: list[np.ndarray]) -> tuple[float, ...]:
     )
 
 
-def numbered(
-    work: Path, rows: np.ndarray, kind: str, designs: tuple[int, ...], *, seed: int, smeared: bool
-) -> np.ndarray:
+def numbered(work: Path, rows: np.ndarray, kind: str, designs: tuple[int, ...], *, seed: int, smeared: bool) -> np.ndarray:
     """Drawings with one of the world's numbered designs: uint8 (N, 64, 64, 3)."""
     from PIL import Image
 

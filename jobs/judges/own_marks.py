@@ -50,7 +50,9 @@ def litter(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < 0.5:
             cv2.rectangle(alpha, (x0, y0), (x0 + w, y0 + h), 1.0, -1 if rng.random() < 0.6 else FINE * 2)
         else:
-            cv2.ellipse(alpha, (x0 + w // 2, y0 + h // 2), (w // 2, h // 2), 0, 0, 360, 1.0, -1 if rng.random() < 0.6 else FINE * 2)
+            cv2.ellipse(
+                alpha, (x0 + w // 2, y0 + h // 2), (w // 2, h // 2), 0, 0, 360, 1.0, -1 if rng.random() < 0.6 else FINE * 2
+            )
     elif form == 3:  # blots
         for x, y in rng.integers(0, big, (int(rng.integers(2, 14)), 2)):
             cv2.circle(alpha, (int(x), int(y)), int(rng.integers(2, 4 * FINE)), 1.0, -1)
@@ -105,7 +107,9 @@ def _watermark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         _write(word, _word(rng), (big, y), 1.5 * half, rng)
         alpha = alpha * (1 - word)
     turn = float(rng.uniform(-60, 60)) if rng.random() < 0.8 else 0.0
-    alpha = cv2.warpAffine(alpha, cv2.getRotationMatrix2D((big, big), turn, 1.0), (wide, wide))[big // 2 : big // 2 + big, big // 2 : big // 2 + big]
+    alpha = cv2.warpAffine(alpha, cv2.getRotationMatrix2D((big, big), turn, 1.0), (wide, wide))[
+        big // 2 : big // 2 + big, big // 2 : big // 2 + big
+    ]
     grey = float(rng.uniform(70, 160) if rng.random() < 0.85 else rng.uniform(190, 255))
     return _lay(picture, alpha * float(rng.uniform(0.3, 0.72)), np.full(3, grey) + rng.normal(0, 6, 3))
 
@@ -165,7 +169,13 @@ def _text(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     under, paper = np.zeros_like(alpha), np.full(3, 255.0)
     if form < 0.3:  # on a plate
         pad = int(size * rng.uniform(0.1, 0.35))
-        cv2.rectangle(under, (at[0] - wide // 2 - pad, at[1] - high // 2 - pad), (at[0] + wide // 2 + pad, at[1] + high // 2 + pad), 1.0, -1)
+        cv2.rectangle(
+            under,
+            (at[0] - wide // 2 - pad, at[1] - high // 2 - pad),
+            (at[0] + wide // 2 + pad, at[1] + high // 2 + pad),
+            1.0,
+            -1,
+        )
         paper, ink = (ink, paper) if rng.random() < 0.8 else (paper, ink)
     elif form < 0.5:  # outlined
         under = cv2.dilate(alpha, np.ones((2 * FINE + 1, 2 * FINE + 1), np.uint8))

