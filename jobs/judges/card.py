@@ -63,8 +63,8 @@ code or a text.
 
 ## Captions
 
-A linear probe over {len(settings["captions"]["names"])} concepts, fitted on views of all three vendors' drawings: smeared by the
-autoencoder, blended between vendors, edited, marked. Shares with 95 % intervals.
+A linear probe over {len(settings["captions"]["names"])} concepts, fitted on views of all three vendors' drawings: smeared by
+the autoencoder, blended between vendors, edited, marked. Shares with 95 % intervals.
 
 | on {captions["views"]:,} views of the same drawings by another seed | top 1 | top 5 |
 |---|---|---|

@@ -94,7 +94,7 @@ class CopyJudge:
         self.weight, self.bias = np.asarray(weight, np.float32), float(bias)
 
     def score(self, trunk: Trunk, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """How likely each picture is a copy of its reference, float32 (N,); copies and near misses taken as equally frequent."""
+        """How likely each picture copies its reference, float32 (N,); copies and near misses are taken as equally frequent."""
         logit = evidence(trunk, pictures, references) @ self.weight + self.bias
         found: np.ndarray = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
         return found.astype(np.float32)

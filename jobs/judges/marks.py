@@ -32,7 +32,7 @@ def places(maps: Maps) -> Any:
 
 
 def heat(weights: dict[str, Any], grid: Any) -> Any:
-    """Logits per place, (N, 200, 16, 16) → (N, 3, 16, 16): a mixing layer, two 3×3 layers (the second with holes), a last one."""
+    """Logits per place, (N, 200, 16, 16) → (N, 3, 16, 16): mix channels, two 3×3 layers (the second with holes), a last one."""
     from torch.nn import functional
 
     x = functional.conv2d(grid, weights["mix.weight"], weights["mix.bias"]).relu()

@@ -103,9 +103,9 @@ def _watermark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     else:  # a strip with a word left open in it
         half = int(float(rng.uniform(0.07, 0.15)) * big)
         cv2.rectangle(alpha, (0, y - half), (wide, y + half), 1.0, -1)
-        word = np.zeros_like(alpha)
-        _write(word, _word(rng), (big, y), 1.5 * half, rng)
-        alpha = alpha * (1 - word)
+        letters = np.zeros_like(alpha)
+        _write(letters, _word(rng), (big, y), 1.5 * half, rng)
+        alpha = alpha * (1 - letters)
     turn = float(rng.uniform(-60, 60)) if rng.random() < 0.8 else 0.0
     alpha = cv2.warpAffine(alpha, cv2.getRotationMatrix2D((big, big), turn, 1.0), (wide, wide))[
         big // 2 : big // 2 + big, big // 2 : big // 2 + big
@@ -197,7 +197,7 @@ def _word(rng: np.random.Generator) -> str:
 def _write(
     alpha: np.ndarray, word: str, at: tuple[int, int], size: float, rng: np.random.Generator, *, jitter: bool = True
 ) -> tuple[int, int]:
-    """Write ``word`` centred on ``at`` with capitals ``size`` pixels high (less where it would not fit); its width and height."""
+    """Write ``word`` centred on ``at``, capitals ``size`` pixels high (less where it would not fit); its width and height."""
     import cv2
 
     fonts = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX)

@@ -115,9 +115,8 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
         for sort, rows in (("all", np.ones(len(group), bool)), ("plain", data["plain"]), ("edited", ~data["plain"])):
             measured[f"{label}_{sort}"] = _copies_report(logit[label][rows], data["copy"][rows], group[rows], points)
         measured[f"{label}_embedder"] = _copies_report(data["cosine"], data["copy"], group, {})
-    settings = {
-        "bias": bias, "operating_points": {share: float(1 / (1 + np.exp(-at))) for share, at in points.items()}, "measured": measured,
-    }  # fmt: skip
+    odds = {share: float(1 / (1 + np.exp(-at))) for share, at in points.items()}
+    settings = {"bias": bias, "operating_points": odds, "measured": measured}
     return {"weight": torch.from_numpy(weight)}, settings
 
 
@@ -171,7 +170,7 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
     measured: dict[str, Any] = {}
     for label in ("held_out", "world"):
         for sort in ("plain", "smeared"):
-            fired = logits[f"{label} clean {sort}"] >= at
+            fired: np.ndarray = logits[f"{label} clean {sort}"] >= at
             measured[f"{label}_clean_{sort}"] = {kind: _rate(fired[:, k]) for k, kind in enumerate(KINDS)} | {
                 "any": _rate(fired.any(1))
             }

@@ -29,7 +29,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-3  # of the batch normalisations
 # Tan & Le, EfficientNet (2019), table 1 in its "lite" form: repeats, kernel, stride, expansion, channels out.
 STAGES = (
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
 )  # fmt: skip
 TAPS = {2: "quarter", 4: "eighth", 10: "sixteenth", 15: "last"}  # after these blocks a map is kept
 CHANNELS = {"quarter": 24, "eighth": 40, "sixteenth": 112, "last": 320}
