@@ -61,7 +61,7 @@ def views(
     return out, shown, sources
 
 
-def fit(vectors: np.ndarray, concept: np.ndarray, count: int, *, epochs: int = 60, seed: int = 0) -> tuple[Any, Any]:
+def fit(vectors: np.ndarray, concept: np.ndarray, count: int, *, epochs: int = 25, seed: int = 0) -> tuple[Any, Any]:
     """Multinomial logistic regression by Adam, with dropout on the inputs; weight (count, D) and bias (count,).
 
     The inputs are standardised for the fit; the returned weights take them as they are.

@@ -20,7 +20,7 @@ from jobs.judges.trunk import SHA256, Trunk
 
 VIEWS, TEST_VIEWS = 24, 5  # per drawing, caption judge
 EXAMPLES, PASSES = 8000, 9  # mark judge
-NAMES, PER_DRAWING = 400, 3  # copy judge: names fitted on; copies and near misses per drawing
+NAMES, PER_DRAWING = 150, 3  # copy judge: names fitted on; copies and near misses per drawing
 Say = Callable[[str], None]
 
 
@@ -73,7 +73,7 @@ def captions(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, 
     for vendor in sorted(set(vendors)):
         away = (by[seen["sources"]] != vendor).all(1)
         theirs = (by[test["sources"]] == vendor).all(1)
-        w, b = fit(seen["vectors"][away], seen["concept"][away], len(order), epochs=30)
+        w, b = fit(seen["vectors"][away], seen["concept"][away], len(order), epochs=10)
         for k in (1, 5):
             measured[f"without_{vendor}_top{k}"] = _rate(top(test["vectors"][theirs], test["concept"][theirs], w, b, k))
     return {"weight": weight, "bias": bias}, {"names": list(order), "measured": measured}
