@@ -36,9 +36,10 @@ def views(
     Returns:
         pictures uint8 (M, S, S, 3), concept (M,), rows of the drawings each is made of (M, 2), the same twice if of one.
     """
+    from index.edits import foregrounds
     from jobs.judges.smears import blend, smear
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit, foregrounds
+    from jobs.world.train_embedder import edit
 
     rng = np.random.default_rng(seed)
     pixels = load(work)[0]

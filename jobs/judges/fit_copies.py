@@ -41,9 +41,10 @@ def pairs(work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[t
         each: copies and near misses per drawing; the first is plain (smeared, perhaps mirrored), the others edited.
         only: references by (vendor, name); None for all.
     """
+    from index.edits import foregrounds
     from jobs.judges.smears import smear
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit, foregrounds
+    from jobs.world.train_embedder import edit
 
     rng = np.random.default_rng(seed)
     pixels, vendors, names = load(work)

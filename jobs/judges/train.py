@@ -193,8 +193,8 @@ def _keep(path: Path, build: Callable[[], dict[str, np.ndarray]], say: Say) -> d
         return {name: stored[name] for name in stored.files}
 
 
-def _rate(hits: np.ndarray) -> list[float]:
-    """Share, with its Wilson interval at 95 %."""
+def _rate(hits: Any) -> list[float]:
+    """Share of true values in a bool array, with its Wilson interval at 95 %."""
     from index.calibrate import Rate
 
     rate = Rate.of(int(hits.sum()), len(hits))
