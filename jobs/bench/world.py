@@ -168,14 +168,13 @@ def copies(judges: Judges, studio: Studio, unsteered: Drawn, plain: Drawn, refer
 
 def marks(judges: Judges, plain: Drawn, prone: Sequence[str]) -> list[Measure]:
     ours, judged = plain.flagged("marks"), (judges.marks(plain.pictures) >= 0.5).any(1)
-    is_prone = np.isin(plain.captions, prone)
+    both = np.stack([ours, judged]).all(0)
+    is_prone: np.ndarray = np.isin(plain.captions, prone)
     return [
-        clustered("ordinary pictures marked (detector and judge agree)", ours & judged, plain.captions, 0.15, most=0.40),
+        clustered("ordinary pictures marked (detector and judge agree)", both, plain.captions, 0.15, most=0.40),
         clustered("… by the pipeline's detector", ours, plain.captions),
         clustered("… by the judge", judged, plain.captions),
-        clustered(
-            "… by both, subjects not prone to marks", (ours & judged)[~is_prone], np.array(plain.captions)[~is_prone].tolist()
-        ),
+        clustered("… by both, subjects not prone to marks", both[~is_prone], plain.only(~is_prone).captions),
     ]
 
 

@@ -38,8 +38,8 @@ def views(
     """
     from index.edits import foregrounds
     from jobs.judges.smears import blend, smear
+    from jobs.world.copies import edit
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit
 
     rng = np.random.default_rng(seed)
     pixels = load(work)[0]

@@ -43,8 +43,8 @@ def pairs(work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[t
     """
     from index.edits import foregrounds
     from jobs.judges.smears import smear
+    from jobs.world.copies import edit
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit
 
     rng = np.random.default_rng(seed)
     pixels, vendors, names = load(work)

@@ -40,8 +40,8 @@ def comparisons(work: Path, wanted: set[str], *, seed: int = 1, protected_only: 
     """
     from index.edits import foregrounds
     from jobs.world.catalogue import concepts
+    from jobs.world.copies import edit, smear
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit, smear
 
     pixels, vendors, names = load(work)
     smeared = smear(work, pixels)

@@ -81,7 +81,7 @@ def calibrate(work: Work = Path("world"), target: Target = Path("pipeline/weight
 
     from jobs.world.calibrate_copies import calibrate_world
     from jobs.world.pack import write_digests
-    from jobs.world.train_embedder import export
+    from jobs.world.ship_embedder import export
 
     export(work, target / "embedder")
     print(json.dumps(calibrate_world(work, target / "embedder", target / "calibration.json"), indent=1))
