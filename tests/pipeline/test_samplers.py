@@ -58,7 +58,9 @@ CASES = [(name, more, p) for name, more, predictions in (*DIFFUSION, *FLOW) for 
 
 
 @pytest.mark.parametrize("steps", [7, 20])
-@pytest.mark.parametrize(("name", "more", "prediction"), CASES, ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x)
+@pytest.mark.parametrize(
+    ("name", "more", "prediction"), CASES, ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x
+)
 def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], prediction: str, steps: int) -> None:
     config = dict(more) if prediction == "flow_prediction" else SD | more | {"prediction_type": prediction}
     if name != "DDIMScheduler":
@@ -82,7 +84,8 @@ def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], predicti
         z, before = sampler.advance(clean, noise, i, before=before), clean
         scale = 1 / (1 + float(theirs.sigmas[i + 1]) ** 2) ** 0.5 if name == "EulerDiscreteScheduler" else 1.0
         worst = max(worst, float((z - scale * other).abs().max() / z.abs().max()))
-    assert worst < 2e-5, worst
+    # At zero terminal SNR diffusers carries Euler's latent at σ = 4096 in float32; ours stays at unit variance.
+    assert worst < (5e-5 if "rescale_betas_zero_snr" in more else 2e-5), worst
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -97,7 +100,10 @@ def test_ddim_with_noise_equals_diffusers(prediction: str, eta: float) -> None:
         fresh = counter_noise(3, i, (1, *SHAPE))[0]
         other = theirs.step(randn(i + 1), t, other[None] if i == 0 else other, eta=eta, variance_noise=fresh[None]).prev_sample
         z = sampler.advance(*sampler.clean(z, randn(i + 1), i), i, fresh=fresh)
-    assert torch.allclose(z, other[0], atol=2e-5, rtol=1e-4)
+    if prediction == "epsilon" or eta < 1:
+        assert torch.allclose(z, other[0], atol=2e-5, rtol=1e-4)
+    else:  # diffusers takes the root of 1 − ᾱ' − σ², which rounding makes negative here
+        assert other.isnan().all() and z.isfinite().all()
 
 
 def test_counter_noise_depends_on_seed_and_step_alone() -> None:
