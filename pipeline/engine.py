@@ -216,7 +216,7 @@ class Engine:
             if t.push and (count := t.push.references_at(t.step)):
                 references = tuple(range(len(latents), len(latents) + count))
                 pushes += [RowPush(row, references, t.push) for row in range(first, len(latents))]
-                latents += self._references(t.push, t.step)[:count]
+                latents += self.reference_latents(t.push, t.step)[:count]
                 context += [t.push.context] * count
             timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)
         for _ in range(self.rows - len(latents)):  # a constant row, so that nothing depends on leftovers
@@ -225,7 +225,7 @@ class Engine:
             timesteps.append(0)
         return torch.stack(latents), torch.tensor(timesteps), torch.stack(context), owners, pushes
 
-    def _references(self, push: NegToMe, step: int) -> list[torch.Tensor]:
+    def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
         """The reference latents at the noise level of the step; clean where the push says so."""
         if push.noises is None:
             return list(push.latents)

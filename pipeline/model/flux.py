@@ -53,25 +53,24 @@ class Flux(LatentDiffusion):
             return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
         scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
-    def denoise(
+    def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
         told = torch.full((rows,), guidance, device=self._device) if self.network.config.guidance_embeds else None
-        with torch.inference_mode():
-            tokens, pooled = self._split(context)
-            out = self.network(
-                hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
-                timestep=timesteps.to(self._device) / 1000,
-                guidance=told,
-                pooled_projections=pooled,
-                encoder_hidden_states=tokens,
-                txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),
-                img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
-            ).sample
-            pixels = self.decode_size()
-            return pipe._unpack_latents(out, pixels[1], pixels[0], self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
+        tokens, pooled = self._split(context)
+        out = self.network(
+            hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
+            timestep=timesteps.to(self._device) / 1000,
+            guidance=told,
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),
+            img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
+        ).sample
+        pixels = self.decode_size()
+        return pipe._unpack_latents(out, pixels[1], pixels[0], self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:
         from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock

@@ -84,6 +84,16 @@ class LatentDiffusion:
             raise ModelError(
                 "its autoencoder normalises per channel", where=str(folder), fix="That is not supported: use another"
             )
+        if self._channels() != int(self._vae.config.latent_channels):
+            raise ModelError(
+                f"its {self.denoiser} takes {self._channels()} channels, its autoencoder has {self._vae.config.latent_channels}",
+                where=str(folder),
+                fix="Models that are shown a picture (inpainting, depth) are not supported: use one that draws from text",
+            )
+        if self.network.config.get("time_cond_proj_dim") is not None:
+            raise ModelError(
+                "it is distilled for LCM sampling", where=str(folder), fix="That is not supported: use its base model"
+            )
         self._scaling = float(self._vae.config.scaling_factor)
         self._shift = float(getattr(self._vae.config, "shift_factor", None) or 0)
         self._pixels_per_latent = int(self._parts.vae_scale_factor)
@@ -110,6 +120,12 @@ class LatentDiffusion:
 
     def _encode(self, prompts: list[str]) -> torch.Tensor:
         """``TEXT_ROWS`` prompts → conditionings."""
+        raise NotImplementedError
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """As :meth:`denoise`, differentiable, for steering by gradients."""
         raise NotImplementedError
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
@@ -165,6 +181,12 @@ class LatentDiffusion:
         t, d = self._token_shape
         return context[:, : t * d].unflatten(1, (t, d)), context[:, t * d :]
 
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        with self._torch.inference_mode():
+            return self.denoise_tensor(latents, timesteps, context, guidance)
+
     def decode_size(self) -> tuple[int, int]:
         _, height, width = self.latent_shape
         return width * self._pixels_per_latent, height * self._pixels_per_latent
@@ -173,15 +195,15 @@ class LatentDiffusion:
         width, height = self.decode_size()
         return picture_rows(width * height)
 
+    def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
+        x = latents.to(self._device) / self._scaling
+        return self._vae.decode(x + self._shift if self._shift else x).sample.float().cpu()  # type: ignore[no-any-return]
+
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         torch = self._torch
-
-        def run(x: Any) -> Any:
-            x = x.to(self._device) / self._scaling
-            return self._vae.decode(x + self._shift if self._shift else x).sample.float().cpu()
-
         with torch.inference_mode():
-            out = padded(run, latents, self._picture_rows())
+            out = padded(self.decode_tensor, latents, self._picture_rows())
         pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 

@@ -28,14 +28,11 @@ class StableDiffusion(LatentDiffusion):
         ).input_ids
         return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]
 
-    def denoise(
+    def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
-        with self._torch.inference_mode():
-            out = self.network(
-                latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype)
-            )
-            return out.sample.float().cpu()  # type: ignore[no-any-return]
+        inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype)
+        return self.network(*inputs).sample.float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:
         from diffusers.models.attention import BasicTransformerBlock

@@ -42,18 +42,17 @@ class StableDiffusion3(LatentDiffusion):
         side = int(self.network.config.patch_size)
         scheduler.set_timesteps(steps, mu=shift_of(scheduler.config, (height // side) * (width // side), 1.16))
 
-    def denoise(
+    def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
-        with self._torch.inference_mode():
-            tokens, pooled = self._split(context)
-            out = self.network(
-                hidden_states=latents.to(self._device, self._dtype),
-                timestep=timesteps.to(self._device),
-                encoder_hidden_states=tokens,
-                pooled_projections=pooled,
-            )
-            return out.sample.float().cpu()  # type: ignore[no-any-return]
+        tokens, pooled = self._split(context)
+        out = self.network(
+            hidden_states=latents.to(self._device, self._dtype),
+            timestep=timesteps.to(self._device),
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+        )
+        return out.sample.float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:
         from diffusers.models.attention import JointTransformerBlock

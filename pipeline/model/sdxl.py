@@ -33,22 +33,20 @@ class StableDiffusionXL(LatentDiffusion):
             joined[[i for i, prompt in enumerate(prompts) if not prompt]] = 0
         return joined
 
-    def denoise(
+    def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
-        torch = self._torch
         width, height = self.decode_size()
         # original size, top left corner of the crop, target size
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self._device)
-        with torch.inference_mode():
-            tokens, pooled = self._split(context)
-            out = self.network(
-                latents.to(self._device, self._dtype),
-                timesteps.to(self._device),
-                tokens,
-                added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)},
-            )
-            return out.sample.float().cpu()  # type: ignore[no-any-return]
+        sizes = self._torch.tensor([[height, width, 0, 0, height, width]], dtype=self._torch.float32, device=self._device)
+        tokens, pooled = self._split(context)
+        out = self.network(
+            latents.to(self._device, self._dtype),
+            timesteps.to(self._device),
+            tokens,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)},
+        )
+        return out.sample.float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:
         from diffusers.models.attention import BasicTransformerBlock

@@ -142,6 +142,33 @@ def test_a_picture_decodes_as_in_diffusers(model: DiffusionModel, folder: Path) 
     assert (torch.from_numpy(model.decode(latents)[0]).float() - expected).abs().max() <= 1
 
 
+def test_denoiser_and_decoder_have_gradients(model: DiffusionModel) -> None:
+    """For steering by gradients: in the conditioning, and in the latent."""
+    context = model.encode_prompts(["a cat"]).clone().requires_grad_(True)
+    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    e = make_engine(model)
+    time = torch.tensor(e.sampler.timesteps[:1])
+    model.denoise_tensor(z, time, context, 3.0).square().sum().backward()  # type: ignore[attr-defined]
+    assert context.grad is not None and context.grad.any() and z.grad is not None and z.grad.any()
+    rows = [x.detach().repeat(8, *(1,) * (x.ndim - 1)) for x in (z, time, context)]
+    assert torch.equal(model.denoise_tensor(*rows, 3.0), model.denoise(*rows, 3.0))  # type: ignore[attr-defined]
+    x = torch.randn(1, *model.latent_shape, requires_grad=True)
+    model.decode_tensor(x).sum().backward()  # type: ignore[attr-defined]
+    assert x.grad is not None and x.grad.any()
+
+
+def test_one_of_several_sets_of_weights(tiny_sd: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    assert list((tmp_path / "half" / "unet").glob("*.fp16.safetensors"))
+    again = load_model(config_of(tmp_path / "half", variant="fp16")).encode_prompts(["a cat"])
+    assert torch.equal(again, load_model(config_of(tiny_sd)).encode_prompts(["a cat"]))
+    with pytest.raises(ModelError, match="diffusers cannot load it"):
+        load_model(config_of(tmp_path / "half"))
+
+
 def test_another_size_is_drawn_when_asked_for(tiny_sd3: Path) -> None:
     model = load_model(ModelConfig(path=str(tiny_sd3), dtype="float32", size=24, text_tokens=TOKENS))
     e = make_engine(model)
@@ -202,6 +229,17 @@ def test_broken_folders_are_refused_with_advice(tiny_sd: Path, tmp_path: Path) -
     weights.unlink()  # pickled weights are not read: they can run code, and the digest would not cover them
     with pytest.raises(ModelError, match="diffusers cannot load it"):
         load_model(config_of(broken))
+
+
+def test_models_that_need_more_than_text_are_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    for change, message in (({"in_channels": 9}, "takes 9 channels"), ({"time_cond_proj_dim": 8}, "LCM")):
+        pipe.register_modules(unet=UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 4} | change))
+        pipe.save_pretrained(tmp_path / "other")
+        with pytest.raises(ModelError, match=message):
+            load_model(config_of(tmp_path / "other"))
 
 
 def test_an_empty_negative_prompt_is_zeros_where_sdxl_says_so(tiny_sdxl: Path, tmp_path: Path) -> None:
