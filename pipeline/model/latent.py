@@ -84,9 +84,10 @@ class LatentDiffusion:
             raise ModelError(
                 "its autoencoder normalises per channel", where=str(folder), fix="That is not supported: use another"
             )
-        if self._channels() != int(self._vae.config.latent_channels):
+        takes, has = self._channels(), int(self._vae.config.latent_channels)
+        if takes != has:
             raise ModelError(
-                f"its {self.denoiser} takes {self._channels()} channels, its autoencoder has {self._vae.config.latent_channels}",
+                f"its {self.denoiser} takes {takes} channels, its autoencoder has {has}",
                 where=str(folder),
                 fix="Models that are shown a picture (inpainting, depth) are not supported: use one that draws from text",
             )
