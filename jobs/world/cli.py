@@ -100,6 +100,18 @@ def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Target = Pa
 
 
 @app.command()
+def judges(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers/judges")) -> None:
+    """Fit the judges that the benches ask (needs the extra 'bench').
+
+    Example: clearance world judges --work world
+    """
+    from jobs.judges.train import make
+
+    make(work, target)
+    print(f"wrote {target}")
+
+
+@app.command()
 def pack(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers")) -> None:
     """Write what is shipped: diffusers folder, reference drawings, manifest, digests.
 
