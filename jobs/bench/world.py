@@ -167,14 +167,15 @@ def copies(judges: Judges, studio: Studio, unsteered: Drawn, plain: Drawn, refer
 
 
 def marks(judges: Judges, plain: Drawn, prone: Sequence[str]) -> list[Measure]:
-    ours, judged = plain.flagged("marks"), (judges.marks(plain.pictures) >= 0.5).any(1)
-    both = np.stack([ours, judged]).all(0)
-    is_prone: np.ndarray = np.isin(plain.captions, prone)
+    ours = plain.flagged("marks")
+    judged: np.ndarray = np.max(judges.marks(plain.pictures) >= 0.5, axis=1)
+    both: np.ndarray = np.logical_and(ours, judged)
+    rest: np.ndarray = ~np.isin(plain.captions, prone)
     return [
         clustered("ordinary pictures marked (detector and judge agree)", both, plain.captions, 0.15, most=0.40),
         clustered("… by the pipeline's detector", ours, plain.captions),
         clustered("… by the judge", judged, plain.captions),
-        clustered("… by both, subjects not prone to marks", both[~is_prone], plain.only(~is_prone).captions),
+        clustered("… by both, subjects not prone to marks", both[rest], plain.only(rest).captions),
     ]
 
 

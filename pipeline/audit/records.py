@@ -327,6 +327,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "attempt": int(attempt.number),
         "seed": _seed(attempt.seed, sample.request.key),
         "resumed_from_step": int(attempt.resumed_from_step),
+        "rows_from": [{"step": int(step), "rows": int(rows)} for step, rows in attempt.rows_from],
         "intervention": _intervention(attempt),
         "pixel_sha256": attempt.pixel_sha256,
         "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"},

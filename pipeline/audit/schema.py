@@ -137,6 +137,11 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
         ("attempt", whole, "0 for the first picture of a request"),
         ("seed", pa.int64(), "seed of the initial noise"),
         ("resumed_from_step", whole, "denoising step it was resumed from; 0: from noise"),
+        (
+            "rows_from",
+            pa.list_(pa.struct([("step", whole), ("rows", whole)])),
+            "from that step on its denoiser calls had that many rows; more than one entry when memory ran out",
+        ),
         ("intervention", intervention, "what was changed against the attempt before; null for attempt 0"),
         ("pixel_sha256", text, "digest of the picture's RGB bytes"),
         ("thumbnail", picture, "WebP of at most 128 pixels, exact when the picture is no larger (payload)"),
