@@ -35,7 +35,7 @@ bench: install ## the benchmarks behind the numbers in the documents
 
 lock: ## write requirements.lock from the environment (no index addresses)
 	@{ echo "# Made by 'make lock': every package the project is tested with. torch brings its own CUDA packages, if it has any."; \
-	  $(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude clearance | grep -vE '^(#|nvidia-|cuda-|triton|uv=|pip=|py-spy=)' | sed -E 's/\+cpu$$//'; } > requirements.tmp
+	  $(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude clearance | grep -vE '^(#|nvidia-|cuda-|triton|uv=|pip=|py-spy=|ultralytics)' | sed -E 's/\+cpu$$//'; } > requirements.tmp
 	@mv requirements.tmp requirements.lock
 
 clean: ## remove the environment and caches
