@@ -86,19 +86,21 @@ class MarksGuard:
         require_pictures(pictures, guard=self.name)
         found: list[list[Finding]] = []
         for at in range(0, len(pictures), BATCH):
-            scores, heat = self._score(pictures[at : at + BATCH])
+            scores, logits = self._score(pictures[at : at + BATCH])
+            cells = sigmoid(logits)  # not shifted: where the mark is, is another question than whether to act on it
             for row in range(len(scores)):
-                found.append([self._finding(kind, float(scores[row, kind]), heat[row, kind]) for kind in range(3)])
+                found.append([self._finding(kind, float(scores[row, kind]), cells[row, kind]) for kind in range(3)])
         return found
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
         """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
         require_pictures(pictures, guard=self.name)
-        maps = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
-        return np.concatenate(maps) if maps else np.empty((0, 3, 8, 8), np.float32)
+        shift = self._shift.numpy()[:, None, None]
+        logits = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
+        return sigmoid(np.concatenate(logits) - shift) if logits else np.empty((0, 3, 8, 8), np.float32)
 
     def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At most BATCH pictures → scores (n, 3) and heat maps (n, 3, 8, 8)."""
+        """At most BATCH pictures → calibrated scores (n, 3) and the cells' logits, not shifted, (n, 3, 8, 8)."""
         import torch
 
         from guards.mark_network import SIDE, pool
@@ -108,13 +110,19 @@ class MarksGuard:
             rows[i] = squeeze(picture, SIDE)
         x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            logits = self._network(x.contiguous()) - self._shift[:, None, None]
-            scores, heat = torch.sigmoid(pool(logits)), torch.sigmoid(logits)
-        return scores[: len(pictures)].numpy(), heat[: len(pictures)].numpy()
+            logits = self._network(x.contiguous())
+            scores = torch.sigmoid(pool(logits) - self._shift)
+        return scores[: len(pictures)].numpy(), logits[: len(pictures)].numpy()
 
-    def _finding(self, kind: int, score: float, heat: np.ndarray) -> Finding:
-        box = bounding_box(heat) if score >= self.threshold else None
+    def _finding(self, kind: int, score: float, cells: np.ndarray) -> Finding:
+        box = bounding_box(cells) if score >= self.threshold else None
         return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    scores: np.ndarray = np.exp(-np.logaddexp(0, -logits))
+    return scores
 
 
 def bounding_box(heat: np.ndarray) -> Box:

@@ -18,7 +18,7 @@ import numpy as np
 
 from guards.base import Box, Finding, require_package, require_pictures
 from guards.mark_network import KINDS, SIDE
-from guards.marks import squeeze
+from guards.marks import sigmoid, squeeze
 from index.errors import GuardUnavailable, IntegrityError
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "yolo"  # data, not an import
@@ -153,7 +153,7 @@ class YoloMarksGuard:
                 rows[i] = squeeze(picture, SIDE)
             x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
             logits, boxes = strongest(self._network, enlarge(x, self._pixels))
-            scores = 1 / (1 + np.exp(-(logits - self._shift).astype(np.float64)))
+            scores = sigmoid(logits - self._shift)
             found += [[self._finding(k, float(scores[i, k]), boxes[i, k]) for k in range(3)] for i in range(len(batch))]
         return found
 

@@ -12,7 +12,7 @@ The held-out designs 3 and 4 of the overlays are for evaluation only, so these f
 * watermark 4, a grey pentagon at the lower right: no regular pentagon at all, in no ink and no place;
 * QR 3, Micro QR: only full codes (versions 1 to 3), some of them cut by the picture's edge;
 * QR 4, inverted codes: modules are always darker than their paper;
-* text 3, a vertical word: no text turned to within 10 degrees of the vertical, and no letters in a column;
+* text 3, a vertical word: no word turned to within 5 degrees of the vertical, and no letters in a column;
 * text 4, a white word with an outline: stroked words have a coloured or pale yellow fill, never white or grey.
 
 What stands near them is drawn: bars shorter than the picture, hexagons, codes of small modules, steep words.

@@ -23,6 +23,7 @@ from jobs.world.overlays import TRAIN_DESIGNS, jitter, overlay
 SHARES = (0.42, 0.23, 0.35)  # of the marked examples: watermarks are the hardest
 NUMBERED = 0.3  # of the marked examples: the designs that the denoiser is trained with; the rest are all different
 MARKED = 0.65  # of all examples
+GENERATION = 2  # raise it when the examples of a seed change: kept ones are then drawn anew
 DISTRACTED = 0.2  # of all examples: a pattern or a scribble that is no mark
 
 # Drawings that bear letters or figures of their own: neither a fair negative nor a mark.
@@ -156,7 +157,7 @@ def training_examples(work: Path, *, count: int, seed: int, say: Callable[[str],
     """
     from jobs.world.pictures import load
 
-    folder = work / "marks" / f"examples-{seed}-{count}"
+    folder = work / "marks" / f"examples-{GENERATION}-{seed}-{count}"
     parts = ("pictures", "kinds", "boxes", "cells")
     if not (folder / "done.json").exists():
         rng = np.random.default_rng(seed)

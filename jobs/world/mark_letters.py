@@ -72,10 +72,11 @@ def pick_word(rng: np.random.Generator, least: int = 3, most: int = 8) -> str:
 
 
 def pick_angle(rng: np.random.Generator) -> float:
-    """An angle in degrees for a word: mostly level, sometimes steep or upside down, never within 10 degrees of vertical."""
-    if rng.random() < 0.5:
+    """An angle in degrees for a word: mostly level, often steep, sometimes upside down, never within 5 degrees of vertical."""
+    chance = rng.random()
+    if chance < 0.42:
         return float(rng.uniform(-6, 6))
-    angle = float(rng.uniform(-78, 78))
+    angle = float(rng.uniform(-78, 78)) if chance < 0.72 else float(rng.uniform(55, 84) * rng.choice([-1, 1]))
     return angle + 180 if rng.random() < 0.12 else angle
 
 

@@ -20,8 +20,8 @@ from guards.mark_network import KINDS, SIDE
 from jobs.world.mark_examples import Examples, cells, choose, load_autoencoder, round_trip
 from jobs.world.overlays import HELD_OUT_DESIGNS, TRAIN_DESIGNS, jitter, overlay
 
-Judge = Callable[[np.ndarray, list[float]], tuple[np.ndarray, np.ndarray]]
-"""(uint8 (N, 64, 64, 3), operating logits) → logits (N, 3), not shifted, and boxes (N, 3, 4), x0, y0, x1, y1 in fractions."""
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""uint8 (N, 64, 64, 3) → logits (N, 3), not shifted, and boxes (N, 3, 4), x0, y0, x1, y1 in fractions."""
 
 FLOOR = -2.0  # no operating point below this logit, however quiet the clean pictures are: generated ones are odder
 ALARMS = 0.0066  # of the clean pictures that set the operating points, per kind: three kinds make two in a hundred
@@ -44,7 +44,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = extent[:, 0] * extent[:, 1]
     area = [np.prod(np.clip(box[:, 2:] - box[:, :2], 0, None), axis=1) for box in (a, b)]
     union = area[0] + area[1] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    ratio: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray, marks: int) -> float:
@@ -138,10 +139,9 @@ def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> di
     setting = {name for i, name in enumerate(sorted({names[i] for i in held})) if i % 2}
     first = np.array([i for i in held if names[i] in setting])
     second = np.array([i for i in held if names[i] not in setting])
-    unset = [0.0] * len(KINDS)  # logits do not depend on the operating points, the heat map's boxes do
-    quiet = {look: judge(seen, unset)[0] for look, seen in looks(clean_drawings(pixels, first, 3, rng)).items()}
+    quiet = {look: judge(seen)[0] for look, seen in looks(clean_drawings(pixels, first, 3, rng)).items()}
     points = operating_logits(quiet)
-    clean = {look: judge(seen, points) for look, seen in looks(clean_drawings(pixels, second, 3, rng)).items()}
+    clean = {look: judge(seen) for look, seen in looks(clean_drawings(pixels, second, 3, rng)).items()}
     report: dict[str, Any] = {
         "operating_logits": dict(zip(KINDS, points, strict=True)),
         "false_alarms": {
@@ -154,7 +154,7 @@ def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> di
     for which, designs in (("held-out", HELD_OUT_DESIGNS), ("trained", TRAIN_DESIGNS)):
         drawn = marked_drawings(pixels, held, designs, count, rng)
         for look, seen in looks(drawn.pictures).items():
-            logits, boxes = judge(seen, points)
+            logits, boxes = judge(seen)
             quiet_logits, quiet_boxes = (part[: len(second)] for part in clean[look])
             trial = Trial(
                 np.concatenate([logits, quiet_logits]),

@@ -52,16 +52,15 @@ def train(
 def judge_of(network: Any) -> Judge:
     """The network as :mod:`jobs.world.mark_measures` asks: pooled logits, and boxes around the hottest cells."""
 
-    def look(pictures: np.ndarray, points: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    def look(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         logits, boxes = [], []
-        shift = torch.tensor(points)[:, None, None]
         with torch.inference_mode():
             for at in range(0, len(pictures), 64):
                 cells = network(to_input(pictures[at : at + 64]))
                 logits.append(pool(cells).numpy())
-                heat = torch.sigmoid(cells - shift).numpy()
+                heat = torch.sigmoid(cells).numpy()
                 boxes.append(np.array([[bounding_box(kind) for kind in picture] for picture in heat], dtype=np.float32))
         return np.concatenate(logits), np.concatenate(boxes)
 

@@ -84,7 +84,7 @@ def train(
 def judge_of(network: Any) -> Judge:
     """The detector as :mod:`jobs.world.mark_measures` asks."""
 
-    def look(pictures: np.ndarray, _: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    def look(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [
             strongest(network, enlarge((to_input(pictures[at : at + 64]) + 1) / 2, INPUT)) for at in range(0, len(pictures), 64)
         ]

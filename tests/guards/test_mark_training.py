@@ -139,7 +139,7 @@ def test_the_judge_gives_the_pooled_logits_and_boxes_of_whole_cells() -> None:
     torch.manual_seed(0)
     network = make_network((4, 4, 4, 4), 1).eval()
     pictures = drawings(3)
-    logits, boxes = judge_of(network)(pictures, [0.0, 0.0, 0.0])
+    logits, boxes = judge_of(network)(pictures)
     with torch.inference_mode():
         assert np.allclose(logits, pool(network(to_input(pictures))).numpy(), atol=1e-5)
     assert (
