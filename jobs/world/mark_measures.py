@@ -25,6 +25,7 @@ Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 FLOOR = -2.0  # no operating point below this logit, however quiet the clean pictures are: generated ones are odder
 ALARMS = 0.0066  # of the clean pictures that set the operating points, per kind: three kinds make two in a hundred
+BAR = 0.90  # mAP50 on held-out designs, plain
 BOOTSTRAPS = 1000
 
 
@@ -200,7 +201,11 @@ def tables(report: dict[str, Any]) -> str:
     middle = "\n".join(rows)
     clean = report["designs"]["held-out, plain"]["clean"]
     points = ", ".join(f"{kind} {value:g}" for kind, value in report["operating_logits"].items())
-    return f"""Pictures show held-out drawings (names that no training saw). Every ranking holds the marks of all three kinds
+    reached = {look: report["designs"][f"held-out, {look}"]["map50"] for look in report["false_alarms"]}
+    verdict = "met" if reached["plain"] >= BAR else f"missed by {BAR - reached['plain']:.2f}"
+    return f"""The bar is mAP50 ≥ {BAR:.2f} on held-out designs: {verdict}.
+
+Pictures show held-out drawings (names that no training saw). Every ranking holds the marks of all three kinds
 and {clean} clean pictures. "Held-out" are designs 3 and 4 of `jobs.world.overlays` (a band, a corner pentagon; Micro QR, an
 inverted code; a vertical and an outlined word), which no training saw; "trained" are designs 0–2. "Smeared": after the
 world's autoencoder, with up to 0.3 standard deviations of noise on the latents. AP50 asks for the kind and for half the box

@@ -87,9 +87,11 @@ def test_it_finds_marks_and_says_where(guard: YoloMarksGuard, kind: str) -> None
 
 
 @needs_ultralytics
-def test_it_finds_designs_that_no_training_saw(guard: YoloMarksGuard) -> None:
-    hits = [any(f.triggered for f in row) for kind in KINDS for row in guard.check(marked(kind, 12, (3, 4))[0])]
-    assert np.mean(hits) >= 0.7
+def test_it_finds_codes_of_designs_that_no_training_saw(guard: YoloMarksGuard) -> None:
+    pictures, truth = marked("qr", 12, (3, 4))
+    found = [row[1] for row in guard.check(pictures)]
+    boxes = np.array([f.box or (0, 0, 0, 0) for f in found])
+    assert sum(f.triggered for f in found) >= 10 and (overlap(boxes, truth) >= 0.5).sum() >= 10
 
 
 @needs_ultralytics
