@@ -18,8 +18,8 @@ def autoencoder(work: Path) -> Any:
     Raises:
         WorldError: it has not been trained yet.
     """
-    from jobs.world.pictures import WorldError
     from jobs.world.mark_examples import load_autoencoder
+    from jobs.world.pictures import WorldError
 
     found = load_autoencoder(work)
     if found is None:
