@@ -1,4 +1,4 @@
-"""Marks nobody asked for: watermark, QR code, text, found by a small convolutional network (or by YOLO).
+"""Marks nobody asked for: watermark, QR code, text, found by a small convolutional network.
 
 A score of 0.5 is the calibrated operating point of each kind of mark: the network's logit is shifted by the value
 that the weights' ``config.json`` records, at which at most one clean held-out picture in a hundred is flagged.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, require_package, require_pictures
+from guards.base import Box, Finding, require_pictures
 from index.errors import GuardUnavailable, IntegrityError
 
 STICKERS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "marks"  # data, not an import
@@ -86,35 +86,43 @@ class MarksGuard:
         require_pictures(pictures, guard=self.name)
         found: list[list[Finding]] = []
         for at in range(0, len(pictures), BATCH):
-            scores, heat = self._score(pictures[at : at + BATCH])
+            scores, logits = self._score(pictures[at : at + BATCH])
+            cells = sigmoid(logits)  # not shifted: where the mark is, is another question than whether to act on it
             for row in range(len(scores)):
-                found.append([self._finding(kind, float(scores[row, kind]), heat[row, kind]) for kind in range(3)])
+                found.append([self._finding(kind, float(scores[row, kind]), cells[row, kind]) for kind in range(3)])
         return found
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
         """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
         require_pictures(pictures, guard=self.name)
-        maps = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
-        return np.concatenate(maps) if maps else np.empty((0, 3, 8, 8), np.float32)
+        shift = self._shift.numpy()[:, None, None]
+        logits = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
+        return sigmoid(np.concatenate(logits) - shift) if logits else np.empty((0, 3, 8, 8), np.float32)
 
     def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At most BATCH pictures → scores (n, 3) and heat maps (n, 3, 8, 8)."""
+        """At most BATCH pictures → calibrated scores (n, 3) and the cells' logits, not shifted, (n, 3, 8, 8)."""
         import torch
 
         from guards.mark_network import SIDE, pool
 
         rows = np.full((BATCH, SIDE, SIDE, 3), 255, np.uint8)
         for i, picture in enumerate(pictures):
-            rows[i] = _resize(picture, SIDE)
+            rows[i] = squeeze(picture, SIDE)
         x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            logits = self._network(x.contiguous()) - self._shift[:, None, None]
-            scores, heat = torch.sigmoid(pool(logits)), torch.sigmoid(logits)
-        return scores[: len(pictures)].numpy(), heat[: len(pictures)].numpy()
+            logits = self._network(x.contiguous())
+            scores = torch.sigmoid(pool(logits) - self._shift)
+        return scores[: len(pictures)].numpy(), logits[: len(pictures)].numpy()
 
-    def _finding(self, kind: int, score: float, heat: np.ndarray) -> Finding:
-        box = bounding_box(heat) if score >= self.threshold else None
+    def _finding(self, kind: int, score: float, cells: np.ndarray) -> Finding:
+        box = bounding_box(cells) if score >= self.threshold else None
         return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    scores: np.ndarray = np.exp(-np.logaddexp(0, -logits))
+    return scores
 
 
 def bounding_box(heat: np.ndarray) -> Box:
@@ -133,7 +141,7 @@ def bounding_box(heat: np.ndarray) -> Box:
     return min(columns) / wide, min(rows) / high, (max(columns) + 1) / wide, (max(rows) + 1) / high
 
 
-def _resize(picture: np.ndarray, side: int) -> np.ndarray:
+def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
     """One picture squeezed to side × side; boxes are fractions, so they stay right."""
     if picture.shape[:2] == (side, side):
         return picture
@@ -142,52 +150,3 @@ def _resize(picture: np.ndarray, side: int) -> np.ndarray:
     much_larger = min(picture.shape[:2]) >= 2 * side
     how = Image.Resampling.BOX if much_larger else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(picture).resize((side, side), how))
-
-
-class YoloMarksGuard:
-    """The same categories by an ultralytics YOLO detector whose classes are named watermark, qr and text.
-
-    ultralytics, and every weight file trained with it, is licensed AGPL-3.0: whoever ships it or offers it over a
-    network must offer their source too. It is therefore an optional extra and never the default.
-
-    Raises:
-        GuardUnavailable: the extra or the weights are missing, or the weights know none of the classes.
-    """
-
-    name = "marks"
-    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
-
-    def __init__(self, weights: str | Path, threshold: float = 0.5) -> None:
-        install = "Install the extra with `pip install 'clearance[yolo]'` (AGPL-3.0), or use the marks guard that ships"
-        release = require_package("ultralytics", "ultralytics", guard="marks (YOLO)", install=install)
-        path = Path(weights)
-        if not path.is_file():  # ultralytics would download a file it does not find
-            fix = "Name a YOLO weight file trained for watermark, qr and text (AGPL-3.0 when trained with ultralytics)"
-            raise GuardUnavailable(f"{path} does not exist", where="guard marks (YOLO)", fix=fix)
-        from index.torchvision_ops import ensure
-
-        ensure()
-        from ultralytics import YOLO
-
-        self._model = YOLO(str(path))
-        self._classes = {n: f"mark.{str(label).lower()}" for n, label in self._model.names.items()}
-        if not set(self._classes.values()) & set(self.categories):
-            fix = "Train it on classes named watermark, qr and text"
-            raise GuardUnavailable(f"classes are {sorted(self._model.names.values())}", where=str(path), fix=fix)
-        self.version = f"ultralytics {release}+{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
-        self.threshold = threshold
-
-    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3), one picture per call of the model: per category the most confident box."""
-        require_pictures(pictures, guard=self.name)
-        found = []
-        for picture in pictures:
-            best: dict[str, tuple[float, Box | None]] = dict.fromkeys(self.categories, (0.0, None))
-            boxes = self._model.predict(np.ascontiguousarray(picture[..., ::-1]), conf=0.01, verbose=False)[0].boxes
-            for label, score, box in zip(boxes.cls.tolist(), boxes.conf.tolist(), boxes.xyxyn.tolist(), strict=True):
-                category = self._classes[int(label)]
-                if category in best and score > best[category][0]:
-                    x0, y0, x1, y1 = (min(1.0, max(0.0, edge)) for edge in box)
-                    best[category] = (score, (x0, y0, x1, y1))
-            found.append([Finding(self.name, self.version, c, s, self.threshold, box=b) for c, (s, b) in best.items()])
-        return found

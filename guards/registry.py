@@ -110,6 +110,18 @@ def _open_marks(threshold: float, _: Sequence[str]) -> Guard:
     return MarksGuard("stickers", threshold)
 
 
+def _probe_yolo() -> str:
+    from guards.yolo import read_card, version_of
+
+    return version_of(read_card("stickers"))
+
+
+def _open_yolo(threshold: float, _: Sequence[str]) -> Guard:
+    from guards.yolo import YoloMarksGuard
+
+    return YoloMarksGuard("stickers", threshold)
+
+
 def _probe_text() -> str:
     from guards.text import TextGuard
 
@@ -137,6 +149,7 @@ def _open_unsafe(threshold: float, _: Sequence[str]) -> Guard:
 REGISTRY: dict[str, _Entry] = {
     "codes": _Entry("Apache-2.0", ("mark.qr",), _probe_codes, _open_codes),
     "marks": _Entry("Apache-2.0", ("mark.watermark", "mark.qr", "mark.text"), _probe_marks, _open_marks),
+    "yolo": _Entry("AGPL-3.0", ("mark.watermark", "mark.qr", "mark.text"), _probe_yolo, _open_yolo),
     "unsafe": _Entry("MIT; weights BSD-2-Clause", ("unsafe.nsfw",), _probe_unsafe, _open_unsafe),
     "text": _Entry("Apache-2.0", ("text.ocr",), _probe_text, _open_text),
 }

@@ -151,6 +151,7 @@ class Policy:
     codes: GuardPolicy = field(default_factory=GuardPolicy)
     text: GuardPolicy = field(default_factory=GuardPolicy)
     unsafe: GuardPolicy = field(default_factory=lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
+    yolo: GuardPolicy = field(default_factory=lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
     ladder: tuple[Rung, ...] = ()
     when_exhausted: Literal["review", "rejected"] = "review"
 

@@ -89,7 +89,7 @@ class Studio:
 
         torch.set_num_threads(config.generation.threads)
         torch.use_deterministic_algorithms(True)
-        guards, skipped = open_guards({name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe")})
+        guards, skipped = open_guards({name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")})
         copies = index = None
         calibration_id, threshold = "", policy.copies.threshold
         if config.index:

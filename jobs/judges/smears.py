@@ -18,8 +18,8 @@ def autoencoder(work: Path) -> Any:
     Raises:
         WorldError: it has not been trained yet.
     """
+    from jobs.world.mark_examples import load_autoencoder
     from jobs.world.pictures import WorldError
-    from jobs.world.train_marks import load_autoencoder
 
     found = load_autoencoder(work)
     if found is None:
@@ -41,7 +41,7 @@ def blend(work: Path, one: np.ndarray, other: np.ndarray, rng: np.random.Generat
 def _decode(work: Path, stacks: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator, noise: float) -> np.ndarray:
     import torch
 
-    from jobs.world.train_marks import to_input
+    from jobs.world.mark_examples import to_input
 
     vae, out, batch = autoencoder(work), np.empty_like(stacks[0]), 32
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -127,8 +127,8 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
     from jobs.judges.fit_marks import examples, fit, numbered, thresholds
     from jobs.judges.marks import heat, hottest, places
     from jobs.judges.smears import smear
+    from jobs.world.mark_examples import choose
     from jobs.world.pictures import load
-    from jobs.world.train_marks import choose
 
     pixels, _, names = load(work)
     world, other, held = choose(names)

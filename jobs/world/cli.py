@@ -11,6 +11,7 @@ app = typer.Typer(no_args_is_help=True, help="Rebuild and retrain the embedded w
 Work = Annotated[Path, typer.Option(help="Folder for data and checkpoints; never committed.")]
 Minutes = Annotated[float, typer.Option(help="Training budget in minutes; a stopped training resumes.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
+Steps = Annotated[int, typer.Option(help="Train so many steps instead of a time budget.")]
 Target = Annotated[Path, typer.Option(help="Folder that ships.")]
 
 
@@ -44,7 +45,7 @@ def denoiser(
     work: Work = Path("world"),
     minutes: Minutes = 90,
     device: Device = "cpu",
-    steps: Annotated[int, typer.Option(help="Train so many steps instead of a time budget.")] = 0,
+    steps: Steps = 0,
 ) -> None:
     """Train the denoiser and its text encoder.
 
@@ -89,14 +90,37 @@ def calibrate(work: Work = Path("world"), target: Target = Path("pipeline/weight
 
 
 @app.command()
-def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Target = Path("pipeline/weights/stickers/marks")) -> None:
-    """Train the mark detector and write it with its operating points.
+def marks(
+    work: Work = Path("world"),
+    minutes: Minutes = 30,
+    steps: Steps = 0,
+    target: Target = Path("pipeline/weights/stickers/marks"),
+) -> None:
+    """Train the mark detector, measure it and write it with its card and operating points.
 
-    Example: clearance world marks --work world --minutes 12
+    Example: clearance world marks --work world --minutes 30
     """
     from jobs.world.train_marks import export, train
 
-    export(work, target, training=train(work, minutes=minutes))
+    train(work, minutes=minutes, steps=steps or None)
+    export(work, target)
+
+
+@app.command()
+def yolo(
+    work: Work = Path("world"),
+    minutes: Minutes = 40,
+    steps: Steps = 0,
+    target: Target = Path("pipeline/weights/stickers/yolo"),
+) -> None:
+    """Train the YOLO mark detector (needs the extra 'yolo'; what it writes is AGPL-3.0), measure it, write it.
+
+    Example: clearance world yolo --work world --minutes 40
+    """
+    from jobs.world.train_yolo import export, train
+
+    train(work, minutes=minutes, steps=steps or None)
+    export(work, target)
 
 
 @app.command()

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from guards.marks import STICKERS, MarksGuard, YoloMarksGuard, bounding_box
+from guards.marks import STICKERS, MarksGuard, bounding_box
 from index.errors import GuardUnavailable, IntegrityError
 from jobs.world.overlays import KINDS, overlay
 
@@ -128,57 +123,3 @@ def test_the_shipped_card_states_the_weights() -> None:
     card = json.loads((STICKERS / "config.json").read_text())
     assert card["licence"] == "Apache-2.0" and card["parameters"] <= 1_000_000
     assert card["weights_sha256"] in (STICKERS / "README.md").read_text(encoding="utf-8")
-
-
-def test_yolo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find, version = importlib.util.find_spec, importlib.metadata.version
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "ultralytics" else find(n, *a))
-    with pytest.raises(GuardUnavailable, match=r"ultralytics is not installed.*AGPL-3\.0"):
-        YoloMarksGuard(tmp_path / "yolo.pt")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: find("json") if n == "ultralytics" else find(n, *a))
-    monkeypatch.setattr(importlib.metadata, "version", lambda n: "8.4" if n == "ultralytics" else version(n))
-    with pytest.raises(GuardUnavailable, match=r"yolo\.pt does not exist.*AGPL-3\.0"):
-        YoloMarksGuard(tmp_path / "yolo.pt")
-
-
-class FakeYolo:
-    """Stands in for ultralytics.YOLO: an unknown class, two watermarks, a box that leaves the picture."""
-
-    names: ClassVar = {0: "watermark", 1: "QR", 2: "person"}
-
-    def __init__(self, weights: str) -> None:
-        assert weights.endswith("yolo.pt")
-
-    def predict(self, picture: np.ndarray, *, conf: float, verbose: bool) -> list[object]:
-        assert picture[0, 0].tolist() == [3, 2, 1] and not verbose  # BGR, as ultralytics wants it
-        edges = [[0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 1.2, 0.4], [0.0, 0.0, 1.0, 1.0]]
-        boxes = SimpleNamespace(cls=np.array([0, 0, 2.0]), conf=np.array([0.3, 0.75, 0.99]), xyxyn=np.array(edges))
-        return [SimpleNamespace(boxes=boxes)]
-
-
-@pytest.fixture
-def _fake_yolo(monkeypatch: pytest.MonkeyPatch) -> None:
-    find, version = importlib.util.find_spec, importlib.metadata.version
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: find("json") if n == "ultralytics" else find(n, *a))
-    monkeypatch.setattr(importlib.metadata, "version", lambda n: "8.4" if n == "ultralytics" else version(n))
-    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=FakeYolo))
-
-
-@pytest.mark.usefixtures("_fake_yolo")
-def test_yolo_reports_the_surest_box_of_each_kind(tmp_path: Path) -> None:
-    (tmp_path / "yolo.pt").write_bytes(b"weights")
-    guard = YoloMarksGuard(tmp_path / "yolo.pt")
-    picture = np.full((1, 64, 64, 3), (1, 2, 3), np.uint8)
-    (findings,) = guard.check(picture)
-    assert [(f.category, f.score, f.box) for f in findings] == [
-        ("mark.watermark", 0.75, (0.3, 0.3, 1.0, 0.4)), ("mark.qr", 0.0, None), ("mark.text", 0.0, None),
-    ]  # fmt: skip
-    assert guard.version.startswith("ultralytics 8.4+")
-
-
-@pytest.mark.usefixtures("_fake_yolo")
-def test_yolo_refuses_weights_that_know_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "yolo.pt").write_bytes(b"weights")
-    monkeypatch.setattr(FakeYolo, "names", {0: "person"})
-    with pytest.raises(GuardUnavailable, match="watermark, qr and text"):
-        YoloMarksGuard(tmp_path / "yolo.pt")

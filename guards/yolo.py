@@ -1,0 +1,184 @@
+"""The marks guard's second opinion: watermark, QR code and text with boxes, by an ultralytics YOLO detector.
+
+ultralytics, and every weight file trained with it, is licensed AGPL-3.0: whoever ships them or offers them over a network
+must offer their source too. The guard is therefore an optional extra, never the default; nothing here imports
+ultralytics before a guard is made. The weights are safetensors beside a ``config.json`` that holds the network's own
+description: no pickle is loaded, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guards.base import Box, Finding, require_package, require_pictures
+from guards.mark_network import KINDS, SIDE
+from guards.marks import sigmoid, squeeze
+from index.errors import GuardUnavailable, IntegrityError
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "yolo"  # data, not an import
+BATCH = 8  # every call of the network has this many rows: a kernel chosen by batch size never changes a score
+INSTALL = (
+    "Install the extra with `pip install 'clearance[yolo]'` (AGPL-3.0: read pipeline/weights/stickers/yolo/LICENSE first), "
+    "or use the marks guard that ships"
+)
+
+
+def weights_folder(folder: str | Path) -> Path:
+    """The folder meant by "stickers" (the weights that ship) or by a path."""
+    return WEIGHTS if str(folder) == "stickers" else Path(folder)
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """Read the ``config.json`` beside the weights, without loading them.
+
+    Raises:
+        GuardUnavailable: when ultralytics, the folder, the weights or the configuration are missing or not of this guard.
+    """
+    require_package("ultralytics", "ultralytics", guard="yolo", install=INSTALL)
+    path = weights_folder(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            fix = "Train them with `clearance world yolo`, or name a folder that holds them"
+            raise GuardUnavailable(f"{path / name} does not exist", where="guard yolo", fix=fix)
+    try:
+        card: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if card["architecture"] != "yolo" or set(card["operating_logits"]) != set(KINDS):
+            raise ValueError("architecture or operating_logits")
+        _ = card["version"], card["weights_sha256"], card["network"]["backbone"], int(card["input_pixels"])
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "Use a folder written by `clearance world yolo`"
+        raise GuardUnavailable(f"not a yolo configuration ({error})", where=str(path / "config.json"), fix=fix) from None
+    return card
+
+
+def make_detector(description: dict[str, Any] | str) -> Any:
+    """Build an untrained ultralytics ``DetectionModel`` for watermark, qr and text.
+
+    Args:
+        description: the network as ultralytics describes it (a dictionary), or the name of one of its YAML files.
+    """
+    os.environ.setdefault("YOLO_VERBOSE", "false")  # its logger writes to stdout, which belongs to our callers
+    os.environ.setdefault("YOLO_OFFLINE", "true")  # asks no server whether it is online, or for its newest release
+    from index.torchvision_ops import ensure
+
+    ensure()
+    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+
+    network = yaml_model_load(description) if isinstance(description, str) else dict(description)  # type: ignore[no-untyped-call]
+    return DetectionModel({**network, "nc": len(KINDS)}, ch=3, nc=len(KINDS), verbose=False)  # type: ignore[no-untyped-call]
+
+
+def enlarge(x: Any, pixels: int) -> Any:
+    """A 64-pixel batch, float (N, 3, 64, 64) in [0, 1], at the size the detector was trained with."""
+    from torch.nn import functional
+
+    return functional.interpolate(x, size=pixels, mode="bilinear", align_corners=False)
+
+
+def strongest(network: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The surest box of each kind in each picture.
+
+    Args:
+        network: a :func:`make_detector` in evaluation mode.
+        x: float (N, 3, P, P) in [0, 1].
+
+    Returns:
+        Logits, float32 (N, 3), and boxes, float32 (N, 3, 4), as x0, y0, x1, y1 in fractions of the picture.
+    """
+    import torch
+
+    with torch.inference_mode():
+        decoded, raw = network(x)
+        logits, anchor = raw["scores"].float().max(2)
+        centre_size = decoded[:, :4].float().gather(2, anchor[:, None].expand(-1, 4, -1)).permute(0, 2, 1) / x.shape[-1]
+        middle, half = centre_size[..., :2], centre_size[..., 2:] / 2
+        return logits.numpy(), torch.cat([middle - half, middle + half], 2).numpy()
+
+
+class YoloMarksGuard:
+    """Watermarks, QR codes and text by a YOLO detector; one finding per picture and kind, with the surest box.
+
+    Args:
+        folder: "stickers" or a folder with ``model.safetensors`` and ``config.json``.
+        threshold: the operating point for every kind; None: 0.5, the calibrated one.
+
+    Raises:
+        GuardUnavailable: the extra or the weights are missing.
+        IntegrityError: weights are not the ones the configuration was written for, or do not fit its network.
+    """
+
+    name = "yolo"
+    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+
+    def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
+        card = read_card(folder)
+        from safetensors.torch import load
+
+        path = weights_folder(folder) / "model.safetensors"
+        raw = path.read_bytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        if digest != card["weights_sha256"]:
+            what, fix = "weights do not match the digest in config.json", "Fetch or train them again"
+            raise IntegrityError(what, where=str(path), fix=fix)
+        self.version = version_of(card)
+        self.threshold = 0.5 if threshold is None else threshold
+        self._pixels = int(card["input_pixels"])
+        self._shift = np.array([card["operating_logits"][kind] for kind in KINDS], np.float32)
+        self._network = make_detector(card["network"])
+        try:
+            fill(self._network, load(raw))
+        except RuntimeError as error:  # another release of ultralytics may build another network
+            fix = (
+                f"Install the ultralytics it was trained with ({card.get('ultralytics', 'see config.json')}), or train it again"
+            )
+            what = f"the weights do not fit the network that the installed ultralytics builds: {str(error).splitlines()[0]}"
+            raise IntegrityError(what, where=str(path), fix=fix) from None
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found."""
+        import torch
+
+        require_pictures(pictures, guard=self.name)
+        found: list[list[Finding]] = []
+        for at in range(0, len(pictures), BATCH):
+            rows = np.full((BATCH, SIDE, SIDE, 3), 255, np.uint8)
+            batch = pictures[at : at + BATCH]
+            for i, picture in enumerate(batch):
+                rows[i] = squeeze(picture, SIDE)
+            x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
+            logits, boxes = strongest(self._network, enlarge(x, self._pixels))
+            scores = sigmoid(logits - self._shift)
+            found += [[self._finding(k, float(scores[i, k]), boxes[i, k]) for k in range(3)] for i in range(len(batch))]
+        return found
+
+    def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
+        box = inside(edges) if score >= self.threshold else None
+        return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+
+
+def version_of(card: dict[str, Any]) -> str:
+    """The guard's version: what its configuration calls itself, and a piece of the weights' digest."""
+    return f"{card['version']}+{card['weights_sha256'][:8]}"
+
+
+def inside(edges: np.ndarray) -> Box | None:
+    """The part of a predicted box that lies in the picture, in fractions; None when none does."""
+    x0, y0, x1, y1 = (min(1.0, max(0.0, float(edge))) for edge in edges)
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def fill(network: Any, tensors: dict[str, Any]) -> None:
+    """Load fp16 tensors into the network as fp32 and make it ready to judge.
+
+    Raises:
+        RuntimeError: a tensor is missing, superfluous or of another shape.
+    """
+    kept = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
+    network.load_state_dict({key: value.float() for key, value in tensors.items()} | kept)
+    network.eval().requires_grad_(False)
