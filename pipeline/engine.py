@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.model.families import DiffusionModel
+    from pipeline.steer.features import FeatureCache
 
-CleanHook = Callable[["torch.Tensor", int], "torch.Tensor"]
+CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
+GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Trajectory:
         context: text embedding (T, D) of the prompt.
         negative: text embedding (T, D) of the negative prompt.
         push: negative token merging against reference latents, or None.
-        nudge: maps (x̂0, step) to a nudged x̂0, or None.
+        nudge: maps (x̂0, step, ε) to a nudged x̂0, or None.
+        guide: maps (latent, unconditional, conditional, step) to the guided raw output, in place of classifier-free guidance,
+            or None.
         ring: the latent before every step taken; index = step. What a rollback resumes from.
         guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic.
         evals: denoiser evaluations spent, in guided steps.
@@ -50,6 +54,7 @@ class Trajectory:
     negative: torch.Tensor
     push: NegToMe | None = None
     nudge: CleanHook | None = None
+    guide: GuideHook | None = None
     ring: dict[int, torch.Tensor] = field(default_factory=dict)
     guidance_norms: list[float] = field(default_factory=list)
     evals: float = 0.0
@@ -79,6 +84,7 @@ class Engine:
         self._running: list[Trajectory] = []
         self.calls = 0
         self.rows_used = 0
+        self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
 
     @property
     def busy(self) -> bool:
@@ -152,11 +158,12 @@ class Engine:
             owners.append((t, first))
             latents += [t.latent, t.latent]
             context += [t.negative, t.context]
-            if t.push and (count := t.push.references_at(t.step)):
+            if t.push and t.push.acts_at(t.step):
+                count = t.push.references_at(t.step)
                 latents += t.push.noised(self.sampler.alpha[t.step])[:count]
                 context += [t.push.context] * count
                 references = tuple(range(first + 2, first + 2 + count))
-                pushes += [RowPush(row, references, t.push) for row in (first, first + 1)]
+                pushes += [RowPush(row, references, t.push, t.step) for row in (first, first + 1)]
             timesteps += [time_now] * (len(latents) - first)
         for _ in range(self.rows - len(latents)):  # a constant row, so that nothing depends on leftovers
             latents.append(torch.zeros(self.model.latent_shape))
@@ -173,8 +180,10 @@ class Engine:
         t.ring[t.step] = t.latent
         t.guidance_norms.append(float((conditional - negative).norm()))
         output = negative + self.guidance_scale * (conditional - negative)
+        if t.guide is not None:
+            output = t.guide(t.latent, negative, conditional, t.step)
         clean, noise = self.sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
-            clean = t.nudge(clean, t.step)
+            clean = t.nudge(clean, t.step, noise)
         t.latent = self.sampler.advance(clean, noise, t.step)
         t.step += 1

@@ -223,6 +223,15 @@ class StableDiffusion:
             )
             return out.sample.float().cpu()  # type: ignore[no-any-return]
 
+    def denoise_tensor(self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """As :meth:`denoise`, differentiable and unpadded, for steering by gradients."""
+        inputs = (latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype))
+        return self.unet(*inputs).sample.float().cpu()  # type: ignore[no-any-return]
+
+    def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
+        return self._vae.decode(latents.to(self._device) / self._scaling).sample.float().cpu()  # type: ignore[no-any-return]
+
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         torch = self._torch
         with torch.inference_mode():
