@@ -124,7 +124,9 @@ def rollback_step(
     if fired_at is None:
         begin = min(int(resume_fraction * steps), steps - 1) - round(rollback * steps * (attempt - 1))
     else:
-        begin = fired_at - max(1, round(rollback * steps)) * attempt
+        back = max(1, round(rollback * steps))
+        first = fired_at - back
         if fired_at > LATE * steps:
-            begin = min(begin, int(RESTART * steps))
+            first = min(first, int(RESTART * steps))
+        begin = first - back * (attempt - 1)
     return max(0, min(begin, steps - 1))

@@ -55,7 +55,7 @@ def nudge_through(
             point = x.clone().requires_grad_(True)
             embedding = torch.nn.functional.normalize(features(point), dim=0)
             cosines = undesired @ embedding
-            if float(cosines.max()) <= objective.enough:
+            if float(cosines.detach().max()) <= objective.enough:
                 break
             loss = objective.push * (weigh(cosines.detach(), objective) * cosines).sum()
             if desired is not None and objective.pull:

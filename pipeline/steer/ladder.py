@@ -114,7 +114,7 @@ def retry(
             differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, last.context, last.negative,
             learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
         )  # fmt: skip
-        again.evals += len(norms) * 1.5  # a row each, forward and (twice as dear) backward, in units of two rows forward
+        again.evals += 1.5 * len(norms) - 0.5  # one row each forward, all but the last backward (twice as dear); ∅ once
         return again, Intervention("prompt", min(norms)), seed
     again = _resumed(last, rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback))
     until = again.step + max(1, round(rung.window * steps))

@@ -54,7 +54,7 @@ def optimise_prompt(
         best, least = start, float("inf")
         for _ in range(iterations + 1):
             norm = (denoise(z, e[None]) - without).norm()
-            norms.append(float(norm))
+            norms.append(float(norm.detach()))
             if norms[-1] < least:
                 best, least = e.detach().clone(), norms[-1]
             if norms[-1] <= target or len(norms) > iterations:
