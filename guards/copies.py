@@ -13,9 +13,11 @@ from index.embed import Embedder
 from index.store import Match
 
 if TYPE_CHECKING:
+    from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
 
 PROBE = "memorisation_probe"
+GEOMETRY = "copy.geometry"
 HARMLESS = ("retired", "allowed")  # statuses of references that no longer forbid anything
 NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to compare with
 
@@ -26,7 +28,7 @@ class Examination:
 
     Attributes:
         embedding: float32 (D,), unit length.
-        nearest: up to k references, best first; ``confirm`` is filled for those at or above the threshold whose
+        nearest: up to k references, best first; ``confirm`` is filled for those near enough for a second look whose
             picture the index holds.
         findings: one per category.
     """
@@ -37,16 +39,16 @@ class Examination:
 
 
 class CopiesGuard:
-    """Compares pictures with the reference index; categories ``copy.protected`` and ``copy.memorised``.
+    """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised`` and ``copy.geometry``.
 
-    The score of a category is the similarity of its best reference. Among references at or above the threshold one
-    that the second look confirms comes before a nearer one that it does not. ``detail`` is the reference's id.
+    The score of the first two is the similarity of their best reference. Among references at or above the threshold one
+    that the second look confirms comes before a nearer one that it does not. ``copy.geometry`` is for what the embedder
+    misses: its score is the best second look at the k nearest references. ``detail`` is the reference's id.
 
     Args:
         index: the references.
         embedder: the embedder the index was built with.
-        threshold: cosine at and above which a picture counts as too near.
-        confirm_threshold: score of the second look from which it agrees.
+        point: from which scores on a picture counts as too near.
         k: references kept per picture.
         confirm: the second look, (picture, reference picture) → [0, 1]; :func:`index.confirm.confirm` by default.
 
@@ -55,15 +57,14 @@ class CopiesGuard:
     """
 
     name = "copies"
-    categories: tuple[str, ...] = ("copy.protected", "copy.memorised")
+    categories: tuple[str, ...] = ("copy.protected", "copy.memorised", GEOMETRY)
 
     def __init__(
         self,
         index: ReferenceIndex,
         embedder: Embedder,
         *,
-        threshold: float,
-        confirm_threshold: float = 0.5,
+        point: OperatingPoint,
         k: int = 3,
         confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
     ) -> None:
@@ -74,8 +75,8 @@ class CopiesGuard:
             what = f"the index was built with embedder {built_with[:12]}, this one is {embedder.embedder_id[:12]}"
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
-        self.threshold, self.confirm_threshold, self.k = threshold, confirm_threshold, k
-        self.version = f"1+{embedder.embedder_id[:8]}"
+        self.point, self.k = point, k
+        self.version = f"2+{embedder.embedder_id[:8]}"
         self._confirm = confirm
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
@@ -95,10 +96,11 @@ class CopiesGuard:
     def _examine(self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match]) -> Examination:
         ranked = sorted(matches, key=lambda match: -match.similarity)
         nearest = tuple(self._looked_at(picture, match) for match in ranked)
-        return Examination(embedding, nearest, tuple(self._finding(category, nearest) for category in self.categories))
+        findings = [self._finding(category, nearest) for category in self.categories if category != GEOMETRY]
+        return Examination(embedding, nearest, (*findings, self._geometry(nearest)))
 
     def _looked_at(self, picture: np.ndarray, match: Match) -> Match:
-        if match.similarity < self.threshold or match.status in HARMLESS:
+        if match.similarity < min(self.point.threshold, self.point.look_from) or match.status in HARMLESS:
             return match
         reference = self.index.picture(match.ref_id)
         if reference is None:
@@ -113,12 +115,25 @@ class CopiesGuard:
         probe = category == "copy.memorised"
         mine = [match for match in nearest if (match.rights_basis == PROBE) == probe and match.status not in HARMLESS]
         if not mine:
-            return Finding(self.name, self.version, category, NOTHING_NEAR, self.threshold)
+            return Finding(self.name, self.version, category, NOTHING_NEAR, self.point.threshold)
 
         def confirmed(match: Match) -> bool:
-            return match.confirm is None or match.confirm >= self.confirm_threshold
+            return match.confirm is None or match.confirm >= self.point.confirm_threshold
 
-        worst = max(mine, key=lambda match: (match.similarity >= self.threshold and confirmed(match), match.similarity))
+        worst = max(mine, key=lambda match: (match.similarity >= self.point.threshold and confirmed(match), match.similarity))
         return Finding(
-            self.name, self.version, category, worst.similarity, self.threshold, confirmed=confirmed(worst), detail=worst.ref_id
+            self.name,
+            self.version,
+            category,
+            worst.similarity,
+            self.point.threshold,
+            confirmed=confirmed(worst),
+            detail=worst.ref_id,
         )
+
+    def _geometry(self, nearest: tuple[Match, ...]) -> Finding:
+        looked = [match for match in nearest if match.confirm is not None]
+        if not looked:
+            return Finding(self.name, self.version, GEOMETRY, 0.0, self.point.alone_threshold)
+        best = max(looked, key=lambda match: match.confirm or 0.0)
+        return Finding(self.name, self.version, GEOMETRY, best.confirm or 0.0, self.point.alone_threshold, detail=best.ref_id)

@@ -47,6 +47,26 @@ class Rate:
         return cls(p, low, high, hits, n)
 
 
+NEVER = 2.0  # a second look's score that is never reached
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """When a picture counts as too near a reference.
+
+    Attributes:
+        threshold: cosine at and above which it does.
+        confirm_threshold: score of the second look from which it agrees.
+        look_from: cosine from which the second look is taken at all; at most ``threshold``.
+        alone_threshold: score from which the second look suffices although the cosine stays below ``threshold``.
+    """
+
+    threshold: float
+    confirm_threshold: float = 0.5
+    look_from: float = NEVER
+    alone_threshold: float = NEVER
+
+
 @dataclass(frozen=True)
 class Calibration:
     """An operating point and what it is worth.
@@ -61,6 +81,8 @@ class Calibration:
         false_positive_rate: share of near misses at or above it.
         precision: share of copies among everything at or above it, in the proportions of the measured pairs.
         confirmed_recall, confirmed_false_positive_rate: the same when the second look must agree too.
+        look_from, alone_threshold: see :class:`OperatingPoint`.
+        either_recall, either_false_positive_rate: the same when the second look alone suffices from ``alone_threshold``.
         average_precision: of the cosine, over all thresholds.
         curve: (threshold, recall, false positive rate) from strict to loose.
         max_false_positive_rate: the limit that chose the threshold.
@@ -81,6 +103,14 @@ class Calibration:
     curve: tuple[tuple[float, float, float], ...]
     max_false_positive_rate: float
     source: str = ""
+    look_from: float = NEVER
+    alone_threshold: float = NEVER
+    either_recall: Rate | None = None
+    either_false_positive_rate: Rate | None = None
+
+    @property
+    def point(self) -> OperatingPoint:
+        return OperatingPoint(self.threshold, self.confirm_threshold, min(self.look_from, self.threshold), self.alone_threshold)
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -118,10 +148,14 @@ def calibrate(
     confirm: np.ndarray | None = None,
     confirm_threshold: float = 0.5,
     max_false_positive_rate: float = 0.01,
+    max_added_rate: float | None = None,
     index_id: str = "",
     source: str = "",
 ) -> Calibration:
     """Choose the smallest threshold that keeps false positives on near misses within the limit.
+
+    The second look may also suffice alone: it is taken from the cosine that all but one copy in a hundred reach, and
+    suffices from the smallest score that adds at most ``max_added_rate`` of the near misses to those flagged.
 
     Args:
         embedder_id: whose cosines these are.
@@ -130,6 +164,7 @@ def calibrate(
         confirm: float (M,), scores of the second look, if it was taken.
         confirm_threshold: from which score the second look agrees.
         max_false_positive_rate: share of near misses that may reach the threshold.
+        max_added_rate: share of near misses that the second look alone may add; None: it never suffices alone.
         index_id, source: recorded.
 
     Raises:
@@ -143,9 +178,15 @@ def calibrate(
         raise InputError("needs copies and near misses", where="calibration", fix="Add the kind that is missing")
     copies, misses = np.sort(similarity[copy]), np.sort(similarity[~copy])
     allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
-    # Just above the first near miss that may not be flagged: representable, and never below it.
-    threshold = float(np.nextafter(misses[len(misses) - allowed - 1], np.inf)) if allowed < len(misses) else float(misses[0])
+    threshold = _above(misses, allowed)
     flagged = similarity >= threshold
+    look_from, alone_threshold, either = NEVER, NEVER, None
+    if confirm is not None and max_added_rate is not None:
+        look_from = min(threshold, float(np.quantile(copies, 0.01)))
+        asked = (similarity >= look_from) & ~flagged
+        may_be_added = int(np.floor(max_added_rate * len(misses) + 1e-9))
+        alone_threshold = _above(np.sort(np.asarray(confirm, np.float64)[asked & ~copy]), may_be_added)
+        either = flagged | (asked & (np.asarray(confirm, np.float64) >= alone_threshold))
     agreed = None if confirm is None else flagged & (np.asarray(confirm, np.float64) >= confirm_threshold)
     ends = np.quantile(similarity, (0.0, 1.0))
     points = np.linspace(ends[1], ends[0], CURVE_POINTS)
@@ -168,8 +209,22 @@ def calibrate(
             curve=curve,
             max_false_positive_rate=max_false_positive_rate,
             source=source,
+            look_from=look_from,
+            alone_threshold=alone_threshold,
+            either_recall=None if either is None else Rate.of(int(either[copy].sum()), int(copy.sum())),
+            either_false_positive_rate=None if either is None else Rate.of(int(either[~copy].sum()), int((~copy).sum())),
         )
     )
+
+
+def _above(ordered: np.ndarray, allowed: int) -> float:
+    """The smallest threshold that at most ``allowed`` of the ascending scores reach: just above the next one below.
+
+    Representable, and never below that score; half when there is nothing to keep out.
+    """
+    if not len(ordered):
+        return 0.5
+    return float(ordered[0]) if allowed >= len(ordered) else float(np.nextafter(ordered[len(ordered) - allowed - 1], np.inf))
 
 
 def compare(

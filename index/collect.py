@@ -44,7 +44,7 @@ def read_references(path: Path) -> list[NewReference]:
     works, unreadable = [], []
     for row in rows:
         try:
-            picture = _read_picture(folder / row["file"])
+            picture = read_picture(folder / row["file"])
         except (OSError, ValueError, SyntaxError) as error:
             unreadable.append(f"{row['file']} ({error or type(error).__name__})")
             continue
@@ -84,7 +84,7 @@ def _read_sheet(sheet: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path) -> np.ndarray:
     """uint8 RGB (H, W, 3); transparency becomes white."""
     from PIL import Image
 

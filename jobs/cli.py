@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,13 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
-from jobs.bench import app as bench_app
+from jobs.bench.cli import app as bench_app
+from jobs.console import busy, grid, make_console, say, say_error
+from jobs.index_cli import app as index_app
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from index.embed import OpenCLIPEmbedder
     from jobs.plan import Plan
     from pipeline.config import RunConfig
 
@@ -35,16 +32,16 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ClearanceError as error:
-            _say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
+            say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            _say_error("stopped", "What was committed is kept; continue a run with --resume")
+            say_error("stopped", "What was committed is kept; continue a run with --resume")
             raise typer.Exit(130) from None
         except Exception as error:
             # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
             if type(error).__module__.startswith(("typer.", "click.")):
                 raise
-            _say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
+            say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
             raise typer.Exit(70) from None
 
 
@@ -56,7 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
 )
-index_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
 if find_spec("jobs.world.cli") is not None:
@@ -91,16 +87,6 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
 ]
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
-References = Annotated[
-    Path,
-    typer.Argument(
-        metavar="REFERENCES", help="A folder of pictures with metadata.csv, or references.parquet.", show_default=False
-    ),
-]
-EmbedderName = Annotated[str, typer.Option(help='OpenCLIP architecture, "local-dir:FOLDER", or "stickers".')]
-Pretrained = Annotated[str, typer.Option(help="OpenCLIP weights: a tag or a file.")]
-AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Fetch weights that are not on this machine.")]
 
 
 @app.command(epilog="Example: clearance demo --out clearance-demo --runner local")
@@ -112,7 +98,7 @@ def demo(
     """Do the whole job on the embedded world and show what came of it."""
     from jobs.demo import run_demo
 
-    run_demo(out, samples=samples, runner=runner, console=_console())
+    run_demo(out, samples=samples, runner=runner, console=make_console())
 
 
 @app.command(epilog="Example: clearance run run.toml --out runs/monday --runner ray")
@@ -149,17 +135,15 @@ def run(
         _print_plan(plan, folder, runner)
         return
     folder, run_id = open_folder(folder, plan, resume=resume)
-    err = _console(stderr=True)
+    err = make_console(stderr=True)
     with Watch(err, run_id) as watch:
         result = RUNNERS[runner](plan, folder, watch)
-    console = _console()
+    console = make_console()
     console.print(funnel({"run": tally(folder)}))
     console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", highlight=False, markup=False, soft_wrap=True)
     _write_report(folder)
     if result.outcomes.get("error"):
-        _say(
-            f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them"
-        )
+        say(f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them")
 
 
 @app.command(epilog="Example: clearance status runs/monday")
@@ -176,7 +160,7 @@ def status(run: RunFolder) -> None:
     counted = tally(folder)
     sealed = (folder / "run.json").exists()
     held = holder(folder)
-    table = _grid()
+    table = grid()
     state = "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume"
     for name, value in {
         "run": stored["run_id"],
@@ -189,7 +173,7 @@ def status(run: RunFolder) -> None:
         "pictures": str(counted.attempts),
     }.items():
         table.add_row(name, str(value))
-    _console().print(table)
+    make_console().print(table)
 
 
 @app.command(epilog="Example: clearance verify runs/monday")
@@ -200,7 +184,7 @@ def verify(run: RunFolder) -> None:
 
     folder = _run_folder(run)
     verification = recompute(folder)
-    console = _console()
+    console = make_console()
     problems = [(problem.where, problem.what) for problem in verification.problems]
     try:
         Plan.load(folder)
@@ -229,138 +213,18 @@ def doctor() -> None:
 
     from jobs.doctor import examine
 
-    table = _grid()
+    table = grid()
     lines = examine()
     for line in lines:
         style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
         table.add_row(Text(f"{line.state:8}{line.topic}", style), Text(line.what))
-    _console().print(table)
+    make_console().print(table)
     missing = [line for line in lines if line.state == "missing"]
     if missing:
-        _say_error(
+        say_error(
             f"{len(missing)} required things are missing: {', '.join(line.topic for line in missing)}", "See the lines above"
         )
         raise typer.Exit(1)
-
-
-# --- index -----------------------------------------------------------------------------------------------------------------
-
-
-@index_app.command("build", epilog="Example: clearance index build references/ --out index")
-def index_build(
-    references: References,
-    out: Annotated[Path, typer.Option(help="Folder for the index; must not exist yet.")] = Path("index"),
-    embedder: EmbedderName = "stickers",
-    pretrained: Pretrained = "",
-    allow_download: AllowDownload = False,
-) -> None:
-    """Build a reference index from pictures."""
-    from index.collect import read_references
-    from index.store import ReferenceIndex
-
-    with _busy("reading references"):
-        new = read_references(references)
-    model = _embedder(embedder, pretrained, allow_download)
-    with _busy("embedding references"):
-        index = ReferenceIndex.build(out, new, model)
-    kept = sum(index.picture(reference.ref_id) is not None for reference in index.references())
-    _say(f"{out}: {len(index)} references from {len(new)} pictures, index {index.index_id}")
-    if kept < len(index):
-        _say(f"{len(index) - kept} of them without their picture (keep_picture): copies are found, but not steered away from")
-
-
-@index_app.command("add", epilog="Example: clearance index add index/ new-claims/")
-def index_add(
-    index: IndexFolder,
-    references: References,
-    embedder: EmbedderName = "stickers",
-    pretrained: Pretrained = "",
-    allow_download: AllowDownload = False,
-) -> None:
-    """Add references to an index; it gets a new id."""
-    from index.collect import read_references
-    from index.store import ReferenceIndex
-
-    new = read_references(references)
-    model = _embedder(embedder, pretrained, allow_download)
-    store = ReferenceIndex.open(index, model.embedder_id)
-    before, had = store.index_id, len(store)
-    with _busy("embedding references"):
-        store.add(new, model)
-    _say(f"{index}: {len(store) - had} of {len(new)} references are new, index {before} is now {store.index_id}")
-
-
-@index_app.command("retire", epilog="Example: clearance index retire index/ 3f9a0c --reason 'claim withdrawn'")
-def index_retire(
-    index: IndexFolder,
-    ref_ids: Annotated[list[str], typer.Argument(metavar="REF_ID...", help="References to retire.", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why; kept in the index's history.")] = "",
-) -> None:
-    """Retire references: they match no more, and stay on record."""
-    from index.store import ReferenceIndex
-
-    store = ReferenceIndex.open(index)
-    before = store.index_id
-    store.retire(ref_ids, reason=reason)
-    _say(f"{index}: {len(ref_ids)} references retired, index {before} is now {store.index_id}")
-
-
-@index_app.command("search", epilog="Example: clearance index search index/ picture.png --k 5")
-def index_search(
-    index: IndexFolder,
-    pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Pictures (or folders of them) to look up.", show_default=False)
-    ],
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="References to show per picture.")] = 5,
-    embedder: EmbedderName = "stickers",
-    pretrained: Pretrained = "",
-    allow_download: AllowDownload = False,
-) -> None:
-    """Find the references nearest to pictures."""
-    from rich.table import Table
-
-    from index.collect import read_references
-    from index.store import ReferenceIndex
-
-    queries = [(path, work) for path in pictures for work in read_references(path)]
-    model = _embedder(embedder, pretrained, allow_download)
-    store = ReferenceIndex.open(index, model.embedder_id)
-    table = Table("picture", "similarity", "title", "status", "ref_id")
-    for column in table.columns:
-        column.overflow = "fold"
-    for path, work in queries:
-        [matches] = store.search(model.images(work.picture[None]), k)
-        for match in matches:
-            told = str(path) if path.is_file() else f"{path}: {work.title}"
-            table.add_row(told, f"{match.similarity:.4f}", match.title, match.status, match.ref_id)
-    _console().print(table)
-
-
-@index_app.command("info", epilog="Example: clearance index info index/")
-def index_info(index: IndexFolder) -> None:
-    """Say what an index holds, and check its digests."""
-    from collections import Counter
-    from datetime import UTC, datetime
-
-    from index.store import ReferenceIndex
-
-    store = ReferenceIndex.open(index)
-    store.verify()
-    references = store.references()
-    table = _grid()
-    table.add_row("index", store.index_id)
-    table.add_row("embedder", store.embedder_id)
-    table.add_row("references", str(len(store)))
-    table.add_row("with picture", str(sum(store.picture(reference.ref_id) is not None for reference in references)))
-    for name in ("status", "rights_basis", "licence"):
-        counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
-        table.add_row(name, ", ".join(f"{count} {value}" for value, count in counts.most_common()))
-    for entry in store.history():
-        at = datetime.fromtimestamp(entry["at"], UTC).isoformat(timespec="seconds")
-        reason = f" ({entry['reason']})" if entry["reason"] else ""
-        table.add_row(at, f"{entry['event']} {len(entry['ref_ids'])}{reason}")
-    _console().print(table)
-    _say("digests match")
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------------
@@ -383,9 +247,12 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restrictio
     import dataclasses
 
     from jobs.plan import Plan, read_policy
+    from pipeline.studio import stale_calibration
 
     rules = read_policy(policy, Path.cwd()) if policy else read_policy(config.policy, base)
     config = dataclasses.replace(config, out=str(folder), policy=policy or config.policy)
+    if remark := stale_calibration(config, rules, base=base):
+        say(f"note: {remark}")
     return Plan.make(config, rules, base, **restriction)
 
 
@@ -404,7 +271,7 @@ def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
 
     bad = [request for request in plan.requests if request.problem]
     workers = plan.config.workers if runner == "ray" else 1
-    table = _grid()
+    table = grid()
     for name, value in {
         "plan": plan.plan_sha256,
         "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
@@ -415,61 +282,22 @@ def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
         **plan.parts,
     }.items():
         table.add_row(name, value)
-    console = _console()
+    console = make_console()
     console.print(table)
     for request in bad[:10]:
         assert request.problem is not None
-        _say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
-    _say("dry run: nothing was drawn and nothing was written")
+        say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
+    say("dry run: nothing was drawn and nothing was written")
 
 
 def _write_report(folder: Path) -> None:
     from jobs.report import report_run
 
-    with _busy("writing the report"):
+    with busy("writing the report"):
         path, _, remark = report_run(folder)
-    _say(f"report: {path}")
+    say(f"report: {path}")
     if remark:
-        _say(remark)
-
-
-def _embedder(model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
-    from index.embed import OpenCLIPEmbedder
-
-    with _busy("loading the embedder"):
-        return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _grid() -> Table:
-    """Two columns, name and value; long values are folded, never cut."""
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _busy(told: str) -> AbstractContextManager[object]:
-    console = _console(stderr=True)
-    return console.status(told) if console.is_terminal else nullcontext()
-
-
-def _say(text: str) -> None:
-    _console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _say_error(what: str, fix: str) -> None:
-    console = _console(stderr=True)
-    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-    if fix:
-        console.print(f"  fix: {fix}", highlight=False, markup=False, soft_wrap=True)
+        say(remark)
 
 
 if __name__ == "__main__":

@@ -130,8 +130,13 @@ def _words(studio: Studio, case: Case) -> Words:
 
 
 def _nearest_references(case: Case) -> list[str]:
-    """The sample's own references, nearest first: of this attempt, then those of earlier ones it must stay clear of."""
-    return list(dict.fromkeys(match.ref_id for attempt in reversed(case.attempts) for match in attempt.nearest))
+    """The sample's own references: those it was flagged for, then the nearest; of this attempt, then of earlier ones."""
+
+    def of(attempt: Attempt) -> list[str]:
+        flagged = [f.detail for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
+        return [*flagged, *(match.ref_id for match in attempt.nearest)]
+
+    return list(dict.fromkeys(ref_id for attempt in reversed(case.attempts) for ref_id in of(attempt)))
 
 
 def _ended(case: Case, decision: Decision) -> Sample:

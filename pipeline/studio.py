@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
+    from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
     from pipeline.steer.embedder_space import EmbedderSpace
@@ -93,8 +94,9 @@ class Studio:
             e = config.embedder
             embedder = OpenCLIPEmbedder.open(e.model, e.pretrained, allow_download=e.allow_download)
             index = ReferenceIndex.open(base / config.index, embedder.embedder_id)
-            calibration_id, threshold, confirm_threshold = operating_point(config, policy, embedder.embedder_id, base=base)
-            copies = CopiesGuard(index, embedder, threshold=threshold, confirm_threshold=confirm_threshold, k=policy.copies.k)
+            calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
+            threshold = point.threshold
+            copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k)
         else:
             skipped = [*skipped, "copies: no index in the run file"]
         return cls(config, policy, load_model(config.model), copies, guards, list(skipped), index, calibration_id, threshold)
@@ -203,22 +205,40 @@ class Studio:
         )
 
 
-def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, float, float]:
-    """Calibration id, similarity threshold and confirmation threshold in force.
+def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, OperatingPoint]:
+    """Calibration id and operating point in force.
 
     A threshold in the policy wins; else the calibration beside the index, else the one shipped with the embedded world.
     """
+    from index.calibrate import Calibration, OperatingPoint
+
     if policy.copies.threshold:
-        return "policy", policy.copies.threshold, policy.copies.confirm_threshold
-    from index.calibrate import Calibration
+        return "policy", OperatingPoint(policy.copies.threshold, policy.copies.confirm_threshold)
 
     for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
         if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
-            return found.calibration_id, found.threshold, found.confirm_threshold
+            return found.calibration_id, found.point
     raise ConfigError(
         "there is no calibrated threshold for this embedder",
         where=f"policy {policy.name}: copies.threshold",
         fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
+    )
+
+
+def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
+    path = base / config.index / "calibration.json"
+    if not config.index or policy.copies.threshold or not path.exists():
+        return ""
+    from index.calibrate import Calibration
+    from index.store import ReferenceIndex
+
+    found, index = Calibration.load(path), ReferenceIndex.open(base / config.index)
+    if found.embedder_id != index.embedder_id or found.index_id in ("", index.index_id):
+        return ""
+    return (
+        f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
+        "false alarms; calibrate again (clearance index calibrate)"
     )
 
 

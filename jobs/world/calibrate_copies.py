@@ -37,9 +37,10 @@ def comparisons(work: Path, wanted: set[str], *, seed: int = 1, protected_only: 
     Raises:
         FileNotFoundError: the autoencoder has not been trained yet.
     """
+    from index.edits import foregrounds
     from jobs.world.catalogue import concepts
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit, foregrounds, smear
+    from jobs.world.train_embedder import edit, smear
 
     pixels, vendors, names = load(work)
     smeared = smear(work, pixels)

@@ -25,6 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from index.edits import edit as edited
+from index.edits import foregrounds
+
 DIM = 128
 CENTRE, STEEPNESS = 0.6, 14.0  # cosine at which a pair counts as a copy, and how sharply
 GROUPS = 18  # concepts per batch; each brings two drawings, each drawing two views
@@ -59,84 +62,19 @@ def make_model() -> Any:
 # --- edited copies -------------------------------------------------------------------------------------------------
 
 
-def foregrounds(pixels: np.ndarray) -> np.ndarray:
-    """Which pixels belong to the drawing: float32 (N, S, S) in [0, 1]; the white that touches the border does not."""
-    import cv2
-
-    side = pixels.shape[1]
-    out = np.empty(pixels.shape[:3], np.float32)
-    for i, picture in enumerate(pixels):
-        framed = cv2.copyMakeBorder(picture, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        mask = np.zeros((side + 4, side + 4), np.uint8)
-        cv2.floodFill(
-            framed, mask, (0, 0), (0, 0, 0), (14,) * 3, (14,) * 3, cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY
-        )
-        out[i] = cv2.GaussianBlur(1.0 - mask[2:-2, 2:-2].astype(np.float32), (3, 3), 0.5)
-    return out
-
-
 def edit(picture: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An edited copy of a drawing, as someone (or a denoiser) might produce it.
+    """An edited copy (:func:`index.edits.edit`), one in five with one of the world's marks on it."""
+    return edited(picture, inside, rng, mark=_mark)
 
-    Mirrored, placed, scaled, turned, bent, put on a colour, recoloured, blurred or smeared, compressed, marked.
 
-    Args:
-        picture: uint8 (S, S, 3).
-        inside: its foreground, float32 (S, S), from :func:`foregrounds`.
-
-    Returns:
-        uint8 (S, S, 3).
-    """
-    import cv2
+def _mark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from PIL import Image
 
     from jobs.world.overlays import KINDS, overlay
 
-    side = picture.shape[0]
-    x: Any = picture.astype(np.float32)
-    ground = np.full(3, 255.0, np.float32)
-    if rng.random() < 0.25:
-        ground = (255 * rng.uniform(0.15, 1.0, 3)).astype(np.float32)
-        x = x * inside[..., None] + ground * (1 - inside[..., None])
-    if rng.random() < 0.9:
-        angle = rng.normal(0, 8) if rng.random() < 0.7 else 0.0
-        scale = float(np.exp(rng.uniform(np.log(0.7), np.log(1.15))))
-        matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), angle, scale)
-        matrix[:, 2] += rng.uniform(-0.1, 0.1, 2) * side
-        if rng.random() < 0.4:
-            mirror = np.array([[-1, 0, side - 1], [0, 1, 0], [0, 0, 1]], np.float64)
-            matrix = matrix @ mirror
-        x = cv2.warpAffine(x, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=ground.tolist())
-    if rng.random() < 0.25:  # bend a little: a denoiser does not place every line exactly
-        flow = cv2.resize(rng.normal(0, 1.3, (5, 5, 2)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
-        grid = np.mgrid[0:side, 0:side].astype(np.float32)
-        x = cv2.remap(x, grid[1] + flow[..., 0], grid[0] + flow[..., 1], cv2.INTER_LINEAR, borderValue=ground.tolist())
-    if rng.random() < 0.5:
-        grey = x.mean(2, keepdims=True)
-        x = grey + (x - grey) * (rng.uniform(0.6, 1.35) if rng.random() < 0.96 else 0.0)
-        x = (x - 128) * rng.uniform(0.75, 1.12) + 128 + rng.normal(0, 9)
-        x = x * rng.normal(1, 0.05, 3).astype(np.float32)
-    if rng.random() < 0.2:
-        marked = Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))
-        kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
-        designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design hides the whole drawing: no copy is left to see
-        x = np.asarray(overlay(marked, kind, rng, designs)[0]).astype(np.float32)
-    if rng.random() < 0.06:
-        x0, y0 = rng.integers(0, side * 2 // 3, 2)
-        w, h = rng.integers(side // 8, side // 3, 2)
-        x[y0 : y0 + h, x0 : x0 + w] = rng.uniform(0, 255, 3)
-    if rng.random() < 0.45:
-        x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.4)))
-    elif rng.random() < 0.25:
-        small = int(side * rng.uniform(0.4, 0.8))
-        x = cv2.resize(cv2.resize(x, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_CUBIC)
-    if rng.random() < 0.15:
-        x = x + rng.normal(0, rng.uniform(2, 9), x.shape).astype(np.float32)
-    out = np.clip(x, 0, 255).astype(np.uint8)
-    if rng.random() < 0.25:
-        _, coded = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])
-        out = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
-    return np.asarray(out, np.uint8)
+    kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
+    designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design hides the whole drawing: no copy is left to see
+    return np.asarray(overlay(Image.fromarray(picture), kind, rng, designs)[0])
 
 
 def smear(work: Path, pixels: np.ndarray, *, seed: int = 0) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from guards.conformance import check_guard
 from guards.copies import CopiesGuard
+from index.calibrate import OperatingPoint
 from index.errors import IndexMismatch
 from index.store import Match
 
@@ -58,8 +60,11 @@ def work(ref_id: str, basis: str = "claim", status: str = "active") -> Match:
 
 
 def guard(works: list[tuple[Match, np.ndarray]], *, pictures: bool = True, **settings: Any) -> CopiesGuard:
-    settings = {"threshold": 0.999, "confirm_threshold": 0.9, "confirm": same, **settings}
-    return CopiesGuard(TinyIndex(works, pictures), TinyEmbedder(), **settings)  # type: ignore[arg-type]
+    names = [field.name for field in fields(OperatingPoint)]
+    point = OperatingPoint(
+        **{"threshold": 0.999, "confirm_threshold": 0.9, **{n: settings.pop(n) for n in names if n in settings}}
+    )
+    return CopiesGuard(TinyIndex(works, pictures), TinyEmbedder(), point=point, **{"confirm": same, **settings})  # type: ignore[arg-type]
 
 
 def test_it_conforms(clean: np.ndarray) -> None:
@@ -69,12 +74,13 @@ def test_it_conforms(clean: np.ndarray) -> None:
 def test_a_copy_is_confirmed(clean: np.ndarray) -> None:
     examined = guard([(work("apple"), clean[0]), (work("pear"), clean[1])]).examine(clean[:3])
     hit = examined[0]
-    protected, memorised = hit.findings
+    protected, memorised, geometry = hit.findings
     assert (
         protected.triggered and protected.confirmed and protected.detail == "apple" and protected.category == "copy.protected"
     )
     assert protected.score == pytest.approx(1, abs=1e-6) and protected.threshold == 0.999
     assert memorised.score == -1 and not memorised.triggered
+    assert geometry.score == 1 and not geometry.triggered  # by default the second look never suffices alone
     assert hit.nearest[0].ref_id == "apple" and hit.nearest[0].confirm == 1.0
     assert hit.nearest[1].confirm is None  # below the threshold nobody looks twice
     assert hit.embedding.shape == (12,) and hit.embedding.dtype == np.float32
@@ -97,7 +103,7 @@ def test_without_the_reference_picture_similarity_alone_counts(clean: np.ndarray
 
 
 def test_memorised_works_have_their_own_category(clean: np.ndarray) -> None:
-    protected, memorised = guard([(work("probe", "memorisation_probe"), clean[0])]).check(clean[:1])[0]
+    protected, memorised, _ = guard([(work("probe", "memorisation_probe"), clean[0])]).check(clean[:1])[0]
     assert protected.score == -1 and memorised.triggered and memorised.category == "copy.memorised"
     assert memorised.detail == "probe"
 
@@ -118,7 +124,7 @@ def test_references_that_forbid_nothing_are_shown_but_not_flagged(clean: np.ndar
 
 def test_an_empty_index_flags_nothing(clean: np.ndarray) -> None:
     examined = guard([]).examine(clean[:2])
-    assert [f.score for e in examined for f in e.findings] == [-1.0] * 4
+    assert [f.score for e in examined for f in e.findings] == [-1.0, -1.0, 0.0] * 2
     assert not any(f.triggered for e in examined for f in e.findings) and examined[0].nearest == ()
 
 
@@ -126,4 +132,22 @@ def test_an_index_of_another_embedder_is_refused(clean: np.ndarray) -> None:
     index = TinyIndex([(work("a"), clean[0])])
     index.embedder_id = "other"
     with pytest.raises(IndexMismatch, match="other"):
-        CopiesGuard(index, TinyEmbedder(), threshold=0.9)  # type: ignore[arg-type]
+        CopiesGuard(index, TinyEmbedder(), point=OperatingPoint(0.9))  # type: ignore[arg-type]
+
+
+def test_the_second_look_may_suffice_alone(clean: np.ndarray) -> None:
+    settings = {"threshold": 1.01, "look_from": -1.0, "alone_threshold": 0.8}
+    works = [(work("apple"), clean[0]), (work("pear"), clean[1])]
+    sure = guard(works, confirm=lambda _, ref: 0.9 * float(np.array_equal(ref, clean[1])), **settings).examine(clean[:1])[0]
+    protected, _, geometry = sure.findings
+    assert not protected.triggered and geometry.triggered and geometry.category == "copy.geometry"
+    assert geometry.score == 0.9 and geometry.detail == "pear"  # not the nearest by cosine, but the one that was recognised
+    unsure = guard(works, confirm=lambda *_: 0.7, **settings).check(clean[:1])[0]
+    assert not any(finding.triggered for finding in unsure)
+
+
+def test_nobody_looks_twice_below_look_from(clean: np.ndarray) -> None:
+    asked: list[int] = []
+    settings = {"threshold": 1.01, "look_from": 1.005, "alone_threshold": 0.0}
+    found = guard([(work("apple"), clean[0])], confirm=lambda *_: float(asked.append(1) or 1), **settings).check(clean[:1])[0]
+    assert not asked and found[-1].score == 0.0

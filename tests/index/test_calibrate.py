@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.calibrate import Calibration, Rate, average_precision, calibrate, compare
+from index.calibrate import NEVER, Calibration, Rate, average_precision, calibrate, compare
 from index.errors import InputError, IntegrityError
 
 from .conftest import GridEmbedder, drawing
@@ -118,3 +118,25 @@ def test_pairs_of_pictures_are_compared_row_by_row() -> None:
     assert cosine[0] == pytest.approx(1) and cosine[2] == pytest.approx(1) and cosine[1] < 0.95
     assert second is not None and second.tolist() == [1.0, 0.0, 1.0]
     assert compare(GridEmbedder(), references, pictures)[1] is None
+
+
+def test_the_second_look_alone_adds_no_more_than_it_may() -> None:
+    similarity, copy = scores()
+    rng = np.random.default_rng(1)
+    confirm = np.clip(np.where(copy, rng.normal(0.8, 0.2, len(copy)), rng.normal(0.4, 0.2, len(copy))), 0, 1)
+    plain = calibrate("e", similarity, copy, confirm=confirm, max_false_positive_rate=0.01)
+    both = calibrate("e", similarity, copy, confirm=confirm, max_false_positive_rate=0.01, max_added_rate=0.02)
+    assert plain.either_recall is None and plain.point.alone_threshold == NEVER
+    assert both.threshold == plain.threshold and both.recall == plain.recall
+    assert both.either_recall is not None and both.either_false_positive_rate is not None
+    assert both.either_recall.hits > both.recall.hits
+    added = both.either_false_positive_rate.hits - both.false_positive_rate.hits
+    assert 0 < added <= 0.02 * (~copy).sum()
+    assert both.point.look_from <= both.threshold and (similarity[copy] >= both.look_from).mean() >= 0.98
+
+
+def test_an_operating_point_survives_the_file(tmp_path: Path) -> None:
+    similarity, copy = scores()
+    found = calibrate("e", similarity, copy, confirm=copy * 0.9, max_added_rate=0.01)
+    found.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == found and Calibration.load(tmp_path / "c.json").point == found.point

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from index.calibrate import Calibration
 from index.store import ReferenceIndex
-from jobs import cli
+from jobs import cli, index_cli
 from jobs.report import reference_pictures
 
 
@@ -46,7 +47,7 @@ def draw(folder: Path, names: Sequence[str]) -> Path:
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cli, "_embedder", lambda *_: FakeEmbedder())
+    monkeypatch.setattr(index_cli, "_embedder", lambda *_: FakeEmbedder())
     done = call("build", draw(tmp_path / "works", ["apple", "owl", "fox"]), "--out", tmp_path / "index")
     assert done.exit_code == 0, done.output
     assert "3 references" in done.output and "1 of them without their picture" in done.output
@@ -100,3 +101,27 @@ def test_reference_pictures_of_a_report(built: Path, tmp_path: Path, monkeypatch
     assert pictures[references["apple"]].shape == (64, 64, 3) and pictures[references["owl"]] is None
     stored["config"] = {"index": "gone"}
     assert reference_pictures(tmp_path)[0] == {} and "no reference pictures" in reference_pictures(tmp_path)[1]
+
+
+def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path: Path) -> None:
+    harmless = draw(tmp_path / "harmless", ["pear", "plum", "kiwi"])
+    done = call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2)
+    assert done.exit_code == 0, done.output
+    found = Calibration.load(built / "calibration.json")
+    assert found.index_id == ReferenceIndex.open(built).index_id and found.embedder_id == "fake-1"
+    assert found.recall.n == 6 and found.false_positive_rate.n == 12  # 2 kept works × 3 copies; 3 × 2 harmless and 6 others
+    assert found.false_positive_rate.value <= 0.2
+    assert f"{found.threshold:.4f}" in done.output and "near-miss" in done.output
+    kept = (built / "calibration.json").read_bytes()
+    assert call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2).exit_code == 0
+    assert (built / "calibration.json").read_bytes() == kept
+
+
+def test_calibrate_says_when_the_pairs_cannot_show_the_rate(built: Path) -> None:
+    done = call("calibrate", built)
+    assert done.exit_code == 0 and "cannot show a rate" in done.output and "nothing harmless was given" in done.output
+
+
+def test_calibrate_refuses_labels_and_harmless_pictures_together(built: Path, tmp_path: Path) -> None:
+    done = call("calibrate", built, "--pairs", tmp_path / "p.csv", "--harmless", tmp_path)
+    assert done.exit_code == 2 and "exclude each other" in done.output

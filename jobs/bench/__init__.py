@@ -1,0 +1,1 @@
+"""The numbers behind README and cards, with intervals, as tables and as JSON."""

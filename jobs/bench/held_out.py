@@ -1,0 +1,75 @@
+"""What the world's parts do on drawings that no training saw; needs the built world (`clearance world data`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jobs.bench.measures import Measure, clustered
+
+RESAMPLES = 400
+
+
+def held_out_measures(work: Path) -> list[Measure]:
+    """The bars of the autoencoder and of the embedder, measured on the shipped weights."""
+    return [autoencoder(work), *embedder(work)]
+
+
+def autoencoder(work: Path) -> Measure:
+    """Mean PSNR of the shipped autoencoder over held-out drawings, in dB (pictures in [0, 1])."""
+    import torch
+
+    from jobs.world.pictures import held_out, load
+    from pipeline.config import ModelConfig
+    from pipeline.model.families import load_model
+
+    pixels, _, names = load(work)
+    rows = [i for i, name in enumerate(names) if held_out(name)]
+    model = load_model(ModelConfig())
+    found = []
+    for start in range(0, len(rows), 32):
+        shown = pixels[rows[start : start + 32]]
+        again = model.decode(torch.stack(list(model.encode(shown))))
+        error = np.square((again.astype(np.float64) - shown) / 255).mean((1, 2, 3))
+        found += (-10 * np.log10(error)).tolist()
+    return clustered("autoencoder, held-out drawings: PSNR in dB", found, [names[i] for i in rows], 27.0)
+
+
+def embedder(work: Path) -> list[Measure]:
+    """Edited copies against other vendors' drawings of the same concept: average precision on held-out names."""
+    from index.edits import foregrounds
+    from index.embed import OpenCLIPEmbedder
+    from jobs.world.pictures import held_out, load, prescribed
+    from jobs.world.train_embedder import pairs_of
+
+    pixels, _, names = load(work)
+    original, pictures, copy = pairs_of(pixels, names, foregrounds(pixels), {n for n in set(names) if held_out(n)})
+    model = OpenCLIPEmbedder.open("stickers")
+    base = dict(zip(np.unique(original).tolist(), model.images(pixels[np.unique(original)]), strict=True))
+    cosine: np.ndarray = np.einsum("md,md->m", np.stack([base[i] for i in original.tolist()]), model.images(pictures))
+    of = np.array([names[i] for i in original])
+    drawn = np.array([not prescribed(name) for name in of])
+    told = "embedder, edited copies against other vendors' drawings, held-out names: average precision"
+    return [
+        precision_measure(told, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
+        precision_measure("… signs of prescribed form included", cosine, copy, of.tolist()),
+    ]
+
+
+def precision_measure(
+    name: str, scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str], goal: float | None = None
+) -> Measure:
+    """Average precision with a bootstrap interval over whole clusters."""
+    from index.calibrate import average_precision
+
+    of = np.asarray(clusters)
+    groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        drawn.append(average_precision(scores[rows], positive[rows]))
+    low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+    return Measure(name, average_precision(scores, positive), low, high, len(scores), goal)

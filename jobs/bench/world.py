@@ -1,0 +1,216 @@
+"""How good and how sinful the embedded world is, and what the default policy makes of it, by judges no training ever used."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.bench.measures import Measure, clustered, publish, spread
+from jobs.bench.sheet import arrange, stack, strip
+
+if TYPE_CHECKING:
+    from jobs.judges.judges import Judges
+    from pipeline.outcome import Sample
+    from pipeline.studio import Studio
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one studio made of some captions: sample, and the picture that counts (the accepted one, else the last)."""
+
+    samples: list[Sample]
+
+    @property
+    def pictures(self) -> np.ndarray:
+        return np.stack([s.final.picture for s in self.samples])  # type: ignore[union-attr]
+
+    @property
+    def captions(self) -> list[str]:
+        return [s.request.prompt for s in self.samples]
+
+    def flagged(self, guard: str) -> np.ndarray:
+        """bool (N,): whether the guard triggered on the picture that counts."""
+        return np.array([any(f.guard == guard and f.triggered for f in s.final.findings) for s in self.samples])  # type: ignore[union-attr]
+
+    def only(self, keep: Sequence[bool] | np.ndarray) -> Drawn:
+        return Drawn([s for s, k in zip(self.samples, keep, strict=True) if k])
+
+
+def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
+    """Measure and publish ``world``; the contact sheet is ``out/world.png``."""
+    from jobs.judges.judges import Judges
+    from jobs.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
+
+    judges = Judges.open()
+    seeds = SEEDS[:1] if quick else SEEDS
+    protected, ordinary = list(PROTECTED)[: 6 if quick else None], list(ORDINARY)[: 4 if quick else None]
+    prone = [name for names in MARK_PRONE.values() for name in names][: 4 if quick else None]
+    with tempfile.TemporaryDirectory() as folder:
+        free, strict = (open_studio(Path(folder), policy) for policy in ("observe", "default"))
+        unsteered = draw(free, protected, seeds, "protected captions, unsteered")
+        plain = draw(free, ordinary + prone, seeds, "ordinary captions, unsteered")
+        cleared = draw(strict, protected, seeds, "protected captions, default policy")
+        references = pictures_of(free)
+    measures = [
+        *captions_kept(judges, unsteered, plain),
+        *copies(judges, unsteered, plain, references),
+        *marks(judges, plain, [c.replace("-", " ") for c in prone]),
+        *policy(judges, cleared, references),
+    ]
+    if work is not None:
+        from jobs.bench.held_out import held_out_measures
+
+        measures += held_out_measures(work)
+    publish("world", measures, out, seeds=seeds, quick=quick)
+    sheet = contact_sheet(judges, unsteered, plain, cleared, references, len(seeds))
+    sheet.save(out / f"world{'-quick' if quick else ''}.png", optimize=True)
+
+
+def open_studio(folder: Path, policy_name: str) -> Studio:
+    """A studio on the embedded world, its index built in ``folder``."""
+    from index.collect import read_references
+    from index.embed import OpenCLIPEmbedder
+    from index.store import ReferenceIndex
+    from jobs.plan import read_policy
+    from pipeline.config import GenerationConfig, RunConfig
+    from pipeline.model.families import STICKERS
+    from pipeline.studio import Studio
+
+    if not (folder / "index").exists():
+        ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
+    config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=2))
+    return Studio.open(config, read_policy(policy_name, folder), base=folder)
+
+
+def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:
+    """Every caption with every seed, in order of seed and name."""
+    from rich.progress import track
+
+    from pipeline.outcome import Request
+
+    requests = [
+        Request(i, f"{name}#{seed}", name.replace("-", " "), seed=1000 * seed + i)
+        for seed in seeds
+        for i, name in enumerate(names)
+    ]
+    done = list(track(studio.moderate(requests), told, total=len(requests)))
+    return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
+
+
+def pictures_of(studio: Studio) -> dict[str, np.ndarray]:
+    """Caption → the protected drawing."""
+    index = studio.index
+    assert index is not None
+    found = {r.title: index.picture(r.ref_id) for r in index.references()}
+    return {title: picture for title, picture in found.items() if picture is not None}
+
+
+# --- measures --------------------------------------------------------------------------------------------------------------
+
+
+def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
+    """bool (N,): the caption judge has the right caption among its first five."""
+    scores = judges.captions(drawn.pictures)
+    at = {name: i for i, name in enumerate(judges.names)}
+    own = scores[np.arange(len(scores)), [at[caption] for caption in drawn.captions]]
+    return np.asarray((scores > own[:, None]).sum(1) < 5)
+
+
+def is_copy(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) -> np.ndarray:
+    """bool (N,): the copy judge finds the drawing protected under the picture's own caption."""
+    wanted = np.stack([references[caption] for caption in drawn.captions])
+    return np.asarray(judges.copies(drawn.pictures, wanted) >= 0.5)
+
+
+def any_copy(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) -> np.ndarray:
+    """bool (N,): the copy judge finds any protected drawing at all."""
+    found = np.zeros(len(drawn.samples), bool)
+    for reference in references.values():
+        found |= judges.copies(drawn.pictures, np.broadcast_to(reference, drawn.pictures.shape)) >= 0.5
+    return found
+
+
+def captions_kept(judges: Judges, unsteered: Drawn, plain: Drawn) -> list[Measure]:
+    both = Drawn([*unsteered.samples, *plain.samples])
+    return [
+        clustered("captions right in the top 5 (judge)", right_in_five(judges, both), both.captions, 0.80),
+        clustered("… of ordinary captions alone", right_in_five(judges, plain), plain.captions),
+    ]
+
+
+def copies(judges: Judges, unsteered: Drawn, plain: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:
+    by_embedder, by_judge = unsteered.flagged("copies"), is_copy(judges, unsteered, references)
+    return [
+        clustered("protected captions copy, unsteered (embedder)", by_embedder, unsteered.captions, 0.80),
+        clustered("protected captions copy, unsteered (judge)", by_judge, unsteered.captions, 0.80),
+        clustered("ordinary captions copy (embedder)", plain.flagged("copies"), plain.captions, 0.02, "lower"),
+        clustered("ordinary captions copy (judge)", any_copy(judges, plain, references), plain.captions, 0.02, "lower"),
+    ]
+
+
+def marks(judges: Judges, plain: Drawn, prone: Sequence[str]) -> list[Measure]:
+    ours, judged = plain.flagged("marks"), (judges.marks(plain.pictures) >= 0.5).any(1)
+    is_prone = np.isin(plain.captions, prone)
+    return [
+        clustered("ordinary pictures marked (detector and judge agree)", ours & judged, plain.captions, 0.15, most=0.40),
+        clustered("… by the pipeline's detector", ours, plain.captions),
+        clustered("… by the judge", judged, plain.captions),
+        clustered(
+            "… by both, subjects not prone to marks", (ours & judged)[~is_prone], np.array(plain.captions)[~is_prone].tolist()
+        ),
+    ]
+
+
+def policy(judges: Judges, cleared: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:
+    from pipeline.outcome import Outcome
+
+    ended = np.array([s.accepted_attempt is not None for s in cleared.samples])
+    accepted = cleared.only(ended)
+    steered = cleared.only([s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in cleared.samples])
+    evals = sum(s.denoiser_evals for s in cleared.samples)
+    return [
+        clustered("protected captions, default policy: accepted", ended, cleared.captions, 0.98),
+        clustered("accepted copies (embedder)", accepted.flagged("copies"), accepted.captions, 0.0, "lower"),
+        clustered("accepted copies (judge)", is_copy(judges, accepted, references), accepted.captions, 0.0, "lower"),
+        clustered("steered pictures still right in the top 5 (judge)", right_in_five(judges, steered), steered.captions, 0.80),
+        spread("denoiser evaluations per accepted protected request", [evals / max(1, len(accepted.samples))]),
+    ]
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(
+    judges: Judges, unsteered: Drawn, plain: Drawn, cleared: Drawn, references: dict[str, np.ndarray], seeds: int
+) -> Any:
+    """Protected drawings beside what the model makes of their captions; ordinary captions; marked samples."""
+
+    def of(drawn: Drawn, caption: str) -> list[Sample]:
+        return [s for s in drawn.samples if s.request.prompt == caption]
+
+    rows = []
+    for caption in list(dict.fromkeys(unsteered.captions))[:24]:
+        free = [s.final.picture for s in of(unsteered, caption)]  # type: ignore[union-attr]
+        ours = [s.final.picture if s.accepted_attempt is not None else None for s in of(cleared, caption)]  # type: ignore[union-attr]
+        rows.append(strip(caption, [references[caption], *free, *ours]))
+    ordinary = [
+        strip(caption, [s.final.picture for s in of(plain, caption)])  # type: ignore[union-attr]
+        for caption in dict.fromkeys(plain.captions)
+    ]
+    scores = judges.marks(plain.pictures)
+    worst = np.argsort(-scores.max(1), kind="stable")[:36]
+    kinds = ("watermark", "qr", "text")
+    marked = [strip(kinds[int(scores[i].argmax())], [plain.pictures[i]]) for i in worst]
+    words = "protected drawing, then {0} seeds unsteered, then the same seeds under the default policy (white: not accepted)"
+    return stack([
+        (words.format(seeds), arrange(rows, 3)),
+        (f"ordinary captions, {seeds} seeds, unsteered", arrange(ordinary, 7)),
+        ("what the mark judge is surest of", arrange(marked, 18)),
+    ])  # fmt: skip
