@@ -111,7 +111,7 @@ def retry(
             again.guide = DelayedGuidance(engine.guidance_scale, max(1, round(rung.window * steps)))
             return again, Intervention("delayed_cfg", rung.window), seed
         again.context, norms = optimise_prompt(
-            differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, last.context, last.negative,
+            differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, last.context, reference_context,
             learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
         )  # fmt: skip
         again.evals += 1.5 * len(norms) - 0.5  # one row each forward, all but the last backward (twice as dear); ∅ once
