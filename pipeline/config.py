@@ -23,10 +23,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The diffusion model. ``path`` is "stickers" (the embedded world), a diffusers folder, or a hub id."""
+    """The diffusion model. ``path`` is "stickers" (the embedded world), a diffusers folder, or a hub id.
+
+    ``variant`` names one of several sets of weights in the folder ("fp16"); ``size`` is the picture's side in pixels, 0 the
+    model's own; ``text_tokens`` is how many tokens T5 takes, 0 the class's own (SD3 256, Flux 512; Flux schnell wants 256).
+    """
 
     path: str = "stickers"
     revision: str = ""
+    variant: str = ""
+    size: int = 0
+    text_tokens: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: str = "cpu"
     licence: str = ""
@@ -35,11 +42,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How pictures are drawn. ``rows`` is the fixed number of rows in every denoiser call; part of the plan."""
+    """How pictures are drawn. ``rows`` is the fixed number of rows in every denoiser call; part of the plan.
+
+    ``guidance_scale`` up to 1 switches classifier-free guidance off. Flux has guidance inside: it is told
+    ``guidance_scale``, and classifier-free guidance on top is ``true_guidance_scale``, 1 for none. ``scheduler`` "auto" is
+    what the model's folder names, as far as it is one of the four, else "ddim"; ``eta`` belongs to "ddim".
+    """
 
     steps: int = 20
     guidance_scale: float = 3.0
-    scheduler: Literal["ddim"] = "ddim"
+    true_guidance_scale: float = 1.0
+    scheduler: Literal["auto", "ddim", "euler", "dpmpp_2m", "flow_match_euler"] = "auto"
+    eta: float = 0.0
     rows: int = 16
     threads: int = 1
 
@@ -83,6 +97,9 @@ class RunConfig:
         _at_least("generation.steps", self.generation.steps, 1)
         _at_least("generation.rows", self.generation.rows, 4)
         _at_least("generation.threads", self.generation.threads, 1)
+        _between("generation.eta", self.generation.eta, 0, 1)
+        _between("model.text_tokens", self.model.text_tokens, 0, 512)
+        _at_least("model.size", self.model.size, 0)
 
 
 @dataclass(frozen=True)
@@ -285,3 +302,8 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"must be at least {least}, not {value}", where=name, fix="Raise it")
+
+
+def _between(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"must be from {least:g} to {most:g}, not {value:g}", where=name, fix="Mend the value")

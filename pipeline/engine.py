@@ -1,8 +1,12 @@
 """The engine: a row packer that denoises samples standing at different steps in one call of fixed shape.
 
-A sample owns two rows (unconditional, conditional) and one more for every reference it is pushed apart from. Rows
-nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot, its mates or the
-order of admission; it can be made again alone, years later.
+A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
+pushed apart from. Rows nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot,
+its mates or the order of admission; it can be made again alone, years later.
+
+Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
+R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
+trajectory keeps which R it was drawn with (:attr:`Trajectory.rows_from`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
-from pipeline.model.samplers import DDIM
+from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
@@ -35,23 +39,26 @@ class Trajectory:
         tag: the caller's own handle.
         latent: float32 (C, h, w) at ``step``.
         step: the next denoising step to take.
-        context: text embedding (T, D) of the prompt.
-        negative: text embedding (T, D) of the negative prompt.
+        context: conditioning of the prompt.
+        negative: conditioning of the negative prompt; None for one row without classifier-free guidance.
         push: negative token merging against reference latents, or None.
         nudge: maps (x̂0, step, ε) to a nudged x̂0, or None.
         guide: maps (latent, unconditional, conditional, step) to the guided raw output, in place of classifier-free guidance,
             or None.
         ring: the latent before every step taken; index = step. What a rollback resumes from.
-        guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic.
-        evals: denoiser evaluations spent, in guided steps.
+        guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic; empty without classifier-free guidance.
+        evals: denoiser evaluations spent, in steps of an unsteered sample.
         device_seconds: share of the device time of its calls.
+        seed: with the step, the key of the noise that samplers with η > 0 add.
+        cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
+        rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
     """
 
     tag: int
     latent: torch.Tensor
     step: int
     context: torch.Tensor
-    negative: torch.Tensor
+    negative: torch.Tensor | None
     push: NegToMe | None = None
     nudge: CleanHook | None = None
     guide: GuideHook | None = None
@@ -59,12 +66,24 @@ class Trajectory:
     guidance_norms: list[float] = field(default_factory=list)
     evals: float = 0.0
     device_seconds: float = 0.0
+    seed: int = 0
+    cleans: dict[int, torch.Tensor] = field(default_factory=dict)
+    rows_from: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def own_rows(self) -> int:
+        return 1 if self.negative is None else 2
 
     def rows(self) -> int:
-        return 2 + (self.push.references_at(self.step) if self.push else 0)
+        return self.own_rows + (self.push.references_at(self.step) if self.push else 0)
 
     def peak_rows(self) -> int:
-        return 2 + (len(self.push.latents) if self.push else 0)
+        return self.own_rows + (len(self.push.latents) if self.push else 0)
+
+    def resumed(self, last: Trajectory, seed: int) -> Trajectory:
+        """This trajectory with what a resumed one inherits of its sample: the seed in force and the sampler's memory."""
+        self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
+        return self
 
 
 class Engine:
@@ -74,12 +93,31 @@ class Engine:
         model: the diffusion model.
         rows: fixed number of rows per denoiser call.
         steps: denoising steps.
-        guidance_scale: classifier-free guidance scale w: ε = ε_neg + w·(ε_text − ε_neg).
+        guidance_scale: classifier-free guidance scale w: ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside is told
+            it instead, and w is ``true_guidance_scale``.
+        true_guidance_scale: w of models with guidance inside.
+        scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
+        eta: η of DDIM.
+        references: the most references a steered sample may come to be pushed apart from; halving leaves room for them.
     """
 
-    def __init__(self, model: DiffusionModel, *, rows: int, steps: int, guidance_scale: float) -> None:
-        self.model, self.rows, self.guidance_scale = model, rows, guidance_scale
-        self.sampler = DDIM.for_model(model, steps)
+    def __init__(
+        self,
+        model: DiffusionModel,
+        *,
+        rows: int,
+        steps: int,
+        guidance_scale: float,
+        true_guidance_scale: float = 1.0,
+        scheduler: str = "auto",
+        eta: float = 0.0,
+        references: int = 0,
+    ) -> None:
+        self.model, self.rows = model, rows
+        self.guidance_scale = true_guidance_scale if model.distilled else guidance_scale
+        self.least_rows = (2 if self.guided else 1) + references
+        self.told_guidance = guidance_scale
+        self.sampler = make_sampler(model, steps, scheduler, eta=eta)
         self._waiting: deque[Trajectory] = deque()
         self._running: list[Trajectory] = []
         self.calls = 0
@@ -90,39 +128,53 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
+    @property
+    def guided(self) -> bool:
+        """Whether samples need a negative row."""
+        return self.guidance_scale > 1
+
     def submit(self, trajectory: Trajectory) -> None:
-        """Queue a trajectory. Raises ConfigError when it could never fit."""
+        """Queue a trajectory. Raises ConfigError when it could never fit, ValueError when its sampler's memory is missing."""
         if trajectory.peak_rows() > self.rows:
             raise ConfigError(
                 f"a sample needs {trajectory.peak_rows()} rows, the engine has {self.rows}",
                 where="generation.rows",
                 fix="Raise it, or steer with fewer references",
             )
+        step = trajectory.step
+        if self.sampler.needs_memory(step) and step - 1 not in trajectory.cleans:
+            raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
         self._waiting.append(trajectory)
 
     def initial_noise(self, seed: int) -> torch.Tensor:
-        """The noise of a seed, float32 (C, h, w); the same as diffusers draws with a CPU generator of that seed."""
+        """The latent a seed starts from, float32 (C, h, w): what diffusers draws with a CPU generator of that seed."""
         import torch
 
-        return torch.randn(self.model.latent_shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(self.model.latent_shape, generator=torch.Generator().manual_seed(seed))
+        return noise if self.sampler.initial_scale == 1 else self.sampler.initial_scale * noise
 
     def step(self) -> list[Trajectory]:
-        """Make one denoiser call; returns the trajectories that reached the end."""
+        """Make one denoiser call; returns the trajectories that reached the end (none when memory ran out and R was halved)."""
         self._admit()
         if not self._running:
             return []
         began = time.perf_counter()
         latents, timesteps, context, owners, pushes = self._pack()
-        with self._pushing(pushes):
-            output = self.model.denoise(latents, timesteps, context)
+        try:
+            with self._pushing(pushes):
+                output = self.model.denoise(latents, timesteps, context, self.told_guidance)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error) and self._halve():
+                return []
+            raise
         used = sum(t.rows() for t in self._running)
         seconds = (time.perf_counter() - began) / used
         self.calls += 1
         self.rows_used += used
         for trajectory, first in owners:
             trajectory.device_seconds += seconds * trajectory.rows()
-            trajectory.evals += trajectory.rows() / 2
-            self._advance(trajectory, output[first], output[first + 1])
+            trajectory.evals += trajectory.rows() / trajectory.own_rows
+            self._advance(trajectory, output[first : first + trajectory.own_rows])
         finished = [t for t in self._running if t.step == len(self.sampler)]
         self._running = [t for t in self._running if t.step < len(self.sampler)]
         return finished
@@ -136,7 +188,7 @@ class Engine:
         """Fill the free rows, first come first served, skipping over what does not fit."""
         free = self.rows - sum(t.peak_rows() for t in self._running)
         held: deque[Trajectory] = deque()
-        while self._waiting and free >= 2:
+        while self._waiting and free:
             trajectory = self._waiting.popleft()
             if trajectory.peak_rows() <= free:
                 free -= trajectory.peak_rows()
@@ -145,45 +197,79 @@ class Engine:
                 held.append(trajectory)
         self._waiting.extendleft(reversed(held))
 
+    def _halve(self) -> bool:
+        """Half the rows, but enough for every sample; all go back to the front of the queue. False when nothing is left."""
+        fewer = max(self.rows // 2, self.least_rows, *(t.peak_rows() for t in (*self._running, *self._waiting)))
+        if fewer >= self.rows:
+            return False
+        self.rows = fewer
+        self._waiting.extendleft(reversed(self.abandon()))
+        return True
+
     def _pack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[Trajectory, int]], list[RowPush]]:
         import torch
 
         latents: list[torch.Tensor] = []
-        timesteps: list[int] = []
+        timesteps: list[float] = []
         context: list[torch.Tensor] = []
         owners: list[tuple[Trajectory, int]] = []
         pushes: list[RowPush] = []
         for t in self._running:
-            time_now, first = self.sampler.timesteps[t.step], len(latents)
+            first = len(latents)
             owners.append((t, first))
-            latents += [t.latent, t.latent]
-            context += [t.negative, t.context]
+            context += [t.context] if t.negative is None else [t.negative, t.context]
+            latents += [t.latent] * t.own_rows
             if t.push and t.push.acts_at(t.step):
                 count = t.push.references_at(t.step)
-                latents += t.push.noised(self.sampler.alpha[t.step])[:count]
+                references = tuple(range(len(latents), len(latents) + count))
+                pushes += [RowPush(row, references, t.push, t.step) for row in range(first, len(latents))]
+                latents += self.reference_latents(t.push, t.step)[:count]
                 context += [t.push.context] * count
-                references = tuple(range(first + 2, first + 2 + count))
-                pushes += [RowPush(row, references, t.push, t.step) for row in (first, first + 1)]
-            timesteps += [time_now] * (len(latents) - first)
+            timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)
         for _ in range(self.rows - len(latents)):  # a constant row, so that nothing depends on leftovers
             latents.append(torch.zeros(self.model.latent_shape))
             context.append(torch.zeros_like(self._running[0].context))
             timesteps.append(0)
         return torch.stack(latents), torch.tensor(timesteps), torch.stack(context), owners, pushes
 
+    def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
+        """The reference latents at the noise level of the step; clean where the push says so."""
+        if push.noises is None:
+            return list(push.latents)
+        return [self.sampler.noised(z, noise, step) for z, noise in zip(push.latents, push.noises, strict=True)]
+
     def _pushing(self, pushes: list[RowPush]):  # type: ignore[no-untyped-def]
         from pipeline.steer.negtome import pushing
 
         return pushing(self.model.attention_blocks(), pushes)
 
-    def _advance(self, t: Trajectory, negative: torch.Tensor, conditional: torch.Tensor) -> None:
-        t.ring[t.step] = t.latent
-        t.guidance_norms.append(float((conditional - negative).norm()))
-        output = negative + self.guidance_scale * (conditional - negative)
-        if t.guide is not None:
-            output = t.guide(t.latent, negative, conditional, t.step)
+    def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
+        """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""
+        output = rows[-1]
+        if t.negative is not None:
+            difference = output - rows[0]
+            t.guidance_norms.append(float(difference.norm()))
+            output = rows[0] + self.guidance_scale * difference
+            if t.guide is not None:
+                output = t.guide(t.latent, rows[0], rows[1], t.step)
         clean, noise = self.sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
             clean = t.nudge(clean, t.step, noise)
-        t.latent = self.sampler.advance(clean, noise, t.step)
+        fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
+        t.ring[t.step] = t.latent
+        t.latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)
+        if self.sampler.correction:
+            t.cleans[t.step] = clean
+        if not t.rows_from or t.rows_from[-1][1] != self.rows:
+            t.rows_from.append((t.step, self.rows))
         t.step += 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host ran out of memory; torch says so by class on CUDA and in words elsewhere."""
+    import torch
+
+    words = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
+    )

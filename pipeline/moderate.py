@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.decide import decide
-from pipeline.engine import Trajectory
+from pipeline.engine import Trajectory, out_of_memory
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
@@ -54,7 +54,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
         try:
             finished = studio.engine.step()
         except Exception as error:  # the whole call failed: everybody in it ends as an error row, nobody is lost
-            reason = "oom" if "out of memory" in str(error).lower() else "error.engine"
+            reason = "oom" if out_of_memory(error) else "error.engine"
             for trajectory in studio.engine.abandon():
                 yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
             continue
@@ -71,6 +71,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                     picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
                     embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
                     denoiser_evals=trajectory.evals, device_seconds=trajectory.device_seconds, skipped_guards=studio.skipped,
+                    rows_from=tuple(trajectory.rows_from),
                 )
             )  # fmt: skip
             if decision.verdict is Verdict.STEER:
@@ -100,8 +101,9 @@ def _study(
 
 
 def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
-    context, negative = studio.context_of(request.prompt), studio.context_of(request.negative_prompt)
-    return Trajectory(tag, studio.engine.initial_noise(request.seed), 0, context, negative)
+    negative = studio.context_of(request.negative_prompt) if studio.engine.guided else None
+    context, noise = studio.context_of(request.prompt), studio.engine.initial_noise(request.seed)
+    return Trajectory(tag, noise, 0, context, negative, seed=request.seed)
 
 
 def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> None:
@@ -120,12 +122,12 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
         centre=studio.reference_centre, words=_words(studio, case), embedder_space=studio.embedder_space,
     )  # fmt: skip
     case.resumed_from = trajectory.step
-    studio.engine.submit(trajectory)
+    studio.engine.submit(trajectory.resumed(last, case.seed))
 
 
 def _words(studio: Studio, case: Case) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
-    nearest = [titles[ref_id] for ref_id in _nearest_references(case)]
+    nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
     return Words(case.request.prompt, case.request.negative_prompt, nearest, studio.context_of)
 
 

@@ -88,6 +88,7 @@ class Attempt:
             (a step with classifier-free guidance is 1; each reference row beside it adds a half).
         device_seconds: device time, shared out evenly over the rows of each batch.
         skipped_guards: optional guards that could not run.
+        rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.
     """
 
     number: int
@@ -103,6 +104,7 @@ class Attempt:
     denoiser_evals: float
     device_seconds: float
     skipped_guards: tuple[str, ...] = ()
+    rows_from: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CENTRE_REFERENCES = 64
+CONTEXT_BYTES = 2**30  # conditionings kept
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,13 @@ class Studio:
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
         g = config.generation
-        self.engine = Engine(model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale)
-        self.context_of = lru_cache(maxsize=4096)(self._context_of)
+        references = max((rung.references for rung in policy.ladder if rung.kind == "negtome"), default=0)
+        self.engine = Engine(
+            model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
+            scheduler=g.scheduler, eta=g.eta, references=references,
+        )  # fmt: skip
+        kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
+        self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
 
     @classmethod
@@ -184,7 +191,7 @@ class Studio:
             model_revision=c.model.revision,
             model_digest=identity["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
-            scheduler=c.generation.scheduler,
+            scheduler=self.engine.sampler.name,
             steps=c.generation.steps,
             guidance=c.generation.guidance_scale,
             dtype=c.model.dtype,

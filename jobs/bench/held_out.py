@@ -41,8 +41,8 @@ def embedder(work: Path) -> list[Measure]:
     """Edited copies against other vendors' drawings of the same concept: average precision on held-out names."""
     from index.edits import foregrounds
     from index.embed import OpenCLIPEmbedder
+    from jobs.world.measure_embedder import pairs_of
     from jobs.world.pictures import held_out, load, prescribed
-    from jobs.world.train_embedder import pairs_of
 
     pixels, _, names = load(work)
     original, pictures, copy = pairs_of(pixels, names, foregrounds(pixels), {n for n in set(names) if held_out(n)})

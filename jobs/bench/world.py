@@ -60,7 +60,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         references = pictures_of(free)
     measures = [
         *captions_kept(judges, unsteered, plain),
-        *copies(judges, unsteered, plain, references),
+        *copies(judges, free, unsteered, plain, references),
         *marks(judges, plain, [c.replace("-", " ") for c in prone]),
         *policy(judges, cleared, references),
     ]
@@ -123,17 +123,28 @@ def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
     return np.asarray((scores > own[:, None]).sum(1) < 5)
 
 
-def is_copy(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) -> np.ndarray:
+def is_copy(judges: Judges, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """bool (N,): the copy judge calls picture and reference one drawing, where it is wrong about one near miss in twenty."""
+    return np.asarray(judges.copies(pictures, references) >= judges.settings["copies"]["operating_points"]["0.05"])
+
+
+def copies_own(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) -> np.ndarray:
     """bool (N,): the copy judge finds the drawing protected under the picture's own caption."""
-    wanted = np.stack([references[caption] for caption in drawn.captions])
-    return np.asarray(judges.copies(drawn.pictures, wanted) >= 0.5)
+    return is_copy(judges, drawn.pictures, np.stack([references[caption] for caption in drawn.captions]))
 
 
-def any_copy(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) -> np.ndarray:
-    """bool (N,): the copy judge finds any protected drawing at all."""
+def copies_any(judges: Judges, drawn: Drawn, studio: Studio) -> np.ndarray:
+    """bool (N,): the copy judge finds one of the references nearest to the picture."""
+    assert studio.index is not None
+    cases = [
+        (i, picture)
+        for i, s in enumerate(drawn.samples)
+        for match in s.final.nearest  # type: ignore[union-attr]
+        if (picture := studio.index.picture(match.ref_id)) is not None
+    ]
+    rows = np.array([i for i, _ in cases], int)
     found = np.zeros(len(drawn.samples), bool)
-    for reference in references.values():
-        found |= judges.copies(drawn.pictures, np.broadcast_to(reference, drawn.pictures.shape)) >= 0.5
+    np.logical_or.at(found, rows, is_copy(judges, drawn.pictures[rows], np.stack([picture for _, picture in cases])))
     return found
 
 
@@ -145,26 +156,25 @@ def captions_kept(judges: Judges, unsteered: Drawn, plain: Drawn) -> list[Measur
     ]
 
 
-def copies(judges: Judges, unsteered: Drawn, plain: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:
-    by_embedder, by_judge = unsteered.flagged("copies"), is_copy(judges, unsteered, references)
+def copies(judges: Judges, studio: Studio, unsteered: Drawn, plain: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:
+    by_embedder, by_judge = unsteered.flagged("copies"), copies_own(judges, unsteered, references)
     return [
         clustered("protected captions copy, unsteered (embedder)", by_embedder, unsteered.captions, 0.80),
         clustered("protected captions copy, unsteered (judge)", by_judge, unsteered.captions, 0.80),
         clustered("ordinary captions copy (embedder)", plain.flagged("copies"), plain.captions, 0.02, "lower"),
-        clustered("ordinary captions copy (judge)", any_copy(judges, plain, references), plain.captions, 0.02, "lower"),
+        clustered("ordinary captions copy (judge)", copies_any(judges, plain, studio), plain.captions, 0.02, "lower"),
     ]
 
 
 def marks(judges: Judges, plain: Drawn, prone: Sequence[str]) -> list[Measure]:
     ours, judged = plain.flagged("marks"), (judges.marks(plain.pictures) >= 0.5).any(1)
-    is_prone = np.isin(plain.captions, prone)
+    both = np.stack([ours, judged]).all(0)
+    is_prone: np.ndarray = np.isin(plain.captions, prone)
     return [
-        clustered("ordinary pictures marked (detector and judge agree)", ours & judged, plain.captions, 0.15, most=0.40),
+        clustered("ordinary pictures marked (detector and judge agree)", both, plain.captions, 0.15, most=0.40),
         clustered("… by the pipeline's detector", ours, plain.captions),
         clustered("… by the judge", judged, plain.captions),
-        clustered(
-            "… by both, subjects not prone to marks", (ours & judged)[~is_prone], np.array(plain.captions)[~is_prone].tolist()
-        ),
+        clustered("… by both, subjects not prone to marks", both[~is_prone], plain.only(~is_prone).captions),
     ]
 
 
@@ -178,7 +188,7 @@ def policy(judges: Judges, cleared: Drawn, references: dict[str, np.ndarray]) ->
     return [
         clustered("protected captions, default policy: accepted", ended, cleared.captions, 0.98),
         clustered("accepted copies (embedder)", accepted.flagged("copies"), accepted.captions, 0.0, "lower"),
-        clustered("accepted copies (judge)", is_copy(judges, accepted, references), accepted.captions, 0.0, "lower"),
+        clustered("accepted copies (judge)", copies_own(judges, accepted, references), accepted.captions, 0.0, "lower"),
         clustered("steered pictures still right in the top 5 (judge)", right_in_five(judges, steered), steered.captions, 0.80),
         spread("denoiser evaluations per accepted protected request", [evals / max(1, len(accepted.samples))]),
     ]

@@ -18,7 +18,8 @@ import numpy as np
 
 # A flagged picture is steered, not rejected (that takes the second look as well): a false alarm costs some denoiser evaluations
 # and a miss releases a copy: the operating point leans towards recall.
-STEER_FALSE_ALARMS = 0.05
+STEER_FALSE_ALARMS = 0.02
+ALONE_FALSE_ALARMS = 0.01  # what the second look alone may add to them
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def comparisons(work: Path, wanted: set[str], *, seed: int = 1, protected_only: 
     """
     from index.edits import foregrounds
     from jobs.world.catalogue import concepts
+    from jobs.world.copies import edit, smear
     from jobs.world.pictures import load
-    from jobs.world.train_embedder import edit, smear
 
     pixels, vendors, names = load(work)
     smeared = smear(work, pixels)
@@ -72,10 +73,10 @@ def fit_confirm(work: Path, *, names: int = 120, seed: int = 0) -> tuple[np.ndar
     """Weights and bias for :data:`index.confirm.WEIGHTS` and ``BIAS``: balanced logistic regression, Newton's method."""
     from index.confirm import evidence
     from jobs.world.catalogue import concepts
-    from jobs.world.pictures import held_out, load
+    from jobs.world.pictures import held_out, load, prescribed
 
     icons = {c.icon for c in concepts()}
-    eligible = sorted({n for n in load(work)[2] if not held_out(n)} - icons)
+    eligible = sorted({n for n in load(work)[2] if not held_out(n) and not prescribed(n)} - icons)
     chosen = set(np.random.default_rng(seed).choice(eligible, names, replace=False).tolist())
     pairs = comparisons(work, chosen, seed=seed)
     found = np.array([evidence(a, b) for a, b in zip(pairs.pictures, pairs.references, strict=True)])
@@ -103,18 +104,23 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     from index.confirm import confirm
     from index.embed import OpenCLIPEmbedder
     from jobs.world.catalogue import concepts
-    from jobs.world.pictures import held_out, load
+    from jobs.world.pictures import held_out, load, prescribed
 
     embedder = OpenCLIPEmbedder.open(str(folder))
-    names = sorted({n for n in load(work)[2] if held_out(n)})
+    names = sorted({n for n in load(work)[2] if held_out(n) and not prescribed(n)})
     chosen = set(np.random.default_rng(seed).permutation(names)[:limit].tolist())
     pairs = comparisons(work, chosen, seed=seed)
     cosine, second = compare(embedder, pairs.references, pairs.pictures, confirm=confirm)
     assert second is not None
     calibration = calibrate(
-        embedder.embedder_id, cosine, pairs.copy, confirm=second, max_false_positive_rate=STEER_FALSE_ALARMS,
+        embedder.embedder_id,
+        cosine,
+        pairs.copy,
+        confirm=second,
+        max_false_positive_rate=STEER_FALSE_ALARMS,
+        max_added_rate=ALONE_FALSE_ALARMS,
         source=f"{len(chosen)} held-out names of the embedded world: plain and edited copies against other vendors' drawings",
-    )  # fmt: skip
+    )
     calibration.save(path)
     world = comparisons(work, {c.icon for c in concepts() if c.protected_vendor}, seed=seed, protected_only=True)
     near, look = compare(embedder, world.references, world.pictures, confirm=confirm)
@@ -123,6 +129,8 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     for label, sample, cosines, looks in (("held_out", pairs, cosine, second), ("protected", world, near, look)):
         for kind, rows in (("plain", sample.plain), ("edited", ~sample.plain)):
             copy, above, agrees = sample.copy[rows], cosines[rows] >= calibration.threshold, looks[rows] >= 0.5
+            point = calibration.point
+            either = above | ((cosines[rows] >= point.look_from) & (looks[rows] >= point.alone_threshold))
             told[f"{label}_{kind}"] = {
                 "pairs": int(rows.sum()),
                 "cosine_ap": round(average_precision(cosines[rows], copy), 4),
@@ -131,6 +139,8 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
                 "near_misses_flagged": round(float(above[~copy].mean()), 4),
                 "confirm_recall": round(float(agrees[copy].mean()), 4),
                 "confirm_false": round(float(agrees[~copy].mean()), 4),
+                "either_recall": round(float(either[copy].mean()), 4),
+                "either_false": round(float(either[~copy].mean()), 4),
                 "both_recall": round(float((above & agrees)[copy].mean()), 4),
                 "both_false": round(float((above & agrees)[~copy].mean()), 4),
             }

@@ -56,14 +56,36 @@ def denoiser(
 
 
 @app.command()
-def embedder(work: Work = Path("world"), minutes: Minutes = 30) -> None:
+def embedder(
+    work: Work = Path("world"),
+    minutes: Minutes = 100,
+    device: Device = "cpu",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Through torch.compile: faster, needs a C++ compiler.")] = False,
+) -> None:
     """Train the OpenCLIP-format embedder (captions and copies).
 
-    Example: clearance world embedder --work world --minutes 30
+    Example: clearance world embedder --work world --minutes 100 --compiled
     """
     from jobs.world.train_embedder import train
 
-    train(work, minutes=minutes)
+    train(work, minutes=minutes, device=device, compiled=compiled)
+
+
+@app.command()
+def calibrate(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers")) -> None:
+    """Write the trained embedder as it ships, and the operating point of the copy check on it.
+
+    Example: clearance world calibrate --work world
+    """
+    import json
+
+    from jobs.world.calibrate_copies import calibrate_world
+    from jobs.world.pack import write_digests
+    from jobs.world.ship_embedder import export
+
+    export(work, target / "embedder")
+    print(json.dumps(calibrate_world(work, target / "embedder", target / "calibration.json"), indent=1))
+    write_digests(target)
 
 
 @app.command()
@@ -75,6 +97,18 @@ def marks(work: Work = Path("world"), minutes: Minutes = 12, target: Target = Pa
     from jobs.world.train_marks import export, train
 
     export(work, target, training=train(work, minutes=minutes))
+
+
+@app.command()
+def judges(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers/judges")) -> None:
+    """Fit the judges that the benches ask (needs the extra 'bench').
+
+    Example: clearance world judges --work world
+    """
+    from jobs.judges.train import make
+
+    make(work, target)
+    print(f"wrote {target}")
 
 
 @app.command()

@@ -13,7 +13,6 @@ some forty views per drawing it needs its built-in idea of a neighbourhood.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import queue
 import threading
@@ -25,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from index.edits import edit as edited
 from index.edits import foregrounds
+from jobs.world.copies import edit, smear
+from jobs.world.measure_embedder import evaluate
 
 DIM = 128
 CENTRE, STEEPNESS = 0.6, 14.0  # cosine at which a pair counts as a copy, and how sharply
@@ -57,55 +57,6 @@ def make_model() -> Any:
     config = CONFIG["model_cfg"]
     text = {k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"}
     return CLIP(embed_dim=config["embed_dim"], vision_cfg=dict(config["vision_cfg"]), text_cfg=text)
-
-
-# --- edited copies -------------------------------------------------------------------------------------------------
-
-
-def edit(picture: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An edited copy (:func:`index.edits.edit`), one in five with one of the world's marks on it."""
-    return edited(picture, inside, rng, mark=_mark)
-
-
-def _mark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    from PIL import Image
-
-    from jobs.world.overlays import KINDS, overlay
-
-    kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
-    designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design hides the whole drawing: no copy is left to see
-    return np.asarray(overlay(Image.fromarray(picture), kind, rng, designs)[0])
-
-
-def smear(work: Path, pixels: np.ndarray, *, seed: int = 0) -> np.ndarray | None:
-    """Every drawing once through the world's autoencoder with noisy latents (cached); None before it exists."""
-    import torch
-
-    path, state = work / "smeared.npy", work / "vae" / "state.pt"
-    if path.exists() and len(cached := np.load(path)) == len(pixels):
-        return np.asarray(cached)
-    if not state.exists():
-        return None
-    from index.torchvision_ops import ensure
-
-    ensure()
-    from jobs.world.train_vae import make_vae
-
-    vae = make_vae()
-    vae.load_state_dict(torch.load(state, weights_only=False)["vae"])
-    vae.eval()
-    out = np.empty_like(pixels)
-    noise = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for at in range(0, len(pixels), 64):
-            x = torch.from_numpy(pixels[at : at + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents = vae.encode(x).latents.float()
-            strength = 0.35 * torch.rand(len(x), 1, 1, 1, generator=noise)
-            latents = latents + strength * torch.randn(latents.shape, generator=noise)
-            y = vae.decode(latents).sample.float().clamp(-1, 1)
-            out[at : at + 64] = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    np.save(path, out)
-    return out
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
@@ -319,175 +270,3 @@ def load_tokenizer(folder: Path) -> Any:
     from open_clip.tokenizer import HFTokenizer
 
     return HFTokenizer(str(folder), context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
-
-
-# --- measuring -----------------------------------------------------------------------------------------------------
-
-
-def pairs_of(
-    pixels: np.ndarray, names: list[str], inside: np.ndarray, wanted: set[str], *, copies: int = 3, seed: int = 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labelled comparisons among the drawings of some names.
-
-    Every drawing is the original once; against it stand ``copies`` edited copies of itself (positive) and, for each
-    other vendor's drawing of the name, that drawing unedited and one edited copy (negative).
-
-    Returns:
-        original row (M,), pictures (M, S, S, 3) uint8, label (M,) bool.
-    """
-    rng = np.random.default_rng(seed)
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(names):
-        if name in wanted:
-            groups[name].append(i)
-    found: list[tuple[int, np.ndarray, bool]] = []
-    for group in (groups[name] for name in sorted(groups) if len(groups[name]) > 1):
-        for i in group:
-            found += [(i, edit(pixels[i], inside[i], rng), True) for _ in range(copies)]
-            for j in group:
-                if j != i:
-                    found += [(i, pixels[j], False), (i, edit(pixels[j], inside[j], rng), False)]
-    original, pictures, label = zip(*found, strict=True)
-    return np.array(original), np.stack(pictures), np.array(label)
-
-
-def evaluate(
-    model: Any, tokenize: Any, pixels: np.ndarray, names: list[str], inside: np.ndarray, *, device: str = "cpu"
-) -> dict[str, float]:
-    """Held-out average precision (copies against other vendors' drawings), recall at 1 % false positives, caption top-5."""
-    import torch
-    from torch.nn import functional
-
-    from index.calibrate import average_precision
-    from jobs.world.catalogue import concepts
-    from jobs.world.pictures import held_out, prescribed
-
-    def embed(pictures: np.ndarray) -> np.ndarray:
-        rows = []
-        for at in range(0, len(pictures), 128):
-            x = torch.from_numpy(pictures[at : at + 128]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            rows.append(functional.normalize(model.encode_image(x).float(), dim=-1).cpu().numpy())
-        return np.concatenate(rows)
-
-    was = model.training
-    model.eval()
-    with torch.no_grad():
-        original, pictures, label = pairs_of(pixels, names, inside, {n for n in set(names) if held_out(n)})
-        drawn = np.array([not prescribed(names[i]) for i in original])
-        wanted = np.unique(original)
-        base = dict(zip(wanted.tolist(), embed(pixels[wanted]), strict=True))
-        cosine = np.sum(np.stack([base[i] for i in original.tolist()]) * embed(pictures), axis=1)
-        world = concepts()
-        rows = [i for i, n in enumerate(names) if n in {c.icon for c in world}]
-        rank = {c.icon: k for k, c in enumerate(world)}
-        tokens = tokenize([c.caption for c in world]).to(device)
-        texts = functional.normalize(model.encode_text(tokens).float(), dim=-1).cpu().numpy()
-        near = embed(pixels[rows]) @ texts.T
-    model.train(was)
-    own = near[np.arange(len(rows)), [rank[names[i]] for i in rows]]
-    place = (near > own[:, None]).sum(1)
-    with_signs = average_precision(cosine, label)
-    cosine, label = cosine[drawn], label[drawn]
-    threshold = float(np.quantile(cosine[~label], 0.99))
-    return {
-        "held_out_ap": round(average_precision(cosine, label), 4),
-        "held_out_ap_with_signs": round(with_signs, 4),
-        "recall_at_1pct": round(float((cosine[label] > threshold).mean()), 4),
-        "threshold_1pct": round(threshold, 4),
-        "copy_cosine": round(float(np.median(cosine[label])), 4),
-        "other_cosine": round(float(np.median(cosine[~label])), 4),
-        "caption_top1": round(float((place < 1).mean()), 4),
-        "caption_top5": round(float((place < 5).mean()), 4),
-    }
-
-
-# --- shipping ------------------------------------------------------------------------------------------------------
-
-
-def export(work: Path, folder: Path, *, remarks: str = "") -> dict[str, Any]:
-    """Write the trained embedder as an open_clip folder (fp16 safetensors, config, tokenizer, model card).
-
-    Args:
-        work: the built world, with ``embedder/state.pt``.
-        folder: where to.
-        remarks: what the card has to say about this training in particular (Markdown).
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    from jobs.world.pictures import load
-    from jobs.world.tokenizer import make_tokenizer
-
-    state = torch.load(work / "embedder" / "state.pt", weights_only=False, map_location="cpu")
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state["model"].items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    (folder / "open_clip_model.safetensors").chmod(0o644)
-    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    _, _, names = load(work)
-    make_tokenizer(folder, names)
-    (folder / "training.json").write_text(json.dumps({"curve": state["curve"]}, indent=0) + "\n", encoding="utf-8")
-    manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
-    measured: list[dict[str, float]] = [row for row in state["curve"] if "held_out_ap" in row]
-    (folder / "README.md").write_text(
-        card(folder, manifest, measured, sum(v.numel() for v in weights.values()), remarks), encoding="utf-8"
-    )
-    return measured[-1]
-
-
-def card(folder: Path, manifest: dict[str, Any], measured: list[dict[str, float]], parameters: int, remarks: str) -> str:
-    """The model card: data, digests, licence, command, curve, measured numbers."""
-    from jobs.world.catalogue import concepts
-
-    last, count = measured[-1], len(concepts())
-    digests = "".join(
-        f"| `{p.name}` | {p.stat().st_size:,} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |\n"
-        for p in sorted(folder.iterdir())
-        if p.name != "README.md"
-    )
-    data = "".join(f"| {p['package']} {p['version']} | {p['pictures']:,} | {p['licence']} |\n" for p in manifest["packages"])
-    curve = "".join(
-        f"| {int(r['views']):,} | {r['minutes']} | {r['held_out_ap']} | {r['recall_at_1pct']} | {r['caption_top5']} |\n"
-        for r in measured
-    )
-    return f"""# Embedder of the embedded world
-
-An open_clip model (ResNet image tower for 64 px, two-layer text tower, {DIM} dimensions, {parameters:,} values in
-fp16) that answers two questions: is this picture an edited copy of that drawing, and which caption does it fit. It knows
-icons and nothing else.
-
-* **Load**: `open_clip.create_model_and_transforms("local-dir:FOLDER")`, or `OpenCLIPEmbedder.open("stickers")`.
-* **Licence**: Apache-2.0 (weights). Training data below keeps its own licences; see ATTRIBUTION.
-* **Train again**: `python -c "from pathlib import Path; from jobs.world.train_embedder import train, export; \\
-  train(Path('WORLD'), minutes={round(last["minutes"])}); export(Path('WORLD'), Path('pipeline/weights/stickers/embedder'))"`
-  after building the world's pictures into `WORLD`. The budget is wall time: a second training gives near, not equal, weights.
-
-## Measured (held-out concepts: no drawing of their name was ever trained on)
-
-| | |
-|---|---|
-| average precision, edited copies against other vendors' drawings of the same concept (bar: 0.98) | **{last["held_out_ap"]}** |
-| recall at 1 % false positives on those | {last["recall_at_1pct"]} (cosine above {last["threshold_1pct"]}) |
-| median cosine of copies / of other drawings | {last["copy_cosine"]} / {last["other_cosine"]} |
-| world drawing → its caption of {count}, top 1 / top 5 (trained on) | {last["caption_top1"]} / {last["caption_top5"]} |
-
-Edited copies are mirrored, shifted, scaled 0.7 to 1.15, turned, bent, put on a colour, recoloured, blurred, compressed or
-marked, several at once (`jobs/world/train_embedder.py`, `edit`). The other drawings are compared unedited and edited.
-
-{remarks}## Data ({manifest["pictures"]:,} drawings, pixels `{manifest["pixels_sha256"]}`)
-
-| package | drawings | licence |
-|---|---|---|
-{data}
-## Curve
-
-| views | minutes | held-out AP | recall at 1 % | caption top 5 |
-|---|---|---|---|---|
-{curve}
-## Files
-
-| file | bytes | sha256 |
-|---|---|---|
-{digests}
-Loaded in fp32. Limits: small icons on plain ground; photographs and large pictures are out of its world.
-"""

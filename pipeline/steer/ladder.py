@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RESEED = Rung(kind="reseed")
 FROM_REFERENCES = {"negtome", "nudge", "amg", "spell"}  # kinds that need the latent of a reference
+GUIDED = {"negative", "delayed_cfg", "amg"}  # kinds that need classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def retry(
     if rung.kind == "renoise":
         begin = rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback)
         return _renoised(engine, last, begin, next_seed(seed, attempt)), Intervention("renoise"), seed
+    if rung.kind in GUIDED and last.negative is None:
+        raise ConfigError(
+            "this model is drawn without a negative row", where=f'ladder, kind = "{rung.kind}"', fix="Use another kind of rung"
+        )
     if rung.kind in {"negative", "delayed_cfg", "prompt"}:
         again = _fresh(engine, last, last.ring[0] if 0 in last.ring else engine.initial_noise(seed))
         if rung.kind == "negative" and words is not None:
@@ -114,7 +119,8 @@ def retry(
             differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, last.context, reference_context,
             learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
         )  # fmt: skip
-        again.evals += 1.5 * len(norms) - 0.5  # one row each forward, all but the last backward (twice as dear); ∅ once
+        # One row each forward, all but the last backward (twice as dear); ∅ once.
+        again.evals += (3 * len(norms) - 1) / again.own_rows
         return again, Intervention("prompt", min(norms)), seed
     again = _resumed(last, rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback))
     until = again.step + max(1, round(rung.window * steps))
@@ -154,8 +160,10 @@ def _resumed(last: Trajectory, begin: int) -> Trajectory:
 
 def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajectory:
     """The control of every rollback: the failed picture with fresh noise at that step, and nothing else changed."""
-    alpha = engine.sampler.alpha[begin]
-    noisy = alpha**0.5 * last.latent + (1 - alpha) ** 0.5 * engine.initial_noise(seed)
+    import torch
+
+    noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))
+    noisy = engine.sampler.noised(last.latent, noise, begin)
     return Trajectory(last.tag, noisy, begin, last.context, last.negative)
 
 
@@ -182,7 +190,7 @@ def _negtome(
     steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]
     return with_features(
         settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler), rows=engine.rows,
-        blocks=engine.model.attention_blocks(), noised=lambda s, step: s.noised(engine.sampler.alpha[step]),
+        blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
         denoise=lambda *rows: _reference_call(engine, *rows),
     )  # fmt: skip
 
@@ -194,12 +202,12 @@ def _reference_call(
     import torch
 
     pad = engine.rows - len(latents)
-    timesteps = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
+    timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
     engine.calls += 1
     engine.rows_used += len(latents)
     return engine.model.denoise(
         torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
-        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad),
+        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.told_guidance,
     )  # fmt: skip
 
 
@@ -219,7 +227,7 @@ def _nudge(engine: Engine, rung: Rung, latents: tuple[torch.Tensor, ...], centre
     )  # fmt: skip
     if rung.space != "noisy":
         return nudge
-    return replace(nudge, levels=tuple((alpha**0.5, (1 - alpha) ** 0.5) for alpha in engine.sampler.alpha))
+    return replace(nudge, levels=tuple(zip(engine.sampler.signal, engine.sampler.noise, strict=True)))
 
 
 def _embedder_nudge(

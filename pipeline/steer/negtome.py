@@ -138,13 +138,6 @@ class NegToMe:
         """How many reference rows the sample needs at ``step``: none where nothing is pushed, or features are at hand."""
         return len(self.latents) if self.acts_at(step) else 0
 
-    def noised(self, alpha_cumprod: float) -> list[torch.Tensor]:
-        """The reference latents at the noise level ᾱ."""
-        if self.noises is None:
-            return list(self.latents)
-        keep, add = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-        return [keep * z + add * n for z, n in zip(self.latents, self.noises, strict=True)]
-
     def selects(self, site: str, tokens: int) -> bool:
         """Whether this block, with so many image tokens, takes part."""
         wanted = self.attention == "both" or not site.endswith(SELF)

@@ -172,8 +172,7 @@ def test_a_second_steered_attempt_can_go_back_behind_the_first(engine: Engine, f
 
 def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Trajectory) -> None:
     t, _, _ = again(engine, first, Rung("renoise", resume_fraction=0.6))
-    a = engine.sampler.alpha[3]
-    noise = (t.latent - a**0.5 * first.latent) / (1 - a) ** 0.5
+    noise = (t.latent - engine.sampler.signal[3] * first.latent) / engine.sampler.noise[3]
     assert torch.allclose(noise, engine.initial_noise(next_seed(SEED, 1)), atol=1e-3)
     assert t.push is t.nudge is t.guide is None and torch.equal(t.context, first.context)
 

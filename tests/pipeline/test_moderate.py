@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from guards.base import Finding
 from guards.copies import Examination
@@ -150,14 +151,37 @@ def test_an_engine_failure_loses_nobody(model: DiffusionModel, monkeypatch: pyte
     def failing(*args: object) -> object:
         calls.append(1)
         if len(calls) == 2:
-            raise RuntimeError("CUDA out of memory. Tried to allocate")
+            raise RuntimeError("cuDNN error: execution failed")
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(s.model, "denoise", failing)
     done = by_key(list(s.moderate(requests(6))))
     assert len(done) == 6
-    assert sum(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done.values()) == 4  # the four in that call
+    assert sum(x.outcome is Outcome.ERROR and x.reason == "error.engine" for x in done.values()) == 4  # the four in that call
     assert sum(x.outcome is Outcome.ACCEPTED for x in done.values()) == 2
+
+
+def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    s, real = studio(model, Copies(lambda _: False)), model.denoise
+
+    def small(latents: torch.Tensor, *args: object) -> object:
+        if len(latents) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(latents, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s.model, "denoise", small)
+    done = list(s.moderate(requests(6)))
+    assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].rows_from == ((0, 4),) for x in done) and len(done) == 6
+
+
+def test_memory_for_not_even_one_sample_is_an_error_row_each(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    s = studio(model, Copies(lambda _: False))
+    monkeypatch.setattr(s.model, "denoise", never)
+    done = list(s.moderate(requests(6)))
+    assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done) and len(done) == 6
 
 
 def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, unsteered: dict[str, str]) -> None:

@@ -1,0 +1,78 @@
+"""Flux: CLIP's pooled embedding and T5's tokens, a transformer over 2×2 patches of the latent, guidance inside the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sd3 import shift_of
+
+if TYPE_CHECKING:
+    import torch
+
+NATIVE_PIXELS = 1024
+
+
+class Flux(LatentDiffusion):
+    """A conditioning holds T5's tokens (512, D) and CLIP's pooled embedding.
+
+    Flux dev is told the guidance scale, Flux schnell has none; both take one row per sample. A negative prompt works only
+    with ``generation.true_guidance_scale`` above 1, which is classifier-free guidance on top, at two rows per sample.
+    """
+
+    family = "flux"
+    pipeline = "FluxPipeline"
+    denoiser = "transformer"
+    required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    narrow = ("text_encoder_2",)
+    settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}
+    patch = 2
+    flow = True
+    text_tokens = 512
+    distilled = True
+
+    def _channels(self) -> int:
+        return int(self.network.config.in_channels) // 4  # the network sees 2×2 positions as one token
+
+    def _native(self) -> Any:
+        return NATIVE_PIXELS // self._pixels_per_latent
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [(self._parts.tokenizer_2, self._text_tokens)]
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        tokens, pooled, _ = self._parts.encode_prompt(prompts, None, max_sequence_length=self._text_tokens)
+        return self._join(tokens, pooled)
+
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        _, height, width = self.latent_shape
+        mu = shift_of(scheduler.config, (height // 2) * (width // 2), 1.15)
+        if scheduler.config.get("use_flow_sigmas"):
+            return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
+        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        torch, pipe = self._torch, self._parts
+        rows, channels, height, width = latents.shape
+        told = torch.full((rows,), guidance, device=self._device) if self.network.config.guidance_embeds else None
+        tokens, pooled = self._split(context)
+        out = self.network(
+            hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
+            timestep=timesteps.to(self._device) / 1000,
+            guidance=told,
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),
+            img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
+        ).sample
+        pixels = self.decode_size()
+        return pipe._unpack_latents(out, pixels[1], pixels[0], self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
+
+    def attention_blocks(self) -> list[tuple[str, Any]]:
+        from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+
+        return self._blocks(FluxTransformerBlock, FluxSingleTransformerBlock)

@@ -1,0 +1,262 @@
+"""What all model classes share: loading a diffusers folder, padded calls, text, latents to pictures and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from index.errors import ConfigError, ModelError
+from index.torchvision_ops import ensure
+from pipeline.config import ModelConfig
+from pipeline.model.families import UNUSED, folder_digest, read_index
+
+if TYPE_CHECKING:
+    import torch
+
+TEXT_ROWS = 8  # rows of every text encoder call
+PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
+
+
+def picture_rows(pixels: int) -> int:
+    """Rows of a decoder or encoder call for pictures of that many pixels: at most a megapixel a call, at least one row."""
+    return max(1, min(PICTURE_ROWS, 2**20 // pixels))
+
+
+class LatentDiffusion:
+    """A diffusers pipeline folder, loaded for inference; subclasses say how its denoiser and text encoders are called.
+
+    Denoiser and T5 have the configured number format; CLIP text encoders and autoencoder stay float32, because they cost
+    little and overflow in float16.
+    """
+
+    family: str
+    pipeline: ClassVar[str]  # diffusers' class name
+    denoiser: ClassVar[str]  # "unet" or "transformer"
+    required: ClassVar[tuple[str, ...]]  # parts besides denoiser, scheduler and autoencoder
+    narrow: ClassVar[tuple[str, ...]] = ()  # text encoders in the denoiser's number format
+    patch: ClassVar[int] = 1  # latent positions per token side; pictures must divide by it
+    flow: ClassVar[bool] = False  # a rectified flow: predicts ε − x0, whatever the scheduler's configuration says
+    text_tokens: ClassVar[int] = 256  # of T5
+    settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
+    distilled: bool = False
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        import torch
+
+        ensure()
+        import diffusers
+
+        self._torch = torch
+        self._device, self._dtype = torch.device(config.device), getattr(torch, config.dtype)
+        absent = [name for name, value in read_index(folder).items() if isinstance(value, list) and value[0] is None]
+        dtypes = {"default": torch.float32} | dict.fromkeys((self.denoiser, *self.narrow), self._dtype)
+        with quiet():
+            try:
+                self._parts = getattr(diffusers, self.pipeline).from_pretrained(
+                    folder,
+                    dtype=dtypes,
+                    variant=config.variant or None,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    **dict.fromkeys(set(absent) - set(UNUSED)),
+                    **self.settings,
+                )
+            except Exception as error:
+                raise ModelError(f"diffusers cannot load it: {error}", where=str(folder), fix="Check the folder") from error
+        for name in (*self.required, self.denoiser, "vae", "scheduler"):
+            if getattr(self._parts, name) is None:
+                raise ModelError(f"has no {name}", where=str(folder), fix=f"{self.pipeline} needs one: restore the folder")
+        for part in self._parts.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(self._device).eval().requires_grad_(False)
+        self.network: Any = getattr(self._parts, self.denoiser)
+        self.scheduler_config: Mapping[str, Any] = self._parts.scheduler.config
+        predicts = str(self.scheduler_config.get("prediction_type", "epsilon"))
+        self.prediction_type = "flow_prediction" if self.flow else predicts
+        self._text_tokens = config.text_tokens or self.text_tokens
+        self._vae = self._parts.vae
+        if getattr(self._vae.config, "latents_mean", None) is not None:
+            raise ModelError(
+                "its autoencoder normalises per channel", where=str(folder), fix="That is not supported: use another"
+            )
+        takes, has = self._channels(), int(self._vae.config.latent_channels)
+        if takes != has:
+            raise ModelError(
+                f"its {self.denoiser} takes {takes} channels, its autoencoder has {has}",
+                where=str(folder),
+                fix="Models that are shown a picture (inpainting, depth) are not supported: use one that draws from text",
+            )
+        if self.network.config.get("time_cond_proj_dim") is not None:
+            raise ModelError(
+                "it is distilled for LCM sampling", where=str(folder), fix="That is not supported: use its base model"
+            )
+        self._scaling = float(self._vae.config.scaling_factor)
+        self._shift = float(getattr(self._vae.config, "shift_factor", None) or 0)
+        self._pixels_per_latent = int(self._parts.vae_scale_factor)
+        self.latent_shape = (self._channels(), *self._sides(config.size))
+        self.digest = folder_digest(folder)
+        self._token_shape: tuple[int, int] = (0, 0)
+        try:
+            self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
+        except Exception as error:
+            raise ModelError(f"its text encoders do not work: {error}", where=str(folder), fix="Check the folder") from error
+
+    # What a subclass says.
+
+    def _channels(self) -> int:
+        return int(self.network.config.in_channels)
+
+    def _native(self) -> Any:
+        """Side of the latents the model was trained on."""
+        return self.network.config.sample_size
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """Every tokenizer, and how many tokens are kept of it."""
+        return [(self._parts.tokenizer, int(self._parts.tokenizer.model_max_length))]
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        """``TEXT_ROWS`` prompts → conditionings."""
+        raise NotImplementedError
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """As :meth:`denoise`, differentiable, for steering by gradients."""
+        raise NotImplementedError
+
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        scheduler.set_timesteps(steps)
+
+    # What they share.
+
+    def _sides(self, pixels: int) -> tuple[int, int]:
+        if pixels:
+            multiple = self._pixels_per_latent * self.patch
+            if pixels % multiple:
+                raise ConfigError(f"{pixels} is no multiple of {multiple}", where="model.size", fix="Choose one that is")
+            return pixels // self._pixels_per_latent, pixels // self._pixels_per_latent
+        native = self._native()
+        height, width = native if isinstance(native, (list, tuple)) else (native, native)
+        return int(height), int(width)
+
+    def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
+        try:
+            with quiet():
+                built = scheduler.from_config(self.scheduler_config, **changes)
+                self._set_timesteps(built, steps)
+        except Exception as error:
+            raise ConfigError(
+                f"{scheduler.__name__} cannot make {steps} steps of this model's schedule: {error}",
+                where="generation.scheduler",
+                fix="Use another sampler or number of steps",
+            ) from error
+        return built
+
+    def truncated(self, prompt: str) -> bool:
+        return all(
+            len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > kept for tokenizer, kept in self._tokenizers()
+        )
+
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        blocks = []
+        with self._torch.inference_mode(), quiet():
+            for start in range(0, len(prompts), TEXT_ROWS):
+                block = list(prompts[start : start + TEXT_ROWS])
+                full = block + block[:1] * (TEXT_ROWS - len(block))
+                blocks.append(self._encode(full)[: len(block)].float().cpu())
+        return self._torch.cat(blocks)
+
+    def _join(self, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """Token embeddings (N, T, D) and pooled ones (N, P) → conditionings (N, T·D + P)."""
+        self._token_shape = (int(tokens.shape[1]), int(tokens.shape[2]))
+        return self._torch.cat([tokens.flatten(1).float(), pooled.float()], dim=1)
+
+    def _split(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reverse of :meth:`_join`, on the denoiser's device and in its number format."""
+        context = context.to(self._device, self._dtype)
+        t, d = self._token_shape
+        return context[:, : t * d].unflatten(1, (t, d)), context[:, t * d :]
+
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        with self._torch.inference_mode():
+            return self.denoise_tensor(latents, timesteps, context, guidance)
+
+    def decode_size(self) -> tuple[int, int]:
+        _, height, width = self.latent_shape
+        return width * self._pixels_per_latent, height * self._pixels_per_latent
+
+    def _picture_rows(self) -> int:
+        width, height = self.decode_size()
+        return picture_rows(width * height)
+
+    def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
+        x = latents.to(self._device) / self._scaling
+        return self._vae.decode(x + self._shift if self._shift else x).sample.float().cpu()  # type: ignore[no-any-return]
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        torch = self._torch
+        with torch.inference_mode():
+            out = padded(self.decode_tensor, latents, self._picture_rows())
+        pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def encode(self, pictures: np.ndarray) -> torch.Tensor:
+        torch = self._torch
+
+        def run(x: Any) -> Any:
+            out = self._vae.encode(x.to(self._device))
+            latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
+            latents = latents.float().cpu()
+            return (latents - self._shift if self._shift else latents) * self._scaling
+
+        x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.inference_mode():
+            return padded(run, x, self._picture_rows())
+
+    def _blocks(self, *kinds: type) -> list[tuple[str, Any]]:
+        return [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]
+
+
+def padded(call: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Apply ``call`` to blocks of exactly ``size`` rows, the last one padded by repeating its first row."""
+    import torch
+
+    blocks = []
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        pad = size - len(block)
+        full = torch.cat([block, block[:1].expand(pad, *block.shape[1:])]) if pad else block
+        blocks.append(call(full.contiguous())[: len(block)])
+    return torch.cat(blocks)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and no remarks from diffusers and transformers: that AutoencoderTiny is not AutoencoderKL, and the like."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    kits = (diffusers_logging, transformers_logging)
+    levels = [kit.get_verbosity() for kit in kits]
+    bars = [kit.is_progress_bar_enabled() for kit in kits]
+    for kit in kits:
+        kit.set_verbosity_error()
+        kit.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # diffusers hands tensors to numpy in a way that numpy 2 is going to drop.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            yield
+    finally:
+        for kit, level, bar in zip(kits, levels, bars, strict=True):
+            kit.set_verbosity(level)
+            if bar:
+                kit.enable_progress_bar()

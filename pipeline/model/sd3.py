@@ -1,0 +1,68 @@
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders and (where the folder has it) T5, a joint-attention transformer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.model.latent import LatentDiffusion
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StableDiffusion3(LatentDiffusion):
+    """A conditioning holds CLIP's and T5's tokens (77 + 256, D) and the CLIPs' pooled embeddings side by side.
+
+    Without T5 its tokens are zeros, as in diffusers.
+    """
+
+    family = "sd3"
+    pipeline = "StableDiffusion3Pipeline"
+    denoiser = "transformer"
+    required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    narrow = ("text_encoder_3",)
+    settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}
+    patch = 2
+    flow = True
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        kept = [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
+        return kept if self._parts.text_encoder_3 is None else [*kept, (self._parts.tokenizer_3, self._text_tokens)]
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        tokens, _, pooled, _ = self._parts.encode_prompt(
+            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self._text_tokens
+        )
+        return self._join(tokens, pooled)
+
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        if not scheduler.config.get("use_dynamic_shifting"):
+            return super()._set_timesteps(scheduler, steps)
+        _, height, width = self.latent_shape
+        side = int(self.network.config.patch_size)
+        scheduler.set_timesteps(steps, mu=shift_of(scheduler.config, (height // side) * (width // side), 1.16))
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        tokens, pooled = self._split(context)
+        out = self.network(
+            hidden_states=latents.to(self._device, self._dtype),
+            timestep=timesteps.to(self._device),
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+        )
+        return out.sample.float().cpu()  # type: ignore[no-any-return]
+
+    def attention_blocks(self) -> list[tuple[str, Any]]:
+        from diffusers.models.attention import JointTransformerBlock
+
+        return self._blocks(JointTransformerBlock)
+
+
+def shift_of(config: Any, tokens: int, max_shift: float) -> float:
+    """The logarithm μ of the time shift for a picture of that many tokens: linear between two anchors (diffusers' form)."""
+    base_tokens, max_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base = config.get("base_shift", 0.5)
+    slope = (config.get("max_shift", max_shift) - base) / (max_tokens - base_tokens)
+    return float(tokens * slope + (base - slope * base_tokens))

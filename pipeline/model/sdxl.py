@@ -1,0 +1,54 @@
+"""Stable Diffusion XL: two CLIP text encoders, the second one's pooled embedding, and the picture's size as a condition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.model.latent import LatentDiffusion
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StableDiffusionXL(LatentDiffusion):
+    """A conditioning holds both encoders' tokens side by side (T, D₁ + D₂) and the pooled embedding (P,).
+
+    The size condition is the picture's own size without crop, as in diffusers. Where the folder says
+    ``force_zeros_for_empty_prompt`` (SDXL base does), the empty prompt is all zeros, as the model was trained.
+    """
+
+    family = "sdxl"
+    pipeline = "StableDiffusionXLPipeline"
+    denoiser = "unet"
+    required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    settings: ClassVar[dict[str, Any]] = {"add_watermarker": False, "feature_extractor": None, "image_encoder": None}
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        tokens, _, pooled, _ = self._parts.encode_prompt(prompts, do_classifier_free_guidance=False)
+        joined = self._join(tokens, pooled)
+        if self._parts.config.force_zeros_for_empty_prompt:
+            joined[[i for i, prompt in enumerate(prompts) if not prompt]] = 0
+        return joined
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        width, height = self.decode_size()
+        # original size, top left corner of the crop, target size
+        sizes = self._torch.tensor([[height, width, 0, 0, height, width]], dtype=self._torch.float32, device=self._device)
+        tokens, pooled = self._split(context)
+        out = self.network(
+            latents.to(self._device, self._dtype),
+            timesteps.to(self._device),
+            tokens,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)},
+        )
+        return out.sample.float().cpu()  # type: ignore[no-any-return]
+
+    def attention_blocks(self) -> list[tuple[str, Any]]:
+        from diffusers.models.attention import BasicTransformerBlock
+
+        return self._blocks(BasicTransformerBlock)

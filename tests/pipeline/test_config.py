@@ -1,0 +1,45 @@
+"""What a run file may say about sampler and model, and what it is told when it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from index.errors import ConfigError
+from pipeline.config import RunConfig, read_toml
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "infra" / "examples"
+
+
+def read(tmp_path: Path, text: str) -> RunConfig:
+    (tmp_path / "run.toml").write_text(f'prompts = "p.csv"\n{text}\n', encoding="utf-8")
+    return read_toml(RunConfig, tmp_path / "run.toml")
+
+
+def test_sampler_and_model_keys(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    assert (config.generation.scheduler, config.generation.eta, config.generation.true_guidance_scale) == ("auto", 0.0, 1.0)
+    assert (config.model.size, config.model.variant, config.model.text_tokens) == (0, "", 0)
+    assert read(tmp_path, '[generation]\nscheduler = "ddim"\neta = 1').generation.eta == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[generation]\nscheduler = "dpm"', r"generation: scheduler|'dpm' is not allowed.*'dpmpp_2m'"),
+        ("[generation]\neta = 1.5", r"generation\.eta: must be from 0 to 1, not 1\.5"),
+        ("[model]\ntext_tokens = 600", r"model\.text_tokens: must be from 0 to 512, not 600"),
+        ("[model]\nsize = -8", r"model\.size: must be at least 0"),
+        ("[generation]\nsampler = 1", r"unknown key 'sampler'"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("run-sdxl.toml", "dpmpp_2m"), ("run-flux.toml", "auto")])
+def test_examples_of_other_classes(name: str, scheduler: str) -> None:
+    config = read_toml(RunConfig, EXAMPLES / name)
+    assert config.generation.scheduler == scheduler and config.model.device == "cuda" and config.model.allow_download

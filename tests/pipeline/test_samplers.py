@@ -1,0 +1,179 @@
+"""Every sampler against diffusers' own scheduler, step by step, on random network outputs; and rows that do not mix."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from index.errors import ConfigError
+from pipeline.model.latent import quiet
+from pipeline.model.samplers import Sampler, counter_noise, make_sampler
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+SHAPE = (4, 8, 8)
+
+
+def model_of(name: str, prediction: str, config: dict[str, Any]) -> Any:
+    """As much of a model as a sampler asks of it."""
+    with quiet():
+        named = dict(getattr(diffusers, name)(**config).config) | {"_class_name": name}
+
+    def scheduled(kind: Any, steps: int, **changes: Any) -> Any:
+        with quiet():
+            built = kind.from_config(named, **changes)
+            built.set_timesteps(steps, **({"mu": 0.8} if config.get("use_dynamic_shifting") else {}))
+        return built
+
+    return SimpleNamespace(prediction_type=prediction, scheduler_config=named, scheduled=scheduled)
+
+
+def randn(seed: int) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+DIFFUSION = [
+    ("DDIMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}, ("epsilon", "sample")),
+    ("DDIMScheduler", {"timestep_spacing": "linspace"}, ("epsilon",)),
+    ("DDIMScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
+    ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": True}, ("epsilon", "v_prediction")),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}, ("epsilon", "v_prediction")),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, ("epsilon",)),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}, ("epsilon",)),
+    ("DPMSolverMultistepScheduler", {}, ("epsilon", "v_prediction", "sample")),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, ("epsilon",)),
+    ("DPMSolverMultistepScheduler", {"solver_type": "heun", "final_sigmas_type": "sigma_min"}, ("epsilon",)),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
+]
+FLOW: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, ("flow_prediction",)),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, ("flow_prediction",)),
+    ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True, "shift_terminal": 0.02}, ("flow_prediction",)),
+]
+CASES = [(name, more, p) for name, more, predictions in (*DIFFUSION, *FLOW) for p in predictions]
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize(
+    ("name", "more", "prediction"), CASES, ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x
+)
+def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], prediction: str, steps: int) -> None:
+    config = dict(more) if prediction == "flow_prediction" else SD | more | {"prediction_type": prediction}
+    if name != "DDIMScheduler":
+        config.pop("clip_sample", None)
+    model = model_of(name, prediction, config)
+    sampler = make_sampler(model, steps)
+    theirs = model.scheduled(getattr(diffusers, name), steps)
+    assert len(sampler) == steps and [float(t) for t in sampler.timesteps] == [float(t) for t in theirs.timesteps]
+    z, before = sampler.initial_scale * randn(0), None
+    other = randn(0) * theirs.init_noise_sigma if hasattr(theirs, "init_noise_sigma") else randn(0)
+    worst = 0.0
+    for i, t in enumerate(theirs.timesteps):
+        with quiet():
+            seen = theirs.scale_model_input(other, t) if hasattr(theirs, "scale_model_input") else other
+            assert torch.allclose(z, seen, atol=2e-5, rtol=1e-4), f"what the network sees at step {i}"
+            # An output that depends on the latent, as a network's does: errors would grow, not average out.
+            output = 0.5 * seen + randn(i + 1)
+            other = theirs.step(output, t, other).prev_sample
+        output = 0.5 * z + randn(i + 1)
+        clean, noise = sampler.clean(z, output, i)
+        z, before = sampler.advance(clean, noise, i, before=before), clean
+        scale = 1 / (1 + float(theirs.sigmas[i + 1]) ** 2) ** 0.5 if name == "EulerDiscreteScheduler" else 1.0
+        worst = max(worst, float((z - scale * other).abs().max() / z.abs().max()))
+    # At zero terminal SNR diffusers carries Euler's latent at σ = 4096 in float32; ours stays at unit variance.
+    assert worst < (5e-5 if "rescale_betas_zero_snr" in more else 2e-5), worst
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_ddim_with_noise_equals_diffusers(prediction: str, eta: float) -> None:
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if prediction == "v_prediction" else {}
+    model = model_of("DDIMScheduler", prediction, SD | zero | {"prediction_type": prediction})
+    sampler, theirs = make_sampler(model, 10, eta=eta), model.scheduled(diffusers.DDIMScheduler, 10)
+    assert sampler.name == f"ddim (η = {eta:g})"
+    z = other = randn(0)
+    for i, t in enumerate(theirs.timesteps):
+        fresh = counter_noise(3, i, (1, *SHAPE))[0]
+        other = theirs.step(randn(i + 1), t, other[None] if i == 0 else other, eta=eta, variance_noise=fresh[None]).prev_sample
+        z = sampler.advance(*sampler.clean(z, randn(i + 1), i), i, fresh=fresh)
+    if prediction == "epsilon" or eta < 1:
+        assert torch.allclose(z, other[0], atol=2e-5, rtol=1e-4)
+    else:  # diffusers takes the root of 1 − ᾱ' − σ², which rounding makes negative here
+        assert other.isnan().all() and z.isfinite().all()
+
+
+def test_counter_noise_depends_on_seed_and_step_alone() -> None:
+    assert torch.equal(counter_noise(7, 3, SHAPE), counter_noise(7, 3, SHAPE))
+    assert not torch.equal(counter_noise(7, 3, SHAPE), counter_noise(7, 4, SHAPE))
+    assert not torch.equal(counter_noise(7, 3, SHAPE), counter_noise(8, 3, SHAPE))
+    many = counter_noise(2**63 - 1, 0, (64, 64, 64))
+    assert abs(float(many.mean())) < 0.01 and abs(float(many.std()) - 1) < 0.01
+
+
+ONE_OF_EACH = [
+    ("DDIMScheduler", "v_prediction", SD, 0.5),
+    ("EulerDiscreteScheduler", "epsilon", {}, 0.0),
+    ("DPMSolverMultistepScheduler", "epsilon", {}, 0.0),
+    ("FlowMatchEulerDiscreteScheduler", "flow_prediction", {"shift": 3.0}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("name", "prediction", "config", "eta"), ONE_OF_EACH)
+def test_rows_at_different_steps_in_one_batch_are_byte_equal_to_being_alone(
+    name: str, prediction: str, config: dict[str, Any], eta: float
+) -> None:
+    sampler = make_sampler(model_of(name, prediction, config), 20, eta=eta)
+    for steps in ([0, 5, 19, 5, 7], [3, 3, 18, 0, 1]):
+        batch = {key: torch.stack([randn(10 * i + key) for i in range(5)]) for key in range(4)}
+        at = torch.tensor(steps)
+        clean, noise = sampler.clean(batch[0], batch[1], at)
+        after = sampler.advance(clean, noise, at, before=batch[2], fresh=batch[3])
+        noised = sampler.noised(batch[0], batch[1], at)
+        for row, step in enumerate(steps):
+            alone = sampler.clean(batch[0][row], batch[1][row], step)
+            assert torch.equal(clean[row], alone[0]) and torch.equal(noise[row], alone[1])
+            assert torch.equal(after[row], sampler.advance(*alone, step, before=batch[2][row], fresh=batch[3][row]))
+            assert torch.equal(noised[row], sampler.noised(batch[0][row], batch[1][row], step))
+
+
+@pytest.mark.parametrize(("name", "prediction", "config", "eta"), ONE_OF_EACH)
+def test_clean_undoes_noised(name: str, prediction: str, config: dict[str, Any], eta: float) -> None:
+    """At every step's noise level, the network's perfect answer gives back picture and noise."""
+    sampler = make_sampler(model_of(name, prediction, config), 12, eta=eta)
+    x0, noise = randn(1), randn(2)
+    for i in range(len(sampler)):
+        a, s = sampler.signal[i], sampler.noise[i]
+        answer = {"epsilon": noise, "v_prediction": a * noise - s * x0, "flow_prediction": noise - x0}[prediction]
+        clean, back = sampler.clean(sampler.noised(x0, noise, i), answer, i)
+        assert torch.allclose(clean, x0, atol=1e-2 if a < 0.1 else 1e-4) and torch.allclose(back, noise, atol=1e-4)
+    assert sampler.noise_next[-1] == pytest.approx(0, abs=0.05)
+
+
+def make(name: str = "DDIMScheduler", prediction: str = "epsilon", sampler: str = "auto", **more: Any) -> Sampler:
+    eta = more.pop("eta", 0.0)
+    return make_sampler(model_of(name, prediction, more), 5, sampler, eta=eta)
+
+
+def test_auto_takes_what_the_folder_names() -> None:
+    assert make("PNDMScheduler").name == "ddim" and make("EulerDiscreteScheduler").name == "euler"
+    assert make("EulerDiscreteScheduler", sampler="dpmpp_2m").name == "dpmpp_2m"
+    assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction").name == "flow_match_euler"
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'ddim' cannot use 'flow_prediction' predictions"):
+        make("FlowMatchEulerDiscreteScheduler", "flow_prediction", "ddim")
+    with pytest.raises(ConfigError, match="'flow_match_euler' cannot use 'epsilon' predictions"):
+        make(sampler="flow_match_euler")
+    with pytest.raises(ConfigError, match=r"generation\.eta: 'euler' has no η"):
+        make("EulerDiscreteScheduler", eta=0.5)
+    with pytest.raises(ConfigError, match="thresholding"):
+        make(thresholding=True)
+    with pytest.raises(ConfigError, match="zero terminal SNR"):
+        make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(ConfigError, match="stochastic_sampling"):
+        make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True)
