@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from index.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = 8  # every network call has this many rows, padded: so a vector never depends on its neighbours
 SHIPPED = "stickers"
@@ -204,6 +207,18 @@ class OpenCLIPEmbedder:
             tokens = self._tokenizer(part + [""] * (ROWS - len(part))).numpy()
             out[at : at + ROWS] = self._unit(self._model.encode_text, tokens)[: len(part)]
         return out
+
+    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels float32 (N, 3, H, W) in [0, 1] → float32 (N, dim), not normalised: differentiable, for steering by gradients.
+
+        The pictures are squashed to the embedder's size and normalised; nothing is padded, so the last bits are not those of
+        :meth:`images`.
+        """
+        import torch
+
+        x = torch.nn.functional.interpolate(pixels, self.preprocessing.size, mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
+        return self._model.encode_image(((x - mean) / std).to(self.device)).float().cpu()  # type: ignore[no-any-return]
 
     def _unit(self, encode: Any, batch: np.ndarray) -> np.ndarray:
         import torch

@@ -124,17 +124,104 @@ class GuardPolicy:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of the ladder: what the next attempt does differently. See :mod:`pipeline.steer`."""
+    """One rung of the ladder: what the next attempt does differently. See :mod:`pipeline.steer`.
 
-    kind: Literal["negtome", "nudge", "reseed"]
+    A key that its kind does not use is refused, so that nobody believes it does something.
+    """
+
+    kind: Literal["negtome", "nudge", "reseed", "renoise", "negative", "delayed_cfg", "prompt", "amg", "spell"]
     resume_fraction: float = 0.0  # share of the steps kept from the failed attempt; 0 starts from its noise
     alpha: float = 0.9  # negtome: strength
     token_threshold: float = 0.65  # negtome: cosine above which a token is pushed
     window: float = 1.0  # share of the steps, from the start, in which steering acts
     step_size: float = 0.05  # nudge: relative to the norm of the predicted clean latent
-    iterations: int = 5  # nudge: gradient steps per denoising step
-    enough: float = -1.0  # nudge: cosine of the latents at which pushing stops; -1 pushes always
+    iterations: int = 5  # nudge: gradient steps per denoising step; prompt: of the optimiser
+    enough: float = -1.0  # nudge, amg: cosine at which pushing stops; -1 pushes always
     references: int = 1  # nearest references steered away from
+    rollback: float = 0.0  # share of the steps by which each later attempt resumes earlier
+    target: Literal["nearest", "random"] = "nearest"  # random: the control, a reference that has nothing to do with it
+    match: Literal["paper", "released", "soft"] = "paper"  # negtome: axis of the match, or kernel-weighted
+    placement: Literal["paper", "released"] = "paper"  # negtome: after the residual, or before it
+    form: Literal["paper", "unit", "kernel"] = "paper"  # negtome: how the push grows with the similarity
+    keep_norm: bool = True  # negtome: pushed tokens keep their norm
+    attention: Literal["last", "both"] = "last"  # negtome: after cross-attention, or after self-attention as well
+    blocks: str = ""  # negtome: only blocks whose name starts so
+    min_tokens: int = 0  # negtome: only blocks with at least so many image tokens
+    masked: bool = False  # negtome: match only where a reference differs from the centre
+    noise: Literal["fixed", "none"] = "fixed"  # negtome: the reference row's noise; none feeds the clean latent
+    precision: Literal["float32", "bfloat16"] = "float32"  # negtome: of the matching
+    space: Literal["clean", "noisy", "embedder"] = "clean"  # nudge: the predicted clean latent, the noisy one, or its embedding
+    push: float = 1.0  # nudge: weight of the undesired
+    pull: float = 0.0  # nudge: weight of the desired, the caption's embedding
+    keep: float = 0.1  # nudge: weight of staying where it was
+    weights: Literal["softmax", "mean", "nearest"] = "softmax"  # nudge: over the references
+    temperature: float = 0.1  # nudge: of that softmax; negtome: of the soft match
+    normalise: Literal["cosine", "none"] = "cosine"  # nudge: likeness is a cosine, or a dot product
+    penalty: Literal["l2_squared", "l2"] = "l2_squared"  # nudge: how far it went
+    solver: Literal["steps", "closed_form"] = "steps"  # nudge: gradient steps, or the printed objective's minimum
+    centred: bool = True  # nudge: likeness is taken from the mean of the references
+    direction: Literal["gradient", "random"] = "gradient"  # nudge: random is the control, as far but anywhere
+    strength: float = 1.0  # amg: despecification; spell: overcompensation
+    deduplicate: bool = True  # amg: the nearest reference's title takes the negative prompt's place
+    radius: float = 0.8  # spell: relative to the reference's distance from the centre
+    learning_rate: float = 0.1  # prompt: of AdamW
+    norm_target: float = 3.0  # prompt: norm of the difference that text makes, at which it stops
+
+    def __post_init__(self) -> None:
+        if self.kind not in _RUNG_KEYS:
+            raise ConfigError(f"{self.kind!r} is no kind", where="ladder: kind", fix=f"Use one of {', '.join(_RUNG_KEYS)}")
+        used = _RUNG_KEYS[self.kind]
+        for f in dataclasses.fields(self)[1:]:
+            if f.name not in used and getattr(self, f.name) != f.default:
+                fix = f"Leave it out; this kind knows {', '.join(sorted(used))}" if used else "Leave it out; it knows no keys"
+                raise ConfigError(f"{f.name!r} means nothing to kind {self.kind!r}", where=f"ladder: {f.name}", fix=fix)
+        for name, low, high in _RUNG_RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"must be {low:g} to {high:g}, not {getattr(self, name):g}", where=f"ladder: {name}", fix="Mend it"
+                )
+        for wrong, name, what, fix in self._contradictions():
+            if wrong:
+                raise ConfigError(what, where=f"ladder: {name}", fix=fix)
+
+    def _contradictions(self) -> tuple[tuple[bool, str, str, str], ...]:
+        """What each key allows alone, but not together: (whether it is so, key, what is wrong, fix)."""
+        released, embedder = self.match == "released", self.space == "embedder"
+        closed, nudge = self.solver == "closed_form", self.kind == "nudge"
+        return (
+            (released and self.references > 1, "match", "the released axis knows one reference", "Set references = 1"),
+            (released and self.masked, "match", "the released axis knows no mask", "Set masked = false"),
+            (self.pull > 0 and not embedder, "pull", "only the embedder knows what is desired", 'Set space = "embedder"'),
+            (embedder and closed, "solver", "the embedder's space has no closed form", 'Set solver = "steps"'),
+            (embedder and self.normalise == "none", "normalise", "embeddings have unit length", 'Set normalise = "cosine"'),
+            (closed and self.keep == 0, "keep", "the closed form divides by it", "Set it above 0"),
+            (closed and self.normalise == "cosine", "solver", "only dot products have a closed form", 'Set normalise = "none"'),
+            (closed and self.weights != "mean", "weights", "the closed form takes the mean", 'Set weights = "mean"'),
+            (nudge and self.push == 0 and self.pull == 0, "push", "nothing pushes and nothing pulls", "Raise one of them"),
+        )
+
+
+_RESUMED = {"resume_fraction", "rollback", "window", "references", "target"}
+_NUDGED = {"step_size", "iterations", "enough", "keep", "centred", "temperature", "weights"}
+_RUNG_KEYS: dict[str, set[str]] = {
+    "reseed": set(),
+    "renoise": {"resume_fraction", "rollback"},
+    "negative": {"references", "target"},
+    "delayed_cfg": {"window"},
+    "prompt": {"iterations", "learning_rate", "norm_target"},
+    "negtome": _RESUMED
+    | {"alpha", "token_threshold", "match", "placement", "form", "keep_norm", "attention", "blocks", "min_tokens", "masked"}
+    | {"noise", "precision", "temperature"},
+    "nudge": _RESUMED | _NUDGED | {"space", "push", "pull", "normalise", "penalty", "solver", "direction"},
+    "amg": _RESUMED | _NUDGED | {"strength", "deduplicate"},
+    "spell": _RESUMED | {"radius", "strength"},
+}
+_RUNG_RANGES = (
+    ("resume_fraction", 0, 1), ("rollback", 0, 1), ("window", 0, 1), ("references", 1, 64), ("iterations", 0, 1000),
+    ("step_size", 0, 10), ("enough", -1, 1), ("token_threshold", -1, 1), ("alpha", -100, 100), ("min_tokens", 0, 1 << 20),
+    ("push", 0, 1000), ("pull", 0, 1000), ("keep", 0, 1000), ("temperature", 1e-4, 100), ("strength", 0, 1000),
+    ("radius", 0, 100), ("learning_rate", 1e-6, 10), ("norm_target", 0, 1e6),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

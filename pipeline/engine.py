@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.model.families import DiffusionModel
+    from pipeline.steer.features import FeatureCache
 
-CleanHook = Callable[["torch.Tensor", int], "torch.Tensor"]
+CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
+GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 
 @dataclass
@@ -40,7 +42,9 @@ class Trajectory:
         context: conditioning of the prompt.
         negative: conditioning of the negative prompt; None for one row without classifier-free guidance.
         push: negative token merging against reference latents, or None.
-        nudge: maps (x̂0, step) to a nudged x̂0, or None.
+        nudge: maps (x̂0, step, ε) to a nudged x̂0, or None.
+        guide: maps (latent, unconditional, conditional, step) to the guided raw output, in place of classifier-free guidance,
+            or None.
         ring: the latent before every step taken; index = step. What a rollback resumes from.
         guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic; empty without classifier-free guidance.
         evals: denoiser evaluations spent, in steps of an unsteered sample.
@@ -57,6 +61,7 @@ class Trajectory:
     negative: torch.Tensor | None
     push: NegToMe | None = None
     nudge: CleanHook | None = None
+    guide: GuideHook | None = None
     ring: dict[int, torch.Tensor] = field(default_factory=dict)
     guidance_norms: list[float] = field(default_factory=list)
     evals: float = 0.0
@@ -117,6 +122,7 @@ class Engine:
         self._running: list[Trajectory] = []
         self.calls = 0
         self.rows_used = 0
+        self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
 
     @property
     def busy(self) -> bool:
@@ -213,9 +219,10 @@ class Engine:
             owners.append((t, first))
             context += [t.context] if t.negative is None else [t.negative, t.context]
             latents += [t.latent] * t.own_rows
-            if t.push and (count := t.push.references_at(t.step)):
+            if t.push and t.push.acts_at(t.step):
+                count = t.push.references_at(t.step)
                 references = tuple(range(len(latents), len(latents) + count))
-                pushes += [RowPush(row, references, t.push) for row in range(first, len(latents))]
+                pushes += [RowPush(row, references, t.push, t.step) for row in range(first, len(latents))]
                 latents += self.reference_latents(t.push, t.step)[:count]
                 context += [t.push.context] * count
             timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)
@@ -243,9 +250,11 @@ class Engine:
             difference = output - rows[0]
             t.guidance_norms.append(float(difference.norm()))
             output = rows[0] + self.guidance_scale * difference
+            if t.guide is not None:
+                output = t.guide(t.latent, rows[0], rows[1], t.step)
         clean, noise = self.sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
-            clean = t.nudge(clean, t.step)
+            clean = t.nudge(clean, t.step, noise)
         fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
         t.ring[t.step] = t.latent
         t.latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)

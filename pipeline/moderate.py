@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pipeline.decide import decide
 from pipeline.engine import Trajectory, out_of_memory
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
-from pipeline.steer.ladder import RESEED, retry
+from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
 
 
@@ -112,14 +112,23 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
     copied = decision.reason.startswith("copy.")
     rung = studio.policy.ladder[attempt - 1] if copied else RESEED
     ref_ids = _nearest_references(case) if copied else []
+    if copied and rung.target == "random" and studio.index is not None:  # a control: what has nothing to do with the sample
+        everything = [reference.ref_id for reference in studio.index.references()]
+        ref_ids = random_references(everything, ref_ids, seed=case.request.seed, attempt=attempt)[: rung.references]
     latents = {ref_id: z for ref_id in ref_ids if (z := studio.reference_latent(ref_id)) is not None}
     trajectory, case.intervention, case.seed = retry(
         studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
         reference_context=studio.context_of(""),
-        centre=studio.reference_centre,
+        centre=studio.reference_centre, words=_words(studio, case), embedder_space=studio.embedder_space,
     )  # fmt: skip
     case.resumed_from = trajectory.step
     studio.engine.submit(trajectory.resumed(last, case.seed))
+
+
+def _words(studio: Studio, case: Case) -> Words:
+    titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
+    nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
+    return Words(case.request.prompt, case.request.negative_prompt, nearest, studio.context_of)
 
 
 def _nearest_references(case: Case) -> list[str]:

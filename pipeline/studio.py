@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
+    from pipeline.steer.embedder_space import EmbedderSpace
 
 CENTRE_REFERENCES = 64
 CONTEXT_BYTES = 2**30  # conditionings kept
@@ -143,6 +144,14 @@ class Studio:
         side = self.model.decode_size()
         resized = Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS) if picture.shape[1::-1] != side else picture
         return self.model.encode(np.asarray(resized)[None])[0]
+
+    def embedder_space(self) -> EmbedderSpace:
+        """The embedder's space as nudging takes it, with gradients."""
+        from pipeline.steer.embedder_space import EmbedderSpace
+
+        if self.copies is None:
+            raise ConfigError("there is no embedder to nudge in", where='ladder, space = "embedder"', fix="Name an index")
+        return EmbedderSpace.of(self.model, self.copies.embedder)
 
     @cached_property
     def reference_centre(self) -> torch.Tensor:

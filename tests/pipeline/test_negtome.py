@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.steer.diversity import push_from_mates
+from pipeline.steer.masks import foreground, token_mask
 from pipeline.steer.negtome import push_apart
 
 
@@ -78,3 +80,74 @@ def test_keep_norm(tokens: torch.Tensor) -> None:
 def test_released_match_needs_equal_token_counts(tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="as many tokens"):
         push_apart(tokens, tokens[0, :5], alpha=0.9, threshold=0.5, match="released")
+
+
+def test_an_exact_match_is_left_by_the_papers_push_and_moved_by_the_kernel(tokens: torch.Tensor) -> None:
+    """α·(h − r) vanishes for a verbatim copy; the kernel's push is largest there."""
+    own = tokens[:1]
+    for form in ("paper", "unit"):
+        assert torch.allclose(push_apart(own, own[0], alpha=0.9, threshold=0.5, form=form), own, atol=1e-5)  # type: ignore[arg-type]
+    noisy = own[0] + 0.8 * torch.randn(64, 32, generator=torch.Generator().manual_seed(4))
+    near = noisy * own[0].norm(dim=-1, keepdim=True) / noisy.norm(dim=-1, keepdim=True)
+
+    def moved(reference: torch.Tensor) -> torch.Tensor:
+        return (push_apart(own, reference, alpha=0.9, threshold=0.5, form="kernel") - own).norm(dim=-1).mean()
+
+    assert moved(own[0]) > moved(near) > 0
+    kept = push_apart(own, own[0], alpha=0.9, threshold=0.5, form="kernel", keep_norm=True)
+    assert torch.allclose(kept.norm(dim=-1), own.norm(dim=-1), rtol=1e-4)
+    assert F.cosine_similarity(kept, own, dim=-1).mean() < 0.9
+
+
+def test_the_unit_push_has_the_same_length_however_near(tokens: torch.Tensor) -> None:
+    for distance in (0.01, 0.3):
+        pushed = push_apart(tokens[:1], tokens[0] + distance, alpha=0.5, threshold=0.5, form="unit")
+        moved = (pushed - tokens[:1]).norm(dim=-1) / tokens[:1].norm(dim=-1)
+        assert torch.allclose(moved, torch.full_like(moved, 0.5), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["paper", "unit", "kernel"])
+@pytest.mark.parametrize("match", ["paper", "soft"])
+def test_negative_alpha_pulls_and_positive_pushes(tokens: torch.Tensor, form: str, match: str) -> None:
+    reference = tokens[0] + 0.4 * torch.randn(64, 32, generator=torch.Generator().manual_seed(3))
+
+    def likeness(alpha: float) -> float:
+        pushed = push_apart(tokens[:1], reference, alpha=alpha, threshold=0.5, form=form, match=match)  # type: ignore[arg-type]
+        return float(F.cosine_similarity(pushed[0], reference, dim=-1).mean())
+
+    assert likeness(0.4) < likeness(0.0) - 0.01 < likeness(-0.4)
+
+
+def test_several_references_are_matched_as_one(tokens: torch.Tensor) -> None:
+    """The nearest of two references is the one a token is pushed from, wherever it stands in the list."""
+    near, far = tokens[0] + 0.2, torch.randn(64, 32)
+    alone = push_apart(tokens[:1], near, alpha=0.9, threshold=0.8)
+    for both in (torch.cat([near, far]), torch.cat([far, near])):
+        assert torch.allclose(push_apart(tokens[:1], both, alpha=0.9, threshold=0.8), alone, atol=1e-6)
+
+
+def test_mates_of_a_group_are_pushed_apart_and_strangers_stay(tokens: torch.Tensor) -> None:
+    base = tokens[0]
+    noise = 0.3 * torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(5))
+    batch = torch.cat([base + noise, tokens[1:]])
+    pushed = push_from_mates(batch, ["a", None, "a", "b", "c"], alpha=0.9, threshold=0.6)
+    assert torch.equal(pushed[[1, 3, 4]], batch[[1, 3, 4]])  # no group, and groups of one
+
+    def likeness(x: torch.Tensor) -> float:
+        return float(F.cosine_similarity(x[0], x[2], dim=-1).mean())
+
+    assert likeness(pushed) < likeness(batch) - 0.02
+    alone = push_from_mates(batch[[2, 0]], ["a", "a"], alpha=0.9, threshold=0.6)
+    assert torch.equal(alone, pushed[[2, 0]])  # the group's bytes depend on nothing outside it
+    with pytest.raises(ValueError, match="group ids"):
+        push_from_mates(batch, ["a"], alpha=0.9, threshold=0.6)
+
+
+def test_masks_follow_the_token_grid() -> None:
+    mask = torch.zeros(8, 4, dtype=torch.bool)
+    mask[0, 3] = mask[7, 0] = True
+    assert torch.equal(token_mask(mask, 32), mask.flatten())
+    assert token_mask(mask, 8).view(4, 2).tolist() == [[False, True], [False, False], [False, False], [True, False]]
+    latent, centre = torch.zeros(4, 6, 6), torch.zeros(4, 6, 6)
+    latent[:, 2:4, 2:4] = 1
+    assert foreground(latent, centre).sum() == 4 and foreground(centre, centre).all()

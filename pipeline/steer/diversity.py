@@ -1,0 +1,110 @@
+"""Batch (diversity) mode of negative token merging (arXiv 2412.01339): mates are the references.
+
+A sample then depends on its mates, by definition. So mates are *declared*, by a group id: only members of a group look at each
+other, a group steps together in the same calls, and its bytes depend on nothing outside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from index.errors import ConfigError
+from pipeline.steer.matching import CHUNK, Precision
+from pipeline.steer.negtome import Form, NegToMe, RowPush, push_apart
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One row of a packed batch that belongs to a declared group; see :func:`group_pushes`.
+
+    Attributes:
+        row: its position in the batch.
+        group: the group's id.
+        member: the sample's number in the group.
+        branch: 0 for the unconditional row, 1 for the conditional one: each looks at its own kind (CFG, both halves).
+        step: the denoising step it stands at.
+    """
+
+    row: int
+    group: str
+    member: int
+    branch: int
+    step: int
+
+
+def push_from_mates(
+    tokens: torch.Tensor,
+    groups: Sequence[Hashable | None],
+    *,
+    alpha: float,
+    threshold: float,
+    form: Form = "paper",
+    keep_norm: bool = False,
+    chunk: int = CHUNK,
+    precision: Precision = "float32",
+) -> torch.Tensor:
+    """Push every row of a group away from all other rows of its group; rows whose id is None stay, bit for bit.
+
+    Args:
+        tokens: (B, N, D).
+        groups: group id of every row, or None.
+        alpha, threshold, form, keep_norm, chunk, precision: see :func:`push_apart`.
+
+    Returns:
+        (B, N, D); a row alone in its group is left alone too.
+    """
+    import torch
+
+    if len(groups) != len(tokens):
+        raise ValueError(f"{len(tokens)} rows have {len(groups)} group ids")
+    rows = []
+    for i, group in enumerate(groups):
+        mates = [j for j, other in enumerate(groups) if j != i and other == group and group is not None]
+        if not mates:
+            rows.append(tokens[i])
+            continue
+        rows.append(
+            push_apart(
+                tokens[i : i + 1], tokens[mates].flatten(0, 1), alpha=alpha, threshold=threshold, form=form,
+                keep_norm=keep_norm, chunk=chunk, precision=precision,
+            )[0]
+        )  # fmt: skip
+    return torch.stack(rows)
+
+
+def group_pushes(rows: Sequence[GroupRow], sizes: Mapping[str, int], settings: NegToMe) -> list[RowPush]:
+    """Batch (diversity) mode in a packed call: every sample is pushed away from all its mates.
+
+    With mates a sample's bytes depend on them. That stays reproducible only when the mates are declared (the group), all
+    present in the call and standing at the same step; anything else is refused.
+
+    Args:
+        rows: the rows of samples that belong to groups.
+        sizes: number of samples in each group.
+        settings: strength, threshold, window; without latents or features of its own.
+
+    Raises:
+        ConfigError: a group is not complete in this call, or its members stand at different steps.
+    """
+    pushes = []
+    for group in sorted({r.group for r in rows}):
+        mates = sorted((r for r in rows if r.group == group), key=lambda r: (r.branch, r.member))
+        members, steps = {r.member for r in mates}, {r.step for r in mates}
+        if len(members) != sizes[group] or len(steps) != 1:
+            raise ConfigError(
+                f"{len(members)} of {sizes[group]} members are in this call, at steps {sorted(steps)}",
+                where=f"group {group!r}",
+                fix="Admit a group as a whole and let it step together: its pictures depend on one another",
+            )
+        if not settings.acts_at(mates[0].step):
+            continue
+        for own in mates:
+            others = tuple(r.row for r in mates if r.branch == own.branch and r.member != own.member)
+            if others:
+                pushes.append(RowPush(own.row, others, settings, own.step))
+    return pushes

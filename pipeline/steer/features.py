@@ -1,0 +1,189 @@
+"""A reference's token features, worked out once: they depend on the reference, not on the samples pushed away from it.
+
+A reference row is (reference latent, its one fixed noise, the empty prompt) at some step: with rows of a fixed number, its
+tokens are the same bytes whoever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and
+every later sample, attempt and shard is pushed away from the stored tokens: no reference row, a matrix product instead.
+Running them ahead costs what *one* sample that carries the reference would have paid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.steer.blocks import attach
+from pipeline.steer.negtome import NegToMe
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What a reference's tokens at one site depend on.
+
+    Attributes:
+        asset: digest of the reference latent, its noise and the context; see :func:`asset_digest`.
+        model: digest of the model.
+        rows: rows of the call; another number of rows may differ in the last bits.
+        step: denoising step, and of how many.
+        site: block and place in it.
+    """
+
+    asset: str
+    model: str
+    rows: int
+    step: tuple[int, int]
+    site: str
+
+
+class FeatureCache:
+    """Least recently used features under a byte budget.
+
+    Trajectories hold what they use: the budget bounds what is kept beyond them, and eviction never changes a picture.
+
+    Attributes:
+        budget: bytes.
+        bytes: bytes held now.
+        hits, misses, evictions: counted per key.
+        rows_run: denoiser rows spent on filling it; two make one evaluation.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = self.hits = self.misses = self.evictions = self.rows_run = 0
+        self._kept: OrderedDict[FeatureKey, torch.Tensor] = OrderedDict()
+        self._sites: dict[tuple[str, object], tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: FeatureKey) -> torch.Tensor | None:
+        """The tokens (N, D) of that key, or None; counts a hit or a miss."""
+        found = self._kept.get(key)
+        if found is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: FeatureKey, tokens: torch.Tensor) -> None:
+        """Keep tokens, dropping the least recently used until the budget holds; what is larger than the budget is not kept."""
+        if (old := self._kept.pop(key, None)) is not None:
+            self.bytes -= old.nbytes
+        if tokens.nbytes > self.budget:
+            return
+        self._kept[key] = tokens
+        self.bytes += tokens.nbytes
+        while self.bytes > self.budget:
+            _, dropped = self._kept.popitem(last=False)
+            self.bytes -= dropped.nbytes
+            self.evictions += 1
+
+    def sites(self, model: str, settings: NegToMe) -> tuple[str, ...] | None:
+        """The sites such settings use in that model, once known."""
+        return self._sites.get((model, _placing(settings)))
+
+    def learn_sites(self, model: str, settings: NegToMe, sites: Iterable[str]) -> None:
+        """Remember them."""
+        self._sites[model, _placing(settings)] = tuple(sites)
+
+
+def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: torch.Tensor) -> str:
+    """What a reference row is made of, as a digest: its latent (C, h, w), its noise or None, its context."""
+    digest = hashlib.sha256()
+    for part in (latent, noise, context):
+        digest.update(b"-" if part is None else f"{tuple(part.shape)} {part.dtype} ".encode())
+        if part is not None:
+            digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def capturing(blocks: Sequence[tuple[str, Any]], settings: NegToMe) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs."""
+    captured: dict[str, Any] = {}
+
+    def record(site: str, tokens: torch.Tensor) -> Mapping[int, torch.Tensor]:
+        if settings.selects(site, tokens.shape[1]):
+            captured[site] = tokens.clone()
+        return {}
+
+    handles: list[Any] = []
+    try:
+        for name, block in blocks:
+            if name.startswith(settings.where):
+                handles += attach(name, block, record, settings.placement, self_attention=settings.attention == "both")
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def with_features(
+    settings: NegToMe,
+    steps: Sequence[int],
+    *,
+    cache: FeatureCache,
+    model: str,
+    of_steps: int,
+    rows: int,
+    blocks: Sequence[tuple[str, Any]],
+    noised: Callable[[NegToMe, int], Sequence[torch.Tensor]],
+    denoise: Callable[[list[torch.Tensor], list[int], list[torch.Tensor]], object],
+) -> NegToMe:
+    """The same settings with their references' features in place of the references: the sample then owns no reference rows.
+
+    Args:
+        settings: reference mode with latents.
+        steps: denoising steps at which it will act.
+        cache: where features are looked up and kept.
+        model: digest of the model.
+        of_steps: number of denoising steps of the sampler.
+        rows: rows of a denoiser call.
+        blocks: the model's transformer blocks.
+        noised: the settings' reference latents at a step's noise level.
+        denoise: runs at most ``rows`` latents (C, h, w) at their steps with their contexts in one call padded to ``rows``.
+
+    Returns:
+        Settings without latents, with ``features``.
+    """
+    import torch
+
+    noises = settings.noises or (None,) * len(settings.latents)
+    assets = [asset_digest(z, n, settings.context) for z, n in zip(settings.latents, noises, strict=True)]
+    found: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+    sites = cache.sites(model, settings)
+    missing: list[tuple[int, int]] = []
+    for step in steps:
+        for which, asset in enumerate(assets):
+            kept = {s: cache.get(FeatureKey(asset, model, rows, (step, of_steps), s)) for s in sites or ("",)}
+            if sites is None or any(tokens is None for tokens in kept.values()):
+                missing.append((step, which))
+            else:
+                found[step, which] = {site: tokens for site, tokens in kept.items() if tokens is not None}
+    for at in range(0, len(missing), rows):
+        part = missing[at : at + rows]
+        latents = [noised(settings, step)[which] for step, which in part]
+        with capturing(blocks, settings) as captured:
+            denoise(latents, [step for step, _ in part], [settings.context] * len(part))
+        cache.rows_run += len(part)
+        cache.learn_sites(model, settings, captured)
+        for row, (step, which) in enumerate(part):
+            found[step, which] = {site: tokens[row].clone() for site, tokens in captured.items()}
+            for site, tokens in found[step, which].items():
+                cache.put(FeatureKey(assets[which], model, rows, (step, of_steps), site), tokens)
+    features = {
+        step: {site: torch.cat([found[step, which][site] for which in range(len(assets))]) for site in found[step, 0]}
+        for step in steps
+    }
+    return replace(settings, latents=(), noises=None, features=features)
+
+
+def _placing(settings: NegToMe) -> object:
+    return settings.placement, settings.attention, settings.where, settings.min_tokens

@@ -1,0 +1,114 @@
+"""Best matches by cosine in bounded memory: the inner loop of negative token merging (arXiv 2412.01339).
+
+The similarity of N tokens to M reference tokens is walked in tiles of chunk × chunk; a running maximum (or a running softmax,
+as flash attention keeps one) stands for the matrix that is never made. Tokens of one picture only: rows of a batch are matched
+one after the other, so that a row's bytes do not depend on how many others there are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+CHUNK = 1024
+FLOOR = 1e-12  # as torch.nn.functional.normalize: a token of zeros has no direction and matches nothing
+
+
+def best_match(
+    tokens: torch.Tensor, reference: torch.Tensor, *, chunk: int = CHUNK, precision: Precision = "float32"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most similar reference token of every token.
+
+    Args:
+        tokens: (N, D), any floating dtype.
+        reference: (M, D), M ≥ 1.
+        chunk: tile edge; the largest intermediate has chunk² elements (and chunk × D for the tile's operands).
+        precision: number format in which tiles are multiplied. bfloat16 only proposes: the cosine that is returned, and that
+            thresholds see, is worked out again in float32 for the proposed pair.
+
+    Returns:
+        cosine float32 (N,) and index int64 (N,) into ``reference``; the first of equals.
+    """
+    import torch
+
+    if tokens.is_cuda and precision == "bfloat16":
+        from pipeline.steer.fused import available, fused_best_match
+
+        if available():
+            which = fused_best_match(tokens, reference)
+            return _cosine(tokens, reference, which), which
+    low = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    directions = _directions(reference, low)
+    cosines, indices = [], []
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk]
+        # |h| does not move the maximum, so that bf16 tiles need no division; in fp32 it makes the tile the cosine itself.
+        query = part.to(low) if low is torch.bfloat16 else _directions(part, low)
+        best, which = _running_maximum(query, directions, chunk)
+        if low is torch.bfloat16:
+            best = _cosine(part, reference, which)
+        cosines.append(best)
+        indices.append(which)
+    return torch.cat(cosines), torch.cat(indices)
+
+
+def soft_match(
+    tokens: torch.Tensor, reference: torch.Tensor, *, temperature: float, chunk: int = CHUNK, precision: Precision = "float32"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel-weighted mean of reference tokens, weights exp(cos/T), and the best cosine.
+
+    Args:
+        tokens, reference, chunk, precision: see :func:`best_match`.
+        temperature: T > 0 of the kernel; towards 0 it is the best match.
+
+    Returns:
+        cosine float32 (N,) of the best reference token, and float32 (N, D) Σ_j softmax_j(cos_ij/T)·r_j.
+    """
+    import torch
+
+    low = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    directions = _directions(reference, low)
+    cosines, means = [], []
+    for start in range(0, len(tokens), chunk):
+        query = _directions(tokens[start : start + chunk], low)
+        best = query.new_full((len(query),), -torch.inf, dtype=torch.float32)
+        total = torch.zeros_like(best)
+        mean = torch.zeros(len(query), reference.shape[1], dtype=torch.float32, device=tokens.device)
+        for at in range(0, len(reference), chunk):
+            tile = (query @ directions[at : at + chunk].T).float()
+            higher = torch.maximum(best, tile.amax(1))
+            shrink = torch.exp((best - higher) / temperature)  # exp(−∞) = 0 the first time
+            weight = torch.exp((tile - higher[:, None]) / temperature)
+            mean = mean * shrink[:, None] + weight @ reference[at : at + chunk].float()
+            total = total * shrink + weight.sum(1)
+            best = higher
+        cosines.append(best)
+        means.append(mean / total[:, None])
+    return torch.cat(cosines), torch.cat(means)
+
+
+def _running_maximum(query: torch.Tensor, directions: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    best, which = (query @ directions[:chunk].T).float().max(1)
+    for at in range(chunk, len(directions), chunk):
+        value, index = (query @ directions[at : at + chunk].T).float().max(1)
+        higher = value > best  # strictly: the first of equals stays
+        best, which = torch.where(higher, value, best), torch.where(higher, index + at, which)
+    return best, which
+
+
+def _directions(tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    import torch.nn.functional as F
+
+    return F.normalize(tokens.float(), dim=-1, eps=FLOOR).to(dtype)
+
+
+def _cosine(tokens: torch.Tensor, reference: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return (_directions(tokens, torch.float32) * _directions(reference[which], torch.float32)).sum(1)

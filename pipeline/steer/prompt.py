@@ -1,0 +1,89 @@
+"""Prompt-embedding optimisation (arXiv 2407.21720): change the prompt until the model no longer leaps at it.
+
+A memorised prompt shows in a large ‖ε_text − ε_empty‖ at the first step. Descend on it with AdamW, in the prompt's embedding,
+until it falls below a target, and draw with the embedding found. Each iteration is a forward and a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Denoise = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Latents (N, C, h, w), contexts (N, …) at the first step → raw output (N, C, h, w), differentiable in the contexts."""
+
+
+def optimise_prompt(
+    denoise: Denoise,
+    latent: torch.Tensor,
+    context: torch.Tensor,
+    empty: torch.Tensor,
+    *,
+    learning_rate: float = 0.1,
+    iterations: int = 10,
+    target: float = 3.0,
+) -> tuple[torch.Tensor, list[float]]:
+    """Minimise ‖ε(z, e) − ε(z, ∅)‖ over the embedding e.
+
+    Args:
+        denoise: the denoiser at the first step.
+        latent: z (C, h, w), pure noise.
+        context: e, the prompt's embedding.
+        empty: ∅, the empty prompt's, of the same shape.
+        learning_rate: of AdamW.
+        iterations: at most so many.
+        target: stop once the norm is at or below it.
+
+    Returns:
+        The embedding with the smallest norm seen, and the norm of every embedding that was looked at.
+    """
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        start, z = context.detach().clone(), latent.detach().clone()[None]
+        with torch.no_grad():
+            without = denoise(z, empty.detach().clone()[None])
+        e = start.clone().requires_grad_(True)
+        optimiser = torch.optim.AdamW([e], lr=learning_rate)
+        norms: list[float] = []
+        best, least = start, float("inf")
+        for _ in range(iterations + 1):
+            norm = (denoise(z, e[None]) - without).norm()
+            norms.append(float(norm.detach()))
+            if norms[-1] < least:
+                best, least = e.detach().clone(), norms[-1]
+            if norms[-1] <= target or len(norms) > iterations:
+                break
+            optimiser.zero_grad()
+            norm.backward()
+            optimiser.step()
+    return best, norms
+
+
+def differentiable_denoiser(model: Any, timestep: float) -> Denoise:
+    """A model's denoiser at one timestep, with gradients.
+
+    Args:
+        model: with ``denoise_tensor``: (latents, timesteps, contexts) → raw output, differentiable.
+        timestep: what the network is told.
+
+    Raises:
+        ConfigError: the model has no such method.
+    """
+    import torch
+
+    if not hasattr(model, "denoise_tensor"):
+        raise ConfigError(
+            f"{type(model).__name__} has no gradients of its denoiser", where='ladder, kind = "prompt"', fix="Use another kind"
+        )
+
+    def denoise(latents: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model.denoise_tensor(latents, torch.full((len(latents),), timestep), contexts)
+        return found
+
+    return denoise

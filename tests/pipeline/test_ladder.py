@@ -1,0 +1,196 @@
+"""The ladder: what a rung may say, and what each kind makes of a failed attempt. Every arm of the benchmark is a ladder."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from index.errors import ConfigError
+from pipeline.config import ModelConfig, Policy, Rung, from_dict
+from pipeline.engine import Engine, Trajectory
+from pipeline.model.families import load_model
+from pipeline.steer.embedder_space import EmbedderSpace
+from pipeline.steer.ladder import Words, next_seed, random_references, retry
+
+STEPS, ROWS, SEED = 5, 8, 3
+
+# Every arm of the steering benchmark, as it is written in a policy file.
+ARMS = {
+    "none": "ladder = []",
+    "negative prompt": '[[ladder]]\nkind = "negative"',
+    "re-seed": '[[ladder]]\nkind = "reseed"\n[[ladder]]\nkind = "reseed"',
+    "re-noise only": '[[ladder]]\nkind = "renoise"\nresume_fraction = 0.4\nrollback = 0.2',
+    "delayed CFG": '[[ladder]]\nkind = "delayed_cfg"\nwindow = 0.5',
+    "prompt-embedding optimisation": '[[ladder]]\nkind = "prompt"\niterations = 2\nnorm_target = 0.0',
+    "AMG": '[[ladder]]\nkind = "amg"\nstrength = 5.0\nenough = 0.5\niterations = 1',
+    "SPELL": '[[ladder]]\nkind = "spell"\nradius = 1.5\nreferences = 2',
+    "NegToMe released": '[[ladder]]\nkind = "negtome"\nmatch = "released"\nplacement = "released"\nkeep_norm = false\n'
+    'noise = "none"\nattention = "both"\ntoken_threshold = 0.0',
+    "NegToMe paper": '[[ladder]]\nkind = "negtome"\nkeep_norm = false\nattention = "both"\ntoken_threshold = 0.0',
+    "NegToMe ours": '[[ladder]]\nkind = "negtome"\nform = "kernel"\nmasked = true\nreferences = 2\ntoken_threshold = 0.0',
+    "NegToMe, random reference": '[[ladder]]\nkind = "negtome"\ntarget = "random"\ntoken_threshold = 0.0',
+    "nudging literal": '[[ladder]]\nkind = "nudge"\nsolver = "closed_form"\nnormalise = "none"\nweights = "mean"\nkeep = 4.0\n'
+    "centred = false",
+    "nudging ours": '[[ladder]]\nkind = "nudge"\niterations = 3\nenough = -0.9',
+    "nudging of the noisy latent": '[[ladder]]\nkind = "nudge"\nspace = "noisy"\niterations = 2',
+    "nudging in the embedder's space": '[[ladder]]\nkind = "nudge"\nspace = "embedder"\npull = 0.5\niterations = 2',
+    "random direction": '[[ladder]]\nkind = "nudge"\ndirection = "random"',
+    "the full ladder": '[[ladder]]\nkind = "nudge"\nresume_fraction = 0.4\nrollback = 0.2\n'
+    '[[ladder]]\nkind = "nudge"\nresume_fraction = 0.4\nrollback = 0.2\n[[ladder]]\nkind = "negtome"\n'
+    '[[ladder]]\nkind = "reseed"',
+}
+
+
+def ladder(text: str) -> tuple[Rung, ...]:
+    return from_dict(Policy, tomllib.loads(text), where="policy").ladder
+
+
+REFUSED = [
+    ({"kind": "reseed", "alpha": 0.5}, "'alpha' means nothing to kind 'reseed'"),
+    ({"kind": "nudge", "token_threshold": 0.5}, "means nothing"),
+    ({"kind": "negtome", "enough": 0.5}, "means nothing"),
+    ({"kind": "nudge", "resume_fraction": 1.5}, "must be 0 to 1"),
+    ({"kind": "nudge", "references": 0}, "must be 1 to 64"),
+    ({"kind": "nudge", "step_size": float("nan")}, "must be 0 to 10"),
+    ({"kind": "negtome", "match": "sideways"}, "'sideways' is not allowed"),
+    ({"kind": "negtome", "match": "released", "references": 2}, "one reference"),
+    ({"kind": "negtome", "match": "released", "masked": True}, "no mask"),
+    ({"kind": "nudge", "pull": 1.0}, "only the embedder"),
+    ({"kind": "nudge", "space": "embedder", "solver": "closed_form"}, "no closed form"),
+    ({"kind": "nudge", "solver": "closed_form"}, "only dot products"),
+    ({"kind": "nudge", "solver": "closed_form", "normalise": "none"}, "takes the mean"),
+    ({"kind": "nudge", "solver": "closed_form", "normalise": "none", "weights": "mean", "keep": 0}, "divides by it"),
+    ({"kind": "nudge", "push": 0.0}, "nothing pushes"),
+    ({"kind": "nudge", "itterations": 5}, "Did you mean 'iterations'"),
+    ({"kind": "nugde"}, "is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("rung", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_senseless_rungs_are_refused_by_name(rung: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        from_dict(Policy, {"ladder": [rung]}, where="policy")
+    assert error.value.fix
+
+
+def test_a_wrong_kind_in_python_is_no_traceback_either() -> None:
+    with pytest.raises(ConfigError, match="is no kind"):
+        Rung("climb")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_sd: Path) -> Engine:
+    return Engine(load_model(ModelConfig(path=str(tiny_sd), dtype="float32")), rows=ROWS, steps=STEPS, guidance_scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def first(engine: Engine) -> Trajectory:
+    texts = engine.model.encode_prompts(["a red apple", ""])
+    return run(engine, Trajectory(1, engine.initial_noise(SEED), 0, texts[0], texts[1]))
+
+
+@pytest.fixture(scope="module")
+def space(engine: Engine) -> EmbedderSpace:
+    class Embedder:
+        def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels[:, :, ::4, ::4].flatten(1)
+
+        def texts(self, captions: list[str]) -> Any:
+            return torch.nn.functional.normalize(torch.ones(1, 48), dim=1).numpy()
+
+    return EmbedderSpace.of(engine.model, Embedder())
+
+
+def run(engine: Engine, t: Trajectory) -> Trajectory:
+    engine.submit(t)
+    while engine.busy:
+        engine.step()
+    return t
+
+
+def again(
+    engine: Engine, last: Trajectory, rung: Rung, *, attempt: int = 1, found: int = 3, space: EmbedderSpace | None = None
+) -> tuple[Trajectory, Any, int]:
+    latents = [torch.randn(engine.model.latent_shape, generator=torch.Generator().manual_seed(70 + i)) for i in range(found)]
+    latents = [0.5 * z + 0.5 * last.latent for z in latents]
+    words = Words("a red apple", "a dog", ["cat", "lemon"][:found], lambda text: engine.model.encode_prompts([text])[0])
+    return retry(
+        engine, last, rung, seed=SEED, attempt=attempt, ref_ids=["00000001", "00000002", "00000003"][:found], latents=latents,
+        reference_context=last.negative, centre=torch.zeros(engine.model.latent_shape), words=words,
+        embedder_space=(lambda: space) if space is not None else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "none"])
+def test_every_arm_draws_another_picture_and_says_what_it_did(
+    engine: Engine, first: Trajectory, space: EmbedderSpace, arm: str
+) -> None:
+    rung = ladder(ARMS[arm])[0]
+    t, intervention, seed = again(engine, first, rung, space=space)
+    assert intervention.kind == rung.kind and (seed == SEED) == (rung.kind != "reseed")
+    begin = t.step
+    assert begin == (2 if rung.resume_fraction == 0.4 else 0)
+    run(engine, t)
+    assert torch.isfinite(t.latent).all() and not torch.equal(t.latent, first.latent)
+    twice, _, _ = again(engine, first, rung, space=space)
+    assert torch.equal(run(engine, twice).latent, t.latent)  # a rung is reproducible
+    rows = 1 + rung.references / 2 if rung.kind == "negtome" else 1.0
+    extra = 4.0 if rung.kind == "prompt" else 0.0
+    assert t.evals == (STEPS - begin) * rows + extra
+
+
+def test_no_ladder_is_no_attempt() -> None:
+    assert ladder(ARMS["none"]) == ()
+
+
+@pytest.mark.parametrize("kind", ["negtome", "nudge", "amg", "spell", "negative"])
+def test_without_references_a_rung_is_a_new_seed_and_recorded_as_one(engine: Engine, first: Trajectory, kind: str) -> None:
+    t, intervention, seed = again(engine, first, Rung(kind), found=0)  # type: ignore[arg-type]
+    assert intervention.kind == "reseed" and intervention.ref_ids == () and seed == next_seed(SEED, 1)
+    assert torch.equal(t.latent, engine.initial_noise(seed)) and t.push is t.nudge is t.guide is None
+
+
+def test_each_failure_rolls_back_earlier(engine: Engine, first: Trajectory) -> None:
+    rung = Rung("nudge", resume_fraction=0.8, rollback=0.2)
+    assert [again(engine, first, rung, attempt=n)[0].step for n in (1, 2, 3, 4, 5, 6)] == [4, 3, 2, 1, 0, 0]
+    t, _, _ = again(engine, first, rung)
+    assert sorted(t.ring) == [0, 1, 2, 3] and torch.equal(t.latent, first.ring[4])
+    thinned = Trajectory(1, first.latent, STEPS, first.context, first.negative, ring={s: first.ring[s] for s in (0, 2)})
+    assert again(engine, thinned, rung)[0].step == 2  # the latest that is kept, not the earliest
+
+
+def test_a_second_steered_attempt_can_go_back_behind_the_first(engine: Engine, first: Trajectory) -> None:
+    t, _, _ = again(engine, first, Rung("nudge", resume_fraction=0.6))
+    run(engine, t)
+    further, _, _ = again(engine, t, Rung("nudge", resume_fraction=0.2), attempt=2)
+    assert further.step == 1 and torch.equal(further.latent, first.ring[1])
+
+
+def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Trajectory) -> None:
+    t, _, _ = again(engine, first, Rung("renoise", resume_fraction=0.6))
+    noise = (t.latent - engine.sampler.signal[3] * first.latent) / engine.sampler.noise[3]
+    assert torch.allclose(noise, engine.initial_noise(next_seed(SEED, 1)), atol=1e-3)
+    assert t.push is t.nudge is t.guide is None and torch.equal(t.context, first.context)
+
+
+def test_negative_titles_stand_behind_the_callers_own(engine: Engine, first: Trajectory) -> None:
+    t, _, _ = again(engine, first, Rung("negative", references=2))
+    assert torch.equal(t.negative, engine.model.encode_prompts(["a dog, cat, lemon"])[0])
+    assert Words("x", "a dog", ["", ""], lambda _: torch.zeros(1)).negative_of(2) == ""
+
+
+def test_random_references_are_others_in_an_order_of_the_seed() -> None:
+    everything = [f"{i:08x}" for i in range(20)]
+    drawn = random_references(everything, everything[:3], seed=1, attempt=1)
+    assert len(drawn) == 17 and not set(drawn) & set(everything[:3])
+    assert drawn == random_references(everything[::-1], everything[:3], seed=1, attempt=1)
+    assert drawn != random_references(everything, everything[:3], seed=2, attempt=1)
+
+
+def test_the_embedders_space_needs_an_embedder(engine: Engine, first: Trajectory) -> None:
+    with pytest.raises(ConfigError, match="no embedder"):
+        again(engine, first, Rung("nudge", space="embedder"))

@@ -1,0 +1,100 @@
+"""Reference features worked out once: the same pictures, byte for byte, without reference rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import ModelConfig, Rung
+from pipeline.engine import Engine, Trajectory
+from pipeline.model.families import DiffusionModel, load_model
+from pipeline.steer.features import FeatureCache, FeatureKey, asset_digest
+from pipeline.steer.ladder import retry
+
+STEPS, ROWS = 3, 8
+IDS = ["00000001", "00000002"]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
+
+
+def key(site: str) -> FeatureKey:
+    return FeatureKey("asset", "model", 8, (0, 5), site)
+
+
+def test_the_budget_drops_the_least_recently_used() -> None:
+    cache = FeatureCache(budget=3 * 40)
+    for site in "abc":
+        cache.put(key(site), torch.zeros(10))
+    assert cache.bytes == 120 and cache.get(key("a")) is not None
+    cache.put(key("d"), torch.zeros(10))
+    assert cache.get(key("b")) is None and cache.get(key("a")) is not None
+    assert (cache.bytes, len(cache), cache.hits, cache.misses, cache.evictions) == (120, 3, 2, 1, 1)
+    cache.put(key("a"), torch.zeros(20))  # in place of the smaller one
+    assert cache.bytes == 120 and cache.get(key("c")) is None
+    cache.put(key("huge"), torch.zeros(1000))
+    assert cache.get(key("huge")) is None and cache.bytes == 120
+
+
+def test_an_asset_is_its_latent_noise_and_context() -> None:
+    z, n, c = torch.ones(4, 2, 2), torch.zeros(4, 2, 2), torch.ones(3, 8)
+    digests = {asset_digest(*parts) for parts in ((z, n, c), (z, None, c), (n, z, c), (z, n, 2 * c))}
+    assert len(digests) == 4 and asset_digest(z, n, c) == asset_digest(z.clone(), n.clone(), c.clone())
+
+
+def finished(e: Engine, t: Trajectory) -> torch.Tensor:
+    e.submit(t)
+    while e.busy:
+        e.step()
+    return t.latent
+
+
+def steered(e: Engine, rung: Rung, tag: int = 1) -> tuple[Trajectory, torch.Tensor]:
+    texts = e.model.encode_prompts([f"a red apple {tag}", ""])
+    first = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+    finished(e, first)
+    latents = [torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + i)) for i in range(2)]
+    again, intervention, _ = retry(
+        e, first, rung, seed=tag, attempt=1, ref_ids=IDS, latents=latents, reference_context=texts[1],
+        centre=torch.zeros(e.model.latent_shape),
+    )  # fmt: skip
+    assert intervention.kind == "negtome" and intervention.ref_ids == tuple(IDS[: rung.references])
+    assert e.features is None or again.rows() == again.peak_rows() == 2
+    return again, finished(e, again)
+
+
+RUNGS = [
+    Rung("negtome", token_threshold=0.1, references=2, window=0.7),
+    Rung("negtome", token_threshold=0.1, resume_fraction=0.4, attention="both", masked=True, noise="none"),
+    Rung("negtome", token_threshold=0.1, placement="released", min_tokens=64),
+]
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=range(len(RUNGS)))
+def test_cached_features_draw_the_same_bytes_and_cost_no_rows(model: DiffusionModel, rung: Rung) -> None:
+    plain = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
+    cached = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
+    cached.features = FeatureCache(1 << 24)
+    carried, expected = steered(plain, rung)
+    for turn in range(2):
+        again, found = steered(cached, rung)
+        assert torch.equal(found, expected)
+        window = carried.evals - again.evals
+        assert window == cached.features.rows_run / 2 > 0  # filling it costs what one sample that carries them pays
+        assert cached.features.hits > 0 if turn else cached.features.hits == 0
+    other, expected_other = steered(plain, rung, tag=2)
+    _, found_other = steered(cached, rung, tag=2)
+    assert torch.equal(found_other, expected_other) and cached.features.rows_run / 2 == window
+    assert other.evals == carried.evals
+
+
+def test_a_budget_of_nothing_changes_no_picture(tiny_sd: Path) -> None:
+    model = load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+    plain, cached = (Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0) for _ in range(2))
+    cached.features = FeatureCache(0)
+    assert torch.equal(steered(cached, RUNGS[0])[1], steered(plain, RUNGS[0])[1])
+    assert cached.features.bytes == 0
