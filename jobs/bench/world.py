@@ -171,12 +171,29 @@ def marks(judges: Judges, plain: Drawn, prone: Sequence[str]) -> list[Measure]:
     judged: np.ndarray = np.max(judges.marks(plain.pictures) >= 0.5, axis=1)
     both: np.ndarray = np.logical_and(ours, judged)
     rest: np.ndarray = ~np.isin(plain.captions, prone)
-    return [
+    found = [
         clustered("ordinary pictures marked (detector and judge agree)", both, plain.captions, 0.15, most=0.40),
         clustered("… by the pipeline's detector", ours, plain.captions),
         clustered("… by the judge", judged, plain.captions),
         clustered("… by both, subjects not prone to marks", both[rest], plain.only(rest).captions),
     ]
+    if (yolo := by_yolo(plain.pictures)) is not None:
+        agreed: np.ndarray = np.logical_and(ours, yolo)
+        found.append(clustered("ordinary pictures marked (detector and YOLO agree)", agreed, plain.captions, 0.15, most=0.40))
+        found.append(clustered("… by YOLO", yolo, plain.captions))
+    return found
+
+
+def by_yolo(pictures: np.ndarray) -> np.ndarray | None:
+    """bool (N,): YOLO finds a mark; None without the extra ``yolo``."""
+    from guards.yolo import YoloMarksGuard
+    from index.errors import GuardUnavailable
+
+    try:
+        guard = YoloMarksGuard()
+    except GuardUnavailable:
+        return None
+    return np.array([any(finding.triggered for finding in findings) for findings in guard.check(pictures)])
 
 
 def policy(judges: Judges, cleared: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:

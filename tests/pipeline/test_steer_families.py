@@ -1,7 +1,4 @@
-"""NegToMe through the engine on SDXL and SD3: rungs reach UNet and MMDiT blocks, alone as in a batch, cached as carried.
-
-Flux's blocks are tested without the engine in test_steer_blocks.py.
-"""
+"""NegToMe through the engine on SDXL, SD3 and Flux: rungs reach UNet and MMDiT blocks, alone as in a batch, or cached."""
 
 from __future__ import annotations
 
@@ -21,9 +18,11 @@ STEPS, ROWS = 3, 6
 RUNG = Rung("negtome", alpha=0.9, token_threshold=0.0, masked=True)
 
 
-@pytest.fixture(scope="module", params=["tiny_sdxl", "tiny_sd3"])
+@pytest.fixture(scope="module", params=["tiny_sdxl", "tiny_sd3", "tiny_flux"])
 def model(request: pytest.FixtureRequest) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(request.getfixturevalue(request.param)), dtype="float32"))
+    # Flux's own size would be 128 latents a side, which is no tiny model any more.
+    folder = str(request.getfixturevalue(request.param))
+    return load_model(ModelConfig(path=folder, dtype="float32", size=16, text_tokens=8))
 
 
 def engine(model: DiffusionModel) -> Engine:
