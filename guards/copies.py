@@ -42,8 +42,9 @@ class CopiesGuard:
     """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised`` and ``copy.geometry``.
 
     The score of the first two is the similarity of their best reference. Among references at or above the threshold one
-    that the second look confirms comes before a nearer one that it does not. ``copy.geometry`` is for what the embedder
-    misses: its score is the best second look at the k nearest references. ``detail`` is the reference's id.
+    that the second look confirms comes before a nearer one that it does not, and one that it clears does not count.
+    ``copy.geometry`` is for what the embedder misses: its score is the best second look at the k nearest references.
+    ``detail`` is the reference's id.
 
     Args:
         index: the references.
@@ -113,7 +114,7 @@ class CopiesGuard:
 
     def _finding(self, category: str, nearest: tuple[Match, ...]) -> Finding:
         probe = category == "copy.memorised"
-        mine = [match for match in nearest if (match.rights_basis == PROBE) == probe and match.status not in HARMLESS]
+        mine = [m for m in nearest if (m.rights_basis == PROBE) == probe and m.status not in HARMLESS and not self._cleared(m)]
         if not mine:
             return Finding(self.name, self.version, category, NOTHING_NEAR, self.point.threshold)
 
@@ -130,6 +131,10 @@ class CopiesGuard:
             confirmed=confirmed(worst),
             detail=worst.ref_id,
         )
+
+    def _cleared(self, match: Match) -> bool:
+        """Whether the second look saw that picture and reference share nothing, whatever the embedder thinks of them."""
+        return match.confirm is not None and match.confirm < self.point.veto_below
 
     def _geometry(self, nearest: tuple[Match, ...]) -> Finding:
         looked = [match for match in nearest if match.confirm is not None]

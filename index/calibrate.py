@@ -59,12 +59,15 @@ class OperatingPoint:
         confirm_threshold: score of the second look from which it agrees.
         look_from: cosine from which the second look is taken at all; at most ``threshold``.
         alone_threshold: score from which the second look suffices although the cosine stays below ``threshold``.
+        veto_below: score below which the second look clears a picture whose cosine reaches ``threshold``: laid over each
+            other the two share nothing.
     """
 
     threshold: float
     confirm_threshold: float = 0.5
     look_from: float = NEVER
     alone_threshold: float = NEVER
+    veto_below: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Calibration:
         false_positive_rate: share of near misses at or above it.
         precision: share of copies among everything at or above it, in the proportions of the measured pairs.
         confirmed_recall, confirmed_false_positive_rate: the same when the second look must agree too.
-        look_from, alone_threshold: see :class:`OperatingPoint`.
-        either_recall, either_false_positive_rate: the same when the second look alone suffices from ``alone_threshold``.
+        look_from, alone_threshold, veto_below: see :class:`OperatingPoint`.
+        either_recall, either_false_positive_rate: of the whole rule, veto and second look alone included.
         average_precision: of the cosine, over all thresholds.
         curve: (threshold, recall, false positive rate) from strict to loose.
         max_false_positive_rate: the limit that chose the threshold.
@@ -105,12 +108,14 @@ class Calibration:
     source: str = ""
     look_from: float = NEVER
     alone_threshold: float = NEVER
+    veto_below: float = 0.0
     either_recall: Rate | None = None
     either_false_positive_rate: Rate | None = None
 
     @property
     def point(self) -> OperatingPoint:
-        return OperatingPoint(self.threshold, self.confirm_threshold, min(self.look_from, self.threshold), self.alone_threshold)
+        look_from = min(self.look_from, self.threshold)
+        return OperatingPoint(self.threshold, self.confirm_threshold, look_from, self.alone_threshold, self.veto_below)
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -149,13 +154,15 @@ def calibrate(
     confirm_threshold: float = 0.5,
     max_false_positive_rate: float = 0.01,
     max_added_rate: float | None = None,
+    max_vetoed_rate: float = 0.0,
     index_id: str = "",
     source: str = "",
 ) -> Calibration:
     """Choose the smallest threshold that keeps false positives on near misses within the limit.
 
     The second look may also suffice alone: it is taken from the cosine that all but one copy in a hundred reach, and
-    suffices from the smallest score that adds at most ``max_added_rate`` of the near misses to those flagged.
+    suffices from the smallest score that adds at most ``max_added_rate`` of the near misses to those flagged. And it may
+    clear a flagged picture, below the largest score that loses at most ``max_vetoed_rate`` of the copies flagged.
 
     Args:
         embedder_id: whose cosines these are.
@@ -165,6 +172,7 @@ def calibrate(
         confirm_threshold: from which score the second look agrees.
         max_false_positive_rate: share of near misses that may reach the threshold.
         max_added_rate: share of near misses that the second look alone may add; None: it never suffices alone.
+        max_vetoed_rate: share of the flagged copies that the second look may clear by mistake.
         index_id, source: recorded.
 
     Raises:
@@ -180,13 +188,17 @@ def calibrate(
     allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
     threshold = _above(misses, allowed)
     flagged = similarity >= threshold
-    look_from, alone_threshold, either = NEVER, NEVER, None
+    look_from, alone_threshold, veto_below, either = NEVER, NEVER, 0.0, None
     if confirm is not None and max_added_rate is not None:
         look_from = min(threshold, float(np.quantile(copies, 0.01)))
         asked = (similarity >= look_from) & ~flagged
         may_be_added = int(np.floor(max_added_rate * len(misses) + 1e-9))
         alone_threshold = _above(np.sort(np.asarray(confirm, np.float64)[asked & ~copy]), may_be_added)
-        either = flagged | (asked & (np.asarray(confirm, np.float64) >= alone_threshold))
+        sure = np.sort(np.asarray(confirm, np.float64)[flagged & copy])
+        if len(sure) and max_vetoed_rate:
+            veto_below = min(float(sure[int(max_vetoed_rate * len(sure))]), confirm_threshold / 2)
+        cleared = np.asarray(confirm, np.float64) < veto_below
+        either = (flagged & ~cleared) | (asked & (np.asarray(confirm, np.float64) >= alone_threshold))
     agreed = None if confirm is None else flagged & (np.asarray(confirm, np.float64) >= confirm_threshold)
     ends = np.quantile(similarity, (0.0, 1.0))
     points = np.linspace(ends[1], ends[0], CURVE_POINTS)
@@ -211,6 +223,7 @@ def calibrate(
             source=source,
             look_from=look_from,
             alone_threshold=alone_threshold,
+            veto_below=veto_below,
             either_recall=None if either is None else Rate.of(int(either[copy].sum()), int(copy.sum())),
             either_false_positive_rate=None if either is None else Rate.of(int(either[~copy].sum()), int((~copy).sum())),
         )

@@ -135,7 +135,7 @@ def index_calibrate(
     false_alarms: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that may be flagged.")] = 0.01,
     added: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that the second look may flag in addition, alone.")
-    ] = 0.01,
+    ] = 0.005,
     seed: Annotated[int, typer.Option(help="Of the edits.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
     embedder: EmbedderName = "stickers",
@@ -167,7 +167,7 @@ def index_calibrate(
     measured = measure(track(listed, "comparing", console=make_console(stderr=True), transient=True), model, confirm)
     found = calibrate(
         model.embedder_id, measured.cosine, measured.copy, confirm=measured.confirm, index_id=store.index_id,
-        max_false_positive_rate=false_alarms, max_added_rate=added, source=source,
+        max_false_positive_rate=false_alarms, max_added_rate=added, max_vetoed_rate=0.005, source=source,
     )  # fmt: skip
     path = out or index / "calibration.json"
     found.save(path)
@@ -195,8 +195,9 @@ def _operating_point(found: Calibration, measured: Measured) -> Table:
     table.add_row("copies, and the second look agrees", told(found.confirmed_recall))
     table.add_row("harmless, and the second look agrees", told(found.confirmed_false_positive_rate))
     table.add_row("second look alone suffices from", f"{found.alone_threshold:.4f}, where the cosine is {found.look_from:.4f}")
-    table.add_row("copies flagged by either", told(found.either_recall))
-    table.add_row("harmless flagged by either", told(found.either_false_positive_rate))
+    table.add_row("second look clears below", f"{found.veto_below:.4f}")
+    table.add_row("copies flagged by the whole rule", told(found.either_recall))
+    table.add_row("harmless flagged by the whole rule", told(found.either_false_positive_rate))
     table.add_row("average precision", f"{found.average_precision:.4f}")
     for label in dict.fromkeys(measured.label.tolist()):
         mine = measured.cosine[measured.label == label]

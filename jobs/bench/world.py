@@ -118,7 +118,7 @@ def pictures_of(studio: Studio) -> dict[str, np.ndarray]:
 def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
     """bool (N,): the caption judge has the right caption among its first five."""
     scores = judges.captions(drawn.pictures)
-    at = {name: i for i, name in enumerate(judges.names)}
+    at = {name.replace("-", " "): i for i, name in enumerate(judges.names)}
     own = scores[np.arange(len(scores)), [at[caption] for caption in drawn.captions]]
     return np.asarray((scores > own[:, None]).sum(1) < 5)
 
@@ -233,12 +233,10 @@ def contact_sheet(
         for caption in dict.fromkeys(plain.captions)
     ]
     scores = judges.marks(plain.pictures)
-    worst = np.argsort(-scores.max(1), kind="stable")[:36]
+    worst = [i for i in np.argsort(-scores.max(1), kind="stable")[:36] if scores[i].max() >= 0.5]
     kinds = ("watermark", "qr", "text")
     marked = [strip(kinds[int(scores[i].argmax())], [plain.pictures[i]]) for i in worst]
-    words = "protected drawing, then {0} seeds unsteered, then the same seeds under the default policy (white: not accepted)"
-    return stack([
-        (words.format(seeds), arrange(rows, 3)),
-        (f"ordinary captions, {seeds} seeds, unsteered", arrange(ordinary, 7)),
-        ("what the mark judge is surest of", arrange(marked, 18)),
-    ])  # fmt: skip
+    many = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    words = f"protected drawing, then {many} unsteered, then the same under the default policy (white: not accepted)"
+    parts = [(words, arrange(rows, 3)), (f"ordinary captions, {many}, unsteered", arrange(ordinary, 7))]
+    return stack([*parts, *([("what the mark judge is surest of", arrange(marked, 18))] if marked else [])])

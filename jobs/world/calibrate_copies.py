@@ -19,7 +19,8 @@ import numpy as np
 # A flagged picture is steered, not rejected (that takes the second look as well): a false alarm costs some denoiser evaluations
 # and a miss releases a copy: the operating point leans towards recall.
 STEER_FALSE_ALARMS = 0.02
-ALONE_FALSE_ALARMS = 0.01  # what the second look alone may add to them
+ALONE_FALSE_ALARMS = 0.0025  # what the second look alone may add to them
+VETOED_COPIES = 0.01  # what it may lose where it clears a picture that the embedder flags
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
         confirm=second,
         max_false_positive_rate=STEER_FALSE_ALARMS,
         max_added_rate=ALONE_FALSE_ALARMS,
+        max_vetoed_rate=VETOED_COPIES,
         source=f"{len(chosen)} held-out names of the embedded world: plain and edited copies against other vendors' drawings",
     )
     calibration.save(path)
@@ -130,7 +132,8 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
         for kind, rows in (("plain", sample.plain), ("edited", ~sample.plain)):
             copy, above, agrees = sample.copy[rows], cosines[rows] >= calibration.threshold, looks[rows] >= 0.5
             point = calibration.point
-            either = above | ((cosines[rows] >= point.look_from) & (looks[rows] >= point.alone_threshold))
+            alone = (cosines[rows] >= point.look_from) & (looks[rows] >= point.alone_threshold)
+            either = (above & (looks[rows] >= point.veto_below)) | alone
             told[f"{label}_{kind}"] = {
                 "pairs": int(rows.sum()),
                 "cosine_ap": round(average_precision(cosines[rows], copy), 4),

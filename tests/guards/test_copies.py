@@ -151,3 +151,17 @@ def test_nobody_looks_twice_below_look_from(clean: np.ndarray) -> None:
     settings = {"threshold": 1.01, "look_from": 1.005, "alone_threshold": 0.0}
     found = guard([(work("apple"), clean[0])], confirm=lambda *_: float(asked.append(1) or 1), **settings).check(clean[:1])[0]
     assert not asked and found[-1].score == 0.0
+
+
+def test_the_second_look_may_clear_what_the_embedder_flags(clean: np.ndarray) -> None:
+    works = [(work("apple"), clean[0]), (work("pear"), clean[1])]
+    looks = {0: 0.05, 1: 0.9}
+
+    def look(_: np.ndarray, reference: np.ndarray) -> float:
+        return looks[int(np.array_equal(reference, clean[1]))]
+
+    examined = guard(works, threshold=-0.99, veto_below=0.1, confirm=look).examine(clean[:1])[0]
+    assert examined.nearest[0].ref_id == "apple" and examined.nearest[0].confirm == 0.05  # on record all the same
+    assert examined.findings[0].detail == "pear" and examined.findings[0].triggered
+    looks[1] = 0.0
+    assert not guard(works, threshold=-0.99, veto_below=0.1, confirm=look).check(clean[:1])[0][0].triggered

@@ -140,3 +140,16 @@ def test_an_operating_point_survives_the_file(tmp_path: Path) -> None:
     found = calibrate("e", similarity, copy, confirm=copy * 0.9, max_added_rate=0.01)
     found.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == found and Calibration.load(tmp_path / "c.json").point == found.point
+
+
+def test_the_veto_loses_no_more_copies_than_it_may() -> None:
+    similarity, copy = scores()
+    rng = np.random.default_rng(2)
+    confirm = np.clip(np.where(copy, rng.normal(0.7, 0.2, len(copy)), rng.normal(0.1, 0.1, len(copy))), 0, 1)
+    rates = {"max_false_positive_rate": 0.3, "max_added_rate": 0.0}
+    free, strict = (calibrate("e", similarity, copy, confirm=confirm, max_vetoed_rate=v, **rates) for v in (0.0, 0.05))
+    assert free.veto_below == 0 < strict.veto_below <= 0.25
+    for found in (free, strict):
+        assert found.either_recall is not None and found.either_false_positive_rate is not None
+    assert free.either_recall.hits - strict.either_recall.hits <= 0.05 * free.recall.hits
+    assert strict.either_false_positive_rate.hits < free.either_false_positive_rate.hits
