@@ -68,8 +68,14 @@ def make_detector(description: dict[str, Any] | str) -> Any:
     from index.torchvision_ops import ensure
 
     ensure()
+    from PIL import Image
+
+    # ultralytics replaces PIL.Image.open for the whole process with one that wants a further package where a file is no
+    # picture; everybody else here relies on PIL's own.
+    genuine = Image.open
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
+    Image.open = genuine
     network = yaml_model_load(description) if isinstance(description, str) else dict(description)  # type: ignore[no-untyped-call]
     return DetectionModel({**network, "nc": len(KINDS)}, ch=3, nc=len(KINDS), verbose=False)  # type: ignore[no-untyped-call]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from index.errors import InputError
@@ -182,6 +181,8 @@ def index_calibrate(
 
 def _operating_point(found: Calibration, measured: Measured) -> Table:
     """What a calibration says, as a table: the operating point, then what other points would give."""
+    import numpy as np
+
     table = grid()
 
     def told(rate: Rate | None) -> str:
