@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.measures import Measure, clustered, publish, spread
-from jobs.bench.sheet import arrange, stack, strip
+from jobs.bench.sheet import CAPTION, TILE, arrange, stack, strip
 
 if TYPE_CHECKING:
     from jobs.judges.judges import Judges
@@ -71,6 +71,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     publish("world", measures, out, seeds=seeds, quick=quick)
     sheet = contact_sheet(judges, unsteered, plain, cleared, references, len(seeds))
     sheet.save(out / f"world{'-quick' if quick else ''}.png", optimize=True)
+    if not quick:
+        top(sheet).save(out / "world-small.png", optimize=True)
 
 
 def open_studio(folder: Path, policy_name: str) -> Studio:
@@ -240,3 +242,8 @@ def contact_sheet(
     words = f"protected drawing, then {many} unsteered, then the same under the default policy (white: not accepted)"
     parts = [(words, arrange(rows, 3)), (f"ordinary captions, {many}, unsteered", arrange(ordinary, 7))]
     return stack([*parts, *([("what the mark judge is surest of", arrange(marked, 18))] if marked else [])])
+
+
+def top(sheet: Any) -> Any:
+    """The first four lines of the sheet, for the README."""
+    return sheet.crop((0, 0, sheet.width, 34 + 4 * (TILE + CAPTION)))
