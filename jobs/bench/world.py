@@ -246,4 +246,4 @@ def contact_sheet(
 
 def top(sheet: Any) -> Any:
     """The first four lines of the sheet, for the README."""
-    return sheet.crop((0, 0, sheet.width, 34 + 4 * (TILE + CAPTION)))
+    return sheet.crop((0, 0, sheet.width, 30 + 4 * (TILE + CAPTION)))
