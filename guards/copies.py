@@ -141,4 +141,8 @@ class CopiesGuard:
         if not looked:
             return Finding(self.name, self.version, GEOMETRY, 0.0, self.point.alone_threshold)
         best = max(looked, key=lambda match: match.confirm or 0.0)
-        return Finding(self.name, self.version, GEOMETRY, best.confirm or 0.0, self.point.alone_threshold, detail=best.ref_id)
+        # Alone it is one opinion: enough to steer, and to ask a person, but not to reject.
+        agreed = best.similarity >= self.point.threshold
+        return Finding(
+            self.name, self.version, GEOMETRY, best.confirm or 0.0, self.point.alone_threshold, agreed, detail=best.ref_id
+        )

@@ -77,9 +77,9 @@ class MarksGuard:
         self.version = f"{card['version']}+{digest[:8]}"
         self.threshold = 0.5 if threshold is None else threshold
         self._shift = torch.tensor([card["operating_logits"][kind] for kind in KINDS], dtype=torch.float32)
-        self._network = make_network(tuple(card["widths"]), card["depth"])
-        self._network.load_state_dict({key: value.float() for key, value in load(raw).items()}, assign=True)
-        self._network.eval().requires_grad_(False)
+        self.network = make_network(tuple(card["widths"]), card["depth"])
+        self.network.load_state_dict({key: value.float() for key, value in load(raw).items()}, assign=True)
+        self.network.eval().requires_grad_(False)
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found."""
@@ -110,7 +110,7 @@ class MarksGuard:
             rows[i] = squeeze(picture, SIDE)
         x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            logits = self._network(x.contiguous())
+            logits = self.network(x.contiguous())
             scores = torch.sigmoid(pool(logits) - self._shift)
         return scores[: len(pictures)].numpy(), logits[: len(pictures)].numpy()
 

@@ -136,9 +136,9 @@ class YoloMarksGuard:
         self.threshold = 0.5 if threshold is None else threshold
         self._pixels = int(card["input_pixels"])
         self._shift = np.array([card["operating_logits"][kind] for kind in KINDS], np.float32)
-        self._network = make_detector(card["network"])
+        self.network = make_detector(card["network"])
         try:
-            fill(self._network, load(raw))
+            fill(self.network, load(raw))
         except RuntimeError as error:  # another release of ultralytics may build another network
             fix = (
                 f"Install the ultralytics it was trained with ({card.get('ultralytics', 'see config.json')}), or train it again"
@@ -158,7 +158,7 @@ class YoloMarksGuard:
             for i, picture in enumerate(batch):
                 rows[i] = squeeze(picture, SIDE)
             x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
-            logits, boxes = strongest(self._network, enlarge(x, self._pixels))
+            logits, boxes = strongest(self.network, enlarge(x, self._pixels))
             scores = sigmoid(logits - self._shift)
             found += [[self._finding(k, float(scores[i, k]), boxes[i, k]) for k in range(3)] for i in range(len(batch))]
         return found

@@ -30,7 +30,7 @@ COLUMNS = ("picture", "reference", "label")
 class Pair:
     """A picture and the reference it is compared with: both uint8 RGB (H, W, 3), of any size; ``label`` of :data:`LABELS`.
 
-    ``cosine`` is filled when the reference's picture is not kept and only its vector can be compared.
+    ``cosine`` is filled where it is known already, as it is for pairs made from an index; ``reference`` may then be missing.
     """
 
     picture: np.ndarray
@@ -115,23 +115,20 @@ def make_pairs(
     if not kept:
         fix = "Give labelled pairs (--pairs), or build the index with keep_picture"
         raise InputError("keeps no pictures, so no copies can be made of them", where="index", fix=fix)
-
-    def nearest(picture: np.ndarray, but: str = "") -> tuple[np.ndarray | None, float] | None:
-        matches = [m for m in index.search(embedder.images(picture[None]), 2)[0] if m.ref_id != but]
-        return (index.picture(matches[0].ref_id), matches[0].similarity) if matches else None
-
     for ref_id, picture in kept:
         inside = foregrounds(picture[None])[0]
-        for _ in range(copies):
-            copy = edit(picture, inside, rng)
-            yield Pair(copy, picture, COPY)
-            if (found := nearest(copy, but=ref_id)) is not None:
-                yield Pair(copy, found[0], OTHER, found[1])
+        edited = np.stack([edit(picture, inside, rng) for _ in range(copies)])
+        vectors = embedder.images(edited)
+        own = index.embedding(ref_id).astype(np.float64)
+        for copy, vector, matches in zip(edited, vectors, index.search(vectors, 2), strict=True):
+            yield Pair(copy, picture, COPY, float(vector.astype(np.float64) @ own))
+            for match in [m for m in matches if m.ref_id != ref_id][:1]:
+                yield Pair(copy, index.picture(match.ref_id), OTHER, match.similarity)
     for work in harmless:
-        inside = foregrounds(work.picture[None])[0]
-        for version in (work.picture, edit(work.picture, inside, rng)):
-            if (found := nearest(version)) is not None:
-                yield Pair(version, found[0], NEAR_MISS, found[1])
+        versions = np.stack([work.picture, edit(work.picture, foregrounds(work.picture[None])[0], rng)])
+        for version, matches in zip(versions, index.search(embedder.images(versions), 1), strict=True):
+            for match in matches:
+                yield Pair(version, index.picture(match.ref_id), NEAR_MISS, match.similarity)
 
 
 def measure(pairs: Iterable[Pair], embedder: Embedder, confirm: Callable[[np.ndarray, np.ndarray], float]) -> Measured:

@@ -11,11 +11,13 @@ from index.errors import InputError
 from jobs.console import busy, grid, make_console, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.table import Table
 
     from index.calibrate import Calibration, Rate
     from index.embed import OpenCLIPEmbedder
-    from index.pairs import Measured
+    from index.pairs import Measured, Pair
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
@@ -157,13 +159,17 @@ def index_calibrate(
     model = _embedder(embedder, pretrained, allow_download)
     store = ReferenceIndex.open(index, model.embedder_id)
     if pairs is not None:
-        listed = read_pairs(pairs, store)
-        source = f"{len(listed)} labelled pairs of {pairs.name}"
+        listed: Iterable[Pair] = (labelled := read_pairs(pairs, store))
+        total = len(labelled)
+        source = f"{total} labelled pairs of {pairs.name}"
     else:
         works = read_references(harmless) if harmless is not None else []
-        listed = list(make_pairs(store, model, works, copies=copies, seed=seed))
+        listed = make_pairs(store, model, works, copies=copies, seed=seed)
+        total = 2 * copies * len(store) + 2 * len(works)  # at most: references without picture make no copies
         source = f"{copies} edited copies of each reference with picture, seed {seed}; {len(works)} harmless pictures"
-    measured = measure(track(listed, "comparing", console=make_console(stderr=True), transient=True), model, confirm)
+    measured = measure(
+        track(listed, "comparing", total=total, console=make_console(stderr=True), transient=True), model, confirm
+    )
     found = calibrate(
         model.embedder_id, measured.cosine, measured.copy, confirm=measured.confirm, index_id=store.index_id,
         max_false_positive_rate=false_alarms, max_added_rate=added, max_vetoed_rate=0.005, source=source,

@@ -13,8 +13,8 @@ RESAMPLES = 400
 
 
 def held_out_measures(work: Path) -> list[Measure]:
-    """The bars of the autoencoder and of the embedder, measured on the shipped weights."""
-    return [autoencoder(work), *embedder(work)]
+    """The bars of autoencoder, embedder and mark detectors, measured on the shipped weights."""
+    return [autoencoder(work), *embedder(work), *detectors(work)]
 
 
 def autoencoder(work: Path) -> Measure:
@@ -56,6 +56,29 @@ def embedder(work: Path) -> list[Measure]:
         precision_measure(told, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
         precision_measure("… signs of prescribed form included", cosine, copy, of.tolist()),
     ]
+
+
+def detectors(work: Path) -> list[Measure]:
+    """mAP50 of the mark detectors on held-out names with designs that no training saw; YOLO with the extra ``yolo`` only."""
+    from guards.marks import MarksGuard
+    from guards.yolo import YoloMarksGuard
+    from index.errors import GuardUnavailable
+    from jobs.world import train_marks, train_yolo
+    from jobs.world.mark_measures import evaluate
+
+    judges = {"marks network": train_marks.judge_of(MarksGuard().network)}
+    try:
+        judges = {"YOLO": train_yolo.judge_of(YoloMarksGuard().network)} | judges
+    except GuardUnavailable:
+        print("YOLO was not measured: the extra 'yolo' is not installed")
+    measures = []
+    for name, judge in judges.items():
+        for look, found in evaluate(judge, work)["designs"].items():
+            goal = 0.90 if look == "held-out, plain" else None
+            low, high = found["interval"]
+            pictures = found["marks_per_kind"] * 3 + found["clean"]
+            measures.append(Measure(f"{name}, mAP50, {look} designs", found["map50"], low, high, pictures, goal))
+    return measures
 
 
 def precision_measure(

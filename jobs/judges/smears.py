@@ -18,7 +18,7 @@ def autoencoder(work: Path) -> Any:
     Raises:
         WorldError: it has not been trained yet.
     """
-    from jobs.world.mark_examples import load_autoencoder
+    from jobs.world.autoencoder import load_autoencoder
     from jobs.world.pictures import WorldError
 
     found = load_autoencoder(work)
@@ -29,31 +29,14 @@ def autoencoder(work: Path) -> Any:
 
 def smear(work: Path, pictures: np.ndarray, rng: np.random.Generator, *, noise: float = NOISE) -> np.ndarray:
     """Encode, jolt, decode: uint8 (N, 64, 64, 3); each picture with its own strength of noise."""
-    return _decode(work, [pictures], np.ones((len(pictures), 1), np.float32), rng, noise)
+    from jobs.world.autoencoder import round_trip
+
+    return round_trip(autoencoder(work), pictures, rng, noise=noise)
 
 
 def blend(work: Path, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Decode latents between two drawings, the first weighing more: uint8 (N, 64, 64, 3)."""
+    from jobs.world.autoencoder import blend as decode
+
     share = rng.uniform(0.5, 0.85, (len(one), 1)).astype(np.float32)
-    return _decode(work, [one, other], np.concatenate([share, 1 - share], 1), rng, NOISE / 2)
-
-
-def _decode(work: Path, stacks: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator, noise: float) -> np.ndarray:
-    import torch
-
-    from jobs.world.mark_examples import to_input
-
-    vae, out, batch = autoencoder(work), np.empty_like(stacks[0]), 32
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for at in range(0, len(out), batch):
-            part = slice(at, at + batch)
-            latents = sum(
-                torch.from_numpy(shares[part, k])[:, None, None, None] * vae.encode(to_input(stack[part])).latents.float()
-                for k, stack in enumerate(stacks)
-            )
-            assert isinstance(latents, torch.Tensor)
-            strength = torch.from_numpy(rng.uniform(0, noise, (len(latents), 1, 1, 1)).astype(np.float32))
-            jolt = torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32))
-            shown = vae.decode(latents + strength * jolt).sample.float().clamp(-1, 1)
-            out[part] = ((shown + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return out
+    return decode(autoencoder(work), [one, other], np.concatenate([share, 1 - share], 1), rng, noise=NOISE / 2)

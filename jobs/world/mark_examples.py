@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from guards.mark_network import CELLS, KINDS, SIDE
+from jobs.world.autoencoder import load_autoencoder, round_trip
 from jobs.world.mark_designs import draw_mark
 from jobs.world.overlays import TRAIN_DESIGNS, jitter, overlay
 
@@ -176,52 +177,6 @@ def training_examples(work: Path, *, count: int, seed: int, say: Callable[[str],
             np.save(folder / f"{part}.npy", values)
         (folder / "done.json").write_text(json.dumps({"count": count, "smeared": vae is not None}) + "\n", encoding="utf-8")
     return Examples(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts))
-
-
-def load_autoencoder(work: Path) -> Any | None:
-    """The world's autoencoder: finished, or the last checkpoint of its training; None when there is neither."""
-    import torch
-
-    from index.torchvision_ops import ensure
-
-    ensure()
-    folder = work / "vae"
-    if (folder / "config.json").exists():
-        from diffusers import AutoencoderTiny
-
-        vae: Any = AutoencoderTiny.from_pretrained(folder)  # type: ignore[no-untyped-call]
-    elif (folder / "state.pt").exists():
-        from jobs.world.train_vae import make_vae
-
-        vae = make_vae()
-        vae.load_state_dict(torch.load(folder / "state.pt", weights_only=False)["vae"])
-    else:
-        return None
-    return vae.eval().to(memory_format=torch.channels_last)
-
-
-def round_trip(vae: Any, pixels: np.ndarray, rng: np.random.Generator, *, noise: float, batch: int = 32) -> np.ndarray:
-    """Encode and decode uint8 (N, 64, 64, 3), with up to ``noise`` standard deviations of noise on each picture's latents."""
-    import torch
-
-    out = np.empty_like(pixels)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for at in range(0, len(pixels), batch):
-            latents = vae.encode(to_input(pixels[at : at + batch])).latents.float()
-            strength = torch.from_numpy(rng.uniform(0, noise, (len(latents), 1, 1, 1)).astype(np.float32))
-            jolt = torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32))
-            decoded = vae.decode(latents + strength * jolt).sample.float()
-            shown = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-            out[at : at + batch] = shown.numpy()
-    return out
-
-
-def to_input(pixels: np.ndarray) -> Any:
-    """uint8 (N, 64, 64, 3) → the network's float (N, 3, 64, 64) in [-1, 1]."""
-    import torch
-
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def smear(x: Any, rng: np.random.Generator) -> Any:

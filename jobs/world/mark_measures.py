@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from guards.mark_network import KINDS, SIDE
-from jobs.world.mark_examples import Examples, cells, choose, load_autoencoder, round_trip
+from jobs.world.autoencoder import load_autoencoder, round_trip
+from jobs.world.mark_examples import Examples, cells, choose
 from jobs.world.overlays import HELD_OUT_DESIGNS, TRAIN_DESIGNS, jitter, overlay
 
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from index.errors import ConfigError
-from jobs.world.mark_examples import Examples, smear, to_input
+from jobs.world.autoencoder import to_input
+from jobs.world.mark_examples import Examples, smear
 
 Loss = Callable[[Any, Any, Examples], Any]
 """(network, pictures float (B, 3, 64, 64) in [-1, 1], the examples of this batch) → a scalar tensor."""

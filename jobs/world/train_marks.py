@@ -12,7 +12,8 @@ import numpy as np
 
 from guards.mark_network import make_network, pool
 from guards.marks import bounding_box
-from jobs.world.mark_examples import Examples, to_input, training_examples
+from jobs.world.autoencoder import to_input
+from jobs.world.mark_examples import Examples, training_examples
 from jobs.world.mark_measures import Judge, curve_table, evaluate, sources, tables
 from jobs.world.mark_training import averaged, fit
 

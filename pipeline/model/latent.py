@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def picture_rows(pixels: int) -> int:
     return max(1, min(PICTURE_ROWS, 2**20 // pixels))
 
 
-class LatentDiffusion:
+class LatentDiffusion(ABC):
     """A diffusers pipeline folder, loaded for inference; subclasses say how its denoiser and text encoders are called.
 
     Denoiser and T5 have the configured number format; CLIP text encoders and autoencoder stay float32, because they cost
@@ -119,15 +120,15 @@ class LatentDiffusion:
         """Every tokenizer, and how many tokens are kept of it."""
         return [(self._parts.tokenizer, int(self._parts.tokenizer.model_max_length))]
 
+    @abstractmethod
     def _encode(self, prompts: list[str]) -> torch.Tensor:
         """``TEXT_ROWS`` prompts → conditionings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
         """As :meth:`denoise`, differentiable, for steering by gradients."""
-        raise NotImplementedError
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)

@@ -141,6 +141,7 @@ def test_the_second_look_may_suffice_alone(clean: np.ndarray) -> None:
     sure = guard(works, confirm=lambda _, ref: 0.9 * float(np.array_equal(ref, clean[1])), **settings).examine(clean[:1])[0]
     protected, _, geometry = sure.findings
     assert not protected.triggered and geometry.triggered and geometry.category == "copy.geometry"
+    assert not geometry.confirmed  # one opinion does not reject
     assert geometry.score == 0.9 and geometry.detail == "pear"  # not the nearest by cosine, but the one that was recognised
     unsure = guard(works, confirm=lambda *_: 0.7, **settings).check(clean[:1])[0]
     assert not any(finding.triggered for finding in unsure)

@@ -10,7 +10,8 @@ import pytest
 
 from guards.mark_network import make_network, pool
 from jobs.world import mark_measures
-from jobs.world.mark_examples import Examples, cells, choose, distract, examples, smear, to_input
+from jobs.world.autoencoder import to_input
+from jobs.world.mark_examples import Examples, cells, choose, distract, examples, smear
 from jobs.world.mark_letters import FONTS
 from jobs.world.mark_measures import (
     Trial,

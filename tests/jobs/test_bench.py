@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jobs.bench.measures import Measure, clustered, publish, share
 from jobs.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
+from jobs.bench.world import Drawn, copies_any, copies_own, right_in_five
 
 
 def test_a_clustered_mean_knows_that_seeds_of_one_caption_are_not_independent() -> None:
@@ -56,3 +58,41 @@ def test_contact_sheets_keep_every_picture_in_its_place() -> None:
     assert laid.shape == (2 * (TILE + CAPTION), 6 * TILE + GAP, 3)
     assert (laid[-5, 2 * TILE + 5] == (0, 0, 255)).all() and (laid[-5, 5 * TILE] == 255).all()
     assert stack([("one", laid), ("two", row)]).size[0] == laid.shape[1] + 2 * GAP
+
+
+class FakeJudges:
+    """Thinks that the brightness of a picture is the number of its caption, and that equal pictures are copies."""
+
+    names = ("red-apple", *(f"thing-{i}" for i in range(9)))
+    kinds = ("watermark", "qr", "text")
+    settings = {"copies": {"operating_points": {"0.05": 0.6}}}  # noqa: RUF012
+
+    def captions(self, pictures: np.ndarray) -> np.ndarray:
+        return -np.abs(np.arange(10)[None] - pictures[:, :1, 0, 0].astype(float))
+
+    def copies(self, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+        return (pictures == references).all((1, 2, 3)).astype(np.float32) * 0.7
+
+
+def drawn(*cases: tuple[str, int]) -> Drawn:
+    """Samples with one attempt each: (caption, brightness)."""
+    made = []
+    for i, (caption, grey) in enumerate(cases):
+        final = SimpleNamespace(
+            picture=np.full((64, 64, 3), grey, np.uint8), nearest=(SimpleNamespace(ref_id="a"),), findings=()
+        )
+        made.append(SimpleNamespace(request=SimpleNamespace(prompt=caption, row_no=i), final=final))
+    return Drawn(made)  # type: ignore[arg-type]
+
+
+def test_a_caption_is_right_when_it_is_among_the_judges_first_five() -> None:
+    found = right_in_five(FakeJudges(), drawn(("red apple", 0), ("red apple", 2), ("red apple", 9), ("thing 8", 9)))  # type: ignore[arg-type]
+    assert found.tolist() == [True, True, False, True]
+
+
+def test_copies_are_looked_for_among_own_and_nearest_references() -> None:
+    works = {"red apple": np.full((64, 64, 3), 7, np.uint8), "thing 1": np.full((64, 64, 3), 3, np.uint8)}
+    made = drawn(("red apple", 7), ("red apple", 3), ("thing 1", 3))
+    assert copies_own(FakeJudges(), made, works).tolist() == [True, False, True]  # type: ignore[arg-type]
+    studio = SimpleNamespace(index=SimpleNamespace(picture=lambda _: works["thing 1"]))
+    assert copies_any(FakeJudges(), made, studio).tolist() == [False, True, True]  # type: ignore[arg-type]
