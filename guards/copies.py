@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,8 @@ class Examination:
 
     Attributes:
         embedding: float32 (D,), unit length.
-        nearest: up to k references, best first; ``confirm`` is filled for those near enough for a second look whose
-            picture the index holds.
+        nearest: up to k references, and the picture's own, best first; ``confirm`` is filled for those near enough for a
+            second look, and for its own, where the index holds their picture.
         findings: one per category.
     """
 
@@ -44,7 +44,8 @@ class CopiesGuard:
     The score of the first two is the similarity of their best reference. Among references at or above the threshold one
     that the second look confirms comes before a nearer one that it does not, and one that it clears does not count.
     ``copy.geometry`` is for what the embedder misses: its score is the best second look at the k nearest references.
-    ``detail`` is the reference's id.
+    ``detail`` is the reference's id. A picture's *own* references, which it was steered away from, always get the second look:
+    a copy in other colours may be far from its reference to the embedder, and steering makes such copies.
 
     Args:
         index: the references.
@@ -77,31 +78,39 @@ class CopiesGuard:
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
         self.point, self.k = point, k
-        self.version = f"2+{embedder.embedder_id[:8]}"
+        self.version = f"3+{embedder.embedder_id[:8]}"
         self._confirm = confirm
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): two findings per picture, one per category."""
         return [list(examination.findings) for examination in self.examine(pictures)]
 
-    def examine(self, pictures: np.ndarray) -> list[Examination]:
-        """Embed, search and confirm uint8 RGB (N, H, W, 3); one examination per picture."""
+    def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
+        """Embed, search and confirm uint8 RGB (N, H, W, 3); one examination per picture.
+
+        Args:
+            pictures: the pictures.
+            own: ids of every picture's own references, or nothing at all.
+        """
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
             return []
         embeddings = self.embedder.images(pictures)
         found = self.index.search(embeddings, self.k)
-        rows = zip(pictures, embeddings, found, strict=True)
-        return [self._examine(picture, embedding, matches) for picture, embedding, matches in rows]
+        rows = zip(pictures, embeddings, found, own or [()] * len(pictures), strict=True)
+        return [self._examine(*row) for row in rows]
 
-    def _examine(self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match]) -> Examination:
-        ranked = sorted(matches, key=lambda match: -match.similarity)
-        nearest = tuple(self._looked_at(picture, match) for match in ranked)
+    def _examine(self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match], own: Sequence[str]) -> Examination:
+        near = {match.ref_id for match in matches}
+        further = [self.index.compare(embedding, ref_id) for ref_id in own if ref_id not in near]
+        ranked = sorted([*matches, *further], key=lambda match: -match.similarity)
+        nearest = tuple(self._looked_at(picture, match, match.ref_id in own) for match in ranked)
         findings = [self._finding(category, nearest) for category in self.categories if category != GEOMETRY]
         return Examination(embedding, nearest, (*findings, self._geometry(nearest)))
 
-    def _looked_at(self, picture: np.ndarray, match: Match) -> Match:
-        if match.similarity < min(self.point.threshold, self.point.look_from) or match.status in HARMLESS:
+    def _looked_at(self, picture: np.ndarray, match: Match, own: bool) -> Match:
+        near = own or match.similarity >= min(self.point.threshold, self.point.look_from)
+        if not near or match.status in HARMLESS:
             return match
         reference = self.index.picture(match.ref_id)
         if reference is None:

@@ -233,6 +233,15 @@ class ReferenceIndex:
             for hits in found
         ]
 
+    def compare(self, embedding: np.ndarray, ref_id: str) -> Match:
+        """One embedding float32 (dim,) against one reference, retired and allowed ones included.
+
+        Raises:
+            InputError: no such reference.
+        """
+        segment, row = self._place(ref_id)
+        return self._match(ref_id, float(np.sum(segment.vectors[row].astype(np.float64) * embedding.astype(np.float64))))
+
     def _match(self, ref_id: str, cosine: float) -> Match:
         reference = self._references[ref_id]
         return Match(ref_id, reference.title, cosine, reference.rights_basis, reference.status)

@@ -58,7 +58,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
             for trajectory in studio.engine.abandon():
                 yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
             continue
-        studied, failures = _study(studio, finished)
+        studied, failures = _study(studio, finished, [_own_references(cases[t.tag]) for t in finished])
         for trajectory, failure in failures:
             yield _failed(cases.pop(trajectory.tag), "error.guard", str(failure), type(failure).__name__)
         for trajectory, study in studied:
@@ -86,17 +86,17 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
 
 
 def _study(
-    studio: Studio, finished: list[Trajectory]
+    studio: Studio, finished: list[Trajectory], own: list[list[str]]
 ) -> tuple[list[tuple[Trajectory, Study]], list[tuple[Trajectory, Exception]]]:
     """Decode and check finished trajectories together; if that fails, one by one, so that one picture fails alone."""
     if not finished:
         return [], []
     try:
-        return list(zip(finished, studio.study([t.latent for t in finished]), strict=True)), []
+        return list(zip(finished, studio.study([t.latent for t in finished], own), strict=True)), []
     except Exception as error:
         if len(finished) == 1:
             return [], [(finished[0], error)]
-    alone = [_study(studio, [trajectory]) for trajectory in finished]
+    alone = [_study(studio, [trajectory], [ids]) for trajectory, ids in zip(finished, own, strict=True)]
     return [pair for studied, _ in alone for pair in studied], [pair for _, failed in alone for pair in failed]
 
 
@@ -129,6 +129,14 @@ def _words(studio: Studio, case: Case) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
     nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
     return Words(case.request.prompt, case.request.negative_prompt, nearest, studio.context_of)
+
+
+def _own_references(case: Case) -> list[str]:
+    """What the sample was flagged for so far, and so is steered away from; the last first."""
+    found = [
+        f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered and f.category.startswith("copy.")
+    ]
+    return list(dict.fromkeys(finding.detail for finding in found))
 
 
 def _nearest_references(case: Case) -> list[str]:

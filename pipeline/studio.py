@@ -114,8 +114,9 @@ class Studio:
 
         return moderate(self, requests)
 
-    def study(self, latents: Sequence[torch.Tensor]) -> list[Study]:
-        """Decode finished latents and let every guard look; N latents (C, h, w) → N studies."""
+    def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
+        """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references
+        (or nothing) → N studies."""
         import torch
 
         pictures = self.model.decode(torch.stack(list(latents)))
@@ -123,7 +124,7 @@ class Studio:
         embeddings: list[np.ndarray] = [np.zeros(0, np.float32) for _ in pictures]
         nearest: list[tuple[Match, ...]] = [() for _ in pictures]
         if self.copies is not None:
-            for i, examination in enumerate(self.copies.examine(pictures)):
+            for i, examination in enumerate(self.copies.examine(pictures, own)):
                 findings[i] += examination.findings
                 embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
         for guard in self.guards:

@@ -47,6 +47,11 @@ class TinyIndex:
         rows = [[replace(m, similarity=float(v @ e)) for m, v in self.works] for e in embeddings]
         return [sorted(row, key=lambda m: -m.similarity)[:k] for row in rows]
 
+    def compare(self, embedding: np.ndarray, ref_id: str) -> Match:
+        from dataclasses import replace
+
+        return next(replace(m, similarity=float(v @ embedding)) for m, v in self.works if m.ref_id == ref_id)
+
     def picture(self, ref_id: str) -> np.ndarray | None:
         return self.pictures.get(ref_id)
 
@@ -166,3 +171,24 @@ def test_the_second_look_may_clear_what_the_embedder_flags(clean: np.ndarray) ->
     assert examined.findings[0].detail == "pear" and examined.findings[0].triggered
     looks[1] = 0.0
     assert not guard(works, threshold=-0.99, veto_below=0.1, confirm=look).check(clean[:1])[0][0].triggered
+
+
+def test_a_pictures_own_reference_is_looked_at_however_far_it_is(clean: np.ndarray) -> None:
+    """A copy in other colours: the embedder finds it nowhere near, laid over the reference it is the same drawing."""
+    works = [(work(name), clean[i]) for i, name in enumerate(("apple", "pear", "plum"))]
+    recoloured = 255 - clean[0][None]
+    cosine = TinyEmbedder().images(recoloured)[0] @ TinyEmbedder().images(clean[:1])[0]
+    assert cosine < 0
+
+    def edges(picture: np.ndarray, reference: np.ndarray) -> float:
+        return float(any((picture == side).all() for side in (reference, 255 - reference)))
+
+    copies = guard(works, confirm=edges, k=1, look_from=0.9, alone_threshold=0.5)
+    (missed,) = copies.examine(recoloured)
+    assert "apple" not in [match.ref_id for match in missed.nearest] and not any(f.triggered for f in missed.findings)
+    (found,) = copies.examine(recoloured, [["apple"]])
+    geometry = found.findings[-1]
+    assert geometry.category == "copy.geometry" and geometry.triggered and geometry.detail == "apple"
+    assert not geometry.confirmed, "alone it steers and asks a person, and never rejects"
+    (other,) = copies.examine(recoloured, [["plum"]])
+    assert not any(f.triggered for f in other.findings)

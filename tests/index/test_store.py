@@ -31,6 +31,15 @@ def near(index: ReferenceIndex, embedder: GridEmbedder, seed: int, k: int = 3) -
 # --- life ----------------------------------------------------------------------------------------------------------
 
 
+def test_one_reference_can_be_asked_for_alone(tmp_path: Path, embedder: GridEmbedder) -> None:
+    index = build(tmp_path / "i", [1, 2, 3], embedder)
+    (query,) = embedder.images(drawing(7)[None])
+    for match in index.search(query[None], 3)[0]:
+        assert index.compare(query, match.ref_id) == match
+    with pytest.raises(InputError):
+        index.compare(query, "0" * 16)
+
+
 def test_what_was_built_is_found_again(tmp_path: Path, embedder: GridEmbedder) -> None:
     built = build(tmp_path / "i", list(range(12)), embedder)
     index = ReferenceIndex.open(tmp_path / "i", embedder.embedder_id)

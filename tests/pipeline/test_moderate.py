@@ -40,8 +40,10 @@ class Copies:
 
     def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True) -> None:
         self.flags, self.confirmed = flags, confirmed
+        self.asked: list[tuple[str, list[str]]] = []  # picture, its own references
 
-    def examine(self, pictures: np.ndarray) -> list[Examination]:
+    def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
+        self.asked += [(sha(picture), list(ids)) for picture, ids in zip(pictures, own, strict=True)]
         out = []
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1
@@ -96,7 +98,8 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
     model: DiffusionModel, unsteered: dict[str, str]
 ) -> None:
     flagged = {unsteered["key-1"], unsteered["key-3"]}
-    done = by_key(list(studio(model, Copies(lambda p: sha(p) in flagged)).moderate(requests())))
+    copies = Copies(lambda p: sha(p) in flagged)
+    done = by_key(list(studio(model, copies).moderate(requests())))
     assert len(done) == 5
     for key in ("key-0", "key-2", "key-4"):
         assert done[key].outcome is Outcome.ACCEPTED
@@ -109,6 +112,10 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
         assert s.attempts[1].intervention.ref_ids == (REF,)
         assert s.attempts[1].pixel_sha256 != unsteered[key]
         assert s.denoiser_evals == 5 + 5 * 1.5
+        assert (s.attempts[1].pixel_sha256, [REF]) in copies.asked, (
+            "a steered picture is compared with what it was steered from"
+        )
+    assert sum(bool(ids) for _, ids in copies.asked) == 2
 
 
 def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
