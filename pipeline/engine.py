@@ -2,7 +2,9 @@
 
 A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
 pushed apart from. Rows nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot,
-its mates or the order of admission; it can be made again alone, years later.
+its mates or the order of admission; it can be made again alone, years later. So every call is packed anew from all standing
+samples (:mod:`pipeline.packing`), by what each needs at its own step: rows return to the pool the moment they are not needed,
+and a sample may sit a call out.
 
 Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
 R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
@@ -12,13 +14,13 @@ trajectory keeps which R it was drawn with (:attr:`Trajectory.rows_from`).
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
 from pipeline.model.samplers import counter_noise, make_sampler
+from pipeline.packing import best_fit
 from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Trajectory:
         seed: with the step, the key of the noise that samplers with η > 0 add.
         cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
         rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
+        turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.
     """
 
     tag: int
@@ -69,6 +72,7 @@ class Trajectory:
     seed: int = 0
     cleans: dict[int, torch.Tensor] = field(default_factory=dict)
     rows_from: list[tuple[int, int]] = field(default_factory=list)
+    turn: int | None = None
 
     @property
     def own_rows(self) -> int:
@@ -81,7 +85,8 @@ class Trajectory:
         return self.own_rows + (len(self.push.latents) if self.push else 0)
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with what a resumed one inherits of its sample: the seed in force and the sampler's memory."""
+        """This trajectory with what a resumed one inherits of its sample: the seed in force, the sampler's memory, its turn."""
+        self.turn = last.turn
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
         return self
 
@@ -118,8 +123,9 @@ class Engine:
         self.least_rows = (2 if self.guided else 1) + references
         self.told_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta)
-        self._waiting: deque[Trajectory] = deque()
-        self._running: list[Trajectory] = []
+        self._waiting: list[Trajectory] = []
+        self._running: list[Trajectory] = []  # those in the current call
+        self._turns = 0
         self.calls = 0
         self.rows_used = 0
         self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
@@ -144,6 +150,8 @@ class Engine:
         step = trajectory.step
         if self.sampler.needs_memory(step) and step - 1 not in trajectory.cleans:
             raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
+        if trajectory.turn is None:
+            trajectory.turn, self._turns = self._turns, self._turns + 1
         self._waiting.append(trajectory)
 
     def initial_noise(self, seed: int) -> torch.Tensor:
@@ -180,30 +188,24 @@ class Engine:
         return finished
 
     def abandon(self) -> list[Trajectory]:
-        """Give up what is running (not what waits); returns it."""
+        """Give up those in the current call (not who waits); returns them."""
         abandoned, self._running = self._running, []
         return abandoned
 
     def _admit(self) -> None:
-        """Fill the free rows, first come first served, skipping over what does not fit."""
-        free = self.rows - sum(t.peak_rows() for t in self._running)
-        held: deque[Trajectory] = deque()
-        while self._waiting and free:
-            trajectory = self._waiting.popleft()
-            if trajectory.peak_rows() <= free:
-                free -= trajectory.peak_rows()
-                self._running.append(trajectory)
-            else:
-                held.append(trajectory)
-        self._waiting.extendleft(reversed(held))
+        """Choose who shares the next call, among all that stand, in the order of their turns."""
+        standing = sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0)
+        chosen = set(best_fit([t.rows() for t in standing], self.rows))
+        self._running = [t for i, t in enumerate(standing) if i in chosen]
+        self._waiting = [t for i, t in enumerate(standing) if i not in chosen]
 
     def _halve(self) -> bool:
-        """Half the rows, but enough for every sample; all go back to the front of the queue. False when nothing is left."""
+        """Half the rows, but enough for every sample; the call is packed anew. False when nothing is left."""
         fewer = max(self.rows // 2, self.least_rows, *(t.peak_rows() for t in (*self._running, *self._waiting)))
         if fewer >= self.rows:
             return False
         self.rows = fewer
-        self._waiting.extendleft(reversed(self.abandon()))
+        self._waiting += self.abandon()
         return True
 
     def _pack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[Trajectory, int]], list[RowPush]]:
