@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
+from pipeline.model.padding import out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.packing import best_fit
 from pipeline.steer.negtome import NegToMe, RowPush
@@ -265,13 +266,3 @@ class Engine:
         if not t.rows_from or t.rows_from[-1][1] != self.rows:
             t.rows_from.append((t.step, self.rows))
         t.step += 1
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out of memory; torch says so by class on CUDA and in words elsewhere."""
-    import torch
-
-    words = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
-    )
