@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from index.errors import ConfigError
 from pipeline.model.padding import out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
-from pipeline.packing import best_fit
+from pipeline.packing import next_call
 from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
@@ -194,9 +194,9 @@ class Engine:
         return abandoned
 
     def _admit(self) -> None:
-        """Choose who shares the next call, among all that stand, in the order of their turns."""
+        """Choose who shares the next call, of all that stand."""
         standing = sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0)
-        chosen = set(best_fit([t.rows() for t in standing], self.rows))
+        chosen = set(next_call([(t.rows(), len(self.sampler) - t.step) for t in standing], self.rows))
         self._running = [t for i, t in enumerate(standing) if i in chosen]
         self._waiting = [t for i, t in enumerate(standing) if i not in chosen]
 

@@ -159,7 +159,11 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
     with monkeypatch.context() as m:
         Small(exact, m, error, rows=4, after=2)
         trajectories = [plain(e, tag) for tag in range(10)]
-        done = finish(e, trajectories)
+        for t in trajectories[:8]:
+            e.submit(t)
+        e.step()
+        e.step()
+        done = finish(e, trajectories[8:])
     assert e.rows == 4 and sorted(done) == list(range(10))
     assert all(t.rows_from == [(0, 16), (2, 4)] for t in trajectories[:8])  # on their way when it happened
     assert all(t.rows_from == [(0, 4)] for t in trajectories[8:])

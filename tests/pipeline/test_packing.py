@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.families import DiffusionModel, load_model
-from pipeline.packing import best_fit
+from pipeline.packing import WINDOW, best_fit, next_call
 from pipeline.steer.negtome import NegToMe
 
 NEEDS = st.lists(st.integers(1, 4), min_size=1, max_size=9)
@@ -33,7 +33,7 @@ def first_fit(needs: list[int], capacity: int) -> list[int]:
 
 @settings(max_examples=200, deadline=None)
 @given(NEEDS, st.integers(4, 12))
-def test_the_oldest_is_in_and_no_other_choice_fills_more(needs: list[int], capacity: int) -> None:
+def test_the_first_is_in_and_no_other_choice_fills_more(needs: list[int], capacity: int) -> None:
     chosen = best_fit(needs, capacity)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     fillings = {
@@ -43,7 +43,7 @@ def test_the_oldest_is_in_and_no_other_choice_fills_more(needs: list[int], capac
     }
     best = max(total for total in fillings.values() if total <= capacity)
     assert sum(needs[i] for i in chosen) == best >= sum(needs[i] for i in first_fit(needs, capacity))
-    # Of equal fillings the one with the oldest: no other reads as an earlier row of positions.
+    # Of equal fillings the one with the earliest: no other reads as an earlier row of positions.
     assert tuple(chosen[1:]) == min((o for o, total in fillings.items() if total == best), key=lambda o: (*o, len(needs)))
 
 
@@ -56,7 +56,7 @@ def test_everybody_ends_however_many_come_after(profiles: list[list[int]], capac
     limit = {i: sum(len(p) for p in profiles[: i + 1]) for i in range(len(profiles))}
     while any(i in limit for i, _ in standing):
         standing += [(1000 + calls, [rng.randint(1, 4)] * rng.randint(1, 6)) for _ in range(3)]
-        for i in best_fit([needs[0] for _, needs in standing], capacity):
+        for i in next_call([(needs[0], len(needs)) for _, needs in standing], capacity):
             standing[i][1].pop(0)
         calls += 1
         assert all(calls <= limit[i] for i, needs in standing if i in limit and not needs)
@@ -76,12 +76,12 @@ def streams() -> Iterator[tuple[int, list[tuple[int, list[int]]]]]:
         yield rng.choice((4, 8, 16)), sorted(samples, key=lambda s: s[0])
 
 
-def calls_of_best_fit(rows: int, samples: list[tuple[int, list[int]]]) -> int:
+def calls_of_ours(rows: int, samples: list[tuple[int, list[int]]]) -> int:
     coming, standing, calls, clock = [(at, list(needs)) for at, needs in samples], [], 0, 0
     while coming or standing:
         standing += [needs for at, needs in coming if at <= clock]
         coming = [(at, needs) for at, needs in coming if at > clock]
-        chosen = best_fit([needs[0] for needs in standing], rows)
+        chosen = next_call([(needs[0], len(needs)) for needs in standing], rows)
         for i in chosen:
             standing[i].pop(0)
         standing, calls, clock = [needs for needs in standing if needs], calls + bool(chosen), clock + 1
@@ -108,12 +108,30 @@ def calls_of_first_fit(rows: int, samples: list[tuple[int, list[int]]]) -> int:
 def test_fewer_calls_than_first_fit_on_the_same_arrivals() -> None:
     """Same work in fewer calls is higher occupancy. Over a whole stream this is no theorem (what is left for last decides the
     end), so: nearly always, never by much, and clearly on average."""
-    ratios = [calls_of_best_fit(*stream) / calls_of_first_fit(*stream) for stream in streams()]
-    assert sum(ratios) / len(ratios) < 0.95
-    assert sum(r > 1 for r in ratios) <= len(ratios) // 20 and max(ratios) < 1.05
+    ratios = [calls_of_ours(*stream) / calls_of_first_fit(*stream) for stream in streams()]
+    assert sum(ratios) / len(ratios) < 0.9
+    assert sum(r > 1 for r in ratios) <= 2 and max(ratios) < 1.05
 
 
-def test_a_choice_without_the_oldest_is_refused() -> None:
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 20)), max_size=30), st.integers(4, 12))
+def test_a_call_is_never_emptier_than_first_fit_would_leave_it(standing: list[tuple[int, int]], capacity: int) -> None:
+    chosen = next_call(standing, capacity)
+    assert chosen == sorted(set(chosen)) and (not standing or chosen[0] == 0)
+    by_first_fit = first_fit([rows for rows, _ in standing], capacity)
+    window = next((i + 1 for i in range(len(standing)) if sum(r for r, _ in standing[: i + 1]) >= WINDOW * capacity), 30)
+    if all(i < window for i in by_first_fit):
+        assert sum(standing[i][0] for i in chosen) >= sum(standing[i][0] for i in by_first_fit)
+    assert all(i < window for i in chosen)
+
+
+def test_who_has_most_ahead_goes_first_within_the_window() -> None:
+    assert next_call([(2, 1), (2, 5), (2, 9), (2, 7)], 4) == [0, 2]
+    assert next_call([(2, 1), (2, 5), (2, 9), (2, 7), (2, 20)], 4) == [0, 2]  # two calls' worth are under way, no more
+    assert next_call([], 4) == []
+
+
+def test_a_choice_without_the_first_is_refused() -> None:
     assert best_fit([], 4) == []
     with pytest.raises(ValueError, match="needs 3 rows of 2"):
         best_fit([3, 1], 2)
