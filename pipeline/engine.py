@@ -225,7 +225,7 @@ class Engine:
             if t.push and t.push.acts_at(t.step):
                 count = t.push.references_at(t.step)
                 references = tuple(range(len(latents), len(latents) + count))
-                pushes += [RowPush(row, references, t.push, t.step) for row in range(first, len(latents))]
+                pushes += [RowPush(row, references, t.push, t.step, first) for row in range(first, len(latents))]
                 latents += self.reference_latents(t.push, t.step)[:count]
                 context += [t.push.context] * count
             timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)

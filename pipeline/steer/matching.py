@@ -16,7 +16,7 @@ Precision = Literal["float32", "bfloat16"]
 
 CHUNK = 1024
 GROUP = 32  # neighbours in a tile whose maximum is taken first: a maximum alone is vectorised, one with its position is not
-BLOCK = 256  # pairs whose cosines are worked out at a time: what fits into a core's cache
+BLOCK = 256  # tokens in float32 at a time: what fits into a core's cache
 FLOOR = 1e-12  # as torch.nn.functional.normalize: a token of zeros has no direction and matches nothing
 
 
@@ -45,8 +45,8 @@ def best_match(
             return _cosine(tokens, reference, which), which
     low = torch.bfloat16 if precision == "bfloat16" else torch.float32
     directions = torch.empty(reference.shape, dtype=low, device=reference.device)
-    for at in range(0, len(reference), chunk):  # tile by tile, so that no float32 copy of them all is made
-        directions[at : at + chunk] = _directions(reference[at : at + chunk], low)
+    for at in range(0, len(reference), BLOCK):  # piece by piece, so that no float32 copy of them all is made
+        directions[at : at + BLOCK] = _directions(reference[at : at + BLOCK], low)
     cosines, indices = [], []
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
