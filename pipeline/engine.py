@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.model.families import DiffusionModel
+    from pipeline.steer.diversity import Group
     from pipeline.steer.features import FeatureCache
 
 CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
@@ -56,6 +57,9 @@ class Trajectory:
         cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
         rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
         turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.
+        group: the declared group whose members push one another apart, or None; not together with ``push``. A next attempt
+            stands alone: its mates have ended.
+        member: its number in the group.
     """
 
     tag: int
@@ -74,6 +78,8 @@ class Trajectory:
     cleans: dict[int, torch.Tensor] = field(default_factory=dict)
     rows_from: list[tuple[int, int]] = field(default_factory=list)
     turn: int | None = None
+    group: Group | None = None
+    member: int = 0
 
     @property
     def own_rows(self) -> int:
@@ -83,7 +89,9 @@ class Trajectory:
         return self.own_rows + (self.push.references_at(self.step) if self.push else 0)
 
     def peak_rows(self) -> int:
-        return self.own_rows + (len(self.push.latents) if self.push else 0)
+        """The most rows that a call has to hold for it, those of its group included."""
+        alone = self.own_rows + (len(self.push.latents) if self.push else 0)
+        return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
         """This trajectory with what a resumed one inherits of its sample: the seed in force, the sampler's memory, its turn."""
@@ -146,8 +154,10 @@ class Engine:
             raise ConfigError(
                 f"a sample needs {trajectory.peak_rows()} rows, the engine has {self.rows}",
                 where="generation.rows",
-                fix="Raise it, or steer with fewer references",
+                fix="Raise it, or steer with fewer references, or make groups smaller",
             )
+        if trajectory.group and trajectory.push:
+            raise ValueError("a sample is pushed from references or from its group's mates, not both")
         step = trajectory.step
         if self.sampler.needs_memory(step) and step - 1 not in trajectory.cleans:
             raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
@@ -194,11 +204,22 @@ class Engine:
         return abandoned
 
     def _admit(self) -> None:
-        """Choose who shares the next call, of all that stand."""
-        standing = sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0)
-        chosen = set(next_call([(t.rows(), len(self.sampler) - t.step) for t in standing], self.rows))
-        self._running = [t for i, t in enumerate(standing) if i in chosen]
-        self._waiting = [t for i, t in enumerate(standing) if i not in chosen]
+        """Choose who shares the next call, of all that stand; a group as one, and only when all of it is there."""
+        units: dict[object, list[Trajectory]] = {}
+        for t in sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0):
+            units.setdefault(t.group.id if t.group else id(t), []).append(t)
+        ready = {key: unit for key, unit in units.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
+        if units and not ready:
+            key, unit = next(iter(units.items()))
+            self._running, self._waiting = unit, [t for other in units.values() if other is not unit for t in other]
+            raise ConfigError(
+                f"only {len(unit)} of its members were submitted", where=f"group {key!r}", fix="Submit all, then step"
+            )
+        standing = list(ready.values())
+        chosen = next_call([(sum(t.rows() for t in unit), len(self.sampler) - unit[0].step) for unit in standing], self.rows)
+        self._running = [t for i in chosen for t in standing[i]]
+        running = {id(t) for t in self._running}
+        self._waiting = [t for unit in units.values() for t in unit if id(t) not in running]
 
     def _halve(self) -> bool:
         """Half the rows, but enough for every sample; the call is packed anew. False when nothing is left."""
@@ -233,6 +254,7 @@ class Engine:
             latents.append(torch.zeros(self.model.latent_shape))
             context.append(torch.zeros_like(self._running[0].context))
             timesteps.append(0)
+        pushes += _pushes_of_groups(owners)
         return torch.stack(latents), torch.tensor(timesteps), torch.stack(context), owners, pushes
 
     def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
@@ -266,3 +288,20 @@ class Engine:
         if not t.rows_from or t.rows_from[-1][1] != self.rows:
             t.rows_from.append((t.step, self.rows))
         t.step += 1
+
+
+def _pushes_of_groups(owners: list[tuple[Trajectory, int]]) -> list[RowPush]:
+    """Of every group in a call; ``owners``: its samples and the first row of each."""
+    from pipeline.steer.diversity import GroupRow, group_pushes
+
+    groups = {t.group.id: t.group for t, _ in owners if t.group}
+    pushes: list[RowPush] = []
+    for group in groups.values():
+        rows = [
+            GroupRow(first + i, group.id, t.member, i + 2 - t.own_rows, t.step)
+            for t, first in owners
+            if t.group and t.group.id == group.id
+            for i in range(t.own_rows)
+        ]
+        pushes += group_pushes(rows, {group.id: group.size}, group.settings)
+    return pushes
