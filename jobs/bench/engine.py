@@ -6,9 +6,11 @@ moved by neighbours on the machine.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from jobs.bench.measures import publish
+from jobs.bench.measures import Measure, publish
 
 SEEDS = (1, 2, 3)
 
@@ -29,14 +31,25 @@ def bench(out: Path, *, quick: bool = False) -> None:
     ensure()
     torch.set_num_threads(1)
     seeds = SEEDS[:1] if quick else SEEDS
-    measures = matching(rounds=3 if quick else 15)
     models = {dtype: load_model(ModelConfig(dtype=dtype)) for dtype in ("bfloat16", "float32")}  # type: ignore[arg-type]
-    for dtype, model in models.items():
-        measures += equality(model, dtype, steps=4 if quick else 10)
-    measures += step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1 if quick else 2)
-    samples, steps = (8, 8) if quick else (24, 20)
-    for rate in (0.15,) if quick else (0.0, 0.05, 0.15, 0.35):  # all seeds where it is judged
-        measures += reruns(models["bfloat16"], rate, seeds if rate == 0.15 else seeds[:1], samples=samples, steps=steps)
-    measures += against_stock(models, samples=8 if quick else 16, rounds=1 if quick else 2, steps=steps)
-    measures += benign_equality(captions=2 if quick else 16, seeds=seeds[:1])  # last: a studio sets the whole process up
+    drawn, steps = (8, 8) if quick else (16, 20)  # 16: a shard of the default run file
+    parts: dict[str, Callable[[], list[Measure]]] = {
+        "matching": lambda: matching(rounds=3 if quick else 15),
+        **{
+            f"{rate:.0%} flagged": lambda rate=rate: reruns(  # type: ignore[misc]
+                models["bfloat16"], rate, seeds if rate == 0.15 else seeds[:1], samples=drawn, steps=steps
+            )
+            for rate in ((0.15,) if quick else (0.15, 0.0, 0.05, 0.35))  # all seeds where it is judged
+        },
+        "NegToMe": lambda: step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1),
+        "diffusers": lambda: against_stock(models, samples=8, rounds=1 if quick else 3, steps=steps),
+        **{f"bytes, {dtype}": lambda dtype=dtype: equality(models[dtype], dtype, steps=4 if quick else 8) for dtype in models},  # type: ignore[misc]
+        # Last: a studio sets the whole process up.
+        "benign": lambda: benign_equality(captions=2 if quick else 12, seeds=seeds[:1]),
+    }
+    measures = []
+    for name, part in parts.items():
+        for measure in (found := part()):
+            print(f"{name} · {measure.id}: {measure.value:.3f}", file=sys.stderr, flush=True)  # the whole takes a while
+        measures += found
     publish("engine", measures, out, seeds=seeds, quick=quick)
