@@ -60,6 +60,8 @@ class Trajectory:
         group: the declared group whose members push one another apart, or None; not together with ``push``. A next attempt
             stands alone: its mates have ended.
         member: its number in the group.
+        guided_until: classifier-free guidance acts in steps below this one, and then the negative row goes back to the pool.
+            The engine's own, unless set before.
     """
 
     tag: int
@@ -80,17 +82,20 @@ class Trajectory:
     turn: int | None = None
     group: Group | None = None
     member: int = 0
+    guided_until: int | None = None
 
     @property
     def own_rows(self) -> int:
-        return 1 if self.negative is None else 2
+        """Rows of its own at its step, references aside."""
+        skipped = self.guided_until is not None and self.step >= self.guided_until
+        return 1 if self.negative is None or skipped else 2
 
     def rows(self) -> int:
         return self.own_rows + (self.push.references_at(self.step) if self.push else 0)
 
     def peak_rows(self) -> int:
         """The most rows that a call has to hold for it, those of its group included."""
-        alone = self.own_rows + (len(self.push.latents) if self.push else 0)
+        alone = (1 if self.negative is None else 2) + (len(self.push.latents) if self.push else 0)
         return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
@@ -112,6 +117,7 @@ class Engine:
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
+        guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row.
         references: the most references a steered sample may come to be pushed apart from; halving leaves room for them.
     """
 
@@ -125,6 +131,7 @@ class Engine:
         true_guidance_scale: float = 1.0,
         scheduler: str = "auto",
         eta: float = 0.0,
+        guidance_until: float = 1.0,
         references: int = 0,
     ) -> None:
         self.model, self.rows = model, rows
@@ -132,6 +139,7 @@ class Engine:
         self.least_rows = (2 if self.guided else 1) + references
         self.told_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta)
+        self.guided_until = round(guidance_until * len(self.sampler))
         self._waiting: list[Trajectory] = []
         self._running: list[Trajectory] = []  # those in the current call
         self._turns = 0
@@ -163,6 +171,8 @@ class Engine:
             raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
         if trajectory.turn is None:
             trajectory.turn, self._turns = self._turns, self._turns + 1
+        if trajectory.guided_until is None:
+            trajectory.guided_until = self.guided_until
         self._waiting.append(trajectory)
 
     def initial_noise(self, seed: int) -> torch.Tensor:
@@ -192,7 +202,7 @@ class Engine:
         self.rows_used += used
         for trajectory, first in owners:
             trajectory.device_seconds += seconds * trajectory.rows()
-            trajectory.evals += trajectory.rows() / trajectory.own_rows
+            trajectory.evals += trajectory.rows() / (1 if trajectory.negative is None else 2)
             self._advance(trajectory, output[first : first + trajectory.own_rows])
         finished = [t for t in self._running if t.step == len(self.sampler)]
         self._running = [t for t in self._running if t.step < len(self.sampler)]
@@ -241,7 +251,7 @@ class Engine:
         for t in self._running:
             first = len(latents)
             owners.append((t, first))
-            context += [t.context] if t.negative is None else [t.negative, t.context]
+            context += [t.context] if t.negative is None or t.own_rows == 1 else [t.negative, t.context]
             latents += [t.latent] * t.own_rows
             if t.push and t.push.acts_at(t.step):
                 count = t.push.references_at(t.step)
@@ -271,7 +281,7 @@ class Engine:
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""
         output = rows[-1]
-        if t.negative is not None:
+        if len(rows) == 2:
             difference = output - rows[0]
             t.guidance_norms.append(float(difference.norm()))
             output = rows[0] + self.guidance_scale * difference
