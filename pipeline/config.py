@@ -45,13 +45,15 @@ class GenerationConfig:
     """How pictures are drawn. ``rows`` is the fixed number of rows in every denoiser call; part of the plan.
 
     ``guidance_scale`` up to 1 switches classifier-free guidance off. Flux has guidance inside: it is told
-    ``guidance_scale``, and classifier-free guidance on top is ``true_guidance_scale``, 1 for none. ``scheduler`` "auto" is
+    ``guidance_scale``, and classifier-free guidance on top is ``true_guidance_scale``, 1 for none. After ``guidance_until`` of
+    the steps it stops, and a sample takes one row instead of two. ``scheduler`` "auto" is
     what the model's folder names, as far as it is one of the four, else "ddim"; ``eta`` belongs to "ddim".
     """
 
     steps: int = 20
     guidance_scale: float = 3.0
     true_guidance_scale: float = 1.0
+    guidance_until: float = 1.0
     scheduler: Literal["auto", "ddim", "euler", "dpmpp_2m", "flow_match_euler"] = "auto"
     eta: float = 0.0
     rows: int = 16
@@ -98,6 +100,7 @@ class RunConfig:
         _at_least("generation.rows", self.generation.rows, 4)
         _at_least("generation.threads", self.generation.threads, 1)
         _between("generation.eta", self.generation.eta, 0, 1)
+        _between("generation.guidance_until", self.generation.guidance_until, 0, 1)
         _between("model.text_tokens", self.model.text_tokens, 0, 512)
         _at_least("model.size", self.model.size, 0)
 

@@ -2,7 +2,9 @@
 
 A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
 pushed apart from. Rows nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot,
-its mates or the order of admission; it can be made again alone, years later.
+its mates or the order of admission; it can be made again alone, years later. So every call is packed anew from all standing
+samples (:mod:`pipeline.packing`), by what each needs at its own step: rows return to the pool the moment they are not needed,
+and a sample may sit a call out.
 
 Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
 R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
@@ -12,19 +14,21 @@ trajectory keeps which R it was drawn with (:attr:`Trajectory.rows_from`).
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
+from pipeline.model.padding import out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
+from pipeline.packing import next_call
 from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.model.families import DiffusionModel
+    from pipeline.steer.diversity import Group
     from pipeline.steer.features import FeatureCache
 
 CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
@@ -52,6 +56,12 @@ class Trajectory:
         seed: with the step, the key of the noise that samplers with η > 0 add.
         cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
         rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
+        turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.
+        group: the declared group whose members push one another apart, or None; not together with ``push``. A next attempt
+            stands alone: its mates have ended.
+        member: its number in the group.
+        guided_until: classifier-free guidance acts in steps below this one, and then the negative row goes back to the pool.
+            The engine's own, unless set before.
     """
 
     tag: int
@@ -69,19 +79,28 @@ class Trajectory:
     seed: int = 0
     cleans: dict[int, torch.Tensor] = field(default_factory=dict)
     rows_from: list[tuple[int, int]] = field(default_factory=list)
+    turn: int | None = None
+    group: Group | None = None
+    member: int = 0
+    guided_until: int | None = None
 
     @property
     def own_rows(self) -> int:
-        return 1 if self.negative is None else 2
+        """Rows of its own at its step, references aside."""
+        skipped = self.guided_until is not None and self.step >= self.guided_until
+        return 1 if self.negative is None or skipped else 2
 
     def rows(self) -> int:
         return self.own_rows + (self.push.references_at(self.step) if self.push else 0)
 
     def peak_rows(self) -> int:
-        return self.own_rows + (len(self.push.latents) if self.push else 0)
+        """The most rows that a call has to hold for it, those of its group included."""
+        alone = (1 if self.negative is None else 2) + (len(self.push.latents) if self.push else 0)
+        return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with what a resumed one inherits of its sample: the seed in force and the sampler's memory."""
+        """This trajectory with what a resumed one inherits of its sample: the seed in force, the sampler's memory, its turn."""
+        self.turn = last.turn
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
         return self
 
@@ -98,6 +117,7 @@ class Engine:
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
+        guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row.
         references: the most references a steered sample may come to be pushed apart from; halving leaves room for them.
     """
 
@@ -111,6 +131,7 @@ class Engine:
         true_guidance_scale: float = 1.0,
         scheduler: str = "auto",
         eta: float = 0.0,
+        guidance_until: float = 1.0,
         references: int = 0,
     ) -> None:
         self.model, self.rows = model, rows
@@ -118,8 +139,10 @@ class Engine:
         self.least_rows = (2 if self.guided else 1) + references
         self.told_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta)
-        self._waiting: deque[Trajectory] = deque()
-        self._running: list[Trajectory] = []
+        self.guided_until = round(guidance_until * len(self.sampler))
+        self._waiting: list[Trajectory] = []
+        self._running: list[Trajectory] = []  # those in the current call
+        self._turns = 0
         self.calls = 0
         self.rows_used = 0
         self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
@@ -139,11 +162,17 @@ class Engine:
             raise ConfigError(
                 f"a sample needs {trajectory.peak_rows()} rows, the engine has {self.rows}",
                 where="generation.rows",
-                fix="Raise it, or steer with fewer references",
+                fix="Raise it, or steer with fewer references, or make groups smaller",
             )
+        if trajectory.group and trajectory.push:
+            raise ValueError("a sample is pushed from references or from its group's mates, not both")
         step = trajectory.step
         if self.sampler.needs_memory(step) and step - 1 not in trajectory.cleans:
             raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
+        if trajectory.turn is None:
+            trajectory.turn, self._turns = self._turns, self._turns + 1
+        if trajectory.guided_until is None:
+            trajectory.guided_until = self.guided_until
         self._waiting.append(trajectory)
 
     def initial_noise(self, seed: int) -> torch.Tensor:
@@ -173,37 +202,42 @@ class Engine:
         self.rows_used += used
         for trajectory, first in owners:
             trajectory.device_seconds += seconds * trajectory.rows()
-            trajectory.evals += trajectory.rows() / trajectory.own_rows
+            trajectory.evals += trajectory.rows() / (1 if trajectory.negative is None else 2)
             self._advance(trajectory, output[first : first + trajectory.own_rows])
         finished = [t for t in self._running if t.step == len(self.sampler)]
         self._running = [t for t in self._running if t.step < len(self.sampler)]
         return finished
 
     def abandon(self) -> list[Trajectory]:
-        """Give up what is running (not what waits); returns it."""
+        """Give up those in the current call (not who waits); returns them."""
         abandoned, self._running = self._running, []
         return abandoned
 
     def _admit(self) -> None:
-        """Fill the free rows, first come first served, skipping over what does not fit."""
-        free = self.rows - sum(t.peak_rows() for t in self._running)
-        held: deque[Trajectory] = deque()
-        while self._waiting and free:
-            trajectory = self._waiting.popleft()
-            if trajectory.peak_rows() <= free:
-                free -= trajectory.peak_rows()
-                self._running.append(trajectory)
-            else:
-                held.append(trajectory)
-        self._waiting.extendleft(reversed(held))
+        """Choose who shares the next call, of all that stand; a group as one, and only when all of it is there."""
+        units: dict[object, list[Trajectory]] = {}
+        for t in sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0):
+            units.setdefault(t.group.id if t.group else id(t), []).append(t)
+        ready = {key: unit for key, unit in units.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
+        if units and not ready:
+            key, unit = next(iter(units.items()))
+            self._running, self._waiting = unit, [t for other in units.values() if other is not unit for t in other]
+            raise ConfigError(
+                f"only {len(unit)} of its members were submitted", where=f"group {key!r}", fix="Submit all, then step"
+            )
+        standing = list(ready.values())
+        chosen = next_call([(sum(t.rows() for t in unit), len(self.sampler) - unit[0].step) for unit in standing], self.rows)
+        self._running = [t for i in chosen for t in standing[i]]
+        running = {id(t) for t in self._running}
+        self._waiting = [t for unit in units.values() for t in unit if id(t) not in running]
 
     def _halve(self) -> bool:
-        """Half the rows, but enough for every sample; all go back to the front of the queue. False when nothing is left."""
+        """Half the rows, but enough for every sample; the call is packed anew. False when nothing is left."""
         fewer = max(self.rows // 2, self.least_rows, *(t.peak_rows() for t in (*self._running, *self._waiting)))
         if fewer >= self.rows:
             return False
         self.rows = fewer
-        self._waiting.extendleft(reversed(self.abandon()))
+        self._waiting += self.abandon()
         return True
 
     def _pack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[Trajectory, int]], list[RowPush]]:
@@ -217,12 +251,12 @@ class Engine:
         for t in self._running:
             first = len(latents)
             owners.append((t, first))
-            context += [t.context] if t.negative is None else [t.negative, t.context]
+            context += [t.context] if t.negative is None or t.own_rows == 1 else [t.negative, t.context]
             latents += [t.latent] * t.own_rows
             if t.push and t.push.acts_at(t.step):
                 count = t.push.references_at(t.step)
                 references = tuple(range(len(latents), len(latents) + count))
-                pushes += [RowPush(row, references, t.push, t.step) for row in range(first, len(latents))]
+                pushes += [RowPush(row, references, t.push, t.step, first) for row in range(first, len(latents))]
                 latents += self.reference_latents(t.push, t.step)[:count]
                 context += [t.push.context] * count
             timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)
@@ -230,6 +264,7 @@ class Engine:
             latents.append(torch.zeros(self.model.latent_shape))
             context.append(torch.zeros_like(self._running[0].context))
             timesteps.append(0)
+        pushes += _pushes_of_groups(owners)
         return torch.stack(latents), torch.tensor(timesteps), torch.stack(context), owners, pushes
 
     def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
@@ -246,7 +281,7 @@ class Engine:
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""
         output = rows[-1]
-        if t.negative is not None:
+        if len(rows) == 2:
             difference = output - rows[0]
             t.guidance_norms.append(float(difference.norm()))
             output = rows[0] + self.guidance_scale * difference
@@ -265,11 +300,18 @@ class Engine:
         t.step += 1
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out of memory; torch says so by class on CUDA and in words elsewhere."""
-    import torch
+def _pushes_of_groups(owners: list[tuple[Trajectory, int]]) -> list[RowPush]:
+    """Of every group in a call; ``owners``: its samples and the first row of each."""
+    from pipeline.steer.diversity import GroupRow, group_pushes
 
-    words = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
-    )
+    groups = {t.group.id: t.group for t, _ in owners if t.group}
+    pushes: list[RowPush] = []
+    for group in groups.values():
+        rows = [
+            GroupRow(first + i, group.id, t.member, i + 2 - t.own_rows, t.step)
+            for t, first in owners
+            if t.group and t.group.id == group.id
+            for i in range(t.own_rows)
+        ]
+        pushes += group_pushes(rows, {group.id: group.size}, group.settings)
+    return pushes

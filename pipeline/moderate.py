@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.decide import decide
-from pipeline.engine import Trajectory, out_of_memory
+from pipeline.engine import Trajectory
+from pipeline.model.padding import out_of_memory
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
@@ -71,7 +72,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                     picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
                     embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
                     denoiser_evals=trajectory.evals, device_seconds=trajectory.device_seconds, skipped_guards=studio.skipped,
-                    rows_from=tuple(trajectory.rows_from),
+                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.model.padded_rows(),
                 )
             )  # fmt: skip
             if decision.verdict is Verdict.STEER:

@@ -9,6 +9,7 @@ import numpy as np
 
 from guards.base import Finding
 from index.store import Match
+from pipeline.model.padding import PaddedRows
 
 
 class Outcome(StrEnum):
@@ -89,6 +90,8 @@ class Attempt:
         device_seconds: device time, shared out evenly over the rows of each batch.
         skipped_guards: optional guards that could not run.
         rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.
+        padded_rows: rows that its process's calls of text encoder, autoencoder's encoder and decoder have had so far; more
+            than one when memory ran out. The decoder's last drew this picture.
     """
 
     number: int
@@ -105,6 +108,7 @@ class Attempt:
     device_seconds: float
     skipped_guards: tuple[str, ...] = ()
     rows_from: tuple[tuple[int, int], ...] = ()
+    padded_rows: PaddedRows = field(default_factory=PaddedRows)
 
 
 @dataclass(frozen=True)

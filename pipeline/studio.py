@@ -66,7 +66,7 @@ class Studio:
         references = max((rung.references for rung in policy.ladder if rung.kind == "negtome"), default=0)
         self.engine = Engine(
             model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
-            scheduler=g.scheduler, eta=g.eta, references=references,
+            scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)

@@ -33,7 +33,7 @@ def world(
 
 @app.command()
 def engine(out: Out = DOCS, quick: Quick = False) -> None:
-    """Byte-equality of the engine, and its speed against diffusers' own loop on the same weights in the same run.
+    """Bytes of the engine, its speed against diffusers' own loop, what repairs and negative token merging cost.
 
     Example: clearance bench engine --quick
     """

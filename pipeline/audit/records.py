@@ -328,6 +328,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "seed": _seed(attempt.seed, sample.request.key),
         "resumed_from_step": int(attempt.resumed_from_step),
         "rows_from": [{"step": int(step), "rows": int(rows)} for step, rows in attempt.rows_from],
+        "padded_rows": {name: list(shapes) for name, shapes in attempt.padded_rows._asdict().items()},
         "intervention": _intervention(attempt),
         "pixel_sha256": attempt.pixel_sha256,
         "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"},

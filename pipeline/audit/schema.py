@@ -142,6 +142,12 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             pa.list_(pa.struct([("step", whole), ("rows", whole)])),
             "from that step on its denoiser calls had that many rows; more than one entry when memory ran out",
         ),
+        (
+            "padded_rows",
+            pa.struct([(name, pa.list_(whole)) for name in ("text", "encode", "decode")]),
+            "rows that its worker's calls of text encoder and autoencoder have had so far; more than one when memory ran out, "
+            "and then the decoder's last drew this picture",
+        ),
         ("intervention", intervention, "what was changed against the attempt before; null for attempt 0"),
         ("pixel_sha256", text, "digest of the picture's RGB bytes"),
         ("thumbnail", picture, "WebP of at most 128 pixels, exact when the picture is no larger (payload)"),

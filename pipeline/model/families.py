@@ -16,6 +16,7 @@ import numpy as np
 
 from index.errors import ModelError
 from pipeline.config import ModelConfig
+from pipeline.model.padding import PaddedRows
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,10 @@ class DiffusionModel(Protocol):
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents float32 (N, C, h, w) → pictures uint8 RGB (N, H, W, 3)."""
+        ...
+
+    def padded_rows(self) -> PaddedRows:
+        """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out."""
         ...
 
     def decode_size(self) -> tuple[int, int]:

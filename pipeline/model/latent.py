@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,11 +15,12 @@ from index.errors import ConfigError, ModelError
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
 from pipeline.model.families import UNUSED, folder_digest, read_index
+from pipeline.model.padding import PaddedCalls, PaddedRows
 
 if TYPE_CHECKING:
     import torch
 
-TEXT_ROWS = 8  # rows of every text encoder call
+TEXT_ROWS = 8  # rows of every text encoder call, until memory runs out: see pipeline.model.padding
 PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
 
 
@@ -102,6 +103,9 @@ class LatentDiffusion(ABC):
         self.latent_shape = (self._channels(), *self._sides(config.size))
         self.digest = folder_digest(folder)
         self._token_shape: tuple[int, int] = (0, 0)
+        width, height = self.decode_size()
+        self._text_calls = PaddedCalls(TEXT_ROWS)
+        self._encode_calls, self._decode_calls = (PaddedCalls(picture_rows(width * height)) for _ in range(2))
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
         except Exception as error:
@@ -122,7 +126,7 @@ class LatentDiffusion(ABC):
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> torch.Tensor:
-        """``TEXT_ROWS`` prompts → conditionings."""
+        """The prompts of one call → conditionings."""
 
     @abstractmethod
     def denoise_tensor(
@@ -164,13 +168,14 @@ class LatentDiffusion(ABC):
         )
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        blocks = []
+        def run(rows: list[int]) -> Any:
+            return self._encode([prompts[i] for i in rows]).float().cpu()
+
         with self._torch.inference_mode(), quiet():
-            for start in range(0, len(prompts), TEXT_ROWS):
-                block = list(prompts[start : start + TEXT_ROWS])
-                full = block + block[:1] * (TEXT_ROWS - len(block))
-                blocks.append(self._encode(full)[: len(block)].float().cpu())
-        return self._torch.cat(blocks)
+            return self._text_calls.run(run, len(prompts))
+
+    def padded_rows(self) -> PaddedRows:
+        return PaddedRows(self._text_calls.shapes, self._encode_calls.shapes, self._decode_calls.shapes)
 
     def _join(self, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Token embeddings (N, T, D) and pooled ones (N, P) → conditionings (N, T·D + P)."""
@@ -193,10 +198,6 @@ class LatentDiffusion(ABC):
         _, height, width = self.latent_shape
         return width * self._pixels_per_latent, height * self._pixels_per_latent
 
-    def _picture_rows(self) -> int:
-        width, height = self.decode_size()
-        return picture_rows(width * height)
-
     def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
         x = latents.to(self._device) / self._scaling
@@ -205,38 +206,25 @@ class LatentDiffusion(ABC):
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         torch = self._torch
         with torch.inference_mode():
-            out = padded(self.decode_tensor, latents, self._picture_rows())
+            out = self._decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
         pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         torch = self._torch
 
-        def run(x: Any) -> Any:
-            out = self._vae.encode(x.to(self._device))
+        def run(rows: list[int]) -> Any:
+            out = self._vae.encode(x[rows].to(self._device))
             latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
             latents = latents.float().cpu()
             return (latents - self._shift if self._shift else latents) * self._scaling
 
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            return padded(run, x, self._picture_rows())
+            return self._encode_calls.run(run, len(x))
 
     def _blocks(self, *kinds: type) -> list[tuple[str, Any]]:
         return [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]
-
-
-def padded(call: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> torch.Tensor:
-    """Apply ``call`` to blocks of exactly ``size`` rows, the last one padded by repeating its first row."""
-    import torch
-
-    blocks = []
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        pad = size - len(block)
-        full = torch.cat([block, block[:1].expand(pad, *block.shape[1:])]) if pad else block
-        blocks.append(call(full.contiguous())[: len(block)])
-    return torch.cat(blocks)
 
 
 @contextmanager

@@ -19,6 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A declared group: its members share every call, from the first step to the last.
+
+    Attributes:
+        id: unique among the groups in an engine.
+        size: number of members.
+        settings: how they push one another apart; without latents or features of its own.
+    """
+
+    id: str
+    size: int
+    settings: NegToMe
+
+
+@dataclass(frozen=True)
 class GroupRow:
     """One row of a packed batch that belongs to a declared group; see :func:`group_pushes`.
 

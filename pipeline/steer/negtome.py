@@ -144,7 +144,7 @@ class NegToMe:
         return wanted and site.startswith(self.where) and tokens >= self.min_tokens
 
     def apply(self, tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Tokens (1, N, D) of one row and reference tokens (M, D), M = k·N → pushed (1, N, D)."""
+        """Tokens (1, n·N, D) of a sample's n rows and reference tokens (M, D), M = k·N → pushed (1, n·N, D)."""
         mask = None
         if self.masks is not None:
             import torch
@@ -167,12 +167,14 @@ class RowPush:
             (:mod:`pipeline.steer.diversity`); none where the settings hold features.
         settings: how.
         step: the denoising step the row stands at; says which of the settings' features are meant.
+        owner: first row of the sample it belongs to; rows of one sample are matched together. −1: alone.
     """
 
     row: int
     references: tuple[int, ...]
     settings: NegToMe
     step: int = -1
+    owner: int = -1
 
 
 @contextmanager
@@ -196,16 +198,24 @@ def pushing(blocks: Sequence[tuple[str, Any]], pushes: Sequence[RowPush]) -> Ite
 
 
 def _edit(pushes: Sequence[RowPush]) -> Edit:
+    # A sample's own rows are pushed from the same reference: matched together, at half the calls. They are never apart, so
+    # that its bytes still depend on nothing else. The released axis looks for tokens of one row.
+    together: dict[object, list[RowPush]] = {}
+    for item in pushes:
+        alone = item.owner < 0 or item.settings.match == "released"
+        together.setdefault(("row", item.row) if alone else ("sample", item.owner), []).append(item)
+
     def edit(site: str, tokens: torch.Tensor) -> Mapping[int, torch.Tensor]:
         changed: dict[int, torch.Tensor] = {}
-        for item in pushes:
-            s = item.settings
+        for items in together.values():
+            s, rows = items[0].settings, [item.row for item in items]
             if not s.selects(site, tokens.shape[1]):
                 continue
             # The best match is over all references' tokens.
-            kept = s.features[item.step][site] if s.features is not None else None
-            reference = tokens[list(item.references)].flatten(0, 1) if kept is None else kept
-            changed[item.row] = s.apply(tokens[item.row : item.row + 1], reference)[0]
+            kept = s.features[items[0].step][site] if s.features is not None else None
+            reference = tokens[list(items[0].references)].flatten(0, 1) if kept is None else kept
+            pushed = s.apply(tokens[rows].flatten(0, 1)[None], reference)[0]
+            changed |= zip(rows, pushed.unflatten(0, (len(rows), -1)), strict=True)
         return changed
 
     return edit

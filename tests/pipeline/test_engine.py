@@ -159,7 +159,11 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
     with monkeypatch.context() as m:
         Small(exact, m, error, rows=4, after=2)
         trajectories = [plain(e, tag) for tag in range(10)]
-        done = finish(e, trajectories)
+        for t in trajectories[:8]:
+            e.submit(t)
+        e.step()
+        e.step()
+        done = finish(e, trajectories[8:])
     assert e.rows == 4 and sorted(done) == list(range(10))
     assert all(t.rows_from == [(0, 16), (2, 4)] for t in trajectories[:8])  # on their way when it happened
     assert all(t.rows_from == [(0, 4)] for t in trajectories[8:])
@@ -205,6 +209,40 @@ def test_guidance_of_one_or_less_takes_one_row(exact: DiffusionModel, tiny_sd: P
                   output_type="latent").images[0]  # fmt: skip
     assert torch.allclose(ours, theirs, atol=2e-4, rtol=1e-3)
     assert not e.guided and e.rows_used == STEPS and t.evals == STEPS and not t.guidance_norms
+
+
+def test_guidance_that_stops_gives_its_row_back(exact: DiffusionModel, tiny_sd: Path) -> None:
+    """As diffusers' own recipe for it: guidance off from a step on, by a callback."""
+    from diffusers import StableDiffusionPipeline
+
+    def stop(pipe: Any, step: int, _timestep: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if step == 2:  # called after the step
+            pipe._guidance_scale = 0.0
+            given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[-1]
+        return given
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "a red apple 3",
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+        callback_on_step_end=stop,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    ).images[0]
+    e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
+    t = plain(e, 3)
+    alone = finish(e, [t])[3]
+    assert torch.allclose(alone, theirs, atol=2e-4, rtol=1e-3)
+    assert t.evals == 3 + 2 / 2 and e.rows_used == 3 * 2 + 2 and len(t.guidance_norms) == 3
+    # Four rows: two samples guided, and a third as soon as both have handed theirs back.
+    e = Engine(exact, rows=4, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
+    done = finish(e, [plain(e, tag) for tag in (1, 2, 3)])
+    small = Engine(exact, rows=4, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
+    assert torch.equal(done[3], finish(small, [plain(small, 3)])[3])
+    assert e.rows_used == 3 * 8 and e.calls < 2 * STEPS
 
 
 def test_steering_changes_the_sample_and_costs_what_it_says(exact: DiffusionModel) -> None:

@@ -181,6 +181,21 @@ def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monk
     assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].rows_from == ((0, 4),) for x in done) and len(done) == 6
 
 
+def test_a_decoder_short_of_memory_is_on_record(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = studio(model, Copies(lambda _: False))
+    real, shapes = s.model._vae.decode, s.model._decode_calls.shapes  # type: ignore[attr-defined]
+
+    def small(latents: torch.Tensor) -> object:
+        if len(latents) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(latents)
+
+    monkeypatch.setattr(s.model._vae, "decode", small)  # type: ignore[attr-defined]
+    done = list(s.moderate(requests(6)))
+    s.model._decode_calls.shapes = shapes  # type: ignore[attr-defined]  # the model is shared
+    assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].padded_rows.decode == (8, 4) for x in done) and len(done) == 6
+
+
 def test_memory_for_not_even_one_sample_is_an_error_row_each(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")

@@ -107,10 +107,24 @@ def test_soft_match_is_a_softmax_and_hardens() -> None:
 
 
 def test_the_first_of_equals_is_taken_whatever_the_tiles() -> None:
-    reference = drawn(0, 1, 8).expand(20, 8)
-    for chunk in (3, 20, 100):
-        _, which = best_match(reference[:4], reference, chunk=chunk)
-        assert which.tolist() == [0, 0, 0, 0]
+    same = drawn(0, 1, 8)
+    reference = torch.cat([-same.expand(37, 8), same.expand(110, 8)])  # the first of them in the midst of a group of rows
+    for chunk in (3, 20, 64, 100, 200):
+        for precision in ("float32", "bfloat16"):
+            _, which = best_match(same.expand(4, 8), reference, chunk=chunk, precision=precision)  # type: ignore[arg-type]
+            assert which.tolist() == [37, 37, 37, 37]
+
+
+@pytest.mark.parametrize("n", [5, 64, 200])
+@pytest.mark.parametrize("m", [1, 31, 32, 33, 200])
+@pytest.mark.parametrize("chunk", [7, 64, 1024])
+def test_the_best_is_found_in_and_behind_whole_groups_of_rows(n: int, m: int, chunk: int) -> None:
+    tokens, reference = drawn(n, n, 16), drawn(m + 1, m, 16)
+    cosines = F.normalize(tokens, dim=1) @ F.normalize(reference, dim=1).T
+    best, which = best_match(tokens, reference, chunk=chunk)
+    top = cosines.topk(min(2, m), dim=1).values
+    clear = top[:, 0] - top[:, -1] > 1e-5 if m > 1 else torch.ones(n, dtype=torch.bool)
+    assert torch.equal(which[clear], cosines.argmax(1)[clear]) and torch.allclose(best, top[:, 0], atol=1e-6)
 
 
 def test_tokens_of_zeros_match_nothing() -> None:

@@ -1,0 +1,176 @@
+"""What a flagged picture costs: in flight, against drawing whole batches again and against drawing only the flagged again.
+
+Three loops on the same weights, in the same number format, with the same flags: a coin for every (sample, attempt), seeded.
+
+* whole batch: the loop that users of diffusers write. The batch is drawn; while any of it is flagged, all of it is drawn
+  again, the flagged with new seeds.
+* partial batch: the flagged are drawn again, from the start, as a smaller batch.
+* in flight: a probe after a quarter of the steps finds nine flagged samples in ten and sends them back two to four steps; the
+  tenth is found on the finished picture and resumes at 40 % of the steps. The engine packs all of them into common calls.
+
+Only the schedule is measured: nothing is steered (that costs little or nothing more, see the benches of steering), decoding
+counts, guards do not: they would see every redrawn picture again in the first loop.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobs.bench.engine_runs import GUIDANCE, ROWS, contexts_of, engine, plain
+from jobs.bench.measures import Measure, spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine import Engine, Trajectory
+    from pipeline.model.families import DiffusionModel
+
+BATCH = ROWS // 2
+PROBE, CAUGHT, LATE = 0.25, 0.9, 0.4
+
+
+@dataclass(frozen=True)
+class Coins:
+    """The flags of one run."""
+
+    seed: int
+    rate: float
+
+    def flagged(self, sample: int, attempt: int) -> bool:
+        return random.Random(f"flag/{self.seed}/{sample}/{attempt}").random() < self.rate
+
+    def caught(self, sample: int, attempt: int) -> bool:
+        """Whether the probe sees it, or only the look at the finished picture."""
+        return random.Random(f"caught/{self.seed}/{sample}/{attempt}").random() < CAUGHT
+
+    def back(self, sample: int, attempt: int) -> int:
+        """Steps that a caught sample is sent back."""
+        return random.Random(f"back/{self.seed}/{sample}/{attempt}").randint(2, 4)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What all accepted pictures took: evaluations (two rows are one), seconds, and the share of rows that were in use."""
+
+    evals: float
+    seconds: float
+    occupancy: float = 1.0
+
+
+def reruns(model: DiffusionModel, rate: float, seeds: Sequence[int], *, samples: int, steps: int) -> list[Measure]:
+    """The three loops, one after the other, at every seed; the order changes from seed to seed."""
+    contexts = contexts_of(model)
+    arms: dict[str, Callable[[Coins], Spent]] = {
+        "whole": lambda coins: _whole(model, contexts, coins, samples, steps),
+        "partial": lambda coins: _partial(model, contexts, coins, samples, steps),
+        "in flight": lambda coins: _in_flight(model, contexts, coins, samples, steps),
+    }
+    spent: dict[str, list[Spent]] = {name: [] for name in arms}
+    for turn, seed in enumerate(seeds):
+        for name in [*arms][turn % 3 :] + [*arms][: turn % 3]:
+            spent[name].append(arms[name](Coins(seed, rate)))
+    return _measured(rate, spent, samples, steps)
+
+
+def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: int) -> list[Measure]:
+    told, judged = f"{100 * rate:.0f} % flagged", rate == 0.15
+    goals = {"whole": 1.8, "partial": 1.15}
+    found = [
+        spread(
+            f"{told}: evaluations per accepted picture, of the steps, {name}",
+            [s.evals / samples / steps for s in spent[name]],
+            1.06 if judged and name == "in flight" else None,
+            "lower",
+        )
+        for name in spent
+    ]
+    for name, goal in goals.items():
+        ratios = [other.seconds / ours.seconds for other, ours in zip(spent[name], spent["in flight"], strict=True)]
+        found.append(
+            spread(f"{told}: accepted pictures per second, in flight against {name} batch", ratios, goal if judged else None)
+        )
+    found.append(spread(f"{told}: rows in use, in flight", [s.occupancy for s in spent["in flight"]]))
+    return found
+
+
+def _whole(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
+    began, evals, e = time.process_time(), 0, engine(model, steps)
+    for start in range(0, samples, BATCH):
+        attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
+        flagged = list(attempts)
+        while flagged:
+            _draw(e, list(attempts), contexts)
+            evals += len(attempts) * steps
+            flagged = [i for i in attempts if coins.flagged(i, attempts[i])]
+            attempts |= {i: attempts[i] + 1 for i in flagged}
+    return Spent(evals, time.process_time() - began)
+
+
+def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
+    began, evals, e = time.process_time(), 0, engine(model, steps)
+    for start in range(0, samples, BATCH):
+        attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
+        flagged = list(attempts)
+        while flagged:
+            _draw(e, flagged, contexts)
+            evals += len(flagged) * steps
+            flagged = [i for i in flagged if coins.flagged(i, attempts[i])]
+            attempts |= {i: attempts[i] + 1 for i in flagged}
+    return Spent(evals, time.process_time() - began)
+
+
+def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> None:
+    """One batch of as many rows as it needs, as a loop over diffusers' parts would draw it, and its pictures."""
+    import torch
+
+    sampler, some = e.sampler, [plain(e, tag, contexts) for tag in tags]
+    z = torch.stack([t.latent for t in some])
+    context = torch.stack([contexts[-1]] * len(some) + [t.context for t in some])
+    for step, timestep in enumerate(sampler.timesteps):
+        empty, text = e.model.denoise(torch.cat([z, z]), torch.full((2 * len(some),), timestep), context).chunk(2)
+        z = sampler.advance(*sampler.clean(z, empty + GUIDANCE * (text - empty), step), step)
+    e.model.decode(z)
+
+
+def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
+    import torch
+
+    began, e = time.process_time(), engine(model, steps)
+    probe, late = round(PROBE * steps), round(LATE * steps)
+    under_way = {tag: plain(e, tag, contexts) for tag in range(samples)}
+    attempts, looked = dict.fromkeys(under_way, 0), set[tuple[int, int]]()
+    for t in under_way.values():
+        e.submit(t)
+    while e.busy:
+        finished = e.step()
+        for t in finished:
+            if coins.flagged(t.tag, attempts[t.tag]):
+                attempts[t.tag] += 1
+                under_way[t.tag] = _resumed(t, late)
+                e.submit(under_way[t.tag])
+            else:
+                del under_way[t.tag]
+        if finished:
+            model.decode(torch.stack([t.latent for t in finished]))
+        for t in under_way.values():
+            now = t.tag, attempts[t.tag]
+            if t.step == probe and now not in looked:
+                looked.add(now)
+                if coins.flagged(*now) and coins.caught(*now):
+                    attempts[t.tag] += 1
+                    t.step = max(
+                        0, t.step - coins.back(*now)
+                    )  # in place: the engine packs the next call from where everybody stands
+                    t.latent = t.ring[t.step]
+    return Spent(e.rows_used / 2, time.process_time() - began, e.rows_used / (e.calls * e.rows))
+
+
+def _resumed(t: Trajectory, step: int) -> Trajectory:
+    from pipeline.engine import Trajectory
+
+    ring = {at: z for at, z in t.ring.items() if at <= step}
+    return Trajectory(t.tag, ring[step], step, t.context, t.negative, ring=ring).resumed(t, t.seed)

@@ -1,0 +1,50 @@
+"""What the engine's benches share: a trajectory for a caption, running to the end, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine import Engine, Trajectory
+    from pipeline.model.families import DiffusionModel
+
+ROWS, GUIDANCE = 16, 3.0
+CAPTIONS = tuple(f"a {name}" for name in ("pear", "bear", "cat", "castle", "lion", "pizza", "taxi", "key"))
+
+
+def engine(model: DiffusionModel, steps: int) -> Engine:
+    """An engine as the default run file makes it."""
+    from pipeline.engine import Engine
+
+    return Engine(model, rows=ROWS, steps=steps, guidance_scale=GUIDANCE)
+
+
+def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
+    """Two rows: the tag's caption with the tag's seed. ``contexts``: of the captions, and of the empty prompt behind them."""
+    from pipeline.engine import Trajectory
+
+    return Trajectory(tag, e.initial_noise(tag), 0, contexts[tag % len(CAPTIONS)], contexts[-1], seed=tag)
+
+
+def contexts_of(model: DiffusionModel) -> list[torch.Tensor]:
+    """Conditionings of all captions, and last of the empty prompt."""
+    return list(model.encode_prompts([*CAPTIONS, ""]))
+
+
+def finish(e: Engine, trajectories: Sequence[Trajectory]) -> dict[int, torch.Tensor]:
+    """Submit, and run to the end: tag → latent."""
+    for t in trajectories:
+        e.submit(t)
+    done: dict[int, torch.Tensor] = {}
+    while e.busy:
+        done |= {t.tag: t.latent for t in e.step()}
+    return done
+
+
+def digest(latent: torch.Tensor) -> str:
+    """Of its bytes."""
+    return hashlib.sha256(latent.numpy().tobytes()).hexdigest()

@@ -1,0 +1,78 @@
+"""Network calls of one fixed number of rows, and what happens when the memory does not hold them.
+
+With a fixed shape a row's result does not depend on its neighbours, byte for byte; with a varying one it does. So the last
+call is padded. Where memory runs out the shape is halved, for good, and the work of that call begins again: what one
+:meth:`PaddedCalls.run` returns always has one shape, and the shapes that a process has had are kept, for the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PaddedRows(NamedTuple):
+    """Rows that a process's calls have had so far: the configured number, and what it was after every halving.
+
+    Attributes:
+        text: of the text encoders.
+        encode, decode: of the autoencoder.
+    """
+
+    text: tuple[int, ...] = ()
+    encode: tuple[int, ...] = ()
+    decode: tuple[int, ...] = ()
+
+
+class PaddedCalls:
+    """One network's calls.
+
+    Attributes:
+        shapes: rows of a call: as configured, and after every halving. The last is in force.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.shapes: tuple[int, ...] = (rows,)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a call now."""
+        return self.shapes[-1]
+
+    def run(self, call: Callable[[list[int]], torch.Tensor], count: int) -> torch.Tensor:
+        """Results for items 0 … count − 1, concatenated along their first dimension.
+
+        Args:
+            call: is handed the positions of exactly ``rows`` items; the last block is padded by repeating its first.
+            count: how many items, at least 1.
+
+        Raises:
+            whatever ``call`` raises; running out of memory only when a call of one row does.
+        """
+        import torch
+
+        while True:
+            try:
+                blocks = []
+                for start in range(0, count, self.rows):
+                    block = list(range(start, min(start + self.rows, count)))
+                    full = block + block[:1] * (self.rows - len(block))
+                    blocks.append(call(full)[: len(block)])
+                return torch.cat(blocks)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.rows == 1:
+                    raise
+            self.shapes += (self.rows // 2,)  # outside the handler, which holds on to the failed call's tensors
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host ran out of memory; torch says so by class on CUDA and in words elsewhere."""
+    import torch
+
+    words = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
+    )

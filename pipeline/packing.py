@@ -1,0 +1,60 @@
+"""Who goes into the next denoiser call: rows filled best, the oldest always in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+WINDOW = 2  # calls' worth of the oldest samples that are under way
+
+
+def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:
+    """Choose who shares the next call, of all samples that stand.
+
+    The oldest is always in it: whatever comes after, it takes a step in every call; so everybody becomes the oldest, and ends.
+    The others are taken from the oldest that would fill ``WINDOW`` calls, so that samples end in about the order in which
+    they came and few are under way at a time; who has the most steps ahead goes first, so that nobody is left to end alone.
+
+    Args:
+        standing: rows needed now and steps ahead of each sample, the oldest first.
+        capacity: rows of the call.
+
+    Returns:
+        Positions in ``standing``, ascending; see :func:`best_fit`.
+    """
+    rows, window = 0, 0
+    while window < len(standing) and rows < WINDOW * capacity:
+        rows += standing[window][0]
+        window += 1
+    order = [*range(min(1, window)), *sorted(range(1, window), key=lambda i: (-standing[i][1], i))]
+    return sorted(order[i] for i in best_fit([standing[i][0] for i in order], capacity))
+
+
+def best_fit(needs: Sequence[int], capacity: int) -> list[int]:
+    """Choose those who leave the fewest rows empty (subset sum, exact), the first always; of equal fillings, earlier ones.
+
+    Args:
+        needs: rows that each needs, in order of preference; each at least 1.
+        capacity: rows to fill.
+
+    Returns:
+        Positions in ``needs``, ascending; their rows sum to at most ``capacity``.
+
+    Raises:
+        ValueError: the first alone does not fit.
+    """
+    if not needs:
+        return []
+    if needs[0] > capacity:
+        raise ValueError(f"the first needs {needs[0]} rows of {capacity}")
+    # Bit s of within[i]: some of needs[i:] sum to s.
+    within, sums, mask = [1] * (len(needs) + 1), 1, (1 << capacity + 1) - 1
+    for i in range(len(needs) - 1, 0, -1):
+        sums |= sums << needs[i] & mask
+        within[i] = sums
+    left = (within[1] & (mask >> needs[0])).bit_length() - 1
+    chosen = [0]
+    for i in range(1, len(needs)):
+        if needs[i] <= left and within[i + 1] >> left - needs[i] & 1:
+            chosen.append(i)
+            left -= needs[i]
+    return chosen
