@@ -1,9 +1,9 @@
 """Geom-Erasing (arXiv 2310.05873): say in words where a mark is, so that the model can be told what to leave out.
 
-A mark that a model learned without being told (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it some:
-a *name* (one new token a concept) and its *geometry* (new tokens for places), learned from pictures in which a detector found
-the mark; at sampling the same tokens go into the negative prompt. Here are its pure parts: which tokens say a box, how the loss
-is weighed, and which tokens a guard's findings ask for.
+A mark that a model learned without being told (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it
+some: a *name* (one new token a concept) and its *geometry* (new tokens for places), learned from pictures in which a detector
+found the mark; at sampling the same tokens go into the negative prompt. Here are its pure parts: which tokens say a box, how
+the loss is weighed, and which tokens a guard's findings ask for.
 
 Scope: this stops a generator from inventing marks. It is never applied to anybody's picture.
 """
@@ -24,6 +24,7 @@ Mode = Literal["bins", "corners"]
 MODES: tuple[Mode, ...] = ("bins", "corners")
 CONCEPTS = {"mark.watermark": "watermark", "mark.qr": "qr", "mark.text": "text", "text.ocr": "text"}  # of guards' findings
 WORDS = {"watermark": "watermark", "qr": "QR code", "text": "text"}  # what people call them: where a name token starts from
+SAME = 0.5  # overlap from which two boxes are one mark
 SLACK = 1e-6  # of a side: detectors give fractions in float32
 
 
@@ -153,8 +154,15 @@ class Vocabulary:
         places = {None: 0, "bins": self.grid**2, "corners": 2}[self.mode]
         return marks * (1 + places)
 
-    def phrase(self, marks: Mapping[str, Sequence[Box]], size: tuple[float, float] = (1, 1)) -> tuple[str, ...]:
+    def phrase(
+        self, marks: Mapping[str, Sequence[Box]], size: tuple[float, float] = (1, 1), room: int | None = None
+    ) -> tuple[str, ...]:
         """caption ⊕ *this*: for each concept its name, and the tokens of its boxes (none known: the name alone).
+
+        Args:
+            marks: concept → boxes.
+            size: of the picture in the boxes' unit.
+            room: the most tokens there may be; where they are more, the last boxes are left unsaid, then the last tokens.
 
         Raises:
             ConfigError: a concept that this vocabulary has no name for.
@@ -167,7 +175,12 @@ class Vocabulary:
             found.append(name_token(concept))
             if self.mode is not None:
                 found += location_tokens(marks[concept], size, self.grid, self.mode)
-        return tuple(found)
+        if room is None or len(found) <= room:
+            return tuple(found)
+        most = max(marks, key=lambda concept: len(marks[concept]))
+        if not marks[most]:
+            return tuple(found[:room])
+        return self.phrase({**marks, most: list(marks[most])[:-1]}, size, room)
 
 
 def name_token(concept: str) -> str:
@@ -176,16 +189,22 @@ def name_token(concept: str) -> str:
 
 
 def marks_found(findings: Iterable[Finding]) -> dict[str, list[Box]]:
-    """Triggered findings of marks → concept and where it was found, in fractions; an empty list where no guard could say."""
+    """Triggered findings of marks → concept and where it was found, in fractions; an empty list where no guard could say.
+
+    Boxes of one concept that overlap by half or more are one mark, seen by two guards: the first is kept.
+    """
     found: dict[str, list[Box]] = {}
     for finding in findings:
         if finding.triggered and finding.category in CONCEPTS:
-            boxes = found.setdefault(CONCEPTS[finding.category], [])
-            if finding.box is not None and finding.box[2] > finding.box[0] and finding.box[3] > finding.box[1]:
-                boxes.append(finding.box)
+            boxes, box = found.setdefault(CONCEPTS[finding.category], []), finding.box
+            if box is not None and box[2] > box[0] and box[3] > box[1] and all(overlap(box, b) < SAME for b in boxes):
+                boxes.append(box)
     return found
 
 
-def is_mark(category: str) -> bool:
-    """Whether findings of this category are marks, which the mark ladder answers."""
-    return category in CONCEPTS
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    wide = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+    high = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    area = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)) - wide * high
+    return wide * high / area if area > 0 else 0.0

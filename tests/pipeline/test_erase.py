@@ -137,8 +137,10 @@ def test_findings_become_concepts_and_boxes() -> None:
     found = marks_found(
         [
             finding("mark.text", 0.9, (0, 0, 0.5, 0.25)), finding("text.ocr", 0.7, (0, 0, 0.4, 0.2)),
+            finding("text.ocr", 0.6, (0.5, 0.5, 1, 1)),
             finding("mark.qr", 0.9), finding("mark.watermark", 0.1, (0, 0, 1, 1)), finding("copy.protected", 0.9),
             finding("text.ocr", 0.9, (0.2, 0.2, 0.2, 0.4)),
         ]
     )  # fmt: skip
-    assert found == {"text": [(0, 0, 0.5, 0.25), (0, 0, 0.4, 0.2)], "qr": []}
+    # (0, 0, .5, .25) and (0, 0, .4, .2) overlap by .08 / .125 = .64: one mark, seen twice
+    assert found == {"text": [(0, 0, 0.5, 0.25), (0.5, 0.5, 1, 1)], "qr": []}
