@@ -14,10 +14,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
+from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.steer.negtome import NegToMe, RowPush
 
@@ -52,6 +54,7 @@ class Trajectory:
         seed: with the step, the key of the noise that samplers with η > 0 add.
         cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
         rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
+        lowrank: low-rank weights for this sample's rows alone, each with its strength.
     """
 
     tag: int
@@ -69,6 +72,7 @@ class Trajectory:
     seed: int = 0
     cleans: dict[int, torch.Tensor] = field(default_factory=dict)
     rows_from: list[tuple[int, int]] = field(default_factory=list)
+    lowrank: tuple[tuple[LowRank, float], ...] = ()
 
     @property
     def own_rows(self) -> int:
@@ -81,8 +85,9 @@ class Trajectory:
         return self.own_rows + (len(self.push.latents) if self.push else 0)
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with what a resumed one inherits of its sample: the seed in force and the sampler's memory."""
+        """This trajectory with what a resumed one inherits of its sample: seed in force, sampler's memory, low-rank weights."""
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
+        self.lowrank = self.lowrank or last.lowrank
         return self
 
 
@@ -161,7 +166,7 @@ class Engine:
         began = time.perf_counter()
         latents, timesteps, context, owners, pushes = self._pack()
         try:
-            with self._pushing(pushes):
+            with self._pushing(pushes), self._adapting(owners):
                 output = self.model.denoise(latents, timesteps, context, self.told_guidance)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error) and self._halve():
@@ -242,6 +247,17 @@ class Engine:
         from pipeline.steer.negtome import pushing
 
         return pushing(self.model.attention_blocks(), pushes)
+
+    def _adapting(self, owners: list[tuple[Trajectory, int]]) -> AbstractContextManager[None]:
+        """Low-rank weights on the rows of the samples that want them."""
+        wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
+        for t, first in owners:
+            for weights, strength in t.lowrank:
+                wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.rows()))
+        if not wanted:
+            return nullcontext()
+        rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
+        return adapted(self.model.network, rows)
 
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""
