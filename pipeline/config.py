@@ -69,7 +69,7 @@ class EmbedderConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """An adapter that erases marks: a folder written by ``clearance erase train``.
+    """An adapter that erases marks: a folder written by ``clearance erase train``, or "stickers:NAME", one that ships.
 
     ``weight`` is the strength of its low-rank weights, and ``lowrank`` says whose they are: every sample's ("always": it was
     trained on a set that the model is to draw) or only those a mark was found on. ``tokens`` likewise: the places of its

@@ -40,11 +40,11 @@ def save_adapter(
     files = {}
     if trained.vectors:
         save_file({token: vector.contiguous() for token, vector in trained.vectors.items()}, folder / TOKENS)
-        files[TOKENS] = _sha256(folder / TOKENS)
+        files[TOKENS] = _sealed(folder / TOKENS)
     if trained.lowrank:
         half = {f"{PREFIX}{name}": value.to(torch.float16).contiguous() for name, value in trained.lowrank.items()}
         save_file(half, folder / LOWRANK)
-        files[LOWRANK] = _sha256(folder / LOWRANK)
+        files[LOWRANK] = _sealed(folder / LOWRANK)
     vocabulary = how.vocabulary
     settings = {
         "format": FORMAT,
@@ -143,5 +143,7 @@ def _places(rows: Sequence[Row], concepts: Sequence[str]) -> dict[str, list[list
     }
 
 
-def _sha256(path: Path) -> str:
+def _sealed(path: Path) -> str:
+    """The file's digest; whoever may read the folder may read the file, which safetensors writes for its owner alone."""
+    path.chmod(0o644)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -354,7 +354,11 @@ def _first_vectors(base: Any, how: Training) -> torch.Tensor:
 
 def _add_lowrank(network: Any, rank: int) -> dict[str, Any]:
     """Low-rank weights on attention, feed-forward and residual convolutions; name → parameter."""
-    from peft import LoraConfig
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        fix = "Run: pip install 'clearance[erase]'"
+        raise ConfigError(f"low-rank weights need peft ({error})", where="data removal", fix=fix) from None
 
     targets = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian"))

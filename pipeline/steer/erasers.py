@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.model.families import DiffusionModel
 
 SHIPPED = STICKERS / "adapters"
+OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships
 TYPICAL = 0.3  # overlap from which two of a training set's places say the same
 
 
@@ -156,11 +157,15 @@ def open_erasers(configured: Sequence[AdapterConfig], model: DiffusionModel, *, 
 def adapter_folders(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> list[tuple[Path, AdapterConfig]]:
     """Folder and settings of every adapter of a run."""
     if configured:
-        return [(base / config.path, config) for config in configured]
+        return [(_folder(config.path, base), config) for config in configured]
     shipped = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
     fitting = [folder for folder in shipped if read_settings(folder)[0]["base_digest"] == model_digest]
     own = [folder for folder in fitting if read_settings(folder)[0]["removal"] == "model"]  # others are for sets of their own
     return [(folder, AdapterConfig(str(folder))) for folder in own]
+
+
+def _folder(path: str, base: Path) -> Path:
+    return SHIPPED / path.removeprefix(OF_THE_WORLD) if path.startswith(OF_THE_WORLD) else base / path
 
 
 def adapters_digest(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> str:

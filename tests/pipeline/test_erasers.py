@@ -20,12 +20,12 @@ from guards.codes import CodesGuard
 from index.errors import ConfigError, IntegrityError, ModelError
 from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, Rung
 from pipeline.engine import Engine, Trajectory
-from pipeline.model.adapter import load_adapter
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.adapter import load_adapter, read_settings
+from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
-from pipeline.steer.erasers import Erasers, adapters_digest, open_erasers
+from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, open_erasers
 from pipeline.studio import Studio, identity_of
 
 STEPS = 4
@@ -209,6 +209,21 @@ def test_an_adapter_is_bound_to_its_model_and_its_bytes(exact: DiffusionModel, t
     (folder / "adapter.json").write_text("{}")
     with pytest.raises(ModelError, match="lacks"):
         load_adapter(folder, exact.digest)
+
+
+def test_what_ships_fits_what_ships() -> None:
+    base = folder_digest(STICKERS / "model")
+    folders = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
+    assert {folder.name for folder in folders} >= {"marks"}
+    for folder in folders:
+        adapter = load_adapter(folder, base)
+        assert adapter.vocabulary is not None and sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
+        assert adapter.digest in {read_settings(folder)[1]} and base in (folder / "README.md").read_text()
+    unasked = adapter_folders((), base, base=Path())
+    assert [folder.name for folder, _ in unasked] == ["marks"]  # others are for sets of their own
+    assert adapter_folders((), "f" * 64, base=Path()) == []
+    named = adapter_folders((AdapterConfig("stickers:marks"),), base, base=Path("elsewhere"))
+    assert named[0][0] == SHIPPED / "marks"
 
 
 def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
