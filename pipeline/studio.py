@@ -74,6 +74,9 @@ class Studio:
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
         self.erasers = erasers or Erasers()
+        self._standing_of = lru_cache(maxsize=kept)(
+            lambda text: negative_conditioning(model, text, self.standing, self.context_of)
+        )
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded and self.engine.guided else None
 
     @classmethod
@@ -143,6 +146,8 @@ class Studio:
 
     def negative_of(self, text: str, erasure: Erasure | None) -> torch.Tensor:
         """Conditioning of a negative prompt, with what an eraser has to say behind it."""
+        if erasure is not None and erasure is self.standing:
+            return self._standing_of(text)
         return negative_conditioning(self.model, text, erasure, self.context_of)
 
     def _reference_latent(self, ref_id: str) -> torch.Tensor | None:

@@ -121,7 +121,11 @@ def train(
             if not console.is_terminal and (step % 50 == 0 or step == steps):
                 console.print(f"step {step} of {steps}, loss {loss:.4f}", highlight=False)
 
-        trained = run(rows, config, how, out, progress=told)
+        try:
+            trained = run(rows, config, how, out, progress=told)
+        except KeyboardInterrupt:
+            say(f"stopped; the same command goes on in {out}")
+            raise typer.Exit(130) from None
     said = save_adapter(
         out, trained, how, rows, base=model, base_digest=folder_digest(resolve(config)), dataset=_known(dataset)
     )  # fmt: skip

@@ -94,7 +94,8 @@ def build(
         progress: told how many pictures are done.
 
     Returns:
-        What is written beside it: counts, the detector's recall, false alarms and mean IoU against the truth.
+        What is written beside it: pictures, how many were marked here and in how many the detector found a mark; its recall,
+        false alarms and mean IoU against what was drawn here.
 
     Raises:
         InputError: the source is empty or broken.
@@ -176,13 +177,14 @@ class _Tally:
     """What came of it, and how good the detector is against the truth."""
 
     def __init__(self) -> None:
-        self.pictures = self.marked = self.hit = self.alarms = 0
+        self.pictures = self.marked = self.found = self.hit = self.alarms = 0
         self.kinds: dict[str, int] = {}
         self.overlaps: list[float] = []
 
     def add(self, picture: np.ndarray, mark: Mark | None, findings: list[Finding]) -> None:
         self.pictures += 1
         found = marks_found(findings)
+        self.found += bool(found)
         if mark is None:
             self.alarms += bool(found)
             return
@@ -196,7 +198,7 @@ class _Tally:
     def summary(self) -> dict[str, Any]:
         clean = self.pictures - self.marked
         return {
-            "pictures": self.pictures, "marked": self.marked, "kinds": dict(sorted(self.kinds.items())),
+            "pictures": self.pictures, "marked": self.marked, "found": self.found, "kinds": dict(sorted(self.kinds.items())),
             "recall": round(self.hit / self.marked, 4) if self.marked else None,
             "false_alarms": round(self.alarms / clean, 4) if clean else None,
             "mean_iou": round(float(np.mean(self.overlaps)), 4) if self.overlaps else None,

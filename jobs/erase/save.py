@@ -67,8 +67,8 @@ def save_adapter(
     return settings
 
 
-def card(name: str, settings: dict[str, Any]) -> str:
-    """The model card."""
+def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]] = ()) -> str:
+    """The model card; ``measured`` are measures as benches publish them."""
     t, data = settings["training"], settings["training"]["dataset"]
     vocabulary = settings["vocabulary"]
     data_removal = settings["removal"] == "data"
@@ -83,15 +83,13 @@ def card(name: str, settings: dict[str, Any]) -> str:
         names = ", ".join(f"`<{concept}>`" for concept in vocabulary["concepts"])
         tokens = f"Names {names}; {place}."
     purpose = (
-        "Learns a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser"
-        f" (rank {t['rank']}), always in force for that set, and tokens for the negative prompt."
+        "Learned a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser\n"
+        f"(rank {t['rank']}) for all pictures of that set, and tokens for the negative prompt."
         if data_removal
-        else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the negative prompt;"
-        " no weight of the model is changed."
+        else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the\n"
+        "negative prompt; no weight of the model is changed."
     )
-    seen = (
-        f"{data['pictures']} pictures, {data['marked']} of them marked" if data.get("pictures") else f"{t['pictures']} pictures"
-    )
+    seen = f"{data.get('pictures', t['pictures'])} pictures; the detector found marks in {t['marked']}"
     quality = ""
     if data.get("recall") is not None:
         overlap = f", mean IoU {data['mean_iou']:.2f}" if data.get("mean_iou") is not None else ""
@@ -127,7 +125,15 @@ Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What 
 | step | {" | ".join(str(point["step"]) for point in points)} |
 |---|{"---|" * len(points)}
 | loss | {" | ".join(f"{point['loss']:.4f}" for point in points)} |
-"""
+{_table(measured)}"""
+
+
+def _table(measured: Sequence[dict[str, Any]]) -> str:
+    if not measured:
+        return ""
+    rows = [f"| {m['id']} | {m['value']:.3f} | {m['low']:.3f} – {m['high']:.3f} | {m['n']} |" for m in measured]
+    head = "| measure | value | 95 % interval | n |\n|---|---|---|---|"
+    return "\n## Measured by `clearance bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
 
 
 def _places(rows: Sequence[Row], concepts: Sequence[str]) -> dict[str, list[list[float]]]:

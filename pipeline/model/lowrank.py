@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from index.errors import ModelError
 
@@ -31,7 +32,9 @@ class LowRank:
 
     name: str
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    _products: dict[int, dict[str, tuple[Any, Product]]] = field(default_factory=dict, repr=False, compare=False)
+    _products: WeakKeyDictionary[Any, dict[str, tuple[Any, Product]]] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
 
     def products(self, network: Any) -> dict[str, tuple[Any, Product]]:
         """Module name → the network's module and x ↦ B(Ax) in its number format; worked out once a network.
@@ -39,10 +42,10 @@ class LowRank:
         Raises:
             ModelError: the network has no such module, or one of another shape.
         """
-        if id(network) not in self._products:
+        if network not in self._products:
             modules = dict(network.named_modules())
-            self._products[id(network)] = {name: (modules.get(name), self._product(modules, name)) for name in self.pairs}
-        return self._products[id(network)]
+            self._products[network] = {name: (modules.get(name), self._product(modules, name)) for name in self.pairs}
+        return self._products[network]
 
     def _product(self, modules: Mapping[str, Any], name: str) -> Product:
         from torch import nn

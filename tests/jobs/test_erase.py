@@ -375,6 +375,12 @@ def assert_same_as_diffusers(tiny_sd: Path, folder: Path, base: Any, loaded: Any
         theirs = pipe.unet(latents, torch.tensor([300, 300]), context).sample
     plain = base.denoise(latents, torch.tensor([300, 300]), context)
     assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(ours, plain, atol=1e-4)
+    tokens = ("<qr>", "<br-1-0>")
+    for token in tokens:
+        pipe.load_textual_inversion({token: loaded.vectors[token]}, token=token)
+    with torch.inference_mode():
+        told, _ = pipe.encode_prompt("a red apple <qr> <br-1-0>", torch.device("cpu"), 1, False)
+    assert torch.allclose(told[0], base.encode_words("a red apple", loaded.embed(tokens)), atol=1e-4)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------
