@@ -35,7 +35,6 @@ REPEATS = 2  # pictures of each new subject and seed
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
 KINDS = ("watermark", "qr", "text")
-WHOLE = (0.0, 0.0, 1.0, 1.0)
 Found = list[dict[str, list[Any]]]
 
 
@@ -125,6 +124,14 @@ class Bench:
 
         asked = Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room())
         return self.empty if asked is None else self.model.encode_words("", asked.vectors)
+
+    def standing(self, adapter: EraseAdapter) -> torch.Tensor:
+        """The empty negative prompt ⊕ the places marks had in the adapter's training set."""
+        from pipeline.config import AdapterConfig
+        from pipeline.steer.erasers import Erasers
+
+        said = Erasers(((adapter, AdapterConfig("", tokens="always")),)).standing(self.model.word_room())
+        return self.empty if said is None else self.model.encode_words("", said.vectors)
 
 
 def bench(out: Path, work: Path, world: Path, *, quick: bool = False, train: bool = True, seeds: Sequence[int] = SEEDS) -> None:
@@ -262,7 +269,7 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
         if adapter.vocabulary is not None:
             negatives = {
                 ", tokens unsaid": b.empty,
-                "": b.negative(adapter, {concept: [WHOLE] for concept in adapter.concepts}),
+                "": b.standing(adapter),
             }
         elif arm.name == "plain fine-tuning":
             negatives[", names as negative prompt"] = b.model.encode_prompts([WORDS])[0]
