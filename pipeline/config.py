@@ -140,6 +140,13 @@ class GuardPolicy:
 
 
 @dataclass(frozen=True)
+class CodesPolicy(GuardPolicy):
+    """Decodable codes. ``allow``: codes whose payload begins so are our own provenance marks, never flagged; empty: none."""
+
+    allow: str = ""
+
+
+@dataclass(frozen=True)
 class Rung:
     """One rung of the ladder: what the next attempt does differently. See :mod:`pipeline.steer`.
 
@@ -279,7 +286,7 @@ class Policy:
     version: str = "1"
     copies: CopiesPolicy = field(default_factory=CopiesPolicy)
     marks: GuardPolicy = field(default_factory=GuardPolicy)
-    codes: GuardPolicy = field(default_factory=GuardPolicy)
+    codes: CodesPolicy = field(default_factory=CodesPolicy)
     text: GuardPolicy = field(default_factory=GuardPolicy)
     unsafe: GuardPolicy = field(default_factory=lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
     yolo: GuardPolicy = field(default_factory=lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it

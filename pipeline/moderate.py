@@ -118,7 +118,7 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
     rung = studio.policy.ladder[attempt - 1 - case.marked] if copied else RESEED
     if studio.policy.mark_ladder and is_mark(decision.reason):
         answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
-        if answer.kind == "erase" and (erasure := _erasure(studio, case, answer)) is not None:
+        if answer.kind == "erase" and last.negative is not None and (erasure := _erasure(studio, case, answer)) is not None:
             return _erase(studio, last, case, answer, erasure)
         if answer.kind == "renoise":
             rung = Rung("renoise", resume_fraction=answer.resume_fraction)
@@ -140,7 +140,8 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
 
 def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
     """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
-    findings = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
+    found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
+    findings = [finding for finding in found if getattr(studio.policy, finding.guard).action == "steer"]
     erasure = studio.erasers.asked(marks_found(findings), studio.model.word_room(), rung.strength)
     before = case.erasure
     tried = erasure is not None and before is not None and before.tokens == erasure.tokens and before.strength == rung.strength
@@ -150,9 +151,7 @@ def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
 def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
     negative = studio.negative_of(case.request.negative_prompt, erasure)
-    trajectory, case.intervention = erase(
-        studio.engine, last, rung, erasure, negative, seed=case.seed
-    )  # fmt: skip
+    trajectory, case.intervention = erase(studio.engine, last, rung, erasure, negative, seed=case.seed)
     case.erasure, case.resumed_from = erasure, trajectory.step
     studio.engine.submit(trajectory.resumed(last, case.seed))
 

@@ -77,7 +77,10 @@ class Studio:
         self._standing_of = lru_cache(maxsize=kept)(
             lambda text: negative_conditioning(model, text, self.standing, self.context_of)
         )
-        self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded and self.engine.guided else None
+        self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
+        if self.standing is not None and not self.engine.guided:
+            fix = "Raise generation.guidance_scale above 1, or leave the key out"
+            raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
 
     @classmethod
     def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Studio:
@@ -98,7 +101,8 @@ class Studio:
 
         torch.set_num_threads(config.generation.threads)
         torch.use_deterministic_algorithms(True)
-        guards, skipped = open_guards({name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")})
+        settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
+        guards, skipped = open_guards(settings, allow_payloads=(policy.codes.allow,) if policy.codes.allow else ())
         copies = index = None
         calibration_id, threshold = "", policy.copies.threshold
         if config.index:

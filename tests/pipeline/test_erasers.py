@@ -17,15 +17,26 @@ from safetensors.torch import save_file
 
 from guards.base import Finding
 from guards.codes import CodesGuard
+from guards.registry import open_guards
 from index.errors import ConfigError, IntegrityError, ModelError
-from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, Rung
+from pipeline.config import (
+    AdapterConfig,
+    GenerationConfig,
+    GuardPolicy,
+    MarkRung,
+    ModelConfig,
+    Policy,
+    RunConfig,
+    Rung,
+    from_dict,
+)
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.adapter import load_adapter, read_settings
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
-from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, open_erasers
+from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, erase, open_erasers
 from pipeline.studio import Studio, identity_of
 
 STEPS = 4
@@ -342,9 +353,31 @@ def test_without_an_eraser_a_mark_is_a_new_seed(exact: DiffusionModel) -> None:
     assert len({a.seed for a in sample.attempts}) == 4
 
 
-def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, erasers: Erasers) -> None:
-    sample = draw(studio(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0), count=1)["key-0"]
-    assert sample.outcome is Outcome.ERROR and sample.reason == "error.steering" and "guidance" in sample.error_message
+def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path: Path, erasers: Erasers) -> None:
+    unguided = studio(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
+    sample = draw(unguided, count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
+    t = Trajectory(0, unguided.engine.initial_noise(0), 0, exact.encode_prompts([""])[0], None)
+    asked = erasers.asked({"qr": []}, 30)
+    assert asked is not None
+    with pytest.raises(ConfigError, match="negative row"):
+        erase(unguided.engine, t, MarkRung("erase"), asked, t.context, seed=0)
+    folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
+    always = open_erasers([AdapterConfig(str(folder), tokens="always")], exact, base=tmp_path)
+    with pytest.raises(ConfigError, match="without guidance"):
+        studio(exact, [], always, MARKS, guidance_scale=1.0)
+
+
+def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Erasers) -> None:
+    class Observed(Everywhere):
+        name = "yolo"
+
+        def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+            return [[Finding("yolo", "1", "mark.qr", 1.0, 0.5, box=(0.6, 0.6, 1, 1))] for _ in pictures]
+
+    policy = dataclasses.replace(MARKS, yolo=GuardPolicy(action="observe"))
+    sample = draw(studio(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]
+    assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
 
 
 def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionModel, tmp_path: Path) -> None:
@@ -372,7 +405,9 @@ def test_our_own_marks_are_nobodys_business() -> None:
     picture = np.pad(np.where(tile == 1, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1), 16, constant_values=255)
     pictures = np.repeat(picture[None, ..., None], 3, 3)
     assert CodesGuard().check(pictures)[0][0].triggered
-    found = CodesGuard(allow=("urn:clearance:",)).check(pictures)[0]
+    policy = from_dict(Policy, {"codes": {"allow": "urn:clearance:"}}, where="policy")
+    guard = open_guards({"codes": policy.codes}, allow_payloads=(policy.codes.allow,))[0][0]
+    found = guard.check(pictures)[0]
     assert not any(finding.triggered for finding in found)
     assert Erasers().asked({}, 30) is None
 
