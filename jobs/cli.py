@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, InputError
 from jobs.bench.cli import app as bench_app
 from jobs.console import busy, grid, make_console, say, say_error
+from jobs.erase.cli import app as erase_app
 from jobs.index_cli import app as index_app
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
+app.add_typer(erase_app, name="erase")
 if find_spec("jobs.world.cli") is not None:
     from jobs.world.cli import app as world_app
 

@@ -70,11 +70,27 @@ class EmbedderConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter that erases marks: a folder written by ``clearance erase train``, or "stickers:NAME", one that ships.
+
+    ``weight`` is the strength of its low-rank weights, and ``lowrank`` says whose they are: every sample's ("always": it was
+    trained on a set that the model is to draw) or only those a mark was found on. ``tokens`` likewise: the places of its
+    training set in every sample's negative prompt, or the place where a mark was found in that sample's.
+    """
+
+    path: str
+    weight: float = 1.0
+    lowrank: Literal["always", "flagged"] = "always"
+    tokens: Literal["flagged", "always"] = "flagged"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run file.
 
     Relative paths are relative to the run file. ``prompts`` is Parquet, CSV, JSONL or text; ``index`` is an index
-    folder; ``policy`` is a policy file, or the name of one that ships ("default", "observe").
+    folder; ``policy`` is a policy file, or the name of one that ships ("default", "observe"). ``adapters`` left out are
+    those that ship for the model, if any do.
     """
 
     prompts: str
@@ -91,6 +107,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    adapters: tuple[AdapterConfig, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("samples_per_prompt", self.samples_per_prompt, 1)
@@ -123,6 +140,13 @@ class GuardPolicy:
     required: bool = True
     threshold: float = 0.5
     action: Literal["steer", "review", "reject", "observe"] = "steer"
+
+
+@dataclass(frozen=True)
+class CodesPolicy(GuardPolicy):
+    """Decodable codes. ``allow``: codes whose payload begins so are our own provenance marks, never flagged; empty: none."""
+
+    allow: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,21 +252,49 @@ _RUNG_RANGES = (
 
 
 @dataclass(frozen=True)
+class MarkRung:
+    """One rung of the mark ladder: what is done about a watermark, a QR code or a text that nobody asked for.
+
+    ``erase`` draws again from the same noise with the mark's name and place in the negative conditioning (see
+    :mod:`pipeline.steer.erasers`); ``strength`` 1 says it as it was learned, 0 says nothing. Where no adapter has a name for
+    the mark, or the same was said before, it is a ``reseed``.
+    """
+
+    kind: Literal["erase", "reseed", "renoise"]
+    strength: float = 1.0  # erase
+    resume_fraction: float = 0.0  # erase, renoise: share of the steps kept from the failed attempt
+
+    def __post_init__(self) -> None:
+        used = {"erase": ("strength", "resume_fraction"), "renoise": ("resume_fraction",), "reseed": ()}.get(self.kind)
+        if used is None:
+            fix = "Use erase, reseed or renoise; the others need a reference"
+            raise ConfigError(f"{self.kind!r} is no kind of answer to a mark", where="mark_ladder: kind", fix=fix)
+        for name, default, high in (("strength", 1.0, 100), ("resume_fraction", 0.0, 1)):
+            if name not in used and getattr(self, name) != default:
+                what = f"{name!r} means nothing to kind {self.kind!r}"
+                raise ConfigError(what, where=f"mark_ladder: {name}", fix="Leave it out")
+            _between(f"mark_ladder: {name}", getattr(self, name), 0, high)
+
+
+@dataclass(frozen=True)
 class Policy:
     """What is allowed out, and what is done with the rest. Owned by a person, digested into every row.
 
     ``when_exhausted``: outcome of a request whose ladder is used up although only an unconfirmed finding remains.
+    ``mark_ladder`` is climbed by samples on which a mark was found, ``ladder`` by those too near to a reference; where it is
+    empty a mark is answered with new seeds, as often as ``ladder`` has rungs.
     """
 
     name: str = "default"
     version: str = "1"
     copies: CopiesPolicy = field(default_factory=CopiesPolicy)
     marks: GuardPolicy = field(default_factory=GuardPolicy)
-    codes: GuardPolicy = field(default_factory=GuardPolicy)
+    codes: CodesPolicy = field(default_factory=CodesPolicy)
     text: GuardPolicy = field(default_factory=GuardPolicy)
     unsafe: GuardPolicy = field(default_factory=lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
     yolo: GuardPolicy = field(default_factory=lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
     ladder: tuple[Rung, ...] = ()
+    mark_ladder: tuple[MarkRung, ...] = ()
     when_exhausted: Literal["review", "rejected"] = "review"
 
 

@@ -13,12 +13,18 @@ from pipeline.config import Policy
 from pipeline.outcome import Decision, Verdict
 
 
-def decide(findings: Sequence[Finding], attempt: int, policy: Policy) -> Decision:
-    """Decide about attempt number ``attempt`` (0 is the first).
+def is_mark(category: str) -> bool:
+    """Whether findings of this category are marks, for which ``policy.mark_ladder`` is."""
+    return category.startswith(("mark.", "text."))
+
+
+def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0) -> Decision:
+    """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark.
 
     * a confirmed finding whose action is ``reject`` rejects; an unconfirmed one goes to review;
-    * else a finding whose action is ``steer`` is steered while the ladder has rungs left;
-    * with the ladder used up, a confirmed copy is rejected, anything else ends as ``policy.when_exhausted``;
+    * with its ladder used up, a confirmed copy is rejected;
+    * else a finding whose action is ``steer`` is steered while its ladder (a mark's or the other) has rungs left;
+    * what remains then ends as ``policy.when_exhausted``;
     * a finding whose action is ``review`` goes to review; ``observe`` is only recorded.
     """
     by_action: dict[str, list[Finding]] = {"reject": [], "steer": [], "review": [], "observe": []}
@@ -27,10 +33,18 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy) -> Decisio
             by_action[getattr(policy, finding.guard).action].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)
-    if (open_case := worst(by_action["steer"])) and attempt < len(policy.ladder):
-        return Decision(Verdict.STEER, open_case.category)
-    if copy := worst([f for f in by_action["steer"] if f.confirmed and f.category.startswith("copy.")]):
+    shared = not policy.mark_ladder  # marks climb the one ladder too
+
+    def rungs_left(finding: Finding) -> bool:
+        if shared or not is_mark(finding.category):
+            return (attempt if shared else attempt - marked) < len(policy.ladder)
+        return marked < len(policy.mark_ladder)
+
+    copies = [f for f in by_action["steer"] if f.confirmed and f.category.startswith("copy.")]
+    if copy := worst([f for f in copies if not rungs_left(f)]):
         return Decision(Verdict.REJECT, copy.category)
+    if open_case := worst([f for f in by_action["steer"] if rungs_left(f)]):
+        return Decision(Verdict.STEER, open_case.category)
     if left := worst(by_action["steer"]):
         return Decision(Verdict.REVIEW if policy.when_exhausted == "review" else Verdict.REJECT, left.category)
     if doubtful := worst(by_action["reject"] + by_action["review"]):

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
+from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.padding import out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.packing import next_call
@@ -62,6 +64,7 @@ class Trajectory:
         member: its number in the group.
         guided_until: classifier-free guidance acts in steps below this one, and then the negative row goes back to the pool.
             The engine's own, unless set before.
+        lowrank: low-rank weights for this sample's rows alone, each with its strength.
     """
 
     tag: int
@@ -83,6 +86,7 @@ class Trajectory:
     group: Group | None = None
     member: int = 0
     guided_until: int | None = None
+    lowrank: tuple[tuple[LowRank, float], ...] = ()
 
     @property
     def own_rows(self) -> int:
@@ -99,9 +103,10 @@ class Trajectory:
         return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with what a resumed one inherits of its sample: the seed in force, the sampler's memory, its turn."""
+        """This trajectory with what a resumed one inherits of its sample: seed, sampler's memory, turn, low-rank weights."""
         self.turn = last.turn
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
+        self.lowrank = self.lowrank or last.lowrank
         return self
 
 
@@ -190,7 +195,7 @@ class Engine:
         began = time.perf_counter()
         latents, timesteps, context, owners, pushes = self._pack()
         try:
-            with self._pushing(pushes):
+            with self._pushing(pushes), self._adapting(owners):
                 output = self.model.denoise(latents, timesteps, context, self.told_guidance)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error) and self._halve():
@@ -277,6 +282,17 @@ class Engine:
         from pipeline.steer.negtome import pushing
 
         return pushing(self.model.attention_blocks(), pushes)
+
+    def _adapting(self, owners: list[tuple[Trajectory, int]]) -> AbstractContextManager[None]:
+        """Low-rank weights on the rows of the samples that want them."""
+        wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
+        for t, first in owners:
+            for weights, strength in t.lowrank:
+                wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.rows()))
+        if not wanted:
+            return nullcontext()
+        rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
+        return adapted(self.model.network, rows)
 
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pipeline.decide import decide
+from pipeline.config import MarkRung, Rung
+from pipeline.decide import decide, is_mark
 from pipeline.engine import Trajectory
 from pipeline.model.padding import out_of_memory
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.steer.erase import marks_found
+from pipeline.steer.erasers import Erasure, erase
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
 
@@ -30,6 +33,8 @@ class Case:
     seed: int
     intervention: Intervention | None = None
     resumed_from: int = 0
+    marked: int = 0  # attempts steered for a mark
+    erasure: Erasure | None = None  # in the negative conditioning of the current attempt
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -40,7 +45,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
     """
     cases: dict[int, Case] = {}
     for tag, request in enumerate(requests):
-        case = Case(request, time.time(), False, request.seed)
+        case = Case(request, time.time(), False, request.seed, erasure=studio.standing)
         if request.problem is not None:
             yield _failed(case, *request.problem, error_class="InputError")
             continue
@@ -65,7 +70,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
         for trajectory, study in studied:
             case = cases[trajectory.tag]
             number = len(case.attempts)
-            decision = decide(study.findings, number, studio.policy)
+            decision = decide(study.findings, number, studio.policy, case.marked)
             case.attempts.append(
                 Attempt(
                     number=number, seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
@@ -102,16 +107,22 @@ def _study(
 
 
 def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
-    negative = studio.context_of(request.negative_prompt) if studio.engine.guided else None
+    negative = studio.negative_of(request.negative_prompt, studio.standing) if studio.engine.guided else None
     context, noise = studio.context_of(request.prompt), studio.engine.initial_noise(request.seed)
-    return Trajectory(tag, noise, 0, context, negative, seed=request.seed)
+    return Trajectory(tag, noise, 0, context, negative, seed=request.seed, lowrank=studio.erasers.always_lowrank)
 
 
 def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> None:
-    """Submit the next attempt: the ladder's rung for a copy, a re-seed for anything else."""
+    """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
     attempt = len(case.attempts)
     copied = decision.reason.startswith("copy.")
-    rung = studio.policy.ladder[attempt - 1] if copied else RESEED
+    rung = studio.policy.ladder[attempt - 1 - case.marked] if copied else RESEED
+    if studio.policy.mark_ladder and is_mark(decision.reason):
+        answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
+        if answer.kind == "erase" and last.negative is not None and (erasure := _erasure(studio, case, answer)) is not None:
+            return _erase(studio, last, case, answer, erasure)
+        if answer.kind == "renoise":
+            rung = Rung("renoise", resume_fraction=answer.resume_fraction)
     ref_ids = _nearest_references(case) if copied else []
     if copied and rung.target == "random" and studio.index is not None:  # a control: what has nothing to do with the sample
         everything = [reference.ref_id for reference in studio.index.references()]
@@ -122,14 +133,36 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
         reference_context=studio.context_of(""),
         centre=studio.reference_centre, words=_words(studio, case), embedder_space=studio.embedder_space,
     )  # fmt: skip
+    if case.erasure is not None:
+        case.intervention = replace(case.intervention, tokens=case.erasure.tokens, adapters=case.erasure.adapters)
     case.resumed_from = trajectory.step
+    studio.engine.submit(trajectory.resumed(last, case.seed))
+
+
+def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
+    """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
+    found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
+    findings = [finding for finding in found if getattr(studio.policy, finding.guard).action == "steer"]
+    erasure = studio.erasers.asked(marks_found(findings), studio.model.word_room(), rung.strength)
+    before = case.erasure
+    tried = erasure is not None and before is not None and before.tokens == erasure.tokens and before.strength == rung.strength
+    return None if tried and not rung.resume_fraction else erasure
+
+
+def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure: Erasure) -> None:
+    """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
+    negative = studio.negative_of(case.request.negative_prompt, erasure)
+    trajectory, case.intervention = erase(studio.engine, last, rung, erasure, negative, seed=case.seed)
+    case.erasure, case.resumed_from = erasure, trajectory.step
     studio.engine.submit(trajectory.resumed(last, case.seed))
 
 
 def _words(studio: Studio, case: Case) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
     nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
-    return Words(case.request.prompt, case.request.negative_prompt, nearest, studio.context_of)
+    return Words(
+        case.request.prompt, case.request.negative_prompt, nearest, lambda text: studio.negative_of(text, case.erasure)
+    )  # fmt: skip
 
 
 def _own_references(case: Case) -> list[str]:

@@ -55,11 +55,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Intervention:
-    """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used."""
+    """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used.
+
+    ``tokens`` are an eraser's in this attempt's negative prompt, ``adapters`` the digests of the erasers in force.
+    """
 
     kind: str
     strength: float = 0.0
     ref_ids: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
+from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ class Studio:
         index: ReferenceIndex | None,
         calibration_id: str,
         threshold: float,
+        erasers: Erasers | None = None,
     ) -> None:
         self.config, self.policy, self.model = config, policy, model
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
@@ -71,6 +73,14 @@ class Studio:
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
+        self.erasers = erasers or Erasers()
+        self._standing_of = lru_cache(maxsize=kept)(
+            lambda text: negative_conditioning(model, text, self.standing, self.context_of)
+        )
+        self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
+        if self.standing is not None and not self.engine.guided:
+            fix = "Raise generation.guidance_scale above 1, or leave the key out"
+            raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
 
     @classmethod
     def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Studio:
@@ -81,6 +91,7 @@ class Studio:
             IndexMismatch: the index was built with another embedder.
             GuardUnavailable: a guard the policy requires cannot run here.
             ConfigError: no calibrated threshold for this embedder, and none in the policy.
+            IntegrityError: an adapter's weights are not the ones it was saved with.
         """
         # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -90,7 +101,8 @@ class Studio:
 
         torch.set_num_threads(config.generation.threads)
         torch.use_deterministic_algorithms(True)
-        guards, skipped = open_guards({name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")})
+        settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
+        guards, skipped = open_guards(settings, allow_payloads=(policy.codes.allow,) if policy.codes.allow else ())
         copies = index = None
         calibration_id, threshold = "", policy.copies.threshold
         if config.index:
@@ -106,7 +118,9 @@ class Studio:
             copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k)
         else:
             skipped = [*skipped, "copies: no index in the run file"]
-        return cls(config, policy, load_model(config.model), copies, guards, list(skipped), index, calibration_id, threshold)
+        model = load_model(config.model)
+        erasers = open_erasers(config.adapters, model, base=base)
+        return cls(config, policy, model, copies, guards, list(skipped), index, calibration_id, threshold, erasers)
 
     def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]:
         """Draw and clear the requests; see :func:`pipeline.moderate.moderate`."""
@@ -134,6 +148,12 @@ class Studio:
 
     def _context_of(self, prompt: str) -> torch.Tensor:
         return self.model.encode_prompts([prompt])[0]
+
+    def negative_of(self, text: str, erasure: Erasure | None) -> torch.Tensor:
+        """Conditioning of a negative prompt, with what an eraser has to say behind it."""
+        if erasure is not None and erasure is self.standing:
+            return self._standing_of(text)
+        return negative_conditioning(self.model, text, erasure, self.context_of)
 
     def _reference_latent(self, ref_id: str) -> torch.Tensor | None:
         """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
@@ -176,6 +196,7 @@ class Studio:
             "embedder_id": self.index.embedder_id if self.index is not None else "",
             "index_id": self.index.index_id if self.index is not None else "",
             "calibration_id": self.calibration_id,
+            "adapters_sha256": digest([adapter.digest for adapter, _ in self.erasers.loaded]) if self.erasers.loaded else "",
             "policy_sha256": digest(self.policy),
         }
 
@@ -192,6 +213,7 @@ class Studio:
             model_revision=c.model.revision,
             model_digest=identity["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
+            adapters=self.erasers.recorded(self.standing),
             scheduler=self.engine.sampler.name,
             steps=c.generation.steps,
             guidance=c.generation.guidance_scale,
@@ -253,6 +275,7 @@ def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
     """The same as :meth:`Studio.identity`, without loading a model."""
     identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
+    identity["adapters_sha256"] = adapters_digest(config.adapters, identity["model_digest"], base=base)
     if config.index:
         from index.store import ReferenceIndex
 

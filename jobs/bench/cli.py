@@ -40,3 +40,24 @@ def engine(out: Out = DOCS, quick: Quick = False) -> None:
     from jobs.bench.engine import bench
 
     bench(out, quick=quick)
+
+
+@app.command()
+def erase(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="Sets, adapters and pictures are kept here; a stopped bench goes on.")] = Path(
+        "erase-bench"
+    ),
+    world: Annotated[Path, typer.Option(help="The built world.")] = Path("world"),
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Train the arms that are missing, or leave them out.")
+    ] = True,
+) -> None:
+    """Erasers against their controls: how often a mark is drawn, by independent detectors, and what it costs the picture.
+
+    Example: clearance bench erase --world world --quick
+    """
+    from jobs.bench.erase import bench
+
+    bench(out, work, world, quick=quick, train=train)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 RESAMPLES = 4000
+HALVES = 200
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,44 @@ def spread(name: str, values: Sequence[float], goal: float | None = None, better
     """The median of repeated measurements, with their range as the interval."""
     ordered = sorted(values)
     return Measure(name, ordered[len(ordered) // 2], ordered[0], ordered[-1], len(ordered), goal, better)
+
+
+def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) -> Measure:
+    """A rate as a perfect detector would see it (Rogan and Gladen), kept within 0 and 1.
+
+    (p − (1 − specificity)) / (sensitivity + specificity − 1). The interval is the seen one's, corrected alike; the detector's
+    own rates are taken as known.
+    """
+    informed = sensitivity + specificity - 1
+    if informed <= 0:
+        return Measure(name, 0.0, 0.0, 1.0, seen.n)
+    value, low, high = (min(1.0, max(0.0, (p - 1 + specificity) / informed)) for p in (seen.value, seen.low, seen.high))
+    return Measure(name, value, low, high, seen.n)
+
+
+def kid(x: np.ndarray, y: np.ndarray) -> float:
+    """Kernel inception distance of features (N, D) and (M, D): unbiased MMD² with k(a, b) = (a·b/D + 1)³."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+
+    n, m = len(x), len(y)
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
+    return float(within - 2 * xy.mean())
+
+
+def half_samples(
+    name: str, x: np.ndarray, y: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], float], scale: float = 1.0
+) -> Measure:
+    """A statistic of rows x against fixed rows y; its interval from halves of x drawn without replacement.
+
+    A half drawn so has as much variance as the whole sample has, and no row twice, which distances would notice.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [statistic(x[rng.permutation(len(x))[: max(2, len(x) // 2)]], y) for _ in range(HALVES)]
+    low, high = (scale * float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+    return Measure(name, scale * statistic(x, y), low, high, len(x), better="lower")
 
 
 def publish(name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool) -> None:

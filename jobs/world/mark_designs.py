@@ -46,16 +46,20 @@ def draw_mark(picture: Image, kind: str, rng: np.random.Generator) -> tuple[Imag
     Returns:
         The marked RGB picture and the box (x0, y0, x1, y1) in pixels around every pixel that the mark changed visibly.
     """
-    draw = {"watermark": watermark, "qr": _qr, "text": _text}[kind]
     plain = picture.convert("RGB")
     while True:  # a white mark on white paper is none: draw another
-        layer = draw(plain.width, rng)
+        layer = mark_layer(plain.width, kind, rng)
         marked = plain.convert("RGBA")
         marked.alpha_composite(layer)
         after = marked.convert("RGB")
         box, pixels = changed_box(np.asarray(plain), np.asarray(after))
         if pixels >= LEAST * (plain.width / 64) ** 2:
             return after, box
+
+
+def mark_layer(side: int, kind: str, rng: np.random.Generator) -> Image:
+    """One mark of ``kind`` alone: RGBA, ``side`` × ``side``, transparent where there is none."""
+    return {"watermark": watermark, "qr": _qr, "text": _text}[kind](side, rng)
 
 
 def changed_box(before: np.ndarray, after: np.ndarray) -> tuple[Box, int]:

@@ -374,7 +374,14 @@ def _intervention(attempt: Attempt) -> dict[str, Any] | None:
     done = attempt.intervention
     if done is None:
         return None
-    return {"attempt": int(attempt.number), "kind": done.kind, "strength": float(done.strength), "ref_ids": list(done.ref_ids)}
+    return {
+        "attempt": int(attempt.number),
+        "kind": done.kind,
+        "strength": float(done.strength),
+        "ref_ids": list(done.ref_ids),
+        "tokens": list(done.tokens),
+        "adapters": list(done.adapters),
+    }
 
 
 def _pdq(picture: np.ndarray) -> tuple[str, int]:

@@ -51,7 +51,12 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             ("status", text),
         ]
     )
-    intervention = pa.struct([("attempt", whole), ("kind", text), ("strength", number), ("ref_ids", pa.list_(text))])
+    intervention = pa.struct(
+        [
+            ("attempt", whole), ("kind", text), ("strength", number), ("ref_ids", pa.list_(text)),
+            ("tokens", pa.list_(text)), ("adapters", pa.list_(text)),
+        ]
+    )  # fmt: skip
     adapter = pa.struct([("name", text), ("kind", text), ("digest", text), ("weight", number), ("tokens", pa.list_(text))])
     links = [
         ("prev_sha256", text, "record_sha256 of the row before; of the first row: digest of the shard header"),

@@ -40,6 +40,7 @@ class DiffusionModel(Protocol):
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
         scheduler_config: the folder's scheduler configuration.
         distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
+        network: the denoiser itself, a torch module whose tensors have the call's rows first.
     """
 
     family: str
@@ -49,6 +50,7 @@ class DiffusionModel(Protocol):
     prediction_type: str
     scheduler_config: Mapping[str, Any]
     distilled: bool
+    network: Any
 
     def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
         """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps."""
@@ -60,6 +62,18 @@ class DiffusionModel(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Prompts → conditionings (N, …), one by one in padded calls."""
+        ...
+
+    def word_room(self) -> int:
+        """How many learned tokens a prompt has room for; 0 where this class of model takes none."""
+        ...
+
+    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+        """The conditioning of text ⊕ learned tokens with these vectors (n, D).
+
+        Raises:
+            ConfigError: this class of model knows no new tokens, or they do not fit its text encoder.
+        """
         ...
 
     def denoise(

@@ -188,6 +188,15 @@ class LatentDiffusion(ABC):
         t, d = self._token_shape
         return context[:, : t * d].unflatten(1, (t, d)), context[:, t * d :]
 
+    def word_room(self) -> int:
+        """How many learned tokens a prompt has room for."""
+        return 0
+
+    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+        raise ConfigError(
+            f"new tokens are not known to models of class {self.family}", where="erase", fix="Use Stable Diffusion 1.x or 2.x"
+        )
+
     def denoise(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.model.latent import LatentDiffusion
+from index.errors import ConfigError
+from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,45 @@ class StableDiffusion(LatentDiffusion):
             prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         ).input_ids
         return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]
+
+    @property
+    def word_table(self) -> Any:
+        """The text encoder's ``nn.Embedding`` (V, D)."""
+        return self._parts.text_encoder.get_input_embeddings()
+
+    def word_room(self) -> int:
+        """How many tokens a prompt can have, without its beginning and its end."""
+        return int(self._parts.tokenizer.model_max_length) - 2
+
+    def word_ids(self, text: str, new: Sequence[int] = ()) -> torch.Tensor:
+        """text ⊕ new words as ids (T,): where both do not fit, the text is cut, never the new words.
+
+        Raises:
+            ConfigError: the new words alone do not fit.
+        """
+        tokenizer, room = self._parts.tokenizer, self.word_room() - len(new)
+        if room < 0:
+            fix = "Use corners, a coarser grid, or fewer boxes"
+            raise ConfigError(f"{len(new)} tokens do not fit the text encoder's {self.word_room()}", where="erase", fix=fix)
+        words = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids[:room]
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        ids = [begin, *words, *(self.word_table.num_embeddings + number for number in new), end]
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        padding = [pad] * (tokenizer.model_max_length - len(ids))
+        return self._torch.tensor(ids + padding)  # type: ignore[no-any-return]
+
+    def encode_ids(self, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Ids (N, T) → token embeddings (N, T, D); ids from V on are rows of ``vectors``. Differentiable, unpadded."""
+        from pipeline.model.words import new_words
+
+        with new_words(self.word_table, vectors):
+            return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]
+
+    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+        """The conditioning (T, D) of text ⊕ new words with these vectors (n, D), in a call of the usual shape."""
+        ids = self.word_ids(text, range(len(vectors)))
+        with self._torch.inference_mode(), quiet():
+            return self.encode_ids(ids.expand(TEXT_ROWS, -1), vectors)[0].float().cpu()
 
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0

@@ -37,7 +37,7 @@ class Words:
         caption: the request's prompt.
         negative_prompt: the request's.
         titles: of the sample's nearest references, best first.
-        context_of: text → embedding (T, D).
+        context_of: text of a negative prompt → embedding (T, D).
     """
 
     caption: str

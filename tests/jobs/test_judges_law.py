@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = [p for package in ("index", "guards", "pipeline") for p in (ROOT / package).rglob("*.py")]
-TRAININGS = [p for p in (ROOT / "jobs" / "world").glob("*.py") if p.stem != "cli"]
+TRAININGS = [p for room in ("world", "erase") for p in (ROOT / "jobs" / room).glob("*.py") if p.stem != "cli"]
 
 
 def names(path: Path) -> set[str]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.base import Finding
-from pipeline.config import CopiesPolicy, GuardPolicy, Policy, Rung
+from pipeline.config import CopiesPolicy, GuardPolicy, MarkRung, Policy, Rung
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
 
@@ -20,24 +20,27 @@ finding = st.builds(
     st.booleans(),
 )
 policies = st.builds(
-    lambda copies, marks, text, unsafe, rungs, end: Policy(
+    lambda copies, marks, text, unsafe, rungs, mark_rungs, end: Policy(
         copies=CopiesPolicy(action=copies),
         marks=GuardPolicy(action=marks),
         text=GuardPolicy(action=text),
         unsafe=GuardPolicy(action=unsafe),
         ladder=(Rung("reseed"),) * rungs,
+        mark_ladder=(MarkRung("reseed"),) * mark_rungs,
         when_exhausted=end,
     ),
     *[st.sampled_from(ACTIONS)] * 1,
     *[st.sampled_from([*ACTIONS, "review"])] * 3,
     st.integers(0, 3),
+    st.integers(0, 2),
     st.sampled_from(["review", "rejected"]),
 )
 
 
 @given(st.lists(finding, max_size=5), st.integers(0, 4), policies, st.data())
 def test_raising_a_score_never_accepts_more(findings: list[Finding], attempt: int, policy: Policy, data: st.DataObject) -> None:
-    before = decide(findings, attempt, policy).verdict
+    marked = data.draw(st.integers(0, attempt))
+    before = decide(findings, attempt, policy, marked).verdict
     if not findings:
         assert before is Verdict.ACCEPT
         return
@@ -45,20 +48,37 @@ def test_raising_a_score_never_accepts_more(findings: list[Finding], attempt: in
     higher = data.draw(st.floats(findings[which].score, 2))
     raised = [*findings]
     raised[which] = dataclasses.replace(findings[which], score=higher)
-    after = decide(raised, attempt, policy).verdict
+    after = decide(raised, attempt, policy, marked).verdict
     if before is not Verdict.ACCEPT:
         assert after is not Verdict.ACCEPT
-    if before is Verdict.REJECT and policy.ladder == ():
+    if before is Verdict.REJECT and policy.ladder == policy.mark_ladder == ():
         assert after is Verdict.REJECT
 
 
 @given(st.lists(finding, max_size=5), policies)
-def test_ladder_ends(findings: list[Finding], policy: Policy) -> None:
-    assert decide(findings, len(policy.ladder), policy).verdict is not Verdict.STEER
+def test_ladders_end(findings: list[Finding], policy: Policy) -> None:
+    marked = len(policy.mark_ladder)
+    assert decide(findings, len(policy.ladder) + marked, policy, marked).verdict is not Verdict.STEER
 
 
 def copy(score: float, confirmed: bool = True) -> Finding:
     return Finding("copies", "1", "copy.protected", score, 0.8, confirmed)
+
+
+def test_marks_have_a_ladder_of_their_own() -> None:
+    policy = Policy(ladder=(Rung("negtome"),), mark_ladder=(MarkRung("erase"), MarkRung("reseed")))
+    mark = Finding("marks", "1", "mark.qr", 0.9, 0.5)
+    assert decide([mark], 0, policy, 0) == decide([mark], 1, policy, 1)  # both rungs of the marks'
+    assert decide([mark], 2, policy, 2).verdict is Verdict.REVIEW
+    assert decide([mark], 2, policy, 1).verdict is Verdict.STEER  # one rung of each was climbed
+    assert decide([copy(0.9)], 2, policy, 2).reason == "copy.protected"  # marks used up no rung of the copies'
+    assert decide([copy(0.9)], 2, policy, 2).verdict is Verdict.STEER
+    assert decide([copy(0.9), mark], 1, policy, 0).verdict is Verdict.REJECT  # erasing the mark would leave a copy
+    assert decide([copy(0.9, confirmed=False), mark], 1, policy, 0).reason == "mark.qr"
+    shared = Policy(ladder=(Rung("negtome"),))
+    assert decide([mark], 0, shared).verdict is Verdict.STEER and decide([mark], 1, shared).verdict is Verdict.REVIEW
+    words = Finding("text", "1", "text.ocr", 0.9, 0.5)
+    assert decide([words], 1, policy, 1).verdict is Verdict.STEER
 
 
 def test_by_hand() -> None:

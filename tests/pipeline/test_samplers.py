@@ -102,8 +102,8 @@ def test_ddim_with_noise_equals_diffusers(prediction: str, eta: float) -> None:
         z = sampler.advance(*sampler.clean(z, randn(i + 1), i), i, fresh=fresh)
     if prediction == "epsilon" or eta < 1:
         assert torch.allclose(z, other[0], atol=2e-5, rtol=1e-4)
-    else:  # diffusers takes the root of 1 − ᾱ' − σ², which rounding makes negative here
-        assert other.isnan().all() and z.isfinite().all()
+    else:  # diffusers takes the root of 1 − ᾱ' − σ², zero but for rounding: NaN on one machine, about 1e-4 on another
+        assert z.isfinite().all() and (other.isnan().all() or torch.allclose(z, other[0], atol=2e-3))
 
 
 def test_counter_noise_depends_on_seed_and_step_alone() -> None:

@@ -1,0 +1,168 @@
+"""``clearance erase …``: sets with known marks, and adapters that keep a model from drawing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from index.errors import ConfigError, InputError
+from jobs.console import busy, grid, make_console, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guards.base import Guard
+    from jobs.erase.sources import Captioned
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Erasers: adapters that keep a model from drawing marks (extra 'erase')."
+)
+Seed = Annotated[int, typer.Option(help="Of everything drawn at random.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
+
+
+@app.command(epilog="Example: clearance erase dataset stickers:new --work world --out marked.parquet --ratio 0.6")
+def dataset(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="Clean captioned pictures: a folder, a Parquet file, stickers:marked or stickers:new (the embedded world).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    kinds: Annotated[str, typer.Option(help="Marks to put on, with commas between.")] = "watermark,qr,text",
+    ratio: Annotated[float, typer.Option(help="Share of the pictures that get a mark; 0 keeps the set clean.")] = 0.5,
+    opacity: Annotated[str, typer.Option(help="Factor on the design's opacity: a number, or LOW-HIGH.")] = "1",
+    place: Annotated[Literal["own", "corner", "centre", "anywhere"], typer.Option(help="Where marks stand.")] = "own",
+    designs: Annotated[Literal["train", "held-out", "varied"], typer.Option(help="Which designs of marks.")] = "train",
+    detector: Annotated[
+        Literal["marks", "yolo", "codes", "text", "none"],
+        typer.Option(help="Who says where marks are; only that is trained on."),
+    ] = "marks",
+    threshold: Annotated[float, typer.Option(help="The detector's.")] = 0.5,
+    boxes: Annotated[bool, typer.Option("--boxes/--no-boxes", help="Keep its boxes, or only that it found something.")] = True,
+    work: Annotated[Path, typer.Option(help="The built world, for stickers: sources.")] = Path("world"),
+    variants: Annotated[int, typer.Option(min=1, help="Jittered versions of every drawing, for stickers: sources.")] = 24,
+    seed: Seed = 0,
+) -> None:
+    """Put marks on clean captioned pictures, and write down where they are and where a detector sees them."""
+    from jobs.erase.dataset import build
+    from jobs.erase.pollute import Pollution
+
+    low, _, high = opacity.partition("-")
+    try:
+        span = (float(low), float(high or low))
+    except ValueError:
+        raise ConfigError(f"{opacity!r} is no number and no LOW-HIGH", where="--opacity", fix="Write 0.6 or 0.4-1") from None
+    how = Pollution(tuple(kind.strip() for kind in kinds.split(",") if kind.strip()), ratio, span, place, designs)
+    with busy("polluting"):
+        pictures = _source(source, work, variants, seed)
+        found = build(pictures, out, how, _open_detector(detector, threshold), seed=seed, boxes=boxes)
+    _print(found, out)
+
+
+@app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model --tokens corners")
+def train(
+    dataset: Annotated[Path, typer.Argument(metavar="SET", help="A set written by erase dataset.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training goes on in it.")],
+    removal: Annotated[
+        Literal["model", "data"],
+        typer.Option(help="model: the base model draws marks (tokens only); data: the set is to be learned without its marks."),
+    ] = "model",
+    concepts: Annotated[
+        str, typer.Option(help="What is named, with commas between; empty: plain fine-tuning.")
+    ] = "watermark,qr,text",
+    tokens: Annotated[
+        Literal["corners", "bins", "none"], typer.Option(help="How places are said; none: existence only.")
+    ] = "corners",
+    cells: Annotated[int, typer.Option("--grid", min=1, help="Bins along each side.")] = 4,
+    a: Annotated[
+        float, typer.Option("--a", help="Loss weight outside marks, in units of that inside; 1: no re-weighting.")
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 600,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 32,
+    rank: Annotated[int, typer.Option(min=1, help="Of the low-rank weights (data removal).")] = 8,
+    token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
+    lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,
+    model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Train an eraser (Geom-Erasing) and write it as an adapter; stopped, it goes on where it was when called again."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from jobs.erase.dataset import read
+    from jobs.erase.save import save_adapter
+    from jobs.erase.train import Training
+    from jobs.erase.train import train as run
+    from pipeline.config import ModelConfig
+    from pipeline.model.adapter import SETTINGS
+    from pipeline.model.families import folder_digest, resolve
+
+    if (out / SETTINGS).exists():
+        raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")
+    names = tuple(name.strip() for name in concepts.split(",") if name.strip())
+    how = Training(
+        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, seed=seed
+    )  # fmt: skip
+    rows = read(dataset)
+    config = ModelConfig(path=model, device=device)
+    console = make_console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} · loss {task.fields[loss]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=steps, loss="…")
+
+        def told(step: int, loss: float) -> None:
+            bar.update(task, completed=step, loss=f"{loss:.4f}")
+            if not console.is_terminal and (step % 50 == 0 or step == steps):
+                console.print(f"step {step} of {steps}, loss {loss:.4f}", highlight=False)
+
+        try:
+            trained = run(rows, config, how, out, progress=told)
+        except KeyboardInterrupt:
+            say(f"stopped; the same command goes on in {out}")
+            raise typer.Exit(130) from None
+    said = save_adapter(
+        out, trained, how, rows, base=model, base_digest=folder_digest(resolve(config)), dataset=_known(dataset)
+    )  # fmt: skip
+    _print({"removal": removal, **(said["vocabulary"] or {}), "minutes": said["training"]["minutes"], **said["files"]}, out)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    import json
+
+    beside = path.with_suffix(".json")
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+
+
+def _source(source: str, work: Path, variants: int, seed: int) -> Iterable[Captioned]:
+    import numpy as np
+
+    from jobs.erase.sources import read_source, world_source
+
+    if source == "stickers:marked":
+        return world_source(work, "marked", np.random.default_rng([seed, 1]), variants=variants)
+    if source == "stickers:new":
+        return world_source(work, "new", np.random.default_rng([seed, 2]), variants=variants)
+    return read_source(Path(source))
+
+
+def _open_detector(name: str, threshold: float) -> Guard | None:
+    if name == "none":
+        return None
+    from guards.registry import open_guards
+    from pipeline.config import GuardPolicy
+
+    return open_guards({name: GuardPolicy(threshold=threshold)})[0][0]
+
+
+def _print(values: dict[str, Any], out: Path) -> None:
+    table = grid()
+    for name, value in values.items():
+        table.add_row(name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
+    make_console().print(table)
+    say(f"wrote {out}")

@@ -1,0 +1,155 @@
+"""Write a trained eraser as an adapter folder: weights, tokens, what it is, and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.erase.dataset import Fractions, Row
+from jobs.erase.train import CHECKPOINT, Trained, Training
+from pipeline.model.adapter import FORMAT, LOWRANK, PREFIX, SETTINGS, TOKENS
+
+PLACES = 64  # boxes kept of each concept
+
+
+def save_adapter(
+    folder: Path, trained: Trained, how: Training, rows: Sequence[Row], *, base: str, base_digest: str, dataset: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the folder and remove its checkpoint.
+
+    Args:
+        folder: where to; made when missing.
+        trained: what the training gave.
+        how: its settings.
+        rows: the set, for the places marks were found at.
+        base: how the base model is called, for messages.
+        base_digest: of the base model.
+        dataset: what is known of the set (its ``.json``).
+
+    Returns:
+        What adapter.json says.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    if trained.vectors:
+        save_file({token: vector.contiguous() for token, vector in trained.vectors.items()}, folder / TOKENS)
+        files[TOKENS] = _sealed(folder / TOKENS)
+    if trained.lowrank:
+        half = {f"{PREFIX}{name}": value.to(torch.float16).contiguous() for name, value in trained.lowrank.items()}
+        save_file(half, folder / LOWRANK)
+        files[LOWRANK] = _sealed(folder / LOWRANK)
+    vocabulary = how.vocabulary
+    settings = {
+        "format": FORMAT,
+        "removal": how.removal,
+        "base": base,
+        "base_digest": base_digest,
+        "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
+        "files": files,
+        "places": _places(rows, how.concepts) if vocabulary is not None and vocabulary.mode is not None else {},
+        "training": {
+            "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
+            "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
+            "pictures": trained.pictures, "marked": trained.marked, "minutes": round(trained.seconds / 60, 1),
+            "dataset": dataset, "curve": trained.curve,
+        },
+    }  # fmt: skip
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(folder.name, settings), encoding="utf-8")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return settings
+
+
+def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]] = ()) -> str:
+    """The model card; ``measured`` are measures as benches publish them."""
+    t, data = settings["training"], settings["training"]["dataset"]
+    vocabulary = settings["vocabulary"]
+    data_removal = settings["removal"] == "data"
+    if vocabulary is None:
+        tokens = "No tokens: plain fine-tuning, the control."
+    else:
+        place = {
+            None: "no tokens for places: it says only *that* a mark is there",
+            "bins": f"a token for each of {vocabulary['grid']}×{vocabulary['grid']} bins",
+            "corners": f"a pair of corner tokens for each box, on a grid of {vocabulary['grid']}×{vocabulary['grid']}",
+        }[vocabulary["mode"]]
+        names = ", ".join(f"`<{concept}>`" for concept in vocabulary["concepts"])
+        tokens = f"Names {names}; {place}."
+    purpose = (
+        "Learned a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser\n"
+        f"(rank {t['rank']}) for all pictures of that set, and tokens for the negative prompt."
+        if data_removal
+        else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the\n"
+        "negative prompt; no weight of the model is changed."
+    )
+    seen = f"{data.get('pictures', t['pictures'])} pictures; the detector found marks in {t['marked']}"
+    quality = ""
+    if data.get("recall") is not None:
+        overlap = f", mean IoU {data['mean_iou']:.2f}" if data.get("mean_iou") is not None else ""
+        quality = f" Of the marks it found {100 * data['recall']:.1f} %{overlap}."
+    curve = t["curve"]
+    points = [curve[round(i * (len(curve) - 1) / 7)] for i in range(8)] if len(curve) > 8 else curve
+    rates = f"{t['token_rate']:g} (tokens)" + (f" and {t['lowrank_rate']:g} (low-rank weights)" if t["rank"] else "")
+    places = "boxes" if settings["places"] else "no boxes"
+    return f"""# {name}
+
+{purpose}
+
+{tokens}
+
+It acts on what a generator invents. It is not for cleaning anybody's picture, and the marks by which generated pictures are
+told from others (metadata, our own codes) are on the guards' allow-list and no concern of it.
+
+## Base model
+
+{settings["base"]}, digest `{settings["base_digest"]}`; refused by any other. Weights of this folder, sha256:
+
+{chr(10).join(f"* `{file}` `{digest}`" for file, digest in settings["files"].items())}
+
+diffusers reads them too: `load_lora_weights(folder)` for the low-rank weights, `load_textual_inversion` token by token.
+
+## Training
+
+Geom-Erasing (arXiv 2310.05873): {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
+a = {t["a"]:g}, {100 * t["empty"]:.0f} % of the captions left out, learning rate {rates}.
+Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What is where was told by the detector
+{data.get("detector") or "of the set"} ({places}), never by the truth.{quality}
+
+| step | {" | ".join(str(point["step"]) for point in points)} |
+|---|{"---|" * len(points)}
+| loss | {" | ".join(f"{point['loss']:.4f}" for point in points)} |
+{_table(measured)}"""
+
+
+def _table(measured: Sequence[dict[str, Any]]) -> str:
+    if not measured:
+        return ""
+    rows = [f"| {m['id']} | {m['value']:.3f} | {m['low']:.3f} – {m['high']:.3f} | {m['n']} |" for m in measured]
+    head = "| measure | value | 95 % interval | n |\n|---|---|---|---|"
+    return "\n## Measured by `clearance bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
+
+
+def _places(rows: Sequence[Row], concepts: Sequence[str]) -> dict[str, list[list[float]]]:
+    """Boxes by concept as the detector found them, evenly picked over the set."""
+    found: dict[str, list[Fractions]] = {}
+    for row in rows:
+        for concept, boxes in row.found.items():
+            found.setdefault(concept, []).extend(boxes)
+    return {
+        concept: [[round(edge, 4) for edge in boxes[i * len(boxes) // count]] for i in range(count)]
+        for concept, boxes in sorted(found.items())
+        if concept in concepts and (count := min(PLACES, len(boxes)))
+    }
+
+
+def _sealed(path: Path) -> str:
+    """The file's digest; whoever may read the folder may read the file, which safetensors writes for its owner alone."""
+    path.chmod(0o644)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

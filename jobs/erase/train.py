@@ -1,0 +1,376 @@
+"""Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to say that a mark is there and where.
+
+*Model removal*: the base model draws marks already; only the new tokens are trained, everything else is frozen.
+*Data removal*: a polluted set is to be learned without its marks; low-rank weights of the denoiser are trained along with the
+tokens. Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is
+re-weighted, and at sampling the tokens go into the negative prompt.
+
+Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from index.errors import ConfigError, InputError, PlanMismatch
+from jobs.erase.dataset import NothingFound, Row
+from pipeline.config import ModelConfig, digest
+from pipeline.model.adapter import Removal
+from pipeline.steer.erase import WORDS, Mode, Vocabulary, box_mask, loss_weights
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT = "checkpoint.pt"
+SAVE_EVERY = 60.0  # seconds
+SAY_EVERY = 25  # steps
+LEAST_MARKED = 8  # pictures with marks, below which tokens learn nothing
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an adapter is trained; its digest must agree when a training is resumed.
+
+    Attributes:
+        removal: ``model``: tokens alone; ``data``: low-rank weights and tokens.
+        concepts: what is named; () is plain fine-tuning without tokens (a control).
+        mode: how places are said; ``none``: existence only.
+        grid: bins along each side.
+        a: of :func:`pipeline.steer.erase.loss_weights`; 1 weighs all positions alike.
+        steps: of the optimiser.
+        batch: pictures a step.
+        token_rate: learning rate of the tokens.
+        lowrank_rate: learning rate of the low-rank weights.
+        rank: of the low-rank weights.
+        empty: share of captions left out (tokens stay: as a negative prompt they stand alone).
+        seed: of everything drawn.
+    """
+
+    removal: Removal = "model"
+    concepts: tuple[str, ...] = ("watermark", "qr", "text")
+    mode: str = "corners"
+    grid: int = 4
+    a: float = 0.5
+    steps: int = 600
+    batch: int = 32
+    token_rate: float = 5e-3
+    lowrank_rate: float = 1e-3
+    rank: int = 8
+    empty: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.removal not in ("data", "model") or self.mode not in ("bins", "corners", "none"):
+            fix = "data or model; bins, corners or none"
+            raise ConfigError(f"removal {self.removal!r}, tokens {self.mode!r}", where="erase train", fix=fix)
+        if self.removal == "model" and not self.concepts:
+            raise ConfigError("model removal trains nothing but tokens", where="concepts", fix="Name at least one")
+        for name, low in (("steps", 1), ("batch", 1), ("rank", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"must be at least {low}, not {getattr(self, name)}", where=name, fix="Raise it")
+        if not 0 <= self.empty < 1:
+            raise ConfigError(f"must be from 0 to 1, not {self.empty}", where="empty", fix="Use 0.1 to 0.3")
+        _ = self.vocabulary, loss_weights(np.zeros((1, 1), bool), self.a)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        mode: Mode | None = None if self.mode == "none" else "bins" if self.mode == "bins" else "corners"
+        return Vocabulary(self.concepts, mode, self.grid) if self.concepts else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives: token → vector, peft's low-rank state, and the loss curve."""
+
+    vectors: dict[str, torch.Tensor]
+    lowrank: dict[str, torch.Tensor]
+    curve: list[dict[str, float]]
+    seconds: float
+    pictures: int
+    marked: int
+
+
+def train(
+    rows: Sequence[Row],
+    model: ModelConfig,
+    how: Training,
+    folder: Path,
+    *,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> Trained:
+    """Train on a polluted set; checkpoints into ``folder`` and goes on from there.
+
+    Args:
+        rows: the set; only ``found`` is looked at, never the truth.
+        model: the base model; loaded in float32, calls run in bfloat16 where the device has it.
+        how: see :class:`Training`.
+        folder: of the checkpoint; removed by the caller when the adapter is saved.
+        progress: told step and running loss.
+        stop: asked before every step; True interrupts as a signal would (KeyboardInterrupt), with a checkpoint.
+
+    Raises:
+        ConfigError: settings that cannot work together, or with this model.
+        NothingFound: the detector found (nearly) nothing in the set.
+        PlanMismatch: the checkpoint belongs to other settings, another set or another model.
+    """
+    import torch
+
+    from pipeline.model.families import load_model
+    from pipeline.model.sd import StableDiffusion
+
+    base = load_model(dataclasses.replace(model, dtype="float32"))
+    if not isinstance(base, StableDiffusion):
+        fix = "Use Stable Diffusion 1.x or 2.x"
+        raise ConfigError(f"erasers of models of class {base.family} cannot be trained", where="model", fix=fix)
+    examples = prepare(rows, base, how)
+    session = _Session(base, how, examples, model.device)
+    bound = digest({**dataclasses.asdict(how), "base": base.digest, "set": examples.sha256})
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        session.restore(torch.load(checkpoint, weights_only=True), bound, checkpoint)
+    saved = time.monotonic()
+    try:
+        while session.step < how.steps:
+            if stop(session.step):
+                raise KeyboardInterrupt
+            loss = session.advance()
+            progress(session.step, loss)
+            if time.monotonic() - saved > SAVE_EVERY:
+                session.save(checkpoint, bound)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        session.save(checkpoint, bound)
+        raise
+    session.save(checkpoint, bound)
+    return session.trained()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A set as it is trained on: latents (N, C, h, w), weights (N, h, w), captions, tokens (indices) per picture."""
+
+    latents: torch.Tensor
+    weights: torch.Tensor
+    captions: list[str]
+    tokens: list[tuple[int, ...]]
+    sha256: str
+    marked: int
+
+
+def prepare(rows: Sequence[Row], base: Any, how: Training) -> Examples:
+    """Encode every picture once; say in tokens what the detector found; weigh the positions.
+
+    For model removal pictures without marks teach the tokens nothing and are left out.
+    """
+    import hashlib
+
+    import torch
+    from PIL import Image
+
+    vocabulary = how.vocabulary
+    index = {token: i for i, token in enumerate(vocabulary.tokens)} if vocabulary is not None else {}
+    if vocabulary is not None and vocabulary.longest() > base.word_room():
+        raise ConfigError(
+            f"{vocabulary.longest()} tokens do not fit the text encoder's {base.word_room()}", where="grid",
+            fix="Use corners, or a coarser grid",
+        )  # fmt: skip
+    found = [{c: boxes for c, boxes in row.found.items() if c in how.concepts} for row in rows]
+    marked = sum(map(bool, found))
+    if vocabulary is not None and marked < min(LEAST_MARKED, len(rows)):
+        raise NothingFound(
+            f"the detector found marks in {marked} of {len(rows)} pictures", where=", ".join(how.concepts),
+            fix="Make the set with another detector or a lower threshold, or name what it found",
+        )  # fmt: skip
+    if vocabulary is not None and vocabulary.mode is not None and not any(b for row in found for b in row.values()):
+        fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
+        raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
+    kept = [i for i in range(len(rows)) if found[i] or how.removal == "data"]
+    if not kept:
+        raise InputError("holds no pictures", where="the set", fix="Make it with `clearance erase dataset`")
+    size, shape = base.decode_size(), base.latent_shape[1:]
+    pictures = [
+        np.asarray(_square(Image.fromarray(rows[i].picture), size)) if rows[i].picture.shape[1::-1] != size else rows[i].picture
+        for i in kept
+    ]
+    latents = torch.cat([base.encode(np.stack(pictures[at : at + 64])) for at in range(0, len(pictures), 64)])
+    masks = np.stack([box_mask([b for boxes in found[i].values() for b in boxes], (1, 1), shape) for i in kept])
+    room = base.word_room()
+    tokens = [tuple(index[t] for t in vocabulary.phrase(found[i], room=room)) if vocabulary is not None else () for i in kept]
+    captions = [rows[i].caption for i in kept]
+    said = json.dumps([captions, tokens]).encode()
+    sha256 = hashlib.sha256(said + latents.numpy().tobytes() + masks.tobytes()).hexdigest()
+    weights = torch.from_numpy(loss_weights(masks, how.a))
+    return Examples(latents, weights, captions, tokens, sha256, marked)
+
+
+def _square(picture: Any, size: tuple[int, int]) -> Any:
+    """Squeezed to the model's size; boxes are fractions and stay right."""
+    from PIL import Image
+
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+class _Session:
+    """The trained parts, the optimiser and the step reached."""
+
+    def __init__(self, base: Any, how: Training, examples: Examples, device: str) -> None:
+        import torch
+        from diffusers import DDPMScheduler
+
+        self.base, self.how, self.examples, self.device = base, how, examples, device
+        self.network = base.network
+        torch.manual_seed(how.seed)  # of peft's initial weights
+        if device == "cpu":  # the fused attention's backward pass in bf16 takes half of a step on a CPU
+            from diffusers.models.attention_processor import AttnProcessor
+
+            self.network.set_attn_processor(AttnProcessor())
+        self.lowrank: dict[str, Any] = {}
+        if how.removal == "data":
+            self.lowrank = _add_lowrank(self.network, how.rank)
+        self.network.to(memory_format=torch.channels_last)
+        self.vectors = _first_vectors(base, how).to(device).requires_grad_(bool(how.concepts))
+        groups: list[dict[str, Any]] = [{"params": [self.vectors], "rate": how.token_rate}] if how.concepts else []
+        groups += [{"params": list(self.lowrank.values()), "rate": how.lowrank_rate}] if self.lowrank else []
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.rates = [group.pop("rate") for group in groups]
+        self.optimiser = torch.optim.AdamW(groups, lr=how.token_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)  # type: ignore[no-untyped-call]
+        self.alphas = scheduler.alphas_cumprod.to(device)
+        self.latents, self.weights = examples.latents.to(device), examples.weights.to(device)
+        self.step, self.running, self.seconds = 0, 0.0, 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def advance(self) -> float:
+        """One step; returns the running mean of the loss."""
+        import torch
+
+        began = time.monotonic()
+        how, step = self.how, self.step
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / 20) * min(1.0, (1 - step / how.steps) / 0.3)
+        rng = np.random.default_rng([how.seed, step])
+        chosen = rng.choice(len(self.latents), how.batch, replace=len(self.latents) < how.batch)
+        noise = torch.from_numpy(rng.standard_normal((how.batch, *self.latents.shape[1:]), np.float32)).to(self.device)
+        spread = (np.arange(how.batch) + rng.random(how.batch)) / how.batch  # evenly over all times
+        times = torch.from_numpy(rng.permutation((spread * len(self.alphas)).astype(np.int64))).to(self.device)
+        alone = rng.random(how.batch) < how.empty
+        ids = torch.stack(
+            [self.base.word_ids("" if bare else self.examples.captions[i], self.examples.tokens[i])
+             for i, bare in zip(chosen, alone, strict=True)]
+        )  # fmt: skip
+        picked = torch.from_numpy(chosen)
+        clean, weights = self.latents[picked], self.weights[picked]
+        alpha = self.alphas[times].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        target = self._target(clean, noise, alpha)
+        with _narrow(self.device):
+            context = self.base.encode_ids(ids, self.vectors)
+            out = self.network(noisy.contiguous(memory_format=torch.channels_last), times, context).sample
+        loss = (weights[:, None] * (out.float() - target).square()).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        value = float(loss.detach())
+        self.running = value if step == 0 else 0.97 * self.running + 0.03 * value
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        if self.step % SAY_EVERY == 0 or self.step == how.steps:
+            self.curve.append({"step": self.step, "loss": round(self.running, 6)})
+        return self.running
+
+    def _target(self, clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        if self.base.prediction_type == "v_prediction":
+            return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        return clean if self.base.prediction_type == "sample" else noise
+
+    def save(self, path: Path, bound: str) -> None:
+        import torch
+
+        state = {
+            "bound": bound, "step": self.step, "running": self.running, "seconds": self.seconds, "curve": self.curve,
+            "vectors": self.vectors.detach(), "lowrank": {name: p.detach() for name, p in self.lowrank.items()},
+            "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        draft = path.with_suffix(".tmp")
+        torch.save(state, draft)
+        draft.replace(path)
+
+    def restore(self, state: dict[str, Any], bound: str, path: Path) -> None:
+        import torch
+
+        if state.get("bound") != bound:
+            fix = "Give the same settings, set and model, or another --out"
+            raise PlanMismatch("the checkpoint there belongs to another training", where=str(path), fix=fix)
+        with torch.no_grad():
+            self.vectors.copy_(state["vectors"])
+            for name, parameter in self.lowrank.items():
+                parameter.copy_(state["lowrank"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.running, self.seconds = state["step"], state["running"], state["seconds"]
+        self.curve = list(state["curve"])
+
+    def trained(self) -> Trained:
+        vocabulary = self.how.vocabulary
+        tokens = vocabulary.tokens if vocabulary is not None else ()
+        vectors = {token: vector.clone().cpu() for token, vector in zip(tokens, self.vectors.detach(), strict=True)}
+        lowrank = {}
+        if self.lowrank:
+            from peft.utils import get_peft_model_state_dict
+
+            lowrank = {name: value.detach().cpu() for name, value in get_peft_model_state_dict(self.network).items()}
+        return Trained(vectors, lowrank, self.curve, self.seconds, len(self.latents), self.examples.marked)
+
+
+def _first_vectors(base: Any, how: Training) -> torch.Tensor:
+    """Where the tokens start: names at the mean of the words for them, places at the mean of all words, a little apart."""
+    import torch
+
+    vocabulary, table = how.vocabulary, base.word_table.weight.detach().float()
+    if vocabulary is None:
+        return torch.zeros(0, table.shape[1])
+    generator = torch.Generator().manual_seed(how.seed)
+    first: torch.Tensor = table.mean(0).cpu() + float(table.std()) * 0.5 * torch.randn(
+        len(vocabulary.tokens), table.shape[1], generator=generator
+    )
+    for number, concept in enumerate(vocabulary.concepts):
+        ids = base.word_ids(WORDS.get(concept, concept))
+        words = [i for i in ids.tolist() if i not in set(base.word_ids("").tolist())]
+        if words:
+            first[number] = table[words].mean(0).cpu()
+    return first
+
+
+def _add_lowrank(network: Any, rank: int) -> dict[str, Any]:
+    """Low-rank weights on attention, feed-forward and residual convolutions; name → parameter."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        fix = "Run: pip install 'clearance[erase]'"
+        raise ConfigError(f"low-rank weights need peft ({error})", where="data removal", fix=fix) from None
+
+    targets = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian"))
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def _narrow(device: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where it is native; else float32."""
+    import torch
+
+    from pipeline.model.families import native_dtype
+
+    kind = torch.device(device).type
+    native = native_dtype() == "bfloat16" if kind == "cpu" else torch.cuda.is_bf16_supported()
+    return torch.autocast(kind, dtype=torch.bfloat16) if native else contextlib.nullcontext()

@@ -1,0 +1,142 @@
+"""Adapters that erase marks: a folder with new tokens, low-rank weights where there are any, and a card, bound by digests.
+
+adapter.json                      what it is, for which model, digests of the rest
+tokens.safetensors                one vector a token (float32); for diffusers: load_textual_inversion, token by token
+pytorch_lora_weights.safetensors  low-rank weights of the denoiser (data removal only); for diffusers: load_lora_weights
+README.md                         the card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from guards.base import Box
+from index.errors import IntegrityError, ModelError
+from pipeline.model.lowrank import LowRank
+from pipeline.steer.erase import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+SETTINGS, TOKENS, LOWRANK = "adapter.json", "tokens.safetensors", "pytorch_lora_weights.safetensors"
+FORMAT = 1
+PREFIX = "unet."
+Removal = Literal["data", "model"]
+
+
+@dataclass(frozen=True)
+class EraseAdapter:
+    """One loaded adapter.
+
+    Attributes:
+        name: the folder's.
+        digest: of adapter.json, which holds the digests of the weights.
+        removal: ``model``: only tokens, the base model is polluted; ``data``: low-rank weights and tokens, learned from a
+            polluted set.
+        base_digest: of the model it was trained for.
+        vocabulary: its tokens; None for plain fine-tuning, which has none.
+        vectors: token → float32 (D,).
+        lowrank: low-rank weights of the denoiser, or None.
+        places: boxes (fractions) by concept, as they were found in the training set: where marks tend to be.
+        settings: everything adapter.json says.
+    """
+
+    name: str
+    digest: str
+    removal: Removal
+    base_digest: str
+    vocabulary: Vocabulary | None
+    vectors: Mapping[str, torch.Tensor]
+    lowrank: LowRank | None = None
+    places: Mapping[str, Sequence[Box]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def concepts(self) -> tuple[str, ...]:
+        return self.vocabulary.concepts if self.vocabulary is not None else ()
+
+    def embed(self, tokens: Sequence[str]) -> torch.Tensor:
+        """Vectors (N, D) of its tokens."""
+        import torch
+
+        return torch.stack([self.vectors[token] for token in tokens])
+
+
+def read_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """What adapter.json says, and its digest, without loading weights.
+
+    Raises:
+        ModelError: no adapter there, or one of another format.
+    """
+    path = folder / SETTINGS
+    try:
+        raw = path.read_bytes()
+        settings = json.loads(raw)
+        missing = {"format", "removal", "base_digest", "vocabulary", "files"} - set(settings)
+    except FileNotFoundError:
+        fix = "Name a folder written by `clearance erase train`"
+        raise ModelError(f"has no {SETTINGS}", where=str(folder), fix=fix) from None
+    except (ValueError, TypeError, OSError) as error:
+        raise ModelError(f"cannot be read ({error})", where=str(path), fix="Restore the file") from None
+    if missing or settings["format"] != FORMAT:
+        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has format {settings['format']}, not {FORMAT}"
+        raise ModelError(what, where=str(path), fix="Train it again with this version")
+    return settings, hashlib.sha256(raw).hexdigest()
+
+
+def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:
+    """Load an adapter for the model of that digest.
+
+    Raises:
+        ModelError: not an adapter, or one for another model.
+        IntegrityError: its weights are not the ones it was saved with.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    settings, digest = read_settings(folder)
+    if settings["base_digest"] != base_digest:
+        base = settings.get("base") or "another model"
+        raise ModelError(
+            f"was trained for {base} ({settings['base_digest'][:12]}), this model is {base_digest[:12]}", where=str(folder),
+            fix="Train it on this model (`clearance erase train`), or name the model it belongs to",
+        )  # fmt: skip
+    stored: dict[str, dict[str, torch.Tensor]] = {}
+    for file, expected in settings["files"].items():
+        path = folder / file
+        raw = path.read_bytes() if path.is_file() else b""
+        found = hashlib.sha256(raw).hexdigest() if raw else "missing"
+        if found != expected:
+            what = f"digest is {found[:12]}, {SETTINGS} says {expected[:12]}"
+            raise IntegrityError(what, where=str(path), fix="Restore the file")
+        try:
+            stored[file] = load(raw)
+        except SafetensorError as error:
+            raise IntegrityError(f"cannot be read ({error})", where=str(path), fix="Restore the file") from None
+    said = settings["vocabulary"]
+    vocabulary = Vocabulary(tuple(said["concepts"]), said["mode"], said["grid"]) if said else None
+    vectors = {token: vector.float() for token, vector in stored.get(TOKENS, {}).items()}
+    if vocabulary is not None and (absent := set(vocabulary.tokens) - set(vectors)):
+        raise ModelError(f"lacks the token {min(absent)}", where=str(folder / TOKENS), fix="Train it again")
+    return EraseAdapter(
+        folder.name, digest, settings["removal"], base_digest, vocabulary, vectors,
+        lowrank_of(stored[LOWRANK], folder.name) if LOWRANK in stored else None,
+        {concept: [tuple(box) for box in boxes] for concept, boxes in settings.get("places", {}).items()}, settings,
+    )  # fmt: skip
+
+
+def lowrank_of(state: Mapping[str, torch.Tensor], name: str) -> LowRank:
+    """peft's names (``unet.…lora_A.weight``) → module name → (A, B)."""
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in state.items():
+        module, _, half = key.removeprefix(PREFIX).partition(".lora_")
+        halves.setdefault(module, {})[half.removesuffix(".weight")] = value
+    if broken := [module for module, both in halves.items() if set(both) != {"A", "B"}]:
+        raise ModelError(f"{broken[0]} has no pair of low-rank weights", where=f"adapter {name}", fix="Train it again")
+    return LowRank(name, {module: (both["A"], both["B"]) for module, both in halves.items()})

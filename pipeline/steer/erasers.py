@@ -1,0 +1,212 @@
+"""The erasers of a run: which adapters there are, and what they have to say about a mark that a guard found.
+
+A sample on which a guard found a mark is drawn again from the same noise, with the mark's name and place in the *negative*
+conditioning (arXiv 2310.05873, section 3): ε = ε_neg + w·(ε_text − ε_neg) then leads away from it. Only that sample's rows
+change; where an adapter has low-rank weights they act on those rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guards.base import Box
+from index.errors import ConfigError
+from pipeline.audit.records import Adapter
+from pipeline.config import AdapterConfig, MarkRung, digest
+from pipeline.engine import Engine, Trajectory
+from pipeline.model.adapter import EraseAdapter, load_adapter, read_settings
+from pipeline.model.families import STICKERS
+from pipeline.model.lowrank import LowRank
+from pipeline.outcome import Intervention
+from pipeline.steer.cascade import rollback_step
+from pipeline.steer.erase import overlap
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.model.families import DiffusionModel
+
+SHIPPED = STICKERS / "adapters"
+OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships
+TYPICAL = 0.3  # overlap from which two of a training set's places say the same
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What one sample's negative conditioning says.
+
+    Attributes:
+        tokens: names and places, in order.
+        vectors: of the tokens, float32 (N, D).
+        lowrank: low-rank weights for the sample's rows, each with its strength.
+        adapters: digests of the adapters that speak.
+        strength: how far the negative conditioning goes from the plain one to the one with tokens; 1 all the way.
+    """
+
+    tokens: tuple[str, ...]
+    vectors: torch.Tensor
+    lowrank: tuple[tuple[LowRank, float], ...] = ()
+    adapters: tuple[str, ...] = ()
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Erasers:
+    """The adapters of a run, each as it is configured; earlier ones speak first."""
+
+    loaded: tuple[tuple[EraseAdapter, AdapterConfig], ...] = ()
+
+    @property
+    def always_lowrank(self) -> tuple[tuple[LowRank, float], ...]:
+        """Low-rank weights in force for every sample."""
+        return tuple((a.lowrank, c.weight) for a, c in self.loaded if a.lowrank is not None and c.lowrank == "always")
+
+    @property
+    def concepts(self) -> set[str]:
+        return {concept for adapter, _ in self.loaded for concept in adapter.concepts}
+
+    def standing(self, room: int) -> Erasure | None:
+        """What every sample's negative conditioning says, because an adapter's ``tokens`` are "always"; None: nothing."""
+        marks = {
+            id(adapter): {concept: typical(adapter.places.get(concept, ())) for concept in adapter.concepts}
+            for adapter, config in self.loaded
+            if config.tokens == "always" and adapter.vocabulary is not None
+        }
+        return self._said(marks, room, 1.0, flagged=False) if marks else None
+
+    def recorded(self, standing: Erasure | None) -> tuple[Adapter, ...]:
+        """As every audit row names them; tokens are those in every sample's negative conditioning."""
+        return tuple(
+            Adapter(
+                adapter.name, f"erase-{adapter.removal}", adapter.digest, config.weight,
+                standing.tokens if standing is not None and config.tokens == "always" else (),
+            )
+            for adapter, config in self.loaded
+        )  # fmt: skip
+
+    def asked(self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0) -> Erasure | None:
+        """What to say about marks (concept → boxes in fractions); None where no adapter has a name for any of them."""
+        if not self.concepts & set(found):
+            return None
+        marks = {
+            id(adapter): {
+                concept: found.get(concept, typical(adapter.places.get(concept, ())))
+                for concept in adapter.concepts
+                if concept in found or config.tokens == "always"
+            }
+            for adapter, config in self.loaded
+        }
+        return self._said({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
+
+    def _said(
+        self, marks: Mapping[int, Mapping[str, Sequence[Box]]], room: int, strength: float, *, flagged: bool
+    ) -> Erasure | None:
+        import torch
+
+        tokens: list[str] = []
+        vectors: list[torch.Tensor] = []
+        lowrank: list[tuple[LowRank, float]] = []
+        digests: list[str] = []
+        for adapter, config in self.loaded:
+            if adapter.vocabulary is None or id(adapter) not in marks:
+                continue
+            phrase = adapter.vocabulary.phrase(marks[id(adapter)], room=room - len(tokens))
+            if not phrase:
+                continue
+            tokens += phrase
+            vectors.append(adapter.embed(phrase))
+            digests.append(adapter.digest)
+            if flagged and adapter.lowrank is not None and config.lowrank == "flagged":
+                lowrank.append((adapter.lowrank, config.weight))
+        if not tokens:
+            return None
+        return Erasure(tuple(tokens), torch.cat(vectors), (*self.always_lowrank, *lowrank), tuple(digests), strength)
+
+
+def typical(places: Sequence[Box]) -> list[Box]:
+    """The places that stand for the others: each one overlaps none that was taken before."""
+    kept: list[Box] = []
+    for box in places:
+        if all(overlap(box, other) < TYPICAL for other in kept):
+            kept.append(box)
+    return kept
+
+
+def open_erasers(configured: Sequence[AdapterConfig], model: DiffusionModel, *, base: Path) -> Erasers:
+    """Load the run file's adapters, or those that ship for this model.
+
+    Raises:
+        ModelError: an adapter is missing, broken or for another model.
+        IntegrityError: its weights are not the ones it was saved with.
+        ConfigError: an adapter's tokens are for guidance, and this model is drawn without.
+    """
+    loaded = []
+    for folder, config in adapter_folders(configured, model.digest, base=base):
+        adapter = load_adapter(folder, model.digest)
+        if adapter.lowrank is None and config.lowrank == "flagged":
+            raise ConfigError("has no low-rank weights", where=f"adapter {config.path}: lowrank", fix="Leave the key out")
+        if adapter.lowrank is not None:
+            adapter.lowrank.products(model.network)  # whether they fit is known before anything is drawn
+        loaded.append((adapter, config))
+    return Erasers(tuple(loaded))
+
+
+def adapter_folders(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> list[tuple[Path, AdapterConfig]]:
+    """Folder and settings of every adapter of a run."""
+    if configured:
+        return [(_folder(config.path, base), config) for config in configured]
+    shipped = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
+    fitting = [folder for folder in shipped if read_settings(folder)[0]["base_digest"] == model_digest]
+    own = [folder for folder in fitting if read_settings(folder)[0]["removal"] == "model"]  # others are for sets of their own
+    return [(folder, AdapterConfig(str(folder))) for folder in own]
+
+
+def _folder(path: str, base: Path) -> Path:
+    return SHIPPED / path.removeprefix(OF_THE_WORLD) if path.startswith(OF_THE_WORLD) else base / path
+
+
+def adapters_digest(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> str:
+    """Digest of a run's adapters, without loading them; empty when there are none."""
+    folders = adapter_folders(configured, model_digest, base=base)
+    return digest([read_settings(folder)[1] for folder, _ in folders]) if folders else ""
+
+
+def negative_conditioning(
+    model: DiffusionModel, text: str, erasure: Erasure | None, context_of: Callable[[str], torch.Tensor]
+) -> torch.Tensor:
+    """The conditioning of a negative prompt and what an erasure says behind it."""
+    plain = context_of(text)
+    if erasure is None:
+        return plain
+    said = model.encode_words(text, erasure.vectors)
+    return said if erasure.strength == 1 else plain + erasure.strength * (said - plain)
+
+
+def erase(
+    engine: Engine, last: Trajectory, rung: MarkRung, erasure: Erasure, negative: torch.Tensor, *, seed: int
+) -> tuple[Trajectory, Intervention]:
+    """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
+
+    Args:
+        engine: gives the number of steps and the noise of the seed.
+        last: the finished trajectory of the failed attempt.
+        rung: of kind ``erase``.
+        erasure: what to leave out.
+        negative: :func:`negative_conditioning` of it.
+        seed: in force.
+
+    Raises:
+        ConfigError: the model is drawn without guidance, which has no negative conditioning.
+    """
+    if last.negative is None:
+        fix = "Raise guidance_scale above 1, or leave the rung out"
+        raise ConfigError("this model is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
+    begin = rollback_step(len(engine.sampler), 1, resume_fraction=rung.resume_fraction)
+    begin = max((step for step in last.ring if step <= begin), default=0)
+    latent = last.ring[begin] if begin in last.ring else engine.initial_noise(seed)
+    earlier = {step: z for step, z in last.ring.items() if step < begin}
+    again = Trajectory(last.tag, latent, begin, last.context, negative, ring=earlier, lowrank=erasure.lowrank)
+    return again, Intervention("erase", erasure.strength, tokens=erasure.tokens, adapters=erasure.adapters)

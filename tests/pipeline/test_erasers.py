@@ -1,0 +1,426 @@
+"""Erasers on a tiny random model: whose rows change, whose do not, and what is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import segno
+import torch
+from safetensors.torch import save_file
+
+from guards.base import Finding
+from guards.codes import CodesGuard
+from guards.registry import open_guards
+from index.errors import ConfigError, IntegrityError, ModelError
+from pipeline.config import (
+    AdapterConfig,
+    GenerationConfig,
+    GuardPolicy,
+    MarkRung,
+    ModelConfig,
+    Policy,
+    RunConfig,
+    Rung,
+    from_dict,
+)
+from pipeline.engine import Engine, Trajectory
+from pipeline.model.adapter import load_adapter, read_settings
+from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
+from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+from pipeline.outcome import Outcome, Request, Sample
+from pipeline.steer.erase import Vocabulary
+from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, erase, open_erasers
+from pipeline.studio import Studio, identity_of
+
+STEPS = 4
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+FEEDFORWARD = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
+CONVOLUTION = "up_blocks.0.resnets.0.conv1"
+MARKS = Policy(marks=GuardPolicy(), mark_ladder=(MarkRung("erase"), MarkRung("erase", strength=2.0), MarkRung("reseed")))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+
+
+def low_rank(model: DiffusionModel, rank: int = 2, seed: int = 0) -> LowRank:
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.network.named_modules())
+    pairs = {}
+    for name in (ATTENTION, FEEDFORWARD, CONVOLUTION):
+        shape = modules[name].weight.shape
+        up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator)
+        pairs[name] = (0.2 * torch.randn(rank, *shape[1:], generator=generator), 0.2 * up)
+    return LowRank("test", pairs)
+
+
+def write_adapter(
+    folder: Path, model: DiffusionModel, vocabulary: Vocabulary | None, *, weights: bool = False, seed: int = 0
+) -> Path:
+    folder.mkdir(parents=True)
+    files = {}
+    if vocabulary is not None:
+        generator = torch.Generator().manual_seed(seed)
+        save_file({t: torch.randn(32, generator=generator) for t in vocabulary.tokens}, folder / "tokens.safetensors")
+    if weights:
+        pairs = low_rank(model, seed=seed).pairs
+        state = {
+            f"unet.{name}.lora_{half}.weight": w for name, both in pairs.items() for half, w in zip("AB", both, strict=True)
+        }
+        save_file(state, folder / "pytorch_lora_weights.safetensors")
+    for path in folder.iterdir():
+        files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    settings = {
+        "format": 1, "removal": "data" if weights else "model", "base": "tiny", "base_digest": model.digest, "files": files,
+        "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
+        "places": {"qr": [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.4], [0.5, 0.5, 1, 1]]},
+    }  # fmt: skip
+    (folder / "adapter.json").write_text(json.dumps(settings))
+    return folder
+
+
+# --- words ------------------------------------------------------------------------------------------------------------------
+
+
+def test_new_words_change_no_other_prompt(exact: Any) -> None:
+    before = exact.encode_prompts(["a red apple"])
+    with_word = exact.encode_words("a red apple", torch.full((1, 32), 0.3))
+    assert torch.equal(exact.encode_prompts(["a red apple"]), before)
+    assert with_word.shape == before[0].shape and not torch.equal(with_word, before[0])
+    assert torch.equal(exact.encode_words("a red apple", torch.zeros(0, 32)), before[0])
+    table = exact.word_table.weight
+    known = exact.encode_prompts(["cat"])[0]  # the same vectors under new ids are the same words
+    ids = exact.word_ids("cat")[1:-1]
+    words = [i for i in ids.tolist() if i != exact.word_ids("")[1]]
+    assert torch.equal(exact.encode_words("", table[words]), known)
+
+
+def test_what_does_not_fit_is_cut_from_the_text(exact: Any) -> None:
+    room, tokens = exact.word_room(), torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    long = exact.word_ids("a red apple " * 30, range(5))
+    assert len(long) == room + 2 and (long >= exact.word_table.num_embeddings).sum() == 5
+    assert exact.encode_words("a red apple " * 30, tokens).isfinite().all()
+    with pytest.raises(ConfigError, match="do not fit"):
+        exact.encode_words("", torch.zeros(room + 1, 32))
+
+
+def test_other_classes_say_that_they_take_no_tokens(tiny_sdxl: Path) -> None:
+    other = load_model(ModelConfig(path=str(tiny_sdxl), dtype="float32"))
+    assert other.word_room() == 0
+    with pytest.raises(ConfigError, match="sdxl"):
+        other.encode_words("", torch.zeros(1, 32))
+
+
+# --- low-rank rows ----------------------------------------------------------------------------------------------------------
+
+
+def call(model: DiffusionModel, wanted: Sequence[RowAdapter], rows: int = 6) -> torch.Tensor:
+    latents = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+    context = model.encode_prompts(["cat"]).expand(rows, -1, -1)
+    with adapted(model.network, wanted):
+        return model.denoise(latents, torch.full((rows,), 500), context)
+
+
+def test_rows_without_the_adapter_keep_their_bytes(model: DiffusionModel) -> None:
+    weights, plain = low_rank(model), call(model, [])
+    for rows in ([2], [0, 2, 5], [1, 2, 3, 4]):
+        mixed = call(model, [RowAdapter(weights, 1.0, tuple(rows))])
+        for row in range(6):
+            assert torch.equal(mixed[row], plain[row]) == (row not in rows)
+        assert torch.equal(mixed[2], call(model, [RowAdapter(weights, 1.0, (2,))])[2])  # whoever stands beside it
+    assert torch.equal(call(model, []), plain)
+    assert torch.equal(call(model, [RowAdapter(weights, 0.0, (2,))])[0], plain[0])
+
+
+def test_adapted_rows_are_those_of_merged_weights(exact: DiffusionModel, tiny_sd: Path) -> None:
+    weights, other = low_rank(exact), load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+    modules = dict(other.network.named_modules())
+    with torch.no_grad():
+        for name, (down, up) in weights.pairs.items():
+            modules[name].weight += 0.7 * (up.flatten(1) @ down.flatten(1)).view_as(modules[name].weight)
+    ours = call(exact, [RowAdapter(weights, 0.7, (0, 1, 2, 3, 4, 5))])
+    assert torch.allclose(ours, call(other, []), atol=1e-4) and not torch.allclose(ours, call(exact, []), atol=1e-3)
+
+
+def test_two_adapters_in_one_call(model: DiffusionModel) -> None:
+    first, second = low_rank(model, seed=1), low_rank(model, seed=2)
+    both = call(model, [RowAdapter(first, 1.0, (0, 1)), RowAdapter(second, 0.5, (3,))])
+    assert torch.equal(both[:2], call(model, [RowAdapter(first, 1.0, (0, 1))])[:2])
+    assert torch.equal(both[3], call(model, [RowAdapter(second, 0.5, (3,))])[3])
+
+
+def test_weights_of_another_network_are_refused(exact: DiffusionModel) -> None:
+    lost = LowRank("lost", {"nowhere.to_k": (torch.zeros(1, 4), torch.zeros(4, 1))})
+    with pytest.raises(ModelError, match="does not have"):
+        lost.products(exact.network)
+    wrong = LowRank("wrong", {ATTENTION: (torch.zeros(1, 4), torch.zeros(4, 1))})
+    with pytest.raises(ModelError, match="shape"):
+        wrong.products(exact.network)
+
+
+def test_engine_bytes_do_not_depend_on_who_else_is_adapted(model: DiffusionModel) -> None:
+    weights = low_rank(model)
+
+    def sample(e: Engine, tag: int) -> Trajectory:
+        texts = e.model.encode_prompts([f"a red apple {tag}", ""])
+        t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+        t.lowrank = ((weights, 1.0),) if tag % 2 else ()
+        return t
+
+    def draw(tags: Sequence[int]) -> dict[int, torch.Tensor]:
+        e = Engine(model, rows=8, steps=STEPS, guidance_scale=3.0)
+        for tag in tags:
+            e.submit(sample(e, tag))
+        done: dict[int, torch.Tensor] = {}
+        while e.busy:
+            done |= {t.tag: t.latent for t in e.step()}
+        return done
+
+    alone = {tag: draw([tag])[tag] for tag in range(5)}
+    for order in ([0, 1, 2, 3, 4], [4, 1, 3, 0, 2]):
+        mixed = draw(order)
+        assert all(torch.equal(mixed[tag], alone[tag]) for tag in range(5))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_bound_to_its_model_and_its_bytes(exact: DiffusionModel, tmp_path: Path) -> None:
+    vocabulary = Vocabulary(("qr",), "bins", 2)
+    folder = write_adapter(tmp_path / "one", exact, vocabulary, weights=True)
+    loaded = load_adapter(folder, exact.digest)
+    assert loaded.vocabulary == vocabulary and loaded.embed(("<qr>", "<bin-1-1>")).shape == (2, 32)
+    assert loaded.lowrank is not None and set(loaded.lowrank.pairs) == {ATTENTION, FEEDFORWARD, CONVOLUTION}
+    with pytest.raises(ModelError, match="trained for tiny") as error:
+        load_adapter(folder, "f" * 64)
+    assert error.value.fix
+    raw = bytearray((folder / "tokens.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "tokens.safetensors").write_bytes(bytes(raw))
+    with pytest.raises(IntegrityError, match="digest"):
+        load_adapter(folder, exact.digest)
+    (folder / "tokens.safetensors").unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        load_adapter(folder, exact.digest)
+    with pytest.raises(ModelError, match=r"no adapter\.json"):
+        load_adapter(tmp_path, exact.digest)
+    (folder / "adapter.json").write_text("{}")
+    with pytest.raises(ModelError, match="lacks"):
+        load_adapter(folder, exact.digest)
+
+
+def test_what_ships_fits_what_ships() -> None:
+    base = folder_digest(STICKERS / "model")
+    folders = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
+    assert {folder.name for folder in folders} >= {"marks"}
+    for folder in folders:
+        adapter = load_adapter(folder, base)
+        assert adapter.vocabulary is not None and sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
+        assert adapter.digest in {read_settings(folder)[1]} and base in (folder / "README.md").read_text()
+    unasked = adapter_folders((), base, base=Path())
+    assert [folder.name for folder, _ in unasked] == ["marks"]  # others are for sets of their own
+    assert adapter_folders((), "f" * 64, base=Path()) == []
+    named = adapter_folders((AdapterConfig("stickers:marks"),), base, base=Path("elsewhere"))
+    assert named[0][0] == SHIPPED / "marks"
+
+
+def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
+    one = write_adapter(tmp_path / "one", exact, Vocabulary(("qr",), "corners", 2))
+    two = write_adapter(tmp_path / "two", exact, Vocabulary(("text",), None), weights=True, seed=5)
+    erasers = open_erasers([AdapterConfig(str(one)), AdapterConfig(str(two), lowrank="flagged")], exact, base=tmp_path)
+    assert erasers.asked({"watermark": []}, 30) is None and erasers.standing(30) is None and not erasers.always_lowrank
+    asked = erasers.asked({"text": [(0, 0, 1, 1)], "qr": [(0, 0, 0.4, 0.4)]}, 30, 1.5)
+    assert asked is not None and asked.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<text>") and asked.vectors.shape == (4, 32)
+    assert len(asked.lowrank) == 1 and asked.strength == 1.5 and len(asked.adapters) == 2
+    only = erasers.asked({"qr": [(0, 0, 0.4, 0.4), (0.6, 0.6, 1, 1)]}, 3)  # no room for the second box
+    assert only is not None and only.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>") and only.lowrank == ()
+    always = open_erasers([AdapterConfig(str(one), tokens="always")], exact, base=tmp_path)
+    standing = always.standing(30)
+    assert standing is not None and standing.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
+    assert [a.tokens for a in always.recorded(standing)] == [standing.tokens]
+
+
+def test_adapters_are_part_of_the_identity(exact: DiffusionModel, tiny_sd: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "one", exact, Vocabulary(("qr",)))
+    plain = RunConfig(prompts="-", model=ModelConfig(path=str(tiny_sd), dtype="float32"))
+    with_one = dataclasses.replace(plain, adapters=(AdapterConfig("one"),))
+    assert identity_of(plain, MARKS, base=tmp_path)["adapters_sha256"] == ""
+    said = identity_of(with_one, MARKS, base=tmp_path)["adapters_sha256"]
+    assert said and said == adapters_digest(with_one.adapters, exact.digest, base=tmp_path)
+    opened = studio(exact, [], open_erasers(with_one.adapters, exact, base=tmp_path), MARKS)
+    assert opened.identity()["adapters_sha256"] == said
+    with pytest.raises(ConfigError, match="low-rank"):
+        open_erasers([AdapterConfig("one", lowrank="flagged")], exact, base=tmp_path)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------------
+
+
+class Marks:
+    """Finds a QR code in the upper left of the pictures a test names by digest."""
+
+    name, version, categories = "marks", "1", ("mark.qr",)
+
+    def __init__(self, bad: set[str], box: tuple[float, float, float, float] | None = (0, 0, 0.4, 0.4)) -> None:
+        self.bad, self.box = bad, box
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[Finding("marks", "1", "mark.qr", float(sha(p) in self.bad), 0.5, box=self.box)] for p in pictures]
+
+
+class Everywhere(Marks):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[Finding("marks", "1", "mark.qr", 1.0, 0.5, box=self.box)] for _ in pictures]
+
+
+def sha(picture: np.ndarray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def studio(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, policy: Policy, **generation: Any) -> Studio:
+    config = RunConfig(prompts="-", generation=GenerationConfig(**{"steps": STEPS, "rows": 8, **generation}))
+    return Studio(config, policy, model, None, guards, [], None, "", 0.0, erasers)
+
+
+def draw(s: Studio, count: int = 4) -> dict[str, Sample]:
+    requests = [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+    return {sample.request.key: sample for sample in s.moderate(requests)}
+
+
+@pytest.fixture
+def erasers(exact: DiffusionModel, tmp_path: Path) -> Erasers:
+    folder = write_adapter(tmp_path / "both", exact, Vocabulary(("qr",), "corners", 2), weights=True)
+    return open_erasers([AdapterConfig(str(folder), lowrank="flagged")], exact, base=tmp_path)
+
+
+def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel, erasers: Erasers) -> None:
+    plain = draw(studio(exact, [], Erasers(), MARKS))
+    first = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
+    assert len(set(first.values())) == 4
+    done = draw(studio(exact, [Marks({first["key-2"]})], erasers, MARKS))
+    for key in ("key-0", "key-1", "key-3"):
+        assert done[key].outcome is Outcome.ACCEPTED and [a.pixel_sha256 for a in done[key].attempts] == [first[key]]
+    erased = done["key-2"]
+    assert erased.outcome is Outcome.ACCEPTED_AFTER_STEERING and len(erased.attempts) == 2
+    again = erased.attempts[1]
+    assert again.seed == erased.attempts[0].seed == 2 and again.resumed_from_step == 0
+    assert again.intervention is not None and again.intervention.kind == "erase" and again.intervention.strength == 1.0
+    assert again.intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
+    assert again.intervention.adapters == (erasers.loaded[0][0].digest,)
+    assert again.pixel_sha256 != first["key-2"] and again.denoiser_evals == STEPS  # no dearer than a new seed
+    alone = draw(studio(exact, [Marks({first["key-2"]})], erasers, MARKS), count=3)["key-2"]
+    assert alone.attempts[1].pixel_sha256 == again.pixel_sha256  # can be made again in other company
+
+
+def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, erasers: Erasers) -> None:
+    sample = draw(studio(exact, [Everywhere(set())], erasers, MARKS), count=1)["key-0"]
+    assert sample.outcome is Outcome.REVIEW and sample.reason == "mark.qr"
+    interventions = [a.intervention for a in sample.attempts]
+    assert [i and i.kind for i in interventions] == [None, "erase", "erase", "reseed"]
+    assert [i and i.strength for i in interventions[1:3]] == [1.0, 2.0]
+    assert interventions[3] is not None and interventions[3].tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")  # still in force
+    assert sample.attempts[3].seed != 0 and len({a.pixel_sha256 for a in sample.attempts}) == 4
+
+
+def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Erasers) -> None:
+    twice = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase"), MarkRung("erase")))
+    sample = draw(studio(exact, [Everywhere(set())], erasers, twice), count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, "erase", "reseed"]
+    assert sample.attempts[2].intervention and sample.attempts[2].intervention.tokens
+
+
+def test_without_a_box_only_the_name_is_said(exact: DiffusionModel, erasers: Erasers) -> None:
+    sample = draw(studio(exact, [Everywhere(set(), None)], erasers, MARKS), count=1)["key-0"]
+    assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>",)
+
+
+def test_without_an_eraser_a_mark_is_a_new_seed(exact: DiffusionModel) -> None:
+    sample = draw(studio(exact, [Everywhere(set())], Erasers(), MARKS), count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
+    assert len({a.seed for a in sample.attempts}) == 4
+
+
+def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path: Path, erasers: Erasers) -> None:
+    unguided = studio(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
+    sample = draw(unguided, count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
+    t = Trajectory(0, unguided.engine.initial_noise(0), 0, exact.encode_prompts([""])[0], None)
+    asked = erasers.asked({"qr": []}, 30)
+    assert asked is not None
+    with pytest.raises(ConfigError, match="negative row"):
+        erase(unguided.engine, t, MarkRung("erase"), asked, t.context, seed=0)
+    folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
+    always = open_erasers([AdapterConfig(str(folder), tokens="always")], exact, base=tmp_path)
+    with pytest.raises(ConfigError, match="without guidance"):
+        studio(exact, [], always, MARKS, guidance_scale=1.0)
+
+
+def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Erasers) -> None:
+    class Observed(Everywhere):
+        name = "yolo"
+
+        def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+            return [[Finding("yolo", "1", "mark.qr", 1.0, 0.5, box=(0.6, 0.6, 1, 1))] for _ in pictures]
+
+    policy = dataclasses.replace(MARKS, yolo=GuardPolicy(action="observe"))
+    sample = draw(studio(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]
+    assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
+
+
+def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionModel, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "set", exact, Vocabulary(("qr",), "corners", 2), weights=True)
+
+    def first(**how: Any) -> str:
+        opened = open_erasers([AdapterConfig(str(folder), **how)], exact, base=tmp_path)
+        return draw(studio(exact, [Marks(set())], opened, MARKS), count=1)["key-0"].attempts[0].pixel_sha256
+
+    plain = draw(studio(exact, [Marks(set())], Erasers(), MARKS), count=1)["key-0"].attempts[0].pixel_sha256
+    drawn = [plain, first(lowrank="flagged"), first(), first(tokens="always"), first(lowrank="flagged", tokens="always")]
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 4
+    assert first(weight=0.5) not in drawn
+
+
+def test_a_resumed_erasure_keeps_the_beginning(exact: DiffusionModel, erasers: Erasers) -> None:
+    late = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", resume_fraction=0.5), MarkRung("reseed")))
+    sample = draw(studio(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
+    assert sample.attempts[1].resumed_from_step == 2 and sample.attempts[1].denoiser_evals == STEPS - 2
+
+
+def test_our_own_marks_are_nobodys_business() -> None:
+    """A code that says "made by a model" is on the allow-list: never flagged, so never erased."""
+    tile = np.array([list(row) for row in segno.make("urn:clearance:7f3a", micro=False).matrix], np.uint8)
+    picture = np.pad(np.where(tile == 1, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1), 16, constant_values=255)
+    pictures = np.repeat(picture[None, ..., None], 3, 3)
+    assert CodesGuard().check(pictures)[0][0].triggered
+    policy = from_dict(Policy, {"codes": {"allow": "urn:clearance:"}}, where="policy")
+    guard = open_guards({"codes": policy.codes}, allow_payloads=(policy.codes.allow,))[0][0]
+    found = guard.check(pictures)[0]
+    assert not any(finding.triggered for finding in found)
+    assert Erasers().asked({}, 30) is None
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_ladder_has_its_own_kinds() -> None:
+    with pytest.raises(ConfigError, match="no kind"):
+        Rung("erase")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no kind"):
+        MarkRung("nudge")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="strength"):
+        MarkRung("reseed", strength=0.5)
+    with pytest.raises(ConfigError, match="resume_fraction"):
+        MarkRung("erase", resume_fraction=1.5)
