@@ -158,6 +158,7 @@ class Rung:
 
     kind: Literal["negtome", "nudge", "reseed", "renoise", "negative", "delayed_cfg", "prompt", "amg", "spell"]
     resume_fraction: float = 0.0  # share of the steps kept from the failed attempt; 0 starts from its noise
+    renew: bool = False  # start from new noise instead of the failed attempt's
     alpha: float = 0.9  # negtome: strength
     token_threshold: float = 0.65  # negtome: cosine above which a token is pushed
     window: float = 1.0  # share of the steps, from the start, in which steering acts
@@ -215,7 +216,9 @@ class Rung:
         """What each key allows alone, but not together: (whether it is so, key, what is wrong, fix)."""
         released, embedder = self.match == "released", self.space == "embedder"
         closed, nudge = self.solver == "closed_form", self.kind == "nudge"
+        kept = self.resume_fraction > 0
         return (
+            (self.renew and kept, "renew", "nothing of the failed attempt is kept with new noise", "Set resume_fraction = 0"),
             (released and self.references > 1, "match", "the released axis knows one reference", "Set references = 1"),
             (released and self.masked, "match", "the released axis knows no mask", "Set masked = false"),
             (self.pull > 0 and not embedder, "pull", "only the embedder knows what is desired", 'Set space = "embedder"'),
@@ -228,14 +231,14 @@ class Rung:
         )
 
 
-_RESUMED = {"resume_fraction", "rollback", "window", "references", "target"}
+_RESUMED = {"resume_fraction", "renew", "rollback", "window", "references", "target"}
 _NUDGED = {"step_size", "iterations", "enough", "keep", "centred", "temperature", "weights"}
 _RUNG_KEYS: dict[str, set[str]] = {
     "reseed": set(),
     "renoise": {"resume_fraction", "rollback"},
-    "negative": {"references", "target"},
-    "delayed_cfg": {"window"},
-    "prompt": {"iterations", "learning_rate", "norm_target"},
+    "negative": {"renew", "references", "target"},
+    "delayed_cfg": {"renew", "window"},
+    "prompt": {"renew", "iterations", "learning_rate", "norm_target"},
     "negtome": _RESUMED
     | {"alpha", "token_threshold", "match", "placement", "form", "keep_norm", "attention", "blocks", "min_tokens", "masked"}
     | {"noise", "precision", "temperature"},
@@ -282,7 +285,8 @@ class Policy:
 
     ``when_exhausted``: outcome of a request whose ladder is used up although only an unconfirmed finding remains.
     ``mark_ladder`` is climbed by samples on which a mark was found, ``ladder`` by those too near to a reference; where it is
-    empty a mark is answered with new seeds, as often as ``ladder`` has rungs.
+    empty a mark is answered with new seeds, as often as ``ladder`` has rungs. ``max_evals``: denoiser evaluations a request may
+    spend; no attempt is begun that a full picture's steps could take beyond it; 0: as many as the ladders ask for.
     """
 
     name: str = "default"
@@ -296,6 +300,10 @@ class Policy:
     ladder: tuple[Rung, ...] = ()
     mark_ladder: tuple[MarkRung, ...] = ()
     when_exhausted: Literal["review", "rejected"] = "review"
+    max_evals: float = 0.0
+
+    def __post_init__(self) -> None:
+        _between("max_evals", self.max_evals, 0, 1e9)
 
 
 def digest(config: Any) -> str:

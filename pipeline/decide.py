@@ -18,12 +18,14 @@ def is_mark(category: str) -> bool:
     return category.startswith(("mark.", "text."))
 
 
-def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0) -> Decision:
-    """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark.
+def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0, *, another: bool = True) -> Decision:
+    """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark, and
+    ``another`` says whether the request's budget (``policy.max_evals``) has room for another one.
 
     * a confirmed finding whose action is ``reject`` rejects; an unconfirmed one goes to review;
     * with its ladder used up, a confirmed copy is rejected;
-    * else a finding whose action is ``steer`` is steered while its ladder (a mark's or the other) has rungs left;
+    * else a finding whose action is ``steer`` is steered while its ladder (a mark's or the other) has rungs left, and the
+      budget room;
     * what remains then ends as ``policy.when_exhausted``;
     * a finding whose action is ``review`` goes to review; ``observe`` is only recorded.
     """
@@ -36,6 +38,8 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     shared = not policy.mark_ladder  # marks climb the one ladder too
 
     def rungs_left(finding: Finding) -> bool:
+        if not another:
+            return False
         if shared or not is_mark(finding.category):
             return (attempt if shared else attempt - marked) < len(policy.ladder)
         return marked < len(policy.mark_ladder)

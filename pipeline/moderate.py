@@ -70,7 +70,8 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
         for trajectory, study in studied:
             case = cases[trajectory.tag]
             number = len(case.attempts)
-            decision = decide(study.findings, number, studio.policy, case.marked)
+            another = _affordable(studio, case, trajectory)
+            decision = decide(study.findings, number, studio.policy, case.marked, another=another)
             case.attempts.append(
                 Attempt(
                     number=number, seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
@@ -104,6 +105,12 @@ def _study(
             return [], [(finished[0], error)]
     alone = [_study(studio, [trajectory], [ids]) for trajectory, ids in zip(finished, own, strict=True)]
     return [pair for studied, _ in alone for pair in studied], [pair for _, failed in alone for pair in failed]
+
+
+def _affordable(studio: Studio, case: Case, last: Trajectory) -> bool:
+    """Whether the policy's budget has room for a full picture's steps once more."""
+    spent = last.evals + sum(attempt.denoiser_evals for attempt in case.attempts)
+    return not studio.policy.max_evals or spent + len(studio.engine.sampler) <= studio.policy.max_evals
 
 
 def _first(studio: Studio, tag: int, request: Request) -> Trajectory:

@@ -21,6 +21,7 @@ from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
+from pipeline.steer.features import FeatureCache
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 CENTRE_REFERENCES = 64
 CONTEXT_BYTES = 2**30  # conditionings kept
+FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Studio:
             model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
+        self.engine.features = FeatureCache(FEATURE_BYTES)
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)

@@ -61,3 +61,19 @@ def erase(
     from jobs.bench.erase import bench
 
     bench(out, work, world, quick=quick, train=train)
+
+
+@app.command()
+def steering(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="Arms that ended are kept here; a stopped run goes on.")] = Path("bench-steering"),
+    captions: Annotated[int, typer.Option(min=0, help="How many of the protected captions; 0: all.")] = 0,
+) -> None:
+    """Every published way of steering and its controls beside ours, at equal compute, judged independently; the default ladder.
+
+    Example: clearance bench steering --captions 20
+    """
+    from jobs.bench.steering import bench
+
+    bench(out, quick=quick, work=work, captions=captions)

@@ -15,6 +15,7 @@ from jobs.bench.sheet import CAPTION, TILE, arrange, stack, strip
 
 if TYPE_CHECKING:
     from jobs.judges.judges import Judges
+    from pipeline.config import Policy
     from pipeline.outcome import Sample
     from pipeline.studio import Studio
 
@@ -75,8 +76,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         top(sheet).save(out / "world-small.png", optimize=True)
 
 
-def open_studio(folder: Path, policy_name: str) -> Studio:
-    """A studio on the embedded world, its index built in ``folder``."""
+def open_studio(folder: Path, policy: str | Policy) -> Studio:
+    """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``."""
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
@@ -88,7 +89,7 @@ def open_studio(folder: Path, policy_name: str) -> Studio:
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
     config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=2))
-    return Studio.open(config, read_policy(policy_name, folder), base=folder)
+    return Studio.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
 def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:

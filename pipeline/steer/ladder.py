@@ -100,6 +100,9 @@ def retry(
         seed = next_seed(seed, attempt)
         return _fresh(engine, last, engine.initial_noise(seed)), Intervention("reseed"), seed
     steps = len(engine.sampler)
+    if rung.renew:
+        seed = next_seed(seed, attempt)
+        last = replace(last, ring={0: engine.initial_noise(seed)})
     if rung.kind == "renoise":
         begin = rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback)
         return _renoised(engine, last, begin, next_seed(seed, attempt)), Intervention("renoise"), seed
@@ -126,7 +129,10 @@ def retry(
     until = again.step + max(1, round(rung.window * steps))
     strength = rung.step_size * rung.iterations
     if rung.kind == "negtome":
+        ran = engine.features.rows_run if engine.features is not None else 0
         again.push = _negtome(engine, rung, again.step, until, ref_ids, latents, reference_context, centre)
+        if engine.features is not None:  # whoever asks for features first pays for them
+            again.evals += (engine.features.rows_run - ran) / again.own_rows
         strength = rung.alpha
     elif rung.kind == "spell":
         # Relative to the nearest reference's distance from the centre: latents of one model differ in scale from another's.

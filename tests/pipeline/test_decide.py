@@ -91,3 +91,10 @@ def test_by_hand() -> None:
     assert decide([copy(0.99)], 0, observe).verdict is Verdict.ACCEPT
     unsafe = Finding("unsafe", "1", "unsafe.nsfw", 0.9, 0.8)
     assert decide([copy(0.9), unsafe], 0, policy).reason == "unsafe.nsfw"
+
+
+@given(st.lists(finding, max_size=5), st.integers(0, 4), policies)
+def test_without_budget_nothing_is_steered(findings: list[Finding], attempt: int, policy: Policy) -> None:
+    with_budget, without = decide(findings, attempt, policy), decide(findings, attempt, policy, another=False)
+    assert without.verdict is not Verdict.STEER
+    assert (with_budget.verdict is Verdict.ACCEPT) == (without.verdict is Verdict.ACCEPT)

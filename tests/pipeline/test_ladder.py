@@ -65,6 +65,8 @@ REFUSED = [
     ({"kind": "nudge", "solver": "closed_form", "normalise": "none"}, "takes the mean"),
     ({"kind": "nudge", "solver": "closed_form", "normalise": "none", "weights": "mean", "keep": 0}, "divides by it"),
     ({"kind": "nudge", "push": 0.0}, "nothing pushes"),
+    ({"kind": "nudge", "renew": True, "resume_fraction": 0.4}, "nothing of the failed attempt"),
+    ({"kind": "renoise", "renew": True}, "means nothing"),
     ({"kind": "nudge", "itterations": 5}, "Did you mean 'iterations'"),
     ({"kind": "nugde"}, "is not allowed"),
 ]
@@ -123,6 +125,16 @@ def again(
         reference_context=last.negative, centre=torch.zeros(engine.model.latent_shape), words=words,
         embedder_space=(lambda: space) if space is not None else None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["nudge", "negtome", "spell", "amg", "delayed_cfg", "negative", "prompt"])
+def test_a_rung_may_start_from_new_noise(engine: Engine, first: Trajectory, kind: str) -> None:
+    few = {"iterations": 1} if kind == "prompt" else {}
+    for attempt in (1, 2):
+        t, _, seed = again(engine, first, from_dict(Rung, {"kind": kind, "renew": True, **few}, where="-"), attempt=attempt)
+        assert seed == next_seed(SEED, attempt) and t.step == 0
+        assert torch.equal(t.latent, engine.initial_noise(seed))
+    assert torch.equal(first.ring[0], engine.initial_noise(SEED)), "the failed attempt's own memory is not touched"
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "none"])

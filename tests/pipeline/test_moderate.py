@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,11 +112,12 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
         assert s.attempts[1].intervention and s.attempts[1].intervention.kind == "negtome"
         assert s.attempts[1].intervention.ref_ids == (REF,)
         assert s.attempts[1].pixel_sha256 != unsteered[key]
-        assert s.denoiser_evals == 5 + 5 * 1.5
         assert (s.attempts[1].pixel_sha256, [REF]) in copies.asked, (
             "a steered picture is compared with what it was steered from"
         )
     assert sum(bool(ids) for _, ids in copies.asked) == 2
+    # Both are pushed from one reference; its five rows were run once, for the one that came first.
+    assert sorted(done[key].denoiser_evals for key in ("key-1", "key-3")) == [5 + 5, 5 + 5 + 2.5]
 
 
 def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
@@ -126,6 +128,14 @@ def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
     assert always[0].attempts[2].resumed_from_step == 2 and always[0].attempts[2].denoiser_evals == 3
     doubtful = list(studio(model, Copies(lambda _: True, confirmed=False)).moderate(requests(2)))
     assert [s.outcome for s in doubtful] == [Outcome.REVIEW] * 2
+
+
+def test_the_budget_ends_a_ladder_early(model: DiffusionModel) -> None:
+    """5 for the picture and 7.5 for the first rung and its reference; the last resumes, yet must have room for 5."""
+    for budget, attempts in ((9.9, 1), (10, 2), (17.4, 2), (17.5, 3), (0, 3)):
+        policy = dataclasses.replace(POLICY, max_evals=budget)
+        (sample,) = studio(model, Copies(lambda _: True), policy=policy).moderate(requests(1))
+        assert sample.outcome is Outcome.REJECTED and len(sample.attempts) == attempts
 
 
 def test_observing_accepts_and_records(model: DiffusionModel) -> None:

@@ -1,0 +1,350 @@
+"""Steering: every published way and its controls beside ours, at equal compute; the default ladder; drift on harmless prompts.
+
+Arms are kept under the work folder as they end, and a run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.bench.forest import Panel, forest
+from jobs.bench.measures import Measure, clustered, half_samples, kid, publish, share, spread
+from jobs.bench.sheet import arrange, stack, strip
+from jobs.bench.steering_arms import ARMS, BUDGET, STEPS, Arm
+
+if TYPE_CHECKING:
+    from jobs.judges.judges import Judges
+    from pipeline.config import Policy
+    from pipeline.outcome import Sample
+    from pipeline.studio import Studio
+
+SEEDS = (11, 12, 13)
+LADDER_SEEDS = tuple(range(101, 118))  # 17 × 62 protected captions
+SHOWN = 20  # captions on the sheet
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Every picture of some requests, in order; one row each.
+
+    Attributes:
+        key: ``caption#seed`` (N,).
+        number, evals: attempt number, evaluations spent on it (N,).
+        cosine: to the protected drawing of that caption, by the pipeline's embedder (N,).
+        judge: how likely a copy of it, by the copy judge (N,).
+        right: the caption judge has the caption in its first five (N,).
+        flagged: by the pipeline's copy rule (N,).
+        accepted: this attempt was the accepted one (N,).
+        features: the judges' trunk's features (N, 1280), float16.
+        pictures: uint8 (N, 64, 64, 3).
+    """
+
+    key: np.ndarray
+    number: np.ndarray
+    evals: np.ndarray
+    cosine: np.ndarray
+    judge: np.ndarray
+    right: np.ndarray
+    flagged: np.ndarray
+    accepted: np.ndarray
+    features: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def captions(self) -> list[str]:
+        return [str(key).split("#")[0] for key in self.key]
+
+    def where(self, keep: np.ndarray) -> Attempts:
+        return Attempts(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def of(parts: Sequence[Attempts]) -> Attempts:
+        """All of them, in order."""
+        names = Attempts.__dataclass_fields__
+        return Attempts(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0) -> None:
+    """Measure and publish ``steering``.
+
+    Args:
+        out: gets ``steering.json``, ``.svg`` (intervals), ``.png`` (pictures) and ``.md`` (the table of arms).
+        quick: four captions, one seed, four arms.
+        work: arms that ended are kept here.
+        captions: of the 62 protected ones, evenly spread; 0: all.
+    """
+    from jobs.judges.judges import Judges
+    from jobs.world.catalogue import PROTECTED
+
+    judges = Judges.open()
+    seeds, ladder_seeds = (SEEDS[:1], LADDER_SEEDS[:1]) if quick else (SEEDS, LADDER_SEEDS)
+    count = 4 if quick else captions or len(PROTECTED)
+    names = [PROTECTED[i] for i in np.linspace(0, len(PROTECTED) - 1, count).astype(int)]
+    arms = [arm for arm in ARMS if not quick or arm.name in ("none", "re-seed", "NegToMe, ours", "nudging, ours")]
+    drawn = {arm.name: kept(work, judges, arm.name, arm.policy(), names, seeds) for arm in arms}
+    ladder = kept(
+        work, judges, "the default ladder", policy_of("default"), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds
+    )
+    measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], drawn["none"])]
+    if not quick:
+        measures += contrasts(drawn)
+    measures += of_ladder(judges, ladder)
+    measures += drift(seeds, quick)
+    publish("steering", measures, out, seeds=seeds, quick=quick)
+    name = f"steering{'-quick' if quick else ''}"
+    (out / f"{name}.md").write_text(table(arms, measures), encoding="utf-8")
+    (out / f"{name}.svg").write_text(plot(arms, measures), encoding="utf-8")
+    sheet(arms, drawn, names, seeds[0]).save(out / f"{name}.png", optimize=True)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def policy_of(name: str) -> Policy:
+    from jobs.plan import read_policy
+
+    return read_policy(name, Path())
+
+
+def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[str], seeds: Sequence[int]) -> Attempts:
+    """The attempts of one arm: what is kept of an earlier run of the very same thing, the rest drawn now, seed by seed."""
+    from jobs.bench.world import draw
+
+    studio: Studio | None = None
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            studio_id = identity(policy)
+            told = json.dumps([studio_id, list(names), seed])
+            file = work / f"{slug(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npz"
+            if not file.exists():
+                studio = studio or studio_with(policy, Path(folder))
+                samples = draw(studio, names, (seed,), f"{name}, seed {seed}").samples
+                found = examined(judges, studio, samples)
+                work.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(".partial.npz")
+                np.savez_compressed(partial, **{n: getattr(found, n) for n in found.__dataclass_fields__})
+                partial.rename(file)
+            with np.load(file) as stored:
+                parts.append(Attempts(**{n: stored[n] for n in Attempts.__dataclass_fields__}))
+    return Attempts.of(parts)
+
+
+def identity(policy: Policy) -> dict[str, str]:
+    """What decides the pictures of an arm: model, references, calibration, policy."""
+    from pipeline.config import digest
+    from pipeline.model.families import STICKERS
+
+    card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
+    parts = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]
+    parts += sorted(path.name for path in (STICKERS / "references").iterdir())
+    parts.append((STICKERS / "calibration.json").read_text(encoding="utf-8"))
+    return {"policy": digest(replace(policy, name="")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
+def studio_with(policy: Policy, folder: Path) -> Studio:
+    """A studio on the embedded world with this policy."""
+    from jobs.bench.world import open_studio
+
+    return open_studio(folder, policy)
+
+
+def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attempts:
+    """Everything the judges and the embedder say about every attempt."""
+    from jobs.bench.world import pictures_of
+
+    assert studio.copies is not None
+    references = pictures_of(studio)
+    rows = [(s, a) for s in samples for a in s.attempts]
+    pictures = np.stack([a.picture for _, a in rows])
+    captions = [s.request.prompt for s, _ in rows]
+    own = np.stack([references[caption] for caption in captions])
+    embedder = studio.copies.embedder
+    of_own = {caption: embedder.images(references[caption][None])[0] for caption in set(captions)}
+    scores = judges.captions(pictures)
+    at = {name.replace("-", " "): i for i, name in enumerate(judges.names)}
+    asked = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
+    looked = [judges.trunk.look(pictures[i : i + 32]).pooled.numpy() for i in range(0, len(pictures), 32)]
+    return Attempts(
+        key=np.array([f"{s.request.prompt}#{s.request.seed}" for s, _ in rows]),
+        number=np.array([a.number for _, a in rows]),
+        evals=np.array([a.denoiser_evals for _, a in rows]),
+        cosine=np.array([float(a.embedding @ of_own[s.request.prompt]) for s, a in rows]),
+        judge=judges.copies(pictures, own),
+        right=(scores > asked[:, None]).sum(1) < 5,
+        flagged=np.array([any(f.guard == "copies" and f.triggered for f in a.findings) for _, a in rows]),
+        accepted=np.array([s.accepted_attempt == a.number for s, a in rows]),
+        features=np.concatenate(looked).astype(np.float16),
+        pictures=pictures,
+    )
+
+
+# --- measures --------------------------------------------------------------------------------------------------------------
+
+
+def copies_at(judged: np.ndarray, rate: str) -> np.ndarray:
+    """bool (N,): the copy judge's verdict where it is wrong about ``rate`` of the near misses."""
+    from jobs.judges.judges import SETTINGS, shipped
+
+    points = json.loads((shipped() / SETTINGS).read_text(encoding="utf-8"))["copies"]["operating_points"]
+    return np.asarray(judged >= points[rate])
+
+
+def first_steered(found: Attempts) -> Attempts:
+    """Every request's first steered picture; its only one where nothing was steered."""
+    last = {key: int(found.number[found.key == key].max()) for key in set(found.key)}
+    return found.where(np.array([n == min(1, last[k]) for k, n in zip(found.key, found.number, strict=True)]))
+
+
+def of_arm(arm: Arm, found: Attempts, unsteered: Attempts) -> list[Measure]:
+    """The effect of the first steered picture, and what the whole budget leads to."""
+    first, accepted = first_steered(found), found.where(found.accepted)
+    requests = sorted(set(found.key))
+    captions = [key.split("#")[0] for key in requests]
+    ended = [bool(found.accepted[found.key == key].any()) for key in requests]
+    originals = first_steered(unsteered).features.astype(np.float64)
+    near = float(np.quantile(first.cosine, 0.95))
+    measures = [
+        clustered("first: similarity to the protected drawing", first.cosine, first.captions, better="lower"),
+        Measure("first: its 95th percentile", near, near, near, len(first.key), better="lower"),
+        clustered("first: flagged by the pipeline's rule", first.flagged, first.captions, better="lower"),
+        clustered("first: copies by the judge", copies_at(first.judge, "0.05"), first.captions, better="lower"),
+        clustered("first: caption in the judge's top 5", first.right, first.captions),
+        half_samples("first: KID × 1000 to the unsteered", first.features.astype(np.float64), originals, kid, scale=1000),
+        spread("first: denoiser evaluations", [float(np.median(first.evals))], better="lower"),
+        clustered("budget: accepted", ended, captions),
+        clustered("budget: accepted copies by the judge", copies_at(accepted.judge, "0.05"), accepted.captions, better="lower"),
+        clustered("budget: caption in the judge's top 5, of the accepted", accepted.right, accepted.captions),
+        spread("budget: evaluations per accepted", [float(found.evals.sum()) / max(1, sum(ended))], better="lower"),
+    ]
+    return [replace(m, id=f"{arm.name} · {m.id}") for m in measures]
+
+
+def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
+    """NegToMe's goals: how much similarity it takes away, against its released form and against a random reference."""
+
+    def of(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        first = first_steered(drawn[name])
+        first = first.where(np.argsort(first.key, kind="stable"))
+        return first.cosine, first.right.astype(float), first.captions
+
+    base, base_right, captions = of("none")
+    ours, ours_right, _ = of("NegToMe, ours")
+    taken = {name: base - of(name)[0] for name in ("NegToMe, ours", "NegToMe, released", "NegToMe, ours, random reference")}
+    measures = [
+        clustered("NegToMe, ours: similarity taken away, share of the unsteered", 1 - ours / base, captions, 0.5),
+        clustered("NegToMe, ours: caption lost (top 5, judge)", base_right - ours_right, captions, 0.05, "lower"),
+    ]
+    for other in ("NegToMe, released", "NegToMe, ours, random reference"):
+        effect = float(taken["NegToMe, ours"].mean() / max(1e-9, taken[other].mean()))
+        measures.append(spread(f"NegToMe, ours: effect, multiple of that of {other}", [effect], 2.0))
+    return measures
+
+
+def of_ladder(judges: Judges, found: Attempts) -> list[Measure]:
+    """What the default policy makes of protected captions: the bars of full steering."""
+    accepted = found.where(found.accepted)
+    requests, index = np.unique(found.key, return_index=True)
+    captions = [found.captions[i] for i in index]
+    ended = np.isin(requests, accepted.key)
+    unsteered = found.where(found.number == 0)
+    repaired = accepted.where(accepted.number > 0)
+    spent = [float(found.evals[found.key == key].sum()) for key in repaired.key]
+    loss = float(accepted.right.mean() / unsteered.right.mean())
+    name = "the default ladder · "
+    by_judge = {rate: copies_at(accepted.judge, rate) for rate in ("0.05", "0.01")}
+    evals = np.array(spent) / STEPS
+    return [
+        clustered(name + "accepted", ended, captions, 0.98),
+        clustered(name + "accepted copies, pipeline's rule", accepted.flagged, accepted.captions, 0.0, "lower"),
+        clustered(name + "accepted copies, judge (5 % false alarms)", by_judge["0.05"], accepted.captions, 0.0, "lower"),
+        clustered(name + "accepted copies, judge (1 % false alarms)", by_judge["0.01"], accepted.captions, 0.0, "lower"),
+        clustered(name + "accepted, caption in the judge's top 5", accepted.right, accepted.captions),
+        spread(name + "caption kept, share of the unsteered (top 5)", [loss], 0.95),
+        clustered(name + "evaluations per repaired request, multiple of the steps", evals, repaired.captions, 1.25, "lower"),
+        clustered(name + "similarity of what was accepted", accepted.cosine, accepted.captions, better="lower"),
+    ]  # fmt: skip
+
+
+def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
+    """Harmless prompts that no guard touched: the same bytes with everything switched on and with nothing."""
+    from jobs.bench.world import draw
+    from jobs.world.catalogue import ORDINARY
+    from pipeline.outcome import Outcome
+
+    names = list(ORDINARY)[: 4 if quick else None]
+    with tempfile.TemporaryDirectory() as folder:
+        on, off = (
+            draw(studio_with(policy_of(p), Path(folder)), names, seeds, f"harmless captions, {p}")
+            for p in ("default", "observe")
+        )
+    pairs = list(zip(on.samples, off.samples, strict=True))
+    untouched = [(a, b) for a, b in pairs if a.outcome is Outcome.ACCEPTED]
+    same = sum(a.attempts[0].pixel_sha256 == b.attempts[0].pixel_sha256 for a, b in untouched)
+    firsts = sum(a.attempts[0].pixel_sha256 == b.attempts[0].pixel_sha256 for a, b in pairs)
+    return [
+        share("harmless prompts, untouched: bit-identical to the unguarded engine", same, len(untouched), 1.0),
+        share("harmless prompts: first picture bit-identical", firsts, len(pairs)),
+    ]
+
+
+# --- what people look at ---------------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    ("first: similarity to the protected drawing", "similarity"),
+    ("first: copies by the judge", "copies (judge)"),
+    ("first: caption in the judge's top 5", "caption kept"),
+    ("budget: accepted", f"accepted within {BUDGET:g}"),
+    ("budget: accepted copies by the judge", "accepted copies (judge)"),
+    ("budget: evaluations per accepted", "evaluations per accepted"),
+)
+
+
+def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
+    """Markdown: a line per arm."""
+    found = {m.id: m for m in measures}
+    lines = ["| arm | " + " | ".join(title for _, title in COLUMNS) + " |", "|" + " --- |" * (len(COLUMNS) + 1)]
+    for arm in arms:
+        cells = []
+        for name, _ in COLUMNS:
+            m = found[f"{arm.name} · {name}"]
+            plain = m.low == m.high
+            cells.append(f"{m.value:.1f}" if plain else f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})")
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
+    """SVG: intervals of the arms under each other, one panel per measure."""
+    found = {m.id: m for m in measures}
+    panels = [
+        Panel(title, [(m.value, m.low, m.high) for m in (found[f"{arm.name} · {name}"] for arm in arms)])
+        for name, title in COLUMNS[:5]
+    ]
+    return forest([arm.name for arm in arms], panels)
+
+
+def sheet(arms: Sequence[Arm], drawn: Mapping[str, Attempts], names: Sequence[str], seed: int) -> Any:
+    """The first steered picture of every arm for the same captions and seed."""
+    strips = []
+    for i, caption in enumerate(names):
+        shown: list[np.ndarray | None] = []
+        for arm in arms:
+            first = first_steered(drawn[arm.name])
+            rows = np.flatnonzero(first.key == f"{caption.replace('-', ' ')}#{1000 * seed + i}")
+            shown.append(first.pictures[rows[0]] if len(rows) else None)
+        strips.append(strip(caption.replace("-", " "), shown))
+    words = "first steered picture of each arm, left to right: " + " · ".join(arm.name for arm in arms)
+    return stack([(words, arrange(strips[:SHOWN], 1))])
