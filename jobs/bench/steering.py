@@ -96,7 +96,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0) -> N
     measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], drawn["none"])]
     if not quick:
         measures += contrasts(drawn)
-    measures += of_ladder(judges, ladder)
+    measures += of_ladder(ladder)
     measures += drift(seeds, quick)
     publish("steering", measures, out, seeds=seeds, quick=quick)
     name = f"steering{'-quick' if quick else ''}"
@@ -253,7 +253,7 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
     return measures
 
 
-def of_ladder(judges: Judges, found: Attempts) -> list[Measure]:
+def of_ladder(found: Attempts) -> list[Measure]:
     """What the default policy makes of protected captions: the bars of full steering."""
     accepted = found.where(found.accepted)
     requests, index = np.unique(found.key, return_index=True)
