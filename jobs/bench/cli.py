@@ -69,6 +69,7 @@ def steering(
     quick: Quick = False,
     work: Annotated[Path, typer.Option(help="Arms that ended are kept here; a stopped run goes on.")] = Path("bench-steering"),
     captions: Annotated[int, typer.Option(min=0, help="How many of the protected captions; 0: all.")] = 0,
+    world: Annotated[Path | None, typer.Option(help="The built world: distance to the unprotected drawings too.")] = None,
 ) -> None:
     """Every published way of steering and its controls beside ours, at equal compute, judged independently; the default ladder.
 
@@ -76,4 +77,4 @@ def steering(
     """
     from jobs.bench.steering import bench
 
-    bench(out, quick=quick, work=work, captions=captions)
+    bench(out, quick=quick, work=work, captions=captions, world=world)

@@ -72,7 +72,7 @@ class Attempts:
         return Attempts(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0) -> None:
+def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, world: Path | None = None) -> None:
     """Measure and publish ``steering``.
 
     Args:
@@ -80,6 +80,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0) -> N
         quick: four captions, one seed, four arms.
         work: arms that ended are kept here.
         captions: of the 62 protected ones, evenly spread; 0: all.
+        world: the built world; with it, the distance of what was drawn to what nobody protects: other vendors' drawings.
     """
     from jobs.judges.judges import Judges
     from jobs.world.catalogue import PROTECTED
@@ -93,7 +94,8 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0) -> N
     ladder = kept(
         work, judges, "the default ladder", policy_of("default"), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds
     )
-    measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], drawn["none"])]
+    others = other_drawings(judges, world, names) if world is not None else None
+    measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
     if not quick:
         measures += contrasts(drawn)
     measures += of_ladder(ladder)
@@ -208,13 +210,26 @@ def first_steered(found: Attempts) -> Attempts:
     return found.where(np.array([n == min(1, last[k]) for k, n in zip(found.key, found.number, strict=True)]))
 
 
-def of_arm(arm: Arm, found: Attempts, unsteered: Attempts) -> list[Measure]:
-    """The effect of the first steered picture, and what the whole budget leads to."""
+def other_drawings(judges: Judges, world: Path, names: Sequence[str]) -> np.ndarray:
+    """The judges' features of the unprotected drawings of these captions, as the autoencoder shows them, float64 (M, 1280)."""
+    from jobs.world.catalogue import concepts
+    from jobs.world.pictures import load
+    from pipeline.config import ModelConfig
+    from pipeline.model.families import load_model
+
+    pixels, vendors, named = load(world)
+    by_icon = {c.icon: c for c in concepts() if c.name in names}
+    chosen = [i for i, name in enumerate(named) if name in by_icon and vendors[i] != by_icon[name].protected_vendor]
+    model = load_model(ModelConfig())
+    return np.asarray(judges.trunk.look(model.decode(model.encode(pixels[chosen]))).pooled.numpy(), np.float64)
+
+
+def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[Measure]:
+    """The effect of the first steered picture, and what the whole budget leads to; with ``others``, KID to them."""
     first, accepted = first_steered(found), found.where(found.accepted)
     requests = sorted(set(found.key))
     captions = [key.split("#")[0] for key in requests]
     ended = [bool(found.accepted[found.key == key].any()) for key in requests]
-    originals = first_steered(unsteered).features.astype(np.float64)
     near = float(np.quantile(first.cosine, 0.95))
     measures = [
         clustered("first: similarity to the protected drawing", first.cosine, first.captions, better="lower"),
@@ -222,13 +237,15 @@ def of_arm(arm: Arm, found: Attempts, unsteered: Attempts) -> list[Measure]:
         clustered("first: flagged by the pipeline's rule", first.flagged, first.captions, better="lower"),
         clustered("first: copies by the judge", copies_at(first.judge, "0.05"), first.captions, better="lower"),
         clustered("first: caption in the judge's top 5", first.right, first.captions),
-        half_samples("first: KID × 1000 to the unsteered", first.features.astype(np.float64), originals, kid, scale=1000),
         spread("first: denoiser evaluations", [float(np.median(first.evals))], better="lower"),
         clustered("budget: accepted", ended, captions),
         clustered("budget: accepted copies by the judge", copies_at(accepted.judge, "0.05"), accepted.captions, better="lower"),
         clustered("budget: caption in the judge's top 5, of the accepted", accepted.right, accepted.captions),
         spread("budget: evaluations per accepted", [float(found.evals.sum()) / max(1, sum(ended))], better="lower"),
     ]
+    if others is not None:
+        seen = first.features.astype(np.float64)
+        measures.append(half_samples("first: KID × 1000 to the unprotected drawings", seen, others, kid, scale=1000))
     return [replace(m, id=f"{arm.name} · {m.id}") for m in measures]
 
 

@@ -56,7 +56,7 @@ def test_the_first_steered_picture_counts_and_the_only_one_of_who_was_not_steere
 
 
 def test_an_arm_is_counted_by_hand() -> None:
-    found = {m.id.split(" · ")[1]: m.value for m in of_arm(Arm("x", ""), FOUND, FOUND)}
+    found = {m.id.split(" · ")[1]: m.value for m in of_arm(Arm("x", ""), FOUND, np.ones((4, 8)))}
     assert found["first: similarity to the protected drawing"] == pytest.approx((0.5 + 0.4 + 0.4) / 3)
     assert found["first: flagged by the pipeline's rule"] == pytest.approx(1 / 3)
     assert found["first: caption in the judge's top 5"] == pytest.approx(2 / 3)
@@ -112,7 +112,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
 
 def test_what_people_look_at(tmp_path: Path) -> None:
     arms = [Arm("a & b", ""), Arm("<c>", "")]
-    measures = [m for arm in arms for m in of_arm(arm, FOUND, FOUND)]
+    measures = [m for arm in arms for m in of_arm(arm, FOUND)]
     lines = table(arms, measures).splitlines()
     assert len(lines) == 4 and all(line.count("|") == 8 for line in lines)
     drawing = ET.fromstring(steering.plot(arms, measures))
