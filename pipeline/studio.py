@@ -20,6 +20,7 @@ from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
+from pipeline.steer.early import EarlyDetector, early_id, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ class Studio:
             model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
             scheduler=g.scheduler, eta=g.eta, references=references,
         )  # fmt: skip
+        self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies) if copies and wanted(policy) else None
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
@@ -175,6 +177,7 @@ class Studio:
             "embedder_id": self.index.embedder_id if self.index is not None else "",
             "index_id": self.index.index_id if self.index is not None else "",
             "calibration_id": self.calibration_id,
+            "early_id": early_id(self.policy, self.model.digest, self.index.embedder_id) if self.index is not None else "",
             "policy_sha256": digest(self.policy),
         }
 
@@ -252,10 +255,12 @@ def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
     """The same as :meth:`Studio.identity`, without loading a model."""
     identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
+    identity["early_id"] = ""
     if config.index:
         from index.store import ReferenceIndex
 
         index = ReferenceIndex.open(base / config.index)
         identity |= {"embedder_id": index.embedder_id, "index_id": index.index_id}
         identity["calibration_id"] = operating_point(config, policy, index.embedder_id, base=base)[0]
+        identity["early_id"] = early_id(policy, identity["model_digest"], index.embedder_id)
     return identity | {"policy_sha256": digest(policy)}

@@ -52,6 +52,10 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
         ]
     )
     intervention = pa.struct([("attempt", whole), ("kind", text), ("strength", number), ("ref_ids", pa.list_(text))])
+    caught = pa.struct(
+        [("step", whole), ("signal", text), ("score", number), ("threshold", number), ("armed", flag),
+         ("ref_ids", pa.list_(text)), ("denoiser_evals", number)]
+    )  # fmt: skip
     adapter = pa.struct([("name", text), ("kind", text), ("digest", text), ("weight", number), ("tokens", pa.list_(text))])
     links = [
         ("prev_sha256", text, "record_sha256 of the row before; of the first row: digest of the shard header"),
@@ -142,7 +146,18 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             pa.list_(pa.struct([("step", whole), ("rows", whole)])),
             "from that step on its denoiser calls had that many rows; more than one entry when memory ran out",
         ),
-        ("intervention", intervention, "what was changed against the attempt before; null for attempt 0"),
+        (
+            "intervention",
+            intervention,
+            "what was changed against the attempt before; null for attempt 0 unless that was caught in mid-flight",
+        ),
+        (
+            "caught",
+            pa.list_(caught),
+            "flights of this attempt that a probe ended early: after how many steps, on what; their cost is in denoiser_evals",
+        ),
+        ("guidance_norms", pa.list_(number), "norm of the difference that text makes, at each step from resumed_from_step on"),
+        ("update_norms", pa.list_(number), "norm of the latent's change at the same steps"),
         ("pixel_sha256", text, "digest of the picture's RGB bytes"),
         ("thumbnail", picture, "WebP of at most 128 pixels, exact when the picture is no larger (payload)"),
         ("thumbnail_sha256", text, "digest of the thumbnail's file"),
