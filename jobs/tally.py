@@ -17,9 +17,10 @@ class Tally:
 
     Attributes:
         requested: requests with a row.
-        flagged: requests whose first picture triggered any guard.
-        copied: requests whose first picture triggered the copies guard, whatever the policy made of it.
-        steered: requests that got a second attempt.
+        flagged: requests whose first picture triggered any guard, or that were caught in mid-flight.
+        copied: requests whose first picture triggered the copies guard, whatever the policy made of it, or that were caught.
+        caught: requests caught on the way to their first picture.
+        steered: requests that got a second attempt, or were caught.
         outcomes: requests by outcome.
         reasons: requests that were not accepted, by reason.
         attempts: pictures generated.
@@ -31,6 +32,7 @@ class Tally:
     requested: int
     flagged: int
     copied: int
+    caught: int
     steered: int
     outcomes: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -67,7 +69,7 @@ def tally(folder: Path, keys: Collection[str] | None = None) -> Tally:
     similarities: list[float] = []
     thresholds: list[float] = []
     for row in sample_rows(
-        folder, ["request_key", "outcome", "reason", "attempts", "denoiser_evals", "nearest", "copy_threshold"]
+        folder, "request_key outcome reason attempts interventions denoiser_evals nearest copy_threshold".split()
     ):
         if keys is not None and row["request_key"] not in keys:
             continue
@@ -75,22 +77,24 @@ def tally(folder: Path, keys: Collection[str] | None = None) -> Tally:
         if row["reason"]:
             reasons[row["reason"]] += 1
         attempts += row["attempts"]
-        steered += row["attempts"] > 1
+        steered += row["attempts"] > 1 or bool(row["interventions"])
         evals += row["denoiser_evals"]
         if row["nearest"]:
             thresholds.append(row["copy_threshold"])
             if row["outcome"] in ACCEPTED:
                 similarities.append(max(match["similarity"] for match in row["nearest"]))
-    flagged, copied = 0, 0
-    for row in attempt_rows(folder, ["request_key", "attempt", "findings"]):
+    flagged, copied, caught = 0, 0, 0
+    for row in attempt_rows(folder, ["request_key", "attempt", "findings", "caught"]):
         if row["attempt"] == 0 and (keys is None or row["request_key"] in keys):
             categories = [finding["category"] for finding in row["findings"] if finding["triggered"]]
-            flagged += bool(categories)
-            copied += any(category.startswith("copy.") for category in categories)
+            flagged += bool(categories or row["caught"])
+            copied += bool(row["caught"]) or any(category.startswith("copy.") for category in categories)
+            caught += bool(row["caught"])
     return Tally(
         requested=outcomes.total(),
         flagged=flagged,
         copied=copied,
+        caught=caught,
         steered=steered,
         outcomes=dict(sorted(outcomes.items())),
         reasons=dict(reasons.most_common()),
@@ -115,6 +119,7 @@ def funnel(columns: Mapping[str, Tally]) -> Any:
 
     row("requested", *(str(t.requested) for t in runs))
     row("flagged at first sight", *(str(t.flagged) for t in runs))
+    row("  of these caught in mid-flight", *(str(t.caught) for t in runs))
     row("steered", *(str(t.steered) for t in runs))
     row("accepted", *(str(t.accepted) for t in runs))
     row("  of these after steering", *(str(t.outcomes.get("accepted_after_steering", 0)) for t in runs))
@@ -130,12 +135,12 @@ def funnel(columns: Mapping[str, Tally]) -> Any:
 
 
 def same_first_pictures(one: Path, other: Path) -> tuple[int, int]:
-    """How many first attempts have the same pixels in both runs, of how many requests that both drew."""
+    """How many first attempts have the same pixels in both runs, of how many that both drew unsteered."""
     from pipeline.audit.ledger import attempt_rows
 
     def firsts(folder: Path) -> dict[str, str]:
-        rows = attempt_rows(folder, ["request_key", "attempt", "pixel_sha256"])
-        return {row["request_key"]: row["pixel_sha256"] for row in rows if row["attempt"] == 0}
+        rows = attempt_rows(folder, ["request_key", "attempt", "pixel_sha256", "caught"])
+        return {row["request_key"]: row["pixel_sha256"] for row in rows if row["attempt"] == 0 and not row["caught"]}
 
     left, right = firsts(one), firsts(other)
     both = left.keys() & right.keys()

@@ -150,6 +150,27 @@ class CodesPolicy(GuardPolicy):
 
 
 @dataclass(frozen=True)
+class EarlyPolicy:
+    """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.steer.early`.
+
+    ``probes``: at which shares of the steps. ``threshold`` 0 means: the calibrated ones. ``arm``: a reference that the prompt
+    is near to catches more easily. ``rollback``: share of the steps by which a caught sample goes back before it is steered.
+    """
+
+    enabled: bool = False
+    probes: tuple[float, ...] = (0.15, 0.3)
+    threshold: float = 0.0
+    arm: bool = True
+    rollback: float = 0.1
+
+    def __post_init__(self) -> None:
+        for share in self.probes:
+            _between("early.probes", share, 0.001, 0.999)
+        _between("early.threshold", self.threshold, 0, 1)
+        _between("early.rollback", self.rollback, 0, 1)
+
+
+@dataclass(frozen=True)
 class Rung:
     """One rung of the ladder: what the next attempt does differently. See :mod:`pipeline.steer`.
 
@@ -297,6 +318,7 @@ class Policy:
     text: GuardPolicy = field(default_factory=GuardPolicy)
     unsafe: GuardPolicy = field(default_factory=lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
     yolo: GuardPolicy = field(default_factory=lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
+    early: EarlyPolicy = field(default_factory=EarlyPolicy)
     ladder: tuple[Rung, ...] = ()
     mark_ladder: tuple[MarkRung, ...] = ()
     when_exhausted: Literal["review", "rejected"] = "review"

@@ -14,7 +14,7 @@ trajectory keeps which R it was drawn with (:attr:`Trajectory.rows_from`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class Trajectory:
             or None.
         ring: the latent before every step taken; index = step. What a rollback resumes from.
         guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic; empty without classifier-free guidance.
+        update_norms: ‖z_{i+1} − z_i‖ per step, another one.
+        clean: x̂0 (C, h, w) of the last step taken, steered or not: what probes look at.
         evals: denoiser evaluations spent, in steps of an unsteered sample.
         device_seconds: share of the device time of its calls.
         seed: with the step, the key of the noise that samplers with η > 0 add.
@@ -77,6 +79,8 @@ class Trajectory:
     guide: GuideHook | None = None
     ring: dict[int, torch.Tensor] = field(default_factory=dict)
     guidance_norms: list[float] = field(default_factory=list)
+    update_norms: list[float] = field(default_factory=list)
+    clean: torch.Tensor | None = None
     evals: float = 0.0
     device_seconds: float = 0.0
     seed: int = 0
@@ -218,6 +222,16 @@ class Engine:
         abandoned, self._running = self._running, []
         return abandoned
 
+    @property
+    def running(self) -> tuple[Trajectory, ...]:
+        """Those under way; after :meth:`step` each has just taken the step before its own."""
+        return tuple(self._running)
+
+    def withdraw(self, trajectories: Sequence[Trajectory]) -> None:
+        """Take running trajectories out, to be resumed in another way; their rows are free at the next call."""
+        out = {id(trajectory) for trajectory in trajectories}
+        self._running = [t for t in self._running if id(t) not in out]
+
     def _admit(self) -> None:
         """Choose who shares the next call, of all that stand; a group as one, and only when all of it is there."""
         units: dict[object, list[Trajectory]] = {}
@@ -309,6 +323,8 @@ class Engine:
         fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
         t.ring[t.step] = t.latent
         t.latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)
+        t.clean = clean
+        t.update_norms.append(float((t.latent - t.ring[t.step]).norm()))
         if self.sampler.correction:
             t.cleans[t.step] = clean
         if not t.rows_from or t.rows_from[-1][1] != self.rows:

@@ -16,11 +16,13 @@ from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
 from pipeline.engine import Trajectory
 from pipeline.model.padding import out_of_memory
-from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
+
+RESEEDED = Intervention("reseed")
 
 
 @dataclass
@@ -36,6 +38,18 @@ class Case:
     marked: int = 0  # attempts steered for a mark
     erasure: Erasure | None = None  # in the negative conditioning of the current attempt
     attempts: list[Attempt] = field(default_factory=list)
+    caught: list[Caught] = field(default_factory=list)
+    unlooked: bool = False
+
+    @property
+    def rungs(self) -> int:
+        """Rungs of the ladder used up when the current trajectory ends: a caught flight uses one, like a finished picture."""
+        return len(self.attempts) + len(self.caught)
+
+    @property
+    def catches(self) -> list[Caught]:
+        """Those that belong to the attempt under way."""
+        return self.caught[sum(len(attempt.caught) for attempt in self.attempts) :]
 
 
 def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
@@ -64,23 +78,33 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
             for trajectory in studio.engine.abandon():
                 yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
             continue
+        for trajectory, found in _look(studio, cases):
+            case = cases[trajectory.tag]
+            try:
+                _turn(studio, trajectory, case, found)
+            except Exception as error:
+                yield _failed(cases.pop(trajectory.tag), "error.steering", str(error), type(error).__name__)
         studied, failures = _study(studio, finished, [_own_references(cases[t.tag]) for t in finished])
         for trajectory, failure in failures:
             yield _failed(cases.pop(trajectory.tag), "error.guard", str(failure), type(failure).__name__)
         for trajectory, study in studied:
             case = cases[trajectory.tag]
             number = len(case.attempts)
-            another = _affordable(studio, case, trajectory)
-            decision = decide(study.findings, number, studio.policy, case.marked, another=another)
+            another, catches = _affordable(studio, case, trajectory), tuple(case.catches)
+            decision = decide(study.findings, case.rungs, studio.policy, case.marked, another=another)
             case.attempts.append(
                 Attempt(
                     number=number, seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
                     picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
                     embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
-                    denoiser_evals=trajectory.evals, device_seconds=trajectory.device_seconds, skipped_guards=studio.skipped,
-                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.model.padded_rows(),
+                    denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
+                    device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
+                    skipped_guards=(*studio.skipped, *(["early"] if case.unlooked else [])),
+                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.model.padded_rows(), caught=catches,
+                    guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
                 )
             )  # fmt: skip
+            case.unlooked = False
             if decision.verdict is Verdict.STEER:
                 try:
                     _steer(studio, trajectory, case, decision)
@@ -109,8 +133,43 @@ def _study(
 
 def _affordable(studio: Studio, case: Case, last: Trajectory) -> bool:
     """Whether the policy's budget has room for a full picture's steps once more."""
-    spent = last.evals + sum(attempt.denoiser_evals for attempt in case.attempts)
-    return not studio.policy.max_evals or spent + len(studio.engine.sampler) <= studio.policy.max_evals
+    flights = [last.evals, *(c.denoiser_evals for c in case.catches), *(a.denoiser_evals for a in case.attempts)]
+    return not studio.policy.max_evals or sum(flights) + len(studio.engine.sampler) <= studio.policy.max_evals
+
+
+def _look(studio: Studio, cases: dict[int, Case]) -> list[tuple[Trajectory, Caught]]:
+    """Let the probes look at the samples under way that nothing steers yet; take those they catch out of the engine.
+
+    A probe that fails costs nobody a picture: the finished one is looked at anyway, and the attempt says it was not probed.
+    """
+    if studio.early is None:
+        return []
+    due = [
+        t
+        for t in studio.engine.running
+        if t.step in studio.early.steps
+        and (cases[t.tag].intervention or RESEEDED).kind == "reseed"
+        and cases[t.tag].rungs - cases[t.tag].marked < len(studio.policy.ladder)
+        and not t.group  # its mates need it in their calls
+        and _affordable(studio, cases[t.tag], t)
+    ]
+    try:
+        found = studio.early.look(due, [cases[t.tag].request.prompt for t in due])
+    except Exception:
+        for t in due:
+            cases[t.tag].unlooked = True
+        return []
+    caught = [(t, hit) for t, hit in zip(due, found, strict=True) if hit is not None]
+    studio.engine.withdraw([t for t, _ in caught])
+    return caught
+
+
+def _turn(studio: Studio, last: Trajectory, case: Case, caught: Caught) -> None:
+    """Steer a caught sample from where it was, with the ladder's next rung, away from the references it was caught by."""
+    case.caught.append(replace(caught, denoiser_evals=last.evals, device_seconds=last.device_seconds))
+    _again(
+        studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], _nearest_references(case), caught_at=caught.step
+    )
 
 
 def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
@@ -121,17 +180,23 @@ def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
 
 def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> None:
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
-    attempt = len(case.attempts)
-    copied = decision.reason.startswith("copy.")
-    rung = studio.policy.ladder[attempt - 1 - case.marked] if copied else RESEED
+    if decision.reason.startswith("copy."):
+        return _again(studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], _nearest_references(case))
+    rung = RESEED
     if studio.policy.mark_ladder and is_mark(decision.reason):
         answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
         if answer.kind == "erase" and last.negative is not None and (erasure := _erasure(studio, case, answer)) is not None:
             return _erase(studio, last, case, answer, erasure)
         if answer.kind == "renoise":
             rung = Rung("renoise", resume_fraction=answer.resume_fraction)
-    ref_ids = _nearest_references(case) if copied else []
-    if copied and rung.target == "random" and studio.index is not None:  # a control: what has nothing to do with the sample
+    _again(studio, last, case, rung, [])
+
+
+def _again(
+    studio: Studio, last: Trajectory, case: Case, rung: Rung, ref_ids: list[str], *, caught_at: int | None = None
+) -> None:
+    attempt = case.rungs
+    if ref_ids and rung.target == "random" and studio.index is not None:  # a control: what has nothing to do with the sample
         everything = [reference.ref_id for reference in studio.index.references()]
         ref_ids = random_references(everything, ref_ids, seed=case.request.seed, attempt=attempt)[: rung.references]
     latents = {ref_id: z for ref_id in ref_ids if (z := studio.reference_latent(ref_id)) is not None}
@@ -139,6 +204,7 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
         studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
         reference_context=studio.context_of(""),
         centre=studio.reference_centre, words=_words(studio, case), embedder_space=studio.embedder_space,
+        caught_at=caught_at, rollback=studio.policy.early.rollback,
     )  # fmt: skip
     if case.erasure is not None:
         case.intervention = replace(case.intervention, tokens=case.erasure.tokens, adapters=case.erasure.adapters)
@@ -166,6 +232,7 @@ def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure
 
 def _words(studio: Studio, case: Case) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
+    titles |= {match.ref_id: match.title for caught in case.caught for match in caught.nearest}
     nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
     return Words(
         case.request.prompt, case.request.negative_prompt, nearest, lambda text: studio.negative_of(text, case.erasure)
@@ -174,20 +241,21 @@ def _words(studio: Studio, case: Case) -> Words:
 
 def _own_references(case: Case) -> list[str]:
     """What the sample was flagged for so far, and so is steered away from; the last first."""
-    found = [
-        f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered and f.category.startswith("copy.")
-    ]
-    return list(dict.fromkeys(finding.detail for finding in found))
+    caught = [match.ref_id for caught in reversed(case.caught) for match in caught.nearest]
+    found = [f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered]
+    return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
 
 
 def _nearest_references(case: Case) -> list[str]:
-    """The sample's own references: those it was flagged for, then the nearest; of this attempt, then of earlier ones."""
+    """The sample's own references: what it was just caught by; those it was flagged for, the nearest; then earlier ones'."""
 
     def of(attempt: Attempt) -> list[str]:
         flagged = [f.detail for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
-        return [*flagged, *(match.ref_id for match in attempt.nearest)]
+        before = [match.ref_id for caught in reversed(attempt.caught) for match in caught.nearest]
+        return [*flagged, *(match.ref_id for match in attempt.nearest), *before]
 
-    return list(dict.fromkeys(ref_id for attempt in reversed(case.attempts) for ref_id in of(attempt)))
+    now = [match.ref_id for caught in reversed(case.catches) for match in caught.nearest]
+    return list(dict.fromkeys([*now, *(ref_id for attempt in reversed(case.attempts) for ref_id in of(attempt))]))
 
 
 def _ended(case: Case, decision: Decision) -> Sample:

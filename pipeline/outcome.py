@@ -68,6 +68,30 @@ class Intervention:
 
 
 @dataclass(frozen=True)
+class Caught:
+    """A sample taken out of its flight because its predicted picture came too near to references.
+
+    Attributes:
+        step: denoising steps it had taken.
+        signal: how its x̂0 was placed in the embedder's space: ``head`` or ``decode``.
+        score: cosine to the nearest of those references.
+        threshold: from which it is caught at that step.
+        nearest: the references it was caught by, best first; what it is steered away from.
+        armed: the prompt had armed the first of them.
+        denoiser_evals, device_seconds: what the flight had cost; part of the next attempt's.
+    """
+
+    step: int
+    signal: str
+    score: float
+    threshold: float
+    nearest: tuple[Match, ...]
+    armed: bool = False
+    denoiser_evals: float = 0.0
+    device_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Decision:
     """The verdict about one attempt and the reason code behind it (empty for accept)."""
 
@@ -83,7 +107,7 @@ class Attempt:
         number: 0 for the first picture of a request.
         seed: seed of its initial noise.
         resumed_from_step: the denoising step it was resumed from (0: from noise).
-        intervention: what was changed against the previous attempt, None for attempt 0.
+        intervention: what was changed against the previous attempt; None for attempt 0, unless that was caught in mid-flight.
         picture: uint8 RGB (H, W, 3).
         pixel_sha256: digest of the picture's bytes, before any marking.
         embedding: unit-length float32 (D,) by the index's embedder; empty when no copies guard ran.
@@ -97,6 +121,9 @@ class Attempt:
         rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.
         padded_rows: rows that its process's calls of text encoder, autoencoder's encoder and decoder have had so far; more
             than one when memory ran out. The decoder's last drew this picture.
+        caught: flights of this attempt that a probe ended early, whose cost is in this row; the picture is of what followed.
+        guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
+        update_norms: ‖z_{i+1} − z_i‖ of the same steps.
     """
 
     number: int
@@ -114,6 +141,9 @@ class Attempt:
     skipped_guards: tuple[str, ...] = ()
     rows_from: tuple[tuple[int, int], ...] = ()
     padded_rows: PaddedRows = field(default_factory=PaddedRows)
+    caught: tuple[Caught, ...] = ()
+    guidance_norms: tuple[float, ...] = ()
+    update_norms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

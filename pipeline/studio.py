@@ -20,6 +20,7 @@ from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
+from pipeline.steer.early import EarlyDetector, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
 
@@ -73,6 +74,7 @@ class Studio:
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
         self.engine.features = FeatureCache(FEATURE_BYTES)
+        self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies) if copies and wanted(policy) else None
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
@@ -200,6 +202,7 @@ class Studio:
             "index_id": self.index.index_id if self.index is not None else "",
             "calibration_id": self.calibration_id,
             "adapters_sha256": digest([adapter.digest for adapter, _ in self.erasers.loaded]) if self.erasers.loaded else "",
+            "early_id": early_id(self.policy, self.model.digest, self.index.embedder_id) if self.index is not None else "",
             "policy_sha256": digest(self.policy),
         }
 
@@ -279,10 +282,12 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
     """The same as :meth:`Studio.identity`, without loading a model."""
     identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
     identity["adapters_sha256"] = adapters_digest(config.adapters, identity["model_digest"], base=base)
+    identity["early_id"] = ""
     if config.index:
         from index.store import ReferenceIndex
 
         index = ReferenceIndex.open(base / config.index)
         identity |= {"embedder_id": index.embedder_id, "index_id": index.index_id}
         identity["calibration_id"] = operating_point(config, policy, index.embedder_id, base=base)[0]
+        identity["early_id"] = early_id(policy, identity["model_digest"], index.embedder_id)
     return identity | {"policy_sha256": digest(policy)}

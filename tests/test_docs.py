@@ -74,8 +74,10 @@ def keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
         if dataclasses.is_dataclass(hint):
             made = default[name].default_factory
             yield from keys_of(made() if callable(made) else hint(), f"{prefix}{name}.")  # type: ignore[operator]
-        elif typing.get_origin(hint) is tuple:
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(args[0]):
             yield from keys(args[0], f"{prefix}{name}[].")
+        elif typing.get_origin(hint) is tuple:
+            yield f"{prefix}{name}", f"list of {args[0].__name__}", plain(default[name].default)
         else:
             value = default[name].default
             kind = " \\| ".join(f'"{arg}"' for arg in args) if typing.get_origin(hint) is typing.Literal else hint.__name__
@@ -89,6 +91,7 @@ def keys_of(instance: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def plain(value: Any) -> str:
+    value = list(value) if isinstance(value, tuple) else value
     return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -30,7 +30,7 @@ SAMPLE_COLUMNS = (
     "embedder_id calibration_id policy_id policy_sha256 policy_name c2pa_present xmp_present watermark_scheme worker_id "
     "software_version run_id dataset_id started_at finished_at media_type"
 )
-_ATTEMPT_COLUMNS = "sample_id attempt intervention findings nearest decision reason denoiser_evals device_seconds"
+_ATTEMPT_COLUMNS = "sample_id attempt intervention caught findings nearest decision reason denoiser_evals device_seconds"
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
@@ -141,11 +141,12 @@ def _measures(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence
     n = len(samples)
     made = [s for s in samples if s["attempts"]]
     firsts = [tries[s["sample_id"]][0] for s in made if tries.get(s["sample_id"])]
-    steered = [s for s in samples if s["attempts"] > 1]
+    steered = [s for s in samples if s["attempts"] > 1 or s["interventions"]]  # caught in mid-flight: one attempt, and steered
+    caught = sum(1 for rows in tries.values() if any(a["caught"] for a in rows))
     by_outcome = Counter(s["outcome"] for s in samples)
     released = [s for s in samples if s["outcome"] in ACCEPTED]
-    flagged = sum(1 for a in firsts if a["decision"] != "accept")
-    copied = sum(1 for a in firsts if _copied(a["findings"]))
+    flagged = sum(1 for a in firsts if a["decision"] != "accept" or a["caught"])
+    copied = sum(1 for a in firsts if _copied(a["findings"]) or a["caught"])
     still = sum(1 for s in released if _copied(s["findings"]))
     near = sum(1 for s in released if s["nearest"] and s["nearest"][0]["similarity"] >= s["copy_threshold"])
     evals = math.fsum(s["denoiser_evals"] for s in samples)
@@ -160,15 +161,17 @@ def _measures(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence
         "requested": _count(n, "count(samples)"),
         "generated": _count(len(made), "count(samples where attempts > 0)"),
         "pictures": _count(pictures, "sum(samples.attempts)"),
-        "flagged": _count(flagged, "count(attempts where attempt = 0 and decision <> accept)"),
-        "steered": _count(len(steered), "count(samples where attempts > 1)"),
+        "flagged": _count(flagged, "count(attempts where attempt = 0 and (decision <> accept or caught <> []))"),
+        "caught": _count(caught, "count(samples where any(attempts: caught <> []))"),
+        "steered": _count(len(steered), "count(samples where attempts > 1 or interventions <> [])"),
         "released": _count(good, f"count(samples where {is_released})"),
         **{name.value: _count(by_outcome[name.value], by[name]) for name in Outcome},
         "flagged_rate": _rate(flagged, len(made), "flagged / generated"),
         "copy_rate_first": _rate(
             copied,
             len(made),
-            "count(attempts where attempt = 0 and any(findings: category like copy.* and triggered)) / generated",
+            "count(attempts where attempt = 0 and (any(findings: category like copy.* and triggered) or caught <> []))"
+            " / generated",
         ),
         "copy_rate_released": _rate(
             still, good, f"count(samples where {is_released} and any(findings: category like copy.* and triggered)) / released"
@@ -257,12 +260,13 @@ def _interventions(tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
     drops: dict[str, list[float]] = defaultdict(list)
     evals: dict[str, list[float]] = defaultdict(list)
     for attempts in tries.values():
-        for before, after in pairwise(attempts):
+        # Caught in mid-flight: steered without a picture before it.
+        for before, after in [*((None, a) for a in attempts[:1] if a["caught"]), *pairwise(attempts)]:
             kind = (after["intervention"] or {}).get("kind") or "none"
             tally[kind]["n"] += 1
             tally[kind]["k"] += after["decision"] == "accept"
             evals[kind].append(after["denoiser_evals"])
-            if before["nearest"] and after["nearest"]:
+            if before and before["nearest"] and after["nearest"]:
                 drops[kind].append(before["nearest"][0]["similarity"] - after["nearest"][0]["similarity"])
     return [
         {

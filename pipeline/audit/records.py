@@ -22,7 +22,7 @@ from index.errors import InputError, IntegrityError
 from index.store import Match
 from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, SUFFIXES, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.audit.schema import LINKS, PAYLOADS, SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.outcome import Attempt, Outcome, Request, Sample
+from pipeline.outcome import Attempt, Caught, Outcome, Request, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -330,6 +330,9 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "rows_from": [{"step": int(step), "rows": int(rows)} for step, rows in attempt.rows_from],
         "padded_rows": {name: list(shapes) for name, shapes in attempt.padded_rows._asdict().items()},
         "intervention": _intervention(attempt),
+        "caught": [_caught(c) for c in attempt.caught],
+        "guidance_norms": [float(norm) for norm in attempt.guidance_norms],
+        "update_norms": [float(norm) for norm in attempt.update_norms],
         "pixel_sha256": attempt.pixel_sha256,
         "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"},
         "thumbnail_sha256": hashlib.sha256(small).hexdigest(),
@@ -367,6 +370,18 @@ def _match(match: Match) -> dict[str, Any]:
         "confirm": float(match.confirm) if match.confirm is not None else None,
         "rights_basis": match.rights_basis,
         "status": match.status,
+    }
+
+
+def _caught(caught: Caught) -> dict[str, Any]:
+    return {
+        "step": int(caught.step),
+        "signal": caught.signal,
+        "score": float(caught.score),
+        "threshold": float(caught.threshold),
+        "armed": bool(caught.armed),
+        "ref_ids": [match.ref_id for match in caught.nearest],
+        "denoiser_evals": float(caught.denoiser_evals),
     }
 
 

@@ -57,6 +57,10 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             ("tokens", pa.list_(text)), ("adapters", pa.list_(text)),
         ]
     )  # fmt: skip
+    caught = pa.struct(
+        [("step", whole), ("signal", text), ("score", number), ("threshold", number), ("armed", flag),
+         ("ref_ids", pa.list_(text)), ("denoiser_evals", number)]
+    )  # fmt: skip
     adapter = pa.struct([("name", text), ("kind", text), ("digest", text), ("weight", number), ("tokens", pa.list_(text))])
     links = [
         ("prev_sha256", text, "record_sha256 of the row before; of the first row: digest of the shard header"),
@@ -153,7 +157,18 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             "rows that its worker's calls of text encoder and autoencoder have had so far; more than one when memory ran out, "
             "and then the decoder's last drew this picture",
         ),
-        ("intervention", intervention, "what was changed against the attempt before; null for attempt 0"),
+        (
+            "intervention",
+            intervention,
+            "what was changed against the attempt before; null for attempt 0 unless that was caught in mid-flight",
+        ),
+        (
+            "caught",
+            pa.list_(caught),
+            "flights of this attempt that a probe ended early: after how many steps, on what; their cost is in denoiser_evals",
+        ),
+        ("guidance_norms", pa.list_(number), "norm of the difference that text makes, at each step from resumed_from_step on"),
+        ("update_norms", pa.list_(number), "norm of the latent's change at the same steps"),
         ("pixel_sha256", text, "digest of the picture's RGB bytes"),
         ("thumbnail", picture, "WebP of at most 128 pixels, exact when the picture is no larger (payload)"),
         ("thumbnail_sha256", text, "digest of the thumbnail's file"),

@@ -75,6 +75,8 @@ def retry(
     centre: torch.Tensor,
     words: Words | None = None,
     embedder_space: Callable[[], EmbedderSpace] | None = None,
+    caught_at: int | None = None,
+    rollback: float = 0.0,
 ) -> tuple[Trajectory, Intervention, int]:
     """The next trajectory of a sample, the intervention to record, and the seed in force.
 
@@ -89,6 +91,8 @@ def retry(
         centre: mean reference latent (C, h, w), for nudging.
         words: texts, for the kinds that take them.
         embedder_space: opens the embedder's space, for nudging in it.
+        caught_at: steps taken when a probe caught ``last``; None when its picture was finished.
+        rollback: share of the steps that a caught sample goes back.
 
     Raises:
         ConfigError: the rung asks for what this model or embedder cannot do.
@@ -96,15 +100,19 @@ def retry(
     ref_ids, latents = tuple(ref_ids[: rung.references]), tuple(latents[: rung.references])
     without = rung.kind in FROM_REFERENCES and not latents
     negative = words.negative_of(rung.references) if words is not None else ""
-    if rung.kind == "reseed" or without or (rung.kind == "negative" and not negative):
+    unfinished = rung.kind == "renoise" and caught_at is not None  # there is no picture to add noise to
+    if rung.kind == "reseed" or without or unfinished or (rung.kind == "negative" and not negative):
         seed = next_seed(seed, attempt)
         return _fresh(engine, last, engine.initial_noise(seed)), Intervention("reseed"), seed
     steps = len(engine.sampler)
     if rung.renew:
         seed = next_seed(seed, attempt)
         last = replace(last, ring={0: engine.initial_noise(seed)})
-    if rung.kind == "renoise":
+    if caught_at is None:
         begin = rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback)
+    else:
+        begin = rollback_step(steps, attempt, rollback=rollback, fired_at=caught_at)
+    if rung.kind == "renoise":
         return _renoised(engine, last, begin, next_seed(seed, attempt)), Intervention("renoise"), seed
     if rung.kind in GUIDED and last.negative is None:
         raise ConfigError(
@@ -125,7 +133,7 @@ def retry(
         # One row each forward, all but the last backward (twice as dear); ∅ once.
         again.evals += (3 * len(norms) - 1) / again.own_rows
         return again, Intervention("prompt", min(norms)), seed
-    again = _resumed(last, rollback_step(steps, attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback))
+    again = _resumed(last, begin)
     until = again.step + max(1, round(rung.window * steps))
     strength = rung.step_size * rung.iterations
     if rung.kind == "negtome":
@@ -169,7 +177,8 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     import torch
 
     noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = engine.sampler.noised(last.latent, noise, begin)
+    done = last.step == len(engine.sampler) or last.clean is None
+    noisy = engine.sampler.noised(last.latent if done or last.clean is None else last.clean, noise, begin)
     return Trajectory(last.tag, noisy, begin, last.context, last.negative)
 
 

@@ -1,0 +1,217 @@
+"""Early detection: catch a sample that is on its way to a reference while it is still noise, and only ever to steer it.
+
+Before the first step the prompt's text embedding is held against the references' embeddings and titles: what is near is *armed*
+and catches more easily; nothing else follows from it. At a few steps the predicted clean latent x̂0 of every unsteered sample is
+placed in the embedder's space, by the latent head or, where there is none for this model and embedder, by decoding and
+embedding it, and searched for in the reference index. Thresholds depend on the noise level and are calibrated on the embedded
+world (``head/thresholds.json``); without a calibration the finished picture's own threshold is taken: rather a miss than a
+false alarm.
+
+Looking changes nothing: a sample that is not caught keeps its bytes. Only the check of the finished picture accepts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from index.store import Match
+from pipeline.model.families import STICKERS, DiffusionModel
+from pipeline.outcome import Caught
+from pipeline.steer.latent_head import LatentHead
+
+if TYPE_CHECKING:
+    import torch
+
+    from guards.copies import CopiesGuard
+    from pipeline.config import EarlyPolicy, Policy
+    from pipeline.engine import Trajectory
+    from pipeline.model.samplers import Sampler
+
+HEAD = STICKERS / "head"
+PROMPTS = 65536  # whose armed references are remembered
+TITLES = 4096  # in a larger index only the pictures' embeddings arm, not the titles
+HARMLESS = ("retired", "allowed")
+
+
+@dataclass(frozen=True)
+class Level:
+    """What was calibrated at one noise level: signal a, and from which cosine an unarmed or an armed reference catches."""
+
+    signal: float
+    threshold: float
+    armed: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Calibrated thresholds of one way of looking, by noise level.
+
+    Attributes:
+        levels: from noise to picture.
+        arm_from: text cosine from which a reference is armed; above 1: none ever is.
+    """
+
+    levels: tuple[Level, ...]
+    arm_from: float = 2.0
+
+    def at(self, signal: float, *, armed: bool = False) -> float:
+        """The threshold at signal a, linear between levels, the last one beyond them; never below the first level."""
+        if signal < self.levels[0].signal - 1e-6:
+            return 2.0
+        values = [level.armed if armed else level.threshold for level in self.levels]
+        return float(np.interp(signal, [level.signal for level in self.levels], values))
+
+    @classmethod
+    def load(cls, path: Path, kind: str, model_digest: str, embedder_id: str) -> Thresholds | None:
+        """Those of ``kind`` ("head" or "decode"); None when they were measured with another model or embedder."""
+        if not path.exists():
+            return None
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if (told["model_digest"], told["embedder_id"]) != (model_digest, embedder_id):
+            return None
+        levels = [Level(row["signal"], row[kind]["threshold"], row[kind]["armed"]) for row in told["levels"]]
+        return cls(tuple(sorted(levels, key=lambda level: level.signal)), told["arm_from"])
+
+
+def probe_steps(probes: Sequence[float], steps: int) -> frozenset[int]:
+    """Numbers of steps taken after which a probe looks; the last step's picture is looked at anyway."""
+    return frozenset(taken for share in probes if 0 < (taken := max(1, round(share * steps))) < steps)
+
+
+def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path = HEAD) -> str:
+    """What early detection decides by: digest of head and thresholds, "decode" without a head, "" when it is off."""
+    if not wanted(policy) or not embedder_id:
+        return ""
+    path = folder / "head.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (told.get("model_digest"), told.get("embedder_id")) != (model_digest, embedder_id):
+        return "decode"
+    thresholds = folder / "thresholds.json"
+    content = path.read_bytes() + (thresholds.read_bytes() if thresholds.exists() else b"")
+    return "head-" + hashlib.sha256(content).hexdigest()[:16]
+
+
+def wanted(policy: Policy) -> bool:
+    """Whether the policy lets a probe do anything: enabled, and copies are steered, with a ladder to steer by."""
+    return policy.early.enabled and policy.copies.action == "steer" and bool(policy.ladder)
+
+
+class EarlyDetector:
+    """Looks at samples in mid-flight.
+
+    Args:
+        policy: which steps, whether prompts arm, and a fixed threshold if there is one.
+        model: decodes x̂0 where there is no head.
+        sampler: the engine's; gives the noise level of a step.
+        copies: embedder, index and the threshold of finished pictures.
+        head: of this model and embedder, or None.
+        thresholds: calibrated for the way of looking, or None.
+    """
+
+    def __init__(
+        self,
+        policy: EarlyPolicy,
+        model: DiffusionModel,
+        sampler: Sampler,
+        copies: CopiesGuard,
+        head: LatentHead | None,
+        thresholds: Thresholds | None,
+    ) -> None:
+        self.policy, self.model, self.sampler, self.copies = policy, model, sampler, copies
+        self.head, self.thresholds = head, thresholds
+        self.kind = "decode" if head is None else "head"
+        self.steps = probe_steps(policy.probes, len(sampler))
+        self._arms: dict[str, frozenset[str]] = {}
+        self._titles: tuple[list[str], np.ndarray] | None = None
+
+    @classmethod
+    def open(
+        cls, policy: EarlyPolicy, model: DiffusionModel, sampler: Sampler, copies: CopiesGuard, folder: Path = HEAD
+    ) -> EarlyDetector:
+        """With the shipped head and thresholds where they belong to this model and embedder.
+
+        Raises:
+            ModelError: the head's weights are not what its card says.
+        """
+        owners = model.digest, copies.embedder.embedder_id
+        head = LatentHead.open(folder, *owners)
+        kind = "decode" if head is None else "head"
+        return cls(policy, model, sampler, copies, head, Thresholds.load(folder / "thresholds.json", kind, *owners))
+
+    def look(self, trajectories: Sequence[Trajectory], prompts: Sequence[str]) -> list[Caught | None]:
+        """Look at N running samples, each having just taken a probe step, with their prompts: what each was caught by, or None.
+
+        Depends on each sample's own x̂0, step and prompt alone.
+        """
+        if not trajectories:
+            return []
+        at = [t.step - 1 for t in trajectories]
+        cleans = [t.clean for t in trajectories if t.clean is not None]
+        found = self.copies.index.search(self.place(cleans, at), self.copies.k)
+        return [
+            self._caught(t.step, self.sampler.signal[step], matches, armed)
+            for t, step, matches, armed in zip(trajectories, at, found, self.arm(prompts), strict=True)
+        ]
+
+    def place(self, cleans: Sequence[torch.Tensor], steps: Sequence[int]) -> np.ndarray:
+        """N predicted clean latents (C, h, w), seen at these steps → float32 (N, dim), unit length, in the embedder's space."""
+        import torch
+
+        if self.head is not None:
+            return self.head(cleans, [self.sampler.signal[step] for step in steps])
+        return self.copies.embedder.images(self.model.decode(torch.stack(list(cleans))))
+
+    def arm(self, prompts: Sequence[str]) -> list[frozenset[str]]:
+        """The references that each prompt is near to, before anything is drawn; none without calibrated thresholds."""
+        if not self.policy.arm or self.thresholds is None:
+            return [frozenset() for _ in prompts]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._arms]
+        if len(self._arms) + len(new) > PROMPTS:
+            self._arms, new = {}, list(dict.fromkeys(prompts))
+        least = self.thresholds.arm_from
+        for prompt, scores in zip(new, self.text_scores(new), strict=True):
+            self._arms[prompt] = frozenset(ref_id for ref_id, score in scores.items() if score >= least)
+        return [self._arms[prompt] for prompt in prompts]
+
+    def text_scores(self, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """Cosine of each prompt's text embedding to references: picture's embedding or title's, whichever is nearer."""
+        if not prompts:
+            return []
+        texts = self.copies.embedder.texts(prompts)
+        found = self.copies.index.search(texts, max(8, self.copies.k))
+        if self._titles is None:
+            references = self.copies.index.references()
+            titled = [r for r in references if r.title and r.status not in HARMLESS] if len(references) <= TITLES else []
+            vectors = self.copies.embedder.texts([r.title for r in titled]) if titled else np.zeros((0, texts.shape[1]))
+            self._titles = [r.ref_id for r in titled], np.asarray(vectors, np.float32)
+        out = []
+        for text, matches in zip(texts, found, strict=True):
+            scores = {match.ref_id: match.similarity for match in matches}
+            for ref_id, score in zip(self._titles[0], (self._titles[1] * text).sum(1), strict=True):
+                scores[ref_id] = max(float(score), scores.get(ref_id, -1.0))
+            out.append(scores)
+        return out
+
+    def threshold(self, signal: float, *, armed: bool = False) -> float:
+        """From which cosine a reference catches at signal a."""
+        if self.policy.threshold:
+            return self.policy.threshold
+        return self.copies.point.threshold if self.thresholds is None else self.thresholds.at(signal, armed=armed)
+
+    def _caught(self, taken: int, signal: float, matches: list[Match], armed: frozenset[str]) -> Caught | None:
+        near = [m for m in matches if m.status not in HARMLESS]
+        over = [(m, self.threshold(signal, armed=m.ref_id in armed)) for m in sorted(near, key=lambda m: -m.similarity)]
+        hits = [(m, threshold) for m, threshold in over if m.similarity >= threshold]
+        if not hits:
+            return None
+        best, threshold = hits[0]
+        return Caught(
+            taken, self.kind, best.similarity, threshold, tuple(m for m, _ in hits), armed=best.ref_id in armed
+        )  # fmt: skip

@@ -1,0 +1,294 @@
+"""Early detection on a tiny random model: a probe may steer and nothing else, and who is not caught keeps every byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from guards.base import Finding
+from guards.copies import Examination
+from index.errors import ConfigError, ModelError
+from index.store import Match, Reference
+from pipeline.audit.records import attempt_table
+from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
+from pipeline.engine import Trajectory
+from pipeline.model.families import DiffusionModel, load_model
+from pipeline.outcome import Outcome, Request, Sample
+from pipeline.steer.early import EarlyDetector, Level, Thresholds, early_id, probe_steps, wanted
+from pipeline.steer.latent_head import LatentHead, make_network
+from pipeline.studio import Studio
+
+LADDER = (Rung("nudge", step_size=0.1), Rung("nudge", step_size=0.2, resume_fraction=0.4))
+EARLY = EarlyPolicy(enabled=True, probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
+REF = hashlib.sha256(b"reference").hexdigest()[:16]
+
+
+class Embedder:
+    """A picture's embedding is its mean colour, a caption's its length."""
+
+    embedder_id, dim = "embedder", 3
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        means = pictures.reshape(len(pictures), -1, 3).mean(1) - 127.4
+        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        return np.array([[1.0, 0, 0] if "apple" in caption else [0, 1.0, 0] for caption in captions], np.float32)
+
+
+class Index:
+    """One reference; how near a vector comes to it is up to the test."""
+
+    embedder_id, index_id = "embedder", "index"
+
+    def __init__(self, near: Callable[[np.ndarray], bool]) -> None:
+        self.near, self.asked = near, 0
+
+    def references(self) -> list[Reference]:
+        return [Reference(REF, "red apple", "", "")]
+
+    def picture(self, ref_id: str) -> np.ndarray:
+        return np.full((16, 16, 3), 128, np.uint8)
+
+    def search(self, embeddings: np.ndarray, k: int) -> list[list[Match]]:
+        self.asked += len(embeddings)
+        return [[Match(REF, "red apple", 0.9 if self.near(v) else 0.1)] for v in embeddings]
+
+
+class Copies:
+    """A copies guard that never flags, or flags what a test names."""
+
+    k = 3
+
+    def __init__(self, near: Callable[[np.ndarray], bool], flags: Callable[[np.ndarray], bool] = lambda _: False) -> None:
+        self.index, self.embedder, self.flags = Index(near), Embedder(), flags
+        self.point = SimpleNamespace(threshold=0.8)
+
+    def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
+        out = []
+        for picture in pictures:
+            score = 0.95 if self.flags(picture) else 0.1
+            finding = Finding("copies", "1", "copy.protected", score, 0.8, True, None, REF)
+            out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "red apple", score),), (finding,)))
+        return out
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+
+
+def studio(model: DiffusionModel, copies: Copies, early: EarlyPolicy = EARLY, ladder: tuple[Rung, ...] = LADDER) -> Studio:
+    config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
+    policy = Policy(ladder=ladder, early=early)
+    return Studio(config, policy, model, copies, (), [], copies.index, "calibration", 0.8)  # type: ignore[arg-type]
+
+
+def requests(count: int = 4) -> list[Request]:
+    return [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+
+
+def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
+    return {s.request.key: s for s in samples}
+
+
+def sha(picture: np.ndarray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def unprobed(model: DiffusionModel) -> dict[str, Sample]:
+    return by_key(list(studio(model, Copies(lambda _: True), EarlyPolicy()).moderate(requests())))
+
+
+@pytest.fixture(scope="module")
+def probed(model: DiffusionModel) -> tuple[dict[str, Sample], np.ndarray]:
+    """Everyone looked at and nobody caught; and what the second sample looked like at the first probe."""
+    copies, seen = Copies(lambda _: False), []
+    search = copies.index.search
+    copies.index.search = lambda vectors, k: [seen.append(vectors.copy()), search(vectors, k)][1]  # type: ignore[func-returns-value, method-assign]
+    return by_key(list(studio(model, copies).moderate(requests()))), seen[0][1]
+
+
+def only(vector: np.ndarray) -> Callable[[np.ndarray], bool]:
+    return lambda v: bool(np.array_equal(v, vector))
+
+
+def test_who_is_not_caught_keeps_every_byte(
+    model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
+) -> None:
+    looked_at, vector = probed
+    mate_caught = by_key(list(studio(model, Copies(only(vector))).moderate(requests())))
+    assert mate_caught["key-1"].attempts[0].caught and not mate_caught["key-2"].attempts[0].caught
+    for key in unprobed:
+        before, after = unprobed[key].attempts[0], looked_at[key].attempts[0]
+        assert after.pixel_sha256 == before.pixel_sha256 and after.denoiser_evals == before.denoiser_evals == 5
+        assert after.guidance_norms == before.guidance_norms and len(after.update_norms) == 5
+        if key != "key-1":
+            assert mate_caught[key].attempts[0].pixel_sha256 == before.pixel_sha256
+
+
+def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
+    model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
+) -> None:
+    done = by_key(list(studio(model, Copies(only(probed[1]))).moderate(requests())))["key-1"]
+    assert done.outcome is Outcome.ACCEPTED_AFTER_STEERING and len(done.attempts) == 1
+    attempt = done.attempts[0]
+    (caught,) = attempt.caught
+    assert (caught.step, caught.signal, caught.score, caught.threshold) == (1, "decode", 0.9, 0.5)
+    assert caught.denoiser_evals == 1 and attempt.resumed_from_step == 0 and attempt.denoiser_evals == 1 + 5
+    assert attempt.intervention is not None
+    assert (attempt.intervention.kind, attempt.intervention.ref_ids) == ("nudge", (REF,))
+    assert attempt.pixel_sha256 != unprobed["key-1"].attempts[0].pixel_sha256
+
+
+def test_caught_later_it_goes_back_from_there(model: DiffusionModel) -> None:
+    early = EarlyPolicy(enabled=True, probes=(0.6,), threshold=0.5, rollback=0.2)
+    done = list(studio(model, Copies(lambda _: True), early).moderate(requests(2)))
+    assert [(s.attempts[0].resumed_from_step, s.attempts[0].denoiser_evals) for s in done] == [(2, 3 + 3)] * 2
+    assert all(len(s.attempts[0].update_norms) == 3 for s in done)
+
+
+def test_only_the_finished_picture_is_decided_about(model: DiffusionModel) -> None:
+    """A catch uses up a rung like a finished copy does; what the last rung gives is looked at like any other picture."""
+    done = list(studio(model, Copies(lambda _: True, lambda _: True)).moderate(requests(2)))
+    assert [s.outcome for s in done] == [Outcome.REJECTED] * 2
+    for s in done:
+        assert [len(a.caught) for a in s.attempts] == [1, 0]
+        assert [a.intervention and a.intervention.kind for a in s.attempts] == ["nudge", "nudge"]
+        assert s.attempts[1].resumed_from_step == 2 and s.denoiser_evals == (1 + 5) + 3
+    cleared = list(studio(model, Copies(lambda _: True)).moderate(requests(2)))
+    assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in cleared)
+
+
+def test_no_probe_without_a_ladder_or_when_only_observing(model: DiffusionModel) -> None:
+    copies = Copies(lambda _: True)
+    assert studio(model, copies, ladder=()).early is None
+    assert not wanted(Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER, early=EARLY))
+    assert not wanted(Policy(ladder=LADDER)) and wanted(Policy(ladder=LADDER, early=EARLY))
+
+
+def test_a_probe_that_fails_costs_no_picture(model: DiffusionModel, unprobed: dict[str, Sample]) -> None:
+    def broken(_: np.ndarray) -> bool:
+        raise RuntimeError("the index is gone")
+
+    done = by_key(list(studio(model, Copies(broken)).moderate(requests())))
+    assert {key: s.attempts[0].pixel_sha256 for key, s in done.items()} == {
+        key: s.attempts[0].pixel_sha256 for key, s in unprobed.items()
+    }
+    assert all(s.attempts[0].skipped_guards == ("early",) and s.outcome is Outcome.ACCEPTED for s in done.values())
+
+
+def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
+    done = list(studio(model, Copies(lambda _: True)).moderate(requests(1)))
+    (row,) = attempt_table(done, context(), "0").to_pylist()  # type: ignore[arg-type]
+    (caught,) = row["caught"]
+    assert (caught["step"], caught["signal"], caught["ref_ids"], caught["denoiser_evals"]) == (1, "decode", [REF], 1.0)
+    assert row["intervention"]["kind"] == "nudge" and row["attempt"] == 0 and row["denoiser_evals"] == 6
+    assert len(row["guidance_norms"]) == len(row["update_norms"]) == 5
+
+
+def test_the_free_statistics_are_what_they_say(model: DiffusionModel) -> None:
+    engine = studio(model, Copies(lambda _: False)).engine
+    texts = model.encode_prompts(["a pear", ""])
+    engine.submit(Trajectory(0, engine.initial_noise(3), 0, texts[0], texts[1]))
+    (t,) = [t for _ in range(5) for t in engine.step()]
+    latents = [*(t.ring[i] for i in range(5)), t.latent]
+    assert t.update_norms == [float((b - a).norm()) for a, b in pairwise(latents)]
+    assert t.clean is not None and len(t.guidance_norms) == 5
+
+
+def test_probe_steps() -> None:
+    assert probe_steps((0.15, 0.3), 20) == {3, 6}
+    assert probe_steps((0.01, 0.99), 5) == {1}  # after the last step the picture itself is looked at
+    assert probe_steps((0.5,), 1) == frozenset()
+    with pytest.raises(ConfigError, match=r"early\.probes"):
+        EarlyPolicy(probes=(0.2, 1.5))
+    assert from_dict(EarlyPolicy, {"probes": [0.25]}, where="p").probes == (0.25,)
+
+
+def test_thresholds_follow_the_noise_level() -> None:
+    t = Thresholds((Level(0.1, 0.6, 0.4), Level(0.5, 0.8, 0.5)), arm_from=0.7)
+    assert t.at(0.3) == pytest.approx(0.7) and t.at(0.3, armed=True) == pytest.approx(0.45)
+    assert t.at(0.9) == 0.8 and t.at(0.05) > 1  # noisier than anything calibrated: nothing catches
+
+
+def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
+    copies = Copies(lambda v: bool(v[0] > 0.99))
+    sampler = studio(model, copies).engine.sampler
+    thresholds = Thresholds((Level(0.0, 0.95, 0.8),), arm_from=0.5)
+    policy = EarlyPolicy(enabled=True, probes=(0.4,))
+    detector = EarlyDetector(policy, model, sampler, copies, None, thresholds)  # type: ignore[arg-type]
+    assert detector.arm(["red apple", "a pear"]) == [frozenset({REF}), frozenset()]
+    detector.place = lambda cleans, steps: np.array([[1.0, 0, 0]] * len(cleans), np.float32)  # type: ignore[method-assign]
+    z = torch.zeros(model.latent_shape)
+    flights = [Trajectory(i, z, 2, z, z, clean=z) for i in range(2)]
+    one, other = detector.look(flights, ["red apple", "a pear"])
+    assert one is not None and one.armed and one.threshold == 0.8 and other is None
+    unarmed = EarlyDetector(EarlyPolicy(enabled=True, arm=False), model, sampler, copies, None, thresholds)  # type: ignore[arg-type]
+    assert unarmed.arm(["red apple"]) == [frozenset()]
+
+
+# --- the head --------------------------------------------------------------------------------------------------------------
+
+
+def a_head(folder: Path, model_digest: str = "m", embedder_id: str = "e") -> Path:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = make_network(4, 8, 3, (8, 8, 8))
+    save_file(network.state_dict(), folder / "head.safetensors")
+    sha256 = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
+    told = {"model_digest": model_digest, "embedder_id": embedder_id, "sha256": sha256, "channels": 4, "side": 8, "dim": 3}
+    (folder / "head.json").write_text(json.dumps({**told, "widths": [8, 8, 8]}))
+    return folder
+
+
+def test_the_head_belongs_to_one_model_and_one_embedder(tmp_path: Path) -> None:
+    a_head(tmp_path)
+    assert LatentHead.open(tmp_path, "m", "e") is not None
+    assert LatentHead.open(tmp_path, "another", "e") is None and LatentHead.open(tmp_path, "m", "another") is None
+    assert LatentHead.open(tmp_path / "nowhere", "m", "e") is None
+    policy = Policy(ladder=LADDER, early=EARLY)
+    assert early_id(policy, "m", "e", tmp_path).startswith("head-")
+    assert early_id(policy, "m", "x", tmp_path) == "decode" and early_id(Policy(), "m", "e", tmp_path) == ""
+    (tmp_path / "head.safetensors").write_bytes(b"changed")
+    with pytest.raises(ModelError, match="digest"):
+        LatentHead.open(tmp_path, "m", "e")
+
+
+def test_a_row_of_the_head_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    head = LatentHead.open(a_head(tmp_path), "m", "e")
+    assert head is not None
+    cleans = list(torch.randn(11, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+    signals = [0.1 + 0.05 * i for i in range(11)]
+    together = head(cleans, signals)
+    for i in range(11):
+        assert np.array_equal(head(cleans[i : i + 1], signals[i : i + 1])[0], together[i])
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert not np.array_equal(head(cleans[:1], [0.9]), head(cleans[:1], [0.1]))  # the noise level matters
+
+
+def test_with_a_head_of_its_own_nothing_is_decoded(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = Copies(lambda _: True)
+    sampler = studio(model, copies).engine.sampler
+    a_head(tmp_path, model.digest, "embedder")
+    detector = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path)  # type: ignore[arg-type]
+    fallback = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path / "nowhere")  # type: ignore[arg-type]
+    assert (detector.kind, fallback.kind) == ("head", "decode") and fallback.threshold(0.3) == 0.5
+    assert EarlyDetector(EarlyPolicy(), model, sampler, copies, None, None).threshold(0.3) == 0.8  # type: ignore[arg-type]
+    z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(model, "decode", lambda _: pytest.fail("decoded"))
+    assert detector.place([z], [1]).shape == (1, 3)
+    (hit,) = detector.look([Trajectory(0, z, 2, z, z, clean=z)], ["a pear"])
+    assert hit is not None and hit.signal == "head"
