@@ -40,3 +40,18 @@ def engine(out: Out = DOCS, quick: Quick = False) -> None:
     from jobs.bench.engine import bench
 
     bench(out, quick=quick)
+
+
+@app.command()
+def early(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path | None, typer.Option(help="Keeps what was drawn, so that a stopped bench goes on.")] = None,
+) -> None:
+    """How early and how surely each signal tells which sample will end as a copy, and what it costs; writes a chart.
+
+    Example: clearance bench early --quick
+    """
+    from jobs.bench.early import bench
+
+    bench(out, quick=quick, work=work)

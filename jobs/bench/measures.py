@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,8 +84,10 @@ def spread(name: str, values: Sequence[float], goal: float | None = None, better
     return Measure(name, ordered[len(ordered) // 2], ordered[0], ordered[-1], len(ordered), goal, better)
 
 
-def publish(name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool) -> None:
-    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run)."""
+def publish(
+    name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool, more: dict[str, Any] | None = None
+) -> None:
+    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run), with whatever ``more`` holds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -101,5 +104,6 @@ def publish(name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequenc
         "device": "cpu",
         "seeds": list(seeds),
         "measures": [asdict(m) | {"met": m.met} for m in measures],
+        **(more or {}),
     }
     (out / f"{name}{'-quick' if quick else ''}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
