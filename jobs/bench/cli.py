@@ -78,3 +78,18 @@ def steering(
     from jobs.bench.steering import bench
 
     bench(out, quick=quick, work=work, captions=captions, world=world)
+
+
+@app.command()
+def early(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path | None, typer.Option(help="Keeps what was drawn, so that a stopped bench goes on.")] = None,
+) -> None:
+    """How early and how surely each signal tells which sample will end as a copy, and what it costs; writes a chart.
+
+    Example: clearance bench early --quick
+    """
+    from jobs.bench.early import bench
+
+    bench(out, quick=quick, work=work)

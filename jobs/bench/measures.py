@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,8 +123,10 @@ def half_samples(
     return Measure(name, scale * statistic(x, y), low, high, len(x), better="lower")
 
 
-def publish(name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool) -> None:
-    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run)."""
+def publish(
+    name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool, more: dict[str, Any] | None = None
+) -> None:
+    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run), with whatever ``more`` holds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -140,5 +143,6 @@ def publish(name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequenc
         "device": "cpu",
         "seeds": list(seeds),
         "measures": [asdict(m) | {"met": m.met} for m in measures],
+        **(more or {}),
     }
     (out / f"{name}{'-quick' if quick else ''}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

@@ -124,6 +124,43 @@ def yolo(
 
 
 @app.command()
+def head(
+    work: Work = Path("world"),
+    minutes: Minutes = 10,
+    steps: Steps = 0,
+    flights: Annotated[int, typer.Option(help="Samples to draw to the end and learn from.")] = 384,
+    drawings: Annotated[int, typer.Option(help="Drawings to noise and denoise once.")] = 3072,
+    target: Target = Path("pipeline/weights/stickers"),
+) -> None:
+    """Train the latent head of early detection, calibrate its thresholds, write both with their card.
+
+    Example: clearance world head --work world --minutes 10
+    """
+    from rich.progress import track
+
+    from index.embed import OpenCLIPEmbedder
+    from jobs.world.calibrate_head import calibrate_head, write_card
+    from jobs.world.head_data import collect_drawings, collect_flights
+    from jobs.world.pack import write_digests
+    from jobs.world.train_head import export, train
+    from pipeline.config import ModelConfig
+    from pipeline.model.families import load_model
+
+    model, embedder = load_model(ModelConfig()), OpenCLIPEmbedder.open("stickers")
+    for told, files, count in (
+        ("drawing flights", collect_flights(work, model, embedder, flights), -(-flights // 32)),
+        ("denoising drawings", collect_drawings(work, model, embedder, drawings), -(-drawings // 512)),
+    ):
+        for _ in track(files, told, total=count):
+            pass
+    train(work, minutes=minutes, steps=steps or None)
+    export(work, target / "head")
+    calibrate_head(work, target / "head")
+    write_card(target / "head")
+    write_digests(target)
+
+
+@app.command()
 def judges(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers/judges")) -> None:
     """Fit the judges that the benches ask (needs the extra 'bench').
 

@@ -3,9 +3,10 @@
 Before the first step the prompt's text embedding is held against the references' embeddings and titles: what is near is *armed*
 and catches more easily; nothing else follows from it. At a few steps the predicted clean latent x̂0 of every unsteered sample is
 placed in the embedder's space, by the latent head or, where there is none for this model and embedder, by decoding and
-embedding it, and searched for in the reference index. Thresholds depend on the noise level and are calibrated on the embedded
-world (``head/thresholds.json``); without a calibration the finished picture's own threshold is taken: rather a miss than a
-false alarm.
+embedding it, and searched for in the reference index. To the cosine comes the mean of ‖ε_text − ε_empty‖ so far, which costs
+nothing and tells what the place of x̂0 does not (arXiv 2407.21720), weighed as calibrated. Thresholds depend on the noise level
+and are calibrated on the embedded world (``head/thresholds.json``); without a calibration the finished picture's own threshold
+is taken: rather a miss than a false alarm.
 
 Looking changes nothing: a sample that is not caught keeps its bytes. Only the check of the finished picture accepts.
 """
@@ -24,6 +25,7 @@ import numpy as np
 from index.store import Match
 from pipeline.model.families import STICKERS, DiffusionModel
 from pipeline.outcome import Caught
+from pipeline.steer.cascade import text_score
 from pipeline.steer.latent_head import LatentHead
 
 if TYPE_CHECKING:
@@ -42,11 +44,18 @@ HARMLESS = ("retired", "allowed")
 
 @dataclass(frozen=True)
 class Level:
-    """What was calibrated at one noise level: signal a, and from which cosine an unarmed or an armed reference catches."""
+    """What was calibrated at one noise level.
+
+    Attributes:
+        signal: a of the level.
+        threshold, armed: from which score an unarmed or an armed reference catches.
+        text_weight: what the mean ‖ε_text − ε_empty‖ so far counts in the score, beside the cosine.
+    """
 
     signal: float
     threshold: float
     armed: float
+    text_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,22 +70,26 @@ class Thresholds:
     levels: tuple[Level, ...]
     arm_from: float = 2.0
 
-    def at(self, signal: float, *, armed: bool = False) -> float:
-        """The threshold at signal a, linear between levels, the last one beyond them; never below the first level."""
+    def at(self, signal: float) -> Level | None:
+        """The level at signal a, linear between those calibrated, the last one beyond them; None below the first."""
         if signal < self.levels[0].signal - 1e-6:
-            return 2.0
-        values = [level.armed if armed else level.threshold for level in self.levels]
-        return float(np.interp(signal, [level.signal for level in self.levels], values))
+            return None
+        signals = [level.signal for level in self.levels]
+        rows = zip(*((level.threshold, level.armed, level.text_weight) for level in self.levels), strict=True)
+        return Level(signal, *(float(np.interp(signal, signals, values)) for values in rows))
 
     @classmethod
     def load(cls, path: Path, kind: str, model_digest: str, embedder_id: str) -> Thresholds | None:
-        """Those of ``kind`` ("head" or "decode"); None when they were measured with another model or embedder."""
+        """Those of ``kind`` (head, decode, head+text, decode+text); None when measured with another model or embedder."""
         if not path.exists():
             return None
         told = json.loads(path.read_text(encoding="utf-8"))
         if (told["model_digest"], told["embedder_id"]) != (model_digest, embedder_id):
             return None
-        levels = [Level(row["signal"], row[kind]["threshold"], row[kind]["armed"]) for row in told["levels"]]
+        levels = [
+            Level(row["signal"], row[kind]["threshold"], row[kind]["armed"], row[kind].get("text_weight", 0.0))
+            for row in told["levels"]
+        ]
         return cls(tuple(sorted(levels, key=lambda level: level.signal)), told["arm_from"])
 
 
@@ -113,6 +126,7 @@ class EarlyDetector:
         copies: embedder, index and the threshold of finished pictures.
         head: of this model and embedder, or None.
         thresholds: calibrated for the way of looking, or None.
+        with_text: the same for scores with ‖ε_text − ε_empty‖ in them; for samples with classifier-free guidance.
     """
 
     def __init__(
@@ -123,9 +137,10 @@ class EarlyDetector:
         copies: CopiesGuard,
         head: LatentHead | None,
         thresholds: Thresholds | None,
+        with_text: Thresholds | None = None,
     ) -> None:
         self.policy, self.model, self.sampler, self.copies = policy, model, sampler, copies
-        self.head, self.thresholds = head, thresholds
+        self.head, self.thresholds, self.with_text = head, thresholds, with_text
         self.kind = "decode" if head is None else "head"
         self.steps = probe_steps(policy.probes, len(sampler))
         self._arms: dict[str, frozenset[str]] = {}
@@ -143,7 +158,9 @@ class EarlyDetector:
         owners = model.digest, copies.embedder.embedder_id
         head = LatentHead.open(folder, *owners)
         kind = "decode" if head is None else "head"
-        return cls(policy, model, sampler, copies, head, Thresholds.load(folder / "thresholds.json", kind, *owners))
+        path = folder / "thresholds.json"
+        bare, with_text = (Thresholds.load(path, name, *owners) for name in (kind, f"{kind}+text"))
+        return cls(policy, model, sampler, copies, head, bare, with_text)
 
     def look(self, trajectories: Sequence[Trajectory], prompts: Sequence[str]) -> list[Caught | None]:
         """Look at N running samples, each having just taken a probe step, with their prompts: what each was caught by, or None.
@@ -156,8 +173,7 @@ class EarlyDetector:
         cleans = [t.clean for t in trajectories if t.clean is not None]
         found = self.copies.index.search(self.place(cleans, at), self.copies.k)
         return [
-            self._caught(t.step, self.sampler.signal[step], matches, armed)
-            for t, step, matches, armed in zip(trajectories, at, found, self.arm(prompts), strict=True)
+            self._caught(t, matches, armed) for t, matches, armed in zip(trajectories, found, self.arm(prompts), strict=True)
         ]
 
     def place(self, cleans: Sequence[torch.Tensor], steps: Sequence[int]) -> np.ndarray:
@@ -199,19 +215,29 @@ class EarlyDetector:
             out.append(scores)
         return out
 
-    def threshold(self, signal: float, *, armed: bool = False) -> float:
-        """From which cosine a reference catches at signal a."""
+    def level(self, step: int, *, text: bool) -> Level | None:
+        """What is in force after step ``step``, for samples whose ‖ε_text − ε_empty‖ is known (``text``) or not."""
+        signal = self.sampler.signal[step]
         if self.policy.threshold:
-            return self.policy.threshold
-        return self.copies.point.threshold if self.thresholds is None else self.thresholds.at(signal, armed=armed)
+            return Level(signal, self.policy.threshold, self.policy.threshold)
+        if text and self.with_text is not None:
+            return self.with_text.at(signal)
+        if self.thresholds is not None:
+            return self.thresholds.at(signal)
+        return Level(signal, self.copies.point.threshold, self.copies.point.threshold)
 
-    def _caught(self, taken: int, signal: float, matches: list[Match], armed: frozenset[str]) -> Caught | None:
-        near = [m for m in matches if m.status not in HARMLESS]
-        over = [(m, self.threshold(signal, armed=m.ref_id in armed)) for m in sorted(near, key=lambda m: -m.similarity)]
-        hits = [(m, threshold) for m, threshold in over if m.similarity >= threshold]
+    def _caught(self, t: Trajectory, matches: list[Match], armed: frozenset[str]) -> Caught | None:
+        norm = text_score(t.guidance_norms, t.step)
+        level = self.level(t.step - 1, text=norm is not None)
+        if level is None:
+            return None
+        more = level.text_weight * norm if norm is not None else 0.0
+        near = sorted((m for m in matches if m.status not in HARMLESS), key=lambda m: -m.similarity)
+        hits = [m for m in near if m.similarity + more >= (level.armed if m.ref_id in armed else level.threshold)]
         if not hits:
             return None
-        best, threshold = hits[0]
+        is_armed = hits[0].ref_id in armed
         return Caught(
-            taken, self.kind, best.similarity, threshold, tuple(m for m, _ in hits), armed=best.ref_id in armed
+            t.step, self.kind + ("+text" if level.text_weight else ""), hits[0].similarity + more,
+            level.armed if is_armed else level.threshold, tuple(hits), is_armed,
         )  # fmt: skip

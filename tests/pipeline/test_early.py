@@ -20,9 +20,9 @@ from index.store import Match, Reference
 from pipeline.audit.records import attempt_table
 from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
 from pipeline.engine import Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.steer.early import EarlyDetector, Level, Thresholds, early_id, probe_steps, wanted
+from pipeline.steer.early import HEAD, EarlyDetector, Level, Thresholds, early_id, probe_steps, wanted
 from pipeline.steer.latent_head import LatentHead, make_network
 from pipeline.studio import Studio
 
@@ -217,8 +217,10 @@ def test_probe_steps() -> None:
 
 def test_thresholds_follow_the_noise_level() -> None:
     t = Thresholds((Level(0.1, 0.6, 0.4), Level(0.5, 0.8, 0.5)), arm_from=0.7)
-    assert t.at(0.3) == pytest.approx(0.7) and t.at(0.3, armed=True) == pytest.approx(0.45)
-    assert t.at(0.9) == 0.8 and t.at(0.05) > 1  # noisier than anything calibrated: nothing catches
+    between, beyond = t.at(0.3), t.at(0.9)
+    assert between is not None and beyond is not None
+    assert (between.threshold, between.armed) == (pytest.approx(0.7), pytest.approx(0.45))
+    assert beyond.threshold == 0.8 and t.at(0.05) is None  # noisier than anything calibrated: nothing catches
 
 
 def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
@@ -233,6 +235,13 @@ def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
     flights = [Trajectory(i, z, 2, z, z, clean=z) for i in range(2)]
     one, other = detector.look(flights, ["red apple", "a pear"])
     assert one is not None and one.armed and one.threshold == 0.8 and other is None
+    text = Thresholds((Level(0.0, 2.0, 1.5, text_weight=0.1),), arm_from=0.5)
+    scored = EarlyDetector(policy, model, sampler, copies, None, thresholds, text)  # type: ignore[arg-type]
+    scored.place = detector.place  # type: ignore[method-assign]
+    for norms, is_caught in (([5.0, 7.0], True), ([5.0, 5.0], False)):  # 0.9 + 0.1 · mean against 1.5
+        flight = Trajectory(0, z, 2, z, z, clean=z, guidance_norms=norms)
+        (hit,) = scored.look([flight], ["red apple"])
+        assert (hit is not None) == is_caught and (hit is None or (hit.signal, hit.score) == ("decode+text", 0.9 + 0.1 * 6))
     unarmed = EarlyDetector(EarlyPolicy(enabled=True, arm=False), model, sampler, copies, None, thresholds)  # type: ignore[arg-type]
     assert unarmed.arm(["red apple"]) == [frozenset()]
 
@@ -285,10 +294,30 @@ def test_with_a_head_of_its_own_nothing_is_decoded(
     a_head(tmp_path, model.digest, "embedder")
     detector = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path)  # type: ignore[arg-type]
     fallback = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path / "nowhere")  # type: ignore[arg-type]
-    assert (detector.kind, fallback.kind) == ("head", "decode") and fallback.threshold(0.3) == 0.5
-    assert EarlyDetector(EarlyPolicy(), model, sampler, copies, None, None).threshold(0.3) == 0.8  # type: ignore[arg-type]
+    assert (detector.kind, fallback.kind) == ("head", "decode")
+    of_policy, of_guard = (
+        EarlyDetector(policy, model, sampler, copies, None, None).level(1, text=True)  # type: ignore[arg-type]
+        for policy in (EARLY, EarlyPolicy())
+    )
+    assert of_policy and of_guard and (of_policy.threshold, of_guard.threshold) == (0.5, 0.8) and fallback.thresholds is None
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(model, "decode", lambda _: pytest.fail("decoded"))
     assert detector.place([z], [1]).shape == (1, 3)
     (hit,) = detector.look([Trajectory(0, z, 2, z, z, clean=z)], ["a pear"])
     assert hit is not None and hit.signal == "head"
+
+
+def test_the_shipped_head_is_small_and_belongs_to_what_ships() -> None:
+    told = json.loads((HEAD / "head.json").read_text(encoding="utf-8"))
+    assert told["model_digest"] == folder_digest(STICKERS / "model")
+    assert told["parameters"] <= 1_000_000 and (HEAD / "head.safetensors").stat().st_size <= 4_000_000
+    head = LatentHead.open(HEAD, told["model_digest"], told["embedder_id"])
+    assert head is not None and sum(p.numel() for p in head.network.parameters()) == told["parameters"]
+    for kind in ("head", "decode", "head+text", "decode+text"):
+        thresholds = Thresholds.load(HEAD / "thresholds.json", kind, told["model_digest"], told["embedder_id"])
+        assert thresholds is not None
+        assert all(
+            0 < level.armed <= level.threshold and (level.text_weight > 0) == kind.endswith("text")
+            for level in thresholds.levels
+        )
+    assert Thresholds.load(HEAD / "thresholds.json", "head", "another", told["embedder_id"]) is None

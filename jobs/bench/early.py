@@ -1,0 +1,292 @@
+"""Early detection: how early, and how surely, does each signal tell which sample will end as a copy, and what does it cost?
+
+Captions that are half-memorised (a protected subject beside another thing) copy with some seeds and not with others. *Seed
+level* compares samples of one caption only, so that nothing but the seed's own flight can tell; *overall* takes in captions
+that are always and never copied. A sample copies when the copies guard flags its finished picture; the copy judge is asked too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.bench.measures import RESAMPLES, Measure, publish, spread
+from jobs.world.flights import KEPT, STEPS, Flight, mixed, subjects, watch
+
+if TYPE_CHECKING:
+    from guards.copies import CopiesGuard
+    from pipeline.model.families import DiffusionModel
+    from pipeline.steer.early import EarlyDetector
+
+SEEDS = (1, 2, 3)
+GOAL, COST = 0.97, 0.02
+TOLD = (3, 5, 6, 10)  # after so many of 20 steps
+BY_A_QUARTER = 5
+LITERATURE = ("text norm", "update norm")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The flights of all seeds: what they were, whether they copied, and each signal's score (N, kept) by step."""
+
+    flights: list[Flight]
+    copy: np.ndarray
+    judged: np.ndarray
+    scores: dict[str, np.ndarray]
+
+    @property
+    def captions(self) -> np.ndarray:
+        return np.array([f.caption for f in self.flights])
+
+
+def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
+    """The flights of one seed: half-memorised captions four times each, protected and ordinary ones once.
+
+    Half of the protected subjects of mixed captions are ones the head never saw.
+    """
+    rng = np.random.default_rng(4242)  # the same captions for every seed
+    seen, unseen, ordinary = subjects()
+    pairs = zip([*rng.permutation(unseen)[:6], *rng.permutation(seen)[:6]], rng.permutation(ordinary)[:12], strict=True)
+    told = [("mixed", mixed(str(a), str(b), turn), str(a)) for turn, (a, b) in enumerate(pairs)]
+    plain = [("plain", str(name), str(name)) for name in rng.permutation([*seen, *unseen])[: 3 if quick else 10]]
+    rest = [("ordinary", str(name), "") for name in rng.permutation(ordinary)[: 3 if quick else 20]]
+    cases = [case for case in (told[4:8] if quick else told) for _ in range(3 if quick else 4)] + plain + rest
+    return [Flight(kind, caption, subject, 1_000_000 * seed + i) for i, (kind, caption, subject) in enumerate(cases)]
+
+
+def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
+    """Measure and publish ``early``; the chart is ``out/early.png``. ``work`` keeps the flights of a stopped bench."""
+    from jobs.judges.judges import Judges
+    from jobs.world.calibrate_head import copied, copies_guard
+    from pipeline.config import EarlyPolicy, ModelConfig
+    from pipeline.model.families import load_model
+    from pipeline.model.samplers import make_sampler
+    from pipeline.steer.early import HEAD, EarlyDetector, Thresholds
+    from pipeline.steer.latent_head import LatentHead
+
+    seeds = SEEDS[:1] if quick else SEEDS
+    model = load_model(ModelConfig())
+    sampler = make_sampler(model, STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        guard = copies_guard(Path(folder))
+        head = LatentHead.open(HEAD, model.digest, guard.embedder.embedder_id)
+        ways = {"head": head, "decode + embed": None} if head is not None else {"decode + embed": None}
+        owners = model.digest, guard.embedder.embedder_id
+        looks = {}
+        for name, h in ways.items():
+            kinds = ("decode", "decode+text") if h is None else ("head", "head+text")
+            found = (Thresholds.load(HEAD / "thresholds.json", kind, *owners) for kind in kinds)
+            looks[name] = EarlyDetector(EarlyPolicy(), model, sampler, guard, h, *found)
+        flights = [f for seed in seeds for f in bench_flights(seed, quick=quick)]
+        data = [_flown(model, bench_flights(seed, quick=quick), _kept(work, seed, quick)) for seed in seeds]
+        joined = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
+        references = np.stack([_picture(guard, r.ref_id) for r in guard.index.references()])
+        nearest = guard.embedder.images(joined["pictures"]) @ guard.embedder.images(references).T
+        judges = Judges.open()
+        judged = judges.copies(joined["pictures"], references[nearest.argmax(1)])
+        seen = Seen(
+            flights,
+            copied(guard, joined["pictures"]),
+            np.asarray(judged >= judges.settings["copies"]["operating_points"]["0.05"]),
+            _scores(joined, flights, model, guard, looks, references),
+        )
+        costs = _costs(model, guard, looks, quick=quick)
+    curves = {
+        level: {name: [area(name, s[:, i], seen, level) for i in range(KEPT)] for name, s in seen.scores.items()}
+        for level in ("seed level", "overall")
+    }
+    measures = [*_rates(seen), *_areas(seen, curves), *costs]
+    lines = {
+        level: {name: [[m.value, m.low, m.high] for m in found] for name, found in by.items()} for level, by in curves.items()
+    }
+    publish("early", measures, out, seeds=seeds, quick=quick, more={"steps": list(range(1, KEPT + 1)), "auc": lines})
+    _chart(curves).save(out / f"early{'-quick' if quick else ''}.png", optimize=True)
+
+
+def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | None = None, label: str = "guard") -> Measure:
+    """Area under the ROC curve with a bootstrap interval over whole captions.
+
+    Args:
+        name: of the measure.
+        scores: (N,): higher means a copy.
+        seen: labels and captions.
+        level: ``seed level`` counts pairs within one caption alone; ``overall`` all of them; ``unseen`` like the first, of the
+            protected subjects that the head never saw.
+        goal: if any.
+        label: ``guard`` or ``judge``: whose word on the finished picture counts.
+    """
+    copy, captions = (seen.copy if label == "guard" else seen.judged), seen.captions
+    if level == "unseen":
+        held = np.isin([f.subject for f in seen.flights], subjects()[1])
+        copy, captions, scores = copy[held], captions[held], scores[held]
+    names, of = np.unique(captions, return_inverse=True)
+    yes, no = np.flatnonzero(copy), np.flatnonzero(~copy)
+    wins = (scores[yes, None] > scores[None, no]) + 0.5 * (scores[yes, None] == scores[None, no])
+    pairs = np.ones_like(wins) if level == "overall" else (of[yes, None] == of[None, no]).astype(float)
+    if not pairs.sum():
+        return Measure(name, 0.5, 0.0, 1.0, 0, goal)
+    clusters = np.zeros((2, len(names), len(names)))
+    for table, values in zip(clusters, (wins * pairs, pairs), strict=True):
+        np.add.at(table, (of[yes, None].repeat(len(no), 1), of[None, no].repeat(len(yes), 0)), values)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES).astype(float)
+    if level == "overall":  # pairs of two captions count as often as both were drawn
+        sums = [np.einsum("bi,ij,bj->b", drawn, table, drawn, optimize=True) for table in clusters]
+    else:
+        sums = [drawn @ np.diagonal(table) for table in clusters]
+    kept = sums[1] > 0
+    low, high = np.quantile(sums[0][kept] / sums[1][kept], (0.025, 0.975))
+    return Measure(name, float((wins * pairs).sum() / pairs.sum()), float(low), float(high), int(pairs.sum()), goal)
+
+
+def _flown(model: DiffusionModel, flights: Sequence[Flight], kept: Path | None) -> dict[str, np.ndarray]:
+    if kept is not None and kept.exists():
+        with np.load(kept) as stored:
+            return dict(stored)
+    seen = watch(model, flights)
+    found = {
+        "clean": seen.clean, "text_norms": seen.text_norms, "update_norms": seen.update_norms, "pictures": seen.pictures,
+    }  # fmt: skip
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(".tmp.npz")
+        np.savez(temporary, **found)  # type: ignore[arg-type]
+        temporary.rename(kept)
+    return found
+
+
+def _kept(work: Path | None, seed: int, quick: bool) -> Path | None:
+    return work / "early" / f"flights-{seed}{'-quick' if quick else ''}.npz" if work is not None else None
+
+
+def _picture(guard: CopiesGuard, ref_id: str) -> np.ndarray:
+    picture = guard.index.picture(ref_id)
+    assert picture is not None
+    return picture
+
+
+def _scores(
+    data: dict[str, np.ndarray],
+    flights: Sequence[Flight],
+    model: DiffusionModel,
+    guard: CopiesGuard,
+    looks: dict[str, EarlyDetector],
+    references: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Every signal's score (N, kept): after step i + 1, higher means a copy."""
+    import torch
+
+    clean = data["clean"].astype(np.float32)
+    n, embedded = len(clean), guard.embedder.images(references)
+    taken = np.arange(1, KEPT + 1)
+    found = {
+        "text norm": np.cumsum(data["text_norms"][:, :KEPT], 1) / taken,
+        "update norm": data["update_norms"][:, :KEPT],
+    }
+    latents = model.encode(references)
+    latents = (latents - latents.mean(0)).flatten(1)
+    centre = model.encode(references).mean(0)
+    flat = torch.from_numpy(clean).reshape(n, KEPT, -1) - centre.flatten()
+    cosines = torch.nn.functional.normalize(flat, dim=2) @ torch.nn.functional.normalize(latents, dim=1).T
+    found["latent cosine"] = cosines.max(2).values.numpy()
+    for name, look in looks.items():
+        best = np.zeros((n, KEPT), np.float32)
+        for step in range(KEPT):
+            for at in range(0, n, 64):
+                rows = [torch.from_numpy(x) for x in clean[at : at + 64, step]]
+                best[at : at + 64, step] = (look.place(rows, [step] * len(rows)) @ embedded.T).max(1)
+        found[name] = best
+        levels = [look.level(step, text=True) for step in range(KEPT)]
+        weights = np.array([level.text_weight if level is not None else 0.0 for level in levels])
+        if weights.any():  # the score that probes decide by
+            found[f"{name} + text norm"] = best + weights * found["text norm"]
+    captions = list(dict.fromkeys(f.caption for f in flights))
+    told = next(iter(looks.values())).text_scores(captions)
+    texts = {caption: max(scores.values()) for caption, scores in zip(captions, told, strict=True)}
+    found["prompt"] = np.repeat(np.array([[texts[f.caption]] for f in flights], np.float32), KEPT, 1)
+    return found
+
+
+def _rates(seen: Seen) -> list[Measure]:
+    from jobs.bench.measures import clustered
+
+    kinds = np.array([f.kind for f in seen.flights])
+    told = {"mixed": "half-memorised captions copy (guard)", "plain": "protected captions copy (guard)"}
+    told |= {"ordinary": "ordinary captions copy (guard)"}
+    found = [clustered(text, seen.copy[kinds == kind], seen.captions[kinds == kind].tolist()) for kind, text in told.items()]
+    agree = (seen.copy == seen.judged).astype(float)
+    return [*found, clustered("guard and judge agree on the finished picture", agree, seen.captions.tolist())]
+
+
+def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Measure]:
+    from dataclasses import replace
+
+    found = []
+    best = next(name for name in ("head + text norm", "head", "decode + embed") if name in seen.scores)
+    for level, by in curves.items():
+        for name, steps in by.items():
+            for taken in TOLD if name.startswith(("head", "decode")) else (BY_A_QUARTER,):
+                goal = GOAL if (name, level, taken) == (best, "seed level", BY_A_QUARTER) else None
+                found.append(replace(steps[taken - 1], id=f"AUC {level} after {taken} of {STEPS} steps: {name}", goal=goal))
+    at = BY_A_QUARTER - 1
+    scores = seen.scores[best][:, at]
+    found.append(area(f"… {best}, by the judge's word", scores, seen, "seed level", label="judge"))
+    found.append(area(f"… {best}, subjects it never saw", scores, seen, "unseen"))
+    rivals = [max(m.value, 1 - m.value) for m in (curves["seed level"][name][at] for name in LITERATURE)]
+    lead = curves["seed level"][best][at].value - max(rivals)
+    found.append(Measure("… lead over the better of text norm and update norm, either direction", lead, lead, lead, 1, 0.0))
+    return found
+
+
+def _costs(model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDetector], *, quick: bool) -> list[Measure]:
+    """Time of two probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
+    import torch
+
+    rows = torch.zeros(16, *model.latent_shape)
+    context = model.encode_prompts([""]).expand(16, *model.conditioning_shape)
+    stamps = torch.full((16,), 500)
+    cleans = list(torch.randn(8, *model.latent_shape, generator=torch.Generator().manual_seed(0)))
+    shares: dict[str, list[float]] = {name: [] for name in (*looks, "prompt")}
+    for turn in range(3 if quick else 9):
+        call = min(_seconds(lambda: model.denoise(rows, stamps, context, 1.0)) for _ in range(2))
+        for name, look in looks.items():
+            took = _seconds(lambda look=look: guard.index.search(look.place(cleans, [4] * 8), guard.k))  # type: ignore[misc]
+            shares[name].append(2 * took / (STEPS * call))
+        prompts = [f"a drawing of {turn} and {i}" for i in range(8)]
+        took = _seconds(lambda prompts=prompts: next(iter(looks.values())).text_scores(prompts))  # type: ignore[misc]
+        shares["prompt"].append(took / (STEPS * call))
+    first = "head" if "head" in looks else "decode + embed"
+    told = [spread(f"share of the denoising time: two probes, {name}", shares[name]) for name in looks]
+    told.append(spread("share of the denoising time: arming by the prompt", shares["prompt"]))
+    both = [a + b for a, b in zip(shares[first], shares["prompt"], strict=True)]
+    return [*told, spread(f"share of the denoising time: {first} and arming", both, COST, "lower")]
+
+
+def _seconds(job: Any) -> float:
+    began = time.perf_counter()
+    job()
+    return time.perf_counter() - began
+
+
+def _chart(curves: dict[str, dict[str, list[Measure]]]) -> Any:
+    from PIL import Image
+
+    from jobs.bench.curves import Curve, panel
+
+    x = list(range(1, KEPT + 1))
+    parts = []
+    for level, by in curves.items():
+        lines = [Curve(n, x, [m.value for m in ms], [m.low for m in ms], [m.high for m in ms]) for n, ms in by.items()]
+        words = "same caption, other seeds" if level == "seed level" else "all captions"
+        below = f"denoising steps taken, of {STEPS}"
+        parts.append(panel(f"AUC for ending as a copy: {words}", lines, bottom=0.4, top=1.0, below=below, lines=[GOAL]))
+    sheet = Image.new("RGB", (parts[0].width, sum(p.height for p in parts)), "white")
+    for i, part in enumerate(parts):
+        sheet.paste(part, (0, i * part.height))
+    return sheet
