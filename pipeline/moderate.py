@@ -225,7 +225,10 @@ def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
 def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
     negative = studio.negative_of(case.request.negative_prompt, erasure)
+    before = case.intervention
     trajectory, case.intervention = erase(studio.engine, last, rung, erasure, negative, seed=case.seed)
+    if before is not None and (trajectory.push is not None or trajectory.nudge is not None):
+        case.intervention = replace(case.intervention, ref_ids=before.ref_ids)
     case.erasure, case.resumed_from = erasure, trajectory.step
     studio.engine.submit(trajectory.resumed(last, case.seed))
 

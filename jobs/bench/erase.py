@@ -20,7 +20,7 @@ import numpy as np
 
 from guards.base import Finding
 from jobs.bench.erase_arms import ARMS, FULL, Arm, adapter_folder, build_sets, train_arm
-from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, publish, spread
+from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, publish, ratio, spread
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ REPEATS = 2  # pictures of each new subject and seed
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
 KINDS = ("watermark", "qr", "text")
+LADDER = "default mark ladder, up to three attempts"
 Found = list[dict[str, list[Any]]]
 
 
@@ -203,7 +204,12 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         goal = arm.name == FULL["model"]
         measures += judged(b, shown, pictures, captions, clean, plain_top=top, flagged=flagged, goals=goal)
         if goal and seed == 0:
-            measures += [drawn_when_asked(b, adapter, prone[:: 2 if quick else 1], seeds[0])]
+            laddered = climbed(b, adapter, pictures, found, captions, noises)
+            measures += judged(b, LADDER, laddered, captions, clean, plain_top=top, flagged=flagged)
+            measures += [
+                divided(b, plain, laddered, captions),
+                drawn_when_asked(b, adapter, prone[:: 2 if quick else 1], seeds[0]),
+            ]
             sheet(plain, pictures, flagged, captions).save(b.work / "erase-model.png")
     return [prefixed("model removal", m) for m in measures]
 
@@ -236,6 +242,50 @@ def judged(
         measures.append(spread(f"{name}: … of the redrawn, against before", [float(kept)], 0.97 if goals else None))
     measures.append(half_samples(f"{name}: KID × 1000 to the clean drawings", features(b, pictures), clean, kid, scale=1000))
     return measures
+
+
+def climbed(
+    b: Bench, adapter: EraseAdapter, pictures: np.ndarray, found: Found, captions: list[str], noises: list[int]
+) -> np.ndarray:
+    """The rest of the default mark ladder: what is still found is said as well; was it said before, it is a new seed."""
+    from pipeline.steer.ladder import next_seed
+
+    pictures, said, seeds = pictures.copy(), [dict(marks) for marks in found], list(noises)
+    for attempt in (2, 3):
+        seen = b.found(pictures)
+        left = [i for i, marks in enumerate(seen) if marks]
+        negatives = []
+        for i in left:
+            before = b.negative(adapter, said[i])
+            said[i] = merged(seen[i], said[i])
+            negatives.append(b.negative(adapter, said[i]))
+            if attempt == 3 or bool((negatives[-1] == before).all()):
+                seeds[i] = next_seed(seeds[i], attempt)
+        if left:
+            pictures[left] = b.draw(b.job([captions[i] for i in left], [seeds[i] for i in left], negatives))
+    return pictures
+
+
+def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Marks of the last attempt first, then those of earlier ones that are not the same."""
+    from pipeline.steer.erase import SAME, overlap
+
+    out = {concept: list(boxes) for concept, boxes in now.items()}
+    for concept, boxes in before.items():
+        kept = out.setdefault(concept, [])
+        kept += [box for box in boxes if all(overlap(box, other) < SAME for other in kept)]
+    return out
+
+
+def divided(b: Bench, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> Measure:
+    """How many times fewer pictures are marked (both detectors agree); the interval resamples captions."""
+
+    def marked(pictures: np.ndarray) -> np.ndarray:
+        own = np.array([bool(marks) for marks in b.found(pictures)])
+        judge: np.ndarray = np.max(b.judges.marks(pictures) >= 0.5, axis=1)
+        return np.asarray(np.logical_and(own, judge), np.float64)
+
+    return ratio("marked before / marked after, both agree", marked(before), marked(after), captions, 5.0)
 
 
 def drawn_when_asked(b: Bench, adapter: EraseAdapter, captions: list[str], seed: int) -> Measure:

@@ -209,7 +209,8 @@ def prepare(rows: Sequence[Row], base: Any, how: Training) -> Examples:
     tokens = [tuple(index[t] for t in vocabulary.phrase(found[i], room=room)) if vocabulary is not None else () for i in kept]
     captions = [rows[i].caption for i in kept]
     said = json.dumps([captions, tokens]).encode()
-    sha256 = hashlib.sha256(said + latents.numpy().tobytes() + masks.tobytes()).hexdigest()
+    # Of what was given, not of its latents: their last bits depend on the autoencoder's kernels.
+    sha256 = hashlib.sha256(said + b"".join(p.tobytes() for p in pictures) + masks.tobytes()).hexdigest()
     weights = torch.from_numpy(loss_weights(masks, how.a))
     return Examples(latents, weights, captions, tokens, sha256, marked)
 

@@ -190,6 +190,8 @@ def erase(
 ) -> tuple[Trajectory, Intervention]:
     """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
 
+    What the failed attempt was pushed away from it is still pushed away from: erasing a mark must not bring back a copy.
+
     Args:
         engine: gives the number of steps and the noise of the seed.
         last: the finished trajectory of the failed attempt.
@@ -205,8 +207,12 @@ def erase(
         fix = "Raise guidance_scale above 1, or leave the rung out"
         raise ConfigError("this model is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
     begin = rollback_step(len(engine.sampler), 1, resume_fraction=rung.resume_fraction)
+    if last.push is not None or last.nudge is not None:  # steered away from a copy: that stays, from the step it began at
+        begin = max(begin, last.rows_from[0][0] if last.rows_from else 0)
     begin = max((step for step in last.ring if step <= begin), default=0)
     latent = last.ring[begin] if begin in last.ring else engine.initial_noise(seed)
     earlier = {step: z for step, z in last.ring.items() if step < begin}
-    again = Trajectory(last.tag, latent, begin, last.context, negative, ring=earlier, lowrank=erasure.lowrank)
+    again = Trajectory(
+        last.tag, latent, begin, last.context, negative, push=last.push, nudge=last.nudge, ring=earlier, lowrank=erasure.lowrank
+    )  # fmt: skip
     return again, Intervention("erase", erasure.strength, tokens=erasure.tokens, adapters=erasure.adapters)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.bench.erase_arms import ARMS, FULL, adapter_folder
-from jobs.bench.measures import Measure, corrected, half_samples, kid
+from jobs.bench.measures import Measure, corrected, half_samples, kid, ratio
 
 
 def test_a_rate_is_corrected_for_its_detector() -> None:
@@ -18,6 +18,16 @@ def test_a_rate_is_corrected_for_its_detector() -> None:
     assert corrected("c", Measure("m", 1.0, 0.9, 1.0, 40), 0.8, 0.9).value == 1.0  # never above everything
     blind = corrected("c", Measure("m", 0.3, 0.1, 0.5, 40), 0.2, 0.8)
     assert (blind.low, blind.high) == (0.0, 1.0)  # a coin says nothing
+
+
+def test_a_ratio_counts_the_same_cases() -> None:
+    clusters = [f"c{i // 3}" for i in range(60)]
+    before, after = np.tile([1.0, 1.0, 0.0], 20), np.tile([1.0, 0.0, 0.0], 20)
+    found = ratio("r", before, after, clusters, 2.0)
+    assert (found.value, found.low, found.high, found.met) == (2.0, 2.0, 2.0, True)  # every cluster alike
+    assert ratio("r", before, np.zeros(60), clusters).value == 80  # 40 before, none after: half a case stands in
+    mixed = ratio("r", before, np.repeat([1.0, 0.0], 30), clusters)
+    assert mixed.value == pytest.approx(40 / 30) and mixed.low < mixed.value < mixed.high
 
 
 def test_kid_by_hand_and_in_expectation() -> None:

@@ -37,6 +37,7 @@ from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, erase, open_erasers
+from pipeline.steer.nudge import Nudge
 from pipeline.studio import Studio, identity_of
 
 STEPS = 4
@@ -397,6 +398,31 @@ def test_a_resumed_erasure_keeps_the_beginning(exact: DiffusionModel, erasers: E
     late = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", resume_fraction=0.5), MarkRung("reseed")))
     sample = draw(studio(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
     assert sample.attempts[1].resumed_from_step == 2 and sample.attempts[1].denoiser_evals == STEPS - 2
+
+
+def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, erasers: Erasers) -> None:
+    e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0)
+    texts = exact.encode_prompts(["a red apple", ""])
+    reference = torch.randn(exact.latent_shape, generator=torch.Generator().manual_seed(9))
+
+    def finished(nudge: Nudge | None) -> Trajectory:
+        plain = Trajectory(0, e.initial_noise(1), 0, texts[0], texts[1], seed=1)
+        e.submit(plain)
+        while e.busy:
+            e.step()
+        late = Trajectory(0, plain.ring[2], 2, texts[0], texts[1], nudge=nudge, ring={s: plain.ring[s] for s in (0, 1)})
+        e.submit(late.resumed(plain, 1))
+        while e.busy:
+            e.step()
+        return late
+
+    asked = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
+    assert asked is not None
+    nudge = Nudge((reference,), torch.zeros_like(reference), 0.2, 3, until_step=STEPS)
+    steered, _ = erase(e, finished(nudge), MarkRung("erase"), asked, texts[1], seed=1)
+    assert steered.nudge is nudge and steered.step == 2 and sorted(steered.ring) == [0, 1]
+    free, _ = erase(e, finished(None), MarkRung("erase"), asked, texts[1], seed=1)
+    assert free.nudge is None and free.step == 0 and torch.equal(free.latent, e.initial_noise(1))
 
 
 def test_our_own_marks_are_nobodys_business() -> None:
