@@ -243,8 +243,8 @@ def _words(studio: Studio, case: Case) -> Words:
 
 
 def _own_references(case: Case) -> list[str]:
-    """What the sample was flagged for so far, and so is steered away from; the last first."""
-    caught = [match.ref_id for caught in reversed(case.caught) for match in caught.nearest]
+    """What the sample was caught by and flagged for so far, and so is steered away from."""
+    caught = [caught.nearest[0].ref_id for caught in reversed(case.caught)]  # the others it was only near to
     found = [f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered]
     return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
 
