@@ -158,6 +158,7 @@ class EarlyPolicy:
     """
 
     enabled: bool = False
+    signal: Literal["latent", "head", "decode"] = "latent"
     probes: tuple[float, ...] = (0.15, 0.3)
     threshold: float = 0.0
     arm: bool = True

@@ -20,7 +20,7 @@ from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
-from pipeline.steer.early import EarlyDetector, early_id, wanted
+from pipeline.steer.early import EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
 
@@ -74,10 +74,13 @@ class Studio:
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
         self.engine.features = FeatureCache(FEATURE_BYTES)
-        self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies) if copies and wanted(policy) else None
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
+        self.early = None
+        if copies is not None and wanted(policy):
+            latents = ReferenceLatents.of(copies.index, self.reference_latent, lambda: self.reference_centre)
+            self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(
             lambda text: negative_conditioning(model, text, self.standing, self.context_of)

@@ -1,8 +1,9 @@
 """Early detection: how early, and how surely, does each signal tell which sample will end as a copy, and what does it cost?
 
-Captions that are half-memorised (a protected subject beside another thing) copy with some seeds and not with others. *Seed
-level* compares samples of one caption only, so that nothing but the seed's own flight can tell; *overall* takes in captions
-that are always and never copied. A sample copies when the copies guard flags its finished picture; the copy judge is asked too.
+Half-memorised captions name a protected subject beside another thing. *Seed level* compares samples of one caption only, so
+that nothing but the seed's own flight can tell; *half-memorised* compares all samples of such captions; *overall* takes in
+captions that are always and never copied. A sample copies when the copies guard flags its finished picture; the copy judge
+is asked too.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from jobs.world.flights import KEPT, STEPS, Flight, mixed, subjects, watch
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from pipeline.model.families import DiffusionModel
-    from pipeline.steer.early import EarlyDetector
+    from pipeline.steer.early import EarlyDetector, ReferenceLatents
 
 SEEDS = (1, 2, 3)
 GOAL, COST = 0.97, 0.02
 TOLD = (3, 5, 6, 10)  # after so many of 20 steps
 BY_A_QUARTER = 5
+LEVELS = ("seed level", "half-memorised", "overall")
+SHIPPED = "latent cosine"  # what the shipped policy's probes go by
 LITERATURE = ("text norm", "update norm")
 
 
@@ -62,12 +65,14 @@ def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
 
 def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     """Measure and publish ``early``; the chart is ``out/early.png``. ``work`` keeps the flights of a stopped bench."""
+    import torch
+
     from jobs.judges.judges import Judges
     from jobs.world.calibrate_head import copied, copies_guard
     from pipeline.config import EarlyPolicy, ModelConfig
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
-    from pipeline.steer.early import HEAD, EarlyDetector, Thresholds
+    from pipeline.steer.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
     from pipeline.steer.latent_head import LatentHead
 
     seeds = SEEDS[:1] if quick else SEEDS
@@ -86,7 +91,10 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         flights = [f for seed in seeds for f in bench_flights(seed, quick=quick)]
         data = [_flown(model, bench_flights(seed, quick=quick), _kept(work, seed, quick)) for seed in seeds]
         joined = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
-        references = np.stack([_picture(guard, r.ref_id) for r in guard.index.references()])
+        ids = [r.ref_id for r in guard.index.references()]
+        references = np.stack([_picture(guard, ref_id) for ref_id in ids])
+        encoded = dict(zip(ids, model.encode(references), strict=True))
+        latents = ReferenceLatents(guard.index, encoded.get, lambda: torch.stack(list(encoded.values())).mean(0))
         nearest = guard.embedder.images(joined["pictures"]) @ guard.embedder.images(references).T
         judges = Judges.open()
         judged = judges.copies(joined["pictures"], references[nearest.argmax(1)])
@@ -94,12 +102,12 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
             flights,
             copied(guard, joined["pictures"]),
             np.asarray(judged >= judges.settings["copies"]["operating_points"]["0.05"]),
-            _scores(joined, flights, model, guard, looks, references),
+            _scores(joined, flights, guard, looks, latents, references),
         )
-        costs = _costs(model, guard, looks, quick=quick)
+        costs = _costs(model, guard, looks, latents, quick=quick)
     curves = {
         level: {name: [area(name, s[:, i], seen, level) for i in range(KEPT)] for name, s in seen.scores.items()}
-        for level in ("seed level", "overall")
+        for level in LEVELS
     }
     measures = [*_rates(seen), *_areas(seen, curves), *costs]
     lines = {
@@ -116,19 +124,21 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
         name: of the measure.
         scores: (N,): higher means a copy.
         seen: labels and captions.
-        level: ``seed level`` counts pairs within one caption alone; ``overall`` all of them; ``unseen`` like the first, of the
-            protected subjects that the head never saw.
+        level: ``seed level`` counts pairs within one caption alone; ``half-memorised`` all pairs of such captions; ``overall``
+            all there are; ``unseen`` those of protected subjects that the head never saw, and of ordinary captions.
         goal: if any.
         label: ``guard`` or ``judge``: whose word on the finished picture counts.
     """
     copy, captions = (seen.copy if label == "guard" else seen.judged), seen.captions
-    if level == "unseen":
-        held = np.isin([f.subject for f in seen.flights], subjects()[1])
+    if level in ("unseen", "half-memorised"):
+        unseen = subjects()[1]
+        kept = {"half-memorised": lambda f: f.kind == "mixed", "unseen": lambda f: f.kind == "ordinary" or f.subject in unseen}
+        held = np.array([kept[level](f) for f in seen.flights])
         copy, captions, scores = copy[held], captions[held], scores[held]
     names, of = np.unique(captions, return_inverse=True)
     yes, no = np.flatnonzero(copy), np.flatnonzero(~copy)
     wins = (scores[yes, None] > scores[None, no]) + 0.5 * (scores[yes, None] == scores[None, no])
-    pairs = np.ones_like(wins) if level == "overall" else (of[yes, None] == of[None, no]).astype(float)
+    pairs = (of[yes, None] == of[None, no]).astype(float) if level == "seed level" else np.ones_like(wins)
     if not pairs.sum():
         return Measure(name, 0.5, 0.0, 1.0, 0, goal)
     clusters = np.zeros((2, len(names), len(names)))
@@ -136,7 +146,7 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
         np.add.at(table, (of[yes, None].repeat(len(no), 1), of[None, no].repeat(len(yes), 0)), values)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES).astype(float)
-    if level == "overall":  # pairs of two captions count as often as both were drawn
+    if level != "seed level":  # pairs of two captions count as often as both were drawn
         sums = [np.einsum("bi,ij,bj->b", drawn, table, drawn, optimize=True) for table in clusters]
     else:
         sums = [drawn @ np.diagonal(table) for table in clusters]
@@ -174,9 +184,9 @@ def _picture(guard: CopiesGuard, ref_id: str) -> np.ndarray:
 def _scores(
     data: dict[str, np.ndarray],
     flights: Sequence[Flight],
-    model: DiffusionModel,
     guard: CopiesGuard,
     looks: dict[str, EarlyDetector],
+    latents: ReferenceLatents,
     references: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Every signal's score (N, kept): after step i + 1, higher means a copy."""
@@ -189,12 +199,8 @@ def _scores(
         "text norm": np.cumsum(data["text_norms"][:, :KEPT], 1) / taken,
         "update norm": data["update_norms"][:, :KEPT],
     }
-    latents = model.encode(references)
-    latents = (latents - latents.mean(0)).flatten(1)
-    centre = model.encode(references).mean(0)
-    flat = torch.from_numpy(clean).reshape(n, KEPT, -1) - centre.flatten()
-    cosines = torch.nn.functional.normalize(flat, dim=2) @ torch.nn.functional.normalize(latents, dim=1).T
-    found["latent cosine"] = cosines.max(2).values.numpy()
+    near = latents.search([torch.from_numpy(x) for flight in clean for x in flight], 1)
+    found[SHIPPED] = np.array([match.similarity for (match,) in near], np.float32).reshape(n, KEPT)
     for name, look in looks.items():
         best = np.zeros((n, KEPT), np.float32)
         for step in range(KEPT):
@@ -228,23 +234,27 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
     from dataclasses import replace
 
     found = []
-    best = next(name for name in ("head + text norm", "head", "decode + embed") if name in seen.scores)
     for level, by in curves.items():
         for name, steps in by.items():
-            for taken in TOLD if name.startswith(("head", "decode")) else (BY_A_QUARTER,):
-                goal = GOAL if (name, level, taken) == (best, "seed level", BY_A_QUARTER) else None
+            for taken in TOLD if name == SHIPPED else (BY_A_QUARTER,):
+                goal = GOAL if (name, level, taken) == (SHIPPED, "seed level", BY_A_QUARTER) else None
                 found.append(replace(steps[taken - 1], id=f"AUC {level} after {taken} of {STEPS} steps: {name}", goal=goal))
     at = BY_A_QUARTER - 1
-    scores = seen.scores[best][:, at]
-    found.append(area(f"… {best}, by the judge's word", scores, seen, "seed level", label="judge"))
-    found.append(area(f"… {best}, subjects it never saw", scores, seen, "unseen"))
-    rivals = [max(m.value, 1 - m.value) for m in (curves["seed level"][name][at] for name in LITERATURE)]
-    lead = curves["seed level"][best][at].value - max(rivals)
-    found.append(Measure("… lead over the better of text norm and update norm, either direction", lead, lead, lead, 1, 0.0))
+    told = f"after {BY_A_QUARTER} of {STEPS} steps"
+    shipped = seen.scores[SHIPPED][:, at]
+    found.append(area(f"… overall {told}, by the judge's word: {SHIPPED}", shipped, seen, "overall", label="judge"))
+    for name in (SHIPPED, *(n for n in seen.scores if n.startswith("head"))):
+        found.append(area(f"… subjects the head never saw, {told}: {name}", seen.scores[name][:, at], seen, "unseen"))
+    for level in LEVELS:
+        rivals = [max(m.value, 1 - m.value) for m in (curves[level][name][at] for name in LITERATURE)]
+        lead = curves[level][SHIPPED][at].value - max(rivals)
+        found.append(Measure(f"{SHIPPED} above the better of {' and '.join(LITERATURE)}, {level}", lead, lead, lead, 1, 0.0))
     return found
 
 
-def _costs(model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDetector], *, quick: bool) -> list[Measure]:
+def _costs(
+    model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDetector], latents: ReferenceLatents, *, quick: bool
+) -> list[Measure]:
     """Time of two probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
     import torch
 
@@ -252,20 +262,20 @@ def _costs(model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDete
     context = model.encode_prompts([""]).expand(16, *model.conditioning_shape)
     stamps = torch.full((16,), 500)
     cleans = list(torch.randn(8, *model.latent_shape, generator=torch.Generator().manual_seed(0)))
-    shares: dict[str, list[float]] = {name: [] for name in (*looks, "prompt")}
+    shares: dict[str, list[float]] = {name: [] for name in (SHIPPED, *looks, "prompt")}
     for turn in range(3 if quick else 9):
         call = min(_seconds(lambda: model.denoise(rows, stamps, context, 1.0)) for _ in range(2))
+        shares[SHIPPED].append(2 * _seconds(lambda: latents.search(cleans, guard.k)) / (STEPS * call))
         for name, look in looks.items():
             took = _seconds(lambda look=look: guard.index.search(look.place(cleans, [4] * 8), guard.k))  # type: ignore[misc]
             shares[name].append(2 * took / (STEPS * call))
         prompts = [f"a drawing of {turn} and {i}" for i in range(8)]
         took = _seconds(lambda prompts=prompts: next(iter(looks.values())).text_scores(prompts))  # type: ignore[misc]
         shares["prompt"].append(took / (STEPS * call))
-    first = "head" if "head" in looks else "decode + embed"
-    told = [spread(f"share of the denoising time: two probes, {name}", shares[name]) for name in looks]
+    told = [spread(f"share of the denoising time: two probes, {name}", shares[name]) for name in (SHIPPED, *looks)]
     told.append(spread("share of the denoising time: arming by the prompt", shares["prompt"]))
-    both = [a + b for a, b in zip(shares[first], shares["prompt"], strict=True)]
-    return [*told, spread(f"share of the denoising time: {first} and arming", both, COST, "lower")]
+    both = [a + b for a, b in zip(shares[SHIPPED], shares["prompt"], strict=True)]
+    return [*told, spread(f"share of the denoising time: {SHIPPED} and arming", both, COST, "lower")]
 
 
 def _seconds(job: Any) -> float:
@@ -283,7 +293,7 @@ def _chart(curves: dict[str, dict[str, list[Measure]]]) -> Any:
     parts = []
     for level, by in curves.items():
         lines = [Curve(n, x, [m.value for m in ms], [m.low for m in ms], [m.high for m in ms]) for n, ms in by.items()]
-        words = "same caption, other seeds" if level == "seed level" else "all captions"
+        words = {"seed level": "same caption, other seeds", "overall": "all captions"}.get(level, "half-memorised captions")
         below = f"denoising steps taken, of {STEPS}"
         parts.append(panel(f"AUC for ending as a copy: {words}", lines, bottom=0.4, top=1.0, below=below, lines=[GOAL]))
     sheet = Image.new("RGB", (parts[0].width, sum(p.height for p in parts)), "white")

@@ -19,11 +19,12 @@ from pipeline.steer.latent_head import ROWS
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
+    from index.store import Match
 
 FALSE_ALARMS = 0.02
 MARGIN = 0.03
 TEXT_SHARE = 0.5  # of ‖ε_text − ε_empty‖ in the score, beside the cosine
-ARMED_COPIES = 0.95  # share of copies whose reference must be armed by its prompt
+ARMED_COPIES = 0.8  # share of copies whose reference must be armed by its prompt
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 9)  # steps of 20; at step 0 of a schedule with zero terminal SNR x̂0 is the prompt's alone
 
 
@@ -49,6 +50,10 @@ def copied(guard: CopiesGuard, pictures: np.ndarray) -> np.ndarray:
 def likeness(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Unit vectors (N, E) and (M, E) → cosines float32 (N, M)."""
     return np.asarray(embeddings @ references.T)
+
+
+def _by_id(matches: list[Match]) -> dict[str, float]:
+    return {match.ref_id: match.similarity for match in matches}
 
 
 def choose(best: np.ndarray, best_armed: np.ndarray, copy: np.ndarray) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
     from pipeline.config import EarlyPolicy, ModelConfig
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
-    from pipeline.steer.early import EarlyDetector
+    from pipeline.steer.early import EarlyDetector, ReferenceLatents
     from pipeline.steer.latent_head import LatentHead
 
     model = load_model(ModelConfig())
@@ -98,6 +103,10 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
         looks = {kind: EarlyDetector(EarlyPolicy(), model, sampler, guard, h, None) for kind, h in ways.items()}
         ids = [r.ref_id for r in guard.index.references()]
         references = np.stack([guard.index.embedding(ref_id) for ref_id in ids])
+        pictures = {ref_id: guard.index.picture(ref_id) for ref_id in ids}
+        encoded = dict(zip(ids, model.encode(np.stack([p for p in pictures.values() if p is not None])), strict=True))
+        latents = ReferenceLatents(guard.index, encoded.get, lambda: torch.stack(list(encoded.values())).mean(0))
+        latents.search([], 1)  # while the index is there
         copy = copied(guard, data["pictures"])
         captions = list(dict.fromkeys(data["caption"].tolist()))
         told = dict(zip(captions, looks["head"].text_scores(captions), strict=True))
@@ -120,6 +129,8 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
             weight = round(TEXT_SHARE * float(near.max(1).std() / norms.std()), 8)
             more = near + weight * norms[:, None]
             row[f"{kind}+text"] = choose(more.max(1), np.where(armed, more, -1.0).max(1), copy) | {"text_weight": weight}
+        near = np.stack([[found[ref_id] for ref_id in ids] for found in map(_by_id, latents.search(cleans, len(ids)))])
+        row["latent"] = choose(near.max(1), np.where(armed, near, -1.0).max(1), copy)
         levels.append(row)
         print(json.dumps(row), flush=True)
     body = {
@@ -147,7 +158,7 @@ def write_card(target: Path) -> None:
         f"| {row['step']} | {row['signal']:.3f} | "
         + " | ".join(
             f"{100 * row[kind]['caught']:.0f} % | {100 * row[kind]['false_alarms']:.1f} %"
-            for kind in ("head+text", "head", "decode+text", "decode")
+            for kind in ("latent", "head+text", "head", "decode+text", "decode")
         )
         + " |\n"
         for row in measured["levels"]
@@ -183,8 +194,10 @@ A reference is armed when the prompt's text embedding has a cosine of {arm} to i
 guidance are scored by the cosine and the mean ‖ε_text − ε_empty‖ so far, others by the cosine alone. Caught: share of the
 copies. False alarms: share of the others, in sample.
 
-| step of 20 | signal a | head and text norm: caught | false alarms | head alone | | decode + embed and text norm | | alone | |
-|---|---|---|---|---|---|---|---|---|---|
+Each way of looking: caught, false alarms.
+
+| step of 20 | signal a | latents | | head + text norm | | head | | decode + text norm | | decode | |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {levels}
 `clearance bench early` measures it on captions and seeds of its own.
 

@@ -2,11 +2,16 @@
 
 Before the first step the prompt's text embedding is held against the references' embeddings and titles: what is near is *armed*
 and catches more easily; nothing else follows from it. At a few steps the predicted clean latent x̂0 of every unsteered sample is
-placed in the embedder's space, by the latent head or, where there is none for this model and embedder, by decoding and
-embedding it, and searched for in the reference index. To the cosine comes the mean of ‖ε_text − ε_empty‖ so far, which costs
-nothing and tells what the place of x̂0 does not (arXiv 2407.21720), weighed as calibrated. Thresholds depend on the noise level
-and are calibrated on the embedded world (``head/thresholds.json``); without a calibration the finished picture's own threshold
-is taken: rather a miss than a false alarm.
+compared with the references. How (``early.signal``):
+
+* ``latent``: by the cosine of the latents themselves, from the references' mean; for indexes that hold their pictures, of at
+  most 512 references. Nothing is trained, and references that came later are seen as well as the first.
+* ``head``: placed in the embedder's space by the latent head, and searched for in the index; a model or embedder that the head
+  does not belong to is served by ``decode``.
+* ``decode``: decoded and embedded. The last two take the mean of ‖ε_text − ε_empty‖ so far into the score (arXiv 2407.21720).
+
+Thresholds depend on the noise level and are calibrated on the embedded world (``head/thresholds.json``); without a calibration
+the finished picture's own threshold is taken: rather a miss than a false alarm.
 
 Looking changes nothing: a sample that is not caught keeps its bytes. Only the check of the finished picture accepts.
 """
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
+    from index.store import Reference, ReferenceIndex
     from pipeline.config import EarlyPolicy, Policy
     from pipeline.engine import Trajectory
     from pipeline.model.samplers import Sampler
@@ -40,6 +46,7 @@ HEAD = STICKERS / "head"
 PROMPTS = 65536  # whose armed references are remembered
 TITLES = 4096  # in a larger index only the pictures' embeddings arm, not the titles
 HARMLESS = ("retired", "allowed")
+LATENTS = 512  # references whose latents are kept at hand; a larger index is searched in the embedder's space
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,13 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: Path, kind: str, model_digest: str, embedder_id: str) -> Thresholds | None:
-        """Those of ``kind`` (head, decode, head+text, decode+text); None when measured with another model or embedder."""
+        """Those of ``kind`` (latent, head, head+text …); None when not measured, or with another model or embedder."""
         if not path.exists():
             return None
         told = json.loads(path.read_text(encoding="utf-8"))
         if (told["model_digest"], told["embedder_id"]) != (model_digest, embedder_id):
+            return None
+        if any(kind not in row for row in told["levels"]):
             return None
         levels = [
             Level(row["signal"], row[kind]["threshold"], row[kind]["armed"], row[kind].get("text_weight", 0.0))
@@ -93,13 +102,59 @@ class Thresholds:
         return cls(tuple(sorted(levels, key=lambda level: level.signal)), told["arm_from"])
 
 
+class ReferenceLatents:
+    """The references' clean latents, and which of them an x̂0 comes near to: cosines of the deviations from their mean.
+
+    Args:
+        index: the references; those whose picture it holds take part.
+        latent_of: reference id → clean latent (C, h, w), or None.
+        centre: what deviations are taken from (C, h, w).
+    """
+
+    def __init__(
+        self, index: ReferenceIndex, latent_of: Callable[[str], torch.Tensor | None], centre: Callable[[], torch.Tensor]
+    ) -> None:
+        self._index, self._latent_of, self._centre = index, latent_of, centre
+        self._ready: tuple[list[Reference], torch.Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls, index: ReferenceIndex, latent_of: Callable[[str], torch.Tensor | None], centre: Callable[[], torch.Tensor]
+    ) -> ReferenceLatents | None:
+        """None where latents cannot stand for the index: too many references, or some without a picture."""
+        references = [r for r in index.references() if r.status not in HARMLESS]
+        if not 0 < len(references) <= LATENTS or any(index.picture(r.ref_id) is None for r in references):
+            return None
+        return cls(index, latent_of, centre)
+
+    def search(self, cleans: Sequence[torch.Tensor], k: int) -> list[list[Match]]:
+        """N predicted clean latents (C, h, w) → the k nearest references of each, best first."""
+        import torch
+
+        if self._ready is None:
+            active = [r for r in self._index.references() if r.status not in HARMLESS]
+            found = [(r, z) for r in active if (z := self._latent_of(r.ref_id)) is not None]
+            rows = torch.stack([(z - self._centre()).flatten() for _, z in found])
+            self._ready = [r for r, _ in found], torch.nn.functional.normalize(rows.double(), dim=1)
+        references, rows = self._ready
+        out = []
+        for clean in cleans:  # one by one: a row must not depend on its neighbours
+            own = torch.nn.functional.normalize((clean - self._centre()).flatten().double(), dim=0)
+            cosines = (rows * own).sum(1)
+            best = torch.argsort(cosines, descending=True, stable=True)[:k].tolist()
+            out.append([
+                Match(r.ref_id, r.title, float(cosines[i]), r.rights_basis, r.status) for i in best for r in [references[i]]
+            ])  # fmt: skip
+        return out
+
+
 def probe_steps(probes: Sequence[float], steps: int) -> frozenset[int]:
     """Numbers of steps taken after which a probe looks; the last step's picture is looked at anyway."""
     return frozenset(taken for share in probes if 0 < (taken := max(1, round(share * steps))) < steps)
 
 
 def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path = HEAD) -> str:
-    """What early detection decides by: digest of head and thresholds, "decode" without a head, "" when it is off."""
+    """What early detection decides by: signal and digest of head and thresholds, "decode" for others' models, "" when off."""
     if not wanted(policy) or not embedder_id:
         return ""
     path = folder / "head.json"
@@ -108,7 +163,7 @@ def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path =
         return "decode"
     thresholds = folder / "thresholds.json"
     content = path.read_bytes() + (thresholds.read_bytes() if thresholds.exists() else b"")
-    return "head-" + hashlib.sha256(content).hexdigest()[:16]
+    return f"{policy.early.signal}-" + hashlib.sha256(content).hexdigest()[:16]
 
 
 def wanted(policy: Policy) -> bool:
@@ -127,6 +182,7 @@ class EarlyDetector:
         head: of this model and embedder, or None.
         thresholds: calibrated for the way of looking, or None.
         with_text: the same for scores with ‖ε_text − ε_empty‖ in them; for samples with classifier-free guidance.
+        latents: of the references, to compare x̂0 with directly; None to go through the embedder's space.
     """
 
     def __init__(
@@ -138,29 +194,41 @@ class EarlyDetector:
         head: LatentHead | None,
         thresholds: Thresholds | None,
         with_text: Thresholds | None = None,
+        latents: ReferenceLatents | None = None,
     ) -> None:
         self.policy, self.model, self.sampler, self.copies = policy, model, sampler, copies
         self.head, self.thresholds, self.with_text = head, thresholds, with_text
-        self.kind = "decode" if head is None else "head"
+        self.latents = latents
+        self.kind = "latent" if latents is not None else "decode" if head is None else "head"
         self.steps = probe_steps(policy.probes, len(sampler))
         self._arms: dict[str, frozenset[str]] = {}
         self._titles: tuple[list[str], np.ndarray] | None = None
 
     @classmethod
     def open(
-        cls, policy: EarlyPolicy, model: DiffusionModel, sampler: Sampler, copies: CopiesGuard, folder: Path = HEAD
+        cls,
+        policy: EarlyPolicy,
+        model: DiffusionModel,
+        sampler: Sampler,
+        copies: CopiesGuard,
+        folder: Path = HEAD,
+        latents: ReferenceLatents | None = None,
     ) -> EarlyDetector:
         """With the shipped head and thresholds where they belong to this model and embedder.
+
+        ``latents`` count where the policy's signal is ``latent``.
 
         Raises:
             ModelError: the head's weights are not what its card says.
         """
         owners = model.digest, copies.embedder.embedder_id
-        head = LatentHead.open(folder, *owners)
-        kind = "decode" if head is None else "head"
         path = folder / "thresholds.json"
+        if policy.signal != "latent" or not (policy.threshold or Thresholds.load(path, "latent", *owners)):
+            latents = None  # a cosine of latents means nothing without a calibration
+        head = LatentHead.open(folder, *owners) if policy.signal != "decode" and latents is None else None
+        kind = "latent" if latents is not None else "decode" if head is None else "head"
         bare, with_text = (Thresholds.load(path, name, *owners) for name in (kind, f"{kind}+text"))
-        return cls(policy, model, sampler, copies, head, bare, with_text)
+        return cls(policy, model, sampler, copies, head, bare, with_text, latents)
 
     def look(self, trajectories: Sequence[Trajectory], prompts: Sequence[str]) -> list[Caught | None]:
         """Look at N running samples, each having just taken a probe step, with their prompts: what each was caught by, or None.
@@ -171,7 +239,10 @@ class EarlyDetector:
             return []
         at = [t.step - 1 for t in trajectories]
         cleans = [t.clean for t in trajectories if t.clean is not None]
-        found = self.copies.index.search(self.place(cleans, at), self.copies.k)
+        if self.latents is not None:
+            found = self.latents.search(cleans, self.copies.k)
+        else:
+            found = self.copies.index.search(self.place(cleans, at), self.copies.k)
         return [
             self._caught(t, matches, armed) for t, matches, armed in zip(trajectories, found, self.arm(prompts), strict=True)
         ]

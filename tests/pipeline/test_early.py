@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +23,12 @@ from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelCo
 from pipeline.engine import Trajectory
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.steer.early import HEAD, EarlyDetector, Level, Thresholds, early_id, probe_steps, wanted
+from pipeline.steer.early import HEAD, EarlyDetector, Level, ReferenceLatents, Thresholds, early_id, probe_steps, wanted
 from pipeline.steer.latent_head import LatentHead, make_network
 from pipeline.studio import Studio
 
 LADDER = (Rung("nudge", step_size=0.1), Rung("nudge", step_size=0.2, resume_fraction=0.4))
-EARLY = EarlyPolicy(enabled=True, probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
+EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
 REF = hashlib.sha256(b"reference").hexdigest()[:16]
 
 
@@ -151,7 +152,7 @@ def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
 
 
 def test_caught_later_it_goes_back_from_there(model: DiffusionModel) -> None:
-    early = EarlyPolicy(enabled=True, probes=(0.6,), threshold=0.5, rollback=0.2)
+    early = replace(EARLY, probes=(0.6,))
     done = list(studio(model, Copies(lambda _: True), early).moderate(requests(2)))
     assert [(s.attempts[0].resumed_from_step, s.attempts[0].denoiser_evals) for s in done] == [(2, 3 + 3)] * 2
     assert all(len(s.attempts[0].update_norms) == 3 for s in done)
@@ -246,6 +247,34 @@ def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
     assert unarmed.arm(["red apple"]) == [frozenset()]
 
 
+def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> None:
+    latents = list(torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(4)))
+    index = Copies(lambda _: True).index
+    index.references = lambda: [  # type: ignore[method-assign]
+        Reference("a", "apple", "", ""), Reference("b", "pear", "", ""), Reference("c", "fig", "", "", status="retired"),
+    ]  # fmt: skip
+    of = dict(zip("abc", latents, strict=True))
+    centre = torch.stack(latents).mean(0)
+    near = ReferenceLatents.of(index, of.get, lambda: centre)  # type: ignore[arg-type]
+    assert near is not None
+    (first,), (second,) = near.search([latents[1], 2 * latents[0] - centre], 1)
+    assert (first.ref_id, second.ref_id) == ("b", "a")
+    assert first.similarity == pytest.approx(1) and second.similarity == pytest.approx(1)  # the deviation's length is nothing
+    assert {m.ref_id for m in near.search([latents[2]], 3)[0]} == {"a", "b"}  # a retired one forbids nothing
+    index.picture = lambda ref_id: None  # type: ignore[method-assign, assignment, return-value]
+    assert ReferenceLatents.of(index, of.get, lambda: centre) is None  # type: ignore[arg-type]
+
+
+def test_by_latents_a_sample_is_caught_and_without_a_calibration_decoded(model: DiffusionModel) -> None:
+    copies = Copies(lambda _: False)
+    seen = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,), threshold=0.001))
+    assert seen.early is not None and seen.early.kind == "latent"
+    hits = [a.caught for s in seen.moderate(requests(4)) for a in s.attempts]
+    assert all(c[0].signal == "latent" for c in hits if c)
+    plain = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,)))
+    assert plain.early is not None and plain.early.kind == "decode"
+
+
 # --- the head --------------------------------------------------------------------------------------------------------------
 
 
@@ -266,8 +295,8 @@ def test_the_head_belongs_to_one_model_and_one_embedder(tmp_path: Path) -> None:
     assert LatentHead.open(tmp_path, "m", "e") is not None
     assert LatentHead.open(tmp_path, "another", "e") is None and LatentHead.open(tmp_path, "m", "another") is None
     assert LatentHead.open(tmp_path / "nowhere", "m", "e") is None
-    policy = Policy(ladder=LADDER, early=EARLY)
-    assert early_id(policy, "m", "e", tmp_path).startswith("head-")
+    policy = Policy(ladder=LADDER, early=replace(EARLY, signal="latent"))
+    assert early_id(policy, "m", "e", tmp_path).startswith("latent-")
     assert early_id(policy, "m", "x", tmp_path) == "decode" and early_id(Policy(), "m", "e", tmp_path) == ""
     (tmp_path / "head.safetensors").write_bytes(b"changed")
     with pytest.raises(ModelError, match="digest"):
@@ -292,7 +321,7 @@ def test_with_a_head_of_its_own_nothing_is_decoded(
     copies = Copies(lambda _: True)
     sampler = studio(model, copies).engine.sampler
     a_head(tmp_path, model.digest, "embedder")
-    detector = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path)  # type: ignore[arg-type]
+    detector = EarlyDetector.open(replace(EARLY, signal="head"), model, sampler, copies, tmp_path)  # type: ignore[arg-type]
     fallback = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path / "nowhere")  # type: ignore[arg-type]
     assert (detector.kind, fallback.kind) == ("head", "decode")
     of_policy, of_guard = (
@@ -313,7 +342,7 @@ def test_the_shipped_head_is_small_and_belongs_to_what_ships() -> None:
     assert told["parameters"] <= 1_000_000 and (HEAD / "head.safetensors").stat().st_size <= 4_000_000
     head = LatentHead.open(HEAD, told["model_digest"], told["embedder_id"])
     assert head is not None and sum(p.numel() for p in head.network.parameters()) == told["parameters"]
-    for kind in ("head", "decode", "head+text", "decode+text"):
+    for kind in ("latent", "head", "decode", "head+text", "decode+text"):
         thresholds = Thresholds.load(HEAD / "thresholds.json", kind, told["model_digest"], told["embedder_id"])
         assert thresholds is not None
         assert all(
