@@ -277,15 +277,14 @@ def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dic
     return out
 
 
-def divided(b: Bench, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> Measure:
-    """How many times fewer pictures are marked (both detectors agree); the interval resamples captions."""
-
-    def marked(pictures: np.ndarray) -> np.ndarray:
-        own = np.array([bool(marks) for marks in b.found(pictures)])
-        judge: np.ndarray = np.max(b.judges.marks(pictures) >= 0.5, axis=1)
-        return np.asarray(np.logical_and(own, judge), np.float64)
-
-    return ratio("marked before / marked after, both agree", marked(before), marked(after), captions, 5.0)
+def divided(b: Bench, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
+    """How many times fewer pictures are marked; the goal is the judge's, because the pipeline's detector chose what to redraw."""
+    judge = [np.max(b.judges.marks(pictures) >= 0.5, axis=1) for pictures in (before, after)]
+    own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (before, after)]
+    return [
+        ratio("marked before / marked after the ladder, judge", judge[0], judge[1], captions, 5.0),
+        ratio("… both agree", own[0] & judge[0], own[1] & judge[1], captions),
+    ]
 
 
 def drawn_when_asked(b: Bench, adapter: EraseAdapter, captions: list[str], seed: int) -> Measure:
