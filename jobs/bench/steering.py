@@ -38,6 +38,7 @@ class Attempts:
     Attributes:
         key: ``caption#seed`` (N,).
         number, evals: attempt number, evaluations spent on it (N,).
+        steered: it differs from what was asked for: a later attempt, or one that a probe caught in mid-flight (N,).
         cosine: to the protected drawing of that caption, by the pipeline's embedder (N,).
         judge: how likely a copy of it, by the copy judge (N,).
         right: the caption judge has the caption in its first five (N,).
@@ -50,6 +51,7 @@ class Attempts:
     key: np.ndarray
     number: np.ndarray
     evals: np.ndarray
+    steered: np.ndarray
     cosine: np.ndarray
     judge: np.ndarray
     right: np.ndarray
@@ -98,7 +100,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
     if not quick:
         measures += contrasts(drawn)
-    measures += of_ladder(ladder)
+    measures += of_ladder(ladder, drawn["none"])
     measures += drift(seeds, quick)
     publish("steering", measures, out, seeds=seeds, quick=quick)
     name = f"steering{'-quick' if quick else ''}"
@@ -183,6 +185,7 @@ def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attem
         key=np.array([f"{s.request.prompt}#{s.request.seed}" for s, _ in rows]),
         number=np.array([a.number for _, a in rows]),
         evals=np.array([a.denoiser_evals for _, a in rows]),
+        steered=np.array([a.intervention is not None for _, a in rows]),
         cosine=np.array([float(a.embedding @ of_own[s.request.prompt]) for s, a in rows]),
         judge=judges.copies(pictures, own),
         right=(scores > asked[:, None]).sum(1) < 5,
@@ -270,14 +273,13 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
     return measures
 
 
-def of_ladder(found: Attempts) -> list[Measure]:
-    """What the default policy makes of protected captions: the bars of full steering."""
+def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
+    """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the arm without any."""
     accepted = found.where(found.accepted)
     requests, index = np.unique(found.key, return_index=True)
     captions = [found.captions[i] for i in index]
     ended = np.isin(requests, accepted.key)
-    unsteered = found.where(found.number == 0)
-    repaired = accepted.where(accepted.number > 0)
+    repaired = accepted.where(accepted.steered)
     spent = [float(found.evals[found.key == key].sum()) for key in repaired.key]
     loss = float(accepted.right.mean() / unsteered.right.mean())
     name = "the default ladder · "

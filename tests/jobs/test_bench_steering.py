@@ -17,10 +17,10 @@ from jobs.bench.steering_arms import ARMS, BUDGET, MOST, STEPS, Arm
 
 def attempts(rows: list[dict[str, Any]]) -> Attempts:
     plain: dict[str, Any] = {
-        "number": 0, "evals": 20.0, "cosine": 0.9, "judge": 0.9, "right": True, "flagged": True, "accepted": False,
+        "number": 0, "evals": 20.0, "cosine": 0.9, "judge": 0.9, "right": True, "steered": False, "flagged": True, "accepted": False,
         "features": np.zeros(8, np.float16), "pictures": np.zeros((4, 4, 3), np.uint8),
     }  # fmt: skip
-    filled = [plain | row for row in rows]
+    filled = [plain | {"steered": row.get("number", 0) > 0} | row for row in rows]
     return Attempts(**{name: np.array([row[name] for row in filled]) for name in Attempts.__dataclass_fields__})
 
 
@@ -35,6 +35,7 @@ FOUND = attempts(
         {"key": "owl#3", **CLEARED},
     ]
 )
+CAUGHT = attempts([{"key": "ant#4", "steered": True, "evals": 22.0, **CLEARED}])
 
 
 def test_arms_differ_in_their_rung_alone() -> None:
@@ -66,11 +67,11 @@ def test_an_arm_is_counted_by_hand() -> None:
 
 
 def test_the_ladder_is_counted_by_hand() -> None:
-    found = {m.id.split(" · ")[1]: m for m in of_ladder(FOUND)}
-    assert found["accepted"].value == 1 and found["accepted"].n == 3
-    assert found["accepted copies, judge (1 % false alarms)"].value == pytest.approx(1 / 3)
+    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, CAUGHT]), FOUND.where(FOUND.number == 0))}
+    assert found["accepted"].value == 1 and found["accepted"].n == 4
+    assert found["accepted copies, judge (1 % false alarms)"].value == pytest.approx(1 / 4)
     assert found["accepted copies, judge (1 % false alarms)"].met is False
-    spent = (55 / STEPS + 40 / STEPS) / 2  # of the two that were repaired
+    spent = (55 + 40 + 22) / 3 / STEPS  # of the three that were repaired, one of them caught in mid-flight
     assert found["evaluations per repaired request, multiple of the steps"].value == pytest.approx(spent)
     assert found["caption kept, share of the unsteered (top 5)"].value == 1
 
