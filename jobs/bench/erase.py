@@ -278,7 +278,7 @@ def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dic
 
 
 def divided(b: Bench, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
-    """How many times fewer pictures are marked; the goal is the judge's, because the pipeline's detector chose what to redraw."""
+    """How many times fewer pictures are marked; the judge has the goal, since the pipeline's detector chose what to redraw."""
     judge = [np.max(b.judges.marks(pictures) >= 0.5, axis=1) for pictures in (before, after)]
     own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (before, after)]
     return [

@@ -17,8 +17,8 @@ from jobs.bench.steering_arms import ARMS, BUDGET, MOST, STEPS, Arm
 
 def attempts(rows: list[dict[str, Any]]) -> Attempts:
     plain: dict[str, Any] = {
-        "number": 0, "evals": 20.0, "cosine": 0.9, "judge": 0.9, "right": True, "steered": False, "flagged": True, "accepted": False,
-        "features": np.zeros(8, np.float16), "pictures": np.zeros((4, 4, 3), np.uint8),
+        "number": 0, "evals": 20.0, "cosine": 0.9, "judge": 0.9, "right": True, "steered": False, "flagged": True,
+        "accepted": False, "features": np.zeros(8, np.float16), "pictures": np.zeros((4, 4, 3), np.uint8),
     }  # fmt: skip
     filled = [plain | {"steered": row.get("number", 0) > 0} | row for row in rows]
     return Attempts(**{name: np.array([row[name] for row in filled]) for name in Attempts.__dataclass_fields__})
