@@ -207,7 +207,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
             laddered = climbed(b, adapter, pictures, found, captions, noises)
             measures += judged(b, LADDER, laddered, captions, clean, plain_top=top, flagged=flagged)
             measures += [
-                divided(b, plain, laddered, captions),
+                *divided(b, plain, laddered, captions),
                 drawn_when_asked(b, adapter, prone[:: 2 if quick else 1], seeds[0]),
             ]
             sheet(plain, pictures, flagged, captions).save(b.work / "erase-model.png")
@@ -278,7 +278,7 @@ def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dic
 
 
 def divided(b: Bench, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
-    """How many times fewer pictures are marked; the judge has the goal, since the pipeline's detector chose what to redraw."""
+    """How many times fewer pictures are marked; the judge's has the goal: the pipeline's detector chose what to redraw."""
     judge = [np.max(b.judges.marks(pictures) >= 0.5, axis=1) for pictures in (before, after)]
     own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (before, after)]
     return [
