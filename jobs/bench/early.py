@@ -86,8 +86,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         looks = {}
         for name, h in ways.items():
             kinds = ("decode", "decode+text") if h is None else ("head", "head+text")
-            found = (Thresholds.load(HEAD / "thresholds.json", kind, *owners) for kind in kinds)
-            looks[name] = EarlyDetector(EarlyPolicy(), model, sampler, guard, h, *found)
+            bare, with_text = (Thresholds.load(HEAD / "thresholds.json", kind, *owners) for kind in kinds)
+            looks[name] = EarlyDetector(EarlyPolicy(), model, sampler, guard, h, bare, with_text)
         flights = [f for seed in seeds for f in bench_flights(seed, quick=quick)]
         data = [_flown(model, bench_flights(seed, quick=quick), _kept(work, seed, quick)) for seed in seeds]
         joined = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
@@ -132,8 +132,8 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
     copy, captions = (seen.copy if label == "guard" else seen.judged), seen.captions
     if level in ("unseen", "half-memorised"):
         unseen = subjects()[1]
-        kept = {"half-memorised": lambda f: f.kind == "mixed", "unseen": lambda f: f.kind == "ordinary" or f.subject in unseen}
-        held = np.array([kept[level](f) for f in seen.flights])
+        half = level == "half-memorised"
+        held = np.array([f.kind == "mixed" if half else f.kind == "ordinary" or f.subject in unseen for f in seen.flights])
         copy, captions, scores = copy[held], captions[held], scores[held]
     names, of = np.unique(captions, return_inverse=True)
     yes, no = np.flatnonzero(copy), np.flatnonzero(~copy)
