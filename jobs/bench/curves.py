@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-COLOURS = ("#0b6e4f", "#1f77b4", "#8856a7", "#d95f02", "#999999", "#c51b7d")
+COLOURS = ("#0b6e4f", "#1f77b4", "#8856a7", "#d95f02", "#999999", "#c51b7d", "#000000", "#b8860b")
 WIDE, HIGH, LEFT, TOP, BOTTOM, RIGHT = 640, 360, 56, 34, 44, 190
 SCALE = 2  # drawn twice as large, then averaged down: smooth lines
 
