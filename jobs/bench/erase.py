@@ -232,7 +232,7 @@ def judged(
     if len(flagged):
         repaired = ~own[list(flagged)]
         of = [captions[i] for i in flagged]
-        measures.append(clustered(f"{name}: flagged, and clean after one attempt", repaired, of, 0.9 if goals else None))
+        measures.append(clustered(f"{name}: of the flagged, clean afterwards", repaired, of, 0.9 if goals else None))
         by_judge = ~judge[list(flagged)]
         measures.append(clustered(f"{name}: … clean by the judge", by_judge, of, 0.9 if goals else None))
     measures.append(clustered(f"{name}: caption right in the top 5, judge", top, captions))
