@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 INK, MUTED, LINE, DOT = "#1f2a37", "#5f6b7a", "#e2e7ed", "#2b7a78"
-LEFT, WIDE, GAP, ROW, TOP = 230, 170, 30, 22, 46
+LEFT, WIDE, GAP, ROW, TOP = 250, 170, 30, 22, 46
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure: its title and (value, low, high) per arm."""
+    """One measure: its title and (value, low, high) per arm, None where there is nothing to show."""
 
     title: str
-    rows: Sequence[tuple[float, float, float]]
+    rows: Sequence[tuple[float, float, float] | None]
 
 
 def forest(names: Sequence[str], panels: Sequence[Panel], low: float = 0.0, high: float = 1.0) -> str:
@@ -43,7 +43,10 @@ def forest(names: Sequence[str], panels: Sequence[Panel], low: float = 0.0, high
             out.append(f'<line x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{tall - 20}" stroke="{LINE}"/>')
             label = f"{low + part * (high - low):g}"
             out.append(f'<text x="{x}" y="{tall - 6}" text-anchor="middle" font-size="11" fill="{MUTED}">{label}</text>')
-        for i, (value, least, most) in enumerate(panel.rows):
+        for i, row in enumerate(panel.rows):
+            if row is None:
+                continue
+            value, least, most = row
             y = TOP + i * ROW + ROW / 2
             out.append(f'<line x1="{at(least):.1f}" x2="{at(most):.1f}" y1="{y}" y2="{y}" stroke="{MUTED}" stroke-width="2"/>')
             out.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="4.5" fill="{DOT}"/>')

@@ -244,12 +244,18 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
         clustered("budget: accepted", ended, captions),
         clustered("budget: accepted copies by the judge", copies_at(accepted.judge, "0.05"), accepted.captions, better="lower"),
         clustered("budget: caption in the judge's top 5, of the accepted", accepted.right, accepted.captions),
-        spread("budget: evaluations per accepted", [float(found.evals.sum()) / max(1, sum(ended))], better="lower"),
+        per_accepted(float(found.evals.sum()), sum(ended)),
     ]
     if others is not None:
         seen = first.features.astype(np.float64)
         measures.append(half_samples("first: KID × 1000 to the unprotected drawings", seen, others, kid, scale=1000))
     return [replace(m, id=f"{arm.name} · {m.id}") for m in measures]
+
+
+def per_accepted(evals: float, accepted: int) -> Measure:
+    """Denoiser evaluations per accepted picture; where nothing was accepted n is 0 and the value what was spent in vain."""
+    value = evals / max(1, accepted)
+    return Measure("budget: evaluations per accepted", value, value, value, accepted, better="lower")
 
 
 def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
@@ -339,8 +345,8 @@ def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
         cells = []
         for name, _ in COLUMNS:
             m = found[f"{arm.name} · {name}"]
-            plain = m.low == m.high
-            cells.append(f"{m.value:.1f}" if plain else f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})")
+            interval = f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})"
+            cells.append("–" if m.n == 0 else f"{m.value:.1f}" if m.low == m.high else interval)
         lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -349,7 +355,7 @@ def plot(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
     """SVG: intervals of the arms under each other, one panel per measure."""
     found = {m.id: m for m in measures}
     panels = [
-        Panel(title, [(m.value, m.low, m.high) for m in (found[f"{arm.name} · {name}"] for arm in arms)])
+        Panel(title, [(m.value, m.low, m.high) if m.n else None for m in (found[f"{arm.name} · {name}"] for arm in arms)])
         for name, title in COLUMNS[:5]
     ]
     return forest([arm.name for arm in arms], panels)
@@ -364,6 +370,6 @@ def sheet(arms: Sequence[Arm], drawn: Mapping[str, Attempts], names: Sequence[st
             first = first_steered(drawn[arm.name])
             rows = np.flatnonzero(first.key == f"{caption.replace('-', ' ')}#{1000 * seed + i}")
             shown.append(first.pictures[rows[0]] if len(rows) else None)
-        strips.append(strip(caption.replace("-", " "), shown))
-    words = "first steered picture of each arm, left to right: " + " · ".join(arm.name for arm in arms)
-    return stack([(words, arrange(strips[:SHOWN], 1))])
+        numbers = [str(column) for column in range(2, len(arms) + 1)]
+        strips.append(strip(f"1 {caption.replace('-', ' ')}", shown, ["", *numbers]))
+    return stack([("the first steered picture of each arm, in the order of the table", arrange(strips[:SHOWN], 1))])

@@ -119,4 +119,7 @@ def test_what_people_look_at(tmp_path: Path) -> None:
     drawing = ET.fromstring(steering.plot(arms, measures))
     assert sum(1 for _ in drawing.iter("{http://www.w3.org/2000/svg}circle")) == 5 * 2
     assert "a & b" in [node.text for node in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert 'cx="230.0"' in forest(["x"], [Panel("p", [(-3.0, -4.0, 0.0)])]), "what lies outside the scale stays at its end"
+    assert 'cx="250.0"' in forest(["x"], [Panel("p", [(-3.0, -4.0, 0.0)])]), "what lies outside the scale stays at its end"
+    assert "circle" not in forest(["x"], [Panel("p", [None])])
+    nothing = of_arm(arms[0], FOUND.where(~FOUND.accepted))
+    assert table(arms[:1], nothing).splitlines()[2].endswith("| – | – |")
