@@ -292,6 +292,7 @@ class Session:
     def finish(self, workers: int) -> RunResult:
         """Seal the run and say what came out. Needs :attr:`context` unless the run was sealed before."""
         from pipeline.audit.ledger import seal
+        from pipeline.shard import sweep
 
         outcomes = dict(sorted(self.outcomes().items()))
         statement: dict[str, Any] = {}
@@ -302,6 +303,8 @@ class Session:
             context = (
                 self.context or Worker(self.plan, self.folder, self.run_id, "driver", open_studio=self.open_studio).context
             )
+            # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
+            sweep(self.folder)
             statement = seal(self.folder, self._predicate(workers, context))
         self.report("finished")
         receipts = tuple(self.receipts[shard.shard_id] for shard in self.plan.shards)

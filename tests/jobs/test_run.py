@@ -206,6 +206,22 @@ def test_shard_that_kills_every_worker_ends_as_errors(
     assert failed_keys(result.folder) == ["row-000002", "row-000003"]
 
 
+def test_what_a_dying_worker_of_the_run_before_leaves_is_swept_before_the_seal(
+    make_plan: MakePlan, tmp_path: Path, open_studio: Open
+) -> None:
+    """It was stopped in the middle of a commit, after this run had swept."""
+    plan = make_plan(["cat", "owl"], workers=1)
+    folder = started(plan, tmp_path / "run")
+    late = folder / "commits" / ".tmp-000000-1.json-0"
+
+    def leave(event: Event) -> None:
+        if event.kind == "shard":
+            late.write_text("{")
+
+    check_whole(run_local(plan, folder, leave, open_studio=open_studio), plan)
+    assert not late.exists()
+
+
 @pytest.mark.ray
 def test_killed_worker_is_replaced(make_plan: MakePlan, tmp_path: Path, open_studio: Open, small_ray: None) -> None:
     def with_pid(config: Any, policy: Any, base: Path) -> Any:
@@ -246,5 +262,4 @@ def test_ray_failures_are_those_of_local(
         run_ray(plan, folder, open_studio=open_studio)
     assert holder(folder) == ""
     (tmp_path / "space").touch()
-    sweep(folder)  # as every start does: the worker beside the one that failed may have been stopped in the middle of a commit
     check_whole(run_ray(plan, folder, open_studio=open_studio), plan)
