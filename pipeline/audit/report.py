@@ -61,13 +61,14 @@ def _render(folder: Path, numbers: dict[str, Any], references: dict[str, np.ndar
     from markupsafe import Markup
 
     samples = list(sample_rows(folder, SAMPLE_COLUMNS.split()))
-    steered = [s for s in samples if s["attempts"] > 1]
+    caught = {row["sample_id"] for row in attempt_rows(folder, ["sample_id", "caught"]) if row["caught"]}
+    steered = [s for s in samples if s["attempts"] > 1 or s["sample_id"] in caught]
     sheet = _spread([s for s in samples if s["outcome"] in ACCEPTED], SHEET)
     held = [s for s in samples if s["outcome"] in ("review", "rejected", "quarantined")]
     errors = [s for s in samples if s["outcome"] == "error"]
     shown = {s["sample_id"] for s in [*steered, *sheet, *held[:LISTED]]}
     tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in attempt_rows(folder, ["sample_id", "attempt", "thumbnail", "nearest", "intervention", "decision"]):
+    for row in attempt_rows(folder, ["sample_id", "attempt", "thumbnail", "nearest", "intervention", "caught"]):
         if row["sample_id"] in shown:
             tries[row["sample_id"]].append({**row, "src": _uri((row.pop("thumbnail") or {}).get("bytes"))})
     for rows in tries.values():
@@ -159,8 +160,14 @@ def _pair(
     sample: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], title: Callable[..., str]
 ) -> dict[str, Any]:
     first = attempts[0]
+    flight = first["caught"][0] if first["caught"] else None  # ended by a probe: there was no first picture
     last = next((a for a in attempts if a["attempt"] == sample["accepted_attempt"]), attempts[-1])
     match = first["nearest"][0] if first["nearest"] else None
+    if flight:
+        ref_id = flight["ref_ids"][0]
+        match = next(
+            (m for m in first["nearest"] if m["ref_id"] == ref_id), {"ref_id": ref_id, "title": "", "similarity": None}
+        )
     after = None
     if match:  # against the same reference where it is still among the nearest: the fair comparison
         after = next((m["similarity"] for m in last["nearest"] if m["ref_id"] == match["ref_id"]), None)
@@ -169,20 +176,22 @@ def _pair(
         "prompt": sample["prompt"],
         "outcome": sample["outcome"],
         "reason": sample["reason"],
-        "before": first["src"],
+        "before": "" if flight else first["src"],
+        "caught": f"caught after {flight['step']} steps on its way to the reference" if flight else "",
         "after": last["src"],
         "reference": pictures.get(match["ref_id"], "") if match else "",
         "title": title(match["ref_id"], match["title"]) if match else "no reference",
-        "sim_before": match["similarity"] if match else None,
+        "sim_before": match["similarity"] if match and not flight else None,
         "sim_after": after,
         "sim_nearest": last["nearest"][0]["similarity"] if last["nearest"] else None,
-        "steps": [a["intervention"]["kind"] for a in attempts[1:] if a["intervention"]],
+        "steps": [a["intervention"]["kind"] for a in attempts[0 if flight else 1 :] if a["intervention"]],
     }
 
 
 def _pair_order(pair: Mapping[str, Any]) -> tuple[bool, float]:
+    """Accepted ones first, the largest changes first; who was caught in mid-flight was on the way to the reference itself."""
     end = pair["sim_after"] if pair["sim_after"] is not None else pair["sim_nearest"]
-    drop = (pair["sim_before"] or 0.0) - (end or 0.0)
+    drop = (1.0 if pair["caught"] else pair["sim_before"] or 0.0) - (end or 0.0)
     return pair["outcome"] not in ACCEPTED, -drop
 
 

@@ -215,3 +215,20 @@ def test_wilson() -> None:
 
 def test_histogram_bins() -> None:
     assert bin_counts([0.0, 0.049, 0.05, 0.8, 0.99, 1.0, 1.2, -0.1], 0.0, 1.0, 20) == [3, 1, *[0] * 14, 1, 0, 0, 3]
+
+
+def test_who_was_caught_in_mid_flight_has_a_reference_and_no_first_picture() -> None:
+    from pipeline.audit.report import _pair
+
+    sample = {"accepted_attempt": 0, "request_key": "k", "prompt": "fox", "outcome": "accepted_after_steering", "reason": ""}
+    near = [{"ref_id": "other", "title": "cat", "similarity": 0.6}, {"ref_id": "own", "title": "fox", "similarity": 0.2}]
+    attempt = {
+        "attempt": 0, "src": "data:steered", "nearest": near, "intervention": {"kind": "nudge"},
+        "caught": [{"step": 3, "ref_ids": ["own", "other"]}],
+    }  # fmt: skip
+    pair = _pair(sample, [attempt], {"own": "data:fox"}, lambda ref_id, stored="": stored or ref_id)
+    assert (pair["before"], pair["after"], pair["reference"]) == ("", "data:steered", "data:fox")
+    assert "3 steps" in pair["caught"] and pair["sim_before"] is None and pair["sim_after"] == 0.2
+    assert pair["steps"] == ["nudge"]
+    finished = _pair(sample, [{**attempt, "caught": []}], {}, lambda ref_id, stored="": stored or ref_id)
+    assert finished["before"] == "data:steered" and finished["sim_before"] == 0.6 and finished["caught"] == ""
