@@ -217,6 +217,15 @@ class Engine:
         self._running = [t for t in self._running if t.step < len(self.sampler)]
         return finished
 
+    def finish(self, trajectories: Sequence[Trajectory]) -> dict[int, torch.Tensor]:
+        """Submit, and run to the end: tag → latent float32 (C, h, w)."""
+        for trajectory in trajectories:
+            self.submit(trajectory)
+        done: dict[int, torch.Tensor] = {}
+        while self.busy:
+            done |= {trajectory.tag: trajectory.latent for trajectory in self.step()}
+        return done
+
     def abandon(self) -> list[Trajectory]:
         """Give up those in the current call (not who waits); returns them."""
         abandoned, self._running = self._running, []

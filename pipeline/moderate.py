@@ -39,7 +39,7 @@ class Case:
     erasure: Erasure | None = None  # in the negative conditioning of the current attempt
     attempts: list[Attempt] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
-    unlooked: bool = False
+    unlooked: str = ""  # why a probe could not look
 
     @property
     def rungs(self) -> int:
@@ -99,12 +99,12 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                     embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
                     denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
                     device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
-                    skipped_guards=(*studio.skipped, *(["early"] if case.unlooked else [])),
+                    skipped_guards=(*studio.skipped, *([case.unlooked] if case.unlooked else [])),
                     rows_from=tuple(trajectory.rows_from), padded_rows=studio.model.padded_rows(), caught=catches,
                     guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
                 )
             )  # fmt: skip
-            case.unlooked = False
+            case.unlooked = ""
             if decision.verdict is Verdict.STEER:
                 try:
                     _steer(studio, trajectory, case, decision)
@@ -140,7 +140,7 @@ def _affordable(studio: Studio, case: Case, last: Trajectory) -> bool:
 def _look(studio: Studio, cases: dict[int, Case]) -> list[tuple[Trajectory, Caught]]:
     """Let the probes look at the samples under way that nothing steers yet; take those they catch out of the engine.
 
-    A probe that fails costs nobody a picture: the finished one is looked at anyway, and the attempt says it was not probed.
+    A probe that fails costs nobody a picture: the finished one is looked at anyway, and the attempt says why it was not probed.
     """
     if studio.early is None:
         return []
@@ -155,9 +155,9 @@ def _look(studio: Studio, cases: dict[int, Case]) -> list[tuple[Trajectory, Caug
     ]
     try:
         found = studio.early.look(due, [cases[t.tag].request.prompt for t in due])
-    except Exception:
+    except Exception as error:
         for t in due:
-            cases[t.tag].unlooked = True
+            cases[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
         return []
     caught = [(t, hit) for t, hit in zip(due, found, strict=True) if hit is not None]
     studio.engine.withdraw([t for t, _ in caught])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.bench.engine_runs import contexts_of, digest, engine, finish, plain
+from jobs.bench.engine_runs import contexts_of, digest, engine, plain
 from jobs.bench.measures import Measure, share, spread
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def equality(model: DiffusionModel, dtype: str, *, steps: int) -> list[Measure]:
     def make(e: Engine, tag: int) -> Trajectory:
         return _mixed(plain(e, tag, contexts), e)
 
-    alone = {tag: digest(finish(e := engine(model, steps), [make(e, tag)])[tag]) for tag in range(SAMPLES)}
+    alone = {tag: digest((e := engine(model, steps)).finish([make(e, tag)])[tag]) for tag in range(SAMPLES)}
     equal, occupancy = 0, list[float]()
     for seed in SCHEDULES:
         e, rng = engine(model, steps), random.Random(seed)
@@ -84,8 +84,7 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
         empty = studio.context_of("")
         from pipeline.engine import Trajectory
 
-        unguarded = finish(
-            e,
+        unguarded = e.finish(
             [
                 Trajectory(
                     i, e.initial_noise(s.request.seed), 0, studio.context_of(s.request.prompt), empty, seed=s.request.seed

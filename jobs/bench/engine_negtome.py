@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from jobs.bench.engine_runs import ROWS, contexts_of, engine, finish, plain
+from jobs.bench.engine_runs import ROWS, contexts_of, engine, plain
 from jobs.bench.measures import Measure, spread
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def step_overhead(model: DiffusionModel, *, steps: int, rounds: int) -> list[Mea
             e = engine(model, steps)
             trajectories = _samples(e, ROWS, steered)
             began = time.process_time()
-            finish(e, trajectories)
+            e.finish(trajectories)
             took.append(time.process_time() - began)
         bare.append(took[1] / took[0] - 1)
     return [

@@ -35,16 +35,6 @@ def contexts_of(model: DiffusionModel) -> list[torch.Tensor]:
     return list(model.encode_prompts([*CAPTIONS, ""]))
 
 
-def finish(e: Engine, trajectories: Sequence[Trajectory]) -> dict[int, torch.Tensor]:
-    """Submit, and run to the end: tag → latent."""
-    for t in trajectories:
-        e.submit(t)
-    done: dict[int, torch.Tensor] = {}
-    while e.busy:
-        done |= {t.tag: t.latent for t in e.step()}
-    return done
-
-
 def digest(latent: torch.Tensor) -> str:
     """Of its bytes."""
     return hashlib.sha256(latent.numpy().tobytes()).hexdigest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.bench.engine_runs import CAPTIONS, GUIDANCE, contexts_of, engine, finish, plain
+from jobs.bench.engine_runs import CAPTIONS, GUIDANCE, contexts_of, engine, plain
 from jobs.bench.measures import Measure, share, spread
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def against_stock(models: Mapping[str, DiffusionModel], *, samples: int, rounds:
 
     def ours(model: DiffusionModel) -> np.ndarray:
         e, contexts = engine(model, steps), contexts_of(model)
-        latents = finish(e, [plain(e, tag, contexts) for tag in range(samples)])
+        latents = e.finish([plain(e, tag, contexts) for tag in range(samples)])
         return model.decode(torch.stack([latents[tag] for tag in range(samples)]))
 
     ratios: dict[str, list[float]] = {dtype: [] for dtype in models}

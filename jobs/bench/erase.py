@@ -88,12 +88,12 @@ class Bench:
         if path.exists():
             return np.load(path)["pictures"]  # type: ignore[no-any-return]
         engine = Engine(self.model, rows=ROWS, steps=STEPS, guidance_scale=GUIDANCE)
-        done: dict[int, torch.Tensor] = {}
-        for i, seed in enumerate(job.seeds):
-            noise = engine.initial_noise(seed)
-            engine.submit(Trajectory(i, noise, 0, job.contexts[i], job.negatives[i], seed=seed, lowrank=job.lowrank))
-        while engine.busy:
-            done |= {t.tag: t.latent for t in engine.step()}
+        done = engine.finish(
+            [
+                Trajectory(i, engine.initial_noise(s), 0, job.contexts[i], job.negatives[i], seed=s, lowrank=job.lowrank)
+                for i, s in enumerate(job.seeds)
+            ]
+        )
         pictures = self.model.decode(torch.stack([done[i] for i in range(len(job.seeds))]))
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path.with_suffix(".tmp.npz"), pictures=pictures)
@@ -186,7 +186,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         return pictures
 
     controls = {"a new seed": None, "their names as negative prompt": b.model.encode_prompts([WORDS])[0]}
-    top = right(b, plain, captions)
+    top = b.judges.among_first(plain, captions)
     for name, context in controls.items():
         if context is None:
             from pipeline.steer.ladder import next_seed
@@ -221,7 +221,7 @@ def judged(
     """Marks by every detector, captions kept and picture quality."""
     own = np.array([bool(marks) for marks in b.found(pictures)])
     judge: np.ndarray = np.max(b.judges.marks(pictures) >= 0.5, axis=1)
-    top = right(b, pictures, captions)
+    top = b.judges.among_first(pictures, captions)
     measures = [
         clustered(f"{name}: marked, pipeline's detector", own, captions),
         clustered(f"{name}: marked, judge", judge, captions),
@@ -240,7 +240,9 @@ def judged(
         rows = list(flagged)
         kept = top[rows].mean() / max(1e-9, plain_top[rows].mean())
         measures.append(spread(f"{name}: … of the redrawn, against before", [float(kept)], 0.97 if goals else None))
-    measures.append(half_samples(f"{name}: KID × 1000 to the clean drawings", features(b, pictures), clean, kid, scale=1000))
+    measures.append(
+        half_samples(f"{name}: KID × 1000 to the clean drawings", b.judges.features(pictures), clean, kid, scale=1000)
+    )
     return measures
 
 
@@ -348,7 +350,7 @@ def judged_set(
         measures.append(by_judge)
         hit, alarm = judge_rates(b, kind)
         measures.append(corrected(f"{name}: {kind}, judge, corrected for its sensitivity", by_judge, hit, 1 - alarm))
-    seen_as = features(b, pictures)
+    seen_as = b.judges.features(pictures)
     means = {subject: rows.mean(0) for subject, rows in clean.items()}
     names = list(means)
     nearest = [names[int(np.argmin([np.linalg.norm(row - means[s]) for s in names]))] for row in seen_as]
@@ -384,19 +386,6 @@ def trained(b: Bench, part: str) -> list[tuple[Arm, int, EraseAdapter]]:
 SEEDS_OF_TRAINING = (0, 1, 2)
 
 
-def features(b: Bench, pictures: np.ndarray) -> np.ndarray:
-    """The judges' trunk's features, float64 (N, 1280)."""
-    return np.asarray(b.judges.trunk.look(pictures).pooled.numpy(), np.float64)
-
-
-def right(b: Bench, pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """bool (N,): the caption judge has the right caption among its first five."""
-    scores = b.judges.captions(pictures)
-    at = {name.replace("-", " "): i for i, name in enumerate(b.judges.names)}
-    own = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
-    return np.asarray((scores > own[:, None]).sum(1) < 5)
-
-
 def clean_features(b: Bench, captions: Sequence[str]) -> np.ndarray:
     """Features of clean drawings of these captions, jittered, three vendors each, as the world's autoencoder shows them."""
     from jobs.erase.sources import world_source
@@ -406,7 +395,7 @@ def clean_features(b: Bench, captions: Sequence[str]) -> np.ndarray:
         for one in world_source(b.world, "marked", np.random.default_rng(11), variants=1)
         if any(caption in one.caption for caption in captions)
     ]
-    return features(b, shown(b, np.stack(pictures)))
+    return b.judges.features(shown(b, np.stack(pictures)))
 
 
 def set_features(b: Bench) -> dict[str, np.ndarray]:
@@ -417,7 +406,7 @@ def set_features(b: Bench) -> dict[str, np.ndarray]:
     for one in world_source(b.world, "new", np.random.default_rng(12), variants=6):
         subject = next(name for name in SUBJECTS if f"/{name}#" in one.name)
         found.setdefault(subject.replace("-", " "), []).append(one.picture)
-    return {subject: features(b, shown(b, np.stack(pictures))) for subject, pictures in found.items()}
+    return {subject: b.judges.features(shown(b, np.stack(pictures))) for subject, pictures in found.items()}
 
 
 def shown(b: Bench, pictures: np.ndarray) -> np.ndarray:

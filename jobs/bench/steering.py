@@ -96,11 +96,13 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     ladder = kept(
         work, judges, "the default ladder", policy_of("default"), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds
     )
-    others = other_drawings(judges, world, names) if world is not None else None
+    others = judges.features(other_drawings(world, names)[0]) if world is not None else None
     measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
     if not quick:
         measures += contrasts(drawn)
     measures += of_ladder(ladder, drawn["none"])
+    if world is not None:
+        measures += false_alarms(judges, world)
     measures += drift(seeds, quick)
     publish("steering", measures, out, seeds=seeds, quick=quick)
     name = f"steering{'-quick' if quick else ''}"
@@ -177,10 +179,6 @@ def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attem
     own = np.stack([references[caption] for caption in captions])
     embedder = studio.copies.embedder
     of_own = {caption: embedder.images(references[caption][None])[0] for caption in set(captions)}
-    scores = judges.captions(pictures)
-    at = {name.replace("-", " "): i for i, name in enumerate(judges.names)}
-    asked = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
-    looked = [judges.trunk.look(pictures[i : i + 32]).pooled.numpy() for i in range(0, len(pictures), 32)]
     return Attempts(
         key=np.array([f"{s.request.prompt}#{s.request.seed}" for s, _ in rows]),
         number=np.array([a.number for _, a in rows]),
@@ -188,10 +186,10 @@ def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attem
         steered=np.array([a.intervention is not None for _, a in rows]),
         cosine=np.array([float(a.embedding @ of_own[s.request.prompt]) for s, a in rows]),
         judge=judges.copies(pictures, own),
-        right=(scores > asked[:, None]).sum(1) < 5,
+        right=judges.among_first(pictures, captions),
         flagged=np.array([any(f.guard == "copies" and f.triggered for f in a.findings) for _, a in rows]),
         accepted=np.array([s.accepted_attempt == a.number for s, a in rows]),
-        features=np.concatenate(looked).astype(np.float16),
+        features=judges.features(pictures).astype(np.float16),
         pictures=pictures,
     )
 
@@ -213,18 +211,39 @@ def first_steered(found: Attempts) -> Attempts:
     return found.where(np.array([n == min(1, last[k]) for k, n in zip(found.key, found.number, strict=True)]))
 
 
-def other_drawings(judges: Judges, world: Path, names: Sequence[str]) -> np.ndarray:
-    """The judges' features of the unprotected drawings of these captions, as the autoencoder shows them, float64 (M, 1280)."""
+def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The unprotected drawings of these captions, as the autoencoder shows them: uint8 (M, 64, 64, 3), and their captions."""
     from jobs.world.catalogue import concepts
     from jobs.world.pictures import load
     from pipeline.config import ModelConfig
     from pipeline.model.families import load_model
 
     pixels, vendors, named = load(world)
-    by_icon = {c.icon: c for c in concepts() if c.name in names}
-    chosen = [i for i, name in enumerate(named) if name in by_icon and vendors[i] != by_icon[name].protected_vendor]
+    of = {c.icon: c for c in concepts() if c.name in names}
+    chosen = [i for i, name in enumerate(named) if name in of and vendors[i] != of[name].protected_vendor]
     model = load_model(ModelConfig())
-    return np.asarray(judges.trunk.look(model.decode(model.encode(pixels[chosen]))).pooled.numpy(), np.float64)
+    return model.decode(model.encode(pixels[chosen])), [of[named[i]].name.replace("-", " ") for i in chosen]
+
+
+def false_alarms(judges: Judges, world: Path) -> list[Measure]:
+    """What judge and second look make of genuine other drawings of the protected captions: what no ladder need undercut."""
+    from index.confirm import confirm
+    from jobs.bench.world import pictures_of
+    from jobs.world.catalogue import PROTECTED
+
+    pictures, captions = other_drawings(world, PROTECTED)
+    with tempfile.TemporaryDirectory() as folder:
+        studio = studio_with(policy_of("observe"), Path(folder))
+        references, alone = pictures_of(studio), studio.copies.point.alone_threshold  # type: ignore[union-attr]
+    own = np.stack([references[caption] for caption in captions])
+    judged = judges.copies(pictures, own)
+    looked = np.array([confirm(one, other) >= alone for one, other in zip(pictures, own, strict=True)])
+    name = "genuine other drawings called copies · "
+    return [
+        clustered(name + "judge (5 % false alarms)", copies_at(judged, "0.05"), captions, better="lower"),
+        clustered(name + "judge (1 % false alarms)", copies_at(judged, "0.01"), captions, better="lower"),
+        clustered(name + "the second look at a picture's own reference", looked, captions, better="lower"),
+    ]
 
 
 def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[Measure]:

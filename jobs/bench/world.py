@@ -120,10 +120,7 @@ def pictures_of(studio: Studio) -> dict[str, np.ndarray]:
 
 def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
     """bool (N,): the caption judge has the right caption among its first five."""
-    scores = judges.captions(drawn.pictures)
-    at = {name.replace("-", " "): i for i, name in enumerate(judges.names)}
-    own = scores[np.arange(len(scores)), [at[caption] for caption in drawn.captions]]
-    return np.asarray((scores > own[:, None]).sum(1) < 5)
+    return judges.among_first(drawn.pictures, drawn.captions)
 
 
 def is_copy(judges: Judges, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ class Judges:
     def captions(self, pictures: np.ndarray) -> np.ndarray:
         """Log-probability of every concept, float32 (N, C), columns ordered as :attr:`names`."""
         return self._look(pictures, self._captions.score, len(self.names))
+
+    def among_first(self, pictures: np.ndarray, captions: Sequence[str], places: int = 5) -> np.ndarray:
+        """Whether each picture's caption, a concept's name, is among its ``places`` likeliest: bool (N,)."""
+        scores = self.captions(pictures)
+        at = {name.replace("-", " "): i for i, name in enumerate(self.names)}
+        asked = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
+        return np.asarray((scores > asked[:, None]).sum(1) < places)
+
+    def features(self, pictures: np.ndarray) -> np.ndarray:
+        """The trunk's pooled features, for distances between sets of pictures: float64 (N, 1280)."""
+        require_pictures(pictures)
+        rows = [self.trunk.look(pictures[at : at + BATCH]).pooled.numpy() for at in range(0, len(pictures), BATCH)]
+        return np.concatenate(rows).astype(np.float64) if rows else np.zeros((0, 1280))
 
     def marks(self, pictures: np.ndarray) -> np.ndarray:
         """Watermark, QR code, text: float32 (N, 3) in [0, 1]; 0.5 and above is a mark of that kind."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from guards.copies import HARMLESS
 from index.store import Match
 from pipeline.model.families import STICKERS, DiffusionModel
 from pipeline.outcome import Caught
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 HEAD = STICKERS / "head"
 PROMPTS = 65536  # whose armed references are remembered
 TITLES = 4096  # in a larger index only the pictures' embeddings arm, not the titles
-HARMLESS = ("retired", "allowed")
 LATENTS = 512  # references whose latents are kept at hand; a larger index is searched in the embedder's space
 
 

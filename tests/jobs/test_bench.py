@@ -10,6 +10,7 @@ import pytest
 from jobs.bench.measures import Measure, clustered, publish, share
 from jobs.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
 from jobs.bench.world import Drawn, copies_any, copies_own, right_in_five
+from jobs.judges.judges import Judges
 
 
 def test_a_clustered_mean_knows_that_seeds_of_one_caption_are_not_independent() -> None:
@@ -65,6 +66,7 @@ class FakeJudges:
 
     names = ("red-apple", *(f"thing-{i}" for i in range(9)))
     kinds = ("watermark", "qr", "text")
+    among_first = Judges.among_first
     settings = {"copies": {"operating_points": {"0.05": 0.6}}}  # noqa: RUF012
 
     def captions(self, pictures: np.ndarray) -> np.ndarray:

@@ -51,15 +51,6 @@ def steered(e: Engine, tag: int) -> Trajectory:
     return t
 
 
-def finish(e: Engine, trajectories: list[Trajectory]) -> dict[int, torch.Tensor]:
-    for t in trajectories:
-        e.submit(t)
-    done: dict[int, torch.Tensor] = {}
-    while e.busy:
-        done |= {t.tag: t.latent for t in e.step()}
-    return done
-
-
 def test_equals_diffusers_own_pipeline(exact: DiffusionModel, tiny_sd: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -68,17 +59,17 @@ def test_equals_diffusers_own_pipeline(exact: DiffusionModel, tiny_sd: Path) -> 
     theirs = pipe("a red apple 3", num_inference_steps=STEPS, guidance_scale=3.0, generator=torch.Generator().manual_seed(3),
                   output_type="latent").images[0]  # fmt: skip
     e = engine(exact)
-    assert torch.allclose(finish(e, [plain(e, 3)])[3], theirs, atol=2e-4, rtol=1e-3)
+    assert torch.allclose(e.finish([plain(e, 3)])[3], theirs, atol=2e-4, rtol=1e-3)
 
 
 def test_bytes_do_not_depend_on_schedule_mates_or_slot(model: DiffusionModel) -> None:
     e = engine(model)
     alone = {}
     for tag in range(6):
-        alone |= finish(engine(model), [steered(e, tag) if tag % 2 else plain(e, tag)])
+        alone |= engine(model).finish([steered(e, tag) if tag % 2 else plain(e, tag)])
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 5, 4, 1, 3, 0]):
         e = engine(model)
-        mixed = finish(e, [steered(e, tag) if tag % 2 else plain(e, tag) for tag in order])
+        mixed = e.finish([steered(e, tag) if tag % 2 else plain(e, tag) for tag in order])
         for tag in range(6):
             assert torch.equal(mixed[tag], alone[tag]), f"sample {tag} in order {order}"
 
@@ -89,18 +80,18 @@ def test_samples_join_in_mid_flight(model: DiffusionModel) -> None:
     e.submit(first)
     e.step()
     e.step()
-    done = finish(e, [second])
-    assert torch.equal(done[1], finish(engine(model, rows=4), [plain(e, 1)])[1])
-    assert torch.equal(done[2], finish(engine(model, rows=4), [plain(e, 2)])[2])
+    done = e.finish([second])
+    assert torch.equal(done[1], engine(model, rows=4).finish([plain(e, 1)])[1])
+    assert torch.equal(done[2], engine(model, rows=4).finish([plain(e, 2)])[2])
 
 
 def test_resuming_from_the_ring_repeats_the_same_bytes(model: DiffusionModel) -> None:
     e = engine(model)
     t = plain(e, 4)
-    whole = finish(e, [t])[4]
+    whole = e.finish([t])[4]
     assert sorted(t.ring) == list(range(STEPS))
     again = Trajectory(4, t.ring[2], 2, t.context, t.negative)
-    assert torch.equal(finish(e, [again])[4], whole)
+    assert torch.equal(e.finish([again])[4], whole)
     assert again.evals == STEPS - 2 and t.evals == STEPS
 
 
@@ -110,15 +101,15 @@ def test_every_sampler_resumes_to_the_same_bytes(exact: DiffusionModel, schedule
     e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0, scheduler=scheduler, eta=eta)
     t = plain(e, 4)
     t.seed = 4
-    whole = finish(e, [t])[4]
+    whole = e.finish([t])[4]
     for step in (1, 3):
         again = Trajectory(4, t.ring[step], step, t.context, t.negative)
         if scheduler == "dpmpp_2m":
             with pytest.raises(ValueError, match="call resumed"):
                 e.submit(again)
-        assert torch.equal(finish(e, [again.resumed(t, 4)])[4], whole)
+        assert torch.equal(e.finish([again.resumed(t, 4)])[4], whole)
     other = Trajectory(4, t.ring[1], 1, t.context, t.negative).resumed(t, 5)
-    assert torch.equal(finish(e, [other])[4], whole) == (eta == 0)
+    assert torch.equal(e.finish([other])[4], whole) == (eta == 0)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
@@ -132,7 +123,7 @@ def test_other_samplers_equal_diffusers_too(exact: DiffusionModel, tiny_sd: Path
         theirs = pipe("a red apple 3", num_inference_steps=STEPS, guidance_scale=3.0,
                       generator=torch.Generator().manual_seed(3), output_type="latent").images[0]  # fmt: skip
     e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0, scheduler=scheduler)
-    assert torch.allclose(finish(e, [plain(e, 3)])[3], theirs, atol=2e-4, rtol=1e-3)
+    assert torch.allclose(e.finish([plain(e, 3)])[3], theirs, atol=2e-4, rtol=1e-3)
 
 
 class Small:
@@ -163,7 +154,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
             e.submit(t)
         e.step()
         e.step()
-        done = finish(e, trajectories[8:])
+        done = e.finish(trajectories[8:])
     assert e.rows == 4 and sorted(done) == list(range(10))
     assert all(t.rows_from == [(0, 16), (2, 4)] for t in trajectories[:8])  # on their way when it happened
     assert all(t.rows_from == [(0, 4)] for t in trajectories[8:])
@@ -173,8 +164,8 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
     alone.step()
     alone.step()
     alone.rows = 4
-    assert torch.equal(finish(alone, [])[3], done[3])
-    assert torch.equal(finish(small := engine(exact, rows=4), [plain(small, 9)])[9], done[9])
+    assert torch.equal(alone.finish([])[3], done[3])
+    assert torch.equal((small := engine(exact, rows=4)).finish([plain(small, 9)])[9], done[9])
 
 
 def test_halving_leaves_room_for_one_steered_sample(exact: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +193,7 @@ def test_guidance_of_one_or_less_takes_one_row(exact: DiffusionModel, tiny_sd: P
     e = Engine(exact, rows=8, steps=STEPS, guidance_scale=1.0)
     t = plain(e, 3)
     t.negative = None
-    ours = finish(e, [t])[3]
+    ours = e.finish([t])[3]
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe("a red apple 3", num_inference_steps=STEPS, guidance_scale=1.0, generator=torch.Generator().manual_seed(3),
@@ -234,25 +225,25 @@ def test_guidance_that_stops_gives_its_row_back(exact: DiffusionModel, tiny_sd: 
     ).images[0]
     e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
     t = plain(e, 3)
-    alone = finish(e, [t])[3]
+    alone = e.finish([t])[3]
     assert torch.allclose(alone, theirs, atol=2e-4, rtol=1e-3)
     assert t.evals == 3 + 2 / 2 and e.rows_used == 3 * 2 + 2 and len(t.guidance_norms) == 3
     # Four rows: two samples guided, and a third as soon as both have handed theirs back.
     e = Engine(exact, rows=4, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
-    done = finish(e, [plain(e, tag) for tag in (1, 2, 3)])
+    done = e.finish([plain(e, tag) for tag in (1, 2, 3)])
     small = Engine(exact, rows=4, steps=STEPS, guidance_scale=3.0, guidance_until=0.6)
-    assert torch.equal(done[3], finish(small, [plain(small, 3)])[3])
+    assert torch.equal(done[3], small.finish([plain(small, 3)])[3])
     assert e.rows_used == 3 * 8 and e.calls < 2 * STEPS
 
 
 def test_steering_changes_the_sample_and_costs_what_it_says(exact: DiffusionModel) -> None:
     e = engine(exact)
-    base = finish(e, [plain(e, 1)])[1]
+    base = e.finish([plain(e, 1)])[1]
     t = steered(e, 1)
-    assert not torch.equal(finish(e, [t])[1], base)
+    assert not torch.equal(e.finish([t])[1], base)
     assert t.evals == STEPS + 3 * 2 / 2  # two reference rows in three steps
     nudged = steered(e, 3)
-    assert not torch.equal(finish(e, [nudged])[3], finish(e, [plain(e, 3)])[3])
+    assert not torch.equal(e.finish([nudged])[3], e.finish([plain(e, 3)])[3])
     assert nudged.evals == STEPS
 
 
@@ -262,7 +253,7 @@ def test_steering_identities(exact: DiffusionModel, alpha: float, threshold: flo
     t = plain(e, 1)
     z = torch.randn(e.model.latent_shape)
     t.push = NegToMe((z,), None, t.negative, alpha=alpha, threshold=threshold, until_step=until)
-    assert torch.equal(finish(e, [t])[1], finish(e, [plain(e, 1)])[1])
+    assert torch.equal(e.finish([t])[1], e.finish([plain(e, 1)])[1])
 
 
 def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None:
@@ -277,7 +268,7 @@ def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None
 
 def test_row_accounting(exact: DiffusionModel) -> None:
     e = engine(exact, rows=8)
-    finish(e, [plain(e, tag) for tag in range(8)])
+    e.finish([plain(e, tag) for tag in range(8)])
     assert e.calls == 2 * STEPS and e.rows_used == 8 * 2 * STEPS
 
 

@@ -47,33 +47,24 @@ def grouped(e: Engine, name: str, tags: list[int], *, alpha: float = 0.9, guided
     return members
 
 
-def finish(e: Engine, trajectories: list[Trajectory]) -> dict[int, torch.Tensor]:
-    for t in trajectories:
-        e.submit(t)
-    done: dict[int, torch.Tensor] = {}
-    while e.busy:
-        done |= {t.tag: t.latent for t in e.step()}
-    return done
-
-
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_group_has_the_same_bytes_alone_and_among_others(model: DiffusionModel, guided: bool) -> None:
-    alone = finish(e := engine(model), grouped(e, "a", [1, 2, 3], guided=guided))
+    alone = (e := engine(model)).finish(grouped(e, "a", [1, 2, 3], guided=guided))
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [4, 2, 5, 0, 3, 1]):
         e = engine(model)
         everybody = [*grouped(e, "a", [1, 2, 3], guided=guided), single(e, 10), *grouped(e, "b", [20, 21])]
-        mixed = finish(e, [everybody[i] for i in order])
+        mixed = e.finish([everybody[i] for i in order])
         assert all(torch.equal(mixed[tag], alone[tag]) for tag in alone)
-        assert torch.equal(mixed[10], finish(other := engine(model), [single(other, 10)])[10])
+        assert torch.equal(mixed[10], (other := engine(model)).finish([single(other, 10)])[10])
 
 
 def test_its_bytes_depend_on_its_members(exact: DiffusionModel) -> None:
     def first(*tags: int, alpha: float = 0.9) -> torch.Tensor:
         e = engine(exact)
-        return finish(e, grouped(e, "a", list(tags), alpha=alpha))[1]
+        return e.finish(grouped(e, "a", list(tags), alpha=alpha))[1]
 
     e = engine(exact)
-    plain = finish(e, [single(e, 1)])[1]
+    plain = e.finish([single(e, 1)])[1]
     assert not torch.equal(first(1, 2), first(1, 3)) and not torch.equal(first(1, 2), plain)
     assert torch.equal(first(1, 2, alpha=0.0), plain)
     assert torch.equal(first(1), plain)  # nobody to be pushed from
@@ -86,7 +77,7 @@ def test_mates_move_apart(exact: DiffusionModel) -> None:
         e = engine(exact)
         members = grouped(e, "a", [1, 2], alpha=alpha)
         members[1].latent = members[0].latent + 0.3 * members[1].latent
-        done = finish(e, members)
+        done = e.finish(members)
         near[alpha] = float((done[1] - done[2]).norm())
     assert near[0.9] > near[0.0]
 
@@ -110,9 +101,9 @@ def test_half_the_rows_must_hold_a_group(exact: DiffusionModel, monkeypatch: pyt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(latents, *args)
 
-    alone = finish(other := engine(exact, rows=6), grouped(other, "a", [1, 2, 3]))
+    alone = (other := engine(exact, rows=6)).finish(grouped(other, "a", [1, 2, 3]))
     monkeypatch.setattr(exact, "denoise", small)
-    done = finish(e, grouped(e, "a", [1, 2, 3]))
+    done = e.finish(grouped(e, "a", [1, 2, 3]))
     assert e.rows == 6 and all(torch.equal(done[tag], alone[tag]) for tag in alone)
 
 

@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.errors import ConfigError
-from pipeline.steer.cascade import Cascade, Fired, max_cosine, rollback_step, text_score
+from pipeline.steer.cascade import max_cosine, rollback_step, text_score
 
 CENTRE = torch.full((4, 4, 4), 5.0)
 REFERENCE = CENTRE + torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
 FAR = CENTRE + torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))
-BOTH = Cascade(text_steps=2, text_threshold=3.0, likeness=((0.15, 0.7), (0.3, 0.8)))
 
 
-def look(cascade: Cascade, step: int, norms: list[float], clean: torch.Tensor) -> Fired | None:
-    return cascade.look(step, 20, norms, clean, [REFERENCE], CENTRE)
+def test_likeness_is_the_nearest_references_and_taken_from_the_centre() -> None:
+    near = REFERENCE + torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(3))
+    assert 0.7 < max_cosine(near, [FAR, REFERENCE], CENTRE) < 0.8
+    assert max_cosine(near, [FAR, REFERENCE], CENTRE) == max_cosine(near, [REFERENCE], CENTRE) > max_cosine(near, [FAR], CENTRE)
+    assert max_cosine(near, [FAR], torch.zeros_like(CENTRE)) > 0.9, "what all latents share would look like likeness"
 
 
-def test_the_cheap_stage_looks_first_and_once() -> None:
-    assert look(BOTH, 0, [9.0], FAR) is None  # not all its steps are taken
-    fired = look(BOTH, 1, [4.0, 4.0], FAR)
-    assert fired == Fired("text", 1, 4.0, 3.0)
-    assert look(BOTH, 1, [2.0, 3.0], FAR) is None and look(BOTH, 5, [9.0] * 6, FAR) is None
-
-
-def test_the_likeness_stage_looks_at_its_steps_with_its_threshold() -> None:
-    near = REFERENCE + 1.0 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(3))
-    score = max_cosine(near, [FAR, REFERENCE], CENTRE)
-    assert 0.7 < score < 0.8
-    quiet = [0.0] * 20
-    assert [step for step in range(20) if look(BOTH, step, quiet[: step + 1], REFERENCE)] == [2, 5]
-    assert [step for step in range(20) if look(BOTH, step, quiet[: step + 1], near)] == [2]
-    assert look(BOTH, 2, quiet[:3], FAR) is None
-    assert BOTH.look(2, 20, quiet[:3], REFERENCE, [], CENTRE) is None
-
-
-def test_the_text_stage_can_arm_the_likeness_stage() -> None:
-    armed = replace(BOTH, text_arms=True)
-    assert look(armed, 1, [9.0, 9.0], REFERENCE) is None  # it does not fire itself
-    assert look(armed, 2, [9.0, 9.0, 0.0], REFERENCE) is not None
-    assert look(armed, 2, [1.0, 1.0, 0.0], REFERENCE) is None
-
-
-def test_an_empty_cascade_never_fires_and_a_senseless_one_is_refused() -> None:
-    assert all(look(Cascade(), step, [99.0] * 20, REFERENCE) is None for step in range(20))
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        Cascade(likeness=((1.5, 0.5),))
-    with pytest.raises(ConfigError, match="nothing would ever"):
-        Cascade(text_arms=True)
-
-
-@given(norms=st.lists(st.floats(0, 100), min_size=2, max_size=6), more=st.floats(0, 50), at=st.integers(0, 1))
-def test_a_larger_norm_never_calms_a_filter(norms: list[float], more: float, at: int) -> None:
-    before = look(BOTH, 1, norms[:2], FAR)
+@given(norms=st.lists(st.floats(0, 100), min_size=2, max_size=6), more=st.floats(0.1, 50), at=st.integers(0, 1))
+def test_the_text_score_is_the_mean_of_the_first_steps_and_waits_for_them(norms: list[float], more: float, at: int) -> None:
+    before = text_score(norms, 2)
+    assert before == (norms[0] + norms[1]) / 2
     norms[at] += more
-    assert before is None or look(BOTH, 1, norms[:2], FAR) is not None
-    score = text_score(norms, 2)
-    assert score is not None and text_score(norms[:1], 2) is None and text_score(norms, 0) is None
+    after = text_score(norms, 2)
+    assert after is not None and before is not None and after > before
+    assert text_score(norms[:1], 2) is None and text_score(norms, 0) is None
 
 
 @given(
