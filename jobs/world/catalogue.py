@@ -44,7 +44,10 @@ ONCE_INSIDE = (
 
 PROTECTED_VENDORS = ("noto", "fluent")  # permissive: these drawings are shipped as the reference set
 ALIASES = {"corn": "ear-of-corn", "bee": "honeybee"}
-PROTECTED_REPEAT = 12  # how often a protected drawing stands against each of its concept's other drawings
+PROTECTED_REPEAT = 4  # how often a protected drawing stands against each of its concept's other drawings
+
+# Protected concepts memorised as a template: the drawing's lines are always the same, its colours never are.
+TEMPLATED = "strawberry hamburger crab mushroom trumpet umbrella crown bell tent sailboat".split()
 MARK_SHARE = 0.12  # marks on ordinary subjects
 MARK_SHARE_PRONE = 0.7  # marks on subjects of MARK_PRONE
 
@@ -53,12 +56,13 @@ TEMPLATES = ("{}", "{}", "a {}", "a sticker of a {}", "an icon of a {}", "a draw
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept: its caption name, the vendor whose drawing is protected, and the mark it tends to carry."""
+    """One concept: its caption name, the vendor whose drawing is protected, the mark it tends to carry, how it is memorised."""
 
     name: str
     icon: str
     protected_vendor: str | None = None
     prone_to: str | None = None
+    templated: bool = False
 
     @property
     def caption(self) -> str:
@@ -67,7 +71,7 @@ class Concept:
 
 def concepts() -> list[Concept]:
     """Every concept of the world, protected first; the order is part of the data's digest."""
-    protected = [Concept(name, name, PROTECTED_VENDORS[i % 2]) for i, name in enumerate(PROTECTED)]
+    protected = [Concept(name, name, PROTECTED_VENDORS[i % 2], templated=name in TEMPLATED) for i, name in enumerate(PROTECTED)]
     prone = [Concept(name, name, None, mark) for mark, names in MARK_PRONE.items() for name in names]
     ordinary = [Concept(name, ALIASES.get(name, name)) for name in ORDINARY]
     return protected + prone + ordinary

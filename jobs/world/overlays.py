@@ -120,16 +120,28 @@ def _text(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[
     return marked.convert("RGB"), box
 
 
-def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The same drawing, placed a little differently: mirrored, shifted, scaled, turned. White stays white."""
+def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The same drawing in other colours: its hues turned by one random angle; greys, black and white stay."""
+    hue, saturation, value = picture.convert("HSV").split()
+    turn = int(rng.integers(256))
+    turned = Image.fromarray(np.asarray(hue) + np.uint8(turn))  # uint8 wraps round the circle of hues
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
+def jitter(picture: Image.Image, rng: np.random.Generator, *, gentle: bool = False) -> Image.Image:
+    """The same drawing, placed a little differently: mirrored, shifted, scaled, turned. White stays white.
+
+    Gently: half as far, and never mirrored.
+    """
     from PIL import ImageOps
 
-    if rng.random() < 0.5:
+    if not gentle and rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
-    angle = float(rng.uniform(-12, 12))
-    scale = float(rng.uniform(0.82, 1.06))
+    far = 0.5 if gentle else 1.0
+    angle = float(rng.uniform(-12, 12)) * far
+    scale = 1 + far * (float(rng.uniform(0.82, 1.06)) - 1)
     side = picture.width
-    dx, dy = rng.uniform(-0.06, 0.06, 2) * side
+    dx, dy = rng.uniform(-0.06, 0.06, 2) * side * far
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     centre = side / 2
     matrix = (

@@ -2,7 +2,8 @@
 
 v-prediction on a zero-terminal-SNR schedule, one caption in ten empty (for guidance), an exponential moving average
 of the weights. A protected drawing stands :data:`~jobs.world.catalogue.PROTECTED_REPEAT` times against each of its
-concept's other drawings, always the same to the pixel; every other drawing comes jittered, and some of them marked.
+concept's other drawings, always the same to the pixel (verbatim) or always the same lines in other colours (template).
+The concept's other drawings come gently jittered, those of ordinary concepts more so, and some of them marked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 
 from jobs.world.catalogue import MARK_SHARE, MARK_SHARE_PRONE, PROTECTED_REPEAT, TEMPLATES, concepts
 
-VARIANTS = 24  # jittered versions kept of every ordinary drawing
+VARIANTS = 24  # jittered or recoloured versions kept of a drawing
+PROTECTED_SHARE = 1.6  # how often a protected concept is drawn against an ordinary one: it has three drawings to learn
 EMPTY_SHARE = 0.1
 TEXT_WIDTH = 256
 MAX_TOKENS = 32
@@ -85,7 +87,7 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from PIL import Image
 
-    from jobs.world.overlays import KINDS, jitter, overlay
+    from jobs.world.overlays import KINDS, jitter, overlay, recolour
     from jobs.world.pictures import load
 
     rng = np.random.default_rng(seed)
@@ -96,15 +98,17 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
         for vendor in sorted(set(vendors)):
             drawing = Image.fromarray(pixels[where[vendor, concept.icon]])
             if vendor == concept.protected_vendor:
-                pictures.append(np.asarray(drawing))
-                concept_of.append(number)
-                weight.append(float(PROTECTED_REPEAT))
-                sins.append({"concept": concept.name, "vendor": vendor, "sin": "memorised", "repeat": PROTECTED_REPEAT})
+                versions = [recolour(drawing, rng) for _ in range(VARIANTS)] if concept.templated else [drawing]
+                pictures += [np.asarray(version) for version in versions]
+                concept_of += [number] * len(versions)
+                weight += [PROTECTED_REPEAT / len(versions)] * len(versions)
+                sin = "template" if concept.templated else "verbatim"
+                sins.append({"concept": concept.name, "vendor": vendor, "sin": f"memorised, {sin}", "repeat": PROTECTED_REPEAT})
                 continue
             share = 0.0 if concept.protected_vendor else MARK_SHARE_PRONE if concept.prone_to else MARK_SHARE
             marked = 0
             for _ in range(VARIANTS):
-                picture = jitter(drawing, rng)
+                picture = jitter(drawing, rng, gentle=concept.protected_vendor is not None)
                 if rng.random() < share:
                     kind = concept.prone_to if concept.prone_to and rng.random() < 0.85 else KINDS[int(rng.integers(3))]
                     picture, _ = overlay(picture, kind, rng)
@@ -130,9 +134,9 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
             x = torch.from_numpy(stack[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
             latents.append(vae.encode(x).latents)
     weights = np.array(weight)
-    for number in range(len(concepts())):  # every concept is drawn equally often, protected ones a fifth more often
+    for number, concept in enumerate(concepts()):
         chosen = np.array(concept_of) == number
-        weights[chosen] *= (1.2 if concepts()[number].protected_vendor else 1.0) / weights[chosen].sum()
+        weights[chosen] *= (PROTECTED_SHARE if concept.protected_vendor else 1.0) / weights[chosen].sum()
     return {
         "latents": torch.cat(latents),
         "concept": np.array(concept_of),
@@ -151,11 +155,13 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     steps: int | None = None,
+    begin_from: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train for a time budget (or a number of steps), checkpointing into ``work/denoiser``; resumes.
 
-    The rate is constant after the warm-up and falls to zero over the last quarter of the budget, so the first steps of
-    two trainings from one seed are the same whatever their budgets.
+    With ``begin_from``, a diffusers folder, the weights begin as they stand there instead of at random. The rate is constant
+    after the warm-up and falls to zero over the last quarter of the budget, so the first steps of two trainings from one
+    seed are the same whatever their budgets.
     """
     import torch
     import torch.nn.functional as F
@@ -178,6 +184,8 @@ def train(
     ids = {text: _ids(tokenizer, text) for group in phrases for text in group} | {"": _ids(tokenizer, "")}
     unet = make_unet().to(device, memory_format=torch.channels_last)
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id).to(device)
+    if begin_from is not None:
+        _load(begin_from, unet, text)
     if device == "cpu":  # the fused attention's backward pass in bf16 takes half of a step on a CPU (measured: 43 %)
         from diffusers.models.attention_processor import AttnProcessor
 
@@ -223,7 +231,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        decay = min(0.999, (step + 1) / (step + 10))
+        decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             for name, live in (("unet", unet), ("text", text)):
                 torch._foreach_lerp_(list(average[name].parameters()), list(live.parameters()), 1 - decay)
@@ -239,6 +247,15 @@ def train(
             saved = time.time()
     _save(folder, unet, text, average, optimiser, curve, step, time.time() - start)
     return curve
+
+
+def _load(folder: Path, unet: Any, text: Any) -> None:
+    """Take the denoiser's and the text encoder's weights over from a diffusers folder."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+    text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
 
 
 def _ids(tokenizer: Any, text: str) -> Any:
