@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guards.base import Finding, require_pictures
+from index.colours import hue_shares, turn_hues
 from index.embed import Embedder
 from index.store import Match
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PROBE = "memorisation_probe"
 GEOMETRY = "copy.geometry"
+RECOLOURED = "copy.recoloured"
 HARMLESS = ("retired", "allowed")  # statuses of references that no longer forbid anything
 NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to compare with
 
@@ -39,11 +41,14 @@ class Examination:
 
 
 class CopiesGuard:
-    """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised`` and ``copy.geometry``.
+    """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised``, ``copy.geometry`` and
+    ``copy.recoloured``.
 
     The score of the first two is the similarity of their best reference. Among references at or above the threshold one
     that the second look confirms comes before a nearer one that it does not, and one that it clears does not count.
     ``copy.geometry`` is for what the embedder misses: its score is the best second look at the k nearest references.
+    ``copy.recoloured`` is for a reference's drawing in other colours, which the embedder may place anywhere: the picture is
+    searched for with its hues turned as well, and its score is the best second look at what is found so.
     ``detail`` is the reference's id. A picture's *own* references, which it was steered away from, always get the second look:
     a copy in other colours may be far from its reference to the embedder, and steering makes such copies.
 
@@ -52,6 +57,7 @@ class CopiesGuard:
         embedder: the embedder the index was built with.
         point: from which scores on a picture counts as too near.
         k: references kept per picture.
+        hues: parts of the circle of hues that a picture is turned by and searched for; 1: only as it is.
         confirm: the second look, (picture, reference picture) → [0, 1]; :func:`index.confirm.confirm` by default.
 
     Raises:
@@ -59,7 +65,7 @@ class CopiesGuard:
     """
 
     name = "copies"
-    categories: tuple[str, ...] = ("copy.protected", "copy.memorised", GEOMETRY)
+    categories: tuple[str, ...] = ("copy.protected", "copy.memorised", GEOMETRY, RECOLOURED)
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class CopiesGuard:
         *,
         point: OperatingPoint,
         k: int = 3,
+        hues: int = 1,
         confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
     ) -> None:
         built_with = getattr(index, "embedder_id", embedder.embedder_id)
@@ -77,8 +84,8 @@ class CopiesGuard:
             what = f"the index was built with embedder {built_with[:12]}, this one is {embedder.embedder_id[:12]}"
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
-        self.point, self.k = point, k
-        self.version = f"3+{embedder.embedder_id[:8]}"
+        self.point, self.k, self.hues = point, k, hues
+        self.version = f"4+{embedder.embedder_id[:8]}"
         self._confirm = confirm
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
@@ -97,16 +104,37 @@ class CopiesGuard:
             return []
         embeddings = self.embedder.images(pictures)
         found = self.index.search(embeddings, self.k)
-        rows = zip(pictures, embeddings, found, own or [()] * len(pictures), strict=True)
+        rows = zip(pictures, embeddings, found, own or [()] * len(pictures), self._in_other_colours(pictures), strict=True)
         return [self._examine(*row) for row in rows]
 
-    def _examine(self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match], own: Sequence[str]) -> Examination:
+    def _in_other_colours(self, pictures: np.ndarray) -> list[list[str]]:
+        """Ids of the references that each picture is too near to once its hues are turned, best first."""
+        best: list[dict[str, float]] = [{} for _ in pictures]
+        for share in hue_shares(self.hues):
+            turned = self.embedder.images(np.stack([turn_hues(picture, share) for picture in pictures]))
+            for scores, matches in zip(best, self.index.search(turned, self.k), strict=True):
+                for match in matches:
+                    if match.similarity >= self.point.threshold and match.status not in HARMLESS:
+                        scores[match.ref_id] = max(match.similarity, scores.get(match.ref_id, NOTHING_NEAR))
+        return [sorted(scores, key=lambda ref_id: (-scores[ref_id], ref_id)) for scores in best]
+
+    def _examine(
+        self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match], own: Sequence[str], recoloured: Sequence[str]
+    ) -> Examination:
         near = {match.ref_id for match in matches}
         further = [self.index.compare(embedding, ref_id) for ref_id in own if ref_id not in near]
         ranked = sorted([*matches, *further], key=lambda match: -match.similarity)
         nearest = tuple(self._looked_at(picture, match, match.ref_id in own) for match in ranked)
-        findings = [self._finding(category, nearest) for category in self.categories if category != GEOMETRY]
-        return Examination(embedding, nearest, (*findings, self._geometry(nearest)))
+        findings = [self._finding(c, nearest) for c in self.categories if c not in (GEOMETRY, RECOLOURED)]
+        geometry = self._geometry(nearest)
+        # What was looked at for its other colours alone is held to a stricter bar, and is no evidence for anything else.
+        looked = [self._looked_at(picture, self.index.compare(embedding, ref_id), True) for ref_id in recoloured]
+        other = self._recoloured([match for match in looked if match.similarity < self.point.threshold])
+        if other.triggered:
+            kept = [match for match in nearest if match.ref_id != other.detail]
+            hit = next(match for match in looked if match.ref_id == other.detail)
+            nearest = tuple(sorted([*kept, hit], key=lambda match: -match.similarity))
+        return Examination(embedding, nearest, (*findings, geometry, other))
 
     def _looked_at(self, picture: np.ndarray, match: Match, own: bool) -> Match:
         near = own or match.similarity >= min(self.point.threshold, self.point.look_from)
@@ -155,3 +183,9 @@ class CopiesGuard:
         return Finding(
             self.name, self.version, GEOMETRY, best.confirm or 0.0, self.point.alone_threshold, agreed, detail=best.ref_id
         )
+
+    def _recoloured(self, looked: Sequence[Match]) -> Finding:
+        """Two opinions: the embedder's of the picture with its hues turned, and the second look's of the picture as it is."""
+        best = max(looked, key=lambda match: match.confirm or 0.0, default=None)
+        score, ref_id = (best.confirm or 0.0, best.ref_id) if best is not None else (0.0, "")
+        return Finding(self.name, self.version, RECOLOURED, score, self.point.recoloured_threshold, detail=ref_id)

@@ -61,6 +61,8 @@ class OperatingPoint:
         alone_threshold: score from which the second look suffices although the cosine stays below ``threshold``.
         veto_below: score below which the second look clears a picture whose cosine reaches ``threshold``: laid over each
             other the two share nothing.
+        recoloured_threshold: score from which the second look agrees that a picture, whose cosine reaches ``threshold`` only
+            once its hues are turned, is the reference in other colours.
     """
 
     threshold: float
@@ -68,6 +70,7 @@ class OperatingPoint:
     look_from: float = NEVER
     alone_threshold: float = NEVER
     veto_below: float = 0.0
+    recoloured_threshold: float = 0.8
 
 
 @dataclass(frozen=True)

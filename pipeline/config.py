@@ -124,12 +124,19 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CopiesPolicy:
-    """Copies. ``threshold`` 0 means: the calibrated operating point of the index. ``k``: references kept per attempt."""
+    """Copies. ``threshold`` 0 means: the calibrated operating point of the index. ``k``: references kept per attempt.
+
+    ``hues``: into how many parts the circle of hues is cut to find copies in other colours; 1: they are not looked for.
+    """
 
     threshold: float = 0.0
     confirm_threshold: float = 0.5
     k: int = 3
+    hues: int = 12
     action: Literal["steer", "reject", "observe"] = "steer"
+
+    def __post_init__(self) -> None:
+        _between("copies.hues", self.hues, 1, 64)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from guards.copies import RECOLOURED
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
 from pipeline.engine import Trajectory
@@ -21,6 +23,9 @@ from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
+
+if TYPE_CHECKING:
+    import torch
 
 RESEEDED = Intervention("reseed")
 
@@ -203,7 +208,8 @@ def _again(
     trajectory, case.intervention, case.seed = retry(
         studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
         reference_context=studio.context_of(""),
-        centre=studio.reference_centre, words=_words(studio, case), embedder_space=studio.embedder_space,
+        centre=studio.reference_centre, colours=_colours(studio, case), words=_words(studio, case),
+        embedder_space=studio.embedder_space,
         caught_at=caught_at, rollback=studio.policy.early.rollback,
     )  # fmt: skip
     if case.erasure is not None:
@@ -247,6 +253,12 @@ def _own_references(case: Case) -> list[str]:
     caught = [caught.nearest[0].ref_id for caught in reversed(case.caught)]  # the others it was only near to
     found = [f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered]
     return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
+
+
+def _colours(studio: Studio, case: Case) -> dict[str, list[torch.Tensor]]:
+    """Of the references that the sample copied in other colours: latents of them all, for the next attempt may choose again."""
+    found = [f.detail for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
+    return {ref_id: studio.recoloured_latents(ref_id) for ref_id in dict.fromkeys(found)}
 
 
 def _nearest_references(case: Case) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guards.base import Finding, Guard
+from index.colours import hue_shares, turn_hues
 from index.errors import ConfigError
 from index.store import Match
 from pipeline.config import Policy, RunConfig, digest
@@ -77,6 +78,7 @@ class Studio:
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
+        self.recoloured_latents = lru_cache(maxsize=256)(self._recoloured_latents)
         self.early = None
         if copies is not None and wanted(policy):
             latents = ReferenceLatents.of(copies.index, self.reference_latent, lambda: self.reference_centre)
@@ -123,7 +125,7 @@ class Studio:
             index = ReferenceIndex.open(base / config.index, embedder.embedder_id)
             calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
             threshold = point.threshold
-            copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k)
+            copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
         else:
             skipped = [*skipped, "copies: no index in the run file"]
         model = load_model(config.model)
@@ -165,14 +167,26 @@ class Studio:
 
     def _reference_latent(self, ref_id: str) -> torch.Tensor | None:
         """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
+        picture = self._reference_picture(ref_id)
+        return None if picture is None else self.model.encode(picture[None])[0]
+
+    def _recoloured_latents(self, ref_id: str) -> list[torch.Tensor]:
+        """Clean latents (C, h, w) of the reference with its hues turned, as the copies guard turns pictures; without itself."""
+        picture = self._reference_picture(ref_id)
+        if picture is None:
+            return []
+        return [self.model.encode(turn_hues(picture, share)[None])[0] for share in hue_shares(self.policy.copies.hues)]
+
+    def _reference_picture(self, ref_id: str) -> np.ndarray | None:
+        """uint8 RGB at the model's size, or None when the index may not keep it."""
         picture = self.index.picture(ref_id) if self.index is not None else None
         if picture is None:
             return None
         from PIL import Image
 
         side = self.model.decode_size()
-        resized = Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS) if picture.shape[1::-1] != side else picture
-        return self.model.encode(np.asarray(resized)[None])[0]
+        fits = picture.shape[1::-1] == side
+        return picture if fits else np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS))
 
     def embedder_space(self) -> EmbedderSpace:
         """The embedder's space as nudging takes it, with gradients."""

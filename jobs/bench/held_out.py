@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from jobs.bench.measures import Measure, clustered
 
@@ -13,8 +14,8 @@ RESAMPLES = 400
 
 
 def held_out_measures(work: Path) -> list[Measure]:
-    """The bars of autoencoder, embedder and mark detectors, measured on the shipped weights."""
-    return [autoencoder(work), *embedder(work), *detectors(work)]
+    """The bars of autoencoder, embedder, copies guard and mark detectors, measured on the shipped weights."""
+    return [autoencoder(work), *embedder(work), *recoloured(work), *detectors(work)]
 
 
 def autoencoder(work: Path) -> Measure:
@@ -56,6 +57,41 @@ def embedder(work: Path) -> list[Measure]:
         precision_measure(told, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
         precision_measure("… signs of prescribed form included", cosine, copy, of.tolist()),
     ]
+
+
+def recoloured(work: Path) -> list[Measure]:
+    """The copies guard, with hues turned and without: protected drawings in other colours, and genuine drawings of others."""
+    import tempfile
+
+    from jobs.bench.world import open_studio, pictures_of
+    from jobs.world.catalogue import concepts
+    from jobs.world.overlays import recolour
+    from jobs.world.pictures import load
+
+    rng = np.random.default_rng(0)
+    pixels, vendors, names = load(work)
+    protected = {c.icon: c.protected_vendor for c in concepts() if c.protected_vendor}
+    ordinary = {c.icon for c in concepts()} - set(protected)
+    others = [i for i, name in enumerate(names) if name in protected and vendors[i] != protected[name]]
+    elsewhere = [i for i, name in enumerate(names) if name in ordinary]
+    measures = []
+    with tempfile.TemporaryDirectory() as folder:
+        studio = open_studio(Path(folder), "observe")
+        copies = studio.copies
+        assert copies is not None
+        works = [(title, picture) for title, picture in sorted(pictures_of(studio).items()) for _ in range(4)]
+        turned = np.stack([np.asarray(recolour(Image.fromarray(picture), rng)) for _, picture in works])
+        sets = (
+            ("protected drawings in other colours, found", turned, [title for title, _ in works], "higher"),
+            ("genuine other drawings of these subjects, called copies", pixels[others], [names[i] for i in others], "lower"),
+            ("drawings of other subjects, called copies", pixels[elsewhere], [names[i] for i in elsewhere], "lower"),
+        )
+        for hues in (1, copies.hues):
+            copies.hues = hues
+            for told, pictures, of, better in sets:
+                flagged = [any(finding.triggered for finding in found) for found in copies.check(pictures)]
+                measures.append(clustered(f"copies guard, {hues} hues: {told}", flagged, of, better=better))  # type: ignore[arg-type]
+    return measures
 
 
 def detectors(work: Path) -> list[Measure]:

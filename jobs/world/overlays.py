@@ -12,6 +12,8 @@ import numpy as np
 import segno
 from PIL import Image, ImageDraw, ImageFont
 
+from index.colours import turn_hues
+
 KINDS = ("watermark", "qr", "text")
 TRAIN_DESIGNS, HELD_OUT_DESIGNS = (0, 1, 2), (3, 4)
 WORDS = ("SALE", "STOCK", "FREE", "NEW", "DEMO", "PHOTO", "SHOP", "DRAFT", "COPY", "IMAGE", "50% OFF", "HELLO")
@@ -122,10 +124,7 @@ def _text(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[
 
 def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The same drawing in other colours: its hues turned by one random angle; greys, black and white stay."""
-    hue, saturation, value = picture.convert("HSV").split()
-    turn = int(rng.integers(256))
-    turned = Image.fromarray(np.asarray(hue) + np.uint8(turn))  # uint8 wraps round the circle of hues
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    return Image.fromarray(turn_hues(np.asarray(picture.convert("RGB")), float(rng.integers(256)) / 256))
 
 
 def jitter(picture: Image.Image, rng: np.random.Generator, *, gentle: bool = False) -> Image.Image:

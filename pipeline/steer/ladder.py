@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
@@ -73,6 +74,7 @@ def retry(
     latents: Sequence[torch.Tensor],
     reference_context: torch.Tensor,
     centre: torch.Tensor,
+    colours: Mapping[str, Sequence[torch.Tensor]] = MappingProxyType({}),
     words: Words | None = None,
     embedder_space: Callable[[], EmbedderSpace] | None = None,
     caught_at: int | None = None,
@@ -89,6 +91,8 @@ def retry(
         ref_ids, latents: the sample's own nearest references, best first, and their clean latents (C, h, w).
         reference_context: text embedding of the reference rows.
         centre: mean reference latent (C, h, w), for nudging.
+        colours: reference id → clean latents of its drawing in other colours, to be steered away from as well; token merging
+            matches shapes and takes the drawing as it is.
         words: texts, for the kinds that take them.
         embedder_space: opens the embedder's space, for nudging in it.
         caught_at: steps taken when a probe caught ``last``; None when its picture was finished.
@@ -98,6 +102,7 @@ def retry(
         ConfigError: the rung asks for what this model or embedder cannot do.
     """
     ref_ids, latents = tuple(ref_ids[: rung.references]), tuple(latents[: rung.references])
+    everything = (*latents, *(z for ref_id in ref_ids for z in colours.get(ref_id, ())))
     without = rung.kind in FROM_REFERENCES and not latents
     negative = words.negative_of(rung.references) if words is not None else ""
     unfinished = rung.kind == "renoise" and caught_at is not None  # there is no picture to add noise to
@@ -145,15 +150,15 @@ def retry(
     elif rung.kind == "spell":
         # Relative to the nearest reference's distance from the centre: latents of one model differ in scale from another's.
         radius = rung.radius * float((latents[0] - centre).norm())
-        again.nudge = Repellency(latents, radius, rung.strength, until)
+        again.nudge = Repellency(everything, radius, rung.strength, until)
         strength = rung.strength
     elif rung.kind == "nudge" and rung.space == "embedder":
-        again.nudge = _embedder_nudge(rung, latents, until, words, embedder_space)
+        again.nudge = _embedder_nudge(rung, everything, until, words, embedder_space)
     else:
-        again.nudge = _nudge(engine, rung, latents, centre, until, seed)
+        again.nudge = _nudge(engine, rung, everything, centre, until, seed)
     if rung.kind == "amg":
         again.guide = Despecification(
-            engine.guidance_scale, rung.strength, rung.enough, latents, centre, until,
+            engine.guidance_scale, rung.strength, rung.enough, everything, centre, until,
             lambda z, output, step: engine.sampler.clean(z, output, step)[0],
         )  # fmt: skip
         if rung.deduplicate and words is not None and negative:

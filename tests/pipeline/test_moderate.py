@@ -39,8 +39,8 @@ class Index:
 class Copies:
     """A copies guard that flags the pictures a test names by digest."""
 
-    def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True) -> None:
-        self.flags, self.confirmed = flags, confirmed
+    def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True, category: str = "copy.protected") -> None:
+        self.flags, self.confirmed, self.category = flags, confirmed, category
         self.asked: list[tuple[str, list[str]]] = []  # picture, its own references
 
     def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
@@ -48,7 +48,7 @@ class Copies:
         out = []
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1
-            finding = Finding("copies", "1", "copy.protected", score, 0.8, self.confirmed, None, REF)
+            finding = Finding("copies", "1", self.category, score, 0.8, self.confirmed, None, REF)
             out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "grey", score),), (finding,)))
         return out
 
@@ -118,6 +118,30 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
     assert sum(bool(ids) for _, ids in copies.asked) == 2
     # Both are pushed from one reference; its five rows were run once, for the one that came first.
     assert sorted(done[key].denoiser_evals for key in ("key-1", "key-3")) == [5 + 5, 5 + 5 + 2.5]
+
+
+def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
+    model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    monkeypatch.setattr(Index, "picture", lambda *_: red)
+    policy = dataclasses.replace(POLICY, copies=CopiesPolicy(hues=4), ladder=(Rung("nudge", step_size=0.1),))
+    drawn: dict[str, list[str]] = {}
+    for category in ("copy.protected", "copy.recoloured"):
+        there = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"], category=category), policy=policy)
+        seen: list[int] = []
+        submit = there.engine.submit
+        monkeypatch.setattr(
+            there.engine, "submit", lambda t, s=submit, n=seen: (n.append(len(t.nudge.references) if t.nudge else 0), s(t))[1]
+        )
+        done = by_key(list(there.moderate(requests(2))))
+        assert done["key-1"].outcome is Outcome.ACCEPTED_AFTER_STEERING and done["key-0"].outcome is Outcome.ACCEPTED
+        assert done["key-1"].attempts[1].intervention.ref_ids == (REF,)  # type: ignore[union-attr]
+        assert seen == [0, 0, 1 if category == "copy.protected" else 4]
+        drawn[category] = [a.pixel_sha256 for a in done["key-1"].attempts]
+    first, second = drawn.values()
+    assert first[0] == second[0] and first[1] != second[1]
 
 
 def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
