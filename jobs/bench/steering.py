@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SEEDS = (11, 12, 13)
 LADDER_SEEDS = tuple(range(101, 118))  # 17 × 62 protected captions
 SHOWN = 20  # captions on the sheet
+EVALS = "evaluations per repaired request, multiple of the steps"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     judges = Judges.open()
     seeds, ladder_seeds = (SEEDS[:1], LADDER_SEEDS[:1]) if quick else (SEEDS, LADDER_SEEDS)
     count = 4 if quick else captions or len(PROTECTED)
-    names = [PROTECTED[i] for i in np.linspace(0, len(PROTECTED) - 1, count).astype(int)]
+    names = spread_over(PROTECTED, count)
     arms = [arm for arm in ARMS if not quick or arm.name in ("none", "re-seed", "NegToMe, ours", "nudging, ours")]
     drawn = {arm.name: kept(work, judges, arm.name, arm.policy(), names, seeds) for arm in arms}
     ladder = kept(
@@ -109,6 +110,27 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     (out / f"{name}.md").write_text(table(arms, measures), encoding="utf-8")
     (out / f"{name}.svg").write_text(plot(arms, measures), encoding="utf-8")
     sheet(arms, drawn, names, seeds[0]).save(out / f"{name}.png", optimize=True)
+
+
+def spread_over(protected: Sequence[str], count: int) -> list[str]:
+    """``count`` of the captions, evenly spread; those memorised verbatim and as templates in their proportion, some of both."""
+    from jobs.world.catalogue import TEMPLATED
+
+    groups = [[n for n in protected if (n in TEMPLATED) == kind] for kind in (False, True)]
+    few = max(1, round(count * len(groups[1]) / len(protected)))
+    picked = {
+        group[i]
+        for group, n in zip(groups, (count - few, few), strict=True)
+        for i in np.linspace(0, len(group) - 1, n).astype(int)
+    }
+    return [name for name in protected if name in picked]
+
+
+def templated(captions: Sequence[str]) -> np.ndarray:
+    """bool (N,): the caption's protected drawing was memorised as a template, its lines in whatever colours."""
+    from jobs.world.catalogue import TEMPLATED
+
+    return np.array([caption.replace(" ", "-") in TEMPLATED for caption in captions], bool)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------------
@@ -265,6 +287,11 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
         clustered("budget: caption in the judge's top 5, of the accepted", accepted.right, accepted.captions),
         per_accepted(float(found.evals.sum()), sum(ended)),
     ]
+    for kind, mine in (("verbatim", ~templated(first.captions)), ("template", templated(first.captions))):
+        if mine.any():
+            part = first.where(mine)
+            told = f"first: copies by the judge, memorised {kind}"
+            measures.append(clustered(told, copies_at(part.judge, "0.05"), part.captions, better="lower"))
     if others is not None:
         seen = first.features.astype(np.float64)
         measures.append(half_samples("first: KID × 1000 to the unprotected drawings", seen, others, kid, scale=1000))
@@ -300,24 +327,39 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
 
 def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
     """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the arm without any."""
+    name = "the default ladder · "
+    loss = float(found.right[found.accepted].mean() / unsteered.right.mean())
+    measures = [
+        *ladder_bars(name, found, goals=True),
+        spread(name + "caption kept, share of the unsteered (top 5)", [loss], 0.95),
+    ]
+    for kind, mine in (("verbatim", ~templated(found.captions)), ("template", templated(found.captions))):
+        if mine.any():
+            measures += ladder_bars(f"{name}memorised {kind}: ", found.where(mine), goals=False)
+    return measures
+
+
+def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
+    """What became of these requests: accepted, copies among them, captions kept, cost of a repair."""
     accepted = found.where(found.accepted)
     requests, index = np.unique(found.key, return_index=True)
     captions = [found.captions[i] for i in index]
     ended = np.isin(requests, accepted.key)
     repaired = accepted.where(accepted.steered)
     spent = [float(found.evals[found.key == key].sum()) for key in repaired.key]
-    loss = float(accepted.right.mean() / unsteered.right.mean())
-    name = "the default ladder · "
     by_judge = {rate: copies_at(accepted.judge, rate) for rate in ("0.05", "0.01")}
     evals = np.array(spent) / STEPS
+
+    def goal(value: float) -> float | None:
+        return value if goals else None
+
     return [
-        clustered(name + "accepted", ended, captions, 0.98),
-        clustered(name + "accepted copies, pipeline's rule", accepted.flagged, accepted.captions, 0.0, "lower"),
-        clustered(name + "accepted copies, judge (5 % false alarms)", by_judge["0.05"], accepted.captions, 0.0, "lower"),
-        clustered(name + "accepted copies, judge (1 % false alarms)", by_judge["0.01"], accepted.captions, 0.0, "lower"),
+        clustered(name + "accepted", ended, captions, goal(0.98)),
+        clustered(name + "accepted copies, pipeline's rule", accepted.flagged, accepted.captions, goal(0.0), "lower"),
+        clustered(name + "accepted copies, judge (5 % false alarms)", by_judge["0.05"], accepted.captions, goal(0.0), "lower"),
+        clustered(name + "accepted copies, judge (1 % false alarms)", by_judge["0.01"], accepted.captions, goal(0.0), "lower"),
         clustered(name + "accepted, caption in the judge's top 5", accepted.right, accepted.captions),
-        spread(name + "caption kept, share of the unsteered (top 5)", [loss], 0.95),
-        clustered(name + "evaluations per repaired request, multiple of the steps", evals, repaired.captions, 1.25, "lower"),
+        clustered(name + EVALS, evals, repaired.captions, goal(1.25), "lower"),
         clustered(name + "similarity of what was accepted", accepted.cosine, accepted.captions, better="lower"),
     ]  # fmt: skip
 
@@ -348,7 +390,8 @@ def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
 
 COLUMNS = (
     ("first: similarity to the protected drawing", "similarity"),
-    ("first: copies by the judge", "copies (judge)"),
+    ("first: copies by the judge, memorised verbatim", "copies (judge), verbatim"),
+    ("first: copies by the judge, memorised template", "copies (judge), template"),
     ("first: caption in the judge's top 5", "caption kept"),
     ("budget: accepted", f"accepted within {BUDGET:g}"),
     ("budget: accepted copies by the judge", "accepted copies (judge)"),
@@ -363,9 +406,11 @@ def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
     for arm in arms:
         cells = []
         for name, _ in COLUMNS:
-            m = found[f"{arm.name} · {name}"]
-            interval = f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})"
-            cells.append("–" if m.n == 0 else f"{m.value:.1f}" if m.low == m.high else interval)
+            m = found.get(f"{arm.name} · {name}")
+            if m is None or m.n == 0:
+                cells.append("–")
+            else:
+                cells.append(f"{m.value:.1f}" if m.low == m.high else f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})")
         lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -373,10 +418,10 @@ def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
 def plot(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
     """SVG: intervals of the arms under each other, one panel per measure."""
     found = {m.id: m for m in measures}
-    panels = [
-        Panel(title, [(m.value, m.low, m.high) if m.n else None for m in (found[f"{arm.name} · {name}"] for arm in arms)])
-        for name, title in COLUMNS[:5]
-    ]
+    panels = []
+    for name, title in COLUMNS[:-1]:  # the last one is no share
+        of = [found.get(f"{arm.name} · {name}") for arm in arms]
+        panels.append(Panel(title, [(m.value, m.low, m.high) if m is not None and m.n else None for m in of]))
     return forest([arm.name for arm in arms], panels)
 
 

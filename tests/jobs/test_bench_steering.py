@@ -11,8 +11,9 @@ import pytest
 
 import jobs.bench.steering as steering
 from jobs.bench.forest import Panel, forest
-from jobs.bench.steering import Attempts, contrasts, first_steered, of_arm, of_ladder, table
+from jobs.bench.steering import Attempts, contrasts, first_steered, of_arm, of_ladder, spread_over, table
 from jobs.bench.steering_arms import ARMS, BUDGET, MOST, STEPS, Arm
+from jobs.world.catalogue import PROTECTED, TEMPLATED
 
 
 def attempts(rows: list[dict[str, Any]]) -> Attempts:
@@ -74,6 +75,18 @@ def test_the_ladder_is_counted_by_hand() -> None:
     spent = (55 + 40 + 22) / 3 / STEPS  # of the three that were repaired, one of them caught in mid-flight
     assert found["evaluations per repaired request, multiple of the steps"].value == pytest.approx(spent)
     assert found["caption kept, share of the unsteered (top 5)"].value == 1
+    assert found["memorised verbatim: accepted"].n == 4 and "memorised template: accepted" not in found
+    crab = attempts([{"key": "crab#5"}, {"key": "crab#5", "number": 1}])
+    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, crab]), FOUND.where(FOUND.number == 0))}
+    assert found["memorised verbatim: accepted"].value == 1 and found["memorised template: accepted"].value == 0
+    assert found["accepted"].goal == 0.98 and found["memorised verbatim: accepted"].goal is None
+
+
+def test_some_captions_stand_for_both_kinds_of_memorisation() -> None:
+    for count, templates in ((4, 1), (16, 3), (62, 10)):
+        chosen = spread_over(PROTECTED, count)
+        assert len(chosen) == count and sum(name in TEMPLATED for name in chosen) == templates
+        assert chosen == [name for name in PROTECTED if name in chosen]
 
 
 def test_negtomes_goals_are_ratios_to_the_unsteered_and_to_the_controls() -> None:
@@ -115,9 +128,9 @@ def test_what_people_look_at(tmp_path: Path) -> None:
     arms = [Arm("a & b", ""), Arm("<c>", "")]
     measures = [m for arm in arms for m in of_arm(arm, FOUND)]
     lines = table(arms, measures).splitlines()
-    assert len(lines) == 4 and all(line.count("|") == 8 for line in lines)
+    assert len(lines) == 4 and all(line.count("|") == 9 for line in lines)
     drawing = ET.fromstring(steering.plot(arms, measures))
-    assert sum(1 for _ in drawing.iter("{http://www.w3.org/2000/svg}circle")) == 5 * 2
+    assert sum(1 for _ in drawing.iter("{http://www.w3.org/2000/svg}circle")) == 5 * 2  # none of these captions is a template
     assert "a & b" in [node.text for node in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert 'cx="250.0"' in forest(["x"], [Panel("p", [(-3.0, -4.0, 0.0)])]), "what lies outside the scale stays at its end"
     assert "circle" not in forest(["x"], [Panel("p", [None])])
