@@ -175,7 +175,8 @@ class Studio:
         picture = self._reference_picture(ref_id)
         if picture is None:
             return []
-        return [self.model.encode(turn_hues(picture, share)[None])[0] for share in hue_shares(self.policy.copies.hues)]
+        turned = [turn_hues(picture, share) for share in hue_shares(self.policy.copies.hues)]
+        return list(self.model.encode(np.stack(turned))) if turned else []
 
     def _reference_picture(self, ref_id: str) -> np.ndarray | None:
         """uint8 RGB at the model's size, or None when the index may not keep it."""

@@ -1,9 +1,9 @@
 """Early detection: how early, and how surely, does each signal tell which sample will end as a copy, and what does it cost?
 
-Half-memorised captions name a protected subject beside another thing. *Seed level* compares samples of one caption only, so
-that nothing but the seed's own flight can tell; *half-memorised* compares all samples of such captions; *overall* takes in
-captions that are always and never copied. A sample copies when the copies guard flags its finished picture; the copy judge
-is asked too.
+Half-memorised captions name a protected subject beside another thing, or a protected subject alone at a low guidance scale:
+some seeds copy, others do not. *Seed level* compares samples of one caption only, so that nothing but the seed's own flight
+can tell; *half-memorised* compares all samples of such captions; *overall* takes in captions that are always and never
+copied. A sample copies when the copies guard flags its finished picture; the copy judge is asked too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ GOAL, COST = 0.97, 0.02
 TOLD = (3, 5, 6, 10)  # after so many of 20 steps
 BY_A_QUARTER = 5
 LEVELS = ("seed level", "half-memorised", "overall")
+LOOSE = 1.0  # guidance scale at which a protected caption is only half-memorised
+HALF = ("mixed", "loose")  # kinds of flights
 SHIPPED = "latent cosine"  # what the shipped policy's probes go by
 LITERATURE = ("text norm", "update norm")
 
@@ -51,7 +53,7 @@ class Seen:
 def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
     """The flights of one seed: half-memorised captions four times each, protected and ordinary ones once.
 
-    Half of the protected subjects of mixed captions are ones the head never saw.
+    Half of the protected subjects of half-memorised captions are ones the head never saw.
     """
     rng = np.random.default_rng(4242)  # the same captions for every seed
     seen, unseen, ordinary = subjects()
@@ -59,8 +61,13 @@ def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
     told = [("mixed", mixed(str(a), str(b), turn), str(a)) for turn, (a, b) in enumerate(pairs)]
     plain = [("plain", str(name), str(name)) for name in rng.permutation([*seen, *unseen])[: 3 if quick else 10]]
     rest = [("ordinary", str(name), "") for name in rng.permutation(ordinary)[: 3 if quick else 20]]
-    cases = [case for case in (told[4:8] if quick else told) for _ in range(3 if quick else 4)] + plain + rest
-    return [Flight(kind, caption, subject, 1_000_000 * seed + i) for i, (kind, caption, subject) in enumerate(cases)]
+    alone = [*rng.permutation(unseen)[: 2 if quick else 8], *rng.permutation(seen)[: 2 if quick else 8]]
+    told = (told[4:8] if quick else told) + [("loose", f"a drawing of a {name}", str(name)) for name in alone]
+    cases = [case for case in told for _ in range(3 if quick else 4)] + plain + rest
+    return [
+        Flight(kind, caption, subject, 1_000_000 * seed + i, LOOSE if kind == "loose" else 3.0)
+        for i, (kind, caption, subject) in enumerate(cases)
+    ]
 
 
 def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
@@ -133,7 +140,7 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
     if level in ("unseen", "half-memorised"):
         unseen = subjects()[1]
         half = level == "half-memorised"
-        held = np.array([f.kind == "mixed" if half else f.kind == "ordinary" or f.subject in unseen for f in seen.flights])
+        held = np.array([f.kind in HALF if half else f.kind == "ordinary" or f.subject in unseen for f in seen.flights])
         copy, captions, scores = copy[held], captions[held], scores[held]
     names, of = np.unique(captions, return_inverse=True)
     yes, no = np.flatnonzero(copy), np.flatnonzero(~copy)
@@ -223,7 +230,8 @@ def _rates(seen: Seen) -> list[Measure]:
     from jobs.bench.measures import clustered
 
     kinds = np.array([f.kind for f in seen.flights])
-    told = {"mixed": "half-memorised captions copy (guard)", "plain": "protected captions copy (guard)"}
+    told = {"mixed": "captions of two things copy (guard)", "loose": f"protected captions at guidance {LOOSE:g} copy (guard)"}
+    told |= {"plain": "protected captions copy (guard)"}
     told |= {"ordinary": "ordinary captions copy (guard)"}
     found = [clustered(text, seen.copy[kinds == kind], seen.captions[kinds == kind].tolist()) for kind, text in told.items()]
     agree = (seen.copy == seen.judged).astype(float)

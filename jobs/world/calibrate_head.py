@@ -35,11 +35,13 @@ def copies_guard(folder: Path) -> CopiesGuard:
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
+    from pipeline.config import CopiesPolicy
     from pipeline.model.families import STICKERS
 
     embedder = OpenCLIPEmbedder.open("stickers")
     index = ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), embedder)
-    return CopiesGuard(index, embedder, point=Calibration.load(STICKERS / "calibration.json").point)
+    point = Calibration.load(STICKERS / "calibration.json").point
+    return CopiesGuard(index, embedder, point=point, hues=CopiesPolicy().hues)
 
 
 def copied(guard: CopiesGuard, pictures: np.ndarray) -> np.ndarray:
