@@ -19,6 +19,7 @@ from pipeline.decide import decide, is_mark
 from pipeline.engine import Trajectory
 from pipeline.model.padding import out_of_memory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
@@ -257,8 +258,9 @@ def _own_references(case: Case) -> list[str]:
 
 def _colours(studio: Studio, case: Case) -> dict[str, list[torch.Tensor]]:
     """Of the references that the sample copied in other colours: latents of them all, for the next attempt may choose again."""
+    caught = [caught.nearest[0].ref_id for caught in case.caught if caught.signal.endswith(TURNED)]
     found = [f.detail for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
-    return {ref_id: studio.recoloured_latents(ref_id) for ref_id in dict.fromkeys(found)}
+    return {ref_id: studio.recoloured_latents(ref_id) for ref_id in dict.fromkeys([*caught, *found])}
 
 
 def _nearest_references(case: Case) -> list[str]:

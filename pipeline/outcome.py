@@ -73,7 +73,8 @@ class Caught:
 
     Attributes:
         step: denoising steps it had taken.
-        signal: how its x̂0 was placed in the embedder's space, ``head`` or ``decode``; ``+text`` if ‖ε_text − ε_empty‖ counted.
+        signal: how its x̂0 was placed in the embedder's space, ``head`` or ``decode``; ``+text`` if ‖ε_text − ε_empty‖ counted,
+            ``+hues`` if it was near to a reference in other colours.
         score: cosine to the nearest of those references, and what ‖ε_text − ε_empty‖ added to it.
         threshold: from which it is caught at that step.
         nearest: the references it was caught by, best first; what it is steered away from.

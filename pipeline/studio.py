@@ -21,7 +21,7 @@ from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
 from pipeline.outcome import Request, Sample
-from pipeline.steer.early import EarlyDetector, ReferenceLatents, early_id, wanted
+from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CENTRE_REFERENCES = 64
 CONTEXT_BYTES = 2**30  # conditionings kept
+COLOURED = 1024  # references in all colours that probes search, each encoded once: seconds on a CPU
 FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 
@@ -78,10 +79,14 @@ class Studio:
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
         self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
-        self.recoloured_latents = lru_cache(maxsize=256)(self._recoloured_latents)
+        self.recoloured_latents = lru_cache(maxsize=LATENTS)(self._recoloured_latents)
         self.early = None
         if copies is not None and wanted(policy):
-            latents = ReferenceLatents.of(copies.index, self.reference_latent, lambda: self.reference_centre)
+            few = len(copies.index.references()) * policy.copies.hues <= COLOURED
+            latents = ReferenceLatents.of(
+                copies.index, self.reference_latent, lambda: self.reference_centre,
+                self.recoloured_latents if few else lambda ref_id: (),
+            )  # fmt: skip
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(

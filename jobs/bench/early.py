@@ -33,6 +33,7 @@ LEVELS = ("seed level", "half-memorised", "overall")
 LOOSE = 1.0  # guidance scale at which a protected caption is only half-memorised
 HALF = ("mixed", "loose")  # kinds of flights
 SHIPPED = "latent cosine"  # what the shipped policy's probes go by
+PLAIN = "latent cosine, colours as they are"
 LITERATURE = ("text norm", "update norm")
 
 
@@ -72,7 +73,6 @@ def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
 
 def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     """Measure and publish ``early``; the chart is ``out/early.png``. ``work`` keeps the flights of a stopped bench."""
-    import torch
 
     from jobs.judges.judges import Judges
     from jobs.world.calibrate_head import copied, copies_guard
@@ -100,8 +100,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         joined = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
         ids = [r.ref_id for r in guard.index.references()]
         references = np.stack([_picture(guard, ref_id) for ref_id in ids])
-        encoded = dict(zip(ids, model.encode(references), strict=True))
-        latents = ReferenceLatents(guard.index, encoded.get, lambda: torch.stack(list(encoded.values())).mean(0))
+        latents = ReferenceLatents.encoded(guard.index, model, guard.hues)
+        plain = ReferenceLatents.encoded(guard.index, model, 1)
         nearest = guard.embedder.images(joined["pictures"]) @ guard.embedder.images(references).T
         judges = Judges.open()
         judged = judges.copies(joined["pictures"], references[nearest.argmax(1)])
@@ -109,7 +109,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
             flights,
             copied(guard, joined["pictures"]),
             np.asarray(judged >= judges.settings["copies"]["operating_points"]["0.05"]),
-            _scores(joined, flights, guard, looks, latents, references),
+            _scores(joined, flights, guard, looks, {SHIPPED: latents, PLAIN: plain}, references),
         )
         costs = _costs(model, guard, looks, latents, quick=quick)
     curves = {
@@ -193,7 +193,7 @@ def _scores(
     flights: Sequence[Flight],
     guard: CopiesGuard,
     looks: dict[str, EarlyDetector],
-    latents: ReferenceLatents,
+    latents: dict[str, ReferenceLatents],
     references: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Every signal's score (N, kept): after step i + 1, higher means a copy."""
@@ -206,8 +206,9 @@ def _scores(
         "text norm": np.cumsum(data["text_norms"][:, :KEPT], 1) / taken,
         "update norm": data["update_norms"][:, :KEPT],
     }
-    near = latents.search([torch.from_numpy(x) for flight in clean for x in flight], 1)
-    found[SHIPPED] = np.array([match.similarity for (match,) in near], np.float32).reshape(n, KEPT)
+    for name, searched in latents.items():
+        near = searched.search([torch.from_numpy(x) for flight in clean for x in flight], 1)
+        found[name] = np.array([hit.match.similarity for (hit,) in near], np.float32).reshape(n, KEPT)
     for name, look in looks.items():
         best = np.zeros((n, KEPT), np.float32)
         for step in range(KEPT):

@@ -19,7 +19,7 @@ from pipeline.steer.latent_head import ROWS
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
-    from index.store import Match
+    from pipeline.steer.early import Near
 
 FALSE_ALARMS = 0.02
 MARGIN = 0.03
@@ -54,8 +54,8 @@ def likeness(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.asarray(embeddings @ references.T)
 
 
-def _by_id(matches: list[Match]) -> dict[str, float]:
-    return {match.ref_id: match.similarity for match in matches}
+def _by_id(found: list[Near]) -> dict[str, float]:
+    return {near.match.ref_id: near.match.similarity for near in found}
 
 
 def choose(best: np.ndarray, best_armed: np.ndarray, copy: np.ndarray) -> dict[str, Any]:
@@ -105,9 +105,7 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
         looks = {kind: EarlyDetector(EarlyPolicy(), model, sampler, guard, h, None) for kind, h in ways.items()}
         ids = [r.ref_id for r in guard.index.references()]
         references = np.stack([guard.index.embedding(ref_id) for ref_id in ids])
-        pictures = {ref_id: guard.index.picture(ref_id) for ref_id in ids}
-        encoded = dict(zip(ids, model.encode(np.stack([p for p in pictures.values() if p is not None])), strict=True))
-        latents = ReferenceLatents(guard.index, encoded.get, lambda: torch.stack(list(encoded.values())).mean(0))
+        latents = ReferenceLatents.encoded(guard.index, model, guard.hues)
         latents.search([], 1)  # while the index is there
         copy = copied(guard, data["pictures"])
         captions = list(dict.fromkeys(data["caption"].tolist()))

@@ -65,6 +65,9 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
         writer.writerow(["file", "title", "source_uri", "rightsholder", "rights_basis", "licence", "keep_picture"])
         writer.writerows(rows)
 
+    shipped = target / "manifest.json"
+    before = json.loads(shipped.read_text(encoding="utf-8"))["training"] if shipped.exists() else {}
+    taught = (work / "vae" / "state.pt").exists()  # else the autoencoder is the one that ships
     manifest: dict[str, Any] = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     manifest["sins"] = json.loads((work / "sins.json").read_text(encoding="utf-8"))
     manifest["training"] = {
@@ -73,10 +76,14 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
             "minutes": round(state["spent"] / 60, 1),
             "curve": state["curve"][:: max(1, len(state["curve"]) // 60)],
         },
-        "vae": {"curve": torch.load(work / "vae" / "state.pt", weights_only=False)["curve"]},
+        "vae": {"curve": torch.load(work / "vae" / "state.pt", weights_only=False)["curve"]} if taught else before.get("vae"),
     }
+    if (began := work / "denoiser" / "began_from.json").exists():  # the denoiser was taught further: what it had learned before
+        told, earlier = json.loads(began.read_text(encoding="utf-8")), before.get("denoiser", {})
+        earlier = earlier.get("before") if earlier.get("began_from") == told else earlier  # packed once already
+        manifest["training"]["denoiser"] |= {"began_from": told, "before": earlier}
     manifest["size"] = SIZE
-    (target / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    shipped.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     write_digests(target)
     return manifest
 

@@ -186,6 +186,9 @@ def train(
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id).to(device)
     if begin_from is not None:
         _load(begin_from, unet, text)
+        weights = begin_from / "unet" / "diffusion_pytorch_model.safetensors"
+        told = {"unet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        (folder / "began_from.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
     if device == "cpu":  # the fused attention's backward pass in bf16 takes half of a step on a CPU (measured: 43 %)
         from diffusers.models.attention_processor import AttnProcessor
 

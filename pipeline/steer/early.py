@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guards.copies import HARMLESS
+from index.colours import hue_shares, turn_hues
 from index.store import Match
 from pipeline.model.families import STICKERS, DiffusionModel
 from pipeline.outcome import Caught
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pipeline.model.samplers import Sampler
 
 HEAD = STICKERS / "head"
+TURNED = "+hues"  # behind the signal of a sample caught by a reference in other colours
 PROMPTS = 65536  # whose armed references are remembered
 TITLES = 4096  # in a larger index only the pictures' embeddings arm, not the titles
 LATENTS = 512  # references whose latents are kept at hand; a larger index is searched in the embedder's space
@@ -102,6 +104,14 @@ class Thresholds:
         return cls(tuple(sorted(levels, key=lambda level: level.signal)), told["arm_from"])
 
 
+@dataclass(frozen=True)
+class Near:
+    """A reference that an x̂0 is near to, and whether in other colours than its own."""
+
+    match: Match
+    turned: bool = False
+
+
 class ReferenceLatents:
     """The references' clean latents, and which of them an x̂0 comes near to: cosines of the deviations from their mean.
 
@@ -109,43 +119,73 @@ class ReferenceLatents:
         index: the references; those whose picture it holds take part.
         latent_of: reference id → clean latent (C, h, w), or None.
         centre: what deviations are taken from (C, h, w).
+        colours_of: reference id → clean latents of its drawing in other colours, to be searched for as well.
     """
 
     def __init__(
-        self, index: ReferenceIndex, latent_of: Callable[[str], torch.Tensor | None], centre: Callable[[], torch.Tensor]
+        self,
+        index: ReferenceIndex,
+        latent_of: Callable[[str], torch.Tensor | None],
+        centre: Callable[[], torch.Tensor],
+        colours_of: Callable[[str], Sequence[torch.Tensor]] = lambda ref_id: (),
     ) -> None:
-        self._index, self._latent_of, self._centre = index, latent_of, centre
-        self._ready: tuple[list[Reference], torch.Tensor] | None = None
+        self._index, self._latent_of, self._centre, self._colours_of = index, latent_of, centre, colours_of
+        self._ready: tuple[list[tuple[Reference, bool]], torch.Tensor] | None = None
 
     @classmethod
     def of(
-        cls, index: ReferenceIndex, latent_of: Callable[[str], torch.Tensor | None], centre: Callable[[], torch.Tensor]
+        cls,
+        index: ReferenceIndex,
+        latent_of: Callable[[str], torch.Tensor | None],
+        centre: Callable[[], torch.Tensor],
+        colours_of: Callable[[str], Sequence[torch.Tensor]] = lambda ref_id: (),
     ) -> ReferenceLatents | None:
         """None where latents cannot stand for the index: too many references, or some without a picture."""
         references = [r for r in index.references() if r.status not in HARMLESS]
         if not 0 < len(references) <= LATENTS or any(index.picture(r.ref_id) is None for r in references):
             return None
-        return cls(index, latent_of, centre)
+        return cls(index, latent_of, centre, colours_of)
 
-    def search(self, cleans: Sequence[torch.Tensor], k: int) -> list[list[Match]]:
-        """N predicted clean latents (C, h, w) → the k nearest references of each, best first."""
+    @classmethod
+    def encoded(cls, index: ReferenceIndex, model: DiffusionModel, hues: int) -> ReferenceLatents:
+        """Of an index all of whose pictures are there, at the model's size: encoded now."""
+        import torch
+
+        pictures = {r.ref_id: p for r in index.references() if (p := index.picture(r.ref_id)) is not None}
+        plain = dict(zip(pictures, model.encode(np.stack(list(pictures.values()))), strict=True))
+        turned = {
+            ref_id: list(model.encode(np.stack([turn_hues(picture, share) for share in hue_shares(hues)]))) if hues > 1 else []
+            for ref_id, picture in pictures.items()
+        }
+        return cls(index, plain.get, lambda: torch.stack(list(plain.values())).mean(0), turned.__getitem__)
+
+    def search(self, cleans: Sequence[torch.Tensor], k: int) -> list[list[Near]]:
+        """N predicted clean latents (C, h, w) → the k nearest references of each, best first, by their nearest colours."""
         import torch
 
         if self._ready is None:
             active = [r for r in self._index.references() if r.status not in HARMLESS]
-            found = [(r, z) for r in active if (z := self._latent_of(r.ref_id)) is not None]
-            rows = torch.stack([(z - self._centre()).flatten() for _, z in found])
-            self._ready = [r for r, _ in found], torch.nn.functional.normalize(rows.double(), dim=1)
+            found = [(r, turned, z) for r in active for turned, z in self._versions(r.ref_id)]
+            rows = torch.stack([(z - self._centre()).flatten() for _, _, z in found])
+            self._ready = [(r, turned) for r, turned, _ in found], torch.nn.functional.normalize(rows.double(), dim=1)
         references, rows = self._ready
         out = []
         for clean in cleans:  # one by one: a row must not depend on its neighbours
             own = torch.nn.functional.normalize((clean - self._centre()).flatten().double(), dim=0)
             cosines = (rows * own).sum(1)
-            best = torch.argsort(cosines, descending=True, stable=True)[:k].tolist()
-            out.append([
-                Match(r.ref_id, r.title, float(cosines[i]), r.rights_basis, r.status) for i in best for r in [references[i]]
-            ])  # fmt: skip
+            best: dict[str, Near] = {}
+            for i in torch.argsort(cosines, descending=True, stable=True).tolist():
+                r, turned = references[i]
+                if r.ref_id not in best:
+                    best[r.ref_id] = Near(Match(r.ref_id, r.title, float(cosines[i]), r.rights_basis, r.status), turned)
+                if len(best) == k:
+                    break
+            out.append(list(best.values()))
         return out
+
+    def _versions(self, ref_id: str) -> list[tuple[bool, torch.Tensor]]:
+        plain = self._latent_of(ref_id)
+        return [] if plain is None else [(False, plain), *((True, z) for z in self._colours_of(ref_id))]
 
 
 def probe_steps(probes: Sequence[float], steps: int) -> frozenset[int]:
@@ -242,7 +282,7 @@ class EarlyDetector:
         if self.latents is not None:
             found = self.latents.search(cleans, self.copies.k)
         else:
-            found = self.copies.index.search(self.place(cleans, at), self.copies.k)
+            found = [[Near(m) for m in row] for row in self.copies.index.search(self.place(cleans, at), self.copies.k)]
         return [
             self._caught(t, matches, armed) for t, matches, armed in zip(trajectories, found, self.arm(prompts), strict=True)
         ]
@@ -297,18 +337,20 @@ class EarlyDetector:
             return self.thresholds.at(signal)
         return Level(signal, self.copies.point.threshold, self.copies.point.threshold)
 
-    def _caught(self, t: Trajectory, matches: list[Match], armed: frozenset[str]) -> Caught | None:
+    def _caught(self, t: Trajectory, found: list[Near], armed: frozenset[str]) -> Caught | None:
         norm = text_score(t.guidance_norms, t.step)
         level = self.level(t.step - 1, text=norm is not None)
         if level is None:
             return None
         more = level.text_weight * norm if norm is not None else 0.0
-        near = sorted((m for m in matches if m.status not in HARMLESS), key=lambda m: -m.similarity)
-        hits = [m for m in near if m.similarity + more >= (level.armed if m.ref_id in armed else level.threshold)]
+        near = sorted((n for n in found if n.match.status not in HARMLESS), key=lambda n: -n.match.similarity)
+        hits = [n for n in near if n.match.similarity + more >= (level.armed if n.match.ref_id in armed else level.threshold)]
         if not hits:
             return None
-        is_armed = hits[0].ref_id in armed
+        best = hits[0].match
+        is_armed = best.ref_id in armed
+        kind = self.kind + ("+text" if level.text_weight else "") + (TURNED if hits[0].turned else "")
         return Caught(
-            t.step, self.kind + ("+text" if level.text_weight else ""), hits[0].similarity + more,
-            level.armed if is_armed else level.threshold, tuple(hits), is_armed,
+            t.step, kind, best.similarity + more, level.armed if is_armed else level.threshold,
+            tuple(n.match for n in hits), is_armed,
         )  # fmt: skip

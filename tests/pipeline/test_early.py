@@ -260,10 +260,16 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     centre = torch.stack(latents).mean(0)
     near = ReferenceLatents.of(index, of.get, lambda: centre)  # type: ignore[arg-type]
     assert near is not None
-    (first,), (second,) = near.search([latents[1], 2 * latents[0] - centre], 1)
+    (first,), (second,) = ([hit.match for hit in row] for row in near.search([latents[1], 2 * latents[0] - centre], 1))
     assert (first.ref_id, second.ref_id) == ("b", "a")
     assert first.similarity == pytest.approx(1) and second.similarity == pytest.approx(1)  # the deviation's length is nothing
-    assert {m.ref_id for m in near.search([latents[2]], 3)[0]} == {"a", "b"}  # a retired one forbids nothing
+    assert {hit.match.ref_id for hit in near.search([latents[2]], 3)[0]} == {"a", "b"}  # a retired one forbids nothing
+    green = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(5))
+    colours = {"a": [green], "b": []}
+    (hit,), (plain,) = ReferenceLatents(index, of.get, lambda: centre, colours.__getitem__).search([green, latents[0]], 1)  # type: ignore[arg-type]
+    assert (hit.match.ref_id, hit.turned) == ("a", True) and hit.match.similarity == pytest.approx(1)
+    assert (plain.match.ref_id, plain.turned) == ("a", False)
+    assert len(ReferenceLatents(index, of.get, lambda: centre, colours.__getitem__).search([green], 3)[0]) == 2  # type: ignore[arg-type]
     index.picture = lambda ref_id: None  # type: ignore[method-assign, assignment, return-value]
     assert ReferenceLatents.of(index, of.get, lambda: centre) is None  # type: ignore[arg-type]
 
