@@ -77,7 +77,10 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
 
 
 def open_studio(folder: Path, policy: str | Policy) -> Studio:
-    """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``."""
+    """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
+
+    One thread: the same pictures however many cores there are, and two benches side by side do not fight.
+    """
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
@@ -88,7 +91,7 @@ def open_studio(folder: Path, policy: str | Policy) -> Studio:
 
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
-    config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=2))
+    config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=1))
     return Studio.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
