@@ -174,15 +174,20 @@ class CopiesGuard:
         return match.confirm is not None and match.confirm < self.point.veto_below
 
     def _geometry(self, nearest: tuple[Match, ...]) -> Finding:
-        looked = [match for match in nearest if match.confirm is not None]
+        looked = [(match.confirm, self._bar(match), match) for match in nearest if match.confirm is not None]
         if not looked:
             return Finding(self.name, self.version, GEOMETRY, 0.0, self.point.alone_threshold)
-        best = max(looked, key=lambda match: match.confirm or 0.0)
+        score, bar, best = max(looked, key=lambda one: one[0] - one[1])
         # Alone it is one opinion: enough to steer, and to ask a person, but not to reject.
         agreed = best.similarity >= self.point.threshold
-        return Finding(
-            self.name, self.version, GEOMETRY, best.confirm or 0.0, self.point.alone_threshold, agreed, detail=best.ref_id
-        )
+        return Finding(self.name, self.version, GEOMETRY, score, bar, agreed, detail=best.ref_id)
+
+    def _bar(self, match: Match) -> float:
+        """From which score on the second look suffices alone; a picture's own reference may be far from it to the embedder, and
+        then the second look must be sure."""
+        point = self.point
+        own = match.similarity < min(point.threshold, point.look_from)
+        return max(point.alone_threshold, point.confirm_threshold) if own else point.alone_threshold
 
     def _recoloured(self, looked: Sequence[Match]) -> Finding:
         """Two opinions: the embedder's of the picture with its hues turned, and the second look's of the picture as it is."""
