@@ -158,6 +158,7 @@ def head(
             pass
     train(work, minutes=minutes, steps=steps or None)
     export(work, target / "head")
+    write_digests(target)  # what is opened below is checked against them
     calibrate_head(work, target / "head")
     write_card(target / "head")
     write_digests(target)
