@@ -166,10 +166,10 @@ class EarlyPolicy:
 
     enabled: bool = False
     signal: Literal["latent", "head", "decode"] = "latent"
-    probes: tuple[float, ...] = (0.15, 0.3)
+    probes: tuple[float, ...] = (0.1, 0.2, 0.3)
     threshold: float = 0.0
     arm: bool = True
-    rollback: float = 0.1
+    rollback: float = 0.05
 
     def __post_init__(self) -> None:
         for share in self.probes:

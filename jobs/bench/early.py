@@ -264,9 +264,12 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
 def _costs(
     model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDetector], latents: ReferenceLatents, *, quick: bool
 ) -> list[Measure]:
-    """Time of two probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
+    """Time of the default probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
     import torch
 
+    from pipeline.config import EarlyPolicy
+
+    probes = len(EarlyPolicy().probes)
     rows = torch.zeros(16, *model.latent_shape)
     context = model.encode_prompts([""]).expand(16, *model.conditioning_shape)
     stamps = torch.full((16,), 500)
@@ -274,14 +277,14 @@ def _costs(
     shares: dict[str, list[float]] = {name: [] for name in (SHIPPED, *looks, "prompt")}
     for turn in range(3 if quick else 9):
         call = min(_seconds(lambda: model.denoise(rows, stamps, context, 1.0)) for _ in range(2))
-        shares[SHIPPED].append(2 * _seconds(lambda: latents.search(cleans, guard.k)) / (STEPS * call))
+        shares[SHIPPED].append(probes * _seconds(lambda: latents.search(cleans, guard.k)) / (STEPS * call))
         for name, look in looks.items():
             took = _seconds(lambda look=look: guard.index.search(look.place(cleans, [4] * 8), guard.k))  # type: ignore[misc]
-            shares[name].append(2 * took / (STEPS * call))
+            shares[name].append(probes * took / (STEPS * call))
         prompts = [f"a drawing of {turn} and {i}" for i in range(8)]
         took = _seconds(lambda prompts=prompts: next(iter(looks.values())).text_scores(prompts))  # type: ignore[misc]
         shares["prompt"].append(took / (STEPS * call))
-    told = [spread(f"share of the denoising time: two probes, {name}", shares[name]) for name in (SHIPPED, *looks)]
+    told = [spread(f"share of the denoising time: {probes} probes, {name}", shares[name]) for name in (SHIPPED, *looks)]
     told.append(spread("share of the denoising time: arming by the prompt", shares["prompt"]))
     both = [a + b for a, b in zip(shares[SHIPPED], shares["prompt"], strict=True)]
     return [*told, spread(f"share of the denoising time: {SHIPPED} and arming", both, COST, "lower")]
