@@ -94,9 +94,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     names = spread_over(PROTECTED, count)
     arms = [arm for arm in ARMS if not quick or arm.name in ("none", "re-seed", "NegToMe, ours", "nudging, ours")]
     drawn = {arm.name: kept(work, judges, arm.name, arm.policy(), names, seeds) for arm in arms}
-    ladder = kept(
-        work, judges, "the default ladder", policy_of("default"), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds
-    )
+    ladder = kept(work, judges, "the default ladder", default_ladder(), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds)
     others = judges.features(other_drawings(world, names)[0]) if world is not None else None
     measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
     if not quick:
@@ -140,6 +138,13 @@ def policy_of(name: str) -> Policy:
     from jobs.plan import read_policy
 
     return read_policy(name, Path())
+
+
+def default_ladder() -> Policy:
+    """The default policy, marks only observed as in every arm: what is measured is the ladder that answers copies."""
+    policy = policy_of("default")
+    seen = {name: replace(getattr(policy, name), action="observe") for name in ("marks", "codes", "text")}
+    return replace(policy, mark_ladder=(), **seen)
 
 
 def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[str], seeds: Sequence[int]) -> Attempts:
