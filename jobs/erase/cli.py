@@ -95,7 +95,7 @@ def train(
     """Train an eraser (Geom-Erasing) and write it as an adapter; stopped, it goes on where it was when called again."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from jobs.erase.dataset import read
+    from jobs.erase.dataset import PollutedSet
     from jobs.erase.save import save_adapter
     from jobs.erase.train import Training
     from jobs.erase.train import train as run
@@ -109,7 +109,7 @@ def train(
     how = Training(
         removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, seed=seed
     )  # fmt: skip
-    rows = read(dataset)
+    rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)
     console = make_console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} · loss {task.fields[loss]}"))
