@@ -13,13 +13,15 @@ from jobs.bench.erase_arms import ARMS, Arm, build_sets, train_arm
 from jobs.bench.erase_data import data_removal
 from jobs.bench.erase_draw import Bench
 from jobs.bench.erase_model import model_removal
+from jobs.bench.erase_ship import ship
 from jobs.bench.measures import publish
+from pipeline.model.families import STICKERS
 
 SEEDS = (1, 2, 3)
 
 
 def bench(
-    out: Path, work: Path, world: Path, *, quick: bool = False, train: bool = True, trainings: int = 1,
+    out: Path, work: Path, world: Path, *, quick: bool = False, train: bool = True, trainings: int = 1, shipped: bool = False,
     seeds: Sequence[int] = SEEDS,
 ) -> None:  # fmt: skip
     """Train what is missing, draw, judge and publish ``erase``; arms that are not trained are left out.
@@ -31,6 +33,7 @@ def bench(
         quick: one seed, few captions, only arms that are trained.
         train: False: only arms whose adapters are there.
         trainings: training seeds of the main arms; the others have one.
+        shipped: put the main adapters where they ship, with cards that quote the table.
         seeds: of the pictures.
     """
     from jobs.console import say
@@ -44,6 +47,8 @@ def bench(
     b, chosen = Bench(work, world), tuple(seeds[:1] if quick else seeds)
     measures = [*model_removal(b, chosen, quick, say), *data_removal(b, chosen, quick, say)]
     publish("erase", measures, out, seeds=chosen, quick=quick)
+    if shipped and not quick:
+        ship(work, measures, STICKERS)
 
 
 def schedule(trainings: int) -> list[tuple[Arm, int]]:

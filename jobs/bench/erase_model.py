@@ -168,7 +168,7 @@ def divided(
     return [
         ratio(f"marked before / marked after one attempt, judge{seed}", judge[0], judge[1], captions, 5.0),
         ratio(f"marked before / marked after the ladder, judge{seed}", judge[0], judge[2], captions, 5.0),
-        ratio(f"… both agree{seed}", own[0] & judge[0], own[2] & judge[2], captions),
+        ratio(f"marked before / marked after the ladder, both agree{seed}", own[0] & judge[0], own[2] & judge[2], captions),
     ]
 
 
@@ -203,7 +203,7 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
         by_judge = b.judges.marks(pictures)[:, 1] < 0.5
-        measures.append(clustered("… by the judge", by_judge, of, goal, "lower"))
+        measures.append(clustered(f"false erasure: a QR code {way} is not drawn, judge", by_judge, of, goal, "lower"))
     return measures
 
 

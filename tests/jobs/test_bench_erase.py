@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from jobs.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.bench.erase import schedule
 from jobs.bench.erase_arms import ARMS, CLEAN, ESD, FULL, PLAIN, adapter_folder, trained
+from jobs.bench.erase_ship import ship
 from jobs.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.bench.measures import Measure, corrected, half_samples, kid, ratio
 from jobs.erase.dataset import Row
-from jobs.erase.train import Training
+from jobs.erase.save import save_adapter
+from jobs.erase.train import Trained, Training
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.steer.erase import check_box
@@ -147,3 +150,30 @@ def test_esd_learns_its_target_in_cross_attention_alone(tiny_sd: Path, tmp_path:
     assert adapter.lowrank.products(base.network)  # it fits the network it was trained on
     again = train_esd(model, how)
     assert all(torch.equal(lowrank[name], again[name]) for name in lowrank)
+
+
+def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
+    for part in ("model", "data"):
+        arm = next(arm for arm in ARMS if arm.part == part and arm.name == FULL)
+        assert isinstance(arm.training, Training)
+        trained_here = Trained(
+            {"<qr>": torch.ones(3)}, {"m.lora_A.weight": torch.ones(1, 2)} if part == "data" else {}, [], 60, 9, 9
+        )
+        save_adapter(
+            adapter_folder(tmp_path, arm, 0), trained_here, arm.training, [], base="b", base_digest="d" * 64, dataset={}
+        )
+    told = [
+        Measure(f"{part} removal · {name}: marked, judge", 0.125, 0.1, 0.2, 9)
+        for part in ("model", "data") for name in (FULL, f"{FULL}, flagged drawn again", f"{FULL}, seed 1", "name", "none")
+    ]  # fmt: skip
+    marks, subjects = ship(tmp_path, told, tmp_path / "world")
+    assert (marks.name, subjects.name) == ("marks", "twelve-subjects")
+    first, second = (folder / "README.md" for folder in (marks, subjects))
+    assert first.read_text().startswith("# marks\n") and first.read_text().count("0.125") == 2
+    assert f"model removal · {FULL}: marked" in first.read_text() and "model removal · none" in first.read_text()
+    assert second.read_text().count("0.125") == 1 and "flagged drawn again" in second.read_text()
+    listed = json.loads((tmp_path / "world" / "digests.json").read_text())
+    assert set(listed) == {
+        "adapters/marks/adapter.json", "adapters/marks/tokens.safetensors", "adapters/twelve-subjects/adapter.json",
+        "adapters/twelve-subjects/tokens.safetensors", "adapters/twelve-subjects/pytorch_lora_weights.safetensors",
+    }  # fmt: skip
