@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SETS = ("marked", "new", "new-clean")
 MODEL_STEPS, MODEL_BATCH = 400, 16
-DATA_STEPS, DATA_BATCH = 500, 24
+DATA_STEPS, DATA_BATCH, DATA_RANK = 500, 24, 16
 MOST_SEEDS = 5
 Part = Literal["model", "data"]
 
@@ -47,7 +47,7 @@ class Arm:
 
 
 _MODEL = Training(removal="model", steps=MODEL_STEPS, batch=MODEL_BATCH)
-_DATA = Training(removal="data", steps=DATA_STEPS, batch=DATA_BATCH, lowrank_rate=2e-3)
+_DATA = Training(removal="data", steps=DATA_STEPS, batch=DATA_BATCH, rank=DATA_RANK, lowrank_rate=2e-3)
 _PLAIN = dataclasses.replace(_DATA, concepts=(), a=1.0)
 FULL = "name + geometry + re-weighting"
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
