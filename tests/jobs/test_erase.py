@@ -22,9 +22,9 @@ from jobs import cli
 from jobs.erase.dataset import NothingFound, PollutedSet, Row, build
 from jobs.erase.pollute import Pollution, pollute
 from jobs.erase.save import save_adapter
-from jobs.erase.sources import Captioned, read_source
+from jobs.erase.sources import Captioned, drawn_source, read_source
 from jobs.erase.train import CHECKPOINT, Trained, Training, train
-from pipeline.config import ModelConfig
+from pipeline.config import GenerationConfig, ModelConfig
 from pipeline.model.adapter import load_adapter
 from pipeline.model.families import load_model
 
@@ -194,6 +194,25 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said) as error:
             list(read_source(path))
         assert error.value.fix
+
+
+def test_what_a_model_draws_is_a_source(tiny_sd: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("key,prompt\na,a red apple\nb,a blue house\n")
+    model, how = ModelConfig(path=str(tiny_sd), dtype="float32"), GenerationConfig(steps=2, rows=4)
+    drawn = list(drawn_source(prompts, model, how, pictures=2, seed=3))
+    assert [one.caption for one in drawn] == ["a red apple"] * 2 + ["a blue house"] * 2 and len({o.name for o in drawn}) == 4
+    assert len({one.picture.tobytes() for one in drawn}) == 4 and drawn[0].picture.dtype == np.uint8
+    again = list(drawn_source(prompts, model, how, pictures=2, seed=3))
+    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(drawn, again, strict=True))
+    made = call("dataset", f"drawn:{prompts}", "--out", tmp_path / "set.parquet", "--model", tiny_sd, "--variants", 3)
+    assert made.exit_code == 0, made.output
+    assert len(PollutedSet(tmp_path / "set.parquet")) == 6
+    assert all(row.marks == {} for row in PollutedSet(tmp_path / "set.parquet"))  # nothing is put on what is drawn
+    prompts.write_text('prompt\na red apple\n" "\n')
+    with pytest.raises(InputError, match="empty_prompt") as error:
+        drawn_source(prompts, model, how, pictures=1)
+    assert error.value.fix
 
 
 # --- sets -------------------------------------------------------------------------------------------------------------------
