@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SETS = ("marked", "new", "new-clean")
 MODEL_STEPS, MODEL_BATCH = 400, 16
 DATA_STEPS, DATA_BATCH, DATA_RANK = 500, 24, 16
+OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
 MOST_SEEDS = 5
 Part = Literal["model", "data"]
 
@@ -55,8 +56,8 @@ WORSE = "detector of IoU .4"
 
 
 def _model(name: str, **changed: Any) -> Arm:
-    overlap, main = changed.pop("overlap", 0.0), changed.pop("main", False)
-    return Arm("model", name, dataclasses.replace(_MODEL, **changed), "marked", overlap, main)
+    overlap, main, dataset = changed.pop("overlap", 0.0), changed.pop("main", False), changed.pop("dataset", "marked")
+    return Arm("model", name, dataclasses.replace(_MODEL, **changed), dataset, overlap, main)
 
 
 ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
@@ -68,6 +69,7 @@ ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others
     _model("name + geometry", a=1.0, main=True),
     Arm("model", ESD, EsdTraining()),
     _model(WORSE, overlap=0.4),
+    _model("trained on its own drawings", dataset="drawn"),
     _model("a = 0.1", a=0.1),
     _model("a = 2", a=2.0),
     _model("bins, grid 4", mode="bins"),
@@ -96,6 +98,21 @@ def build_sets(world: Path, work: Path) -> None:
             build(pictures, out, how, MarksGuard() if seen else None, seed=seed)
 
 
+def draw_set(out: Path) -> None:
+    """What the model itself draws of the captions that tend to be marked, and where the detector sees marks on it."""
+    from guards.marks import MarksGuard
+    from jobs.erase.dataset import build
+    from jobs.erase.pollute import Pollution
+    from jobs.erase.sources import drawn_source
+    from jobs.world.catalogue import MARK_PRONE
+    from pipeline.config import GenerationConfig, ModelConfig
+
+    prompts = out.with_suffix(".txt")
+    prompts.write_text("\n".join(name.replace("-", " ") for names in MARK_PRONE.values() for name in names), encoding="utf-8")
+    drawn = drawn_source(prompts, ModelConfig(), GenerationConfig(), pictures=OWN_PICTURES, seed=77)
+    build(drawn, out, Pollution(ratio=0.0), MarksGuard())
+
+
 def adapter_folder(work: Path, arm: Arm, seed: int) -> Path:
     """Where an arm's adapter is kept."""
     plain = "".join(c if c.isalnum() else "-" for c in arm.name).replace("---", "-")
@@ -121,6 +138,8 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     if isinstance(how, EsdTraining):
         save_esd(folder, train_esd(model, how, told), how, base=model.path, base_digest=base_digest)
         return folder
+    if arm.dataset == "drawn" and not (work / "drawn.parquet").exists():
+        draw_set(work / "drawn.parquet")
     rows: Rows = PollutedSet(work / f"{arm.dataset}.parquet")
     known = json.loads((work / f"{arm.dataset}.json").read_text(encoding="utf-8"))
     if arm.overlap:
