@@ -23,7 +23,7 @@ TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
 
 
 def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
-    """Copy both main arms' first adapters.
+    """Copy the main arms' first adapters, as far as they are trained.
 
     Args:
         work: the bench's.
@@ -37,6 +37,8 @@ def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
     for part, name in NAMES.items():
         arm = next(arm for arm in ARMS if arm.part == part and arm.name == FULL)
         source, folder = adapter_folder(work, arm, 0), target / "adapters" / name
+        if not (source / SETTINGS).exists():
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         for file in (SETTINGS, TOKENS, LOWRANK):
             if (source / file).exists():
