@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.model.adapter import EraseAdapter
 
 SETS = ("marked", "new", "new-clean")
-MODEL_STEPS, MODEL_BATCH = 400, 16
+MODEL_STEPS, MODEL_BATCH = 300, 32
 DATA_STEPS, DATA_BATCH, DATA_RANK = 500, 24, 16
 OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
 MOST_SEEDS = 5

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.erase_arms import CLEAN, FULL, PLAIN, trained
-from jobs.bench.erase_draw import KINDS, WORDS, Bench, places_of, prefixed
+from jobs.bench.erase_draw import KINDS, WORDS, Bench, prefixed
 from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 
 if TYPE_CHECKING:
@@ -72,12 +72,8 @@ def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises
     flagged = [i for i, marks in enumerate(found) if marks]
     seen = [found[i] for i in flagged]
     again = plain.copy()
-    again[flagged] = b.draw(
-        b.job(
-            [captions[i] for i in flagged], [noises[i] for i in flagged], [b.negative(adapter, marks) for marks in seen], low,
-            places=places_of(seen), focus=b.focus,
-        )
-    )  # fmt: skip
+    said, there = b.by_rung(adapter, seen)
+    again[flagged] = b.draw(b.job([captions[i] for i in flagged], [noises[i] for i in flagged], said, low, **there))
     named = b.negative(adapter, {concept: [] for concept in adapter.concepts})
     return {
         ", tokens unsaid": plain,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.engine import Engine, GuideHook
     from pipeline.model.adapter import EraseAdapter
     from pipeline.model.families import DiffusionModel
+    from pipeline.steer.erasers import Erasure
 
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
@@ -55,7 +56,7 @@ class Bench:
     """Model, detectors and judges; pictures are kept in ``work``.
 
     Attributes:
-        focus: of the default policy's first answer to a mark.
+        rung: the default policy's first answer to a mark.
     """
 
     def __init__(self, work: Path, world: Path) -> None:
@@ -73,7 +74,7 @@ class Bench:
         self.guard: MarksGuard = MarksGuard()
         self.judges: Judges = Judges.open()
         self.empty = self.model.encode_prompts([""])[0]
-        self.focus = read_policy("default", Path()).mark_ladder[0].focus
+        self.rung = read_policy("default", Path()).mark_ladder[0]
 
     def draw(self, job: Job) -> np.ndarray:
         """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
@@ -115,7 +116,7 @@ class Bench:
 
     def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
         """The job's guidance in place of the engine's own."""
-        from pipeline.steer.guidance import FocusedGuidance, SafeGuidance, focus_mask
+        from pipeline.steer.guidance import FOCUSED, FocusedGuidance, SafeGuidance, focus_mask
 
         if job.safe:
             unsafe = self.model.encode_prompts([WORDS])
@@ -131,7 +132,7 @@ class Bench:
             return SafeGuidance(GUIDANCE, unsafe_of, noise_of, round(SLD_WARMUP * STEPS))
         if job.focus != 1 and job.places and job.places[number]:
             shape = (self.model.latent_shape[1], self.model.latent_shape[2])
-            return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape))
+            return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape), round(FOCUSED * STEPS))
         return None
 
     def job(
@@ -159,15 +160,26 @@ class Bench:
         except GuardUnavailable:
             return None
 
-    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]]) -> torch.Tensor:
-        """The empty negative prompt ⊕ what the adapter says about these marks."""
+    def asked(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
+        """What the adapter says about these marks, at the usual places as well."""
         from pipeline.config import AdapterConfig
         from pipeline.steer.erasers import Erasers
 
         if adapter.vocabulary is None:
-            return self.empty
-        asked = Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room())
+            return None
+        return Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room(), usual=usual)
+
+    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
+        """The empty negative prompt ⊕ what the adapter says about these marks."""
+        asked = self.asked(adapter, marks, usual=usual)
         return self.empty if asked is None else self.model.encode_words("", asked.vectors)
+
+    def by_rung(self, adapter: EraseAdapter, found: Found) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What the default policy's first rung asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
+        usual = self.rung.places == "usual"
+        asked = [self.asked(adapter, marks, usual=usual) for marks in found]
+        negatives = [self.empty if one is None else self.model.encode_words("", one.vectors) for one in asked]
+        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rung.focus}
 
     def standing(self, adapter: EraseAdapter) -> torch.Tensor:
         """The empty negative prompt ⊕ the places marks had in the adapter's training set."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.model.adapter import EraseAdapter
 
 LADDER = "default mark ladder, up to three attempts"
+RUNG = " + usual places + focus"  # as the default policy asks for it
 USELESS = "blurry, low quality"  # a negative prompt that has nothing to do with marks
 CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
 
@@ -40,7 +41,6 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     found = b.found(plain)
     flagged = [i for i, marks in enumerate(found) if marks]
     of, own_noises, seen = [captions[i] for i in flagged], [noises[i] for i in flagged], [found[i] for i in flagged]
-    places = places_of(seen)
     top = b.judges.among_first(plain, captions)
     clean = clean_features(b, prone + rest)
     measures = [*judged(b, "none", plain, captions, clean, plain_top=None)]
@@ -59,30 +59,32 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
     row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
     row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
-    focused: dict[str, Any] = {"places": places, "focus": b.focus}
-    row("focus alone, nothing said", redrawn(b.job(of, own_noises, nothing, **focused)))
-    row("focus, their names as negative prompt", redrawn(b.job(of, own_noises, names, **focused)))
     for arm, seed, adapter in trained(b.work, b.model.digest, "model"):
         shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
         say(f"model removal: {shown}")
         negatives = [b.negative(adapter, marks) for marks in seen]
-        low = adapter.lowrank if arm.name == ESD else None
-        row(shown, redrawn(b.job(of, own_noises, negatives, low)))
+        row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank if arm.name == ESD else None)))
         if arm.name == WORSE:
             jittered = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1)
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered])))
-            there: dict[str, Any] = {"places": places_of(jittered), "focus": b.focus}
-            row(f"{shown}, in use as well + focus",
-                redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], **there)))  # fmt: skip
-        if not arm.main:
+            said, there = b.by_rung(adapter, jittered)
+            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
+        if arm.name == ESD or (arm.name == WORSE):
             continue
-        again = redrawn(b.job(of, own_noises, negatives, **focused))
-        row(f"{shown} + focus", again, goals=arm.name == FULL)
-        if arm.name == FULL:
-            laddered = climbed(b, adapter, again, found, captions, noises)
-            row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
-            measures += [*divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")]
-        if arm.name == FULL and seed == 0:
+        said, there = b.by_rung(adapter, seen)
+        again = redrawn(b.job(of, own_noises, said, **there))
+        row(f"{shown}{RUNG}", again, goals=arm.name == FULL)
+        if arm.name != FULL:
+            continue
+        laddered = climbed(b, adapter, again, found, captions, noises)
+        row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
+        measures += divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")
+        if seed == 0:
+            row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
+            row("focus, their names as negative prompt", redrawn(b.job(of, own_noises, names, **there)))
+            row(f"{shown} + usual places", redrawn(b.job(of, own_noises, said)))
+            only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
+            row(f"{shown} + focus", redrawn(b.job(of, own_noises, negatives, **only)))
             measures += false_erasure(b, adapter, prone[:: 2 if quick else 1], seeds)
             untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
             measures += false_alarms(
@@ -131,20 +133,16 @@ def climbed(
     for attempt in (2, 3):
         seen = b.found(pictures)
         left = [i for i, marks in enumerate(seen) if marks]
-        negatives: list[torch.Tensor] = []
-        places: list[tuple[Box, ...]] = []
+        before = b.by_rung(adapter, [said[i] for i in left])[0]
         for i in left:
-            before = b.negative(adapter, said[i])
             said[i] = merged(seen[i], said[i])
-            negatives.append(b.negative(adapter, said[i]))
-            if attempt == 3 or bool((negatives[-1] == before).all()):
+        negatives, there = b.by_rung(adapter, [said[i] for i in left])
+        for number, i in enumerate(left):
+            if attempt == 3 or bool((negatives[number] == before[number]).all()):
                 seeds[i] = next_seed(seeds[i], attempt)
-                places.append(())  # in another picture nobody knows where
-            else:
-                places += places_of([said[i]])
+                there["places"][number] = ()  # a new seed is not focused
         if left:
-            job = b.job([captions[i] for i in left], [seeds[i] for i in left], negatives, places=places, focus=b.focus)
-            pictures[left] = b.draw(job)
+            pictures[left] = b.draw(b.job([captions[i] for i in left], [seeds[i] for i in left], negatives, **there))
     return pictures
 
 
@@ -215,11 +213,11 @@ def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: l
     kinds = [(concept, box) for concept in adapter.concepts for box in typical(adapter.places.get(concept, ()))]
     alarms: Found = [{kinds[i % len(kinds)][0]: [kinds[i % len(kinds)][1]]} for i in range(len(captions))]
     nothing = [b.empty] * len(captions)
-    said = [b.negative(adapter, marks) for marks in alarms]
+    said, there = b.by_rung(adapter, alarms)
     useless = [b.model.encode_prompts([USELESS])[0]] * len(captions)
     jobs = {
-        "erased once more": b.job(captions, noises, said, places=places_of(alarms), focus=b.focus),
-        "erased without focus": b.job(captions, noises, said),
+        "erased as the policy asks": b.job(captions, noises, said, **there),
+        "erased at its place, without focus": b.job(captions, noises, [b.negative(adapter, marks) for marks in alarms]),
         "a new seed (control)": b.job(captions, [next_seed(noise, 1) for noise in noises], nothing),
         "a useless negative prompt (control)": b.job(captions, noises, useless),
     }

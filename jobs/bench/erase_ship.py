@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.bench.erase_arms import ARMS, FULL, PLAIN, Part, adapter_folder
-from jobs.bench.erase_model import LADDER
+from jobs.bench.erase_model import LADDER, RUNG
 from jobs.bench.measures import Measure
 from jobs.erase.save import card
 from jobs.world.pack import write_digests
@@ -17,7 +17,7 @@ from pipeline.model.adapter import LOWRANK, SETTINGS, TOKENS
 
 NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
 TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
-    "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{FULL} + focus: ", f"{LADDER}: ", "marked before", "false "),
+    "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{FULL}{RUNG}: ", f"{LADDER}: ", "marked before", "false "),
     "data": (f"{PLAIN}: ", f"{FULL}, tokens unsaid: ", f"{FULL}, tokens always", f"{FULL}, flagged", f"plain / {FULL}"),
 }
 

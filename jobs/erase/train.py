@@ -115,7 +115,7 @@ def train(
 
     Args:
         rows: the set, gone through twice and never held; only ``found`` is looked at, never the truth.
-        model: the base model; calls run in bfloat16 where the device has it, weights that are trained are float32.
+        model: the base model; loaded in float32, calls run in bfloat16 where the device has it.
         how: see :class:`Training`.
         folder: of the checkpoint; removed by the caller when the adapter is saved.
         progress: told step and running loss.
@@ -131,9 +131,7 @@ def train(
     from pipeline.model.families import load_model
     from pipeline.model.sd import StableDiffusion
 
-    # What stays as it is may be as narrow as it is drawn with; what is trained is float32.
-    narrow_enough = how.removal == "model" and knows_bfloat16(model.device)
-    base = load_model(dataclasses.replace(model, dtype="bfloat16" if narrow_enough else "float32"))
+    base = load_model(dataclasses.replace(model, dtype="float32"))
     if not isinstance(base, StableDiffusion):
         fix = "Use Stable Diffusion 1.x or 2.x"
         raise ConfigError(f"erasers of models of class {base.family} cannot be trained", where="model", fix=fix)
@@ -378,14 +376,8 @@ def narrow(device: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where it is native; else float32."""
     import torch
 
-    native = knows_bfloat16(device)
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if native else contextlib.nullcontext()
-
-
-def knows_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices natively."""
-    import torch
-
     from pipeline.model.families import native_dtype
 
-    return native_dtype() == "bfloat16" if torch.device(device).type == "cpu" else torch.cuda.is_bf16_supported()
+    kind = torch.device(device).type
+    native = native_dtype() == "bfloat16" if kind == "cpu" else torch.cuda.is_bf16_supported()
+    return torch.autocast(kind, dtype=torch.bfloat16) if native else contextlib.nullcontext()

@@ -7,7 +7,7 @@
 * SPELL (arXiv 2410.06025): a push off every reference within a radius, sparse, zero outside.
 * Safe Latent Diffusion (arXiv 2211.05105): a third branch, conditioned on what is not wanted, is subtracted where the prompt
   leads to it; a control for erasers.
-* focused guidance, ours: classifier-free guidance that is stronger where a mark was found; what erasers use.
+* focused guidance, ours: classifier-free guidance that is stronger where a mark is to be left out; what erasers use.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 1 / 8  # of the picture's side, around a mark that is focused on: its edges are drawn from beyond its box
+FOCUSED = 0.5  # share of the steps with focus: what stands where is settled by then, and more would only burn colours
 CleanOf = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 """Latent, raw output, step → x̂0, as the sampler splits it."""
 NoiseOf = CleanOf
@@ -172,14 +173,18 @@ class FocusedGuidance:
         scale: w.
         focus: f.
         mask: m, float32 (h, w), see :func:`focus_mask`.
+        until_step: f = 1 from this step on.
     """
 
     scale: float
     focus: float
     mask: torch.Tensor
+    until_step: int
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
         """Raw outputs (C, h, w) → the guided one."""
+        if step >= self.until_step:
+            return negative + self.scale * (conditional - negative)
         return negative + self.scale * (1 + (self.focus - 1) * self.mask) * (conditional - negative)
 
 
