@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SETS = ("marked", "new", "new-clean")
 MODEL_STEPS, MODEL_BATCH = 300, 32
-DATA_STEPS, DATA_BATCH, DATA_RANK = 500, 24, 16
+DATA_STEPS, DATA_BATCH, DATA_RANK = 400, 24, 16
 OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
 MOST_SEEDS = 5
 Part = Literal["model", "data"]
