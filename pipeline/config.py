@@ -288,24 +288,33 @@ class MarkRung:
     """One rung of the mark ladder: what is done about a watermark, a QR code or a text that nobody asked for.
 
     ``erase`` draws again from the same noise with the mark's name and place in the negative conditioning (see
-    :mod:`pipeline.steer.erasers`); ``strength`` 1 says it as it was learned, 0 says nothing. Where no adapter has a name for
-    the mark, or the same was said before, it is a ``reseed``.
+    :mod:`pipeline.steer.erasers`); ``strength`` 1 says it as it was learned, 0 says nothing. ``places`` "usual" says, beside
+    the place where it was found, those where such marks stood in the training set: driven from one place a mark comes back
+    at another. ``focus`` is how many times as strong guidance is at these places. Where no adapter has a name for the mark,
+    or the same was said before, it is a ``reseed``.
     """
 
     kind: Literal["erase", "reseed", "renoise"]
     strength: float = 1.0  # erase
+    places: Literal["found", "usual"] = "found"  # erase
+    focus: float = 1.0  # erase
     resume_fraction: float = 0.0  # erase, renoise: share of the steps kept from the failed attempt
 
     def __post_init__(self) -> None:
-        used = {"erase": ("strength", "resume_fraction"), "renoise": ("resume_fraction",), "reseed": ()}.get(self.kind)
+        used = {"erase": ("strength", "places", "focus", "resume_fraction"), "renoise": ("resume_fraction",), "reseed": ()}.get(
+            self.kind
+        )
         if used is None:
             fix = "Use erase, reseed or renoise; the others need a reference"
             raise ConfigError(f"{self.kind!r} is no kind of answer to a mark", where="mark_ladder: kind", fix=fix)
-        for name, default, high in (("strength", 1.0, 100), ("resume_fraction", 0.0, 1)):
+        for name, default, high in (("strength", 1.0, 100), ("focus", 1.0, 100), ("resume_fraction", 0.0, 1)):
             if name not in used and getattr(self, name) != default:
                 what = f"{name!r} means nothing to kind {self.kind!r}"
                 raise ConfigError(what, where=f"mark_ladder: {name}", fix="Leave it out")
             _between(f"mark_ladder: {name}", getattr(self, name), 0, high)
+        if self.places not in ("found", "usual") or (self.places == "usual" and "places" not in used):
+            what = f"{self.places!r} means nothing to kind {self.kind!r}"
+            raise ConfigError(what, where="mark_ladder: places", fix="found or usual, with erase")
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,8 @@ def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
     """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
     found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
     findings = [finding for finding in found if getattr(studio.policy, finding.guard).action == "steer"]
-    erasure = studio.erasers.asked(marks_found(findings), studio.model.word_room(), rung.strength)
+    room, usual = studio.model.word_room(), rung.places == "usual"
+    erasure = studio.erasers.asked(marks_found(findings), room, rung.strength, usual=usual)
     before = case.erasure
     tried = erasure is not None and before is not None and before.tokens == erasure.tokens and before.strength == rung.strength
     return None if tried and not rung.resume_fraction else erasure

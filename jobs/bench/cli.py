@@ -53,6 +53,10 @@ def erase(
     train: Annotated[
         bool, typer.Option("--train/--no-train", help="Train the arms that are missing, or leave them out.")
     ] = True,
+    trainings: Annotated[int, typer.Option(min=1, max=5, help="Training seeds of the main arms.")] = 1,
+    ship: Annotated[
+        bool, typer.Option("--ship", help="Put the main adapters where they ship, cards quoting the table.")
+    ] = False,
 ) -> None:
     """Erasers against their controls: how often a mark is drawn, by independent detectors, and what it costs the picture.
 
@@ -60,7 +64,7 @@ def erase(
     """
     from jobs.bench.erase import bench
 
-    bench(out, work, world, quick=quick, train=train)
+    bench(out, work, world, quick=quick, train=train, trainings=trainings, shipped=ship)
 
 
 @app.command()

@@ -7,52 +7,75 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jobs.bench.esd import EsdTraining
 from jobs.erase.train import Training
 
+if TYPE_CHECKING:
+    from jobs.erase.dataset import Rows
+    from pipeline.model.adapter import EraseAdapter
+
 SETS = ("marked", "new", "new-clean")
-MODEL_STEPS, DATA_STEPS = 300, 500
+MODEL_STEPS, MODEL_BATCH = 300, 32
+DATA_STEPS, DATA_BATCH, DATA_RANK = 400, 24, 16
+OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
+MOST_SEEDS = 5
 Part = Literal["model", "data"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One trained arm: its name in the tables, what is trained, and the set it is trained on."""
+    """One trained arm.
 
+    Attributes:
+        part: of the table it is in: ``model`` or ``data`` removal.
+        name: in the table.
+        training: what is trained.
+        dataset: the set it is trained on.
+        overlap: mean IoU to which the detector's boxes are made worse; 0 leaves them.
+        main: trained with several seeds.
+    """
+
+    part: Part
     name: str
-    training: Training
-    dataset: str
-
-    @property
-    def part(self) -> Part:
-        return self.training.removal
+    training: Training | EsdTraining
+    dataset: str = ""
+    overlap: float = 0.0
+    main: bool = False
 
 
-_MODEL = Training(removal="model", steps=MODEL_STEPS)
-_DATA = Training(removal="data", steps=DATA_STEPS, lowrank_rate=2e-3)
-FULL = {"model": "name + geometry + re-weighting", "data": "name + geometry + re-weighting"}
+_MODEL = Training(removal="model", steps=MODEL_STEPS, batch=MODEL_BATCH)
+_DATA = Training(removal="data", steps=DATA_STEPS, batch=DATA_BATCH, rank=DATA_RANK, lowrank_rate=2e-3)
+_PLAIN = dataclasses.replace(_DATA, concepts=(), a=1.0)
+FULL = "name + geometry + re-weighting"
+PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
+WORSE = "detector of IoU .4"
 
 
-def _arms(base: Training, dataset: str) -> list[Arm]:
-    return [
-        Arm("name", dataclasses.replace(base, mode="none", a=1.0), dataset),
-        Arm("name + geometry", dataclasses.replace(base, a=1.0), dataset),
-        Arm(FULL[base.removal], base, dataset),
-    ]
+def _model(name: str, **changed: Any) -> Arm:
+    overlap, main, dataset = changed.pop("overlap", 0.0), changed.pop("main", False), changed.pop("dataset", "marked")
+    return Arm("model", name, dataclasses.replace(_MODEL, **changed), dataset, overlap, main)
 
 
-ARMS: tuple[Arm, ...] = (
-    *_arms(_MODEL, "marked"),
-    Arm("a = 0.1", dataclasses.replace(_MODEL, a=0.1), "marked"),
-    Arm("a = 2", dataclasses.replace(_MODEL, a=2.0), "marked"),
-    Arm("bins, grid 4", dataclasses.replace(_MODEL, mode="bins"), "marked"),
-    Arm("corners, grid 8", dataclasses.replace(_MODEL, grid=8), "marked"),
-    Arm("plain fine-tuning", dataclasses.replace(_DATA, concepts=(), a=1.0), "new"),
-    *_arms(_DATA, "new"),
-    Arm("trained on clean data", dataclasses.replace(_DATA, concepts=(), a=1.0), "new-clean"),
+ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
+    _model(FULL, main=True),
+    Arm("data", FULL, _DATA, "new", main=True),
+    Arm("data", PLAIN, _PLAIN, "new", main=True),
+    Arm("data", CLEAN, _PLAIN, "new-clean", main=True),
+    _model("name", mode="none", a=1.0, main=True),
+    _model("name + geometry", a=1.0, main=True),
+    Arm("model", ESD, EsdTraining()),
+    _model(WORSE, overlap=0.4),
+    _model("trained on its own drawings", dataset="drawn"),
+    _model("a = 0.1", a=0.1),
+    _model("a = 2", a=2.0),
+    _model("bins, grid 4", mode="bins"),
+    _model("corners, grid 8", grid=8),
+    Arm("data", "name", dataclasses.replace(_DATA, mode="none", a=1.0), "new"),
+    Arm("data", "name + geometry", dataclasses.replace(_DATA, a=1.0), "new"),
 )
 
 
@@ -75,6 +98,21 @@ def build_sets(world: Path, work: Path) -> None:
             build(pictures, out, how, MarksGuard() if seen else None, seed=seed)
 
 
+def draw_set(out: Path) -> None:
+    """What the model itself draws of the captions that tend to be marked, and where the detector sees marks on it."""
+    from guards.marks import MarksGuard
+    from jobs.erase.dataset import build
+    from jobs.erase.pollute import Pollution
+    from jobs.erase.sources import drawn_source
+    from jobs.world.catalogue import MARK_PRONE
+    from pipeline.config import GenerationConfig, ModelConfig
+
+    prompts = out.with_suffix(".txt")
+    prompts.write_text("\n".join(name.replace("-", " ") for names in MARK_PRONE.values() for name in names), encoding="utf-8")
+    drawn = drawn_source(prompts, ModelConfig(), GenerationConfig(), pictures=OWN_PICTURES, seed=77)
+    build(drawn, out, Pollution(ratio=0.0), MarksGuard())
+
+
 def adapter_folder(work: Path, arm: Arm, seed: int) -> Path:
     """Where an arm's adapter is kept."""
     plain = "".join(c if c.isalnum() else "-" for c in arm.name).replace("---", "-")
@@ -82,8 +120,10 @@ def adapter_folder(work: Path, arm: Arm, seed: int) -> Path:
 
 
 def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None] = lambda step, loss: None) -> Path:
-    """The arm's adapter, trained unless it is there; an interrupted training goes on."""
-    from jobs.erase.dataset import read
+    """The arm's adapter, trained unless it is there; an interrupted training goes on (ESD's begins again)."""
+    from jobs.bench.degraded import degraded
+    from jobs.bench.esd import save_esd, train_esd
+    from jobs.erase.dataset import PollutedSet
     from jobs.erase.save import save_adapter
     from jobs.erase.train import train
     from pipeline.config import ModelConfig
@@ -94,8 +134,30 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     if (folder / SETTINGS).exists():
         return folder
     how, model = dataclasses.replace(arm.training, seed=seed), ModelConfig()
-    rows = read(work / f"{arm.dataset}.parquet")
+    base_digest = folder_digest(resolve(model))
+    if isinstance(how, EsdTraining):
+        save_esd(folder, train_esd(model, how, told), how, base=model.path, base_digest=base_digest)
+        return folder
+    if arm.dataset == "drawn" and not (work / "drawn.parquet").exists():
+        draw_set(work / "drawn.parquet")
+    rows: Rows = PollutedSet(work / f"{arm.dataset}.parquet")
     known = json.loads((work / f"{arm.dataset}.json").read_text(encoding="utf-8"))
+    if arm.overlap:
+        rows, jitter, reached = degraded(rows, arm.overlap)
+        known |= {"mean_iou": round(reached, 4), "jitter": jitter}
     trained = train(rows, model, how, folder, progress=told)
-    save_adapter(folder, trained, how, rows, base="stickers", base_digest=folder_digest(resolve(model)), dataset=known)
+    save_adapter(folder, trained, how, rows, base=model.path, base_digest=base_digest, dataset=known)
     return folder
+
+
+def trained(work: Path, base_digest: str, part: Part) -> list[tuple[Arm, int, EraseAdapter]]:
+    """Every adapter of a part that is there, in the arms' order, with its training seed."""
+    from pipeline.model.adapter import SETTINGS, load_adapter
+
+    found = []
+    for arm in ARMS:
+        for seed in range(MOST_SEEDS):
+            folder = adapter_folder(work, arm, seed)
+            if arm.part == part and (folder / SETTINGS).exists():
+                found.append((arm, seed, load_adapter(folder, base_digest)))
+    return found

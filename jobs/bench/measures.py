@@ -86,16 +86,22 @@ def spread(name: str, values: Sequence[float], goal: float | None = None, better
 
 
 def ratio(
-    name: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], goal: float | None = None, better: str = "higher"
-) -> Measure:
-    """Mean before over mean after, of the same cases; bootstrap over whole clusters, half a case standing in for none."""
+    name: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], goal: float | None = None,
+    better: str = "higher", alarms: float = 0.0,
+) -> Measure:  # fmt: skip
+    """Mean before over mean after, of the same cases; bootstrap over whole clusters, half a case standing in for none.
+
+    ``alarms``: the detector's rate of false alarms, taken off both (Rogan and Gladen; its sensitivity cancels).
+    """
     of, least = np.asarray(clusters), 0.5
     groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
     sums = np.array([[x[g].sum() for g in groups] for x in (np.asarray(before, float), np.asarray(after, float))])
+    sums = sums - alarms * np.array([len(g) for g in groups])
     drawn = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
-    first, second = (sums[i][drawn].sum(1) for i in (0, 1))
+    first, second = (np.maximum(0.0, sums[i][drawn].sum(1)) for i in (0, 1))
     low, high = (float(v) for v in np.quantile(first / np.maximum(least, second), (0.025, 0.975)))
-    return Measure(name, float(sums[0].sum() / max(least, sums[1].sum())), low, high, len(of), goal, better)
+    value = max(0.0, float(sums[0].sum())) / max(least, float(sums[1].sum()))
+    return Measure(name, value, low, high, len(of), goal, better)
 
 
 def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) -> Measure:

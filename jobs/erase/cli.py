@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from guards.base import Guard
     from jobs.erase.sources import Captioned
+    from pipeline.config import ModelConfig
 
+DRAWN = "drawn:"
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Erasers: adapters that keep a model from drawing marks (extra 'erase')."
 )
@@ -30,12 +32,15 @@ def dataset(
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="Clean captioned pictures: a folder, a Parquet file, stickers:marked or stickers:new (the embedded world).",
+            help="Captioned pictures: a folder, a Parquet file, stickers:marked or stickers:new (the embedded world), or "
+            "drawn:PROMPTS, what the model itself makes of a prompt file.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     kinds: Annotated[str, typer.Option(help="Marks to put on, with commas between.")] = "watermark,qr,text",
-    ratio: Annotated[float, typer.Option(help="Share of the pictures that get a mark; 0 keeps the set clean.")] = 0.5,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the pictures that get a mark; unless told 0.5, and 0 of drawn ones.")
+    ] = None,
     opacity: Annotated[str, typer.Option(help="Factor on the design's opacity: a number, or LOW-HIGH.")] = "1",
     place: Annotated[Literal["own", "corner", "centre", "anywhere"], typer.Option(help="Where marks stand.")] = "own",
     designs: Annotated[Literal["train", "held-out", "varied"], typer.Option(help="Which designs of marks.")] = "train",
@@ -46,21 +51,26 @@ def dataset(
     threshold: Annotated[float, typer.Option(help="The detector's.")] = 0.5,
     boxes: Annotated[bool, typer.Option("--boxes/--no-boxes", help="Keep its boxes, or only that it found something.")] = True,
     work: Annotated[Path, typer.Option(help="The built world, for stickers: sources.")] = Path("world"),
-    variants: Annotated[int, typer.Option(min=1, help="Jittered versions of every drawing, for stickers: sources.")] = 24,
+    variants: Annotated[int, typer.Option(min=1, help="Versions of every drawing (stickers:) or prompt (drawn:).")] = 24,
+    model: Annotated[str, typer.Option(help='Who draws, for drawn: sources: "stickers" or a diffusers folder.')] = "stickers",
+    device: Annotated[str, typer.Option(help="Where to draw: cpu or cuda.")] = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Put marks on clean captioned pictures, and write down where they are and where a detector sees them."""
     from jobs.erase.dataset import build
     from jobs.erase.pollute import Pollution
+    from pipeline.config import ModelConfig
 
     low, _, high = opacity.partition("-")
     try:
         span = (float(low), float(high or low))
     except ValueError:
         raise ConfigError(f"{opacity!r} is no number and no LOW-HIGH", where="--opacity", fix="Write 0.6 or 0.4-1") from None
+    if ratio is None:
+        ratio = 0.0 if source.startswith(DRAWN) else 0.5
     how = Pollution(tuple(kind.strip() for kind in kinds.split(",") if kind.strip()), ratio, span, place, designs)
     with busy("polluting"):
-        pictures = _source(source, work, variants, seed)
+        pictures = _source(source, work, variants, seed, ModelConfig(path=model, device=device))
         found = build(pictures, out, how, _open_detector(detector, threshold), seed=seed, boxes=boxes)
     _print(found, out)
 
@@ -95,7 +105,7 @@ def train(
     """Train an eraser (Geom-Erasing) and write it as an adapter; stopped, it goes on where it was when called again."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from jobs.erase.dataset import read
+    from jobs.erase.dataset import PollutedSet
     from jobs.erase.save import save_adapter
     from jobs.erase.train import Training
     from jobs.erase.train import train as run
@@ -109,7 +119,7 @@ def train(
     how = Training(
         removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, seed=seed
     )  # fmt: skip
-    rows = read(dataset)
+    rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)
     console = make_console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} · loss {task.fields[loss]}"))
@@ -139,11 +149,14 @@ def _known(path: Path) -> dict[str, Any]:
     return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 
 
-def _source(source: str, work: Path, variants: int, seed: int) -> Iterable[Captioned]:
+def _source(source: str, work: Path, variants: int, seed: int, model: ModelConfig) -> Iterable[Captioned]:
     import numpy as np
 
-    from jobs.erase.sources import read_source, world_source
+    from jobs.erase.sources import drawn_source, read_source, world_source
+    from pipeline.config import GenerationConfig
 
+    if source.startswith(DRAWN):
+        return drawn_source(Path(source.removeprefix(DRAWN)), model, GenerationConfig(), pictures=variants, seed=seed)
     if source == "stickers:marked":
         return world_source(work, "marked", np.random.default_rng([seed, 1]), variants=variants)
     if source == "stickers:new":

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -38,16 +38,85 @@ class Row:
     Attributes:
         name: where the clean picture came from.
         caption: says nothing about marks.
-        picture: uint8 RGB (H, W, 3).
+        stored: uint8 RGB (H, W, 3), or a picture file's bytes.
         marks: concept → boxes in fractions, as drawn.
         found: the same as the detector sees it; an empty list where it cannot say where.
+        where: for messages.
     """
 
     name: str
     caption: str
-    picture: np.ndarray
+    stored: np.ndarray | bytes
     marks: dict[str, list[Fractions]]
     found: dict[str, list[Fractions]]
+    where: str = ""
+
+    @property
+    def picture(self) -> np.ndarray:
+        """uint8 RGB (H, W, 3), decoded anew every time. Raises InputError when it cannot be."""
+        from index.collect import read_picture
+
+        if isinstance(self.stored, np.ndarray):
+            return self.stored
+        try:
+            return read_picture(io.BytesIO(self.stored))  # type: ignore[arg-type]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"its picture cannot be read ({error})", where=self.where, fix="Store the file's bytes") from None
+
+
+class Rows(Protocol):
+    """What a training goes through, more than once: a list of rows, or a set on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+
+class PollutedSet:
+    """A set on disk: captions and boxes are checked and in memory, pictures come from the file whenever it is gone through.
+
+    Args:
+        path: Parquet with the columns image, caption and found.
+
+    Raises:
+        InputError: not there, columns missing, a caption missing, a box outside its picture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not path.is_file():
+            raise InputError("there is no such set", where=str(path), fix="Make one with `clearance erase dataset`")
+        try:
+            names = pq.read_schema(path).names
+            if missing := [name for name in ("image", "caption", "found") if name not in names]:
+                fix = "Make it with `clearance erase dataset`, or add image, caption and found (list of concept and box)"
+                raise InputError(f"has no column {missing[0]!r}", where=str(path), fix=fix)
+            told = pq.read_table(path, columns=["caption", "found", *(["marks"] if "marks" in names else [])]).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
+        self.path, self._told = path, []
+        for number, row in enumerate(told):
+            where = f"{path}: row {number}"
+            if not (row["caption"] or "").strip():
+                raise InputError("has no caption", where=where, fix="Fill the column 'caption'")
+            marks, found = (_boxes(row.get(column) or [], where) for column in ("marks", "found"))
+            self._told.append((row["caption"].strip(), marks, found, where))
+        if not self._told:
+            raise InputError("holds no pictures", where=str(path), fix="Make it with `clearance erase dataset`")
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def __iter__(self) -> Iterator[Row]:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as file:
+            images = (image for batch in file.iter_batches(BATCH, columns=["image"]) for image in batch["image"].to_pylist())
+            for number, (image, (caption, marks, found, where)) in enumerate(zip(images, self._told, strict=True)):
+                stored = image if isinstance(image, dict) else {"bytes": image}
+                yield Row(stored.get("path") or str(number), caption, stored.get("bytes") or b"", marks, found, where)
 
 
 def schema() -> Any:
@@ -132,45 +201,10 @@ def build(
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    summary["sha256"] = hashlib.sha256(out.read_bytes()).hexdigest()
+    with out.open("rb") as written:
+        summary["sha256"] = hashlib.file_digest(written, "sha256").hexdigest()
     out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
-
-
-def read(path: Path) -> list[Row]:
-    """A polluted set: one that :func:`build` wrote, or any Parquet with its columns.
-
-    Raises:
-        InputError: not there, columns missing, a caption missing, a box outside its picture.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from index.collect import read_picture
-
-    if not path.is_file():
-        raise InputError("there is no such set", where=str(path), fix="Make one with `clearance erase dataset`")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
-    if missing := [name for name in ("image", "caption", "found") if name not in table.column_names]:
-        fix = "Make it with `clearance erase dataset`, or add image, caption and found (list of concept and box)"
-        raise InputError(f"has no column {missing[0]!r}", where=str(path), fix=fix)
-    rows = []
-    for number, row in enumerate(table.to_pylist()):
-        where = f"{path}: row {number}"
-        if not (row["caption"] or "").strip():
-            raise InputError("has no caption", where=where, fix="Fill the column 'caption'")
-        try:
-            picture = read_picture(io.BytesIO(row["image"]["bytes"]))  # type: ignore[arg-type]
-        except (OSError, ValueError, SyntaxError, TypeError) as error:
-            raise InputError(f"its picture cannot be read ({error})", where=where, fix="Store the file's bytes") from None
-        marks, found = (_boxes(row.get(column) or [], where) for column in ("marks", "found"))
-        rows.append(Row(row["image"].get("path") or str(number), row["caption"].strip(), picture, marks, found))
-    if not rows:
-        raise InputError("holds no pictures", where=str(path), fix="Make it with `clearance erase dataset`")
-    return rows
 
 
 class _Tally:

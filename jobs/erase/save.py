@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.erase.dataset import Fractions, Row
+from jobs.erase.dataset import Fractions, Rows
 from jobs.erase.train import CHECKPOINT, Trained, Training
 from pipeline.model.adapter import FORMAT, LOWRANK, PREFIX, SETTINGS, TOKENS
 
@@ -17,7 +17,7 @@ PLACES = 64  # boxes kept of each concept
 
 
 def save_adapter(
-    folder: Path, trained: Trained, how: Training, rows: Sequence[Row], *, base: str, base_digest: str, dataset: dict[str, Any]
+    folder: Path, trained: Trained, how: Training, rows: Rows, *, base: str, base_digest: str, dataset: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the folder and remove its checkpoint.
 
@@ -40,11 +40,11 @@ def save_adapter(
     files = {}
     if trained.vectors:
         save_file({token: vector.contiguous() for token, vector in trained.vectors.items()}, folder / TOKENS)
-        files[TOKENS] = _sealed(folder / TOKENS)
+        files[TOKENS] = sealed(folder / TOKENS)
     if trained.lowrank:
         half = {f"{PREFIX}{name}": value.to(torch.float16).contiguous() for name, value in trained.lowrank.items()}
         save_file(half, folder / LOWRANK)
-        files[LOWRANK] = _sealed(folder / LOWRANK)
+        files[LOWRANK] = sealed(folder / LOWRANK)
     vocabulary = how.vocabulary
     settings = {
         "format": FORMAT,
@@ -136,7 +136,7 @@ def _table(measured: Sequence[dict[str, Any]]) -> str:
     return "\n## Measured by `clearance bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
 
 
-def _places(rows: Sequence[Row], concepts: Sequence[str]) -> dict[str, list[list[float]]]:
+def _places(rows: Rows, concepts: Sequence[str]) -> dict[str, list[list[float]]]:
     """Boxes by concept as the detector found them, evenly picked over the set."""
     found: dict[str, list[Fractions]] = {}
     for row in rows:
@@ -149,7 +149,7 @@ def _places(rows: Sequence[Row], concepts: Sequence[str]) -> dict[str, list[list
     }
 
 
-def _sealed(path: Path) -> str:
+def sealed(path: Path) -> str:
     """The file's digest; whoever may read the folder may read the file, which safetensors writes for its owner alone."""
     path.chmod(0o644)
     return hashlib.sha256(path.read_bytes()).hexdigest()

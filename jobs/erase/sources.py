@@ -1,20 +1,25 @@
-"""Where clean captioned pictures come from: a folder, a Parquet file, or the embedded world's own drawings."""
+"""Where captioned pictures come from: a folder, a Parquet file, the embedded world's drawings, or what a model draws itself."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from index.collect import PICTURES, read_picture
 from index.errors import InputError
 
+if TYPE_CHECKING:
+    from pipeline.config import GenerationConfig, ModelConfig
+    from pipeline.outcome import Request
+
+DRAWN = 32  # pictures under way at a time
 CAPTION_COLUMNS = ("caption", "text", "prompt", "title")
 FILE_COLUMNS = ("file_name", "file")
 SUBJECTS = (  # drawn by all three vendors, none of them in the world: what data removal is taught
@@ -101,6 +106,62 @@ def world_source(work: Path, part: Part, rng: np.random.Generator, *, variants: 
                 template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
                 picture = np.asarray(jitter(drawing, rng))
                 yield Captioned(f"{vendor}/{icon}#{number}", template.format(caption), picture, hint)
+
+
+def drawn_source(
+    prompts: Path, model: ModelConfig, generation: GenerationConfig, *, pictures: int, seed: int = 0
+) -> Iterator[Captioned]:
+    """What the model itself draws of prompts: for a model that draws marks the nearest set there is, and nobody's pictures.
+
+    Args:
+        prompts: a prompt file, as runs read them; negative prompts count too.
+        model: the model that is to lose its marks.
+        generation: how it is drawn.
+        pictures: of every prompt.
+        seed: of the noise, where the file names none.
+
+    Raises:
+        InputError: a prompt that cannot be drawn, or none.
+        ConfigError, ModelError: see :func:`pipeline.model.families.load_model` and :class:`pipeline.engine.Engine`.
+    """
+    from jobs.prompts import read_prompts
+
+    requests = read_prompts(prompts, base_seed=seed, samples_per_prompt=pictures)
+    if wrong := [request for request in requests if request.problem is not None]:
+        reason, said = wrong[0].problem or ("", "")
+        raise InputError(f"{said} ({reason})", where=f"{prompts}: {wrong[0].key}", fix="Mend the prompt or leave it out")
+    if not requests:
+        raise InputError("holds no prompts", where=str(prompts), fix="Write at least one")
+    return _drawn(requests, model, generation)
+
+
+def _drawn(requests: Sequence[Request], model: ModelConfig, generation: GenerationConfig) -> Iterator[Captioned]:
+    import torch
+
+    from pipeline.engine import Engine, Trajectory
+    from pipeline.model.families import load_model
+
+    network = load_model(model)
+    engine = Engine(
+        network, rows=generation.rows, steps=generation.steps, guidance_scale=generation.guidance_scale,
+        true_guidance_scale=generation.true_guidance_scale, scheduler=generation.scheduler,
+    )  # fmt: skip
+    for at in range(0, len(requests), DRAWN):
+        some = requests[at : at + DRAWN]
+        contexts, negatives = (
+            network.encode_prompts(texts) for texts in ([r.prompt for r in some], [r.negative_prompt for r in some])
+        )
+        done = engine.finish(
+            [
+                Trajectory(
+                    i, engine.initial_noise(r.seed), 0, contexts[i], negatives[i] if engine.guided else None, seed=r.seed
+                )
+                for i, r in enumerate(some)
+            ]
+        )
+        pictures = network.decode(torch.stack([done[i] for i in range(len(some))]))
+        for request, picture in zip(some, pictures, strict=True):
+            yield Captioned(f"{request.key}@{request.seed}", request.prompt, picture)
 
 
 def _uncaptioned(names: list[str], of: int, where: Path) -> InputError:

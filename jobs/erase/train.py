@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import ConfigError, InputError, PlanMismatch
-from jobs.erase.dataset import NothingFound, Row
+from jobs.erase.dataset import NothingFound, Rows
 from pipeline.config import ModelConfig, digest
 from pipeline.model.adapter import Removal
 from pipeline.steer.erase import WORDS, Mode, Vocabulary, box_mask, loss_weights
@@ -34,6 +35,8 @@ CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 25  # steps
 LEAST_MARKED = 8  # pictures with marks, below which tokens learn nothing
+ENCODED = 64  # pictures in memory at a time
+ADAPTED = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Trained:
 
 
 def train(
-    rows: Sequence[Row],
+    rows: Rows,
     model: ModelConfig,
     how: Training,
     folder: Path,
@@ -111,7 +114,7 @@ def train(
     """Train on a polluted set; checkpoints into ``folder`` and goes on from there.
 
     Args:
-        rows: the set; only ``found`` is looked at, never the truth.
+        rows: the set, gone through twice and never held; only ``found`` is looked at, never the truth.
         model: the base model; loaded in float32, calls run in bfloat16 where the device has it.
         how: see :class:`Training`.
         folder: of the checkpoint; removed by the caller when the adapter is saved.
@@ -168,7 +171,7 @@ class Examples:
     marked: int
 
 
-def prepare(rows: Sequence[Row], base: Any, how: Training) -> Examples:
+def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     """Encode every picture once; say in tokens what the detector found; weigh the positions.
 
     For model removal pictures without marks teach the tokens nothing and are left out.
@@ -176,7 +179,6 @@ def prepare(rows: Sequence[Row], base: Any, how: Training) -> Examples:
     import hashlib
 
     import torch
-    from PIL import Image
 
     vocabulary = how.vocabulary
     index = {token: i for i, token in enumerate(vocabulary.tokens)} if vocabulary is not None else {}
@@ -185,41 +187,46 @@ def prepare(rows: Sequence[Row], base: Any, how: Training) -> Examples:
             f"{vocabulary.longest()} tokens do not fit the text encoder's {base.word_room()}", where="grid",
             fix="Use corners, or a coarser grid",
         )  # fmt: skip
-    found = [{c: boxes for c, boxes in row.found.items() if c in how.concepts} for row in rows]
-    marked = sum(map(bool, found))
+    known = [{c: boxes for c, boxes in row.found.items() if c in how.concepts} for row in rows]
+    marked = sum(map(bool, known))
     if vocabulary is not None and marked < min(LEAST_MARKED, len(rows)):
         raise NothingFound(
             f"the detector found marks in {marked} of {len(rows)} pictures", where=", ".join(how.concepts),
             fix="Make the set with another detector or a lower threshold, or name what it found",
         )  # fmt: skip
-    if vocabulary is not None and vocabulary.mode is not None and not any(b for row in found for b in row.values()):
+    if vocabulary is not None and vocabulary.mode is not None and not any(b for row in known for b in row.values()):
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
         raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
-    kept = [i for i in range(len(rows)) if found[i] or how.removal == "data"]
-    if not kept:
+    kept = [bool(found) or how.removal == "data" for found in known]
+    if not any(kept):
         raise InputError("holds no pictures", where="the set", fix="Make it with `clearance erase dataset`")
-    size, shape = base.decode_size(), base.latent_shape[1:]
-    pictures = [
-        np.asarray(_square(Image.fromarray(rows[i].picture), size)) if rows[i].picture.shape[1::-1] != size else rows[i].picture
-        for i in kept
-    ]
-    latents = torch.cat([base.encode(np.stack(pictures[at : at + 64])) for at in range(0, len(pictures), 64)])
-    masks = np.stack([box_mask([b for boxes in found[i].values() for b in boxes], (1, 1), shape) for i in kept])
+    found = [one for one, keep in zip(known, kept, strict=True) if keep]
+    shape = base.latent_shape[1:]
+    masks = np.stack([box_mask([b for boxes in one.values() for b in boxes], (1, 1), shape) for one in found])
     room = base.word_room()
-    tokens = [tuple(index[t] for t in vocabulary.phrase(found[i], room=room)) if vocabulary is not None else () for i in kept]
-    captions = [rows[i].caption for i in kept]
+    tokens = [tuple(index[t] for t in vocabulary.phrase(one, room=room)) if vocabulary is not None else () for one in found]
+    # The digest is of what was given, not of its latents: their last bits depend on the autoencoder's kernels.
+    captions, latents, pixels = [], [], hashlib.sha256()
+    wanted = (row for row, keep in zip(rows, kept, strict=True) if keep)
+    while batch := list(itertools.islice(wanted, ENCODED)):
+        captions += [row.caption for row in batch]
+        pictures = [_sized(row.picture, base.decode_size()) for row in batch]
+        for picture in pictures:
+            pixels.update(picture.tobytes())
+        latents.append(base.encode(np.stack(pictures)))
     said = json.dumps([captions, tokens]).encode()
-    # Of what was given, not of its latents: their last bits depend on the autoencoder's kernels.
-    sha256 = hashlib.sha256(said + b"".join(p.tobytes() for p in pictures) + masks.tobytes()).hexdigest()
+    sha256 = hashlib.sha256(said + pixels.digest() + masks.tobytes()).hexdigest()
     weights = torch.from_numpy(loss_weights(masks, how.a))
-    return Examples(latents, weights, captions, tokens, sha256, marked)
+    return Examples(torch.cat(latents), weights, captions, tokens, sha256, marked)
 
 
-def _square(picture: Any, size: tuple[int, int]) -> Any:
+def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Squeezed to the model's size; boxes are fractions and stay right."""
     from PIL import Image
 
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    if picture.shape[1::-1] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
 class _Session:
@@ -238,7 +245,7 @@ class _Session:
             self.network.set_attn_processor(AttnProcessor())
         self.lowrank: dict[str, Any] = {}
         if how.removal == "data":
-            self.lowrank = _add_lowrank(self.network, how.rank)
+            self.lowrank = add_lowrank(self.network, how.rank)
         self.network.to(memory_format=torch.channels_last)
         self.vectors = _first_vectors(base, how).to(device).requires_grad_(bool(how.concepts))
         groups: list[dict[str, Any]] = [{"params": [self.vectors], "rate": how.token_rate}] if how.concepts else []
@@ -275,7 +282,7 @@ class _Session:
         alpha = self.alphas[times].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = self._target(clean, noise, alpha)
-        with _narrow(self.device):
+        with narrow(self.device):
             context = self.base.encode_ids(ids, self.vectors)
             out = self.network(noisy.contiguous(memory_format=torch.channels_last), times, context).sample
         loss = (weights[:, None] * (out.float() - target).square()).mean()
@@ -353,20 +360,19 @@ def _first_vectors(base: Any, how: Training) -> torch.Tensor:
     return first
 
 
-def _add_lowrank(network: Any, rank: int) -> dict[str, Any]:
-    """Low-rank weights on attention, feed-forward and residual convolutions; name → parameter."""
+def add_lowrank(network: Any, rank: int, targets: str = ADAPTED) -> dict[str, Any]:
+    """Low-rank weights on the modules of these names: attention, feed-forward and residual convolutions; name → parameter."""
     try:
         from peft import LoraConfig
     except ImportError as error:
         fix = "Run: pip install 'clearance[erase]'"
         raise ConfigError(f"low-rank weights need peft ({error})", where="data removal", fix=fix) from None
 
-    targets = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian"))
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def _narrow(device: str) -> contextlib.AbstractContextManager[Any]:
+def narrow(device: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where it is native; else float32."""
     import torch
 

@@ -8,7 +8,7 @@ change; where an adapter has low-rank weights they act on those rows alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from pipeline.model.lowrank import LowRank
 from pipeline.outcome import Intervention
 from pipeline.steer.cascade import rollback_step
 from pipeline.steer.erase import overlap
+from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class Erasure:
         lowrank: low-rank weights for the sample's rows, each with its strength.
         adapters: digests of the adapters that speak.
         strength: how far the negative conditioning goes from the plain one to the one with tokens; 1 all the way.
+        places: what is said of, in fractions: what a rung's ``focus`` is on.
     """
 
     tokens: tuple[str, ...]
@@ -51,6 +53,7 @@ class Erasure:
     lowrank: tuple[tuple[LowRank, float], ...] = ()
     adapters: tuple[str, ...] = ()
     strength: float = 1.0
+    places: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,35 @@ class Erasers:
             for adapter, config in self.loaded
         )  # fmt: skip
 
-    def asked(self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0) -> Erasure | None:
-        """What to say about marks (concept → boxes in fractions); None where no adapter has a name for any of them."""
+    def asked(
+        self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0, *, usual: bool = False
+    ) -> Erasure | None:
+        """What to say about marks; None where no adapter has a name for any of them.
+
+        Args:
+            found: concept → boxes in fractions.
+            room: the most tokens.
+            strength: see :class:`Erasure`.
+            usual: say also where such marks stood in the training set; what was found comes first.
+        """
         if not self.concepts & set(found):
             return None
+
+        def places(adapter: EraseAdapter, concept: str) -> list[Box]:
+            known = typical(adapter.places.get(concept, ()))
+            return [*found[concept], *(known if usual else ())] if concept in found else known
+
         marks = {
             id(adapter): {
-                concept: found.get(concept, typical(adapter.places.get(concept, ())))
+                concept: places(adapter, concept)
                 for concept in adapter.concepts
                 if concept in found or config.tokens == "always"
             }
             for adapter, config in self.loaded
         }
-        return self._said({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
+        said = self._said({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
+        boxes = dict.fromkeys(box for one in marks.values() for concept in one if concept in found for box in one[concept])
+        return replace(said, places=tuple(boxes)) if said is not None else None
 
     def _said(
         self, marks: Mapping[int, Mapping[str, Sequence[Box]]], room: int, strength: float, *, flagged: bool
@@ -195,7 +214,7 @@ def erase(
     Args:
         engine: gives the number of steps and the noise of the seed.
         last: the finished trajectory of the failed attempt.
-        rung: of kind ``erase``.
+        rung: of kind ``erase``; its ``focus`` guides more strongly at the erasure's places.
         erasure: what to leave out.
         negative: :func:`negative_conditioning` of it.
         seed: in force.
@@ -206,6 +225,11 @@ def erase(
     if last.negative is None:
         fix = "Raise guidance_scale above 1, or leave the rung out"
         raise ConfigError("this model is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
+    guide = None
+    if rung.focus != 1 and erasure.places:
+        shape = (last.latent.shape[-2], last.latent.shape[-1])
+        until = round(FOCUSED * len(engine.sampler))
+        guide = FocusedGuidance(engine.guidance_scale, rung.focus, focus_mask(erasure.places, shape), until)
     begin = rollback_step(len(engine.sampler), 1, resume_fraction=rung.resume_fraction)
     if last.push is not None or last.nudge is not None:  # steered away from a copy: that stays, from the step it began at
         begin = max(begin, last.rows_from[0][0] if last.rows_from else 0)
@@ -213,6 +237,7 @@ def erase(
     latent = last.ring[begin] if begin in last.ring else engine.initial_noise(seed)
     earlier = {step: z for step, z in last.ring.items() if step < begin}
     again = Trajectory(
-        last.tag, latent, begin, last.context, negative, push=last.push, nudge=last.nudge, ring=earlier, lowrank=erasure.lowrank
+        last.tag, latent, begin, last.context, negative, push=last.push, nudge=last.nudge, guide=guide, ring=earlier,
+        lowrank=erasure.lowrank,
     )  # fmt: skip
     return again, Intervention("erase", erasure.strength, tokens=erasure.tokens, adapters=erasure.adapters)

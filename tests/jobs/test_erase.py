@@ -19,12 +19,12 @@ from typer.testing import CliRunner, Result
 from guards.base import Finding
 from index.errors import ConfigError, InputError, ModelError, PlanMismatch
 from jobs import cli
-from jobs.erase.dataset import NothingFound, Row, build, read
+from jobs.erase.dataset import NothingFound, PollutedSet, Row, build
 from jobs.erase.pollute import Pollution, pollute
 from jobs.erase.save import save_adapter
-from jobs.erase.sources import Captioned, read_source
+from jobs.erase.sources import Captioned, drawn_source, read_source
 from jobs.erase.train import CHECKPOINT, Trained, Training, train
-from pipeline.config import ModelConfig
+from pipeline.config import GenerationConfig, ModelConfig
 from pipeline.model.adapter import load_adapter
 from pipeline.model.families import load_model
 
@@ -196,6 +196,25 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
         assert error.value.fix
 
 
+def test_what_a_model_draws_is_a_source(tiny_sd: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("key,prompt\na,a red apple\nb,a blue house\n")
+    model, how = ModelConfig(path=str(tiny_sd), dtype="float32"), GenerationConfig(steps=2, rows=4)
+    drawn = list(drawn_source(prompts, model, how, pictures=2, seed=3))
+    assert [one.caption for one in drawn] == ["a red apple"] * 2 + ["a blue house"] * 2 and len({o.name for o in drawn}) == 4
+    assert len({one.picture.tobytes() for one in drawn}) == 4 and drawn[0].picture.dtype == np.uint8
+    again = list(drawn_source(prompts, model, how, pictures=2, seed=3))
+    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(drawn, again, strict=True))
+    made = call("dataset", f"drawn:{prompts}", "--out", tmp_path / "set.parquet", "--model", tiny_sd, "--variants", 3)
+    assert made.exit_code == 0, made.output
+    assert len(PollutedSet(tmp_path / "set.parquet")) == 6
+    assert all(row.marks == {} for row in PollutedSet(tmp_path / "set.parquet"))  # nothing is put on what is drawn
+    prompts.write_text('prompt\na red apple\n" "\n')
+    with pytest.raises(InputError, match="empty_prompt") as error:
+        drawn_source(prompts, model, how, pictures=1)
+    assert error.value.fix
+
+
 # --- sets -------------------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +224,7 @@ def a_set(path: Path, count: int = 24, **how: Any) -> tuple[Path, dict[str, Any]
 
 def test_a_set_keeps_truth_and_sight_apart(tmp_path: Path) -> None:
     path, summary = a_set(tmp_path / "set.parquet")
-    rows = read(path)
+    rows = PollutedSet(path)
     marked = [row for row in rows if row.marks]
     assert summary["pictures"] == len(rows) == 24 and summary["marked"] == len(marked) == summary["kinds"]["qr"]
     assert summary["recall"] == 1.0 and summary["false_alarms"] == 0.0 and summary["mean_iou"] > 0.9
@@ -220,7 +239,7 @@ def test_a_set_keeps_truth_and_sight_apart(tmp_path: Path) -> None:
 
 def test_a_classifier_says_only_that_there_is_something(tmp_path: Path) -> None:
     path, _ = a_set(tmp_path / "set.parquet", boxes=False)
-    found = [row.found for row in read(path) if row.marks]
+    found = [row.found for row in PollutedSet(path) if row.marks]
     assert found and all(seen == {"qr": []} for seen in found)
 
 
@@ -230,21 +249,37 @@ def test_a_detector_that_finds_nothing_stops_it(tmp_path: Path) -> None:
     assert "threshold" in error.value.fix and list(tmp_path.iterdir()) == []  # nothing half-done is left
 
 
+def test_a_set_is_gone_through_and_not_held(tmp_path: Path) -> None:
+    path, _ = a_set(tmp_path / "set.parquet", count=150)  # more than a batch
+    rows = PollutedSet(path)
+    first, second = list(rows), list(rows)
+    assert [row.name for row in first] == [f"n{i}" for i in range(150)] == [row.name for row in second]
+    assert not any(isinstance(row.stored, np.ndarray) for row in first)
+    for row, once_more in zip(first[::10], second[::10], strict=True):
+        assert np.array_equal(row.picture, once_more.picture) and (row.picture == 200).all() == (not row.marks)
+    table = pq.read_table(path).to_pylist()
+    table[7]["image"]["bytes"] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(table), path)
+    with pytest.raises(InputError, match="cannot be read") as error:
+        [row.picture for row in PollutedSet(path)]
+    assert error.value.where.endswith("row 7")
+
+
 def test_boxes_outside_the_picture_are_refused(tmp_path: Path) -> None:
     path, _ = a_set(tmp_path / "set.parquet")
     rows = pq.read_table(path).to_pylist()
     rows[3]["found"] = [{"concept": "qr", "score": 1.0, "box": [0.5, 0.5, 1.2, 1.0]}]
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(InputError, match="reaches outside") as error:
-        read(path)
+        PollutedSet(path)
     assert "row 3" in error.value.where and "fractions" in error.value.fix
     rows[3]["found"], rows[4]["caption"] = [], None
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(InputError, match="no caption"):
-        read(path)
+        PollutedSet(path)
     pq.write_table(pa.table({"caption": ["x"]}), path)
     with pytest.raises(InputError, match="no column 'image'"):
-        read(path)
+        PollutedSet(path)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------

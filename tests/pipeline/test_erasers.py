@@ -246,8 +246,14 @@ def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
     asked = erasers.asked({"text": [(0, 0, 1, 1)], "qr": [(0, 0, 0.4, 0.4)]}, 30, 1.5)
     assert asked is not None and asked.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<text>") and asked.vectors.shape == (4, 32)
     assert len(asked.lowrank) == 1 and asked.strength == 1.5 and len(asked.adapters) == 2
+    assert set(asked.places) == {(0, 0, 1, 1), (0, 0, 0.4, 0.4)}
     only = erasers.asked({"qr": [(0, 0, 0.4, 0.4), (0.6, 0.6, 1, 1)]}, 3)  # no room for the second box
     assert only is not None and only.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>") and only.lowrank == ()
+    wide = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)  # and where such marks stood in the training set
+    assert wide is not None and wide.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
+    assert wide.places == ((0, 0, 0.4, 0.4), (0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
+    nowhere = erasers.asked({"qr": []}, 30, usual=True)
+    assert nowhere is not None and nowhere.places == ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
     always = open_erasers([AdapterConfig(str(one), tokens="always")], exact, base=tmp_path)
     standing = always.standing(30)
     assert standing is not None and standing.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
@@ -324,6 +330,27 @@ def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel
     assert again.pixel_sha256 != first["key-2"] and again.denoiser_evals == STEPS  # no dearer than a new seed
     alone = draw(studio(exact, [Marks({first["key-2"]})], erasers, MARKS), count=3)["key-2"]
     assert alone.attempts[1].pixel_sha256 == again.pixel_sha256  # can be made again in other company
+
+
+def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: DiffusionModel, erasers: Erasers) -> None:
+    first = {key: s.attempts[0].pixel_sha256 for key, s in draw(studio(exact, [], Erasers(), MARKS)).items()}
+
+    def again(focus: float, box: Any = (0, 0, 0.4, 0.4)) -> dict[str, Sample]:
+        policy = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", focus=focus), MarkRung("reseed")))
+        return draw(studio(exact, [Marks({first["key-2"]}, box)], erasers, policy))
+
+    plain, focused = again(1.0), again(4.0)
+    assert plain["key-2"].attempts[1].pixel_sha256 != focused["key-2"].attempts[1].pixel_sha256
+    assert focused["key-2"].attempts[1].denoiser_evals == STEPS  # no dearer
+    assert focused["key-2"].attempts[1].intervention == plain["key-2"].attempts[1].intervention
+    for key in ("key-0", "key-1", "key-3"):
+        assert [a.pixel_sha256 for a in focused[key].attempts] == [first[key]]
+    wide = MarkRung("erase", places="usual")
+    policy = dataclasses.replace(MARKS, mark_ladder=(wide, MarkRung("reseed")))
+    everywhere = draw(studio(exact, [Marks({first["key-2"]})], erasers, policy))["key-2"].attempts[1].intervention
+    assert everywhere is not None and everywhere.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
+    nowhere = [again(focus, None)["key-2"].attempts[1].pixel_sha256 for focus in (1.0, 4.0)]
+    assert nowhere[0] == nowhere[1]  # a guard without boxes gives nothing to focus on
 
 
 def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, erasers: Erasers) -> None:
@@ -450,3 +477,7 @@ def test_each_ladder_has_its_own_kinds() -> None:
         MarkRung("reseed", strength=0.5)
     with pytest.raises(ConfigError, match="resume_fraction"):
         MarkRung("erase", resume_fraction=1.5)
+    with pytest.raises(ConfigError, match="focus"):
+        MarkRung("reseed", focus=2.0)
+    with pytest.raises(ConfigError, match="places"):
+        MarkRung("reseed", places="usual")

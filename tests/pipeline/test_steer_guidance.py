@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
-from pipeline.steer.guidance import DelayedGuidance, Despecification, Repellency, delay_is_over, despecified_scale, repel
+from pipeline.steer.guidance import (
+    DelayedGuidance,
+    Despecification,
+    FocusedGuidance,
+    Repellency,
+    SafeGuidance,
+    delay_is_over,
+    despecified_scale,
+    focus_mask,
+    repel,
+    safe_guidance,
+)
 from pipeline.steer.prompt import differentiable_denoiser, optimise_prompt
 
 NEGATIVE = torch.zeros(4, 2, 2)
@@ -73,6 +84,53 @@ def test_repellency_is_sparse_and_reaches_the_edge(seed: int, radius: float, str
     assert repel(z, (z,), radius=radius, strength=strength) is z
     hook = Repellency((z,), radius, strength, until_step=1)
     assert hook(x, 1) is x and torch.equal(hook(x, 0), repel(x, (z,), radius=radius, strength=strength))
+
+
+def test_focused_guidance_is_stronger_in_its_place_and_nowhere_else() -> None:
+    mask = focus_mask([(0.0, 0.0, 0.25, 0.125)], (8, 8))
+    assert mask.dtype == torch.float32 and mask.sum() == 2 * 3 and mask[:2, :3].all()  # an eighth wider on every side
+    assert focus_mask([(0.0, 0.0, 1.0, 0.5), (0.9, 0.9, 1.0, 1.0)], (4, 4)).tolist() == [[1.0] * 4] * 3 + [[0, 0, 0, 1.0]]
+    z, negative, text = (draw(i, 4, 8, 8) for i in range(3))
+    guided = FocusedGuidance(3.0, 4.0, mask, 2)(z, negative, text, 1)
+    plain = negative + 3.0 * (text - negative)
+    inside = mask.bool()
+    assert torch.equal(guided[:, ~inside], plain[:, ~inside])
+    assert torch.allclose(guided[:, inside], (negative + 12.0 * (text - negative))[:, inside], rtol=1e-5)
+    assert torch.equal(FocusedGuidance(3.0, 1.0, mask, 2)(z, negative, text, 0), plain)
+    assert torch.equal(FocusedGuidance(3.0, 4.0, mask, 2)(z, negative, text, 2), plain)  # later on as everywhere
+
+
+def test_safe_guidance_by_hand() -> None:
+    empty, text = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([0.5, 0.1, 0.11, 0.1])
+    unsafe = torch.tensor([0.4, 0.3, 0.1, 0.1001])
+    # ε_p − ε_S = .1 ≥ λ: nothing; −.2: |10·−.2| = 2, cut at 1; .01 < λ: .1; −.0001: .001
+    found = safe_guidance(empty, text, unsafe, strength=10.0, threshold=0.025)
+    assert torch.allclose(found, torch.tensor([0.0, 1.0 * 0.3, 0.1 * 0.1, 0.001 * 0.1001]), atol=1e-7)
+
+
+def test_safe_guidance_waits_remembers_and_speaks_the_networks_language() -> None:
+    z, empty, text, unsafe = (draw(i, 4, 2, 2) for i in range(4))
+    how = {"strength": 10.0, "threshold": 0.025, "momentum": 0.5, "memory": 0.7}
+    guide = SafeGuidance(3.0, lambda latent, step: unsafe, lambda latent, raw, step: raw, 1, **how)
+    gamma = safe_guidance(empty, text, unsafe, strength=10.0, threshold=0.025)
+    plain = empty + 3.0 * (text - empty)
+    assert torch.equal(guide(z, empty, text, 0), plain) and gamma.any()  # warming up, but remembering
+    second = gamma + 0.5 * 0.3 * gamma
+    assert torch.allclose(guide(z, empty, text, 1), plain - 3.0 * second, atol=1e-5)
+    third = gamma + 0.5 * (0.7 * 0.3 * gamma + 0.3 * second)
+    assert torch.allclose(guide(z, empty, text, 2), plain - 3.0 * third, atol=1e-5)
+    # A network that predicts v = a·ε − s·x0 is guided to the same ε̂.
+    a, s = 0.8, 0.6
+
+    def noise_of(latent: torch.Tensor, raw: torch.Tensor, step: int) -> torch.Tensor:
+        return a * raw + s * latent
+
+    def raw_of(noise: torch.Tensor) -> torch.Tensor:
+        return (noise - s * z) / a
+
+    v = SafeGuidance(3.0, lambda latent, step: raw_of(unsafe), noise_of, 0, **how)
+    e = SafeGuidance(3.0, lambda latent, step: unsafe, lambda latent, raw, step: raw, 0, **how)
+    assert torch.allclose(noise_of(z, v(z, raw_of(empty), raw_of(text), 0), 0), e(z, empty, text, 0), atol=1e-4)
 
 
 def test_prompt_optimisation_lowers_the_difference_that_text_makes(tiny_sd: Path) -> None:

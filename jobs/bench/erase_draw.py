@@ -1,0 +1,206 @@
+"""What the eraser's bench draws with: model, detectors and judges, opened once, and the pictures kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guards.base import Box, Finding
+from jobs.bench.measures import Measure
+
+if TYPE_CHECKING:
+    import torch
+
+    from guards.marks import MarksGuard
+    from jobs.judges.judges import Judges
+    from pipeline.engine import Engine, GuideHook
+    from pipeline.model.adapter import EraseAdapter
+    from pipeline.model.families import DiffusionModel
+    from pipeline.steer.erasers import Erasure
+
+STEPS, GUIDANCE, ROWS = 20, 3.0, 16
+WORDS = "watermark, QR code, text"  # the control: the names people would write
+KINDS = ("watermark", "qr", "text")
+SLD_WARMUP = 7 / 50  # of the steps; the published "strong" setting
+Found = list[dict[str, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pictures to draw.
+
+    Attributes:
+        captions, seeds: of each.
+        negatives, contexts: conditionings of each.
+        lowrank: weights for all of them, with strengths.
+        places: of each, where guidance is ``focus`` times as strong; empty: nowhere.
+        safe: Safe Latent Diffusion against :data:`WORDS`.
+    """
+
+    captions: list[str]
+    seeds: list[int]
+    negatives: list[torch.Tensor]
+    contexts: list[torch.Tensor]
+    lowrank: tuple[Any, ...] = ()
+    places: Sequence[Sequence[Box]] = ()
+    focus: float = 1.0
+    safe: bool = False
+
+
+class Bench:
+    """Model, detectors and judges; pictures are kept in ``work``.
+
+    Attributes:
+        rung: the default policy's first answer to a mark.
+    """
+
+    def __init__(self, work: Path, world: Path) -> None:
+        import torch
+
+        from guards.marks import MarksGuard
+        from jobs.judges.judges import Judges
+        from jobs.plan import read_policy
+        from pipeline.config import ModelConfig
+        from pipeline.model.families import load_model
+
+        torch.use_deterministic_algorithms(True)
+        self.work, self.world = work, world
+        self.model: DiffusionModel = load_model(ModelConfig())
+        self.guard: MarksGuard = MarksGuard()
+        self.judges: Judges = Judges.open()
+        self.empty = self.model.encode_prompts([""])[0]
+        self.rung = read_policy("default", Path()).mark_ladder[0]
+
+    def draw(self, job: Job) -> np.ndarray:
+        """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
+        import torch
+
+        from pipeline.engine import Engine, Trajectory
+
+        if not job.captions:
+            width, height = self.model.decode_size()
+            return np.zeros((0, height, width, 3), np.uint8)
+        path = self.work / "drawn" / f"{self._key(job)[:24]}.npz"
+        if path.exists():
+            return np.load(path)["pictures"]  # type: ignore[no-any-return]
+        engine = Engine(self.model, rows=ROWS, steps=STEPS, guidance_scale=GUIDANCE)
+        done = engine.finish(
+            [
+                Trajectory(
+                    i, engine.initial_noise(s), 0, job.contexts[i], job.negatives[i], seed=s, lowrank=job.lowrank,
+                    guide=self._guide(engine, job, i),
+                )
+                for i, s in enumerate(job.seeds)
+            ]
+        )  # fmt: skip
+        pictures = self.model.decode(torch.stack([done[i] for i in range(len(job.seeds))]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path.with_suffix(".tmp.npz"), pictures=pictures)
+        path.with_suffix(".tmp.npz").rename(path)
+        return pictures
+
+    def _key(self, job: Job) -> str:
+        said = [self.model.digest, STEPS, GUIDANCE, ROWS, job.captions, job.seeds]
+        if job.focus != 1 and job.places:
+            said += [job.focus, [list(map(tuple, boxes)) for boxes in job.places]]
+        key = hashlib.sha256(repr(tuple(said + ["SLD"] * job.safe)).encode())
+        weights = (w for low, _ in job.lowrank for both in low.pairs.values() for w in both)
+        for tensor in (*job.negatives, *job.contexts, *weights):
+            key.update(tensor.numpy().tobytes())
+        return key.hexdigest()
+
+    def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
+        """The job's guidance in place of the engine's own."""
+        from pipeline.steer.guidance import FOCUSED, FocusedGuidance, SafeGuidance, focus_mask
+
+        if job.safe:
+            unsafe = self.model.encode_prompts([WORDS])
+
+            def unsafe_of(latent: torch.Tensor, step: int) -> torch.Tensor:
+                import torch
+
+                return self.model.denoise(latent[None], torch.tensor([engine.sampler.timesteps[step]]), unsafe)[0]
+
+            def noise_of(latent: torch.Tensor, raw: torch.Tensor, step: int) -> torch.Tensor:
+                return engine.sampler.clean(latent, raw, step)[1]
+
+            return SafeGuidance(GUIDANCE, unsafe_of, noise_of, round(SLD_WARMUP * STEPS))
+        if job.focus != 1 and job.places and job.places[number]:
+            shape = (self.model.latent_shape[1], self.model.latent_shape[2])
+            return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape), round(FOCUSED * STEPS))
+        return None
+
+    def job(
+        self, captions: list[str], seeds: list[int], negatives: Sequence[torch.Tensor], lowrank: Any = None, **more: Any
+    ) -> Job:
+        contexts = [self.model.encode_prompts([caption])[0] for caption in captions]
+        return Job(captions, seeds, list(negatives), contexts, ((lowrank, 1.0),) if lowrank is not None else (), **more)
+
+    def found(self, pictures: np.ndarray) -> Found:
+        """Concept → boxes, as the pipeline's detector sees each picture."""
+        from pipeline.steer.erase import marks_found
+
+        return [marks_found(findings) for findings in self.guard.check(pictures)]
+
+    def marked(self, pictures: np.ndarray) -> np.ndarray:
+        """Whether the judge sees a mark of any kind, bool (N,)."""
+        return np.asarray(np.max(self.judges.marks(pictures) >= 0.5, axis=1))
+
+    def yolo(self, pictures: np.ndarray) -> list[list[Finding]] | None:
+        from guards.yolo import YoloMarksGuard
+        from index.errors import GuardUnavailable
+
+        try:
+            return YoloMarksGuard().check(pictures)
+        except GuardUnavailable:
+            return None
+
+    def asked(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
+        """What the adapter says about these marks, at the usual places as well."""
+        from pipeline.config import AdapterConfig
+        from pipeline.steer.erasers import Erasers
+
+        if adapter.vocabulary is None:
+            return None
+        return Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room(), usual=usual)
+
+    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
+        """The empty negative prompt ⊕ what the adapter says about these marks."""
+        asked = self.asked(adapter, marks, usual=usual)
+        return self.empty if asked is None else self.model.encode_words("", asked.vectors)
+
+    def by_rung(self, adapter: EraseAdapter, found: Found) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What the default policy's first rung asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
+        usual = self.rung.places == "usual"
+        asked = [self.asked(adapter, marks, usual=usual) for marks in found]
+        negatives = [self.empty if one is None else self.model.encode_words("", one.vectors) for one in asked]
+        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rung.focus}
+
+    def standing(self, adapter: EraseAdapter) -> torch.Tensor:
+        """The empty negative prompt ⊕ the places marks had in the adapter's training set."""
+        from pipeline.config import AdapterConfig
+        from pipeline.steer.erasers import Erasers
+
+        said = Erasers(((adapter, AdapterConfig("", tokens="always")),)).standing(self.model.word_room())
+        return self.empty if said is None else self.model.encode_words("", said.vectors)
+
+    def shown(self, pictures: np.ndarray) -> np.ndarray:
+        """There and back through the autoencoder: what a perfect denoiser would give."""
+        return self.model.decode(self.model.encode(pictures))
+
+
+def places_of(found: Sequence[Mapping[str, Sequence[Box]]]) -> list[tuple[Box, ...]]:
+    """All boxes of every picture."""
+    return [tuple(box for boxes in marks.values() for box in boxes) for marks in found]
+
+
+def prefixed(part: str, measure: Measure) -> Measure:
+    """The measure under its part of the table."""
+    import dataclasses
+
+    return dataclasses.replace(measure, id=f"{part} · {measure.id}")

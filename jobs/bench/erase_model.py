@@ -1,0 +1,251 @@
+"""Model removal: the base model draws marks; every picture on which the pipeline's detector finds one is drawn once more.
+
+It is drawn again from the same noise with what an arm has to say about what was found and where; the others stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guards.base import Box
+from jobs.bench.degraded import worse
+from jobs.bench.erase_arms import ESD, FULL, WORSE, trained
+from jobs.bench.erase_draw import WORDS, Bench, Found, Job, places_of, prefixed
+from jobs.bench.measures import Measure, clustered, half_samples, kid, ratio, spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.model.adapter import EraseAdapter
+
+LADDER = "default mark ladder, up to three attempts"
+RUNG = " + usual places + focus"  # as the default policy asks for it
+USELESS = "blurry, low quality"  # a negative prompt that has nothing to do with marks
+CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
+
+
+def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
+    """The table's first part."""
+    from jobs.world.catalogue import MARK_PRONE, ORDINARY
+    from pipeline.steer.ladder import next_seed
+
+    prone = [name.replace("-", " ") for names in MARK_PRONE.values() for name in names][:: 5 if quick else 1]
+    rest = [name.replace("-", " ") for name in ORDINARY][:: 8 if quick else 1]
+    captions = [caption for _ in seeds for caption in (*prone, *rest)]
+    noises = [1000 * seed + i for seed in seeds for i in range(len(prone) + len(rest))]
+    say(f"drawing {len(captions)} ordinary pictures")
+    plain = b.draw(b.job(captions, noises, [b.empty] * len(captions)))
+    found = b.found(plain)
+    flagged = [i for i, marks in enumerate(found) if marks]
+    of, own_noises, seen = [captions[i] for i in flagged], [noises[i] for i in flagged], [found[i] for i in flagged]
+    top = b.judges.among_first(plain, captions)
+    clean = clean_features(b, prone + rest)
+    measures = [*judged(b, "none", plain, captions, clean, plain_top=None)]
+
+    def redrawn(job: Job) -> np.ndarray:
+        """The flagged pictures drawn once more; the others are what they were, to the byte."""
+        pictures = plain.copy()
+        pictures[flagged] = b.draw(job)
+        return pictures
+
+    def row(name: str, pictures: np.ndarray, goals: bool = False) -> None:
+        measures.extend(judged(b, name, pictures, captions, clean, plain_top=top, flagged=flagged, goals=goals))
+
+    nothing, names = [b.empty] * len(flagged), [b.model.encode_prompts([WORDS])[0]] * len(flagged)
+    say("model removal: controls")
+    row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
+    row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
+    row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
+    for arm, seed, adapter in trained(b.work, b.model.digest, "model"):
+        shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
+        say(f"model removal: {shown}")
+        negatives = [b.negative(adapter, marks) for marks in seen]
+        row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank if arm.name == ESD else None)))
+        if arm.name == WORSE:
+            jittered = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1)
+            row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered])))
+            said, there = b.by_rung(adapter, jittered)
+            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
+        if arm.name == ESD or (arm.name == WORSE):
+            continue
+        said, there = b.by_rung(adapter, seen)
+        again = redrawn(b.job(of, own_noises, said, **there))
+        row(f"{shown}{RUNG}", again, goals=arm.name == FULL)
+        if arm.name != FULL:
+            continue
+        laddered = climbed(b, adapter, again, found, captions, noises)
+        row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
+        measures += divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")
+        if seed == 0:
+            row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
+            row("focus, their names as negative prompt", redrawn(b.job(of, own_noises, names, **there)))
+            row(f"{shown} + usual places", redrawn(b.job(of, own_noises, said)))
+            only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
+            row(f"{shown} + focus", redrawn(b.job(of, own_noises, negatives, **only)))
+            measures += false_erasure(b, adapter, prone[:: 2 if quick else 1], seeds)
+            untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
+            measures += false_alarms(
+                b, adapter, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched]
+            )
+            sheet(plain, again, flagged, captions).save(b.work / "erase-model.png")
+    return [prefixed("model removal", m) for m in measures]
+
+
+def judged(
+    b: Bench, name: str, pictures: np.ndarray, captions: list[str], clean: np.ndarray, *, plain_top: np.ndarray | None,
+    flagged: Sequence[int] = (), goals: bool = False,
+) -> list[Measure]:  # fmt: skip
+    """Marks by every detector, captions kept and picture quality."""
+    own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
+    top = b.judges.among_first(pictures, captions)
+    measures = [
+        clustered(f"{name}: marked, pipeline's detector", own, captions),
+        clustered(f"{name}: marked, judge", judge, captions),
+        clustered(f"{name}: marked, both agree", np.logical_and(own, judge), captions),
+    ]
+    if (seen := b.yolo(pictures)) is not None:
+        measures.append(clustered(f"{name}: marked, YOLO", [any(f.triggered for f in one) for one in seen], captions))
+    if len(flagged):
+        rows, of = list(flagged), [captions[i] for i in flagged]
+        measures.append(clustered(f"{name}: of the flagged, clean afterwards", ~own[rows], of, 0.9 if goals else None))
+        measures.append(clustered(f"{name}: … clean by the judge", ~judge[rows], of, 0.9 if goals else None))
+    measures.append(clustered(f"{name}: caption right in the top 5, judge", top, captions))
+    if plain_top is not None and len(flagged):
+        rows = list(flagged)
+        kept = top[rows].mean() / max(1e-9, plain_top[rows].mean())
+        measures.append(spread(f"{name}: … of the redrawn, against before", [float(kept)], 0.97 if goals else None))
+    measures.append(
+        half_samples(f"{name}: KID × 1000 to the clean drawings", b.judges.features(pictures), clean, kid, scale=1000)
+    )
+    return measures
+
+
+def climbed(
+    b: Bench, adapter: EraseAdapter, pictures: np.ndarray, found: Found, captions: list[str], noises: list[int]
+) -> np.ndarray:
+    """The rest of the default mark ladder: what is still found is said as well; was it said before, it is a new seed."""
+    from pipeline.steer.ladder import next_seed
+
+    pictures, said, seeds = pictures.copy(), [dict(marks) for marks in found], list(noises)
+    for attempt in (2, 3):
+        seen = b.found(pictures)
+        left = [i for i, marks in enumerate(seen) if marks]
+        before = b.by_rung(adapter, [said[i] for i in left])[0]
+        for i in left:
+            said[i] = merged(seen[i], said[i])
+        negatives, there = b.by_rung(adapter, [said[i] for i in left])
+        for number, i in enumerate(left):
+            if attempt == 3 or bool((negatives[number] == before[number]).all()):
+                seeds[i] = next_seed(seeds[i], attempt)
+                there["places"][number] = ()  # a new seed is not focused
+        if left:
+            pictures[left] = b.draw(b.job([captions[i] for i in left], [seeds[i] for i in left], negatives, **there))
+    return pictures
+
+
+def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Marks of the last attempt first, then those of earlier ones that are not the same."""
+    from pipeline.steer.erase import SAME, overlap
+
+    out = {concept: list(boxes) for concept, boxes in now.items()}
+    for concept, boxes in before.items():
+        kept = out.setdefault(concept, [])
+        kept += [box for box in boxes if all(overlap(box, other) < SAME for other in kept)]
+    return out
+
+
+def divided(
+    b: Bench, plain: np.ndarray, once: np.ndarray, laddered: np.ndarray, captions: Sequence[str], seed: str
+) -> list[Measure]:
+    """How many times fewer pictures are marked; the judge's has the goal: the pipeline's detector chose what to redraw."""
+    judge = [b.marked(pictures) for pictures in (plain, once, laddered)]
+    own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (plain, once, laddered)]
+    return [
+        ratio(f"marked before / marked after one attempt, judge{seed}", judge[0], judge[1], captions, 5.0),
+        ratio(f"marked before / marked after the ladder, judge{seed}", judge[0], judge[2], captions, 5.0),
+        ratio(f"marked before / marked after the ladder, both agree{seed}", own[0] & judge[0], own[2] & judge[2], captions),
+    ]
+
+
+def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: Sequence[int]) -> list[Measure]:
+    """Asked for in the prompt, a QR code is still drawn: false erasure is the rest.
+
+    By its tokens, at the places where codes stand in the training set and filling the picture; and, as the control that shows
+    why there are tokens at all, by its name in words.
+    """
+    from pipeline.config import AdapterConfig
+    from pipeline.steer.erasers import Erasers, typical
+
+    erasers, room = Erasers(((adapter, AdapterConfig("")),)), b.model.word_room()
+    stand = typical(adapter.places.get("qr", ())) or [CODE]
+
+    def asked(caption: str, box: Box) -> torch.Tensor:
+        said = erasers.asked({"qr": [box]}, room)
+        assert said is not None
+        return b.model.encode_words(caption, said.vectors)
+
+    of = [caption for _ in seeds for caption in captions]
+    noises = [7000 + 100 * seed + i for seed in seeds for i in range(len(captions))]
+    ways = {
+        "asked for by its tokens where codes stand": [asked(c, stand[i % len(stand)]) for i, c in enumerate(of)],
+        "asked for by its tokens, to fill the picture": [asked(c, CODE) for c in of],
+        "asked for in words (control)": [b.model.encode_prompts([f"{c} with a QR code"])[0] for c in of],
+    }
+    measures = []
+    for way, contexts in ways.items():
+        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts))
+        goal = 0.05 if way.endswith("stand") else None
+        unseen = [not marks.get("qr") for marks in b.found(pictures)]
+        measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
+        by_judge = b.judges.marks(pictures)[:, 1] < 0.5
+        measures.append(clustered(f"false erasure: a QR code {way} is not drawn, judge", by_judge, of, goal, "lower"))
+    return measures
+
+
+def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: list[int], plain: np.ndarray) -> list[Measure]:
+    """What erasing a mark that is not there does to a good picture, beside what any other redrawing does to it."""
+    from pipeline.steer.erasers import typical
+    from pipeline.steer.ladder import next_seed
+
+    kinds = [(concept, box) for concept in adapter.concepts for box in typical(adapter.places.get(concept, ()))]
+    alarms: Found = [{kinds[i % len(kinds)][0]: [kinds[i % len(kinds)][1]]} for i in range(len(captions))]
+    nothing = [b.empty] * len(captions)
+    said, there = b.by_rung(adapter, alarms)
+    useless = [b.model.encode_prompts([USELESS])[0]] * len(captions)
+    jobs = {
+        "erased as the policy asks": b.job(captions, noises, said, **there),
+        "erased at its place, without focus": b.job(captions, noises, [b.negative(adapter, marks) for marks in alarms]),
+        "a new seed (control)": b.job(captions, [next_seed(noise, 1) for noise in noises], nothing),
+        "a useless negative prompt (control)": b.job(captions, noises, useless),
+    }
+    before = b.judges.among_first(plain, captions)
+    right = [i for i, top in enumerate(before) if top]
+    measures = []
+    for name, job in jobs.items():
+        after = b.judges.among_first(b.draw(job), captions)
+        lost = clustered(f"false alarm, {name}: caption lost from the top 5", ~after[right], [captions[i] for i in right])
+        measures.append(lost)
+    return measures
+
+
+def clean_features(b: Bench, captions: Sequence[str]) -> np.ndarray:
+    """Features of clean drawings of these captions, jittered, three vendors each, as the world's autoencoder shows them."""
+    from jobs.erase.sources import world_source
+
+    pictures = [
+        one.picture
+        for one in world_source(b.world, "marked", np.random.default_rng(11), variants=1)
+        if any(caption in one.caption for caption in captions)
+    ]
+    return b.judges.features(b.shown(np.stack(pictures)))
+
+
+def sheet(before: np.ndarray, after: np.ndarray, flagged: Sequence[int], captions: Sequence[str]) -> Any:
+    """Flagged pictures beside the same noise with the mark left out."""
+    from jobs.bench.sheet import arrange, stack, strip
+
+    rows = [strip(captions[i], [before[i], after[i]]) for i in flagged[:36]]
+    return stack([("flagged, then drawn again from the same noise with the mark left out", arrange(rows, 9))])
