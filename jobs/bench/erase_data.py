@@ -19,7 +19,7 @@ from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid
 if TYPE_CHECKING:
     from pipeline.model.adapter import EraseAdapter
 
-REPEATS = 3  # pictures of each new subject and seed
+REPEATS = 2  # pictures of each new subject and seed
 GOALS = {"watermark": 10.0, "qr": 20.0, "text": 10.0}  # times fewer than after plain fine-tuning
 ERASED = (", tokens always said", ", flagged drawn again")  # the paper's form, and the pipeline's
 

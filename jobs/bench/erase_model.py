@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LADDER = "default mark ladder, up to three attempts"
 RUNG = " + usual places + focus"  # as the default policy asks for it
 USELESS = "blurry, low quality"  # a negative prompt that has nothing to do with marks
+STANDS = "asked for by its tokens where codes stand"
 CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
 
 
@@ -187,17 +188,20 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
         assert said is not None
         return b.model.encode_words(caption, said.vectors)
 
-    of = [caption for _ in seeds for caption in captions]
-    noises = [7000 + 100 * seed + i for seed in seeds for i in range(len(captions))]
-    ways = {
-        "asked for by its tokens where codes stand": [asked(c, stand[i % len(stand)]) for i, c in enumerate(of)],
-        "asked for by its tokens, to fill the picture": [asked(c, CODE) for c in of],
-        "asked for in words (control)": [b.model.encode_prompts([f"{c} with a QR code"])[0] for c in of],
-    }
+    every = [(caption, 7000 + 100 * seed + i) for seed in seeds for i, caption in enumerate(captions)]
+    ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], torch.Tensor]]] = {
+        STANDS: (every, lambda i, caption: asked(caption, stand[i % len(stand)])),
+        "asked for by its tokens, to fill the picture": (every[: len(captions)], lambda _, caption: asked(caption, CODE)),
+        "asked for in words (control)": (
+            every[: len(captions)], lambda _, caption: b.model.encode_prompts([f"{caption} with a QR code"])[0],
+        ),
+    }  # fmt: skip
     measures = []
-    for way, contexts in ways.items():
+    for way, (wanted, context) in ways.items():
+        of, noises = [caption for caption, _ in wanted], [noise for _, noise in wanted]
+        contexts = [context(i, caption) for i, caption in enumerate(of)]
         pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts))
-        goal = 0.05 if way.endswith("stand") else None
+        goal = 0.05 if way == STANDS else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
         by_judge = b.judges.marks(pictures)[:, 1] < 0.5
