@@ -82,7 +82,6 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         measures += divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")
         if seed == 0:
             row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
-            row("focus, their names as negative prompt", redrawn(b.job(of, own_noises, names, **there)))
             row(f"{shown} + usual places", redrawn(b.job(of, own_noises, said)))
             only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
             row(f"{shown} + focus", redrawn(b.job(of, own_noises, negatives, **only)))
