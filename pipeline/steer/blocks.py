@@ -3,11 +3,14 @@
 A *site* is one place in one block. Hooks live only inside the ``with``; afterwards the modules are as they were. Nothing is
 copied from the blocks' code: a change δ of the residual stream before the MLP is put in where the stream passes through a
 module, and, where the block holds another reference to the stream (MMDiT), added to the block's output as well.
+
+Whatever is not steered costs nothing: tokens are worked out for the rows that are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +22,40 @@ if TYPE_CHECKING:
 Placement = Literal["paper", "released"]
 SELF = "/self"  # ends the name of a site after self-attention
 
-Edit = Callable[[str, "torch.Tensor"], Mapping[int, "torch.Tensor"]]
-"""Site name and image tokens (R, N, D) → the rows to replace, each (N, D)."""
+Rows = slice | list[int]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The image tokens of a call's R rows at one site.
+
+    Attributes:
+        parts: what they are the sum of, each (R, N, D).
+    """
+
+    parts: tuple[torch.Tensor, ...]
+
+    @property
+    def count(self) -> int:
+        """Image tokens N of a row."""
+        return self.parts[0].shape[1]
+
+    def __getitem__(self, rows: Rows) -> torch.Tensor:
+        """The tokens (n, N, D) of these rows; to be read, not written."""
+        first, *others = (part[rows] for part in self.parts)
+        for other in others:
+            first = first + other
+        return first
+
+
+Edit = Callable[[str, Stream], Sequence[tuple[Rows, "torch.Tensor"]]]
+"""Site name and image tokens → which rows change, and by how much (n, N, D)."""
+
+
+def these(rows: Sequence[int]) -> Rows:
+    """Rows as an index: a slice, which copies nothing, where they stand side by side."""
+    side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[0] + len(rows)) if side_by_side else list(rows)
 
 
 def steerable_blocks(network: Any) -> list[tuple[str, Any]]:
@@ -45,7 +80,7 @@ def attach(name: str, block: Any, edit: Edit, placement: Placement, *, self_atte
     Args:
         name: the block's name; a site is called so, with ``/self`` behind it after a UNet block's self-attention.
         block: a module of a class of :func:`steerable_blocks`.
-        edit: is shown every site's tokens as the network runs, and says which rows to replace.
+        edit: is shown every site's tokens as the network runs, and says how which rows change.
         placement: ``paper``: the residual stream after attention; ``released``: what attention is about to add to it.
         self_attention: the site after a UNet block's self-attention as well; MMDiT blocks have one attention only.
 
@@ -90,14 +125,7 @@ def _beside_residual(site: str, norm: Any, attention: Any, edit: Edit, placement
 
     def change(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
         before = residual.pop("before")
-        base = output if placement == "released" else before + output
-        rows = edit(site, base)
-        if not rows:
-            return output
-        changed = output.clone()
-        for row, tokens in rows.items():
-            changed[row] = output[row] + (tokens - base[row])
-        return changed
+        return _moved(output, edit(site, Stream((output,) if placement == "released" else (before, output))))
 
     return [norm.register_forward_pre_hook(remember), attention.register_forward_hook(change)]
 
@@ -108,24 +136,21 @@ def _joint_sites(name: str, block: Any, edit: Edit, placement: Placement, _self_
 
         def on_attention(_module: Any, _args: Any, output: Any) -> Any:
             image, *rest = output if isinstance(output, tuple) else (output,)
-            changed = _replaced(image, edit(name, image))
+            changed = _moved(image, edit(name, Stream((image,))))
             return (changed, *rest) if isinstance(output, tuple) else changed
 
         return [block.attn.register_forward_hook(on_attention)]
-    moved: dict[int, torch.Tensor] = {}
+    changes: list[tuple[Rows, torch.Tensor]] = []
 
     def before_mlp(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        stream = args[0]
-        rows = edit(name, stream)
-        moved.clear()
-        moved.update({row: tokens - stream[row] for row, tokens in rows.items()})
-        return (_replaced(stream, rows), *args[1:]) if rows else None
+        changes[:] = edit(name, Stream(args[:1]))
+        return (_moved(args[0], changes), *args[1:]) if changes else None
 
     def after_block(_module: Any, _args: Any, output: tuple[Any, torch.Tensor]) -> tuple[Any, torch.Tensor] | None:
-        if not moved:
+        if not changes:
             return None
         text, image = output
-        return text, _replaced(image, {row: image[row] + delta for row, delta in moved.items()})
+        return text, _moved(image, changes)
 
     return [block.norm2.register_forward_pre_hook(before_mlp), block.register_forward_hook(after_block)]
 
@@ -137,7 +162,7 @@ def _single_sites(name: str, block: Any, edit: Edit, placement: Placement, _self
 
         def after_block(_module: Any, _args: Any, output: tuple[Any, torch.Tensor]) -> tuple[Any, torch.Tensor]:
             text, image = output
-            return text, _replaced(image, edit(name, image))
+            return text, _moved(image, edit(name, Stream((image,))))
 
         return [block.register_forward_hook(after_block)]
     words: dict[str, int] = {}
@@ -150,8 +175,8 @@ def _single_sites(name: str, block: Any, edit: Edit, placement: Placement, _self
         import torch
 
         text, image = output[:, : words["count"]], output[:, words["count"] :]
-        rows = edit(name, image)
-        return torch.cat([text, _replaced(image, rows)], 1) if rows else output
+        changes = edit(name, Stream((image,)))
+        return torch.cat([text, _moved(image, changes)], 1) if changes else output
 
     return [
         block.register_forward_pre_hook(count, with_kwargs=True),
@@ -159,10 +184,10 @@ def _single_sites(name: str, block: Any, edit: Edit, placement: Placement, _self
     ]
 
 
-def _replaced(tokens: torch.Tensor, rows: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    if not rows:
+def _moved(tokens: torch.Tensor, changes: Sequence[tuple[Rows, torch.Tensor]]) -> torch.Tensor:
+    if not changes:
         return tokens
-    changed = tokens.clone()
-    for row, own in rows.items():
-        changed[row] = own
-    return changed
+    moved = tokens.clone()  # the network may still hold the other one
+    for rows, change in changes:
+        moved[rows].add_(change)
+    return moved

@@ -83,14 +83,14 @@ def test_overhead_is_measured_on_samples_that_are_really_steered(
 ) -> None:
     from pipeline.steer import negtome
 
-    real, pushed = negtome.push_apart, []
+    real, pushed = negtome.displacement, []
 
-    def counting(*args: object, **more: object) -> torch.Tensor:
-        out = real(*args, **more)  # type: ignore[arg-type]
-        pushed.append(not torch.equal(out, args[0]))  # type: ignore[arg-type]
-        return out
+    def counting(*args: object, **more: object) -> torch.Tensor | None:
+        moved = real(*args, **more)  # type: ignore[arg-type]
+        pushed.append(moved is not None and bool(moved.any()))
+        return moved
 
-    monkeypatch.setattr(negtome, "push_apart", counting)
+    monkeypatch.setattr(negtome, "displacement", counting)
     measures = step_overhead(model, steps=2, rounds=1)
     assert [m.n for m in measures] == [2, 1] and any(pushed)
     sites = len(model.attention_blocks())
