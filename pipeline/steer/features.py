@@ -112,13 +112,21 @@ def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: torc
 
 
 @contextmanager
-def capturing(blocks: Sequence[tuple[str, Any]], settings: NegToMe) -> Iterator[dict[str, torch.Tensor]]:
-    """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs."""
+def capturing(
+    blocks: Sequence[tuple[str, Any]], settings: NegToMe, rows: int | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs.
+
+    Args:
+        blocks: the model's transformer blocks.
+        settings: say which sites.
+        rows: only the first so many.
+    """
     captured: dict[str, Any] = {}
 
     def record(site: str, stream: Stream) -> list[tuple[Rows, torch.Tensor]]:
         if settings.selects(site, stream.count):
-            captured[site] = stream[:].clone()
+            captured[site] = stream[:rows].clone()
         return []
 
     handles: list[Any] = []
@@ -179,14 +187,15 @@ def with_features(
     for at in range(0, len(missing), rows):
         part = missing[at : at + rows]
         latents = [noised(settings, step)[which] for step, which in part]
-        with capturing(blocks, settings) as captured:
+        with capturing(blocks, settings, len(part)) as captured:
             denoise(latents, [step for step, _ in part], [settings.context] * len(part))
         cache.rows_run += len(part)
         cache.learn_sites(model, settings, captured)
-        for row, (step, which) in enumerate(part):
-            found[step, which] = {site: tokens[row].clone() for site, tokens in captured.items()}
-            for site, tokens in found[step, which].items():
-                cache.put(key(step, which, site), tokens)
+        for site in list(captured):
+            tokens = captured.pop(site)  # not all of them twice in memory
+            for row, (step, which) in enumerate(part):
+                own = found.setdefault((step, which), {})[site] = tokens[row].clone()
+                cache.put(key(step, which, site), own)
 
     def of(step: int, site: str) -> Features:
         each = [found[step, which][site] for which in range(len(assets))]
