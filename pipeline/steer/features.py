@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.steer.blocks import Placement, Rows, Stream, attach
+from pipeline.steer.blocks import Placement, attach
 from pipeline.steer.masks import token_mask
 from pipeline.steer.matching import directions_of
 from pipeline.steer.negtome import Features, NegToMe
@@ -124,10 +124,9 @@ def capturing(
     """
     captured: dict[str, Any] = {}
 
-    def record(site: str, stream: Stream) -> list[tuple[Rows, torch.Tensor]]:
-        if settings.selects(site, stream.count):
-            captured[site] = stream[:rows].clone()
-        return []
+    def record(site: str, tokens: torch.Tensor) -> None:
+        if settings.selects(site, tokens.shape[1]):
+            captured[site] = tokens[:rows].clone()
 
     handles: list[Any] = []
     try:

@@ -166,6 +166,9 @@ def _running_maximum(
     """The largest product with a reference's direction, in ``low``, and its index: both (N,)."""
     import torch
 
+    if len(tokens) <= chunk and len(reference) <= chunk:
+        directions = _directions(reference, torch.empty_like(reference, dtype=low)) if known is None else known
+        return _first_maximum((directions @ tokens.to(low).T).view(compared_as))
     n, m = min(chunk, len(tokens)), min(chunk, len(reference))
     # One tile's room, for all of them: fresh memory costs more than what is written to it.
     tiles = tokens.new_empty(n * m, dtype=low)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline.steer.blocks import SELF, Edit, Placement, Rows, Stream, attach, these
+from pipeline.steer.blocks import SELF, Edit, Placement, Rows, attach, these
 from pipeline.steer.masks import token_mask
 from pipeline.steer.matching import CHUNK, FLOOR, Pairs, Precision, best_match, best_pairs, soft_match
 
@@ -122,13 +122,13 @@ def displacement(
     if len(against) == 0:
         return None
     centre = against.float().mean(0) if form == "kernel" else own
-    by = torch.empty_like(own)
+    by: list[torch.Tensor] = []
     for pair in _pairs(own, against, allowed, directions, match, temperature, chunk, precision):
         moved = _moved(pair, centre, alpha, threshold, form)
         if keep_norm:
             moved.mul_((pair.lengths / torch.linalg.vector_norm(moved, dim=1).clamp_(min=1e-6)).unsqueeze(1))
-        by[pair.at] = moved.sub_(pair.tokens).mul_((pair.cosine > threshold).unsqueeze(1))
-    return by
+        by.append(moved.sub_(pair.tokens).mul_((pair.cosine > threshold).unsqueeze(1)).to(own.dtype))
+    return torch.cat(by) if len(by) > 1 else by[0]
 
 
 class Features(NamedTuple):
@@ -255,21 +255,25 @@ def _edit(pushes: Sequence[RowPush]) -> Edit:
         together.setdefault(("row", item.row) if alone else ("sample", item.owner), []).append(item)
     samples = [(items[0], these([item.row for item in items])) for items in together.values()]
 
-    def edit(site: str, stream: Stream) -> list[tuple[Rows, torch.Tensor]]:
-        changes: list[tuple[Rows, torch.Tensor]] = []
+    def edit(site: str, tokens: torch.Tensor) -> None:
+        moves: list[tuple[Rows, torch.Tensor]] = []
         for first, rows in samples:
             s = first.settings
-            if not s.selects(site, stream.count):
+            if not s.selects(site, tokens.shape[1]):
                 continue
             if s.features is not None:
                 reference, directions = s.features[first.step][site]
             else:  # the best match is over all references' tokens
-                reference, directions = stream[these(first.references)].flatten(0, 1), None
-            own = stream[rows]
+                reference, directions = tokens[these(first.references)].flatten(0, 1), None
+            own = tokens[rows]
             by = s.moves(own.flatten(0, 1), reference, directions)
             if by is not None:
-                changes.append((rows, by.view(own.shape)))
-        return changes
+                moves.append((rows, by.view(own.shape)))
+        for rows, by in moves:  # only now: mates are pushed from each other's tokens as they were
+            if isinstance(rows, slice):
+                tokens[rows].add_(by)
+            else:
+                tokens[rows] += by
 
     return edit
 

@@ -261,9 +261,9 @@ def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None
     assert blocks
     push = RowPush(0, (1,), NegToMe((), None, torch.zeros(1), 0.9, 0.5, 1))
     with pytest.raises(RuntimeError, match="on purpose"), pushing(blocks, [push]):
-        assert all(block.attn2._forward_hooks for _, block in blocks)
+        assert all(block.norm3._forward_pre_hooks for _, block in blocks)
         raise RuntimeError("on purpose")
-    assert not any(block.attn2._forward_hooks or block.norm2._forward_pre_hooks for _, block in blocks)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for _, block in blocks for m in block.modules())
 
 
 def test_row_accounting(exact: DiffusionModel) -> None:
