@@ -31,8 +31,8 @@ class Pairs(NamedTuple):
         at: where these n tokens stand among all.
         tokens: (n, D).
         matched: (n, D), the reference token of each.
-        lengths: |h| (n,), at least FLOOR.
-        cosine: (n,).
+        lengths: |h| (n, 1), at least FLOOR.
+        cosine: (n, 1).
     """
 
     at: slice
@@ -62,7 +62,7 @@ def best_match(
     which = _proposed(tokens, reference, None, chunk, precision)
     cosine = tokens.new_empty(len(tokens), dtype=torch.float32)
     for pair in _pairs(tokens, reference, which):
-        cosine[pair.at] = pair.cosine
+        cosine[pair.at] = pair.cosine[:, 0]
     return cosine, which
 
 
@@ -150,9 +150,10 @@ def _pairs(tokens: torch.Tensor, reference: torch.Tensor, which: torch.Tensor) -
 
     for at in _pieces(tokens):
         own, matched = tokens[at].float(), reference.index_select(0, which[at]).float()
-        lengths, others = (torch.linalg.vector_norm(x, dim=1).clamp_(min=FLOOR) for x in (own, matched))
-        cosine = (own * matched).sum(1).div_(lengths).div_(others)  # their product may leave float32's range
-        yield Pairs(at, own, matched, lengths, cosine)
+        lengths = torch.linalg.vector_norm(own, dim=1, keepdim=True).clamp_(min=FLOOR)
+        others = torch.linalg.vector_norm(matched, dim=1, keepdim=True).clamp_(min=FLOOR)
+        # One after the other: the product of the lengths may leave float32's range.
+        yield Pairs(at, own, matched, lengths, (own * matched).sum(1, keepdim=True).div_(lengths).div_(others))
 
 
 def _running_maximum(

@@ -125,9 +125,11 @@ def displacement(
     by: list[torch.Tensor] = []
     for pair in _pairs(own, against, allowed, directions, match, temperature, chunk, precision):
         moved = _moved(pair, centre, alpha, threshold, form)
+        over = (pair.cosine > threshold).float()
+        scale = over
         if keep_norm:
-            moved.mul_((pair.lengths / torch.linalg.vector_norm(moved, dim=1).clamp_(min=1e-6)).unsqueeze(1))
-        by.append(moved.sub_(pair.tokens).mul_((pair.cosine > threshold).unsqueeze(1)).to(own.dtype))
+            scale = pair.lengths / torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_(min=1e-6) * over
+        by.append(moved.mul_(scale).addcmul_(pair.tokens, over, value=-1).to(own.dtype))
     return torch.cat(by) if len(by) > 1 else by[0]
 
 
@@ -302,8 +304,8 @@ def _pairs(
     else:
         cosine, matched = soft_match(own, against, temperature=temperature, chunk=chunk, precision=precision)
     tokens = own.float()
-    lengths = torch.linalg.vector_norm(tokens, dim=1).clamp_(min=FLOOR)
-    yield Pairs(slice(0, len(own)), tokens, matched, lengths, cosine)
+    lengths = torch.linalg.vector_norm(tokens, dim=1, keepdim=True).clamp_(min=FLOOR)
+    yield Pairs(slice(0, len(own)), tokens, matched, lengths, cosine.unsqueeze(1))
 
 
 def _moved(pair: Pairs, centre: torch.Tensor, alpha: float, threshold: float, form: Form) -> torch.Tensor:
@@ -313,8 +315,8 @@ def _moved(pair: Pairs, centre: torch.Tensor, alpha: float, threshold: float, fo
     if form == "unit":
         away = pair.tokens - pair.matched
         length = away.norm(dim=-1, keepdim=True)
-        size = pair.lengths.unsqueeze(1)
         # An exact match has no direction of its own; it stays, as it does under eq. 3.
-        return away.mul_(size / length.clamp(min=1e-6) * (length > 1e-6 * size)).mul_(alpha).add_(pair.tokens)
-    strength = ((pair.cosine - threshold) / (1 - threshold)).clamp_(0, 1).unsqueeze(1)
+        other = length > 1e-6 * pair.lengths
+        return away.mul_(pair.lengths / length.clamp(min=1e-6) * other).mul_(alpha).add_(pair.tokens)
+    strength = ((pair.cosine - threshold) / (1 - threshold)).clamp_(0, 1)
     return (pair.matched - centre).mul_(strength).mul_(-alpha).add_(pair.tokens)
