@@ -1,7 +1,7 @@
 """Best matches by cosine in bounded memory: the inner loop of negative token merging (arXiv 2412.01339).
 
-The similarity of N tokens to M reference tokens is walked in tiles of chunk × chunk; a running maximum (or a running softmax,
-as flash attention keeps one) stands for the matrix that is never made. Tokens of one picture only: rows of a batch are matched
+The similarity of N tokens to M reference tokens is walked in tiles; a running maximum (or a running softmax, as flash attention
+keeps one) stands for the matrix that is never made. Tokens of one picture only: rows of a batch are matched
 one after the other, so that a row's bytes do not depend on how many others there are.
 
 On a small network it is the number of operations that costs, not the product: whatever is worked out here is worked out once.
@@ -50,7 +50,8 @@ def best_match(
     Args:
         tokens: (N, D), any floating dtype.
         reference: (M, D), M ≥ 1.
-        chunk: tile edge; the largest intermediate has chunk² elements (and chunk × D for the tile's operands).
+        chunk: size of the tiles: 2·chunk reference tokens by chunk/4 tokens, since it is per column and tile that a position
+            is looked for. No larger part of the N × M products is ever in memory.
         precision: number format in which tiles are multiplied. The product only proposes: the cosine that is returned, and
             that thresholds see, is worked out again in float32 for the proposed pair.
 
@@ -167,20 +168,20 @@ def _running_maximum(
     """The largest product with a reference's direction, in ``low``, and its index: both (N,)."""
     import torch
 
-    if len(tokens) <= chunk and len(reference) <= chunk:
+    m, n = min(2 * chunk, len(reference)), min(max(1, chunk // 4), len(tokens))
+    if len(tokens) * len(reference) <= chunk * chunk // 2:
         directions = _directions(reference, torch.empty_like(reference, dtype=low)) if known is None else known
         return _first_maximum((directions @ tokens.to(low).T).view(compared_as))
-    n, m = min(chunk, len(tokens)), min(chunk, len(reference))
     # One tile's room, for all of them: fresh memory costs more than what is written to it.
     tiles = tokens.new_empty(n * m, dtype=low)
     directions = tokens.new_empty(m if known is None else 0, tokens.shape[1], dtype=low)
     queries = None if tokens.dtype is low else tokens.new_empty(n, tokens.shape[1], dtype=low)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for at in range(0, len(reference), chunk):
-        part = slice(at, at + chunk)
+    for at in range(0, len(reference), m):
+        part = slice(at, at + m)
         towards = _directions(reference[part], directions) if known is None else known[part]
-        for i, start in enumerate(range(0, len(tokens), chunk)):
-            query = tokens[start : start + chunk]  # |h| does not move the maximum: no need to divide by it
+        for i, start in enumerate(range(0, len(tokens), n)):
+            query = tokens[start : start + n]  # |h| does not move the maximum: no need to divide by it
             query = query if queries is None else queries[: len(query)].copy_(query)
             tile = tiles[: len(towards) * len(query)].view(len(towards), len(query))
             value, index = _first_maximum(torch.mm(towards, query.T, out=tile).view(compared_as))

@@ -55,7 +55,7 @@ def push_apart(
         form: ``paper`` (eq. 3), ``unit`` or ``kernel``, see above.
         keep_norm: rescale every pushed token to its own norm; eq. 3 inflates it (×1.42 at α = .9, cosine .7).
         temperature: of the soft match.
-        chunk: edge of the similarity tiles; no larger part of the N × M similarities is ever in memory.
+        chunk: size of the similarity tiles, see :func:`pipeline.steer.matching.best_match`.
         precision: in which tiles are multiplied; the threshold and the push are always worked out from float32 cosines.
 
     Returns:
