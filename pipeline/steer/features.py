@@ -196,16 +196,18 @@ def with_features(
                 own = found.setdefault((step, which), {})[site] = tokens[row].clone()
                 cache.put(key(step, which, site), own)
 
+    masks = settings.masks if settings.match != "released" else None  # which needs all tokens, and looks at the mask itself
+
     def of(step: int, site: str) -> Features:
         each = [found[step, which][site] for which in range(len(assets))]
-        tokens = _joined(each, settings.masks)
+        tokens = _joined(each, masks)
         if settings.match != "paper" or settings.precision != "bfloat16":
             return Features(tokens, None)
         directions = [_directions(cache, key(step, i, site, directions=True), own) for i, own in enumerate(each)]
-        return Features(tokens, _joined(directions, settings.masks))
+        return Features(tokens, _joined(directions, masks))
 
     features = {step: {site: of(step, site) for site in found[step, 0]} for step in steps}
-    return replace(settings, latents=(), noises=None, masks=None, features=features)
+    return replace(settings, latents=(), noises=None, masks=None if masks else settings.masks, features=features)
 
 
 def _directions(cache: FeatureCache, key: FeatureKey, tokens: torch.Tensor) -> torch.Tensor:

@@ -204,9 +204,9 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     import torch
 
-    whole = len(tile) - len(tile) % GROUP
     if len(tile) <= FEW:
         return tile.max(0)  # type: ignore[no-any-return]
+    whole = len(tile) - len(tile) % GROUP
     groups = tile[:whole].view(-1, GROUP, tile.shape[1])
     best, of = groups.amax(1).max(0)
     within = groups[of, :, torch.arange(tile.shape[1], device=tile.device)].max(1).indices

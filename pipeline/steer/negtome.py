@@ -70,12 +70,6 @@ def push_apart(
         raise ValueError(f"tokens (B, N, D) and reference (M, D) or (B, M, D) needed, not {tokens.shape} and {reference.shape}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
-    if match == "released" and tokens.shape[1] != reference.shape[-2]:
-        raise ValueError(
-            f"match='released' needs as many tokens as reference tokens, not {tokens.shape[1]} and {reference.shape[-2]}"
-        )
-    if alpha == 0 or threshold >= 1 or len(tokens) == 0:
-        return tokens
     rows = []
     for i, own in enumerate(tokens):
         against = reference[i] if reference.ndim == 3 else reference
@@ -85,7 +79,7 @@ def push_apart(
             temperature=temperature, chunk=chunk, precision=precision,
         )  # fmt: skip
         rows.append(own if moved is None else moved.add_(own))
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else tokens
 
 
 def displacement(
@@ -113,15 +107,22 @@ def displacement(
         alpha, threshold, match, form, keep_norm, temperature, chunk, precision: see :func:`push_apart`.
 
     Returns:
-        (N, D), zero where nothing is pushed; None where nothing may be matched.
+        (N, D), zero where nothing is pushed; None where nothing can be.
+
+    Raises:
+        ValueError: the released match of tokens with another number of reference tokens.
     """
     import torch
 
+    if match == "released" and len(own) != len(against):
+        raise ValueError(f"match='released' needs as many tokens as reference tokens, not {len(own)} and {len(against)}")
+    if alpha == 0 or threshold >= 1:
+        return None
     if allowed is not None and match != "released":
         against, allowed, directions = against[allowed], None, None
     if len(against) == 0:
         return None
-    centre = against.float().mean(0) if form == "kernel" else own
+    centre = against.float().mean(0) if form == "kernel" else None
     by: list[torch.Tensor] = []
     for pair in _pairs(own, against, allowed, directions, match, temperature, chunk, precision):
         moved = _moved(pair, centre, alpha, threshold, form)
@@ -308,7 +309,7 @@ def _pairs(
     yield Pairs(slice(0, len(own)), tokens, matched, lengths, cosine.unsqueeze(1))
 
 
-def _moved(pair: Pairs, centre: torch.Tensor, alpha: float, threshold: float, form: Form) -> torch.Tensor:
+def _moved(pair: Pairs, centre: torch.Tensor | None, alpha: float, threshold: float, form: Form) -> torch.Tensor:
     """All tokens of a piece pushed, float32 (n, D), whatever their cosine; ``centre`` (D,): the mean reference token."""
     if form == "paper":
         return (pair.tokens * (1 + alpha)).sub_(pair.matched, alpha=alpha)
@@ -318,5 +319,6 @@ def _moved(pair: Pairs, centre: torch.Tensor, alpha: float, threshold: float, fo
         # An exact match has no direction of its own; it stays, as it does under eq. 3.
         other = length > 1e-6 * pair.lengths
         return away.mul_(pair.lengths / length.clamp(min=1e-6) * other).mul_(alpha).add_(pair.tokens)
+    assert centre is not None
     strength = ((pair.cosine - threshold) / (1 - threshold)).clamp_(0, 1)
     return (pair.matched - centre).mul_(strength).mul_(-alpha).add_(pair.tokens)
