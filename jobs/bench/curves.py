@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-LIGHT = ("#0b6e4f", "#1668a8", "#7b3fa0", "#c75000", "#6b7280", "#c51b7d", "#1f2a37", "#8f6400")
-DARK = ("#4fd1a5", "#6cb6ff", "#c297ff", "#ff9d5c", "#9aa7b4", "#ff7ac6", "#e6edf3", "#e3b341")
+LIGHT = ("#0b6e4f", "#1668a8", "#7b3fa0", "#c75000", "#6b7280", "#c51b7d", "#1f2a37", "#8f6400", "#00798c", "#8c4a2f")
+DARK = ("#4fd1a5", "#6cb6ff", "#c297ff", "#ff9d5c", "#9aa7b4", "#ff7ac6", "#e6edf3", "#e3b341", "#56d4dd", "#d9a48f")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")  # colour alone does not tell eight lines apart
-WIDE, HIGH = 900, 268  # of one panel
+WIDE, HIGH = 930, 268  # of one panel
 LEFT, TOP, ACROSS, UP = 46, 46, 420, 176  # the curves' frame
-NAMES, LEAST, MOST = 500, 728, 884  # where the rows' names begin, and the ends of their scale
+NAMES, LEAST, MOST = 494, 752, 912  # where the rows' names begin, and the ends of their scale
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ def charts(panels: Sequence[Panel], x: Sequence[float], *, at: int, goal: float,
         goal: marked by a dashed line.
         below: under the x axis.
         beside: above the intervals.
+
+    Raises:
+        ValueError: a panel with more curves than there are colours.
     """
+    if max(len(panel.curves) for panel in panels) > len(LIGHT):
+        raise ValueError(f"there are colours for {len(LIGHT)} curves")
     parts = [line for i, panel in enumerate(panels) for line in _panel(panel, x, at, goal, below, beside, i * HIGH)]
     tall = HIGH * len(panels) + 8
     return "\n".join(

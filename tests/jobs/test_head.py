@@ -129,6 +129,8 @@ def test_curves_and_intervals_are_drawn_where_they_belong() -> None:
     dots = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter(f"{space}circle")]
     assert dots[0][0] == pytest.approx(LEAST + 0.8 * (MOST - LEAST)) and dots[0][1] < dots[1][1]  # the best first
     assert dots[2] == (dots[0][0], dots[0][1] + HIGH)
+    with pytest.raises(ValueError, match="colours"):
+        charts([Panel("t", curves[:1] * 11, "low")], [1, 2, 3], at=1, goal=0.97, below="x", beside="y")
     assert "high & mighty" in [text.text for text in root.iter(f"{space}text")]
 
 
