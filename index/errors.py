@@ -49,6 +49,10 @@ class ModelError(ClearanceError):
     """A model that cannot be loaded or does not fit its role."""
 
 
+class OutOfMemory(ClearanceError, MemoryError):
+    """A network call that does not fit into memory, however few rows it has."""
+
+
 class PlanMismatch(ClearanceError):
     """The output folder belongs to another plan, or the plan changed between start and resume."""
 

@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from index.errors import ConfigError
+from index.errors import ConfigError, OutOfMemory
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
-from pipeline.model.padding import out_of_memory
+from pipeline.model.padding import LESS, first_line, out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.packing import next_call
 from pipeline.steer.negtome import NegToMe, RowPush
@@ -59,7 +59,8 @@ class Trajectory:
         device_seconds: share of the device time of its calls.
         seed: with the step, the key of the noise that samplers with η > 0 add.
         cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
-        rows_from: (step, R): from that step on its calls had R rows. More than one entry only after memory ran out.
+        rows_from: (step, R): from that step on its calls had R rows, that of its references' features before its own. More than
+            one entry only after memory ran out.
         turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.
         group: the declared group whose members push one another apart, or None; not together with ``push``. A next attempt
             stands alone: its mates have ended.
@@ -192,7 +193,11 @@ class Engine:
         return noise if self.sampler.initial_scale == 1 else self.sampler.initial_scale * noise
 
     def step(self) -> list[Trajectory]:
-        """Make one denoiser call; returns the trajectories that reached the end (none when memory ran out and R was halved)."""
+        """Make one denoiser call; returns the trajectories that reached the end (none when memory ran out and R was halved).
+
+        Raises:
+            OutOfMemory: not even the fewest rows fit into memory.
+        """
         self._admit()
         if not self._running:
             return []
@@ -202,9 +207,8 @@ class Engine:
             with self._pushing(pushes), self._adapting(owners):
                 output = self.model.denoise(latents, timesteps, context, self.told_guidance)
         except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error) and self._halve():
-                return []
-            raise
+            self.make_room(error)
+            return []
         used = sum(t.rows() for t in self._running)
         seconds = (time.perf_counter() - began) / used
         self.calls += 1
@@ -259,14 +263,21 @@ class Engine:
         running = {id(t) for t in self._running}
         self._waiting = [t for unit in units.values() for t in unit if id(t) not in running]
 
-    def _halve(self) -> bool:
-        """Half the rows, but enough for every sample; the call is packed anew. False when nothing is left."""
+    def make_room(self, error: Exception) -> None:
+        """After a denoiser call that failed: if memory ran out, half the rows from now on, but enough for every sample.
+
+        Raises:
+            OutOfMemory: there are no rows to give up.
+            the error itself: it was another one.
+        """
+        if not out_of_memory(error):
+            raise error
         fewer = max(self.rows // 2, self.least_rows, *(t.peak_rows() for t in (*self._running, *self._waiting)))
         if fewer >= self.rows:
-            return False
+            what = f"a call of {self.rows} rows does not fit into memory, and a sample needs them ({first_line(error)})"
+            raise OutOfMemory(what, where="denoiser", fix=f"{LESS}; steering with fewer references needs fewer rows") from error
         self.rows = fewer
         self._waiting += self.abandon()
-        return True
 
     def _pack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[Trajectory, int]], list[RowPush]]:
         import torch

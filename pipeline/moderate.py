@@ -74,25 +74,24 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
             studio.engine.submit(_first(studio, tag, request))
             cases[tag] = case
         except Exception as error:
-            yield _failed(case, "error.prompt", str(error), type(error).__name__)
+            yield _broken(case, "error.prompt", error)
 
     while studio.engine.busy:
         try:
             finished = studio.engine.step()
         except Exception as error:  # the whole call failed: everybody in it ends as an error row, nobody is lost
-            reason = "oom" if out_of_memory(error) else "error.engine"
             for trajectory in studio.engine.abandon():
-                yield _failed(cases.pop(trajectory.tag), reason, str(error), type(error).__name__)
+                yield _broken(cases.pop(trajectory.tag), "error.engine", error)
             continue
         for trajectory, found in _look(studio, cases):
             case = cases[trajectory.tag]
             try:
                 _turn(studio, trajectory, case, found)
             except Exception as error:
-                yield _failed(cases.pop(trajectory.tag), "error.steering", str(error), type(error).__name__)
+                yield _broken(cases.pop(trajectory.tag), "error.steering", error)
         studied, failures = _study(studio, finished, [_own_references(cases[t.tag]) for t in finished])
         for trajectory, failure in failures:
-            yield _failed(cases.pop(trajectory.tag), "error.guard", str(failure), type(failure).__name__)
+            yield _broken(cases.pop(trajectory.tag), "error.guard", failure)
         for trajectory, study in studied:
             case = cases[trajectory.tag]
             number = len(case.attempts)
@@ -115,7 +114,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                 try:
                     _steer(studio, trajectory, case, decision)
                 except Exception as error:
-                    yield _failed(cases.pop(trajectory.tag), "error.steering", str(error), type(error).__name__)
+                    yield _broken(cases.pop(trajectory.tag), "error.steering", error)
             else:
                 yield _ended(cases.pop(trajectory.tag), decision)
     for case in cases.values():
@@ -287,6 +286,11 @@ def _ended(case: Case, decision: Decision) -> Sample:
         case.request, outcome, decision.reason, tuple(case.attempts), case.attempts[-1].number if accepted else None,
         case.truncated, started_at=case.started_at, finished_at=time.time(),
     )  # fmt: skip
+
+
+def _broken(case: Case, reason: str, error: Exception) -> Sample:
+    """Ended by an exception; whatever it was that did not fit into memory, that is the reason."""
+    return _failed(case, "oom" if out_of_memory(error) else reason, str(error), type(error).__name__)
 
 
 def _failed(case: Case, reason: str, message: str, error_class: str) -> Sample:

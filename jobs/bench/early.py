@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
 
 
 def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
-    """Measure and publish ``early``; the chart is ``out/early.png``. ``work`` keeps the flights of a stopped bench."""
+    """Measure and publish ``early``; the chart is ``out/early.svg``. ``work`` keeps the flights of a stopped bench."""
 
     from jobs.judges.judges import Judges
     from jobs.world.calibrate_head import copied, copies_guard
@@ -121,7 +121,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
         level: {name: [[m.value, m.low, m.high] for m in found] for name, found in by.items()} for level, by in curves.items()
     }
     publish("early", measures, out, seeds=seeds, quick=quick, more={"steps": list(range(1, KEPT + 1)), "auc": lines})
-    _chart(curves).save(out / f"early{'-quick' if quick else ''}.png", optimize=True)
+    (out / f"early{'-quick' if quick else ''}.svg").write_text(chart(lines), encoding="utf-8")
 
 
 def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | None = None, label: str = "guard") -> Measure:
@@ -296,19 +296,24 @@ def _seconds(job: Any) -> float:
     return time.perf_counter() - began
 
 
-def _chart(curves: dict[str, dict[str, list[Measure]]]) -> Any:
-    from PIL import Image
+def chart(lines: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
+    """The bench's chart out of what its JSON holds under ``auc``: level → signal → (value, low, high) after every step."""
+    from jobs.bench.curves import Curve, Panel, charts
 
-    from jobs.bench.curves import Curve, panel
-
-    x = list(range(1, KEPT + 1))
-    parts = []
-    for level, by in curves.items():
-        lines = [Curve(n, x, [m.value for m in ms], [m.low for m in ms], [m.high for m in ms]) for n, ms in by.items()]
-        words = {"seed level": "same caption, other seeds", "overall": "all captions"}.get(level, "half-memorised captions")
-        below = f"denoising steps taken, of {STEPS}"
-        parts.append(panel(f"AUC for ending as a copy: {words}", lines, bottom=0.4, top=1.0, below=below, lines=[GOAL]))
-    sheet = Image.new("RGB", (parts[0].width, sum(p.height for p in parts)), "white")
-    for i, part in enumerate(parts):
-        sheet.paste(part, (0, i * part.height))
-    return sheet
+    words = {"seed level": "same caption, other seeds", "overall": "all captions"}
+    panels = [
+        Panel(
+            f"AUC for ending as a copy: {words.get(level, 'half-memorised captions')}",
+            [Curve(name, [(value, low, high) for value, low, high in values]) for name, values in by.items()],
+            SHIPPED,
+        )
+        for level, by in lines.items()
+    ]
+    return charts(
+        panels,
+        range(1, KEPT + 1),
+        at=BY_A_QUARTER - 1,
+        goal=GOAL,
+        below=f"denoising steps taken, of {STEPS}; dashed: the goal",
+        beside=f"After {BY_A_QUARTER} steps, with 95 % intervals",
+    )

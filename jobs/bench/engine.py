@@ -1,7 +1,8 @@
 """The engine: bytes, speed, what repairs cost, what negative token merging costs.
 
 Ratios within one run, turn by turn, of processor time on one thread: the same as seconds where nothing else runs, and hardly
-moved by neighbours on the machine.
+moved by neighbours on the machine. Hardly is not never, for neighbours empty the caches: the load average stands beside every
+part, and the bench says when the machine was not quiet.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def bench(out: Path, *, quick: bool = False) -> None:
     from jobs.bench.engine_negtome import step_overhead
     from jobs.bench.engine_reruns import reruns
     from jobs.bench.engine_stock import against_stock
+    from jobs.bench.load import load_average, remark
     from pipeline.config import ModelConfig
     from pipeline.model.families import load_model
 
@@ -41,15 +43,18 @@ def bench(out: Path, *, quick: bool = False) -> None:
             )
             for rate in ((0.15,) if quick else (0.15, 0.0, 0.05, 0.35))
         },
-        "NegToMe": lambda: step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1),
+        "NegToMe": lambda: step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1 if quick else 3),
         "diffusers": lambda: against_stock(models, samples=8, rounds=1 if quick else 3, steps=steps),
         **{f"bytes, {dtype}": lambda dtype=dtype: equality(models[dtype], dtype, steps=4 if quick else 8) for dtype in models},  # type: ignore[misc]
         # Last: a studio sets the whole process up.
         "benign": lambda: benign_equality(captions=2 if quick else 12, seeds=seeds[:1]),
     }
-    measures = []
+    measures, loads = list[Measure](), dict[str, float]()
     for name, part in parts.items():
-        for measure in (found := part()):
-            print(f"{name} · {measure.id}: {measure.value:.3f}", file=sys.stderr, flush=True)  # the whole takes a while
+        found, loads[name] = part(), load_average()
+        for measure in found:  # the whole takes a while
+            print(f"{name} · {measure.id}: {measure.value:.3f}, load average {loads[name]:.1f}", file=sys.stderr, flush=True)
         measures += found
-    publish("engine", measures, out, seeds=seeds, quick=quick)
+    publish("engine", measures, out, seeds=seeds, quick=quick, more={"load_averages": loads, "remark": remark(loads)})
+    if told := remark(loads):
+        print(told, file=sys.stderr, flush=True)

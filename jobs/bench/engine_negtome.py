@@ -24,19 +24,19 @@ def step_overhead(model: DiffusionModel, *, steps: int, rounds: int) -> list[Mea
         for e, steered in zip(engines, (False, True), strict=True):
             for t in _samples(e, ROWS // 2, steered):
                 e.submit(t)
-        for _ in range(steps):
-            plainly, pushing = (_seconds(e) for e in engines)
-            ratios.append(pushing / plainly - 1)
+        for step in range(steps):
+            took = {e: _seconds(e) for e in (engines if step % 2 else engines[::-1])}  # who follows finds other caches
+            ratios.append(took[cached] / took[engines[0]] - 1)
     bare = []
     for _ in range(rounds):
-        took = []
+        whole = []
         for steered in (False, True):
             e = engine(model, steps)
             trajectories = _samples(e, ROWS, steered)
             began = time.process_time()
             e.finish(trajectories)
-            took.append(time.process_time() - began)
-        bare.append(took[1] / took[0] - 1)
+            whole.append(time.process_time() - began)
+        bare.append(whole[1] / whole[0] - 1)
     return [
         spread("NegToMe, a quarter of the rows steered from cached features: time added to a call", ratios, 0.03, "lower"),
         spread("NegToMe, a quarter of the samples with a reference row: time added to all", bare, None, "lower"),

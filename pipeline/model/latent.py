@@ -104,8 +104,10 @@ class LatentDiffusion(ABC):
         self.digest = folder_digest(folder)
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
-        self._text_calls = PaddedCalls(TEXT_ROWS)
-        self._encode_calls, self._decode_calls = (PaddedCalls(picture_rows(width * height)) for _ in range(2))
+        self._text_calls = PaddedCalls(TEXT_ROWS, "text encoder")
+        self._encode_calls, self._decode_calls = (
+            PaddedCalls(picture_rows(width * height), network) for network in ("autoencoder's encoder", "decoder")
+        )
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
         except Exception as error:

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from index.errors import OutOfMemory
+
 if TYPE_CHECKING:
     import torch
+
+LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
 
 
 class PaddedRows(NamedTuple):
@@ -30,12 +34,17 @@ class PaddedRows(NamedTuple):
 class PaddedCalls:
     """One network's calls.
 
+    Args:
+        rows: of a call, as configured.
+        network: its name, for people.
+
     Attributes:
         shapes: rows of a call: as configured, and after every halving. The last is in force.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, network: str) -> None:
         self.shapes: tuple[int, ...] = (rows,)
+        self.network = network
 
     @property
     def rows(self) -> int:
@@ -50,7 +59,8 @@ class PaddedCalls:
             count: how many items, at least 1.
 
         Raises:
-            whatever ``call`` raises; running out of memory only when a call of one row does.
+            OutOfMemory: not even a call of one row fits.
+            whatever else ``call`` raises.
         """
         import torch
 
@@ -63,8 +73,11 @@ class PaddedCalls:
                     blocks.append(call(full)[: len(block)])
                 return torch.cat(blocks)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self.rows == 1:
+                if not out_of_memory(error):
                     raise
+                if self.rows == 1:
+                    what = f"not even one row fits into memory ({first_line(error)})"
+                    raise OutOfMemory(what, where=self.network, fix=LESS) from error
             self.shapes += (self.rows // 2,)  # outside the handler, which holds on to the failed call's tensors
 
 
@@ -76,3 +89,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to what fits into a message about it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

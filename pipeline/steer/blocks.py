@@ -1,13 +1,14 @@
 """Where a transformer block's image tokens can be read and changed, for every class of block that diffusers' image models use.
 
 A *site* is one place in one block. Hooks live only inside the ``with``; afterwards the modules are as they were. Nothing is
-copied from the blocks' code: a change δ of the residual stream before the MLP is put in where the stream passes through a
-module, and, where the block holds another reference to the stream (MMDiT), added to the block's output as well.
+copied, neither of the blocks' code nor of their tokens: after attention and its residual every block normalises the stream for
+its MLP and adds the MLP's output to the same stream. So the input of that normalisation is the stream, and what is written to
+it there, rows of steered samples alone, is what both go on with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
 Placement = Literal["paper", "released"]
 SELF = "/self"  # ends the name of a site after self-attention
 
-Edit = Callable[[str, "torch.Tensor"], Mapping[int, "torch.Tensor"]]
-"""Site name and image tokens (R, N, D) → the rows to replace, each (N, D)."""
+Edit = Callable[[str, "torch.Tensor"], None]
+"""Is shown a site's name and image tokens (R, N, D), and may change them in place."""
+
+Rows = slice | list[int]
+
+
+def these(rows: Sequence[int]) -> Rows:
+    """Rows as an index: a slice, which copies nothing, where they stand side by side."""
+    side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[0] + len(rows)) if side_by_side else list(rows)
 
 
 def steerable_blocks(network: Any) -> list[tuple[str, Any]]:
@@ -45,7 +54,7 @@ def attach(name: str, block: Any, edit: Edit, placement: Placement, *, self_atte
     Args:
         name: the block's name; a site is called so, with ``/self`` behind it after a UNet block's self-attention.
         block: a module of a class of :func:`steerable_blocks`.
-        edit: is shown every site's tokens as the network runs, and says which rows to replace.
+        edit: is shown every site's tokens as the network runs.
         placement: ``paper``: the residual stream after attention; ``released``: what attention is about to add to it.
         self_attention: the site after a UNet block's self-attention as well; MMDiT blocks have one attention only.
 
@@ -72,97 +81,50 @@ def _kinds() -> dict[type[Any], Callable[[str, Any, Edit, Placement, bool], list
 
 
 def _unet_sites(name: str, block: Any, edit: Edit, placement: Placement, self_attention: bool) -> list[Any]:
-    """SD 1.x, 2.x, SDXL. The input of norm1/norm2 is the residual stream, the output of attn1/attn2 what is added to it."""
+    """SD 1.x, 2.x, SDXL. Cross-attention stands between norm2 and norm3, self-attention between norm1 and norm2."""
     if block.norm_type != "layer_norm" or block.attn2 is None:
         raise ModelError(
             f"its normalisation is {block.norm_type!r}" if block.attn2 is not None else "it has no cross-attention",
             where=name, fix="Only the blocks of Stable Diffusion's UNets are known; steer with nudging instead",
         )  # fmt: skip
-    handles = _beside_residual(name, block.norm2, block.attn2, edit, placement)
-    return handles + (_beside_residual(name + SELF, block.norm1, block.attn1, edit, placement) if self_attention else [])
+    if placement == "released":
+        handles = [block.attn2.register_forward_hook(_output(name, edit))]
+        return handles + ([block.attn1.register_forward_hook(_output(name + SELF, edit))] if self_attention else [])
+    handles = [block.norm3.register_forward_pre_hook(_input(name, edit))]
+    return handles + ([block.norm2.register_forward_pre_hook(_input(name + SELF, edit))] if self_attention else [])
 
 
-def _beside_residual(site: str, norm: Any, attention: Any, edit: Edit, placement: Placement) -> list[Any]:
-    residual: dict[str, torch.Tensor] = {}
+def _input(site: str, edit: Edit) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+    return lambda _module, args: edit(site, args[0])
 
-    def remember(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        residual["before"] = args[0]
 
-    def change(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        before = residual.pop("before")
-        base = output if placement == "released" else before + output
-        rows = edit(site, base)
-        if not rows:
-            return output
-        changed = output.clone()
-        for row, tokens in rows.items():
-            changed[row] = output[row] + (tokens - base[row])
-        return changed
-
-    return [norm.register_forward_pre_hook(remember), attention.register_forward_hook(change)]
+def _output(site: str, edit: Edit) -> Callable[[Any, Any, Any], None]:
+    """Of an attention: the image tokens are its output, or the first of them."""
+    return lambda _module, _args, output: edit(site, output[0] if isinstance(output, tuple) else output)
 
 
 def _joint_sites(name: str, block: Any, edit: Edit, placement: Placement, _self_attention: bool) -> list[Any]:
-    """SD3's and Flux's two-stream blocks, the image stream only: norm2 sees it after attention and its gated residual."""
+    """SD3's and Flux's two-stream blocks, the image stream only."""
     if placement == "released":
-
-        def on_attention(_module: Any, _args: Any, output: Any) -> Any:
-            image, *rest = output if isinstance(output, tuple) else (output,)
-            changed = _replaced(image, edit(name, image))
-            return (changed, *rest) if isinstance(output, tuple) else changed
-
-        return [block.attn.register_forward_hook(on_attention)]
-    moved: dict[int, torch.Tensor] = {}
-
-    def before_mlp(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        stream = args[0]
-        rows = edit(name, stream)
-        moved.clear()
-        moved.update({row: tokens - stream[row] for row, tokens in rows.items()})
-        return (_replaced(stream, rows), *args[1:]) if rows else None
-
-    def after_block(_module: Any, _args: Any, output: tuple[Any, torch.Tensor]) -> tuple[Any, torch.Tensor] | None:
-        if not moved:
-            return None
-        text, image = output
-        return text, _replaced(image, {row: image[row] + delta for row, delta in moved.items()})
-
-    return [block.norm2.register_forward_pre_hook(before_mlp), block.register_forward_hook(after_block)]
+        return [block.attn.register_forward_hook(_output(name, edit))]
+    return [block.norm2.register_forward_pre_hook(_input(name, edit))]
 
 
 def _single_sites(name: str, block: Any, edit: Edit, placement: Placement, _self_attention: bool) -> list[Any]:
     """Flux's one-stream blocks. Attention and MLP run side by side, so that there is no stream between them: the paper's
     placement is after both and their residual; the released one is attention's own output, image tokens only."""
     if placement == "paper":
-
-        def after_block(_module: Any, _args: Any, output: tuple[Any, torch.Tensor]) -> tuple[Any, torch.Tensor]:
-            text, image = output
-            return text, _replaced(image, edit(name, image))
-
-        return [block.register_forward_hook(after_block)]
+        return [block.register_forward_hook(lambda _module, _args, output: edit(name, output[1]))]
     words: dict[str, int] = {}
 
     def count(_module: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
         words["count"] = text.shape[1]
 
-    def on_attention(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        text, image = output[:, : words["count"]], output[:, words["count"] :]
-        rows = edit(name, image)
-        return torch.cat([text, _replaced(image, rows)], 1) if rows else output
+    def on_attention(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        edit(name, output[:, words["count"] :])
 
     return [
         block.register_forward_pre_hook(count, with_kwargs=True),
         block.attn.register_forward_hook(on_attention),
     ]
-
-
-def _replaced(tokens: torch.Tensor, rows: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    if not rows:
-        return tokens
-    changed = tokens.clone()
-    for row, own in rows.items():
-        changed[row] = own
-    return changed

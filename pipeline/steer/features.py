@@ -3,20 +3,23 @@
 A reference row is (reference latent, its one fixed noise, the empty prompt) at some step: with rows of a fixed number, its
 tokens are the same bytes whoever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and
 every later sample, attempt and shard is pushed away from the stored tokens: no reference row, a matrix product instead.
-Running them ahead costs what *one* sample that carries the reference would have paid.
+Running them ahead costs what *one* sample that carries the reference would have paid. Where tokens are matched in bfloat16,
+their directions are kept beside them, so that nothing is normalised again at every step.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.steer.blocks import attach
-from pipeline.steer.negtome import NegToMe
+from pipeline.steer.blocks import Placement, attach
+from pipeline.steer.masks import token_mask
+from pipeline.steer.matching import directions_of
+from pipeline.steer.negtome import Features, NegToMe
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,9 @@ class FeatureKey:
         model: digest of the model.
         rows: rows of the call; another number of rows may differ in the last bits.
         step: denoising step, and of how many.
-        site: block and place in it.
+        site: block, and which site in it.
+        placement: where at that site.
+        directions: not the tokens, but their directions in bfloat16.
     """
 
     asset: str
@@ -39,6 +44,8 @@ class FeatureKey:
     rows: int
     step: tuple[int, int]
     site: str
+    placement: Placement = "paper"
+    directions: bool = False
 
 
 class FeatureCache:
@@ -105,14 +112,21 @@ def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: torc
 
 
 @contextmanager
-def capturing(blocks: Sequence[tuple[str, Any]], settings: NegToMe) -> Iterator[dict[str, torch.Tensor]]:
-    """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs."""
+def capturing(
+    blocks: Sequence[tuple[str, Any]], settings: NegToMe, rows: int | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs.
+
+    Args:
+        blocks: the model's transformer blocks.
+        settings: say which sites.
+        rows: only the first so many.
+    """
     captured: dict[str, Any] = {}
 
-    def record(site: str, tokens: torch.Tensor) -> Mapping[int, torch.Tensor]:
+    def record(site: str, tokens: torch.Tensor) -> None:
         if settings.selects(site, tokens.shape[1]):
-            captured[site] = tokens.clone()
-        return {}
+            captured[site] = tokens[:rows].clone()
 
     handles: list[Any] = []
     try:
@@ -153,16 +167,18 @@ def with_features(
     Returns:
         Settings without latents, with ``features``.
     """
-    import torch
-
     noises = settings.noises or (None,) * len(settings.latents)
     assets = [asset_digest(z, n, settings.context) for z, n in zip(settings.latents, noises, strict=True)]
+
+    def key(step: int, which: int, site: str, *, directions: bool = False) -> FeatureKey:
+        return FeatureKey(assets[which], model, rows, (step, of_steps), site, settings.placement, directions)
+
     found: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
     sites = cache.sites(model, settings)
     missing: list[tuple[int, int]] = []
     for step in steps:
-        for which, asset in enumerate(assets):
-            kept = {s: cache.get(FeatureKey(asset, model, rows, (step, of_steps), s)) for s in sites or ("",)}
+        for which in range(len(assets)):
+            kept = {site: cache.get(key(step, which, site)) for site in sites or ("",)}
             if sites is None or any(tokens is None for tokens in kept.values()):
                 missing.append((step, which))
             else:
@@ -170,19 +186,43 @@ def with_features(
     for at in range(0, len(missing), rows):
         part = missing[at : at + rows]
         latents = [noised(settings, step)[which] for step, which in part]
-        with capturing(blocks, settings) as captured:
+        with capturing(blocks, settings, len(part)) as captured:
             denoise(latents, [step for step, _ in part], [settings.context] * len(part))
         cache.rows_run += len(part)
         cache.learn_sites(model, settings, captured)
-        for row, (step, which) in enumerate(part):
-            found[step, which] = {site: tokens[row].clone() for site, tokens in captured.items()}
-            for site, tokens in found[step, which].items():
-                cache.put(FeatureKey(assets[which], model, rows, (step, of_steps), site), tokens)
-    features = {
-        step: {site: torch.cat([found[step, which][site] for which in range(len(assets))]) for site in found[step, 0]}
-        for step in steps
-    }
-    return replace(settings, latents=(), noises=None, features=features)
+        for site in list(captured):
+            tokens = captured.pop(site)  # not all of them twice in memory
+            for row, (step, which) in enumerate(part):
+                own = found.setdefault((step, which), {})[site] = tokens[row].clone()
+                cache.put(key(step, which, site), own)
+
+    masks = settings.masks if settings.match != "released" else None  # which needs all tokens, and looks at the mask itself
+
+    def of(step: int, site: str) -> Features:
+        each = [found[step, which][site] for which in range(len(assets))]
+        tokens = _joined(each, masks)
+        if settings.match != "paper" or settings.precision != "bfloat16":
+            return Features(tokens, None)
+        directions = [_directions(cache, key(step, i, site, directions=True), own) for i, own in enumerate(each)]
+        return Features(tokens, _joined(directions, masks))
+
+    features = {step: {site: of(step, site) for site in found[step, 0]} for step in steps}
+    return replace(settings, latents=(), noises=None, masks=None if masks else settings.masks, features=features)
+
+
+def _directions(cache: FeatureCache, key: FeatureKey, tokens: torch.Tensor) -> torch.Tensor:
+    if (kept := cache.get(key)) is None:
+        cache.put(key, kept := directions_of(tokens, "bfloat16"))
+    return kept
+
+
+def _joined(each: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None) -> torch.Tensor:
+    """The tokens (N, D) of all references that may be matched, as one (M, D); not copied where there is nothing to join."""
+    import torch
+
+    if masks is not None:
+        each = [tokens[token_mask(mask, len(tokens)).to(tokens.device)] for tokens, mask in zip(each, masks, strict=True)]
+    return each[0] if len(each) == 1 else torch.cat(list(each))
 
 
 def _placing(settings: NegToMe) -> object:

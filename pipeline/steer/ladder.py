@@ -100,6 +100,7 @@ def retry(
 
     Raises:
         ConfigError: the rung asks for what this model or embedder cannot do.
+        OutOfMemory: a call of its references does not fit into memory, however few rows it has.
     """
     ref_ids, latents = tuple(ref_ids[: rung.references]), tuple(latents[: rung.references])
     everything = (*latents, *(z for ref_id in ref_ids for z in colours.get(ref_id, ())))
@@ -146,6 +147,7 @@ def retry(
         again.push = _negtome(engine, rung, again.step, until, ref_ids, latents, reference_context, centre)
         if engine.features is not None:  # whoever asks for features first pays for them
             again.evals += (engine.features.rows_run - ran) / again.own_rows
+            again.rows_from = [(again.step, engine.rows)]
         strength = rung.alpha
     elif rung.kind == "spell":
         # Relative to the nearest reference's distance from the centre: latents of one model differ in scale from another's.
@@ -208,11 +210,15 @@ def _negtome(
     if engine.features is None:
         return settings
     steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]
-    return with_features(
-        settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler), rows=engine.rows,
-        blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
-        denoise=lambda *rows: _reference_call(engine, *rows),
-    )  # fmt: skip
+    while True:
+        try:
+            return with_features(
+                settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler),
+                rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
+                denoise=lambda *rows: _reference_call(engine, *rows),
+            )  # fmt: skip
+        except (RuntimeError, MemoryError) as error:
+            engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
 
 
 def _reference_call(
@@ -223,12 +229,13 @@ def _reference_call(
 
     pad = engine.rows - len(latents)
     timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
-    engine.calls += 1
-    engine.rows_used += len(latents)
-    return engine.model.denoise(
+    output = engine.model.denoise(
         torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
         torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.told_guidance,
     )  # fmt: skip
+    engine.calls += 1
+    engine.rows_used += len(latents)
+    return output
 
 
 def _objective(rung: Rung) -> Objective:

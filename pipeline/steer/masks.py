@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,11 +21,16 @@ def token_mask(mask: torch.Tensor, tokens: int) -> torch.Tensor:
     """
     import torch.nn.functional as F
 
-    high, wide = mask.shape
+    grid = F.adaptive_max_pool2d(mask.float()[None, None], _grid(tokens, *mask.shape))
+    return grid.flatten() > 0
+
+
+@lru_cache(maxsize=256)
+def _grid(tokens: int, high: int, wide: int) -> tuple[int, int]:
+    """Rows and columns of so many tokens, of the proportions of (high, wide)."""
     ideal = (tokens * high / wide) ** 0.5
     rows = min((n for n in range(1, tokens + 1) if tokens % n == 0), key=lambda n: abs(n - ideal))
-    grid = F.adaptive_max_pool2d(mask.float()[None, None], (rows, tokens // rows))
-    return grid.flatten() > 0
+    return rows, tokens // rows
 
 
 def foreground(latent: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,16 @@
 """Best matches by cosine in bounded memory: the inner loop of negative token merging (arXiv 2412.01339).
 
-The similarity of N tokens to M reference tokens is walked in tiles of chunk × chunk; a running maximum (or a running softmax,
-as flash attention keeps one) stands for the matrix that is never made. Tokens of one picture only: rows of a batch are matched
+The similarity of N tokens to M reference tokens is walked in tiles; a running maximum (or a running softmax, as flash attention
+keeps one) stands for the matrix that is never made. Tokens of one picture only: rows of a batch are matched
 one after the other, so that a row's bytes do not depend on how many others there are.
+
+On a small network it is the number of operations that costs, not the product: whatever is worked out here is worked out once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +19,27 @@ Precision = Literal["float32", "bfloat16"]
 
 CHUNK = 1024
 GROUP = 32  # neighbours in a tile whose maximum is taken first: a maximum alone is vectorised, one with its position is not
-BLOCK = 256  # tokens in float32 at a time: what fits into a core's cache
+FEW = 64  # rows of a tile of which the position is looked for at once
+PIECE = 2**17  # elements in float32 at a time: what fits into a core's cache
 FLOOR = 1e-12  # as torch.nn.functional.normalize: a token of zeros has no direction and matches nothing
+
+
+class Pairs(NamedTuple):
+    """Tokens with what each is matched with, in float32: what thresholds see and pushes are worked out from.
+
+    Attributes:
+        at: where these n tokens stand among all.
+        tokens: (n, D).
+        matched: (n, D), the reference token of each.
+        lengths: |h| (n, 1), at least FLOOR.
+        cosine: (n, 1).
+    """
+
+    at: slice
+    tokens: torch.Tensor
+    matched: torch.Tensor
+    lengths: torch.Tensor
+    cosine: torch.Tensor
 
 
 def best_match(
@@ -28,36 +50,46 @@ def best_match(
     Args:
         tokens: (N, D), any floating dtype.
         reference: (M, D), M ≥ 1.
-        chunk: tile edge; the largest intermediate has chunk² elements (and chunk × D for the tile's operands).
-        precision: number format in which tiles are multiplied. bfloat16 only proposes: the cosine that is returned, and that
-            thresholds see, is worked out again in float32 for the proposed pair.
+        chunk: size of the tiles: 2·chunk reference tokens by chunk/4 tokens, since it is per column and tile that a position
+            is looked for. No larger part of the N × M products is ever in memory.
+        precision: number format in which tiles are multiplied. The product only proposes: the cosine that is returned, and
+            that thresholds see, is worked out again in float32 for the proposed pair.
 
     Returns:
         cosine float32 (N,) and index int64 (N,) into ``reference``; the first of equals.
     """
     import torch
 
-    if tokens.is_cuda and precision == "bfloat16":
-        from pipeline.steer.fused import available, fused_best_match
+    which = _proposed(tokens, reference, None, chunk, precision)
+    cosine = tokens.new_empty(len(tokens), dtype=torch.float32)
+    for pair in _pairs(tokens, reference, which):
+        cosine[pair.at] = pair.cosine[:, 0]
+    return cosine, which
 
-        if available():
-            which = fused_best_match(tokens, reference)
-            return _cosine(tokens, reference, which), which
+
+def best_pairs(
+    tokens: torch.Tensor,
+    reference: torch.Tensor,
+    directions: torch.Tensor | None = None,
+    *,
+    chunk: int = CHUNK,
+    precision: Precision = "float32",
+) -> Iterator[Pairs]:
+    """As :func:`best_match`, piece by piece and with the tokens: a piece is what fits into a core's cache.
+
+    Args:
+        tokens, reference, chunk, precision: see there.
+        directions: the reference's, where they are known; see :func:`directions_of`.
+    """
+    return _pairs(tokens, reference, _proposed(tokens, reference, directions, chunk, precision))
+
+
+def directions_of(reference: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Reference tokens (M, D) at unit length, in the number format of the matching: what depends on nobody's tokens."""
+    import torch
+
     low = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    directions = torch.empty(reference.shape, dtype=low, device=reference.device)
-    for at in range(0, len(reference), BLOCK):  # piece by piece, so that no float32 copy of them all is made
-        directions[at : at + BLOCK] = _directions(reference[at : at + BLOCK], low)
-    cosines, indices = [], []
-    for start in range(0, len(tokens), chunk):
-        part = tokens[start : start + chunk]
-        # |h| does not move the maximum, so that bf16 tiles need no division; in fp32 it makes the tile the cosine itself.
-        query = part.to(low) if low is torch.bfloat16 else _directions(part, low)
-        best, which = _running_maximum(query, directions, chunk)
-        if low is torch.bfloat16:
-            best = _cosine(part, reference, which)
-        cosines.append(best)
-        indices.append(which)
-    return torch.cat(cosines), torch.cat(indices)
+    return _directions(reference, torch.empty_like(reference, dtype=low))
 
 
 def soft_match(
@@ -74,11 +106,10 @@ def soft_match(
     """
     import torch
 
-    low = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    directions = _directions(reference, low)
+    directions = directions_of(reference, precision)
     cosines, means = [], []
     for start in range(0, len(tokens), chunk):
-        query = _directions(tokens[start : start + chunk], low)
+        query = directions_of(tokens[start : start + chunk], precision)
         best = query.new_full((len(query),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(best)
         mean = torch.zeros(len(query), reference.shape[1], dtype=torch.float32, device=tokens.device)
@@ -95,15 +126,75 @@ def soft_match(
     return torch.cat(cosines), torch.cat(means)
 
 
-def _running_maximum(query: torch.Tensor, directions: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _proposed(
+    tokens: torch.Tensor, reference: torch.Tensor, directions: torch.Tensor | None, chunk: int, precision: Precision
+) -> torch.Tensor:
+    """Index (N,) of the reference token with the largest cosine, as far as ``precision`` can tell; the first of equals."""
     import torch
 
-    best, which = _first_maximum(directions[:chunk] @ query.T)
-    for at in range(chunk, len(directions), chunk):
-        value, index = _first_maximum(directions[at : at + chunk] @ query.T)
-        higher = value > best  # strictly: the first of equals stays
-        best, which = torch.where(higher, value, best), torch.where(higher, index + at, which)
-    return best.float(), which
+    if tokens.is_cuda and precision == "bfloat16":
+        from pipeline.steer.fused import available, fused_best_match
+
+        if available():
+            return fused_best_match(tokens, reference)
+    low, bits = (torch.bfloat16, torch.int16) if precision == "bfloat16" else (torch.float32, torch.int32)
+    # Floats above zero are ordered as their bits are, read as an integer, and the maximum of integers is several times as fast.
+    # Below zero the order is the other way round: where some best product is not positive, they are compared as floats.
+    best, which = _running_maximum(tokens, reference, directions, chunk, low, bits)
+    if best.min().item() > 0:
+        return which
+    return _running_maximum(tokens, reference, directions, chunk, low, low)[1]
+
+
+def _pairs(tokens: torch.Tensor, reference: torch.Tensor, which: torch.Tensor) -> Iterator[Pairs]:
+    import torch
+
+    for at in _pieces(tokens):
+        own, matched = tokens[at].float(), reference.index_select(0, which[at]).float()
+        lengths = torch.linalg.vector_norm(own, dim=1, keepdim=True).clamp_(min=FLOOR)
+        others = torch.linalg.vector_norm(matched, dim=1, keepdim=True).clamp_(min=FLOOR)
+        # One after the other: the product of the lengths may leave float32's range.
+        yield Pairs(at, own, matched, lengths, (own * matched).sum(1, keepdim=True).div_(lengths).div_(others))
+
+
+def _running_maximum(
+    tokens: torch.Tensor,
+    reference: torch.Tensor,
+    known: torch.Tensor | None,
+    chunk: int,
+    low: torch.dtype,
+    compared_as: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest product with a reference's direction, in ``low``, and its index: both (N,)."""
+    import torch
+
+    m, n = min(2 * chunk, len(reference)), min(max(1, chunk // 4), len(tokens))
+    if len(tokens) * len(reference) <= chunk * chunk // 2:
+        directions = _directions(reference, torch.empty_like(reference, dtype=low)) if known is None else known
+        return _first_maximum((directions @ tokens.to(low).T).view(compared_as))
+    # One tile's room, for all of them: fresh memory costs more than what is written to it.
+    tiles = tokens.new_empty(n * m, dtype=low)
+    directions = tokens.new_empty(m if known is None else 0, tokens.shape[1], dtype=low)
+    queries = None if tokens.dtype is low else tokens.new_empty(n, tokens.shape[1], dtype=low)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for at in range(0, len(reference), m):
+        part = slice(at, at + m)
+        towards = _directions(reference[part], directions) if known is None else known[part]
+        for i, start in enumerate(range(0, len(tokens), n)):
+            query = tokens[start : start + n]  # |h| does not move the maximum: no need to divide by it
+            query = query if queries is None else queries[: len(query)].copy_(query)
+            tile = tiles[: len(towards) * len(query)].view(len(towards), len(query))
+            value, index = _first_maximum(torch.mm(towards, query.T, out=tile).view(compared_as))
+            if at == 0:
+                found.append((value, index))
+                continue
+            best, which = found[i]
+            higher = value > best  # strictly: the first of equals stays
+            found[i] = torch.where(higher, value, best), torch.where(higher, index + at, which)
+    if len(found) == 1:
+        return found[0]
+    values, indices = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(indices)
 
 
 def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,9 +204,9 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     import torch
 
-    whole = len(tile) - len(tile) % GROUP
-    if not whole:
+    if len(tile) <= FEW:
         return tile.max(0)  # type: ignore[no-any-return]
+    whole = len(tile) - len(tile) % GROUP
     groups = tile[:whole].view(-1, GROUP, tile.shape[1])
     best, of = groups.amax(1).max(0)
     within = groups[of, :, torch.arange(tile.shape[1], device=tile.device)].max(1).indices
@@ -127,18 +218,17 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best, which
 
 
-def _directions(tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    import torch.nn.functional as F
-
-    return F.normalize(tokens.float(), dim=-1, eps=FLOOR).to(dtype)
-
-
-def _cosine(tokens: torch.Tensor, reference: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+def _directions(tokens: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Tokens (M, D) at unit length, put into ``room`` (≥ M, D); piece by piece, so that they are never whole in float32."""
     import torch
 
-    cosines, block = [], BLOCK if tokens.device.type == "cpu" else len(tokens)
-    for at in range(0, len(tokens), block):
-        own, other = tokens[at : at + block].float(), reference.index_select(0, which[at : at + block]).float()
-        lengths = [torch.linalg.vector_norm(x, dim=1).clamp(min=FLOOR) for x in (own, other)]
-        cosines.append((own * other).sum(1) / lengths[0] / lengths[1])  # one by one: their product may leave float32's range
-    return torch.cat(cosines)
+    for at in _pieces(tokens):
+        part = tokens[at].float()
+        room[at] = part / torch.linalg.vector_norm(part, dim=1, keepdim=True).clamp_(min=FLOOR)
+    return room[: len(tokens)]
+
+
+def _pieces(tokens: torch.Tensor) -> Iterator[slice]:
+    """Which tokens (N, D) to look at in float32 at a time."""
+    rows = max(1, PIECE // tokens.shape[1]) if tokens.device.type == "cpu" else len(tokens)
+    return (slice(at, min(at + rows, len(tokens))) for at in range(0, len(tokens), rows))

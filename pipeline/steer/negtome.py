@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline.steer.blocks import SELF, Edit, Placement, attach
+from pipeline.steer.blocks import SELF, Edit, Placement, Rows, attach, these
 from pipeline.steer.masks import token_mask
-from pipeline.steer.matching import CHUNK, Precision, best_match, soft_match
+from pipeline.steer.matching import CHUNK, FLOOR, Pairs, Precision, best_match, best_pairs, soft_match
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +55,11 @@ def push_apart(
         form: ``paper`` (eq. 3), ``unit`` or ``kernel``, see above.
         keep_norm: rescale every pushed token to its own norm; eq. 3 inflates it (×1.42 at α = .9, cosine .7).
         temperature: of the soft match.
-        chunk: edge of the similarity tiles; no larger part of the N × M similarities is ever in memory.
+        chunk: size of the similarity tiles, see :func:`pipeline.steer.matching.best_match`.
         precision: in which tiles are multiplied; the threshold and the push are always worked out from float32 cosines.
 
     Returns:
-        (B, N, D), bit-identical to ``tokens`` where nothing is pushed. A row's bytes do not depend on the others.
+        (B, N, D), equal to ``tokens`` where nothing is pushed. A row's bytes do not depend on the others.
 
     Raises:
         ValueError: shapes that do not go together.
@@ -70,25 +70,75 @@ def push_apart(
         raise ValueError(f"tokens (B, N, D) and reference (M, D) or (B, M, D) needed, not {tokens.shape} and {reference.shape}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
-    if match == "released" and tokens.shape[1] != reference.shape[-2]:
-        raise ValueError(
-            f"match='released' needs as many tokens as reference tokens, not {tokens.shape[1]} and {reference.shape[-2]}"
-        )
-    if alpha == 0 or threshold >= 1 or len(tokens) == 0:
-        return tokens
     rows = []
     for i, own in enumerate(tokens):
         against = reference[i] if reference.ndim == 3 else reference
         allowed = None if mask is None else mask[i] if mask.ndim == 2 else mask
-        best, matched, centre = _matched(own, against, allowed, match, temperature, chunk, precision)
-        if best is None or matched is None:
-            rows.append(own)
-            continue
-        pushed = _pushed(own, matched, best, centre, alpha, threshold, form)
+        moved = displacement(
+            own, against, allowed, alpha=alpha, threshold=threshold, match=match, form=form, keep_norm=keep_norm,
+            temperature=temperature, chunk=chunk, precision=precision,
+        )  # fmt: skip
+        rows.append(own if moved is None else moved.add_(own))
+    return torch.stack(rows) if rows else tokens
+
+
+def displacement(
+    own: torch.Tensor,
+    against: torch.Tensor,
+    allowed: torch.Tensor | None = None,
+    directions: torch.Tensor | None = None,
+    *,
+    alpha: float,
+    threshold: float,
+    match: Match,
+    form: Form,
+    keep_norm: bool,
+    temperature: float,
+    chunk: int,
+    precision: Precision,
+) -> torch.Tensor | None:
+    """By how much :func:`push_apart` moves the tokens of one row.
+
+    Args:
+        own: (N, D).
+        against: (M, D).
+        allowed: bool (M,): which of them may be matched.
+        directions: of ``against``, where they are known; see :func:`pipeline.steer.matching.directions_of`.
+        alpha, threshold, match, form, keep_norm, temperature, chunk, precision: see :func:`push_apart`.
+
+    Returns:
+        (N, D), zero where nothing is pushed; None where nothing can be.
+
+    Raises:
+        ValueError: the released match of tokens with another number of reference tokens.
+    """
+    import torch
+
+    if match == "released" and len(own) != len(against):
+        raise ValueError(f"match='released' needs as many tokens as reference tokens, not {len(own)} and {len(against)}")
+    if alpha == 0 or threshold >= 1:
+        return None
+    if allowed is not None and match != "released":
+        against, allowed, directions = against[allowed], None, None
+    if len(against) == 0:
+        return None
+    centre = against.float().mean(0) if form == "kernel" else None
+    by: list[torch.Tensor] = []
+    for pair in _pairs(own, against, allowed, directions, match, temperature, chunk, precision):
+        moved = _moved(pair, centre, alpha, threshold, form)
+        over = (pair.cosine > threshold).float()
+        scale = over
         if keep_norm:
-            pushed = pushed * (own.norm(dim=-1, keepdim=True) / pushed.norm(dim=-1, keepdim=True).clamp(min=1e-6))
-        rows.append(torch.where((best > threshold).unsqueeze(-1), pushed, own))
-    return torch.stack(rows)
+            scale = pair.lengths / torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_(min=1e-6) * over
+        by.append(moved.mul_(scale).addcmul_(pair.tokens, over, value=-1).to(own.dtype))
+    return torch.cat(by) if len(by) > 1 else by[0]
+
+
+class Features(NamedTuple):
+    """A reference's tokens at one site that may be matched, (M, D), and their directions, where they are kept."""
+
+    tokens: torch.Tensor
+    directions: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +158,7 @@ class NegToMe:
         where: only blocks whose name starts so, e.g. ``up_blocks``; empty: all.
         min_tokens: only blocks with at least so many image tokens (the paper's SDXL setting: 1024).
         masks: per reference bool (h, w): where its latent may be matched; None: everywhere.
-        features: step → site → reference tokens (M, D) worked out before; see :mod:`pipeline.steer.features`.
+        features: step → site → reference tokens worked out before; see :mod:`pipeline.steer.features`.
     """
 
     latents: tuple[torch.Tensor, ...]
@@ -128,7 +178,7 @@ class NegToMe:
     masks: tuple[torch.Tensor, ...] | None = None
     chunk: int = CHUNK
     precision: Precision = "float32"
-    features: Mapping[int, Mapping[str, torch.Tensor]] | None = None
+    features: Mapping[int, Mapping[str, Features]] | None = None
 
     def acts_at(self, step: int) -> bool:
         """Whether anything is pushed at ``step``: not outside the window, at α = 0, or at τ ≥ 1."""
@@ -143,16 +193,17 @@ class NegToMe:
         wanted = self.attention == "both" or not site.endswith(SELF)
         return wanted and site.startswith(self.where) and tokens >= self.min_tokens
 
-    def apply(self, tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Tokens (1, n·N, D) of a sample's n rows and reference tokens (M, D), M = k·N → pushed (1, n·N, D)."""
-        mask = None
+    def moves(self, own: torch.Tensor, reference: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor | None:
+        """By how much a sample's tokens (n·N, D) of n rows are pushed from reference tokens (M, D), M = k·N, or from those of
+        them that its features have kept; None: by nothing."""
+        allowed = None
         if self.masks is not None:
             import torch
 
             each = len(reference) // len(self.masks)
-            mask = torch.cat([token_mask(m, each) for m in self.masks]).to(reference.device)
-        return push_apart(
-            tokens, reference, alpha=self.alpha, threshold=self.threshold, mask=mask, match=self.match, form=self.form,
+            allowed = torch.cat([token_mask(m, each) for m in self.masks]).to(reference.device)
+        return displacement(
+            own, reference, allowed, directions, alpha=self.alpha, threshold=self.threshold, match=self.match, form=self.form,
             keep_norm=self.keep_norm, temperature=self.temperature, chunk=self.chunk, precision=self.precision,
         )  # fmt: skip
 
@@ -188,9 +239,10 @@ def pushing(blocks: Sequence[tuple[str, Any]], pushes: Sequence[RowPush]) -> Ite
         for placement in sorted({push.settings.placement for push in pushes}):
             of_this = [push for push in pushes if push.settings.placement == placement]
             both = any(push.settings.attention == "both" for push in of_this)
+            edit = _edit(of_this)
             for name, block in blocks:
                 if any(name.startswith(push.settings.where) for push in of_this):
-                    handles += attach(name, block, _edit(of_this), placement, self_attention=both)
+                    handles += attach(name, block, edit, placement, self_attention=both)
         yield
     finally:
         for handle in handles:
@@ -204,69 +256,69 @@ def _edit(pushes: Sequence[RowPush]) -> Edit:
     for item in pushes:
         alone = item.owner < 0 or item.settings.match == "released"
         together.setdefault(("row", item.row) if alone else ("sample", item.owner), []).append(item)
+    samples = [(items[0], these([item.row for item in items])) for items in together.values()]
 
-    def edit(site: str, tokens: torch.Tensor) -> Mapping[int, torch.Tensor]:
-        changed: dict[int, torch.Tensor] = {}
-        for items in together.values():
-            s, rows = items[0].settings, [item.row for item in items]
+    def edit(site: str, tokens: torch.Tensor) -> None:
+        moves: list[tuple[Rows, torch.Tensor]] = []
+        for first, rows in samples:
+            s = first.settings
             if not s.selects(site, tokens.shape[1]):
                 continue
-            # The best match is over all references' tokens.
-            kept = s.features[items[0].step][site] if s.features is not None else None
-            reference = tokens[list(items[0].references)].flatten(0, 1) if kept is None else kept
-            pushed = s.apply(tokens[rows].flatten(0, 1)[None], reference)[0]
-            changed |= zip(rows, pushed.unflatten(0, (len(rows), -1)), strict=True)
-        return changed
+            if s.features is not None:
+                reference, directions = s.features[first.step][site]
+            else:  # the best match is over all references' tokens
+                reference, directions = tokens[these(first.references)].flatten(0, 1), None
+            own = tokens[rows]
+            by = s.moves(own.flatten(0, 1), reference, directions)
+            if by is not None:
+                moves.append((rows, by.view(own.shape)))
+        for rows, by in moves:  # only now: mates are pushed from each other's tokens as they were
+            if isinstance(rows, slice):
+                tokens[rows].add_(by)
+            else:
+                tokens[rows] += by
 
     return edit
 
 
-def _matched(
+def _pairs(
     own: torch.Tensor,
     against: torch.Tensor,
     allowed: torch.Tensor | None,
+    directions: torch.Tensor | None,
     match: Match,
     temperature: float,
     chunk: int,
     precision: Precision,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """Cosine (N,), what each token is pushed from (N, D), and the mean reference token; None where nothing may be matched."""
+) -> Iterator[Pairs]:
+    """What each token (N, D) is pushed from, out of ``against`` (M, D); ``allowed`` (M,): only for the released axis."""
+    import torch
+
+    if match == "paper":
+        yield from best_pairs(own, against, directions, chunk=chunk, precision=precision)
+        return
     if match == "released":
-        best, which = best_match(against, own, chunk=chunk, precision=precision)  # the wrong axis, used as if it were right
+        cosine, which = best_match(against, own, chunk=chunk, precision=precision)  # the wrong axis, used as if it were right
         if allowed is not None:
-            best = best.masked_fill(~allowed, -2.0)
-        return best, against[which].to(own.dtype), against.mean(0)
-    if allowed is not None:
-        against = against[allowed]
-    if len(against) == 0:
-        return None, None, own.mean(0)
-    if match == "soft":
-        best, mean = soft_match(own, against, temperature=temperature, chunk=chunk, precision=precision)
-        return best, mean.to(own.dtype), against.mean(0)
-    best, which = best_match(own, against, chunk=chunk, precision=precision)
-    return best, against[which].to(own.dtype), against.mean(0)
+            cosine = cosine.masked_fill(~allowed, -2.0)
+        matched = against[which].float()
+    else:
+        cosine, matched = soft_match(own, against, temperature=temperature, chunk=chunk, precision=precision)
+    tokens = own.float()
+    lengths = torch.linalg.vector_norm(tokens, dim=1, keepdim=True).clamp_(min=FLOOR)
+    yield Pairs(slice(0, len(own)), tokens, matched, lengths, cosine.unsqueeze(1))
 
 
-def _pushed(
-    own: torch.Tensor,
-    matched: torch.Tensor,
-    best: torch.Tensor,
-    centre: torch.Tensor,
-    alpha: float,
-    threshold: float,
-    form: Form,
-) -> torch.Tensor:
-    pushed: torch.Tensor
+def _moved(pair: Pairs, centre: torch.Tensor | None, alpha: float, threshold: float, form: Form) -> torch.Tensor:
+    """All tokens of a piece pushed, float32 (n, D), whatever their cosine; ``centre`` (D,): the mean reference token."""
     if form == "paper":
-        pushed = (1 + alpha) * own - alpha * matched
-        return pushed
+        return (pair.tokens * (1 + alpha)).sub_(pair.matched, alpha=alpha)
     if form == "unit":
-        away = own - matched
+        away = pair.tokens - pair.matched
         length = away.norm(dim=-1, keepdim=True)
-        size = own.norm(dim=-1, keepdim=True)
         # An exact match has no direction of its own; it stays, as it does under eq. 3.
-        pushed = own + alpha * away * (size / length.clamp(min=1e-6)) * (length > 1e-6 * size)
-        return pushed
-    strength = ((best - threshold) / (1 - threshold)).clamp(0, 1).unsqueeze(-1).to(own.dtype)
-    pushed = own - alpha * strength * (matched - centre.to(own.dtype))
-    return pushed
+        other = length > 1e-6 * pair.lengths
+        return away.mul_(pair.lengths / length.clamp(min=1e-6) * other).mul_(alpha).add_(pair.tokens)
+    assert centre is not None
+    strength = ((pair.cosine - threshold) / (1 - threshold)).clamp_(0, 1)
+    return (pair.matched - centre).mul_(strength).mul_(-alpha).add_(pair.tokens)

@@ -11,6 +11,7 @@ from jobs.bench.engine_equality import SAMPLES, equality
 from jobs.bench.engine_matching import naive, tiled
 from jobs.bench.engine_negtome import step_overhead
 from jobs.bench.engine_reruns import BATCH, Coins, reruns
+from jobs.bench.load import load_average, quiet, remark
 from jobs.bench.measures import Measure
 from pipeline.config import ModelConfig
 from pipeline.model.families import DiffusionModel, load_model
@@ -83,18 +84,25 @@ def test_overhead_is_measured_on_samples_that_are_really_steered(
 ) -> None:
     from pipeline.steer import negtome
 
-    real, pushed = negtome.push_apart, []
+    real, pushed = negtome.displacement, []
 
-    def counting(*args: object, **more: object) -> torch.Tensor:
-        out = real(*args, **more)  # type: ignore[arg-type]
-        pushed.append(not torch.equal(out, args[0]))  # type: ignore[arg-type]
-        return out
+    def counting(*args: object, **more: object) -> torch.Tensor | None:
+        moved = real(*args, **more)  # type: ignore[arg-type]
+        pushed.append(moved is not None and bool(moved.any()))
+        return moved
 
-    monkeypatch.setattr(negtome, "push_apart", counting)
+    monkeypatch.setattr(negtome, "displacement", counting)
     measures = step_overhead(model, steps=2, rounds=1)
     assert [m.n for m in measures] == [2, 1] and any(pushed)
     sites = len(model.attention_blocks())
     assert len(pushed) == sites * 2 * (2 + 4)  # 2 of 8 samples from features, 4 of 16 from reference rows, 2 steps each
+
+
+def test_a_busy_machine_is_said_to_be_one() -> None:
+    assert remark({"matching": 1.0, "NegToMe": 1.4}, processors=2) == ""
+    told = remark({"matching": 1.2, "NegToMe": 3.04}, processors=2)
+    assert "NegToMe (3.0)" in told and "matching" not in told and "not worth quoting" in told
+    assert quiet(5.0, processors=64) and not quiet(5.0, processors=8) and load_average() >= 0
 
 
 def test_both_matchers_match_alike() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from jobs.world.head_data import calibrating, collect_flights, examples
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.families import DiffusionModel, load_model
+
+DOCS = Path(__file__).resolve().parents[2] / "infra" / "docs" / "bench"
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +115,30 @@ def test_areas_are_counted_pair_by_pair() -> None:
     assert area("x", scores, seen, "unseen").n == 0  # no subject here is one the head was kept from
 
 
-def test_a_panel_draws_its_curves_where_they_belong() -> None:
-    from jobs.bench.curves import COLOURS, HIGH, WIDE, Curve, panel
+def test_curves_and_intervals_are_drawn_where_they_belong() -> None:
+    from jobs.bench.curves import HIGH, LEAST, MOST, Curve, Panel, charts
 
-    def ink(y: float) -> np.ndarray:
-        picture = np.asarray(panel("t", [Curve("c", [1, 2, 3], [y] * 3)], bottom=0, top=1, below="x")).astype(int)
-        colour = np.array([int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
-        return np.argwhere(np.abs(picture - colour).sum(2) < 60)
+    curves = [Curve("low", [(0.1, 0.0, 0.3)] * 3), Curve("high & mighty", [(0.9, 0.8, 1.0), (0.8, 0.7, 1.0), (0.7, 0.5, 0.9)])]
+    root = ElementTree.fromstring(charts([Panel("t", curves, "low")] * 2, [1, 2, 3], at=1, goal=0.97, below="x", beside="y"))
+    space = "{http://www.w3.org/2000/svg}"
+    lines = {line.get("class"): line.get("points", "") for line in root.iter(f"{space}polyline")}
+    heights = {name: [float(place.split(",")[1]) for place in points.split()] for name, points in lines.items()}
+    assert min(heights["s0"]) > max(heights["s1"]) + 100  # larger values stand higher
+    assert heights["s1"] == sorted(heights["s1"]) and len(set(heights["s0"])) == 1
+    assert len(list(root.iter(f"{space}polygon"))) == 2  # one band a panel, of the marked curve
+    dots = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter(f"{space}circle")]
+    assert dots[0][0] == pytest.approx(LEAST + 0.8 * (MOST - LEAST)) and dots[0][1] < dots[1][1]  # the best first
+    assert dots[2] == (dots[0][0], dots[0][1] + HIGH)
+    with pytest.raises(ValueError, match="colours"):
+        charts([Panel("t", curves[:1] * 11, "low")], [1, 2, 3], at=1, goal=0.97, below="x", beside="y")
+    assert "high & mighty" in [text.text for text in root.iter(f"{space}text")]
 
-    low, high = ink(0.1), ink(0.9)
-    assert panel("t", [Curve("c", [1, 2], [0, 1])], bottom=0, top=1, below="x").size == (WIDE, HIGH)
-    assert np.median(low[:, 0]) > np.median(high[:, 0]) + 100  # larger values stand higher
+
+def test_the_shipped_chart_is_of_the_shipped_numbers() -> None:
+    from jobs.bench.early import chart
+
+    found = json.loads((DOCS / "early.json").read_text(encoding="utf-8"))
+    assert (DOCS / "early.svg").read_text(encoding="utf-8") == chart(found["auc"])
 
 
 def test_augmented_examples_keep_shape_and_length() -> None:

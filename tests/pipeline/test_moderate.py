@@ -17,6 +17,7 @@ from index.store import Match, Reference
 from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig, Rung
 from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Outcome, Request, Sample, Verdict
+from pipeline.steer import ladder
 from pipeline.studio import Studio
 
 LADDER = (Rung("negtome", token_threshold=0.0), Rung("nudge", step_size=0.1, resume_fraction=0.4))
@@ -238,6 +239,87 @@ def test_memory_for_not_even_one_sample_is_an_error_row_each(model: DiffusionMod
     monkeypatch.setattr(s.model, "denoise", never)
     done = list(s.moderate(requests(6)))
     assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done) and len(done) == 6
+
+
+class Short:
+    """A denoiser that from some call on holds so many rows."""
+
+    def __init__(self, model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, *, after: int, rows: int) -> None:
+        self.real, self.after, self.rows, self.seen = model.denoise, after, rows, list[int]()
+        monkeypatch.setattr(model, "denoise", self)
+
+    def __call__(self, latents: torch.Tensor, *args: object) -> object:
+        self.seen.append(len(latents))
+        if len(self.seen) > self.after and len(latents) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return self.real(latents, *args)  # type: ignore[arg-type]
+
+
+def test_references_short_of_memory_halve_the_rows_of_everybody(
+    model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that works out the references' tokens is the first one too many: all go on, from the same noise."""
+    small = studio(model, Copies(lambda _: True), policy=dataclasses.replace(POLICY, ladder=LADDER[:1]))
+    small.engine.rows = 4
+    (expected,) = small.moderate(requests(1))
+    flagged = {unsteered["key-0"]}
+    s = studio(model, Copies(lambda p: sha(p) in flagged))
+    seen = Short(model, monkeypatch, after=5, rows=4).seen
+    done = by_key(list(s.moderate(requests())))
+    assert seen[:7] == [8, 8, 8, 8, 8, 8, 4] and set(seen[7:]) == {4}
+    assert all(x.outcome is not Outcome.ERROR for x in done.values()) and s.engine.rows == 4
+    steered = done["key-0"]
+    assert steered.outcome is Outcome.ACCEPTED_AFTER_STEERING
+    assert [a.rows_from for a in steered.attempts] == [((0, 8),), ((0, 4),)]
+    assert steered.attempts[1].seed == steered.attempts[0].seed == 0
+    assert steered.attempts[1].pixel_sha256 == expected.attempts[1].pixel_sha256  # as if it had been four rows throughout
+    mates = {done[key].attempts[0].rows_from for key in ("key-1", "key-2", "key-3", "key-4")}
+    assert mates == {
+        ((0, 8), (4, 4)),
+        ((0, 8), (3, 4)),
+    }  # in mid-flight when it happened: they took the next step from where they were
+
+
+def test_references_that_never_fit_end_one_sample(
+    model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flagged = {unsteered["key-0"]}
+    s = studio(model, Copies(lambda p: sha(p) in flagged))
+    real = ladder._reference_call
+
+    def never(*args: object) -> object:
+        with monkeypatch.context() as m:
+            m.setattr(model, "denoise", Short(model, m, after=0, rows=0))
+            return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ladder, "_reference_call", never)
+    done = by_key(list(s.moderate(requests())))
+    lost = done.pop("key-0")
+    assert lost.outcome is Outcome.ERROR and lost.reason == "oom" and lost.error_class == "OutOfMemory"
+    assert "denoiser: a call of" in lost.error_message and "model.size" in lost.error_message and len(lost.attempts) == 1
+    assert all(x.outcome is Outcome.ACCEPTED for x in done.values()) and len(done) == 4
+
+
+@pytest.mark.parametrize("part", ["decode", "encode"])
+def test_not_even_one_picture_fits(
+    model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Of the picture (decoder), or of its reference (encoder): the sample ends, and its row says what did not fit."""
+
+    def never(*args: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-0"]))
+    calls = s.model._encode_calls if part == "encode" else s.model._decode_calls  # type: ignore[attr-defined]
+    shapes = calls.shapes
+    with monkeypatch.context() as m:
+        m.setattr(s.model._vae, part, never)  # type: ignore[attr-defined]
+        done = by_key(list(s.moderate(requests())))
+    assert calls.shapes[-1] == 1
+    calls.shapes = shapes  # the model is shared
+    ended = done.values() if part == "decode" else [done["key-0"]]
+    assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in ended) and len(done) == 5
+    assert all(f"{part}r: not even one row" in x.error_message and "model.dtype" in x.error_message for x in ended)
 
 
 def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, unsteered: dict[str, str]) -> None:

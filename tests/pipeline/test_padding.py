@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from index.errors import OutOfMemory
 from pipeline.config import ModelConfig
 from pipeline.model.families import DiffusionModel, load_model
 from pipeline.model.padding import PaddedCalls, PaddedRows, out_of_memory
@@ -61,7 +63,7 @@ def test_a_call_too_large_is_halved_and_stays_so(
 
 def test_what_one_run_returns_has_one_shape() -> None:
     """The second block is the one too many: the first is done again in the smaller shape."""
-    calls, seen = PaddedCalls(4), []
+    calls, seen = PaddedCalls(4, "decoder"), []
 
     def call(rows: list[int]) -> torch.Tensor:
         seen.append(rows)
@@ -80,11 +82,12 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
     def wrong(rows: list[int]) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
-    calls = PaddedCalls(4)
-    with pytest.raises(MemoryError):
+    calls = PaddedCalls(4, "decoder")
+    with pytest.raises(OutOfMemory, match=r"decoder: not even one row .*no room.*model\.size") as raised:
         calls.run(never, 1)
+    assert out_of_memory(raised.value) and isinstance(pickle.loads(pickle.dumps(raised.value)), MemoryError)
     assert calls.shapes == (4, 2, 1)
-    calls = PaddedCalls(4)
+    calls = PaddedCalls(4, "decoder")
     with pytest.raises(RuntimeError, match="shapes"):
         calls.run(wrong, 1)
     assert calls.shapes == (4,)

@@ -239,9 +239,9 @@ def test_blocks_of_other_forms_are_refused() -> None:
 
     block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=16, norm_type="ada_norm_single")
     with pytest.raises(ModelError, match="ada_norm_single"):
-        attach("here", block, lambda _site, _tokens: {}, "paper")
+        attach("here", block, lambda _site, _tokens: None, "paper")
     with pytest.raises(ModelError, match="Linear"):
-        attach("here", torch.nn.Linear(2, 2), lambda _site, _tokens: {}, "paper")
+        attach("here", torch.nn.Linear(2, 2), lambda _site, _tokens: None, "paper")
 
 
 def test_a_group_is_pushed_apart_as_a_whole_and_from_nobody_else(tiny: Tiny) -> None:

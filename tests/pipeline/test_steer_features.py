@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from pipeline.config import ModelConfig, Rung
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.families import DiffusionModel, load_model
+from pipeline.steer import features
 from pipeline.steer.features import FeatureCache, FeatureKey, asset_digest
 from pipeline.steer.ladder import retry
+from pipeline.steer.matching import Precision
 
 STEPS, ROWS = 3, 8
 IDS = ["00000001", "00000002"]
@@ -71,6 +74,7 @@ RUNGS = [
     Rung("negtome", token_threshold=0.1, references=2, window=0.7),
     Rung("negtome", token_threshold=0.1, resume_fraction=0.4, attention="both", masked=True, noise="none"),
     Rung("negtome", token_threshold=0.1, placement="released", min_tokens=64),
+    Rung("negtome", token_threshold=0.1, references=2, precision="bfloat16", masked=True),
 ]
 
 
@@ -99,3 +103,35 @@ def test_a_budget_of_nothing_changes_no_picture(tiny_sd: Path) -> None:
     cached.features = FeatureCache(0)
     assert torch.equal(steered(cached, RUNGS[0])[1], steered(plain, RUNGS[0])[1])
     assert cached.features.bytes == 0
+
+
+def test_placements_do_not_share_tokens(tiny_sd: Path) -> None:
+    """At one site a block has two sets of tokens: the stream after attention, and what attention adds to it."""
+    model = load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+    plain, cached = (Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0) for _ in range(2))
+    cached.features = FeatureCache(1 << 24)
+    for placement in ("paper", "released"):
+        rung = replace(RUNGS[0], placement=placement)  # type: ignore[arg-type]
+        assert torch.equal(steered(cached, rung)[1], steered(plain, rung)[1]), placement
+
+
+def test_directions_are_kept_where_they_are_used(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(ModelConfig(path=str(tiny_sd), dtype="bfloat16"))
+    real, worked_out = features.directions_of, []
+
+    def counting(tokens: torch.Tensor, precision: Precision) -> torch.Tensor:
+        worked_out.append(len(tokens))
+        return real(tokens, precision)
+
+    monkeypatch.setattr(features, "directions_of", counting)
+    e = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
+    e.features = FeatureCache(1 << 24)
+    steered(e, RUNGS[0])
+    assert not worked_out  # float32 directions would weigh more than the tokens
+    rung = replace(RUNGS[0], precision="bfloat16")
+    again, _ = steered(e, rung)
+    (at_first,) = {len(of) for of in again.push.features.values()}  # type: ignore[union-attr]
+    assert len(worked_out) == len(again.push.features) * at_first * rung.references  # type: ignore[union-attr, arg-type]
+    before = list(worked_out)
+    steered(e, rung, tag=2)
+    assert worked_out == before

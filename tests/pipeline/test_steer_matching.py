@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.steer.fused import available, fused_best_match
-from pipeline.steer.matching import best_match, soft_match
+from pipeline.steer.matching import Precision, best_match, best_pairs, directions_of, soft_match
 from pipeline.steer.negtome import push_apart
 
 
@@ -125,6 +125,32 @@ def test_the_best_is_found_in_and_behind_whole_groups_of_rows(n: int, m: int, ch
     top = cosines.topk(min(2, m), dim=1).values
     clear = top[:, 0] - top[:, -1] > 1e-5 if m > 1 else torch.ones(n, dtype=torch.bool)
     assert torch.equal(which[clear], cosines.argmax(1)[clear]) and torch.allclose(best, top[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [5, 64, 65, 200])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_best_of_negative_cosines_is_found_too(m: int, precision: Precision) -> None:
+    """Maxima are sought among the bits of the products, whose order is the other way round below zero."""
+    tokens, reference = drawn(0, 40, 16), drawn(1, m, 16).abs()
+    tokens[::3] = -drawn(2, len(tokens[::3]), 16).abs()
+    cosines = F.normalize(tokens, dim=1) @ F.normalize(reference, dim=1).T
+    top = cosines.topk(2, dim=1).values
+    clear = top[:, 0] - top[:, 1] > (1e-5 if precision == "float32" else 2**-6)
+    assert (top[:, 0] < 0).any() and (top[:, 0] > 0).any() and clear[top[:, 0] < 0].any()
+    for chunk in (33, 1024):
+        best, which = best_match(tokens, reference, chunk=chunk, precision=precision)
+        assert torch.equal(which[clear], cosines.argmax(1)[clear])
+        assert torch.allclose(best, cosines.gather(1, which[:, None])[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_known_directions_propose_the_same(precision: Precision, chunk: int) -> None:
+    tokens, reference = drawn(0, 30, 16).bfloat16(), drawn(1, 100, 16).bfloat16()
+    pieces = best_pairs(tokens, reference, directions_of(reference, precision), chunk=chunk, precision=precision)
+    ((at, _, matched, _, cosine),) = list(pieces)
+    best, which = best_match(tokens, reference, chunk=chunk, precision=precision)
+    assert at == slice(0, 30) and torch.equal(cosine[:, 0], best) and torch.equal(matched, reference[which].float())
 
 
 def test_tokens_of_zeros_match_nothing() -> None:
