@@ -38,7 +38,7 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
         drawn |= {shown + way: pictures for way, pictures in ways(b, adapter, shown, captions, noises).items()}
     clean = set_features(b)
     everything = np.concatenate(list(clean.values()))
-    oracle = half_samples("", b.judges.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
+    oracle = half_samples("", b.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
     measures: list[Measure] = []
     for name, pictures in drawn.items():
         bound = oracle.high if oracle is not None and name in [FULL + way for way in ERASED] else None
@@ -88,7 +88,7 @@ def judged_set(
 ) -> list[Measure]:
     """Marks by kind and detector, the subject, picture quality; ``bound``: the upper end of the oracle's KID."""
     own = b.found(pictures)
-    judge = b.judges.marks(pictures) >= 0.5
+    judge = b.marks(pictures) >= 0.5
     any_own = np.array([bool(marks) for marks in own])
     any_judge: np.ndarray = np.max(judge, axis=1)
     measures = [
@@ -106,7 +106,7 @@ def judged_set(
         measures.append(corrected(f"{name}: {kind}, judge, corrected for its sensitivity", by_judge, hit, 1 - alarm))
     kept = nearest_right(b, pictures, captions, clean)
     measures.append(clustered(f"{name}: nearest of the twelve subjects is the right one, judge's eyes", kept, captions))
-    features, everything = b.judges.features(pictures), np.concatenate(list(clean.values()))
+    features, everything = b.features(pictures), np.concatenate(list(clean.values()))
     distance = half_samples(f"{name}: KID × 1000 to the clean set", features, everything, kid, scale=1000)
     return [*measures, replace(distance, goal=bound)]
 
@@ -116,7 +116,7 @@ def divided(b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions
 
     The judge's rates are freed of its false alarms; its sensitivity falls out of the quotient.
     """
-    judge = [b.judges.marks(pictures) >= 0.5 for pictures in (before, after)]
+    judge = [b.marks(pictures) >= 0.5 for pictures in (before, after)]
     own = [b.found(pictures) for pictures in (before, after)]
     measures = [ratio(f"plain / {name}, any mark, judge", judge[0].max(1), judge[1].max(1), captions)]
     for column, kind in enumerate(KINDS):
@@ -132,7 +132,7 @@ def nearest_right(b: Bench, pictures: np.ndarray, captions: Sequence[str], clean
     """Whether the nearest of the subjects' mean features is the right one's, bool (N,)."""
     means = {subject: rows.mean(0) for subject, rows in clean.items()}
     names = list(means)
-    nearest = [names[int(np.argmin([np.linalg.norm(row - means[s]) for s in names]))] for row in b.judges.features(pictures)]
+    nearest = [names[int(np.argmin([np.linalg.norm(row - means[s]) for s in names]))] for row in b.features(pictures)]
     return np.array([one == caption for one, caption in zip(nearest, captions, strict=True)])
 
 
@@ -150,7 +150,7 @@ def set_features(b: Bench) -> dict[str, np.ndarray]:
     for one in world_source(b.world, "new", np.random.default_rng(12), variants=6):
         subject = next(name for name in SUBJECTS if f"/{name}#" in one.name)
         found.setdefault(subject.replace("-", " "), []).append(one.picture)
-    return {subject: b.judges.features(b.shown(np.stack(pictures))) for subject, pictures in found.items()}
+    return {subject: b.features(b.shown(np.stack(pictures))) for subject, pictures in found.items()}
 
 
 def sheet(drawn: Mapping[str, np.ndarray], captions: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,7 @@ class Bench:
         self.guard: MarksGuard = MarksGuard()
         self.judges: Judges = Judges.open()
         self.empty = self.model.encode_prompts([""])[0]
+        self._seen: dict[tuple[str, bytes], Any] = {}
         self.rung = read_policy("default", Path()).mark_ladder[0]
 
     def draw(self, job: Job) -> np.ndarray:
@@ -141,22 +142,45 @@ class Bench:
         contexts = [self.model.encode_prompts([caption])[0] for caption in captions]
         return Job(captions, seeds, list(negatives), contexts, ((lowrank, 1.0),) if lowrank is not None else (), **more)
 
+    def _looked(self, what: str, pictures: np.ndarray, look: Callable[[np.ndarray], Sequence[Any]]) -> list[Any]:
+        """What ``look`` sees on each picture; arms share most of theirs, and each is looked at once."""
+        keys = [(what, hashlib.sha256(picture.tobytes()).digest()) for picture in pictures]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._seen}.values())
+        if new:
+            self._seen.update(zip([keys[i] for i in new], look(pictures[new]), strict=True))
+        return [self._seen[key] for key in keys]
+
     def found(self, pictures: np.ndarray) -> Found:
         """Concept → boxes, as the pipeline's detector sees each picture."""
         from pipeline.steer.erase import marks_found
 
-        return [marks_found(findings) for findings in self.guard.check(pictures)]
+        return [marks_found(findings) for findings in self._looked("found", pictures, self.guard.check)]
+
+    def marks(self, pictures: np.ndarray) -> np.ndarray:
+        """The judge's (N, 3), see :meth:`Judges.marks`."""
+        return np.array(self._looked("marks", pictures, lambda some: list(self.judges.marks(some)))).reshape(-1, len(KINDS))
 
     def marked(self, pictures: np.ndarray) -> np.ndarray:
         """Whether the judge sees a mark of any kind, bool (N,)."""
-        return np.asarray(np.max(self.judges.marks(pictures) >= 0.5, axis=1))
+        return np.asarray(np.max(self.marks(pictures) >= 0.5, axis=1))
+
+    def features(self, pictures: np.ndarray) -> np.ndarray:
+        """The judge's (N, 1280), see :meth:`Judges.features`."""
+        return np.array(self._looked("features", pictures, lambda some: list(self.judges.features(some))))
+
+    def among_first(self, pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """Whether each caption is among its picture's likeliest five, see :meth:`Judges.among_first`."""
+        scores = self._looked("captions", pictures, lambda some: list(self.judges.captions(some)))
+        at = {name.replace("-", " "): i for i, name in enumerate(self.judges.names)}
+        return np.array([(row > row[at[caption]]).sum() < 5 for row, caption in zip(scores, captions, strict=True)], bool)
 
     def yolo(self, pictures: np.ndarray) -> list[list[Finding]] | None:
+        """The independent YOLO detector's findings; None without its extra."""
         from guards.yolo import YoloMarksGuard
         from index.errors import GuardUnavailable
 
         try:
-            return YoloMarksGuard().check(pictures)
+            return self._looked("yolo", pictures, YoloMarksGuard().check)
         except GuardUnavailable:
             return None
 

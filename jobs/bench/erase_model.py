@@ -42,7 +42,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     found = b.found(plain)
     flagged = [i for i, marks in enumerate(found) if marks]
     of, own_noises, seen = [captions[i] for i in flagged], [noises[i] for i in flagged], [found[i] for i in flagged]
-    top = b.judges.among_first(plain, captions)
+    top = b.among_first(plain, captions)
     clean = clean_features(b, prone + rest)
     measures = [*judged(b, "none", plain, captions, clean, plain_top=None)]
 
@@ -53,13 +53,12 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         return pictures
 
     def row(name: str, pictures: np.ndarray, goals: bool = False) -> None:
-        measures.extend(judged(b, name, pictures, captions, clean, plain_top=top, flagged=flagged, goals=goals))
+        measured = judged(b, name, pictures, captions, clean, plain_top=top, flagged=flagged, goals=goals)
+        told = [m for m in measured if "clean" in m.id or "top 5" in m.id]
+        say(", ".join([f"{told[0].id} {told[0].value:.3f}", *(f"{m.id.split(': ')[1]} {m.value:.3f}" for m in told[1:])]))
+        measures.extend(measured)
 
     nothing, names = [b.empty] * len(flagged), [b.model.encode_prompts([WORDS])[0]] * len(flagged)
-    say("model removal: controls")
-    row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
-    row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
-    row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
     for arm, seed, adapter in trained(b.work, b.model.digest, "model"):
         shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
         say(f"model removal: {shown}")
@@ -80,17 +79,22 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         laddered = climbed(b, adapter, again, found, captions, noises)
         row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
         measures += divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")
-        if seed == 0:
-            row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
-            row(f"{shown} + usual places", redrawn(b.job(of, own_noises, said)))
-            only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
-            row(f"{shown} + focus", redrawn(b.job(of, own_noises, negatives, **only)))
-            measures += false_erasure(b, adapter, prone[:: 2 if quick else 1], seeds)
-            untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
-            measures += false_alarms(
-                b, adapter, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched]
-            )
-            sheet(plain, again, flagged, captions).save(b.work / "erase-model.png")
+    row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
+    row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
+    row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
+    full = next(
+        (adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if (arm.name, seed) == (FULL, 0)), None
+    )
+    if full is not None:
+        measures += false_erasure(b, full, prone[:: 2 if quick else 1], seeds)
+        said, there = b.by_rung(full, seen)
+        sheet(plain, redrawn(b.job(of, own_noises, said, **there)), flagged, captions).save(b.work / "erase-model.png")
+        row(f"{FULL} + usual places", redrawn(b.job(of, own_noises, said)))
+        only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
+        row(f"{FULL} + focus", redrawn(b.job(of, own_noises, [b.negative(full, marks) for marks in seen], **only)))
+        row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
+        untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
+        measures += false_alarms(b, full, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched])
     return [prefixed("model removal", m) for m in measures]
 
 
@@ -100,7 +104,7 @@ def judged(
 ) -> list[Measure]:  # fmt: skip
     """Marks by every detector, captions kept and picture quality."""
     own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
-    top = b.judges.among_first(pictures, captions)
+    top = b.among_first(pictures, captions)
     measures = [
         clustered(f"{name}: marked, pipeline's detector", own, captions),
         clustered(f"{name}: marked, judge", judge, captions),
@@ -117,9 +121,7 @@ def judged(
         rows = list(flagged)
         kept = top[rows].mean() / max(1e-9, plain_top[rows].mean())
         measures.append(spread(f"{name}: … of the redrawn, against before", [float(kept)], 0.97 if goals else None))
-    measures.append(
-        half_samples(f"{name}: KID × 1000 to the clean drawings", b.judges.features(pictures), clean, kid, scale=1000)
-    )
+    measures.append(half_samples(f"{name}: KID × 1000 to the clean drawings", b.features(pictures), clean, kid, scale=1000))
     return measures
 
 
@@ -203,7 +205,7 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
         goal = 0.05 if way == STANDS else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
-        by_judge = b.judges.marks(pictures)[:, 1] < 0.5
+        by_judge = b.marks(pictures)[:, 1] < 0.5
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn, judge", by_judge, of, goal, "lower"))
     return measures
 
@@ -224,11 +226,11 @@ def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: l
         "a new seed (control)": b.job(captions, [next_seed(noise, 1) for noise in noises], nothing),
         "a useless negative prompt (control)": b.job(captions, noises, useless),
     }
-    before = b.judges.among_first(plain, captions)
+    before = b.among_first(plain, captions)
     right = [i for i, top in enumerate(before) if top]
     measures = []
     for name, job in jobs.items():
-        after = b.judges.among_first(b.draw(job), captions)
+        after = b.among_first(b.draw(job), captions)
         lost = clustered(f"false alarm, {name}: caption lost from the top 5", ~after[right], [captions[i] for i in right])
         measures.append(lost)
     return measures
@@ -243,7 +245,7 @@ def clean_features(b: Bench, captions: Sequence[str]) -> np.ndarray:
         for one in world_source(b.world, "marked", np.random.default_rng(11), variants=1)
         if any(caption in one.caption for caption in captions)
     ]
-    return b.judges.features(b.shown(np.stack(pictures)))
+    return b.features(b.shown(np.stack(pictures)))
 
 
 def sheet(before: np.ndarray, after: np.ndarray, flagged: Sequence[int], captions: Sequence[str]) -> Any:

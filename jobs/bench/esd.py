@@ -50,7 +50,7 @@ class EsdTraining:
 
     words: tuple[str, ...] = tuple(WORDS.values())
     strength: float = 1.0
-    steps: int = 120
+    steps: int = 200
     batch: int = 16
     rate: float = 1e-3
     rank: int = 8
