@@ -25,7 +25,8 @@ class Tally:
         reasons: requests that were not accepted, by reason.
         attempts: pictures generated.
         denoiser_evals: denoiser evaluations, in guided steps.
-        nearest_accepted: highest similarity of an accepted picture to a reference; None without accepted pictures or index.
+        nearest_accepted: highest similarity of an accepted picture to a reference that the second look did not clear; None
+            without accepted pictures or index.
         copy_threshold: the operating point of the copies guard (the lowest, should rows differ).
     """
 
@@ -69,7 +70,7 @@ def tally(folder: Path, keys: Collection[str] | None = None) -> Tally:
     similarities: list[float] = []
     thresholds: list[float] = []
     for row in sample_rows(
-        folder, "request_key outcome reason attempts interventions denoiser_evals nearest copy_threshold".split()
+        folder, "request_key outcome reason attempts interventions denoiser_evals nearest findings copy_threshold".split()
     ):
         if keys is not None and row["request_key"] not in keys:
             continue
@@ -82,7 +83,8 @@ def tally(folder: Path, keys: Collection[str] | None = None) -> Tally:
         if row["nearest"]:
             thresholds.append(row["copy_threshold"])
             if row["outcome"] in ACCEPTED:
-                similarities.append(max(match["similarity"] for match in row["nearest"]))
+                # The findings' scores leave out whom the second look cleared: near to the embedder, yet another drawing.
+                similarities += [f["score"] for f in row["findings"] if f["category"] in ("copy.protected", "copy.memorised")]
     flagged, copied, caught = 0, 0, 0
     for row in attempt_rows(folder, ["request_key", "attempt", "findings", "caught"]):
         if row["attempt"] == 0 and (keys is None or row["request_key"] in keys):
