@@ -261,10 +261,11 @@ def false_alarms(judges: Judges, world: Path) -> list[Measure]:
     pictures, captions = other_drawings(world, PROTECTED)
     with tempfile.TemporaryDirectory() as folder:
         studio = studio_with(policy_of("observe"), Path(folder))
-        references, alone = pictures_of(studio), studio.copies.point.alone_threshold  # type: ignore[union-attr]
+        references, point = pictures_of(studio), studio.copies.point  # type: ignore[union-attr]
     own = np.stack([references[caption] for caption in captions])
     judged = judges.copies(pictures, own)
-    looked = np.array([confirm(one, other) >= alone for one, other in zip(pictures, own, strict=True)])
+    bar = max(point.alone_threshold, point.confirm_threshold)  # as the guard's, for an own reference far from the picture
+    looked = np.array([confirm(one, other) >= bar for one, other in zip(pictures, own, strict=True)])
     name = "genuine other drawings called copies · "
     return [
         clustered(name + "judge (5 % false alarms)", copies_at(judged, "0.05"), captions, better="lower"),
@@ -415,7 +416,8 @@ def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
             if m is None or m.n == 0:
                 cells.append("–")
             else:
-                cells.append(f"{m.value:.1f}" if m.low == m.high else f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})")
+                interval = "" if m.low == m.high else f" ({m.low:.3f}–{m.high:.3f})"
+                cells.append(f"{m.value:.1f}" if "evaluations" in name else f"{m.value:.3f}{interval}")
         lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
