@@ -187,7 +187,7 @@ class CopiesGuard:
         then the second look must be sure."""
         point = self.point
         own = match.similarity < min(point.threshold, point.look_from)
-        return max(point.alone_threshold, point.confirm_threshold) if own else point.alone_threshold
+        return point.own_threshold if own else point.alone_threshold
 
     def _recoloured(self, looked: Sequence[Match]) -> Finding:
         """Two opinions: the embedder's of the picture with its hues turned, and the second look's of the picture as it is."""

@@ -72,6 +72,11 @@ class OperatingPoint:
     veto_below: float = 0.0
     recoloured_threshold: float = 0.8
 
+    @property
+    def own_threshold(self) -> float:
+        """Score from which the second look suffices alone at a picture's own reference that the embedder finds far from it."""
+        return max(self.alone_threshold, self.confirm_threshold)
+
 
 @dataclass(frozen=True)
 class Calibration:

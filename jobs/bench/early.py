@@ -8,6 +8,7 @@ copied. A sample copies when the copies guard flags its finished picture; the co
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
             bare, with_text = (Thresholds.load(HEAD / "thresholds.json", kind, *owners) for kind in kinds)
             looks[name] = EarlyDetector(EarlyPolicy(), model, sampler, guard, h, bare, with_text)
         flights = [f for seed in seeds for f in bench_flights(seed, quick=quick)]
-        data = [_flown(model, bench_flights(seed, quick=quick), _kept(work, seed, quick)) for seed in seeds]
+        data = [_flown(model, bench_flights(seed, quick=quick), work) for seed in seeds]
         joined = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
         ids = [r.ref_id for r in guard.index.references()]
         references = np.stack([_picture(guard, ref_id) for ref_id in ids])
@@ -162,7 +163,10 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
     return Measure(name, float((wins * pairs).sum() / pairs.sum()), float(low), float(high), int(pairs.sum()), goal)
 
 
-def _flown(model: DiffusionModel, flights: Sequence[Flight], kept: Path | None) -> dict[str, np.ndarray]:
+def _flown(model: DiffusionModel, flights: Sequence[Flight], work: Path | None) -> dict[str, np.ndarray]:
+    """What was seen of the flights; kept under ``work`` for this very model and these very flights."""
+    told = hashlib.sha256(repr((model.digest, flights)).encode()).hexdigest()[:16]
+    kept = work / "early" / f"flights-{told}.npz" if work is not None else None
     if kept is not None and kept.exists():
         with np.load(kept) as stored:
             return dict(stored)
@@ -176,10 +180,6 @@ def _flown(model: DiffusionModel, flights: Sequence[Flight], kept: Path | None) 
         np.savez(temporary, **found)  # type: ignore[arg-type]
         temporary.rename(kept)
     return found
-
-
-def _kept(work: Path | None, seed: int, quick: bool) -> Path | None:
-    return work / "early" / f"flights-{seed}{'-quick' if quick else ''}.npz" if work is not None else None
 
 
 def _picture(guard: CopiesGuard, ref_id: str) -> np.ndarray:

@@ -264,8 +264,7 @@ def false_alarms(judges: Judges, world: Path) -> list[Measure]:
         references, point = pictures_of(studio), studio.copies.point  # type: ignore[union-attr]
     own = np.stack([references[caption] for caption in captions])
     judged = judges.copies(pictures, own)
-    bar = max(point.alone_threshold, point.confirm_threshold)  # as the guard's, for an own reference far from the picture
-    looked = np.array([confirm(one, other) >= bar for one, other in zip(pictures, own, strict=True)])
+    looked = np.array([confirm(one, other) >= point.own_threshold for one, other in zip(pictures, own, strict=True)])
     name = "genuine other drawings called copies · "
     return [
         clustered(name + "judge (5 % false alarms)", copies_at(judged, "0.05"), captions, better="lower"),

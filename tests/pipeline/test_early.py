@@ -22,8 +22,18 @@ from pipeline.audit.records import attempt_table
 from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
 from pipeline.engine import Trajectory
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
-from pipeline.outcome import Outcome, Request, Sample
-from pipeline.steer.early import HEAD, EarlyDetector, Level, ReferenceLatents, Thresholds, early_id, probe_steps, wanted
+from pipeline.outcome import Caught, Outcome, Request, Sample
+from pipeline.steer.early import (
+    HEAD,
+    TURNED,
+    EarlyDetector,
+    Level,
+    ReferenceLatents,
+    Thresholds,
+    early_id,
+    probe_steps,
+    wanted,
+)
 from pipeline.steer.latent_head import LatentHead, make_network
 from pipeline.studio import Studio
 
@@ -272,6 +282,23 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     assert len(ReferenceLatents(index, of.get, lambda: centre, colours.__getitem__).search([green], 3)[0]) == 2  # type: ignore[arg-type]
     index.picture = lambda ref_id: None  # type: ignore[method-assign, assignment, return-value]
     assert ReferenceLatents.of(index, of.get, lambda: centre) is None  # type: ignore[arg-type]
+
+
+def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references: dict[str, list[int]] = {}
+    for signal in ("latent", "latent" + TURNED):
+        seen, pushed = studio(model, Copies(lambda _: False)), references.setdefault(signal, [])
+        hit = Caught(1, signal, 0.9, 0.5, (Match(REF, "red apple", 0.9),))
+        assert seen.early is not None
+        monkeypatch.setattr(seen.early, "look", lambda due, prompts, hit=hit: [hit for _ in due])
+        submit = seen.engine.submit
+        monkeypatch.setattr(
+            seen.engine, "submit", lambda t, n=pushed, s=submit: (n.append(len(t.nudge.references) if t.nudge else 0), s(t))
+        )
+        assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in seen.moderate(requests(1)))
+    assert references == {"latent": [0, 1], "latent" + TURNED: [0, 12]}
 
 
 def test_by_latents_a_sample_is_caught_and_without_a_calibration_decoded(model: DiffusionModel) -> None:
