@@ -82,11 +82,13 @@ class Studio:
         self.recoloured_latents = lru_cache(maxsize=LATENTS)(self._recoloured_latents)
         self.early = None
         if copies is not None and wanted(policy):
-            few = len(copies.index.references()) * policy.copies.hues <= COLOURED
-            latents = ReferenceLatents.of(
-                copies.index, self.reference_latent, lambda: self.reference_centre,
-                self.recoloured_latents if few else lambda ref_id: (),
-            )  # fmt: skip
+            latents = None
+            if ReferenceLatents.possible(copies.index):
+                many = len(copies.index.references()) * policy.copies.hues > COLOURED
+                latents = ReferenceLatents(
+                    copies.index, self.reference_latent, lambda: self.reference_centre,
+                    *(() if many else (self.recoloured_latents,)),
+                )  # fmt: skip
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(

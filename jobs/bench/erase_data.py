@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.erase_arms import CLEAN, FULL, PLAIN, trained
-from jobs.bench.erase_draw import KINDS, WORDS, Bench, prefixed
+from jobs.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefixed
 from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 
 if TYPE_CHECKING:
@@ -89,15 +89,7 @@ def judged_set(
     """Marks by kind and detector, the subject, picture quality; ``bound``: the upper end of the oracle's KID."""
     own = b.found(pictures)
     judge = b.marks(pictures) >= 0.5
-    any_own = np.array([bool(marks) for marks in own])
-    any_judge: np.ndarray = np.max(judge, axis=1)
-    measures = [
-        clustered(f"{name}: marked, pipeline's detector", any_own, captions),
-        clustered(f"{name}: marked, judge", any_judge, captions),
-        clustered(f"{name}: marked, both agree", np.logical_and(any_own, any_judge), captions),
-    ]
-    if (seen := b.yolo(pictures)) is not None:
-        measures.append(clustered(f"{name}: marked, YOLO", [any(f.triggered for f in one) for one in seen], captions))
+    measures = marked_shares(b, name, pictures, captions)
     for column, kind in enumerate(KINDS):
         by_judge = clustered(f"{name}: {kind}, judge", judge[:, column], captions)
         measures.append(clustered(f"{name}: {kind}, pipeline's detector", [kind in marks for marks in own], captions))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guards.base import Box, Finding
-from jobs.bench.measures import Measure
+from jobs.bench.measures import Measure, clustered
 
 if TYPE_CHECKING:
     import torch
@@ -221,6 +221,15 @@ class Bench:
 def places_of(found: Sequence[Mapping[str, Sequence[Box]]]) -> list[tuple[Box, ...]]:
     """All boxes of every picture."""
     return [tuple(box for boxes in marks.values() for box in boxes) for marks in found]
+
+
+def marked_shares(b: Bench, name: str, pictures: np.ndarray, captions: Sequence[str]) -> list[Measure]:
+    """The share of the pictures with any mark, by every detector there is."""
+    own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
+    seen = {"pipeline's detector": own, "judge": judge, "both agree": np.logical_and(own, judge)}
+    if (yolo := b.yolo(pictures)) is not None:
+        seen["YOLO"] = np.array([any(f.triggered for f in one) for one in yolo])
+    return [clustered(f"{name}: marked, {who}", found, captions) for who, found in seen.items()]
 
 
 def prefixed(part: str, measure: Measure) -> Measure:

@@ -13,7 +13,7 @@ import numpy as np
 from guards.base import Box
 from jobs.bench.degraded import worse
 from jobs.bench.erase_arms import ESD, FULL, WORSE, trained
-from jobs.bench.erase_draw import WORDS, Bench, Found, Job, places_of, prefixed
+from jobs.bench.erase_draw import WORDS, Bench, Found, Job, marked_shares, places_of, prefixed
 from jobs.bench.measures import Measure, clustered, half_samples, kid, ratio, spread
 
 if TYPE_CHECKING:
@@ -105,13 +105,7 @@ def judged(
     """Marks by every detector, captions kept and picture quality."""
     own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
     top = b.among_first(pictures, captions)
-    measures = [
-        clustered(f"{name}: marked, pipeline's detector", own, captions),
-        clustered(f"{name}: marked, judge", judge, captions),
-        clustered(f"{name}: marked, both agree", np.logical_and(own, judge), captions),
-    ]
-    if (seen := b.yolo(pictures)) is not None:
-        measures.append(clustered(f"{name}: marked, YOLO", [any(f.triggered for f in one) for one in seen], captions))
+    measures = marked_shares(b, name, pictures, captions)
     if len(flagged):
         rows, of = list(flagged), [captions[i] for i in flagged]
         measures.append(clustered(f"{name}: of the flagged, clean afterwards", ~own[rows], of, 0.9 if goals else None))

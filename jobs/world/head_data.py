@@ -36,8 +36,7 @@ class Examples:
 
 def collect_flights(work: Path, model: DiffusionModel, embedder: Embedder, count: int, seed: int = 0) -> Iterator[Path]:
     """Draw ``count`` flights into ``work/head/flights-NNN.npz``, 32 a file; yields each file as it is there."""
-    folder = work / "head"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(work, model)
     flights = training_flights(count, seed)
     for number, at in enumerate(range(0, count, CHUNK)):
         path = folder / f"flights-{number:03d}.npz"
@@ -63,8 +62,7 @@ def collect_drawings(work: Path, model: DiffusionModel, embedder: Embedder, coun
     from jobs.world.pictures import held_out, load
     from pipeline.model.samplers import make_sampler
 
-    folder = work / "head"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(work, model)
     pixels, vendors, names = load(work)
     _, unseen, _ = subjects()
     caption = {c.icon: c.caption for c in concepts()}
@@ -98,6 +96,25 @@ def collect_drawings(work: Path, model: DiffusionModel, embedder: Embedder, coun
                 memorised=np.array(memorised),
             )  # fmt: skip
         yield path
+
+
+def _folder(work: Path, model: DiffusionModel) -> Path:
+    """``work/head``, which holds what one model drew.
+
+    Raises:
+        WorldError: it holds what another model drew.
+    """
+    from jobs.world.pictures import WorldError
+
+    folder = work / "head"
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "model.txt"
+    if not any(folder.glob("*.npz")):
+        owner.write_text(model.digest + "\n", encoding="utf-8")
+    found = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown"
+    if found != model.digest:
+        raise WorldError(f"{folder} holds what another model drew ({found[:12]}, not {model.digest[:12]}); remove it")
+    return folder
 
 
 def examples(work: Path) -> Examples:

@@ -132,19 +132,11 @@ class ReferenceLatents:
         self._index, self._latent_of, self._centre, self._colours_of = index, latent_of, centre, colours_of
         self._ready: tuple[list[tuple[Reference, bool]], torch.Tensor] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        index: ReferenceIndex,
-        latent_of: Callable[[str], torch.Tensor | None],
-        centre: Callable[[], torch.Tensor],
-        colours_of: Callable[[str], Sequence[torch.Tensor]] = lambda ref_id: (),
-    ) -> ReferenceLatents | None:
-        """None where latents cannot stand for the index: too many references, or some without a picture."""
+    @staticmethod
+    def possible(index: ReferenceIndex) -> bool:
+        """Whether latents can stand for the index: not too many references, and each with its picture."""
         references = [r for r in index.references() if r.status not in HARMLESS]
-        if not 0 < len(references) <= LATENTS or any(index.picture(r.ref_id) is None for r in references):
-            return None
-        return cls(index, latent_of, centre, colours_of)
+        return 0 < len(references) <= LATENTS and all(index.picture(r.ref_id) is not None for r in references)
 
     @classmethod
     def encoded(cls, index: ReferenceIndex, model: DiffusionModel, hues: int) -> ReferenceLatents:

@@ -15,6 +15,7 @@ from jobs.bench.early import Seen, area, bench_flights
 from jobs.world.calibrate_head import FALSE_ALARMS, MARGIN, choose
 from jobs.world.flights import Flight, subjects, training_flights, watch
 from jobs.world.head_data import calibrating, collect_flights, examples
+from jobs.world.pictures import WorldError
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.families import DiffusionModel, load_model
@@ -67,6 +68,16 @@ def test_watching_changes_nothing(model: DiffusionModel) -> None:
     np.testing.assert_array_equal(seen.update_norms[1], np.float32(alone.update_norms))
     first = engine.sampler.clean(engine.initial_noise(6), torch.zeros(model.latent_shape), 0)[0]
     assert seen.clean[1, 0].shape == tuple(first.shape)
+
+
+def test_what_another_model_drew_is_not_taken(model: DiffusionModel, tmp_path: Path) -> None:
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "flights-000.npz").touch()
+    for owner in (None, "another"):
+        if owner:
+            (tmp_path / "head" / "model.txt").write_text(owner)
+        with pytest.raises(WorldError, match=r"another model drew.*remove it"):
+            next(collect_flights(tmp_path, model, Embedder(), 8))
 
 
 def test_a_stopped_collection_goes_on_and_a_quarter_is_for_calibrating(

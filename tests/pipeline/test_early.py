@@ -268,8 +268,8 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     ]  # fmt: skip
     of = dict(zip("abc", latents, strict=True))
     centre = torch.stack(latents).mean(0)
-    near = ReferenceLatents.of(index, of.get, lambda: centre)  # type: ignore[arg-type]
-    assert near is not None
+    assert ReferenceLatents.possible(index)  # type: ignore[arg-type]
+    near = ReferenceLatents(index, of.get, lambda: centre)  # type: ignore[arg-type]
     (first,), (second,) = ([hit.match for hit in row] for row in near.search([latents[1], 2 * latents[0] - centre], 1))
     assert (first.ref_id, second.ref_id) == ("b", "a")
     assert first.similarity == pytest.approx(1) and second.similarity == pytest.approx(1)  # the deviation's length is nothing
@@ -281,7 +281,7 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     assert (plain.match.ref_id, plain.turned) == ("a", False)
     assert len(ReferenceLatents(index, of.get, lambda: centre, colours.__getitem__).search([green], 3)[0]) == 2  # type: ignore[arg-type]
     index.picture = lambda ref_id: None  # type: ignore[method-assign, assignment, return-value]
-    assert ReferenceLatents.of(index, of.get, lambda: centre) is None  # type: ignore[arg-type]
+    assert not ReferenceLatents.possible(index)  # type: ignore[arg-type]
 
 
 def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
