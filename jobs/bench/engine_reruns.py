@@ -9,19 +9,22 @@ Three loops on the same weights, in the same number format, with the same flags:
   tenth is found on the finished picture and resumes at 40 % of the steps. The engine packs all of them into common calls.
 
 Only the schedule is measured: nothing is steered (that costs little or nothing more, see the benches of steering), decoding
-counts, guards do not: they would see every redrawn picture again in the first loop.
+counts, guards do not: they would see every redrawn picture again in the first loop. The three go on in turn, a call each, so
+that what slows the machine for some seconds slows all of them.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jobs.bench.engine_runs import GUIDANCE, ROWS, contexts_of, engine, plain
-from jobs.bench.measures import Measure, spread
+from jobs.bench.measures import Measure, ratio, spread
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.engine import Engine, Trajectory
     from pipeline.model.families import DiffusionModel
 
+Progress = Iterator[tuple[float, float]]  # evaluations so far, share of rows in use; a denoiser call each
 BATCH = ROWS // 2
 PROBE, CAUGHT, LATE = 0.25, 0.9, 0.4
 
@@ -56,23 +60,31 @@ class Coins:
 class Spent:
     """What all accepted pictures took: evaluations (two rows are one), seconds, and the share of rows that were in use."""
 
-    evals: float
-    seconds: float
+    evals: float = 0.0
+    seconds: float = 0.0
     occupancy: float = 1.0
 
 
 def reruns(model: DiffusionModel, rate: float, seeds: Sequence[int], *, samples: int, steps: int) -> list[Measure]:
-    """The three loops, one after the other, at every seed; the order changes from seed to seed."""
+    """The three loops at every seed, in turn; who has the first turn changes from seed to seed."""
     contexts = contexts_of(model)
-    arms: dict[str, Callable[[Coins], Spent]] = {
-        "whole": lambda coins: _whole(model, contexts, coins, samples, steps),
-        "partial": lambda coins: _partial(model, contexts, coins, samples, steps),
-        "in flight": lambda coins: _in_flight(model, contexts, coins, samples, steps),
-    }
-    spent: dict[str, list[Spent]] = {name: [] for name in arms}
-    for turn, seed in enumerate(seeds):
-        for name in [*arms][turn % 3 :] + [*arms][: turn % 3]:
-            spent[name].append(arms[name](Coins(seed, rate)))
+    loops = {"whole": _whole, "partial": _partial, "in flight": _in_flight}
+    spent: dict[str, list[Spent]] = {name: [] for name in loops}
+    for first, seed in enumerate(seeds):
+        turn = [*loops][first % 3 :] + [*loops][: first % 3]
+        running = {name: loops[name](model, contexts, Coins(seed, rate), samples, steps) for name in turn}
+        taken = {name: Spent() for name in turn}
+        while running:
+            for name in [*running]:
+                began = time.process_time()
+                try:
+                    evals, occupancy = next(running[name])
+                except StopIteration:
+                    del running[name]
+                    evals, occupancy = taken[name].evals, taken[name].occupancy
+                taken[name] = Spent(evals, taken[name].seconds + time.process_time() - began, occupancy)
+        for name in loops:
+            spent[name].append(taken[name])
     return _measured(rate, spent, samples, steps)
 
 
@@ -88,43 +100,43 @@ def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: i
         )
         for name in spent
     ]
+    ours = spent["in flight"]
     for name, goal in goals.items():
-        ratios = [other.seconds / ours.seconds for other, ours in zip(spent[name], spent["in flight"], strict=True)]
-        found.append(
-            spread(f"{told}: accepted pictures per second, in flight against {name} batch", ratios, goal if judged else None)
-        )
-    found.append(spread(f"{told}: rows in use, in flight", [s.occupancy for s in spent["in flight"]]))
+        theirs, mine = (np.array([1000 * s.seconds for s in of]) for of in (spent[name], ours))
+        faster = f"{told}: accepted pictures per second, in flight against {name} batch"
+        found.append(ratio(faster, theirs, mine, [str(seed) for seed in range(len(ours))], goal if judged else None))
+    found.append(spread(f"{told}: rows in use, in flight", [s.occupancy for s in ours]))
     return found
 
 
-def _whole(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
-    began, evals, e = time.process_time(), 0, engine(model, steps)
+def _whole(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
+    evals, e = 0, engine(model, steps)
     for start in range(0, samples, BATCH):
         attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
         flagged = list(attempts)
         while flagged:
-            _draw(e, list(attempts), contexts)
-            evals += len(attempts) * steps
+            for _ in _draw(e, list(attempts), contexts):
+                evals += len(attempts)
+                yield evals, 1.0
             flagged = [i for i in attempts if coins.flagged(i, attempts[i])]
             attempts |= {i: attempts[i] + 1 for i in flagged}
-    return Spent(evals, time.process_time() - began)
 
 
-def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
-    began, evals, e = time.process_time(), 0, engine(model, steps)
+def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
+    evals, e = 0, engine(model, steps)
     for start in range(0, samples, BATCH):
         attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
         flagged = list(attempts)
         while flagged:
-            _draw(e, flagged, contexts)
-            evals += len(flagged) * steps
+            for _ in _draw(e, flagged, contexts):
+                evals += len(flagged)
+                yield evals, 1.0
             flagged = [i for i in flagged if coins.flagged(i, attempts[i])]
             attempts |= {i: attempts[i] + 1 for i in flagged}
-    return Spent(evals, time.process_time() - began)
 
 
-def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> None:
-    """One batch of as many rows as it needs, as a loop over diffusers' parts would draw it, and its pictures."""
+def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> Iterator[None]:
+    """One batch of as many rows as it needs, as a loop over diffusers' parts would draw it, and its pictures; call by call."""
     import torch
 
     sampler, some = e.sampler, [plain(e, tag, contexts) for tag in tags]
@@ -133,13 +145,15 @@ def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> None:
     for step, timestep in enumerate(sampler.timesteps):
         empty, text = e.model.denoise(torch.cat([z, z]), torch.full((2 * len(some),), timestep), context).chunk(2)
         z = sampler.advance(*sampler.clean(z, empty + GUIDANCE * (text - empty), step), step)
-    e.model.decode(z)
+        if step + 1 == len(sampler):
+            e.model.decode(z)
+        yield
 
 
-def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Spent:
+def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
     import torch
 
-    began, e = time.process_time(), engine(model, steps)
+    e = engine(model, steps)
     probe, late = round(PROBE * steps), round(LATE * steps)
     under_way = {tag: plain(e, tag, contexts) for tag in range(samples)}
     attempts, looked = dict.fromkeys(under_way, 0), set[tuple[int, int]]()
@@ -166,7 +180,7 @@ def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins
                         0, t.step - coins.back(*now)
                     )  # in place: the engine packs the next call from where everybody stands
                     t.latent = t.ring[t.step]
-    return Spent(e.rows_used / 2, time.process_time() - began, e.rows_used / (e.calls * e.rows))
+        yield e.rows_used / 2, e.rows_used / (e.calls * e.rows)
 
 
 def _resumed(t: Trajectory, step: int) -> Trajectory:
