@@ -11,7 +11,7 @@ import numpy as np
 from guards.base import Finding, require_pictures
 from index.colours import hue_shares, turn_hues
 from index.embed import Embedder
-from index.store import Match
+from index.reference import Match
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from index.errors import InputError
-from index.store import COLUMNS, NewReference, require
+from index.reference import COLUMNS, NewReference, require
 
 KEEPING = ("licensed", "memorisation_probe", "own_mark")  # bases that allow a copy of the picture to be kept
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -12,7 +12,8 @@ import numpy as np
 
 from index.collect import read_picture
 from index.errors import InputError
-from index.store import NewReference, ReferenceIndex
+from index.reference import NewReference
+from index.store import ReferenceIndex
 
 if TYPE_CHECKING:
     from index.embed import Embedder

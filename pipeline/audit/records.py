@@ -19,7 +19,7 @@ import numpy as np
 
 from guards.base import Finding
 from index.errors import InputError, IntegrityError
-from index.store import Match
+from index.reference import Match
 from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, SUFFIXES, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.audit.schema import LINKS, PAYLOADS, SCHEMA_VERSION, attempts_schema, samples_schema
 from pipeline.outcome import Attempt, Caught, Outcome, Request, Sample

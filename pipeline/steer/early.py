@@ -29,7 +29,7 @@ import numpy as np
 
 from guards.copies import HARMLESS
 from index.colours import hue_shares, turn_hues
-from index.store import Match
+from index.reference import Match
 from pipeline.model.families import STICKERS, DiffusionModel
 from pipeline.outcome import Caught
 from pipeline.steer.cascade import text_score
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
-    from index.store import Reference, ReferenceIndex
+    from index.reference import Reference
+    from index.store import ReferenceIndex
     from pipeline.config import EarlyPolicy, Policy
     from pipeline.engine import Trajectory
     from pipeline.model.samplers import Sampler

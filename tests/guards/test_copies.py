@@ -13,7 +13,7 @@ from guards.copies import CopiesGuard
 from index.calibrate import OperatingPoint
 from index.colours import turn_hues
 from index.errors import IndexMismatch
-from index.store import Match
+from index.reference import Match
 
 
 class TinyEmbedder:

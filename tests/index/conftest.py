@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from index.store import NewReference
+from index.reference import NewReference
 
 
 class GridEmbedder:

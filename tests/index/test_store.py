@@ -14,7 +14,8 @@ from PIL import Image
 from index import ann
 from index.collect import read_references
 from index.errors import IndexMismatch, InputError, IntegrityError
-from index.store import MAX_SEGMENTS, NewReference, ReferenceIndex, content_digest
+from index.reference import NewReference, content_digest
+from index.store import MAX_SEGMENTS, ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work
 
@@ -230,17 +231,17 @@ def test_an_index_is_not_built_over_another(tmp_path: Path, embedder: GridEmbedd
 def test_a_crash_before_the_pointer_moves_leaves_the_old_index(
     tmp_path: Path, embedder: GridEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import index.store as store
+    import index.snapshot as snapshot
 
     index = build(tmp_path / "i", [1], embedder)
-    before, write = index.index_id, store._write
+    before, write = index.index_id, snapshot.write_whole
 
     def failing(path: Path, content: bytes) -> None:
         if path.name == "CURRENT":
             raise OSError("disk full")
         write(path, content)
 
-    monkeypatch.setattr(store, "_write", failing)
+    monkeypatch.setattr(snapshot, "write_whole", failing)
     with pytest.raises(OSError, match="disk full"):
         index.add([work(2)], embedder)
     assert index.index_id == before

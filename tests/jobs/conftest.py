@@ -16,7 +16,7 @@ import pytest
 
 from guards.base import Finding
 from index.errors import ModelError
-from index.store import Match
+from index.reference import Match
 from jobs.plan import Plan
 from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from guards.base import Finding
-from index.store import Match
+from index.reference import Match
 from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext, attempt_table, sample_table

@@ -17,7 +17,7 @@ import torch
 from guards.base import Finding
 from guards.copies import Examination
 from index.errors import ConfigError, ModelError
-from index.store import Match, Reference
+from index.reference import Match, Reference
 from pipeline.audit.records import attempt_table
 from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
 from pipeline.engine import Trajectory

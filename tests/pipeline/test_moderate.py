@@ -13,7 +13,7 @@ import torch
 
 from guards.base import Finding
 from guards.copies import Examination
-from index.store import Match, Reference
+from index.reference import Match, Reference
 from pipeline.config import CopiesPolicy, GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig, Rung
 from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Outcome, Request, Sample, Verdict

@@ -1,0 +1,99 @@
+"""What a reference is: a work that must not be copied, on its way into an index, inside one, and found near a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from index.errors import InputError
+
+MATCHING = ("active", "disputed")  # statuses that can match; a disputed claim protects until it is settled
+STATUSES = ("active", "disputed", "allowed")  # what a reference can be given; retired comes from retire()
+BASES = ("licensed", "claim", "registry", "memorisation_probe", "own_mark")
+COLUMNS = ("title", "source_uri", "rightsholder", "rights_basis", "licence", "status", "claim_id")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One protected or memorised work, as stored: embedding and hashes beside it, the picture only if allowed."""
+
+    ref_id: str
+    title: str
+    content_sha256: str
+    pdq: str
+    source_uri: str = ""
+    rightsholder: str = ""
+    rights_basis: str = "claim"  # licensed | claim | registry | memorisation_probe | own_mark
+    licence: str = ""
+    status: str = "active"  # active | retired | disputed | allowed
+    added_at: float = 0.0
+    retired_at: float | None = None
+    claim_id: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A reference near a picture.
+
+    Attributes:
+        ref_id, title, rights_basis, status: copied from the reference.
+        similarity: cosine between the embeddings, exact.
+        confirm: score of the second, geometric look in [0, 1] (None: not looked).
+    """
+
+    ref_id: str
+    title: str
+    similarity: float
+    rights_basis: str = "claim"
+    status: str = "active"
+    confirm: float | None = None
+
+
+@dataclass(frozen=True)
+class NewReference:
+    """A work on its way into an index.
+
+    Attributes:
+        title: what a person calls it.
+        picture: uint8 RGB (H, W, 3).
+        keep_picture: whether the picture itself may be stored; without it there is no second look and no steering away.
+    """
+
+    title: str
+    picture: np.ndarray = field(repr=False, compare=False)
+    source_uri: str = ""
+    rightsholder: str = ""
+    rights_basis: str = "claim"
+    licence: str = ""
+    keep_picture: bool = False
+    status: str = "active"
+    claim_id: str = ""
+
+
+def require(item: NewReference) -> None:
+    """Refuse a new reference whose picture, rights basis or status cannot be used; raises InputError."""
+    picture = item.picture
+    where = f"reference {item.title!r}"
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        what = f"picture must be uint8 (H, W, 3), this is {picture.dtype} {picture.shape}"
+        raise InputError(what, where=where, fix="Convert it to RGB bytes first")
+    if item.rights_basis not in BASES:
+        raise InputError(f"rights_basis is {item.rights_basis!r}", where=where, fix=f"One of: {', '.join(BASES)}")
+    if item.status not in STATUSES:
+        raise InputError(f"status is {item.status!r}", where=where, fix=f"One of: {', '.join(STATUSES)}")
+
+
+def content_digest(picture: np.ndarray) -> str:
+    """sha256 over a picture's size and RGB bytes, whatever file it came in; its first 16 digits are the reference's id."""
+    header = f"{picture.shape[0]}x{picture.shape[1]} RGB\n".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def pdq_of(picture: np.ndarray) -> str:
+    """Meta's PDQ perceptual hash of uint8 RGB (H, W, 3), as 64 hexadecimal digits."""
+    import pdqhash
+
+    bits, _ = pdqhash.compute(np.ascontiguousarray(picture))
+    return np.packbits(np.asarray(bits, np.uint8)).tobytes().hex()
