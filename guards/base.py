@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -33,6 +34,9 @@ class Finding:
         confirmed: a second, independent look agreed (always True for guards that have no second look).
         box: x0, y0, x1, y1 as fractions of width and height, when the guard can say where.
         detail: short text for people: decoded QR payload, recognised words, reference id.
+
+    Raises:
+        InputError: score or threshold is NaN.
     """
 
     guard: str
@@ -43,6 +47,11 @@ class Finding:
     confirmed: bool = True
     box: Box | None = None
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.score) or math.isnan(self.threshold):  # no comparison with NaN holds: nothing would be triggered
+            what = f"a score is not a number ({self.category}: {self.score} against {self.threshold})"
+            raise InputError(what, where=f"guard {self.guard}", fix="Look at the picture, and at the guard's weights")
 
     @property
     def triggered(self) -> bool:

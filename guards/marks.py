@@ -15,9 +15,11 @@ import numpy as np
 
 from guards.base import Box, Finding, require_pictures
 from index.errors import GuardUnavailable, IntegrityError
+from index.padding import PaddedCalls
 
 STICKERS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "marks"  # data, not an import
-BATCH = 8  # every call of the network has this many rows: a kernel chosen by batch size never changes a score
+BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
+LESS = "Leave the guard out (the policy's `enabled = false`), or use a machine with more memory"
 
 
 def weights_folder(folder: str | Path) -> Path:
@@ -57,6 +59,9 @@ class MarksGuard:
     Raises:
         GuardUnavailable: weights missing.
         IntegrityError: weights are not the ones the configuration was written for.
+
+    Attributes:
+        calls: of the network; ``calls.shapes`` says how many rows they have had. The last bits of a score belong to the shape.
     """
 
     name = "marks"
@@ -80,39 +85,42 @@ class MarksGuard:
         self.network = make_network(tuple(card["widths"]), card["depth"])
         self.network.load_state_dict({key: value.float() for key, value in load(raw).items()}, assign=True)
         self.network.eval().requires_grad_(False)
+        self.calls = PaddedCalls(BATCH, "guard marks", LESS)
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found."""
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found.
+
+        Raises:
+            OutOfMemory: not even one picture fits into memory.
+        """
         require_pictures(pictures, guard=self.name)
-        found: list[list[Finding]] = []
-        for at in range(0, len(pictures), BATCH):
-            scores, logits = self._score(pictures[at : at + BATCH])
-            cells = sigmoid(logits)  # not shifted: where the mark is, is another question than whether to act on it
-            for row in range(len(scores)):
-                found.append([self._finding(kind, float(scores[row, kind]), cells[row, kind]) for kind in range(3)])
-        return found
+        scores, logits = self._score(pictures)
+        cells = sigmoid(logits)  # not shifted: where the mark is, is another question than whether to act on it
+        return [[self._finding(k, float(row[k]), cells[i, k]) for k in range(3)] for i, row in enumerate(scores)]
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
         """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
         require_pictures(pictures, guard=self.name)
-        shift = self._shift.numpy()[:, None, None]
-        logits = [self._score(pictures[at : at + BATCH])[1] for at in range(0, len(pictures), BATCH)]
-        return sigmoid(np.concatenate(logits) - shift) if logits else np.empty((0, 3, 8, 8), np.float32)
+        return sigmoid(self._score(pictures)[1] - self._shift.numpy()[:, None, None])
 
     def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At most BATCH pictures → calibrated scores (n, 3) and the cells' logits, not shifted, (n, 3, 8, 8)."""
+        """Calibrated scores (N, 3) and the cells' logits, not shifted, (N, 3, 8, 8)."""
         import torch
 
-        from guards.mark_network import SIDE, pool
+        from guards.mark_network import CELLS, KINDS, SIDE, pool
 
-        rows = np.full((BATCH, SIDE, SIDE, 3), 255, np.uint8)
-        for i, picture in enumerate(pictures):
-            rows[i] = squeeze(picture, SIDE)
-        x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.inference_mode():
+        if not len(pictures):
+            return np.empty((0, len(KINDS)), np.float32), np.empty((0, len(KINDS), CELLS, CELLS), np.float32)
+        small = np.stack([squeeze(picture, SIDE) for picture in pictures])
+
+        def run(rows: list[int]) -> torch.Tensor:
+            x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
             logits = self.network(x.contiguous())
-            scores = torch.sigmoid(pool(logits) - self._shift)
-        return scores[: len(pictures)].numpy(), logits[: len(pictures)].numpy()
+            return torch.cat([torch.sigmoid(pool(logits) - self._shift), logits.flatten(1)], 1)
+
+        with torch.inference_mode():
+            out = self.calls.run(run, len(pictures)).numpy()
+        return out[:, : len(KINDS)], out[:, len(KINDS) :].reshape(-1, len(KINDS), CELLS, CELLS)
 
     def _finding(self, kind: int, score: float, cells: np.ndarray) -> Finding:
         box = bounding_box(cells) if score >= self.threshold else None

@@ -18,11 +18,12 @@ import numpy as np
 
 from guards.base import Box, Finding, require_package, require_pictures
 from guards.mark_network import KINDS, SIDE
-from guards.marks import sigmoid, squeeze
+from guards.marks import LESS, sigmoid, squeeze
 from index.errors import GuardUnavailable, IntegrityError
+from index.padding import PaddedCalls
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "yolo"  # data, not an import
-BATCH = 8  # every call of the network has this many rows: a kernel chosen by batch size never changes a score
+BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
 INSTALL = (
     "Install the extra with `pip install 'clearance[yolo]'` (AGPL-3.0: read pipeline/weights/stickers/yolo/LICENSE first), "
     "or use the marks guard that ships"
@@ -117,6 +118,9 @@ class YoloMarksGuard:
     Raises:
         GuardUnavailable: the extra or the weights are missing.
         IntegrityError: weights are not the ones the configuration was written for, or do not fit its network.
+
+    Attributes:
+        calls: of the network; ``calls.shapes`` says how many rows they have had. The last bits of a score belong to the shape.
     """
 
     name = "yolo"
@@ -136,6 +140,7 @@ class YoloMarksGuard:
         self.threshold = 0.5 if threshold is None else threshold
         self._pixels = int(card["input_pixels"])
         self._shift = np.array([card["operating_logits"][kind] for kind in KINDS], np.float32)
+        self.calls = PaddedCalls(BATCH, "guard yolo", LESS)
         self.network = make_detector(card["network"])
         try:
             fill(self.network, load(raw))
@@ -147,21 +152,26 @@ class YoloMarksGuard:
             raise IntegrityError(what, where=str(path), fix=fix) from None
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found."""
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found.
+
+        Raises:
+            OutOfMemory: not even one picture fits into memory.
+        """
         import torch
 
         require_pictures(pictures, guard=self.name)
-        found: list[list[Finding]] = []
-        for at in range(0, len(pictures), BATCH):
-            rows = np.full((BATCH, SIDE, SIDE, 3), 255, np.uint8)
-            batch = pictures[at : at + BATCH]
-            for i, picture in enumerate(batch):
-                rows[i] = squeeze(picture, SIDE)
-            x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
+        if not len(pictures):
+            return []
+        small = np.stack([squeeze(picture, SIDE) for picture in pictures])
+
+        def run(rows: list[int]) -> torch.Tensor:
+            x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 255
             logits, boxes = strongest(self.network, enlarge(x, self._pixels))
             scores = sigmoid(logits - self._shift)
-            found += [[self._finding(k, float(scores[i, k]), boxes[i, k]) for k in range(3)] for i in range(len(batch))]
-        return found
+            return torch.from_numpy(np.concatenate([scores[:, :, None], boxes], 2))
+
+        found = self.calls.run(run, len(pictures)).numpy()  # (N, 3, 1 + 4)
+        return [[self._finding(k, float(row[k, 0]), row[k, 1:]) for k in range(len(KINDS))] for row in found]
 
     def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
         box = inside(edges) if score >= self.threshold else None

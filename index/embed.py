@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from index.errors import InputError, ModelError
+from index.padding import PaddedCalls
 
 if TYPE_CHECKING:
     import torch
 
-ROWS = 8  # every network call has this many rows, padded: so a vector never depends on its neighbours
+ROWS = 8  # of every network call, padded: so a vector never depends on its neighbours; fewer when memory runs out
+LESS = "Use an embedder with smaller weights (the index must be built again with it), or a device with more memory"
 SHIPPED = "stickers"
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -93,6 +95,10 @@ class OpenCLIPEmbedder:
         architecture: the model's configuration, part of the id.
         preprocessing: how pictures enter.
         device: where it runs.
+
+    Attributes:
+        calls: of the picture tower; ``calls.shapes`` says how many rows they have had. The last bits of a vector belong to the
+            shape of its call.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class OpenCLIPEmbedder:
         self._model = model.float().eval().requires_grad_(False).to(device)
         self._tokenizer, self.preprocessing, self.device = tokenizer, preprocessing, device
         self.dim = int(architecture["embed_dim"])
+        self.calls, self._text_calls = (PaddedCalls(ROWS, name, LESS) for name in ("embedder", "embedder's text tower"))
         identity = {
             "architecture": architecture,
             "weights": weights_digest(model.state_dict()),
@@ -185,28 +192,31 @@ class OpenCLIPEmbedder:
 
         Raises:
             InputError: another dtype or shape.
+            ModelError: a vector is not finite.
+            OutOfMemory: not even one picture fits into memory.
         """
         if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
             what = f"pictures must be uint8 (N, H, W, 3), these are {pictures.dtype} {pictures.shape}"
             raise InputError(what, where="embedder", fix="Convert them to RGB bytes first")
-        high, wide = self.preprocessing.size
-        out = np.empty((len(pictures), self.dim), np.float32)
-        for at in range(0, len(pictures), ROWS):
-            part = pictures[at : at + ROWS]
-            batch = np.zeros((ROWS, 3, high, wide), np.float32)
-            for row, picture in enumerate(part):
-                batch[row] = self.preprocessing(picture)
-            out[at : at + ROWS] = self._unit(self._model.encode_image, batch)[: len(part)]
-        return out
+
+        def run(rows: list[int]) -> torch.Tensor:
+            entered = {row: self.preprocessing(pictures[row]) for row in dict.fromkeys(rows)}  # padding repeats a row
+            return self._encode(self._model.encode_image, np.stack([entered[row] for row in rows]))
+
+        return self._unit(self.calls, run, len(pictures))
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions → float32 (N, dim), unit length. Longer captions than the model's context are cut."""
-        out = np.empty((len(captions), self.dim), np.float32)
-        for at in range(0, len(captions), ROWS):
-            part = list(captions[at : at + ROWS])
-            tokens = self._tokenizer(part + [""] * (ROWS - len(part))).numpy()
-            out[at : at + ROWS] = self._unit(self._model.encode_text, tokens)[: len(part)]
-        return out
+        """Captions → float32 (N, dim), unit length. Longer captions than the model's context are cut.
+
+        Raises:
+            ModelError: a vector is not finite.
+            OutOfMemory: not even one caption fits into memory.
+        """
+
+        def run(rows: list[int]) -> torch.Tensor:
+            return self._encode(self._model.encode_text, self._tokenizer([captions[row] for row in rows]).numpy())
+
+        return self._unit(self._text_calls, run, len(captions))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels float32 (N, 3, H, W) in [0, 1] → float32 (N, dim), not normalised: differentiable, for steering by gradients.
@@ -220,14 +230,22 @@ class OpenCLIPEmbedder:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
         return self._model.encode_image(((x - mean) / std).to(self.device)).float().cpu()  # type: ignore[no-any-return]
 
-    def _unit(self, encode: Any, batch: np.ndarray) -> np.ndarray:
+    def _encode(self, encode: Any, batch: np.ndarray) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
-            vectors = encode(torch.from_numpy(batch).to(self.device)).float().cpu().numpy()
+            return encode(torch.from_numpy(batch).to(self.device)).float().cpu()  # type: ignore[no-any-return]
+
+    def _unit(self, calls: PaddedCalls, run: Callable[[list[int]], torch.Tensor], count: int) -> np.ndarray:
+        if not count:
+            return np.empty((0, self.dim), np.float32)
         # In float64 and row by row, so that the length is one to the last bit that float32 can hold.
-        wide = vectors.astype(np.float64)
-        unit: np.ndarray = (wide / np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))).astype(np.float32)
+        wide = calls.run(run, count).numpy().astype(np.float64)
+        length = np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))
+        if not (np.isfinite(length) & (length > 0)).all():  # such a vector is near to nothing: whatever it is of would pass
+            fix = "Draw the picture again; if others end so too, the embedder's weights are broken"
+            raise ModelError("a vector has no direction: it is zero or not finite", where=calls.network, fix=fix)
+        unit: np.ndarray = (wide / length).astype(np.float32)
         return unit
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError, OutOfMemory
+from index.padding import first_line, out_of_memory
+from pipeline.model.families import LESS
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
-from pipeline.model.padding import LESS, first_line, out_of_memory
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.packing import next_call
 from pipeline.steer.negtome import NegToMe, RowPush

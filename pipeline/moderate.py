@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from guards.copies import RECOLOURED
+from index.padding import out_of_memory
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
 from pipeline.engine import Trajectory
-from pipeline.model.padding import out_of_memory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
@@ -105,7 +105,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                     denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
                     device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
                     skipped_guards=(*studio.skipped, *([case.unlooked] if case.unlooked else [])),
-                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.model.padded_rows(), caught=catches,
+                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.padded_rows(), caught=catches,
                     guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
                 )
             )  # fmt: skip

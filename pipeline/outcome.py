@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
 from guards.base import Finding
-from index.store import Match
-from pipeline.model.padding import PaddedRows
+from index.reference import Match
 
 
 class Outcome(StrEnum):
@@ -100,6 +100,25 @@ class Decision:
     reason: str = ""
 
 
+class PaddedRows(NamedTuple):
+    """Rows that a process's calls of every network but the denoiser have had so far (:mod:`index.padding`): the configured
+    number, and what it was after every halving. Empty where there is no such network.
+
+    Attributes:
+        text: of the text encoders.
+        encode, decode: of the autoencoder.
+        embed: of the embedder's picture tower.
+        marks, yolo: of the guards of that name.
+    """
+
+    text: tuple[int, ...] = ()
+    encode: tuple[int, ...] = ()
+    decode: tuple[int, ...] = ()
+    embed: tuple[int, ...] = ()
+    marks: tuple[int, ...] = ()
+    yolo: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One generated picture with everything the guards said about it.
@@ -120,8 +139,8 @@ class Attempt:
         device_seconds: device time, shared out evenly over the rows of each batch.
         skipped_guards: optional guards that could not run.
         rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.
-        padded_rows: rows that its process's calls of text encoder, autoencoder's encoder and decoder have had so far; more
-            than one when memory ran out. The decoder's last drew this picture.
+        padded_rows: rows that its process's calls of the other networks have had so far; more than one when memory ran out. The
+            decoder's last drew this picture, the embedder's and detectors' last looked at it.
         caught: flights of this attempt that a probe ended early, whose cost is in this row; the picture is of what followed.
         guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
         update_norms: ‖z_{i+1} − z_i‖ of the same steps.

@@ -16,11 +16,12 @@ import numpy as np
 from guards.base import Finding, Guard
 from index.colours import hue_shares, turn_hues
 from index.errors import ConfigError
-from index.store import Match
+from index.padding import PaddedCalls
+from index.reference import Match
 from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
 from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
-from pipeline.outcome import Request, Sample
+from pipeline.outcome import PaddedRows, Request, Sample
 from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
@@ -162,6 +163,13 @@ class Studio:
             for i, found in enumerate(guard.check(pictures)):
                 findings[i] += found
         return [Study(*parts) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
+
+    def padded_rows(self) -> PaddedRows:
+        """Rows that the calls of model, embedder and mark detectors have had so far."""
+        networks = {"embed": getattr(self.copies, "embedder", None), **{guard.name: guard for guard in self.guards}}
+        calls = {name: getattr(network, "calls", None) for name, network in networks.items() if name in PaddedRows._fields}
+        found = {name: padded.shapes for name, padded in calls.items() if isinstance(padded, PaddedCalls)}
+        return self.model.padded_rows()._replace(**found)
 
     def _context_of(self, prompt: str) -> torch.Tensor:
         return self.model.encode_prompts([prompt])[0]

@@ -153,9 +153,9 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
         ),
         (
             "padded_rows",
-            pa.struct([(name, pa.list_(whole)) for name in ("text", "encode", "decode")]),
-            "rows that its worker's calls of text encoder and autoencoder have had so far; more than one when memory ran out, "
-            "and then the decoder's last drew this picture",
+            pa.struct([(name, pa.list_(whole)) for name in ("text", "encode", "decode", "embed", "marks", "yolo")]),
+            "rows that its worker's calls of text encoder, autoencoder, embedder and mark detectors have had so far; more than "
+            "one when memory ran out, and then the last drew this picture or looked at it; empty: there is no such network",
         ),
         (
             "intervention",

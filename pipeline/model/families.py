@@ -16,12 +16,14 @@ import numpy as np
 
 from index.errors import ModelError
 from pipeline.config import ModelConfig
-from pipeline.model.padding import PaddedRows
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.outcome import PaddedRows
+
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
+LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
 STICKERS = Path(__file__).resolve().parents[1] / "weights" / "stickers"
 
 
@@ -93,11 +95,16 @@ class DiffusionModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Latents float32 (N, C, h, w) → pictures uint8 RGB (N, H, W, 3)."""
+        """Latents float32 (N, C, h, w) → pictures uint8 RGB (N, H, W, 3).
+
+        Raises:
+            ModelError: the decoder's output is not finite.
+        """
         ...
 
     def padded_rows(self) -> PaddedRows:
-        """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out."""
+        """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out. Of the
+        other networks it says nothing."""
         ...
 
     def decode_size(self) -> tuple[int, int]:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from index.errors import ConfigError, ModelError
+from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
-from pipeline.model.families import UNUSED, folder_digest, read_index
-from pipeline.model.padding import PaddedCalls, PaddedRows
+from pipeline.model.families import LESS, UNUSED, folder_digest, read_index
+from pipeline.outcome import PaddedRows
 
 if TYPE_CHECKING:
     import torch
 
-TEXT_ROWS = 8  # rows of every text encoder call, until memory runs out: see pipeline.model.padding
+TEXT_ROWS = 8  # rows of every text encoder call, until memory runs out: see index.padding
 PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
 
 
@@ -104,9 +105,9 @@ class LatentDiffusion(ABC):
         self.digest = folder_digest(folder)
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
-        self._text_calls = PaddedCalls(TEXT_ROWS, "text encoder")
+        self._text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
         self._encode_calls, self._decode_calls = (
-            PaddedCalls(picture_rows(width * height), network) for network in ("autoencoder's encoder", "decoder")
+            PaddedCalls(picture_rows(width * height), network, LESS) for network in ("autoencoder's encoder", "decoder")
         )
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
@@ -218,6 +219,9 @@ class LatentDiffusion(ABC):
         torch = self._torch
         with torch.inference_mode():
             out = self._decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
+        if not out.isfinite().all():  # as bytes it would be a picture of nothing
+            fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
+            raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)
         pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 

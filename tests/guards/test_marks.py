@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from guards.marks import STICKERS, MarksGuard, bounding_box
-from index.errors import GuardUnavailable, IntegrityError
+from index.errors import GuardUnavailable, InputError, IntegrityError, OutOfMemory
 from jobs.world.overlays import KINDS, overlay
 
 from .conftest import drawing
@@ -70,6 +71,36 @@ def test_scores_are_bit_equal_whatever_the_batch(guard: MarksGuard) -> None:
     order = np.random.default_rng(0).permutation(11)
     shuffled = guard.check(pictures[order])
     assert [shuffled[int(np.flatnonzero(order == i)[0])] for i in range(11)] == together
+
+
+def test_memory_that_runs_out_halves_the_call_for_good(guard: MarksGuard, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, _ = marked("qr", 11)
+    small, rows = MarksGuard(), 4
+    real, seen = small.network, list[int]()
+
+    def network(x: Any) -> Any:
+        seen.append(len(x))
+        if len(x) > rows:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
+        return real(x)
+
+    monkeypatch.setattr(small, "network", network)
+    halved = small.check(pictures)
+    assert seen == [8, 4, 4, 4] and small.calls.shapes == (8, 4)
+    for mine, whole in zip(halved, guard.check(pictures), strict=True):
+        assert [f.score for f in mine] == pytest.approx([f.score for f in whole], abs=1e-5)
+    assert small.check(pictures[5:6])[0] == halved[5]  # the same bytes for the same shape
+    rows = 0
+    with pytest.raises(OutOfMemory, match=r"guard marks: not even one row .*not enough memory.*enabled = false"):
+        small.check(pictures[:1])
+
+
+def test_a_score_that_is_no_number_is_refused(guard: MarksGuard) -> None:
+    """Nothing compares with NaN: a broken guard would find nothing, and everything would pass."""
+    broken = MarksGuard()
+    broken._shift = broken._shift * float("nan")
+    with pytest.raises(InputError, match="not a number"):
+        broken.check(marked("qr", 1)[0])
 
 
 def test_the_threshold_is_repeated_and_decides(guard: MarksGuard) -> None:

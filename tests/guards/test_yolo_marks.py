@@ -7,13 +7,14 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from guards.conformance import check_guard
 from guards.yolo import WEIGHTS, YoloMarksGuard, inside, make_detector
-from index.errors import GuardUnavailable, IntegrityError
+from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
 from jobs.world.mark_measures import overlap
 from jobs.world.overlays import KINDS, overlay
 
@@ -112,6 +113,29 @@ def test_version_and_threshold(guard: YoloMarksGuard) -> None:
     eager = YoloMarksGuard(threshold=0.01).check(pictures)
     assert [[f.score for f in row] for row in eager] == [[f.score for f in row] for row in guard.check(pictures)]
     assert all(f.threshold == 0.01 and f.triggered == (f.score >= 0.01) for row in eager for f in row)
+
+
+@needs_ultralytics
+def test_memory_that_runs_out_halves_the_call_for_good(guard: YoloMarksGuard, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, _ = marked("qr", 5, (0,))
+    small, rows = YoloMarksGuard(), 4
+    real, seen = small.network, list[int]()
+
+    def network(x: Any) -> Any:
+        seen.append(len(x))
+        if len(x) > rows:
+            raise MemoryError("no room")
+        return real(x)
+
+    monkeypatch.setattr(small, "network", network)
+    halved = small.check(pictures)
+    assert seen == [8, 4, 4] and small.calls.shapes == (8, 4)
+    for mine, whole in zip(halved, guard.check(pictures), strict=True):
+        assert [f.score for f in mine] == pytest.approx([f.score for f in whole], abs=1e-4)
+    assert small.check(pictures[4:])[0] == halved[4]  # the same bytes for the same shape
+    rows = 0
+    with pytest.raises(OutOfMemory, match=r"guard yolo: not even one row .*no room.*enabled = false"):
+        small.check(pictures[:1])
 
 
 @needs_ultralytics

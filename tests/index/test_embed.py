@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from index.embed import OpenCLIPEmbedder, Preprocessing, weights_folder
-from index.errors import InputError, ModelError
+from index.errors import InputError, ModelError, OutOfMemory
 
 from .conftest import drawing
 
@@ -36,6 +37,51 @@ def test_a_row_does_not_depend_on_its_neighbours(shipped: OpenCLIPEmbedder) -> N
     texts = shipped.texts(captions)
     assert np.array_equal(shipped.texts(["a cat"])[0], texts[1]) and np.array_equal(texts[1], texts[5])
     assert shipped.images(pictures[:0]).shape == (0, shipped.dim) and shipped.texts([]).shape == (0, shipped.dim)
+
+
+class Small:
+    """A tower on a device that holds so many rows."""
+
+    def __init__(self, real: Any, rows: int) -> None:
+        self.real, self.rows, self.seen = real, rows, list[int]()
+
+    def __call__(self, rows: Any) -> Any:
+        import torch
+
+        self.seen.append(len(rows))
+        if len(rows) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.real(rows)
+
+
+@pytest.mark.parametrize("tower", ["encode_image", "encode_text"])
+def test_memory_that_runs_out_halves_the_call_for_good(
+    shipped: OpenCLIPEmbedder, tower: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = OpenCLIPEmbedder.open("stickers")  # its calls stay halved
+    inputs: Any = np.stack([drawing(seed) for seed in range(11)]) if tower == "encode_image" else ["red apple", "a cat"] * 5
+    run = (lambda e: e.images) if tower == "encode_image" else (lambda e: e.texts)
+    small = Small(getattr(embedder._model, tower), 4)
+    monkeypatch.setattr(embedder._model, tower, small)
+    halved = run(embedder)(inputs)
+    assert small.seen == [8] + [4] * 3 and np.allclose(halved, run(shipped)(inputs), atol=1e-6)
+    assert [calls.shapes for calls in (embedder.calls, embedder._text_calls)].count((8, 4)) == 1
+    assert embedder.calls.shapes == ((8, 4) if tower == "encode_image" else (8,))
+    # What is promised then: the same bytes for the same shape, whoever else is in it.
+    assert np.array_equal(run(embedder)(inputs[6:7])[0], halved[6])
+    small.rows = 0
+    with pytest.raises(OutOfMemory, match=r"embedder.*: not even one row .*CUDA out of memory.*smaller weights") as refused:
+        run(embedder)(inputs[:1])
+    assert refused.value.where.startswith("embedder") and refused.value.fix
+
+
+def test_a_vector_without_a_direction_is_refused(shipped: OpenCLIPEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be near to nothing, and whatever it is of would pass."""
+    real = shipped._model.encode_image
+    for broken in (float("nan"), float("inf"), 0.0):
+        monkeypatch.setattr(shipped._model, "encode_image", lambda x, by=broken: real(x) * by)
+        with pytest.raises(ModelError, match="no direction"):
+            shipped.images(drawing(1)[None])
 
 
 def test_a_mirrored_copy_is_nearer_than_another_drawing(shipped: OpenCLIPEmbedder) -> None:

@@ -167,6 +167,20 @@ def test_another_embedder_is_refused_and_both_are_named(tmp_path: Path, embedder
         ReferenceIndex.open(tmp_path / "i").search(np.zeros((1, 12), np.float32), 1)
 
 
+def test_vectors_that_are_not_finite_are_refused(
+    tmp_path: Path, embedder: GridEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are near to nothing: such a picture would pass as unlike everything, such a reference would protect nothing."""
+    index = build(tmp_path / "i", [1], embedder)
+    nothing = np.full((1, 48), np.nan, np.float32)
+    with pytest.raises(InputError, match="not finite"):
+        index.search(nothing, 1)
+    monkeypatch.setattr(embedder, "images", lambda pictures: nothing)
+    with pytest.raises(InputError, match=r"work 2.*not finite"):
+        index.add([work(2)], embedder)
+    assert len(ReferenceIndex.open(tmp_path / "i")) == 1
+
+
 def test_any_changed_byte_is_found_and_its_file_named(tmp_path: Path, embedder: GridEmbedder) -> None:
     build(tmp_path / "i", [1, 2, 3], embedder)
     for path in sorted(p for p in (tmp_path / "i").rglob("*") if p.is_file()):

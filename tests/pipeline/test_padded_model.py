@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from index.errors import OutOfMemory
 from pipeline.config import ModelConfig
 from pipeline.model.families import DiffusionModel, load_model
-from pipeline.model.padding import PaddedCalls, PaddedRows, out_of_memory
+from pipeline.outcome import PaddedRows
 
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried …")]
 
@@ -59,39 +57,6 @@ def test_a_call_too_large_is_halved_and_stays_so(
     assert np.allclose(halved, whole, atol=1 if part == "decode" else 1e-4)
     # What is promised then: the same bytes for the same shape, whoever else is in it.
     assert np.array_equal(np.asarray(run[part](inputs[part][4:5]))[0], halved[4])
-
-
-def test_what_one_run_returns_has_one_shape() -> None:
-    """The second block is the one too many: the first is done again in the smaller shape."""
-    calls, seen = PaddedCalls(4, "decoder"), []
-
-    def call(rows: list[int]) -> torch.Tensor:
-        seen.append(rows)
-        if len(rows) == 4 and 5 in rows:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return torch.tensor(rows)
-
-    assert calls.run(call, 7).tolist() == list(range(7)) and calls.rows == 2
-    assert seen == [[0, 1, 2, 3], [4, 5, 6, 4], [0, 1], [2, 3], [4, 5], [6, 6]]
-
-
-def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
-    def never(rows: list[int]) -> torch.Tensor:
-        raise MemoryError("no room")
-
-    def wrong(rows: list[int]) -> torch.Tensor:
-        raise RuntimeError("shapes do not match")
-
-    calls = PaddedCalls(4, "decoder")
-    with pytest.raises(OutOfMemory, match=r"decoder: not even one row .*no room.*model\.size") as raised:
-        calls.run(never, 1)
-    assert out_of_memory(raised.value) and isinstance(pickle.loads(pickle.dumps(raised.value)), MemoryError)
-    assert calls.shapes == (4, 2, 1)
-    calls = PaddedCalls(4, "decoder")
-    with pytest.raises(RuntimeError, match="shapes"):
-        calls.run(wrong, 1)
-    assert calls.shapes == (4,)
-    assert out_of_memory(ERRORS[1]) and not out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_large_picture_begins_with_few_rows(tiny_sd: Path) -> None:

@@ -8,27 +8,14 @@ call is padded. Where memory runs out the shape is halved, for good, and the wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from index.errors import OutOfMemory
 
 if TYPE_CHECKING:
     import torch
 
-LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
-
-
-class PaddedRows(NamedTuple):
-    """Rows that a process's calls have had so far: the configured number, and what it was after every halving.
-
-    Attributes:
-        text: of the text encoders.
-        encode, decode: of the autoencoder.
-    """
-
-    text: tuple[int, ...] = ()
-    encode: tuple[int, ...] = ()
-    decode: tuple[int, ...] = ()
+SAYS = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")  # the last: ONNX Runtime
 
 
 class PaddedCalls:
@@ -37,14 +24,15 @@ class PaddedCalls:
     Args:
         rows: of a call, as configured.
         network: its name, for people.
+        fix: what they can do when not even one row fits.
 
     Attributes:
         shapes: rows of a call: as configured, and after every halving. The last is in force.
     """
 
-    def __init__(self, rows: int, network: str) -> None:
+    def __init__(self, rows: int, network: str, fix: str) -> None:
         self.shapes: tuple[int, ...] = (rows,)
-        self.network = network
+        self.network, self.fix = network, fix
 
     @property
     def rows(self) -> int:
@@ -77,7 +65,7 @@ class PaddedCalls:
                     raise
                 if self.rows == 1:
                     what = f"not even one row fits into memory ({first_line(error)})"
-                    raise OutOfMemory(what, where=self.network, fix=LESS) from error
+                    raise OutOfMemory(what, where=self.network, fix=self.fix) from error
             self.shapes += (self.rows // 2,)  # outside the handler, which holds on to the failed call's tensors
 
 
@@ -86,9 +74,7 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     words = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
-    )
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in words for phrase in SAYS)
 
 
 def first_line(error: BaseException) -> str:

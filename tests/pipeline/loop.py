@@ -1,0 +1,86 @@
+"""What tests of the loop share: stand-ins for index and guards around a tiny random model, and a few requests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from guards.base import Finding
+from guards.copies import Examination
+from index.reference import Match, Reference
+from pipeline.config import CopiesPolicy, GenerationConfig, Policy, RunConfig, Rung
+from pipeline.model.families import DiffusionModel
+from pipeline.outcome import Outcome, Request, Sample
+from pipeline.studio import Studio
+
+LADDER = (Rung("negtome", token_threshold=0.0), Rung("nudge", step_size=0.1, resume_fraction=0.4))
+POLICY = Policy(copies=CopiesPolicy(), ladder=LADDER)
+REF = hashlib.sha256(b"reference").hexdigest()[:16]
+
+
+class Index:
+    """Stands in for the reference index: one reference with a picture."""
+
+    embedder_id, index_id = "embedder", "index"
+
+    def references(self) -> list[Reference]:
+        return [Reference(REF, "grey", "", "")]
+
+    def picture(self, ref_id: str) -> np.ndarray:
+        return np.full((16, 16, 3), 128, np.uint8)
+
+
+class Copies:
+    """A copies guard that flags the pictures a test names by digest."""
+
+    def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True, category: str = "copy.protected") -> None:
+        self.flags, self.confirmed, self.category = flags, confirmed, category
+        self.asked: list[tuple[str, list[str]]] = []  # picture, its own references
+
+    def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
+        self.asked += [(sha(picture), list(ids)) for picture, ids in zip(pictures, own, strict=True)]
+        out = []
+        for picture in pictures:
+            score = 0.95 if self.flags(picture) else 0.1
+            finding = Finding("copies", "1", self.category, score, 0.8, self.confirmed, None, REF)
+            out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "grey", score),), (finding,)))
+        return out
+
+
+class Failing:
+    name, version, categories = "marks", "1", ("mark.qr",)
+
+    def __init__(self, bad: set[str]) -> None:
+        self.bad = bad
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        if any(sha(p) in self.bad for p in pictures):
+            raise ValueError("cannot look at this one")
+        return [[Finding("marks", "1", "mark.qr", 0.0, 0.5)] for _ in pictures]
+
+
+def sha(picture: np.ndarray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def studio(model: DiffusionModel, copies: Copies, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
+    config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
+    return Studio(config, policy, model, copies, guards, [], Index(), "calibration", 0.8)  # type: ignore[arg-type]
+
+
+def requests(count: int = 5) -> list[Request]:
+    return [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+
+
+def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
+    assert len({s.request.key for s in samples}) == len(samples)
+    return {s.request.key: s for s in samples}
+
+
+def undisturbed(model: DiffusionModel) -> dict[str, str]:
+    """Key → digest of the picture, when nobody is flagged and nothing fails."""
+    done = by_key(list(studio(model, Copies(lambda _: False)).moderate(requests())))
+    assert all(s.outcome is Outcome.ACCEPTED and len(s.attempts) == 1 for s in done.values())
+    return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}
