@@ -53,6 +53,10 @@ class OutOfMemory(ClearanceError, MemoryError):
     """A network call that does not fit into memory, however few rows it has."""
 
 
+class SteeringFailed(ClearanceError):
+    """What steers one sample raised, or drove its latent out of all bounds; that sample ends, the others go on."""
+
+
 class PlanMismatch(ClearanceError):
     """The output folder belongs to another plan, or the plan changed between start and resume."""
 

@@ -9,30 +9,34 @@ and a sample may sit a call out.
 Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
 R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
 trajectory keeps which R it was drawn with (:attr:`Trajectory.rows_from`).
+
+The fixed shape also tells whose a failure is: who fails alone in a call ends, and nobody else (:mod:`pipeline.blame`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from index.errors import ConfigError, OutOfMemory
 from index.padding import first_line, out_of_memory
+from pipeline.blame import Failures, answers, mates_of, not_finite, steering
+from pipeline.call import packed_call, reference_latents, units
 from pipeline.model.families import LESS
-from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.samplers import counter_noise, make_sampler
 from pipeline.packing import next_call
-from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.model.families import DiffusionModel
+    from pipeline.model.lowrank import LowRank
     from pipeline.steer.diversity import Group
     from pipeline.steer.features import FeatureCache
+    from pipeline.steer.negtome import NegToMe
 
 CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
 GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
@@ -116,6 +120,18 @@ class Trajectory:
         return self
 
 
+class Ended(NamedTuple):
+    """Whom a call ended.
+
+    Attributes:
+        finished: those that reached the last step.
+        failed: those that failed for a reason of their own, with what it was; nobody else has noticed.
+    """
+
+    finished: list[Trajectory]
+    failed: Failures
+
+
 class Engine:
     """Denoises submitted trajectories, always ``rows`` rows at a time.
 
@@ -193,34 +209,47 @@ class Engine:
         noise = torch.randn(self.model.latent_shape, generator=torch.Generator().manual_seed(seed))
         return noise if self.sampler.initial_scale == 1 else self.sampler.initial_scale * noise
 
-    def step(self) -> list[Trajectory]:
-        """Make one denoiser call; returns the trajectories that reached the end (none when memory ran out and R was halved).
+    def make_call(self) -> Ended:
+        """Make one denoiser call; nobody ends when memory ran out and R was halved.
+
+        What fails for one sample alone (what steers it, its latent, the network on it) ends that sample; see
+        :mod:`pipeline.blame`. The others keep their bytes.
 
         Raises:
             OutOfMemory: not even the fewest rows fit into memory.
+            ConfigError: only parts of groups are left.
         """
         self._admit()
         if not self._running:
-            return []
-        began = time.perf_counter()
-        latents, timesteps, context, owners, pushes = self._pack()
+            return Ended([], [])
         try:
-            with self._pushing(pushes), self._adapting(owners):
-                output = self.model.denoise(latents, timesteps, context, self.told_guidance)
-        except (RuntimeError, MemoryError) as error:
+            answered, failed = answers(self._call, self._running)
+        except Exception as error:
             self.make_room(error)
-            return []
-        used = sum(t.rows() for t in self._running)
-        seconds = (time.perf_counter() - began) / used
-        self.calls += 1
-        self.rows_used += used
-        for trajectory, first in owners:
-            trajectory.device_seconds += seconds * trajectory.rows()
-            trajectory.evals += trajectory.rows() / (1 if trajectory.negative is None else 2)
-            self._advance(trajectory, output[first : first + trajectory.own_rows])
+            return Ended([], [])
+        for t, output in answered:
+            try:
+                self._advance(t, output)
+            except Exception as error:
+                failed.append((t, error))
+        self.withdraw([t for t, _ in failed])
         finished = [t for t in self._running if t.step == len(self.sampler)]
-        self._running = [t for t in self._running if t.step < len(self.sampler)]
-        return finished
+        self.withdraw(finished)
+        bereft = mates_of(failed, self._running)
+        self.withdraw([t for t, _ in bereft])
+        return Ended(finished, [*failed, *bereft])
+
+    def step(self) -> list[Trajectory]:
+        """:meth:`make_call` for those who need everybody: returns who finished.
+
+        Raises:
+            OutOfMemory, ConfigError: as there.
+            whatever ended the first sample that failed.
+        """
+        ended = self.make_call()
+        if ended.failed:
+            raise ended.failed[0][1]
+        return ended.finished
 
     def finish(self, trajectories: Sequence[Trajectory]) -> dict[int, torch.Tensor]:
         """Submit, and run to the end: tag → latent float32 (C, h, w)."""
@@ -232,13 +261,15 @@ class Engine:
         return done
 
     def abandon(self) -> list[Trajectory]:
-        """Give up those in the current call (not who waits); returns them."""
+        """Give up those in the current call, or all who wait where nobody could be chosen for one; returns them."""
+        if not self._running:
+            self._running, self._waiting = self._waiting, []
         abandoned, self._running = self._running, []
         return abandoned
 
     @property
     def running(self) -> tuple[Trajectory, ...]:
-        """Those under way; after :meth:`step` each has just taken the step before its own."""
+        """Those under way; after :meth:`make_call` each has just taken the step before its own."""
         return tuple(self._running)
 
     def withdraw(self, trajectories: Sequence[Trajectory]) -> None:
@@ -248,13 +279,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Choose who shares the next call, of all that stand; a group as one, and only when all of it is there."""
-        units: dict[object, list[Trajectory]] = {}
-        for t in sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0):
-            units.setdefault(t.group.id if t.group else id(t), []).append(t)
-        ready = {key: unit for key, unit in units.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
-        if units and not ready:
-            key, unit = next(iter(units.items()))
-            self._running, self._waiting = unit, [t for other in units.values() if other is not unit for t in other]
+        everybody = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
+        ready = {key: unit for key, unit in everybody.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
+        if everybody and not ready:
+            key, unit = next(iter(everybody.items()))
+            self._running, self._waiting = unit, [t for other in everybody.values() if other is not unit for t in other]
             raise ConfigError(
                 f"only {len(unit)} of its members were submitted", where=f"group {key!r}", fix="Submit all, then step"
             )
@@ -262,7 +291,7 @@ class Engine:
         chosen = next_call([(sum(t.rows() for t in unit), len(self.sampler) - unit[0].step) for unit in standing], self.rows)
         self._running = [t for i in chosen for t in standing[i]]
         running = {id(t) for t in self._running}
-        self._waiting = [t for unit in units.values() for t in unit if id(t) not in running]
+        self._waiting = [t for unit in everybody.values() for t in unit if id(t) not in running]
 
     def make_room(self, error: Exception) -> None:
         """After a denoiser call that failed: if memory ran out, half the rows from now on, but enough for every sample.
@@ -278,93 +307,53 @@ class Engine:
             what = f"a call of {self.rows} rows does not fit into memory, and a sample needs them ({first_line(error)})"
             raise OutOfMemory(what, where="denoiser", fix=f"{LESS}; steering with fewer references needs fewer rows") from error
         self.rows = fewer
-        self._waiting += self.abandon()
-
-    def _pack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[Trajectory, int]], list[RowPush]]:
-        import torch
-
-        latents: list[torch.Tensor] = []
-        timesteps: list[float] = []
-        context: list[torch.Tensor] = []
-        owners: list[tuple[Trajectory, int]] = []
-        pushes: list[RowPush] = []
-        for t in self._running:
-            first = len(latents)
-            owners.append((t, first))
-            context += [t.context] if t.negative is None or t.own_rows == 1 else [t.negative, t.context]
-            latents += [t.latent] * t.own_rows
-            if t.push and t.push.acts_at(t.step):
-                count = t.push.references_at(t.step)
-                references = tuple(range(len(latents), len(latents) + count))
-                pushes += [RowPush(row, references, t.push, t.step, first) for row in range(first, len(latents))]
-                latents += self.reference_latents(t.push, t.step)[:count]
-                context += [t.push.context] * count
-            timesteps += [self.sampler.timesteps[t.step]] * (len(latents) - first)
-        for _ in range(self.rows - len(latents)):  # a constant row, so that nothing depends on leftovers
-            latents.append(torch.zeros(self.model.latent_shape))
-            context.append(torch.zeros_like(self._running[0].context))
-            timesteps.append(0)
-        pushes += _pushes_of_groups(owners)
-        return torch.stack(latents), torch.tensor(timesteps), torch.stack(context), owners, pushes
+        self._waiting, self._running = [*self._waiting, *self._running], []
 
     def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
-        """The reference latents at the noise level of the step; clean where the push says so."""
-        if push.noises is None:
-            return list(push.latents)
-        return [self.sampler.noised(z, noise, step) for z, noise in zip(push.latents, push.noises, strict=True)]
+        """See :func:`pipeline.call.reference_latents`."""
+        return reference_latents(self.sampler, push, step)
 
-    def _pushing(self, pushes: list[RowPush]):  # type: ignore[no-untyped-def]
-        from pipeline.steer.negtome import pushing
-
-        return pushing(self.model.attention_blocks(), pushes)
-
-    def _adapting(self, owners: list[tuple[Trajectory, int]]) -> AbstractContextManager[None]:
-        """Low-rank weights on the rows of the samples that want them."""
-        wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
-        for t, first in owners:
-            for weights, strength in t.lowrank:
-                wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.rows()))
-        if not wanted:
-            return nullcontext()
-        rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
-        return adapted(self.model.network, rows)
+    def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:
+        """The network's output for each sample's own rows; shares out what it cost."""
+        began = time.perf_counter()
+        outputs = packed_call(self.model, self.sampler, samples, self.rows, self.told_guidance)
+        used = sum(t.rows() for t in samples)
+        self.calls += 1
+        self.rows_used += used
+        seconds = (time.perf_counter() - began) / used
+        for t in samples:
+            t.device_seconds += seconds * t.rows()
+        return outputs
 
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
-        """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w)."""
+        """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w).
+
+        Raises:
+            SteeringFailed, OutOfMemory: what steers it failed, or drove its latent out of all bounds.
+            ModelError: the network's output is not finite.
+        """
+        t.evals += t.rows() / (1 if t.negative is None else 2)
         output = rows[-1]
         if len(rows) == 2:
             difference = output - rows[0]
             t.guidance_norms.append(float(difference.norm()))
             output = rows[0] + self.guidance_scale * difference
             if t.guide is not None:
-                output = t.guide(t.latent, rows[0], rows[1], t.step)
+                with steering("guidance", t.step):
+                    output = t.guide(t.latent, rows[0], rows[1], t.step)
         clean, noise = self.sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
-            clean = t.nudge(clean, t.step, noise)
+            with steering("nudge", t.step):
+                clean = t.nudge(clean, t.step, noise)
         fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
-        t.ring[t.step] = t.latent
-        t.latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)
-        t.clean = clean
-        t.update_norms.append(float((t.latent - t.ring[t.step]).norm()))
+        latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)
+        change = float((latent - t.latent).norm())
+        if not math.isfinite(change):
+            raise not_finite(self._call, t, rows)
+        t.ring[t.step], t.latent, t.clean = t.latent, latent, clean
+        t.update_norms.append(change)
         if self.sampler.correction:
             t.cleans[t.step] = clean
         if not t.rows_from or t.rows_from[-1][1] != self.rows:
             t.rows_from.append((t.step, self.rows))
         t.step += 1
-
-
-def _pushes_of_groups(owners: list[tuple[Trajectory, int]]) -> list[RowPush]:
-    """Of every group in a call; ``owners``: its samples and the first row of each."""
-    from pipeline.steer.diversity import GroupRow, group_pushes
-
-    groups = {t.group.id: t.group for t, _ in owners if t.group}
-    pushes: list[RowPush] = []
-    for group in groups.values():
-        rows = [
-            GroupRow(first + i, group.id, t.member, i + 2 - t.own_rows, t.step)
-            for t, first in owners
-            if t.group and t.group.id == group.id
-            for i in range(t.own_rows)
-        ]
-        pushes += group_pushes(rows, {group.id: group.size}, group.settings)
-    return pushes

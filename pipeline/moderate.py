@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from guards.copies import RECOLOURED
+from index.errors import SteeringFailed
 from index.padding import out_of_memory
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 RESEEDED = Intervention("reseed")
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,62 +80,72 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
 
     while studio.engine.busy:
         try:
-            finished = studio.engine.step()
-        except Exception as error:  # the whole call failed: everybody in it ends as an error row, nobody is lost
-            for trajectory in studio.engine.abandon():
-                yield _broken(cases.pop(trajectory.tag), "error.engine", error)
-            continue
+            finished, lost = studio.engine.make_call()
+        except Exception as error:  # it fails for everybody: all in it end as error rows, nobody is lost
+            finished, lost = [], [(trajectory, error) for trajectory in studio.engine.abandon()]
+        for trajectory, failure in lost:
+            reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
+            yield _broken(cases.pop(trajectory.tag), reason, failure)
         for trajectory, found in _look(studio, cases):
             case = cases[trajectory.tag]
             try:
                 _turn(studio, trajectory, case, found)
             except Exception as error:
                 yield _broken(cases.pop(trajectory.tag), "error.steering", error)
-        studied, failures = _study(studio, finished, [_own_references(cases[t.tag]) for t in finished])
+        studied, failures = _together_or_alone(
+            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), finished
+        )
         for trajectory, failure in failures:
             yield _broken(cases.pop(trajectory.tag), "error.guard", failure)
         for trajectory, study in studied:
-            case = cases[trajectory.tag]
-            number = len(case.attempts)
-            another, catches = _affordable(studio, case, trajectory), tuple(case.catches)
-            decision = decide(study.findings, case.rungs, studio.policy, case.marked, another=another)
-            case.attempts.append(
-                Attempt(
-                    number=number, seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
-                    picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
-                    embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
-                    denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
-                    device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
-                    skipped_guards=(*studio.skipped, *([case.unlooked] if case.unlooked else [])),
-                    rows_from=tuple(trajectory.rows_from), padded_rows=studio.padded_rows(), caught=catches,
-                    guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
-                )
-            )  # fmt: skip
-            case.unlooked = ""
-            if decision.verdict is Verdict.STEER:
-                try:
+            case, reason = cases[trajectory.tag], "error.guard"
+            try:
+                decision = _decided(studio, trajectory, case, study)
+                if decision.verdict is Verdict.STEER:
+                    reason = "error.steering"
                     _steer(studio, trajectory, case, decision)
-                except Exception as error:
-                    yield _broken(cases.pop(trajectory.tag), "error.steering", error)
+            except Exception as error:
+                yield _broken(cases.pop(trajectory.tag), reason, error)
             else:
-                yield _ended(cases.pop(trajectory.tag), decision)
+                if decision.verdict is not Verdict.STEER:
+                    yield _ended(cases.pop(trajectory.tag), decision)
     for case in cases.values():
         yield _failed(case, "error.lost", "the engine stopped before this request was drawn", "RuntimeError")
 
 
-def _study(
-    studio: Studio, finished: list[Trajectory], own: list[list[str]]
-) -> tuple[list[tuple[Trajectory, Study]], list[tuple[Trajectory, Exception]]]:
-    """Decode and check finished trajectories together; if that fails, one by one, so that one picture fails alone."""
-    if not finished:
+def _together_or_alone(
+    look: Callable[[list[Trajectory]], Sequence[T]], those: list[Trajectory]
+) -> tuple[list[tuple[Trajectory, T]], list[tuple[Trajectory, Exception]]]:
+    """Look at trajectories together; if that fails, at one by one, so that one fails alone: what was seen, and who failed."""
+    if not those:
         return [], []
     try:
-        return list(zip(finished, studio.study([t.latent for t in finished], own), strict=True)), []
+        return list(zip(those, look(those), strict=True)), []
     except Exception as error:
-        if len(finished) == 1:
-            return [], [(finished[0], error)]
-    alone = [_study(studio, [trajectory], [ids]) for trajectory, ids in zip(finished, own, strict=True)]
-    return [pair for studied, _ in alone for pair in studied], [pair for _, failed in alone for pair in failed]
+        if len(those) == 1:
+            return [], [(those[0], error)]
+    alone = [_together_or_alone(look, [trajectory]) for trajectory in those]
+    return [pair for seen, _ in alone for pair in seen], [pair for _, failed in alone for pair in failed]
+
+
+def _decided(studio: Studio, trajectory: Trajectory, case: Case, study: Study) -> Decision:
+    """Decide about a picture that was looked at, and put its attempt on record."""
+    another, catches = _affordable(studio, case, trajectory), tuple(case.catches)
+    decision = decide(study.findings, case.rungs, studio.policy, case.marked, another=another)
+    case.attempts.append(
+        Attempt(
+            number=len(case.attempts), seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
+            picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
+            embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
+            denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
+            device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
+            skipped_guards=(*studio.skipped, *([case.unlooked] if case.unlooked else [])),
+            rows_from=tuple(trajectory.rows_from), padded_rows=studio.padded_rows(), caught=catches,
+            guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
+        )
+    )  # fmt: skip
+    case.unlooked = ""
+    return decision
 
 
 def _affordable(studio: Studio, case: Case, last: Trajectory) -> bool:
@@ -147,24 +159,22 @@ def _look(studio: Studio, cases: dict[int, Case]) -> list[tuple[Trajectory, Caug
 
     A probe that fails costs nobody a picture: the finished one is looked at anyway, and the attempt says why it was not probed.
     """
-    if studio.early is None:
+    early = studio.early
+    if early is None:
         return []
     due = [
         t
         for t in studio.engine.running
-        if t.step in studio.early.steps
+        if t.step in early.steps
         and (cases[t.tag].intervention or RESEEDED).kind == "reseed"
         and cases[t.tag].rungs - cases[t.tag].marked < len(studio.policy.ladder)
         and not t.group  # its mates need it in their calls
         and _affordable(studio, cases[t.tag], t)
     ]
-    try:
-        found = studio.early.look(due, [cases[t.tag].request.prompt for t in due])
-    except Exception as error:
-        for t in due:
-            cases[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
-        return []
-    caught = [(t, hit) for t, hit in zip(due, found, strict=True) if hit is not None]
+    found, failures = _together_or_alone(lambda some: early.look(some, [cases[t.tag].request.prompt for t in some]), due)
+    for t, error in failures:
+        cases[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
+    caught = [(t, hit) for t, hit in found if hit is not None]
     studio.engine.withdraw([t for t, _ in caught])
     return caught
 

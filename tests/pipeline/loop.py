@@ -65,7 +65,7 @@ def sha(picture: np.ndarray) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def studio(model: DiffusionModel, copies: Copies, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
+def studio(model: DiffusionModel, copies: object, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
     config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
     return Studio(config, policy, model, copies, guards, [], Index(), "calibration", 0.8)  # type: ignore[arg-type]
 

@@ -201,6 +201,26 @@ def test_a_probe_that_fails_costs_no_picture(model: DiffusionModel, unprobed: di
     )
 
 
+def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
+    model: DiffusionModel, probed: tuple[dict[str, Sample], np.ndarray]
+) -> None:
+    """Who is caught beside it is caught at the same step, and drawn in the same bytes."""
+    unlucky = only(probed[1])
+
+    def near(vector: np.ndarray, *, fails: bool) -> bool:
+        if fails and unlucky(vector):
+            raise RuntimeError("cannot look at this one")
+        return not unlucky(vector)
+
+    usual = by_key(list(studio(model, Copies(lambda v: near(v, fails=False))).moderate(requests())))
+    done = by_key(list(studio(model, Copies(lambda v: near(v, fails=True))).moderate(requests())))
+    for key in ("key-0", "key-2", "key-3"):
+        assert [c.step for c in done[key].attempts[0].caught] == [c.step for c in usual[key].attempts[0].caught] == [1]
+        assert done[key].attempts[0].pixel_sha256 == usual[key].attempts[0].pixel_sha256
+    assert done["key-1"].attempts[0].skipped_guards == ("early: RuntimeError: cannot look at this one",)
+    assert not any(done[key].attempts[0].skipped_guards for key in ("key-0", "key-2", "key-3"))
+
+
 def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
     done = list(studio(model, Copies(lambda _: True)).moderate(requests(1)))
     (row,) = attempt_table(done, context(), "0").to_pylist()  # type: ignore[arg-type]

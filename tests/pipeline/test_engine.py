@@ -182,9 +182,9 @@ def test_other_errors_are_not_taken_for_memory(exact: DiffusionModel, monkeypatc
     e = engine(exact, rows=16)
     Small(exact, monkeypatch, RuntimeError("shapes do not match"), rows=4, after=0)
     e.submit(plain(e, 1))
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(ModelError, match=r"denoiser, step 0: RuntimeError: shapes do not match") as raised:
         e.step()
-    assert e.rows == 16
+    assert e.rows == 16 and isinstance(raised.value.__cause__, RuntimeError)
 
 
 def test_guidance_of_one_or_less_takes_one_row(exact: DiffusionModel, tiny_sd: Path) -> None:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ModelConfig
+from guards.base import Finding
+from guards.copies import CopiesGuard
+from index.calibrate import OperatingPoint
+from index.embed import OpenCLIPEmbedder
+from index.reference import NewReference
+from index.store import ReferenceIndex
+from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.config import ModelConfig, Rung
 from pipeline.model.families import DiffusionModel, load_model
-from pipeline.outcome import Outcome, Request
+from pipeline.moderate import _first
+from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer import ladder
+from pipeline.steer.negtome import NegToMe
+from pipeline.steer.nudge import Nudge
 
 from .loop import LADDER, POLICY, Copies, Failing, by_key, requests, sha, studio, undisturbed
 
@@ -43,21 +55,152 @@ def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionMode
     assert sum(s.outcome is Outcome.ACCEPTED for s in done.values()) == 4
 
 
-def test_an_engine_failure_loses_nobody(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failures", [1, 1000])
+def test_an_engine_failure_loses_nobody(
+    model: DiffusionModel, unsteered: dict[str, str], failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not come again ends nobody; one that stays ends everybody, each in a row of its own."""
     s = studio(model, Copies(lambda _: False))
     real, calls = s.model.denoise, []
 
     def failing(*args: object) -> object:
         calls.append(1)
-        if len(calls) == 2:
+        if 2 <= len(calls) < 2 + failures:
             raise RuntimeError("cuDNN error: execution failed")
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(s.model, "denoise", failing)
-    done = by_key(list(s.moderate(requests(6))))
-    assert len(done) == 6
-    assert sum(x.outcome is Outcome.ERROR and x.reason == "error.engine" for x in done.values()) == 4  # the four in that call
-    assert sum(x.outcome is Outcome.ACCEPTED for x in done.values()) == 2
+    done = by_key(list(s.moderate(requests())))
+    assert len(done) == 5
+    if failures == 1:
+        assert {key: x.attempts[0].pixel_sha256 for key, x in done.items()} == unsteered
+    else:
+        assert all(x.outcome is Outcome.ERROR and x.reason == "error.engine" for x in done.values())
+        assert all("RuntimeError: cuDNN error: execution failed. Draw it" in x.error_message for x in done.values())
+
+
+def one_ended(
+    done: dict[str, Sample], unsteered: dict[str, str], context: Callable[..., RunContext], reason: str, attempts: int
+) -> Sample:
+    """Of five only key-1 ended, for that reason, which every row of it repeats; the others have the bytes they always had."""
+    assert sorted(done) == sorted(unsteered)
+    lost = done["key-1"]
+    assert (lost.outcome, lost.reason, len(lost.attempts)) == (Outcome.ERROR, reason, attempts)
+    others = {key: s.attempts[0].pixel_sha256 for key, s in done.items() if key != "key-1"}
+    assert others == {key: digest for key, digest in unsteered.items() if key != "key-1"}
+    assert all(s.outcome is Outcome.ACCEPTED for key, s in done.items() if key != "key-1")
+    rows = sample_table(list(done.values()), context(), "0").to_pylist()
+    assert len(rows) == 5 and [r["error_message"] for r in rows if r["outcome"] == "error"] == [lost.error_message]
+    said = [r for r in attempt_table(list(done.values()), context(), "0").to_pylist() if r["request_key"] == "key-1"]
+    assert [r["error_message"] for r in said] == [lost.error_message] * attempts
+    return lost
+
+
+def test_a_nudge_that_raises_in_mid_flight_ends_one_sample(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nudge(self: Nudge, clean: torch.Tensor, step: int, noise: torch.Tensor) -> torch.Tensor:
+        if step == 3:
+            raise ValueError("on purpose")
+        return clean
+
+    monkeypatch.setattr(Nudge, "__call__", nudge)
+    policy = dataclasses.replace(POLICY, ladder=(Rung("nudge", step_size=0.1),))
+    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]), policy=policy)
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    assert lost.error_class == "SteeringFailed" and lost.error_message.startswith("nudge, step 3: ValueError: on purpose. ")
+    again = studio(model, Copies(lambda _: False))
+    assert not s.engine.busy and len(list(again.moderate(requests(2)))) == 2
+
+
+def test_a_push_that_raises_inside_the_forward_ends_one_sample(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moves(*_: object) -> None:
+        raise IndexError("no such token")
+
+    monkeypatch.setattr(NegToMe, "moves", moves)
+    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    assert lost.error_message.startswith("denoiser, step 0, while it is steered: IndexError: no such token. ")
+
+
+def test_a_latent_that_is_not_finite_is_no_picture(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = studio(model, Copies(lambda _: False))
+    real, nothing = s.context_of, float("nan")
+    monkeypatch.setattr(s, "context_of", lambda text: real(text) * (nothing if text == "a red apple 1" else 1))
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.engine", 0)
+    assert lost.error_class == "ModelError" and "denoiser, step 0: its output is not finite. " in lost.error_message
+
+
+def test_a_decoded_picture_that_is_not_finite_is_none(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = studio(model, Copies(lambda _: False))
+    last = s.engine.finish([_first(s, 1, requests()[1])])[1]
+    real = model.decode_tensor  # type: ignore[attr-defined]
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        out = real(latents)
+        for i, latent in enumerate(latents):
+            if torch.equal(latent, last):
+                out[i, 0, 3, 3] = float("inf")
+        return out
+
+    monkeypatch.setattr(model, "decode_tensor", decode)
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.guard", 0)
+    assert lost.error_class == "ModelError" and lost.error_message.startswith("decoder: a decoded picture is not finite. ")
+
+
+def test_findings_that_nothing_can_be_decided_about_end_their_sample(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext]
+) -> None:
+    class Foreign:
+        """A guard the policy does not know."""
+
+        name, version, categories = "foreign", "1", ("mark.qr",)
+
+        def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+            return [[Finding("foreign", "1", "mark.qr", float(sha(p) == unsteered["key-1"]), 0.5)] for p in pictures]
+
+    s = studio(model, Copies(lambda _: False), [Foreign()])
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.guard", 0)
+    assert "foreign" in lost.error_message
+
+
+@pytest.mark.parametrize("fits", [4, 0])
+def test_an_embedder_short_of_memory_halves_and_says_so(
+    model: DiffusionModel, unsteered: dict[str, str], tmp_path: Path, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real embedder, index and guard: no picture changes, the rows say in which shape they were looked at."""
+    embedder = OpenCLIPEmbedder.open("stickers")
+    works = [NewReference("grey", np.full((16, 16, 3), 128, np.uint8), keep_picture=True)]
+    index = ReferenceIndex.build(tmp_path / "index", works, embedder)
+    guards = CopiesGuard(index, embedder, point=OperatingPoint(0.999, 0.9))
+    plain = by_key(list(studio(model, guards).moderate(requests())))
+    assert plain["key-0"].attempts[0].padded_rows.embed == (8,)
+    real = embedder._model.encode_image
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(embedder._model, "encode_image", encode)
+    done = by_key(list(studio(model, guards).moderate(requests())))
+    assert len(done) == 5
+    if not fits:
+        assert all(s.outcome is Outcome.ERROR and s.reason == "oom" for s in done.values())
+        assert all(s.error_message.startswith("embedder: not even one row") for s in done.values())
+        assert all("Use an embedder with smaller weights" in s.error_message for s in done.values())
+        return
+    for key, s in done.items():
+        (attempt,), (before,) = s.attempts, plain[key].attempts
+        assert s.outcome is plain[key].outcome is Outcome.ACCEPTED and attempt.pixel_sha256 == unsteered[key]
+        assert attempt.padded_rows.embed == (8, 4) and np.allclose(attempt.embedding, before.embedding, atol=1e-5)
+        assert (attempt.padded_rows.decode, attempt.padded_rows.marks, attempt.padded_rows.yolo) == ((8,), (), ())
 
 
 def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:

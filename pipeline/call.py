@@ -1,0 +1,109 @@
+"""One denoiser call: rows packed from samples that stand at different steps, what steers each of them attached to its own.
+
+Every call has the same number of rows; those nobody owns are padding. So a sample's answer depends neither on its place nor on
+who else is in the call, byte for byte (a declared group's on its members).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+from pipeline.steer.diversity import GroupRow, group_pushes
+from pipeline.steer.negtome import NegToMe, RowPush, pushing
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine import Trajectory
+    from pipeline.model.families import DiffusionModel
+    from pipeline.model.samplers import Sampler
+
+Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
+
+
+def packed_call(
+    model: DiffusionModel, sampler: Sampler, samples: Sequence[Trajectory], rows: int, told_guidance: float
+) -> list[torch.Tensor]:
+    """Ask the denoiser about some samples at once, each at its own step.
+
+    Args:
+        model, sampler: of the engine.
+        samples: at least one; together they own at most ``rows`` rows.
+        rows: of the call.
+        told_guidance: the scale that a network with guidance inside is told.
+
+    Returns:
+        Of each sample the raw output for its own rows, float32 (1 or 2, C, h, w), the unconditional one first.
+    """
+    import torch
+
+    latents: list[torch.Tensor] = []
+    timesteps: list[float] = []
+    context: list[torch.Tensor] = []
+    owners: Owners = []
+    pushes: list[RowPush] = []
+    for t in samples:
+        first = len(latents)
+        owners.append((t, first))
+        context += [t.context] if t.negative is None or t.own_rows == 1 else [t.negative, t.context]
+        latents += [t.latent] * t.own_rows
+        if t.push and t.push.acts_at(t.step):
+            count = t.push.references_at(t.step)
+            references = tuple(range(len(latents), len(latents) + count))
+            pushes += [RowPush(row, references, t.push, t.step, first) for row in range(first, len(latents))]
+            latents += reference_latents(sampler, t.push, t.step)[:count]
+            context += [t.push.context] * count
+        timesteps += [sampler.timesteps[t.step]] * (len(latents) - first)
+    for _ in range(rows - len(latents)):  # a constant row, so that nothing depends on leftovers
+        latents.append(torch.zeros(model.latent_shape))
+        context.append(torch.zeros_like(samples[0].context))
+        timesteps.append(0)
+    pushes += _pushes_of_groups(owners)
+    with pushing(model.attention_blocks(), pushes), _adapting(model, owners):
+        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), told_guidance)
+    return [output[first : first + t.own_rows] for t, first in owners]
+
+
+def reference_latents(sampler: Sampler, push: NegToMe, step: int) -> list[torch.Tensor]:
+    """The reference latents at the noise level of the step; clean where the push says so."""
+    if push.noises is None:
+        return list(push.latents)
+    return [sampler.noised(z, noise, step) for z, noise in zip(push.latents, push.noises, strict=True)]
+
+
+def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
+    """Who stands and falls together: every sample alone, a declared group as one; in the order given."""
+    found: dict[object, list[Trajectory]] = {}
+    for t in samples:
+        found.setdefault(t.group.id if t.group else id(t), []).append(t)
+    return found
+
+
+def _adapting(model: DiffusionModel, owners: Owners) -> AbstractContextManager[None]:
+    """Low-rank weights on the rows of the samples that want them."""
+    wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
+    for t, first in owners:
+        for weights, strength in t.lowrank:
+            wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.rows()))
+    if not wanted:
+        return nullcontext()
+    rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
+    return adapted(model.network, rows)
+
+
+def _pushes_of_groups(owners: Owners) -> list[RowPush]:
+    """Of every group in a call."""
+    groups = {t.group.id: t.group for t, _ in owners if t.group}
+    pushes: list[RowPush] = []
+    for group in groups.values():
+        rows = [
+            GroupRow(first + i, group.id, t.member, i + 2 - t.own_rows, t.step)
+            for t, first in owners
+            if t.group and t.group.id == group.id
+            for i in range(t.own_rows)
+        ]
+        pushes += group_pushes(rows, {group.id: group.size}, group.settings)
+    return pushes
