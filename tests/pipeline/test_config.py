@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError
-from pipeline.config import RunConfig, read_toml
+from pipeline.config import MarkRung, RunConfig, Rung, read_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "infra" / "examples"
 
@@ -43,3 +43,18 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> N
 def test_examples_of_other_classes(name: str, scheduler: str) -> None:
     config = read_toml(RunConfig, EXAMPLES / name)
     assert config.generation.scheduler == scheduler and config.model.device == "cuda" and config.model.allow_download
+
+
+def test_each_ladder_has_its_own_kinds() -> None:
+    with pytest.raises(ConfigError, match="no kind"):
+        Rung("erase")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no kind"):
+        MarkRung("nudge")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="strength"):
+        MarkRung("reseed", strength=0.5)
+    with pytest.raises(ConfigError, match="resume_fraction"):
+        MarkRung("erase", resume_fraction=1.5)
+    with pytest.raises(ConfigError, match="focus"):
+        MarkRung("reseed", focus=2.0)
+    with pytest.raises(ConfigError, match="places"):
+        MarkRung("reseed", places="usual")

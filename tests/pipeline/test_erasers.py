@@ -1,10 +1,9 @@
-"""Erasers on a tiny random model: whose rows change, whose do not, and what is recorded."""
+"""Erasers in the loop, on a tiny random model: what a finding asks for, whose rows change, and what is recorded."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,229 +12,29 @@ import numpy as np
 import pytest
 import segno
 import torch
-from safetensors.torch import save_file
 
 from guards.base import Finding
 from guards.codes import CodesGuard
 from guards.registry import open_guards
-from index.errors import ConfigError, IntegrityError, ModelError
-from pipeline.config import (
-    AdapterConfig,
-    GenerationConfig,
-    GuardPolicy,
-    MarkRung,
-    ModelConfig,
-    Policy,
-    RunConfig,
-    Rung,
-    from_dict,
-)
+from index.errors import ConfigError
+from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, from_dict
 from pipeline.engine import Engine, Trajectory
-from pipeline.model.adapter import load_adapter, read_settings
-from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
-from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
-from pipeline.steer.erasers import SHIPPED, Erasers, adapter_folders, adapters_digest, erase, open_erasers
+from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
 from pipeline.steer.nudge import Nudge
 from pipeline.studio import Studio, identity_of
 
+from .adapters import write_adapter
+
 STEPS = 4
-ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-FEEDFORWARD = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
-CONVOLUTION = "up_blocks.0.resnets.0.conv1"
 MARKS = Policy(marks=GuardPolicy(), mark_ladder=(MarkRung("erase"), MarkRung("erase", strength=2.0), MarkRung("reseed")))
-
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
 
 
 @pytest.fixture(scope="module")
 def exact(tiny_sd: Path) -> DiffusionModel:
     return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
-
-
-def low_rank(model: DiffusionModel, rank: int = 2, seed: int = 0) -> LowRank:
-    generator = torch.Generator().manual_seed(seed)
-    modules = dict(model.network.named_modules())
-    pairs = {}
-    for name in (ATTENTION, FEEDFORWARD, CONVOLUTION):
-        shape = modules[name].weight.shape
-        up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator)
-        pairs[name] = (0.2 * torch.randn(rank, *shape[1:], generator=generator), 0.2 * up)
-    return LowRank("test", pairs)
-
-
-def write_adapter(
-    folder: Path, model: DiffusionModel, vocabulary: Vocabulary | None, *, weights: bool = False, seed: int = 0
-) -> Path:
-    folder.mkdir(parents=True)
-    files = {}
-    if vocabulary is not None:
-        generator = torch.Generator().manual_seed(seed)
-        save_file({t: torch.randn(32, generator=generator) for t in vocabulary.tokens}, folder / "tokens.safetensors")
-    if weights:
-        pairs = low_rank(model, seed=seed).pairs
-        state = {
-            f"unet.{name}.lora_{half}.weight": w for name, both in pairs.items() for half, w in zip("AB", both, strict=True)
-        }
-        save_file(state, folder / "pytorch_lora_weights.safetensors")
-    for path in folder.iterdir():
-        files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    settings = {
-        "format": 1, "removal": "data" if weights else "model", "base": "tiny", "base_digest": model.digest, "files": files,
-        "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
-        "places": {"qr": [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.4], [0.5, 0.5, 1, 1]]},
-    }  # fmt: skip
-    (folder / "adapter.json").write_text(json.dumps(settings))
-    return folder
-
-
-# --- words ------------------------------------------------------------------------------------------------------------------
-
-
-def test_new_words_change_no_other_prompt(exact: Any) -> None:
-    before = exact.encode_prompts(["a red apple"])
-    with_word = exact.encode_words("a red apple", torch.full((1, 32), 0.3))
-    assert torch.equal(exact.encode_prompts(["a red apple"]), before)
-    assert with_word.shape == before[0].shape and not torch.equal(with_word, before[0])
-    assert torch.equal(exact.encode_words("a red apple", torch.zeros(0, 32)), before[0])
-    table = exact.word_table.weight
-    known = exact.encode_prompts(["cat"])[0]  # the same vectors under new ids are the same words
-    ids = exact.word_ids("cat")[1:-1]
-    words = [i for i in ids.tolist() if i != exact.word_ids("")[1]]
-    assert torch.equal(exact.encode_words("", table[words]), known)
-
-
-def test_what_does_not_fit_is_cut_from_the_text(exact: Any) -> None:
-    room, tokens = exact.word_room(), torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
-    long = exact.word_ids("a red apple " * 30, range(5))
-    assert len(long) == room + 2 and (long >= exact.word_table.num_embeddings).sum() == 5
-    assert exact.encode_words("a red apple " * 30, tokens).isfinite().all()
-    with pytest.raises(ConfigError, match="do not fit"):
-        exact.encode_words("", torch.zeros(room + 1, 32))
-
-
-def test_other_classes_say_that_they_take_no_tokens(tiny_sdxl: Path) -> None:
-    other = load_model(ModelConfig(path=str(tiny_sdxl), dtype="float32"))
-    assert other.word_room() == 0
-    with pytest.raises(ConfigError, match="sdxl"):
-        other.encode_words("", torch.zeros(1, 32))
-
-
-# --- low-rank rows ----------------------------------------------------------------------------------------------------------
-
-
-def call(model: DiffusionModel, wanted: Sequence[RowAdapter], rows: int = 6) -> torch.Tensor:
-    latents = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3))
-    context = model.encode_prompts(["cat"]).expand(rows, -1, -1)
-    with adapted(model.network, wanted):
-        return model.denoise(latents, torch.full((rows,), 500), context)
-
-
-def test_rows_without_the_adapter_keep_their_bytes(model: DiffusionModel) -> None:
-    weights, plain = low_rank(model), call(model, [])
-    for rows in ([2], [0, 2, 5], [1, 2, 3, 4]):
-        mixed = call(model, [RowAdapter(weights, 1.0, tuple(rows))])
-        for row in range(6):
-            assert torch.equal(mixed[row], plain[row]) == (row not in rows)
-        assert torch.equal(mixed[2], call(model, [RowAdapter(weights, 1.0, (2,))])[2])  # whoever stands beside it
-    assert torch.equal(call(model, []), plain)
-    assert torch.equal(call(model, [RowAdapter(weights, 0.0, (2,))])[0], plain[0])
-
-
-def test_adapted_rows_are_those_of_merged_weights(exact: DiffusionModel, tiny_sd: Path) -> None:
-    weights, other = low_rank(exact), load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
-    modules = dict(other.network.named_modules())
-    with torch.no_grad():
-        for name, (down, up) in weights.pairs.items():
-            modules[name].weight += 0.7 * (up.flatten(1) @ down.flatten(1)).view_as(modules[name].weight)
-    ours = call(exact, [RowAdapter(weights, 0.7, (0, 1, 2, 3, 4, 5))])
-    assert torch.allclose(ours, call(other, []), atol=1e-4) and not torch.allclose(ours, call(exact, []), atol=1e-3)
-
-
-def test_two_adapters_in_one_call(model: DiffusionModel) -> None:
-    first, second = low_rank(model, seed=1), low_rank(model, seed=2)
-    both = call(model, [RowAdapter(first, 1.0, (0, 1)), RowAdapter(second, 0.5, (3,))])
-    assert torch.equal(both[:2], call(model, [RowAdapter(first, 1.0, (0, 1))])[:2])
-    assert torch.equal(both[3], call(model, [RowAdapter(second, 0.5, (3,))])[3])
-
-
-def test_weights_of_another_network_are_refused(exact: DiffusionModel) -> None:
-    lost = LowRank("lost", {"nowhere.to_k": (torch.zeros(1, 4), torch.zeros(4, 1))})
-    with pytest.raises(ModelError, match="does not have"):
-        lost.products(exact.network)
-    wrong = LowRank("wrong", {ATTENTION: (torch.zeros(1, 4), torch.zeros(4, 1))})
-    with pytest.raises(ModelError, match="shape"):
-        wrong.products(exact.network)
-
-
-def test_engine_bytes_do_not_depend_on_who_else_is_adapted(model: DiffusionModel) -> None:
-    weights = low_rank(model)
-
-    def sample(e: Engine, tag: int) -> Trajectory:
-        texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-        t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
-        t.lowrank = ((weights, 1.0),) if tag % 2 else ()
-        return t
-
-    def draw(tags: Sequence[int]) -> dict[int, torch.Tensor]:
-        e = Engine(model, rows=8, steps=STEPS, guidance_scale=3.0)
-        for tag in tags:
-            e.submit(sample(e, tag))
-        done: dict[int, torch.Tensor] = {}
-        while e.busy:
-            done |= {t.tag: t.latent for t in e.step()}
-        return done
-
-    alone = {tag: draw([tag])[tag] for tag in range(5)}
-    for order in ([0, 1, 2, 3, 4], [4, 1, 3, 0, 2]):
-        mixed = draw(order)
-        assert all(torch.equal(mixed[tag], alone[tag]) for tag in range(5))
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------------
-
-
-def test_an_adapter_is_bound_to_its_model_and_its_bytes(exact: DiffusionModel, tmp_path: Path) -> None:
-    vocabulary = Vocabulary(("qr",), "bins", 2)
-    folder = write_adapter(tmp_path / "one", exact, vocabulary, weights=True)
-    loaded = load_adapter(folder, exact.digest)
-    assert loaded.vocabulary == vocabulary and loaded.embed(("<qr>", "<bin-1-1>")).shape == (2, 32)
-    assert loaded.lowrank is not None and set(loaded.lowrank.pairs) == {ATTENTION, FEEDFORWARD, CONVOLUTION}
-    with pytest.raises(ModelError, match="trained for tiny") as error:
-        load_adapter(folder, "f" * 64)
-    assert error.value.fix
-    raw = bytearray((folder / "tokens.safetensors").read_bytes())
-    raw[-1] ^= 1
-    (folder / "tokens.safetensors").write_bytes(bytes(raw))
-    with pytest.raises(IntegrityError, match="digest"):
-        load_adapter(folder, exact.digest)
-    (folder / "tokens.safetensors").unlink()
-    with pytest.raises(IntegrityError, match="missing"):
-        load_adapter(folder, exact.digest)
-    with pytest.raises(ModelError, match=r"no adapter\.json"):
-        load_adapter(tmp_path, exact.digest)
-    (folder / "adapter.json").write_text("{}")
-    with pytest.raises(ModelError, match="lacks"):
-        load_adapter(folder, exact.digest)
-
-
-def test_what_ships_fits_what_ships() -> None:
-    base = folder_digest(STICKERS / "model")
-    folders = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
-    assert {folder.name for folder in folders} >= {"marks"}
-    for folder in folders:
-        adapter = load_adapter(folder, base)
-        assert adapter.vocabulary is not None and sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
-        assert adapter.digest in {read_settings(folder)[1]} and base in (folder / "README.md").read_text()
-    unasked = adapter_folders((), base, base=Path())
-    assert [folder.name for folder, _ in unasked] == ["marks"]  # others are for sets of their own
-    assert adapter_folders((), "f" * 64, base=Path()) == []
-    named = adapter_folders((AdapterConfig("stickers:marks"),), base, base=Path("elsewhere"))
-    assert named[0][0] == SHIPPED / "marks"
 
 
 def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
@@ -463,21 +262,3 @@ def test_our_own_marks_are_nobodys_business() -> None:
     found = guard.check(pictures)[0]
     assert not any(finding.triggered for finding in found)
     assert Erasers().asked({}, 30) is None
-
-
-# --- the policy -------------------------------------------------------------------------------------------------------------
-
-
-def test_each_ladder_has_its_own_kinds() -> None:
-    with pytest.raises(ConfigError, match="no kind"):
-        Rung("erase")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no kind"):
-        MarkRung("nudge")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="strength"):
-        MarkRung("reseed", strength=0.5)
-    with pytest.raises(ConfigError, match="resume_fraction"):
-        MarkRung("erase", resume_fraction=1.5)
-    with pytest.raises(ConfigError, match="focus"):
-        MarkRung("reseed", focus=2.0)
-    with pytest.raises(ConfigError, match="places"):
-        MarkRung("reseed", places="usual")

@@ -1,0 +1,97 @@
+"""Low-rank weights on some rows of a call: those rows are a merged model's, the others keep their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from index.errors import ModelError
+from pipeline.config import ModelConfig
+from pipeline.engine import Engine, Trajectory
+from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+
+from .adapters import ATTENTION, low_rank
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+
+
+def call(model: DiffusionModel, wanted: Sequence[RowAdapter], rows: int = 6) -> torch.Tensor:
+    latents = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+    context = model.encode_prompts(["cat"]).expand(rows, -1, -1)
+    with adapted(model.network, wanted):
+        return model.denoise(latents, torch.full((rows,), 500), context)
+
+
+def test_rows_without_the_adapter_keep_their_bytes(model: DiffusionModel) -> None:
+    weights, plain = low_rank(model), call(model, [])
+    for rows in ([2], [0, 2, 5], [1, 2, 3, 4]):
+        mixed = call(model, [RowAdapter(weights, 1.0, tuple(rows))])
+        for row in range(6):
+            assert torch.equal(mixed[row], plain[row]) == (row not in rows)
+        assert torch.equal(mixed[2], call(model, [RowAdapter(weights, 1.0, (2,))])[2])  # whoever stands beside it
+    assert torch.equal(call(model, []), plain)
+    assert torch.equal(call(model, [RowAdapter(weights, 0.0, (2,))])[0], plain[0])
+
+
+def test_adapted_rows_are_those_of_merged_weights(exact: DiffusionModel, tiny_sd: Path) -> None:
+    weights, other = low_rank(exact), load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+    modules = dict(other.network.named_modules())
+    with torch.no_grad():
+        for name, (down, up) in weights.pairs.items():
+            modules[name].weight += 0.7 * (up.flatten(1) @ down.flatten(1)).view_as(modules[name].weight)
+    ours = call(exact, [RowAdapter(weights, 0.7, (0, 1, 2, 3, 4, 5))])
+    assert torch.allclose(ours, call(other, []), atol=1e-4) and not torch.allclose(ours, call(exact, []), atol=1e-3)
+
+
+def test_two_adapters_in_one_call(model: DiffusionModel) -> None:
+    first, second = low_rank(model, seed=1), low_rank(model, seed=2)
+    both = call(model, [RowAdapter(first, 1.0, (0, 1)), RowAdapter(second, 0.5, (3,))])
+    assert torch.equal(both[:2], call(model, [RowAdapter(first, 1.0, (0, 1))])[:2])
+    assert torch.equal(both[3], call(model, [RowAdapter(second, 0.5, (3,))])[3])
+
+
+def test_weights_of_another_network_are_refused(exact: DiffusionModel) -> None:
+    lost = LowRank("lost", {"nowhere.to_k": (torch.zeros(1, 4), torch.zeros(4, 1))})
+    with pytest.raises(ModelError, match="does not have"):
+        lost.products(exact.network)
+    wrong = LowRank("wrong", {ATTENTION: (torch.zeros(1, 4), torch.zeros(4, 1))})
+    with pytest.raises(ModelError, match="shape"):
+        wrong.products(exact.network)
+
+
+def test_engine_bytes_do_not_depend_on_who_else_is_adapted(model: DiffusionModel) -> None:
+    weights = low_rank(model)
+
+    def sample(e: Engine, tag: int) -> Trajectory:
+        texts = e.model.encode_prompts([f"a red apple {tag}", ""])
+        t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+        t.lowrank = ((weights, 1.0),) if tag % 2 else ()
+        return t
+
+    def draw(tags: Sequence[int]) -> dict[int, torch.Tensor]:
+        e = Engine(model, rows=8, steps=STEPS, guidance_scale=3.0)
+        for tag in tags:
+            e.submit(sample(e, tag))
+        done: dict[int, torch.Tensor] = {}
+        while e.busy:
+            done |= {t.tag: t.latent for t in e.step()}
+        return done
+
+    alone = {tag: draw([tag])[tag] for tag in range(5)}
+    for order in ([0, 1, 2, 3, 4], [4, 1, 3, 0, 2]):
+        mixed = draw(order)
+        assert all(torch.equal(mixed[tag], alone[tag]) for tag in range(5))
