@@ -87,7 +87,7 @@ def not_finite(call: Call, t: Trajectory, output: torch.Tensor) -> ClearanceErro
 
 @contextmanager
 def steering(what: str, step: int) -> Iterator[None]:
-    """Around a sample's own hook, by name: what it raises is steering's, and says so.
+    """Around what is done to steer one sample, by name: what it raises is steering's, and says so.
 
     Raises:
         OutOfMemory: the hook's own work did not fit into memory.
@@ -95,6 +95,8 @@ def steering(what: str, step: int) -> Iterator[None]:
     """
     try:
         yield
+    except OutOfMemory:  # that says already what did not fit
+        raise
     except Exception as error:
         kind = OutOfMemory if out_of_memory(error) else SteeringFailed
         fix = error.fix if isinstance(error, ClearanceError) else ""

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
+from pipeline.blame import steering
 from pipeline.config import Rung
 from pipeline.engine import Engine, Trajectory
 from pipeline.outcome import Intervention
@@ -101,6 +102,7 @@ def retry(
     Raises:
         ConfigError: the rung asks for what this model or embedder cannot do.
         OutOfMemory: a call of its references does not fit into memory, however few rows it has.
+        SteeringFailed: such a call failed otherwise.
     """
     ref_ids, latents = tuple(ref_ids[: rung.references]), tuple(latents[: rung.references])
     everything = (*latents, *(z for ref_id in ref_ids for z in colours.get(ref_id, ())))
@@ -217,8 +219,9 @@ def _negtome(
                 rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
                 denoise=lambda *rows: _reference_call(engine, *rows),
             )  # fmt: skip
-        except (RuntimeError, MemoryError) as error:
-            engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
+        except Exception as error:
+            with steering("references' features", begin):
+                engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
 
 
 def _reference_call(

@@ -125,6 +125,18 @@ def test_a_push_that_raises_inside_the_forward_ends_one_sample(
     assert lost.error_message.startswith("denoiser, step 0, while it is steered: IndexError: no such token. ")
 
 
+def test_references_whose_features_fail_end_one_sample(
+    model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("a block of another name")
+
+    monkeypatch.setattr(ladder, "_reference_call", fails)
+    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
+    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    assert lost.error_message.startswith("references' features, step 0: KeyError: 'a block of another name'. ")
+
+
 def test_a_latent_that_is_not_finite_is_no_picture(
     model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
