@@ -273,7 +273,7 @@ class Engine:
         return tuple(self._running)
 
     def withdraw(self, trajectories: Sequence[Trajectory]) -> None:
-        """Take running trajectories out, to be resumed in another way; their rows are free at the next call."""
+        """Take running trajectories out: ended, or to be resumed in another way; their rows are free at the next call."""
         out = {id(trajectory) for trajectory in trajectories}
         self._running = [t for t in self._running if id(t) not in out]
 
