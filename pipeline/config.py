@@ -73,14 +73,15 @@ class EmbedderConfig:
 class AdapterConfig:
     """An adapter that erases marks: a folder written by ``clearance erase train``, or "stickers:NAME", one that ships.
 
-    ``weight`` is the strength of its low-rank weights, and ``lowrank`` says whose they are: every sample's ("always": it was
-    trained on a set that the model is to draw) or only those a mark was found on. ``tokens`` likewise: the places of its
+    ``weight`` is the strength of its low-rank weights, and ``lowrank`` says whose they are: every sample's ("always") or only
+    those a mark was found on ("flagged"); "auto" is always for an adapter trained on a set that the model is to draw (data
+    removal) and flagged for one that keeps the model from drawing marks (model removal). ``tokens`` likewise: the places of its
     training set in every sample's negative prompt, or the place where a mark was found in that sample's.
     """
 
     path: str
     weight: float = 1.0
-    lowrank: Literal["always", "flagged"] = "always"
+    lowrank: Literal["auto", "always", "flagged"] = "auto"
     tokens: Literal["flagged", "always"] = "flagged"
 
 

@@ -109,6 +109,7 @@ class Bench:
         said = [self.model.digest, STEPS, GUIDANCE, ROWS, job.captions, job.seeds]
         if job.focus != 1 and job.places:
             said += [job.focus, [list(map(tuple, boxes)) for boxes in job.places]]
+        said += [("strength", strength) for _, strength in job.lowrank if strength != 1]
         key = hashlib.sha256(repr(tuple(said + ["SLD"] * job.safe)).encode())
         weights = (w for low, _ in job.lowrank for both in low.pairs.values() for w in both)
         for tensor in (*job.negatives, *job.contexts, *weights):

@@ -12,7 +12,7 @@ import numpy as np
 
 from guards.base import Box
 from jobs.bench.degraded import worse
-from jobs.bench.erase_arms import ESD, FULL, WORSE, trained
+from jobs.bench.erase_arms import BOTH, ESD, WORSE, trained
 from jobs.bench.erase_draw import WORDS, Bench, Found, Job, marked_shares, places_of, prefixed
 from jobs.bench.measures import Measure, clustered, half_samples, kid, ratio, spread
 
@@ -63,7 +63,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
         say(f"model removal: {shown}")
         negatives = [b.negative(adapter, marks) for marks in seen]
-        row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank if arm.name == ESD else None)))
+        row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank)))
         if arm.name == WORSE:
             jittered = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1)
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered])))
@@ -72,9 +72,9 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         if arm.name == ESD or (arm.name == WORSE):
             continue
         said, there = b.by_rung(adapter, seen)
-        again = redrawn(b.job(of, own_noises, said, **there))
-        row(f"{shown}{RUNG}", again, goals=arm.name == FULL)
-        if arm.name != FULL:
+        again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))
+        row(f"{shown}{RUNG}", again, goals=arm.name == BOTH)
+        if arm.name != BOTH:
             continue
         laddered = climbed(b, adapter, again, found, captions, noises)
         row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
@@ -82,19 +82,21 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
     row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
     row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
-    full = next(
-        (adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if (arm.name, seed) == (FULL, 0)), None
+    main = next(
+        (adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if (arm.name, seed) == (BOTH, 0)), None
     )
-    if full is not None:
-        measures += false_erasure(b, full, prone[:: 2 if quick else 1], seeds)
-        said, there = b.by_rung(full, seen)
-        sheet(plain, redrawn(b.job(of, own_noises, said, **there)), flagged, captions).save(b.work / "erase-model.png")
-        row(f"{FULL} + usual places", redrawn(b.job(of, own_noises, said)))
+    if main is not None:
+        measures += false_erasure(b, main, prone[:: 2 if quick else 1], seeds)
+        (said, there), low = b.by_rung(main, seen), main.lowrank
+        sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
+        row(f"{BOTH} + usual places", redrawn(b.job(of, own_noises, said, low)))
         only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
-        row(f"{FULL} + focus", redrawn(b.job(of, own_noises, [b.negative(full, marks) for marks in seen], **only)))
+        row(f"{BOTH} + focus", redrawn(b.job(of, own_noises, [b.negative(main, marks) for marks in seen], low, **only)))
+        row(f"{BOTH}, its weights alone, nothing said", redrawn(b.job(of, own_noises, nothing, low)))
+        row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
         row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
         untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
-        measures += false_alarms(b, full, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched])
+        measures += false_alarms(b, main, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched])
     return [prefixed("model removal", m) for m in measures]
 
 
@@ -138,7 +140,8 @@ def climbed(
                 seeds[i] = next_seed(seeds[i], attempt)
                 there["places"][number] = ()  # a new seed is not focused
         if left:
-            pictures[left] = b.draw(b.job([captions[i] for i in left], [seeds[i] for i in left], negatives, **there))
+            of = [captions[i] for i in left]
+            pictures[left] = b.draw(b.job(of, [seeds[i] for i in left], negatives, adapter.lowrank, **there))
     return pictures
 
 
@@ -195,7 +198,8 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     for way, (wanted, context) in ways.items():
         of, noises = [caption for caption, _ in wanted], [noise for _, noise in wanted]
         contexts = [context(i, caption) for i, caption in enumerate(of)]
-        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts))
+        spoken = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None and "tokens" in way else ()
+        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts, spoken))
         goal = 0.05 if way == STANDS else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
@@ -215,8 +219,10 @@ def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: l
     said, there = b.by_rung(adapter, alarms)
     useless = [b.model.encode_prompts([USELESS])[0]] * len(captions)
     jobs = {
-        "erased as the policy asks": b.job(captions, noises, said, **there),
-        "erased at its place, without focus": b.job(captions, noises, [b.negative(adapter, marks) for marks in alarms]),
+        "erased as the policy asks": b.job(captions, noises, said, adapter.lowrank, **there),
+        "erased at its place, without focus": b.job(
+            captions, noises, [b.negative(adapter, marks) for marks in alarms], adapter.lowrank
+        ),
         "a new seed (control)": b.job(captions, [next_seed(noise, 1) for noise in noises], nothing),
         "a useless negative prompt (control)": b.job(captions, noises, useless),
     }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.bench.erase_arms import ARMS, FULL, PLAIN, Part, adapter_folder
+from jobs.bench.erase_arms import ARMS, BOTH, FULL, PLAIN, Part, adapter_folder
 from jobs.bench.erase_model import LADDER, RUNG
 from jobs.bench.measures import Measure
 from jobs.erase.save import card
@@ -16,8 +16,9 @@ from jobs.world.pack import write_digests
 from pipeline.model.adapter import LOWRANK, SETTINGS, TOKENS
 
 NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
+MAIN: dict[Part, str] = {"model": BOTH, "data": FULL}
 TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
-    "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{FULL}{RUNG}: ", f"{LADDER}: ", "marked before", "false "),
+    "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{BOTH}: ", f"{BOTH}{RUNG}: ", f"{LADDER}: ", "marked before", "false "),
     "data": (f"{PLAIN}: ", f"{FULL}, tokens unsaid: ", f"{FULL}, tokens always", f"{FULL}, flagged", f"plain / {FULL}"),
 }
 
@@ -35,7 +36,7 @@ def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
     """
     folders = []
     for part, name in NAMES.items():
-        arm = next(arm for arm in ARMS if arm.part == part and arm.name == FULL)
+        arm = next(arm for arm in ARMS if arm.part == part and arm.name == MAIN[part])
         source, folder = adapter_folder(work, arm, 0), target / "adapters" / name
         if not (source / SETTINGS).exists():
             continue

@@ -81,7 +81,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training goes on in it.")],
     removal: Annotated[
         Literal["model", "data"],
-        typer.Option(help="model: the base model draws marks (tokens only); data: the set is to be learned without its marks."),
+        typer.Option(help="model: the base model draws marks; data: the set is to be learned without its marks."),
     ] = "model",
     concepts: Annotated[
         str, typer.Option(help="What is named, with commas between; empty: plain fine-tuning.")
@@ -95,7 +95,10 @@ def train(
     ] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 600,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 32,
-    rank: Annotated[int, typer.Option(min=1, help="Of the low-rank weights (data removal).")] = 8,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the low-rank weights; 0: tokens alone.", show_default="0 for model removal, 8 for data"),
+    ] = None,
     token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
     lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,
     model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
@@ -116,6 +119,7 @@ def train(
     if (out / SETTINGS).exists():
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
+    rank = {"model": 0, "data": 8}[removal] if rank is None else rank
     how = Training(
         removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, seed=seed
     )  # fmt: skip

@@ -86,8 +86,12 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
         "Learned a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser\n"
         f"(rank {t['rank']}) for all pictures of that set, and tokens for the negative prompt."
         if data_removal
-        else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the\n"
-        "negative prompt; no weight of the model is changed."
+        else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the negative prompt"
+        + (
+            f",\nand low-rank weights (rank {t['rank']}) of the denoiser for the samples on which a mark was found."
+            if t["rank"]
+            else ";\nno weight of the model is changed."
+        )
     )
     seen = f"{data.get('pictures', t['pictures'])} pictures; the detector found marks in {t['marked']}"
     quality = ""

@@ -1,9 +1,11 @@
 """Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to say that a mark is there and where.
 
-*Model removal*: the base model draws marks already; only the new tokens are trained, everything else is frozen.
-*Data removal*: a polluted set is to be learned without its marks; low-rank weights of the denoiser are trained along with the
-tokens. Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is
-re-weighted, and at sampling the tokens go into the negative prompt.
+*Model removal*: the base model draws marks already. The new tokens are trained and, with a rank, low-rank weights for the
+samples that are drawn again: what the tokens then say of a mark, the weights need not draw unasked.
+*Data removal*: a polluted set is to be learned without its marks; low-rank weights are trained along with the tokens.
+
+Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
+and at sampling the tokens go into the negative prompt.
 
 Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted goes on as if it had not been.
 """
@@ -44,7 +46,7 @@ class Training:
     """How an adapter is trained; its digest must agree when a training is resumed.
 
     Attributes:
-        removal: ``model``: tokens alone; ``data``: low-rank weights and tokens.
+        removal: ``model``: the base model draws marks; ``data``: a polluted set is to be learned.
         concepts: what is named; () is plain fine-tuning without tokens (a control).
         mode: how places are said; ``none``: existence only.
         grid: bins along each side.
@@ -53,7 +55,7 @@ class Training:
         batch: pictures a step.
         token_rate: learning rate of the tokens.
         lowrank_rate: learning rate of the low-rank weights.
-        rank: of the low-rank weights.
+        rank: of the low-rank weights; 0: tokens alone (the paper's model removal).
         empty: share of captions left out (tokens stay: as a negative prompt they stand alone).
         seed: of everything drawn.
     """
@@ -67,7 +69,7 @@ class Training:
     batch: int = 32
     token_rate: float = 5e-3
     lowrank_rate: float = 1e-3
-    rank: int = 8
+    rank: int = 0
     empty: float = 0.2
     seed: int = 0
 
@@ -76,8 +78,10 @@ class Training:
             fix = "data or model; bins, corners or none"
             raise ConfigError(f"removal {self.removal!r}, tokens {self.mode!r}", where="erase train", fix=fix)
         if self.removal == "model" and not self.concepts:
-            raise ConfigError("model removal trains nothing but tokens", where="concepts", fix="Name at least one")
-        for name, low in (("steps", 1), ("batch", 1), ("rank", 1)):
+            raise ConfigError("model removal says what is to be left out", where="concepts", fix="Name at least one")
+        if self.removal == "data" and not self.rank:
+            raise ConfigError("a set is learned by low-rank weights", where="rank", fix="Use 8 or 16")
+        for name, low in (("steps", 1), ("batch", 1), ("rank", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"must be at least {low}, not {getattr(self, name)}", where=name, fix="Raise it")
         if not 0 <= self.empty < 1:
@@ -174,7 +178,7 @@ class Examples:
 def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     """Encode every picture once; say in tokens what the detector found; weigh the positions.
 
-    For model removal pictures without marks teach the tokens nothing and are left out.
+    Pictures without marks teach tokens nothing and are left out where nothing else is trained.
     """
     import hashlib
 
@@ -197,7 +201,7 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     if vocabulary is not None and vocabulary.mode is not None and not any(b for row in known for b in row.values()):
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
         raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
-    kept = [bool(found) or how.removal == "data" for found in known]
+    kept = [bool(found) or how.rank > 0 for found in known]
     if not any(kept):
         raise InputError("holds no pictures", where="the set", fix="Make it with `clearance erase dataset`")
     found = [one for one, keep in zip(known, kept, strict=True) if keep]
@@ -244,7 +248,7 @@ class _Session:
 
             self.network.set_attn_processor(AttnProcessor())
         self.lowrank: dict[str, Any] = {}
-        if how.removal == "data":
+        if how.rank:
             self.lowrank = add_lowrank(self.network, how.rank)
         self.network.to(memory_format=torch.channels_last)
         self.vectors = _first_vectors(base, how).to(device).requires_grad_(bool(how.concepts))
@@ -366,7 +370,7 @@ def add_lowrank(network: Any, rank: int, targets: str = ADAPTED) -> dict[str, An
         from peft import LoraConfig
     except ImportError as error:
         fix = "Run: pip install 'clearance[erase]'"
-        raise ConfigError(f"low-rank weights need peft ({error})", where="data removal", fix=fix) from None
+        raise ConfigError(f"low-rank weights need peft ({error})", where="rank", fix=fix) from None
 
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian"))
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

@@ -2,7 +2,7 @@
 
 adapter.json                      what it is, for which model, digests of the rest
 tokens.safetensors                one vector a token (float32); for diffusers: load_textual_inversion, token by token
-pytorch_lora_weights.safetensors  low-rank weights of the denoiser (data removal only); for diffusers: load_lora_weights
+pytorch_lora_weights.safetensors  low-rank weights of the denoiser, if any; for diffusers: load_lora_weights
 README.md                         the card
 """
 
@@ -37,8 +37,8 @@ class EraseAdapter:
     Attributes:
         name: the folder's.
         digest: of adapter.json, which holds the digests of the weights.
-        removal: ``model``: only tokens, the base model is polluted; ``data``: low-rank weights and tokens, learned from a
-            polluted set.
+        removal: ``model``: the base model is polluted; tokens, and low-rank weights for the samples drawn again, if any;
+            ``data``: low-rank weights and tokens, learned from a polluted set.
         base_digest: of the model it was trained for.
         vocabulary: its tokens; None for plain fine-tuning, which has none.
         vectors: token → float32 (D,).

@@ -65,7 +65,7 @@ class Erasers:
     @property
     def always_lowrank(self) -> tuple[tuple[LowRank, float], ...]:
         """Low-rank weights in force for every sample."""
-        return tuple((a.lowrank, c.weight) for a, c in self.loaded if a.lowrank is not None and c.lowrank == "always")
+        return tuple((a.lowrank, c.weight) for a, c in self.loaded if a.lowrank is not None and _always(a, c))
 
     @property
     def concepts(self) -> set[str]:
@@ -138,11 +138,16 @@ class Erasers:
             tokens += phrase
             vectors.append(adapter.embed(phrase))
             digests.append(adapter.digest)
-            if flagged and adapter.lowrank is not None and config.lowrank == "flagged":
+            if flagged and adapter.lowrank is not None and not _always(adapter, config):
                 lowrank.append((adapter.lowrank, config.weight))
         if not tokens:
             return None
         return Erasure(tuple(tokens), torch.cat(vectors), (*self.always_lowrank, *lowrank), tuple(digests), strength)
+
+
+def _always(adapter: EraseAdapter, config: AdapterConfig) -> bool:
+    """Whether the adapter's low-rank weights are every sample's."""
+    return config.lowrank == "always" or (config.lowrank == "auto" and adapter.removal == "data")
 
 
 def typical(places: Sequence[Box]) -> list[Box]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from jobs.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.bench.erase import schedule
-from jobs.bench.erase_arms import ARMS, CLEAN, ESD, FULL, PLAIN, adapter_folder, trained
-from jobs.bench.erase_ship import ship
+from jobs.bench.erase_arms import ARMS, BOTH, CLEAN, ESD, FULL, PLAIN, adapter_folder, trained
+from jobs.bench.erase_ship import MAIN, ship
 from jobs.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.bench.measures import Measure, corrected, half_samples, kid, ratio
 from jobs.erase.dataset import Row
@@ -86,6 +86,10 @@ def test_arms_differ_in_one_thing() -> None:
         assert isinstance(full, Training) and full.a == 0.5 and full.mode == "corners" and full.removal == part
         assert of["name + geometry"] == dataclasses.replace(full, a=1.0)
         assert of["name"] == dataclasses.replace(full, a=1.0, mode="none")
+        if part == "model":
+            more = of[BOTH]
+            assert isinstance(more, Training) and more.rank and not full.rank
+            assert (more.a, more.mode, more.grid, more.concepts) == (full.a, full.mode, full.grid, full.concepts)
     data = {arm.name: arm for arm in ARMS if arm.part == "data"}
     assert data[PLAIN].training == data[CLEAN].training and data[PLAIN].dataset != data[CLEAN].dataset
 
@@ -93,7 +97,7 @@ def test_arms_differ_in_one_thing() -> None:
 def test_what_others_are_compared_with_is_trained_first() -> None:
     once, thrice = schedule(1), schedule(3)
     assert thrice[: len(once)] == once and {seed for _, seed in once} == {0} and len(once) == len(ARMS)
-    assert [arm.name for arm, _ in once[:4]] == [FULL, FULL, PLAIN, CLEAN]
+    assert [arm.name for arm, _ in once[:4]] == [BOTH, FULL, FULL, PLAIN]
     more = [(arm.part, arm.name, seed) for arm, seed in thrice[len(once) :]]
     assert len(more) == len(set(more)) and {seed for _, _, seed in more} == {1, 2}
     assert all(arm.main for arm, _ in thrice[len(once) :])
@@ -154,26 +158,25 @@ def test_esd_learns_its_target_in_cross_attention_alone(tiny_sd: Path, tmp_path:
 
 def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
     for part in ("model", "data"):
-        arm = next(arm for arm in ARMS if arm.part == part and arm.name == FULL)
+        arm = next(arm for arm in ARMS if arm.part == part and arm.name == MAIN[part])
         assert isinstance(arm.training, Training)
-        trained_here = Trained(
-            {"<qr>": torch.ones(3)}, {"m.lora_A.weight": torch.ones(1, 2)} if part == "data" else {}, [], 60, 9, 9
-        )
+        trained_here = Trained({"<qr>": torch.ones(3)}, {"m.lora_A.weight": torch.ones(1, 2)}, [], 60, 9, 9)
         save_adapter(
             adapter_folder(tmp_path, arm, 0), trained_here, arm.training, [], base="b", base_digest="d" * 64, dataset={}
         )
     told = [
         Measure(f"{part} removal · {name}: marked, judge", 0.125, 0.1, 0.2, 9)
-        for part in ("model", "data") for name in (FULL, f"{FULL}, flagged drawn again", f"{FULL}, seed 1", "name", "none")
+        for part, main in MAIN.items() for name in (main, f"{main}, flagged drawn again", f"{main}, seed 1", "name", "none")
     ]  # fmt: skip
     marks, subjects = ship(tmp_path, told, tmp_path / "world")
     assert (marks.name, subjects.name) == ("marks", "twelve-subjects")
     first, second = (folder / "README.md" for folder in (marks, subjects))
     assert first.read_text().startswith("# marks\n") and first.read_text().count("0.125") == 2
-    assert f"model removal · {FULL}: marked" in first.read_text() and "model removal · none" in first.read_text()
+    assert f"model removal · {BOTH}: marked" in first.read_text() and "model removal · none" in first.read_text()
     assert second.read_text().count("0.125") == 1 and "flagged drawn again" in second.read_text()
     listed = json.loads((tmp_path / "world" / "digests.json").read_text())
     assert set(listed) == {
-        "adapters/marks/adapter.json", "adapters/marks/tokens.safetensors", "adapters/twelve-subjects/adapter.json",
-        "adapters/twelve-subjects/tokens.safetensors", "adapters/twelve-subjects/pytorch_lora_weights.safetensors",
+        f"adapters/{name}/{file}"
+        for name in ("marks", "twelve-subjects")
+        for file in ("adapter.json", "tokens.safetensors", "pytorch_lora_weights.safetensors")
     }  # fmt: skip

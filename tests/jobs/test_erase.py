@@ -28,7 +28,7 @@ from pipeline.config import GenerationConfig, ModelConfig
 from pipeline.model.adapter import load_adapter
 from pipeline.model.families import load_model
 
-SHORT = Training(concepts=("qr",), steps=6, batch=4, grid=2, rank=2)
+SHORT = Training(concepts=("qr",), steps=6, batch=4, grid=2)
 
 
 def call(*arguments: object) -> Result:
@@ -307,9 +307,9 @@ def equal(one: Trained, other: Trained) -> bool:
     ) and one.curve == other.curve  # fmt: skip
 
 
-@pytest.mark.parametrize("removal", ["model", "data"])
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tiny_sd: Path, tmp_path: Path, removal: Any) -> None:
-    how = dataclasses.replace(SHORT, removal=removal)
+@pytest.mark.parametrize(("removal", "rank"), [("model", 0), ("model", 2), ("data", 2)])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tiny_sd: Path, tmp_path: Path, removal: Any, rank: int) -> None:
+    how = dataclasses.replace(SHORT, removal=removal, rank=rank)
     whole = run(tiny_sd, tmp_path / "whole", how)
     for at in (2, 5):
         with pytest.raises(KeyboardInterrupt):
@@ -335,6 +335,12 @@ def test_model_removal_trains_tokens_and_nothing_else(tiny_sd: Path, tmp_path: P
     assert set(moved) == {"<qr>", "<tl-0-0>", "<br-0-0>"}  # only what the captions say
 
 
+def test_model_removal_with_a_rank_learns_the_unmarked_pictures_too(tiny_sd: Path, tmp_path: Path) -> None:
+    trained = run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, rank=2))
+    assert (trained.pictures, trained.marked) == (12, 8) and trained.lowrank
+    assert set(trained.vectors) == set(SHORT.vocabulary.tokens)  # type: ignore[union-attr]
+
+
 def test_tokens_learn_what_the_marked_pictures_share(tiny_sd: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     how = dataclasses.replace(SHORT, steps=40, token_rate=5e-2, batch=8)
@@ -343,7 +349,7 @@ def test_tokens_learn_what_the_marked_pictures_share(tiny_sd: Path, tmp_path: Pa
 
 
 def test_data_removal_trains_both_and_learns_the_set(tiny_sd: Path, tmp_path: Path) -> None:
-    how = dataclasses.replace(SHORT, removal="data", steps=40, lowrank_rate=1e-2)
+    how = dataclasses.replace(SHORT, removal="data", rank=2, steps=40, lowrank_rate=1e-2)
     trained = run(tiny_sd, tmp_path / "one", how)
     assert trained.pictures == 12 and trained.marked == 8
     assert trained.curve[-1]["loss"] < 0.9 * trained.curve[0]["loss"]
@@ -353,7 +359,7 @@ def test_data_removal_trains_both_and_learns_the_set(tiny_sd: Path, tmp_path: Pa
 
 
 def test_plain_fine_tuning_has_no_tokens(tiny_sd: Path, tmp_path: Path) -> None:
-    trained = run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, removal="data", concepts=()))
+    trained = run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, removal="data", rank=2, concepts=()))
     assert not trained.vectors and trained.lowrank
 
 
@@ -371,14 +377,22 @@ def test_trainings_that_cannot_be_are_refused(tiny_sd: Path, tiny_sdxl: Path, tm
         run(tiny_sd, tmp_path, dataclasses.replace(SHORT, mode="bins", grid=8))
     with pytest.raises(ConfigError, match="sdxl"):
         train(some_rows(), ModelConfig(path=str(tiny_sdxl)), SHORT, tmp_path)
-    for wrong in ({"a": -1.0}, {"steps": 0}, {"mode": "dots"}, {"empty": 1.0}, {"concepts": ()}):
+    for wrong in (
+        {"a": -1.0},
+        {"steps": 0},
+        {"mode": "dots"},
+        {"empty": 1.0},
+        {"concepts": ()},
+        {"removal": "data"},
+        {"rank": -1},
+    ):
         with pytest.raises(ConfigError):
             dataclasses.replace(SHORT, **wrong)
 
 
-@pytest.mark.parametrize("removal", ["model", "data"])
-def test_a_saved_adapter_is_what_was_trained(tiny_sd: Path, tiny_sdxl: Path, tmp_path: Path, removal: Any) -> None:
-    how = dataclasses.replace(SHORT, removal=removal)
+@pytest.mark.parametrize(("removal", "rank"), [("model", 0), ("model", 2), ("data", 2)])
+def test_a_saved_adapter_is_what_was_trained(tiny_sd: Path, tiny_sdxl: Path, tmp_path: Path, removal: Any, rank: int) -> None:
+    how = dataclasses.replace(SHORT, removal=removal, rank=rank)
     trained, base = run(tiny_sd, tmp_path / "one", how), load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
     save_adapter(tmp_path / "one", trained, how, some_rows(), base="tiny", base_digest=base.digest, dataset={})
     assert not (tmp_path / "one" / CHECKPOINT).exists()
@@ -390,7 +404,8 @@ def test_a_saved_adapter_is_what_was_trained(tiny_sd: Path, tiny_sdxl: Path, tmp
     assert base.digest in card and "`<qr>`" in card and f"| {how.steps} |" in card
     with pytest.raises(ModelError, match="trained for tiny"):
         load_adapter(tmp_path / "one", load_model(ModelConfig(path=str(tiny_sdxl), dtype="float32")).digest)
-    if removal == "data":  # our rows are what diffusers makes of the same file
+    assert (f"(rank {rank})" in card) == (rank > 0)
+    if rank:  # our rows are what diffusers makes of the same file
         assert loaded.lowrank is not None
         assert_same_as_diffusers(tiny_sd, tmp_path / "one", base, loaded)
 

@@ -31,8 +31,9 @@ def low_rank(model: DiffusionModel, rank: int = 2, seed: int = 0) -> LowRank:
 
 
 def write_adapter(
-    folder: Path, model: DiffusionModel, vocabulary: Vocabulary | None, *, weights: bool = False, seed: int = 0
-) -> Path:
+    folder: Path, model: DiffusionModel, vocabulary: Vocabulary | None, *, weights: bool = False, seed: int = 0,
+    removal: str = "",
+) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
     files = {}
     if vocabulary is not None:
@@ -47,7 +48,8 @@ def write_adapter(
     for path in folder.iterdir():
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = {
-        "format": 1, "removal": "data" if weights else "model", "base": "tiny", "base_digest": model.digest, "files": files,
+        "format": 1, "removal": removal or ("data" if weights else "model"), "base": "tiny", "base_digest": model.digest,
+        "files": files,
         "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
         "places": {"qr": [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.4], [0.5, 0.5, 1, 1]]},
     }  # fmt: skip

@@ -220,6 +220,19 @@ def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionMode
     assert first(weight=0.5) not in drawn
 
 
+def test_whose_low_rank_weights_are_goes_by_what_they_were_trained_for(exact: DiffusionModel, tmp_path: Path) -> None:
+    words = Vocabulary(("qr",), "corners", 2)
+    one = write_adapter(tmp_path / "one", exact, words, weights=True, removal="model")
+    own, all_of_them = (
+        open_erasers([AdapterConfig(str(one), **how)], exact, base=tmp_path) for how in ({}, {"lowrank": "always"})
+    )
+    asked = own.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
+    assert not own.always_lowrank and asked is not None and [strength for _, strength in asked.lowrank] == [1.0]
+    assert len(all_of_them.always_lowrank) == 1
+    a_set = write_adapter(tmp_path / "set", exact, words, weights=True, removal="data")
+    assert len(open_erasers([AdapterConfig(str(a_set))], exact, base=tmp_path).always_lowrank) == 1
+
+
 def test_a_resumed_erasure_keeps_the_beginning(exact: DiffusionModel, erasers: Erasers) -> None:
     late = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", resume_fraction=0.5), MarkRung("reseed")))
     sample = draw(studio(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
