@@ -53,7 +53,7 @@ def packed_call(
         if t.push and t.push.acts_at(t.step):
             count = t.push.references_at(t.step)
             references = tuple(range(len(latents), len(latents) + count))
-            pushes += [RowPush(row, references, t.push, t.step, first) for row in range(first, len(latents))]
+            pushes += [RowPush(row, references, t.push, t.step, first) for row in t.push.pushed(first, len(latents))]
             latents += reference_latents(sampler, t.push, t.step)[:count]
             context += [t.push.context] * count
         timesteps += [sampler.timesteps[t.step]] * (len(latents) - first)

@@ -203,6 +203,7 @@ class Rung:
     form: Literal["paper", "unit", "kernel"] = "paper"  # negtome: how the push grows with the similarity
     keep_norm: bool = True  # negtome: pushed tokens keep their norm
     attention: Literal["last", "both"] = "last"  # negtome: after cross-attention, or after self-attention as well
+    rows: Literal["both", "conditional"] = "both"  # negtome: which rows of a guided sample are pushed
     blocks: str = ""  # negtome: only blocks whose name starts so
     min_tokens: int = 0  # negtome: only blocks with at least so many image tokens
     masked: bool = False  # negtome: match only where a reference differs from the centre
@@ -270,8 +271,8 @@ _RUNG_KEYS: dict[str, set[str]] = {
     "delayed_cfg": {"renew", "window"},
     "prompt": {"renew", "iterations", "learning_rate", "norm_target"},
     "negtome": _RESUMED
-    | {"alpha", "token_threshold", "match", "placement", "form", "keep_norm", "attention", "blocks", "min_tokens", "masked"}
-    | {"noise", "precision", "temperature"},
+    | {"alpha", "token_threshold", "match", "placement", "form", "keep_norm", "attention", "rows", "blocks", "min_tokens"}
+    | {"masked", "noise", "precision", "temperature"},
     "nudge": _RESUMED | _NUDGED | {"space", "push", "pull", "normalise", "penalty", "solver", "direction"},
     "amg": _RESUMED | _NUDGED | {"strength", "deduplicate"},
     "spell": _RESUMED | {"radius", "strength"},

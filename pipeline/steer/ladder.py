@@ -205,8 +205,8 @@ def _negtome(
     noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
     settings = NegToMe(
         latents, noises, context, rung.alpha, rung.token_threshold, until, match=rung.match, placement=rung.placement,
-        keep_norm=rung.keep_norm, form=rung.form, temperature=rung.temperature, attention=rung.attention, where=rung.blocks,
-        min_tokens=rung.min_tokens, precision=rung.precision,
+        keep_norm=rung.keep_norm, form=rung.form, temperature=rung.temperature, attention=rung.attention, rows=rung.rows,
+        where=rung.blocks, min_tokens=rung.min_tokens, precision=rung.precision,
         masks=tuple(foreground(z, centre) for z in latents) if rung.masked else None,
     )  # fmt: skip
     if engine.features is None:

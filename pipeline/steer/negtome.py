@@ -157,6 +157,8 @@ class NegToMe:
         attention: ``last``: after the last attention before the MLP; ``both``: after self-attention as well (UNet blocks).
         where: only blocks whose name starts so, e.g. ``up_blocks``; empty: all.
         min_tokens: only blocks with at least so many image tokens (the paper's SDXL setting: 1024).
+        rows: of a guided sample's rows ``both`` are pushed, as published, or the ``conditional`` one alone: guidance then
+            carries the push w times as far.
         masks: per reference bool (h, w): where its latent may be matched; None: everywhere.
         features: step → site → reference tokens worked out before; see :mod:`pipeline.steer.features`.
     """
@@ -175,6 +177,7 @@ class NegToMe:
     attention: Literal["last", "both"] = "last"
     where: str = ""
     min_tokens: int = 0
+    rows: Literal["both", "conditional"] = "both"
     masks: tuple[torch.Tensor, ...] | None = None
     chunk: int = CHUNK
     precision: Precision = "float32"
@@ -187,6 +190,10 @@ class NegToMe:
     def references_at(self, step: int) -> int:
         """How many reference rows the sample needs at ``step``: none where nothing is pushed, or features are at hand."""
         return len(self.latents) if self.acts_at(step) else 0
+
+    def pushed(self, first: int, end: int) -> range:
+        """Which of a sample's own rows ``first`` … ``end`` − 1 (the conditional one is the last) are pushed."""
+        return range(end - 1 if self.rows == "conditional" else first, end)
 
     def selects(self, site: str, tokens: int) -> bool:
         """Whether this block, with so many image tokens, takes part."""

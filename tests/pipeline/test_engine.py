@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from index.errors import ConfigError, ModelError, OutOfMemory
+from pipeline.call import packed_call
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
 from pipeline.model.families import DiffusionModel, load_model
@@ -254,6 +255,17 @@ def test_steering_identities(exact: DiffusionModel, alpha: float, threshold: flo
     z = torch.randn(e.model.latent_shape)
     t.push = NegToMe((z,), None, t.negative, alpha=alpha, threshold=threshold, until_step=until)
     assert torch.equal(e.finish([t])[1], e.finish([plain(e, 1)])[1])
+
+
+@pytest.mark.parametrize("rows", ["both", "conditional"])
+def test_which_of_its_rows_are_pushed(exact: DiffusionModel, rows: Any) -> None:
+    e = engine(exact)
+    before, t = plain(e, 1), plain(e, 1)
+    z = torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(3))
+    t.push = NegToMe((z,), None, t.context, alpha=2.0, threshold=-1.0, until_step=3, rows=rows)
+    alone, pushed = (packed_call(e.model, e.sampler, [s], e.rows, e.told_guidance)[0] for s in (before, t))
+    assert len(pushed) == 2 and not torch.equal(pushed[1], alone[1])
+    assert torch.equal(pushed[0], alone[0]) == (rows == "conditional")
 
 
 def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None:

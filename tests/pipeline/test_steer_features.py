@@ -75,6 +75,7 @@ RUNGS = [
     Rung("negtome", token_threshold=0.1, resume_fraction=0.4, attention="both", masked=True, noise="none"),
     Rung("negtome", token_threshold=0.1, placement="released", min_tokens=64),
     Rung("negtome", token_threshold=0.1, references=2, precision="bfloat16", masked=True),
+    Rung("negtome", token_threshold=-0.5, alpha=4.0, form="kernel", rows="conditional", attention="both"),
 ]
 
 
