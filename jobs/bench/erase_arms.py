@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SETS = ("marked", "new", "new-clean")
 MODEL_STEPS, MODEL_BATCH = 300, 32
 DATA_STEPS, DATA_BATCH, DATA_RANK = 400, 24, 16
-LOWRANK_STEPS = 800
 OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
 MOST_SEEDS = 5
 Part = Literal["model", "data"]
@@ -63,7 +62,7 @@ def _model(name: str, **changed: Any) -> Arm:
 
 
 ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
-    _model(BOTH, steps=LOWRANK_STEPS, batch=DATA_BATCH, rank=DATA_RANK, lowrank_rate=2e-3, main=True),
+    _model(BOTH, steps=DATA_STEPS, batch=DATA_BATCH, rank=DATA_RANK, lowrank_rate=2e-3, main=True),
     _model(FULL, main=True),
     Arm("data", FULL, _DATA, "new", main=True),
     Arm("data", PLAIN, _PLAIN, "new", main=True),

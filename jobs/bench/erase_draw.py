@@ -56,7 +56,7 @@ class Bench:
     """Model, detectors and judges; pictures are kept in ``work``.
 
     Attributes:
-        rung: the default policy's first answer to a mark.
+        rungs: the default policy's answers to a mark.
     """
 
     def __init__(self, work: Path, world: Path) -> None:
@@ -75,7 +75,7 @@ class Bench:
         self.judges: Judges = Judges.open()
         self.empty = self.model.encode_prompts([""])[0]
         self._seen: dict[tuple[str, bytes], Any] = {}
-        self.rung = read_policy("default", Path()).mark_ladder[0]
+        self.rungs = read_policy("default", Path()).mark_ladder
 
     def draw(self, job: Job) -> np.ndarray:
         """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
@@ -199,12 +199,12 @@ class Bench:
         asked = self.asked(adapter, marks, usual=usual)
         return self.empty if asked is None else self.model.encode_words("", asked.vectors)
 
-    def by_rung(self, adapter: EraseAdapter, found: Found) -> tuple[list[torch.Tensor], dict[str, Any]]:
-        """What the default policy's first rung asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
-        usual = self.rung.places == "usual"
+    def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What a rung of the default policy asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
+        usual = self.rungs[rung].places == "usual"
         asked = [self.asked(adapter, marks, usual=usual) for marks in found]
         negatives = [self.empty if one is None else self.model.encode_words("", one.vectors) for one in asked]
-        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rung.focus}
+        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rungs[rung].focus}
 
     def standing(self, adapter: EraseAdapter) -> torch.Tensor:
         """The empty negative prompt ⊕ the places marks had in the adapter's training set."""

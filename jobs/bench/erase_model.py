@@ -13,7 +13,7 @@ import numpy as np
 from guards.base import Box
 from jobs.bench.degraded import worse
 from jobs.bench.erase_arms import BOTH, ESD, WORSE, trained
-from jobs.bench.erase_draw import WORDS, Bench, Found, Job, marked_shares, places_of, prefixed
+from jobs.bench.erase_draw import WORDS, Bench, Found, Job, marked_shares, prefixed
 from jobs.bench.measures import Measure, clustered, half_samples, kid, ratio, spread
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.model.adapter import EraseAdapter
 
 LADDER = "default mark ladder, up to three attempts"
-RUNG = " + usual places + focus"  # as the default policy asks for it
+RUNG = " + focus"  # as the default policy asks for it first
 USELESS = "blurry, low quality"  # a negative prompt that has nothing to do with marks
 STANDS = "asked for by its tokens where codes stand"
 CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
@@ -89,9 +89,8 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         measures += false_erasure(b, main, prone[:: 2 if quick else 1], seeds)
         (said, there), low = b.by_rung(main, seen), main.lowrank
         sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
-        row(f"{BOTH} + usual places", redrawn(b.job(of, own_noises, said, low)))
-        only: dict[str, Any] = {"places": places_of(seen), "focus": b.rung.focus}
-        row(f"{BOTH} + focus", redrawn(b.job(of, own_noises, [b.negative(main, marks) for marks in seen], low, **only)))
+        wide, everywhere = b.by_rung(main, seen, 1)
+        row(f"{BOTH} + usual places + focus", redrawn(b.job(of, own_noises, wide, low, **everywhere)))
         row(f"{BOTH}, its weights alone, nothing said", redrawn(b.job(of, own_noises, nothing, low)))
         row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
         row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
@@ -131,10 +130,10 @@ def climbed(
     for attempt in (2, 3):
         seen = b.found(pictures)
         left = [i for i, marks in enumerate(seen) if marks]
-        before = b.by_rung(adapter, [said[i] for i in left])[0]
+        before = b.by_rung(adapter, [said[i] for i in left], attempt - 2)[0]
         for i in left:
             said[i] = merged(seen[i], said[i])
-        negatives, there = b.by_rung(adapter, [said[i] for i in left])
+        negatives, there = b.by_rung(adapter, [said[i] for i in left], 1)  # a new seed keeps what the second attempt said
         for number, i in enumerate(left):
             if attempt == 3 or bool((negatives[number] == before[number]).all()):
                 seeds[i] = next_seed(seeds[i], attempt)
