@@ -37,6 +37,11 @@ class Arm:
         return replace(from_dict(Policy, tomllib.loads(text), where=f"arm {self.name}"), name=self.name)
 
 
+OURS = (
+    'kind = "negtome"\nform = "kernel"\nalpha = 3.0\ntoken_threshold = -0.5\nmasked = true\nattention = "both"\n'
+    'rows = "conditional"\nwindow = 0.3'
+)
+
 # The strengths of published methods are the papers' where they say one that means something here, else the best of a few tried.
 ARMS = (
     Arm("none", ""),
@@ -53,17 +58,9 @@ ARMS = (
         "arXiv 2412.01339, its code: α .9, τ .65",
     ),
     Arm("NegToMe, paper", 'kind = "negtome"\nkeep_norm = false\nattention = "both"', "arXiv 2412.01339: α .9, τ .65"),
-    Arm(
-        "NegToMe, ours",
-        'kind = "negtome"\nform = "kernel"\nalpha = 2.0\ntoken_threshold = 0.5\nmasked = true\nattention = "both"',
-        "push grows with the similarity; foreground only; norms kept",
-    ),
-    Arm(
-        "NegToMe, ours, random reference",
-        'kind = "negtome"\nform = "kernel"\nalpha = 2.0\ntoken_threshold = 0.5\nmasked = true\nattention = "both"\n'
-        'target = "random"',
-        "control",
-    ),
+    Arm("NegToMe, ours", OURS, "push grows with the similarity; foreground, conditional row, first third alone; norms kept"),
+    Arm("NegToMe, ours, random reference", OURS + '\ntarget = "random"', "control"),
+    Arm("NegToMe, ours, gentler", OURS.replace("alpha = 3.0", "alpha = 2.0").replace("-0.5", "0.0"), "another point"),
     Arm(
         "nudging, literal",
         'kind = "nudge"\nsolver = "closed_form"\nnormalise = "none"\nweights = "mean"\nkeep = 4.0\ncentred = false',
