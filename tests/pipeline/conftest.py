@@ -1,4 +1,4 @@
-"""A made-up run built from real nouns: every outcome, drawings simple enough to recognise in the report."""
+"""A tiny model; and a made-up run built from real nouns: every outcome, drawings simple enough to recognise in the report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,23 @@ from index.reference import Match
 from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.config import ModelConfig
+from pipeline.model.families import DiffusionModel, load_model
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.shard import commit_shard
 
 THRESHOLD = 0.8
 SIZE = 64
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_sd: Path) -> DiffusionModel:
+    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
 def drawing(shape: int, colour: Sequence[int], *, shift: float = 0.0, noise: int = 0) -> np.ndarray:

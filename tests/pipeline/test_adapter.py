@@ -7,18 +7,13 @@ from pathlib import Path
 import pytest
 
 from index.errors import IntegrityError, ModelError
-from pipeline.config import AdapterConfig, ModelConfig
+from pipeline.config import AdapterConfig
 from pipeline.model.adapter import load_adapter, read_settings
-from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
+from pipeline.model.families import STICKERS, DiffusionModel, folder_digest
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import SHIPPED, adapter_folders
 
 from .adapters import ATTENTION, CONVOLUTION, FEEDFORWARD, write_adapter
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
 def test_an_adapter_is_bound_to_its_model_and_its_bytes(exact: DiffusionModel, tmp_path: Path) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from index.errors import ClearanceError, ModelError, OutOfMemory, SteeringFailed
-from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import DiffusionModel
 from pipeline.model.lowrank import LowRank
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
@@ -21,16 +19,6 @@ from pipeline.steer.negtome import NegToMe
 STEPS = 5
 VICTIM = 2
 TAGS = range(6)
-
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
 def engine(model: DiffusionModel) -> Engine:

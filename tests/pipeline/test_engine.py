@@ -21,16 +21,6 @@ from pipeline.steer.nudge import Nudge
 STEPS = 5
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
-
-
 def engine(model: DiffusionModel, rows: int = 8) -> Engine:
     return Engine(model, rows=rows, steps=STEPS, guidance_scale=3.0)
 

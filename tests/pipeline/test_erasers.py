@@ -19,7 +19,7 @@ from guards.registry import open_guards
 from index.errors import ConfigError
 from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, from_dict
 from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import DiffusionModel
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
@@ -30,11 +30,6 @@ from .adapters import write_adapter
 
 STEPS = 4
 MARKS = Policy(marks=GuardPolicy(), mark_ladder=(MarkRung("erase"), MarkRung("erase", strength=2.0), MarkRung("reseed")))
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
 def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from index.errors import ConfigError
-from pipeline.config import ModelConfig
 from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import DiffusionModel
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
 def engine(model: DiffusionModel, rows: int = 8) -> Engine:

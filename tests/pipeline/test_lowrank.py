@@ -19,16 +19,6 @@ from .adapters import ATTENTION, low_rank
 STEPS = 4
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
-
-
 def call(model: DiffusionModel, wanted: Sequence[RowAdapter], rows: int = 6) -> torch.Tensor:
     latents = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3))
     context = model.encode_prompts(["cat"]).expand(rows, -1, -1)

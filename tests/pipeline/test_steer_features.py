@@ -20,11 +20,6 @@ STEPS, ROWS = 3, 8
 IDS = ["00000001", "00000002"]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype=request.param))
-
-
 def key(site: str) -> FeatureKey:
     return FeatureKey("asset", "model", 8, (0, 5), site)
 

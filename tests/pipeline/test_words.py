@@ -10,12 +10,7 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
-from pipeline.model.families import DiffusionModel, load_model
-
-
-@pytest.fixture(scope="module")
-def exact(tiny_sd: Path) -> DiffusionModel:
-    return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+from pipeline.model.families import load_model
 
 
 def test_new_words_change_no_other_prompt(exact: Any) -> None:
