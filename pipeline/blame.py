@@ -20,7 +20,7 @@ from pipeline.call import units
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Trajectory
+    from pipeline.trajectory import Trajectory
 
 Call = Callable[[Sequence["Trajectory"]], list["torch.Tensor"]]
 Failures = list[tuple["Trajectory", Exception]]

@@ -18,13 +18,13 @@ from index.errors import SteeringFailed
 from index.padding import out_of_memory
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
-from pipeline.engine import Trajectory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
 from pipeline.steer.ladder import RESEED, Words, random_references, retry
 from pipeline.studio import Studio, Study
+from pipeline.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import torch

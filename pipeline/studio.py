@@ -20,7 +20,9 @@ from index.padding import PaddedCalls
 from index.reference import Match
 from pipeline.config import Policy, RunConfig, digest
 from pipeline.engine import Engine
-from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model, resolve
+from pipeline.model.families import load_model
+from pipeline.model.folder import STICKERS, folder_digest, resolve
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import PaddedRows, Request, Sample
 from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers

@@ -23,7 +23,7 @@ from jobs.world.flights import KEPT, STEPS, Flight, mixed, subjects, watch
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
     from pipeline.steer.early import EarlyDetector, ReferenceLatents
 
 SEEDS = (1, 2, 3)

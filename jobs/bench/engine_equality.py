@@ -15,8 +15,9 @@ from jobs.bench.measures import Measure, share, spread
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Engine, Trajectory
-    from pipeline.model.families import DiffusionModel
+    from pipeline.engine import Engine
+    from pipeline.model.interface import DiffusionModel
+    from pipeline.trajectory import Trajectory
 
 SAMPLES, SCHEDULES = 8, (1, 2, 3)
 
@@ -82,7 +83,7 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
         g = studio.config.generation
         e = Engine(studio.model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, scheduler=g.scheduler, eta=g.eta)
         empty = studio.context_of("")
-        from pipeline.engine import Trajectory
+        from pipeline.trajectory import Trajectory
 
         unguarded = e.finish(
             [

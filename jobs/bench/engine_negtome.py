@@ -9,8 +9,9 @@ from jobs.bench.engine_runs import ROWS, contexts_of, engine, plain
 from jobs.bench.measures import Measure, spread
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine, Trajectory
-    from pipeline.model.families import DiffusionModel
+    from pipeline.engine import Engine
+    from pipeline.model.interface import DiffusionModel
+    from pipeline.trajectory import Trajectory
 
 STEERED = 4  # one sample in four
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Engine, Trajectory
-    from pipeline.model.families import DiffusionModel
+    from pipeline.engine import Engine
+    from pipeline.model.interface import DiffusionModel
+    from pipeline.trajectory import Trajectory
 
 ROWS, GUIDANCE = 16, 3.0
 CAPTIONS = tuple(f"a {name}" for name in ("pear", "bear", "cat", "castle", "lion", "pizza", "taxi", "key"))
@@ -25,7 +26,7 @@ def engine(model: DiffusionModel, steps: int) -> Engine:
 
 def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
     """Two rows: the tag's caption with the tag's seed. ``contexts``: of the captions, and of the empty prompt behind them."""
-    from pipeline.engine import Trajectory
+    from pipeline.trajectory import Trajectory
 
     return Trajectory(tag, e.initial_noise(tag), 0, contexts[tag % len(CAPTIONS)], contexts[-1], seed=tag)
 

@@ -12,7 +12,7 @@ from jobs.bench.engine_runs import CAPTIONS, GUIDANCE, contexts_of, engine, plai
 from jobs.bench.measures import Measure, share, spread
 
 if TYPE_CHECKING:
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 BATCH = 8
 
@@ -23,7 +23,7 @@ def against_stock(models: Mapping[str, DiffusionModel], *, samples: int, rounds:
     from diffusers import StableDiffusionPipeline
 
     from pipeline.config import ModelConfig
-    from pipeline.model.families import resolve
+    from pipeline.model.folder import resolve
     from pipeline.model.latent import quiet
 
     with quiet():

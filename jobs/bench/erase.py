@@ -15,7 +15,7 @@ from jobs.bench.erase_draw import Bench
 from jobs.bench.erase_model import model_removal
 from jobs.bench.erase_ship import ship
 from jobs.bench.measures import publish
-from pipeline.model.families import STICKERS
+from pipeline.model.folder import STICKERS
 
 SEEDS = (1, 2, 3)
 

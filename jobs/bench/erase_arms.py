@@ -130,7 +130,7 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     from jobs.erase.train import train
     from pipeline.config import ModelConfig
     from pipeline.model.adapter import SETTINGS
-    from pipeline.model.families import folder_digest, resolve
+    from pipeline.model.folder import folder_digest, resolve
 
     folder = adapter_folder(work, arm, seed)
     if (folder / SETTINGS).exists():

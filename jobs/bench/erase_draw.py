@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from guards.marks import MarksGuard
     from jobs.judges.judges import Judges
-    from pipeline.engine import Engine, GuideHook
+    from pipeline.engine import Engine
     from pipeline.model.adapter import EraseAdapter
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
     from pipeline.steer.erasers import Erasure
+    from pipeline.trajectory import GuideHook
 
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
@@ -81,7 +82,8 @@ class Bench:
         """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
         import torch
 
-        from pipeline.engine import Engine, Trajectory
+        from pipeline.engine import Engine
+        from pipeline.trajectory import Trajectory
 
         if not job.captions:
             width, height = self.model.decode_size()

@@ -28,7 +28,7 @@ from pipeline.steer.erase import WORDS
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 CROSS_ATTENTION = r".*attn2\.to_(q|k|v|out\.0)$"
 
@@ -115,7 +115,8 @@ def train_esd(
 
 def flights(base: DiffusionModel, how: EsdTraining) -> list[tuple[torch.Tensor, float, int]]:
     """x_t, t and the number of the concept, of every step of every picture that the original network draws of the words."""
-    from pipeline.engine import Engine, Trajectory
+    from pipeline.engine import Engine
+    from pipeline.trajectory import Trajectory
 
     engine = Engine(base, rows=16, steps=how.sampling_steps, guidance_scale=how.guidance)
     texts = base.encode_prompts([*how.words, ""])

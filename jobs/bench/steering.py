@@ -174,7 +174,7 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
 def identity(policy: Policy) -> dict[str, str]:
     """What decides the pictures of an arm: model, references, calibration, policy."""
     from pipeline.config import digest
-    from pipeline.model.families import STICKERS
+    from pipeline.model.folder import STICKERS
 
     card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
     parts = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]

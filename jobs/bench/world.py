@@ -86,7 +86,7 @@ def open_studio(folder: Path, policy: str | Policy) -> Studio:
     from index.store import ReferenceIndex
     from jobs.plan import read_policy
     from pipeline.config import GenerationConfig, RunConfig
-    from pipeline.model.families import STICKERS
+    from pipeline.model.folder import STICKERS
     from pipeline.studio import Studio
 
     if not (folder / "index").exists():

@@ -114,7 +114,7 @@ def train(
     from jobs.erase.train import train as run
     from pipeline.config import ModelConfig
     from pipeline.model.adapter import SETTINGS
-    from pipeline.model.families import folder_digest, resolve
+    from pipeline.model.folder import folder_digest, resolve
 
     if (out / SETTINGS).exists():
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")

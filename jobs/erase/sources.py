@@ -138,8 +138,9 @@ def drawn_source(
 def _drawn(requests: Sequence[Request], model: ModelConfig, generation: GenerationConfig) -> Iterator[Captioned]:
     import torch
 
-    from pipeline.engine import Engine, Trajectory
+    from pipeline.engine import Engine
     from pipeline.model.families import load_model
+    from pipeline.trajectory import Trajectory
 
     network = load_model(model)
     engine = Engine(

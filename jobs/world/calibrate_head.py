@@ -36,7 +36,7 @@ def copies_guard(folder: Path) -> CopiesGuard:
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
     from pipeline.config import CopiesPolicy
-    from pipeline.model.families import STICKERS
+    from pipeline.model.folder import STICKERS
 
     embedder = OpenCLIPEmbedder.open("stickers")
     index = ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), embedder)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 STEPS, KEPT = 20, 10  # x̂0 is kept for the first half of the steps
 UNSEEN_EVERY = 5  # every fifth protected subject is kept from the head's training
@@ -96,7 +96,8 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
     """Draw the flights in the engine, unsteered, and keep what was expected on the way."""
     import torch
 
-    from pipeline.engine import Engine, Trajectory
+    from pipeline.engine import Engine
+    from pipeline.trajectory import Trajectory
 
     engine = Engine(model, rows=rows, steps=steps, guidance_scale=3.0)
     context = {text: model.encode_prompts([text])[0] for text in dict.fromkeys([*(f.caption for f in flights), ""])}

@@ -19,7 +19,7 @@ from jobs.world.flights import KEPT, STEPS, subjects, training_flights, watch
 
 if TYPE_CHECKING:
     from index.embed import Embedder
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 CHUNK = 32
 CALIBRATING = 4  # every fourth chunk of flights is kept from training: thresholds are chosen on it

@@ -119,7 +119,7 @@ def reference_pictures() -> np.ndarray:
     """The shipped reference drawings, uint8 (N, H, W, 3), protected subjects kept from the head left out."""
     from index.collect import read_references
     from jobs.world.flights import subjects
-    from pipeline.model.families import STICKERS
+    from pipeline.model.folder import STICKERS
 
     _, unseen, _ = subjects()
     return np.stack([work.picture for work in read_references(STICKERS / "references") if work.title not in unseen])

@@ -15,7 +15,8 @@ from index.errors import ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
-from pipeline.model.families import LESS, UNUSED, folder_digest, read_index
+from pipeline.model.folder import UNUSED, folder_digest, read_index
+from pipeline.model.interface import LESS
 from pipeline.outcome import PaddedRows
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from index.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 # What "auto" makes of the scheduler a model folder names; anything else (PNDM, ancestral …) is drawn with DDIM.
 OF_SCHEDULER = {

@@ -30,7 +30,8 @@ import numpy as np
 from guards.copies import HARMLESS
 from index.colours import hue_shares, turn_hues
 from index.reference import Match
-from pipeline.model.families import STICKERS, DiffusionModel
+from pipeline.model.folder import STICKERS
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Caught
 from pipeline.steer.cascade import text_score
 from pipeline.steer.latent_head import LatentHead
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from index.reference import Reference
     from index.store import ReferenceIndex
     from pipeline.config import EarlyPolicy, Policy
-    from pipeline.engine import Trajectory
     from pipeline.model.samplers import Sampler
+    from pipeline.trajectory import Trajectory
 
 HEAD = STICKERS / "head"
 TURNED = "+hues"  # behind the signal of a sample caught by a reference in other colours

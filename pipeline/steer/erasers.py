@@ -16,19 +16,20 @@ from guards.base import Box
 from index.errors import ConfigError
 from pipeline.audit.records import Adapter
 from pipeline.config import AdapterConfig, MarkRung, digest
-from pipeline.engine import Engine, Trajectory
+from pipeline.engine import Engine
 from pipeline.model.adapter import EraseAdapter, load_adapter, read_settings
-from pipeline.model.families import STICKERS
+from pipeline.model.folder import STICKERS
 from pipeline.model.lowrank import LowRank
 from pipeline.outcome import Intervention
 from pipeline.steer.cascade import rollback_step
 from pipeline.steer.erase import overlap
 from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
+from pipeline.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.families import DiffusionModel
+    from pipeline.model.interface import DiffusionModel
 
 SHIPPED = STICKERS / "adapters"
 OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from index.errors import ConfigError
 from pipeline.blame import steering
 from pipeline.config import Rung
-from pipeline.engine import Engine, Trajectory
+from pipeline.engine import Engine
 from pipeline.outcome import Intervention
 from pipeline.steer.cascade import rollback_step
 from pipeline.steer.embedder_space import EmbedderNudge, EmbedderSpace
@@ -22,6 +22,7 @@ from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 from pipeline.steer.objective import Objective
 from pipeline.steer.prompt import differentiable_denoiser, optimise_prompt
+from pipeline.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,8 @@ from jobs.bench.engine_reruns import BATCH, Coins, reruns
 from jobs.bench.load import load_average, quiet, remark
 from jobs.bench.measures import Measure
 from pipeline.config import ModelConfig
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 
 STEPS = 8
 

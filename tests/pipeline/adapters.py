@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.model.families import DiffusionModel
+from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank
 from pipeline.steer.erase import Vocabulary
 

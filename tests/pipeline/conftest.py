@@ -15,7 +15,8 @@ from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext, attempt_table, sample_table
 from pipeline.config import ModelConfig
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.shard import commit_shard
 

@@ -11,7 +11,7 @@ from guards.base import Finding
 from guards.copies import Examination
 from index.reference import Match, Reference
 from pipeline.config import CopiesPolicy, GenerationConfig, Policy, RunConfig, Rung
-from pipeline.model.families import DiffusionModel
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.studio import Studio
 

@@ -9,7 +9,8 @@ import pytest
 from index.errors import IntegrityError, ModelError
 from pipeline.config import AdapterConfig
 from pipeline.model.adapter import load_adapter, read_settings
-from pipeline.model.families import STICKERS, DiffusionModel, folder_digest
+from pipeline.model.folder import STICKERS, folder_digest
+from pipeline.model.interface import DiffusionModel
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import SHIPPED, adapter_folders
 

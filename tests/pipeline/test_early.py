@@ -20,8 +20,9 @@ from index.errors import ConfigError, ModelError
 from index.reference import Match, Reference
 from pipeline.audit.records import attempt_table
 from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
-from pipeline.engine import Trajectory
-from pipeline.model.families import STICKERS, DiffusionModel, folder_digest, load_model
+from pipeline.model.families import load_model
+from pipeline.model.folder import STICKERS, folder_digest
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Caught, Outcome, Request, Sample
 from pipeline.steer.early import (
     HEAD,
@@ -36,6 +37,7 @@ from pipeline.steer.early import (
 )
 from pipeline.steer.latent_head import LatentHead, make_network
 from pipeline.studio import Studio
+from pipeline.trajectory import Trajectory
 
 LADDER = (Rung("nudge", step_size=0.1), Rung("nudge", step_size=0.2, resume_fraction=0.4))
 EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)

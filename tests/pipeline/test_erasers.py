@@ -18,13 +18,14 @@ from guards.codes import CodesGuard
 from guards.registry import open_guards
 from index.errors import ConfigError
 from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, from_dict
-from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel
+from pipeline.engine import Engine
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
 from pipeline.steer.nudge import Nudge
 from pipeline.studio import Studio, identity_of
+from pipeline.trajectory import Trajectory
 
 from .adapters import write_adapter
 

@@ -12,10 +12,12 @@ import torch
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.engine import Engine
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import picture_rows, quiet
 from pipeline.steer.nudge import Nudge
+from pipeline.trajectory import Trajectory
 
 STEPS = 4
 TOKENS = 24  # of T5
@@ -253,7 +255,7 @@ def test_an_empty_negative_prompt_is_zeros_where_sdxl_says_so(tiny_sdxl: Path, t
 def test_only_the_parts_in_use_are_downloaded(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from pipeline.model.families import resolve
+    from pipeline.model.folder import resolve
 
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _id, **more: calls.append(more) or str(tiny_sd))

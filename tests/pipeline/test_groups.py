@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from index.errors import ConfigError
-from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel
+from pipeline.engine import Engine
+from pipeline.model.interface import DiffusionModel
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
+from pipeline.trajectory import Trajectory
 
 STEPS = 4
 

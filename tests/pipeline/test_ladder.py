@@ -11,10 +11,11 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.config import ModelConfig, Policy, Rung, from_dict
-from pipeline.engine import Engine, Trajectory
+from pipeline.engine import Engine
 from pipeline.model.families import load_model
 from pipeline.steer.embedder_space import EmbedderSpace
 from pipeline.steer.ladder import Words, next_seed, random_references, retry
+from pipeline.trajectory import Trajectory
 
 STEPS, ROWS, SEED = 5, 8, 3
 

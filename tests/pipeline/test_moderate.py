@@ -10,7 +10,8 @@ import pytest
 
 from guards.base import Finding
 from pipeline.config import CopiesPolicy, GuardPolicy, ModelConfig, Policy, Rung
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Outcome, Request, Verdict
 
 from .loop import LADDER, POLICY, REF, Copies, Index, by_key, requests, sha, studio, undisturbed

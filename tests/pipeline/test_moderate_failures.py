@@ -18,7 +18,8 @@ from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.audit.records import RunContext, attempt_table, sample_table
 from pipeline.config import ModelConfig, Rung
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import _first
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer import ladder

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig, Rung
-from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.engine import Engine
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.steer.blocks import steerable_blocks
 from pipeline.steer.features import FeatureCache
 from pipeline.steer.ladder import retry
+from pipeline.trajectory import Trajectory
 
 STEPS, ROWS = 3, 6
 RUNG = Rung("negtome", alpha=0.9, token_threshold=0.0, masked=True)

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig, Rung
-from pipeline.engine import Engine, Trajectory
-from pipeline.model.families import DiffusionModel, load_model
+from pipeline.engine import Engine
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
 from pipeline.steer import features
 from pipeline.steer.features import FeatureCache, FeatureKey, asset_digest
 from pipeline.steer.ladder import retry
 from pipeline.steer.matching import Precision
+from pipeline.trajectory import Trajectory
 
 STEPS, ROWS = 3, 8
 IDS = ["00000001", "00000002"]

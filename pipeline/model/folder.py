@@ -1,0 +1,109 @@
+"""A model's folder: where it is, what is in it, its digest. Nothing is downloaded unless the configuration says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from index.errors import ModelError
+from pipeline.config import ModelConfig
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
+STICKERS = Path(__file__).resolve().parents[1] / "weights" / "stickers"
+
+
+def resolve(config: ModelConfig) -> Path:
+    """The folder of the configured model: the embedded world, a local folder, or a hub snapshot."""
+    if config.path == "stickers":
+        return STICKERS / "model"
+    folder = Path(config.path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or config.path.startswith("."):
+        raise ModelError("folder does not exist", where=config.path, fix="Name a diffusers folder, a hub id, or 'stickers'")
+    return _from_hub(config)
+
+
+def _from_hub(config: ModelConfig) -> Path:
+    """The snapshot of a hub id, from this machine's cache or, where the configuration allows it, downloaded."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(patterns: list[str] | None) -> Path:
+        unwanted = ["*.fp16.*", "*non_ema*"] if not config.variant else ["*non_ema*"]
+        return Path(
+            snapshot_download(
+                config.path,
+                revision=config.revision or None,
+                local_files_only=not config.allow_download,
+                allow_patterns=patterns,
+                ignore_patterns=unwanted,
+            )
+        )
+
+    try:
+        folder = fetch(["model_index.json"])
+        if not config.allow_download:
+            return folder
+        # Hubs keep the same model in several precisions and formats: one set of weights, in safetensors, of the parts in use.
+        weights = f"*.{config.variant}*.safetensors" if config.variant else "*.safetensors"
+        wanted = [f"{part}/{kind}" for part in components(folder) for kind in ("*.json", "*.txt", "*.model", weights)]
+        return fetch(["model_index.json", *wanted])
+    except ModelError:
+        raise
+    except Exception as error:
+        fix = (
+            "Check the id and the network"
+            if config.allow_download
+            else "Set model.allow_download = true to fetch it, or name a folder"
+        )
+        raise ModelError(f"the model is not on this machine ({type(error).__name__})", where=config.path, fix=fix) from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The folder's ``model_index.json``."""
+    path = folder / "model_index.json"
+    if not path.exists():
+        raise ModelError("has no model_index.json", where=str(folder), fix="Name a folder saved by a diffusers pipeline")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"is not JSON ({error})", where=str(path), fix="Restore the file") from None
+    if not isinstance(index, dict):
+        raise ModelError("is not a table of components", where=str(path), fix="Restore the file")
+    return index
+
+
+def components(folder: Path) -> list[str]:
+    """Names of the folders a pipeline is made of, without those that are never run here."""
+    parts = [name for name, value in read_index(folder).items() if isinstance(value, list) and value[0] is not None]
+    return [name for name in parts if name not in UNUSED]
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a diffusers folder: every .json, .txt, .model and .safetensors file, by name and content."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".txt", ".model", ".safetensors"} and path.is_file():
+            with path.open("rb") as file:
+                lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    if not lines:
+        raise ModelError("holds no model files", where=str(folder), fix="Name a diffusers folder with safetensors weights")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_digests(folder: Path) -> None:
+    """Compare a shipped folder with its ``digests.json`` (path → sha256); folders without one are not checked."""
+    listing = folder / "digests.json"
+    if not listing.exists():
+        return
+    for name, expected in json.loads(listing.read_text(encoding="utf-8")).items():
+        path = folder / name
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        if found != expected:
+            raise ModelError(
+                f"digest is {found[:12]}, the card says {expected[:12]}",
+                where=str(path),
+                fix="Restore the file from the repository",
+            )

@@ -1,0 +1,108 @@
+"""What the engine needs of a diffusion model, whatever its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.outcome import PaddedRows
+
+LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
+
+
+class DiffusionModel(Protocol):
+    """A latent diffusion model as the engine sees it.
+
+    A *conditioning* is one float32 tensor per prompt, of a fixed shape; only the model reads what is in it (token embeddings,
+    and for some classes pooled ones). Every network call has a fixed, padded number of rows: with a fixed shape a row's result
+    does not depend on its neighbours (byte for byte), with a varying one it does.
+
+    Attributes:
+        family: ``sd``, ``sdxl``, ``sd3`` or ``flux``.
+        digest: digest of configuration and weights.
+        latent_shape: (C, h, w) of one latent.
+        conditioning_shape: of one conditioning.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
+        scheduler_config: the folder's scheduler configuration.
+        distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
+        network: the denoiser itself, a torch module whose tensors have the call's rows first.
+    """
+
+    family: str
+    digest: str
+    latent_shape: tuple[int, int, int]
+    conditioning_shape: tuple[int, ...]
+    prediction_type: str
+    scheduler_config: Mapping[str, Any]
+    distilled: bool
+    network: Any
+
+    def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
+        """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps."""
+        ...
+
+    def truncated(self, prompt: str) -> bool:
+        """Whether every text encoder drops the prompt's end."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompts → conditionings (N, …), one by one in padded calls."""
+        ...
+
+    def word_room(self) -> int:
+        """How many learned tokens a prompt has room for; 0 where this class of model takes none."""
+        ...
+
+    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+        """The conditioning of text ⊕ learned tokens with these vectors (n, D).
+
+        Raises:
+            ConfigError: this class of model knows no new tokens, or they do not fit its text encoder.
+        """
+        ...
+
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """One call of the denoiser.
+
+        Args:
+            latents: float32 (R, C, h, w).
+            timesteps: int64 or float32 (R,).
+            context: conditionings (R, …).
+            guidance: the scale that a network with guidance inside is told; others ignore it.
+
+        Returns:
+            Raw output float32 (R, C, h, w).
+        """
+        ...
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Latents float32 (N, C, h, w) → pictures uint8 RGB (N, H, W, 3).
+
+        Raises:
+            ModelError: the decoder's output is not finite.
+        """
+        ...
+
+    def padded_rows(self) -> PaddedRows:
+        """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out. Of the
+        other networks it says nothing."""
+        ...
+
+    def decode_size(self) -> tuple[int, int]:
+        """Width and height of a decoded picture, in pixels."""
+        ...
+
+    def encode(self, pictures: np.ndarray) -> torch.Tensor:
+        """Pictures uint8 RGB (N, H, W, 3) of the model's own size → latents float32 (N, C, h, w)."""
+        ...
+
+    def attention_blocks(self) -> list[tuple[str, Any]]:
+        """Name and module of every transformer block whose tokens are picture positions."""
+        ...

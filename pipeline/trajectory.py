@@ -1,0 +1,95 @@
+"""One sample on its way from noise to picture: where it stands, what steers it, and what its next attempt may resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.model.lowrank import LowRank
+    from pipeline.steer.diversity import Group
+    from pipeline.steer.negtome import NegToMe
+
+CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
+GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
+
+
+@dataclass
+class Trajectory:
+    """One sample on its way from noise to picture.
+
+    Attributes:
+        tag: the caller's own handle.
+        latent: float32 (C, h, w) at ``step``.
+        step: the next denoising step to take.
+        context: conditioning of the prompt.
+        negative: conditioning of the negative prompt; None for one row without classifier-free guidance.
+        push: negative token merging against reference latents, or None.
+        nudge: maps (x̂0, step, ε) to a nudged x̂0, or None.
+        guide: maps (latent, unconditional, conditional, step) to the guided raw output, in place of classifier-free guidance,
+            or None.
+        ring: the latent before every step taken; index = step. What a rollback resumes from.
+        guidance_norms: ‖ε_text − ε_empty‖ per step, a free statistic; empty without classifier-free guidance.
+        update_norms: ‖z_{i+1} − z_i‖ per step, another one.
+        clean: x̂0 (C, h, w) of the last step taken, steered or not: what probes look at.
+        evals: denoiser evaluations spent, in steps of an unsteered sample.
+        device_seconds: share of the device time of its calls.
+        seed: with the step, the key of the noise that samplers with η > 0 add.
+        cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
+        rows_from: (step, R): from that step on its calls had R rows, that of its references' features before its own. More than
+            one entry only after memory ran out.
+        turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.
+        group: the declared group whose members push one another apart, or None; not together with ``push``. A next attempt
+            stands alone: its mates have ended.
+        member: its number in the group.
+        guided_until: classifier-free guidance acts in steps below this one, and then the negative row goes back to the pool.
+            The engine's own, unless set before.
+        lowrank: low-rank weights for this sample's rows alone, each with its strength.
+    """
+
+    tag: int
+    latent: torch.Tensor
+    step: int
+    context: torch.Tensor
+    negative: torch.Tensor | None
+    push: NegToMe | None = None
+    nudge: CleanHook | None = None
+    guide: GuideHook | None = None
+    ring: dict[int, torch.Tensor] = field(default_factory=dict)
+    guidance_norms: list[float] = field(default_factory=list)
+    update_norms: list[float] = field(default_factory=list)
+    clean: torch.Tensor | None = None
+    evals: float = 0.0
+    device_seconds: float = 0.0
+    seed: int = 0
+    cleans: dict[int, torch.Tensor] = field(default_factory=dict)
+    rows_from: list[tuple[int, int]] = field(default_factory=list)
+    turn: int | None = None
+    group: Group | None = None
+    member: int = 0
+    guided_until: int | None = None
+    lowrank: tuple[tuple[LowRank, float], ...] = ()
+
+    @property
+    def own_rows(self) -> int:
+        """Rows of its own at its step, references aside."""
+        skipped = self.guided_until is not None and self.step >= self.guided_until
+        return 1 if self.negative is None or skipped else 2
+
+    def rows(self) -> int:
+        return self.own_rows + (self.push.references_at(self.step) if self.push else 0)
+
+    def peak_rows(self) -> int:
+        """The most rows that a call has to hold for it, those of its group included."""
+        alone = (1 if self.negative is None else 2) + (len(self.push.latents) if self.push else 0)
+        return alone * self.group.size if self.group else alone
+
+    def resumed(self, last: Trajectory, seed: int) -> Trajectory:
+        """This trajectory with what a resumed one inherits of its sample: seed, sampler's memory, turn, low-rank weights."""
+        self.turn = last.turn
+        self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
+        self.lowrank = self.lowrank or last.lowrank
+        return self
