@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from jobs.run import Event
+    from jobs.session import Event
 
 LINE_EVERY = 10.0  # seconds between plain lines about samples
 
 
 class Watch:
-    """A listener for :class:`jobs.run.Event`; use it in ``with``.
+    """A listener for :class:`jobs.session.Event`; use it in ``with``.
 
     Args:
         console: where to write; a bar when it is a terminal.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
 from jobs.plan import Plan
-from jobs.run import DEATHS_PER_SHARD, OnEvent, OpenStudio, RunResult, Session, Worker, ignore, run_session
+from jobs.session import DEATHS_PER_SHARD, OnEvent, OpenStudio, RunResult, Session, Worker, ignore, run_session
 
 if TYPE_CHECKING:
     from pipeline.audit.records import RunContext

@@ -72,7 +72,7 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
     """First pictures of ordinary captions under the default policy, all guards looking, against the engine alone."""
     import torch
 
-    from jobs.bench.world import draw, open_studio
+    from jobs.bench.drawing import draw, open_studio
     from jobs.world.catalogue import ORDINARY
     from pipeline.engine import Engine
 

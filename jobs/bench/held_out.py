@@ -63,7 +63,7 @@ def recoloured(work: Path) -> list[Measure]:
     """The copies guard, with hues turned and without: protected drawings in other colours, and genuine drawings of others."""
     import tempfile
 
-    from jobs.bench.world import open_studio, pictures_of
+    from jobs.bench.drawing import open_studio, pictures_of
     from jobs.world.catalogue import concepts
     from jobs.world.overlays import recolour
     from jobs.world.pictures import load

@@ -149,7 +149,7 @@ def default_ladder() -> Policy:
 
 def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[str], seeds: Sequence[int]) -> Attempts:
     """The attempts of one arm: what is kept of an earlier run of the very same thing, the rest drawn now, seed by seed."""
-    from jobs.bench.world import draw
+    from jobs.bench.drawing import draw
 
     studio: Studio | None = None
     parts = []
@@ -189,14 +189,14 @@ def slug(name: str) -> str:
 
 def studio_with(policy: Policy, folder: Path) -> Studio:
     """A studio on the embedded world with this policy."""
-    from jobs.bench.world import open_studio
+    from jobs.bench.drawing import open_studio
 
     return open_studio(folder, policy)
 
 
 def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attempts:
     """Everything the judges and the embedder say about every attempt."""
-    from jobs.bench.world import pictures_of
+    from jobs.bench.drawing import pictures_of
 
     assert studio.copies is not None
     references = pictures_of(studio)
@@ -255,7 +255,7 @@ def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[
 def false_alarms(judges: Judges, world: Path) -> list[Measure]:
     """What judge and second look make of genuine other drawings of the protected captions: what no ladder need undercut."""
     from index.confirm import confirm
-    from jobs.bench.world import pictures_of
+    from jobs.bench.drawing import pictures_of
     from jobs.world.catalogue import PROTECTED
 
     pictures, captions = other_drawings(world, PROTECTED)
@@ -371,7 +371,7 @@ def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
 
 def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
     """Harmless prompts that no guard touched: the same bytes with everything switched on and with nothing."""
-    from jobs.bench.world import draw
+    from jobs.bench.drawing import draw
     from jobs.world.catalogue import ORDINARY
     from pipeline.outcome import Outcome
 

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jobs.bench.drawing import Drawn
 from jobs.bench.measures import Measure, clustered, publish, share
 from jobs.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
-from jobs.bench.world import Drawn, copies_any, copies_own, right_in_five
+from jobs.bench.world import copies_any, copies_own, right_in_five
 from jobs.judges.judges import Judges
 
 

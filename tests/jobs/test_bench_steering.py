@@ -112,7 +112,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
         drawn.append(seeds[0])
         return Drawn
 
-    monkeypatch.setattr("jobs.bench.world.draw", draw)
+    monkeypatch.setattr("jobs.bench.drawing.draw", draw)
     monkeypatch.setattr(steering, "studio_with", lambda *_: None)
     monkeypatch.setattr(steering, "examined", lambda *_: FOUND)
     policy = ARMS[1].policy()

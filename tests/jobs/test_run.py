@@ -16,7 +16,8 @@ from index.errors import ClearanceError, InputError, ModelError, PlanMismatch, R
 from jobs.lease import holder, lease
 from jobs.plan import Plan, failed_keys, open_folder
 from jobs.ray_runner import run_ray
-from jobs.run import Event, RunResult, Worker, run_local
+from jobs.run import run_local
+from jobs.session import Event, RunResult, Worker
 from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import verify
 

@@ -1,0 +1,79 @@
+"""What the benches draw with on the embedded world: a studio with a policy, captions with seeds, the protected drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.config import Policy
+    from pipeline.outcome import Sample
+    from pipeline.studio import Studio
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one studio made of some captions: sample, and the picture that counts (the accepted one, else the last)."""
+
+    samples: list[Sample]
+
+    @property
+    def pictures(self) -> np.ndarray:
+        return np.stack([s.final.picture for s in self.samples])  # type: ignore[union-attr]
+
+    @property
+    def captions(self) -> list[str]:
+        return [s.request.prompt for s in self.samples]
+
+    def flagged(self, guard: str) -> np.ndarray:
+        """bool (N,): whether the guard triggered on the picture that counts."""
+        return np.array([any(f.guard == guard and f.triggered for f in s.final.findings) for s in self.samples])  # type: ignore[union-attr]
+
+    def only(self, keep: Sequence[bool] | np.ndarray) -> Drawn:
+        return Drawn([s for s, k in zip(self.samples, keep, strict=True) if k])
+
+
+def open_studio(folder: Path, policy: str | Policy) -> Studio:
+    """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
+
+    One thread: the same pictures however many cores there are, and two benches side by side do not fight.
+    """
+    from index.collect import read_references
+    from index.embed import OpenCLIPEmbedder
+    from index.store import ReferenceIndex
+    from jobs.plan import read_policy
+    from pipeline.config import GenerationConfig, RunConfig
+    from pipeline.model.folder import STICKERS
+    from pipeline.studio import Studio
+
+    if not (folder / "index").exists():
+        ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
+    config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=1))
+    return Studio.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
+
+
+def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:
+    """Every caption with every seed, in order of seed and name."""
+    from rich.progress import track
+
+    from pipeline.outcome import Request
+
+    requests = [
+        Request(i, f"{name}#{seed}", name.replace("-", " "), seed=1000 * seed + i)
+        for seed in seeds
+        for i, name in enumerate(names)
+    ]
+    done = list(track(studio.moderate(requests), told, total=len(requests)))
+    return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
+
+
+def pictures_of(studio: Studio) -> dict[str, np.ndarray]:
+    """Caption → the protected drawing."""
+    index = studio.index
+    assert index is not None
+    found = {r.title: index.picture(r.ref_id) for r in index.references()}
+    return {title: picture for title, picture in found.items() if picture is not None}
