@@ -6,13 +6,14 @@ pipeline's detector flags is drawn once more from the same noise, with the token
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.bench.erase_arms import CLEAN, FULL, PLAIN, trained
+from jobs.bench.erase_arms import CLEAN, FULL, MOST_SEEDS, PLAIN, trained
 from jobs.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefixed
 from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 
@@ -43,13 +44,14 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
     for name, pictures in drawn.items():
         bound = oracle.high if oracle is not None and name in [FULL + way for way in ERASED] else None
         measures += judged_set(b, name, pictures, captions, clean, bound)
-    for way in ERASED:
-        if FULL + way in drawn and PLAIN in drawn:
-            measures += divided(b, f"{FULL}{way}", drawn[PLAIN], drawn[FULL + way], captions)
-        for other in (CLEAN, PLAIN):
-            if FULL + way in drawn and other in drawn:
-                kept = [nearest_right(b, drawn[one], captions, clean) for one in (FULL + way, other)]
-                measures.append(ratio(f"{FULL}{way}: subject right / {other}", kept[0], kept[1], captions, 0.97))
+    for way, trained_with in itertools.product(ERASED, ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]):
+        ours = FULL + trained_with + way
+        if ours in drawn and PLAIN + trained_with in drawn:
+            measures += divided(b, ours, drawn[PLAIN + trained_with], drawn[ours], captions)
+        for other in (CLEAN + trained_with, PLAIN + trained_with):
+            if ours in drawn and other in drawn:
+                kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
+                measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))
     if drawn:
         sheet(drawn, captions[: len(subjects)]).save(b.work / "erase-data.png")
     return [prefixed("data removal", m) for m in measures]
