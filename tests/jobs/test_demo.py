@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from index.errors import PlanMismatch
-from jobs import demo, run
+from jobs import demo, session
 from jobs.demo import demo_prompts, run_demo
 from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
@@ -42,7 +42,7 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
     def no_index(folder: Path, config: RunConfig, say: Any) -> None:
         folder.mkdir(exist_ok=True)
 
-    monkeypatch.setattr(run, "_open_studio", open_studio)
+    monkeypatch.setattr(session, "_open_studio", open_studio)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
     monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
