@@ -14,6 +14,7 @@ from jobs import demo, session
 from jobs.demo import demo_prompts, run_demo
 from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
+from jobs.run import run_local
 from jobs.tally import tally
 from jobs.world.catalogue import PROTECTED
 from pipeline import studio
@@ -72,7 +73,7 @@ def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., An
 
     plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)
-    run.run_local(plan, folder, open_studio=open_studio)
+    run_local(plan, folder, open_studio=open_studio)
     counted = tally(folder)
     assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (5, 3, 3, 2, 2)
     assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (6, 120.0, 60.0)
