@@ -37,10 +37,12 @@ class Arm:
         return replace(from_dict(Policy, tomllib.loads(text), where=f"arm {self.name}"), name=self.name)
 
 
-OURS = (
+NEGTOME = 'kind = "negtome"\nform = "kernel"\nalpha = 2.0\ntoken_threshold = 0.5\nmasked = true\nattention = "both"'
+GENTLE = (
     'kind = "negtome"\nform = "kernel"\nalpha = 3.0\ntoken_threshold = -0.5\nmasked = true\nattention = "both"\n'
     'rows = "conditional"\nwindow = 0.3'
 )
+RANDOM = '\ntarget = "random"'
 
 # The strengths of published methods are the papers' where they say one that means something here, else the best of a few tried.
 ARMS = (
@@ -58,9 +60,10 @@ ARMS = (
         "arXiv 2412.01339, its code: α .9, τ .65",
     ),
     Arm("NegToMe, paper", 'kind = "negtome"\nkeep_norm = false\nattention = "both"', "arXiv 2412.01339: α .9, τ .65"),
-    Arm("NegToMe, ours", OURS, "push grows with the similarity; foreground, conditional row, first third alone; norms kept"),
-    Arm("NegToMe, ours, random reference", OURS + '\ntarget = "random"', "control"),
-    Arm("NegToMe, ours, gentler", OURS.replace("alpha = 3.0", "alpha = 2.0").replace("-0.5", "0.0"), "another point"),
+    Arm("NegToMe, ours", NEGTOME, "push grows with the similarity; foreground only; norms kept"),
+    Arm("NegToMe, ours, random reference", NEGTOME + RANDOM, "control"),
+    Arm("NegToMe, conditional row", GENTLE, "the ladder's fourth rung: that row and the first third of the steps alone"),
+    Arm("NegToMe, conditional row, random reference", GENTLE + RANDOM, "control"),
     Arm(
         "nudging, literal",
         'kind = "nudge"\nsolver = "closed_form"\nnormalise = "none"\nweights = "mean"\nkeep = 4.0\ncentred = false',
