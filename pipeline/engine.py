@@ -96,6 +96,11 @@ class Engine:
         return bool(self._waiting or self._running)
 
     @property
+    def full(self) -> bool:
+        """Whether those who stand fill the next call."""
+        return sum(t.rows() for t in (*self._running, *self._waiting)) >= self.rows
+
+    @property
     def guided(self) -> bool:
         """Whether samples need a negative row."""
         return self.guidance_scale > 1

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RESEEDED = Intervention("reseed")
 T = TypeVar("T")
+TOGETHER = 8  # finished pictures looked at together: the padded calls of decoder and embedder have so many rows
 
 
 @dataclass
@@ -78,7 +79,8 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
         except Exception as error:
             yield _broken(case, "error.prompt", error)
 
-    while studio.engine.busy:
+    unseen: list[Trajectory] = []  # finished; they wait for company as long as the calls are full without them
+    while studio.engine.busy or unseen:
         try:
             finished, lost = studio.engine.make_call()
         except Exception as error:  # it fails for everybody: all in it end as error rows, nobody is lost
@@ -92,9 +94,13 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                 _turn(studio, trajectory, case, found)
             except Exception as error:
                 yield _broken(cases.pop(trajectory.tag), "error.steering", error)
+        unseen += finished
+        if len(unseen) < TOGETHER and studio.engine.full:
+            continue
         studied, failures = _together_or_alone(
-            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), finished
+            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), unseen
         )
+        unseen = []
         for trajectory, failure in failures:
             yield _broken(cases.pop(trajectory.tag), "error.guard", failure)
         for trajectory, study in studied:

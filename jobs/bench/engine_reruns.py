@@ -160,8 +160,12 @@ def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins
     attempts, looked = dict.fromkeys(under_way, 0), set[tuple[int, int]]()
     for t in under_way.values():
         e.submit(t)
-    while e.busy:
-        finished = e.step()
+    unseen: list[Trajectory] = []
+    while e.busy or unseen:
+        unseen += e.step()
+        finished: list[Trajectory] = []
+        if len(unseen) >= BATCH or not e.full:  # as pipeline.moderate waits for company
+            finished, unseen = unseen, []
         for t in finished:
             if coins.flagged(t.tag, attempts[t.tag]):
                 attempts[t.tag] += 1

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from guards.base import Finding
 from pipeline.config import CopiesPolicy, GuardPolicy, ModelConfig, Policy, Rung
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.moderate import TOGETHER
 from pipeline.outcome import Outcome, Request, Verdict
+from pipeline.studio import Study
 
 from .loop import LADDER, POLICY, REF, Copies, Index, by_key, requests, sha, studio, undisturbed
 
@@ -50,6 +54,23 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
     assert sum(bool(ids) for _, ids in copies.asked) == 2
     # Both are pushed from one reference; its five rows were run once, for the one that came first.
     assert sorted(done[key].denoiser_evals for key in ("key-1", "key-3")) == [5 + 5, 5 + 5 + 2.5]
+
+
+def test_finished_pictures_wait_for_company_while_calls_are_full(
+    model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, sizes = studio(model, Copies(lambda _: False)), []
+    real = opened.study
+
+    def study(latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
+        assert len(latents) >= TOGETHER or not opened.engine.full
+        sizes.append(len(latents))
+        return real(latents, own)
+
+    monkeypatch.setattr(opened, "study", study)
+    done = by_key(list(opened.moderate(requests(13))))
+    assert sum(sizes) == len(done) == 13 and len(sizes) <= 3
+    assert all(done[key].attempts[0].pixel_sha256 == digest for key, digest in unsteered.items())
 
 
 def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
