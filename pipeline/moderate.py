@@ -18,6 +18,7 @@ from index.errors import SteeringFailed
 from index.padding import out_of_memory
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
+from pipeline.model.latent import PICTURE_ROWS
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 RESEEDED = Intervention("reseed")
 T = TypeVar("T")
-TOGETHER = 8  # finished pictures looked at together: the padded calls of decoder and embedder have so many rows
 
 
 @dataclass
@@ -95,7 +95,7 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
             except Exception as error:
                 yield _broken(cases.pop(trajectory.tag), "error.steering", error)
         unseen += finished
-        if len(unseen) < TOGETHER and studio.engine.full:
+        if len(unseen) < PICTURE_ROWS and studio.engine.full:
             continue
         studied, failures = _together_or_alone(
             lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), unseen

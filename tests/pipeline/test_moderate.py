@@ -14,7 +14,7 @@ from guards.base import Finding
 from pipeline.config import CopiesPolicy, GuardPolicy, ModelConfig, Policy, Rung
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.moderate import TOGETHER
+from pipeline.model.latent import PICTURE_ROWS
 from pipeline.outcome import Outcome, Request, Verdict
 from pipeline.studio import Study
 
@@ -63,7 +63,7 @@ def test_finished_pictures_wait_for_company_while_calls_are_full(
     real = opened.study
 
     def study(latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
-        assert len(latents) >= TOGETHER or not opened.engine.full
+        assert len(latents) >= PICTURE_ROWS or not opened.engine.full
         sizes.append(len(latents))
         return real(latents, own)
 
