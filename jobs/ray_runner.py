@@ -1,7 +1,7 @@
 """Run a plan on Ray: a pool of long-lived actors that hold the models and pull one shard lease after the other.
 
-An actor that dies is replaced, its shard is leased again, and a shard that keeps killing its worker ends as error rows:
-nothing is lost silently.
+An actor holds leases ahead, so that its calls are full while a shard comes to its end. An actor that dies is replaced, its
+shards are leased again, each alone, and a shard that keeps killing its worker ends as error rows: nothing is lost silently.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
 from jobs.plan import Plan
-from jobs.session import DEATHS_PER_SHARD, OnEvent, OpenStudio, RunResult, Session, Worker, ignore, run_session
+from jobs.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
+from jobs.worker import OpenStudio, Worker, shards_ahead
 
 if TYPE_CHECKING:
     from pipeline.audit.records import RunContext
@@ -57,10 +58,10 @@ class _Actor:
 
         return _caught(opened)
 
-    def work(self, shard_no: int) -> Any:
+    def work(self, shard_no: int, ahead: Sequence[int]) -> Any:
         assert self._worker is not None
         worker = self._worker
-        return _caught(lambda: worker.work(shard_no))
+        return _caught(lambda: worker.work(shard_no, ahead))
 
 
 def _caught(do: Callable[[], Any]) -> Any:
@@ -83,12 +84,18 @@ class _Failure:
 
 @dataclass
 class _Seat:
-    """A place for one worker; its actor may be replaced. ``shard_no`` None: the worker is opening its studio."""
+    """A place for one worker; its actor may be replaced.
+
+    Attributes:
+        shard_no: what it works at; None: the worker is opening its studio.
+        ahead: leases it holds beside, the next first.
+    """
 
     number: int
     actor: Any
     worker_id: str
     shard_no: int | None = None
+    ahead: list[int] = field(default_factory=list)
 
 
 class _Pool:
@@ -99,6 +106,7 @@ class _Pool:
 
         self.session = session
         self.todo = deque(pending)
+        self.suspects: set[int] = set()  # under way when a worker died: which of them it was shows when each is alone
         self.opening_deaths = 0
         self.waiting: dict[Any, _Seat] = {}
         self._hired: Counter[int] = Counter()
@@ -157,11 +165,17 @@ class _Pool:
     def _lease(self, seat: _Seat) -> None:
         import ray
 
-        if not self.todo:
+        if not (seat.ahead or self.todo):
             ray.kill(seat.actor)
             return
-        seat.shard_no = self.todo.popleft()
-        self.waiting[seat.actor.work.remote(seat.shard_no)] = seat
+        seat.shard_no = seat.ahead.pop(0) if seat.ahead else self.todo.popleft()
+        workers, most = self.session.plan.config.workers, shards_ahead(self.session.plan.config)
+        # The last shards are left for who is free first.
+        while seat.shard_no not in self.suspects and len(seat.ahead) < most and len(self.todo) >= workers:
+            if self.todo[0] in self.suspects:
+                break
+            seat.ahead.append(self.todo.popleft())
+        self.waiting[seat.actor.work.remote(seat.shard_no, seat.ahead)] = seat
 
     def _hire(self, number: int) -> None:
         session = self.session
@@ -188,14 +202,16 @@ class _Pool:
                     fix="Give them more memory or use fewer workers, then continue with --resume",
                 )
         else:
-            shard_id = session.plan.shards[seat.shard_no].shard_id
-            receipt = committed(session.folder).get(shard_id)
-            if receipt is not None:  # it died between its commit and its answer
-                session.committed(receipt)
-            elif session.worker_died(shard_id, seat.worker_id, cause) < DEATHS_PER_SHARD:
-                self.todo.append(seat.shard_no)  # at the back: a poisonous shard should not hold up the others
-            else:
-                session.give_up(seat.shard_no)
+            done = committed(session.folder)
+            for shard_no in (seat.shard_no, *seat.ahead):
+                shard_id = session.plan.shards[shard_no].shard_id
+                self.suspects.add(shard_no)
+                if shard_id in done:  # it died between its commit and its answer
+                    session.committed(done[shard_id])
+                elif shard_no != seat.shard_no or session.worker_died(shard_id, seat.worker_id, cause) < DEATHS_PER_SHARD:
+                    self.todo.append(shard_no)  # at the back: a poisonous shard should not hold up the others
+                else:
+                    session.give_up(shard_no)
         if self.todo:
             self._hire(seat.number)
 

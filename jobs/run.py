@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jobs.plan import Plan
 from jobs.ray_runner import run_ray
-from jobs.session import OnEvent, OpenStudio, RunResult, Worker, ignore, run_session
+from jobs.session import OnEvent, RunResult, ignore, run_session
+from jobs.worker import OpenStudio, Worker, shards_ahead
 
 
 def run_local(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio: OpenStudio | None = None) -> RunResult:
@@ -31,8 +32,9 @@ def run_local(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_stud
             worker = Worker(plan, folder, session.run_id, "local-0", open_studio=open_studio, on_sample=session.sample_ended)
             session.context = worker.context
             session.report("worker", "worker local-0 is ready")
-            for shard_no in pending:
-                session.committed(worker.work(shard_no))
+            ahead = shards_ahead(plan.config)
+            for place, shard_no in enumerate(pending, 1):
+                session.committed(worker.work(shard_no, pending[place : place + ahead]))
         return session.finish(1)
 
 

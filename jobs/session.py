@@ -1,43 +1,31 @@
-"""What every runner shares: the worker, which moderates one shard at a time and commits it, and a session's book-keeping.
+"""What every runner shares: a session's book-keeping, events and the result.
 
-What is committed is never done again. The runners are :data:`jobs.run.RUNNERS`.
+What is committed is never done again. The runners are :data:`jobs.run.RUNNERS`, who does the work :mod:`jobs.worker`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from index.errors import ClearanceError, IntegrityError, PlanMismatch, RunStopped
+from index.errors import IntegrityError, PlanMismatch
 from jobs.lease import lease
 from jobs.plan import PLAN_FILE, REQUESTS_FILE, Plan, stored_plan
-from pipeline.config import Policy, RunConfig
-from pipeline.outcome import Outcome, Request, Sample
+from jobs.worker import OpenStudio, Worker, commit
+from pipeline.outcome import Outcome, Sample
 
 if TYPE_CHECKING:
     from pipeline.audit.records import RunContext
     from pipeline.shard import ShardReceipt
 
 DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
-
-
-class StudioLike(Protocol):
-    """What a worker needs of :class:`pipeline.studio.Studio`."""
-
-    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
-    def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]: ...
-    def identity(self) -> dict[str, str]: ...
-
-
-OpenStudio = Callable[[RunConfig, Policy, Path], StudioLike]
 
 
 @dataclass(frozen=True)
@@ -96,72 +84,6 @@ class RunResult:
     seconds: float = field(default=0.0, compare=False)
 
 
-class Worker:
-    """Opens a studio once and moderates shard after shard.
-
-    Args:
-        plan: what to do.
-        folder: the run folder, reachable from where the worker runs.
-        run_id: the run's id.
-        worker_id: recorded in every row.
-        open_studio: how to open a studio; the default is the real one.
-        on_sample: called with each sample when it ends, before its shard is committed.
-
-    Raises:
-        ClearanceError: the studio cannot be opened, or model and index here are not those of the plan.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        run_id: str,
-        worker_id: str,
-        *,
-        open_studio: OpenStudio | None = None,
-        on_sample: Callable[[Sample], None] | None = None,
-    ) -> None:
-        self.plan, self.folder, self.on_sample = plan, folder, on_sample
-        self._studio = (open_studio or _open_studio)(plan.config, plan.policy, plan.base)
-        here = self._studio.identity()
-        differ = [name for name in sorted({*here, *plan.identity}) if here.get(name) != plan.identity.get(name)]
-        if differ:
-            raise PlanMismatch(
-                f"{', '.join(differ)} of worker {worker_id} is not what the plan was made with",
-                where=str(folder),
-                fix="Restore the model, index or policy, or start a new run",
-            )
-        self.context = self._studio.context(run_id, plan.plan_sha256, worker_id)
-
-    def work(self, shard_no: int) -> ShardReceipt:
-        """Moderate one shard and commit it.
-
-        Raises:
-            RunStopped: the shard could not be moderated or written; nothing of it is committed.
-        """
-        shard = self.plan.shards[shard_no]
-        try:
-            samples = [sample for sample in map(self._seen, self._studio.moderate(shard.requests))]
-            return _commit(self.folder, shard.shard_id, shard.requests, samples, self.context)
-        except ClearanceError:
-            raise
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            fix = "Free some space, then continue with --resume" if full else "Mend the storage, then continue with --resume"
-            raise RunStopped(f"shard {shard.shard_id}: {error}", where=str(self.folder), fix=fix) from error
-        except Exception as error:
-            raise RunStopped(
-                f"shard {shard.shard_id}: {type(error).__name__}: {error}",
-                where=str(self.folder),
-                fix="Committed shards are kept; see the traceback with CLEARANCE_DEBUG=1 and continue with --resume",
-            ) from error
-
-    def _seen(self, sample: Sample) -> Sample:
-        if self.on_sample is not None:
-            self.on_sample(sample)
-        return sample
-
-
 class Session:
     """Book-keeping that both runners share: which shards are open, what ended how, events, and the seal at the end."""
 
@@ -173,7 +95,8 @@ class Session:
         self.run_id = str(stored_plan(folder)["run_id"])
         self.started = time.monotonic()
         self.deaths: Counter[str] = Counter()
-        self._under_way: Counter[str] = Counter()  # outcomes of the shard that the local worker is at
+        self._shard_of = {request.row_no: shard.shard_id for shard in plan.shards for request in shard.requests}
+        self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         sweep(folder)
         self.receipts: dict[str, ShardReceipt] = dict(committed(folder))
         foreign = set(self.receipts) - {shard.shard_id for shard in plan.shards}
@@ -189,9 +112,11 @@ class Session:
         return [number for number, shard in enumerate(self.plan.shards) if shard.shard_id not in self.receipts]
 
     def outcomes(self) -> Counter[str]:
-        total = Counter(self._under_way)
+        total: Counter[str] = Counter()
         for receipt in self.receipts.values():
             total.update(receipt.outcomes)
+        for outcomes in self._under_way.values():
+            total.update(outcomes)
         return total
 
     def report(self, kind: Any, detail: str = "") -> None:
@@ -217,11 +142,11 @@ class Session:
         self.report("started", f"{len(self.pending())} of {len(self.plan.shards)} shards to do")
 
     def sample_ended(self, sample: Sample) -> None:
-        self._under_way[str(sample.outcome)] += 1
+        self._under_way.setdefault(self._shard_of[sample.request.row_no], Counter())[str(sample.outcome)] += 1
         self.report("sample")
 
     def committed(self, receipt: ShardReceipt) -> None:
-        self._under_way.clear()
+        self._under_way.pop(receipt.shard_id, None)
         self.receipts[receipt.shard_id] = receipt
         self.report("shard", f"shard {receipt.shard_id} committed")
 
@@ -254,7 +179,7 @@ class Session:
         ]
         assert self.context is not None  # a worker that died at a shard was ready before
         context = dataclasses.replace(self.context, worker_id="driver")
-        self.committed(_commit(self.folder, shard.shard_id, shard.requests, samples, context))
+        self.committed(commit(self.folder, shard.shard_id, shard.requests, samples, context))
 
     def finish(self, workers: int) -> RunResult:
         """Seal the run and say what came out. Needs :attr:`context` unless the run was sealed before."""
@@ -329,24 +254,3 @@ def run_session(plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_s
             with suppress(Exception):
                 session.event("run.stopped", f"{type(error).__name__}: {error}"[:500], plan_sha256=plan.plan_sha256)
             raise
-
-
-def _commit(
-    folder: Path, shard_id: str, requests: Sequence[Request], samples: Sequence[Sample], context: RunContext
-) -> ShardReceipt:
-    from pipeline.audit.records import attempt_table, sample_table
-    from pipeline.shard import commit_shard
-
-    by_row = {sample.request.row_no: sample for sample in samples}
-    if len(samples) != len(requests) or any(request.row_no not in by_row for request in requests):
-        raise RuntimeError(
-            f"{len(requests)} requests went in, {len(samples)} samples came out"
-        )  # a bug, never a user's mistake
-    ordered = [by_row[request.row_no] for request in requests]
-    return commit_shard(folder, shard_id, sample_table(ordered, context, shard_id), attempt_table(ordered, context, shard_id))
-
-
-def _open_studio(config: RunConfig, policy: Policy, base: Path) -> StudioLike:
-    from pipeline.studio import Studio
-
-    return Studio.open(config, policy, base=base)

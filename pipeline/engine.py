@@ -26,7 +26,7 @@ from pipeline.blame import Failures, answers, mates_of, not_finite, steering
 from pipeline.call import packed_call, reference_latents, units
 from pipeline.model.interface import LESS
 from pipeline.model.samplers import counter_noise, make_sampler
-from pipeline.packing import next_call
+from pipeline.packing import WINDOW, next_call
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,11 @@ class Engine:
     def full(self) -> bool:
         """Whether those who stand fill the next call."""
         return sum(t.rows() for t in (*self._running, *self._waiting)) >= self.rows
+
+    @property
+    def room(self) -> bool:
+        """Whether the packer would choose among more than stand, see :func:`pipeline.packing.next_call`."""
+        return sum(t.rows() for t in (*self._running, *self._waiting)) < WINDOW * self.rows
 
     @property
     def guided(self) -> bool:

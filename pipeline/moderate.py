@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -61,48 +61,87 @@ class Case:
         return self.caught[sum(len(attempt.caught) for attempt in self.attempts) :]
 
 
-def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
+def moderate(studio: Studio, requests: Iterable[Request]) -> Iterator[Sample]:
     """Draw and clear every request; yields each sample when it ends, in the order of ending.
 
+    Requests are taken as rows become free for them: the source may be longer than memory.
     One bad request becomes one error sample and does not disturb the others. Raises nothing on purpose.
     """
-    cases: dict[int, Case] = {}
-    for tag, request in enumerate(requests):
-        case = Case(request, time.time(), False, request.seed, erasure=studio.standing)
-        if request.problem is not None:
-            yield _failed(case, *request.problem, error_class="InputError")
-            continue
-        try:
-            case.truncated = studio.model.truncated(request.prompt)
-            studio.engine.submit(_first(studio, tag, request))
-            cases[tag] = case
-        except Exception as error:
-            yield _broken(case, "error.prompt", error)
+    loop, source = Moderation(studio), iter(requests)
+    while True:
+        while loop.room and (request := next(source, None)) is not None:
+            yield from loop.submit(request)
+        if not loop.busy:
+            return
+        yield from loop.step()
 
-    unseen: list[Trajectory] = []  # finished; they wait for company as long as the calls are full without them
-    while studio.engine.busy or unseen:
+
+class Moderation:
+    """The requests under way on a studio. While there is room, submit; step until it is not busy any more."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._cases: dict[int, Case] = {}
+        self._unseen: list[Trajectory] = []  # finished; they wait for company as long as the calls are full without them
+        self._submitted = 0
+
+    @property
+    def room(self) -> bool:
+        """Whether one more request would help to fill the calls."""
+        return self.studio.engine.room
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._cases)
+
+    def submit(self, request: Request) -> list[Sample]:
+        """Queue a request; returns its sample where it has ended already."""
+        case = Case(request, time.time(), False, request.seed, erasure=self.studio.standing)
+        if request.problem is not None:
+            return [_failed(case, *request.problem, error_class="InputError")]
+        tag, self._submitted = self._submitted, self._submitted + 1
+        try:
+            case.truncated = self.studio.model.truncated(request.prompt)
+            self.studio.engine.submit(_first(self.studio, tag, request))
+        except Exception as error:
+            return [_broken(case, "error.prompt", error)]
+        self._cases[tag] = case
+        return []
+
+    def step(self) -> list[Sample]:
+        """One call of the denoiser, and a look at what it finished; returns the samples that ended."""
+        studio, cases = self.studio, self._cases
+        if not studio.engine.busy and not self._unseen:
+            message = "the engine stopped before this request was drawn"
+            return [_failed(cases.pop(tag), "error.lost", message, "RuntimeError") for tag in [*cases]]
+        ended: list[Sample] = []
         try:
             finished, lost = studio.engine.make_call()
         except Exception as error:  # it fails for everybody: all in it end as error rows, nobody is lost
             finished, lost = [], [(trajectory, error) for trajectory in studio.engine.abandon()]
         for trajectory, failure in lost:
             reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
-            yield _broken(cases.pop(trajectory.tag), reason, failure)
+            ended.append(_broken(cases.pop(trajectory.tag), reason, failure))
         for trajectory, found in _look(studio, cases):
             case = cases[trajectory.tag]
             try:
                 _turn(studio, trajectory, case, found)
             except Exception as error:
-                yield _broken(cases.pop(trajectory.tag), "error.steering", error)
-        unseen += finished
-        if len(unseen) < PICTURE_ROWS and studio.engine.full:
-            continue
+                ended.append(_broken(cases.pop(trajectory.tag), "error.steering", error))
+        self._unseen += finished
+        if len(self._unseen) >= PICTURE_ROWS or not studio.engine.full:
+            finished, self._unseen = self._unseen, []
+            ended += self._examine(finished)
+        return ended
+
+    def _examine(self, finished: list[Trajectory]) -> list[Sample]:
+        """Look at finished pictures; steer on or end each."""
+        studio, cases, ended = self.studio, self._cases, list[Sample]()
         studied, failures = _together_or_alone(
-            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), unseen
+            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), finished
         )
-        unseen = []
         for trajectory, failure in failures:
-            yield _broken(cases.pop(trajectory.tag), "error.guard", failure)
+            ended.append(_broken(cases.pop(trajectory.tag), "error.guard", failure))
         for trajectory, study in studied:
             case, reason = cases[trajectory.tag], "error.guard"
             try:
@@ -111,12 +150,11 @@ def moderate(studio: Studio, requests: Sequence[Request]) -> Iterator[Sample]:
                     reason = "error.steering"
                     _steer(studio, trajectory, case, decision)
             except Exception as error:
-                yield _broken(cases.pop(trajectory.tag), reason, error)
+                ended.append(_broken(cases.pop(trajectory.tag), reason, error))
             else:
                 if decision.verdict is not Verdict.STEER:
-                    yield _ended(cases.pop(trajectory.tag), decision)
-    for case in cases.values():
-        yield _failed(case, "error.lost", "the engine stopped before this request was drawn", "RuntimeError")
+                    ended.append(_ended(cases.pop(trajectory.tag), decision))
+        return ended
 
 
 def _together_or_alone(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
+    from pipeline.moderate import Moderation
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CENTRE_REFERENCES = 64
@@ -142,11 +143,17 @@ class Studio:
         erasers = open_erasers(config.adapters, model, base=base)
         return cls(config, policy, model, copies, guards, list(skipped), index, calibration_id, threshold, erasers)
 
-    def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]:
+    def moderate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Draw and clear the requests; see :func:`pipeline.moderate.moderate`."""
         from pipeline.moderate import moderate
 
         return moderate(self, requests)
+
+    def moderation(self) -> Moderation:
+        """The same, for who brings requests as rows become free."""
+        from pipeline.moderate import Moderation
+
+        return Moderation(self)
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
         """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references

@@ -26,6 +26,33 @@ from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
 
+class FakeModeration:
+    """Two at a time; the later and the earlier of them ends by turns."""
+
+    def __init__(self, sample: Callable[[Request], Sample]) -> None:
+        self.sample = sample
+        self.standing: list[Request] = []
+        self.steps = 0
+
+    @property
+    def room(self) -> bool:
+        return len(self.standing) < 2
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.standing)
+
+    def submit(self, request: Request) -> list[Sample]:
+        if request.problem:
+            return [self.sample(request)]
+        self.standing.append(request)
+        return []
+
+    def step(self) -> list[Sample]:
+        self.steps += 1
+        return [self.sample(self.standing.pop(-1 if self.steps % 2 else 0))]
+
+
 class FakeStudio:
     """Obeys words in the prompt: copy, stubborn, steered, disk-full, crash, lose, die-once, die-always."""
 
@@ -44,11 +71,10 @@ class FakeStudio:
             worker_id=worker_id, embedding_dim=4,
         )  # fmt: skip
 
-    def moderate(self, requests: Sequence[Request]) -> Iterator[Sample]:
-        for request in reversed(requests):  # the order in which pictures are finished is not the order of the input
-            yield self._sample(request)
+    def moderation(self) -> FakeModeration:
+        return FakeModeration(self.sample)
 
-    def _sample(self, request: Request) -> Sample:
+    def sample(self, request: Request) -> Sample:
         now = time.time()
         if request.problem:
             code, message = request.problem

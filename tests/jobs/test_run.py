@@ -17,7 +17,8 @@ from jobs.lease import holder, lease
 from jobs.plan import Plan, failed_keys, open_folder
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
-from jobs.session import Event, RunResult, Worker
+from jobs.session import Event, RunResult
+from jobs.worker import Worker, shards_ahead
 from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import verify
 
@@ -46,6 +47,18 @@ def check_whole(result: RunResult, plan: Plan) -> None:
     verification = verify(result.folder)
     assert verification.ok, verification.problems
     assert holder(result.folder) == ""
+
+
+def latest_first(open_studio: Open) -> Open:
+    """Of those that stand the latest ends first: shards overlap as far as they can."""
+
+    def open_latest_first(*arguments: Any) -> Any:
+        studio = open_studio(*arguments)
+        loop = studio.moderation()
+        loop.step, studio.moderation = lambda: [loop.sample(loop.standing.pop())], lambda: loop
+        return studio
+
+    return open_latest_first
 
 
 def kinds(folder: Path) -> list[str]:
@@ -98,6 +111,33 @@ def test_run_that_was_stopped_before_its_seal_is_sealed(make_plan: MakePlan, tmp
     check_whole(run_local(plan, folder, open_studio=open_studio), plan)
 
 
+def test_next_shards_begin_where_the_first_leaves_room(make_plan: MakePlan, tmp_path: Path, open_studio: Open) -> None:
+    plan = make_plan(["cat", "owl", "fox", "bee", "ant"])
+    folder, ended = started(plan, tmp_path / "run"), list[int]()
+    opened = latest_first(open_studio)
+    worker = Worker(plan, folder, "r", "w", open_studio=opened, on_sample=lambda s: ended.append(s.request.row_no))
+    assert worker.work(0, (1, 2)).shard_id == plan.shards[0].shard_id
+    assert ended == [1, 2, 3, 4, 0]
+    assert sorted(path.stem for path in folder.glob("commits/*.json")) == [shard.shard_id for shard in plan.shards]
+    assert [worker.work(number, (2,)).shard_id for number in (1, 2)] == [shard.shard_id for shard in plan.shards[1:]]
+    assert len(ended) == 5
+
+
+def test_progress_never_goes_back(make_plan: MakePlan, tmp_path: Path, open_studio: Open) -> None:
+    plan, events = make_plan([f"owl {i}" for i in range(9)]), list[Event]()
+    check_whole(run_local(plan, started(plan, tmp_path / "run"), events.append, open_studio=open_studio), plan)
+    done = [event.done for event in events]
+    assert done == sorted(done) and done[-1] == 9
+
+
+def test_shards_ahead_fill_the_calls(make_plan: MakePlan) -> None:
+    def ahead(rows: int, size: int) -> int:
+        config = make_plan(["cat"], shard_size=size).config
+        return shards_ahead(replace(config, generation=replace(config.generation, rows=rows)))
+
+    assert [ahead(16, 16), ahead(16, 64), ahead(64, 16), ahead(16, 1)] == [1, 1, 4, 16]
+
+
 def test_bug_in_a_shard_stops_the_run_with_the_traceback_behind(make_plan: MakePlan, tmp_path: Path, open_studio: Open) -> None:
     plan = make_plan(["cat", "crash"])
     with pytest.raises(RunStopped, match="ZeroDivisionError: a bug") as caught:
@@ -123,11 +163,12 @@ def test_lost_sample_is_noticed(make_plan: MakePlan, tmp_path: Path, open_studio
 
     def forgetful(*arguments: Any) -> Any:
         studio = open_studio(*arguments)
-        whole = studio.moderate
-        studio.moderate = lambda requests: list(whole(requests))[1:]
+        loop = studio.moderation()
+        loop.step = lambda: loop.standing.clear() or []
+        studio.moderation = lambda: loop
         return studio
 
-    with pytest.raises(RunStopped, match="2 requests went in, 1 samples came out"):
+    with pytest.raises(RunStopped, match="2 requests went in, 0 samples came out"):
         run_local(plan, started(plan, tmp_path / "run"), open_studio=forgetful)
 
 
@@ -207,6 +248,18 @@ def test_shard_that_kills_every_worker_ends_as_errors(
     assert failed_keys(result.folder) == ["row-000002", "row-000003"]
 
 
+@pytest.mark.ray
+def test_shard_beside_a_deadly_one_is_not_blamed_for_it(
+    make_plan: MakePlan, tmp_path: Path, open_studio: Open, small_ray: None
+) -> None:
+    plan = make_plan(["cat", "owl", "die-always", "fox"], workers=1)
+    result = run_ray(plan, started(plan, tmp_path / "run"), open_studio=latest_first(open_studio))
+    check_whole(result, plan)
+    assert result.outcomes == {"accepted": 2, "error": 2}
+    # The deadly one had begun beside the shard before it; from then on each is alone, and only one of them dies.
+    assert result.deaths == {plan.shards[0].shard_id: 1, plan.shards[1].shard_id: 3}
+
+
 def test_what_a_dying_worker_of_the_run_before_leaves_is_swept_before_the_seal(
     make_plan: MakePlan, tmp_path: Path, open_studio: Open
 ) -> None:
@@ -227,15 +280,16 @@ def test_what_a_dying_worker_of_the_run_before_leaves_is_swept_before_the_seal(
 def test_killed_worker_is_replaced(make_plan: MakePlan, tmp_path: Path, open_studio: Open, small_ray: None) -> None:
     def with_pid(config: Any, policy: Any, base: Path) -> Any:
         studio = open_studio(config, policy, base)
-        whole = studio.moderate
+        loop = studio.moderation()
+        whole = loop.step
 
-        def moderate(requests: Any) -> Any:
+        def step() -> Any:
             if not (base / "pid").exists():
                 (base / "pid").write_text(str(os.getpid()))
                 time.sleep(60)
-            yield from whole(requests)
+            return whole()
 
-        studio.moderate = moderate
+        loop.step, studio.moderation = step, lambda: loop
         return studio
 
     def kill(event: Event) -> None:

@@ -10,6 +10,7 @@ import pytest
 from jobs.plan import Plan, open_folder, read_policy
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
+from jobs.worker import Worker
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig
@@ -56,3 +57,14 @@ def test_ray_draws_the_same_pixels(tmp_path: Path, tiny_sd: Path, local: list[tu
     result = run_ray(plan, folder)
     assert verify(folder).ok and result.deaths == {}
     assert pixels(folder) == local
+
+
+def test_shards_that_overlap_draw_the_pixels_of_shards_alone(
+    tmp_path: Path, tiny_sd: Path, local: list[tuple[str, str, str]]
+) -> None:
+    plan = tiny_plan(tmp_path, tiny_sd, 1)
+    folder, _ = open_folder(tmp_path / "alone", plan)
+    worker = Worker(plan, folder, "r", "w")
+    for number in range(len(plan.shards)):
+        worker.work(number)
+    assert pixels(run_local(plan, folder).folder) == local

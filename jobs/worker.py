@@ -1,0 +1,175 @@
+"""The worker: opens a studio once, moderates the requests of shard after shard and commits each shard when all of it has ended.
+
+Shards overlap: while the last samples of one are drawn, those of the next have begun, so that the calls stay full. A sample's
+bytes do not depend on who else is in a call.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from index.errors import ClearanceError, PlanMismatch, RunStopped
+from jobs.plan import Plan
+from pipeline.config import Policy, RunConfig
+from pipeline.outcome import Request, Sample
+
+if TYPE_CHECKING:
+    from pipeline.audit.records import RunContext
+    from pipeline.shard import ShardReceipt
+
+
+class ModerationLike(Protocol):
+    """What a worker needs of :class:`pipeline.moderate.Moderation`."""
+
+    @property
+    def room(self) -> bool: ...
+    @property
+    def busy(self) -> bool: ...
+    def submit(self, request: Request) -> list[Sample]: ...
+    def step(self) -> list[Sample]: ...
+
+
+class StudioLike(Protocol):
+    """What a worker needs of :class:`pipeline.studio.Studio`."""
+
+    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
+    def moderation(self) -> ModerationLike: ...
+    def identity(self) -> dict[str, str]: ...
+
+
+OpenStudio = Callable[[RunConfig, Policy, Path], StudioLike]
+
+
+class Worker:
+    """Opens a studio once and moderates shard after shard.
+
+    Args:
+        plan: what to do.
+        folder: the run folder, reachable from where the worker runs.
+        run_id: the run's id.
+        worker_id: recorded in every row.
+        open_studio: how to open a studio; the default is the real one.
+        on_sample: called with each sample when it ends, before its shard is committed.
+
+    Raises:
+        ClearanceError: the studio cannot be opened, or model and index here are not those of the plan.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        run_id: str,
+        worker_id: str,
+        *,
+        open_studio: OpenStudio | None = None,
+        on_sample: Callable[[Sample], None] | None = None,
+    ) -> None:
+        self.plan, self.folder, self.on_sample = plan, folder, on_sample
+        studio = (open_studio or _open_studio)(plan.config, plan.policy, plan.base)
+        here = studio.identity()
+        differ = [name for name in sorted({*here, *plan.identity}) if here.get(name) != plan.identity.get(name)]
+        if differ:
+            raise PlanMismatch(
+                f"{', '.join(differ)} of worker {worker_id} is not what the plan was made with",
+                where=str(folder),
+                fix="Restore the model, index or policy, or start a new run",
+            )
+        self.context = studio.context(run_id, plan.plan_sha256, worker_id)
+        self._loop = studio.moderation()
+        self._todo: deque[Request] = deque()
+        self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
+        self._shard_of: dict[int, int] = {}  # row → shard, of those under way
+        self._receipts: dict[int, ShardReceipt] = {}  # of shards that were done before they were asked for
+
+    def work(self, shard_no: int, ahead: Sequence[int] = ()) -> ShardReceipt:
+        """Moderate one shard and commit it.
+
+        Args:
+            shard_no: the shard.
+            ahead: those that come next. They begin where this one leaves rows free, and may be committed before their turn.
+
+        Raises:
+            RunStopped: a shard could not be moderated or written; nothing of it is committed.
+        """
+        shard_id = self.plan.shards[shard_no].shard_id
+        try:
+            for number in (shard_no, *ahead):
+                self._take(number)
+            while shard_no not in self._receipts:
+                while self._loop.room and self._todo:
+                    self._end(self._loop.submit(self._todo.popleft()))
+                if self._loop.busy:
+                    self._end(self._loop.step())
+                elif not self._todo and shard_no in self._ended:
+                    self._commit(shard_no)  # which says that samples are missing
+            return self._receipts.pop(shard_no)
+        except ClearanceError:
+            raise
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            fix = "Free some space, then continue with --resume" if full else "Mend the storage, then continue with --resume"
+            raise RunStopped(f"shard {shard_id}: {error}", where=str(self.folder), fix=fix) from error
+        except Exception as error:
+            raise RunStopped(
+                f"shard {shard_id}: {type(error).__name__}: {error}",
+                where=str(self.folder),
+                fix="Committed shards are kept; see the traceback with CLEARANCE_DEBUG=1 and continue with --resume",
+            ) from error
+
+    def _take(self, shard_no: int) -> None:
+        if shard_no in self._ended or shard_no in self._receipts:
+            return
+        requests = self.plan.shards[shard_no].requests
+        self._ended[shard_no] = []
+        self._shard_of |= {request.row_no: shard_no for request in requests}
+        self._todo += requests
+
+    def _end(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if self.on_sample is not None:
+                self.on_sample(sample)
+            shard_no = self._shard_of[sample.request.row_no]
+            self._ended[shard_no].append(sample)
+            if len(self._ended[shard_no]) == len(self.plan.shards[shard_no].requests):
+                self._commit(shard_no)
+
+    def _commit(self, shard_no: int) -> None:
+        shard, samples = self.plan.shards[shard_no], self._ended.pop(shard_no)
+        for request in shard.requests:
+            del self._shard_of[request.row_no]
+        self._receipts[shard_no] = commit(self.folder, shard.shard_id, shard.requests, samples, self.context)
+
+
+def shards_ahead(config: RunConfig) -> int:
+    """Shards that a worker holds beside the one it works at: as many as fill the calls while that one comes to its end."""
+    from pipeline.packing import WINDOW
+
+    return math.ceil(WINDOW * config.generation.rows / 2 / config.shard_size)
+
+
+def commit(
+    folder: Path, shard_id: str, requests: Sequence[Request], samples: Sequence[Sample], context: RunContext
+) -> ShardReceipt:
+    """Write a shard's samples and attempts, in the order of its requests."""
+    from pipeline.audit.records import attempt_table, sample_table
+    from pipeline.shard import commit_shard
+
+    by_row = {sample.request.row_no: sample for sample in samples}
+    if len(samples) != len(requests) or any(request.row_no not in by_row for request in requests):
+        raise RuntimeError(
+            f"{len(requests)} requests went in, {len(samples)} samples came out"
+        )  # a bug, never a user's mistake
+    ordered = [by_row[request.row_no] for request in requests]
+    return commit_shard(folder, shard_id, sample_table(ordered, context, shard_id), attempt_table(ordered, context, shard_id))
+
+
+def _open_studio(config: RunConfig, policy: Policy, base: Path) -> StudioLike:
+    from pipeline.studio import Studio
+
+    return Studio.open(config, policy, base=base)
