@@ -121,7 +121,7 @@ class Moderation:
             finished, lost = [], [(trajectory, error) for trajectory in studio.engine.abandon()]
         for trajectory, failure in lost:
             reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
-            ended.append(_broken(cases.pop(trajectory.tag), reason, failure))
+            ended.append(_broken(cases.pop(trajectory.tag), reason, failure, trajectory))
         for trajectory, found in _look(studio, cases):
             case = cases[trajectory.tag]
             try:
@@ -141,16 +141,17 @@ class Moderation:
             lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), finished
         )
         for trajectory, failure in failures:
-            ended.append(_broken(cases.pop(trajectory.tag), "error.guard", failure))
+            ended.append(_broken(cases.pop(trajectory.tag), "error.guard", failure, trajectory))
         for trajectory, study in studied:
             case, reason = cases[trajectory.tag], "error.guard"
+            flight: Trajectory | None = trajectory
             try:
-                decision = _decided(studio, trajectory, case, study)
+                decision, flight = _decided(studio, trajectory, case, study), None
                 if decision.verdict is Verdict.STEER:
                     reason = "error.steering"
                     _steer(studio, trajectory, case, decision)
             except Exception as error:
-                ended.append(_broken(cases.pop(trajectory.tag), reason, error))
+                ended.append(_broken(cases.pop(trajectory.tag), reason, error, flight))
             else:
                 if decision.verdict is not Verdict.STEER:
                     ended.append(_ended(cases.pop(trajectory.tag), decision))
@@ -342,13 +343,21 @@ def _ended(case: Case, decision: Decision) -> Sample:
     )  # fmt: skip
 
 
-def _broken(case: Case, reason: str, error: Exception) -> Sample:
-    """Ended by an exception; whatever it was that did not fit into memory, that is the reason."""
-    return _failed(case, "oom" if out_of_memory(error) else reason, str(error), type(error).__name__)
+def _broken(case: Case, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
+    """Ended by an exception; whatever it was that did not fit into memory, that is the reason.
+
+    ``flight``: what was under way and is in no attempt and no catch.
+    """
+    message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
+    return _failed(case, "oom" if out_of_memory(error) else reason, message, type(error).__name__, flight)
 
 
-def _failed(case: Case, reason: str, message: str, error_class: str) -> Sample:
+def _failed(case: Case, reason: str, message: str, error_class: str, flight: Trajectory | None = None) -> Sample:
+    lost = [(caught.denoiser_evals, caught.device_seconds) for caught in case.catches]
+    if flight is not None:
+        lost.append((flight.evals, flight.device_seconds))
+    evals, seconds = (sum(spent) for spent in zip((0.0, 0.0), *lost, strict=True))
     return Sample(
         case.request, Outcome.ERROR, reason, tuple(case.attempts), None, case.truncated, error_class, message[:500],
-        case.started_at, time.time(),
+        case.started_at, time.time(), evals, seconds,
     )  # fmt: skip

@@ -179,6 +179,7 @@ class Sample:
         prompt_truncated: the prompt had more tokens than the text encoder takes; the rest was dropped.
         error_class: exception class name for outcome ERROR.
         error_message: its message.
+        lost_evals, lost_seconds: what the flight that the error ended had cost; no picture came of it.
         started_at: Unix seconds.
         finished_at: Unix seconds.
     """
@@ -193,10 +194,16 @@ class Sample:
     error_message: str = ""
     started_at: float = 0.0
     finished_at: float = 0.0
+    lost_evals: float = 0.0
+    lost_seconds: float = 0.0
 
     @property
     def denoiser_evals(self) -> float:
-        return sum(attempt.denoiser_evals for attempt in self.attempts)
+        return sum(attempt.denoiser_evals for attempt in self.attempts) + self.lost_evals
+
+    @property
+    def device_seconds(self) -> float:
+        return sum(attempt.device_seconds for attempt in self.attempts) + self.lost_seconds
 
     @property
     def final(self) -> Attempt | None:

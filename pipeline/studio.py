@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -165,12 +166,14 @@ class Studio:
         embeddings: list[np.ndarray] = [np.zeros(0, np.float32) for _ in pictures]
         nearest: list[tuple[Match, ...]] = [() for _ in pictures]
         if self.copies is not None:
-            for i, examination in enumerate(self.copies.examine(pictures, own)):
-                findings[i] += examination.findings
-                embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
+            with _named("copies"):
+                for i, examination in enumerate(self.copies.examine(pictures, own)):
+                    findings[i] += examination.findings
+                    embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
         for guard in self.guards:
-            for i, found in enumerate(guard.check(pictures)):
-                findings[i] += found
+            with _named(guard.name):
+                for i, found in enumerate(guard.check(pictures)):
+                    findings[i] += found
         return [Study(*parts) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
 
     def padded_rows(self) -> PaddedRows:
@@ -281,6 +284,16 @@ class Studio:
             software_version=importlib.metadata.version("clearance"),
             worker_id=worker_id,
         )
+
+
+@contextmanager
+def _named(guard: str) -> Iterator[None]:
+    """What a guard raises says whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"guard {guard}")
+        raise
 
 
 def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, OperatingPoint]:

@@ -20,7 +20,7 @@ from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid
 if TYPE_CHECKING:
     from pipeline.model.adapter import EraseAdapter
 
-REPEATS = 2  # pictures of each new subject and seed
+REPEATS = 4  # pictures of each new subject and seed
 GOALS = {"watermark": 10.0, "qr": 20.0, "text": 10.0}  # times fewer than after plain fine-tuning
 ERASED = (", tokens always said", ", flagged drawn again")  # the paper's form, and the pipeline's
 
@@ -44,17 +44,29 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
     for name, pictures in drawn.items():
         bound = oracle.high if oracle is not None and name in [FULL + way for way in ERASED] else None
         measures += judged_set(b, name, pictures, captions, clean, bound)
-    for way, trained_with in itertools.product(ERASED, ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]):
-        ours = FULL + trained_with + way
-        if ours in drawn and PLAIN + trained_with in drawn:
-            measures += divided(b, ours, drawn[PLAIN + trained_with], drawn[ours], captions)
-        for other in (CLEAN + trained_with, PLAIN + trained_with):
-            if ours in drawn and other in drawn:
-                kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
-                measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))
+    measures += compared(b, drawn, captions, clean)
     if drawn:
         sheet(drawn, captions[: len(subjects)]).save(b.work / "erase-data.png")
     return [prefixed("data removal", m) for m in measures]
+
+
+def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], clean: Mapping[str, np.ndarray]) -> list[Measure]:
+    """What is erased against plain fine-tuning, training by training and all together; how well the subjects are kept."""
+    measures: list[Measure] = []
+    trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
+    for way in ERASED:
+        pairs = [(PLAIN + seed, FULL + seed + way) for seed in trainings if {PLAIN + seed, FULL + seed + way} <= drawn.keys()]
+        for plain, ours in pairs:
+            measures += divided(b, ours, drawn[plain], drawn[ours], captions)
+        if len(pairs) > 1:
+            before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
+            measures += divided(b, f"{FULL}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs))
+        for seed, control in itertools.product(trainings, (CLEAN, PLAIN)):
+            ours, other = FULL + seed + way, control + seed
+            if {ours, other} <= drawn.keys():
+                kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
+                measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))
+    return measures
 
 
 def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises: list[int]) -> dict[str, np.ndarray]:

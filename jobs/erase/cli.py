@@ -99,6 +99,9 @@ def train(
         int | None,
         typer.Option(min=0, help="Of the low-rank weights; 0: tokens alone.", show_default="0 for model removal, 8 for data"),
     ] = None,
+    alone: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of marked pictures whose tokens are learned without the caption.")
+    ] = 0.6,
     token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
     lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,
     model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
@@ -121,7 +124,7 @@ def train(
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
     rank = {"model": 0, "data": 8}[removal] if rank is None else rank
     how = Training(
-        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, seed=seed
+        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, alone=alone, seed=seed
     )  # fmt: skip
     rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)

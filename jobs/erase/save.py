@@ -57,8 +57,8 @@ def save_adapter(
         "training": {
             "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
             "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
-            "pictures": trained.pictures, "marked": trained.marked, "minutes": round(trained.seconds / 60, 1),
-            "dataset": dataset, "curve": trained.curve,
+            "alone": how.alone, "pictures": trained.pictures, "marked": trained.marked,
+            "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
         },
     }  # fmt: skip
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -122,7 +122,8 @@ diffusers reads them too: `load_lora_weights(folder)` for the low-rank weights, 
 ## Training
 
 Geom-Erasing (arXiv 2310.05873): {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
-a = {t["a"]:g}, {100 * t["empty"]:.0f} % of the captions left out, learning rate {rates}.
+a = {t["a"]:g}, learning rate {rates}. Captions left out: {100 * t["empty"]:.0f} %, where tokens are said
+{100 * t.get("alone", t["empty"]):.0f} %.
 Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What is where was told by the detector
 {data.get("detector") or "of the set"} ({places}), never by the truth.{quality}
 

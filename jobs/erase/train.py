@@ -56,7 +56,9 @@ class Training:
         token_rate: learning rate of the tokens.
         lowrank_rate: learning rate of the low-rank weights.
         rank: of the low-rank weights; 0: tokens alone (the paper's model removal).
-        empty: share of captions left out (tokens stay: as a negative prompt they stand alone).
+        empty: share of captions left out where no tokens are said.
+        alone: share of captions left out where tokens are said: in a negative prompt they stand alone, and what they are to
+            mean there has to be learned there.
         seed: of everything drawn.
     """
 
@@ -71,6 +73,7 @@ class Training:
     lowrank_rate: float = 1e-3
     rank: int = 0
     empty: float = 0.2
+    alone: float = 0.6
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,8 +87,9 @@ class Training:
         for name, low in (("steps", 1), ("batch", 1), ("rank", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"must be at least {low}, not {getattr(self, name)}", where=name, fix="Raise it")
-        if not 0 <= self.empty < 1:
-            raise ConfigError(f"must be from 0 to 1, not {self.empty}", where="empty", fix="Use 0.1 to 0.3")
+        for name, usual in (("empty", "0.1 to 0.3"), ("alone", "0.5 to 0.9")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"must be from 0 to 1, not {getattr(self, name)}", where=name, fix=f"Use {usual}")
         _ = self.vocabulary, loss_weights(np.zeros((1, 1), bool), self.a)
 
     @property
@@ -276,11 +280,10 @@ class _Session:
         noise = torch.from_numpy(rng.standard_normal((how.batch, *self.latents.shape[1:]), np.float32)).to(self.device)
         spread = (np.arange(how.batch) + rng.random(how.batch)) / how.batch  # evenly over all times
         times = torch.from_numpy(rng.permutation((spread * len(self.alphas)).astype(np.int64))).to(self.device)
-        alone = rng.random(how.batch) < how.empty
-        ids = torch.stack(
-            [self.base.word_ids("" if bare else self.examples.captions[i], self.examples.tokens[i])
-             for i, bare in zip(chosen, alone, strict=True)]
-        )  # fmt: skip
+        captions, tokens = self.examples.captions, self.examples.tokens
+        bare = rng.random(how.batch) < [how.alone if tokens[i] else how.empty for i in chosen]
+        said = [("" if left_out else captions[i], tokens[i]) for i, left_out in zip(chosen, bare, strict=True)]
+        ids = torch.stack([self.base.word_ids(caption, words) for caption, words in said])
         picked = torch.from_numpy(chosen)
         clean, weights = self.latents[picked], self.weights[picked]
         alpha = self.alphas[times].view(-1, 1, 1, 1)

@@ -341,6 +341,25 @@ def test_model_removal_with_a_rank_learns_the_unmarked_pictures_too(tiny_sd: Pat
     assert set(trained.vectors) == set(SHORT.vocabulary.tokens)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("empty", "alone"), [(0.0, 1.0), (1.0, 0.0)])
+def test_tokens_are_learned_alone_as_often_as_asked(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: float, alone: float
+) -> None:
+    from pipeline.model.sd import StableDiffusion
+
+    said: list[tuple[bool, bool]] = []  # whether tokens, whether a caption
+
+    def word_ids(self: StableDiffusion, text: str, tokens: Sequence[int] = ()) -> torch.Tensor:
+        said.append((bool(tokens), bool(text)))
+        return whole(self, text, tokens)
+
+    whole = StableDiffusion.word_ids
+    monkeypatch.setattr(StableDiffusion, "word_ids", word_ids)
+    run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, rank=2, empty=empty, alone=alone))
+    trained = said[-SHORT.steps * SHORT.batch :]
+    assert set(trained) == {(True, alone == 0), (False, empty == 0)}
+
+
 def test_tokens_learn_what_the_marked_pictures_share(tiny_sd: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     how = dataclasses.replace(SHORT, steps=40, token_rate=5e-2, batch=8)
@@ -381,7 +400,8 @@ def test_trainings_that_cannot_be_are_refused(tiny_sd: Path, tiny_sdxl: Path, tm
         {"a": -1.0},
         {"steps": 0},
         {"mode": "dots"},
-        {"empty": 1.0},
+        {"empty": 1.5},
+        {"alone": -0.1},
         {"concepts": ()},
         {"removal": "data"},
         {"rank": -1},

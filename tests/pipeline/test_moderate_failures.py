@@ -52,7 +52,8 @@ def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionMode
     guard = Failing({unsteered["key-2"]})
     done = by_key(list(studio(model, Copies(lambda _: False), [guard]).moderate(requests())))
     assert done["key-2"].outcome is Outcome.ERROR and done["key-2"].reason == "error.guard"
-    assert "cannot look" in done["key-2"].error_message
+    assert done["key-2"].error_message == "guard marks: cannot look at this one"
+    assert done["key-2"].denoiser_evals == 5 and done["key-2"].device_seconds > 0  # no attempt came of it, and yet it has cost
     assert sum(s.outcome is Outcome.ACCEPTED for s in done.values()) == 4
 
 
@@ -206,7 +207,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
     assert len(done) == 5
     if not fits:
         assert all(s.outcome is Outcome.ERROR and s.reason == "oom" for s in done.values())
-        assert all(s.error_message.startswith("embedder: not even one row") for s in done.values())
+        assert all(s.error_message.startswith("guard copies: embedder: not even one row") for s in done.values())
         assert all("Use an embedder with smaller weights" in s.error_message for s in done.values())
         return
     for key, s in done.items():
