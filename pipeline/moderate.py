@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from guards.copies import RECOLOURED
 from index.errors import SteeringFailed
-from index.padding import out_of_memory
+from pipeline.case import Case
 from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
 from pipeline.model.latent import PICTURE_ROWS
-from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
@@ -32,33 +32,6 @@ if TYPE_CHECKING:
 
 RESEEDED = Intervention("reseed")
 T = TypeVar("T")
-
-
-@dataclass
-class Case:
-    """An open request: its current trajectory and what has been tried so far."""
-
-    request: Request
-    started_at: float
-    truncated: bool
-    seed: int
-    intervention: Intervention | None = None
-    resumed_from: int = 0
-    marked: int = 0  # attempts steered for a mark
-    erasure: Erasure | None = None  # in the negative conditioning of the current attempt
-    attempts: list[Attempt] = field(default_factory=list)
-    caught: list[Caught] = field(default_factory=list)
-    unlooked: str = ""  # why a probe could not look
-
-    @property
-    def rungs(self) -> int:
-        """Rungs of the ladder used up when the current trajectory ends: a caught flight uses one, like a finished picture."""
-        return len(self.attempts) + len(self.caught)
-
-    @property
-    def catches(self) -> list[Caught]:
-        """Those that belong to the attempt under way."""
-        return self.caught[sum(len(attempt.caught) for attempt in self.attempts) :]
 
 
 def moderate(studio: Studio, requests: Iterable[Request]) -> Iterator[Sample]:
@@ -98,13 +71,13 @@ class Moderation:
         """Queue a request; returns its sample where it has ended already."""
         case = Case(request, time.time(), False, request.seed, erasure=self.studio.standing)
         if request.problem is not None:
-            return [_failed(case, *request.problem, error_class="InputError")]
+            return [case.failed(*request.problem, "InputError")]
         tag, self._submitted = self._submitted, self._submitted + 1
         try:
             case.truncated = self.studio.model.truncated(request.prompt)
             self.studio.engine.submit(_first(self.studio, tag, request))
         except Exception as error:
-            return [_broken(case, "error.prompt", error)]
+            return [case.broken("error.prompt", error)]
         self._cases[tag] = case
         return []
 
@@ -113,7 +86,7 @@ class Moderation:
         studio, cases = self.studio, self._cases
         if not studio.engine.busy and not self._unseen:
             message = "the engine stopped before this request was drawn"
-            return [_failed(cases.pop(tag), "error.lost", message, "RuntimeError") for tag in [*cases]]
+            return [cases.pop(tag).failed("error.lost", message, "RuntimeError") for tag in [*cases]]
         ended: list[Sample] = []
         try:
             finished, lost = studio.engine.make_call()
@@ -121,13 +94,13 @@ class Moderation:
             finished, lost = [], [(trajectory, error) for trajectory in studio.engine.abandon()]
         for trajectory, failure in lost:
             reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
-            ended.append(_broken(cases.pop(trajectory.tag), reason, failure, trajectory))
+            ended.append(cases.pop(trajectory.tag).broken(reason, failure, trajectory))
         for trajectory, found in _look(studio, cases):
             case = cases[trajectory.tag]
             try:
                 _turn(studio, trajectory, case, found)
             except Exception as error:
-                ended.append(_broken(cases.pop(trajectory.tag), "error.steering", error))
+                ended.append(cases.pop(trajectory.tag).broken("error.steering", error))
         self._unseen += finished
         if len(self._unseen) >= PICTURE_ROWS or not studio.engine.full:
             finished, self._unseen = self._unseen, []
@@ -138,10 +111,10 @@ class Moderation:
         """Look at finished pictures; steer on or end each."""
         studio, cases, ended = self.studio, self._cases, list[Sample]()
         studied, failures = _together_or_alone(
-            lambda some: studio.study([t.latent for t in some], [_own_references(cases[t.tag]) for t in some]), finished
+            lambda some: studio.study([t.latent for t in some], [cases[t.tag].own_references() for t in some]), finished
         )
         for trajectory, failure in failures:
-            ended.append(_broken(cases.pop(trajectory.tag), "error.guard", failure, trajectory))
+            ended.append(cases.pop(trajectory.tag).broken("error.guard", failure, trajectory))
         for trajectory, study in studied:
             case, reason = cases[trajectory.tag], "error.guard"
             flight: Trajectory | None = trajectory
@@ -151,10 +124,10 @@ class Moderation:
                     reason = "error.steering"
                     _steer(studio, trajectory, case, decision)
             except Exception as error:
-                ended.append(_broken(cases.pop(trajectory.tag), reason, error, flight))
+                ended.append(cases.pop(trajectory.tag).broken(reason, error, flight))
             else:
                 if decision.verdict is not Verdict.STEER:
-                    ended.append(_ended(cases.pop(trajectory.tag), decision))
+                    ended.append(cases.pop(trajectory.tag).ended(decision))
         return ended
 
 
@@ -228,7 +201,7 @@ def _turn(studio: Studio, last: Trajectory, case: Case, caught: Caught) -> None:
     """Steer a caught sample from where it was, with the ladder's next rung, away from the references it was caught by."""
     case.caught.append(replace(caught, denoiser_evals=last.evals, device_seconds=last.device_seconds))
     _again(
-        studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], _nearest_references(case), caught_at=caught.step
+        studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], case.nearest_references(), caught_at=caught.step
     )
 
 
@@ -241,7 +214,7 @@ def _first(studio: Studio, tag: int, request: Request) -> Trajectory:
 def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> None:
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
     if decision.reason.startswith("copy."):
-        return _again(studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], _nearest_references(case))
+        return _again(studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], case.nearest_references())
     rung = RESEED
     if studio.policy.mark_ladder and is_mark(decision.reason):
         answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
@@ -298,17 +271,10 @@ def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure
 def _words(studio: Studio, case: Case) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
     titles |= {match.ref_id: match.title for caught in case.caught for match in caught.nearest}
-    nearest = [titles.get(ref_id, "") for ref_id in _nearest_references(case)]  # flagged ones need not be among the nearest
+    nearest = [titles.get(ref_id, "") for ref_id in case.nearest_references()]  # flagged ones need not be among the nearest
     return Words(
         case.request.prompt, case.request.negative_prompt, nearest, lambda text: studio.negative_of(text, case.erasure)
     )  # fmt: skip
-
-
-def _own_references(case: Case) -> list[str]:
-    """What the sample was caught by and flagged for so far, and so is steered away from."""
-    caught = [caught.nearest[0].ref_id for caught in reversed(case.caught)]  # the others it was only near to
-    found = [f for attempt in reversed(case.attempts) for f in attempt.findings if f.triggered]
-    return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
 
 
 def _colours(studio: Studio, case: Case) -> dict[str, list[torch.Tensor]]:
@@ -316,48 +282,3 @@ def _colours(studio: Studio, case: Case) -> dict[str, list[torch.Tensor]]:
     caught = [caught.nearest[0].ref_id for caught in case.caught if caught.signal.endswith(TURNED)]
     found = [f.detail for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
     return {ref_id: studio.recoloured_latents(ref_id) for ref_id in dict.fromkeys([*caught, *found])}
-
-
-def _nearest_references(case: Case) -> list[str]:
-    """The sample's own references: what it was just caught by; those it was flagged for, the nearest; then earlier ones'."""
-
-    def of(attempt: Attempt) -> list[str]:
-        flagged = [f.detail for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
-        before = [match.ref_id for caught in reversed(attempt.caught) for match in caught.nearest]
-        return [*flagged, *(match.ref_id for match in attempt.nearest), *before]
-
-    now = [match.ref_id for caught in reversed(case.catches) for match in caught.nearest]
-    return list(dict.fromkeys([*now, *(ref_id for attempt in reversed(case.attempts) for ref_id in of(attempt))]))
-
-
-def _ended(case: Case, decision: Decision) -> Sample:
-    accepted = decision.verdict is Verdict.ACCEPT
-    steered = case.attempts[-1].intervention is not None
-    outcome = {
-        Verdict.ACCEPT: Outcome.ACCEPTED_AFTER_STEERING if steered else Outcome.ACCEPTED,
-        Verdict.REVIEW: Outcome.REVIEW,
-    }.get(decision.verdict, Outcome.REJECTED)
-    return Sample(
-        case.request, outcome, decision.reason, tuple(case.attempts), case.attempts[-1].number if accepted else None,
-        case.truncated, started_at=case.started_at, finished_at=time.time(),
-    )  # fmt: skip
-
-
-def _broken(case: Case, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
-    """Ended by an exception; whatever it was that did not fit into memory, that is the reason.
-
-    ``flight``: what was under way and is in no attempt and no catch.
-    """
-    message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
-    return _failed(case, "oom" if out_of_memory(error) else reason, message, type(error).__name__, flight)
-
-
-def _failed(case: Case, reason: str, message: str, error_class: str, flight: Trajectory | None = None) -> Sample:
-    lost = [(caught.denoiser_evals, caught.device_seconds) for caught in case.catches]
-    if flight is not None:
-        lost.append((flight.evals, flight.device_seconds))
-    evals, seconds = (sum(spent) for spent in zip((0.0, 0.0), *lost, strict=True))
-    return Sample(
-        case.request, Outcome.ERROR, reason, tuple(case.attempts), None, case.truncated, error_class, message[:500],
-        case.started_at, time.time(), evals, seconds,
-    )  # fmt: skip

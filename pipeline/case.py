@@ -1,0 +1,93 @@
+"""An open request: what has been tried for it, what it came near to, and the one sample it ends as."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from index.padding import out_of_memory
+from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.steer.erasers import Erasure
+    from pipeline.trajectory import Trajectory
+
+
+@dataclass
+class Case:
+    """An open request: its current trajectory and what has been tried so far."""
+
+    request: Request
+    started_at: float
+    truncated: bool
+    seed: int
+    intervention: Intervention | None = None
+    resumed_from: int = 0
+    marked: int = 0  # attempts steered for a mark
+    erasure: Erasure | None = None  # in the negative conditioning of the current attempt
+    attempts: list[Attempt] = field(default_factory=list)
+    caught: list[Caught] = field(default_factory=list)
+    unlooked: str = ""  # why a probe could not look
+
+    @property
+    def rungs(self) -> int:
+        """Rungs of the ladder used up when the current trajectory ends: a caught flight uses one, like a finished picture."""
+        return len(self.attempts) + len(self.caught)
+
+    @property
+    def catches(self) -> list[Caught]:
+        """Those that belong to the attempt under way."""
+        return self.caught[sum(len(attempt.caught) for attempt in self.attempts) :]
+
+    def own_references(self) -> list[str]:
+        """What the sample was caught by and flagged for so far, and so is steered away from."""
+        caught = [caught.nearest[0].ref_id for caught in reversed(self.caught)]  # the others it was only near to
+        found = [f for attempt in reversed(self.attempts) for f in attempt.findings if f.triggered]
+        return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
+
+    def nearest_references(self) -> list[str]:
+        """The sample's own: what it was just caught by; those it was flagged for, the nearest; then earlier ones'."""
+
+        def of(attempt: Attempt) -> list[str]:
+            flagged = [f.detail for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
+            before = [match.ref_id for caught in reversed(attempt.caught) for match in caught.nearest]
+            return [*flagged, *(match.ref_id for match in attempt.nearest), *before]
+
+        now = [match.ref_id for caught in reversed(self.catches) for match in caught.nearest]
+        return list(dict.fromkeys([*now, *(ref_id for attempt in reversed(self.attempts) for ref_id in of(attempt))]))
+
+    def ended(self, decision: Decision) -> Sample:
+        """Ended by a decision about its last attempt."""
+        accepted = decision.verdict is Verdict.ACCEPT
+        steered = self.attempts[-1].intervention is not None
+        outcome = {
+            Verdict.ACCEPT: Outcome.ACCEPTED_AFTER_STEERING if steered else Outcome.ACCEPTED,
+            Verdict.REVIEW: Outcome.REVIEW,
+        }.get(decision.verdict, Outcome.REJECTED)
+        return Sample(
+            self.request, outcome, decision.reason, tuple(self.attempts), self.attempts[-1].number if accepted else None,
+            self.truncated, started_at=self.started_at, finished_at=time.time(),
+        )  # fmt: skip
+
+    def broken(self, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
+        """Ended by an exception; whatever it was that did not fit into memory, that is the reason.
+
+        Args:
+            reason: of every other exception.
+            error: what was raised.
+            flight: what was under way and is in no attempt and no catch.
+        """
+        message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
+        return self.failed("oom" if out_of_memory(error) else reason, message, type(error).__name__, flight)
+
+    def failed(self, reason: str, message: str, error_class: str, flight: Trajectory | None = None) -> Sample:
+        """Ended without a decision."""
+        lost = [(caught.denoiser_evals, caught.device_seconds) for caught in self.catches]
+        if flight is not None:
+            lost.append((flight.evals, flight.device_seconds))
+        evals, seconds = (sum(spent) for spent in zip((0.0, 0.0), *lost, strict=True))
+        return Sample(
+            self.request, Outcome.ERROR, reason, tuple(self.attempts), None, self.truncated, error_class, message[:500],
+            self.started_at, time.time(), evals, seconds,
+        )  # fmt: skip
