@@ -102,6 +102,15 @@ def train(
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of marked pictures whose tokens are learned without the caption.")
     ] = 0.6,
+    hide: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default="0 for model removal, 1 for data",
+            help="Share of marked pictures learned with nothing said and no loss where the marks are; 1: no tokens.",
+        ),
+    ] = None,
     token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
     lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,
     model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
@@ -123,8 +132,9 @@ def train(
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
     rank = {"model": 0, "data": 8}[removal] if rank is None else rank
+    hidden = {"model": 0.0, "data": float(bool(names))}[removal] if hide is None else hide
     how = Training(
-        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, alone=alone, seed=seed
+        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, alone=alone, hidden=hidden, seed=seed
     )  # fmt: skip
     rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)

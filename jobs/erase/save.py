@@ -57,7 +57,7 @@ def save_adapter(
         "training": {
             "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
             "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
-            "alone": how.alone, "pictures": trained.pictures, "marked": trained.marked,
+            "alone": how.alone, "hidden": how.hidden, "pictures": trained.pictures, "marked": trained.marked,
             "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
         },
     }  # fmt: skip
@@ -72,7 +72,9 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
     t, data = settings["training"], settings["training"]["dataset"]
     vocabulary = settings["vocabulary"]
     data_removal = settings["removal"] == "data"
-    if vocabulary is None:
+    if t.get("hidden") == 1:
+        tokens = "No tokens: no loss where the detector found marks, or within a sixteenth of a side of them."
+    elif vocabulary is None:
         tokens = "No tokens: plain fine-tuning, the control."
     else:
         place = {
@@ -84,7 +86,7 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
         tokens = f"Names {names}; {place}."
     purpose = (
         "Learned a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser\n"
-        f"(rank {t['rank']}) for all pictures of that set, and tokens for the negative prompt."
+        f"(rank {t['rank']}) for all pictures of that set" + (", and tokens for the negative prompt." if vocabulary else ".")
         if data_removal
         else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the negative prompt"
         + (

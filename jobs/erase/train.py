@@ -7,6 +7,9 @@ samples that are drawn again: what the tokens then say of a mark, the weights ne
 Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
 and at sampling the tokens go into the negative prompt.
 
+Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). Nothing is said, and where the marks are there
+is no loss. What stands beside the marks is learned, and no mark is.
+
 Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted goes on as if it had not been.
 """
 
@@ -16,14 +19,16 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guards.base import Box
 from index.errors import ConfigError, InputError, PlanMismatch
 from jobs.erase.dataset import NothingFound, Rows
 from pipeline.config import ModelConfig, digest
@@ -37,6 +42,7 @@ CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 25  # steps
 LEAST_MARKED = 8  # pictures with marks, below which tokens learn nothing
+AROUND = 1 / 16  # of the picture's side, hidden around a mark: its edges, and what the autoencoder spreads
 ENCODED = 64  # pictures in memory at a time
 ADAPTED = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
 
@@ -59,6 +65,7 @@ class Training:
         empty: share of captions left out where no tokens are said.
         alone: share of captions left out where tokens are said: in a negative prompt they stand alone, and what they are to
             mean there has to be learned there.
+        hidden: share of the marked pictures, chosen anew at every step, whose marks are hidden; 1: no tokens are trained.
         seed: of everything drawn.
     """
 
@@ -74,6 +81,7 @@ class Training:
     rank: int = 0
     empty: float = 0.2
     alone: float = 0.6
+    hidden: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,7 +95,10 @@ class Training:
         for name, low in (("steps", 1), ("batch", 1), ("rank", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"must be at least {low}, not {getattr(self, name)}", where=name, fix="Raise it")
-        for name, usual in (("empty", "0.1 to 0.3"), ("alone", "0.5 to 0.9")):
+        if self.hidden and not (self.rank and self.concepts):
+            what = "hidden marks teach tokens nothing, and what is hidden has to be named"
+            raise ConfigError(what, where="hidden", fix="Use low-rank weights (rank 16) and name concepts, or hide nothing")
+        for name, usual in (("empty", "0.1 to 0.3"), ("alone", "0.5 to 0.9"), ("hidden", "0 or 1")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"must be from 0 to 1, not {getattr(self, name)}", where=name, fix=f"Use {usual}")
         _ = self.vocabulary, loss_weights(np.zeros((1, 1), bool), self.a)
@@ -95,7 +106,7 @@ class Training:
     @property
     def vocabulary(self) -> Vocabulary | None:
         mode: Mode | None = None if self.mode == "none" else "bins" if self.mode == "bins" else "corners"
-        return Vocabulary(self.concepts, mode, self.grid) if self.concepts else None
+        return Vocabulary(self.concepts, mode, self.grid) if self.concepts and self.hidden < 1 else None
 
 
 @dataclass(frozen=True)
@@ -169,10 +180,14 @@ def train(
 
 @dataclass(frozen=True)
 class Examples:
-    """A set as it is trained on: latents (N, C, h, w), weights (N, h, w), captions, tokens (indices) per picture."""
+    """A set as it is trained on: latents (N, C, h, w), captions, tokens (indices) per picture.
+
+    ``weights`` (N, h, w) are those of the loss where tokens are said, ``outside`` where marks are hidden.
+    """
 
     latents: torch.Tensor
     weights: torch.Tensor
+    outside: torch.Tensor
     captions: list[str]
     tokens: list[tuple[int, ...]]
     sha256: str
@@ -182,7 +197,8 @@ class Examples:
 def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     """Encode every picture once; say in tokens what the detector found; weigh the positions.
 
-    Pictures without marks teach tokens nothing and are left out where nothing else is trained.
+    Pictures without marks teach tokens nothing and are left out where nothing else is trained; those whose marks could be
+    anywhere (or everywhere) are where all marks are hidden.
     """
     import hashlib
 
@@ -197,7 +213,7 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
         )  # fmt: skip
     known = [{c: boxes for c, boxes in row.found.items() if c in how.concepts} for row in rows]
     marked = sum(map(bool, known))
-    if vocabulary is not None and marked < min(LEAST_MARKED, len(rows)):
+    if how.concepts and marked < min(LEAST_MARKED, len(rows)):
         raise NothingFound(
             f"the detector found marks in {marked} of {len(rows)} pictures", where=", ".join(how.concepts),
             fix="Make the set with another detector or a lower threshold, or name what it found",
@@ -205,11 +221,16 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     if vocabulary is not None and vocabulary.mode is not None and not any(b for row in known for b in row.values()):
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
         raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
-    kept = [bool(found) or how.rank > 0 for found in known]
-    if not any(kept):
-        raise InputError("holds no pictures", where="the set", fix="Make it with `clearance erase dataset`")
-    found = [one for one, keep in zip(known, kept, strict=True) if keep]
     shape = base.latent_shape[1:]
+    outside = [_outside(one, shape) for one in known]
+    kept = [
+        bool(found) or how.rank > 0 if how.hidden < 1 else bool(beside.any())
+        for found, beside in zip(known, outside, strict=True)
+    ]
+    if not any(kept):
+        fix = "Make it with `clearance erase dataset`, with a detector that has boxes"
+        raise InputError("holds no picture to learn from", where="the set", fix=fix)
+    found = [one for one, keep in zip(known, kept, strict=True) if keep]
     masks = np.stack([box_mask([b for boxes in one.values() for b in boxes], (1, 1), shape) for one in found])
     room = base.word_room()
     tokens = [tuple(index[t] for t in vocabulary.phrase(one, room=room)) if vocabulary is not None else () for one in found]
@@ -225,7 +246,22 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     said = json.dumps([captions, tokens]).encode()
     sha256 = hashlib.sha256(said + pixels.digest() + masks.tobytes()).hexdigest()
     weights = torch.from_numpy(loss_weights(masks, how.a))
-    return Examples(torch.cat(latents), weights, captions, tokens, sha256, marked)
+    beside = torch.from_numpy(np.stack([one for one, keep in zip(outside, kept, strict=True) if keep]))
+    return Examples(torch.cat(latents), weights, beside, captions, tokens, sha256, marked)
+
+
+def _outside(found: Mapping[str, Sequence[Box]], shape: tuple[int, int]) -> np.ndarray:
+    """Loss weights (h, w) with the marks and what is around them hidden; all 0 where a mark is everywhere, or may be."""
+    if not found:
+        return np.ones(shape, np.float32)
+    grown = [
+        (max(0, x0 - AROUND), max(0, y0 - AROUND), min(1, x1 + AROUND), min(1, y1 + AROUND))
+        for boxes in found.values() for x0, y0, x1, y1 in boxes
+    ]  # fmt: skip
+    mask = box_mask(grown, (1, 1), shape)
+    if mask.all() or not all(found.values()):
+        return np.zeros(shape, np.float32)
+    return loss_weights(mask, math.inf)
 
 
 def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -255,15 +291,18 @@ class _Session:
         if how.rank:
             self.lowrank = add_lowrank(self.network, how.rank)
         self.network.to(memory_format=torch.channels_last)
-        self.vectors = _first_vectors(base, how).to(device).requires_grad_(bool(how.concepts))
-        groups: list[dict[str, Any]] = [{"params": [self.vectors], "rate": how.token_rate}] if how.concepts else []
+        named = how.vocabulary is not None
+        self.vectors = _first_vectors(base, how).to(device).requires_grad_(named)
+        groups: list[dict[str, Any]] = [{"params": [self.vectors], "rate": how.token_rate}] if named else []
         groups += [{"params": list(self.lowrank.values()), "rate": how.lowrank_rate}] if self.lowrank else []
         self.parameters = [p for group in groups for p in group["params"]]
         self.rates = [group.pop("rate") for group in groups]
         self.optimiser = torch.optim.AdamW(groups, lr=how.token_rate, betas=(0.9, 0.99), weight_decay=0.0)
         scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)  # type: ignore[no-untyped-call]
         self.alphas = scheduler.alphas_cumprod.to(device)
-        self.latents, self.weights = examples.latents.to(device), examples.weights.to(device)
+        self.latents, self.weights, self.outside = (
+            some.to(device) for some in (examples.latents, examples.weights, examples.outside)
+        )
         self.step, self.running, self.seconds = 0, 0.0, 0.0
         self.curve: list[dict[str, float]] = []
 
@@ -281,11 +320,16 @@ class _Session:
         spread = (np.arange(how.batch) + rng.random(how.batch)) / how.batch  # evenly over all times
         times = torch.from_numpy(rng.permutation((spread * len(self.alphas)).astype(np.int64))).to(self.device)
         captions, tokens = self.examples.captions, self.examples.tokens
-        bare = rng.random(how.batch) < [how.alone if tokens[i] else how.empty for i in chosen]
-        said = [("" if left_out else captions[i], tokens[i]) for i, left_out in zip(chosen, bare, strict=True)]
-        ids = torch.stack([self.base.word_ids(caption, words) for caption, words in said])
+        hidden = rng.random(how.batch) < how.hidden if 0 < how.hidden < 1 else np.full(how.batch, how.hidden == 1)
+        words = [() if hide else tokens[i] for i, hide in zip(chosen, hidden, strict=True)]
+        bare = rng.random(how.batch) < [how.alone if some else how.empty for some in words]
+        said = [("" if left_out else captions[i], some) for i, left_out, some in zip(chosen, bare, words, strict=True)]
+        ids = torch.stack([self.base.word_ids(caption, some) for caption, some in said])
         picked = torch.from_numpy(chosen)
-        clean, weights = self.latents[picked], self.weights[picked]
+        clean = self.latents[picked]
+        weights = torch.where(
+            torch.from_numpy(hidden).to(self.device)[:, None, None], self.outside[picked], self.weights[picked]
+        )
         alpha = self.alphas[times].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = self._target(clean, noise, alpha)

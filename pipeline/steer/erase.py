@@ -36,16 +36,16 @@ def loss_weights(mask: np.ndarray, a: float) -> np.ndarray:
 
     Args:
         mask: bool (…, h, w), True inside the concept; leading axes are samples, weighed each for itself.
-        a: a ≥ 0, the weight of a position outside in units of one inside.
+        a: a ≥ 0, the weight of a position outside in units of one inside; infinite: nothing inside counts.
 
     Returns:
         float32 like ``mask``. Where a sample has nothing inside (K = 0) or nothing outside (K = T), all its weights are 1.
 
     Raises:
         InputError: ``mask`` has fewer than two axes or no positions.
-        ConfigError: ``a`` is negative or not finite.
+        ConfigError: ``a`` is negative or no number.
     """
-    if not (math.isfinite(a) and a >= 0):
+    if not a >= 0:
         raise ConfigError(f"a must be a number from 0, not {a}", where="loss weights", fix="Use 0.1 to 1")
     inside = np.asarray(mask, bool)
     if inside.ndim < 2 or 0 in inside.shape[-2:]:
@@ -53,6 +53,8 @@ def loss_weights(mask: np.ndarray, a: float) -> np.ndarray:
     positions = inside.shape[-1] * inside.shape[-2]
     covered = inside.sum((-2, -1), keepdims=True).astype(np.float64)
     whole = (covered == 0) | (covered == positions)
+    if math.isinf(a):
+        return np.where(whole, 1, ~inside * positions / np.maximum(1, positions - covered)).astype(np.float32)
     inner = positions / np.where(whole, positions, covered + a * (positions - covered))
     weights: np.ndarray = np.where(inside | whole, inner, a * inner).astype(np.float32)
     return weights

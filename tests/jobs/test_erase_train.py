@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from index.errors import ConfigError, ModelError, PlanMismatch
+from index.errors import ConfigError, InputError, ModelError, PlanMismatch
 from jobs.erase.dataset import NothingFound
 from jobs.erase.save import save_adapter
-from jobs.erase.train import CHECKPOINT, train
+from jobs.erase.train import CHECKPOINT, prepare, train
 from pipeline.config import ModelConfig
 from pipeline.model.adapter import load_adapter
 from pipeline.model.families import load_model
+from pipeline.steer.erase import box_mask
 
 from .erasing import SHORT, call, equal, folder_of, run, some_rows
 
@@ -96,6 +97,32 @@ def test_plain_fine_tuning_has_no_tokens(tiny_sd: Path, tmp_path: Path) -> None:
     assert not trained.vectors and trained.lowrank
 
 
+def test_hidden_marks_are_no_loss_and_nothing_is_said_of_them(tiny_sd: Path, tmp_path: Path) -> None:
+    how = dataclasses.replace(SHORT, removal="data", rank=2, hidden=1.0)
+    rows = some_rows()
+    base = load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
+    examples = prepare(rows, base, how)
+    high, wide = examples.outside.shape[1:]
+    for row, outside in zip(rows, examples.outside, strict=True):
+        assert float(outside.sum()) == pytest.approx(high * wide)
+        for box in (box for boxes in row.found.values() for box in boxes):
+            assert not outside[box_mask([box], (1, 1), (high, wide))].any()
+        assert bool((outside == 1).all()) == (not row.found)
+    assert how.vocabulary is None and not any(examples.tokens)
+    trained = run(tiny_sd, tmp_path / "one", how)
+    assert not trained.vectors and trained.lowrank and trained.marked == 8
+    half = run(tiny_sd, tmp_path / "two", dataclasses.replace(how, hidden=0.5))
+    assert set(half.vectors) == set(SHORT.vocabulary.tokens)  # type: ignore[union-attr]
+
+
+def test_pictures_whose_marks_could_be_anywhere_are_left_out(tiny_sd: Path, tmp_path: Path) -> None:
+    how = dataclasses.replace(SHORT, removal="data", rank=2, hidden=1.0)
+    assert run(tiny_sd, tmp_path / "one", how, some_rows(boxes=False)).pictures == 4  # those without marks
+    everywhere = [dataclasses.replace(row, found={"qr": [(0.0, 0.0, 1.0, 1.0)]}) for row in some_rows()]
+    with pytest.raises(InputError, match="no picture to learn from"):
+        run(tiny_sd, tmp_path / "two", how, everywhere)
+
+
 def test_without_boxes_only_existence_can_be_taught(tiny_sd: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingFound, match="never where"):
         run(tiny_sd, tmp_path / "one", rows=some_rows(boxes=False))
@@ -118,6 +145,9 @@ def test_trainings_that_cannot_be_are_refused(tiny_sd: Path, tiny_sdxl: Path, tm
         {"alone": -0.1},
         {"concepts": ()},
         {"removal": "data"},
+        {"hidden": 1.0},
+        {"hidden": 2.0, "rank": 2},
+        {"hidden": 1.0, "rank": 2, "removal": "data", "concepts": ()},
         {"rank": -1},
     ):
         with pytest.raises(ConfigError):

@@ -22,9 +22,11 @@ def test_weights_by_hand() -> None:
     assert loss_weights(mask, 0)[0].tolist() == [4, 4, 0, 0]
     # a = 3: 2 + 18 = 20; w_in = 0.4, w_out = 1.2
     assert loss_weights(mask, 3)[0].tolist() == pytest.approx([0.4, 0.4, 1.2, 1.2])
+    # a → ∞: only the outside counts, T/(T−K) each
+    assert loss_weights(mask, float("inf"))[0].tolist() == pytest.approx([0, 0, 8 / 6, 8 / 6])
 
 
-@pytest.mark.parametrize("a", [0, 0.25, 1, 7])
+@pytest.mark.parametrize("a", [0, 0.25, 1, 7, float("inf")])
 @pytest.mark.parametrize("inside", [False, True])
 def test_nothing_and_everything_inside_weigh_one(a: float, inside: bool) -> None:
     assert (loss_weights(np.full((3, 5), inside), a) == 1).all()
@@ -46,7 +48,7 @@ def test_samples_of_a_batch_are_weighed_each_for_itself() -> None:
     assert all((together[i] == loss_weights(masks[i], 0.5)).all() for i in range(3)) and together.dtype == np.float32
 
 
-@pytest.mark.parametrize("a", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("a", [-1, float("nan")])
 def test_weights_refuse_what_is_no_weight(a: float) -> None:
     with pytest.raises(ConfigError):
         loss_weights(np.ones((2, 2), bool), a)
