@@ -1,7 +1,8 @@
 """Data removal: low-rank weights learn a polluted set; how often they draw its marks, and how well its subjects.
 
-The paper says the tokens of all the set's places in every negative prompt. Ours is drawn without them first; what the
-pipeline's detector flags is drawn once more from the same noise, with the tokens of what was found.
+Ours hides the marks from the loss and says nothing. The paper says the tokens of all the set's places in every negative prompt. In
+the pipeline's way they are not said at first; what its detector flags is drawn once more from the same noise, with the tokens of
+what was found.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.bench.erase_arms import CLEAN, FULL, MOST_SEEDS, PLAIN, trained
+from jobs.bench.erase_arms import CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
 from jobs.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefixed
 from jobs.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 
@@ -42,7 +43,7 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
     oracle = half_samples("", b.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
     measures: list[Measure] = []
     for name, pictures in drawn.items():
-        bound = oracle.high if oracle is not None and name in [FULL + way for way in ERASED] else None
+        bound = oracle.high if oracle is not None and name in [HIDDEN, *(FULL + way for way in ERASED)] else None
         measures += judged_set(b, name, pictures, captions, clean, bound)
     measures += compared(b, drawn, captions, clean)
     if drawn:
@@ -54,15 +55,15 @@ def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], cle
     """What is erased against plain fine-tuning, training by training and all together; how well the subjects are kept."""
     measures: list[Measure] = []
     trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
-    for way in ERASED:
-        pairs = [(PLAIN + seed, FULL + seed + way) for seed in trainings if {PLAIN + seed, FULL + seed + way} <= drawn.keys()]
+    for arm, way in ((HIDDEN, ""), *((FULL, way) for way in ERASED)):
+        pairs = [(PLAIN + seed, arm + seed + way) for seed in trainings if {PLAIN + seed, arm + seed + way} <= drawn.keys()]
         for plain, ours in pairs:
             measures += divided(b, ours, drawn[plain], drawn[ours], captions)
         if len(pairs) > 1:
             before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
-            measures += divided(b, f"{FULL}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs))
+            measures += divided(b, f"{arm}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs))
         for seed, control in itertools.product(trainings, (CLEAN, PLAIN)):
-            ours, other = FULL + seed + way, control + seed
+            ours, other = arm + seed + way, control + seed
             if {ours, other} <= drawn.keys():
                 kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
                 measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))

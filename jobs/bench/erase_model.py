@@ -65,11 +65,11 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         negatives = [b.negative(adapter, marks) for marks in seen]
         row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank)))
         if arm.name == WORSE:
-            jittered = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1)
-            row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered])))
+            jittered, low = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1), adapter.lowrank
+            row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], low)))
             said, there = b.by_rung(adapter, jittered)
-            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
-        if arm.name == ESD or (arm.name == WORSE):
+            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, low, **there)))
+        if arm.name == ESD:
             continue
         said, there = b.by_rung(adapter, seen)
         again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.bench.erase_arms import ARMS, BOTH, FULL, PLAIN, Part, adapter_folder
+from jobs.bench.erase_arms import ARMS, BOTH, CLEAN, FULL, HIDDEN, PLAIN, Part, adapter_folder
 from jobs.bench.erase_model import LADDER, RUNG
 from jobs.bench.measures import Measure
 from jobs.erase.save import card
@@ -16,10 +16,10 @@ from jobs.world.pack import write_digests
 from pipeline.model.adapter import LOWRANK, SETTINGS, TOKENS
 
 NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
-MAIN: dict[Part, str] = {"model": BOTH, "data": FULL}
+MAIN: dict[Part, str] = {"model": BOTH, "data": HIDDEN}
 TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
     "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{BOTH}: ", f"{BOTH}{RUNG}: ", f"{LADDER}: ", "marked before", "false "),
-    "data": (f"{PLAIN}: ", f"{FULL}, tokens unsaid: ", f"{FULL}, tokens always", f"{FULL}, flagged", f"plain / {FULL}"),
+    "data": (f"{PLAIN}: ", f"{CLEAN}: ", f"{HIDDEN}: ", f"{FULL}, tokens always", f"plain / {HIDDEN}", f"{HIDDEN}, "),
 }
 
 
@@ -42,6 +42,7 @@ def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         for file in (SETTINGS, TOKENS, LOWRANK):
+            (folder / file).unlink(missing_ok=True)
             if (source / file).exists():
                 shutil.copyfile(source / file, folder / file)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -7,8 +7,8 @@ samples that are drawn again: what the tokens then say of a mark, the weights ne
 Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
 and at sampling the tokens go into the negative prompt.
 
-Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). Nothing is said, and where the marks are there
-is no loss. What stands beside the marks is learned, and no mark is.
+Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). Nothing is said, and there is no loss where
+the marks are. What stands beside them is learned, and no mark is.
 
 Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted goes on as if it had not been.
 """
