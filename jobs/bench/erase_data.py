@@ -1,8 +1,8 @@
 """Data removal: low-rank weights learn a polluted set; how often they draw its marks, and how well its subjects.
 
-Ours hides the marks from the loss and says nothing. The paper says the tokens of all the set's places in every negative prompt. In
-the pipeline's way they are not said at first; what its detector flags is drawn once more from the same noise, with the tokens of
-what was found.
+Ours hides the marks from the loss and says nothing. The paper says the tokens of all the set's places in every negative prompt.
+The pipeline says nothing at first; what its detector flags is drawn once more from the same noise, with the tokens of what was
+found.
 """
 
 from __future__ import annotations

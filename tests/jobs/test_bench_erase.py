@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.bench.erase import schedule
-from jobs.bench.erase_arms import ARMS, BOTH, CLEAN, ESD, FULL, PLAIN, adapter_folder, trained
+from jobs.bench.erase_arms import ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
 from jobs.bench.erase_ship import MAIN, ship
 from jobs.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.bench.measures import Measure, corrected, half_samples, kid, ratio
@@ -90,6 +90,13 @@ def test_arms_differ_in_one_thing() -> None:
             more = of[BOTH]
             assert isinstance(more, Training) and more.rank and not full.rank
             assert (more.a, more.mode, more.grid, more.concepts) == (full.a, full.mode, full.grid, full.concepts)
+            assert of["name + geometry + low-rank weights"] == dataclasses.replace(more, a=1.0)
+            assert of["name + low-rank weights"] == dataclasses.replace(more, a=1.0, mode="none")
+            for alone, behind in ((f"{FULL}, tokens learned alone", FULL), (BOTH, f"{BOTH}, tokens learned behind captions")):
+                assert of[alone] == dataclasses.replace(of[behind], alone=more.alone)  # type: ignore[type-var]
+                assert of[behind].alone == CAPTIONED  # type: ignore[union-attr]
+        else:
+            assert of[HIDDEN] == dataclasses.replace(full, hidden=1.0)
     data = {arm.name: arm for arm in ARMS if arm.part == "data"}
     assert data[PLAIN].training == data[CLEAN].training and data[PLAIN].dataset != data[CLEAN].dataset
 
@@ -97,7 +104,7 @@ def test_arms_differ_in_one_thing() -> None:
 def test_what_others_are_compared_with_is_trained_first() -> None:
     once, thrice = schedule(1), schedule(3)
     assert thrice[: len(once)] == once and {seed for _, seed in once} == {0} and len(once) == len(ARMS)
-    assert [arm.name for arm, _ in once[:4]] == [BOTH, FULL, FULL, PLAIN]
+    assert [arm.name for arm, _ in once[:4]] == [BOTH, HIDDEN, FULL, PLAIN]
     more = [(arm.part, arm.name, seed) for arm, seed in thrice[len(once) :]]
     assert len(more) == len(set(more)) and {seed for _, _, seed in more} == {1, 2}
     assert all(arm.main for arm, _ in thrice[len(once) :])
