@@ -19,7 +19,7 @@ NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
 MAIN: dict[Part, str] = {"model": BOTH, "data": HIDDEN}
 TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
     "model": ("none: ", "a new seed: ", f"{FULL}: ", f"{BOTH}: ", f"{BOTH}{RUNG}: ", f"{LADDER}: ", "marked before", "false "),
-    "data": (f"{PLAIN}: ", f"{CLEAN}: ", f"{HIDDEN}: ", f"{FULL}, tokens always", f"plain / {HIDDEN}", f"{HIDDEN}, "),
+    "data": (f"{PLAIN}: ", f"{CLEAN}: ", f"{HIDDEN}: ", f"{FULL}, tokens always", f"plain / {HIDDEN}"),
 }
 
 
