@@ -70,6 +70,7 @@ ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others
     Arm("model", f"{FULL}, tokens learned alone", replace(_TOKENS, alone=_BOTH.alone), "marked"),
     Arm("model", "name + low-rank weights", replace(_BOTH, mode="none", a=1.0), "marked"),
     Arm("model", "name + geometry + low-rank weights", replace(_BOTH, a=1.0), "marked"),
+    Arm("model", HIDDEN, replace(_BOTH, hidden=1.0), "marked"),
     Arm("model", f"{BOTH}, tokens learned behind captions", replace(_BOTH, alone=CAPTIONED), "marked"),
     Arm("model", ESD, EsdTraining()),
     Arm("model", WORSE, _BOTH, "marked", overlap=0.4),
