@@ -90,9 +90,9 @@ def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises
     said, there = b.by_rung(adapter, seen)
     again[flagged] = b.draw(b.job([captions[i] for i in flagged], [noises[i] for i in flagged], said, low, **there))
     named = b.negative(adapter, {concept: [] for concept in adapter.concepts})
-    return {
+    names = {", names always said": b.draw(b.job(captions, noises, [named] * len(captions), low))} if name == FULL else {}
+    return names | {
         ", tokens unsaid": plain,
-        ", names always said": b.draw(b.job(captions, noises, [named] * len(captions), low)),
         ERASED[0]: b.draw(b.job(captions, noises, [b.standing(adapter)] * len(captions), low)),
         ERASED[1]: again,
     }
