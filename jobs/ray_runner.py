@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from index.errors import ClearanceError, RunStopped
 from jobs.plan import Plan
 from jobs.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
-from jobs.worker import OpenStudio, Worker, shards_ahead
+from jobs.worker import OpenLoop, Worker, shards_ahead
 
 if TYPE_CHECKING:
     from pipeline.audit.records import RunContext
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
 
 
-def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio: OpenStudio | None = None) -> RunResult:
+def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_loop: OpenLoop | None = None) -> RunResult:
     """Run the plan with ``config.workers`` Ray actors, one CPU each (and one GPU each for a CUDA model).
 
     Joins the Ray that is initialised, or the cluster that RAY_ADDRESS names (there, Clearance must be installed and the folder
@@ -35,7 +35,7 @@ def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio
     Raises:
         ClearanceError: the run had to stop; committed shards are kept and a resumed run goes on behind them.
     """
-    with run_session(plan, folder, "ray", on_event, open_studio) as session:
+    with run_session(plan, folder, "ray", on_event, open_loop) as session:
         pending = session.pending()
         if pending:
             with ray_session(plan.config.workers), _Pool(session, pending) as pool:
@@ -46,14 +46,14 @@ def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_studio
 class _Actor:
     """The worker as a Ray actor. Errors go back as values, so that their class and text arrive unwrapped."""
 
-    def __init__(self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_studio: OpenStudio | None) -> None:
+    def __init__(self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None) -> None:
         self._arguments = (plan, folder, run_id, worker_id)
-        self._open_studio = open_studio
+        self._open_loop = open_loop
         self._worker: Worker | None = None
 
     def open(self) -> Any:
         def opened() -> RunContext:
-            self._worker = Worker(*self._arguments, open_studio=self._open_studio)
+            self._worker = Worker(*self._arguments, open_loop=self._open_loop)
             return self._worker.context
 
         return _caught(opened)
@@ -181,7 +181,7 @@ class _Pool:
         session = self.session
         self._hired[number] += 1
         worker_id = f"ray-{number}" if self._hired[number] == 1 else f"ray-{number}.{self._hired[number] - 1}"
-        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_studio)
+        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_loop)
         self.waiting[actor.open.remote()] = _Seat(number, actor, worker_id)
 
     def _bury(self, seat: _Seat, cause: str) -> None:

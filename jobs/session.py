@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from index.errors import IntegrityError, PlanMismatch
 from jobs.lease import lease
 from jobs.plan import PLAN_FILE, REQUESTS_FILE, Plan, stored_plan
-from jobs.worker import OpenStudio, Worker, commit
+from jobs.worker import OpenLoop, Worker, commit
 from pipeline.outcome import Outcome, Sample
 
 if TYPE_CHECKING:
@@ -87,10 +87,16 @@ class RunResult:
 class Session:
     """Book-keeping that both runners share: which shards are open, what ended how, events, and the seal at the end."""
 
-    def __init__(self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_studio: OpenStudio | None) -> None:
+    def __init__(self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None) -> None:
         from pipeline.shard import committed, sweep
 
-        self.plan, self.folder, self.runner, self.on_event, self.open_studio = plan, folder, runner, on_event, open_studio
+        self.plan, self.folder, self.runner, self.on_event, self.open_loop = (
+            plan,
+            folder,
+            runner,
+            on_event,
+            open_loop,
+        )
         self.context: RunContext | None = None  # what a worker tells when it is ready
         self.run_id = str(stored_plan(folder)["run_id"])
         self.started = time.monotonic()
@@ -192,9 +198,7 @@ class Session:
             told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
             self.event("run.finished", told, plan_sha256=self.plan.plan_sha256)
             # Stopped between its last commit and its seal: nothing was left to do, so no worker has told the context yet.
-            context = (
-                self.context or Worker(self.plan, self.folder, self.run_id, "driver", open_studio=self.open_studio).context
-            )
+            context = self.context or Worker(self.plan, self.folder, self.run_id, "driver", open_loop=self.open_loop).context
             # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
             sweep(self.folder)
             statement = seal(self.folder, self._predicate(workers, context))
@@ -239,13 +243,13 @@ class Session:
 
 
 @contextmanager
-def run_session(plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_studio: OpenStudio | None) -> Iterator[Session]:
+def run_session(plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None) -> Iterator[Session]:
     """A session that holds the folder's lease, and writes down why it ended early if it does."""
     stored = stored_plan(folder)
     if stored["plan_sha256"] != plan.plan_sha256:
         raise PlanMismatch("the folder belongs to another plan", where=str(folder), fix="Open it with open_folder()")
     with lease(folder):
-        session = Session(plan, folder, runner, on_event, open_studio)
+        session = Session(plan, folder, runner, on_event, open_loop)
         session.begin()
         try:
             yield session

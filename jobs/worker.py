@@ -23,9 +23,18 @@ if TYPE_CHECKING:
     from pipeline.shard import ShardReceipt
 
 
-class ModerationLike(Protocol):
+class StudioLike(Protocol):
+    """What a worker needs of :class:`pipeline.studio.Studio`."""
+
+    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
+    def identity(self) -> dict[str, str]: ...
+
+
+class LoopLike(Protocol):
     """What a worker needs of :class:`pipeline.moderate.Moderation`."""
 
+    @property
+    def studio(self) -> StudioLike: ...
     @property
     def room(self) -> bool: ...
     @property
@@ -34,15 +43,7 @@ class ModerationLike(Protocol):
     def step(self) -> list[Sample]: ...
 
 
-class StudioLike(Protocol):
-    """What a worker needs of :class:`pipeline.studio.Studio`."""
-
-    def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
-    def moderation(self) -> ModerationLike: ...
-    def identity(self) -> dict[str, str]: ...
-
-
-OpenStudio = Callable[[RunConfig, Policy, Path], StudioLike]
+OpenLoop = Callable[[RunConfig, Policy, Path], LoopLike]
 
 
 class Worker:
@@ -53,7 +54,7 @@ class Worker:
         folder: the run folder, reachable from where the worker runs.
         run_id: the run's id.
         worker_id: recorded in every row.
-        open_studio: how to open a studio; the default is the real one.
+        open_loop: how to open a studio and its loop; the default is the real one.
         on_sample: called with each sample when it ends, before its shard is committed.
 
     Raises:
@@ -67,12 +68,12 @@ class Worker:
         run_id: str,
         worker_id: str,
         *,
-        open_studio: OpenStudio | None = None,
+        open_loop: OpenLoop | None = None,
         on_sample: Callable[[Sample], None] | None = None,
     ) -> None:
         self.plan, self.folder, self.on_sample = plan, folder, on_sample
-        studio = (open_studio or _open_studio)(plan.config, plan.policy, plan.base)
-        here = studio.identity()
+        self._loop = (open_loop or _open_loop)(plan.config, plan.policy, plan.base)
+        here = self._loop.studio.identity()
         differ = [name for name in sorted({*here, *plan.identity}) if here.get(name) != plan.identity.get(name)]
         if differ:
             raise PlanMismatch(
@@ -80,8 +81,7 @@ class Worker:
                 where=str(folder),
                 fix="Restore the model, index or policy, or start a new run",
             )
-        self.context = studio.context(run_id, plan.plan_sha256, worker_id)
-        self._loop = studio.moderation()
+        self.context = self._loop.studio.context(run_id, plan.plan_sha256, worker_id)
         self._todo: deque[Request] = deque()
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
@@ -169,7 +169,8 @@ def commit(
     return commit_shard(folder, shard_id, sample_table(ordered, context, shard_id), attempt_table(ordered, context, shard_id))
 
 
-def _open_studio(config: RunConfig, policy: Policy, base: Path) -> StudioLike:
+def _open_loop(config: RunConfig, policy: Policy, base: Path) -> LoopLike:
+    from pipeline.moderate import Moderation
     from pipeline.studio import Studio
 
-    return Studio.open(config, policy, base=base)
+    return Moderation(Studio.open(config, policy, base=base))

@@ -53,7 +53,7 @@ class Moderation:
     """The requests under way on a studio. While there is room, submit; step until it is not busy any more."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+        self.studio: Studio = studio
         self._cases: dict[int, Case] = {}
         self._unseen: list[Trajectory] = []  # finished; they wait for company as long as the calls are full without them
         self._submitted = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,7 +24,7 @@ from pipeline.engine import Engine
 from pipeline.model.families import load_model
 from pipeline.model.folder import STICKERS, folder_digest, resolve
 from pipeline.model.interface import DiffusionModel
-from pipeline.outcome import PaddedRows, Request, Sample
+from pipeline.outcome import PaddedRows
 from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
-    from pipeline.moderate import Moderation
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CENTRE_REFERENCES = 64
@@ -143,18 +142,6 @@ class Studio:
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
         return cls(config, policy, model, copies, guards, list(skipped), index, calibration_id, threshold, erasers)
-
-    def moderate(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Draw and clear the requests; see :func:`pipeline.moderate.moderate`."""
-        from pipeline.moderate import moderate
-
-        return moderate(self, requests)
-
-    def moderation(self) -> Moderation:
-        """The same, for who brings requests as rows become free."""
-        from pipeline.moderate import Moderation
-
-        return Moderation(self)
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
         """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references

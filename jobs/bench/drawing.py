@@ -60,6 +60,7 @@ def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) 
     """Every caption with every seed, in order of seed and name."""
     from rich.progress import track
 
+    from pipeline.moderate import moderate
     from pipeline.outcome import Request
 
     requests = [
@@ -67,7 +68,7 @@ def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) 
         for seed in seeds
         for i, name in enumerate(names)
     ]
-    done = list(track(studio.moderate(requests), told, total=len(requests)))
+    done = list(track(moderate(studio, requests), told, total=len(requests)))
     return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
 
 

@@ -29,8 +29,8 @@ IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 class FakeModeration:
     """Two at a time; the later and the earlier of them ends by turns."""
 
-    def __init__(self, sample: Callable[[Request], Sample]) -> None:
-        self.sample = sample
+    def __init__(self, studio: FakeStudio) -> None:
+        self.studio, self.sample = studio, studio.sample
         self.standing: list[Request] = []
         self.steps = 0
 
@@ -70,9 +70,6 @@ class FakeStudio:
             calibration_id="c", copy_threshold=0.8, policy_id="p", policy_sha256="p" * 64, policy_name="default",
             worker_id=worker_id, embedding_dim=4,
         )  # fmt: skip
-
-    def moderation(self) -> FakeModeration:
-        return FakeModeration(self.sample)
 
     def sample(self, request: Request) -> Sample:
         now = time.time()
@@ -122,21 +119,21 @@ class FakeStudio:
         )
 
 
-def open_fake(config: RunConfig, policy: Policy, base: Path) -> FakeStudio:
-    return FakeStudio(config, policy, base)
+def open_fake(config: RunConfig, policy: Policy, base: Path) -> FakeModeration:
+    return FakeModeration(FakeStudio(config, policy, base))
 
 
-def refuse(config: RunConfig, policy: Policy, base: Path) -> FakeStudio:
+def refuse(config: RunConfig, policy: Policy, base: Path) -> FakeModeration:
     raise ModelError("weights are missing", where="pipeline/weights", fix="Fetch them")
 
 
 @pytest.fixture
-def open_studio() -> Callable[..., FakeStudio]:
+def open_loop() -> Callable[..., FakeModeration]:
     return open_fake
 
 
 @pytest.fixture
-def open_refusing() -> Callable[..., FakeStudio]:
+def open_refusing() -> Callable[..., FakeModeration]:
     return refuse
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
-from jobs import cli, session
+from jobs import cli, worker
 from pipeline import studio
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
@@ -35,9 +35,9 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 @pytest.fixture
-def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_studio: Callable[..., Any]) -> Path:
+def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> Path:
     """A run file whose studio is the fake one."""
-    monkeypatch.setattr(session, "_open_studio", open_studio)
+    monkeypatch.setattr(worker, "_open_loop", open_loop)
     monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
@@ -175,7 +175,7 @@ def test_a_studio_that_does_not_open_is_said_once(run_file: Path, monkeypatch: p
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 
-    monkeypatch.setattr(session, "_open_studio", refuse)
+    monkeypatch.setattr(worker, "_open_loop", refuse)
     failed = call("run", run_file)
     assert failed.exit_code == 2 and failed.stderr.count("weights are missing") == 1
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from index.errors import PlanMismatch
-from jobs import demo, session
+from jobs import demo, worker
 from jobs.demo import demo_prompts, run_demo
 from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
@@ -39,11 +39,11 @@ def test_the_default_demo_asks_for_what_is_promised() -> None:
     assert any(prompt.prompt not in captions for prompt in prompts if prompt.kind == "protected")
 
 
-def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_studio: Callable[..., Any]) -> None:
+def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> None:
     def no_index(folder: Path, config: RunConfig, say: Any) -> None:
         folder.mkdir(exist_ok=True)
 
-    monkeypatch.setattr(session, "_open_studio", open_studio)
+    monkeypatch.setattr(worker, "_open_loop", open_loop)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
     monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
@@ -68,12 +68,12 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
         run_demo(tmp_path / "home", samples=6, runner="local", console=said)
 
 
-def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., Any], open_studio: Callable[..., Any]) -> None:
+def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]) -> None:
     from jobs.plan import open_folder
 
     plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)
-    run_local(plan, folder, open_studio=open_studio)
+    run_local(plan, folder, open_loop=open_loop)
     counted = tally(folder)
     assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (5, 3, 3, 2, 2)
     assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (6, 120.0, 60.0)

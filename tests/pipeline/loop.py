@@ -12,6 +12,7 @@ from guards.copies import Examination
 from index.reference import Match, Reference
 from pipeline.config import CopiesPolicy, GenerationConfig, Policy, RunConfig, Rung
 from pipeline.model.interface import DiffusionModel
+from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.studio import Studio
 
@@ -81,6 +82,6 @@ def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
 
 def undisturbed(model: DiffusionModel) -> dict[str, str]:
     """Key → digest of the picture, when nobody is flagged and nothing fails."""
-    done = by_key(list(studio(model, Copies(lambda _: False)).moderate(requests())))
+    done = by_key(list(moderate(studio(model, Copies(lambda _: False)), requests())))
     assert all(s.outcome is Outcome.ACCEPTED and len(s.attempts) == 1 for s in done.values())
     return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}

@@ -23,6 +23,7 @@ from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelCo
 from pipeline.model.families import load_model
 from pipeline.model.folder import STICKERS, folder_digest
 from pipeline.model.interface import DiffusionModel
+from pipeline.moderate import moderate
 from pipeline.outcome import Caught, Outcome, Request, Sample
 from pipeline.steer.early import (
     HEAD,
@@ -119,7 +120,7 @@ def sha(picture: np.ndarray) -> str:
 
 @pytest.fixture(scope="module")
 def unprobed(model: DiffusionModel) -> dict[str, Sample]:
-    return by_key(list(studio(model, Copies(lambda _: True), EarlyPolicy()).moderate(requests())))
+    return by_key(list(moderate(studio(model, Copies(lambda _: True), EarlyPolicy()), requests())))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def probed(model: DiffusionModel) -> tuple[dict[str, Sample], np.ndarray]:
     copies, seen = Copies(lambda _: False), []
     search = copies.index.search
     copies.index.search = lambda vectors, k: [seen.append(vectors.copy()), search(vectors, k)][1]  # type: ignore[func-returns-value, method-assign]
-    return by_key(list(studio(model, copies).moderate(requests()))), seen[0][1]
+    return by_key(list(moderate(studio(model, copies), requests()))), seen[0][1]
 
 
 def only(vector: np.ndarray) -> Callable[[np.ndarray], bool]:
@@ -139,7 +140,7 @@ def test_who_is_not_caught_keeps_every_byte(
     model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
 ) -> None:
     looked_at, vector = probed
-    mate_caught = by_key(list(studio(model, Copies(only(vector))).moderate(requests())))
+    mate_caught = by_key(list(moderate(studio(model, Copies(only(vector))), requests())))
     assert mate_caught["key-1"].attempts[0].caught and not mate_caught["key-2"].attempts[0].caught
     for key in unprobed:
         before, after = unprobed[key].attempts[0], looked_at[key].attempts[0]
@@ -152,7 +153,7 @@ def test_who_is_not_caught_keeps_every_byte(
 def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
     model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
 ) -> None:
-    done = by_key(list(studio(model, Copies(only(probed[1]))).moderate(requests())))["key-1"]
+    done = by_key(list(moderate(studio(model, Copies(only(probed[1]))), requests())))["key-1"]
     assert done.outcome is Outcome.ACCEPTED_AFTER_STEERING and len(done.attempts) == 1
     attempt = done.attempts[0]
     (caught,) = attempt.caught
@@ -165,20 +166,20 @@ def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
 
 def test_caught_later_it_goes_back_from_there(model: DiffusionModel) -> None:
     early = replace(EARLY, probes=(0.6,))
-    done = list(studio(model, Copies(lambda _: True), early).moderate(requests(2)))
+    done = list(moderate(studio(model, Copies(lambda _: True), early), requests(2)))
     assert [(s.attempts[0].resumed_from_step, s.attempts[0].denoiser_evals) for s in done] == [(2, 3 + 3)] * 2
     assert all(len(s.attempts[0].update_norms) == 3 for s in done)
 
 
 def test_only_the_finished_picture_is_decided_about(model: DiffusionModel) -> None:
     """A catch uses up a rung like a finished copy does; what the last rung gives is looked at like any other picture."""
-    done = list(studio(model, Copies(lambda _: True, lambda _: True)).moderate(requests(2)))
+    done = list(moderate(studio(model, Copies(lambda _: True, lambda _: True)), requests(2)))
     assert [s.outcome for s in done] == [Outcome.REJECTED] * 2
     for s in done:
         assert [len(a.caught) for a in s.attempts] == [1, 0]
         assert [a.intervention and a.intervention.kind for a in s.attempts] == ["nudge", "nudge"]
         assert s.attempts[1].resumed_from_step == 2 and s.denoiser_evals == (1 + 5) + 3
-    cleared = list(studio(model, Copies(lambda _: True)).moderate(requests(2)))
+    cleared = list(moderate(studio(model, Copies(lambda _: True)), requests(2)))
     assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in cleared)
 
 
@@ -193,7 +194,7 @@ def test_a_probe_that_fails_costs_no_picture(model: DiffusionModel, unprobed: di
     def broken(_: np.ndarray) -> bool:
         raise RuntimeError("the index is gone")
 
-    done = by_key(list(studio(model, Copies(broken)).moderate(requests())))
+    done = by_key(list(moderate(studio(model, Copies(broken)), requests())))
     assert {key: s.attempts[0].pixel_sha256 for key, s in done.items()} == {
         key: s.attempts[0].pixel_sha256 for key, s in unprobed.items()
     }
@@ -214,8 +215,8 @@ def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
             raise RuntimeError("cannot look at this one")
         return not unlucky(vector)
 
-    usual = by_key(list(studio(model, Copies(lambda v: near(v, fails=False))).moderate(requests())))
-    done = by_key(list(studio(model, Copies(lambda v: near(v, fails=True))).moderate(requests())))
+    usual = by_key(list(moderate(studio(model, Copies(lambda v: near(v, fails=False))), requests())))
+    done = by_key(list(moderate(studio(model, Copies(lambda v: near(v, fails=True))), requests())))
     for key in ("key-0", "key-2", "key-3"):
         assert [c.step for c in done[key].attempts[0].caught] == [c.step for c in usual[key].attempts[0].caught] == [1]
         assert done[key].attempts[0].pixel_sha256 == usual[key].attempts[0].pixel_sha256
@@ -224,7 +225,7 @@ def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
 
 
 def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
-    done = list(studio(model, Copies(lambda _: True)).moderate(requests(1)))
+    done = list(moderate(studio(model, Copies(lambda _: True)), requests(1)))
     (row,) = attempt_table(done, context(), "0").to_pylist()  # type: ignore[arg-type]
     (caught,) = row["caught"]
     assert (caught["step"], caught["signal"], caught["ref_ids"], caught["denoiser_evals"]) == (1, "decode", [REF], 1.0)
@@ -319,7 +320,7 @@ def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
         monkeypatch.setattr(
             seen.engine, "submit", lambda t, n=pushed, s=submit: (n.append(len(t.nudge.references) if t.nudge else 0), s(t))
         )
-        assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in seen.moderate(requests(1)))
+        assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in moderate(seen, requests(1)))
     assert references == {"latent": [0, 1], "latent" + TURNED: [0, 12]}
 
 
@@ -327,7 +328,7 @@ def test_by_latents_a_sample_is_caught_and_without_a_calibration_decoded(model: 
     copies = Copies(lambda _: False)
     seen = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,), threshold=0.001))
     assert seen.early is not None and seen.early.kind == "latent"
-    hits = [a.caught for s in seen.moderate(requests(4)) for a in s.attempts]
+    hits = [a.caught for s in moderate(seen, requests(4)) for a in s.attempts]
     assert all(c[0].signal == "latent" for c in hits if c)
     plain = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,)))
     assert plain.early is not None and plain.early.kind == "decode"

@@ -20,6 +20,7 @@ from index.errors import ConfigError
 from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, from_dict
 from pipeline.engine import Engine
 from pipeline.model.interface import DiffusionModel
+from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
@@ -99,7 +100,7 @@ def studio(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, polic
 
 def draw(s: Studio, count: int = 4) -> dict[str, Sample]:
     requests = [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
-    return {sample.request.key: sample for sample in s.moderate(requests)}
+    return {sample.request.key: sample for sample in moderate(s, requests)}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pipeline.config import CopiesPolicy, GuardPolicy, ModelConfig, Policy, Rung
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import PICTURE_ROWS
+from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Verdict
 from pipeline.studio import Study
 
@@ -36,7 +37,7 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
 ) -> None:
     flagged = {unsteered["key-1"], unsteered["key-3"]}
     copies = Copies(lambda p: sha(p) in flagged)
-    done = by_key(list(studio(model, copies).moderate(requests())))
+    done = by_key(list(moderate(studio(model, copies), requests())))
     assert len(done) == 5
     for key in ("key-0", "key-2", "key-4"):
         assert done[key].outcome is Outcome.ACCEPTED
@@ -68,7 +69,7 @@ def test_finished_pictures_wait_for_company_while_calls_are_full(
         return real(latents, own)
 
     monkeypatch.setattr(opened, "study", study)
-    done = by_key(list(opened.moderate(requests(13))))
+    done = by_key(list(moderate(opened, requests(13))))
     assert sum(sizes) == len(done) == 13 and len(sizes) <= 3
     assert all(done[key].attempts[0].pixel_sha256 == digest for key, digest in unsteered.items())
 
@@ -88,7 +89,7 @@ def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
         monkeypatch.setattr(
             there.engine, "submit", lambda t, s=submit, n=seen: (n.append(len(t.nudge.references) if t.nudge else 0), s(t))[1]
         )
-        done = by_key(list(there.moderate(requests(2))))
+        done = by_key(list(moderate(there, requests(2))))
         assert done["key-1"].outcome is Outcome.ACCEPTED_AFTER_STEERING and done["key-0"].outcome is Outcome.ACCEPTED
         assert done["key-1"].attempts[1].intervention.ref_ids == (REF,)  # type: ignore[union-attr]
         assert seen == [0, 0, 1 if category == "copy.protected" else 4]
@@ -98,12 +99,12 @@ def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
 
 
 def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
-    always = list(studio(model, Copies(lambda _: True)).moderate(requests(2)))
+    always = list(moderate(studio(model, Copies(lambda _: True)), requests(2)))
     assert [s.outcome for s in always] == [Outcome.REJECTED] * 2
     assert all(s.reason == "copy.protected" and len(s.attempts) == 3 and s.accepted_attempt is None for s in always)
     assert [a.intervention and a.intervention.kind for a in always[0].attempts] == [None, "negtome", "nudge"]
     assert always[0].attempts[2].resumed_from_step == 2 and always[0].attempts[2].denoiser_evals == 3
-    doubtful = list(studio(model, Copies(lambda _: True, confirmed=False)).moderate(requests(2)))
+    doubtful = list(moderate(studio(model, Copies(lambda _: True, confirmed=False)), requests(2)))
     assert [s.outcome for s in doubtful] == [Outcome.REVIEW] * 2
 
 
@@ -111,13 +112,13 @@ def test_the_budget_ends_a_ladder_early(model: DiffusionModel) -> None:
     """5 for the picture and 7.5 for the first rung and its reference; the last resumes, yet must have room for 5."""
     for budget, attempts in ((9.9, 1), (10, 2), (17.4, 2), (17.5, 3), (0, 3)):
         policy = dataclasses.replace(POLICY, max_evals=budget)
-        (sample,) = studio(model, Copies(lambda _: True), policy=policy).moderate(requests(1))
+        (sample,) = moderate(studio(model, Copies(lambda _: True), policy=policy), requests(1))
         assert sample.outcome is Outcome.REJECTED and len(sample.attempts) == attempts
 
 
 def test_observing_accepts_and_records(model: DiffusionModel) -> None:
     policy = Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER)
-    done = list(studio(model, Copies(lambda _: True), policy=policy).moderate(requests(2)))
+    done = list(moderate(studio(model, Copies(lambda _: True), policy=policy), requests(2)))
     assert all(s.outcome is Outcome.ACCEPTED and s.attempts[0].findings[0].triggered for s in done)
 
 
@@ -129,7 +130,7 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
             return [[Finding("marks", "1", "mark.qr", float(sha(p) == unsteered["key-0"]), 0.5)] for p in pictures]
 
     policy = Policy(marks=GuardPolicy(action="steer"), ladder=LADDER)
-    done = by_key(list(studio(model, Copies(lambda _: False), [Marks()], policy).moderate(requests())))
+    done = by_key(list(moderate(studio(model, Copies(lambda _: False), [Marks()], policy), requests())))
     again = done["key-0"].attempts[1]
     assert again.intervention and again.intervention.kind == "reseed" and again.seed != done["key-0"].attempts[0].seed
     assert done["key-0"].outcome is Outcome.ACCEPTED_AFTER_STEERING
@@ -137,5 +138,5 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
 
 def test_truncated_prompts_are_recorded(model: DiffusionModel) -> None:
     long = Request(0, "long", "a red apple " * 30, seed=1)
-    sample = next(iter(studio(model, Copies(lambda _: False)).moderate([long])))
+    sample = next(iter(moderate(studio(model, Copies(lambda _: False)), [long])))
     assert sample.prompt_truncated and sample.outcome is Outcome.ACCEPTED

@@ -20,7 +20,7 @@ from pipeline.audit.records import RunContext, attempt_table, sample_table
 from pipeline.config import ModelConfig, Rung
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.moderate import _first
+from pipeline.moderate import _first, moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.steer import ladder
 from pipeline.steer.negtome import NegToMe
@@ -41,7 +41,7 @@ def unsteered(model: DiffusionModel) -> dict[str, str]:
 
 def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict[str, str]) -> None:
     bad = Request(9, "key-9", "", problem=("input.empty_prompt", "row 9 has no prompt"))
-    done = by_key(list(studio(model, Copies(lambda _: False)).moderate([bad, *requests()])))
+    done = by_key(list(moderate(studio(model, Copies(lambda _: False)), [bad, *requests()])))
     assert (
         done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
     )
@@ -50,7 +50,7 @@ def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict
 
 def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionModel, unsteered: dict[str, str]) -> None:
     guard = Failing({unsteered["key-2"]})
-    done = by_key(list(studio(model, Copies(lambda _: False), [guard]).moderate(requests())))
+    done = by_key(list(moderate(studio(model, Copies(lambda _: False), [guard]), requests())))
     assert done["key-2"].outcome is Outcome.ERROR and done["key-2"].reason == "error.guard"
     assert done["key-2"].error_message == "guard marks: cannot look at this one"
     assert done["key-2"].denoiser_evals == 5 and done["key-2"].device_seconds > 0  # no attempt came of it, and yet it has cost
@@ -72,7 +72,7 @@ def test_an_engine_failure_loses_nobody(
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(s.model, "denoise", failing)
-    done = by_key(list(s.moderate(requests())))
+    done = by_key(list(moderate(s, requests())))
     assert len(done) == 5
     if failures == 1:
         assert {key: x.attempts[0].pixel_sha256 for key, x in done.items()} == unsteered
@@ -109,10 +109,10 @@ def test_a_nudge_that_raises_in_mid_flight_ends_one_sample(
     monkeypatch.setattr(Nudge, "__call__", nudge)
     policy = dataclasses.replace(POLICY, ladder=(Rung("nudge", step_size=0.1),))
     s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]), policy=policy)
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_class == "SteeringFailed" and lost.error_message.startswith("nudge, step 3: ValueError: on purpose. ")
     again = studio(model, Copies(lambda _: False))
-    assert not s.engine.busy and len(list(again.moderate(requests(2)))) == 2
+    assert not s.engine.busy and len(list(moderate(again, requests(2)))) == 2
 
 
 def test_a_push_that_raises_inside_the_forward_ends_one_sample(
@@ -123,7 +123,7 @@ def test_a_push_that_raises_inside_the_forward_ends_one_sample(
 
     monkeypatch.setattr(NegToMe, "moves", moves)
     s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("denoiser, step 0, while it is steered: IndexError: no such token. ")
 
 
@@ -135,7 +135,7 @@ def test_references_whose_features_fail_end_one_sample(
 
     monkeypatch.setattr(ladder, "_reference_call", fails)
     s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.steering", 1)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("references' features, step 0: KeyError: 'a block of another name'. ")
 
 
@@ -145,7 +145,7 @@ def test_a_latent_that_is_not_finite_is_no_picture(
     s = studio(model, Copies(lambda _: False))
     real, nothing = s.context_of, float("nan")
     monkeypatch.setattr(s, "context_of", lambda text: real(text) * (nothing if text == "a red apple 1" else 1))
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.engine", 0)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.engine", 0)
     assert lost.error_class == "ModelError" and "denoiser, step 0: its output is not finite. " in lost.error_message
 
 
@@ -164,7 +164,7 @@ def test_a_decoded_picture_that_is_not_finite_is_none(
         return out
 
     monkeypatch.setattr(model, "decode_tensor", decode)
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.guard", 0)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.guard", 0)
     assert lost.error_class == "ModelError" and lost.error_message.startswith("decoder: a decoded picture is not finite. ")
 
 
@@ -180,7 +180,7 @@ def test_findings_that_nothing_can_be_decided_about_end_their_sample(
             return [[Finding("foreign", "1", "mark.qr", float(sha(p) == unsteered["key-1"]), 0.5)] for p in pictures]
 
     s = studio(model, Copies(lambda _: False), [Foreign()])
-    lost = one_ended(by_key(list(s.moderate(requests()))), unsteered, context, "error.guard", 0)
+    lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.guard", 0)
     assert "foreign" in lost.error_message
 
 
@@ -193,7 +193,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
     works = [NewReference("grey", np.full((16, 16, 3), 128, np.uint8), keep_picture=True)]
     index = ReferenceIndex.build(tmp_path / "index", works, embedder)
     guards = CopiesGuard(index, embedder, point=OperatingPoint(0.999, 0.9))
-    plain = by_key(list(studio(model, guards).moderate(requests())))
+    plain = by_key(list(moderate(studio(model, guards), requests())))
     assert plain["key-0"].attempts[0].padded_rows.embed == (8,)
     real = embedder._model.encode_image
 
@@ -203,7 +203,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
         return real(x)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(embedder._model, "encode_image", encode)
-    done = by_key(list(studio(model, guards).moderate(requests())))
+    done = by_key(list(moderate(studio(model, guards), requests())))
     assert len(done) == 5
     if not fits:
         assert all(s.outcome is Outcome.ERROR and s.reason == "oom" for s in done.values())
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monk
         return real(latents, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(s.model, "denoise", small)
-    done = list(s.moderate(requests(6)))
+    done = list(moderate(s, requests(6)))
     assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].rows_from == ((0, 4),) for x in done) and len(done) == 6
 
 
@@ -240,7 +240,7 @@ def test_a_decoder_short_of_memory_is_on_record(model: DiffusionModel, monkeypat
         return real(latents)
 
     monkeypatch.setattr(s.model._vae, "decode", small)  # type: ignore[attr-defined]
-    done = list(s.moderate(requests(6)))
+    done = list(moderate(s, requests(6)))
     s.model._decode_calls.shapes = shapes  # type: ignore[attr-defined]  # the model is shared
     assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].padded_rows.decode == (8, 4) for x in done) and len(done) == 6
 
@@ -251,7 +251,7 @@ def test_memory_for_not_even_one_sample_is_an_error_row_each(model: DiffusionMod
 
     s = studio(model, Copies(lambda _: False))
     monkeypatch.setattr(s.model, "denoise", never)
-    done = list(s.moderate(requests(6)))
+    done = list(moderate(s, requests(6)))
     assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done) and len(done) == 6
 
 
@@ -275,11 +275,11 @@ def test_references_short_of_memory_halve_the_rows_of_everybody(
     """The call that works out the references' tokens is the first one too many: all go on, from the same noise."""
     small = studio(model, Copies(lambda _: True), policy=dataclasses.replace(POLICY, ladder=LADDER[:1]))
     small.engine.rows = 4
-    (expected,) = small.moderate(requests(1))
+    (expected,) = moderate(small, requests(1))
     flagged = {unsteered["key-0"]}
     s = studio(model, Copies(lambda p: sha(p) in flagged))
     seen = Short(model, monkeypatch, after=5, rows=4).seen
-    done = by_key(list(s.moderate(requests())))
+    done = by_key(list(moderate(s, requests())))
     assert seen[:7] == [8, 8, 8, 8, 8, 8, 4] and set(seen[7:]) == {4}
     assert all(x.outcome is not Outcome.ERROR for x in done.values()) and s.engine.rows == 4
     steered = done["key-0"]
@@ -307,7 +307,7 @@ def test_references_that_never_fit_end_one_sample(
             return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ladder, "_reference_call", never)
-    done = by_key(list(s.moderate(requests())))
+    done = by_key(list(moderate(s, requests())))
     lost = done.pop("key-0")
     assert lost.outcome is Outcome.ERROR and lost.reason == "oom" and lost.error_class == "OutOfMemory"
     assert "denoiser: a call of" in lost.error_message and "model.size" in lost.error_message and len(lost.attempts) == 1
@@ -328,7 +328,7 @@ def test_not_even_one_picture_fits(
     shapes = calls.shapes
     with monkeypatch.context() as m:
         m.setattr(s.model._vae, part, never)  # type: ignore[attr-defined]
-        done = by_key(list(s.moderate(requests())))
+        done = by_key(list(moderate(s, requests())))
     assert calls.shapes[-1] == 1
     calls.shapes = shapes  # the model is shared
     ended = done.values() if part == "decode" else [done["key-0"]]
