@@ -87,8 +87,9 @@ def train(
         str, typer.Option(help="What is named, with commas between; empty: plain fine-tuning.")
     ] = "watermark,qr,text",
     tokens: Annotated[
-        Literal["corners", "bins", "none"], typer.Option(help="How places are said; none: existence only.")
-    ] = "corners",
+        Literal["corners", "bins", "none"] | None,
+        typer.Option(help="How places are said; none: existence only.", show_default="corners, where tokens are trained"),
+    ] = None,
     cells: Annotated[int, typer.Option("--grid", min=1, help="Bins along each side.")] = 4,
     a: Annotated[
         float, typer.Option("--a", help="Loss weight outside marks, in units of that inside; 1: no re-weighting.")
@@ -132,9 +133,12 @@ def train(
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
     rank = {"model": 0, "data": 8}[removal] if rank is None else rank
-    hidden = {"model": 0.0, "data": float(bool(names))}[removal] if hide is None else hide
+    hidden = float(removal == "data" and bool(names) and tokens is None) if hide is None else hide
+    if hidden == 1 and tokens is not None:
+        raise ConfigError("where all marks are hidden there are no tokens", where="--tokens", fix="Leave it out, or --hide 0")
     how = Training(
-        removal, names, tokens, cells, a, steps, batch, token_rate, lowrank_rate, rank, alone=alone, hidden=hidden, seed=seed
+        removal, names, tokens or "corners", cells, a, steps, batch, token_rate, lowrank_rate, rank,
+        alone=alone, hidden=hidden, seed=seed,
     )  # fmt: skip
     rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,16 @@ def test_from_a_folder_to_an_adapter(tiny_sd: Path, tmp_path: Path) -> None:
     assert (tmp_path / "eraser" / "adapter.json").exists() and "step 3 of 3" in done.output
     again = call(*arguments)
     assert again.exit_code == 2 and "finished adapter" in again.output
+    hidden = [*arguments[:3], tmp_path / "hidden", *arguments[4:], "--removal", "data", "--rank", 2]
+    for tokens in ((), ("--tokens", "corners")):  # who asks for tokens gets them; else marks are hidden
+        folder = hidden[3].with_name(f"hidden{len(tokens)}")
+        done = call(*hidden[:3], folder, *hidden[4:], *tokens)
+        assert done.exit_code == 0, done.output
+        settings = json.loads((folder / "adapter.json").read_text())
+        assert (settings["vocabulary"] is None, settings["training"]["hidden"]) == (not tokens, 0 if tokens else 1)
+        assert ("no loss where the detector found" in (folder / "README.md").read_text()) == (not tokens)
+    both = call(*hidden[:3], tmp_path / "both", *hidden[4:], "--tokens", "corners", "--hide", 1)
+    assert both.exit_code == 2 and "there are no tokens" in both.output
 
 
 def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
