@@ -218,7 +218,8 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
     rung = RESEED
     if studio.policy.mark_ladder and is_mark(decision.reason):
         answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
-        if answer.kind == "erase" and last.negative is not None and (erasure := _erasure(studio, case, answer)) is not None:
+        erasure = _erasure(studio, case, answer) if answer.kind == "erase" else None
+        if erasure is not None and (last.negative is not None or not erasure.tokens):
             return _erase(studio, last, case, answer, erasure)
         if answer.kind == "renoise":
             rung = Rung("renoise", resume_fraction=answer.resume_fraction)
@@ -253,13 +254,13 @@ def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
     room, usual = studio.model.word_room(), rung.places == "usual"
     erasure = studio.erasers.asked(marks_found(findings), room, rung.strength, usual=usual)
     before = case.erasure
-    tried = erasure is not None and before is not None and before.tokens == erasure.tokens and before.strength == rung.strength
+    tried = erasure is not None and before is not None and before.says_as(erasure)
     return None if tried and not rung.resume_fraction else erasure
 
 
 def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
-    negative = studio.negative_of(case.request.negative_prompt, erasure)
+    negative = studio.negative_of(case.request.negative_prompt, erasure) if last.negative is not None else None
     before = case.intervention
     trajectory, case.intervention = erase(studio.engine, last, rung, erasure, negative, seed=case.seed)
     if before is not None and (trajectory.push is not None or trajectory.nudge is not None):

@@ -55,10 +55,11 @@ _HIDDEN = replace(_DATA, hidden=1.0)
 FULL = "name + geometry + re-weighting"
 BOTH = f"{FULL} + low-rank weights"  # for samples drawn again: the weights leave to the tokens what the tokens say
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
-HIDDEN = "marks hidden from the loss"
+HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
 
 ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
+    Arm("model", HIDDEN, replace(_BOTH, hidden=1.0), "marked", main=True),
     Arm("model", BOTH, _BOTH, "marked", main=True),
     Arm("data", HIDDEN, _HIDDEN, "new", main=True),
     Arm("data", FULL, _DATA, "new", main=True),
@@ -70,7 +71,6 @@ ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others
     Arm("model", f"{FULL}, tokens learned alone", replace(_TOKENS, alone=_BOTH.alone), "marked"),
     Arm("model", "name + low-rank weights", replace(_BOTH, mode="none", a=1.0), "marked"),
     Arm("model", "name + geometry + low-rank weights", replace(_BOTH, a=1.0), "marked"),
-    Arm("model", HIDDEN, replace(_BOTH, hidden=1.0), "marked"),
     Arm("model", f"{BOTH}, tokens learned behind captions", replace(_BOTH, alone=CAPTIONED), "marked"),
     Arm("model", ESD, EsdTraining()),
     Arm("model", WORSE, _BOTH, "marked", overlap=0.4),

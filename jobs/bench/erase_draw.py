@@ -192,20 +192,21 @@ class Bench:
         from pipeline.config import AdapterConfig
         from pipeline.steer.erasers import Erasers
 
-        if adapter.vocabulary is None:
-            return None
         return Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room(), usual=usual)
 
     def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
         """The empty negative prompt ⊕ what the adapter says about these marks."""
         asked = self.asked(adapter, marks, usual=usual)
-        return self.empty if asked is None else self.model.encode_words("", asked.vectors)
+        return self._said(asked)
+
+    def _said(self, asked: Erasure | None) -> torch.Tensor:
+        return self.empty if asked is None or not asked.tokens else self.model.encode_words("", asked.vectors)
 
     def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """What a rung of the default policy asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
         usual = self.rungs[rung].places == "usual"
         asked = [self.asked(adapter, marks, usual=usual) for marks in found]
-        negatives = [self.empty if one is None else self.model.encode_words("", one.vectors) for one in asked]
+        negatives = [self._said(one) for one in asked]
         return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rungs[rung].focus}
 
     def standing(self, adapter: EraseAdapter) -> torch.Tensor:
@@ -214,7 +215,7 @@ class Bench:
         from pipeline.steer.erasers import Erasers
 
         said = Erasers(((adapter, AdapterConfig("", tokens="always")),)).standing(self.model.word_room())
-        return self.empty if said is None else self.model.encode_words("", said.vectors)
+        return self._said(said)
 
     def shown(self, pictures: np.ndarray) -> np.ndarray:
         """There and back through the autoencoder: what a perfect denoiser would give."""

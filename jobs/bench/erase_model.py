@@ -58,6 +58,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         say(", ".join([f"{told[0].id} {told[0].value:.3f}", *(f"{m.id.split(': ')[1]} {m.value:.3f}" for m in told[1:])]))
         measures.extend(measured)
 
+    ended: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # after one attempt and after the ladder, by arm
     nothing, names = [b.empty] * len(flagged), [b.model.encode_prompts([WORDS])[0]] * len(flagged)
     for arm, seed, adapter in trained(b.work, b.model.digest, "model"):
         shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
@@ -69,36 +70,40 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], low)))
             said, there = b.by_rung(adapter, jittered)
             row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, low, **there)))
-        if arm.name == HIDDEN:  # what it costs nobody anything to have always
-            row(
-                f"{shown}, on every sample from the start",
-                b.draw(b.job(captions, noises, [b.empty] * len(captions), adapter.lowrank)),
-            )
-        if adapter.vocabulary is None:
+        if not adapter.concepts:
             continue
         said, there = b.by_rung(adapter, seen)
         again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))
-        row(f"{shown}{RUNG}", again, goals=arm.name == BOTH)
-        if arm.name != BOTH:
+        row(f"{shown}{RUNG}", again, goals=arm.name == HIDDEN)
+        if arm.name not in (HIDDEN, BOTH):
             continue
         laddered = climbed(b, adapter, again, found, captions, noises)
-        row(LADDER if seed == 0 else f"{LADDER}, seed {seed}", laddered)
-        measures += divided(b, plain, again, laddered, captions, "" if seed == 0 else f", seed {seed}")
+        row(f"{shown}, {LADDER}", laddered)
+        ended.setdefault(arm.name, []).append((again, laddered))
+        measures += divided(b, plain, again, laddered, captions, shown)
+        if arm.name == HIDDEN:
+            always = b.draw(b.job(captions, noises, [b.empty] * len(captions), adapter.lowrank))
+            row(f"{shown}, on every sample from the start", always)
+    for name, trainings in ended.items():
+        if (many := len(trainings)) > 1:
+            once, all_of_it = (np.concatenate([pair[i] for pair in trainings]) for i in (0, 1))
+            told = f"{name}, {many} trainings together"
+            measures += divided(b, np.concatenate([plain] * many), once, all_of_it, captions * many, told)
     row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
     row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
     row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
-    main = next(
-        (adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if (arm.name, seed) == (BOTH, 0)), None
-    )
-    if main is not None:
-        measures += false_erasure(b, main, prone[:: 2 if quick else 1], seeds)
-        (said, there), low = b.by_rung(main, seen), main.lowrank
-        sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
-        wide, everywhere = b.by_rung(main, seen, 1)
+    first = {arm.name: adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if seed == 0}
+    if (speaks := first.get(BOTH)) is not None:
+        measures += false_erasure(b, speaks, prone[:: 2 if quick else 1], seeds)
+        (said, there), low = b.by_rung(speaks, seen), speaks.lowrank
+        wide, everywhere = b.by_rung(speaks, seen, 1)
         row(f"{BOTH} + usual places + focus", redrawn(b.job(of, own_noises, wide, low, **everywhere)))
         row(f"{BOTH}, its weights alone, nothing said", redrawn(b.job(of, own_noises, nothing, low)))
         row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
         row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
+    if (main := first.get(HIDDEN)) is not None:
+        (said, there), low = b.by_rung(main, seen), main.lowrank
+        sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
         untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
         measures += false_alarms(b, main, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched])
     return [prefixed("model removal", m) for m in measures]
@@ -161,15 +166,15 @@ def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dic
 
 
 def divided(
-    b: Bench, plain: np.ndarray, once: np.ndarray, laddered: np.ndarray, captions: Sequence[str], seed: str
+    b: Bench, plain: np.ndarray, once: np.ndarray, laddered: np.ndarray, captions: Sequence[str], name: str
 ) -> list[Measure]:
     """How many times fewer pictures are marked; the judge's has the goal: the pipeline's detector chose what to redraw."""
     judge = [b.marked(pictures) for pictures in (plain, once, laddered)]
     own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (plain, once, laddered)]
     return [
-        ratio(f"marked before / marked after one attempt, judge{seed}", judge[0], judge[1], captions, 5.0),
-        ratio(f"marked before / marked after the ladder, judge{seed}", judge[0], judge[2], captions, 5.0),
-        ratio(f"marked before / marked after the ladder, both agree{seed}", own[0] & judge[0], own[2] & judge[2], captions),
+        ratio(f"marked before / marked after one attempt, judge, {name}", judge[0], judge[1], captions, 5.0),
+        ratio(f"marked before / marked after the ladder, judge, {name}", judge[0], judge[2], captions, 5.0),
+        ratio(f"marked before / marked after the ladder, both agree, {name}", own[0] & judge[0], own[2] & judge[2], captions),
     ]
 
 

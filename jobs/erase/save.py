@@ -52,8 +52,9 @@ def save_adapter(
         "base": base,
         "base_digest": base_digest,
         "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
+        "concepts": list(how.concepts),
         "files": files,
-        "places": _places(rows, how.concepts) if vocabulary is not None and vocabulary.mode is not None else {},
+        "places": _places(rows, how.concepts) if how.concepts and how.mode != "none" else {},
         "training": {
             "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
             "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
@@ -88,6 +89,9 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
         "Learned a set whose pictures carry marks, without the marks (data removal): low-rank weights of the denoiser\n"
         f"(rank {t['rank']}) for all pictures of that set" + (", and tokens for the negative prompt." if vocabulary else ".")
         if data_removal
+        else "Keeps a model that already draws marks from drawing them (model removal): low-rank weights (rank "
+        f"{t['rank']}) of the denoiser\nfor the samples on which a mark was found."
+        if vocabulary is None
         else "Keeps a model that already draws marks from drawing them (model removal): new tokens for the negative prompt"
         + (
             f",\nand low-rank weights (rank {t['rank']}) of the denoiser for the samples on which a mark was found."

@@ -40,7 +40,7 @@ class EraseAdapter:
         removal: ``model``: the base model is polluted; tokens, and low-rank weights for the samples drawn again, if any;
             ``data``: low-rank weights and tokens, learned from a polluted set.
         base_digest: of the model it was trained for.
-        vocabulary: its tokens; None for plain fine-tuning, which has none.
+        vocabulary: its tokens; None where marks were hidden from the loss, and for plain fine-tuning.
         vectors: token → float32 (D,).
         lowrank: low-rank weights of the denoiser, or None.
         places: boxes (fractions) by concept, as they were found in the training set: where marks tend to be.
@@ -59,7 +59,8 @@ class EraseAdapter:
 
     @cached_property
     def concepts(self) -> tuple[str, ...]:
-        return self.vocabulary.concepts if self.vocabulary is not None else ()
+        """What it leaves out: what its tokens say, or what was hidden from its low-rank weights."""
+        return self.vocabulary.concepts if self.vocabulary is not None else tuple(self.settings.get("concepts", ()))
 
     def embed(self, tokens: Sequence[str]) -> torch.Tensor:
         """Vectors (N, D) of its tokens."""

@@ -2,7 +2,7 @@
 
 A sample on which a guard found a mark is drawn again from the same noise, with the mark's name and place in the *negative*
 conditioning (arXiv 2310.05873, section 3): ε = ε_neg + w·(ε_text − ε_neg) then leads away from it. Only that sample's rows
-change; where an adapter has low-rank weights they act on those rows alone.
+change; where an adapter has low-rank weights they act on those rows alone, and one without tokens has nothing to say but them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ TYPICAL = 0.3  # overlap from which two of a training set's places say the same
 
 @dataclass(frozen=True)
 class Erasure:
-    """What one sample's negative conditioning says.
+    """What one sample's negative conditioning says, and the weights it is said with.
 
     Attributes:
-        tokens: names and places, in order.
+        tokens: names and places, in order; none where marks were hidden from the weights' loss.
         vectors: of the tokens, float32 (N, D).
         lowrank: low-rank weights for the sample's rows, each with its strength.
         adapters: digests of the adapters that speak.
@@ -55,6 +55,11 @@ class Erasure:
     adapters: tuple[str, ...] = ()
     strength: float = 1.0
     places: tuple[Box, ...] = ()
+
+    def says_as(self, other: Erasure) -> bool:
+        """Whether the other one says the same, as far, with the same adapters."""
+        as_far = self.strength == other.strength or not self.tokens  # it is the tokens that are said more or less strongly
+        return as_far and (self.tokens, self.adapters) == (other.tokens, other.adapters)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Erasers:
     def asked(
         self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0, *, usual: bool = False
     ) -> Erasure | None:
-        """What to say about marks; None where no adapter has a name for any of them.
+        """What to say about marks; None where no adapter knows any of them.
 
         Args:
             found: concept → boxes in fractions.
@@ -131,19 +136,21 @@ class Erasers:
         lowrank: list[tuple[LowRank, float]] = []
         digests: list[str] = []
         for adapter, config in self.loaded:
-            if adapter.vocabulary is None or id(adapter) not in marks:
+            if id(adapter) not in marks:
                 continue
-            phrase = adapter.vocabulary.phrase(marks[id(adapter)], room=room - len(tokens))
-            if not phrase:
+            mine = adapter.vocabulary.phrase(marks[id(adapter)], room=room - len(tokens)) if adapter.vocabulary else ()
+            weighs = flagged and adapter.lowrank is not None and not _always(adapter, config)
+            if not mine and not (weighs and adapter.vocabulary is None):
                 continue
-            tokens += phrase
-            vectors.append(adapter.embed(phrase))
+            tokens += mine
+            vectors += [adapter.embed(mine)] if mine else []
             digests.append(adapter.digest)
-            if flagged and adapter.lowrank is not None and not _always(adapter, config):
+            if weighs and adapter.lowrank is not None:
                 lowrank.append((adapter.lowrank, config.weight))
-        if not tokens:
+        if not digests:
             return None
-        return Erasure(tuple(tokens), torch.cat(vectors), (*self.always_lowrank, *lowrank), tuple(digests), strength)
+        said = torch.cat(vectors) if vectors else torch.zeros(0, 0)
+        return Erasure(tuple(tokens), said, (*self.always_lowrank, *lowrank), tuple(digests), strength)
 
 
 def _always(adapter: EraseAdapter, config: AdapterConfig) -> bool:
@@ -204,14 +211,14 @@ def negative_conditioning(
 ) -> torch.Tensor:
     """The conditioning of a negative prompt and what an erasure says behind it."""
     plain = context_of(text)
-    if erasure is None:
+    if erasure is None or not erasure.tokens:
         return plain
     said = model.encode_words(text, erasure.vectors)
     return said if erasure.strength == 1 else plain + erasure.strength * (said - plain)
 
 
 def erase(
-    engine: Engine, last: Trajectory, rung: MarkRung, erasure: Erasure, negative: torch.Tensor, *, seed: int
+    engine: Engine, last: Trajectory, rung: MarkRung, erasure: Erasure, negative: torch.Tensor | None, *, seed: int
 ) -> tuple[Trajectory, Intervention]:
     """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
 
@@ -222,17 +229,17 @@ def erase(
         last: the finished trajectory of the failed attempt.
         rung: of kind ``erase``; its ``focus`` guides more strongly at the erasure's places.
         erasure: what to leave out.
-        negative: :func:`negative_conditioning` of it.
+        negative: :func:`negative_conditioning` of it; None where the model is drawn without guidance.
         seed: in force.
 
     Raises:
-        ConfigError: the model is drawn without guidance, which has no negative conditioning.
+        ConfigError: the model is drawn without guidance, which has no negative conditioning, and there are tokens to say.
     """
-    if last.negative is None:
+    if last.negative is None and erasure.tokens:
         fix = "Raise guidance_scale above 1, or leave the rung out"
         raise ConfigError("this model is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
     guide = None
-    if rung.focus != 1 and erasure.places:
+    if rung.focus != 1 and erasure.places and last.negative is not None:
         shape = (last.latent.shape[-2], last.latent.shape[-1])
         until = round(FOCUSED * len(engine.sampler))
         guide = FocusedGuidance(engine.guidance_scale, rung.focus, focus_mask(erasure.places, shape), until)

@@ -104,7 +104,7 @@ def test_arms_differ_in_one_thing() -> None:
 def test_what_others_are_compared_with_is_trained_first() -> None:
     once, thrice = schedule(1), schedule(3)
     assert thrice[: len(once)] == once and {seed for _, seed in once} == {0} and len(once) == len(ARMS)
-    assert [arm.name for arm, _ in once[:4]] == [BOTH, HIDDEN, FULL, PLAIN]
+    assert [arm.name for arm, _ in once[:4]] == [HIDDEN, BOTH, HIDDEN, FULL]
     more = [(arm.part, arm.name, seed) for arm, seed in thrice[len(once) :]]
     assert len(more) == len(set(more)) and {seed for _, _, seed in more} == {1, 2}
     assert all(arm.main for arm, _ in thrice[len(once) :])
@@ -179,7 +179,7 @@ def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
     assert (marks.name, subjects.name) == ("marks", "twelve-subjects")
     first, second = (folder / "README.md" for folder in (marks, subjects))
     assert first.read_text().startswith("# marks\n") and first.read_text().count("0.125") == 2
-    assert f"model removal · {BOTH}: marked" in first.read_text() and "model removal · none" in first.read_text()
+    assert f"model removal · {HIDDEN}: marked" in first.read_text() and "model removal · none" in first.read_text()
     assert second.read_text().count("0.125") == 1 and f"data removal · {HIDDEN}: marked" in second.read_text()
     listed = json.loads((tmp_path / "world" / "digests.json").read_text())
     assert set(listed) == {

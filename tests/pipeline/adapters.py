@@ -32,7 +32,7 @@ def low_rank(model: DiffusionModel, rank: int = 2, seed: int = 0) -> LowRank:
 
 def write_adapter(
     folder: Path, model: DiffusionModel, vocabulary: Vocabulary | None, *, weights: bool = False, seed: int = 0,
-    removal: str = "",
+    removal: str = "", concepts: tuple[str, ...] = (),
 ) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
     files = {}
@@ -49,7 +49,7 @@ def write_adapter(
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = {
         "format": 1, "removal": removal or ("data" if weights else "model"), "base": "tiny", "base_digest": model.digest,
-        "files": files,
+        "files": files, "concepts": concepts,
         "vocabulary": dataclasses.asdict(vocabulary) if vocabulary else None,
         "places": {"qr": [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.4], [0.5, 0.5, 1, 1]]},
     }  # fmt: skip

@@ -166,6 +166,30 @@ def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Era
     assert sample.attempts[2].intervention and sample.attempts[2].intervention.tokens
 
 
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionModel, tmp_path: Path, guidance: float) -> None:
+    folder = write_adapter(tmp_path / "hidden", exact, None, weights=True, removal="model", concepts=("qr",))
+    hidden = open_erasers([AdapterConfig(str(folder))], exact, base=tmp_path)
+    first = draw(studio(exact, [], hidden, MARKS, guidance_scale=guidance))
+    plain = draw(studio(exact, [], Erasers(), MARKS, guidance_scale=guidance))
+    digests = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
+    assert {key: s.attempts[0].pixel_sha256 for key, s in first.items()} == digests  # nobody is flagged: nothing is in force
+    done = draw(studio(exact, [Marks({digests["key-2"]})], hidden, MARKS, guidance_scale=guidance))
+    assert [done[key].attempts[-1].pixel_sha256 for key in ("key-0", "key-1", "key-3")] == [
+        digests[key] for key in ("key-0", "key-1", "key-3")
+    ]
+    again = done["key-2"].attempts[1]
+    assert again.intervention is not None and (again.intervention.kind, again.intervention.tokens) == ("erase", ())
+    assert again.intervention.adapters == (hidden.loaded[0][0].digest,)
+    assert again.seed == 2 and again.pixel_sha256 != digests["key-2"]
+    climbed = draw(studio(exact, [Everywhere(set())], hidden, MARKS, guidance_scale=guidance), count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in climbed.attempts] == [None, "erase", "reseed", "reseed"]
+    assert all(a.intervention and a.intervention.adapters for a in climbed.attempts[1:])  # in force to the end
+    learned = write_adapter(tmp_path / "learned", exact, None, weights=True, concepts=("qr",))  # data removal: every sample's
+    always = open_erasers([AdapterConfig(str(learned))], exact, base=tmp_path)
+    assert len(always.always_lowrank) == 1 and always.asked({"qr": []}, 30) is None
+
+
 def test_without_a_box_only_the_name_is_said(exact: DiffusionModel, erasers: Erasers) -> None:
     sample = draw(studio(exact, [Everywhere(set(), None)], erasers, MARKS), count=1)["key-0"]
     assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>",)
