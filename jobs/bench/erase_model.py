@@ -81,7 +81,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         row(f"{shown}, {LADDER}", laddered)
         ended.setdefault(arm.name, []).append((again, laddered))
         measures += divided(b, plain, again, laddered, captions, shown)
-        if arm.name == HIDDEN:
+        if (arm.name, seed) == (HIDDEN, 0):
             always = b.draw(b.job(captions, noises, [b.empty] * len(captions), adapter.lowrank))
             row(f"{shown}, on every sample from the start", always)
     for name, trainings in ended.items():

@@ -75,7 +75,7 @@ def dataset(
     _print(found, out)
 
 
-@app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model --tokens corners")
+@app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model")
 def train(
     dataset: Annotated[Path, typer.Argument(metavar="SET", help="A set written by erase dataset.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training goes on in it.")],
@@ -98,7 +98,9 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 32,
     rank: Annotated[
         int | None,
-        typer.Option(min=0, help="Of the low-rank weights; 0: tokens alone.", show_default="0 for model removal, 8 for data"),
+        typer.Option(
+            min=0, help="Of the low-rank weights; 0: tokens alone.", show_default="16; with --tokens 0 for model removal"
+        ),
     ] = None,
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of marked pictures whose tokens are learned without the caption.")
@@ -132,8 +134,9 @@ def train(
     if (out / SETTINGS).exists():
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
-    rank = {"model": 0, "data": 8}[removal] if rank is None else rank
-    hidden = float(removal == "data" and bool(names) and tokens is None) if hide is None else hide
+    hidden = float(bool(names) and tokens is None and rank != 0) if hide is None else hide
+    if rank is None:
+        rank = 0 if removal == "model" and not hidden else 16
     if hidden == 1 and tokens is not None:
         raise ConfigError("where all marks are hidden there are no tokens", where="--tokens", fix="Leave it out, or --hide 0")
     how = Training(

@@ -213,7 +213,12 @@ def test_from_a_folder_to_an_adapter(tiny_sd: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     done = call(*arguments)
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "eraser" / "adapter.json").exists() and "step 3 of 3" in done.output
+    settings = json.loads((tmp_path / "eraser" / "adapter.json").read_text())
+    assert "step 3 of 3" in done.output and settings["training"]["hidden"] == 1 and settings["training"]["rank"] == 16
+    spoken = call(*arguments[:3], tmp_path / "spoken", *arguments[4:], "--tokens", "corners")
+    assert spoken.exit_code == 0, spoken.output
+    settings = json.loads((tmp_path / "spoken" / "adapter.json").read_text())
+    assert settings["vocabulary"] is not None and settings["training"]["rank"] == 0
     again = call(*arguments)
     assert again.exit_code == 2 and "finished adapter" in again.output
     hidden = [*arguments[:3], tmp_path / "hidden", *arguments[4:], "--removal", "data", "--rank", 2]
