@@ -64,7 +64,8 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
         say(f"model removal: {shown}")
         negatives = [b.negative(adapter, marks) for marks in seen]
-        row(shown, redrawn(b.job(of, own_noises, negatives, adapter.lowrank)))
+        again = redrawn(b.job(of, own_noises, negatives, adapter.lowrank))
+        row(shown, again, goals=arm.name == HIDDEN)
         if arm.name == WORSE:
             jittered, low = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1), adapter.lowrank
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], low)))
@@ -72,9 +73,10 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
             row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, low, **there)))
         if not adapter.concepts:
             continue
-        said, there = b.by_rung(adapter, seen)
-        again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))
-        row(f"{shown}{RUNG}", again, goals=arm.name == HIDDEN)
+        if adapter.vocabulary is not None:  # where nothing is said there is nothing to focus on
+            said, there = b.by_rung(adapter, seen)
+            again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))
+            row(f"{shown}{RUNG}", again)
         if arm.name not in (HIDDEN, BOTH):
             continue
         laddered = climbed(b, adapter, again, found, captions, noises)

@@ -124,7 +124,7 @@ class Erasers:
         }
         said = self._said({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
         boxes = dict.fromkeys(box for one in marks.values() for concept in one if concept in found for box in one[concept])
-        return replace(said, places=tuple(boxes)) if said is not None else None
+        return replace(said, places=tuple(boxes)) if said is not None and said.tokens else said
 
     def _said(
         self, marks: Mapping[int, Mapping[str, Sequence[Box]]], room: int, strength: float, *, flagged: bool

@@ -47,7 +47,9 @@ def test_what_ships_fits_what_ships() -> None:
     assert {folder.name for folder in folders} >= {"marks"}
     for folder in folders:
         adapter = load_adapter(folder, base)
-        assert adapter.vocabulary is not None and sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
+        assert (
+            set(adapter.concepts) == {"watermark", "qr", "text"} and sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
+        )
         assert adapter.digest in {read_settings(folder)[1]} and base in (folder / "README.md").read_text()
     unasked = adapter_folders((), base, base=Path())
     assert [folder.name for folder, _ in unasked] == ["marks"]  # others are for sets of their own

@@ -182,6 +182,8 @@ def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionMode
     assert again.intervention is not None and (again.intervention.kind, again.intervention.tokens) == ("erase", ())
     assert again.intervention.adapters == (hidden.loaded[0][0].digest,)
     assert again.seed == 2 and again.pixel_sha256 != digests["key-2"]
+    asked = hidden.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)
+    assert asked is not None and asked.places == ()  # where nothing is said there is nothing to focus on
     climbed = draw(studio(exact, [Everywhere(set())], hidden, MARKS, guidance_scale=guidance), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in climbed.attempts] == [None, "erase", "reseed", "reseed"]
     assert all(a.intervention and a.intervention.adapters for a in climbed.attempts[1:])  # in force to the end
