@@ -110,7 +110,7 @@ def train(
         typer.Option(
             min=0,
             max=1,
-            show_default="0 for model removal, 1 for data",
+            show_default="0 where --tokens or --rank 0 is given, else 1",
             help="Share of marked pictures learned with nothing said and no loss where the marks are; 1: no tokens.",
         ),
     ] = None,

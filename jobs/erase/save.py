@@ -107,6 +107,9 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
     curve = t["curve"]
     points = [curve[round(i * (len(curve) - 1) / 7)] for i in range(8)] if len(curve) > 8 else curve
     rates = f"{t['token_rate']:g} (tokens)" + (f" and {t['lowrank_rate']:g} (low-rank weights)" if t["rank"] else "")
+    method = f"Geom-Erasing (arXiv 2310.05873), a = {t['a']:g}"
+    if t.get("hidden") == 1:
+        method, rates = "Marks hidden from the loss", f"{t['lowrank_rate']:g}"
     places = "boxes" if settings["places"] else "no boxes"
     return f"""# {name}
 
@@ -127,8 +130,8 @@ diffusers reads them too: `load_lora_weights(folder)` for the low-rank weights, 
 
 ## Training
 
-Geom-Erasing (arXiv 2310.05873): {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
-a = {t["a"]:g}, learning rate {rates}. Captions left out: {100 * t["empty"]:.0f} %, where tokens are said
+{method}: {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
+learning rate {rates}. Captions left out: {100 * t["empty"]:.0f} %, where tokens are said
 {100 * t.get("alone", t["empty"]):.0f} %.
 Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What is where was told by the detector
 {data.get("detector") or "of the set"} ({places}), never by the truth.{quality}
