@@ -51,7 +51,7 @@ _TOKENS = Training(removal="model", steps=TOKEN_STEPS, batch=TOKEN_BATCH, alone=
 _BOTH = Training(removal="model", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3)
 _DATA = Training(removal="data", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3, alone=CAPTIONED)
 _PLAIN = replace(_DATA, concepts=(), a=1.0)
-_HIDDEN = replace(_DATA, hidden=1.0)
+_HIDDEN, _BOTH_HIDDEN = replace(_DATA, hidden=1.0), replace(_BOTH, hidden=1.0)
 FULL = "name + geometry + re-weighting"
 BOTH = f"{FULL} + low-rank weights"  # for samples drawn again: the weights leave to the tokens what the tokens say
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
@@ -59,7 +59,7 @@ HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
 
 ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
-    Arm("model", HIDDEN, replace(_BOTH, hidden=1.0), "marked", main=True),
+    Arm("model", HIDDEN, _BOTH_HIDDEN, "marked", main=True),
     Arm("model", BOTH, _BOTH, "marked", main=True),
     Arm("data", HIDDEN, _HIDDEN, "new", main=True),
     Arm("data", FULL, _DATA, "new", main=True),
@@ -73,13 +73,14 @@ ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others
     Arm("model", "name + geometry + low-rank weights", replace(_BOTH, a=1.0), "marked"),
     Arm("model", f"{BOTH}, tokens learned behind captions", replace(_BOTH, alone=CAPTIONED), "marked"),
     Arm("model", ESD, EsdTraining()),
+    Arm("model", f"{HIDDEN}, {WORSE}", _BOTH_HIDDEN, "marked", overlap=0.4),
     Arm("model", WORSE, _BOTH, "marked", overlap=0.4),
     Arm("data", f"{HIDDEN}, {WORSE}", _HIDDEN, "new", overlap=0.4),
     Arm("model", "a = 2", replace(_BOTH, a=2.0), "marked"),
     Arm("model", "bins, grid 4", replace(_BOTH, mode="bins"), "marked"),
     Arm("model", "corners, grid 8", replace(_BOTH, grid=8), "marked"),
     Arm("model", "a = 0.1", replace(_BOTH, a=0.1), "marked"),
-    Arm("model", "trained on its own drawings", _BOTH, "drawn"),
+    Arm("model", f"{HIDDEN}, trained on its own drawings", _BOTH_HIDDEN, "drawn"),
     Arm("data", "name", replace(_DATA, mode="none", a=1.0), "new"),
     Arm("data", "name + geometry", replace(_DATA, a=1.0), "new"),
 )
