@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LADDER = "default mark ladder, up to three attempts"
 RUNG = " + focus"  # as the default policy asks for it first
 USELESS = "blurry, low quality"  # a negative prompt that has nothing to do with marks
-STANDS = "asked for by its tokens where codes stand"
+STANDS, IN_WORDS = "asked for by its tokens where codes stand", "asked for in words, marks hidden from the loss"
 CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
 
 
@@ -66,7 +66,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         negatives = [b.negative(adapter, marks) for marks in seen]
         again = redrawn(b.job(of, own_noises, negatives, adapter.lowrank))
         row(shown, again, goals=arm.name == HIDDEN)
-        if arm.name == WORSE:
+        if arm.name == WORSE:  # places are said, so in use they can be wrong as well
             jittered, low = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1), adapter.lowrank
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], low)))
             said, there = b.by_rung(adapter, jittered)
@@ -104,6 +104,7 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
         row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
     if (main := first.get(HIDDEN)) is not None:
+        measures += false_erasure(b, main, prone[:: 2 if quick else 1], seeds)
         (said, there), low = b.by_rung(main, seen), main.lowrank
         sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
         untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
@@ -183,35 +184,40 @@ def divided(
 def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: Sequence[int]) -> list[Measure]:
     """Asked for in the prompt, a QR code is still drawn: false erasure is the rest.
 
-    By its tokens, at the places where codes stand in the training set and filling the picture; and, as the control that shows
-    why there are tokens at all, by its name in words.
+    Of an adapter with tokens: by its tokens, at the places where codes stand in the training set and filling the picture; and,
+    as the control that shows why there are tokens at all, by its name in words without the adapter. Of one without: by its
+    name in words, with the adapter's weights on.
     """
     from pipeline.config import AdapterConfig
     from pipeline.steer.erasers import Erasers, typical
 
     erasers, room = Erasers(((adapter, AdapterConfig("")),)), b.model.word_room()
     stand = typical(adapter.places.get("qr", ())) or [CODE]
+    weights = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None else ()
 
     def asked(caption: str, box: Box) -> torch.Tensor:
         said = erasers.asked({"qr": [box]}, room)
         assert said is not None
         return b.model.encode_words(caption, said.vectors)
 
+    def named(_: int, caption: str) -> torch.Tensor:
+        return b.model.encode_prompts([f"{caption} with a QR code"])[0]
+
     every = [(caption, 7000 + 100 * seed + i) for seed in seeds for i, caption in enumerate(captions)]
-    ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], torch.Tensor]]] = {
-        STANDS: (every, lambda i, caption: asked(caption, stand[i % len(stand)])),
-        "asked for by its tokens, to fill the picture": (every[: len(captions)], lambda _, caption: asked(caption, CODE)),
-        "asked for in words (control)": (
-            every[: len(captions)], lambda _, caption: b.model.encode_prompts([f"{caption} with a QR code"])[0],
-        ),
-    }  # fmt: skip
+    some = every[: len(captions)]
+    ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], torch.Tensor], Sequence[Any]]] = {
+        STANDS: (every, lambda i, caption: asked(caption, stand[i % len(stand)]), weights),
+        "asked for by its tokens, to fill the picture": (some, lambda _, caption: asked(caption, CODE), weights),
+        "asked for in words (control)": (every, named, ()),
+    }
+    if adapter.vocabulary is None:
+        ways = {IN_WORDS: (every, named, weights)}
     measures = []
-    for way, (wanted, context) in ways.items():
+    for way, (wanted, context, spoken) in ways.items():
         of, noises = [caption for caption, _ in wanted], [noise for _, noise in wanted]
         contexts = [context(i, caption) for i, caption in enumerate(of)]
-        spoken = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None and "tokens" in way else ()
-        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts, spoken))
-        goal = 0.05 if way == STANDS else None
+        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts, tuple(spoken)))
+        goal = 0.05 if way in (STANDS, IN_WORDS) else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))
         by_judge = b.marks(pictures)[:, 1] < 0.5

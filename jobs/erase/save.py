@@ -111,6 +111,11 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
     if t.get("hidden") == 1:
         method, rates = "Marks hidden from the loss", f"{t['lowrank_rate']:g}"
     places = "boxes" if settings["places"] else "no boxes"
+    left_out = f"Captions left out: {100 * t['empty']:.0f} %"
+    also, reads = "", ["`load_lora_weights(folder)`"] * (LOWRANK in settings["files"])
+    if vocabulary:
+        also = f", where tokens are said\n{100 * t.get('alone', t['empty']):.0f} %"
+        reads.append("`load_textual_inversion` token by token")
     return f"""# {name}
 
 {purpose}
@@ -126,13 +131,12 @@ told from others (metadata, our own codes) are on the guards' allow-list and no 
 
 {chr(10).join(f"* `{file}` `{digest}`" for file, digest in settings["files"].items())}
 
-diffusers reads them too: `load_lora_weights(folder)` for the low-rank weights, `load_textual_inversion` token by token.
+diffusers reads them too: {" and ".join(reads)}.
 
 ## Training
 
 {method}: {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
-learning rate {rates}. Captions left out: {100 * t["empty"]:.0f} %, where tokens are said
-{100 * t.get("alone", t["empty"]):.0f} %.
+learning rate {rates}. {left_out}{also}.
 Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What is where was told by the detector
 {data.get("detector") or "of the set"} ({places}), never by the truth.{quality}
 
