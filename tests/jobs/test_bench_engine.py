@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from jobs.bench import engine_reruns
 from jobs.bench.engine_equality import SAMPLES, equality
 from jobs.bench.engine_matching import naive, tiled
 from jobs.bench.engine_negtome import step_overhead
-from jobs.bench.engine_reruns import BATCH, Coins, reruns
+from jobs.bench.engine_reruns import BATCH, Coins, Spent, counted, expected, reruns
 from jobs.bench.load import load_average, quiet, remark
 from jobs.bench.measures import Measure
 from pipeline.config import ModelConfig
@@ -44,13 +46,10 @@ def test_coins_are_the_same_for_everybody_and_fall_at_their_rate() -> None:
     assert not any(Coins(1, 0.0).flagged(i, 0) for i in range(100))
 
 
-def test_evaluations_of_the_three_loops(model: DiffusionModel) -> None:
-    samples, coins = 2 * BATCH, Coins(2, 0.35)
-    measures = reruns(model, 0.35, [2], samples=samples, steps=STEPS)
+def evaluations(coins: Coins, samples: int) -> tuple[int, int, int]:
+    """Of the three loops, in steps, by the rules that the module gives."""
     needed = [attempts(coins, i) for i in range(samples)]
     whole = sum(BATCH * max(needed[at : at + BATCH]) for at in range(0, samples, BATCH))
-    assert only(measures, "evaluations", "whole").value == whole / samples
-    assert only(measures, "evaluations", "partial").value == sum(needed) / samples
     probe, late, spent = STEPS // 4, round(0.4 * STEPS), 0
     for i in range(samples):
         spent += STEPS
@@ -58,8 +57,27 @@ def test_evaluations_of_the_three_loops(model: DiffusionModel) -> None:
             # After a late restart nobody passes the probe again: it stands before the step resumed from.
             early = coins.caught(i, k) and all(coins.caught(i, j) for j in range(k))
             spent += min(probe, coins.back(i, k)) if early else STEPS - late
+    return STEPS * whole, STEPS * sum(needed), spent
+
+
+def test_evaluations_of_the_three_loops(model: DiffusionModel) -> None:
+    samples, coins = 2 * BATCH, Coins(2, 0.35)
+    measures = reruns(model, 0.35, [2], samples=samples, steps=STEPS)
+    whole, partial, spent = evaluations(coins, samples)
+    assert only(measures, "evaluations", "whole").value == whole / samples / STEPS
+    assert only(measures, "evaluations", "partial").value == partial / samples / STEPS
     assert only(measures, "evaluations", "in flight").value == spent / samples / STEPS
-    assert spent < STEPS * sum(needed) < STEPS * whole
+    assert spent < partial < whole
+
+
+def test_evaluations_to_expect_are_counted_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_reruns, "THROWN", 5)
+    samples = 2 * BATCH
+    whole, partial, ours = np.mean([evaluations(Coins(seed, 0.35), samples) for seed in range(5)], axis=0) / samples
+    assert counted(0.35, samples, STEPS, "whole") == pytest.approx((whole, ours))
+    assert counted(0.35, samples, STEPS, "partial") == pytest.approx((partial, ours))
+    measured = expected("faster", [Spent(10, 20), Spent(10, 20)], [Spent(5, 11), Spent(5, 10)], (3, 2), None)
+    assert (measured.low, measured.high) == pytest.approx((3 / 2 * 2 / 2.2, 3 / 2))
 
 
 def test_without_flags_nothing_is_drawn_twice(model: DiffusionModel) -> None:
