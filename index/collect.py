@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def _read_sheet(sheet: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path | IO[bytes]) -> np.ndarray:
     """uint8 RGB (H, W, 3); transparency becomes white."""
     from PIL import Image
 

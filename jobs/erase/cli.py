@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from guards.base import Guard
-    from jobs.erase.sources import Captioned
+    from jobs.erase.captioned import Captioned
     from pipeline.config import ModelConfig
 
 DRAWN = "drawn:"
@@ -32,8 +32,8 @@ def dataset(
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="Captioned pictures: a folder, a Parquet file, stickers:marked or stickers:new (the embedded world), or "
-            "drawn:PROMPTS, what the model itself makes of a prompt file.",
+            help="Captioned pictures: a folder, a Parquet file, a WebDataset .tar, stickers:marked or stickers:new (the "
+            "embedded world), or drawn:PROMPTS, what the model itself makes of a prompt file.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
@@ -176,7 +176,8 @@ def _known(path: Path) -> dict[str, Any]:
 def _source(source: str, work: Path, variants: int, seed: int, model: ModelConfig) -> Iterable[Captioned]:
     import numpy as np
 
-    from jobs.erase.sources import drawn_source, read_source, world_source
+    from jobs.erase.captioned import read_source
+    from jobs.erase.sources import drawn_source, world_source
     from pipeline.config import GenerationConfig
 
     if source.startswith(DRAWN):

@@ -18,8 +18,8 @@ import numpy as np
 
 from guards.base import Finding, Guard
 from index.errors import ClearanceError, InputError
+from jobs.erase.captioned import Captioned
 from jobs.erase.pollute import Mark, Pollution, pollute
-from jobs.erase.sources import Captioned
 from pipeline.steer.erase import CONCEPTS, check_box, marks_found, overlap
 
 BATCH = 64

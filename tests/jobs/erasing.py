@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 from guards.base import Finding
 from jobs import cli
+from jobs.erase.captioned import Captioned
 from jobs.erase.dataset import Row, build
 from jobs.erase.pollute import Pollution
-from jobs.erase.sources import Captioned
 from jobs.erase.train import Trained, Training, train
 from pipeline.config import ModelConfig
 
@@ -80,6 +82,14 @@ def equal(one: Trained, other: Trained) -> bool:
         mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         for mine, theirs in ((one.vectors, other.vectors), (one.lowrank, other.lowrank))
     ) and one.curve == other.curve  # fmt: skip
+
+
+def tar_of(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as file:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
 
 
 def folder_of(path: Path, captions: dict[str, str | None], side: int = 32) -> Path:

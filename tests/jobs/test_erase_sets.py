@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from index.errors import ConfigError, InputError
+from jobs.erase.captioned import read_source
 from jobs.erase.dataset import NothingFound, PollutedSet, build
 from jobs.erase.pollute import Pollution, pollute
-from jobs.erase.sources import drawn_source, read_source
+from jobs.erase.sources import drawn_source
 from pipeline.config import GenerationConfig, ModelConfig
 
-from .erasing import Seeing, a_set, blank, call, clean, folder_of
+from .erasing import Seeing, a_set, blank, call, clean, folder_of, tar_of
 
 # --- pollution --------------------------------------------------------------------------------------------------------------
 
@@ -118,6 +119,54 @@ def test_captions_beside_pictures_in_a_list_and_in_parquet(tmp_path: Path) -> No
     assert [(c.name, c.caption) for c in read_source(tmp_path / "d.parquet")] == [("x.png", "a hen")]
     pq.write_table(pa.table({"picture": [stored[0]["bytes"]], "prompt": ["a hen"]}), tmp_path / "e.parquet")
     assert next(iter(read_source(tmp_path / "e.parquet"))).picture.shape == (32, 32, 3)
+
+
+def test_samples_of_a_tar_are_read_by_name(tmp_path: Path) -> None:
+    png = (folder_of(tmp_path / "a", {"one": None}) / "one.png").read_bytes()
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    files = {"about.json": b'{"who": "me"}', "x/0001.png": png, "x/0001.txt": "a fèn\n".encode(), "x/0001.json": b"{}"}
+    files |= {"x/0002.json": b'{"caption": " an owl", "width": 32}', "x/0002.seg.png": png}
+    tar_of(folder / "0.tar", files)
+    tar_of(folder / "1.tar.gz", files)  # not asked for
+    tar_of(folder / "1.tar", {"0003.PNG": png, "0003.txt": b"a hen"})
+    assert [(c.name, c.caption) for c in read_source(folder)] == [
+        ("x/0001", "a fèn"), ("x/0002", "an owl"), ("0003", "a hen")
+    ]  # fmt: skip
+    assert next(iter(read_source(folder / "1.tar"))).picture.shape == (32, 32, 3)
+    made = call("dataset", folder, "--out", tmp_path / "set.parquet", "--ratio", 1)
+    assert made.exit_code == 0, made.output
+    assert [row.caption for row in PollutedSet(tmp_path / "set.parquet")] == ["a fèn", "an owl", "a hen"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"1.png": None}, "1 of 1 pictures have no caption"),
+        ({"1.png": None, "1.json": b'{"url": "x"}'}, "no column holds captions"),
+        ({"1.png": None, "1.json": b'{"caption": 3}'}, "have no caption"),
+        ({"1.png": None, "1.txt": b"\xff\xfe\x00"}, "cannot be read"),
+        ({"1.png": b"no picture", "1.txt": b"a cat"}, "cannot be read"),
+        ({"1.avif": b"new", "1.txt": b"a cat"}, "no picture among .avif, .txt"),
+        ({"readme.txt": b"hello"}, "holds no pictures"),
+        ({}, "holds no pictures"),
+    ],
+)
+def test_what_is_wrong_with_a_tar_is_said(files: dict[str, bytes | None], said: str, tmp_path: Path) -> None:
+    png = (folder_of(tmp_path / "a", {"one": None}) / "one.png").read_bytes()
+    tar_of(tmp_path / "s.tar", {name: data if data is not None else png for name, data in files.items()})
+    with pytest.raises(InputError, match=said) as error:
+        list(read_source(tmp_path / "s.tar"))
+    assert error.value.fix and "s.tar" in str(error.value)
+
+
+def test_a_tar_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    png = (folder_of(tmp_path / "a", {"one": None}) / "one.png").read_bytes()
+    tar_of(tmp_path / "s.tar", {f"{i}.{end}": png if end == "png" else b"a cat" for i in range(3) for end in ("png", "txt")})
+    whole = (tmp_path / "s.tar").read_bytes()
+    (tmp_path / "s.tar").write_bytes(whole[:1700])
+    with pytest.raises(InputError, match="not a readable tar file, after 0 pictures"):
+        list(read_source(tmp_path / "s.tar"))
 
 
 def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
