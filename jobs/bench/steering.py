@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.forest import Panel, forest
-from jobs.bench.measures import Measure, clustered, half_samples, kid, publish, share, spread
+from jobs.bench.measures import Measure, clustered, half_samples, kid, publish, ratio, share, spread
 from jobs.bench.sheet import arrange, stack, strip
 from jobs.bench.steering_arms import ARMS, BUDGET, STEPS, Arm
 
@@ -94,12 +94,14 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     names = spread_over(PROTECTED, count)
     arms = [arm for arm in ARMS if not quick or arm.name in ("none", "re-seed", "NegToMe, ours", "nudging, ours")]
     drawn = {arm.name: kept(work, judges, arm.name, arm.policy(), names, seeds) for arm in arms}
-    ladder = kept(work, judges, "the default ladder", default_ladder(), list(PROTECTED[:: 16 if quick else 1]), ladder_seeds)
+    protected = list(PROTECTED[:: 16 if quick else 1])
+    ladder = kept(work, judges, "the default ladder", default_ladder(), protected, ladder_seeds)
+    unsteered = kept(work, judges, "the default ladder, unsteered", ARMS[0].policy(), protected, ladder_seeds)
     others = judges.features(other_drawings(world, names)[0]) if world is not None else None
     measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
     if not quick:
         measures += contrasts(drawn)
-    measures += of_ladder(ladder, drawn["none"])
+    measures += of_ladder(ladder, unsteered)
     if world is not None:
         measures += false_alarms(judges, world)
     measures += drift(seeds, quick)
@@ -331,12 +333,15 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
 
 
 def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
-    """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the arm without any."""
+    """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the same without."""
     name = "the default ladder · "
-    loss = float(found.right[found.accepted].mean() / unsteered.right.mean())
+    accepted, plain = found.where(found.accepted), dict(zip(unsteered.key.tolist(), unsteered.right.tolist(), strict=True))
+    before = np.array([plain[key] for key in accepted.key.tolist()], float)
+    told = name + "caption kept, share of the unsteered (top 5)"
     measures = [
         *ladder_bars(name, found, goals=True),
-        spread(name + "caption kept, share of the unsteered (top 5)", [loss], 0.95),
+        ratio(told, accepted.right.astype(float), before, accepted.captions, 0.95),
+        clustered(name + "unsteered: caption in the judge's top 5", unsteered.right, unsteered.captions),
     ]
     for kind, mine in (("verbatim", ~templated(found.captions)), ("template", templated(found.captions))):
         if mine.any():

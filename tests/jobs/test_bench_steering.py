@@ -68,16 +68,18 @@ def test_an_arm_is_counted_by_hand() -> None:
 
 
 def test_the_ladder_is_counted_by_hand() -> None:
-    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, CAUGHT]), FOUND.where(FOUND.number == 0))}
+    plain = attempts([{"key": key} for key in ("cat#1", "dog#2", "owl#3")] + [{"key": "ant#4", "right": False}])
+    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, CAUGHT]), plain)}
     assert found["accepted"].value == 1 and found["accepted"].n == 4
     assert found["accepted copies, judge (1 % false alarms)"].value == pytest.approx(1 / 4)
     assert found["accepted copies, judge (1 % false alarms)"].met is False
     spent = (55 + 40 + 22) / 3 / STEPS  # of the three that were repaired, one of them caught in mid-flight
     assert found["evaluations per repaired request, multiple of the steps"].value == pytest.approx(spent)
-    assert found["caption kept, share of the unsteered (top 5)"].value == 1
+    assert found["caption kept, share of the unsteered (top 5)"].value == pytest.approx(4 / 3)  # right where it had not been
+    assert found["unsteered: caption in the judge's top 5"].value == 3 / 4
     assert found["memorised verbatim: accepted"].n == 4 and "memorised template: accepted" not in found
     crab = attempts([{"key": "crab#5"}, {"key": "crab#5", "number": 1}])
-    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, crab]), FOUND.where(FOUND.number == 0))}
+    found = {m.id.split(" · ")[1]: m for m in of_ladder(Attempts.of([FOUND, crab]), plain)}
     assert found["memorised verbatim: accepted"].value == 1 and found["memorised template: accepted"].value == 0
     assert found["accepted"].goal == 0.98 and found["memorised verbatim: accepted"].goal is None
 
