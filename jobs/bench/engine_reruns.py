@@ -119,9 +119,18 @@ def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: i
 def expected(
     name: str, theirs: Sequence[Spent], ours: Sequence[Spent], evals: tuple[float, float], goal: float | None
 ) -> Measure:
-    """Their time over ours where they make ``evals`` evaluations (theirs, ours), at the measured time for one."""
-    slower = [a.seconds / a.evals / (b.seconds / b.evals) for a, b in zip(theirs, ours, strict=True)]
-    return spread(f"{name}, over {THROWN:,} seeds of flags", [evals[0] / evals[1] * one for one in slower], goal)
+    """Their time over ours where they make ``evals`` evaluations (theirs, ours), at the time for one over all seeds measured.
+
+    The interval is the range of what single seeds say of it.
+    """
+
+    def slower(a: Sequence[Spent], b: Sequence[Spent]) -> float:
+        (seconds, made), (our_seconds, we_made) = ((sum(s.seconds for s in of), sum(s.evals for s in of)) for of in (a, b))
+        return evals[0] / evals[1] * (seconds / made) / (our_seconds / we_made)
+
+    alone = [slower([a], [b]) for a, b in zip(theirs, ours, strict=True)]
+    told = f"{name}, over {THROWN:,} seeds of flags"
+    return Measure(told, slower(theirs, ours), min(alone), max(alone), len(alone), goal)
 
 
 def counted(rate: float, samples: int, steps: int, loop: str) -> tuple[float, float]:

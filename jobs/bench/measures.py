@@ -81,8 +81,7 @@ def clustered(
 
 def spread(name: str, values: Sequence[float], goal: float | None = None, better: str = "higher") -> Measure:
     """The median of repeated measurements, with their range as the interval."""
-    ordered = sorted(values)
-    return Measure(name, ordered[len(ordered) // 2], ordered[0], ordered[-1], len(ordered), goal, better)
+    return Measure(name, float(np.median(values)), min(values), max(values), len(values), goal, better)
 
 
 def ratio(

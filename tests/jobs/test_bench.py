@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 
 from jobs.bench.drawing import Drawn
-from jobs.bench.measures import Measure, clustered, publish, share
+from jobs.bench.measures import Measure, clustered, publish, share, spread
 from jobs.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
 from jobs.bench.world import copies_any, copies_own, right_in_five
 from jobs.judges.judges import Judges
 
 
+def test_repeated_measurements_have_a_median_and_a_range() -> None:
+    for values, median in (([3.0], 3.0), ([1.0, 4.0], 2.5), ([5.0, 1.0, 2.0], 2.0), ([1.0, 9.0, 2.0, 4.0], 3.0)):
+        found = spread("m", values)
+        assert (found.value, found.low, found.high, found.n) == (median, min(values), max(values), len(values))
+
+
 def test_a_clustered_mean_knows_that_seeds_of_one_caption_are_not_independent() -> None:
     clusters = [f"c{i}" for i in range(20) for _ in range(10)]
     same = [float(i % 2) for i in range(20) for _ in range(10)]  # all seeds of a caption alike
-    spread = [float(j % 2) for _ in range(20) for j in range(10)]  # every caption alike
-    tied, free = clustered("m", same, clusters), clustered("m", spread, clusters)
+    apart = [float(j % 2) for _ in range(20) for j in range(10)]  # every caption alike
+    tied, free = clustered("m", same, clusters), clustered("m", apart, clusters)
     assert tied.value == free.value == 0.5
     assert tied.high - tied.low > 0.3 and free.high - free.low < 0.01
     assert clustered("m", same, clusters) == tied
