@@ -114,6 +114,9 @@ def train(
             help="Share of marked pictures learned with nothing said and no loss where the marks are; 1: no tokens.",
         ),
     ] = None,
+    around: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the picture's side hidden around a mark; more, where boxes are rough.")
+    ] = 1 / 16,
     token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
     lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,
     model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
@@ -141,7 +144,7 @@ def train(
         raise ConfigError("where all marks are hidden there are no tokens", where="--tokens", fix="Leave it out, or --hide 0")
     how = Training(
         removal, names, tokens or "corners", cells, a, steps, batch, token_rate, lowrank_rate, rank,
-        alone=alone, hidden=hidden, seed=seed,
+        alone=alone, hidden=hidden, around=around, seed=seed,
     )  # fmt: skip
     rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)

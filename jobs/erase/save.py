@@ -58,8 +58,8 @@ def save_adapter(
         "training": {
             "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
             "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
-            "alone": how.alone, "hidden": how.hidden, "pictures": trained.pictures, "marked": trained.marked,
-            "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
+            "alone": how.alone, "hidden": how.hidden, "around": how.around,
+            "pictures": trained.pictures, "marked": trained.marked, "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
         },
     }  # fmt: skip
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -74,7 +74,8 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
     vocabulary = settings["vocabulary"]
     data_removal = settings["removal"] == "data"
     if t.get("hidden") == 1:
-        tokens = "No tokens: no loss where the detector found marks, or within a sixteenth of a side of them."
+        around = f"{100 * t.get('around', 1 / 16):.0f} %"
+        tokens = f"No tokens: no loss where the detector found marks, or within {around} of a side of them."
     elif vocabulary is None:
         tokens = "No tokens: plain fine-tuning, the control."
     else:

@@ -42,7 +42,6 @@ CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 25  # steps
 LEAST_MARKED = 8  # pictures with marks, below which tokens learn nothing
-AROUND = 1 / 16  # of the picture's side, hidden around a mark: its edges, and what the autoencoder spreads
 ENCODED = 64  # pictures in memory at a time
 ADAPTED = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
 
@@ -66,6 +65,8 @@ class Training:
         alone: share of captions left out where tokens are said: in a negative prompt they stand alone, and what they are to
             mean there has to be learned there.
         hidden: share of the marked pictures, chosen anew at every step, whose marks are hidden; 1: no tokens are trained.
+        around: of the picture's side, hidden around a mark: its edges, what the autoencoder spreads, and what a detector whose
+            boxes are rough leaves outside them.
         seed: of everything drawn.
     """
 
@@ -82,6 +83,7 @@ class Training:
     empty: float = 0.2
     alone: float = 0.6
     hidden: float = 0.0
+    around: float = 1 / 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Training:
         if self.hidden and not (self.rank and self.concepts):
             what = "hidden marks teach tokens nothing, and what is hidden has to be named"
             raise ConfigError(what, where="hidden", fix="Use low-rank weights (rank 16) and name concepts, or hide nothing")
-        for name, usual in (("empty", "0.1 to 0.3"), ("alone", "0.5 to 0.9"), ("hidden", "0 or 1")):
+        for name, usual in (("empty", "0.1 to 0.3"), ("alone", "0.5 to 0.9"), ("hidden", "0 or 1"), ("around", "0.06 to 0.2")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"must be from 0 to 1, not {getattr(self, name)}", where=name, fix=f"Use {usual}")
         _ = self.vocabulary, loss_weights(np.zeros((1, 1), bool), self.a)
@@ -222,7 +224,7 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
         raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
     shape = base.latent_shape[1:]
-    outside = [_outside(one, shape) for one in known]
+    outside = [_outside(one, shape, how.around) for one in known]
     kept = [
         bool(found) or how.rank > 0 if how.hidden < 1 else bool(beside.any())
         for found, beside in zip(known, outside, strict=True)
@@ -250,12 +252,12 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     return Examples(torch.cat(latents), weights, beside, captions, tokens, sha256, marked)
 
 
-def _outside(found: Mapping[str, Sequence[Box]], shape: tuple[int, int]) -> np.ndarray:
+def _outside(found: Mapping[str, Sequence[Box]], shape: tuple[int, int], around: float) -> np.ndarray:
     """Loss weights (h, w) with the marks and what is around them hidden; all 0 where a mark is everywhere, or may be."""
     if not found:
         return np.ones(shape, np.float32)
     grown = [
-        (max(0, x0 - AROUND), max(0, y0 - AROUND), min(1, x1 + AROUND), min(1, y1 + AROUND))
+        (max(0, x0 - around), max(0, y0 - around), min(1, x1 + around), min(1, y1 + around))
         for boxes in found.values() for x0, y0, x1, y1 in boxes
     ]  # fmt: skip
     mask = box_mask(grown, (1, 1), shape)

@@ -109,6 +109,9 @@ def test_hidden_marks_are_no_loss_and_nothing_is_said_of_them(tiny_sd: Path, tmp
         for box in (box for boxes in row.found.values() for box in boxes):
             assert not outside[box_mask([box], (1, 1), (high, wide))].any()
         assert bool((outside == 1).all()) == (not row.found)
+    wider = prepare(rows, base, dataclasses.replace(how, around=0.25)).outside
+    for row, some, fewer in zip(rows, examples.outside > 0, wider > 0, strict=True):
+        assert bool((fewer <= some).all()) and (int(fewer.sum()) < int(some.sum())) == bool(row.found)
     assert how.vocabulary is None and not any(examples.tokens)
     trained = run(tiny_sd, tmp_path / "one", how)
     assert not trained.vectors and trained.lowrank and trained.marked == 8
