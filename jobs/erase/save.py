@@ -59,7 +59,8 @@ def save_adapter(
             "a": how.a, "steps": how.steps, "batch": how.batch, "seed": how.seed, "rank": how.rank if trained.lowrank else 0,
             "token_rate": how.token_rate, "lowrank_rate": how.lowrank_rate if trained.lowrank else 0, "empty": how.empty,
             "alone": how.alone, "hidden": how.hidden, "around": how.around,
-            "pictures": trained.pictures, "marked": trained.marked, "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
+            "pictures": trained.pictures, "marked": trained.marked,
+            "minutes": round(trained.seconds / 60, 1), "dataset": dataset, "curve": trained.curve,
         },
     }  # fmt: skip
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
