@@ -135,7 +135,7 @@ def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:
 def lowrank_of(state: Mapping[str, torch.Tensor], name: str) -> LowRank:
     """peft's names (``unet.…lora_A.weight``) → module name → (A, B)."""
     halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in state.items():
+    for key, value in sorted(state.items()):  # safetensors reads a file in an order of its own
         module, _, half = key.removeprefix(PREFIX).partition(".lora_")
         halves.setdefault(module, {})[half.removesuffix(".weight")] = value
     if broken := [module for module, both in halves.items() if set(both) != {"A", "B"}]:
