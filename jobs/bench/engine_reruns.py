@@ -106,12 +106,13 @@ def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: i
         )
         for name in spent
     ]
-    ours = spent["in flight"]
+    ours, evals = spent["in flight"], counted(rate, samples, steps)
     for name, goal in goals.items():
         theirs, mine = (np.array([1000 * s.seconds for s in of]) for of in (spent[name], ours))
         faster = f"{told}: accepted pictures per second, in flight against {name} batch"
         found.append(ratio(faster, theirs, mine, [str(seed) for seed in range(len(ours))], goal if judged else None))
-        found.append(expected(faster, spent[name], ours, counted(rate, samples, steps, name), goal if judged else None))
+        due = evals[name], evals["in flight"]
+        found.append(expected(faster, spent[name], ours, due, goal if judged else None))
     found.append(spread(f"{told}: rows in use, in flight", [s.occupancy for s in ours]))
     return found
 
@@ -133,16 +134,17 @@ def expected(
     return Measure(told, slower(theirs, ours), min(alone), max(alone), len(alone), goal)
 
 
-def counted(rate: float, samples: int, steps: int, loop: str) -> tuple[float, float]:
-    """Mean evaluations for one accepted picture, of the loop (``whole`` or ``partial``) and in flight, of the coins alone."""
-    theirs, ours = 0, 0
+def counted(rate: float, samples: int, steps: int) -> dict[str, float]:
+    """Mean evaluations for one accepted picture of each loop, of the coins alone."""
+    made = dict.fromkeys(("whole", "partial", "in flight"), 0)
     for seed in range(THROWN):
         coins = Coins(seed, rate)
         drawn = [_attempts(coins, i) for i in range(samples)]
         batches = [drawn[at : at + BATCH] for at in range(0, samples, BATCH)]
-        theirs += steps * (sum(drawn) if loop == "partial" else sum(max(batch) * len(batch) for batch in batches))
-        ours += sum(_steps_in_flight(coins, i, steps) for i in range(samples))
-    return theirs / THROWN / samples, ours / THROWN / samples
+        made["whole"] += steps * sum(max(batch) * len(batch) for batch in batches)
+        made["partial"] += steps * sum(drawn)
+        made["in flight"] += sum(_steps_in_flight(coins, i, steps) for i in range(samples))
+    return {name: evals / THROWN / samples for name, evals in made.items()}
 
 
 def _attempts(coins: Coins, sample: int) -> int:

@@ -74,8 +74,7 @@ def test_evaluations_to_expect_are_counted_without_drawing(monkeypatch: pytest.M
     monkeypatch.setattr(engine_reruns, "THROWN", 5)
     samples = 2 * BATCH
     whole, partial, ours = np.mean([evaluations(Coins(seed, 0.35), samples) for seed in range(5)], axis=0) / samples
-    assert counted(0.35, samples, STEPS, "whole") == pytest.approx((whole, ours))
-    assert counted(0.35, samples, STEPS, "partial") == pytest.approx((partial, ours))
+    assert counted(0.35, samples, STEPS) == pytest.approx({"whole": whole, "partial": partial, "in flight": ours})
     measured = expected("faster", [Spent(10, 20), Spent(30, 60)], [Spent(5, 11), Spent(5, 10)], (3, 2), None)
     assert (measured.low, measured.high) == pytest.approx((3 / 2 * 2 / 2.2, 3 / 2))
     assert measured.value == pytest.approx(3 / 2 * 2 / 2.1)  # all their time by all their evaluations
