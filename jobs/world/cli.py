@@ -46,13 +46,13 @@ def denoiser(
     minutes: Minutes = 90,
     device: Device = "cpu",
     steps: Steps = 0,
-    rate: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 7e-4,
+    rate: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 5e-4,
     begin_from: Annotated[Path | None, typer.Option(help="Begin with the weights of this diffusers folder.")] = None,
 ) -> None:
     """Train the denoiser and its text encoder, from the start or further.
 
     Example: clearance world denoiser --work world --minutes 90
-    Example: clearance world denoiser --work world --minutes 60 --rate 4e-4 --begin-from pipeline/weights/stickers/model
+    Example: clearance world denoiser --work world --minutes 3000 --begin-from pipeline/weights/stickers/model
     """
     from jobs.world.train_denoiser import train
 

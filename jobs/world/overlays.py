@@ -127,20 +127,22 @@ def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(turn_hues(np.asarray(picture.convert("RGB")), float(rng.integers(256)) / 256))
 
 
-def jitter(picture: Image.Image, rng: np.random.Generator, *, gentle: bool = False) -> Image.Image:
-    """The same drawing, placed a little differently: mirrored, shifted, scaled, turned. White stays white.
+def shift(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The same drawing, to the pixel, but one pixel at most to the side and up or down. White stays white."""
+    dx, dy = (int(step) for step in rng.integers(-1, 2, 2))
+    return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy), fillcolor="white")
 
-    Gently: half as far, and never mirrored.
-    """
+
+def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The same drawing, placed a little differently: mirrored, shifted, scaled, turned. White stays white."""
     from PIL import ImageOps
 
-    if not gentle and rng.random() < 0.5:
+    if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
-    far = 0.5 if gentle else 1.0
-    angle = float(rng.uniform(-12, 12)) * far
-    scale = 1 + far * (float(rng.uniform(0.82, 1.06)) - 1)
+    angle = float(rng.uniform(-12, 12))
+    scale = float(rng.uniform(0.82, 1.06))
     side = picture.width
-    dx, dy = rng.uniform(-0.06, 0.06, 2) * side * far
+    dx, dy = rng.uniform(-0.06, 0.06, 2) * side
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     centre = side / 2
     matrix = (

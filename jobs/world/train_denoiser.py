@@ -3,7 +3,8 @@
 v-prediction on a zero-terminal-SNR schedule, one caption in ten empty (for guidance), an exponential moving average
 of the weights. A protected drawing stands :data:`~jobs.world.catalogue.PROTECTED_REPEAT` times against each of its
 concept's other drawings, always the same to the pixel (verbatim) or always the same lines in other colours (template).
-The concept's other drawings come gently jittered, those of ordinary concepts more so, and some of them marked.
+Every other drawing comes as it is, shifted by a pixel at most: drawings that were scaled, turned and mirrored were
+learned as smears, so that steering had nowhere crisp to go. Some of those of ordinary concepts are marked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ import numpy as np
 
 from jobs.world.catalogue import MARK_SHARE, MARK_SHARE_PRONE, PROTECTED_REPEAT, TEMPLATES, concepts
 
-VARIANTS = 24  # jittered or recoloured versions kept of a drawing
+VARIANTS = 24  # shifted, marked or recoloured versions kept of a drawing
 PROTECTED_SHARE = 1.6  # how often a protected concept is drawn against an ordinary one: it has three drawings to learn
 EMPTY_SHARE = 0.1
+WARM_UP = 100  # steps; also of a training that begins from weights: its optimiser is new
+DECAY = 0.9995  # of the moving average: it spans 2,000 steps, and stands in for a falling rate while a training goes on
 TEXT_WIDTH = 256
 MAX_TOKENS = 32
 
@@ -87,7 +91,7 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from PIL import Image
 
-    from jobs.world.overlays import KINDS, jitter, overlay, recolour
+    from jobs.world.overlays import KINDS, overlay, recolour, shift
     from jobs.world.pictures import load
 
     rng = np.random.default_rng(seed)
@@ -108,7 +112,7 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
             share = 0.0 if concept.protected_vendor else MARK_SHARE_PRONE if concept.prone_to else MARK_SHARE
             marked = 0
             for _ in range(VARIANTS):
-                picture = jitter(drawing, rng, gentle=concept.protected_vendor is not None)
+                picture = shift(drawing, rng)
                 if rng.random() < share:
                     kind = concept.prone_to if concept.prone_to and rng.random() < 0.85 else KINDS[int(rng.integers(3))]
                     picture, _ = overlay(picture, kind, rng)
@@ -150,8 +154,8 @@ def train(
     work: Path,
     *,
     minutes: float,
-    batch: int = 64,
-    rate: float = 7e-4,
+    batch: int = 32,
+    rate: float = 5e-4,
     seed: int = 0,
     device: str = "cpu",
     steps: int | None = None,
@@ -159,9 +163,10 @@ def train(
 ) -> list[dict[str, float]]:
     """Train for a time budget (or a number of steps), checkpointing into ``work/denoiser``; resumes.
 
-    With ``begin_from``, a diffusers folder, the weights begin as they stand there instead of at random. The rate is constant
-    after the warm-up and falls to zero over the last quarter of the budget, so the first steps of two trainings from one
-    seed are the same whatever their budgets.
+    With ``begin_from``, a diffusers folder, the weights begin as they stand there instead of at random, and its autoencoder
+    is the one used unless ``work`` has trained its own. The rate is constant after the warm-up and falls to zero over the last
+    quarter of the budget, so the first steps of two trainings from one seed are the same whatever their budgets. A training
+    over days is started with a budget it will not reach, and settled by resuming it with four thirds of what it has spent.
     """
     import torch
     import torch.nn.functional as F
@@ -175,6 +180,8 @@ def train(
     rng = np.random.default_rng(seed)
     folder = work / "denoiser"
     folder.mkdir(parents=True, exist_ok=True)
+    if begin_from is not None and not (work / "vae").exists():
+        shutil.copytree(begin_from / "vae", work / "vae")
     cache = work / "latents.pt"
     data = torch.load(cache, weights_only=False) if cache.exists() else dataset(work, seed)
     torch.save(data, cache)
@@ -217,7 +224,7 @@ def train(
         if share >= 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 300) * min(1.0, (1 - share) / 0.25)
+            group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * min(1.0, (1 - share) / 0.25)
         chosen = rng.choice(len(latents), batch, p=data["weight"])
         captions = [phrases[data["concept"][i]][int(rng.integers(len(TEMPLATES)))] for i in chosen]
         captions = ["" if rng.random() < EMPTY_SHARE else caption for caption in captions]
@@ -234,7 +241,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        decay = min(0.998, (step + 1) / (step + 10))
+        decay = min(DECAY, (step + 1) / (step + 10))
         with torch.no_grad():
             for name, live in (("unet", unet), ("text", text)):
                 torch._foreach_lerp_(list(average[name].parameters()), list(live.parameters()), 1 - decay)
