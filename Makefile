@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml index/torchvision_ops.py 2>/dev/null | cksum | cut -d' ' -f1)
 OUT    ?= clearance-demo
 export TOKENIZERS_PARALLELISM = false
 
