@@ -20,7 +20,7 @@ from index.errors import GuardUnavailable, InputError
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing one guard saw (or measured and did not see) in one picture.
 
@@ -33,7 +33,8 @@ class Finding:
         threshold: the operating point in force; the finding is triggered when ``score >= threshold``.
         confirmed: a second, independent look agreed (always True for guards that have no second look).
         box: x0, y0, x1, y1 as fractions of width and height, when the guard can say where.
-        detail: short text for people: decoded QR payload, recognised words, reference id.
+        ref_id: the reference that the finding is about; empty where there is none. What steering acts on.
+        detail: short text for people: a code's payload, the words that were read, the reference's title.
 
     Raises:
         InputError: score or threshold is NaN.
@@ -46,6 +47,7 @@ class Finding:
     threshold: float
     confirmed: bool = True
     box: Box | None = None
+    ref_id: str = ""
     detail: str = ""
 
     def __post_init__(self) -> None:

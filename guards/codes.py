@@ -48,8 +48,14 @@ class CodesGuard:
         flagged = [code for code in codes if not code[0].startswith(self.allow)] if self.allow else codes
         if not flagged:
             detail = f"allowed: {codes[0][0]}"[:DETAIL] if codes else ""
-            return [Finding(self.name, self.version, "mark.qr", 0.0, self.threshold, detail=detail)]
-        return [Finding(self.name, self.version, "mark.qr", 1.0, self.threshold, box=b, detail=p[:DETAIL]) for p, b in flagged]
+            return [self._finding(0.0, detail)]
+        return [self._finding(1.0, payload[:DETAIL], box) for payload, box in flagged]
+
+    def _finding(self, score: float, detail: str, box: Box | None = None) -> Finding:
+        return Finding(
+            guard=self.name, version=self.version, category="mark.qr", score=score, threshold=self.threshold, box=box,
+            detail=detail,
+        )  # fmt: skip
 
 
 def _decode(picture: np.ndarray) -> list[tuple[str, Box]]:

@@ -49,7 +49,7 @@ class CopiesGuard:
     ``copy.geometry`` is for what the embedder misses: its score is the best second look at the k nearest references.
     ``copy.recoloured`` is for a reference's drawing in other colours, which the embedder may place anywhere: the picture is
     searched for with its hues turned as well, and its score is the best second look at what is found so.
-    ``detail`` is the reference's id. A picture's *own* references, which it was steered away from, always get the second look:
+    ``ref_id`` names the reference. A picture's *own* references, which it was steered away from, always get the second look:
     a copy in other colours may be far from its reference to the embedder, and steering makes such copies.
 
     Args:
@@ -131,8 +131,8 @@ class CopiesGuard:
         looked = [self._looked_at(picture, self.index.compare(embedding, ref_id), True) for ref_id in recoloured]
         other = self._recoloured([match for match in looked if match.similarity < self.point.threshold])
         if other.triggered:
-            kept = [match for match in nearest if match.ref_id != other.detail]
-            hit = next(match for match in looked if match.ref_id == other.detail)
+            kept = [match for match in nearest if match.ref_id != other.ref_id]
+            hit = next(match for match in looked if match.ref_id == other.ref_id)
             nearest = tuple(sorted([*kept, hit], key=lambda match: -match.similarity))
         return Examination(embedding, nearest, (*findings, geometry, other))
 
@@ -153,21 +153,22 @@ class CopiesGuard:
         probe = category == "copy.memorised"
         mine = [m for m in nearest if (m.rights_basis == PROBE) == probe and m.status not in HARMLESS and not self._cleared(m)]
         if not mine:
-            return Finding(self.name, self.version, category, NOTHING_NEAR, self.point.threshold)
+            return self._report(category, NOTHING_NEAR, self.point.threshold)
 
         def confirmed(match: Match) -> bool:
             return match.confirm is None or match.confirm >= self.point.confirm_threshold
 
         worst = max(mine, key=lambda match: (match.similarity >= self.point.threshold and confirmed(match), match.similarity))
+        return self._report(category, worst.similarity, self.point.threshold, worst, confirmed=confirmed(worst))
+
+    def _report(
+        self, category: str, score: float, threshold: float, match: Match | None = None, *, confirmed: bool = True
+    ) -> Finding:
+        about = {"ref_id": match.ref_id, "detail": match.title} if match is not None else {}
         return Finding(
-            self.name,
-            self.version,
-            category,
-            worst.similarity,
-            self.point.threshold,
-            confirmed=confirmed(worst),
-            detail=worst.ref_id,
-        )
+            guard=self.name, version=self.version, category=category, score=score, threshold=threshold, confirmed=confirmed,
+            **about,
+        )  # fmt: skip
 
     def _cleared(self, match: Match) -> bool:
         """Whether the second look saw that picture and reference share nothing, whatever the embedder thinks of them."""
@@ -176,11 +177,11 @@ class CopiesGuard:
     def _geometry(self, nearest: tuple[Match, ...]) -> Finding:
         looked = [(match.confirm, self._bar(match), match) for match in nearest if match.confirm is not None]
         if not looked:
-            return Finding(self.name, self.version, GEOMETRY, 0.0, self.point.alone_threshold)
+            return self._report(GEOMETRY, 0.0, self.point.alone_threshold)
         score, bar, best = max(looked, key=lambda one: one[0] - one[1])
         # Alone it is one opinion: enough to steer, and to ask a person, but not to reject.
         agreed = best.similarity >= self.point.threshold
-        return Finding(self.name, self.version, GEOMETRY, score, bar, agreed, detail=best.ref_id)
+        return self._report(GEOMETRY, score, bar, best, confirmed=agreed)
 
     def _bar(self, match: Match) -> float:
         """From which score on the second look suffices alone; a picture's own reference may be far from it to the embedder, and
@@ -192,5 +193,5 @@ class CopiesGuard:
     def _recoloured(self, looked: Sequence[Match]) -> Finding:
         """Two opinions: the embedder's of the picture with its hues turned, and the second look's of the picture as it is."""
         best = max(looked, key=lambda match: match.confirm or 0.0, default=None)
-        score, ref_id = (best.confirm or 0.0, best.ref_id) if best is not None else (0.0, "")
-        return Finding(self.name, self.version, RECOLOURED, score, self.point.recoloured_threshold, detail=ref_id)
+        score = 0.0 if best is None else best.confirm or 0.0
+        return self._report(RECOLOURED, score, self.point.recoloured_threshold, best)

@@ -124,7 +124,8 @@ class MarksGuard:
 
     def _finding(self, kind: int, score: float, cells: np.ndarray) -> Finding:
         box = bounding_box(cells) if score >= self.threshold else None
-        return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+        category = self.categories[kind]
+        return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

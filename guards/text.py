@@ -80,13 +80,19 @@ class TextGuard:
         words = [] if out.txts is None else list(zip(out.txts, out.scores, out.boxes, strict=True))
         words = [(text, float(score), box) for text, score, box in words if sum(c.isalpha() for c in text) >= LEAST_LETTERS]
         if not words:
-            return Finding(self.name, self.version, "text.ocr", 0.0, self.threshold)
+            return self._finding(0.0)
         x, y = (np.concatenate([np.asarray(box, np.float64)[:, axis] for _, _, box in words]) for axis in (0, 1))
         x, y = np.clip(x / shown.shape[1], 0, 1), np.clip(y / shown.shape[0], 0, 1)
         box: Box = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
         detail = " ".join(text for text, _, _ in words)[:DETAIL]
         score = min(1.0, max(score for _, score, _ in words))
-        return Finding(self.name, self.version, "text.ocr", score, self.threshold, box=box, detail=detail)
+        return self._finding(score, box, detail)
+
+    def _finding(self, score: float, box: Box | None = None, detail: str = "") -> Finding:
+        return Finding(
+            guard=self.name, version=self.version, category="text.ocr", score=score, threshold=self.threshold, box=box,
+            detail=detail,
+        )  # fmt: skip
 
     def _load(self) -> Any:
         if self._engine is None:

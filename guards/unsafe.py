@@ -41,4 +41,8 @@ class UnsafeGuard:
 
             self._classifier = Classifier(intra_op_threads=1)
         scores = [float(self._classifier.score(Image.fromarray(picture))) for picture in pictures]
-        return [[Finding(self.name, self.version, "unsafe.nsfw", score, self.threshold)] for score in scores]
+        category = self.categories[0]
+        return [
+            [Finding(guard=self.name, version=self.version, category=category, score=s, threshold=self.threshold)]
+            for s in scores
+        ]

@@ -175,7 +175,8 @@ class YoloMarksGuard:
 
     def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
         box = inside(edges) if score >= self.threshold else None
-        return Finding(self.name, self.version, self.categories[kind], score, self.threshold, box=box)
+        category = self.categories[kind]
+        return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
 
 
 def version_of(card: dict[str, Any]) -> str:

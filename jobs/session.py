@@ -173,9 +173,9 @@ class Session:
         message = f"{DEATHS_PER_SHARD} workers died while moderating shard {shard.shard_id}"
         samples = [
             Sample(
-                request,
-                Outcome.ERROR,
-                "worker.died",
+                request=request,
+                outcome=Outcome.ERROR,
+                reason="worker.died",
                 error_class="WorkerDied",
                 error_message=message,
                 started_at=now,

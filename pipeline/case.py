@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.trajectory import Trajectory
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Case:
     """An open request: its current trajectory and what has been tried so far."""
 
@@ -44,13 +44,13 @@ class Case:
         """What the sample was caught by and flagged for so far, and so is steered away from."""
         caught = [caught.nearest[0].ref_id for caught in reversed(self.caught)]  # the others it was only near to
         found = [f for attempt in reversed(self.attempts) for f in attempt.findings if f.triggered]
-        return list(dict.fromkeys([*caught, *(f.detail for f in found if f.category.startswith("copy."))]))
+        return list(dict.fromkeys([*caught, *(f.ref_id for f in found if f.category.startswith("copy."))]))
 
     def nearest_references(self) -> list[str]:
         """The sample's own: what it was just caught by; those it was flagged for, the nearest; then earlier ones'."""
 
         def of(attempt: Attempt) -> list[str]:
-            flagged = [f.detail for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
+            flagged = [f.ref_id for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
             before = [match.ref_id for caught in reversed(attempt.caught) for match in caught.nearest]
             return [*flagged, *(match.ref_id for match in attempt.nearest), *before]
 
@@ -66,9 +66,15 @@ class Case:
             Verdict.REVIEW: Outcome.REVIEW,
         }.get(decision.verdict, Outcome.REJECTED)
         return Sample(
-            self.request, outcome, decision.reason, tuple(self.attempts), self.attempts[-1].number if accepted else None,
-            self.truncated, started_at=self.started_at, finished_at=time.time(),
-        )  # fmt: skip
+            request=self.request,
+            outcome=outcome,
+            reason=decision.reason,
+            attempts=tuple(self.attempts),
+            accepted_attempt=self.attempts[-1].number if accepted else None,
+            prompt_truncated=self.truncated,
+            started_at=self.started_at,
+            finished_at=time.time(),
+        )
 
     def broken(self, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
         """Ended by an exception; whatever it was that did not fit into memory, that is the reason.
@@ -88,6 +94,15 @@ class Case:
             lost.append((flight.evals, flight.device_seconds))
         evals, seconds = (sum(spent) for spent in zip((0.0, 0.0), *lost, strict=True))
         return Sample(
-            self.request, Outcome.ERROR, reason, tuple(self.attempts), None, self.truncated, error_class, message[:500],
-            self.started_at, time.time(), evals, seconds,
-        )  # fmt: skip
+            request=self.request,
+            outcome=Outcome.ERROR,
+            reason=reason,
+            attempts=tuple(self.attempts),
+            prompt_truncated=self.truncated,
+            error_class=error_class,
+            error_message=message[:500],
+            started_at=self.started_at,
+            finished_at=time.time(),
+            lost_evals=evals,
+            lost_seconds=seconds,
+        )

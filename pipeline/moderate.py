@@ -69,7 +69,7 @@ class Moderation:
 
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
-        case = Case(request, time.time(), False, request.seed, erasure=self.studio.standing)
+        case = Case(request=request, started_at=time.time(), truncated=False, seed=request.seed, erasure=self.studio.standing)
         if request.problem is not None:
             return [case.failed(*request.problem, "InputError")]
         tag, self._submitted = self._submitted, self._submitted + 1
@@ -281,5 +281,5 @@ def _words(studio: Studio, case: Case) -> Words:
 def _colours(studio: Studio, case: Case) -> dict[str, list[torch.Tensor]]:
     """Of the references that the sample copied in other colours: latents of them all, for the next attempt may choose again."""
     caught = [caught.nearest[0].ref_id for caught in case.caught if caught.signal.endswith(TURNED)]
-    found = [f.detail for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
+    found = [f.ref_id for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
     return {ref_id: studio.recoloured_latents(ref_id) for ref_id in dict.fromkeys([*caught, *found])}

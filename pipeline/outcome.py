@@ -67,7 +67,7 @@ class Intervention:
     adapters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Caught:
     """A sample taken out of its flight because its predicted picture came too near to references.
 
@@ -119,7 +119,7 @@ class PaddedRows(NamedTuple):
     yolo: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One generated picture with everything the guards said about it.
 
@@ -166,7 +166,7 @@ class Attempt:
     update_norms: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """The one end of a request.
 

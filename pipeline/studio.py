@@ -62,12 +62,13 @@ class Studio:
         config: RunConfig,
         policy: Policy,
         model: DiffusionModel,
-        copies: CopiesGuard | None,
-        guards: Sequence[Guard],
-        skipped: Sequence[str],
-        index: ReferenceIndex | None,
-        calibration_id: str,
-        threshold: float,
+        *,
+        copies: CopiesGuard | None = None,
+        guards: Sequence[Guard] = (),
+        skipped: Sequence[str] = (),
+        index: ReferenceIndex | None = None,
+        calibration_id: str = "",
+        threshold: float = 0.0,
         erasers: Erasers | None = None,
     ) -> None:
         self.config, self.policy, self.model = config, policy, model
@@ -141,7 +142,10 @@ class Studio:
             skipped = [*skipped, "copies: no index in the run file"]
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
-        return cls(config, policy, model, copies, guards, list(skipped), index, calibration_id, threshold, erasers)
+        return cls(
+            config, policy, model, copies=copies, guards=guards, skipped=skipped, index=index, calibration_id=calibration_id,
+            threshold=threshold, erasers=erasers,
+        )  # fmt: skip
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
         """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references

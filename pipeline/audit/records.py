@@ -358,6 +358,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "triggered": bool(finding.triggered),
         "confirmed": bool(finding.confirmed),
         "box": [float(edge) for edge in finding.box] if finding.box is not None else None,
+        "ref_id": finding.ref_id,
         "detail": finding.detail,
     }
 

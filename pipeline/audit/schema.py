@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     SAMPLES: pa.Schema
     ATTEMPTS: pa.Schema
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256).
 PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail"})
@@ -38,6 +38,7 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             ("triggered", flag),
             ("confirmed", flag),
             ("box", pa.list_(number)),
+            ("ref_id", text),
             ("detail", text),
         ]
     )

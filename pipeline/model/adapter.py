@@ -30,7 +30,7 @@ PREFIX = "unet."
 Removal = Literal["data", "model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EraseAdapter:
     """One loaded adapter.
 
@@ -126,10 +126,16 @@ def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:
     if vocabulary is not None and (absent := set(vocabulary.tokens) - set(vectors)):
         raise ModelError(f"lacks the token {min(absent)}", where=str(folder / TOKENS), fix="Train it again")
     return EraseAdapter(
-        folder.name, digest, settings["removal"], base_digest, vocabulary, vectors,
-        lowrank_of(stored[LOWRANK], folder.name) if LOWRANK in stored else None,
-        {concept: [tuple(box) for box in boxes] for concept, boxes in settings.get("places", {}).items()}, settings,
-    )  # fmt: skip
+        name=folder.name,
+        digest=digest,
+        removal=settings["removal"],
+        base_digest=base_digest,
+        vocabulary=vocabulary,
+        vectors=vectors,
+        lowrank=lowrank_of(stored[LOWRANK], folder.name) if LOWRANK in stored else None,
+        places={concept: [tuple(box) for box in boxes] for concept, boxes in settings.get("places", {}).items()},
+        settings=settings,
+    )
 
 
 def lowrank_of(state: Mapping[str, torch.Tensor], name: str) -> LowRank:

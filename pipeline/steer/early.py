@@ -345,6 +345,10 @@ class EarlyDetector:
         is_armed = best.ref_id in armed
         kind = self.kind + ("+text" if level.text_weight else "") + (TURNED if hits[0].turned else "")
         return Caught(
-            t.step, kind, best.similarity + more, level.armed if is_armed else level.threshold,
-            tuple(n.match for n in hits), is_armed,
-        )  # fmt: skip
+            step=t.step,
+            signal=kind,
+            score=best.similarity + more,
+            threshold=level.armed if is_armed else level.threshold,
+            nearest=tuple(n.match for n in hits),
+            armed=is_armed,
+        )

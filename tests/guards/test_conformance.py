@@ -37,9 +37,12 @@ class Brightness:
     name, version = "brightness", "1"
     categories: tuple[str, ...] = ("bright",)
 
+    def finding(self, score: float) -> Finding:
+        return Finding(guard=self.name, version=self.version, category="bright", score=score, threshold=200.0)
+
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         require_pictures(pictures, guard=self.name)
-        return [[Finding(self.name, self.version, "bright", float(p.mean()), 200.0)] for p in pictures]
+        return [[self.finding(float(p.mean()))] for p in pictures]
 
 
 class Modifies(Brightness):
@@ -82,7 +85,7 @@ class MovesThreshold(Brightness):
 
 class TakesAnything(Brightness):
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        return [[Finding(self.name, self.version, "bright", float(np.mean(p)), 200.0)] for p in pictures]
+        return [[self.finding(float(np.mean(p)))] for p in pictures]
 
 
 def test_the_suite_accepts_a_correct_guard() -> None:

@@ -82,7 +82,7 @@ def test_a_copy_is_confirmed(clean: np.ndarray) -> None:
     hit = examined[0]
     protected, memorised, geometry, recoloured = hit.findings
     assert (
-        protected.triggered and protected.confirmed and protected.detail == "apple" and protected.category == "copy.protected"
+        protected.triggered and protected.confirmed and protected.ref_id == "apple" and protected.category == "copy.protected"
     )
     assert protected.score == pytest.approx(1, abs=1e-6) and protected.threshold == 0.999
     assert memorised.score == -1 and not memorised.triggered
@@ -91,7 +91,13 @@ def test_a_copy_is_confirmed(clean: np.ndarray) -> None:
     assert hit.nearest[0].ref_id == "apple" and hit.nearest[0].confirm == 1.0
     assert hit.nearest[1].confirm is None  # below the threshold nobody looks twice
     assert hit.embedding.shape == (12,) and hit.embedding.dtype == np.float32
-    assert not examined[2].findings[0].triggered and examined[2].findings[0].detail in ("apple", "pear")
+    assert not examined[2].findings[0].triggered and examined[2].findings[0].ref_id in ("apple", "pear")
+
+
+def test_people_read_the_title_and_steering_reads_the_id(clean: np.ndarray) -> None:
+    (examined,) = guard([(Match("3f9a0c", "A red apple", 0.0, "claim", "active"), clean[0])]).examine(clean[:1])
+    assert (examined.findings[0].ref_id, examined.findings[0].detail) == ("3f9a0c", "A red apple")
+    assert [finding.ref_id for finding in examined.findings if not finding.triggered and not finding.score > 0] == ["", ""]
 
 
 def test_check_is_the_findings_of_examine(clean: np.ndarray) -> None:
@@ -112,7 +118,7 @@ def test_without_the_reference_picture_similarity_alone_counts(clean: np.ndarray
 def test_memorised_works_have_their_own_category(clean: np.ndarray) -> None:
     protected, memorised, *_ = guard([(work("probe", "memorisation_probe"), clean[0])]).check(clean[:1])[0]
     assert protected.score == -1 and memorised.triggered and memorised.category == "copy.memorised"
-    assert memorised.detail == "probe"
+    assert memorised.ref_id == "probe"
 
 
 def test_a_confirmed_reference_outranks_a_nearer_unconfirmed_one(clean: np.ndarray) -> None:
@@ -120,7 +126,7 @@ def test_a_confirmed_reference_outranks_a_nearer_unconfirmed_one(clean: np.ndarr
     twin[:8] //= 2
     works = [(work("decoy"), clean[0]), (work("real"), twin)]
     finding = guard(works, threshold=0.5, confirm=lambda _, ref: float(np.array_equal(ref, twin))).check(clean[:1])[0][0]
-    assert finding.detail == "real" and finding.confirmed and 0.5 < finding.score < 1
+    assert finding.ref_id == "real" and finding.confirmed and 0.5 < finding.score < 1
 
 
 @pytest.mark.parametrize("status", ["retired", "allowed"])
@@ -149,7 +155,7 @@ def test_the_second_look_may_suffice_alone(clean: np.ndarray) -> None:
     protected, _, geometry, _ = sure.findings
     assert not protected.triggered and geometry.triggered and geometry.category == "copy.geometry"
     assert not geometry.confirmed  # one opinion does not reject
-    assert geometry.score == 0.9 and geometry.detail == "pear"  # not the nearest by cosine, but the one that was recognised
+    assert geometry.score == 0.9 and geometry.ref_id == "pear"  # not the nearest by cosine, but the one that was recognised
     unsure = guard(works, confirm=lambda *_: 0.7, **settings).check(clean[:1])[0]
     assert not any(finding.triggered for finding in unsure)
 
@@ -170,7 +176,7 @@ def test_the_second_look_may_clear_what_the_embedder_flags(clean: np.ndarray) ->
 
     examined = guard(works, threshold=-0.99, veto_below=0.1, confirm=look).examine(clean[:1])[0]
     assert examined.nearest[0].ref_id == "apple" and examined.nearest[0].confirm == 0.05  # on record all the same
-    assert examined.findings[0].detail == "pear" and examined.findings[0].triggered
+    assert examined.findings[0].ref_id == "pear" and examined.findings[0].triggered
     looks[1] = 0.0
     assert not guard(works, threshold=-0.99, veto_below=0.1, confirm=look).check(clean[:1])[0][0].triggered
 
@@ -190,7 +196,7 @@ def test_a_pictures_own_reference_is_looked_at_however_far_it_is(clean: np.ndarr
     assert "apple" not in [match.ref_id for match in missed.nearest] and not any(f.triggered for f in missed.findings)
     (found,) = copies.examine(recoloured, [["apple"]])
     geometry = found.findings[2]
-    assert geometry.category == "copy.geometry" and geometry.triggered and geometry.detail == "apple"
+    assert geometry.category == "copy.geometry" and geometry.triggered and geometry.ref_id == "apple"
     assert not geometry.confirmed, "alone it steers and asks a person, and never rejects"
     (other,) = copies.examine(recoloured, [["plum"]])
     assert not any(f.triggered for f in other.findings)
@@ -218,7 +224,7 @@ def test_a_copy_in_other_colours_is_found_by_turning_its_hues() -> None:
     (found,) = turning.examine(copy)
     *others, recoloured = found.findings
     assert not any(finding.triggered for finding in others)
-    assert recoloured.triggered and recoloured.confirmed and recoloured.detail == "apple" and recoloured.score == 1
+    assert recoloured.triggered and recoloured.confirmed and recoloured.ref_id == "apple" and recoloured.score == 1
     assert next(m for m in found.nearest if m.ref_id == "apple").confirm == 1
 
 

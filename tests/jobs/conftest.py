@@ -72,11 +72,11 @@ class FakeStudio:
         )  # fmt: skip
 
     def sample(self, request: Request) -> Sample:
-        now = time.time()
+        now = {"started_at": time.time(), "finished_at": time.time()}
         if request.problem:
             code, message = request.problem
             return Sample(
-                request, Outcome.ERROR, code, error_class="InputError", error_message=message, started_at=now, finished_at=now
+                request=request, outcome=Outcome.ERROR, reason=code, error_class="InputError", error_message=message, **now
             )
         word = request.prompt
         if "disk-full" in word and not (self.base / "space").exists():
@@ -90,15 +90,16 @@ class FakeStudio:
             os._exit(1)
         if "copy" in word:
             attempts = (self._attempt(request, 0, 0.95, Verdict.REJECT),)
-            return Sample(request, Outcome.REJECTED, "copy.protected", attempts, started_at=now, finished_at=now)
+            return Sample(request=request, outcome=Outcome.REJECTED, reason="copy.protected", attempts=attempts, **now)
         if "stubborn" in word:
             attempts = (self._attempt(request, 0, 0.95, Verdict.STEER), self._attempt(request, 1, 0.9, Verdict.REJECT))
-            return Sample(request, Outcome.REJECTED, "copy.protected", attempts, started_at=now, finished_at=now)
+            return Sample(request=request, outcome=Outcome.REJECTED, reason="copy.protected", attempts=attempts, **now)
         if "steered" in word:
             attempts = (self._attempt(request, 0, 0.9, Verdict.STEER), self._attempt(request, 1, 0.4, Verdict.ACCEPT))
-            return Sample(request, Outcome.ACCEPTED_AFTER_STEERING, "", attempts, 1, started_at=now, finished_at=now)
+            steered = Outcome.ACCEPTED_AFTER_STEERING
+            return Sample(request=request, outcome=steered, attempts=attempts, accepted_attempt=1, **now)
         attempts = (self._attempt(request, 0, 0.3, Verdict.ACCEPT),)
-        return Sample(request, Outcome.ACCEPTED, "", attempts, 0, started_at=now, finished_at=now)
+        return Sample(request=request, outcome=Outcome.ACCEPTED, attempts=attempts, accepted_attempt=0, **now)
 
     def _attempt(self, request: Request, number: int, similarity: float, verdict: Verdict) -> Attempt:
         picture = np.random.default_rng([request.seed, number]).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -111,7 +112,7 @@ class FakeStudio:
             picture=picture,
             pixel_sha256=pixel_digest(picture),
             embedding=np.array([1, 0, 0, 0], dtype=np.float32),
-            findings=(Finding("copies", "1", "copy.protected", similarity, 0.8),),
+            findings=(Finding(guard="copies", version="1", category="copy.protected", score=similarity, threshold=0.8),),
             nearest=(Match("ref", "red apple", similarity),),
             decision=Decision(verdict, reason),
             denoiser_evals=20.0,

@@ -50,7 +50,9 @@ class Seeing:
                 high, wide = changed.shape
                 box = (columns[0] / wide, rows[0] / high, (columns[-1] + 1) / wide, (rows[-1] + 1) / high)
                 score = 0.9
-            found.append([Finding(self.name, self.version, "mark.qr", score, 0.5, box=box)])
+            found.append(
+                [Finding(guard=self.name, version=self.version, category="mark.qr", score=score, threshold=0.5, box=box)]
+            )
         return found
 
 

@@ -63,7 +63,9 @@ def an_attempt(
 ) -> Attempt:
     """One attempt whose copies finding follows from the similarity to reference ``ref``."""
     vector = np.random.default_rng(ref * 100 + number).normal(size=8).astype(np.float32)
-    copies = Finding("copies", "1", "copy.protected", similarity, THRESHOLD, True, None, f"ref-{ref}")
+    copies = Finding(
+        guard="copies", version="1", category="copy.protected", score=similarity, threshold=THRESHOLD, ref_id=f"ref-{ref}"
+    )
     return Attempt(
         number=number,
         seed=1000 + number,
@@ -82,14 +84,18 @@ def an_attempt(
 
 
 def qr(score: float) -> Finding:
-    return Finding("codes", "2", "mark.qr", score, 0.5, True, (0.1, 0.1, 0.4, 0.4) if score >= 0.5 else None, "")
+    box = (0.1, 0.1, 0.4, 0.4) if score >= 0.5 else None
+    return Finding(guard="codes", version="2", category="mark.qr", score=score, threshold=0.5, box=box)
 
 
 def a_sample(row: int, outcome: Outcome, attempts: Sequence[Attempt] = (), reason: str = "", **more: object) -> Sample:
     accepted = attempts[-1].number if outcome in (Outcome.ACCEPTED, Outcome.ACCEPTED_AFTER_STEERING) else None
     request = Request(row, f"key-{row:03d}", f"a drawing of thing {row}", "", 1000 + row)
     start = 1_760_000_000.0 + row
-    return Sample(request, outcome, reason, tuple(attempts), accepted, started_at=start, finished_at=start + 2.5, **more)  # type: ignore[arg-type]
+    return Sample(
+        request=request, outcome=outcome, reason=reason, attempts=tuple(attempts), accepted_attempt=accepted,
+        started_at=start, finished_at=start + 2.5, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def every_outcome(offset: int = 0, repeats: int = 1) -> list[Sample]:

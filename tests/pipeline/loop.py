@@ -45,7 +45,15 @@ class Copies:
         out = []
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1
-            finding = Finding("copies", "1", self.category, score, 0.8, self.confirmed, None, REF)
+            finding = Finding(
+                guard="copies",
+                version="1",
+                category=self.category,
+                score=score,
+                threshold=0.8,
+                confirmed=self.confirmed,
+                ref_id=REF,
+            )
             out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "grey", score),), (finding,)))
         return out
 
@@ -59,7 +67,7 @@ class Failing:
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         if any(sha(p) in self.bad for p in pictures):
             raise ValueError("cannot look at this one")
-        return [[Finding("marks", "1", "mark.qr", 0.0, 0.5)] for _ in pictures]
+        return [[Finding(guard="marks", version="1", category="mark.qr", score=0.0, threshold=0.5)] for _ in pictures]
 
 
 def sha(picture: np.ndarray) -> str:
@@ -68,7 +76,9 @@ def sha(picture: np.ndarray) -> str:
 
 def studio(model: DiffusionModel, copies: object, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
     config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
-    return Studio(config, policy, model, copies, guards, [], Index(), "calibration", 0.8)  # type: ignore[arg-type]
+    return Studio(
+        config, policy, model, copies=copies, guards=guards, index=Index(), calibration_id="calibration", threshold=0.8
+    )  # type: ignore[arg-type]
 
 
 def requests(count: int = 5) -> list[Request]:

@@ -14,7 +14,9 @@ ACTIONS = ["steer", "reject", "observe"]
 GUARDS = {"copies": "copy.protected", "marks": "mark.qr", "text": "text.ocr", "unsafe": "unsafe.nsfw"}
 
 finding = st.builds(
-    lambda guard, score, confirmed: Finding(guard, "1", GUARDS[guard], score, 0.5, confirmed),
+    lambda guard, score, confirmed: Finding(
+        guard=guard, version="1", category=GUARDS[guard], score=score, threshold=0.5, confirmed=confirmed
+    ),
     st.sampled_from(sorted(GUARDS)),
     st.floats(0, 1),
     st.booleans(),
@@ -62,12 +64,12 @@ def test_ladders_end(findings: list[Finding], policy: Policy) -> None:
 
 
 def copy(score: float, confirmed: bool = True) -> Finding:
-    return Finding("copies", "1", "copy.protected", score, 0.8, confirmed)
+    return Finding(guard="copies", version="1", category="copy.protected", score=score, threshold=0.8, confirmed=confirmed)
 
 
 def test_marks_have_a_ladder_of_their_own() -> None:
     policy = Policy(ladder=(Rung("negtome"),), mark_ladder=(MarkRung("erase"), MarkRung("reseed")))
-    mark = Finding("marks", "1", "mark.qr", 0.9, 0.5)
+    mark = Finding(guard="marks", version="1", category="mark.qr", score=0.9, threshold=0.5)
     assert decide([mark], 0, policy, 0) == decide([mark], 1, policy, 1)  # both rungs of the marks'
     assert decide([mark], 2, policy, 2).verdict is Verdict.REVIEW
     assert decide([mark], 2, policy, 1).verdict is Verdict.STEER  # one rung of each was climbed
@@ -77,7 +79,7 @@ def test_marks_have_a_ladder_of_their_own() -> None:
     assert decide([copy(0.9, confirmed=False), mark], 1, policy, 0).reason == "mark.qr"
     shared = Policy(ladder=(Rung("negtome"),))
     assert decide([mark], 0, shared).verdict is Verdict.STEER and decide([mark], 1, shared).verdict is Verdict.REVIEW
-    words = Finding("text", "1", "text.ocr", 0.9, 0.5)
+    words = Finding(guard="text", version="1", category="text.ocr", score=0.9, threshold=0.5)
     assert decide([words], 1, policy, 1).verdict is Verdict.STEER
 
 
@@ -89,7 +91,7 @@ def test_by_hand() -> None:
     assert decide([copy(0.8, confirmed=False)], 1, policy).verdict is Verdict.REVIEW
     observe = dataclasses.replace(policy, copies=CopiesPolicy(action="observe"))
     assert decide([copy(0.99)], 0, observe).verdict is Verdict.ACCEPT
-    unsafe = Finding("unsafe", "1", "unsafe.nsfw", 0.9, 0.8)
+    unsafe = Finding(guard="unsafe", version="1", category="unsafe.nsfw", score=0.9, threshold=0.8)
     assert decide([copy(0.9), unsafe], 0, policy).reason == "unsafe.nsfw"
 
 

@@ -90,7 +90,7 @@ class Copies:
         out = []
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1
-            finding = Finding("copies", "1", "copy.protected", score, 0.8, True, None, REF)
+            finding = Finding(guard="copies", version="1", category="copy.protected", score=score, threshold=0.8, ref_id=REF)
             out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "red apple", score),), (finding,)))
         return out
 
@@ -103,7 +103,7 @@ def model(tiny_sd: Path) -> DiffusionModel:
 def studio(model: DiffusionModel, copies: Copies, early: EarlyPolicy = EARLY, ladder: tuple[Rung, ...] = LADDER) -> Studio:
     config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
     policy = Policy(ladder=ladder, early=early)
-    return Studio(config, policy, model, copies, (), [], copies.index, "calibration", 0.8)  # type: ignore[arg-type]
+    return Studio(config, policy, model, copies=copies, index=copies.index, calibration_id="calibration", threshold=0.8)  # type: ignore[arg-type]
 
 
 def requests(count: int = 4) -> list[Request]:
@@ -313,7 +313,7 @@ def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
     references: dict[str, list[int]] = {}
     for signal in ("latent", "latent" + TURNED):
         seen, pushed = studio(model, Copies(lambda _: False)), references.setdefault(signal, [])
-        hit = Caught(1, signal, 0.9, 0.5, (Match(REF, "red apple", 0.9),))
+        hit = Caught(step=1, signal=signal, score=0.9, threshold=0.5, nearest=(Match(REF, "red apple", 0.9),))
         assert seen.early is not None
         monkeypatch.setattr(seen.early, "look", lambda due, prompts, hit=hit: [hit for _ in due])
         submit = seen.engine.submit

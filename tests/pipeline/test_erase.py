@@ -134,7 +134,7 @@ def test_phrase_names_each_concept_and_its_places() -> None:
 
 def test_findings_become_concepts_and_boxes() -> None:
     def finding(category: str, score: float, box=None) -> Finding:
-        return Finding("g", "1", category, score, 0.5, box=box)
+        return Finding(guard="g", version="1", category=category, score=score, threshold=0.5, box=box)
 
     found = marks_found(
         [

@@ -81,12 +81,21 @@ class Marks:
         self.bad, self.box = bad, box
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        return [[Finding("marks", "1", "mark.qr", float(sha(p) in self.bad), 0.5, box=self.box)] for p in pictures]
+        return [
+            [
+                Finding(
+                    guard="marks", version="1", category="mark.qr", score=float(sha(p) in self.bad), threshold=0.5, box=self.box
+                )
+            ]
+            for p in pictures
+        ]
 
 
 class Everywhere(Marks):
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        return [[Finding("marks", "1", "mark.qr", 1.0, 0.5, box=self.box)] for _ in pictures]
+        return [
+            [Finding(guard="marks", version="1", category="mark.qr", score=1.0, threshold=0.5, box=self.box)] for _ in pictures
+        ]
 
 
 def sha(picture: np.ndarray) -> str:
@@ -95,7 +104,7 @@ def sha(picture: np.ndarray) -> str:
 
 def studio(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, policy: Policy, **generation: Any) -> Studio:
     config = RunConfig(prompts="-", generation=GenerationConfig(**{"steps": STEPS, "rows": 8, **generation}))
-    return Studio(config, policy, model, None, guards, [], None, "", 0.0, erasers)
+    return Studio(config, policy, model, guards=guards, erasers=erasers)
 
 
 def draw(s: Studio, count: int = 4) -> dict[str, Sample]:
@@ -223,7 +232,10 @@ def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Era
         name = "yolo"
 
         def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-            return [[Finding("yolo", "1", "mark.qr", 1.0, 0.5, box=(0.6, 0.6, 1, 1))] for _ in pictures]
+            return [
+                [Finding(guard="yolo", version="1", category="mark.qr", score=1.0, threshold=0.5, box=(0.6, 0.6, 1, 1))]
+                for _ in pictures
+            ]
 
     policy = dataclasses.replace(MARKS, yolo=GuardPolicy(action="observe"))
     sample = draw(studio(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]

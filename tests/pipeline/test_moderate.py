@@ -127,7 +127,14 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
         name, version, categories = "marks", "1", ("mark.qr",)
 
         def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-            return [[Finding("marks", "1", "mark.qr", float(sha(p) == unsteered["key-0"]), 0.5)] for p in pictures]
+            return [
+                [
+                    Finding(
+                        guard="marks", version="1", category="mark.qr", score=float(sha(p) == unsteered["key-0"]), threshold=0.5
+                    )
+                ]
+                for p in pictures
+            ]
 
     policy = Policy(marks=GuardPolicy(action="steer"), ladder=LADDER)
     done = by_key(list(moderate(studio(model, Copies(lambda _: False), [Marks()], policy), requests())))

@@ -177,7 +177,18 @@ def test_findings_that_nothing_can_be_decided_about_end_their_sample(
         name, version, categories = "foreign", "1", ("mark.qr",)
 
         def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-            return [[Finding("foreign", "1", "mark.qr", float(sha(p) == unsteered["key-1"]), 0.5)] for p in pictures]
+            return [
+                [
+                    Finding(
+                        guard="foreign",
+                        version="1",
+                        category="mark.qr",
+                        score=float(sha(p) == unsteered["key-1"]),
+                        threshold=0.5,
+                    )
+                ]
+                for p in pictures
+            ]
 
     s = studio(model, Copies(lambda _: False), [Foreign()])
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.guard", 0)

@@ -64,6 +64,12 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_finding_names_its_reference(samples: Sequence[Sample], context: Make) -> None:
+    rows = [row for row in sample_table(samples, context(), "s0").to_pylist() if row["findings"]]
+    named = [[f["ref_id"] for f in row["findings"] if f["guard"] == "copies"] for row in rows]
+    assert named == [[row["nearest"][0]["ref_id"]] for row in rows] and len(named) >= 8
+
+
 def test_one_row_per_request_and_per_attempt(samples: Sequence[Sample], context: Make) -> None:
     rows = sample_table(samples, context(), "s0").to_pylist()
     attempts = attempt_table(samples, context(), "s0").to_pylist()

@@ -1,0 +1,29 @@
+"""An open request: what it is steered away from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from guards.base import Finding
+from index.reference import Match
+from pipeline.case import Case
+from pipeline.outcome import Attempt, Decision, Request, Verdict
+
+
+def flagged(ref_id: str, detail: str) -> Attempt:
+    finding = Finding(
+        guard="copies", version="1", category="copy.protected", score=0.9, threshold=0.8, ref_id=ref_id, detail=detail
+    )
+    picture = np.zeros((64, 64, 3), np.uint8)
+    return Attempt(
+        number=0, seed=1, resumed_from_step=0, intervention=None, picture=picture, pixel_sha256="", embedding=np.zeros(0),
+        findings=(finding,), nearest=(Match("other", "another", 0.3),), decision=Decision(Verdict.STEER, "copy.protected"),
+        denoiser_evals=1.0, device_seconds=0.0,
+    )  # fmt: skip
+
+
+def test_steering_reads_the_reference_and_not_the_text_for_people() -> None:
+    case = Case(request=Request(0, "a", "an apple"), started_at=0.0, truncated=False, seed=1)
+    case.attempts.append(flagged("3f9a0c", "A red apple"))
+    assert case.own_references() == ["3f9a0c"]
+    assert case.nearest_references() == ["3f9a0c", "other"]
