@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes this one below Python 3.12
 
 from guards.base import Box
 from index.errors import IntegrityError, ModelError
@@ -28,6 +31,30 @@ SETTINGS, TOKENS, LOWRANK = "adapter.json", "tokens.safetensors", "pytorch_lora_
 FORMAT = 1
 PREFIX = "unet."
 Removal = Literal["data", "model"]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Words(TypedDict):
+    concepts: Annotated[list[Name], Field(min_length=1)]
+    mode: Literal["bins", "corners"] | None
+    grid: Annotated[int, Field(ge=1, le=64)]
+
+
+class _Card(TypedDict):
+    """What adapter.json must and may say; further keys are for people."""
+
+    format: int
+    removal: Removal
+    base: NotRequired[str]
+    base_digest: Name
+    vocabulary: _Words | None
+    concepts: NotRequired[list[Name]]
+    files: dict[Literal["tokens.safetensors", "pytorch_lora_weights.safetensors"], Name]
+    places: NotRequired[dict[Name, list[tuple[Share, Share, Share, Share]]]]
+
+
+_CARD = TypeAdapter(_Card)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +100,33 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], str]:
     """What adapter.json says, and its digest, without loading weights.
 
     Raises:
-        ModelError: no adapter there, or one of another format.
+        ModelError: no adapter there, one of another format, or a value that cannot be what its key means.
     """
     path = folder / SETTINGS
     try:
         raw = path.read_bytes()
         settings = json.loads(raw)
-        missing = {"format", "removal", "base_digest", "vocabulary", "files"} - set(settings)
     except FileNotFoundError:
         fix = "Name a folder written by `clearance erase train`"
         raise ModelError(f"has no {SETTINGS}", where=str(folder), fix=fix) from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"cannot be read ({error})", where=str(path), fix="Restore the file") from None
-    if missing or settings["format"] != FORMAT:
-        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has format {settings['format']}, not {FORMAT}"
-        raise ModelError(what, where=str(path), fix="Train it again with this version")
+    if isinstance(settings, dict) and settings.get("format") != FORMAT:
+        what = f"has format {settings.get('format')}, not {FORMAT}"
+        raise ModelError(what, where=str(path), fix="Train the adapter again with this version")
+    if wrong := _wrong(settings):
+        raise ModelError(wrong, where=str(path), fix="Restore the file, or train the adapter again with this version")
     return settings, hashlib.sha256(raw).hexdigest()
+
+
+def _wrong(settings: Any) -> str:
+    """The first value of adapter.json that is not what its key means; empty when all are."""
+    try:
+        _CARD.validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return ""
 
 
 def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,30 @@ def test_an_adapter_is_bound_to_its_model_and_its_bytes(exact: DiffusionModel, t
     with pytest.raises(ModelError, match=r"no adapter\.json"):
         load_adapter(tmp_path, exact.digest)
     (folder / "adapter.json").write_text("{}")
-    with pytest.raises(ModelError, match="lacks"):
+    with pytest.raises(ModelError, match="has format None"):
+        load_adapter(folder, exact.digest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("files", None, "files"),
+        ("files", {"../model.safetensors": "0"}, "files"),
+        ("places", {"qr": [[0, 0, 1e308, 1]]}, "places.qr.0.2"),
+        ("places", {"qr": [[0, 0, 1]]}, "places.qr.0"),
+        ("concepts", [[]], "concepts.0"),
+        ("vocabulary", {"concepts": [], "mode": "bins", "grid": 2}, "vocabulary.concepts"),
+        ("removal", "all", "removal"),
+        ("base_digest", 1, "base_digest"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_named(
+    exact: DiffusionModel, tmp_path: Path, key: str, value: object, named: str
+) -> None:
+    folder = write_adapter(tmp_path / "one", exact, Vocabulary(("qr",), "bins", 2))
+    settings = json.loads((folder / "adapter.json").read_text())
+    (folder / "adapter.json").write_text(json.dumps({**settings, key: value}))
+    with pytest.raises(ModelError, match=re.escape(named)):
         load_adapter(folder, exact.digest)
 
 
