@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.audit import charts
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.audit.numbers import ACCEPTED, SAMPLE_COLUMNS, report_numbers
+from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.provenance import thumbnail
 from pipeline.shard import write_atomically
 
@@ -109,8 +110,8 @@ def _render(folder: Path, numbers: dict[str, Any], references: dict[str, np.ndar
         errors=errors[:LISTED],
         errors_total=len(errors),
         gallery=gallery,
-        policy=_policy_rows(numbers["policy"]),
-        ladder=(numbers["policy"] or {}).get("ladder") or [],
+        policy=policy_rows(numbers["policy"]),
+        ladders=ladders(numbers["policy"]),
         folder=folder.name,
     )
 
@@ -198,26 +199,6 @@ def _pair_order(pair: Mapping[str, Any]) -> tuple[bool, float]:
 def _final(sample: Mapping[str, Any], tries: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
     rows = tries[sample["sample_id"]]
     return next((row for row in rows if row["attempt"] == sample["accepted_attempt"]), rows[-1])
-
-
-def _policy_rows(policy: Any) -> list[tuple[str, str]]:
-    """The policy as rows of (setting, value), name first; the ladder has a table of its own."""
-    rows = []
-    order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
-    for name, value in order:
-        if name == "ladder":
-            continue
-        if isinstance(value, dict):
-            rows.append((name, ", ".join(f"{key} {_plain(item)}" for key, item in value.items())))
-        else:
-            rows.append((name, _plain(value)))
-    return rows
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

@@ -218,6 +218,7 @@ def make_run() -> Callable[..., FakeRun]:
             "version": "1",
             "copies": {"threshold": 0.0, "action": "steer", "k": 3},
             "ladder": [{"kind": "negtome", "alpha": 0.9}, {"kind": "nudge", "step_size": 0.05}],
+            "mark_ladder": [{"kind": "erase", "focus": 4.0, "strength": 1.0}, {"kind": "reseed"}],
         }
         seal(folder, run_predicate(context, policy=policy, requested=len(everything), started_at=1_760_000_000.0))
         return FakeRun(folder, everything, context)

@@ -1,0 +1,56 @@
+"""The policy as tables of the report: its settings, and each ladder with the keys that differ from their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.config import MarkRung, Rung
+
+LADDERS: dict[str, tuple[str, type[Any]]] = {  # key of the policy → title of its table, class of its rungs
+    "ladder": ("Ladder: what is done about copies", Rung),
+    "mark_ladder": ("Mark ladder: what is done about marks", MarkRung),
+}
+
+
+def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The policy as rows of (setting, value), name first; the ladders have tables of their own."""
+    rows = []
+    order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
+    for name, value in order:
+        if name in LADDERS:
+            continue
+        if isinstance(value, dict):
+            rows.append((name, ", ".join(f"{_words(key)} {_plain(item)}" for key, item in value.items())))
+        else:
+            rows.append((name, _plain(value)))
+    return rows
+
+
+def ladders(policy: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every ladder of the policy that has rungs: its title, and for each rung (kind, keys that differ from their defaults)."""
+    found = []
+    for key, (title, rung) in LADDERS.items():
+        rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
+        if rungs:
+            found.append((title, [(str(one.get("kind", "")), _changed(rung, one)) for one in rungs]))
+    return found
+
+
+def _changed(rung: type[Any], stored: Mapping[str, Any]) -> str:
+    defaults = {f.name: f.default for f in dataclasses.fields(rung)}
+    changed = {key: value for key, value in stored.items() if key != "kind" and value != defaults.get(key, dataclasses.MISSING)}
+    return ", ".join(f"{_words(key)} {_plain(value)}" for key, value in changed.items()) or "all at their defaults"
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else "none" if value in ("", None) else str(value)
