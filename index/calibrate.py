@@ -17,34 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import InputError, IntegrityError
+from index.rate import Rate
 
 if TYPE_CHECKING:
     from index.embed import Embedder
 
 CURVE_POINTS = 41
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share with its Wilson interval at 95 %: ``hits`` of ``n``."""
-
-    value: float
-    low: float
-    high: float
-    hits: int
-    n: int
-
-    @classmethod
-    def of(cls, hits: int, n: int) -> Rate:
-        """The share ``hits / n`` (0 of 0 is 0, with the interval 0 to 1)."""
-        if not n:
-            return cls(0.0, 0.0, 1.0, 0, 0)
-        z, p = 1.959963984540054, hits / n
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        # The interval touches 0 and 1 exactly at no hits and at nothing but hits; rounding must not say otherwise.
-        low, high = (0.0 if not hits else middle - half), (1.0 if hits == n else middle + half)
-        return cls(p, low, high, hits, n)
 
 
 NEVER = 2.0  # a second look's score that is never reached

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from index.calibrate import Calibration, Rate
+    from index.calibrate import Calibration
     from index.embed import OpenCLIPEmbedder
     from index.pairs import Measured, Pair
+    from index.rate import Rate
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]

@@ -51,7 +51,7 @@ class Measure:
 
 def share(name: str, count: int, n: int, goal: float | None = None, better: str = "higher") -> Measure:
     """A rate of independent cases with Wilson's interval."""
-    from pipeline.audit.numbers import wilson
+    from index.rate import wilson
 
     low, high = wilson(count, n)
     return Measure(name, count / max(1, n), low, high, n, goal, better)

@@ -195,7 +195,7 @@ def _keep(path: Path, build: Callable[[], dict[str, np.ndarray]], say: Say) -> d
 
 def _rate(hits: Any) -> list[float]:
     """Share of true values in a bool array, with its Wilson interval at 95 %."""
-    from index.calibrate import Rate
+    from index.rate import Rate
 
     rate = Rate.of(int(hits.sum()), len(hits))
     return [round(v, 4) for v in (rate.value, rate.low, rate.high)]

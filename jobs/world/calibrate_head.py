@@ -66,7 +66,7 @@ def choose(best: np.ndarray, best_armed: np.ndarray, copy: np.ndarray) -> dict[s
         best_armed: highest cosine to an armed one (N,); −1 where none is armed.
         copy: bool (N,).
     """
-    from pipeline.audit.numbers import wilson
+    from index.rate import wilson
 
     negatives = np.sort(best_armed[~copy])
     allowed = int(FALSE_ALARMS * len(negatives))

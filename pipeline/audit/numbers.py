@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import IntegrityError
+from index.rate import wilson
 from pipeline.audit.ledger import RUN_FILE, attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import Verification, verify
 from pipeline.outcome import Outcome
 from pipeline.shard import digest_file
 
 ACCEPTED = (Outcome.ACCEPTED.value, Outcome.ACCEPTED_AFTER_STEERING.value)
-Z95 = 1.959963984540054
 SAMPLE_COLUMNS = (
     "row_no sample_id request_key outcome reason prompt prompt_truncated attempts accepted_attempt findings nearest "
     "interventions skipped_guards error_class error_message denoiser_evals device_seconds wall_seconds copy_threshold model_id "
@@ -31,16 +31,6 @@ SAMPLE_COLUMNS = (
     "software_version run_id dataset_id started_at finished_at media_type"
 )
 _ATTEMPT_COLUMNS = "sample_id attempt intervention caught findings nearest decision reason denoiser_evals device_seconds"
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for k of n; (0, 1) when nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = k / n, Z95 * Z95
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
-    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
 def report_numbers(folder: Path, salt: str | None = None) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.calibrate import NEVER, Calibration, Rate, average_precision, calibrate, compare
+from index.calibrate import NEVER, Calibration, average_precision, calibrate, compare
 from index.errors import InputError, IntegrityError
+from index.rate import Rate
 
 from .conftest import GridEmbedder, drawing
 

@@ -16,7 +16,7 @@ from index.errors import InputError, IntegrityError
 from pipeline.audit import report
 from pipeline.audit.charts import bin_counts
 from pipeline.audit.ledger import run_predicate, seal
-from pipeline.audit.numbers import report_numbers, wilson
+from pipeline.audit.numbers import report_numbers
 from pipeline.audit.provenance import decode, thumbnail
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.report import write_report
@@ -198,19 +198,6 @@ def test_long_lists_are_cut_and_say_so(make_run: Make, tmp_path: Path, monkeypat
         monkeypatch.setattr(report, name, 2)
     page = write_report(make_run(tmp_path / "run").folder)[0].read_text(encoding="utf-8")
     assert "2 of 6 are shown" in page and "2 of 12 released pictures" in page and "2 of 4 shown" in page
-
-
-def test_wilson() -> None:
-    # Values of the closed form computed elsewhere (Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29).
-    for k, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(7, 7)[1] == 1.0
 
 
 def test_histogram_bins() -> None:
