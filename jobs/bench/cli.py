@@ -32,6 +32,24 @@ def world(
 
 
 @app.command()
+def painter(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="The built world with its training state.")] = Path("world"),
+    model: Annotated[
+        Path | None, typer.Option(help="A diffusers folder to measure in place of the denoiser in training.")
+    ] = None,
+) -> None:
+    """Whether a denoiser in training draws what a stranger recognises, unsteered and steered; writes a contact sheet.
+
+    Example: clearance bench painter --work world --quick --out looks
+    """
+    from jobs.bench.painter import bench
+
+    bench(out, work=work, model=model, quick=quick)
+
+
+@app.command()
 def engine(out: Out = DOCS, quick: Quick = False) -> None:
     """Bytes of the engine, its speed against diffusers' own loop, what repairs and negative token merging cost.
 

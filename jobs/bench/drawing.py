@@ -37,8 +37,10 @@ class Drawn:
         return Drawn([s for s, k in zip(self.samples, keep, strict=True) if k])
 
 
-def open_studio(folder: Path, policy: str | Policy) -> Studio:
+def open_studio(folder: Path, policy: str | Policy, *, model: Path | None = None) -> Studio:
     """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
+
+    ``model`` is a diffusers folder that draws in place of the one that ships.
 
     One thread: the same pictures however many cores there are, and two benches side by side do not fight.
     """
@@ -46,13 +48,14 @@ def open_studio(folder: Path, policy: str | Policy) -> Studio:
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
     from jobs.plan import read_policy
-    from pipeline.config import GenerationConfig, RunConfig
+    from pipeline.config import GenerationConfig, ModelConfig, RunConfig
     from pipeline.model.folder import STICKERS
     from pipeline.studio import Studio
 
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
-    config = RunConfig(prompts="-", index="index", generation=GenerationConfig(threads=1))
+    drawn_with = ModelConfig() if model is None else ModelConfig(path=str(model))
+    config = RunConfig(prompts="-", index="index", model=drawn_with, generation=GenerationConfig(threads=1))
     return Studio.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 

@@ -19,35 +19,9 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     import torch
     from PIL import Image
 
-    from index.torchvision_ops import ensure
-
-    ensure()
-    from diffusers import AutoencoderTiny, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
-
     from jobs.world.pictures import load
-    from jobs.world.train_denoiser import make_scheduler, make_text_encoder, make_unet
 
-    state = torch.load(work / "denoiser" / "state.pt", weights_only=False)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    unet, text = make_unet(), make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
-    unet.load_state_dict(state["average_unet"])
-    text.load_state_dict(state["average_text"])
-    pipeline: Any = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "vae"),
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(torch.float16)
-    pipeline.save_pretrained(target / "model", safe_serialization=True)
-    for config in (target / "model").glob("*/config.json"):  # diffusers writes down where it loaded a part from
-        kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if key != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    state = save_model(work, target / "model")
 
     pixels, vendors, names = load(work)
     where = {(v, n): i for i, (v, n) in enumerate(zip(vendors, names, strict=True))}
@@ -86,6 +60,41 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
     shipped.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     write_digests(target)
     return manifest
+
+
+def save_model(work: Path, folder: Path) -> dict[str, Any]:
+    """Write the training's moving average as a StableDiffusionPipeline (fp16 safetensors); returns the training state."""
+    import torch
+
+    from index.torchvision_ops import ensure
+
+    ensure()
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    from jobs.world.train_denoiser import make_scheduler, make_text_encoder, make_unet
+
+    state: dict[str, Any] = torch.load(work / "denoiser" / "state.pt", weights_only=False)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    unet, text = make_unet(), make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
+    unet.load_state_dict(state["average_unet"])
+    text.load_state_dict(state["average_text"])
+    pipeline: Any = StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("*/config.json"):  # diffusers writes down where it loaded a part from
+        kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    return state
 
 
 def write_digests(target: Path) -> None:
