@@ -6,57 +6,66 @@ problem and ends as one ``error`` row of the run.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
+from jobs.prompt_files import BadRow, Row, read_rows
+from pipeline.notes import Note
 from pipeline.outcome import Request
 
-SUFFIXES = (".parquet", ".csv", ".jsonl", ".txt")
-COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are ignored
 MAX_SEED = 2**63 - 1  # fits Arrow's int64 and torch's generator
+EXACT = 2**53  # below it every whole number is a float of its own
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+GAPS = {"", "nan", "none", "null", "<na>"}  # how programs write "no number" into a text file
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Problem = tuple[str, str]
 
+ADVICE = {
+    "input.bad_row": "Write as many fields in each row as the header has",
+    "input.empty_prompt": "Write a prompt in the row, or remove the row",
+    "input.bad_prompt": "Write the prompt as text",
+    "input.empty_key": "Give the row a key of its own, or remove the column 'key'",
+    "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
+}
 
-def read_prompts(path: Path, *, base_seed: int = 0, samples_per_prompt: int = 1) -> list[Request]:
+
+def read_prompts(
+    path: Path, *, base_seed: int = 0, samples_per_prompt: int = 1, notes: list[Note] | None = None
+) -> list[Request]:
     """Read requests from a prompt file.
 
     Args:
-        path: ``.parquet``, ``.csv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
-            ``negative_prompt`` (further columns are ignored), or ``.txt`` with one prompt a line.
+        path: ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
+            ``negative_prompt`` (further columns are ignored), or ``.txt`` with one prompt a line. The fields of a CSV may be
+            separated by commas, semicolons, tabs or vertical bars.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
+        notes: receives what was decided by itself (delimiter, encoding) and what may be a slip.
 
     Returns:
         Requests in the order of the file; bad rows are among them, with :attr:`Request.problem` set
-        (``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``).
+        (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``).
 
     Raises:
-        InputError: the file as a whole cannot be used.
+        InputError: the file as a whole cannot be used, or none of its rows can.
     """
-    if not path.is_file():
-        raise InputError("prompt file does not exist", where=str(path), fix="Name an existing file")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"unknown kind of prompt file {suffix!r}", where=str(path), fix=f"Use one of {', '.join(SUFFIXES)}")
-    reader = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl, ".txt": _text}[suffix]
-    rows = list(reader(path))
+    rows = read_rows(path, [] if notes is None else notes)
     if not rows:
         raise InputError("no prompts in this file", where=str(path), fix="Write at least one row")
-    if not any(isinstance(row.get("prompt"), str | None) for _, row in rows):
-        kind = type(rows[0][1]["prompt"]).__name__
+    values = [row.get("prompt") for _, row in rows if not isinstance(row, BadRow)]
+    if values and not any(isinstance(value, str | None) for value in values):
+        kind = type(values[0]).__name__
         raise InputError(f"column 'prompt' holds {kind}, not text", where=str(path), fix="Write the prompts as text")
     requests: list[Request] = []
     seen: dict[str, str] = {}
     for number, (place, row) in enumerate(rows):
-        for request in _requests(number, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
+        for request in _requests(number, place, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
             if request.key in seen:
                 raise InputError(
                     f"duplicate key {request.key!r}",
@@ -65,6 +74,10 @@ def read_prompts(path: Path, *, base_seed: int = 0, samples_per_prompt: int = 1)
                 )
             seen[request.key] = place
             requests.append(request)
+    if all(request.problem for request in requests):
+        code, what = requests[0].problem or ("", "")
+        many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
+        raise InputError(f"{many}{what}", where=str(path), fix=ADVICE[code])
     return requests
 
 
@@ -74,13 +87,19 @@ def derived_seed(base_seed: int, key: str, repeat: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") & MAX_SEED
 
 
-def _requests(number: int, row: Mapping[str, Any], base_seed: int, samples: int, *, first_row_no: int) -> Iterator[Request]:
-    """One input row → its requests; the first problem found is the one that is recorded."""
-    prompt, prompt_problem = _prompt(row.get("prompt"))
-    negative, negative_problem = _negative(row.get("negative_prompt"))
-    key, key_problem = _key(row, number)
-    seed, seed_problem = _seed(row.get("seed"))
-    problem = prompt_problem or key_problem or seed_problem or negative_problem
+def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *, first_row_no: int) -> Iterator[Request]:
+    """One input row → its requests; the first problem found is the one that is recorded, with the row's place."""
+    problem: Problem | None
+    if isinstance(row, BadRow):
+        prompt, negative, key, seed, problem = "", "", _fallback(number), None, ("input.bad_row", row.what)
+    else:
+        prompt, prompt_problem = _prompt(row.get("prompt"))
+        negative, negative_problem = _negative(row.get("negative_prompt"))
+        key, key_problem = _key(row, number)
+        seed, seed_problem = _seed(row.get("seed"))
+        problem = prompt_problem or key_problem or seed_problem or negative_problem
+    if problem is not None:
+        problem = problem[0], f"{place}: {problem[1]}"
     for repeat in range(samples):
         # The caller's seed is the seed of the first repeat; the others are derived from it.
         if seed is None:
@@ -89,6 +108,10 @@ def _requests(number: int, row: Mapping[str, Any], base_seed: int, samples: int,
             actual = seed if repeat == 0 else derived_seed(seed, key, repeat)
         name = f"{key}#{repeat + 1}" if samples > 1 else key
         yield Request(first_row_no + repeat, name, prompt, negative, actual, problem)
+
+
+def _fallback(number: int) -> str:
+    return f"row-{number:06d}"
 
 
 def _prompt(value: Any) -> tuple[str, Problem | None]:
@@ -108,16 +131,16 @@ def _negative(value: Any) -> tuple[str, Problem | None]:
 
 
 def _encodable(text: str) -> tuple[str, Problem | None]:
-    """JSON can spell half a surrogate pair; such text has no bytes, so nothing could be recorded about it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="replace").decode(), ("input.bad_prompt", "the prompt holds half a surrogate pair")
-    return text, None
+    """JSON can spell half a surrogate pair; such text has no bytes, so nothing could be recorded about it. NUL ends strings."""
+    found = UNSTORABLE.search(text)
+    if found is None:
+        return text, None
+    what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
+    return UNSTORABLE.sub("\ufffd", text), ("input.bad_prompt", f"the prompt holds {what} (character {found.start() + 1})")
 
 
 def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
-    fallback = f"row-{number:06d}"
+    fallback = _fallback(number)
     if "key" not in row:
         return fallback, None
     value = row["key"]
@@ -132,139 +155,18 @@ def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
 
 
 def _seed(value: Any) -> tuple[int | None, Problem | None]:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    """The same number is the same seed in every kind of file: 7, 7.0, "7" and "7.0" are 7; a gap is no seed."""
+    if value is None or (isinstance(value, float) and value != value):
         return None, None
-    seed: int | None = None
-    if isinstance(value, int) and not isinstance(value, bool):
-        seed = value
-    elif isinstance(value, str):
-        digits = value.strip()
-        seed = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
-    elif isinstance(value, float):
-        if value != value:  # a gap in a column that pandas wrote as float
-            return None, None
-        seed = int(value) if value.is_integer() and 0 <= value < 2**53 else None
-    if seed is None or not 0 <= seed <= MAX_SEED:
-        return None, ("input.bad_seed", f"seed {value!r} is not a whole number from 0 to 2^63-1")
-    return seed, None
-
-
-# One reader per kind of file: each yields (place for messages, row as a mapping).
-
-Rows = Iterator[tuple[str, Mapping[str, Any]]]
-
-
-def _require_prompt(columns: list[str], path: Path) -> None:
-    if "prompt" in columns:
-        repeated = [name for name in COLUMNS if columns.count(name) > 1]
-        if repeated:
-            raise InputError(f"column {repeated[0]!r} appears twice", where=str(path), fix="Keep one of them")
-        return
-    near = get_close_matches("prompt", columns, 1, cutoff=0.5)
-    hint = (
-        f"Rename column {near[0]!r} to 'prompt'" if near else f"Name a column 'prompt' (found: {', '.join(columns) or 'none'})"
-    )
-    raise InputError("column 'prompt' is missing", where=str(path), fix=hint)
-
-
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text (byte {error.start})", where=str(path), fix="Save the file as UTF-8") from None
-
-
-def _text(path: Path) -> Rows:
-    # Splits at newlines only: str.splitlines would also break a prompt at exotic separators.
-    lines = _decoded(path).replace("\r\n", "\n").rstrip("\n").split("\n")
-    if lines == [""]:
-        return
-    for number, line in enumerate(lines, 1):
-        yield f"line {number}", {"prompt": line}
-
-
-def _csv(path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
-    try:
-        columns = next(reader, None)
-        if columns is None:
-            return
-        columns = [name.strip() for name in columns]
-        _require_prompt(columns, path)
-        for values in reader:
-            if not values:
-                continue  # an entirely blank line is no row
-            place = f"line {reader.line_num}"
-            if len(values) != len(columns):
-                raise InputError(
-                    f"{len(values)} fields where the header has {len(columns)}",
-                    where=f"{path}: {place}",
-                    fix='Put prompts that hold a comma between double quotes: "a cat, sleeping"',
-                )
-            yield place, dict(zip(columns, values, strict=True))
-    except csv.Error as error:
-        raise InputError(f"not valid CSV ({error})", where=f"{path}: line {reader.line_num}", fix="Mend that line") from None
-
-
-def _jsonl(path: Path) -> Rows:
-    columns: dict[str, None] = {}
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(_decoded(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = str(error) or "nested too deeply"
-            raise InputError(
-                f"not valid JSON ({reason})", where=f"{path}: {place}", fix="Write one JSON object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise InputError(f"a {type(row).__name__}, not an object", where=f"{path}: {place}", fix='Write {"prompt": "…"}')
-        columns.update(dict.fromkeys(row))
-        rows.append((place, row))
-    if rows:
-        _require_prompt(list(columns), path)
-    has_keys = "key" in columns  # a row without its key is then a bad row, as it is in a table
-    for place, row in rows:
-        yield place, ({"key": None} | row if has_keys else row)
-
-
-def _parquet(path: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
-    _require_prompt(list(schema.names), path)
-    fits: dict[str, Callable[[Any], bool]] = {
-        "prompt": _is_text,
-        "negative_prompt": _is_text,
-        "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
-        "seed": lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
-    }
-    wanted = [name for name in COLUMNS if name in schema.names]
-    for name in wanted:
-        kind = schema.field(name).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not fits[name](kind) and not pa.types.is_null(kind):
-            need = {"key": "text or integers", "seed": "integers"}.get(name, "text")
-            raise InputError(f"column {name!r} is {kind}, not {need}", where=str(path), fix=f"Write {name!r} as {need}")
-    number = 0
-    try:
-        for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                yield f"row {number}", row
-                number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=f"{path}: row {number}", fix="Write the file again") from None
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    if isinstance(value, str) and value.strip().lower() in GAPS:
+        return None, None
+    number = value.strip() if isinstance(value, str) else value
+    if isinstance(number, str) and NUMBER.fullmatch(number):
+        whole = number.lstrip("+-").isdigit()
+        number = (int(number) if len(number) <= 20 else -1) if whole else float(number)
+    if isinstance(number, float):  # pandas makes floats of whole numbers in a column with gaps
+        number = int(number) if number.is_integer() and number < EXACT else None
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_SEED:
+        shown = repr(value) if len(str(value)) <= 40 else f"{str(value)[:40]}…"
+        return None, ("input.bad_seed", f"seed {shown} is not a whole number from 0 to 2^63-1")
+    return number, None

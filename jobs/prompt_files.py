@@ -1,0 +1,308 @@
+"""One reader per kind of prompt file: each gives its rows, a place for messages and a mapping of column to value.
+
+A row that cannot be read is a :class:`BadRow`, not an exception: what is wrong with one row stops no other. An
+:class:`index.errors.InputError` means that the file as a whole cannot be used.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from index.errors import InputError
+from pipeline.notes import Note
+
+COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are ignored
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+OTHER_KINDS = {  # by the end of the name, or by the first bytes
+    ".json": ("one JSON document", "Write one JSON object a line and name the file .jsonl: jq -c '.[]' FILE > prompts.jsonl"),
+    ".gz": ("compressed", "Unpack it first: gunzip --keep FILE"),
+    ".zip": ("compressed", "Unpack it first: unzip FILE"),
+    ".zst": ("compressed", "Unpack it first: unzstd FILE"),
+    ".xz": ("compressed", "Unpack it first: unxz --keep FILE"),
+    ".bz2": ("compressed", "Unpack it first: bunzip2 --keep FILE"),
+    ".xlsx": ("a spreadsheet", "Save the sheet as CSV (UTF-8)"),
+    ".xls": ("a spreadsheet", "Save the sheet as CSV (UTF-8)"),
+    ".ods": ("a spreadsheet", "Save the sheet as CSV (UTF-8)"),
+}
+MAGIC = {
+    b"\x1f\x8b": ".gz", b"PK\x03\x04": ".zip", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"BZh": ".bz2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row whose values cannot be told apart. ``what`` says why, for people."""
+
+    what: str
+
+
+Row = Mapping[str, Any] | BadRow
+Rows = Iterator[tuple[str, Row]]
+
+
+def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
+    """All rows of a prompt file.
+
+    Args:
+        path: the file; the end of its name says which kind it is.
+        notes: receives what the reader decided by itself (delimiter, encoding), and columns whose names may be slips.
+
+    Returns:
+        (place, row) in the order of the file, where place is "line 7" or "row 6".
+
+    Raises:
+        InputError: it is no file, of no known kind, or cannot be used as a whole.
+    """
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"cannot be opened ({error.strerror})", where=str(path), fix="Name an existing file") from None
+    if not there:
+        raise InputError("prompt file does not exist", where=str(path), fix="Name an existing file")
+    if folder:
+        raise InputError("is a folder, not a prompt file", where=str(path), fix="Name one file in it")
+    if not path.is_file():
+        raise InputError("is not an ordinary file", where=str(path), fix="Write the prompts to a file, and name that")
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        kind, fix = OTHER_KINDS.get(suffix, ("", ""))
+        what = f"unknown kind of prompt file {suffix!r}" + (f": it is {kind}" if kind else "")
+        raise InputError(what, where=str(path), fix=fix.replace("FILE", path.name) or f"Use one of {', '.join(READERS)}")
+    return list(READERS[suffix](path, notes))
+
+
+def _require_prompt(columns: list[str], path: Path, notes: list[Note]) -> None:
+    repeated = [name for name in COLUMNS if columns.count(name) > 1]
+    if repeated:
+        raise InputError(f"column {repeated[0]!r} appears twice", where=str(path), fix="Keep one of them")
+    if "prompt" not in columns:
+        near = get_close_matches("prompt", columns, 1, cutoff=0.5)
+        shown = ", ".join(columns[:20]) + (" …" if len(columns) > 20 else "")
+        fix = f"Rename column {near[0]!r} to 'prompt'" if near else f"Name a column 'prompt' (found: {shown or 'none'})"
+        raise InputError("column 'prompt' is missing", where=str(path), fix=fix)
+    for name in columns:
+        meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
+        if name not in COLUMNS and meant and meant[0] not in columns:
+            notes.append(Note("prompts", f"column {name!r} is not used; if it is meant as {meant[0]!r}, rename it"))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fix = "Make the file readable for this user, or name another"
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), fix=fix) from None
+
+
+def _decoded(path: Path, notes: list[Note]) -> str:
+    content = _content(path)
+    for magic, suffix in MAGIC.items():
+        if content.startswith(magic):
+            kind, fix = OTHER_KINDS[suffix]
+            raise InputError(f"is not text: it is {kind}", where=str(path), fix=fix.replace("FILE", path.name))
+    if content.startswith(b"PAR1"):
+        raise InputError("is not text: it is a Parquet file", where=str(path), fix="Let its name end in .parquet")
+    encoding = "utf-8-sig"
+    for mark, name in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if content.startswith(mark):
+            encoding = name
+            notes.append(Note("prompts", f"{path.name} is read as {name.upper()}, as its first bytes say"))
+            break
+    if encoding == "utf-8-sig" and content[:4096].count(0) * 3 > len(content[:4096]):
+        fix = f"Save the file as UTF-8: iconv -f UTF-16LE -t UTF-8 {path.name} > new"
+        raise InputError("not UTF-8 text: a third of its bytes are 0, so it may be UTF-16", where=str(path), fix=fix)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"not {'UTF-8' if encoding == 'utf-8-sig' else encoding.upper()} text (byte {error.start}): "
+            f"line {line} holds 0x{content[error.start]:02x}",
+            where=str(path),
+            fix=f"Save the file as UTF-8; if it is Windows-1252 or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new",
+        ) from None
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    """Splits at newlines only: str.splitlines would also break a prompt at exotic separators."""
+    text = text.replace("\r\n", "\n")
+    return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
+
+
+def _text(path: Path, notes: list[Note]) -> Rows:
+    lines = _lines(_decoded(path, notes))
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        yield f"line {number}", {"prompt": line}
+
+
+def _delimiter(text: str) -> tuple[str, bool]:
+    """What separates the fields, and whether the first line says so itself (``sep=;``, which spreadsheets write)."""
+    first = text[:4096].split("\n", 1)[0].split("\r", 1)[0]
+    if first.lower().startswith("sep=") and len(first) == 5:
+        return first[4], True
+    found = {mark: [name.strip() for name in next(csv.reader([first], delimiter=mark), [])] for mark in DELIMITERS}
+    with_prompt = [mark for mark, columns in found.items() if "prompt" in columns]
+    # Without one, the message about the missing column should show the columns as they are meant.
+    return (with_prompt or sorted(found, key=lambda mark: -len(found[mark])))[0], False
+
+
+def _csv(path: Path, notes: list[Note]) -> Rows:
+    text = _decoded(path, notes)
+    mark, declared = _delimiter(text)
+    if declared:
+        text = text.split("\n", 1)[1] if "\n" in text else ""
+    name = DELIMITERS.get(mark, repr(mark))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    columns: list[str] | None = None
+    rows: list[tuple[str, Row]] = []
+    while True:
+        began = reader.line_num + 1 + declared
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise _not_csv(error, path, began, reader.line_num + declared) from None
+        if values is None:
+            break
+        if columns is None:
+            columns = [value.strip() for value in values]
+            _require_prompt(columns, path, notes)
+        elif len(values) == len(columns):
+            rows.append((f"line {began}", dict(zip(columns, values, strict=True))))
+        elif values:  # an entirely blank line is no row
+            what = f"{len(values)} field{'s' if len(values) > 1 else ''} where the header has {len(columns)}"
+            fix = f'put a prompt that holds a {name} between double quotes: "a cat{mark} sleeping"'
+            rows.append((f"line {began}", BadRow(f"{what}; {fix}")))
+    if columns is not None and mark != ",":
+        notes.append(Note("prompts", f"the fields of {path.name} are separated by {name}s"))
+    yield from rows
+    if columns == ["prompt"]:
+        notes += _perhaps_fields([row["prompt"] for _, row in rows if not isinstance(row, BadRow)])
+
+
+def _perhaps_fields(prompts: list[str]) -> list[Note]:
+    """A header that lacks names makes fields a part of the prompt."""
+    for mark in (";", "\t", "|"):
+        counts = {prompt.count(mark) for prompt in prompts}
+        if len(prompts) > 1 and len(counts) == 1 and counts != {0}:
+            many, name = counts.pop(), DELIMITERS[mark]
+            header = mark.join(("prompt", "key", "seed")[: many + 1]).replace("\t", "<tab>")
+            text = (
+                f"every prompt holds {many} {name}{'s' if many > 1 else ''}; if they separate fields, name these in the header"
+            )
+            return [Note("prompts", f"{text}: {header}")]
+    return []
+
+
+def _not_csv(error: csv.Error, path: Path, began: int, line: int) -> InputError:
+    if "unexpected end" in str(error) or "field limit" in str(error):
+        fix = f"Close the double quote that opens in line {began}"
+    else:
+        fix = 'Write a double quote inside a quoted field as two: "a 12"" plate"'
+    return InputError(f"not valid CSV ({error})", where=f"{path}: line {line}", fix=fix)
+
+
+class _Twice(ValueError):
+    """A JSON object that names one of our columns twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in COLUMNS:
+            if names.count(name) > 1:
+                raise _Twice(f"{name!r} appears twice")
+    return row
+
+
+def _jsonl(path: Path, notes: list[Note]) -> Rows:
+    columns: dict[str, None] = {}
+    rows: list[tuple[str, Row]] = []
+    text = _decoded(path, notes)
+    lines = [(number, line) for number, line in enumerate(_lines(text), 1) if line.strip()]
+    for number, line in lines:
+        row: Any
+        try:
+            row = json.loads(line, object_pairs_hook=_object)
+        except _Twice as error:
+            row = BadRow(str(error))
+        except (ValueError, RecursionError) as error:
+            if number == lines[0][0] and _is_array(text):
+                what, fix = "one JSON array, not one object a line", OTHER_KINDS[".json"][1].replace("FILE", path.name)
+                raise InputError(what, where=str(path), fix=fix) from None
+            row = BadRow(f"not valid JSON ({str(error) or 'nested too deeply'})")
+            if number == lines[-1][0] and not text.endswith(("\n", "\r")):
+                fix = "The file may have been cut short: write it again, or remove its last line"
+                raise InputError(row.what, where=f"{path}: line {number}", fix=fix) from None
+        if isinstance(row, dict):
+            columns.update(dict.fromkeys(row))
+        elif not isinstance(row, BadRow):
+            row = BadRow(f'a {type(row).__name__}, not an object: write {{"prompt": "…"}}')
+        rows.append((f"line {number}", row))
+    if columns or any(not isinstance(row, BadRow) for _, row in rows):
+        _require_prompt(list(columns), path, notes)
+    has_keys = "key" in columns  # a row without its key is then a bad row, as it is in a table
+    for place, row in rows:
+        yield place, ({"key": None, **row} if has_keys and not isinstance(row, BadRow) else row)
+
+
+def _is_array(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parquet(path: Path, notes: list[Note]) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write the file again") from None
+    _require_prompt(list(schema.names), path, notes)
+    fits: dict[str, Callable[[Any], bool]] = {
+        "prompt": _is_text,
+        "negative_prompt": _is_text,
+        "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
+        "seed": lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
+    }
+    wanted = [name for name in COLUMNS if name in schema.names]
+    for name in wanted:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not fits[name](kind) and not pa.types.is_null(kind):
+            need = {"key": "text or integers", "seed": "integers"}.get(name, "text")
+            raise InputError(f"column {name!r} is {kind}, not {need}", where=str(path), fix=f"Write {name!r} as {need}")
+    number = 0
+    try:
+        for batch in file.iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                yield f"row {number}", row
+                number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=f"{path}: row {number}", fix="Write the file again") from None
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+READERS: dict[str, Callable[[Path, list[Note]], Rows]] = {
+    ".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".txt": _text,
+}  # fmt: skip
