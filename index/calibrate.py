@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import InputError, IntegrityError
-from index.rate import Rate
+from index.files import write_whole
+from index.rate import Rate, percent
 
 if TYPE_CHECKING:
     from index.embed import Embedder
@@ -26,6 +27,7 @@ CURVE_POINTS = 41
 
 
 NEVER = 2.0  # a second look's score that is never reached
+MIN_RECALL = 0.5  # the least share of copies, by the lower end of its interval, that an operating point must flag
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Calibration:
         curve: (threshold, recall, false positive rate) from strict to loose.
         max_false_positive_rate: the limit that chose the threshold.
         source: what was compared, for a reader.
+        min_recall: the least recall it was held to, by the lower end of the interval; 0 where nobody asked for any.
+        forced: it misses ``min_recall`` and was written all the same.
     """
 
     calibration_id: str
@@ -97,15 +101,58 @@ class Calibration:
     veto_below: float = 0.0
     either_recall: Rate | None = None
     either_false_positive_rate: Rate | None = None
+    min_recall: float = 0.0
+    forced: bool = False
 
     @property
     def point(self) -> OperatingPoint:
         look_from = min(self.look_from, self.threshold)
         return OperatingPoint(self.threshold, self.confirm_threshold, look_from, self.alone_threshold, self.veto_below)
 
+    def summary(self) -> dict[str, Any]:
+        """What this operating point is worth, as plain data for JSON, tables and reports: everything but the curve."""
+        return {name: value for name, value in asdict(self).items() if name != "curve"}
+
+    def held_to(self, min_recall: float, *, force: bool = False) -> Calibration:
+        """The same, with the recall that it was held to on record.
+
+        Args:
+            min_recall: the lower end of the recall's interval must reach it.
+            force: keep an operating point that does not, marked as forced.
+
+        Raises:
+            InputError: it flags too few copies, or too few were compared to know, and it is not forced.
+        """
+        enough = self.recall.low >= min_recall
+        if not enough and not force:
+            raise InputError(
+                f"of the copies the threshold flags {self.recall}; the interval's lower end must reach {percent(min_recall)}",
+                where=f"calibration of {self.embedder_id}", fix=self._how_to_flag_more(min_recall),
+            )  # fmt: skip
+        return _identified(replace(self, min_recall=min_recall, forced=not enough))
+
+    def _how_to_flag_more(self, min_recall: float) -> str:
+        if self.recall.value >= min_recall:
+            first = "Compare more copies (--copies, or more works)"
+        else:
+            first = (
+                "Look whether the harmless pictures hold copies of the works, use an embedder that knows such pictures, "
+                f"or allow more false alarms than {percent(self.max_false_positive_rate)} (--false-alarms)"
+            )
+        return f"{first}; --force writes it all the same, and every run will release most copies"
+
     def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write JSON.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            fix = "Name a file in an existing folder that may be written to"
+            raise InputError(f"cannot be written ({error.strerror or error})", where=str(path), fix=fix) from None
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -118,17 +165,56 @@ class Calibration:
         try:
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for name in RATES:
-                stored[name] = None if stored[name] is None else Rate(**stored[name])
-            stored["curve"] = tuple((float(a), float(b), float(c)) for a, b, c in stored["curve"])
+                stored[name] = None if stored[name] is None else _rate(stored[name], name)
+            stored["curve"] = tuple(tuple(_number(value, "curve") for value in point) for point in stored["curve"])
             calibration = cls(**stored)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"is no calibration ({error})", where=str(path), fix="Calibrate again") from None
+            _require_types(calibration)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"is no calibration ({type(error).__name__}: {error})"
+            raise InputError(what, where=str(path), fix="Run clearance index calibrate again") from None
         if _identified(calibration).calibration_id != calibration.calibration_id:
-            raise IntegrityError("the numbers do not match the calibration_id", where=str(path), fix="Calibrate again")
+            fix = "Run clearance index calibrate again"
+            raise IntegrityError("the numbers do not match the calibration_id", where=str(path), fix=fix)
         return calibration
 
 
 RATES = tuple(field.name for field in fields(Calibration) if "Rate" in str(field.type))
+_SCORES = {  # what each number may be; a cosine of two equal vectors may lie a rounding above 1
+    "threshold": (-1.001, 1.001), "confirm_threshold": (0, NEVER), "look_from": (-1.001, NEVER),
+    "alone_threshold": (0, NEVER), "veto_below": (0, 1), "average_precision": (0, 1.001),
+    "max_false_positive_rate": (0, 1), "min_recall": (0, 1),
+}  # fmt: skip
+_LATER = {"min_recall": 0.0, "forced": False}  # left out of the digest at these values: older files have no such fields
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, no finite number")
+    return float(value)
+
+
+def _rate(stored: Any, name: str) -> Rate:
+    rate = Rate(**stored)
+    numbers = [_number(value, name) for value in (rate.value, rate.low, rate.high, rate.hits, rate.n)]
+    if not 0 <= numbers[1] <= numbers[2] <= 1 or not 0 <= numbers[0] <= 1 or not 0 <= rate.hits <= rate.n:
+        raise ValueError(f"{name} is no share with its interval")
+    return rate
+
+
+def _require_types(calibration: Calibration) -> None:
+    """Refuse numbers that are none or out of range, even under a matching digest: such a threshold would flag nothing."""
+    for name, (low, high) in _SCORES.items():
+        if not low <= _number(getattr(calibration, name), name) <= high:
+            raise ValueError(f"{name} is {getattr(calibration, name)}, not within {low} to {high}")
+    for name in ("calibration_id", "embedder_id", "index_id", "source"):
+        if not isinstance(getattr(calibration, name), str):
+            raise ValueError(f"{name} is no text")
+    if not isinstance(calibration.forced, bool):
+        raise ValueError("forced is neither true nor false")
+    if None in (calibration.recall, calibration.false_positive_rate, calibration.precision):
+        raise ValueError("a rate is missing")
+    if any(len(point) != 3 for point in calibration.curve):
+        raise ValueError("the curve's points are not three numbers each")
 
 
 def calibrate(
@@ -260,5 +346,6 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def _identified(calibration: Calibration) -> Calibration:
     said = asdict(replace(calibration, calibration_id=""))
+    said = {name: value for name, value in said.items() if name not in _LATER or value != _LATER[name]}
     plain = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return replace(calibration, calibration_id="calibration-" + hashlib.sha256(plain.encode()).hexdigest()[:16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -154,3 +155,84 @@ def test_the_veto_loses_no_more_copies_than_it_may() -> None:
         assert found.either_recall is not None and found.either_false_positive_rate is not None
     assert free.either_recall.hits - strict.either_recall.hits <= 0.05 * free.recall.hits
     assert strict.either_false_positive_rate.hits < free.either_false_positive_rate.hits
+
+
+# --- an operating point that flags too little -----------------------------------------------------------------------------
+
+
+def blind(copies: int = 40) -> Calibration:
+    """An embedder to which copies and near misses look alike."""
+    rng = np.random.default_rng(3)
+    return calibrate("blind", rng.uniform(0, 1, 2 * copies), np.arange(2 * copies) < copies, max_false_positive_rate=0.01)
+
+
+def test_an_operating_point_that_flags_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"flags 1 of 40 \(.*; the interval's lower end must reach 50\s%") as refused:
+        blind().held_to(0.5)
+    assert "--force" in refused.value.fix and "--false-alarms" in refused.value.fix
+
+
+def test_too_few_copies_to_know_are_refused_with_that_advice() -> None:
+    few = calibrate("e", np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, True, False]))
+    assert few.recall.value == 1 and few.recall.low == pytest.approx(0.4385, abs=1e-4)
+    with pytest.raises(InputError) as refused:
+        few.held_to(0.5)
+    assert refused.value.fix.startswith("Compare more copies")
+
+
+def test_what_was_forced_stays_on_record(tmp_path: Path) -> None:
+    forced = blind().held_to(0.5, force=True)
+    assert forced.forced is True
+    assert forced.calibration_id != blind().calibration_id
+    forced.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == forced
+    stored = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    (tmp_path / "c.json").write_text(json.dumps({**stored, "forced": False}), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="calibration_id"):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_good_operating_point_keeps_what_it_was_held_to() -> None:
+    good = calibrate("e", *scores()).held_to(0.5)
+    assert (good.min_recall, good.forced) == (0.5, False)
+    assert good.summary()["recall"] == {
+        "value": 132 / 143,
+        "low": good.recall.low,
+        "high": good.recall.high,
+        "hits": 132,
+        "n": 143,
+    }
+
+
+def test_files_from_before_the_least_recall_are_still_read() -> None:
+    """The fields came later; a file without them keeps its id."""
+    shipped = Calibration.load(Path(__file__).parents[2] / "pipeline" / "weights" / "stickers" / "calibration.json")
+    assert (shipped.min_recall, shipped.forced) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"threshold": 85.0}, {"threshold": float("nan")}, {"threshold": "0.8"}, {"threshold": True}, {"veto_below": 1.5},
+        {"forced": "no"}, {"curve": [["a", 0, 0]]}, {"curve": [[0, 0]]}, {"curve": 3}, {"recall": None}, {"recall": [1]},
+        {"recall": {"value": 2.0, "low": 0.0, "high": 1.0, "hits": 1, "n": 1}}, {"embedder_id": 5}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_odd_values_are_refused_even_under_a_matching_digest(tmp_path: Path, changed: dict[str, object]) -> None:
+    from dataclasses import asdict
+
+    stored = {**asdict(calibrate("e", *scores())), **changed, "calibration_id": ""}
+    told = {name: value for name, value in stored.items() if (name, value) not in [("min_recall", 0.0), ("forced", False)]}
+    plain = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    stored["calibration_id"] = "calibration-" + hashlib.sha256(plain.encode()).hexdigest()[:16]
+    (tmp_path / "c.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(InputError, match="is no calibration"):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_folder_in_the_place_of_a_calibration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(InputError, match="is no calibration"):
+        Calibration.load(tmp_path / "c.json")
+    with pytest.raises(InputError, match="cannot be written"):
+        calibrate("e", *scores()).save(tmp_path / "gone" / "c.json")
