@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from guards.allowed import AllowList
 from guards.base import Box, Finding, require_package, require_pictures
 
 UPSCALES = (1, 2, 4)  # small codes have modules of one pixel; the decoder wants two or more
@@ -23,20 +24,22 @@ class CodesGuard:
 
     Args:
         threshold: anything above 0 and up to 1 flags every decoded code.
-        allow: payload prefixes that are not flagged, such as our own provenance marks.
+        allow: codes that are not flagged, such as our own provenance marks; see :mod:`guards.allowed`.
 
     Raises:
         GuardUnavailable: zxing-cpp is missing.
+        ConfigError: an entry of ``allow`` cannot be compared, or would allow everything.
     """
 
     name = "codes"
     categories: tuple[str, ...] = ("mark.qr",)
 
-    def __init__(self, threshold: float = 0.5, allow: Sequence[str] = ()) -> None:
+    def __init__(self, threshold: float = 0.5, allow: Sequence[str] | str = ()) -> None:
         install = "Install it with `pip install zxing-cpp`"
         self.version = f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=self.name, install=install)}"
         self.threshold = threshold
-        self.allow = tuple(allow)
+        self.allow = ((allow,) if allow else ()) if isinstance(allow, str) else tuple(allow)
+        self._allowed = AllowList(self.allow)
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): one finding per decoded code that is not allowed, or one that says none."""
@@ -45,7 +48,7 @@ class CodesGuard:
 
     def _one(self, picture: np.ndarray) -> list[Finding]:
         codes = _decode(picture)
-        flagged = [code for code in codes if not code[0].startswith(self.allow)] if self.allow else codes
+        flagged = [code for code in codes if code[0] not in self._allowed]
         if not flagged:
             detail = f"allowed: {codes[0][0]}"[:DETAIL] if codes else ""
             return [self._finding(0.0, detail)]

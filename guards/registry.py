@@ -46,7 +46,7 @@ def open_guards(settings: Mapping[str, GuardSettings], *, allow_payloads: Sequen
 
     Args:
         settings: guard name → settings with ``enabled``, ``required`` and ``threshold``.
-        allow_payloads: payload prefixes of codes that are not flagged (our own provenance marks).
+        allow_payloads: codes that are not flagged (our own provenance marks); see :mod:`guards.allowed`.
 
     Returns:
         The guards, and for each optional one that cannot run here a text "name: reason".

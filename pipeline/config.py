@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from guards.allowed import AllowList
 from index.errors import ConfigError
 
 T = TypeVar("T")
@@ -152,9 +153,12 @@ class GuardPolicy:
 
 @dataclass(frozen=True)
 class CodesPolicy(GuardPolicy):
-    """Decodable codes. ``allow``: codes whose payload begins so are our own provenance marks, never flagged; empty: none."""
+    """Decodable codes. ``allow``: our own codes, never flagged; addresses or plain texts, compared by :mod:`guards.allowed`."""
 
-    allow: str = ""
+    allow: tuple[str, ...] = ()  # in a file also one text
+
+    def __post_init__(self) -> None:
+        AllowList(self.allow)
 
 
 @dataclass(frozen=True)
@@ -387,6 +391,8 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError("must be a table", where=where, fix=f"Write it as [{where.rsplit(': ', 1)[-1]}]")
         return from_dict(hint, value, where=where)
+    if hint == tuple[str, ...] and isinstance(value, str):
+        value = [value] if value else []
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(hint)[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:

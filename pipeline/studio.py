@@ -124,7 +124,7 @@ class Studio:
         torch.set_num_threads(config.generation.threads)
         torch.use_deterministic_algorithms(True)
         settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
-        guards, skipped = open_guards(settings, allow_payloads=(policy.codes.allow,) if policy.codes.allow else ())
+        guards, skipped = open_guards(settings, allow_payloads=policy.codes.allow)
         copies = index = None
         calibration_id, threshold = "", policy.copies.threshold
         if config.index:

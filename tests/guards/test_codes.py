@@ -50,6 +50,12 @@ def test_allowed_payloads_pass_and_others_do_not() -> None:
     assert CodesGuard().check(ours[None])[0][0].triggered  # nothing is allowed unless said
 
 
+@pytest.mark.parametrize(("allow", "score"), [("HTTPS://X.IO", 0.0), (["CLR:", "https://x.io/7"], 0.0), ("HTTPS://X.I", 1.0)])
+def test_one_text_or_several_are_allowed_to_a_boundary(allow: str | list[str], score: float) -> None:
+    picture = with_code("HTTPS://X.IO/7", 2, (4, 4))
+    assert CodesGuard(allow=allow).check(picture[None])[0][0].score == score
+
+
 def test_a_foreign_code_beside_an_allowed_one_is_flagged() -> None:
     both = np.concatenate([with_code("CLR:42", 2, (4, 4)), with_code("SALE42", 2, (4, 4))], axis=1)
     (findings,) = CodesGuard(allow=("CLR:",)).check(both[None])
