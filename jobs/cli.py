@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
 from jobs.bench.cli import app as bench_app
-from jobs.console import busy, grid, make_console, say, say_error
+from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, visible
 from jobs.erase.cli import app as erase_app
+from jobs.explain import explain
 from jobs.index_cli import app as index_app
 
 if TYPE_CHECKING:
@@ -38,10 +39,15 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             say_error("stopped", "What was committed is kept; continue a run with --resume")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # whoever reads the output has seen enough; typer ends quietly
         except Exception as error:
             # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
             if type(error).__module__.startswith(("typer.", "click.")):
                 raise
+            if told := explain(error):
+                say_error(*told)
+                raise typer.Exit(2) from None
             say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
             raise typer.Exit(70) from None
 
@@ -65,6 +71,7 @@ if find_spec("jobs.world.cli") is not None:
 
 def main() -> None:
     """Entry point of the console script."""
+    lenient_streams()
     app()
 
 
@@ -142,7 +149,7 @@ def run(
         result = RUNNERS[runner](plan, folder, watch)
     console = make_console()
     console.print(funnel({"run": tally(folder)}))
-    console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
     _write_report(folder)
     if result.outcomes.get("error"):
         say(f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them")
@@ -193,13 +200,13 @@ def verify(run: RunFolder) -> None:
     except ClearanceError as error:
         problems.append((error.where, error.what))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(verification.counts.items()))
-    console.print(f"recomputed: {counts}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"recomputed: {counts}", soft_wrap=True)
     for where, what in problems:
-        console.print(f"{where}: {what}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(f"{where}: {what}", lines=False), style="red", soft_wrap=True)
     if problems:
-        console.print(f"NOT INTACT: {len(problems)} problems", style="bold red", highlight=False)
+        console.print(f"NOT INTACT: {len(problems)} problems", style="bold red")
         raise typer.Exit(1)
-    console.print(f"intact: {folder}", style="green", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"intact: {folder}", style="green", soft_wrap=True)
 
 
 @app.command(epilog="Example: clearance report runs/monday")
@@ -219,7 +226,7 @@ def doctor() -> None:
     lines = examine()
     for line in lines:
         style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
-        table.add_row(Text(f"{line.state:8}{line.topic}", style), Text(line.what))
+        table.add_row(Text(f"{line.state:8}{line.topic}", style), line.what)
     make_console().print(table)
     missing = [line for line in lines if line.state == "missing"]
     if missing:

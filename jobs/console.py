@@ -1,19 +1,52 @@
-"""What every command prints with: one console, one way to say a thing, one way to say what went wrong."""
+"""What every command prints with: one console, one way to say a thing, one way to say what went wrong.
+
+Text from outside (titles, keys, paths, messages of libraries) is shown as it is: square brackets mean nothing, and characters
+that would move the cursor, colour the screen or turn the reading direction are shown escaped.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional overrides, and halves of surrogate pairs
+# (a file name that is not UTF-8 holds them).
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str, *, lines: bool = True) -> str:
+    r"""The text with unprintable characters escaped (``\x1b``); without ``lines`` ends of lines as well."""
+    shown = UNPRINTABLE.sub(_escaped, text)
+    return shown if lines else shown.replace("\n", r"\n").replace("\t", r"\t")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
 
 def make_console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    class PlainConsole(Console):
+        """Every string that is printed, in tables too, comes through here."""
+
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(visible(text), **options)
+
+    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def lenient_streams() -> None:
+    """A terminal that cannot show a character gets it escaped, instead of an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def grid() -> Table:
@@ -26,17 +59,19 @@ def grid() -> Table:
     return table
 
 
-def busy(told: str) -> AbstractContextManager[object]:
+def busy(what: str) -> AbstractContextManager[object]:
+    from rich.text import Text
+
     console = make_console(stderr=True)
-    return console.status(told) if console.is_terminal else nullcontext()
+    return console.status(Text(visible(what, lines=False))) if console.is_terminal else nullcontext()
 
 
 def say(text: str) -> None:
-    make_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    make_console().print(text, soft_wrap=True)
 
 
 def say_error(what: str, fix: str) -> None:
     console = make_console(stderr=True)
-    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"error: {visible(what, lines=False)}", style="bold red", soft_wrap=True)
     if fix:
-        console.print(f"  fix: {fix}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  fix: {visible(fix, lines=False)}", soft_wrap=True)

@@ -38,7 +38,8 @@ class Watch:
         if self._console.is_terminal:
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+            label, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
+            columns = (SpinnerColumn(), label, BarColumn(), told)
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=None, told="loading models")

@@ -1,0 +1,129 @@
+"""What is printed is text: nothing from outside colours it, moves the cursor or breaks it; and what the system refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from jobs import cli
+from jobs.console import grid, make_console, say, say_error, visible
+from jobs.explain import ADVICE, explain
+
+NASTY = ["[/]", "[bold]x[/bold]", "[link=http://x]y[/link]", ":smile:", "[red", "a]b", "\\[x]", "100 %"]
+ESCAPED = [
+    ("\x1b[31mred", r"\x1b[31mred"), ("a\rb", r"a\rb"), ("\x07", r"\x07"), ("\x9b2J", r"\x9b2J"), ("\x7f", r"\x7f"),
+    ("\u202egnp.exe", r"\u202egnp.exe"), ("\u2028", r"\u2028"), ("\udc80", r"\udc80"), ("\0", r"\x00"),
+]  # fmt: skip
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_markup_is_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(text)
+    assert printed(capsys) == text + "\n"
+    table = grid()
+    table.add_row(text, text)
+    make_console().print(table)
+    assert printed(capsys).split("\n")[0].count(text) == 2
+
+
+@pytest.mark.parametrize(("text", "shown"), ESCAPED, ids=[shown for _, shown in ESCAPED])
+def test_control_characters_are_shown_escaped(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"a{text}b")
+    assert printed(capsys) == f"a{shown}b\n"
+    table = grid()
+    table.add_row("title", text)
+    make_console().print(table)
+    out = printed(capsys)
+    assert shown in out and text not in out
+
+
+def test_ordinary_text_is_shown_as_it_is() -> None:
+    text = "Ärger · 猫 🦊 – naïve\n\tindented"
+    assert visible(text) == text
+
+
+def test_an_error_is_two_lines_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say_error("a\nb\x1b[2J: broken [/red]", "look\nthere")
+    assert capsys.readouterr().err == "error: a\\nb\\x1b[2J: broken [/red]\n  fix: look\\nthere\n"
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_it_escaped() -> None:
+    code = "from jobs.console import *; lenient_streams(); say('Ärger 猫')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.stdout == rb"\xc4rger \u732b" + b"\n"
+
+
+# --- what the system refuses -----------------------------------------------------------------------------------------------
+
+
+def raising(error: BaseException) -> Result:
+    """A command line whose only command raises this."""
+    app = typer.Typer(cls=cli.Commands, add_completion=False)
+
+    @app.callback()
+    def root() -> None:
+        pass
+
+    @app.command()
+    def go() -> None:
+        raise error
+
+    return CliRunner().invoke(app, ["go"])
+
+
+@pytest.mark.parametrize("number", sorted(ADVICE), ids=lambda n: errno.errorcode[n])
+def test_what_the_system_refuses_is_a_sentence_with_its_place(number: int) -> None:
+    result = raising(OSError(number, os.strerror(number), "runs/[x]\x1b"))
+    assert result.exit_code == 2
+    assert result.stderr == f"error: runs/[x]\\x1b: {os.strerror(number)}\n  fix: {ADVICE[number]}\n"
+
+
+def test_two_places_and_bytes_are_named() -> None:
+    told = explain(OSError(errno.EXDEV, "Invalid cross-device link", b"a\xff", None, "b"))
+    assert told == ("a\udcff → b: Invalid cross-device link", "Look at that path, then repeat the command")
+
+
+def test_the_refusal_inside_another_exception_counts() -> None:
+    outer = RuntimeError("cannot write")
+    outer.__cause__ = OSError(errno.ENOSPC, "No space left on device", "x")
+    assert explain(outer) == ("x: No space left on device", ADVICE[errno.ENOSPC])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("4 GiB")])
+def test_memory_is_a_sentence(error: MemoryError) -> None:
+    result = raising(error)
+    assert result.exit_code == 2 and result.stderr.startswith("error: out of memory")
+
+
+def test_torchs_own_memory_error_is_one() -> None:
+    import torch
+
+    told = explain(torch.OutOfMemoryError("CUDA out of memory"))
+    assert told is not None and told[0] == "out of memory (CUDA out of memory)"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), KeyError("y"), TypeError("unhashable"), ValueError("z")])
+def test_a_bug_is_still_called_one(error: Exception) -> None:
+    result = raising(error)
+    assert result.exit_code == 70 and "This is a bug" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = "import typer, sys\nfrom jobs.cli import app\nsys.argv = ['clearance', 'doctor']\napp()"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert done.stderr == ""
