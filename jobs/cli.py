@@ -243,7 +243,8 @@ def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
     """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path."""
     import dataclasses
 
-    from pipeline.config import RunConfig, read_toml
+    from pipeline.config import RunConfig
+    from pipeline.settings import read_toml
 
     config = read_toml(RunConfig, path)
     base = path.resolve().parent

@@ -102,7 +102,8 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     from jobs.run import RUNNERS
     from jobs.tally import funnel, same_first_pictures, tally
     from pipeline.audit.verify import verify
-    from pipeline.config import RunConfig, read_toml
+    from pipeline.config import RunConfig
+    from pipeline.settings import read_toml
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

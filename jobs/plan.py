@@ -22,8 +22,10 @@ from typing import Any
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.prompts import read_prompts
-from pipeline.config import Policy, RunConfig, digest, from_dict, read_toml
+from pipeline.config import RunConfig
 from pipeline.outcome import Request
+from pipeline.policy import Policy
+from pipeline.settings import digest, from_dict, read_toml
 
 PLAN_FILE = "plan.json"
 REQUESTS_FILE = "requests.parquet"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
 from jobs.plan import Plan
-from pipeline.config import Policy, RunConfig
+from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
+from pipeline.policy import Policy
 
 if TYPE_CHECKING:
     from pipeline.audit.records import RunContext

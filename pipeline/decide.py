@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guards.base import Finding, worst
-from pipeline.config import Policy
 from pipeline.outcome import Decision, Verdict
+from pipeline.policy import Policy
 
 
 def is_mark(category: str) -> bool:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 from guards.copies import RECOLOURED
 from index.errors import SteeringFailed
 from pipeline.case import Case
-from pipeline.config import MarkRung, Rung
 from pipeline.decide import decide, is_mark
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
+from pipeline.rungs import EraseRung, FromReferences, Rung
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
 from pipeline.steer.erasers import Erasure, erase
-from pipeline.steer.ladder import RESEED, Words, random_references, retry
+from pipeline.steer.ladder import RESEED, Failed, Tools, Words, random_references, retry
 from pipeline.studio import Studio, Study
 from pipeline.trajectory import Trajectory
 
@@ -169,7 +169,8 @@ def _decided(studio: Studio, trajectory: Trajectory, case: Case, study: Study) -
 def _affordable(studio: Studio, case: Case, last: Trajectory) -> bool:
     """Whether the policy's budget has room for a full picture's steps once more."""
     flights = [last.evals, *(c.denoiser_evals for c in case.catches), *(a.denoiser_evals for a in case.attempts)]
-    return not studio.policy.max_evals or sum(flights) + len(studio.engine.sampler) <= studio.policy.max_evals
+    most = studio.policy.max_evals
+    return most is None or sum(flights) + len(studio.engine.sampler) <= most
 
 
 def _look(studio: Studio, cases: dict[int, Case]) -> list[tuple[Trajectory, Caught]]:
@@ -215,14 +216,15 @@ def _steer(studio: Studio, last: Trajectory, case: Case, decision: Decision) -> 
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
     if decision.reason.startswith("copy."):
         return _again(studio, last, case, studio.policy.ladder[case.rungs - 1 - case.marked], case.nearest_references())
-    rung = RESEED
+    rung: Rung = RESEED
     if studio.policy.mark_ladder and is_mark(decision.reason):
         answer, case.marked = studio.policy.mark_ladder[case.marked], case.marked + 1
-        erasure = _erasure(studio, case, answer) if answer.kind == "erase" else None
-        if erasure is not None and (last.negative is not None or not erasure.tokens):
-            return _erase(studio, last, case, answer, erasure)
-        if answer.kind == "renoise":
-            rung = Rung("renoise", resume_fraction=answer.resume_fraction)
+        if isinstance(answer, EraseRung):
+            erasure = _erasure(studio, case, answer)
+            if erasure is not None and (last.negative is not None or not erasure.tokens):
+                return _erase(studio, last, case, answer, erasure)
+        else:
+            rung = answer
     _again(studio, last, case, rung, [])
 
 
@@ -230,24 +232,28 @@ def _again(
     studio: Studio, last: Trajectory, case: Case, rung: Rung, ref_ids: list[str], *, caught_at: int | None = None
 ) -> None:
     attempt = case.rungs
-    if ref_ids and rung.target == "random" and studio.index is not None:  # a control: what has nothing to do with the sample
+    if isinstance(rung, FromReferences) and rung.target == "random" and ref_ids and studio.index is not None:
+        # A control: what has nothing to do with the sample.
         everything = [reference.ref_id for reference in studio.index.references()]
         ref_ids = random_references(everything, ref_ids, seed=case.request.seed, attempt=attempt)[: rung.references]
     latents = {ref_id: z for ref_id in ref_ids if (z := studio.reference_latent(ref_id)) is not None}
-    trajectory, case.intervention, case.seed = retry(
-        studio.engine, last, rung, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        reference_context=studio.context_of(""),
-        centre=studio.reference_centre, colours=_colours(studio, case), words=_words(studio, case),
-        embedder_space=studio.embedder_space,
-        caught_at=caught_at, rollback=studio.policy.early.rollback,
+    failed = Failed(
+        last=last, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
+        colours=_colours(studio, case), words=_words(studio, case), caught_at=caught_at,
     )  # fmt: skip
+    tools = Tools(
+        engine=studio.engine, reference_context=studio.context_of(""), centre=studio.reference_centre,
+        embedder_space=studio.embedder_space, rollback=studio.policy.early.rollback,
+    )  # fmt: skip
+    again = retry(failed, rung, tools)
+    trajectory, case.intervention, case.seed = again.trajectory, again.intervention, again.seed
     if case.erasure is not None:
         case.intervention = replace(case.intervention, tokens=case.erasure.tokens, adapters=case.erasure.adapters)
     case.resumed_from = trajectory.step
     studio.engine.submit(trajectory.resumed(last, case.seed))
 
 
-def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
+def _erasure(studio: Studio, case: Case, rung: EraseRung) -> Erasure | None:
     """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
     found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
     findings = [finding for finding in found if getattr(studio.policy, finding.guard).action == "steer"]
@@ -258,7 +264,7 @@ def _erasure(studio: Studio, case: Case, rung: MarkRung) -> Erasure | None:
     return None if tried and not rung.resume_fraction else erasure
 
 
-def _erase(studio: Studio, last: Trajectory, case: Case, rung: MarkRung, erasure: Erasure) -> None:
+def _erase(studio: Studio, last: Trajectory, case: Case, rung: EraseRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
     negative = studio.negative_of(case.request.negative_prompt, erasure) if last.negative is not None else None
     before = case.intervention

@@ -19,12 +19,14 @@ from index.colours import hue_shares, turn_hues
 from index.errors import ConfigError
 from index.padding import PaddedCalls
 from index.reference import Match
-from pipeline.config import Policy, RunConfig, digest
+from pipeline.config import RunConfig
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
 from pipeline.model.folder import STICKERS, folder_digest, resolve
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import PaddedRows
+from pipeline.policy import CONFIRM, Policy
+from pipeline.settings import digest
 from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
 from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
@@ -126,7 +128,7 @@ class Studio:
         settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
         guards, skipped = open_guards(settings, allow_payloads=policy.codes.allow)
         copies = index = None
-        calibration_id, threshold = "", policy.copies.threshold
+        calibration_id, threshold = "", policy.copies.threshold or 0.0
         if config.index:
             from guards.copies import CopiesGuard
             from index.embed import OpenCLIPEmbedder
@@ -294,8 +296,9 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
     """
     from index.calibrate import Calibration, OperatingPoint
 
-    if policy.copies.threshold:
-        return "policy", OperatingPoint(policy.copies.threshold, policy.copies.confirm_threshold)
+    if policy.copies.threshold is not None:
+        agrees = policy.copies.confirm_threshold
+        return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
 
     for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
         if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
@@ -310,7 +313,7 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
 def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
     """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
     path = base / config.index / "calibration.json"
-    if not config.index or policy.copies.threshold or not path.exists():
+    if not config.index or policy.copies.threshold is not None or not path.exists():
         return ""
     from index.calibrate import Calibration
     from index.store import ReferenceIndex

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 import shlex
 import sys
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline.config import RunConfig
+from pipeline.fields import REQUIRED, Key, keys
+from pipeline.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "infra" / "docs" / "reference.md"
@@ -65,36 +70,6 @@ def literals(pattern: re.Pattern[str]) -> set[str]:
     return found - set(FILE_NAMES)
 
 
-def keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every key of a configuration class as it is written in TOML: (key, type, default)."""
-    hints = typing.get_type_hints(cls)
-    default = {f.name: f for f in dataclasses.fields(cls)}
-    for name, hint in hints.items():
-        args = typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
-            made = default[name].default_factory
-            yield from keys_of(made() if callable(made) else hint(), f"{prefix}{name}.")  # type: ignore[operator]
-        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(args[0]):
-            yield from keys(args[0], f"{prefix}{name}[].")
-        elif typing.get_origin(hint) is tuple:
-            yield f"{prefix}{name}", f"list of {args[0].__name__}", plain(default[name].default)
-        else:
-            value = default[name].default
-            kind = " \\| ".join(f'"{arg}"' for arg in args) if typing.get_origin(hint) is typing.Literal else hint.__name__
-            yield f"{prefix}{name}", kind, "required" if value is dataclasses.MISSING else plain(value)
-
-
-def keys_of(instance: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """The same, with the defaults of this instance (a guard's own may differ from its class's)."""
-    for key, kind, _ in keys(type(instance), prefix):
-        yield key, kind, plain(getattr(instance, key.removeprefix(prefix)))
-
-
-def plain(value: Any) -> str:
-    value = list(value) if isinstance(value, tuple) else value
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 # --- the generated parts of the reference ----------------------------------------------------------------------------------
 
 
@@ -131,6 +106,45 @@ def guard_lines() -> Iterator[str]:
         yield f"| `{name}` | {', '.join(f'`{c}`' for c in categories)} | {licence} |"
 
 
+def type_of(key: Key) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    if typing.get_origin(key.type) is typing.Literal:
+        return " \\| ".join(f'`"{one}"`' for one in typing.get_args(key.type))
+    name = names[key.type]
+    return f"list of {name}s" if key.shape == "list" else name
+
+
+def default_of(key: Key) -> str:
+    if key.default is REQUIRED:
+        return "required"
+    if key.default is None:
+        return "absent"
+    return f"`{json.dumps(key.default)}`"
+
+
+def key_lines(rows: Iterable[Key], prefix: str = "") -> Iterator[str]:
+    yield from ("| key | type | default | range | what |", "|---|---|---|---|---|")
+    for key in rows:
+        name = ".".join(str(part) if part != 0 else "[]" for part in key.loc).replace(".[]", "[]").removeprefix(prefix)
+        what = key.what.replace("|", "\\|")
+        yield f"| `{name}` | {type_of(key)} | {default_of(key)} | {key.range or ''} | {what} |"
+
+
+def file_lines(cls: type[Any]) -> Iterator[str]:
+    """Every key of a run file or policy; the kinds of rungs in tables of their own."""
+    every = list(keys(cls))
+    kinds = [key for key in every if key.shape == "kind"]
+    yield from key_lines(k for k in every if k.shape in ("value", "list") and not any(k.loc[:3] == one.loc for one in kinds))
+    for kind in kinds:
+        ladder, _, name = kind.loc
+        yield from ("", f'`[[{ladder}]]` with `kind = "{name}"`: {kind.what}', "")
+        own = [key for key in every if key.loc[:3] == kind.loc and len(key.loc) == 4 and key.loc[-1] != "kind"]
+        if own:
+            yield from key_lines(own, f"{ladder}[].{name}.")
+        else:
+            yield "It has no other keys."
+
+
 def schema_lines(table: str) -> Iterator[str]:
     from pipeline.audit.schema import attempts_schema, samples_schema
 
@@ -157,6 +171,8 @@ GENERATED = {
     "guards": (REFERENCE, guard_lines),
     "samples": (REFERENCE, lambda: schema_lines("samples")),
     "attempts": (REFERENCE, lambda: schema_lines("attempts")),
+    "run file": (REFERENCE, lambda: file_lines(RunConfig)),
+    "policy file": (REFERENCE, lambda: file_lines(Policy)),
     "modules": (ARCHITECTURE, module_lines),
 }
 
@@ -213,20 +229,13 @@ def test_codes_in_the_source_and_in_the_reference_are_the_same(reference: str, p
     assert listed == literals(pattern)
 
 
-@pytest.mark.parametrize("title", ["Run file", "Policy file"])
-def test_every_key_is_listed_with_its_default(reference: str, title: str) -> None:
-    from pipeline.config import Policy, RunConfig
-
-    rows = re.findall(
-        r"^\| `([^`]+)` \| (.+?) \| (?:`([^`]+)`|(required)) \| (.+) \|$", section(reference, title), re.MULTILINE
-    )
-    listed = [(key, kind.replace("`", ""), default or required) for key, kind, default, required, _ in rows]
-    assert listed == list(keys(RunConfig if title == "Run file" else Policy))
+def test_every_key_has_a_meaning() -> None:
+    for cls in (RunConfig, Policy):
+        assert [key.loc for key in keys(cls) if key.shape != "table" and not key.what] == []
 
 
 def test_every_guard_of_a_policy_has_its_table() -> None:
     from guards.registry import REGISTRY
-    from pipeline.config import Policy
 
     assert set(REGISTRY) | {"copies"} <= {f.name for f in dataclasses.fields(Policy)}
 
@@ -237,7 +246,7 @@ def fences(path: Path) -> list[tuple[str, str]]:
 
 
 def parse_configuration(kind: str, text: str, where: str) -> Any:
-    from pipeline.config import Policy, RunConfig, from_dict
+    from pipeline.settings import from_dict
 
     return from_dict({"run": RunConfig, "policy": Policy}[kind], tomllib.loads(text), where=where)
 
@@ -280,7 +289,7 @@ def test_make_targets_in_documents_exist() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_parse(path: Path) -> None:
     from jobs.plan import read_policy
-    from pipeline.config import Policy, RunConfig, read_toml
+    from pipeline.settings import read_toml
 
     if "policy" in path.stem:
         policy = read_toml(Policy, path)

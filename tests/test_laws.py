@@ -41,7 +41,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_decide_is_pure() -> None:
-    allowed = {"__future__.annotations", "collections.abc", "guards.base", "pipeline.config", "pipeline.outcome"}
+    allowed = {"__future__.annotations", "collections.abc", "guards.base", "pipeline.policy", "pipeline.outcome"}
     assert set(imports(ROOT / "pipeline" / "decide.py")) <= allowed
 
 

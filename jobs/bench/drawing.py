@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.config import Policy
     from pipeline.outcome import Sample
+    from pipeline.policy import Policy
     from pipeline.studio import Studio
 
 

@@ -77,9 +77,10 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
 
     from jobs.judges.judges import Judges
     from jobs.world.calibrate_head import copied, copies_guard
-    from pipeline.config import EarlyPolicy, ModelConfig
+    from pipeline.config import ModelConfig
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
+    from pipeline.policy import EarlyPolicy
     from pipeline.steer.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
     from pipeline.steer.latent_head import LatentHead
 
@@ -267,7 +268,7 @@ def _costs(
     """Time of the default probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
     import torch
 
-    from pipeline.config import EarlyPolicy
+    from pipeline.policy import EarlyPolicy
 
     probes = len(EarlyPolicy().probes)
     rows = torch.zeros(16, *model.latent_shape)

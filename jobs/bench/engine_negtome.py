@@ -56,22 +56,20 @@ def _samples(e: Engine, count: int, steered: bool) -> list[Trajectory]:
     """Plain samples, or every fourth pushed from a reference of its own by the ladder's rung, in every step."""
     import torch
 
-    from pipeline.config import Rung
-    from pipeline.steer.ladder import retry
+    from pipeline.rungs import NegToMeRung
+    from pipeline.steer.ladder import Failed, Tools, retry
 
     contexts = contexts_of(e.model)
     trajectories = [plain(e, tag, contexts) for tag in range(count)]
     if not steered:
         return trajectories
-    rung = Rung("negtome", precision="bfloat16", token_threshold=0.3)
-    centre = torch.zeros(e.model.latent_shape)
+    rung = NegToMeRung(precision="bfloat16", token_threshold=0.3)
+    tools = Tools(engine=e, reference_context=contexts[-1], centre=torch.zeros(e.model.latent_shape))
     for i in range(0, count, STEERED):
         last = trajectories[i]
         last.ring[0] = last.latent
-        trajectories[i], _, _ = retry(
-            e, last, rung, seed=i, attempt=1, ref_ids=[f"{i:016x}"], latents=[e.initial_noise(900 + i)],
-            reference_context=contexts[-1], centre=centre,
-        )  # fmt: skip
+        failed = Failed(last=last, seed=i, attempt=1, ref_ids=[f"{i:016x}"], latents=[e.initial_noise(900 + i)])
+        trajectories[i] = retry(failed, rung, tools).trajectory
     return trajectories
 
 

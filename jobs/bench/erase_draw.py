@@ -57,7 +57,7 @@ class Bench:
     """Model, detectors and judges; pictures are kept in ``work``.
 
     Attributes:
-        rungs: the default policy's answers to a mark.
+        rungs: the default policy's erasing answers to a mark.
     """
 
     def __init__(self, work: Path, world: Path) -> None:
@@ -68,6 +68,7 @@ class Bench:
         from jobs.plan import read_policy
         from pipeline.config import ModelConfig
         from pipeline.model.families import load_model
+        from pipeline.rungs import EraseRung
 
         torch.use_deterministic_algorithms(True)
         self.work, self.world = work, world
@@ -76,7 +77,7 @@ class Bench:
         self.judges: Judges = Judges.open()
         self.empty = self.model.encode_prompts([""])[0]
         self._seen: dict[tuple[str, bytes], Any] = {}
-        self.rungs = read_policy("default", Path()).mark_ladder
+        self.rungs = [rung for rung in read_policy("default", Path()).mark_ladder if isinstance(rung, EraseRung)]
 
     def draw(self, job: Job) -> np.ndarray:
         """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
@@ -192,7 +193,7 @@ class Bench:
         from pipeline.config import AdapterConfig
         from pipeline.steer.erasers import Erasers
 
-        return Erasers(((adapter, AdapterConfig("")),)).asked(marks, self.model.word_room(), usual=usual)
+        return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).asked(marks, self.model.word_room(), usual=usual)
 
     def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
         """The empty negative prompt ⊕ what the adapter says about these marks."""
@@ -214,7 +215,7 @@ class Bench:
         from pipeline.config import AdapterConfig
         from pipeline.steer.erasers import Erasers
 
-        said = Erasers(((adapter, AdapterConfig("", tokens="always")),)).standing(self.model.word_room())
+        said = Erasers(((adapter, AdapterConfig(path=adapter.name, tokens="always")),)).standing(self.model.word_room())
         return self._said(said)
 
     def shown(self, pictures: np.ndarray) -> np.ndarray:

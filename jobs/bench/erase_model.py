@@ -191,7 +191,7 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     from pipeline.config import AdapterConfig
     from pipeline.steer.erasers import Erasers, typical
 
-    erasers, room = Erasers(((adapter, AdapterConfig("")),)), b.model.word_room()
+    erasers, room = Erasers(((adapter, AdapterConfig(path=adapter.name)),)), b.model.word_room()
     stand = typical(adapter.places.get("qr", ())) or [CODE]
     weights = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None else ()
 

@@ -22,8 +22,8 @@ from jobs.bench.steering_arms import ARMS, BUDGET, STEPS, Arm
 
 if TYPE_CHECKING:
     from jobs.judges.judges import Judges
-    from pipeline.config import Policy
     from pipeline.outcome import Sample
+    from pipeline.policy import Policy
     from pipeline.studio import Studio
 
 SEEDS = (11, 12, 13)
@@ -175,14 +175,14 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
 
 def identity(policy: Policy) -> dict[str, str]:
     """What decides the pictures of an arm: model, references, calibration, policy."""
-    from pipeline.config import digest
     from pipeline.model.folder import STICKERS
+    from pipeline.settings import digest
 
     card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
     parts = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]
     parts += sorted(path.name for path in (STICKERS / "references").iterdir())
     parts.append((STICKERS / "calibration.json").read_text(encoding="utf-8"))
-    return {"policy": digest(replace(policy, name="")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+    return {"policy": digest(replace(policy, name="-")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
 
 
 def slug(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, replace
 
-from pipeline.config import Policy, from_dict
+from pipeline.policy import Policy
+from pipeline.settings import from_dict
 
 STEPS = 20
 BUDGET = 80.0  # denoiser evaluations a request may spend in every arm: the picture and three more

@@ -31,8 +31,9 @@ import numpy as np
 from guards.base import Box
 from index.errors import ConfigError, InputError, PlanMismatch
 from jobs.erase.dataset import NothingFound, Rows
-from pipeline.config import ModelConfig, digest
+from pipeline.config import ModelConfig
 from pipeline.model.adapter import Removal
+from pipeline.settings import digest
 from pipeline.steer.erase import WORDS, Mode, Vocabulary, box_mask, loss_weights
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ def copies_guard(folder: Path) -> CopiesGuard:
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
-    from pipeline.config import CopiesPolicy
     from pipeline.model.folder import STICKERS
+    from pipeline.policy import CopiesPolicy
 
     embedder = OpenCLIPEmbedder.open("stickers")
     index = ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), embedder)
@@ -88,9 +88,10 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
     import torch
 
     from jobs.world.head_data import calibrating
-    from pipeline.config import EarlyPolicy, ModelConfig
+    from pipeline.config import ModelConfig
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
+    from pipeline.policy import EarlyPolicy
     from pipeline.steer.early import EarlyDetector, ReferenceLatents
     from pipeline.steer.latent_head import LatentHead
 

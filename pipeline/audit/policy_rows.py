@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from pipeline.config import MarkRung, Rung
+from pipeline.fields import keys
+from pipeline.rungs import MarkRung, Rung
 
-LADDERS: dict[str, tuple[str, type[Any]]] = {  # key of the policy → title of its table, class of its rungs
+LADDERS: dict[str, tuple[str, Any]] = {  # key of the policy → title of its table, kinds of its rungs
     "ladder": ("Ladder: what is done about copies", Rung),
     "mark_ladder": ("Mark ladder: what is done about marks", MarkRung),
 }
@@ -31,16 +31,18 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 def ladders(policy: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """Every ladder of the policy that has rungs: its title, and for each rung (kind, keys that differ from their defaults)."""
     found = []
-    for key, (title, rung) in LADDERS.items():
+    for key, (title, kinds) in LADDERS.items():
         rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
+        defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in get_args(kinds)}
         if rungs:
-            found.append((title, [(str(one.get("kind", "")), _changed(rung, one)) for one in rungs]))
+            found.append((title, [(str(one.get("kind", "")), _changed(one, defaults)) for one in rungs]))
     return found
 
 
-def _changed(rung: type[Any], stored: Mapping[str, Any]) -> str:
-    defaults = {f.name: f.default for f in dataclasses.fields(rung)}
-    changed = {key: value for key, value in stored.items() if key != "kind" and value != defaults.get(key, dataclasses.MISSING)}
+def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> str:
+    """A key that this version does not know is shown too."""
+    mine = defaults.get(str(rung.get("kind")), {})
+    changed = {key: value for key, value in rung.items() if key != "kind" and (key not in mine or value != mine[key])}
     return ", ".join(f"{_words(key)} {_plain(value)}" for key, value in changed.items()) or "all at their defaults"
 
 

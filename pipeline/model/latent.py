@@ -143,8 +143,8 @@ class LatentDiffusion(ABC):
 
     # What they share.
 
-    def _sides(self, pixels: int) -> tuple[int, int]:
-        if pixels:
+    def _sides(self, pixels: int | None) -> tuple[int, int]:
+        if pixels is not None:
             multiple = self._pixels_per_latent * self.patch
             if pixels % multiple:
                 raise ConfigError(f"{pixels} is no multiple of {multiple}", where="model.size", fix="Choose one that is")

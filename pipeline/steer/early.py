@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from index.reference import Reference
     from index.store import ReferenceIndex
-    from pipeline.config import EarlyPolicy, Policy
     from pipeline.model.samplers import Sampler
+    from pipeline.policy import EarlyPolicy, Policy
     from pipeline.trajectory import Trajectory
 
 HEAD = STICKERS / "head"
@@ -257,7 +257,7 @@ class EarlyDetector:
         """
         owners = model.digest, copies.embedder.embedder_id
         path = folder / "thresholds.json"
-        if policy.signal != "latent" or not (policy.threshold or Thresholds.load(path, "latent", *owners)):
+        if policy.signal != "latent" or not (policy.threshold is not None or Thresholds.load(path, "latent", *owners)):
             latents = None  # a cosine of latents means nothing without a calibration
         head = LatentHead.open(folder, *owners) if policy.signal != "decode" and latents is None else None
         kind = "latent" if latents is not None else "decode" if head is None else "head"
@@ -323,7 +323,7 @@ class EarlyDetector:
     def level(self, step: int, *, text: bool) -> Level | None:
         """What is in force after step ``step``, for samples whose ‖ε_text − ε_empty‖ is known (``text``) or not."""
         signal = self.sampler.signal[step]
-        if self.policy.threshold:
+        if self.policy.threshold is not None:
             return Level(signal, self.policy.threshold, self.policy.threshold)
         if text and self.with_text is not None:
             return self.with_text.at(signal)

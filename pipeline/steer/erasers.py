@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from guards.base import Box
 from index.errors import ConfigError
 from pipeline.audit.records import Adapter
-from pipeline.config import AdapterConfig, MarkRung, digest
+from pipeline.config import AdapterConfig
 from pipeline.engine import Engine
 from pipeline.model.adapter import EraseAdapter, load_adapter, read_settings
 from pipeline.model.folder import STICKERS
 from pipeline.model.lowrank import LowRank
 from pipeline.outcome import Intervention
+from pipeline.rungs import EraseRung
+from pipeline.settings import digest
 from pipeline.steer.cascade import rollback_step
 from pipeline.steer.erase import overlap
 from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
@@ -193,7 +195,7 @@ def adapter_folders(configured: Sequence[AdapterConfig], model_digest: str, *, b
     shipped = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
     fitting = [folder for folder in shipped if read_settings(folder)[0]["base_digest"] == model_digest]
     own = [folder for folder in fitting if read_settings(folder)[0]["removal"] == "model"]  # others are for sets of their own
-    return [(folder, AdapterConfig(str(folder))) for folder in own]
+    return [(folder, AdapterConfig(path=str(folder))) for folder in own]
 
 
 def _folder(path: str, base: Path) -> Path:
@@ -218,7 +220,7 @@ def negative_conditioning(
 
 
 def erase(
-    engine: Engine, last: Trajectory, rung: MarkRung, erasure: Erasure, negative: torch.Tensor | None, *, seed: int
+    engine: Engine, last: Trajectory, rung: EraseRung, erasure: Erasure, negative: torch.Tensor | None, *, seed: int
 ) -> tuple[Trajectory, Intervention]:
     """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
 
@@ -227,7 +229,7 @@ def erase(
     Args:
         engine: gives the number of steps and the noise of the seed.
         last: the finished trajectory of the failed attempt.
-        rung: of kind ``erase``; its ``focus`` guides more strongly at the erasure's places.
+        rung: its ``focus`` guides more strongly at the erasure's places.
         erasure: what to leave out.
         negative: :func:`negative_conditioning` of it; None where the model is drawn without guidance.
         seed: in force.

@@ -20,8 +20,9 @@ from index.reference import Match
 from jobs.plan import Plan
 from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext
-from pipeline.config import Policy, RunConfig
+from pipeline.config import RunConfig
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.policy import Policy
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 

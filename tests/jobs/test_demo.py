@@ -18,7 +18,8 @@ from jobs.run import run_local
 from jobs.tally import tally
 from jobs.world.catalogue import PROTECTED
 from pipeline import studio
-from pipeline.config import RunConfig, read_toml
+from pipeline.config import RunConfig
+from pipeline.settings import read_toml
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 

@@ -10,7 +10,9 @@ import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.plan import Plan, local_folder, open_folder
-from pipeline.config import GenerationConfig, Policy, Rung
+from pipeline.config import GenerationConfig
+from pipeline.policy import Policy
+from pipeline.rungs import NegToMeRung, ReseedRung
 
 PROMPTS = ["cat", "owl", "fox", "dog", "bee"]
 MakePlan = Callable[..., Plan]
@@ -52,7 +54,7 @@ def test_digest_depends_on_prompts_and_identity(make_plan: MakePlan) -> None:
 
 
 def test_plan_survives_pickle_and_folder(make_plan: MakePlan, tmp_path: Path) -> None:
-    plan = make_plan([*PROMPTS, "", "fin"], rules=Policy(ladder=(Rung("negtome", alpha=0.5), Rung("reseed"))))
+    plan = make_plan([*PROMPTS, "", "fin"], rules=Policy(ladder=(NegToMeRung(alpha=0.5), ReseedRung())))
     folder, run_id = open_folder(tmp_path / "run", plan)
     assert Plan.load(folder) == plan == pickle.loads(pickle.dumps(plan))
     assert Plan.load(folder).plan_sha256 == plan.plan_sha256 and plan.requests[5].problem

@@ -13,7 +13,8 @@ from jobs.run import run_local
 from jobs.worker import Worker
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
-from pipeline.config import GenerationConfig, GuardPolicy, ModelConfig, Policy, RunConfig
+from pipeline.config import GenerationConfig, ModelConfig, RunConfig
+from pipeline.policy import GuardPolicy, Policy
 
 
 def tiny_plan(base: Path, model: Path, workers: int) -> Plan:

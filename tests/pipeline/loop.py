@@ -10,13 +10,15 @@ import numpy as np
 from guards.base import Finding
 from guards.copies import Examination
 from index.reference import Match, Reference
-from pipeline.config import CopiesPolicy, GenerationConfig, Policy, RunConfig, Rung
+from pipeline.config import GenerationConfig, RunConfig
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
+from pipeline.policy import CopiesPolicy, Policy
+from pipeline.rungs import NegToMeRung, NudgeRung
 from pipeline.studio import Studio
 
-LADDER = (Rung("negtome", token_threshold=0.0), Rung("nudge", step_size=0.1, resume_fraction=0.4))
+LADDER = (NegToMeRung(token_threshold=0.0), NudgeRung(step_size=0.1, resume_fraction=0.4))
 POLICY = Policy(copies=CopiesPolicy(), ladder=LADDER)
 REF = hashlib.sha256(b"reference").hexdigest()[:16]
 

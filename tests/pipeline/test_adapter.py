@@ -80,5 +80,5 @@ def test_what_ships_fits_what_ships() -> None:
     unasked = adapter_folders((), base, base=Path())
     assert [folder.name for folder, _ in unasked] == ["marks"]  # others are for sets of their own
     assert adapter_folders((), "f" * 64, base=Path()) == []
-    named = adapter_folders((AdapterConfig("stickers:marks"),), base, base=Path("elsewhere"))
+    named = adapter_folders((AdapterConfig(path="stickers:marks"),), base, base=Path("elsewhere"))
     assert named[0][0] == SHIPPED / "marks"

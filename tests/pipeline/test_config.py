@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from index.errors import ConfigError
-from pipeline.config import MarkRung, RunConfig, Rung, read_toml
+from pipeline.config import RunConfig
+from pipeline.policy import Policy
+from pipeline.settings import from_dict, read_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "infra" / "examples"
 
@@ -20,7 +23,7 @@ def read(tmp_path: Path, text: str) -> RunConfig:
 def test_sampler_and_model_keys(tmp_path: Path) -> None:
     config = read(tmp_path, "")
     assert (config.generation.scheduler, config.generation.eta, config.generation.true_guidance_scale) == ("auto", 0.0, 1.0)
-    assert (config.model.size, config.model.variant, config.model.text_tokens) == (0, "", 0)
+    assert (config.model.size, config.model.variant, config.model.text_tokens) == (None, "", None)
     assert read(tmp_path, '[generation]\nscheduler = "ddim"\neta = 1').generation.eta == 1.0
 
 
@@ -29,8 +32,8 @@ def test_sampler_and_model_keys(tmp_path: Path) -> None:
     [
         ('[generation]\nscheduler = "dpm"', r"generation: scheduler|'dpm' is not allowed.*'dpmpp_2m'"),
         ("[generation]\neta = 1.5", r"generation\.eta: must be from 0 to 1, not 1\.5"),
-        ("[model]\ntext_tokens = 600", r"model\.text_tokens: must be from 0 to 512, not 600"),
-        ("[model]\nsize = -8", r"model\.size: must be at least 0"),
+        ("[model]\ntext_tokens = 600", r"model\.text_tokens: must be from 1 to 512, not 600"),
+        ("[model]\nsize = -8", r"model\.size: must be from 8 to 4096, not -8"),
         ("[generation]\nsampler = 1", r"unknown key 'sampler'"),
     ],
 )
@@ -45,16 +48,17 @@ def test_examples_of_other_classes(name: str, scheduler: str) -> None:
     assert config.generation.scheduler == scheduler and config.model.device == "cuda" and config.model.allow_download
 
 
-def test_each_ladder_has_its_own_kinds() -> None:
-    with pytest.raises(ConfigError, match="no kind"):
-        Rung("erase")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no kind"):
-        MarkRung("nudge")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="strength"):
-        MarkRung("reseed", strength=0.5)
-    with pytest.raises(ConfigError, match="resume_fraction"):
-        MarkRung("erase", resume_fraction=1.5)
-    with pytest.raises(ConfigError, match="focus"):
-        MarkRung("reseed", focus=2.0)
-    with pytest.raises(ConfigError, match="places"):
-        MarkRung("reseed", places="usual")
+@pytest.mark.parametrize(
+    ("ladder", "rung", "message"),
+    [
+        ("ladder", {"kind": "erase"}, r"ladder no\. 1: kind: 'erase' is not allowed"),
+        ("mark_ladder", {"kind": "nudge"}, r"mark_ladder no\. 1: kind: 'nudge' is not allowed"),
+        ("mark_ladder", {"kind": "reseed", "strength": 0.5}, r"strength: 'strength' means nothing to kind 'reseed'"),
+        ("mark_ladder", {"kind": "erase", "resume_fraction": 1.5}, r"resume_fraction: must be from 0 to 1"),
+        ("mark_ladder", {"kind": "reseed", "focus": 2.0}, r"focus: 'focus' means nothing to kind 'reseed'"),
+        ("mark_ladder", {"kind": "reseed", "places": "usual"}, r"places: 'places' means nothing to kind 'reseed'"),
+    ],
+)
+def test_each_ladder_has_its_own_kinds(ladder: str, rung: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Policy, {ladder: [rung]}, where="policy")

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.base import Finding
-from pipeline.config import CopiesPolicy, GuardPolicy, MarkRung, Policy, Rung
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
+from pipeline.policy import CopiesPolicy, GuardPolicy, Policy
+from pipeline.rungs import EraseRung, NegToMeRung, ReseedRung
 
 ACTIONS = ["steer", "reject", "observe"]
 GUARDS = {"copies": "copy.protected", "marks": "mark.qr", "text": "text.ocr", "unsafe": "unsafe.nsfw"}
@@ -27,8 +28,8 @@ policies = st.builds(
         marks=GuardPolicy(action=marks),
         text=GuardPolicy(action=text),
         unsafe=GuardPolicy(action=unsafe),
-        ladder=(Rung("reseed"),) * rungs,
-        mark_ladder=(MarkRung("reseed"),) * mark_rungs,
+        ladder=(ReseedRung(),) * rungs,
+        mark_ladder=(ReseedRung(),) * mark_rungs,
         when_exhausted=end,
     ),
     *[st.sampled_from(ACTIONS)] * 1,
@@ -68,7 +69,7 @@ def copy(score: float, confirmed: bool = True) -> Finding:
 
 
 def test_marks_have_a_ladder_of_their_own() -> None:
-    policy = Policy(ladder=(Rung("negtome"),), mark_ladder=(MarkRung("erase"), MarkRung("reseed")))
+    policy = Policy(ladder=(NegToMeRung(),), mark_ladder=(EraseRung(), ReseedRung()))
     mark = Finding(guard="marks", version="1", category="mark.qr", score=0.9, threshold=0.5)
     assert decide([mark], 0, policy, 0) == decide([mark], 1, policy, 1)  # both rungs of the marks'
     assert decide([mark], 2, policy, 2).verdict is Verdict.REVIEW
@@ -77,14 +78,14 @@ def test_marks_have_a_ladder_of_their_own() -> None:
     assert decide([copy(0.9)], 2, policy, 2).verdict is Verdict.STEER
     assert decide([copy(0.9), mark], 1, policy, 0).verdict is Verdict.REJECT  # erasing the mark would leave a copy
     assert decide([copy(0.9, confirmed=False), mark], 1, policy, 0).reason == "mark.qr"
-    shared = Policy(ladder=(Rung("negtome"),))
+    shared = Policy(ladder=(NegToMeRung(),))
     assert decide([mark], 0, shared).verdict is Verdict.STEER and decide([mark], 1, shared).verdict is Verdict.REVIEW
     words = Finding(guard="text", version="1", category="text.ocr", score=0.9, threshold=0.5)
     assert decide([words], 1, policy, 1).verdict is Verdict.STEER
 
 
 def test_by_hand() -> None:
-    policy = Policy(ladder=(Rung("negtome"),))
+    policy = Policy(ladder=(NegToMeRung(),))
     assert decide([copy(0.79)], 0, policy).verdict is Verdict.ACCEPT
     assert decide([copy(0.8)], 0, policy).verdict is Verdict.STEER
     assert decide([copy(0.8)], 1, policy).verdict is Verdict.REJECT

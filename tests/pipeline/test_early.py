@@ -19,12 +19,15 @@ from guards.copies import Examination
 from index.errors import ConfigError, ModelError
 from index.reference import Match, Reference
 from pipeline.audit.records import attempt_table
-from pipeline.config import CopiesPolicy, EarlyPolicy, GenerationConfig, ModelConfig, Policy, RunConfig, Rung, from_dict
+from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.model.families import load_model
 from pipeline.model.folder import STICKERS, folder_digest
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Caught, Outcome, Request, Sample
+from pipeline.policy import CopiesPolicy, EarlyPolicy, Policy
+from pipeline.rungs import NudgeRung, Rung
+from pipeline.settings import from_dict
 from pipeline.steer.early import (
     HEAD,
     TURNED,
@@ -40,7 +43,7 @@ from pipeline.steer.latent_head import LatentHead, make_network
 from pipeline.studio import Studio
 from pipeline.trajectory import Trajectory
 
-LADDER = (Rung("nudge", step_size=0.1), Rung("nudge", step_size=0.2, resume_fraction=0.4))
+LADDER = (NudgeRung(step_size=0.1), NudgeRung(step_size=0.2, resume_fraction=0.4))
 EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
 REF = hashlib.sha256(b"reference").hexdigest()[:16]
 
@@ -247,8 +250,8 @@ def test_probe_steps() -> None:
     assert probe_steps((0.15, 0.3), 20) == {3, 6}
     assert probe_steps((0.01, 0.99), 5) == {1}  # after the last step the picture itself is looked at
     assert probe_steps((0.5,), 1) == frozenset()
-    with pytest.raises(ConfigError, match=r"early\.probes"):
-        EarlyPolicy(probes=(0.2, 1.5))
+    with pytest.raises(ConfigError, match=r"early\.probes no\. 2"):
+        from_dict(Policy, {"early": {"probes": [0.2, 1.5]}}, where="p")
     assert from_dict(EarlyPolicy, {"probes": [0.25]}, where="p").probes == (0.25,)
 
 

@@ -17,11 +17,14 @@ from guards.base import Finding
 from guards.codes import CodesGuard
 from guards.registry import open_guards
 from index.errors import ConfigError
-from pipeline.config import AdapterConfig, GenerationConfig, GuardPolicy, MarkRung, ModelConfig, Policy, RunConfig, from_dict
+from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.engine import Engine
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
+from pipeline.policy import GuardPolicy, Policy
+from pipeline.rungs import EraseRung, ReseedRung
+from pipeline.settings import from_dict
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
 from pipeline.steer.nudge import Nudge
@@ -31,13 +34,13 @@ from pipeline.trajectory import Trajectory
 from .adapters import write_adapter
 
 STEPS = 4
-MARKS = Policy(marks=GuardPolicy(), mark_ladder=(MarkRung("erase"), MarkRung("erase", strength=2.0), MarkRung("reseed")))
+MARKS = Policy(marks=GuardPolicy(), mark_ladder=(EraseRung(), EraseRung(strength=2.0), ReseedRung()))
 
 
 def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
     one = write_adapter(tmp_path / "one", exact, Vocabulary(("qr",), "corners", 2))
     two = write_adapter(tmp_path / "two", exact, Vocabulary(("text",), None), weights=True, seed=5)
-    erasers = open_erasers([AdapterConfig(str(one)), AdapterConfig(str(two), lowrank="flagged")], exact, base=tmp_path)
+    erasers = open_erasers([AdapterConfig(path=str(one)), AdapterConfig(str(two), lowrank="flagged")], exact, base=tmp_path)
     assert erasers.asked({"watermark": []}, 30) is None and erasers.standing(30) is None and not erasers.always_lowrank
     asked = erasers.asked({"text": [(0, 0, 1, 1)], "qr": [(0, 0, 0.4, 0.4)]}, 30, 1.5)
     assert asked is not None and asked.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<text>") and asked.vectors.shape == (4, 32)
@@ -50,7 +53,7 @@ def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
     assert wide.places == ((0, 0, 0.4, 0.4), (0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
     nowhere = erasers.asked({"qr": []}, 30, usual=True)
     assert nowhere is not None and nowhere.places == ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
-    always = open_erasers([AdapterConfig(str(one), tokens="always")], exact, base=tmp_path)
+    always = open_erasers([AdapterConfig(path=str(one), tokens="always")], exact, base=tmp_path)
     standing = always.standing(30)
     assert standing is not None and standing.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
     assert [a.tokens for a in always.recorded(standing)] == [standing.tokens]
@@ -59,14 +62,14 @@ def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
 def test_adapters_are_part_of_the_identity(exact: DiffusionModel, tiny_sd: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "one", exact, Vocabulary(("qr",)))
     plain = RunConfig(prompts="-", model=ModelConfig(path=str(tiny_sd), dtype="float32"))
-    with_one = dataclasses.replace(plain, adapters=(AdapterConfig("one"),))
+    with_one = dataclasses.replace(plain, adapters=(AdapterConfig(path="one"),))
     assert identity_of(plain, MARKS, base=tmp_path)["adapters_sha256"] == ""
     said = identity_of(with_one, MARKS, base=tmp_path)["adapters_sha256"]
     assert said and said == adapters_digest(with_one.adapters, exact.digest, base=tmp_path)
     opened = studio(exact, [], open_erasers(with_one.adapters, exact, base=tmp_path), MARKS)
     assert opened.identity()["adapters_sha256"] == said
     with pytest.raises(ConfigError, match="low-rank"):
-        open_erasers([AdapterConfig("one", lowrank="flagged")], exact, base=tmp_path)
+        open_erasers([AdapterConfig(path="one", lowrank="flagged")], exact, base=tmp_path)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ def draw(s: Studio, count: int = 4) -> dict[str, Sample]:
 @pytest.fixture
 def erasers(exact: DiffusionModel, tmp_path: Path) -> Erasers:
     folder = write_adapter(tmp_path / "both", exact, Vocabulary(("qr",), "corners", 2), weights=True)
-    return open_erasers([AdapterConfig(str(folder), lowrank="flagged")], exact, base=tmp_path)
+    return open_erasers([AdapterConfig(path=str(folder), lowrank="flagged")], exact, base=tmp_path)
 
 
 def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel, erasers: Erasers) -> None:
@@ -141,7 +144,7 @@ def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: Diffusion
     first = {key: s.attempts[0].pixel_sha256 for key, s in draw(studio(exact, [], Erasers(), MARKS)).items()}
 
     def again(focus: float, box: Any = (0, 0, 0.4, 0.4)) -> dict[str, Sample]:
-        policy = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", focus=focus), MarkRung("reseed")))
+        policy = dataclasses.replace(MARKS, mark_ladder=(EraseRung(focus=focus), ReseedRung()))
         return draw(studio(exact, [Marks({first["key-2"]}, box)], erasers, policy))
 
     plain, focused = again(1.0), again(4.0)
@@ -150,8 +153,8 @@ def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: Diffusion
     assert focused["key-2"].attempts[1].intervention == plain["key-2"].attempts[1].intervention
     for key in ("key-0", "key-1", "key-3"):
         assert [a.pixel_sha256 for a in focused[key].attempts] == [first[key]]
-    wide = MarkRung("erase", places="usual")
-    policy = dataclasses.replace(MARKS, mark_ladder=(wide, MarkRung("reseed")))
+    wide = EraseRung(places="usual")
+    policy = dataclasses.replace(MARKS, mark_ladder=(wide, ReseedRung()))
     everywhere = draw(studio(exact, [Marks({first["key-2"]})], erasers, policy))["key-2"].attempts[1].intervention
     assert everywhere is not None and everywhere.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
     nowhere = [again(focus, None)["key-2"].attempts[1].pixel_sha256 for focus in (1.0, 4.0)]
@@ -169,7 +172,7 @@ def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, eraser
 
 
 def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Erasers) -> None:
-    twice = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase"), MarkRung("erase")))
+    twice = dataclasses.replace(MARKS, mark_ladder=(EraseRung(), EraseRung()))
     sample = draw(studio(exact, [Everywhere(set())], erasers, twice), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, "erase", "reseed"]
     assert sample.attempts[2].intervention and sample.attempts[2].intervention.tokens
@@ -178,7 +181,7 @@ def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Era
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionModel, tmp_path: Path, guidance: float) -> None:
     folder = write_adapter(tmp_path / "hidden", exact, None, weights=True, removal="model", concepts=("qr",))
-    hidden = open_erasers([AdapterConfig(str(folder))], exact, base=tmp_path)
+    hidden = open_erasers([AdapterConfig(path=str(folder))], exact, base=tmp_path)
     first = draw(studio(exact, [], hidden, MARKS, guidance_scale=guidance))
     plain = draw(studio(exact, [], Erasers(), MARKS, guidance_scale=guidance))
     digests = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
@@ -197,7 +200,7 @@ def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionMode
     assert [a.intervention and a.intervention.kind for a in climbed.attempts] == [None, "erase", "reseed", "reseed"]
     assert all(a.intervention and a.intervention.adapters for a in climbed.attempts[1:])  # in force to the end
     learned = write_adapter(tmp_path / "learned", exact, None, weights=True, concepts=("qr",))  # data removal: every sample's
-    always = open_erasers([AdapterConfig(str(learned))], exact, base=tmp_path)
+    always = open_erasers([AdapterConfig(path=str(learned))], exact, base=tmp_path)
     assert len(always.always_lowrank) == 1 and always.asked({"qr": []}, 30) is None
 
 
@@ -220,9 +223,9 @@ def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path:
     asked = erasers.asked({"qr": []}, 30)
     assert asked is not None
     with pytest.raises(ConfigError, match="negative row"):
-        erase(unguided.engine, t, MarkRung("erase"), asked, t.context, seed=0)
+        erase(unguided.engine, t, EraseRung(), asked, t.context, seed=0)
     folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
-    always = open_erasers([AdapterConfig(str(folder), tokens="always")], exact, base=tmp_path)
+    always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
     with pytest.raises(ConfigError, match="without guidance"):
         studio(exact, [], always, MARKS, guidance_scale=1.0)
 
@@ -246,7 +249,7 @@ def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionMode
     folder = write_adapter(tmp_path / "set", exact, Vocabulary(("qr",), "corners", 2), weights=True)
 
     def first(**how: Any) -> str:
-        opened = open_erasers([AdapterConfig(str(folder), **how)], exact, base=tmp_path)
+        opened = open_erasers([AdapterConfig(path=str(folder), **how)], exact, base=tmp_path)
         return draw(studio(exact, [Marks(set())], opened, MARKS), count=1)["key-0"].attempts[0].pixel_sha256
 
     plain = draw(studio(exact, [Marks(set())], Erasers(), MARKS), count=1)["key-0"].attempts[0].pixel_sha256
@@ -259,17 +262,17 @@ def test_whose_low_rank_weights_are_goes_by_what_they_were_trained_for(exact: Di
     words = Vocabulary(("qr",), "corners", 2)
     one = write_adapter(tmp_path / "one", exact, words, weights=True, removal="model")
     own, all_of_them = (
-        open_erasers([AdapterConfig(str(one), **how)], exact, base=tmp_path) for how in ({}, {"lowrank": "always"})
+        open_erasers([AdapterConfig(path=str(one), **how)], exact, base=tmp_path) for how in ({}, {"lowrank": "always"})
     )
     asked = own.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
     assert not own.always_lowrank and asked is not None and [strength for _, strength in asked.lowrank] == [1.0]
     assert len(all_of_them.always_lowrank) == 1
     a_set = write_adapter(tmp_path / "set", exact, words, weights=True, removal="data")
-    assert len(open_erasers([AdapterConfig(str(a_set))], exact, base=tmp_path).always_lowrank) == 1
+    assert len(open_erasers([AdapterConfig(path=str(a_set))], exact, base=tmp_path).always_lowrank) == 1
 
 
 def test_a_resumed_erasure_keeps_the_beginning(exact: DiffusionModel, erasers: Erasers) -> None:
-    late = dataclasses.replace(MARKS, mark_ladder=(MarkRung("erase", resume_fraction=0.5), MarkRung("reseed")))
+    late = dataclasses.replace(MARKS, mark_ladder=(EraseRung(resume_fraction=0.5), ReseedRung()))
     sample = draw(studio(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
     assert sample.attempts[1].resumed_from_step == 2 and sample.attempts[1].denoiser_evals == STEPS - 2
 
@@ -293,9 +296,9 @@ def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, eras
     asked = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
     assert asked is not None
     nudge = Nudge((reference,), torch.zeros_like(reference), 0.2, 3, until_step=STEPS)
-    steered, _ = erase(e, finished(nudge), MarkRung("erase"), asked, texts[1], seed=1)
+    steered, _ = erase(e, finished(nudge), EraseRung(), asked, texts[1], seed=1)
     assert steered.nudge is nudge and steered.step == 2 and sorted(steered.ring) == [0, 1]
-    free, _ = erase(e, finished(None), MarkRung("erase"), asked, texts[1], seed=1)
+    free, _ = erase(e, finished(None), EraseRung(), asked, texts[1], seed=1)
     assert free.nudge is None and free.step == 0 and torch.equal(free.latent, e.initial_noise(1))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError
-from pipeline.config import Policy, read_toml
+from pipeline.policy import Policy
+from pipeline.settings import read_toml
 
 
 def read(tmp_path: Path, text: str) -> Policy:

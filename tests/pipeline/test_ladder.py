@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from index.errors import ConfigError
-from pipeline.config import ModelConfig, Policy, Rung, from_dict
+from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
+from pipeline.policy import Policy
+from pipeline.rungs import NegativeRung, NudgeRung, RenoiseRung, ReseedRung, Rung
+from pipeline.settings import from_dict
 from pipeline.steer.embedder_space import EmbedderSpace
-from pipeline.steer.ladder import Words, next_seed, random_references, retry
+from pipeline.steer.ladder import Failed, Tools, Words, next_seed, random_references, retry
 from pipeline.trajectory import Trajectory
 
 STEPS, ROWS, SEED = 5, 8, 3
@@ -50,13 +53,17 @@ def ladder(text: str) -> tuple[Rung, ...]:
     return from_dict(Policy, tomllib.loads(text), where="policy").ladder
 
 
+def rung_of(kind: str, **keys: Any) -> Rung:
+    return from_dict(Policy, {"ladder": [{"kind": kind, **keys}]}, where="policy").ladder[0]
+
+
 REFUSED = [
     ({"kind": "reseed", "alpha": 0.5}, "'alpha' means nothing to kind 'reseed'"),
     ({"kind": "nudge", "token_threshold": 0.5}, "means nothing"),
     ({"kind": "negtome", "enough": 0.5}, "means nothing"),
-    ({"kind": "nudge", "resume_fraction": 1.5}, "must be 0 to 1"),
-    ({"kind": "nudge", "references": 0}, "must be 1 to 64"),
-    ({"kind": "nudge", "step_size": float("nan")}, "must be 0 to 10"),
+    ({"kind": "nudge", "resume_fraction": 1.5}, "must be from 0 to 1, not 1.5"),
+    ({"kind": "nudge", "references": 0}, "must be from 1 to 64, not 0"),
+    ({"kind": "nudge", "step_size": float("nan")}, "must be a number from 0 to 10, not nan"),
     ({"kind": "negtome", "match": "sideways"}, "'sideways' is not allowed"),
     ({"kind": "negtome", "match": "released", "references": 2}, "one reference"),
     ({"kind": "negtome", "match": "released", "masked": True}, "no mask"),
@@ -66,7 +73,7 @@ REFUSED = [
     ({"kind": "nudge", "solver": "closed_form", "normalise": "none"}, "takes the mean"),
     ({"kind": "nudge", "solver": "closed_form", "normalise": "none", "weights": "mean", "keep": 0}, "divides by it"),
     ({"kind": "nudge", "push": 0.0}, "nothing pushes"),
-    ({"kind": "nudge", "renew": True, "resume_fraction": 0.4}, "nothing of the failed attempt"),
+    ({"kind": "nudge", "renew": True, "resume_fraction": 0.4}, "nothing of the failed attempt is kept"),
     ({"kind": "renoise", "renew": True}, "means nothing"),
     ({"kind": "nudge", "itterations": 5}, "Did you mean 'iterations'"),
     ({"kind": "nugde"}, "is not allowed"),
@@ -81,8 +88,8 @@ def test_senseless_rungs_are_refused_by_name(rung: dict[str, Any], message: str)
 
 
 def test_a_wrong_kind_in_python_is_no_traceback_either() -> None:
-    with pytest.raises(ConfigError, match="is no kind"):
-        Rung("climb")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'climb' is not allowed"):
+        ReseedRung(kind="climb")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +128,21 @@ def again(
     latents = [torch.randn(engine.model.latent_shape, generator=torch.Generator().manual_seed(70 + i)) for i in range(found)]
     latents = [0.5 * z + 0.5 * last.latent for z in latents]
     words = Words("a red apple", "a dog", ["cat", "lemon"][:found], lambda text: engine.model.encode_prompts([text])[0])
-    return retry(
-        engine, last, rung, seed=SEED, attempt=attempt, ref_ids=["00000001", "00000002", "00000003"][:found], latents=latents,
-        reference_context=last.negative, centre=torch.zeros(engine.model.latent_shape), words=words,
+    ref_ids = ["00000001", "00000002", "00000003"][:found]
+    failed = Failed(last=last, seed=SEED, attempt=attempt, ref_ids=ref_ids, latents=latents, words=words)
+    tools = Tools(
+        engine=engine, reference_context=last.negative, centre=torch.zeros(engine.model.latent_shape),
         embedder_space=(lambda: space) if space is not None else None,
     )  # fmt: skip
+    found_next = retry(failed, rung, tools)
+    return found_next.trajectory, found_next.intervention, found_next.seed
 
 
 @pytest.mark.parametrize("kind", ["nudge", "negtome", "spell", "amg", "delayed_cfg", "negative", "prompt"])
 def test_a_rung_may_start_from_new_noise(engine: Engine, first: Trajectory, kind: str) -> None:
     few = {"iterations": 1} if kind == "prompt" else {}
     for attempt in (1, 2):
-        t, _, seed = again(engine, first, from_dict(Rung, {"kind": kind, "renew": True, **few}, where="-"), attempt=attempt)
+        t, _, seed = again(engine, first, rung_of(kind, renew=True, **few), attempt=attempt)
         assert seed == next_seed(SEED, attempt) and t.step == 0
         assert torch.equal(t.latent, engine.initial_noise(seed))
     assert torch.equal(first.ring[0], engine.initial_noise(SEED)), "the failed attempt's own memory is not touched"
@@ -146,7 +156,7 @@ def test_every_arm_draws_another_picture_and_says_what_it_did(
     t, intervention, seed = again(engine, first, rung, space=space)
     assert intervention.kind == rung.kind and (seed == SEED) == (rung.kind != "reseed")
     begin = t.step
-    assert begin == (2 if rung.resume_fraction == 0.4 else 0)
+    assert begin == (2 if getattr(rung, "resume_fraction", 0.0) == 0.4 else 0)
     run(engine, t)
     assert torch.isfinite(t.latent).all() and not torch.equal(t.latent, first.latent)
     twice, _, _ = again(engine, first, rung, space=space)
@@ -162,13 +172,13 @@ def test_no_ladder_is_no_attempt() -> None:
 
 @pytest.mark.parametrize("kind", ["negtome", "nudge", "amg", "spell", "negative"])
 def test_without_references_a_rung_is_a_new_seed_and_recorded_as_one(engine: Engine, first: Trajectory, kind: str) -> None:
-    t, intervention, seed = again(engine, first, Rung(kind), found=0)  # type: ignore[arg-type]
+    t, intervention, seed = again(engine, first, rung_of(kind), found=0)
     assert intervention.kind == "reseed" and intervention.ref_ids == () and seed == next_seed(SEED, 1)
     assert torch.equal(t.latent, engine.initial_noise(seed)) and t.push is t.nudge is t.guide is None
 
 
 def test_each_failure_rolls_back_earlier(engine: Engine, first: Trajectory) -> None:
-    rung = Rung("nudge", resume_fraction=0.8, rollback=0.2)
+    rung = NudgeRung(resume_fraction=0.8, rollback=0.2)
     assert [again(engine, first, rung, attempt=n)[0].step for n in (1, 2, 3, 4, 5, 6)] == [4, 3, 2, 1, 0, 0]
     t, _, _ = again(engine, first, rung)
     assert sorted(t.ring) == [0, 1, 2, 3] and torch.equal(t.latent, first.ring[4])
@@ -177,21 +187,21 @@ def test_each_failure_rolls_back_earlier(engine: Engine, first: Trajectory) -> N
 
 
 def test_a_second_steered_attempt_can_go_back_behind_the_first(engine: Engine, first: Trajectory) -> None:
-    t, _, _ = again(engine, first, Rung("nudge", resume_fraction=0.6))
+    t, _, _ = again(engine, first, NudgeRung(resume_fraction=0.6))
     run(engine, t)
-    further, _, _ = again(engine, t, Rung("nudge", resume_fraction=0.2), attempt=2)
+    further, _, _ = again(engine, t, NudgeRung(resume_fraction=0.2), attempt=2)
     assert further.step == 1 and torch.equal(further.latent, first.ring[1])
 
 
 def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Trajectory) -> None:
-    t, _, _ = again(engine, first, Rung("renoise", resume_fraction=0.6))
+    t, _, _ = again(engine, first, RenoiseRung(resume_fraction=0.6))
     noise = (t.latent - engine.sampler.signal[3] * first.latent) / engine.sampler.noise[3]
     assert torch.allclose(noise, engine.initial_noise(next_seed(SEED, 1)), atol=1e-3)
     assert t.push is t.nudge is t.guide is None and torch.equal(t.context, first.context)
 
 
 def test_negative_titles_stand_behind_the_callers_own(engine: Engine, first: Trajectory) -> None:
-    t, _, _ = again(engine, first, Rung("negative", references=2))
+    t, _, _ = again(engine, first, NegativeRung(references=2))
     assert torch.equal(t.negative, engine.model.encode_prompts(["a dog, cat, lemon"])[0])
     assert Words("x", "a dog", ["", ""], lambda _: torch.zeros(1)).negative_of(2) == ""
 
@@ -206,4 +216,4 @@ def test_random_references_are_others_in_an_order_of_the_seed() -> None:
 
 def test_the_embedders_space_needs_an_embedder(engine: Engine, first: Trajectory) -> None:
     with pytest.raises(ConfigError, match="no embedder"):
-        again(engine, first, Rung("nudge", space="embedder"))
+        again(engine, first, NudgeRung(space="embedder"))

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from guards.base import Finding
-from pipeline.config import CopiesPolicy, GuardPolicy, ModelConfig, Policy, Rung
+from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Verdict
+from pipeline.policy import CopiesPolicy, GuardPolicy, Policy
+from pipeline.rungs import NudgeRung
 from pipeline.studio import Study
 
 from .loop import LADDER, POLICY, REF, Copies, Index, by_key, requests, sha, studio, undisturbed
@@ -80,7 +82,7 @@ def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 200
     monkeypatch.setattr(Index, "picture", lambda *_: red)
-    policy = dataclasses.replace(POLICY, copies=CopiesPolicy(hues=4), ladder=(Rung("nudge", step_size=0.1),))
+    policy = dataclasses.replace(POLICY, copies=CopiesPolicy(hues=4), ladder=(NudgeRung(step_size=0.1),))
     drawn: dict[str, list[str]] = {}
     for category in ("copy.protected", "copy.recoloured"):
         there = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"], category=category), policy=policy)
@@ -110,7 +112,7 @@ def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
 
 def test_the_budget_ends_a_ladder_early(model: DiffusionModel) -> None:
     """5 for the picture and 7.5 for the first rung and its reference; the last resumes, yet must have room for 5."""
-    for budget, attempts in ((9.9, 1), (10, 2), (17.4, 2), (17.5, 3), (0, 3)):
+    for budget, attempts in ((9.9, 1), (10, 2), (17.4, 2), (17.5, 3), (None, 3)):
         policy = dataclasses.replace(POLICY, max_evals=budget)
         (sample,) = moderate(studio(model, Copies(lambda _: True), policy=policy), requests(1))
         assert sample.outcome is Outcome.REJECTED and len(sample.attempts) == attempts

@@ -17,11 +17,12 @@ from index.embed import OpenCLIPEmbedder
 from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.audit.records import RunContext, attempt_table, sample_table
-from pipeline.config import ModelConfig, Rung
+from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import _first, moderate
 from pipeline.outcome import Outcome, Request, Sample
+from pipeline.rungs import NudgeRung
 from pipeline.steer import ladder
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
@@ -107,7 +108,7 @@ def test_a_nudge_that_raises_in_mid_flight_ends_one_sample(
         return clean
 
     monkeypatch.setattr(Nudge, "__call__", nudge)
-    policy = dataclasses.replace(POLICY, ladder=(Rung("nudge", step_size=0.1),))
+    policy = dataclasses.replace(POLICY, ladder=(NudgeRung(step_size=0.1),))
     s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]), policy=policy)
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_class == "SteeringFailed" and lost.error_message.startswith("nudge, step 3: ValueError: on purpose. ")

@@ -7,17 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, Rung
+from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.rungs import NegToMeRung, Rung
 from pipeline.steer.blocks import steerable_blocks
 from pipeline.steer.features import FeatureCache
-from pipeline.steer.ladder import retry
+from pipeline.steer.ladder import Failed, Tools, retry
 from pipeline.trajectory import Trajectory
 
 STEPS, ROWS = 3, 6
-RUNG = Rung("negtome", alpha=0.9, token_threshold=0.0, masked=True)
+RUNG = NegToMeRung(alpha=0.9, token_threshold=0.0, masked=True)
 
 
 @pytest.fixture(scope="module", params=["tiny_sdxl", "tiny_sd3", "tiny_flux"])
@@ -48,11 +49,10 @@ def steered(e: Engine, rung: Rung = RUNG) -> Trajectory:
     first = plain(e, 1)
     finish(e, first)
     reference = torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(9))
-    again, _, seed = retry(
-        e, first, rung, seed=1, attempt=1, ref_ids=["00000001"], latents=[reference],
-        reference_context=e.model.encode_prompts([""])[0], centre=torch.zeros(e.model.latent_shape),
-    )  # fmt: skip
-    return again.resumed(first, seed)
+    failed = Failed(last=first, seed=1, attempt=1, ref_ids=["00000001"], latents=[reference])
+    context = e.model.encode_prompts([""])[0]
+    found = retry(failed, rung, Tools(engine=e, reference_context=context, centre=torch.zeros(e.model.latent_shape)))
+    return found.trajectory.resumed(first, found.seed)
 
 
 def test_the_models_blocks_are_those_found_by_class(model: DiffusionModel) -> None:

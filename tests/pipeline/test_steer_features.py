@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, Rung
+from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.rungs import NegToMeRung
 from pipeline.steer import features
 from pipeline.steer.features import FeatureCache, FeatureKey, asset_digest
-from pipeline.steer.ladder import retry
+from pipeline.steer.ladder import Failed, Tools, retry
 from pipeline.steer.matching import Precision
 from pipeline.trajectory import Trajectory
 
@@ -53,31 +54,30 @@ def finished(e: Engine, t: Trajectory) -> torch.Tensor:
     return t.latent
 
 
-def steered(e: Engine, rung: Rung, tag: int = 1) -> tuple[Trajectory, torch.Tensor]:
+def steered(e: Engine, rung: NegToMeRung, tag: int = 1) -> tuple[Trajectory, torch.Tensor]:
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
     first = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
     finished(e, first)
     latents = [torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + i)) for i in range(2)]
-    again, intervention, _ = retry(
-        e, first, rung, seed=tag, attempt=1, ref_ids=IDS, latents=latents, reference_context=texts[1],
-        centre=torch.zeros(e.model.latent_shape),
-    )  # fmt: skip
+    failed = Failed(last=first, seed=tag, attempt=1, ref_ids=IDS, latents=latents)
+    found = retry(failed, rung, Tools(engine=e, reference_context=texts[1], centre=torch.zeros(e.model.latent_shape)))
+    again, intervention = found.trajectory, found.intervention
     assert intervention.kind == "negtome" and intervention.ref_ids == tuple(IDS[: rung.references])
     assert e.features is None or again.rows() == again.peak_rows() == 2
     return again, finished(e, again)
 
 
 RUNGS = [
-    Rung("negtome", token_threshold=0.1, references=2, window=0.7),
-    Rung("negtome", token_threshold=0.1, resume_fraction=0.4, attention="both", masked=True, noise="none"),
-    Rung("negtome", token_threshold=0.1, placement="released", min_tokens=64),
-    Rung("negtome", token_threshold=0.1, references=2, precision="bfloat16", masked=True),
-    Rung("negtome", token_threshold=-0.5, alpha=4.0, form="kernel", rows="conditional", attention="both"),
+    NegToMeRung(token_threshold=0.1, references=2, window=0.7),
+    NegToMeRung(token_threshold=0.1, resume_fraction=0.4, attention="both", masked=True, noise="none"),
+    NegToMeRung(token_threshold=0.1, placement="released", min_tokens=64),
+    NegToMeRung(token_threshold=0.1, references=2, precision="bfloat16", masked=True),
+    NegToMeRung(token_threshold=-0.5, alpha=4.0, form="kernel", rows="conditional", attention="both"),
 ]
 
 
 @pytest.mark.parametrize("rung", RUNGS, ids=range(len(RUNGS)))
-def test_cached_features_draw_the_same_bytes_and_cost_no_rows(model: DiffusionModel, rung: Rung) -> None:
+def test_cached_features_draw_the_same_bytes_and_cost_no_rows(model: DiffusionModel, rung: NegToMeRung) -> None:
     plain = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
     cached = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
     cached.features = FeatureCache(1 << 24)

@@ -1,0 +1,125 @@
+"""The policy file: what is allowed out, and what is done with the rest. It is a file of its own because a person owns it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from guards.allowed import AllowList
+from index.errors import ConfigError
+from pipeline.fields import choice, entry, flag, line, number, several, table, within
+from pipeline.rungs import LadderRung, MarkLadderRung
+from pipeline.settings import contradiction, settings
+
+CONFIRM = 0.5  # from which the second look agrees, where a policy has a threshold of its own and says no more
+LONGEST_LADDER = 64
+Steered = Literal["steer", "review", "reject", "observe"]
+TRIGGERED = "score from which a finding is triggered"
+ACTION = "what a triggered finding leads to"
+
+
+def _one_or_many(value: Any) -> Any:
+    return ([value] if value else []) if isinstance(value, str) else value
+
+
+@settings
+class CopiesPolicy:
+    """Copies of protected works, and what is near enough to one."""
+
+    threshold: float | None = number(
+        None, 0, 1, "similarity from which a picture is too near; absent: the calibrated operating point of the index",
+        above=True, absent="the calibrated operating point of the index",
+    )  # fmt: skip
+    confirm_threshold: float | None = number(
+        None, 0, 1, f"score from which the second look agrees; only with `threshold`, and {CONFIRM} when absent",
+        absent=f"{CONFIRM}, or the calibrated one where threshold is absent too",
+    )  # fmt: skip
+    k: int = number(3, 1, 100, "nearest references kept per attempt")
+    hues: int = number(
+        12, 1, 64,
+        "into how many parts the circle of hues is cut to find copies in other colours, of references whose picture the index "
+        "keeps; 1: they are not looked for",
+    )  # fmt: skip
+    action: Literal["steer", "reject", "observe"] = choice("steer", ACTION)
+
+    def __post_init__(self) -> None:
+        if self.confirm_threshold is not None and self.threshold is None:
+            what = "has no effect without copies.threshold: the calibrated operating point has its own"
+            raise contradiction("confirm_threshold", what, "Remove it, or set copies.threshold as well")
+
+
+@settings
+class GuardPolicy:
+    """One other guard."""
+
+    enabled: bool = flag(True, "false: the guard is not opened")
+    required: bool = flag(True, "a required guard that cannot be opened stops the run; an optional one is recorded as skipped")
+    threshold: float = number(0.5, 0, 1, TRIGGERED, above=True)
+    action: Steered = choice("steer", ACTION)
+
+
+@settings
+class CodesPolicy(GuardPolicy):
+    """Decodable codes."""
+
+    allow: Annotated[tuple[Annotated[str, entry()], ...], BeforeValidator(_one_or_many)] = several(
+        (), 1000, "our own codes: never flagged, so never erased; one text or several. See [Allowed codes](#allowed-codes)"
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            AllowList(self.allow)
+        except ConfigError as error:
+            raise contradiction("allow", error.what, error.fix) from None
+
+
+@settings
+class EarlyPolicy:
+    """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.steer.early`."""
+
+    enabled: bool = flag(False, "look at samples in mid-flight; a probe may only steer. The shipped policy says true")
+    signal: Literal["latent", "head", "decode"] = choice(
+        "latent", "what x̂0 is compared by: the references' latents, the latent head, or the decoded picture's embedding"
+    )
+    probes: tuple[Annotated[float, within(0.001, 0.999)], ...] = several(
+        (0.1, 0.2, 0.3), 32, "at which shares of the steps unsteered samples are looked at", least=1
+    )
+    threshold: float | None = number(
+        None, 0, 1, "similarity from which a sample is caught; absent: the calibrated ones, by noise level", above=True,
+        absent="the calibrated ones, by noise level",
+    )  # fmt: skip
+    arm: bool = flag(True, "references that the prompt is near to catch more easily")
+    rollback: float = number(0.05, 0, 1, "share of the steps that a caught sample goes back before it is steered")
+
+
+@settings
+class Policy:
+    """What is allowed out, and what is done with the rest; digested into every row.
+
+    A finding of a guard with action ``steer`` climbs a ladder: ``mark_ladder`` for a mark, ``ladder`` for a copy. Where
+    ``mark_ladder`` is empty, a mark is answered with new seeds, as often as ``ladder`` has rungs.
+    """
+
+    name: str = line("default", "recorded in every row", least=1)
+    version: str = line("1", "recorded in every row", least=1)
+    copies: CopiesPolicy = table(CopiesPolicy)
+    marks: GuardPolicy = table(GuardPolicy)
+    codes: CodesPolicy = table(CodesPolicy)
+    text: GuardPolicy = table(GuardPolicy)
+    unsafe: GuardPolicy = table(lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
+    yolo: GuardPolicy = table(lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
+    early: EarlyPolicy = table(EarlyPolicy)
+    ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "what each next attempt does about a copy, rung by rung")
+    mark_ladder: tuple[MarkLadderRung, ...] = several(
+        (), LONGEST_LADDER, "what each next attempt does about a mark, rung by rung"
+    )
+    when_exhausted: Literal["review", "rejected"] = choice(
+        "review", "outcome of a doubtful request whose ladder is used up; a confirmed copy is rejected in any case"
+    )
+    max_evals: float | None = number(
+        None, 0, 1_000_000,
+        "denoiser evaluations a request may spend; no attempt is begun that a full picture's steps could take beyond it; "
+        "absent: as many as the ladders ask for",
+        above=True, absent="as many as the ladders ask for",
+    )  # fmt: skip

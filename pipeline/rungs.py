@@ -1,0 +1,204 @@
+"""The rungs of a policy's ladders: what the next attempt does differently. One small class a kind, each with its own keys.
+
+``RUNGS`` answer a picture that is too near to a reference, ``MARK_RUNGS`` a mark that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.fields import choice, flag, line, number
+from pipeline.settings import contradiction, settings
+
+KIND = "what the next attempt does differently"
+
+
+@settings
+class ReseedRung:
+    """A new seed, and nothing else: best of N."""
+
+    kind: Literal["reseed"] = choice("reseed", KIND)
+
+
+@settings
+class RenoiseRung:
+    """Fresh noise on the failed picture, and nothing else: the control of every rollback."""
+
+    kind: Literal["renoise"] = choice("renoise", KIND)
+    resume_fraction: float = number(0.0, 0, 1, "share of the steps kept from the failed attempt; 0: all noise")
+    rollback: float = number(0.0, 0, 1, "share of the steps by which each later attempt resumes earlier")
+
+
+@settings
+class DelayedCfgRung:
+    """Guidance begins late (arXiv 2411.16738); the model is drawn with guidance."""
+
+    kind: Literal["delayed_cfg"] = choice("delayed_cfg", KIND)
+    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
+    window: float = number(1.0, 0, 1, "share of the steps after which guidance begins at the latest")
+
+
+@settings
+class PromptRung:
+    """The prompt's embedding is optimised until the text makes little difference (arXiv 2407.21720)."""
+
+    kind: Literal["prompt"] = choice("prompt", KIND)
+    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
+    iterations: int = number(5, 0, 1000, "steps of the optimiser")
+    learning_rate: float = number(0.1, 1e-6, 10, "of AdamW")
+    norm_target: float = number(3.0, 0, 1_000_000, "norm of the difference that text makes, at which it stops")
+
+
+@settings
+class FromReferences:
+    """Keys of the kinds that need the sample's nearest references."""
+
+    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
+    references: int = number(1, 1, 64, "nearest references steered away from")
+    target: Literal["nearest", "random"] = choice(
+        "nearest", "random: the control, a reference that has nothing to do with the sample"
+    )
+
+
+@settings
+class NegativeRung(FromReferences):
+    """The references' titles behind the negative prompt; the model is drawn with guidance."""
+
+    kind: Literal["negative"] = choice("negative", KIND)
+
+
+@settings
+class Resumed(FromReferences):
+    """Keys of the kinds that steer, from where the failed attempt is resumed."""
+
+    resume_fraction: float = number(0.0, 0, 1, "share of the steps kept from the failed attempt; 0 starts from its noise")
+    rollback: float = number(0.0, 0, 1, "share of the steps by which each later attempt resumes earlier")
+    window: float = number(1.0, 0, 1, "share of the steps, from where it resumes, in which steering acts")
+
+    def __post_init__(self) -> None:
+        if self.renew and self.resume_fraction > 0:
+            what = "renew starts from new noise, and so nothing of the failed attempt is kept"
+            raise contradiction("renew", what, "Remove resume_fraction, or remove renew")
+
+
+@settings
+class NegToMeRung(Resumed):
+    """Negative token merging (arXiv 2412.01339): tokens are pushed away from the reference's."""
+
+    kind: Literal["negtome"] = choice("negtome", KIND)
+    alpha: float = number(0.9, -100, 100, "strength α")
+    token_threshold: float = number(0.65, -1, 1, "cosine above which a token is pushed")
+    match: Literal["paper", "released", "soft"] = choice("paper", "axis of the match, or kernel-weighted")
+    placement: Literal["paper", "released"] = choice("paper", "after the residual, or before it")
+    form: Literal["paper", "unit", "kernel"] = choice("paper", "how the push grows with the similarity")
+    keep_norm: bool = flag(True, "pushed tokens keep their norm")
+    attention: Literal["last", "both"] = choice("last", "after cross-attention, or after self-attention as well")
+    rows: Literal["both", "conditional"] = choice("both", "which rows of a guided sample are pushed")
+    blocks: str = line("", "only blocks whose name starts so")
+    min_tokens: int = number(0, 0, 1 << 20, "only blocks with at least so many image tokens")
+    masked: bool = flag(False, "match only where a reference differs from the centre")
+    noise: Literal["fixed", "none"] = choice("fixed", "the reference row's noise; none feeds the clean latent")
+    precision: Literal["float32", "bfloat16"] = choice("float32", "of the matching")
+    temperature: float = number(0.1, 1e-4, 100, "of the soft match")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.match == "released" and self.references > 1:
+            raise contradiction("match", "the released axis knows one reference", "Set references = 1, or use another match")
+        if self.match == "released" and self.masked:
+            raise contradiction("match", "the released axis knows no mask", "Set masked = false, or use another match")
+
+
+@settings
+class Nudging(Resumed):
+    """Keys of the kinds that move the predicted latent by gradient steps."""
+
+    step_size: float = number(0.05, 0, 10, "length of a gradient step, relative to ‖x̂0‖")
+    iterations: int = number(5, 0, 1000, "gradient steps per denoising step")
+    enough: float = number(-1.0, -1, 1, "cosine of the latents at which pushing stops; -1 pushes always")
+    keep: float = number(0.1, 0, 1000, "weight of staying where it was")
+    weights: Literal["softmax", "mean", "nearest"] = choice("softmax", "how the references are weighed")
+    temperature: float = number(0.1, 1e-4, 100, "of the softmax over the references")
+    centred: bool = flag(True, "likeness is taken from the mean of the references")
+
+
+@settings
+class NudgeRung(Nudging):
+    """The predicted clean latent is nudged away from the references (arXiv 2408.15450)."""
+
+    kind: Literal["nudge"] = choice("nudge", KIND)
+    space: Literal["clean", "noisy", "embedder"] = choice(
+        "clean", "the predicted clean latent, the noisy one, or its embedding"
+    )
+    push: float = number(1.0, 0, 1000, "weight of the undesired")
+    pull: float = number(0.0, 0, 1000, "weight of the desired, the caption's embedding")
+    normalise: Literal["cosine", "none"] = choice("cosine", "likeness is a cosine, or a dot product")
+    penalty: Literal["l2_squared", "l2"] = choice("l2_squared", "of how far it went")
+    solver: Literal["steps", "closed_form"] = choice("steps", "gradient steps, or the printed objective's minimum")
+    direction: Literal["gradient", "random"] = choice("gradient", "random: the control, as far but anywhere")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for wrong, key, what, fix in self._contradictions():
+            if wrong:
+                raise contradiction(key, what, fix)
+
+    def _contradictions(self) -> tuple[tuple[bool, str, str, str], ...]:
+        """What each key allows alone, but not together: (whether it is so, key, what is wrong, what to do)."""
+        embedder, closed = self.space == "embedder", self.solver == "closed_form"
+        return (
+            (self.pull > 0 and not embedder, "pull", "only the embedder knows what is desired", 'Set space = "embedder"'),
+            (embedder and closed, "solver", "the embedder's space has no closed form", 'Set solver = "steps"'),
+            (embedder and self.normalise == "none", "normalise", "embeddings have unit length", 'Set normalise = "cosine"'),
+            (closed and self.keep == 0, "keep", "the closed form divides by it", "Set it above 0"),
+            (closed and self.normalise == "cosine", "solver", "only dot products have a closed form", 'Set normalise = "none"'),
+            (closed and self.weights != "mean", "weights", "the closed form takes the mean", 'Set weights = "mean"'),
+            (self.push == 0 and self.pull == 0, "push", "nothing pushes and nothing pulls", "Set push or pull above 0"),
+        )
+
+
+@settings
+class AmgRung(Nudging):
+    """Anti-memorisation guidance (arXiv 2404.00922); the model is drawn with guidance."""
+
+    kind: Literal["amg"] = choice("amg", KIND)
+    strength: float = number(1.0, 0, 1000, "of the despecification")
+    deduplicate: bool = flag(True, "the nearest reference's title takes the negative prompt's place")
+
+
+@settings
+class SpellRung(Resumed):
+    """Sparse repellency (arXiv 2410.06025): a shell around each reference."""
+
+    kind: Literal["spell"] = choice("spell", KIND)
+    radius: float = number(0.8, 0, 100, "of the shell, relative to the reference's distance from the centre")
+    strength: float = number(1.0, 0, 1000, "overcompensation")
+
+
+@settings
+class EraseRung:
+    """From the same noise again, with the mark's name and place in the negative conditioning.
+
+    See :mod:`pipeline.steer.erasers`. Driven from one place a mark may come back at another. Where no adapter has a name for
+    the mark, or the same was tried before, the rung is a re-seed.
+    """
+
+    kind: Literal["erase"] = choice("erase", KIND)
+    strength: float = number(1.0, 0, 100, "how far the negative conditioning goes towards the one with tokens; 1 all the way")
+    places: Literal["found", "usual"] = choice(
+        "found", "only where the mark was found, or also where such marks stood in the adapter's training set"
+    )
+    focus: float = number(
+        1.0, 0, 100,
+        "how many times as strong guidance is at these places (and an eighth of a side around them) in the first half of the "
+        "steps; 1: as everywhere",
+    )  # fmt: skip
+    resume_fraction: float = number(0.0, 0, 1, "share of the steps kept from the failed attempt; 0 starts from its noise")
+
+
+Rung = ReseedRung | RenoiseRung | NegativeRung | DelayedCfgRung | PromptRung | NegToMeRung | NudgeRung | AmgRung | SpellRung
+MarkRung = EraseRung | ReseedRung | RenoiseRung
+LadderRung = Annotated[Rung, Field(discriminator="kind")]
+MarkLadderRung = Annotated[MarkRung, Field(discriminator="kind")]
