@@ -18,14 +18,21 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else centre - half), (1.0 if hits == n else centre + half)
 
 
-def percent(value: float) -> str:
-    """A share as people read it: "7.6 %", from 10 to 90 % without the decimal; only 0 is "0 %", and only 1 is "100 %"."""
-    if 0 < value < 0.0005:
-        return "<\u00a00.1\u00a0%"
-    if 0.9995 <= value < 1:
-        return ">\u00a099.9\u00a0%"
-    digits = 0 if value in (0.0, 1.0) or 0.1 <= value <= 0.9 else 1
-    return f"{100 * value:.{digits}f}\u00a0%"
+def percent(value: float, digits: int | None = None) -> str:
+    """A share as people read it: "7.6 %", from 10 to 90 % without the decimal; only 0 is "0 %", and only 1 is "100 %".
+
+    Args:
+        value: the share.
+        digits: decimals instead of those.
+    """
+    if digits is None:
+        digits = 0 if value in (0.0, 1.0) or 0.1 <= value <= 0.9 else 1
+    text, least = f"{100 * value:.{digits}f}", 10.0**-digits
+    if value > 0 and float(text) == 0:
+        return f"<\u00a0{least:g}\u00a0%"
+    if value < 1 and float(text) == 100:
+        return f">\u00a0{100 - least:g}\u00a0%"
+    return f"{text}\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,11 @@ class Rate:
             return f"≥\u00a0{percent(self.low)}"
         return f"{percent(self.low)}–{percent(self.high)}"
 
+    @property
+    def text(self) -> str:
+        """The share with its interval, or at 0 and 1 the interval alone: "95.8 %; 80 %–99.3 %", "≤ 7.6 %"."""
+        return self.bounds if self.hits in (0, self.n) else f"{percent(self.value)}; {self.bounds}"
+
     def __str__(self) -> str:
-        """ "0 of 47 (≤ 7.6 %, 95 %)", or "23 of 24 (95.8 %; 79.8 %–99.3 %, 95 %)": a bound stands beside every share."""
-        if not self.n:
-            return "nothing to count"
-        share = "" if self.hits in (0, self.n) else f"{percent(self.value)}; "
-        return f"{self.hits} of {self.n} ({share}{self.bounds}, 95\u00a0%)"
+        """ "0 of 47 (≤ 7.6 %, 95 %)", or "23 of 24 (95.8 %; 80 %–99.3 %, 95 %)": a bound stands beside every share."""
+        return f"{self.hits} of {self.n} ({self.text}, 95\u00a0%)" if self.n else "nothing to count"

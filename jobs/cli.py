@@ -12,8 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
+from index.printable import visible
 from jobs.bench.cli import app as bench_app
-from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, visible
+from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json
 from jobs.erase.cli import app as erase_app
 from jobs.explain import explain
 from jobs.index_cli import app as index_app
@@ -96,6 +97,7 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
 
 
 @app.command(epilog="Example: clearance demo --out clearance-demo --runner local")
@@ -103,11 +105,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo.")] = Path("clearance-demo"),
     samples: Annotated[int, typer.Option(min=3, help="Number of prompts.")] = 48,
     runner: Annotated[Runner, typer.Option(help="Where to run.")] = "ray",
+    json: AsJson = False,
 ) -> None:
     """Do the whole job on the embedded world and show what came of it."""
     from jobs.demo import run_demo
 
-    run_demo(out, samples=samples, runner=runner, console=make_console())
+    shown = run_demo(out, samples=samples, runner=runner, console=make_console(stderr=json))
+    if json:
+        say_json(shown)
 
 
 @app.command(epilog="Example: clearance run run.toml --out runs/monday --runner ray")
@@ -126,10 +131,10 @@ def run(
     policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
 ) -> None:
     """Generate, clear and record every request of a run file."""
+    from jobs.funnel import print_counts
     from jobs.plan import failed_keys, local_folder, open_folder, stored_plan
     from jobs.progress import Watch, duration
     from jobs.run import RUNNERS
-    from jobs.tally import funnel, tally
 
     config, base = _read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
@@ -148,7 +153,7 @@ def run(
     with Watch(err, run_id) as watch:
         result = RUNNERS[runner](plan, folder, watch)
     console = make_console()
-    console.print(funnel({"run": tally(folder)}))
+    print_counts(folder, console)
     console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
     _write_report(folder)
     if result.outcomes.get("error"):
@@ -156,33 +161,39 @@ def run(
 
 
 @app.command(epilog="Example: clearance status runs/monday")
-def status(run: RunFolder) -> None:
-    """Say how far a run is, from its folder alone."""
-
+def status(run: RunFolder, json: AsJson = False) -> None:
+    """Say how far a run is and what came of it so far, from its folder alone."""
+    from jobs.funnel import lines, read_counts, rows
     from jobs.lease import holder
     from jobs.plan import stored_plan
-    from jobs.tally import tally
+    from pipeline.audit.summary import plain
     from pipeline.shard import committed
 
     folder = _run_folder(run)
     stored, receipts = stored_plan(folder), committed(folder)
-    counted = tally(folder)
+    counts, check = read_counts(folder)
     sealed = (folder / "run.json").exists()
     held = holder(folder)
-    table = grid()
-    state = "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume"
-    for name, value in {
-        "run": stored["run_id"],
-        "plan": stored["plan_sha256"],
-        "state": state,
+    about = {
+        "run": str(stored["run_id"]),
+        "plan": str(stored["plan_sha256"]),
+        "state": "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume",
         "shards": f"{len(receipts)} of {len(stored['shards'])} committed",
-        "requests": f"{counted.requested} of {stored['requests']} ended",
-        **{f"  {name}": str(count) for name, count in counted.outcomes.items()},
-        **{f"  because {name}": str(count) for name, count in counted.reasons.items()},
-        "pictures": str(counted.attempts),
+        "requests": f"{counts.requested} of {stored['requests']} ended",
+    }
+    if json:
+        say_json(about | plain(counts, check))
+        return
+    table = grid()
+    for name, value in {
+        **about,
+        **{f"  because {reason}": str(count) for reason, count in counts.reasons.most_common()},
+        **{label: values[0] for label, values in rows({"run": counts}).items()},
     }.items():
-        table.add_row(name, str(value))
+        table.add_row(name, value)
     make_console().print(table)
+    for line in lines(counts, check):
+        say(line)
 
 
 @app.command(epilog="Example: clearance verify runs/monday")
@@ -210,9 +221,9 @@ def verify(run: RunFolder) -> None:
 
 
 @app.command(epilog="Example: clearance report runs/monday")
-def report(run: RunFolder) -> None:
+def report(run: RunFolder, json: AsJson = False) -> None:
     """Write report.html and report.json of a run."""
-    _write_report(_run_folder(run))
+    _write_report(_run_folder(run), json=json)
 
 
 @app.command(epilog="Example: clearance doctor")
@@ -300,14 +311,17 @@ def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
     say("dry run: nothing was drawn and nothing was written")
 
 
-def _write_report(folder: Path) -> None:
+def _write_report(folder: Path, *, json: bool = False) -> None:
     from jobs.report import report_run
 
     with busy("writing the report"):
-        path, _, remark = report_run(folder)
-    say(f"report: {path}")
-    if remark:
-        say(remark)
+        path, numbers, remark = report_run(folder)
+    console = make_console(stderr=json)
+    for line in (f"report: {path}", remark):
+        if line:
+            console.print(line, soft_wrap=True)
+    if json:
+        say_json(numbers)
 
 
 if __name__ == "__main__":

@@ -6,28 +6,15 @@ that would move the cursor, colour the screen or turn the reading direction are 
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from index.printable import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional overrides, and halves of surrogate pairs
-# (a file name that is not UTF-8 holds them).
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str, *, lines: bool = True) -> str:
-    r"""The text with unprintable characters escaped (``\x1b``); without ``lines`` ends of lines as well."""
-    shown = UNPRINTABLE.sub(_escaped, text)
-    return shown if lines else shown.replace("\n", r"\n").replace("\t", r"\t")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -68,6 +55,13 @@ def busy(what: str) -> AbstractContextManager[object]:
 
 def say(text: str) -> None:
     make_console().print(text, soft_wrap=True)
+
+
+def say_json(data: Any) -> None:
+    """Print data as JSON on stdout, in ASCII: no terminal and no pipe changes it."""
+    import json
+
+    print(json.dumps(data, indent=1))
 
 
 def say_error(what: str, fix: str) -> None:

@@ -10,18 +10,18 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError, PlanMismatch
+from index.rate import Rate
 from jobs.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jobs.tally import Tally
     from pipeline.config import RunConfig
 
 WORKERS = 2
@@ -80,17 +80,17 @@ def demo_prompts(samples: int) -> list[DemoPrompt]:
     return prompts
 
 
-def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[str, Tally]:
+def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[str, dict[str, Any]]:
     """Run the demo in a folder; a second time in the same folder it continues what is there.
 
     Args:
         out: the demo's folder.
         samples: number of prompts.
         runner: ``local`` or ``ray``.
-        console: where to tell about it.
+        console: where to print.
 
     Returns:
-        The two runs in numbers: ``observed`` and ``steered``.
+        The two runs in numbers, ``observed`` and ``steered``, as in their report.json (:func:`pipeline.audit.summary.plain`).
 
     Raises:
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
@@ -98,10 +98,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     from jobs.plan import Plan, open_folder, read_policy
     from jobs.progress import Watch, duration
     from jobs.ray_runner import ray_session
-    from jobs.report import report_run
     from jobs.run import RUNNERS
-    from jobs.tally import funnel, same_first_pictures, tally
-    from pipeline.audit.verify import verify
     from pipeline.config import RunConfig
     from pipeline.settings import read_toml
 
@@ -130,19 +127,40 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
                 result = RUNNERS[runner](plan, folder, watch)
             say(f"{name}: {result.requests} requests, {result.attempts} pictures, {duration(result.seconds)}")
 
-    counted = {name: tally(folder) for name, folder in folders.items()}
-    protected = {prompt.key for prompt in prompts if prompt.kind == "protected"}
-    alone = tally(folders["observed"], protected)
-    console.print(funnel(counted))
-    share = 100 * alone.copied / alone.requested
-    say(f"without steering: {alone.copied} of {alone.requested} protected captions copy ({share:.0f} %)")
-    steered = counted["steered"]
-    if steered.nearest_accepted is not None and steered.copy_threshold is not None:
-        side = "below" if steered.nearest_accepted < steered.copy_threshold else "NOT below"
-        say(
-            f"with steering: the accepted picture nearest to a reference has similarity {steered.nearest_accepted:.3f}, "
-            f"{side} the threshold {steered.copy_threshold:.3f}"
-        )
+    counted = show(folders, prompts, console)
+    say(f"the demo took {duration(time.monotonic() - began)}")
+    return counted
+
+
+def show(folders: Mapping[str, Path], prompts: Sequence[DemoPrompt], console: Console) -> dict[str, dict[str, Any]]:
+    """Print what came of the two runs, verify them and write their reports; returns their numbers.
+
+    Raises:
+        ClearanceError: a file cannot be read, a digest does not match.
+    """
+    from jobs.funnel import LABELS, funnel, read_counts
+    from jobs.report import report_run
+    from pipeline.audit.numbers import count_run
+    from pipeline.audit.summary import plain, sentences
+    from pipeline.audit.verify import verify
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    counted = {name: read_counts(folder) for name, folder in folders.items()}
+    console.print(funnel({name: counts for name, (counts, _) in counted.items()}))
+    protected = count_run(folders["observed"], {prompt.key for prompt in prompts if prompt.kind == "protected"})
+    copies = Rate.of(protected.too_near_first, protected.requested)
+    say(f"without steering: {copies.hits} of {copies.n} protected captions copy ({copies.text}, 95\u00a0%)")
+    about_check: dict[str, str] = {}  # both runs have the same check
+    for name, (counts, check) in counted.items():
+        for topic, text in sentences(counts, check).items():
+            if topic in ("warning", "check"):
+                about_check[topic] = text
+            else:
+                say(f"{name}, {LABELS[topic]}: {text}")
+    for topic, text in about_check.items():
+        say(f"{LABELS[topic]}: {text}")
     same, total = same_first_pictures(folders["observed"], folders["steered"])
     say(f"reproducible: {same} of {total} first pictures are byte-equal in both runs")
     for name, folder in folders.items():
@@ -153,8 +171,20 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
         say(f"verified: {name}: {', '.join(f'{count} {what}' for what, count in sorted(verification.counts.items()))}")
         path, _, remark = report_run(folder)
         say(f"report:   {path}" + (f" ({remark})" if remark else ""))
-    say(f"the demo took {duration(time.monotonic() - began)}")
-    return counted
+    return {name: plain(counts, check) for name, (counts, check) in counted.items()}
+
+
+def same_first_pictures(one: Path, other: Path) -> tuple[int, int]:
+    """How many first attempts have the same pixels in both runs, of how many that both drew unsteered."""
+    from pipeline.audit.ledger import attempt_rows
+
+    def firsts(folder: Path) -> dict[str, str]:
+        rows = attempt_rows(folder, ["request_key", "attempt", "pixel_sha256", "caught"])
+        return {row["request_key"]: row["pixel_sha256"] for row in rows if row["attempt"] == 0 and not row["caught"]}
+
+    left, right = firsts(one), firsts(other)
+    both = left.keys() & right.keys()
+    return sum(left[key] == right[key] for key in both), len(both)
 
 
 def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:

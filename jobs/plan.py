@@ -56,6 +56,7 @@ class Plan:
         requests: every request, in order.
         identity: digests of model, embedder, index, calibration and policy.
         parent: plan digest of the run whose failed requests this plan repeats; empty otherwise.
+        copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class Plan:
     requests: tuple[Request, ...]
     identity: Mapping[str, str] = field(default_factory=dict)
     parent: str = ""
+    copy_check: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -102,11 +104,14 @@ class Plan:
                     fix="Keep the keys of failed rows",
                 )
             requests = [request for request in requests if request.key in keys]
+        copy_check: Mapping[str, Any] = {}
         if identity is None:
+            from pipeline.copy_check import copy_check_record
             from pipeline.studio import identity_of
 
             identity = identity_of(config, policy, base=base)
-        return cls(config, policy, base, tuple(requests), dict(identity), parent)
+            copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
+        return cls(config, policy, base, tuple(requests), dict(identity), parent, copy_check)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -124,6 +129,7 @@ class Plan:
             del settings[section]["allow_download"]
         parts = {"config": digest(settings), "policy": digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
+        parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
         return parts | ({"parent": self.parent} if self.parent else {})
 
     @cached_property
@@ -153,7 +159,15 @@ class Plan:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
             policy = from_dict(Policy, stored["policy"], where=PLAN_FILE)
             requests = tuple(_request(row) for row in pq.ParquetFile(path).read().to_pylist())
-            plan = cls(config, policy, Path(stored["base"]), requests, stored["identity"], stored["parent"])
+            plan = cls(
+                config,
+                policy,
+                Path(stored["base"]),
+                requests,
+                stored["identity"],
+                stored["parent"],
+                stored.get("copy_check", {}),
+            )
         except (KeyError, TypeError, ValueError, OSError, pa.ArrowException, ConfigError) as error:
             raise IntegrityError(
                 f"plan cannot be read ({error})", where=str(folder), fix="Start the run again in a new folder"
@@ -232,6 +246,7 @@ def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, s
         "policy": dataclasses.asdict(plan.policy),
         "base": str(plan.base),
         "identity": dict(plan.identity),
+        "copy_check": dict(plan.copy_check),
         "shards": [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards],
         "requests": len(plan.requests),
     }

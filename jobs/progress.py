@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from jobs.tally import ACCEPTED
+from pipeline.outcome import ACCEPTED
 
 if TYPE_CHECKING:
     from rich.console import Console

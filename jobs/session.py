@@ -237,6 +237,7 @@ class Session:
             config=dataclasses.asdict(self.plan.config),
             policy=dataclasses.asdict(self.plan.policy),
             identity=dict(self.plan.identity),
+            copy_check=dict(self.plan.copy_check),
             runner={"kind": self.runner, "workers": workers, "deaths": dict(self.deaths)},
             devices=[device] * workers,
         )

@@ -23,6 +23,9 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
+ACCEPTED = (Outcome.ACCEPTED, Outcome.ACCEPTED_AFTER_STEERING)
+
+
 class Verdict(StrEnum):
     """What is decided about one attempt."""
 

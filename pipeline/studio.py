@@ -20,9 +20,10 @@ from index.errors import ConfigError
 from index.padding import PaddedCalls
 from index.reference import Match
 from pipeline.config import RunConfig
+from pipeline.copy_check import calibration_in_force
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
-from pipeline.model.folder import STICKERS, folder_digest, resolve
+from pipeline.model.folder import folder_digest, resolve
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import PaddedRows
 from pipeline.policy import CONFIRM, Policy
@@ -294,20 +295,14 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
 
     A threshold in the policy wins; else the calibration beside the index, else the one shipped with the embedded world.
     """
-    from index.calibrate import Calibration, OperatingPoint
+    from index.calibrate import OperatingPoint
 
-    if policy.copies.threshold is not None:
-        agrees = policy.copies.confirm_threshold
-        return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
-
-    for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
-        if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
-            return found.calibration_id, found.point
-    raise ConfigError(
-        "there is no calibrated threshold for this embedder",
-        where=f"policy {policy.name}: copies.threshold",
-        fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
-    )
+    found = calibration_in_force(config, policy, embedder_id, base=base)
+    if found is not None:
+        return found.calibration_id, found.point
+    agrees = policy.copies.confirm_threshold
+    assert policy.copies.threshold is not None  # else there is a calibration, or an error
+    return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
 
 
 def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:

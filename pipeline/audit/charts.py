@@ -42,44 +42,45 @@ def funnel(bars: Sequence[Bar], whole: int) -> str:
             f'<text x="{left + width + 14}" y="{y + 20}" font-weight="600" fill="{INK}">{bar.total}'
             f'<tspan dx="8" font-weight="400" fill="{MUTED}">{escape(bar.note)}</tspan></text>'
         )
-    return _svg(total_width, len(bars) * row + 2, out, "Funnel from requested to released pictures")
+    return _svg(total_width, len(bars) * row + 2, out, "Funnel from requested to accepted pictures")
 
 
-def bin_counts(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:
-    """How many values fall into each of ``bins`` equal bins; values outside are counted in the end bins."""
-    counts = [0] * bins
-    for value in values:
-        # The epsilon keeps a value that sits on an edge (0.8 stored as 0.7999…) in the bin that starts there.
-        place = int((value - low) / (high - low) * bins + 1e-9)
-        counts[min(max(place, 0), bins - 1)] += 1
-    return counts
+@dataclass(frozen=True)
+class Panel:
+    """One histogram: its title, and its layers (counts per bin, colour) from the axis upwards."""
+
+    title: str
+    layers: tuple[tuple[Sequence[int], str], ...]
 
 
-def similarity(panels: Sequence[tuple[str, Sequence[tuple[Sequence[float], str]]]], threshold: float) -> str:
+def similarity(panels: Sequence[Panel], threshold: float, *, lowest: float, width_of_bin: float) -> str:
     """Histograms of similarity under each other on one axis, with the threshold drawn through all of them.
 
     Args:
-        panels: title, and stacked layers of (values, colour).
-        threshold: where a picture starts to count as too near.
+        panels: what to draw; every layer has the same number of bins.
+        threshold: where a picture starts to count as near.
+        lowest: where the first bin starts. width_of_bin: how wide each is.
     """
-    everything = [value for _, layers in panels for values, _ in layers for value in values]
-    low = min(0.0, min(everything, default=0.0))
-    low = low if low >= 0 else -1.0 if low < -0.5 else -0.5
-    bins = round((1 - low) * 40)
+    stacks = [[list(counts) for counts, _ in panel.layers] for panel in panels]
+    filled = [b for stack in stacks for column in stack for b, count in enumerate(column) if count]
+    first = lowest + width_of_bin * min(filled, default=0)
+    low = 0.0 if not filled or first >= 0 else -1.0 if first < -0.5 else -0.5
+    skip = round((low - lowest) / width_of_bin)
+    stacks = [[column[skip:] for column in stack] for stack in stacks]
+    bins = len(stacks[0][0])
     left, width, height, gap, top = 48, 880, 110, 52, 40
-    stacks = [[bin_counts(values, low, 1.0, bins) for values, _ in layers] for _, layers in panels]
     most = max([sum(column) for stack in stacks for column in zip(*stack, strict=True)] + [1])
     out: list[str] = []
-    for p, ((title, layers), stack) in enumerate(zip(panels, stacks, strict=True)):
+    for p, (panel, stack) in enumerate(zip(panels, stacks, strict=True)):
         base = top + p * (height + gap) + height
-        out.append(f'<text x="{left}" y="{base - height - 12}" font-weight="600" fill="{INK}">{escape(title)}</text>')
+        out.append(f'<text x="{left}" y="{base - height - 12}" font-weight="600" fill="{INK}">{escape(panel.title)}</text>')
         for fraction in (0.5, 1.0):
             y = base - height * fraction
             out.append(f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="{LINE}"/>')
             out.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end" fill="{MUTED}">{most * fraction:g}</text>')
         for b in range(bins):
             y = float(base)
-            for (_, colour), counts in zip(layers, stack, strict=True):
+            for (_, colour), counts in zip(panel.layers, stack, strict=True):
                 tall = height * counts[b] / most
                 if tall:
                     y -= tall

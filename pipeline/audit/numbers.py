@@ -1,309 +1,333 @@
-"""The numbers of a report, each with its interval where it is a rate, and with the expression that made it.
+"""The counts of a run: the one place where terminal, status, demo, report.html and report.json have their numbers from.
 
-Everything is computed from the Parquet files, ``run.json`` and ``events.jsonl`` when the report is written; the verdict on
-integrity is recomputed, never copied.
+They are counted from the Parquet tables alone, request by request, in memory that does not grow with the run; a run that is
+not finished has them too. What each word means, here and everywhere else:
+
+=================  ========================================================================================================
+requested          Requests that have ended, in whatever way: rows in ``samples``.
+generated          Of these, requests with at least one finished picture.
+flagged            Of these, requests whose first picture triggered a guard, *whatever the policy does about it*, or that a
+                   probe caught in mid-flight. Every flagged request is exactly one of the next three.
+– caught           A probe stopped one of its tries in mid-flight, because it was on its way to a reference.
+– acted on         The first picture was flagged and not accepted: steered, sent to a person, or rejected.
+– observed         The first picture was flagged and accepted at once: the policy only observes what was found.
+steered            Requests for which at least one picture was drawn under an intervention.
+accepted           Requests that ended with a picture, at once or after steering. Every other one is in review, rejected,
+                   quarantined or an error.
+would have been    Accepted pictures on which a guard triggered that the policy only observes. A policy that acts would not
+flagged            have let them through like that.
+similarity         Of a picture: the highest cosine to a reference in force (one neither retired nor allowed).
+near               By the embedder: the similarity reaches the copy threshold.
+too near (copy)    A finding ``copy.*`` is triggered: what remains after both looks, the embedder's and the second, geometric
+                   one. A policy that acts on copies accepts none; one that observes does.
+cleared            By the second look: near, and not too near. Laid over the references it is near to, the picture shares
+                   nothing with them. Every accepted near picture is either too near or cleared.
+nearest accepted   The highest similarity of an accepted picture: before the second look (by the embedder alone), and after it
+                   (references that it cleared left out).
+=================  ========================================================================================================
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from guards.copies import HARMLESS, NOTHING_NEAR
 from index.errors import IntegrityError
 from index.rate import wilson
-from pipeline.audit.ledger import RUN_FILE, attempt_rows, read_events, sample_rows
-from pipeline.audit.verify import Verification, verify
-from pipeline.outcome import Outcome
-from pipeline.shard import digest_file
+from pipeline.audit.requests import VERIFY, Row, ended_requests
+from pipeline.outcome import ACCEPTED, Outcome, Verdict
 
-ACCEPTED = (Outcome.ACCEPTED.value, Outcome.ACCEPTED_AFTER_STEERING.value)
 SAMPLE_COLUMNS = (
-    "row_no sample_id request_key outcome reason prompt prompt_truncated attempts accepted_attempt findings nearest "
-    "interventions skipped_guards error_class error_message denoiser_evals device_seconds wall_seconds copy_threshold model_id "
-    "model_revision model_digest model_licence adapters scheduler steps guidance dtype device_kind rows threads index_id "
-    "embedder_id calibration_id policy_id policy_sha256 policy_name c2pa_present xmp_present watermark_scheme worker_id "
-    "software_version run_id dataset_id started_at finished_at media_type"
-)
-_ATTEMPT_COLUMNS = "sample_id attempt intervention caught findings nearest decision reason denoiser_evals device_seconds"
+    "request_key outcome reason accepted_attempt findings nearest copy_threshold denoiser_evals device_seconds started_at "
+    "finished_at prompt_truncated xmp_present c2pa_present watermark_scheme"
+).split()
+ATTEMPT_COLUMNS = "intervention caught findings nearest decision denoiser_evals".split()
+_BY_EMBEDDER = ("copy.protected", "copy.memorised")
+_ODD = (TypeError, KeyError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
-def report_numbers(folder: Path, salt: str | None = None) -> dict[str, Any]:
-    """Everything the report says, as plain data: ``measures`` by name, and tables beside them."""
-    verification = verify(folder, salt)
-    samples = list(sample_rows(folder, SAMPLE_COLUMNS.split()))
-    if not samples:
-        fix = "Finish the run with --resume, then report again"
-        raise IntegrityError("holds no committed sample", where=str(folder), fix=fix)
-    tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in attempt_rows(folder, _ATTEMPT_COLUMNS.split()):
-        tries[row["sample_id"]].append(row)
-    for rows in tries.values():
-        rows.sort(key=lambda row: int(row["attempt"]))
-    predicate = _predicate(folder)
-    return {
-        "report_version": 1,
-        "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "integrity": _integrity(folder, verification),
-        "run": _run(samples, predicate),
-        "measures": _measures(samples, tries),
-        "outcomes": dict(sorted(Counter(s["outcome"] for s in samples).items())),
-        "reasons": dict(sorted(Counter(s["reason"] for s in samples if s["reason"]).items())),
-        "guards": _guards(samples, tries),
-        "interventions": _interventions(tries),
-        "similarity": _similarities(samples, tries),
-        "references": _references(samples, tries),
-        "skipped_guards": dict(sorted(Counter(name for s in samples for name in s["skipped_guards"]).items())),
-        "policy": predicate.get("policy"),
-        "bill_of_materials": predicate.get("bill_of_materials", []),
-        "events": _events(folder),
-    }
+class Counting(Protocol):
+    """What counts requests, one by one."""
+
+    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+        """Count a request: its row in ``samples``, and those of its tries in order."""
+        ...
 
 
-def _predicate(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RUN_FILE).read_bytes())["predicate"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # the verdict on the cover says so
-    return found if isinstance(found, dict) else {}
+@dataclass
+class Counts:
+    """The counts of a run, or of some of its requests. The words are those of this module's own text.
+
+    Attributes:
+        looked_first: requests whose first try the copies guard looked at, or a probe caught.
+        too_near_first: of these, requests whose first picture was too near, or that were caught on the way to it.
+        looked: accepted pictures that the copies guard looked at. near, too_near, cleared: of these.
+        would_be_flagged: accepted pictures on which a guard triggered. observed_by: the same by guard.
+        by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
+        copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
+        evals, evals_accepted, device_seconds: what all tries cost; what the accepted pictures cost.
+    """
+
+    requested: int = 0
+    generated: int = 0
+    pictures: int = 0
+    flagged: int = 0
+    caught: int = 0
+    acted: int = 0
+    observed: int = 0
+    steered: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    looked_first: int = 0
+    too_near_first: int = 0
+    looked: int = 0
+    near: int = 0
+    too_near: int = 0
+    cleared: int = 0
+    would_be_flagged: int = 0
+    observed_by: Counter[str] = field(default_factory=Counter)
+    by_embedder: float | None = None
+    after_second_look: float | None = None
+    copy_threshold: float | None = None
+    truncated: int = 0
+    marked: Counter[str] = field(default_factory=Counter)
+    evals: float = 0.0
+    evals_accepted: float = 0.0
+    device_seconds: float = 0.0
+    started: datetime | None = None
+    finished: datetime | None = None
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.outcomes[name] for name in ACCEPTED)
+
+    @property
+    def evals_per_accepted(self) -> float | None:
+        """Denoiser evaluations of the whole run, waste included, per accepted picture."""
+        return self.evals / self.accepted if self.accepted else None
+
+    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+        outcome = Outcome(sample["outcome"])
+        self.requested += 1
+        self.outcomes[outcome.value] += 1
+        if sample["reason"]:
+            self.reasons[str(sample["reason"])] += 1
+        self.truncated += bool(sample["prompt_truncated"])
+        self.pictures += len(tries)
+        self.evals += sample["denoiser_evals"]
+        self.device_seconds += sample["device_seconds"]
+        self.started = min(sample["started_at"], self.started or sample["started_at"])
+        self.finished = max(sample["finished_at"], self.finished or sample["finished_at"])
+        if tries:
+            self._first(tries)
+        if looked_at_for_copies(sample["findings"]):
+            self.copy_threshold = min(sample["copy_threshold"], self.copy_threshold or sample["copy_threshold"])
+        if outcome in ACCEPTED:
+            self._accepted(sample)
+            self.evals_accepted += sum(t["denoiser_evals"] for t in tries if t["attempt"] == sample["accepted_attempt"])
+
+    def _first(self, tries: Sequence[Row]) -> None:
+        first, caught = tries[0], any(one["caught"] for one in tries)
+        flagged = caught or bool(triggered(first["findings"]))
+        observed = flagged and not caught and Verdict(first["decision"]) is Verdict.ACCEPT
+        self.generated += 1
+        self.flagged += flagged
+        self.caught += caught
+        self.observed += observed
+        self.acted += flagged and not caught and not observed
+        self.steered += any(one["intervention"] is not None for one in tries)
+        self.looked_first += bool(first["caught"]) or looked_at_for_copies(first["findings"])
+        self.too_near_first += bool(first["caught"]) or is_copy(first["findings"])
+
+    def _accepted(self, sample: Row) -> None:
+        guards = {str(finding["guard"]) for finding in triggered(sample["findings"])}
+        self.would_be_flagged += bool(guards)
+        self.observed_by.update(guards)
+        for name in ("xmp_present", "c2pa_present", "watermark_scheme"):
+            self.marked[name] += bool(sample[name])
+        if not looked_at_for_copies(sample["findings"]):
+            return
+        likeness = similarity(sample["nearest"])
+        near, too_near = is_near(sample), is_copy(sample["findings"])
+        self.looked += 1
+        self.near += near
+        self.too_near += too_near
+        self.cleared += near and not too_near
+        self.by_embedder = larger(self.by_embedder, likeness)
+        for finding in sample["findings"]:
+            if finding["category"] in _BY_EMBEDDER and finding["score"] > NOTHING_NEAR:
+                self.after_second_look = larger(self.after_second_look, float(finding["score"]))
+
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """Every number by name: its value, its interval where it is a rate, and the expression over the tables behind it."""
+        n, accepted = self.requested, "outcome in (accepted, accepted_after_steering)"
+        looked = f"count(samples where {accepted} and any(findings: category like copy.*))"
+        too_near = "any(findings: category like copy.* and triggered)"
+        near = "any(nearest: status not in (retired, allowed) and similarity >= copy_threshold)"
+        first = "count(samples, attempts where attempt = 0 and"
+        stopped = "any(attempts: caught <> [])"
+        by = {name: count(self.outcomes[name], f"count(samples where outcome = {name})") for name in Outcome}
+        wasted = per(
+            self.evals - self.evals_accepted, self.evals, "1 - sum(attempts.denoiser_evals of accepted attempts) / evals"
+        )
+        seconds = (self.finished - self.started).total_seconds() if self.finished and self.started else 0.0
+        return {
+            "requested": count(n, "count(samples)"),
+            "generated": count(self.generated, "count(samples with a row in attempts)"),
+            "pictures": count(self.pictures, "count(attempts)"),
+            "flagged": count(self.flagged, f"{first} (any(findings: triggered) or {stopped}))"),
+            "caught": count(self.caught, f"count(samples where {stopped})"),
+            "acted_on": count(self.acted, f"{first} any(findings: triggered) and decision <> accept and not {stopped})"),
+            "observed": count(self.observed, f"{first} any(findings: triggered) and decision = accept and not {stopped})"),
+            "steered": count(self.steered, "count(samples where any(attempts: intervention is not null))"),
+            "accepted": count(self.accepted, f"count(samples where {accepted})"),
+            "accepted_at_once": by[Outcome.ACCEPTED],
+            **{name.value: by[name] for name in Outcome if name is not Outcome.ACCEPTED},
+            "flagged_rate": rate(self.flagged, self.generated, "flagged / generated"),
+            "copy_rate_first": rate(
+                self.too_near_first,
+                self.looked_first,
+                f"{first} ({too_near} or caught <> [])) / those with copy.* findings or caught",
+            ),
+            "copy_rate_accepted": rate(
+                self.too_near, self.looked, f"count(samples where {accepted} and {too_near}) / {looked}"
+            ),
+            "near_rate_accepted": rate(self.near, self.looked, f"count(samples where {accepted} and {near}) / {looked}"),
+            "cleared_rate_accepted": rate(
+                self.cleared, self.looked, f"count(samples where {accepted} and {near} and not {too_near}) / {looked}"
+            ),
+            "would_be_flagged_rate": rate(
+                self.would_be_flagged, self.accepted, f"count(samples where {accepted} and any(findings: triggered)) / accepted"
+            ),
+            "nearest_by_embedder": count(self.by_embedder, f"max(nearest.similarity in force of samples where {accepted})"),
+            "nearest_after_second_look": count(
+                self.after_second_look,
+                f"max(findings.score, category in ({', '.join(_BY_EMBEDDER)}), of samples where {accepted})",
+            ),
+            "copy_threshold": count(self.copy_threshold, "min(samples.copy_threshold)"),
+            "steering_success": rate(
+                self.outcomes[Outcome.ACCEPTED_AFTER_STEERING], self.steered, "accepted_after_steering / steered"
+            ),
+            "acceptance_rate": rate(self.accepted, n, "accepted / requested"),
+            "review_rate": rate(self.outcomes[Outcome.REVIEW], n, "review / requested"),
+            "rejected_rate": rate(self.outcomes[Outcome.REJECTED], n, "rejected / requested"),
+            "error_rate": rate(self.outcomes[Outcome.ERROR], n, "error / requested"),
+            "truncated": count(self.truncated, "count(samples where prompt_truncated)"),
+            "xmp_rate": rate(self.marked["xmp_present"], self.accepted, "count(samples where xmp_present) / accepted"),
+            "c2pa_rate": rate(self.marked["c2pa_present"], self.accepted, "count(samples where c2pa_present) / accepted"),
+            "watermark_rate": rate(
+                self.marked["watermark_scheme"], self.accepted, "count(samples where watermark_scheme <> '') / accepted"
+            ),
+            "evals": count(self.evals, "sum(samples.denoiser_evals)"),
+            "evals_per_accepted": per(self.evals, self.accepted, "evals / accepted"),
+            "evals_wasted": wasted,
+            "device_seconds": count(self.device_seconds, "sum(samples.device_seconds)"),
+            "device_seconds_per_accepted": per(self.device_seconds, self.accepted, "device_seconds / accepted"),
+            "wall_seconds": count(seconds, "max(samples.finished_at) - min(samples.started_at)"),
+        }
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [{key: event[key] for key in ("at", "kind", "actor", "reason")} for event in read_events(folder)]
-    except (IntegrityError, KeyError):
-        return []  # the verdict on the cover says so
+def count_run(folder: Path, keys: Collection[str] | None = None) -> Counts:
+    """Count the committed shards of a run folder, finished or not.
+
+    Args:
+        folder: the run folder.
+        keys: count only these requests.
+
+    Raises:
+        IntegrityError: a file cannot be read, or a row holds what cannot be counted.
+    """
+    counts = Counts()
+    count_into([counts], folder, keys=keys)
+    return counts
 
 
-def _integrity(folder: Path, verification: Verification) -> dict[str, Any]:
-    path = folder / RUN_FILE
-    return {
-        "ok": verification.ok,
-        "problems": [{"where": problem.where, "what": problem.what} for problem in verification.problems],
-        "counts": dict(verification.counts),
-        "run_sha256": digest_file(path) if path.is_file() else "",
-        "merkle_root": _predicate(folder).get("merkle_root", ""),
-    }
+def count_into(
+    countings: Sequence[Counting],
+    folder: Path,
+    *,
+    samples: Collection[str] = (),
+    attempts: Collection[str] = (),
+    keys: Collection[str] | None = None,
+) -> None:
+    """Hand every request of a run to several countings, in one pass.
+
+    Args:
+        countings: what counts.
+        folder: the run folder.
+        samples, attempts: columns they need beside those of :class:`Counts`.
+        keys: only these requests.
+
+    Raises:
+        IntegrityError: a file cannot be read, or a row holds what cannot be counted.
+    """
+    for sample, tries, where in ended_requests(folder, {*SAMPLE_COLUMNS, *samples}, {*ATTEMPT_COLUMNS, *attempts}):
+        try:
+            if keys is None or sample["request_key"] in keys:
+                for counting in countings:
+                    counting.add(sample, tries)
+        except _ODD as error:
+            raise IntegrityError(f"cannot be counted ({type(error).__name__}: {error})", where=where, fix=VERIFY) from None
 
 
-def _run(samples: Sequence[Mapping[str, Any]], predicate: Mapping[str, Any]) -> dict[str, Any]:
-    first = samples[0]
-    names = (
-        "run_id dataset_id model_id model_revision model_digest model_licence scheduler steps guidance dtype device_kind rows "
-        "threads index_id embedder_id calibration_id copy_threshold policy_id policy_sha256 policy_name software_version"
-    )
-    return {
-        **{name: first[name] for name in names.split()},
-        "adapters": first["adapters"],
-        "media_types": sorted({s["media_type"] for s in samples if s["media_type"]}),
-        "workers": sorted({s["worker_id"] for s in samples}),
-        "plan_sha256": predicate.get("plan_sha256", ""),
-        "runner": predicate.get("runner"),
-        "started_at": min(s["started_at"] for s in samples).isoformat(timespec="seconds"),
-        "finished_at": max(s["finished_at"] for s in samples).isoformat(timespec="seconds"),
-    }
+# --- one picture -----------------------------------------------------------------------------------------------------------
 
 
-def _count(value: float, expression: str) -> dict[str, Any]:
+def triggered(findings: Sequence[Row]) -> list[Row]:
+    """The findings that reached their threshold."""
+    return [finding for finding in findings if finding["triggered"]]
+
+
+def is_copy(findings: Sequence[Row]) -> bool:
+    """Whether a picture is too near to a reference, after both looks."""
+    return any(str(finding["category"]).startswith("copy.") for finding in triggered(findings))
+
+
+def looked_at_for_copies(findings: Sequence[Row]) -> bool:
+    """Whether the copies guard looked at the picture at all: it reports something about every one."""
+    return any(str(finding["category"]).startswith("copy.") for finding in findings)
+
+
+def in_force(nearest: Sequence[Row]) -> list[Row]:
+    """The references near a picture that still forbid something, the nearest first."""
+    if not all(math.isfinite(match["similarity"]) for match in nearest):
+        raise ValueError("a similarity is not finite")
+    return sorted((m for m in nearest if m["status"] not in HARMLESS), key=lambda match: -float(match["similarity"]))
+
+
+def similarity(nearest: Sequence[Row]) -> float | None:
+    """The highest cosine to a reference in force; None where there is none."""
+    return next((float(match["similarity"]) for match in in_force(nearest)), None)
+
+
+def is_near(sample: Row) -> bool:
+    """Whether the embedder alone finds a sample's picture too near."""
+    likeness = similarity(sample["nearest"])
+    return likeness is not None and likeness >= sample["copy_threshold"]
+
+
+def larger(known: float | None, value: float | None) -> float | None:
+    return value if known is None else known if value is None else max(known, value)
+
+
+# --- one number ------------------------------------------------------------------------------------------------------------
+
+
+def count(value: float | None, expression: str) -> dict[str, Any]:
     return {"value": value, "expression": expression}
 
 
-def _rate(k: int, n: int, expression: str) -> dict[str, Any]:
+def rate(k: int, n: int, expression: str) -> dict[str, Any]:
     """A share with its interval; its value is None when there was nothing to count."""
     low, high = wilson(k, n)
     return {"value": k / n if n else None, "k": k, "n": n, "low": low, "high": high, "expression": expression}
 
 
-def _per(total: float, n: int, expression: str) -> dict[str, Any]:
+def per(total: float, n: float, expression: str) -> dict[str, Any]:
     return {"value": total / n if n else None, "total": total, "n": n, "expression": expression}
-
-
-def _copied(findings: Iterable[Mapping[str, Any]]) -> bool:
-    return any(f["triggered"] and f["category"].startswith("copy.") for f in findings)
-
-
-def _measures(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    n = len(samples)
-    made = [s for s in samples if s["attempts"]]
-    firsts = [tries[s["sample_id"]][0] for s in made if tries.get(s["sample_id"])]
-    steered = [s for s in samples if s["attempts"] > 1 or s["interventions"]]  # caught in mid-flight: one attempt, and steered
-    caught = sum(1 for rows in tries.values() if any(a["caught"] for a in rows))
-    by_outcome = Counter(s["outcome"] for s in samples)
-    released = [s for s in samples if s["outcome"] in ACCEPTED]
-    flagged = sum(1 for a in firsts if a["decision"] != "accept" or a["caught"])
-    copied = sum(1 for a in firsts if _copied(a["findings"]) or a["caught"])
-    still = sum(1 for s in released if _copied(s["findings"]))
-    near = sum(1 for s in released if s["nearest"] and s["nearest"][0]["similarity"] >= s["copy_threshold"])
-    evals = math.fsum(s["denoiser_evals"] for s in samples)
-    useful = math.fsum(
-        a["denoiser_evals"] for s in released for a in tries.get(s["sample_id"], ()) if a["attempt"] == s["accepted_attempt"]
-    )
-    device = math.fsum(s["device_seconds"] for s in samples)
-    pictures = sum(s["attempts"] for s in samples)
-    good, is_released = len(released), "outcome in (accepted, accepted_after_steering)"
-    by = {name: f"count(samples where outcome = {name})" for name in Outcome}
-    return {
-        "requested": _count(n, "count(samples)"),
-        "generated": _count(len(made), "count(samples where attempts > 0)"),
-        "pictures": _count(pictures, "sum(samples.attempts)"),
-        "flagged": _count(flagged, "count(attempts where attempt = 0 and (decision <> accept or caught <> []))"),
-        "caught": _count(caught, "count(samples where any(attempts: caught <> []))"),
-        "steered": _count(len(steered), "count(samples where attempts > 1 or interventions <> [])"),
-        "released": _count(good, f"count(samples where {is_released})"),
-        **{name.value: _count(by_outcome[name.value], by[name]) for name in Outcome},
-        "flagged_rate": _rate(flagged, len(made), "flagged / generated"),
-        "copy_rate_first": _rate(
-            copied,
-            len(made),
-            "count(attempts where attempt = 0 and (any(findings: category like copy.* and triggered) or caught <> []))"
-            " / generated",
-        ),
-        "copy_rate_released": _rate(
-            still, good, f"count(samples where {is_released} and any(findings: category like copy.* and triggered)) / released"
-        ),
-        "near_rate_released": _rate(
-            near, good, f"count(samples where {is_released} and nearest[0].similarity >= copy_threshold) / released"
-        ),
-        "steering_success": _rate(by_outcome["accepted_after_steering"], len(steered), "accepted_after_steering / steered"),
-        "release_rate": _rate(good, n, "released / requested"),
-        "review_rate": _rate(by_outcome["review"], n, "review / requested"),
-        "rejected_rate": _rate(by_outcome["rejected"], n, "rejected / requested"),
-        "error_rate": _rate(by_outcome["error"], n, "error / requested"),
-        "truncated": _count(sum(1 for s in samples if s["prompt_truncated"]), "count(samples where prompt_truncated)"),
-        "xmp_rate": _rate(sum(1 for s in released if s["xmp_present"]), good, "count(samples where xmp_present) / released"),
-        "c2pa_rate": _rate(sum(1 for s in released if s["c2pa_present"]), good, "count(samples where c2pa_present) / released"),
-        "watermark_rate": _rate(
-            sum(1 for s in released if s["watermark_scheme"]), good, "count(samples where watermark_scheme <> '') / released"
-        ),
-        "evals": _count(evals, "sum(samples.denoiser_evals)"),
-        "evals_per_released": _per(evals, good, "sum(samples.denoiser_evals) / released"),
-        "evals_wasted": {
-            "value": 1 - useful / evals if evals else None,
-            "total": evals - useful,
-            "n": evals,
-            "expression": "1 - sum(attempts.denoiser_evals of the accepted attempts) / sum(samples.denoiser_evals)",
-        },
-        "device_seconds": _count(device, "sum(samples.device_seconds)"),
-        "device_seconds_per_released": _per(device, good, "sum(samples.device_seconds) / released"),
-        "wall_seconds": _count(
-            (max(s["finished_at"] for s in samples) - min(s["started_at"] for s in samples)).total_seconds(),
-            "max(samples.finished_at) - min(samples.started_at)",
-        ),
-    }
-
-
-def _guards(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Per guard and category: how often it fired at first and on released pictures, and what steering made of it."""
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def fired(findings: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], bool]:
-        out: dict[tuple[str, str], bool] = {}
-        for f in findings:
-            key = (f["guard"], f["category"])
-            out[key] = out.get(key, False) or bool(f["triggered"])
-            entry = seen.setdefault(key, {"versions": set(), "thresholds": set(), "tally": Counter()})
-            entry["versions"].add(f["version"])
-            entry["thresholds"].add(f["threshold"])
-        return out
-
-    for sample in samples:
-        attempts = tries.get(sample["sample_id"], ())
-        if not attempts:
-            continue
-        first, last = fired(attempts[0]["findings"]), fired(sample["findings"])
-        for key, hit in first.items():
-            tally = seen[key]["tally"]
-            tally["first_n"] += 1
-            tally["first_k"] += hit
-            if hit and len(attempts) > 1:
-                tally["steered_n"] += 1
-                tally["steered_k"] += not last.get(key, True)
-        if sample["outcome"] in ACCEPTED:
-            for key, hit in last.items():
-                seen[key]["tally"]["released_n"] += 1
-                seen[key]["tally"]["released_k"] += hit
-    out = []
-    for (guard, category), entry in sorted(seen.items()):
-        tally, named = entry["tally"], f"any(findings: guard = {guard} and category = {category} and triggered)"
-        steered = f"of first attempts with {named} that were steered: share whose final picture has none"
-        out.append(
-            {
-                "guard": guard,
-                "category": category,
-                "versions": sorted(entry["versions"]),
-                "thresholds": sorted(entry["thresholds"]),
-                "first": _rate(tally["first_k"], tally["first_n"], f"attempts where attempt = 0: share with {named}"),
-                "cleared": _rate(tally["steered_k"], tally["steered_n"], steered),
-                "released": _rate(tally["released_k"], tally["released_n"], f"released samples: share with {named}"),
-            }
-        )
-    return out
-
-
-def _interventions(tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    tally: dict[str, Counter[str]] = defaultdict(Counter)
-    drops: dict[str, list[float]] = defaultdict(list)
-    evals: dict[str, list[float]] = defaultdict(list)
-    for attempts in tries.values():
-        # Caught in mid-flight: steered without a picture before it.
-        for before, after in [*((None, a) for a in attempts[:1] if a["caught"]), *pairwise(attempts)]:
-            kind = (after["intervention"] or {}).get("kind") or "none"
-            tally[kind]["n"] += 1
-            tally[kind]["k"] += after["decision"] == "accept"
-            evals[kind].append(after["denoiser_evals"])
-            if before and before["nearest"] and after["nearest"]:
-                drops[kind].append(before["nearest"][0]["similarity"] - after["nearest"][0]["similarity"])
-    return [
-        {
-            "kind": kind,
-            "accepted": _rate(counts["k"], counts["n"], f"attempts where intervention.kind = {kind}: share decided accept"),
-            "mean_drop": _per(
-                math.fsum(drops[kind]), len(drops[kind]), "mean(nearest[0].similarity of the attempt before - of this attempt)"
-            ),
-            "mean_evals": _per(math.fsum(evals[kind]), len(evals[kind]), "mean(attempts.denoiser_evals)"),
-        }
-        for kind, counts in sorted(tally.items())
-    ]
-
-
-def _similarities(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    firsts = [rows[0]["nearest"][0]["similarity"] for rows in tries.values() if rows[0]["nearest"]]
-    final = [(s["outcome"] in ACCEPTED, s["nearest"][0]["similarity"]) for s in samples if s["nearest"]]
-    return {
-        "threshold": samples[0]["copy_threshold"],
-        "first": sorted(firsts),
-        "final_released": sorted(value for released, value in final if released),
-        "final_held": sorted(value for released, value in final if not released),
-        "expression": "nearest[0].similarity of attempt 0, and of each sample's final picture",
-    }
-
-
-def _references(samples: Sequence[Mapping[str, Any]], tries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Every reference that was the nearest one of a first attempt or a final picture, most wanted first."""
-    found: dict[str, dict[str, Any]] = {}
-
-    def entry(match: Mapping[str, Any]) -> dict[str, Any]:
-        blank = {"nearest": 0, "flagged": 0, "highest_first": None, "highest_released": None}
-        told = {name: match[name] for name in ("title", "rights_basis", "status")}
-        return found.setdefault(match["ref_id"], {**told, **blank})
-
-    threshold = samples[0]["copy_threshold"]
-    for sample in samples:
-        attempts = tries.get(sample["sample_id"], ())
-        if attempts and attempts[0]["nearest"]:
-            match = attempts[0]["nearest"][0]
-            row = entry(match)
-            row["nearest"] += 1
-            row["flagged"] += match["similarity"] >= threshold
-            row["highest_first"] = max(match["similarity"], row["highest_first"] or -1.0)
-        if sample["outcome"] in ACCEPTED and sample["nearest"]:
-            match = sample["nearest"][0]
-            row = entry(match)
-            row["highest_released"] = max(match["similarity"], row["highest_released"] or -1.0)
-    order = sorted(found.items(), key=lambda item: (-item[1]["flagged"], -(item[1]["highest_first"] or -1.0), item[0]))
-    return [{"ref_id": ref_id, **row} for ref_id, row in order]

@@ -22,12 +22,10 @@ from index.errors import InputError, IntegrityError
 from index.reference import Match
 from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, SUFFIXES, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.audit.schema import LINKS, PAYLOADS, SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.outcome import Attempt, Caught, Outcome, Request, Sample
+from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Request, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-ACCEPTED = (Outcome.ACCEPTED, Outcome.ACCEPTED_AFTER_STEERING)
 
 
 @dataclass(frozen=True)

@@ -1,55 +1,66 @@
 """The report: one self-contained page for the person who has to answer for a run, and its numbers as JSON beside it.
 
-The numbers come from :mod:`pipeline.audit.numbers`; here they become pictures, tables and sentences.
+The numbers come from :mod:`pipeline.audit.contents`; here they become pictures, tables and sentences.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from index.printable import visible
+from index.rate import Rate, percent
 from pipeline.audit import charts
+from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import attempt_rows, sample_rows
-from pipeline.audit.numbers import ACCEPTED, SAMPLE_COLUMNS, report_numbers
 from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.provenance import thumbnail
+from pipeline.audit.showcase import Showcase
+from pipeline.outcome import ACCEPTED
 from pipeline.shard import write_atomically
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 PAIRS, SHEET, LISTED, GALLERY = 12, 60, 40, 12  # how much is shown; the page always says how many there are
+CLEARED = 12
+PictureOf = Callable[[str], "np.ndarray | None"]
 
 
 def write_report(
     folder: Path,
-    references: Mapping[str, np.ndarray | None] | None = None,
+    picture_of: PictureOf | None = None,
     titles: Mapping[str, str] | None = None,
+    *,
     salt: str | None = None,
+    copy_check: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Write ``report.html`` and ``report.json`` into a run folder.
 
     Args:
         folder: the run folder.
-        references: pictures of references, uint8 (H, W, 3), by ref_id; None or absent where the rights allow no copy.
+        picture_of: the picture of a reference, uint8 (H, W, 3), by ref_id; None where the rights allow no copy.
         titles: titles of references by ref_id; those stored with the samples are used otherwise.
         salt: the run's prompt salt when it had a secret one; see :func:`pipeline.audit.verify.verify`.
+        copy_check: the record of the copy check of a run that was not sealed; a sealed one has it in ``run.json``.
 
     Returns:
         The path of the page, and the numbers in ``report.json``.
 
     Raises:
         InputError: there is no such run folder.
-        IntegrityError: it holds no committed sample, or a commit marker cannot be read.
-        ClearanceError: a data file cannot be read, or the report cannot be written.
+        IntegrityError: it holds no committed sample, or a file or row that cannot be read.
+        ClearanceError: the report cannot be written.
     """
-    numbers = report_numbers(folder, salt=salt)
-    page = _render(folder, numbers, dict(references or {}), dict(titles or {}))
-    write_atomically(folder / REPORT_JSON, json.dumps(numbers, indent=1, ensure_ascii=False).encode() + b"\n")
+    showcase = Showcase(PAIRS, LISTED)
+    numbers = report_numbers(folder, salt, copy_check=copy_check, also=[showcase], columns=Showcase.COLUMNS)
+    page = _render(folder, numbers, showcase, picture_of or (lambda ref_id: None), dict(titles or {}))
+    # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
+    data = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+    write_atomically(folder / REPORT_JSON, data + b"\n")
     write_atomically(folder / REPORT_HTML, page.encode())
     return folder / REPORT_HTML, numbers
 
@@ -57,63 +68,103 @@ def write_report(
 # --- the page --------------------------------------------------------------------------------------------------------------
 
 
-def _render(folder: Path, numbers: dict[str, Any], references: dict[str, np.ndarray | None], titles: dict[str, str]) -> str:
+def _render(folder: Path, numbers: dict[str, Any], showcase: Showcase, picture_of: PictureOf, titles: Mapping[str, str]) -> str:
     import jinja2
     from markupsafe import Markup
 
-    samples = list(sample_rows(folder, SAMPLE_COLUMNS.split()))
-    caught = {row["sample_id"] for row in attempt_rows(folder, ["sample_id", "caught"]) if row["caught"]}
-    steered = [s for s in samples if s["attempts"] > 1 or s["sample_id"] in caught]
-    sheet = _spread([s for s in samples if s["outcome"] in ACCEPTED], SHEET)
-    held = [s for s in samples if s["outcome"] in ("review", "rejected", "quarantined")]
-    errors = [s for s in samples if s["outcome"] == "error"]
-    shown = {s["sample_id"] for s in [*steered, *sheet, *held[:LISTED]]}
-    tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in attempt_rows(folder, ["sample_id", "attempt", "thumbnail", "nearest", "intervention", "caught"]):
-        if row["sample_id"] in shown:
-            tries[row["sample_id"]].append({**row, "src": _uri((row.pop("thumbnail") or {}).get("bytes"))})
-    for rows in tries.values():
-        rows.sort(key=lambda row: int(row["attempt"]))
-    pictures = {ref_id: _uri(thumbnail(picture)) for ref_id, picture in references.items() if picture is not None}
+    m, sim, pairs = numbers["measures"], numbers["similarity"], showcase.pairs()
+    cleared, gallery = numbers["cleared"][:CLEARED], numbers["references"][:GALLERY]
+    sheet, prompts = _sheet(folder, int(m["accepted"]["value"]), {row["sample_id"] for row in cleared})
+    thumbnails = _thumbnails(folder, {row["sample_id"] for row in (*pairs, *sheet, *showcase.held, *cleared)})
+    references: dict[str, str] = {}
+
+    def reference(ref_id: str) -> str:
+        if ref_id not in references:
+            picture = picture_of(ref_id) if ref_id else None
+            references[ref_id] = "" if picture is None else _uri(thumbnail(picture))
+        return references[ref_id]
 
     def title(ref_id: str, stored: str = "") -> str:
         return titles.get(ref_id) or stored or ref_id
 
-    drawn_again = [(s, tries[s["sample_id"]]) for s in steered if tries[s["sample_id"]]]
-    pairs = sorted((_pair(s, rows, pictures, title) for s, rows in drawn_again), key=_pair_order)
-    gallery = [
-        {**r, "title": title(r["ref_id"], r["title"]), "src": pictures.get(r["ref_id"], "")}
-        for r in numbers["references"][:GALLERY]
-    ]
-    m, sim = numbers["measures"], numbers["similarity"]
+    def picture(sample_id: str, attempt: int | None) -> str:
+        return "" if attempt is None else thumbnails.get((sample_id, attempt), "")
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=_shown, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(pct=_percent, short=_short, real=_real, sim=_similarity)
+    environment.filters.update(pct=_percent, whole=lambda value: percent(value, 0), short=_short, real=_real, sim=_similarity)
     environment.globals["interval"] = lambda rate, colour=charts.RELEASED: (
         Markup(charts.interval(rate["low"], rate["high"], rate["value"], colour)) if rate["value"] is not None else ""
     )
+    environment.globals["bounds"] = lambda rate: Rate.of(rate["k"], rate["n"]).bounds
+    environment.globals["rate_text"] = lambda rate: "not measured" if rate is None else str(Rate(**rate))
     return environment.get_template("report.html.j2").render(
         n=numbers,
         m=m,
         run=numbers["run"],
         integrity=numbers["integrity"],
+        sentences=numbers["sentences"],
+        check=numbers["copy_check"],
         funnel=Markup(charts.funnel(_bars(m), m["requested"]["value"])),
-        histogram=Markup(_histogram(sim)) if sim["first"] else None,
-        pairs=pairs[:PAIRS],
-        pairs_total=len(pairs),
-        sheet=[{"src": _final(s, tries)["src"], **s} for s in sheet if tries[s["sample_id"]]],
-        sheet_total=m["released"]["value"],
-        held=[{"src": _final(s, tries)["src"], **s} for s in held[:LISTED] if tries[s["sample_id"]]],
-        held_total=len(held),
-        errors=errors[:LISTED],
-        errors_total=len(errors),
-        gallery=gallery,
+        histogram=Markup(_histogram(sim)) if sim["threshold"] is not None and _measured(sim) else None,
+        pairs=[
+            {
+                **pair,
+                "before": picture(pair["sample_id"], pair["first"]),
+                "after": picture(pair["sample_id"], pair["last"]),
+                "reference": reference(pair["ref_id"]),
+                "title": title(pair["ref_id"], pair["title"]),
+            }
+            for pair in pairs
+        ],
+        pairs_total=showcase.pairs_total,
+        cleared=[
+            {
+                **row,
+                "prompt": prompts.get(row["sample_id"]),
+                "src": picture(row["sample_id"], row["attempt"]),
+                "reference": reference(row["ref_id"]),
+                "title": title(row["ref_id"], row["title"]),
+            }
+            for row in cleared
+        ],
+        sheet=[{**row, "src": picture(row["sample_id"], row["accepted_attempt"])} for row in sheet],
+        held=[{**row, "src": picture(row["sample_id"], row["last"])} for row in showcase.held],
+        held_total=showcase.held_total,
+        errors=showcase.errors,
+        errors_total=showcase.errors_total,
+        gallery=[{**r, "title": title(r["ref_id"], r["title"]), "src": reference(r["ref_id"])} for r in gallery],
         policy=policy_rows(numbers["policy"]),
         ladders=ladders(numbers["policy"]),
         folder=folder.name,
     )
+
+
+def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Accepted samples for the sheet, at most SHEET, evenly spaced over ``total`` of them: it must not show only the start.
+    And the prompts of the samples in ``wanted``."""
+    places = set(range(total)) if total <= SHEET else {i * total // SHEET for i in range(SHEET)}
+    sheet, prompts, number = [], {}, 0
+    for row in sample_rows(folder, ["sample_id", "request_key", "prompt", "outcome", "accepted_attempt"]):
+        if row["sample_id"] in wanted:
+            prompts[row["sample_id"]] = row["prompt"]
+        if row["outcome"] in ACCEPTED:
+            if number in places:
+                sheet.append(row)
+            number += 1
+    return sheet, prompts
+
+
+def _thumbnails(folder: Path, wanted: set[str]) -> dict[tuple[str, int], str]:
+    """The pictures of the tries of some samples, by sample and number of the try."""
+    rows = attempt_rows(folder, ["sample_id", "attempt", "thumbnail"])
+    return {
+        (row["sample_id"], row["attempt"]): _uri((row["thumbnail"] or {}).get("bytes"))
+        for row in rows
+        if row["sample_id"] in wanted
+    }
 
 
 def _bars(m: Mapping[str, Any]) -> list[charts.Bar]:
@@ -125,87 +176,58 @@ def _bars(m: Mapping[str, Any]) -> list[charts.Bar]:
     def share(name: str) -> str:
         return _percent(value(name) / whole) if whole else ""
 
-    both = ((value("accepted"), charts.RELEASED), (value("accepted_after_steering"), charts.STEERED))
-    split = f"{share('released')} · {value('accepted')} at once, {value('accepted_after_steering')} after steering"
+    flagged = ((value("caught"), charts.STOPPED), (value("acted_on"), charts.HELD), (value("observed"), charts.NEUTRAL))
+    accepted = ((value("accepted_at_once"), charts.RELEASED), (value("accepted_after_steering"), charts.STEERED))
+    split = f"{share('accepted')} · {value('accepted_at_once')} at once, {value('accepted_after_steering')} after steering"
+    parts = (("caught", "in mid-flight"), ("acted_on", "on the picture"), ("observed", "only observed"))
+    found = ", ".join(f"{value(name)} {where}" for name, where in parts if value(name))
     bars = [
-        charts.Bar("Requested", ((whole, charts.NEUTRAL),), "100 %"),
+        charts.Bar("Requested", ((whole, charts.NEUTRAL),), "100\u00a0%"),
         charts.Bar(
             "Generated", ((value("generated"), charts.NEUTRAL),), f"{share('generated')} · {value('pictures')} pictures"
         ),
-        charts.Bar("Flagged at first", ((value("flagged"), charts.HELD),), share("flagged")),
+        charts.Bar("Flagged at first", flagged, f"{share('flagged')} · {found}" if found else share("flagged")),
         charts.Bar("Steered", ((value("steered"), charts.HELD),), share("steered")),
-        charts.Bar("Accepted", both, split),
+        charts.Bar("Accepted", accepted, split),
     ]
+    looked = (("copy_rate_accepted", "– too near", charts.STOPPED), ("cleared_rate_accepted", "– near, cleared", charts.HELD))
+    for name, label, colour in looked:
+        if m[name]["n"]:
+            note = "after both looks" if name == "copy_rate_accepted" else "by the second look"
+            bars.append(charts.Bar(label, ((m[name]["k"], colour),), note))
+    if m["would_be_flagged_rate"]["k"]:
+        bars.append(charts.Bar("– observed", ((m["would_be_flagged_rate"]["k"], charts.STOPPED),), "would have been flagged"))
     ends = (("Review", "review", charts.HELD), ("Rejected", "rejected", charts.STOPPED))
     rare = (("Quarantined", "quarantined", charts.STOPPED), ("Error", "error", charts.STOPPED))
     bars += [charts.Bar(label, ((value(name), colour),), share(name)) for label, name, colour in ends]
     return bars + [charts.Bar(label, ((value(name), colour),), share(name)) for label, name, colour in rare if value(name)]
 
 
+def _measured(sim: Mapping[str, Any]) -> bool:
+    return any(any(counts) for counts in sim.values() if isinstance(counts, list))
+
+
 def _histogram(sim: Mapping[str, Any]) -> str:
-    near = [value for value in sim["first"] if value >= sim["threshold"]]
-    far = [value for value in sim["first"] if value < sim["threshold"]]
-    return charts.similarity(
-        [
-            (f"First attempts ({len(sim['first'])})", [(far, charts.NEUTRAL), (near, charts.STOPPED)]),
+    first = sum(map(sum, (sim["first_below"], sim["first_reached"])))
+    accepted = sum(map(sum, (sim["accepted"], sim["accepted_cleared"], sim["accepted_too_near"])))
+    panels = [
+        charts.Panel(
+            f"First pictures ({first})", ((sim["first_below"], charts.NEUTRAL), (sim["first_reached"], charts.STOPPED))
+        ),
+        charts.Panel(
+            f"Final pictures ({accepted} accepted, {sum(sim['held_back'])} held back)",
             (
-                f"Final pictures ({len(sim['final_released'])} accepted, {len(sim['final_held'])} held back)",
-                [(sim["final_released"], charts.RELEASED), (sim["final_held"], charts.HELD)],
+                (sim["accepted"], charts.RELEASED), (sim["accepted_cleared"], charts.STEERED),
+                (sim["accepted_too_near"], charts.STOPPED), (sim["held_back"], charts.HELD),
             ),
-        ],
-        sim["threshold"],
-    )
+        ),
+    ]  # fmt: skip
+    return charts.similarity(panels, sim["threshold"], lowest=sim["lowest"], width_of_bin=sim["bin"])
 
 
-def _pair(
-    sample: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], title: Callable[..., str]
-) -> dict[str, Any]:
-    first = attempts[0]
-    flight = first["caught"][0] if first["caught"] else None  # ended by a probe: there was no first picture
-    last = next((a for a in attempts if a["attempt"] == sample["accepted_attempt"]), attempts[-1])
-    match = first["nearest"][0] if first["nearest"] else None
-    if flight:
-        ref_id = flight["ref_ids"][0]
-        match = next(
-            (m for m in first["nearest"] if m["ref_id"] == ref_id), {"ref_id": ref_id, "title": "", "similarity": None}
-        )
-    after = None
-    if match:  # against the same reference where it is still among the nearest: the fair comparison
-        after = next((m["similarity"] for m in last["nearest"] if m["ref_id"] == match["ref_id"]), None)
-    return {
-        "key": sample["request_key"],
-        "prompt": sample["prompt"],
-        "outcome": sample["outcome"],
-        "reason": sample["reason"],
-        "before": "" if flight else first["src"],
-        "caught": f"caught after {flight['step']} steps on its way to the reference" if flight else "",
-        "after": last["src"],
-        "reference": pictures.get(match["ref_id"], "") if match else "",
-        "title": title(match["ref_id"], match["title"]) if match else "no reference",
-        "sim_before": match["similarity"] if match and not flight else None,
-        "sim_after": after,
-        "sim_nearest": last["nearest"][0]["similarity"] if last["nearest"] else None,
-        "steps": [a["intervention"]["kind"] for a in attempts[0 if flight else 1 :] if a["intervention"]],
-    }
-
-
-def _pair_order(pair: Mapping[str, Any]) -> tuple[bool, float]:
-    """Accepted ones first, the largest changes first; who was caught in mid-flight was on the way to the reference itself."""
-    end = pair["sim_after"] if pair["sim_after"] is not None else pair["sim_nearest"]
-    drop = (1.0 if pair["caught"] else pair["sim_before"] or 0.0) - (end or 0.0)
-    return pair["outcome"] not in ACCEPTED, -drop
-
-
-def _final(sample: Mapping[str, Any], tries: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    rows = tries[sample["sample_id"]]
-    return next((row for row in rows if row["attempt"] == sample["accepted_attempt"]), rows[-1])
-
-
-def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most ``most`` rows, evenly spaced: a sample sheet must not show only the start."""
-    if len(rows) <= most:
-        return rows
-    return [rows[i * len(rows) // most] for i in range(most)]
+def _shown(value: Any) -> Any:
+    """Text as a page may hold it: what would not be seen, or would turn the reading direction, is escaped."""
+    return visible(value) if type(value) is str else value
 
 
 def _uri(data: bytes | None) -> str:
@@ -213,10 +235,7 @@ def _uri(data: bytes | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    if value is None:
-        return "–"
-    digits = 0 if value in (0.0, 1.0) or 0.1 <= value <= 0.9 else 1
-    return f"{100 * value:.{digits}f}\u00a0%"
+    return "–" if value is None else percent(value)
 
 
 def _similarity(value: float | None) -> str:

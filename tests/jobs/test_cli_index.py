@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 from index.calibrate import Calibration
 from index.store import ReferenceIndex
 from jobs import cli, index_cli
-from jobs.report import reference_pictures
+from jobs.report import ReferencePictures
 
 
 class FakeEmbedder:
@@ -90,17 +91,22 @@ def test_bad_input_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.M
     assert call("info", built).exit_code == 2
 
 
-def test_reference_pictures_of_a_report(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_pictures_of_a_report(built: Path, tmp_path: Path) -> None:
     references = {reference.title: reference.ref_id for reference in ReferenceIndex.open(built).references()}
-    near = [{"nearest": [{"ref_id": references["apple"]}, {"ref_id": references["owl"]}, {"ref_id": "f" * 16}]}]
-    monkeypatch.setattr("pipeline.audit.ledger.attempt_rows", lambda folder, columns: iter(near))
-    stored = {"base": str(tmp_path), "config": {"index": "index"}}
-    monkeypatch.setattr("jobs.report.stored_plan", lambda folder: stored)
-    pictures, remark = reference_pictures(tmp_path)
-    assert remark == "" and set(pictures) == {references["apple"], references["owl"]}
-    assert pictures[references["apple"]].shape == (64, 64, 3) and pictures[references["owl"]] is None
-    stored["config"] = {"index": "gone"}
-    assert reference_pictures(tmp_path)[0] == {} and "no reference pictures" in reference_pictures(tmp_path)[1]
+
+    def pictures_of(index: str) -> ReferencePictures:
+        plan = {"plan_sha256": "p", "run_id": "r", "base": str(tmp_path), "config": {"index": index}}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        return ReferencePictures(tmp_path)
+
+    kept = pictures_of("index")
+    picture = kept(references["apple"])
+    assert picture is not None and picture.shape == (64, 64, 3)
+    assert kept(references["owl"]) is None and kept("f" * 16) is None and kept.remark == ""
+    gone = pictures_of("gone")
+    assert gone(references["apple"]) is None and "no reference pictures" in gone.remark
+    none = pictures_of("")
+    assert none(references["apple"]) is None and none.remark == ""
 
 
 def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path: Path) -> None:

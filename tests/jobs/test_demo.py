@@ -15,9 +15,9 @@ from jobs.demo import demo_prompts, run_demo
 from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
 from jobs.run import run_local
-from jobs.tally import tally
 from jobs.world.catalogue import PROTECTED
 from pipeline import studio
+from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
 from pipeline.settings import read_toml
 
@@ -51,7 +51,7 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
     said = Console(width=160, record=True, file=io.StringIO())
     out = tmp_path / "demo"
     counted = run_demo(out, samples=6, runner="local", console=said)
-    assert counted["steered"].requested == counted["observed"].requested == 6
+    assert [counted[name]["measures"]["requested"]["value"] for name in ("steered", "observed")] == [6, 6]
     text = said.export_text()
     assert "of 3 protected captions copy" in text and "reproducible: 6 of 6" in text
     assert "verified: steered" in text and f"report:   {out / 'steered' / 'report.html'}" in text
@@ -69,18 +69,20 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
         run_demo(tmp_path / "home", samples=6, runner="local", console=said)
 
 
-def test_tally_counts_what_is_stored(tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]) -> None:
+def test_counts_are_those_of_what_is_stored(
+    tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]
+) -> None:
     from jobs.plan import open_folder
 
     plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)
     run_local(plan, folder, open_loop=open_loop)
-    counted = tally(folder)
-    assert (counted.requested, counted.flagged, counted.copied, counted.steered, counted.accepted) == (5, 3, 3, 2, 2)
-    assert (counted.attempts, counted.denoiser_evals, counted.evals_per_accepted) == (6, 120.0, 60.0)
-    assert counted.nearest_accepted == pytest.approx(0.4) and counted.copy_threshold == 0.8
-    assert counted.reasons == {"copy.protected": 2, "input.empty_prompt": 1}
-    assert tally(folder, {"row-000000"}).requested == 1
+    counts = count_run(folder)
+    assert (counts.requested, counts.flagged, counts.too_near_first, counts.steered, counts.accepted) == (5, 3, 3, 2, 2)
+    assert (counts.pictures, counts.evals, counts.evals_per_accepted) == (6, 120.0, 60.0)
+    assert counts.by_embedder == counts.after_second_look == pytest.approx(0.4) and counts.copy_threshold == 0.8
+    assert counts.reasons == {"copy.protected": 2, "input.empty_prompt": 1}
+    assert count_run(folder, {"row-000000"}).requested == 1
 
 
 def test_progress_is_told_in_words() -> None:

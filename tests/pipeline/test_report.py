@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,12 +15,13 @@ import pytest
 
 from index.errors import InputError, IntegrityError
 from pipeline.audit import report
-from pipeline.audit.charts import bin_counts
+from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import run_predicate, seal
-from pipeline.audit.numbers import report_numbers
 from pipeline.audit.provenance import decode, thumbnail
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.report import write_report
+from pipeline.audit.showcase import before_and_after
+from pipeline.audit.tables import BINS, bin_of
 from pipeline.audit.verify import verify
 from pipeline.shard import commit_shard
 
@@ -39,19 +41,20 @@ def test_numbers_equal_a_recount_by_hand(run: Any) -> None:
     m = report_numbers(run.folder)["measures"]
     # Per shard: 4 + 2 + 1 + 1 + 2 = 10 requests, one of them without a picture; two shards.
     expected = {
-        "requested": 20, "generated": 18, "pictures": 26, "flagged": 10, "steered": 6, "released": 12, "accepted": 8,
+        "requested": 20, "generated": 18, "pictures": 26, "flagged": 10, "steered": 6, "accepted": 12, "accepted_at_once": 8,
         "accepted_after_steering": 4, "review": 2, "rejected": 2, "quarantined": 0, "error": 4, "truncated": 0,
+        "caught": 0, "acted_on": 10, "observed": 0,
     }  # fmt: skip
     assert {name: m[name]["value"] for name in expected} == expected
     rates = {
-        "copy_rate_first": (8, 18), "copy_rate_released": (0, 12), "near_rate_released": (0, 12), "steering_success": (4, 6),
-        "release_rate": (12, 20), "review_rate": (2, 20), "error_rate": (4, 20), "xmp_rate": (12, 12), "c2pa_rate": (0, 12),
-        "watermark_rate": (0, 12), "flagged_rate": (10, 18),
+        "copy_rate_first": (8, 18), "copy_rate_accepted": (0, 12), "near_rate_accepted": (0, 12), "steering_success": (4, 6),
+        "cleared_rate_accepted": (0, 12), "would_be_flagged_rate": (0, 12), "acceptance_rate": (12, 20), "review_rate": (2, 20),
+        "error_rate": (4, 20), "xmp_rate": (12, 12), "c2pa_rate": (0, 12), "watermark_rate": (0, 12), "flagged_rate": (10, 18),
     }  # fmt: skip
     assert {name: (m[name]["k"], m[name]["n"]) for name in rates} == rates
     # 18 first attempts at 20 evaluations, 8 later ones at 17.5; the accepted ones: 8 first and 4 later.
     assert m["evals"]["value"] == 18 * 20 + 8 * 17.5
-    assert m["evals_per_released"]["value"] == pytest.approx(500 / 12)
+    assert m["evals_per_accepted"]["value"] == pytest.approx(500 / 12)
     assert m["evals_wasted"]["value"] == pytest.approx(1 - (8 * 20 + 4 * 17.5) / 500)
     assert m["device_seconds"]["value"] == 26 * 1.25
 
@@ -60,9 +63,12 @@ def test_numbers_agree_with_the_nouns(run: Any) -> None:
     numbers = report_numbers(run.folder)
     samples = run.samples
     assert numbers["measures"]["pictures"]["value"] == sum(len(s.attempts) for s in samples)
-    firsts = sorted(s.attempts[0].nearest[0].similarity for s in samples if s.attempts)
-    assert numbers["similarity"]["first"] == firsts
-    assert len(numbers["similarity"]["final_held"]) == 6 and max(numbers["similarity"]["final_released"]) < 0.8
+    firsts = Counter(bin_of(s.attempts[0].nearest[0].similarity) for s in samples if s.attempts)
+    sim = numbers["similarity"]
+    assert [a + b for a, b in zip(sim["first_below"], sim["first_reached"], strict=True)] == [firsts[b] for b in range(BINS)]
+    assert sum(sim["first_reached"]) == sum(s.attempts[0].nearest[0].similarity >= 0.8 for s in samples if s.attempts)
+    assert sum(sim["held_back"]) == 6 and sum(sim["accepted"]) == 12
+    assert not any(sim["accepted"][bin_of(0.8) :]) and not any(sim["accepted_cleared"]) and not any(sim["accepted_too_near"])
     assert numbers["outcomes"] == {"accepted": 8, "accepted_after_steering": 4, "error": 4, "rejected": 2, "review": 2}
     assert numbers["reasons"] == {"copy.protected": 2, "input.prompt_empty": 2, "mark.qr": 2, "oom": 2}
     assert numbers["skipped_guards"] == {"unsafe": 2}
@@ -73,7 +79,7 @@ def test_guards_and_interventions(run: Any) -> None:
     codes, copies = numbers["guards"]
     assert (codes["category"], codes["first"]["k"], codes["first"]["n"]) == ("mark.qr", 2, 14)
     assert (copies["category"], copies["first"]["k"], copies["first"]["n"]) == ("copy.protected", 8, 18)
-    assert (copies["cleared"]["k"], copies["cleared"]["n"], copies["released"]["k"], copies["released"]["n"]) == (4, 6, 0, 12)
+    assert (copies["gone"]["k"], copies["gone"]["n"], copies["accepted"]["k"], copies["accepted"]["n"]) == (4, 6, 0, 12)
     negtome, nudge = numbers["interventions"]
     assert (negtome["kind"], negtome["accepted"]["k"], negtome["accepted"]["n"]) == ("negtome", 2, 6)
     assert (nudge["kind"], nudge["accepted"]["k"], nudge["accepted"]["n"]) == ("nudge", 2, 2)
@@ -82,9 +88,9 @@ def test_guards_and_interventions(run: Any) -> None:
 
 def test_references_are_ranked_by_how_often_they_were_too_near(run: Any) -> None:
     rows = report_numbers(run.folder)["references"]
-    assert [r["flagged"] for r in rows] == [2, 2, 2, 2, 0, 0, 0, 0, 0]
+    assert [r["reached"] for r in rows] == [2, 2, 2, 2, 0, 0, 0, 0, 0]
     first = next(r for r in rows if r["ref_id"] == "ref-4")
-    assert (first["nearest"], first["highest_first"], first["highest_released"]) == (2, 0.96, 0.55)
+    assert (first["nearest"], first["highest_first"], first["highest_accepted"]) == (2, 0.96, 0.55)
 
 
 def test_every_measure_has_its_expression(run: Any) -> None:
@@ -106,7 +112,7 @@ def test_report_files_and_verification_live_together(run: Any) -> None:
 
 def test_before_and_after_pictures_are_in_the_page(run: Any) -> None:
     reference = np.full((32, 32, 3), 200, np.uint8)
-    path, _ = write_report(run.folder, {"ref-4": reference, "ref-5": None}, {"ref-4": "A famous <apple>"})
+    path, _ = write_report(run.folder, {"ref-4": reference, "ref-5": None}.get, {"ref-4": "A famous <apple>"})
     page = path.read_text(encoding="utf-8")
     steered = next(s for s in run.samples if s.outcome == "accepted_after_steering")
     assert uri(thumbnail(steered.attempts[0].picture)) in page
@@ -181,7 +187,7 @@ def test_an_unsealed_run_without_references_or_pictures(tmp_path: Path, samples:
     only = [samples[-1]]
     commit_shard(tmp_path, "0", sample_table(only, context(), "0"), attempt_table(only, context(), "0"))
     path, numbers = write_report(tmp_path)
-    assert numbers["measures"]["evals_per_released"]["value"] is None and not numbers["integrity"]["ok"]
+    assert numbers["measures"]["evals_per_accepted"]["value"] is None and not numbers["integrity"]["ok"]
     page = path.read_text(encoding="utf-8")
     assert "the run was never sealed" in page and "No request was steered" in page and "No similarity was measured" in page
 
@@ -197,25 +203,33 @@ def test_long_lists_are_cut_and_say_so(make_run: Make, tmp_path: Path, monkeypat
     for name in ("PAIRS", "SHEET", "LISTED", "GALLERY"):
         monkeypatch.setattr(report, name, 2)
     page = write_report(make_run(tmp_path / "run").folder)[0].read_text(encoding="utf-8")
-    assert "2 of 6 are shown" in page and "2 of 12 released pictures" in page and "2 of 4 shown" in page
+    assert "2 of 6 are shown" in page and "2 of 12 accepted pictures" in page and "2 of 4 shown" in page
 
 
 def test_histogram_bins() -> None:
-    assert bin_counts([0.0, 0.049, 0.05, 0.8, 0.99, 1.0, 1.2, -0.1], 0.0, 1.0, 20) == [3, 1, *[0] * 14, 1, 0, 0, 3]
+    values = [-1.2, -1.0, -0.9751, -0.975, 0.0, 0.0249, 0.025, 0.7999999999999999, 0.8, 0.99, 1.0, 1.2]
+    assert [bin_of(value) for value in values] == [0, 0, 0, 1, 40, 40, 41, 72, 72, 79, 79, 79]
 
 
 def test_who_was_caught_in_mid_flight_has_a_reference_and_no_first_picture() -> None:
-    from pipeline.audit.report import _pair
-
-    sample = {"accepted_attempt": 0, "request_key": "k", "prompt": "fox", "outcome": "accepted_after_steering", "reason": ""}
-    near = [{"ref_id": "other", "title": "cat", "similarity": 0.6}, {"ref_id": "own", "title": "fox", "similarity": 0.2}]
+    sample = {
+        "sample_id": "s", "accepted_attempt": 0, "request_key": "k", "prompt": "fox", "outcome": "accepted_after_steering",
+        "reason": "",
+    }  # fmt: skip
+    near = [
+        {"ref_id": "other", "title": "cat", "similarity": 0.6, "status": "active"},
+        {"ref_id": "own", "title": "fox", "similarity": 0.2, "status": "active"},
+    ]
+    copied = {"guard": "copies", "category": "copy.protected", "triggered": True, "ref_id": "other", "detail": "cat"}
     attempt = {
-        "attempt": 0, "src": "data:steered", "nearest": near, "intervention": {"kind": "nudge"},
+        "attempt": 0, "nearest": near, "intervention": {"kind": "nudge"}, "findings": [],
         "caught": [{"step": 3, "ref_ids": ["own", "other"]}],
     }  # fmt: skip
-    pair = _pair(sample, [attempt], {"own": "data:fox"}, lambda ref_id, stored="": stored or ref_id)
-    assert (pair["before"], pair["after"], pair["reference"]) == ("", "data:steered", "data:fox")
+    pair = before_and_after(sample, [attempt])
+    assert (pair["first"], pair["last"], pair["ref_id"]) == (None, 0, "own")
     assert "3 steps" in pair["caught"] and pair["sim_before"] is None and pair["sim_after"] == 0.2
     assert pair["steps"] == ["nudge"]
-    finished = _pair(sample, [{**attempt, "caught": []}], {}, lambda ref_id, stored="": stored or ref_id)
-    assert finished["before"] == "data:steered" and finished["sim_before"] == 0.6 and finished["caught"] == ""
+    finished = before_and_after(sample, [{**attempt, "caught": [], "findings": [copied]}])
+    assert (finished["first"], finished["ref_id"], finished["sim_before"], finished["caught"]) == (0, "other", 0.6, "")
+    marked = before_and_after(sample, [{**attempt, "caught": [], "findings": [{**copied, "category": "mark.qr"}]}])
+    assert (marked["ref_id"], marked["sim_before"], marked["flagged"]) == ("", None, ["mark.qr"])

@@ -1,0 +1,91 @@
+"""Read a run's rows back, one request with its tries at a time: memory holds a shard's rows, never the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from index.errors import IntegrityError
+from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.shard import committed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERIFY = "Run `clearance verify`, and restore the file from a copy"
+Row = dict[str, Any]
+
+
+class Ended(NamedTuple):
+    """A request that has ended: its row in ``samples``, the rows of its tries in ``attempts`` in order, and where it stands."""
+
+    sample: Row
+    tries: list[Row]
+    where: str
+
+
+def ended_requests(folder: Path, samples: Collection[str], attempts: Collection[str]) -> Iterator[Ended]:
+    """Every request of a run's committed shards, in the order of shards and rows; those of an unfinished run too.
+
+    Args:
+        folder: the run folder.
+        samples: columns of the samples table to read.
+        attempts: columns of the attempts table to read, beside ``sample_id`` and ``attempt``.
+
+    Raises:
+        IntegrityError: a file is missing, cannot be read, or a column in it is not of its type.
+    """
+    for receipt in committed(folder).values():
+        tries: dict[str, list[Row]] = {}
+        for file in receipt.files:
+            if file.table == "attempts":
+                for _, row in _rows(folder, file.path, "attempts", {"sample_id", "attempt", *attempts}):
+                    tries.setdefault(row["sample_id"], []).append(row)
+        for file in receipt.files:
+            if file.table == "samples":
+                for number, row in _rows(folder, file.path, "samples", {"sample_id", *samples}):
+                    mine = tries.pop(row["sample_id"], [])
+                    yield Ended(row, sorted(mine, key=lambda one: int(one["attempt"])), f"{file.path} row {number}")
+
+
+def _rows(folder: Path, path: str, table: str, columns: set[str]) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    expected = samples_schema() if table == "samples" else attempts_schema()
+    number = 0
+    try:
+        file = pq.ParquetFile(folder / path)
+        for name in sorted(columns):
+            _require(file.schema_arrow, expected.field(name), path)
+        for batch in file.iter_batches(batch_size=64, columns=sorted(columns)):
+            for row in batch.to_pylist():
+                if not isinstance(row["sample_id"], str) or ("attempt" in row and not isinstance(row["attempt"], int)):
+                    raise IntegrityError("names no sample", where=f"{path} row {number}", fix=VERIFY)
+                yield number, row
+                number += 1
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise IntegrityError(f"cannot be read ({text})", where=path, fix=VERIFY) from None
+
+
+def _require(found: pa.Schema, expected: pa.Field, path: str) -> None:
+    place = found.get_field_index(expected.name)
+    if place < 0:
+        raise IntegrityError(f"has no column {expected.name!r}", where=path, fix=VERIFY)
+    if not _fits(found.field(place).type, expected.type):
+        what = f"column {expected.name!r} holds {found.field(place).type}, not {expected.type}"
+        raise IntegrityError(what, where=path, fix=VERIFY)
+
+
+def _fits(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a column can be read as the one expected: a struct of another schema may have other members, but none changed."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(expected):
+        members = {member.name: member.type for member in expected}
+        return pa.types.is_struct(found) and all(m.name not in members or _fits(m.type, members[m.name]) for m in found)
+    if pa.types.is_list(expected):
+        return pa.types.is_list(found) and _fits(found.value_type, expected.value_type)
+    return bool(found == expected)

@@ -1,0 +1,66 @@
+"""The sentences that stand beside the counts of a run, the same in terminal, status, demo and report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from index.rate import Rate
+from pipeline.audit.numbers import Counts
+from pipeline.copy_check import UNKNOWN, CopyCheck
+
+
+def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
+    """What has to be said beside the counts, by topic; a topic about which there is nothing to say is left out.
+
+    ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``copies``: how many
+    accepted pictures are too near, and how many the second look cleared. ``nearest``: how near the nearest came, by either
+    look. ``check``: the recall of the check, which stands beside every count of copies.
+    """
+    told = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "copies": _copies(counts)}
+    if counts.looked or check is not None:
+        told |= {"nearest": _nearest(counts), "check": check.sentence if check is not None else UNKNOWN}
+    return {topic: text for topic, text in told.items() if text}
+
+
+def plain(counts: Counts, check: CopyCheck | None) -> dict[str, Any]:
+    """Counts, sentences and the copy check as plain data: the part of ``report.json`` that status and demo print as well."""
+    return {
+        "measures": counts.measures(),
+        "outcomes": dict(sorted((name, n) for name, n in counts.outcomes.items() if n)),
+        "reasons": dict(sorted(counts.reasons.items())),
+        "observed_by": dict(sorted(counts.observed_by.items())),
+        "sentences": sentences(counts, check),
+        "copy_check": check.plain() if check is not None else None,
+    }
+
+
+def _copies(counts: Counts) -> str:
+    if not counts.accepted:
+        return "No picture was accepted."
+    if not counts.looked:
+        return "Not looked for: the run has no reference index."
+    rate = Rate.of(counts.too_near, counts.looked)
+    return (
+        f"Too near a reference: {rate.hits} of {rate.n} accepted pictures ({rate.text}, 95\u00a0%). "
+        f"Near by the embedder and cleared by the second look: {counts.cleared} of {rate.n}."
+    )
+
+
+def _nearest(counts: Counts) -> str:
+    if counts.by_embedder is None or counts.copy_threshold is None:
+        return ""
+    after = counts.after_second_look
+    return (
+        f"The highest similarity of an accepted picture is {counts.by_embedder:.3f} by the embedder alone, "
+        f"{'none' if after is None else f'{after:.3f}'} after the second look; the threshold is {counts.copy_threshold:.3f}."
+    )
+
+
+def _observed(counts: Counts) -> str:
+    if not counts.would_be_flagged:
+        return ""
+    guards = ", ".join(f"{guard} {count}" for guard, count in sorted(counts.observed_by.items()))
+    return (
+        f"Would have been flagged: {counts.would_be_flagged} of {counts.accepted} accepted pictures ({guards}). "
+        "The policy only observes these guards and let the pictures through."
+    )

@@ -1,0 +1,192 @@
+"""What the copy check in force is worth: its threshold, who set it, and the recall that its calibration measured.
+
+A count of copies says little without it: a check that finds nothing finds no copies either. The record is made with the plan,
+bound by its digest and sealed in ``run.json``, so that a report can say it without the index.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ConfigError, IntegrityError
+from index.rate import Rate, percent
+from pipeline.config import RunConfig
+from pipeline.model.folder import STICKERS
+from pipeline.policy import Policy
+
+if TYPE_CHECKING:
+    from index.calibrate import Calibration
+
+CALIBRATION, POLICY = "calibration", "policy"
+
+
+def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> Calibration | None:
+    """The calibration that sets the copy threshold, or None where the policy sets it.
+
+    It is the one beside the index, else the one shipped with the embedded world.
+
+    Raises:
+        ConfigError: there is none for this embedder, and no threshold in the policy.
+        InputError: it cannot be read.
+        IntegrityError: its numbers are not those it was written with.
+    """
+    if policy.copies.threshold is not None:
+        return None
+    from index.calibrate import Calibration
+
+    for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
+        if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
+            return found
+    raise ConfigError(
+        "there is no calibrated threshold for this embedder",
+        where=f"policy {policy.name}: copies.threshold",
+        fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
+    )
+
+
+def copy_check_record(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> dict[str, Any]:
+    """The record as plain data: the calibration without its curve, or the policy's threshold; empty for a run without index.
+
+    Raises:
+        ClearanceError: see :func:`calibration_in_force`.
+    """
+    if not config.index:
+        return {}
+    found = calibration_in_force(config, policy, embedder_id, base=base)
+    if found is None:
+        return {"set_by": POLICY, "threshold": policy.copies.threshold}
+    from index.calibrate import MIN_RECALL
+
+    return {"set_by": CALIBRATION, **found.summary(), "least_recall": found.min_recall or MIN_RECALL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyCheck:
+    """A record, read back.
+
+    Attributes:
+        set_by: ``calibration`` or ``policy``.
+        threshold: cosine from which the embedder finds a picture near.
+        veto_below: score below which the second look clears it; None where it clears nothing.
+        calibration_id: which calibration.
+        recall: share of the measured copies that reach the threshold. false_alarms: the same of harmless pictures.
+        whole_recall, whole_false_alarms: of both looks together, where the index keeps the reference's picture.
+        least_recall: what the lower end of the recall's interval must reach. forced: it was accepted although it does not.
+        measured_on: what was compared, for a reader. measured_index_id: the state of the index, if it was measured with one.
+    """
+
+    set_by: str
+    threshold: float
+    veto_below: float | None = None
+    calibration_id: str = ""
+    recall: Rate | None = None
+    false_alarms: Rate | None = None
+    whole_recall: Rate | None = None
+    whole_false_alarms: Rate | None = None
+    least_recall: float = 0.0
+    forced: bool = False
+    measured_on: str = ""
+    measured_index_id: str = ""
+
+    @classmethod
+    def read(cls, record: Any, where: str) -> CopyCheck | None:
+        """The record of a run; None where there is none: a run without index, or of a version that kept none.
+
+        Raises:
+            IntegrityError: it is no such record.
+        """
+        if not record:
+            return None
+        try:
+            if record["set_by"] == POLICY:
+                return cls(set_by=POLICY, threshold=_number(record["threshold"]))
+            if record["set_by"] != CALIBRATION:
+                raise ValueError(f"set_by is {record['set_by']!r}")
+            return cls(
+                set_by=CALIBRATION,
+                threshold=_number(record["threshold"]),
+                veto_below=_number(record["veto_below"]) or None,
+                calibration_id=str(record["calibration_id"]),
+                recall=_rate(record["recall"]),
+                false_alarms=_rate(record["false_positive_rate"]),
+                whole_recall=_rate(record["either_recall"]),
+                whole_false_alarms=_rate(record["either_false_positive_rate"]),
+                least_recall=_number(record["least_recall"]),
+                forced=record["forced"] is True,
+                measured_on=str(record["source"]),
+                measured_index_id=str(record["index_id"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"the record of the copy check cannot be read ({type(error).__name__}: {error})"
+            raise IntegrityError(what, where=where, fix="Restore the file from a copy") from None
+
+    @property
+    def found(self) -> Rate | None:
+        """The recall to state: the lower one of the embedder's alone and of both looks together."""
+        rates = [rate for rate in (self.recall, self.whole_recall) if rate is not None]
+        return min(rates, key=lambda rate: rate.value, default=None)
+
+    @property
+    def flagged_harmless(self) -> Rate | None:
+        """The false-alarm rate to state: the higher one."""
+        rates = [rate for rate in (self.false_alarms, self.whole_false_alarms) if rate is not None]
+        return max(rates, key=lambda rate: rate.value, default=None)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: every attribute, with the rates to state as ``found`` and ``flagged_harmless``."""
+        stated = {"found": self.found, "flagged_harmless": self.flagged_harmless}
+        return asdict(self) | {name: None if rate is None else asdict(rate) for name, rate in stated.items()}
+
+    @property
+    def sentence(self) -> str:
+        """What the check finds and what it misses, in words for someone who has to answer for a run."""
+        if self.found is None or not self.found.n:
+            text = f"Threshold set by the policy ({self.threshold:.3f}): recall not measured."
+            return f"{text} Nobody knows how many copies this check misses."
+        text = f"This check finds {_share(self.found)} of edited copies ({_measured(self.found)}); it misses the rest."
+        if self.flagged_harmless is not None:
+            text += f" It also flags {_share(self.flagged_harmless)} of harmless pictures ({_measured(self.flagged_harmless)})."
+        return text
+
+    @property
+    def warning(self) -> str:
+        """Why a count of copies must not be relied on; empty where nothing is known against it."""
+        rate = self.recall
+        if rate is None or (rate.low >= self.least_recall and not self.forced):
+            return ""
+        forced = ", and the calibration was forced" if self.forced else ""
+        return (
+            f"The copy check misses too much to be relied on: it finds {_share(rate)} of edited copies ({_measured(rate)}), "
+            f"where at least {percent(self.least_recall, 0)} must be shown{forced}. A count of 0 copies means little here."
+        )
+
+
+PERCENT = "\u00a0%"
+UNKNOWN = "The record of this run does not hold how many copies its check finds."
+
+
+def _share(rate: Rate) -> str:
+    return percent(rate.value, 0)
+
+
+def _measured(rate: Rate) -> str:
+    low, high = (percent(value, 0) for value in (rate.low, rate.high))
+    return f"{low.removesuffix(PERCENT)}–{high}, {rate.n} measured"
+
+
+def _rate(stored: Any) -> Rate | None:
+    if stored is None:
+        return None
+    rate = Rate.of(int(stored["hits"]), int(stored["n"]))
+    if not 0 <= rate.hits <= rate.n:
+        raise ValueError(f"{rate.hits} of {rate.n} is no share")
+    return rate
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
