@@ -11,20 +11,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from index.embedder_source import HUB, LOCAL, SHIPPED, EmbedderSource, downloaded, folder_of, weights_folder
 from index.errors import InputError, ModelError
 from index.padding import PaddedCalls
 
 if TYPE_CHECKING:
     import torch
 
+    from index.store import ReferenceIndex
+
 ROWS = 8  # of every network call, padded: so a vector never depends on its neighbours; fewer when memory runs out
 LESS = "Use an embedder with smaller weights (the index must be built again with it), or a device with more memory"
-SHIPPED = "stickers"
-LOCAL, HUB = "local-dir:", "hf-hub:"
+
+__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "weights_digest", "weights_folder"]
 
 
 class Embedder(Protocol):
     """Maps pictures and captions into one space where near means alike.
+
+    It may have ``fitted(picture)``: the picture in the size that the network takes, with the same vector to the last bit. Then
+    pictures of different sizes share calls, and no large one waits in memory. It may have a ``source`` (see
+    :class:`index.embedder_source.EmbedderSource`), which an index remembers.
 
     Attributes:
         embedder_id: digest of architecture, weights, preprocessing and dtype; an index is bound to it.
@@ -66,12 +73,14 @@ class Preprocessing:
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) → float32 (3, height, width)."""
         high, wide = self.size
-        if picture.shape[:2] != self.size:
-            picture = self._resized(picture)
+        picture = self.fitted(picture)
         x = (picture.astype(np.float32) / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(x.transpose(2, 0, 1)).reshape(3, high, wide)
 
-    def _resized(self, picture: np.ndarray) -> np.ndarray:
+    def fitted(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) → uint8 RGB of :attr:`size`; a picture of that size stays as it is."""
+        if picture.shape[:2] == self.size:
+            return picture
         from PIL import Image
 
         high, wide = self.size
@@ -97,6 +106,7 @@ class OpenCLIPEmbedder:
         device: where it runs.
 
     Attributes:
+        source: what it was opened from, with absolute paths; None for one that was not opened by :meth:`open`.
         calls: of the picture tower; ``calls.shapes`` says how many rows they have had. The last bits of a vector belong to the
             shape of its call.
     """
@@ -106,6 +116,7 @@ class OpenCLIPEmbedder:
     ) -> None:
         self._model = model.float().eval().requires_grad_(False).to(device)
         self._tokenizer, self.preprocessing, self.device = tokenizer, preprocessing, device
+        self.source: EmbedderSource | None = None
         self.dim = int(architecture["embed_dim"])
         self.calls, self._text_calls = (PaddedCalls(ROWS, name, LESS) for name in ("embedder", "embedder's text tower"))
         identity = {
@@ -119,15 +130,16 @@ class OpenCLIPEmbedder:
         self.embedder_id = "openclip-" + hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     @classmethod
-    def open(cls, model: str, pretrained: str = "", *, allow_download: bool = False, device: str = "cpu") -> OpenCLIPEmbedder:
+    def open(
+        cls, model: str, pretrained: str = "", *, allow_download: bool = False, device: str = "cpu", base: Path | None = None
+    ) -> OpenCLIPEmbedder:
         """Load an embedder.
 
         Args:
-            model: ``stickers`` (shipped), a folder in open_clip's format (``local-dir:FOLDER`` or the plain path), an
-                architecture known to open_clip (with ``pretrained``), or ``hf-hub:OWNER/NAME``.
-            pretrained: for an architecture: a checkpoint file, or a tag of open_clip (needs a download).
-            allow_download: whether weights may be fetched.
+            model, pretrained: see :class:`index.embedder_source.EmbedderSource`.
+            allow_download: whether weights may be fetched; what was fetched before may be used in any case.
             device: ``cpu`` or ``cuda``.
+            base: folder that relative paths start from; None: the working folder.
 
         Raises:
             ModelError: unknown model, missing or unfit weights, or a download that was not allowed.
@@ -135,11 +147,20 @@ class OpenCLIPEmbedder:
         from index.torchvision_ops import ensure
 
         ensure()
+        source = EmbedderSource(model, pretrained).starting_from(Path.cwd() if base is None else base)
+        folder = folder_of(source.model, allow_download=allow_download)
+        if folder is not None:
+            embedder = cls._from_folder(folder, device=device)
+        else:
+            embedder = cls._from_architecture(source, allow_download=allow_download, device=device)
+        embedder.source = source
+        return embedder
+
+    @classmethod
+    def _from_architecture(cls, source: EmbedderSource, *, allow_download: bool, device: str) -> OpenCLIPEmbedder:
         import open_clip
 
-        folder = _folder_of(model, allow_download=allow_download)
-        if folder is not None:
-            return cls._from_folder(folder, device=device)
+        model, pretrained = source.model, source.pretrained
         architecture = None if model.startswith(HUB) else open_clip.get_model_config(model.replace("/", "-"))
         if architecture is None and not model.startswith(HUB):
             raise ModelError(
@@ -150,22 +171,26 @@ class OpenCLIPEmbedder:
             raise ModelError(
                 "an architecture alone has no weights", where=f"embedder {model!r}", fix="Set pretrained to a checkpoint file"
             )
-        local = bool(pretrained) and Path(pretrained).is_file()
-        if not local and not allow_download:
-            raise ModelError(
-                "its weights would have to be downloaded", where=f"embedder {model!r} {pretrained!r}".rstrip(" '"),
-                fix="Allow it (allow_download, --allow-download), or name a checkpoint file or folder on this machine",
-            )  # fmt: skip
+        settings: dict[str, Any] = {}
+        if not allow_download and not (pretrained and Path(pretrained).is_file()):
+            kept = None if model.startswith(HUB) else downloaded(model, pretrained)
+            if kept is None:
+                raise ModelError(
+                    "its weights would have to be downloaded", where=f"embedder {model!r} {pretrained!r}".rstrip(" '"),
+                    fix="Allow it (allow_download, --allow-download), or name a checkpoint file or folder on this machine",
+                )  # fmt: skip
+            pretrained, settings = str(kept[0]), kept[1]
         try:
-            network, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+            network, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained or None, **settings)
             tokenizer = open_clip.get_tokenizer(model)
             if architecture is None:
                 architecture = open_clip.get_model_config(model)
+            del transform  # its centre crop is replaced, see Preprocessing
+            entering = _preprocessing(network.visual.preprocess_cfg)
+            return cls(network, tokenizer, dict(architecture or {}), entering, device=device)
         except Exception as error:
             # open_clip, the hub and torch raise a dozen unrelated types here
             raise _unfit(f"embedder {model!r} {pretrained!r}", error) from error
-        del transform  # its centre crop is replaced, see Preprocessing
-        return cls(network, tokenizer, dict(architecture or {}), _preprocessing(network.visual.preprocess_cfg), device=device)
 
     @classmethod
     def _from_folder(cls, folder: Path, *, device: str) -> OpenCLIPEmbedder:
@@ -183,9 +208,13 @@ class OpenCLIPEmbedder:
             config = json.loads(path.read_text(encoding="utf-8"))
             network, _, _ = open_clip.create_model_and_transforms(LOCAL + str(folder))
             tokenizer = open_clip.get_tokenizer(LOCAL + str(folder))
+            return cls(network, tokenizer, config["model_cfg"], _preprocessing(network.visual.preprocess_cfg), device=device)
         except Exception as error:
             raise _unfit(str(folder), error) from error
-        return cls(network, tokenizer, config["model_cfg"], _preprocessing(network.visual.preprocess_cfg), device=device)
+
+    def fitted(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) of any size → the same in the network's size; :meth:`images` makes the same vector of both."""
+        return self.preprocessing.fitted(picture)
 
     def images(self, pictures: np.ndarray) -> np.ndarray:
         """uint8 RGB (N, H, W, 3) → float32 (N, dim), unit length. A row does not depend on its neighbours.
@@ -249,9 +278,37 @@ class OpenCLIPEmbedder:
         return unit
 
 
-def weights_folder() -> Path:
-    """The folder of the shipped embedder: beside this package, in the checkout as in an installed wheel."""
-    return Path(__file__).resolve().parent.parent / "pipeline" / "weights" / SHIPPED / "embedder"
+def embedder_of(
+    index: ReferenceIndex, model: str = "", pretrained: str = "", *, allow_download: bool = False, base: Path | None = None
+) -> OpenCLIPEmbedder:
+    """Open the embedder that an index is bound to.
+
+    Args:
+        index: the index.
+        model, pretrained: what to open it from; empty: what the index remembers, or the shipped one where it remembers nothing.
+        allow_download: whether weights may be fetched. An index does not remember that: the permission is this machine's.
+        base: folder that relative paths in ``model`` and ``pretrained`` start from; None: the working folder.
+
+    Raises:
+        ModelError: it cannot be opened.
+        IndexMismatch: the index was built with another one.
+    """
+    remembered = index.embedder_source.starting_from(index.folder)
+    if model:
+        source = EmbedderSource(model, pretrained)
+    else:
+        source = EmbedderSource(remembered.model or SHIPPED, pretrained or remembered.pretrained)
+    try:
+        embedder = OpenCLIPEmbedder.open(source.model, source.pretrained, allow_download=allow_download, base=base)
+    except ModelError as error:
+        if model:
+            raise
+        fix = f"{error.fix}. The index was built with {index.embedder_source}; if that lies elsewhere now, name it: "
+        raise ModelError(
+            error.what, where=error.where, fix=fix + "--embedder, or model under [embedder] in the run file"
+        ) from None
+    index.require_embedder(embedder.embedder_id)
+    return embedder
 
 
 def weights_digest(state: dict[str, Any]) -> str:
@@ -265,29 +322,6 @@ def weights_digest(state: dict[str, Any]) -> str:
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _folder_of(model: str, *, allow_download: bool) -> Path | None:
-    """The local folder a model name means; None when it means an architecture (or a repository to download)."""
-    if model == SHIPPED:
-        folder = weights_folder()
-        if not folder.is_dir():
-            raise ModelError("the shipped embedder is missing", where=str(folder), fix="Reinstall, or train it: see its README")
-        return folder
-    if model.startswith(LOCAL):
-        folder = Path(model.removeprefix(LOCAL))
-        if not folder.is_dir():
-            raise ModelError("is no folder", where=str(folder), fix="Name an existing folder in open_clip's format")
-        return folder
-    if model.startswith(HUB) and not allow_download:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:  # what was downloaded before may be used
-            return Path(snapshot_download(model.removeprefix(HUB), local_files_only=True))
-        except (LocalEntryNotFoundError, ValueError):
-            return None
-    return Path(model) if model and Path(model).is_dir() else None
 
 
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:

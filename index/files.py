@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -18,16 +19,24 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        settle(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a written file its name, so that it is there whole or not at all, and stays after a power cut."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without fsync of folders
+            raise
     finally:
         os.close(directory)
 
@@ -36,12 +45,32 @@ def read_known(path: Path, sha256: str) -> bytes:
     """Read a file whose digest is on record.
 
     Raises:
-        IntegrityError: it is missing, or a byte of it changed.
+        IntegrityError: it is missing, cannot be read, or a byte of it changed.
     """
     try:
         content: bytes = path.read_bytes()
-    except FileNotFoundError:
-        raise IntegrityError("is missing", where=str(path), fix=RESTORE) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise IntegrityError("does not match its recorded sha256", where=str(path), fix=RESTORE)
     return content
+
+
+def require_known(path: Path, sha256: str) -> None:
+    """The same check without holding the file in memory.
+
+    Raises:
+        IntegrityError: it is missing, cannot be read, or a byte of it changed.
+    """
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if found != sha256:
+        raise IntegrityError("does not match its recorded sha256", where=str(path), fix=RESTORE)
+
+
+def _unreadable(path: Path, error: OSError) -> IntegrityError:
+    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
+    return IntegrityError(what, where=str(path), fix=RESTORE)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from index.errors import InputError
 
 MATCHING = ("active", "disputed")  # statuses that can match; a disputed claim protects until it is settled
-STATUSES = ("active", "disputed", "allowed")  # what a reference can be given; retired comes from retire()
+STATUSES = ("active", "disputed", "allowed")  # what a work can be given, strictest first
+RETIRED = "retired"  # what only an index gives
 BASES = ("licensed", "claim", "registry", "memorisation_probe", "own_mark")
 COLUMNS = ("title", "source_uri", "rightsholder", "rights_basis", "licence", "status", "claim_id")
 
@@ -31,6 +33,11 @@ class Reference:
     added_at: float = 0.0
     retired_at: float | None = None
     claim_id: str = ""
+
+
+def amended(reference: Reference, changes: Mapping[str, str]) -> Reference:
+    """The reference with other values in some of :data:`COLUMNS`."""
+    return replace(reference, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class NewReference:
         title: what a person calls it.
         picture: uint8 RGB (H, W, 3).
         keep_picture: whether the picture itself may be stored; without it there is no second look and no steering away.
+        origin: the file it comes from, for messages; empty: its title.
     """
 
     title: str
@@ -70,6 +78,18 @@ class NewReference:
     keep_picture: bool = False
     status: str = "active"
     claim_id: str = ""
+    origin: str = ""
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return self.origin or self.title
+
+
+def stricter(one: str, other: str) -> bool:
+    """Whether a reference of the first status forbids more than one of the second: active, disputed, allowed, retired."""
+    order = (*STATUSES, RETIRED)
+    return order.index(one) < order.index(other)
 
 
 def require(item: NewReference) -> None:

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index.embedder_source import EmbedderSource
 from index.errors import InputError, IntegrityError
-from index.files import RESTORE, write_whole
+from index.files import RESTORE, read_known, write_whole
+from index.reference import COLUMNS, STATUSES
 
-FORMAT = 1
+FORMAT = 2  # of the file; 1 had neither amendments nor the embedder's source
+READABLE = (1, 2)
+CONTENT = 1  # of what the index id is made of; it stays, so that equal content keeps its id
+FILES = {"references.parquet", "vectors.faiss"}  # of a segment
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Snapshot:
         tombstones: ids of retired references, sorted.
         history: oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, ``index_id``.
         index_id: see :func:`index_id_of`.
+        amendments: what has changed about a reference since its segment was written: id → column → value.
+        source: what the embedder was opened from, with paths relative to the index; no part of the id.
     """
 
     embedder_id: str
@@ -37,16 +47,53 @@ class Snapshot:
     tombstones: tuple[str, ...]
     history: tuple[dict[str, Any], ...]
     index_id: str
+    amendments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    source: EmbedderSource = field(default_factory=EmbedderSource)
 
     @classmethod
-    def empty(cls, embedder_id: str, dim: int) -> Snapshot:
+    def empty(cls, embedder_id: str, dim: int, source: EmbedderSource | None = None) -> Snapshot:
         """Of an index without references."""
-        return cls(embedder_id, dim, (), (), (), index_id_of(embedder_id, dim, [], []))
+        index_id = index_id_of(embedder_id, dim, [], [])
+        return cls(embedder_id, dim, (), (), (), index_id, source=source or EmbedderSource())
 
     def content(self) -> bytes:
         """As it is written."""
-        said = {"format": FORMAT, **asdict(self)}
-        return (json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        plain = {"format": FORMAT, **asdict(self)}
+        return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def of_content(cls, stored: Any) -> Snapshot:
+        """Out of :meth:`content`, once parsed.
+
+        Raises:
+            ValueError, TypeError, KeyError: a part is missing or of another kind.
+        """
+        segments, tombstones, history = ([*_items(stored[name])] for name in ("segments", "tombstones", "history"))
+        for entry in segments:
+            if not re.fullmatch("[0-9a-f]{32}", entry["name"]) or set(entry["files"]) != FILES:
+                raise ValueError(f"{entry!r} is no segment")
+            if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry["files"].values()):
+                raise ValueError(f"{entry!r} names no digests")
+        for event in history:
+            if not math.isfinite(event["at"]) or not all(
+                isinstance(event[name], str) for name in ("event", "reason", "index_id")
+            ):
+                raise ValueError(f"{event!r} is no event")
+            if any(not isinstance(ref_id, str) for ref_id in _items(event["ref_ids"])):
+                raise ValueError(f"{event!r} names no references")
+        amendments = stored.get("amendments", {})
+        for ref_id, changed in amendments.items():
+            if not set(changed) <= set(COLUMNS) or not all(isinstance(value, str) for value in changed.values()):
+                raise ValueError(f"{ref_id!r} is amended by {changed!r}")
+            if changed.get("status", "active") not in STATUSES:
+                raise ValueError(f"{ref_id!r} has the status {changed['status']!r}")
+        dim = stored["dim"]
+        if not isinstance(dim, int) or dim < 1 or any(not isinstance(ref_id, str) for ref_id in tombstones):
+            raise ValueError("dim or tombstones")
+        return cls(
+            _text(stored["embedder_id"]), dim, tuple(segments), tuple(tombstones), tuple(history), _text(stored["index_id"]),
+            amendments, EmbedderSource.of_record(stored.get("source")),
+        )  # fmt: skip
 
     def moments(self) -> tuple[dict[str, float], dict[str, float]]:
         """When each reference was first added and last retired: two maps from its id to seconds."""
@@ -64,7 +111,7 @@ class Snapshot:
 def index_id_of(embedder_id: str, dim: int, row_digests: Sequence[str], tombstones: Sequence[str]) -> str:
     """Content address of an index, independent of the order and the segments its rows are stored in."""
     said = {
-        "format": FORMAT,
+        "format": CONTENT,
         "embedder_id": embedder_id,
         "dim": dim,
         "rows": sorted(row_digests),
@@ -74,9 +121,18 @@ def index_id_of(embedder_id: str, dim: int, row_digests: Sequence[str], tombston
 
 
 def current(folder: Path) -> str:
-    """What ``CURRENT`` says; empty when there is none."""
+    """What ``CURRENT`` says; empty when there is none.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
     path = folder / "CURRENT"
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise IntegrityError(f"cannot be read ({error.strerror})", where=str(path), fix=RESTORE) from None
 
 
 def snapshot_path(folder: Path, sha256: str) -> Path:
@@ -92,24 +148,25 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
         IntegrityError: the pointer or the snapshot was changed.
     """
     pointer = folder / "CURRENT"
-    if not pointer.exists():
-        raise InputError(
-            "is no reference index", where=str(folder), fix="Build one: clearance index build REFERENCES --out FOLDER"
-        )
     digest = current(folder)
+    if not digest and not os.path.exists(pointer):
+        fix = "Build one: clearance index build REFERENCES --out FOLDER"
+        raise InputError("is no reference index", where=str(folder), fix=fix)
     path = snapshot_path(folder, digest)
-    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or not path.exists():
+    if not re.fullmatch("[0-9a-f]{64}", digest) or not os.path.exists(path):
         raise IntegrityError("names no snapshot of this index", where=str(pointer), fix=RESTORE)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise IntegrityError("does not match the sha256 in its name", where=str(path), fix=RESTORE)
-    said: dict[str, Any] = json.loads(content)
-    if said.get("format") != FORMAT:
-        what = f"is an index of format {said.get('format')}, this version reads {FORMAT}"
-        raise InputError(what, where=str(folder), fix="Build it again, or use the version that wrote it")
-    return digest, Snapshot(
-        str(said["embedder_id"]), int(said["dim"]), tuple(said["segments"]), tuple(said["tombstones"]),
-        tuple(said["history"]), str(said["index_id"]),
+    content = read_known(path, digest)
+    try:
+        stored = json.loads(content)
+        version = stored["format"]
+        if version in READABLE:
+            return digest, Snapshot.of_content(stored)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = f"is no snapshot of an index ({type(error).__name__}: {error})"
+        raise IntegrityError(what, where=str(path), fix=RESTORE) from None
+    raise InputError(
+        f"is an index of format {version}, this version reads {READABLE[0]} to {READABLE[-1]}",
+        where=str(folder), fix="Build it again, or use the version that wrote it",
     )  # fmt: skip
 
 
@@ -120,3 +177,15 @@ def put_in_force(folder: Path, snapshot: Snapshot) -> str:
     write_whole(snapshot_path(folder, digest), content)
     write_whole(folder / "CURRENT", f"{digest}\n".encode())
     return digest
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value

@@ -8,31 +8,40 @@ On disk an index is a folder::
         references.parquet        metadata, embedding, PDQ hash, and the picture where it may be kept
         vectors.faiss
 
-A snapshot and a segment are named after their content and never change. ``index_id`` is the digest of what the index
-*says* (embedder, references, embeddings, tombstones), not of how it is stored: building at once or adding in two steps
-gives the same id, and merging segments keeps it.
+A snapshot and a segment are named after their content and never change; what changes about a reference later is an amendment
+in the snapshot. ``index_id`` is the digest of what the index *says* (embedder, references, embeddings, tombstones), not of how
+it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it.
+
+Where one picture comes under several names, at once or later, the strictest status is in force: a work that somebody claims is
+not free because somebody else called it so. :meth:`ReferenceIndex.set_status` corrects one.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.embedder_source import EmbedderSource
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import RESTORE
-from index.reference import Match, NewReference, Reference, content_digest, require
-from index.segment import Segment, table_of, write_segment
+from index.intake import Intake, Taken, alone
+from index.reference import COLUMNS, RETIRED, STATUSES, Match, NewReference, Reference, amended
+from index.segment import Segment, write_segment
 from index.snapshot import Snapshot, current, index_id_of, put_in_force, read_snapshot, snapshot_path
 
 if TYPE_CHECKING:
     from index.embed import Embedder
 
 MAX_SEGMENTS = 8  # more are merged into one at the next add
+OWN = {"CURRENT", "snapshots", "segments", "building", "calibration.json"}  # what a folder may hold beforehand
+PREFIX = 4  # digits of an id that are needed at least
 
 
 class ReferenceIndex:
@@ -40,6 +49,7 @@ class ReferenceIndex:
 
     def __init__(self, folder: Path, snapshot_sha256: str, snapshot: Snapshot) -> None:
         self.folder = folder
+        self.taken = Taken()  # what became of the works of the last build or addition
         self._load(snapshot_sha256, snapshot)
 
     # --- making and opening ---------------------------------------------------------------------------------------
@@ -50,22 +60,36 @@ class ReferenceIndex:
     ) -> ReferenceIndex:
         """Embed works and write a new index.
 
+        Works are taken one by one and embedded in full calls; no more than a block of them is in memory. An index is there
+        whole or not at all; what a stopped build has embedded is used by the next one in the same folder.
+
         Args:
-            folder: must not hold an index yet.
-            items: the works; those with identical pictures are one reference, the first one's metadata counts.
-            embedder: its id is bound to the index.
+            folder: must not hold anything else.
+            items: the works; those with identical pictures are one reference, of the strictest status among them (see
+                :attr:`taken` afterwards).
+            embedder: its id is bound to the index, and how to open it is remembered.
             flat_limit: from how many references on the search is approximate before the exact re-ranking.
 
         Raises:
-            InputError: the folder holds an index, or a work is not usable.
+            InputError: the folder holds something, or a work is not usable.
         """
         folder = Path(folder)
-        if (folder / "CURRENT").exists():
+        if os.path.exists(folder / "CURRENT"):
             raise InputError("already holds an index", where=str(folder), fix="Add to it, or name a new folder")
-        (folder / "snapshots").mkdir(parents=True, exist_ok=True)
-        (folder / "segments").mkdir(exist_ok=True)
-        index = cls(folder, "", Snapshot.empty(embedder.embedder_id, int(embedder.dim)))
-        index._append(list(items), embedder, flat_limit=flat_limit, event="built")
+        try:
+            other = sorted(path.name for path in folder.iterdir() if path.name not in OWN) if folder.exists() else []
+            if other:
+                what = f"is not empty ({', '.join(other[:3])}{' …' if len(other) > 3 else ''})"
+                raise InputError(what, where=str(folder), fix="Name a new folder with --out")
+            (folder / "snapshots").mkdir(parents=True, exist_ok=True)
+            (folder / "segments").mkdir(exist_ok=True)
+        except OSError as error:
+            what = f"cannot become an index ({error.strerror or error})"
+            raise InputError(what, where=str(folder), fix="Name a folder that may be written to") from None
+        source: EmbedderSource | None = getattr(embedder, "source", None)
+        kept = source.seen_from(folder) if source is not None else None
+        index = cls(folder, "", Snapshot.empty(embedder.embedder_id, int(embedder.dim), kept))
+        index._append(items, embedder, flat_limit=flat_limit, event="built")
         return index
 
     @classmethod
@@ -83,12 +107,13 @@ class ReferenceIndex:
         """
         folder = Path(folder)
         snapshot_sha256, snapshot = read_snapshot(folder)
-        if embedder_id is not None and embedder_id != snapshot.embedder_id:
-            raise IndexMismatch(
-                f"the index was built with embedder {snapshot.embedder_id}, this one is {embedder_id}", where=str(folder),
-                fix="Use the embedder of the index, or build the index again with this one",
-            )  # fmt: skip
+        if embedder_id is not None:
+            _require_embedder(folder, snapshot, embedder_id)
         return cls(folder, snapshot_sha256, snapshot)
+
+    def require_embedder(self, embedder_id: str) -> None:
+        """Refuse another embedder than the one that the index was built with; raises IndexMismatch."""
+        _require_embedder(self.folder, self._snapshot, embedder_id)
 
     # --- what it holds --------------------------------------------------------------------------------------------
 
@@ -103,6 +128,11 @@ class ReferenceIndex:
         return self._snapshot.embedder_id
 
     @property
+    def embedder_source(self) -> EmbedderSource:
+        """What the embedder was opened from, with paths relative to the index; empty where the index does not know."""
+        return self._snapshot.source
+
+    @property
     def dim(self) -> int:
         """Length of the embeddings."""
         return self._snapshot.dim
@@ -115,7 +145,8 @@ class ReferenceIndex:
         return [self._references[ref_id] for ref_id in sorted(self._references)]
 
     def history(self) -> list[dict[str, Any]]:
-        """What happened, oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, and the ``index_id`` after it."""
+        """What happened, oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, and the ``index_id`` after it;
+        where a status was set, the ``change``."""
         return [dict(entry) for entry in self._snapshot.history]
 
     def picture(self, ref_id: str) -> np.ndarray | None:
@@ -187,15 +218,16 @@ class ReferenceIndex:
     # --- changing -------------------------------------------------------------------------------------------------
 
     def add(self, items: Iterable[NewReference], embedder: Embedder) -> list[str]:
-        """Add works; returns their ids in order.
+        """Add works; returns their ids in order, and :attr:`taken` says what became of them.
 
-        A picture that is already there is kept as it is; if it was retired, it is active again.
+        A picture that is already there stays, unless the work's status is stricter: then what the work says of it counts. If it
+        was retired, it matches again, with the work's status.
 
         Raises:
             IndexMismatch: another embedder, or the index changed on disk since it was opened.
             InputError: a work is not usable.
         """
-        return self._append(list(items), embedder, flat_limit=None, event="added")
+        return self._append(items, embedder, flat_limit=None, event="added")
 
     def retire(self, ref_ids: Sequence[str], reason: str = "") -> None:
         """Retire references at once: they match no more and stay on record. Retiring twice changes nothing.
@@ -208,54 +240,87 @@ class ReferenceIndex:
         gone = set(self._snapshot.tombstones)
         new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in gone]
         if new:
-            self._commit(self._snapshot.segments, gone | set(new), "retired", new, reason)
+            self._commit(self._snapshot.segments, gone | set(new), self._snapshot.amendments, "retired", new, reason)
 
-    def _append(self, items: list[NewReference], embedder: Embedder, *, flat_limit: int | None, event: str) -> list[str]:
-        if embedder.embedder_id != self.embedder_id:
-            raise IndexMismatch(
-                f"the index was built with embedder {self.embedder_id}, this one is {embedder.embedder_id}",
-                where=str(self.folder), fix="Use the embedder of the index, or build a new index with this one",
-            )  # fmt: skip
-        for item in items:
-            require(item)
-        digests = [content_digest(item.picture) for item in items]
-        fresh: dict[str, NewReference] = {}
-        for item, digest in zip(items, digests, strict=True):
-            if digest[:16] in self._references:
-                if self._references[digest[:16]].content_sha256 != digest:
-                    raise IntegrityError(
-                        "two pictures share one reference id", where=item.title, fix="Report this: it is one in 10^9"
-                    )
-            else:
-                fresh.setdefault(digest, item)
-        ref_ids = [digest[:16] for digest in digests]
-        segments = list(self._snapshot.segments)
-        if fresh:
-            table = table_of(fresh, embedder)
-            if len(segments) >= MAX_SEGMENTS:
-                import pyarrow as pa
+    def set_status(self, ref_id: str, status: str, reason: str = "") -> str:
+        """Give one reference another status; returns the one before. Setting it back gives the index its former id.
 
-                table = pa.concat_tables([*(segment.table() for segment in self._segments), table]).sort_by("ref_id")
-                segments = []
-            segments.append(write_segment(self.folder, table, self.dim, flat_limit))
-        revived = set(ref_ids) & set(self._snapshot.tombstones)
-        changed = sorted({digest[:16] for digest in fresh} | revived)
-        if changed or event == "built":
-            self._commit(segments, set(self._snapshot.tombstones) - revived, event, changed, "")
-        return ref_ids
+        Args:
+            ref_id: the reference.
+            status: active, disputed, allowed or retired.
+            reason: kept in the history.
 
-    def _commit(
-        self, segments: Sequence[dict[str, Any]], tombstones: set[str], event: str, ref_ids: list[str], reason: str
-    ) -> None:
-        """Put a new snapshot in force, unless somebody else did meanwhile."""
+        Raises:
+            InputError: no such reference or status.
+        """
+        if status not in (*STATUSES, RETIRED):
+            fix = f"One of: {', '.join((*STATUSES, RETIRED))}"
+            raise InputError(f"status is {status!r}", where=f"reference {ref_id}", fix=fix)
+        segment, row = self._place(ref_id)
+        before, gone = self._references[ref_id].status, set(self._snapshot.tombstones)
+        if status == before:
+            return before
+        amendments = {key: dict(value) for key, value in self._snapshot.amendments.items()}
+        if status == RETIRED:
+            gone.add(ref_id)
+        else:
+            gone.discard(ref_id)
+            now = {**amendments.get(ref_id, {}), "status": status}
+            amendments[ref_id] = _differences(segment.references[row], now)
+        self._commit(
+            self._snapshot.segments, gone, amendments, "retired" if status == RETIRED else "status", [ref_id], reason,
+            change=f"{before} → {status}",
+        )  # fmt: skip
+        return before
+
+    def _append(self, items: Iterable[NewReference], embedder: Embedder, *, flat_limit: int | None, event: str) -> list[str]:
+        self.require_embedder(embedder.embedder_id)
+        with alone(self.folder):
+            self._require_unchanged()
+            intake = Intake(self.folder, embedder, self._references)
+            taken = intake.take(items)
+            segments = list(self._snapshot.segments)
+            if taken.new:
+                old = self._segments if len(segments) >= MAX_SEGMENTS else []
+                tables = chain((table for segment in old for table in segment.tables()), intake.tables())
+                segments = [entry for entry in segments if not old]
+                segments.append(write_segment(self.folder, tables, self.dim, flat_limit))
+            amendments = {key: dict(value) for key, value in self._snapshot.amendments.items()}
+            for ref_id, work in taken.amended.items():
+                segment, row = self._place(ref_id)
+                stored = amended(segment.references[row], amendments.get(ref_id, {}))
+                if work.status != stored.status:  # one that only comes back says nothing new
+                    now = {name: getattr(work, name) for name in COLUMNS}
+                    amendments[ref_id] = _differences(segment.references[row], now)
+            changed = sorted({*taken.new, *taken.revived, *taken.amended})
+            if changed or event == "built":
+                stricter = [f"{c.ref_id} {c.before} → {c.kept}" for c in taken.conflicts if c.ref_id in taken.amended]
+                reason = f"stricter now: {', '.join(stricter)}" if stricter else ""
+                gone = set(self._snapshot.tombstones) - set(taken.revived)
+                self._commit(segments, gone, amendments, event, changed, reason)
+            intake.done()
+        self.taken = taken
+        return taken.ref_ids
+
+    def _require_unchanged(self) -> None:
         if current(self.folder) != self._snapshot_sha256:
             raise IndexMismatch("the index changed on disk since it was opened", where=str(self.folder), fix="Open it again")
-        rows = [digest for entry in segments for digest in Segment(self.folder, entry).row_digests()]
+
+    def _commit(
+        self, segments: Sequence[dict[str, Any]], tombstones: set[str], amendments: Mapping[str, Mapping[str, str]],
+        event: str, ref_ids: list[str], reason: str, **more: str,
+    ) -> None:  # fmt: skip
+        """Put a new snapshot in force, unless somebody else did meanwhile."""
+        self._require_unchanged()
+        amendments = {ref_id: changed for ref_id, changed in amendments.items() if changed}
+        rows = [digest for entry in segments for digest in Segment(self.folder, entry).row_digests(amendments)]
         gone = tuple(sorted(tombstones))
         index_id = index_id_of(self.embedder_id, self.dim, rows, gone)
-        entry = {"at": time.time(), "event": event, "ref_ids": ref_ids, "reason": reason, "index_id": index_id}
-        history = (*self._snapshot.history, entry)
-        snapshot = replace(self._snapshot, segments=tuple(segments), tombstones=gone, history=history, index_id=index_id)
+        entry = {"at": time.time(), "event": event, "ref_ids": ref_ids, "reason": reason, "index_id": index_id, **more}
+        snapshot = replace(
+            self._snapshot, segments=tuple(segments), tombstones=gone, history=(*self._snapshot.history, entry),
+            index_id=index_id, amendments=amendments,
+        )  # fmt: skip
         self._load(put_in_force(self.folder, snapshot), snapshot)
 
     # --- checking -------------------------------------------------------------------------------------------------
@@ -271,7 +336,7 @@ class ReferenceIndex:
         for entry in snapshot.segments:
             segment = Segment(self.folder, entry)
             segment.check_rows()
-            rows += segment.row_digests()
+            rows += segment.row_digests(snapshot.amendments)
         expected = index_id_of(snapshot.embedder_id, snapshot.dim, rows, snapshot.tombstones)
         if expected != snapshot.index_id:
             where = str(snapshot_path(self.folder, snapshot_sha256))
@@ -287,17 +352,53 @@ class ReferenceIndex:
         self._references: dict[str, Reference] = {}
         self._where: dict[str, tuple[Segment, int]] = {}
         for segment in self._segments:
+            if segment.vectors.shape[1] != snapshot.dim:
+                what = f"holds vectors of {segment.vectors.shape[1]} dimensions, the index has {snapshot.dim}"
+                raise IntegrityError(what, where=str(segment.folder), fix=RESTORE)
             for row, stored in enumerate(segment.references):
-                reference = replace(stored, added_at=added.get(stored.ref_id, 0.0))
+                now = amended(stored, snapshot.amendments.get(stored.ref_id, {}))
+                reference = replace(now, added_at=added.get(stored.ref_id, 0.0))
                 if stored.ref_id in gone:
-                    reference = replace(reference, status="retired", retired_at=retired.get(stored.ref_id))
+                    reference = replace(reference, status=RETIRED, retired_at=retired.get(stored.ref_id))
                 self._references[stored.ref_id] = reference
                 self._where[stored.ref_id] = (segment, row)
+
+    def full_id(self, beginning: str) -> str:
+        """The id that begins so.
+
+        Raises:
+            InputError: none does, several do, or it is too short.
+        """
+        if beginning in self._where:
+            return beginning
+        where = f"{self.folder}: {beginning}"
+        if len(beginning) < PREFIX:
+            raise InputError("is too short for an id", where=where, fix=f"Write at least its first {PREFIX} digits")
+        found = sorted(ref_id for ref_id in self._where if ref_id.startswith(beginning.lower()))
+        if not found:
+            raise InputError("no such reference", where=where, fix="List them: clearance index info --json")
+        if len(found) > 1:
+            what = f"is the beginning of {len(found)} ids: {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
+            raise InputError(what, where=where, fix="Write more digits")
+        return found[0]
 
     def _place(self, ref_id: str) -> tuple[Segment, int]:
         try:
             return self._where[ref_id]
         except KeyError:
-            raise InputError(
-                "no such reference", where=f"{self.folder}: {ref_id}", fix="List them: clearance index info"
-            ) from None
+            fix = "List them: clearance index info --json"
+            raise InputError("no such reference", where=f"{self.folder}: {ref_id}", fix=fix) from None
+
+
+def _differences(stored: Reference, now: Mapping[str, str]) -> dict[str, str]:
+    """What an amendment has to say: the columns that are not as stored."""
+    return {name: value for name, value in now.items() if value != getattr(stored, name)}
+
+
+def _require_embedder(folder: Path, snapshot: Snapshot, embedder_id: str) -> None:
+    if embedder_id != snapshot.embedder_id:
+        known = f" ({snapshot.source})" if snapshot.source.model else ""
+        raise IndexMismatch(
+            f"the index was built with embedder {snapshot.embedder_id}{known}, this one is {embedder_id}", where=str(folder),
+            fix="Name no embedder, and that of the index is used; or build the index again with this one",
+        )  # fmt: skip

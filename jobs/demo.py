@@ -212,6 +212,7 @@ def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> 
     """Build the index of the protected drawings that ship, unless an earlier demo did."""
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
+    from index.embedder_source import SHIPPED
     from index.store import ReferenceIndex
 
     if folder.exists():
@@ -222,5 +223,7 @@ def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> 
             pass  # an empty folder: an earlier demo was stopped here
     # Their licences (Apache-2.0, MIT) allow a copy, and steering away from a drawing needs its picture.
     references = [dataclasses.replace(work, keep_picture=True) for work in read_references(DRAWINGS)]
-    index = ReferenceIndex.build(folder, references, OpenCLIPEmbedder.open(config.embedder.model, config.embedder.pretrained))
+    e = config.embedder
+    embedder = OpenCLIPEmbedder.open(e.model or SHIPPED, e.pretrained, base=folder.parent)
+    index = ReferenceIndex.build(folder, references, embedder)
     say(f"index: {len(index)} protected drawings, {index.index_id[:12]}")

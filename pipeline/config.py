@@ -53,10 +53,12 @@ class GenerationConfig:
 
 @settings
 class EmbedderConfig:
-    """The OpenCLIP embedder; see :func:`index.embed.open_clip`."""
+    """The OpenCLIP embedder; empty: the index's own. See :func:`index.embed.embedder_of`."""
 
     model: str = line(
-        "stickers", "`stickers`, an OpenCLIP architecture, a folder (`local-dir:FOLDER`) or `hf-hub:OWNER/NAME`", least=1
+        "",
+        "`stickers`, an OpenCLIP architecture, a folder (`local-dir:FOLDER`) or `hf-hub:OWNER/NAME`; empty: the one that the "
+        "index was built with",
     )
     pretrained: str = line("", "for an architecture: a checkpoint file or a tag of open_clip")
     allow_download: bool = flag(False, "fetch weights that are not on this machine")

@@ -132,12 +132,12 @@ class Studio:
         calibration_id, threshold = "", policy.copies.threshold or 0.0
         if config.index:
             from guards.copies import CopiesGuard
-            from index.embed import OpenCLIPEmbedder
+            from index.embed import embedder_of
             from index.store import ReferenceIndex
 
             e = config.embedder
-            embedder = OpenCLIPEmbedder.open(e.model, e.pretrained, allow_download=e.allow_download)
-            index = ReferenceIndex.open(base / config.index, embedder.embedder_id)
+            index = ReferenceIndex.open(base / config.index)
+            embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
             calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
             threshold = point.threshold
             copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)

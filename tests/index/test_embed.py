@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from index.embed import OpenCLIPEmbedder, Preprocessing, weights_folder
+from index.embedder_source import EmbedderSource
 from index.errors import InputError, ModelError, OutOfMemory
 
 from .conftest import drawing
@@ -165,3 +166,67 @@ def test_preprocessing_pads_or_squashes() -> None:
     assert Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash", 255)(wide).max() == -1
     exact = drawing(1)
     assert np.allclose(pad(exact), exact.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+# --- where an embedder comes from -------------------------------------------------------------------------------------------
+
+
+def test_relative_paths_start_from_the_folder_they_are_read_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(weights_folder(), tmp_path / "project" / "mine")
+    monkeypatch.chdir(tmp_path)
+    opened = OpenCLIPEmbedder.open("local-dir:mine", base=tmp_path / "project")
+    assert opened.source == EmbedderSource(f"local-dir:{tmp_path / 'project' / 'mine'}")
+    assert OpenCLIPEmbedder.open("mine", base=tmp_path / "project").source == opened.source
+    with pytest.raises(ModelError, match="is no folder"):
+        OpenCLIPEmbedder.open("local-dir:mine")
+
+
+def test_an_index_remembers_paths_relative_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "a" / "index").mkdir(parents=True)
+    (tmp_path / "a" / "mine").mkdir()
+    (tmp_path / "a" / "weights.pt").touch()
+    source = EmbedderSource(f"local-dir:{tmp_path / 'a' / 'mine'}", str(tmp_path / "a" / "weights.pt"))
+    kept = source.seen_from(tmp_path / "a" / "index")
+    assert kept == EmbedderSource("local-dir:../mine", "local-file:../weights.pt")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert kept.starting_from(tmp_path / "moved" / "index") == EmbedderSource(
+        f"local-dir:{tmp_path / 'moved' / 'mine'}", str(tmp_path / "moved" / "weights.pt")
+    )
+
+
+@pytest.mark.parametrize(
+    "source", [EmbedderSource("stickers"), EmbedderSource("ViT-B-32", "openai"), EmbedderSource("hf-hub:a/b")]
+)
+def test_names_stay_as_they_are(source: EmbedderSource, tmp_path: Path) -> None:
+    assert source.seen_from(tmp_path).starting_from(tmp_path / "elsewhere") == source
+
+
+@pytest.mark.parametrize("stored", [[], "stickers", {"model": 1}])
+def test_what_is_no_record_is_refused(stored: Any) -> None:
+    with pytest.raises(ValueError, match="does not say how"):
+        EmbedderSource.of_record(stored)
+
+
+def test_what_was_downloaded_before_needs_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same embedder, to the last bit of its id, as with the tag; found where the hub's own client puts files."""
+    import huggingface_hub.constants
+    import open_clip
+
+    own = json.loads((weights_folder() / "open_clip_config.json").read_text(encoding="utf-8"))
+    own["model_cfg"]["text_cfg"].pop("hf_tokenizer_name", None)
+    (tmp_path / "tiny-of-ours.json").write_text(json.dumps(own["model_cfg"]), encoding="utf-8")
+    open_clip.add_model_config(tmp_path / "tiny-of-ours.json")
+    tag = {"hf_hub": "owner/tiny/", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-of-ours", {"ours": {"resize_mode": "longest", **tag}})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match="would have to be downloaded"):
+        OpenCLIPEmbedder.open("tiny-of-ours", "ours")
+    kept = tmp_path / "cache" / "models--owner--tiny"
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    shutil.copy(weights_folder() / "open_clip_model.safetensors", kept / "snapshots" / "abc")
+    opened = OpenCLIPEmbedder.open("tiny-of-ours", "ours")
+    assert (opened.preprocessing.mean, opened.preprocessing.std) == (tag["mean"], tag["std"])
+    assert opened.preprocessing.interpolation == "bilinear"
+    assert opened.source == EmbedderSource("tiny-of-ours", "ours")

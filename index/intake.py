@@ -1,0 +1,270 @@
+"""Works on their way into an index: embedded in full calls, block after block, and kept on disk until they are put in force.
+
+No more than a block of works is in memory. What is embedded lies in the folder ``building`` of the index, so that a build that
+is stopped does not embed it again; the folder goes when the works are in force.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from index.errors import IndexMismatch, InputError, IntegrityError
+from index.files import write_whole
+from index.reference import COLUMNS, RETIRED, NewReference, Reference, content_digest, pdq_of, require, stricter
+from index.segment import encode
+
+if TYPE_CHECKING:
+    from index.embed import Embedder
+
+BLOCK = 64  # pictures embedded at a time: eight full calls
+GROUP_ROWS, GROUP_BYTES = 1024, 2**24  # of a block on disk, which becomes a row group of the segment
+SAVE_EVERY = 30.0  # seconds of embedding that an interruption may cost
+NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One picture under several names, or already in the index, with different statuses: the strictest is in force.
+
+    Attributes:
+        ref_id: the reference.
+        origin, stated: the work that came later, and its status.
+        before: the reference's status until then.
+    """
+
+    ref_id: str
+    origin: str
+    stated: str
+    before: str
+
+    @property
+    def kept(self) -> str:
+        """The status in force."""
+        return self.stated if stricter(self.stated, self.before) else self.before
+
+
+@dataclass
+class Taken:
+    """What became of the works that an index was given.
+
+    Attributes:
+        ref_ids: of every work, in order.
+        new: ids that the index did not have.
+        duplicates: works whose picture had come before under another name: (origin, origin of the first).
+        known: works whose picture was in the index already: (origin, id).
+        revived: ids that were retired and match again.
+        conflicts: where statuses differed.
+        amended: what changes about references that were in the index: id → the work that says so.
+    """
+
+    ref_ids: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    known: list[tuple[str, str]] = field(default_factory=list)
+    revived: list[str] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    amended: dict[str, NewReference] = field(default_factory=dict)
+
+
+class Intake:
+    """Takes works in for one build or addition.
+
+    Args:
+        folder: of the index.
+        embedder: turns pictures into vectors.
+        known: the references that the index has.
+    """
+
+    def __init__(self, folder: Path, embedder: Embedder, known: Mapping[str, Reference]) -> None:
+        self.folder, self._embedder, self._known = folder / "building", embedder, dict(known)
+        self._fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
+        self._fresh: dict[str, NewReference] = {}  # by content digest, without pictures
+        self._blocks: dict[str, tuple[Path, int, bool]] = {}  # where each is embedded: block, row, whether with picture
+        self._waiting: list[tuple[str, np.ndarray, str, bytes | None]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._saved = time.monotonic()
+        self.taken = Taken()
+
+    def take(self, works: Iterable[NewReference]) -> Taken:
+        """Go through the works once.
+
+        Raises:
+            InputError: a work is not usable, or the embedder makes no finite vector of it.
+            whatever the iterable raises.
+        """
+        self._blocks = _read_blocks(self.folder, self._embedder.embedder_id)
+        try:
+            for work in works:
+                require(work)
+                self._take(work)
+            self._embed()
+        finally:  # what is embedded is kept, whatever stopped it
+            self._save()
+        self.taken.new = [digest[:16] for digest in self._fresh]
+        return self.taken
+
+    def _take(self, work: NewReference) -> None:
+        digest = content_digest(work.picture)
+        ref_id = digest[:16]
+        self.taken.ref_ids.append(ref_id)
+        if ref_id in self._known:
+            return self._compare(ref_id, digest, work)
+        first = self._fresh.get(digest)
+        if first is None:
+            self._fresh[digest] = replace(work, picture=NO_PICTURE)
+        else:
+            self.taken.duplicates.append((work.place, first.place))
+            if work.status != first.status:
+                self.taken.conflicts.append(Conflict(ref_id, work.place, work.status, first.status))
+            if not stricter(work.status, first.status):
+                return None
+            self._fresh[digest] = replace(work, picture=NO_PICTURE)
+        _, _, with_picture = self._blocks.get(digest, (None, 0, False))
+        if digest not in self._blocks or (work.keep_picture and not with_picture):
+            stored = encode(work.picture) if work.keep_picture else None
+            self._waiting.append((digest, self._fit(work.picture), pdq_of(work.picture), stored))
+            if len(self._waiting) >= BLOCK:
+                self._embed()
+        return None
+
+    def _compare(self, ref_id: str, digest: str, work: NewReference) -> None:
+        """A work whose picture the index has: the stricter status counts, and a retired one is as the work says."""
+        known = self._known[ref_id]
+        if known.content_sha256 != digest:
+            fix = "Report this: it is one in 10^9"
+            raise IntegrityError("two pictures share one reference id", where=work.place, fix=fix)
+        self.taken.known.append((work.place, ref_id))
+        if known.status == RETIRED:
+            self.taken.revived.append(ref_id)
+        elif work.status != known.status:
+            self.taken.conflicts.append(Conflict(ref_id, work.place, work.status, known.status))
+        if stricter(work.status, known.status):
+            self.taken.amended[ref_id] = replace(work, picture=NO_PICTURE)
+            self._known[ref_id] = replace(known, status=work.status)
+
+    # --- embedding ------------------------------------------------------------------------------------------------
+
+    def _embed(self) -> None:
+        """Embed what waits: pictures of one shape together, so that calls are full."""
+        waiting, self._waiting = self._waiting, []
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, picture, _, _) in enumerate(waiting):
+            shapes.setdefault(picture.shape, []).append(place)
+        for places in shapes.values():
+            vectors = self._embedder.images(np.stack([waiting[place][1] for place in places]))
+            for place, vector in zip(places, vectors, strict=True):
+                digest, _, pdq, stored = waiting[place]
+                if not np.isfinite(vector).all():
+                    where = f"reference {self._fresh[digest].place!r}"
+                    fix = "Look at the picture, and at the embedder"
+                    raise InputError("its embedding is not finite", where=where, fix=fix)
+                self._rows.append({"content_sha256": digest, "pdq": pdq, "embedding": vector, "picture": stored})
+        held = sum(len(row["picture"] or b"") for row in self._rows)
+        if len(self._rows) >= GROUP_ROWS or held >= GROUP_BYTES or time.monotonic() - self._saved > SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._rows:
+            vectors = np.stack([row["embedding"] for row in self._rows]).astype(np.float32)
+            table = pa.table(
+                {
+                    "content_sha256": [row["content_sha256"] for row in self._rows],
+                    "pdq": [row["pdq"] for row in self._rows],
+                    "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+                    "picture": pa.array([row["picture"] for row in self._rows], pa.large_binary()),
+                }
+            ).replace_schema_metadata({"embedder_id": self._embedder.embedder_id})
+            stream = io.BytesIO()
+            pq.write_table(table, stream, compression="none")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{hashlib.sha256(stream.getvalue()).hexdigest()}.parquet"
+            write_whole(path, stream.getvalue())
+            for number, row in enumerate(self._rows):
+                self._blocks[row["content_sha256"]] = (path, number, row["picture"] is not None)
+        self._rows, self._saved = [], time.monotonic()
+
+    # --- what it makes of them ------------------------------------------------------------------------------------
+
+    def tables(self) -> Iterator[Any]:
+        """The new references as Arrow tables with the columns of a segment, a block at a time."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted: dict[Path, list[tuple[int, str]]] = {}
+        for digest in self._fresh:
+            path, row, _ = self._blocks[digest]
+            wanted.setdefault(path, []).append((row, digest))
+        for path, places in wanted.items():
+            block = pq.read_table(path).take(pa.array([row for row, _ in places]))
+            works = [self._fresh[digest] for _, digest in places]
+            columns: dict[str, Any] = {"ref_id": [digest[:16] for _, digest in places]}
+            columns |= {name: block.column(name) for name in ("content_sha256", "pdq")}
+            columns |= {name: [getattr(work, name) for work in works] for name in COLUMNS}
+            columns["embedding"] = block.column("embedding").combine_chunks()
+            kept = [
+                picture if work.keep_picture else None
+                for work, picture in zip(works, block["picture"].to_pylist(), strict=True)
+            ]
+            columns["picture"] = pa.array(kept, pa.large_binary())
+            yield pa.table(columns)
+
+    def done(self) -> None:
+        """The works are in force: what was kept for another try goes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read_blocks(folder: Path, embedder_id: str) -> dict[str, tuple[Path, int, bool]]:
+    """What an earlier try embedded with the same embedder; blocks that are not whole or another embedder's are removed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[str, tuple[Path, int, bool]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            content = path.read_bytes()
+            table = pq.read_table(io.BytesIO(content))
+            theirs = (table.schema.metadata or {}).get(b"embedder_id", b"").decode()
+            if hashlib.sha256(content).hexdigest() != path.stem or theirs != embedder_id:
+                raise ValueError("not this embedder's, or changed")
+            kept = table.column("picture").is_valid().to_pylist()
+            for row, digest in enumerate(table.column("content_sha256").to_pylist()):
+                found[digest] = (path, row, kept[row])
+        except (OSError, ValueError, KeyError, pa.ArrowException):
+            path.unlink(missing_ok=True)
+    return found
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold an index for a change; a second process is refused. Where the file system has no locks, the last pointer wins.
+
+    Raises:
+        IndexMismatch: another process is changing the index.
+    """
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked, so that no file is left in it
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fix = "Wait until it has ended, then try again"
+            raise IndexMismatch("another process is changing this index", where=str(folder), fix=fix) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
