@@ -202,7 +202,7 @@ def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
     if not (out / "run.toml").exists():
         # Two shards per worker: the end of a run, when one worker idles, stays short.
         shard_size = max(1, -(-len(prompts) // (2 * WORKERS)))
-        from pipeline.model.families import native_dtype
+        from pipeline.model.device import native_dtype
 
         text = RUN_TOML.format(shard_size=shard_size, workers=WORKERS, dtype=native_dtype())
         (out / "run.toml").write_text(text, encoding="utf-8")

@@ -430,7 +430,7 @@ def narrow(device: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where it is native; else float32."""
     import torch
 
-    from pipeline.model.families import native_dtype
+    from pipeline.model.device import native_dtype
 
     kind = torch.device(device).type
     native = native_dtype() == "bfloat16" if kind == "cpu" else torch.cuda.is_bf16_supported()

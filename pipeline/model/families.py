@@ -6,39 +6,95 @@ The class is read from the folder's ``model_index.json``: Stable Diffusion 1.x a
 
 from __future__ import annotations
 
-from index.errors import ModelError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from index.errors import ClearanceError, ModelError, OutOfMemory
+from index.padding import first_line, out_of_memory
 from pipeline.config import ModelConfig
-from pipeline.model.folder import check_digests, components, read_index, resolve
-from pipeline.model.interface import DiffusionModel
+from pipeline.model.device import check_device
+from pipeline.model.fit import check_class, check_fit, reason
+from pipeline.model.folder import check_digests, resolve
+from pipeline.model.interface import LESS, DiffusionModel
+from pipeline.model.parts import Parts, pipeline_class, read_parts
+from pipeline.notes import Note
+
+if TYPE_CHECKING:
+    from pipeline.model.latent import LatentDiffusion
 
 
-def native_dtype() -> str:
-    """``bfloat16`` where the CPU has instructions for it, else ``float32``: emulated bfloat16 is many times slower."""
-    import torch
+def model_classes() -> dict[str, type[LatentDiffusion]]:
+    """The classes of models that can be drawn with, by the name of their diffusers pipeline."""
+    from pipeline.model.flux import Flux
+    from pipeline.model.sd import StableDiffusion
+    from pipeline.model.sd3 import StableDiffusion3
+    from pipeline.model.sdxl import StableDiffusionXL
 
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return {cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)}
+
+
+def look_at(config: ModelConfig) -> tuple[Path, type[LatentDiffusion], Parts]:
+    """The configured model's folder, class and parts, from names and headers alone. Imports no torch.
+
+    Raises:
+        ModelError: the folder is not there, of a class that is not known, or a part of it cannot be used.
+    """
+    classes = model_classes()
+    folder = resolve(config)
+    cls = classes[pipeline_class(folder, list(classes))]
+    return folder, cls, read_parts(folder, config, cls)
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that was looked at and not loaded.
+
+    Attributes:
+        folder: where it is.
+        cls: its class.
+        parts: what its files say.
+        notes: what it is drawn with differently from what the folder says.
+    """
+
+    folder: Path
+    cls: type[LatentDiffusion]
+    parts: Parts
+    notes: tuple[Note, ...]
+
+
+def check_model(config: ModelConfig) -> CheckedModel:
+    """Look at everything that can be known about a model without loading it.
+
+    Raises:
+        ModelError: see :func:`look_at` and :func:`pipeline.model.fit.check_fit`.
+    """
+    folder, cls, parts = look_at(config)
+    check_digests(folder.parent)
+    for name, (library, class_name) in parts.classes.items():
+        check_class(name, library, class_name, folder)
+    misfits = [note for part in parts.parts for note in check_fit(part)]
+    return CheckedModel(folder, cls, parts, (*parts.notes, *misfits))
 
 
 def load_model(config: ModelConfig) -> DiffusionModel:
     """Load the configured model for inference. No download unless ``allow_download`` says so.
 
     Raises:
+        ConfigError: the device is not there, or a setting does not suit the model.
         ModelError: the folder is not there, broken or of a class that is not known.
+        OutOfMemory: it does not fit.
     """
-    from pipeline.model.flux import Flux
-    from pipeline.model.sd import StableDiffusion
-    from pipeline.model.sd3 import StableDiffusion3
-    from pipeline.model.sdxl import StableDiffusionXL
-
-    classes = {cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)}
-    folder = resolve(config)
-    kind = read_index(folder).get("_class_name")
-    if kind not in classes:
-        raise ModelError(f"pipelines of class {kind} cannot be run", where=str(folder), fix=f"Use one of {', '.join(classes)}")
-    for part in components(folder):
-        if not (folder / part).is_dir():
-            raise ModelError(
-                f"model_index.json names {part}, which is not there", where=str(folder / part), fix="Restore the folder"
-            )
-    check_digests(folder.parent)
-    return classes[kind](folder, config)
+    check_device(config.device)
+    checked = check_model(config)
+    where = str(checked.folder)
+    try:
+        return checked.cls(checked.folder, config)
+    except ClearanceError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            what = f"the model does not fit into the memory of {config.device} ({first_line(error)})"
+            raise OutOfMemory(what, where=where, fix=LESS) from error
+        fix = "Restore the folder, or use one that diffusers itself loads; see the traceback with CLEARANCE_DEBUG=1"
+        raise ModelError(f"cannot be loaded: {reason(error)}", where=where, fix=fix) from error

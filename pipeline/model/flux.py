@@ -25,6 +25,7 @@ class Flux(LatentDiffusion):
     family = "flux"
     pipeline = "FluxPipeline"
     denoiser = "transformer"
+    denoiser_class = "FluxTransformer2DModel"
     required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     narrow = ("text_encoder_2",)
     settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}

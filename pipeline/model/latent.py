@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from index.errors import ConfigError, ModelError
+from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
+from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
 from pipeline.outcome import PaddedRows
@@ -41,6 +42,7 @@ class LatentDiffusion(ABC):
     family: str
     pipeline: ClassVar[str]  # diffusers' class name
     denoiser: ClassVar[str]  # "unet" or "transformer"
+    denoiser_class: ClassVar[str]  # diffusers' class name
     required: ClassVar[tuple[str, ...]]  # parts besides denoiser, scheduler and autoencoder
     narrow: ClassVar[tuple[str, ...]] = ()  # text encoders in the denoiser's number format
     patch: ClassVar[int] = 1  # latent positions per token side; pictures must divide by it
@@ -71,10 +73,13 @@ class LatentDiffusion(ABC):
                     **self.settings,
                 )
             except Exception as error:
-                raise ModelError(f"diffusers cannot load it: {error}", where=str(folder), fix="Check the folder") from error
-        for name in (*self.required, self.denoiser, "vae", "scheduler"):
-            if getattr(self._parts, name) is None:
-                raise ModelError(f"has no {name}", where=str(folder), fix=f"{self.pipeline} needs one: restore the folder")
+                saved_by = read_index(folder).get("_diffusers_version", "an unknown version")
+                raise ModelError(
+                    f"diffusers cannot load it: {reason(error)}",
+                    where=str(folder),
+                    fix=f"It was saved by diffusers {saved_by}, here is {diffusers.__version__}: save it again with this one, "
+                    "or restore the folder",
+                ) from error
         for part in self._parts.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(self._device).eval().requires_grad_(False)
@@ -112,8 +117,12 @@ class LatentDiffusion(ABC):
         )
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
+        except ClearanceError:
+            raise
         except Exception as error:
-            raise ModelError(f"its text encoders do not work: {error}", where=str(folder), fix="Check the folder") from error
+            what = f"its text encoders do not work: {reason(error)}"
+            fix = "Tokenizers and text encoders must be of the same model: restore these parts of the folder"
+            raise ModelError(what, where=str(folder), fix=fix) from error
 
     # What a subclass says.
 

@@ -13,7 +13,7 @@ visited (spacing, Karras sigmas, zero terminal SNR, shift) is diffusers' own sch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,22 @@ OF_SCHEDULER = {
     "EulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
+}
+# What to say about others, beside that they are not here.
+NEAREST = {
+    "DDPMScheduler": 'the nearest is scheduler = "ddim" with eta = 1',
+    "EulerAncestralDiscreteScheduler": 'it adds noise at every step, as scheduler = "ddim" with eta = 1 does',
+    "KDPM2AncestralDiscreteScheduler": 'it adds noise at every step, as scheduler = "ddim" with eta = 1 does',
+    "DPMSolverSDEScheduler": 'it adds noise at every step, as scheduler = "ddim" with eta = 1 does',
+    "LCMScheduler": "a model distilled for few steps of it draws poorly otherwise: use its base model",
+    "TCDScheduler": "a model distilled for few steps of it draws poorly otherwise: use its base model",
+    "UniPCMultistepScheduler": 'the nearest is scheduler = "dpmpp_2m"',
+    "DEISMultistepScheduler": 'the nearest is scheduler = "dpmpp_2m"',
+    "DPMSolverSinglestepScheduler": 'the nearest is scheduler = "dpmpp_2m"',
+    "HeunDiscreteScheduler": 'the nearest is scheduler = "euler" with twice the steps',
+    "KDPM2DiscreteScheduler": 'the nearest is scheduler = "euler" with twice the steps',
+    "LMSDiscreteScheduler": 'the nearest is scheduler = "euler"',
+    "FlowMatchHeunDiscreteScheduler": "it takes two evaluations a step: double generation.steps for the same effort",
 }
 
 
@@ -147,7 +163,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
     flow = model.prediction_type == "flow_prediction"
     config = model.scheduler_config
     if name == "auto":
-        name = "flow_match_euler" if flow else OF_SCHEDULER.get(str(config.get("_class_name")), "ddim")
+        name = sampler_of(config, flow=flow)[0]
     if flow != (name == "flow_match_euler"):
         fix = 'Use "flow_match_euler" or "auto"' if flow else 'Use "ddim", "euler", "dpmpp_2m" or "auto"'
         raise ConfigError(f"{name!r} cannot use {model.prediction_type!r} predictions", where="generation.scheduler", fix=fix)
@@ -169,7 +185,30 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
     return sampler
 
 
-_OTHER = "Mend the model folder's scheduler/scheduler_config.json, or use another model"
+def sampler_of(config: Mapping[str, Any], *, flow: bool) -> tuple[str, str]:
+    """What ``scheduler = "auto"`` draws with.
+
+    Args:
+        config: the folder's scheduler configuration.
+        flow: whether the model is a rectified flow.
+
+    Returns:
+        The sampler's name, and in what it differs from the folder's scheduler; empty where it does not.
+    """
+    named = str(config.get("_class_name"))
+    used = "flow_match_euler" if flow else OF_SCHEDULER.get(named, "ddim")
+    if OF_SCHEDULER.get(named) != used:
+        more = NEAREST.get(named, "")
+        what = f"the model's folder names {named}, which Clearance does not have; {used!r} is used"
+        return used, f"{what}; {more}" if more else f"{what} (generation.scheduler chooses another)"
+    wanted = str(config.get("algorithm_type", "dpmsolver++"))
+    order = config.get("solver_order", 2)
+    if used == "dpmpp_2m" and (wanted != "dpmsolver++" or order != 2):
+        return used, f"the model's folder asks for {wanted} of order {order}; dpmsolver++ of order 2 is used"
+    return used, ""
+
+
+_OTHER = "Change the model folder's scheduler/scheduler_config.json, or use another model"
 
 
 def _ddim(model: DiffusionModel, steps: int, eta: float) -> Sampler:

@@ -18,6 +18,7 @@ class StableDiffusion(LatentDiffusion):
     family = "sd"
     pipeline = "StableDiffusionPipeline"
     denoiser = "unet"
+    denoiser_class = "UNet2DConditionModel"
     required = ("tokenizer", "text_encoder")
     settings: ClassVar[dict[str, Any]] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,

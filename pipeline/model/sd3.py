@@ -19,6 +19,7 @@ class StableDiffusion3(LatentDiffusion):
     family = "sd3"
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
+    denoiser_class = "SD3Transformer2DModel"
     required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     narrow = ("text_encoder_3",)
     settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}

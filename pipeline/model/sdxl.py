@@ -20,6 +20,7 @@ class StableDiffusionXL(LatentDiffusion):
     family = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
     denoiser = "unet"
+    denoiser_class = "UNet2DConditionModel"
     required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     settings: ClassVar[dict[str, Any]] = {"add_watermarker": False, "feature_extractor": None, "image_encoder": None}
 

@@ -167,7 +167,7 @@ def test_one_of_several_sets_of_weights(tiny_sd: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "half" / "unet").glob("*.fp16.safetensors"))
     again = load_model(config_of(tmp_path / "half", variant="fp16")).encode_prompts(["a cat"])
     assert torch.equal(again, load_model(config_of(tiny_sd)).encode_prompts(["a cat"]))
-    with pytest.raises(ModelError, match="diffusers cannot load it"):
+    with pytest.raises(ModelError, match=r'there is "fp16"\. Set model\.variant = "fp16"'):
         load_model(config_of(tmp_path / "half"))
 
 
@@ -212,7 +212,7 @@ def test_a_missing_part_is_named(folder: Path, tmp_path: Path, what: str) -> Non
         load_model(config_of(broken))
     index = json.loads((broken / "model_index.json").read_text())
     (broken / "model_index.json").write_text(json.dumps(index | {what: [None, None]}))
-    with pytest.raises(ModelError, match=f"has no {what}" if what == "tokenizer" else "vae|diffusers cannot load it"):
+    with pytest.raises(ModelError, match=f"has no {what}"):
         load_model(config_of(broken))
 
 
@@ -226,10 +226,10 @@ def test_broken_folders_are_refused_with_advice(tiny_sd: Path, tmp_path: Path) -
     broken = shutil.copytree(tiny_sd, tmp_path / "cut")
     weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="diffusers cannot load it"):
+    with pytest.raises(ModelError, match=r"diffusion_pytorch_model\.safetensors: .* cut short \(1000 bytes"):
         load_model(config_of(broken))
     weights.unlink()  # pickled weights are not read: they can run code, and the digest would not cover them
-    with pytest.raises(ModelError, match="diffusers cannot load it"):
+    with pytest.raises(ModelError, match=r"unet: holds no weights \(diffusion_pytorch_model\.safetensors\)"):
         load_model(config_of(broken))
 
 

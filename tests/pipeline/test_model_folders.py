@@ -1,0 +1,406 @@
+"""Folders that cannot be drawn with are refused by file and reason before anything is loaded; what is swapped is noted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from index.errors import ConfigError, ModelError
+from pipeline.config import ModelConfig
+from pipeline.model.device import check_device, device_notes, devices
+from pipeline.model.families import check_model, load_model
+from pipeline.model.samplers import OF_SCHEDULER, sampler_of
+
+FAMILIES = ["sd", "sdxl", "sd3", "flux"]
+SCALES = ("scale_input", "scale_weight")  # of eight-bit weights
+UNET, CLIP = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def config_of(folder: Path, **more: Any) -> ModelConfig:
+    return ModelConfig(path=str(folder), size=16, text_tokens=24, **({"dtype": "float32"} | more))
+
+
+@pytest.fixture
+def broken(tiny_sd: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may break."""
+    return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(change(content)))
+
+
+def reweigh(path: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refused(folder: Path, **more: Any) -> ModelError:
+    """The same error from looking and from loading: a dry run sees what the run would."""
+    with pytest.raises(ModelError) as looked:
+        check_model(config_of(folder, **more))
+    with pytest.raises(ModelError) as loaded:
+        load_model(config_of(folder, **more))
+    assert str(looked.value) == str(loaded.value)
+    assert looked.value.where and looked.value.fix
+    return looked.value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_folder_of_every_class_passes(family: str, request: pytest.FixtureRequest) -> None:
+    checked = check_model(config_of(request.getfixturevalue(f"tiny_{family}")))
+    assert checked.notes == () and checked.cls.family == family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_memory_of_its_weights_is_that_of_the_loaded_model(family: str, request: pytest.FixtureRequest) -> None:
+    import torch
+
+    config = config_of(request.getfixturevalue(f"tiny_{family}"), dtype="bfloat16")
+    parts: Any = load_model(config)._parts  # type: ignore[attr-defined]
+    modules = [part for part in parts.components.values() if isinstance(part, torch.nn.Module)]
+    loaded = sum(
+        {p.data_ptr(): p.numel() * p.element_size() for m in modules for p in (*m.parameters(), *m.buffers())}.values()
+    )
+    assert check_model(config).parts.memory == pytest.approx(loaded, rel=0.02)
+
+
+# --- model_index.json ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"_class_name": ["my_pipe", "MyPipe"]}, 'names its pipeline class as ["my_pipe", "MyPipe"]'),
+        ({"_class_name": None}, "does not name its pipeline class"),
+        ({"_class_name": 3}, "names its pipeline class as 3"),
+        ({"_class_name": {"a": 1}}, 'names its pipeline class as {"a": 1}'),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline cannot be run"),
+        ({"unet": None}, "has no unet"),
+        ({"unet": "diffusers"}, "has no unet"),
+        ({"unet": [None, None]}, "has no unet"),
+        ({"unet": []}, "'unet' is [], not a library and a class"),
+        ({"unet": ["diffusers"]}, "'unet' is [\"diffusers\"], not a library and a class"),
+        ({"unet": [None, "UNet2DConditionModel"]}, "not a library and a class"),
+        ({"unet": [["diffusers"], ["X"]]}, "not a library and a class"),
+        ({"unet": [{"a": 1}, 2]}, "not a library and a class"),
+        ({"unet": ["my_code", "MyNet"]}, "its unet is of class MyNet"),
+        ({"unet": ["diffusers", "UNetMotionModel"]}, "draws with UNet2DConditionModel"),
+        ({"vae": ["my_code", "MyVae"]}, "its vae is of class MyVae from 'my_code': code of its own, which is never run"),
+        ({"vae": ["diffusers", "AutoencoderFuture"]}, "its vae is of class AutoencoderFuture, which diffusers"),
+        ({"scheduler": ["diffusers", "FutureScheduler"]}, "its scheduler is of class FutureScheduler, which diffusers"),
+        ({"tokenizer": ["transformers", "FutureTokenizer"]}, "its tokenizer is of class FutureTokenizer, which transformers"),
+        ({"../x": ["diffusers", "Y"]}, "'../x' is no name of a component"),
+        ({"extra": ["diffusers", "ControlNetModel"]}, "model_index.json names extra, which is not there"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_odd_entries_of_the_index_are_named(broken: Path, change: dict[str, Any], what: str) -> None:
+    edit(broken / "model_index.json", lambda index: index | change)
+    error = refused(broken)
+    assert what in error.what and str(broken) in error.where
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b""])
+def test_an_index_that_is_no_table_is_refused(broken: Path, content: bytes) -> None:
+    (broken / "model_index.json").write_bytes(content)
+    assert "model_index.json" in refused(broken).where
+
+
+def test_a_folder_in_the_place_of_the_index_is_refused(broken: Path) -> None:
+    (broken / "model_index.json").unlink()
+    (broken / "model_index.json").mkdir()
+    assert refused(broken).what == "has no model_index.json"
+
+
+def test_a_single_file_is_refused_with_the_way_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "v1-5.safetensors").write_bytes(b"")
+    error = refused(tmp_path / "v1-5.safetensors")
+    assert error.what == "is a file, not a folder" and "from_single_file" in error.fix
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "text_encoder/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+)
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_configuration_that_cannot_be_read_is_named(broken: Path, name: str, content: bytes | None) -> None:
+    (broken / name).unlink()
+    if content is not None:
+        (broken / name).write_bytes(content)
+    assert refused(broken).where == str(broken / name)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_named(broken: Path) -> None:
+    (broken / "tokenizer" / "tokenizer.json").unlink()
+    error = refused(broken)
+    assert (error.what, error.where) == ("holds no vocabulary", str(broken / "tokenizer"))
+
+
+def test_pickled_weights_are_never_opened(broken: Path) -> None:
+    (broken / UNET).rename(broken / "unet" / "diffusion_pytorch_model.bin")
+    error = refused(broken)
+    assert "pickled (diffusion_pytorch_model.bin)" in error.what and "use_safetensors=False" in error.fix
+    assert error.where == str(broken / "unet")
+
+
+def test_quantised_weights_are_refused(broken: Path) -> None:
+    edit(broken / "unet" / "config.json", lambda c: c | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    assert "its unet is quantised (bitsandbytes)" in refused(broken).what
+
+
+def test_eight_bit_weights_are_refused(broken: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load
+    from safetensors.torch import save_file as save
+
+    tensors = load(broken / UNET)
+    save({name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, broken / UNET)
+    error = refused(broken)
+    assert "is stored as F8_E4M3" in error.what and error.where == str(broken / UNET)
+
+
+@pytest.mark.parametrize("name", [UNET, CLIP, "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("keep", [0, 7, 1000, -1])
+def test_weights_that_are_cut_short_are_named(broken: Path, name: str, keep: int) -> None:
+    (broken / name).write_bytes((broken / name).read_bytes()[:keep])
+    error = refused(broken)
+    assert "cut short" in error.what and error.where == str(broken / name)
+
+
+def test_a_pointer_of_git_lfs_is_named(broken: Path) -> None:
+    (broken / UNET).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "git lfs pull" in refused(broken).fix
+
+
+@pytest.mark.parametrize("name", [UNET, CLIP, "vae/diffusion_pytorch_model.safetensors"])
+def test_a_missing_tensor_is_named(broken: Path, name: str) -> None:
+    gone = sorted(load_file(broken / name))[0]
+    reweigh(broken / name, lambda tensors: tensors.pop(gone))
+    error = refused(broken)
+    assert error.what.startswith("lacks 1 tensor of ") and error.what.endswith(f", first {gone}")
+    assert error.where == str(broken / name)
+
+
+@pytest.mark.parametrize("name", [UNET, CLIP, "vae/diffusion_pytorch_model.safetensors"])
+def test_a_tensor_of_another_shape_is_named(broken: Path, name: str) -> None:
+    changed = sorted(load_file(broken / name))[0]
+    reweigh(broken / name, lambda tensors: tensors.update({changed: np.zeros((3, 5), np.float32)}))
+    error = refused(broken)
+    assert f"{changed} has shape (3, 5), config.json asks for" in error.what and error.where == str(broken / name)
+
+
+def test_a_configuration_of_another_network_is_named(broken: Path) -> None:
+    edit(broken / "unet" / "config.json", lambda c: c | {"block_out_channels": "wide"})
+    error = refused(broken)
+    assert "UNet2DConditionModel cannot be built from it" in error.what and error.where == str(broken / "unet" / "config.json")
+
+
+def test_tensors_that_the_network_has_no_place_for_are_noted(broken: Path) -> None:
+    reweigh(broken / UNET, lambda tensors: tensors.update({name: np.zeros(2, np.float32) for name in SCALES}))
+    reweigh(broken / CLIP, lambda tensors: tensors.update({"text_model.embeddings.position_ids": np.arange(3)}))
+    assert [note.text for note in check_model(config_of(broken)).notes] == [
+        "2 tensors in the weights of unet fit nowhere in UNet2DConditionModel, first scale_input"
+    ]
+
+
+def test_old_names_of_attention_tensors_are_known(broken: Path) -> None:
+    """As in the autoencoders of Stable Diffusion 1.x."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if "mid_block.attentions" in name]:
+            for new, was in old.items():
+                if f".{new}." in name:
+                    tensors[name.replace(f".{new}.", f".{was}.")] = tensors.pop(name)
+
+    reweigh(broken / "vae" / "diffusion_pytorch_model.safetensors", rename)
+    assert "encoder.mid_block.attentions.0.query.weight" in load_file(broken / "vae" / "diffusion_pytorch_model.safetensors")
+    assert check_model(config_of(broken)).notes == ()
+    load_model(config_of(broken))
+
+
+def test_weights_in_pieces_are_read_and_a_missing_piece_is_named(broken: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    UNet2DConditionModel.from_pretrained(broken / "unet").save_pretrained(broken / "unet", max_shard_size="200KB")
+    (broken / UNET).unlink(missing_ok=True)
+    pieces = sorted((broken / "unet").glob("*-of-*.safetensors"))
+    assert len(pieces) > 1
+    load_model(config_of(broken))
+    pieces[1].unlink()
+    assert refused(broken).where == str(pieces[1])
+    edit(broken / "unet" / "diffusion_pytorch_model.safetensors.index.json", lambda c: {"weight_map": {"a": "../../x"}})
+    assert "outside its folder" in refused(broken).what
+
+
+# --- variants --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_that_no_part_has_is_refused_with_those_there(broken: Path) -> None:
+    assert "there is none" in refused(broken, variant="fp16").what
+    (broken / UNET).rename(broken / "unet" / "diffusion_pytorch_model.bf16.safetensors")
+    shutil.copy(broken / "unet" / "diffusion_pytorch_model.bf16.safetensors", broken / UNET)
+    error = refused(broken, variant="fp16")
+    assert "no part has weights of variant 'fp16'; there is 'bf16'" in error.what
+    assert error.fix == 'Set model.variant = "bf16", or remove the key'
+
+
+def test_a_part_without_the_variant_is_noted(broken: Path) -> None:
+    shutil.copy(broken / UNET, broken / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (note,) = check_model(config_of(broken, variant="fp16")).notes
+    assert (note.topic, note.text) == ("variant", "no fp16 weights for text_encoder, vae: the plain ones are used")
+
+
+# --- notes -----------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_that_are_not_loaded_are_noted(broken: Path) -> None:
+    edit(broken / "model_index.json", lambda i: i | {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]})
+    (broken / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    assert [note.text for note in check_model(config_of(broken)).notes] == [
+        "image_encoder of the folder is not used: Clearance draws from text",
+        "pytorch_lora_weights.safetensors beside model_index.json is not used",
+    ]
+
+
+def test_weights_that_are_rounded_are_noted(tiny_sd: Path) -> None:
+    (note,) = check_model(config_of(tiny_sd, dtype="bfloat16")).notes
+    assert (note.topic, note.text) == (
+        "dtype",
+        "the weights of unet are stored as float32 and rounded to bfloat16 (model.dtype)",
+    )
+
+
+def test_to_look_at_the_files_of_a_folder_takes_no_torch(tiny_sd: Path) -> None:
+    code = (
+        "import sys\nfrom pipeline.model.families import look_at\nfrom pipeline.config import ModelConfig\n"
+        f"look_at(ModelConfig(path={str(tiny_sd)!r}))\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
+SWAPPED = {
+    "EulerAncestralDiscreteScheduler": "eta = 1", "LCMScheduler": "its base model", "UniPCMultistepScheduler": '"dpmpp_2m"',
+    "HeunDiscreteScheduler": '"euler"', "PNDMScheduler": "generation.scheduler chooses", "DPMSolverSDEScheduler": "eta = 1",
+    "DDPMScheduler": "eta = 1", "SomethingNew": "generation.scheduler chooses",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "advice"), SWAPPED.items())
+def test_a_scheduler_that_is_swapped_is_noted(named: str, advice: str) -> None:
+    used, text = sampler_of({"_class_name": named}, flow=False)
+    assert used == "ddim"
+    assert (
+        text.startswith(f"the model's folder names {named}, which Clearance does not have; 'ddim' is used") and advice in text
+    )
+
+
+@pytest.mark.parametrize("named", OF_SCHEDULER)
+def test_a_scheduler_that_is_here_is_no_note(named: str) -> None:
+    assert sampler_of({"_class_name": named}, flow=named.startswith("Flow")) == (OF_SCHEDULER[named], "")
+
+
+def test_other_forms_of_a_scheduler_that_is_here_are_noted() -> None:
+    sde = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
+    assert sampler_of(sde, flow=False)[1] == (
+        "the model's folder asks for sde-dpmsolver++ of order 2; dpmsolver++ of order 2 is used"
+    )
+    third = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}
+    assert "order 3; dpmsolver++ of order 2 is used" in sampler_of(third, flow=False)[1]
+    heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    assert sampler_of(heun, flow=True)[0] == "flow_match_euler" and "two evaluations" in sampler_of(heun, flow=True)[1]
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------------
+
+INSTEAD = 'set device = "cpu", or run on a machine with'
+PLAIN, GPUS, APPLE = ["cpu"], ["cpu", "cuda:0", "cuda:1"], ["cpu", "mps"]
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "what", "fix"),
+    [
+        ("gpu", GPUS, "there is no device 'gpu'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
+        ("gpu", PLAIN, "there is no device 'gpu'", 'Did you mean "cuda"? This machine has cpu'),
+        ("gpu:1", GPUS, "there is no device 'gpu:1'", 'Did you mean "cuda:1"? This machine has cpu, cuda:0, cuda:1'),
+        ("CUDA", GPUS, "there is no device 'CUDA'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
+        ("cuda0", GPUS, "there is no device 'cuda0'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
+        ("cuda:7", GPUS, "there is no device 'cuda:7'", "This machine has cpu, cuda:0, cuda:1: use one of these"),
+        ("cuda:x", GPUS, "there is no device 'cuda:x'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
+        ("", PLAIN, "there is no device ''", "This machine has cpu"),
+        ("meta", PLAIN, "there is no device 'meta'", "This machine has cpu"),
+        ("cpu:3", PLAIN, "there is no device 'cpu:3'", "This machine has cpu: use one of these"),
+        ("mps", PLAIN, "'mps' cannot be used", f"This machine has cpu: {INSTEAD} Apple silicon"),
+        ("cuda", APPLE, "'cuda' cannot be used", f"This machine has cpu, mps: {INSTEAD} a GPU"),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str, there: list[str], what: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_device(name, there)
+    assert caught.value.what.startswith(what) and caught.value.fix == fix and caught.value.where == "model.device"
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("cpu", PLAIN), ("cpu:0", PLAIN), ("cuda", GPUS), ("cuda:1", GPUS), ("mps", APPLE)]
+)
+def test_a_device_that_is_there_passes(name: str, there: list[str]) -> None:
+    check_device(name, there)
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+def test_loading_checks_the_device_of_this_machine(tiny_sd: Path, name: str) -> None:
+    assert "cpu" in devices()
+    with pytest.raises(ConfigError, match=f"'{name}'.*This machine has cpu"):
+        load_model(config_of(tiny_sd, device=name))
+
+
+def test_a_faster_device_that_is_not_used_is_noted() -> None:
+    (note,) = device_notes(ModelConfig(device="cpu", dtype="float32"), GPUS)
+    assert (note.topic, note.text) == (
+        "device", 'pictures are drawn on the CPU although this machine has cuda:0: set model.device = "cuda"'
+    )  # fmt: skip
+    assert device_notes(ModelConfig(device="cpu", dtype="float32"), PLAIN) == []
+    assert [note.topic for note in device_notes(ModelConfig(device="cuda", dtype="float32"), GPUS)] == ["dtype"]
+
+
+# --- anything --------------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_in_any_json_of_the_folder_is_taken_or_refused(
+    tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz") / "model"
+    shutil.copytree(tiny_sd, folder)
+    path = data.draw(st.sampled_from(sorted(folder.rglob("*.json"), key=str)))
+    content = json.loads(path.read_text())
+    key = data.draw(st.sampled_from(sorted(content)))
+    path.write_text(json.dumps(content | {key: data.draw(JSON)}))
+    try:
+        load_model(config_of(folder))
+    except (ModelError, ConfigError) as error:
+        assert error.where and error.fix
