@@ -25,7 +25,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = choice(
         "bfloat16", "number format of the denoiser; latents and sampler stay in float32"
     )
-    device: str = line("cpu", "torch device", least=1)
+    device: str = line("cpu", "torch device: `cpu`, `cuda`, `cuda:1`, `mps`", least=1)
     licence: str = line("", "recorded in every row")
     allow_download: bool = flag(False, "fetch weights that are not on this machine")
 
@@ -91,7 +91,7 @@ class AdapterConfig:
 class RunConfig:
     """One run file. Relative paths start from its folder."""
 
-    prompts: str = line(REQUIRED, "prompt file: `.parquet`, `.csv`, `.jsonl` or `.txt` (one prompt a line)", least=1)
+    prompts: str = line(REQUIRED, "prompt file: `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.txt` (one prompt a line)", least=1)
     out: str = line("", "run folder; `--out` overrides it")
     dataset_id: str = line("default", "the data set the samples belong to; part of every `sample_id`")
     base_seed: int = number(
