@@ -147,6 +147,10 @@ class LatentDiffusion(ABC):
     ) -> torch.Tensor:
         """As :meth:`denoise`, differentiable, for steering by gradients."""
 
+    @abstractmethod
+    def attention_blocks(self) -> list[tuple[str, Any]]:
+        """As in :class:`pipeline.model.interface.DiffusionModel`."""
+
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
 
