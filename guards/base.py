@@ -2,20 +2,24 @@
 
 A guard reports; it never decides. Thresholds are operating points handed to it by the policy and repeated in each
 finding, so that a row can be judged again from what is stored.
+
+A guard is declared in one class: name, categories, licence, what a policy may set (:class:`GuardClass`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from index.errors import GuardUnavailable, InputError
+from index.errors import GuardUnavailable, InputError, IntegrityError
 
 Box = tuple[float, float, float, float]
 
@@ -60,6 +64,22 @@ class Finding:
         return self.score >= self.threshold
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a guard is on this machine, found without loading it.
+
+    Attributes:
+        version: of its code and weights; that of the opened guard.
+        weights: file name → sha256 of every file that decides its findings.
+        calibrated_on: the one family of models whose pictures its operating points were measured on ("stickers", the embedded
+            world); empty: it is not bound to a family.
+    """
+
+    version: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    calibrated_on: str = ""
+
+
 @runtime_checkable
 class Guard(Protocol):
     """The protocol of every guard. Constructors only load; ``check`` is deterministic and changes nothing.
@@ -75,6 +95,25 @@ class Guard(Protocol):
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB pictures (N, H, W, 3); returns N lists of findings, at least one per picture and category."""
         ...
+
+
+class GuardClass(Protocol):
+    """What a guard's class declares: everything the registry, the policy, the documents and ``clearance doctor`` know of it.
+
+    ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take what the policy says about the guard, and
+    raise :class:`index.errors.GuardUnavailable` where something is missing, :class:`index.errors.IntegrityError` where it is
+    damaged.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    licence: str
+
+    @classmethod
+    def probe(cls, settings: Any) -> Probe: ...
+
+    @classmethod
+    def open(cls, settings: Any) -> Guard: ...
 
 
 def worst(findings: Sequence[Finding]) -> Finding | None:
@@ -109,3 +148,19 @@ def require_package(module: str, distribution: str, *, guard: str, install: str)
     if importlib.util.find_spec(module) is None:
         raise GuardUnavailable(f"the package {distribution} is not installed", where=f"guard {guard}", fix=install)
     return importlib.metadata.version(distribution)
+
+
+def file_digest(path: Path, *, guard: str, fix: str) -> str:
+    """sha256 of a weight file.
+
+    Raises:
+        GuardUnavailable: there is no such file; ``fix`` says how to get it.
+        IntegrityError: it cannot be read.
+    """
+    if not path.is_file():
+        raise GuardUnavailable(f"{path.name} is missing", where=f"guard {guard}: {path}", fix=fix)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise IntegrityError(f"cannot be read ({error})", where=f"guard {guard}: {path}", fix=fix) from None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from guards.allowed import AllowList
-from guards.base import Box, Finding, require_package, require_pictures
+from guards.base import Box, Finding, Probe, require_package, require_pictures
 
 UPSCALES = (1, 2, 4)  # small codes have modules of one pixel; the decoder wants two or more
 LARGEST = 1024  # pixels of the longer side beyond which nothing is enlarged
@@ -31,12 +31,21 @@ class CodesGuard:
         ConfigError: an entry of ``allow`` cannot be compared, or would allow everything.
     """
 
-    name = "codes"
+    name: str = "codes"
     categories: tuple[str, ...] = ("mark.qr",)
+    licence: str = "Apache-2.0"
+
+    @classmethod
+    def probe(cls, settings: Any) -> Probe:
+        install = "Install it with `pip install zxing-cpp`"
+        return Probe(version=f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=cls.name, install=install)}")
+
+    @classmethod
+    def open(cls, settings: Any) -> CodesGuard:
+        return cls(settings.threshold, getattr(settings, "allow", ()))
 
     def __init__(self, threshold: float = 0.5, allow: Sequence[str] | str = ()) -> None:
-        install = "Install it with `pip install zxing-cpp`"
-        self.version = f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=self.name, install=install)}"
+        self.version = self.probe(None).version
         self.threshold = threshold
         self.allow = ((allow,) if allow else ()) if isinstance(allow, str) else tuple(allow)
         self._allowed = AllowList(self.allow)

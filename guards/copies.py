@@ -164,10 +164,10 @@ class CopiesGuard:
     def _report(
         self, category: str, score: float, threshold: float, match: Match | None = None, *, confirmed: bool = True
     ) -> Finding:
-        about = {"ref_id": match.ref_id, "detail": match.title} if match is not None else {}
+        ref_id, title = (match.ref_id, match.title) if match is not None else ("", "")
         return Finding(
             guard=self.name, version=self.version, category=category, score=score, threshold=threshold, confirmed=confirmed,
-            **about,
+            ref_id=ref_id, detail=title,
         )  # fmt: skip
 
     def _cleared(self, match: Match) -> bool:

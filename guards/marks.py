@@ -6,47 +6,18 @@ that the weights' ``config.json`` records, at which at most one clean held-out p
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, require_pictures
-from index.errors import GuardUnavailable, IntegrityError
+from guards.base import Box, Finding, Probe, require_pictures
+from guards.mark_weights import WEIGHTS, MarkWeights
+from index.errors import IntegrityError
 from index.padding import PaddedCalls
 
-STICKERS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "marks"  # data, not an import
 BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
 LESS = "Leave the guard out (the policy's `enabled = false`), or use a machine with more memory"
-
-
-def weights_folder(folder: str | Path) -> Path:
-    """The folder meant by "stickers" (the weights that ship) or by a path."""
-    return STICKERS if str(folder) == "stickers" else Path(folder)
-
-
-def read_card(folder: str | Path) -> dict[str, Any]:
-    """Read the ``config.json`` beside the weights, without loading them.
-
-    Raises:
-        GuardUnavailable: when the folder, the weights or the configuration are missing or not of this guard.
-    """
-    path = weights_folder(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).exists():
-            fix = "Train them with `clearance world marks`, or name a folder that holds them"
-            raise GuardUnavailable(f"{path / name} does not exist", where="guard marks", fix=fix)
-    try:
-        card: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if card["architecture"] != "cells" or set(card["operating_logits"]) != {"watermark", "qr", "text"}:
-            raise ValueError("architecture or operating_logits")
-        _ = card["version"], card["weights_sha256"], card["widths"], card["depth"]
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "Use a folder written by `clearance world marks`"
-        raise GuardUnavailable(f"not a marks configuration ({error})", where=str(path / "config.json"), fix=fix) from None
-    return card
 
 
 class MarksGuard:
@@ -58,32 +29,41 @@ class MarksGuard:
 
     Raises:
         GuardUnavailable: weights missing.
-        IntegrityError: weights are not the ones the configuration was written for.
+        IntegrityError: weights are not the ones the configuration was written for, or do not fit its network.
 
     Attributes:
         calls: of the network; ``calls.shapes`` says how many rows they have had. The last bits of a score belong to the shape.
     """
 
-    name = "marks"
+    name: str = "marks"
     categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+    licence: str = "Apache-2.0"
+
+    @classmethod
+    def probe(cls, settings: Any) -> Probe:
+        return _weights("stickers").probe()
+
+    @classmethod
+    def open(cls, settings: Any) -> MarksGuard:
+        return cls("stickers", settings.threshold)
 
     def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
         import torch
-        from safetensors.torch import load
 
-        from guards.mark_network import KINDS, make_network
+        from guards.mark_network import make_network
 
-        card = read_card(folder)
-        raw = (weights_folder(folder) / "model.safetensors").read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != card["weights_sha256"]:
-            where = str(weights_folder(folder) / "model.safetensors")
-            raise IntegrityError("weights do not match the digest in config.json", where=where, fix="Fetch or train them again")
-        self.version = f"{card['version']}+{digest[:8]}"
+        weights = _weights(folder)
+        tensors = weights.load()
+        self.version = weights.version
         self.threshold = 0.5 if threshold is None else threshold
-        self._shift = torch.tensor([card["operating_logits"][kind] for kind in KINDS], dtype=torch.float32)
-        self.network = make_network(tuple(card["widths"]), card["depth"])
-        self.network.load_state_dict({key: value.float() for key, value in load(raw).items()}, assign=True)
+        self._shift = torch.tensor(weights.operating_logits, dtype=torch.float32)
+        try:
+            self.network = make_network(tuple(weights.card["widths"]), weights.card["depth"])
+            self.network.load_state_dict(tensors, assign=True)
+        except (RuntimeError, TypeError, ValueError) as error:
+            what = f"the weights do not fit the network of config.json: {str(error).splitlines()[0]}"
+            fix = f"Restore the folder, or train it again with `{weights.command}`"
+            raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None
         self.network.eval().requires_grad_(False)
         self.calls = PaddedCalls(BATCH, "guard marks", LESS)
 
@@ -126,6 +106,10 @@ class MarksGuard:
         box = bounding_box(cells) if score >= self.threshold else None
         category = self.categories[kind]
         return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
+
+
+def _weights(folder: str | Path) -> MarkWeights:
+    return MarkWeights.find(folder, guard="marks", architecture="cells", needs={"widths": list, "depth": int})
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

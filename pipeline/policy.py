@@ -75,6 +75,22 @@ class CodesPolicy(GuardPolicy):
 
 
 @settings
+class TextPolicy(GuardPolicy):
+    """Readable text."""
+
+    least_signs: int = number(
+        3, 1, 100,
+        "signs that a word must have to count. A letter or digit is 1 sign, a Chinese, Japanese or Korean letter 1.5, a "
+        "currency or per cent sign 2. See [Text](#text)",
+    )  # fmt: skip
+    sure: float = number(
+        0.8, 0, 1,
+        "confidence that a word with fewer letters than `least_signs` (a price, a number, two Chinese letters) must have to "
+        "count",
+    )  # fmt: skip
+
+
+@settings
 class EarlyPolicy:
     """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.steer.early`."""
 
@@ -106,7 +122,7 @@ class Policy:
     copies: CopiesPolicy = table(CopiesPolicy)
     marks: GuardPolicy = table(GuardPolicy)
     codes: CodesPolicy = table(CodesPolicy)
-    text: GuardPolicy = table(GuardPolicy)
+    text: TextPolicy = table(TextPolicy)
     unsafe: GuardPolicy = table(lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
     yolo: GuardPolicy = table(lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
     early: EarlyPolicy = table(EarlyPolicy)

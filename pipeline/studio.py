@@ -127,7 +127,7 @@ class Studio:
         torch.set_num_threads(config.generation.threads)
         torch.use_deterministic_algorithms(True)
         settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
-        guards, skipped = open_guards(settings, allow_payloads=policy.codes.allow)
+        guards, skipped = open_guards(settings)
         copies = index = None
         calibration_id, threshold = "", policy.copies.threshold or 0.0
         if config.index:

@@ -90,6 +90,7 @@ def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-
         "parameters": sum(p.numel() for p in network.parameters()),
         "weights_sha256": hashlib.sha256(raw).hexdigest(),
         "operating_logits": report["operating_logits"],
+        "calibrated_on": "stickers",  # the family of models whose pictures the operating points were measured on
         "licence": "Apache-2.0",
     }
     (out / "config.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

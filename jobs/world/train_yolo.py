@@ -119,6 +119,7 @@ def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-
         "parameters": sum(p.numel() for p in detector.parameters()),
         "weights_sha256": hashlib.sha256(raw).hexdigest(),
         "operating_logits": report["operating_logits"],
+        "calibrated_on": "stickers",  # the family of models whose pictures the operating points were measured on
         "licence": "AGPL-3.0",
         "network": {key: value for key, value in detector.yaml.items() if key not in left_out},
     }

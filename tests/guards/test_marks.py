@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guards.marks import STICKERS, MarksGuard, bounding_box
+from guards.mark_weights import SHIPPED
+from guards.marks import MarksGuard, bounding_box
 from index.errors import GuardUnavailable, InputError, IntegrityError, OutOfMemory
 from jobs.world.overlays import KINDS, overlay
 
 from .conftest import drawing
+
+STICKERS = SHIPPED / "marks"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from guards.registry import REGISTRY, describe, open_guards
+from guards.registry import describe, guard_classes, open_guards
 from index.errors import ConfigError, GuardUnavailable
+from pipeline.policy import CodesPolicy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def _no_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ultralytics is an AGPL extra: where it is absent, its guard is the one that cannot open
-HERE = [name for name in REGISTRY if name != "yolo" or importlib.util.find_spec("ultralytics")]
+HERE = [name for name in guard_classes() if name != "yolo" or importlib.util.find_spec("ultralytics")]
 
 
 def test_every_guard_opens_with_its_threshold_and_stated_categories() -> None:
@@ -35,7 +36,7 @@ def test_every_guard_opens_with_its_threshold_and_stated_categories() -> None:
     assert [guard.name for guard in guards] == HERE and skipped == []
     for guard in guards:
         assert guard.threshold == 0.25  # type: ignore[attr-defined]
-        assert guard.categories == REGISTRY[guard.name].categories
+        assert guard.categories == guard_classes()[guard.name].categories
 
 
 def test_disabled_and_unnamed_guards_are_not_opened() -> None:
@@ -62,14 +63,14 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 def test_allowed_payloads_reach_the_codes_guard() -> None:
-    (guard,), _ = open_guards({"codes": Settings()}, allow_payloads=("CLR:",))
+    (guard,), _ = open_guards({"codes": CodesPolicy(allow=("CLR:",))})
     assert guard.allow == ("CLR:",)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("_no_unsafe")
 def test_describe_says_what_is_here_and_what_is_not() -> None:
     lines = {line.name: line for line in describe()}
-    assert list(lines) == list(REGISTRY)
+    assert list(lines) == list(guard_classes())
     assert (
         lines["codes"].available and lines["codes"].version.startswith("zxing-cpp ") and lines["codes"].licence == "Apache-2.0"
     )

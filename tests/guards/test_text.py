@@ -1,7 +1,8 @@
-"""Readable words are found with their place; short ornaments are not; nothing is downloaded."""
+"""Readable words are found with their place, whatever the picture's size; ornaments are not; nothing is downloaded."""
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -9,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 import guards.text
-from guards.text import TextGuard
-from index.errors import GuardUnavailable
+from guards.mark_weights import SHIPPED
+from guards.text import TextGuard, tiles
+from index.errors import GuardUnavailable, IntegrityError
 
 from .conftest import drawing
+
+
+class Settings:
+    threshold = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,28 @@ def with_word(word: str, seed: int = 5, side: int = 64, size: int = 15) -> np.nd
     return np.asarray(picture)
 
 
+def written(text: str, size: int, place: tuple[int, int], side: int) -> np.ndarray:
+    """Dark letters of that height on white, the text's middle at that place."""
+    picture = Image.new("RGB", (side, side), "white")
+    ImageDraw.Draw(picture).text(place, text, font=ImageFont.load_default(size), fill=(20, 20, 20), anchor="mm")
+    return np.asarray(picture)
+
+
+def two_chinese_letters(size: int, side: int) -> np.ndarray:
+    """The word for "in the mountains", whose two letters consist of straight strokes, so that no font is needed."""
+    strokes = [
+        [[(5, 0), (5, 10)], [(0, 4), (0, 10), (10, 10), (10, 4)]],
+        [[(0, 2), (10, 2), (10, 7), (0, 7), (0, 2)], [(5, 0), (5, 10)]],
+    ]
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, letter in enumerate(strokes):
+        for line in letter:
+            at = [(side / 3 + number * size * 1.2 + x * size / 10, side / 3 + y * size / 10) for x, y in line]
+            draw.line(at, fill=(20, 20, 20), width=max(1, size // 10))
+    return np.asarray(picture)
+
+
 def test_words_are_read(guard: TextGuard) -> None:
     (small,), (other,) = guard.check(np.stack([with_word("STOCK"), with_word("SALE", 6)]))
     assert small.triggered and small.category == "text.ocr" and "STOCK" in small.detail
@@ -39,6 +67,90 @@ def test_words_are_read(guard: TextGuard) -> None:
 def test_clean_pictures_and_short_ornaments_are_not_flagged(guard: TextGuard, clean: np.ndarray) -> None:
     shown = np.concatenate([clean[:4], with_word("A8", 8)[None]])
     assert [findings[0].score for findings in guard.check(shown)] == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [(14, 512), (14, 1024), (48, 1024), (10, 1536), (24, 1536)], ids=lambda number: str(number)
+)
+def test_small_words_are_read_in_large_pictures(guard: TextGuard, size: int, side: int) -> None:
+    (findings,) = guard.check(written("sample text", size, (side // 4, side // 2), side)[None])
+    assert findings[0].score > 0.9
+    assert findings[0].detail == "sample text"
+    assert findings[0].box is not None
+    x0, y0, x1, y1 = (edge * side for edge in findings[0].box)
+    assert x0 < side / 4 < x1 and y0 < side / 2 < y1
+    assert x1 - x0 < 8 * size and y1 - y0 < 3 * size
+
+
+@pytest.mark.parametrize("size", [200, 450])
+def test_letters_larger_than_a_tile_are_read(guard: TextGuard, size: int) -> None:
+    (findings,) = guard.check(written("SALE", size, (768, 768), 1536)[None])
+    assert findings[0].score > 0.9 and findings[0].detail == "SALE"
+
+
+def test_a_word_on_the_border_of_tiles_is_one_word(guard: TextGuard) -> None:
+    (findings,) = guard.check(written("WATERMARK", 60, (512, 512), 1024)[None])
+    assert findings[0].detail == "WATERMARK"
+
+
+@pytest.mark.parametrize("side", [512, 1024])
+@pytest.mark.parametrize("text", ["$12.99", "50%", "2024", "42", "$5"])
+def test_prices_and_numbers_are_text(guard: TextGuard, text: str, side: int) -> None:
+    (findings,) = guard.check(written(text, 40, (side // 2, side // 3), side)[None])
+    assert findings[0].score > 0.8 and findings[0].detail == text
+
+
+@pytest.mark.parametrize("side", [512, 1024])
+def test_a_word_of_two_chinese_letters_is_text(guard: TextGuard, side: int) -> None:
+    (findings,) = guard.check(two_chinese_letters(28, side)[None])
+    assert findings[0].score > 0.8 and len(findings[0].detail) == 2
+
+
+def test_none_of_the_shipped_drawings_is_text(guard: TextGuard) -> None:
+    drawings = sorted((SHIPPED / "references").glob("*.png"))
+    pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in drawings])
+    flagged = [path.name for path, (found,) in zip(drawings, guard.check(pictures), strict=True) if found.score > 0]
+    assert len(drawings) == 62 and flagged == []
+
+
+def test_the_rule_is_the_policys(guard: TextGuard) -> None:
+    ornament, price = with_word("A8", 8)[None], written("$12.99", 40, (256, 256), 512)[None]
+    assert TextGuard(least_signs=2, sure=0.0).check(ornament)[0][0].score > 0
+    assert guard.check(price)[0][0].triggered
+    assert TextGuard(least_signs=9).check(price)[0][0].score == 0
+
+
+def test_what_a_picture_of_one_look_holds_is_what_it_always_was(guard: TextGuard) -> None:
+    (word,) = guard.check(with_word("STOCK", side=640, size=30)[None])[0]
+    assert "STOCK" in word.detail
+    assert list(tiles(640, 640)) == [(0, 0, 640, 640)]
+
+
+@pytest.mark.parametrize(("high", "wide"), [(1, 1), (641, 300), (1024, 1024), (1536, 2048), (700, 5000)])
+def test_tiles_cover_the_picture_and_share_what_one_of_them_cuts(high: int, wide: int) -> None:
+    seen = np.zeros((high, wide), np.uint8)
+    cuts = list(tiles(high, wide))
+    for top, left, bottom, right in cuts:
+        assert 0 <= top < bottom <= high and bottom - top <= 640
+        assert 0 <= left < right <= wide and right - left <= 640
+        seen[top:bottom, left:right] += 1
+    assert seen.min() == 1
+    columns = sorted({(left, right) for _, left, _, right in cuts})
+    assert all(before[1] - after[0] >= 127 for before, after in itertools.pairwise(columns))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (3, 5000), (5000, 3), (2, 2)])
+def test_strips_end_in_a_finding(guard: TextGuard, shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1, *shape, 3), dtype=np.uint8)
+    (findings,) = guard.check(picture)
+    assert 0 <= findings[0].score <= 1
+
+
+def test_a_word_on_a_strip_is_read(guard: TextGuard) -> None:
+    strip = written("sample text", 20, (2000, 1000), 2000)  # cut at the right edge, so the strip holds its beginning
+    strip = np.ascontiguousarray(np.roll(strip, -800, axis=1)[985:1015])
+    (findings,) = guard.check(strip[None])
+    assert findings[0].score > 0.8
 
 
 def test_detail_is_short(guard: TextGuard) -> None:
@@ -78,6 +190,15 @@ def test_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(guards.text.MODELS, "Rec", "elsewhere.onnx")
     with pytest.raises(GuardUnavailable, match=r"elsewhere\.onnx is not in the installed package"):
         TextGuard()
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", None], ids=["empty", "text", "a folder"])
+def test_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "det.onnx"
+    path.mkdir() if content is None else path.write_bytes(content)
+    monkeypatch.setitem(guards.text.MODELS, "Det", str(path))  # an absolute path is not looked for in the wheel
+    with pytest.raises((IntegrityError, GuardUnavailable), match=r"rapidocr 3\.10 again"):
+        TextGuard.open(Settings())
 
 
 def test_the_wheel_holds_the_weights() -> None:

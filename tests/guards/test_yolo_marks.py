@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from guards.conformance import check_guard
-from guards.yolo import WEIGHTS, YoloMarksGuard, inside, make_detector
+from guards.mark_weights import SHIPPED
+from guards.yolo import YoloMarksGuard, inside, make_detector
 from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
 from jobs.world.mark_measures import overlap
 from jobs.world.overlays import KINDS, overlay
 
 from .conftest import drawing
 
+WEIGHTS = SHIPPED / "yolo"
 needs_ultralytics = pytest.mark.skipif(
     importlib.util.find_spec("ultralytics") is None, reason="ultralytics (AGPL-3.0, the extra 'yolo') is not installed"
 )

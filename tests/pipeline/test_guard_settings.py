@@ -33,3 +33,15 @@ def test_allowed_codes_are_one_text_or_several(tmp_path: Path, text: str, allow:
 def test_entries_that_cannot_be_compared_are_refused_when_the_policy_is_read(tmp_path: Path, allow: str) -> None:
     with pytest.raises(ConfigError, match="allow"):
         read(tmp_path, f"[codes]\nallow = {allow}")
+
+
+def test_the_rule_for_words_is_a_policy_key(tmp_path: Path) -> None:
+    policy = read(tmp_path, "[text]\nleast_signs = 2\nsure = 0.95")
+    assert (policy.text.least_signs, policy.text.sure) == (2, 0.95)
+    assert (Policy().text.least_signs, Policy().text.sure) == (3, 0.8)
+
+
+@pytest.mark.parametrize("key", ["least_signs = 0", "least_signs = 101", "sure = 1.5", "sure = 80.0"])
+def test_a_rule_out_of_range_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=key.split()[0]):
+        read(tmp_path, f"[text]\n{key}")
