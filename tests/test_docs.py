@@ -31,7 +31,7 @@ EXAMPLES = sorted((ROOT / "infra" / "examples").glob("*.toml"))
 PACKAGES = ("index", "guards", "pipeline", "jobs")
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "ATTRIBUTION.md", "CHANGELOG.md")),
-    *sorted((ROOT / "infra" / "docs").glob("*.md")),
+    *sorted((ROOT / "infra" / "docs").rglob("*.md")),
     *sorted((ROOT / "pipeline" / "weights").rglob("*.md")),
 ]
 REASON = re.compile(r"(copy|mark|text|unsafe|input|error|worker)\.[a-z_]+|oom|deadline")
