@@ -82,12 +82,17 @@ class Range:
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
+        return finite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
         if self.above:
             return f"above {shown(self.low)} and at most {shown(self.high)}"
         return f"from {shown(self.low)} to {shown(self.high)}"
+
+
+def finite(value: float) -> bool:
+    """Whether a number is one; a whole number always is, however long."""
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def shown(value: float) -> str:

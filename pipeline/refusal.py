@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from index.errors import ConfigError
-from pipeline.fields import REQUIRED, Key, keys, shown
+from pipeline.fields import REQUIRED, Key, finite, keys, shown
 
 CONTRADICTION = "contradiction"
 UNKNOWN = "unexpected_keyword_argument"
@@ -200,7 +199,7 @@ def _shape(problem: Problem) -> tuple[str, str]:
 def _number(problem: Problem, key: Key) -> tuple[str, str]:
     assert key.range is not None
     value, whole = problem.value, key.type is int
-    wrong_type = problem.type.endswith("_type") or not math.isfinite(value)
+    wrong_type = problem.type.endswith("_type") or not finite(value)
     kind = ("a whole number " if whole else "a number ") if wrong_type else ""
     if isinstance(problem.loc[-1], int) or key.default is REQUIRED:
         fix = f"Set it {key.range}"
@@ -218,7 +217,7 @@ def _meant(value: Any, key: Key) -> str:
     assert key.range is not None
     if isinstance(value, str):
         return _without_quotes(value, key)
-    if not _real(value) or not math.isfinite(value):
+    if not _real(value) or not finite(value):
         return ""
     percent = key.range.high <= 10 and 10 <= abs(value) <= 100 and key.type is float  # 2 is no percentage
     guesses = (value, value / 100, -value, -value / 100) if percent else (value, -value)

@@ -78,7 +78,8 @@ def read_toml(cls: type[T], path: Path) -> T:
 
 def _validated(cls: type[T], data: Any, where: Where) -> T:
     try:
-        return pydantic.TypeAdapter(cls).validate_python(data)
+        made: T = cls.__pydantic_validator__.validate_python(data)  # type: ignore[attr-defined]
+        return made
     except pydantic.ValidationError as error:
         raise refusal(cls, error, where) from None
 
