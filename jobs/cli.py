@@ -268,12 +268,14 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restrictio
     import dataclasses
 
     from jobs.plan import Plan, read_policy
+    from pipeline.policy import remarks
     from pipeline.studio import stale_calibration
 
     rules = read_policy(policy, Path.cwd()) if policy else read_policy(config.policy, base)
     config = dataclasses.replace(config, out=str(folder), policy=policy or config.policy)
-    if remark := stale_calibration(config, rules, base=base):
-        say(f"note: {remark}")
+    for remark in (*remarks(rules), stale_calibration(config, rules, base=base)):
+        if remark:
+            say(f"note: {remark}")
     return Plan.make(config, rules, base, **restriction)
 
 

@@ -168,7 +168,13 @@ class Plan:
                 stored["parent"],
                 stored.get("copy_check", {}),
             )
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException, ConfigError) as error:
+        except ConfigError as error:
+            raise IntegrityError(
+                f"plan holds what this version does not accept ({error.where}: {error.what})",
+                where=str(folder),
+                fix="Another version made it, or it was changed: read it with that version, or start again in a new folder",
+            ) from None
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
             raise IntegrityError(
                 f"plan cannot be read ({error})", where=str(folder), fix="Start the run again in a new folder"
             ) from None

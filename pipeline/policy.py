@@ -19,6 +19,10 @@ TRIGGERED = "score from which a finding is triggered"
 ACTION = "what a triggered finding leads to"
 
 
+GRADED = ("copies", "marks", "text", "unsafe", "yolo")  # guards whose scores have degrees; a code is read or it is not
+HARDLY_ANY, NEARLY_EVERY = 0.98, 0.05
+
+
 def _one_or_many(value: Any) -> Any:
     return ([value] if value else []) if isinstance(value, str) else value
 
@@ -139,3 +143,16 @@ class Policy:
         "absent: as many as the ladders ask for",
         above=True, absent="as many as the ladders ask for",
     )  # fmt: skip
+
+
+def remarks(policy: Policy) -> list[str]:
+    """What a policy's owner may not have meant: thresholds that are allowed, and yet leave a guard next to nothing to do."""
+    said = []
+    for name in GRADED:
+        guard = getattr(policy, name)
+        threshold = guard.threshold if getattr(guard, "enabled", True) else None
+        if threshold is not None and threshold > HARDLY_ANY:
+            said.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")
+        elif threshold is not None and threshold < NEARLY_EVERY:
+            said.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
+    return said

@@ -64,7 +64,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys, jobs.cli\n"
         "try: jobs.cli.app(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'PIL', 'diffusers', 'open_clip'} & set(sys.modules)\n"
+        "names = 'torch ray faiss pyarrow numpy PIL diffusers open_clip pydantic'\n"
+        "heavy = set(names.split()) & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -151,6 +152,38 @@ def test_bad_input_is_two_lines_and_exit_2(run_file: Path, toml: str, arguments:
     lines = refused.stderr.splitlines()
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  fix: ")
     assert told in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("run", "policy", "told"),
+    [
+        (
+            'prompts = "prompts.csv"\nretention_days = -30\n',
+            "",
+            "run.toml, line 2: retention_days: must be from 0 to 36,500, not -30",
+        ),
+        ('prompts = "prompts.csv"\n[adapters]\npath = "x"\n', "", "line 2: adapters: must be a list of tables, not a table"),
+        (
+            'prompts = "prompts.csv"\n',
+            "[copies]\nthreshold = 85\n",
+            "own.toml, line 2: copies.threshold: must be above 0 and at most 1",
+        ),
+        ('prompts = "prompts.csv"\n', '[ladder]\nkind = "reseed"\n', "own.toml, line 1: ladder: must be a list of tables"),
+    ],
+)
+def test_a_wrong_value_stops_before_anything_is_written(run_file: Path, run: str, policy: str, told: str) -> None:
+    run_file.write_text(run)
+    (run_file.parent / "own.toml").write_text(policy)
+    refused = call("run", run_file, "--out", "run", *(["--policy", "own.toml"] if policy else []))
+    assert refused.exit_code == 2
+    assert told in refused.stderr
+    assert not (run_file.parent / "run").exists()
+
+
+def test_a_threshold_that_no_picture_reaches_is_noted(run_file: Path) -> None:
+    (run_file.parent / "own.toml").write_text("[copies]\nthreshold = 1\n")
+    shown = call("run", run_file, "--policy", "own.toml", "--dry-run")
+    assert "note: copies.threshold = 1: hardly any picture reaches it" in shown.output + shown.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "report"])

@@ -96,6 +96,16 @@ def test_changed_plan_file_is_noticed(make_plan: MakePlan, tmp_path: Path) -> No
         Plan.load(folder)
 
 
+def test_a_plan_that_an_older_version_made_is_named_as_one(make_plan: MakePlan, tmp_path: Path) -> None:
+    folder, _ = open_folder(tmp_path / "run", make_plan(PROMPTS))
+    stored = json.loads((folder / "plan.json").read_text())
+    stored["policy"]["copies"]["threshold"] = 0.0  # what once meant the calibrated one
+    (folder / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(IntegrityError, match=r"copies\.threshold: must be above 0") as caught:
+        Plan.load(folder)
+    assert "Another version made it" in caught.value.fix
+
+
 def test_restriction_to_keys(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan(PROMPTS)
     part = Plan.make(

@@ -9,7 +9,7 @@ import pytest
 
 from index.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.policy import Policy
+from pipeline.policy import Policy, remarks
 from pipeline.settings import from_dict, read_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "infra" / "examples"
@@ -46,6 +46,26 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> N
 def test_examples_of_other_classes(name: str, scheduler: str) -> None:
     config = read_toml(RunConfig, EXAMPLES / name)
     assert config.generation.scheduler == scheduler and config.model.device == "cuda" and config.model.allow_download
+
+
+@pytest.mark.parametrize(
+    ("settings", "remark"),
+    [
+        ({"copies": {"threshold": 1}}, "copies.threshold = 1: hardly any picture reaches it"),
+        ({"marks": {"threshold": 0.99}}, "marks.threshold = 0.99: hardly any picture reaches it"),
+        ({"unsafe": {"threshold": 0.001}}, "unsafe.threshold = 0.001: nearly every picture reaches it"),
+    ],
+)
+def test_a_threshold_that_leaves_a_guard_nothing_to_do_is_remarked_on(settings: dict[str, Any], remark: str) -> None:
+    (said,) = remarks(from_dict(Policy, settings, where="policy"))
+    assert said.startswith(remark)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"copies": {"threshold": 0.85}}, {"codes": {"threshold": 1}}, {"yolo": {"enabled": False, "threshold": 1}}]
+)
+def test_other_thresholds_are_not(settings: dict[str, Any]) -> None:
+    assert remarks(from_dict(Policy, settings, where="policy")) == []
 
 
 @pytest.mark.parametrize(
