@@ -112,42 +112,33 @@ class Studio:
         """Load model, index and guards.
 
         Raises:
+            ConfigError: the device is not there; or no calibrated threshold for this embedder, and none in the policy.
             ModelError: the model or embedder cannot be loaded.
             IndexMismatch: the index was built with another embedder.
             GuardUnavailable: a guard the policy requires cannot run here.
-            ConfigError: no calibrated threshold for this embedder, and none in the policy.
             IntegrityError: an adapter's weights are not the ones it was saved with.
         """
-        # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        import torch
+        prepare(config)
+        guards, skipped = open_policy_guards(policy)
+        return cls.with_looks(config, policy, guards, skipped, open_copies(config, policy, base=base), base=base)
 
-        from guards.registry import open_guards
-
-        torch.set_num_threads(config.generation.threads)
-        torch.use_deterministic_algorithms(True)
-        settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
-        guards, skipped = open_guards(settings)
-        copies = index = None
-        calibration_id, threshold = "", policy.copies.threshold or 0.0
-        if config.index:
-            from guards.copies import CopiesGuard
-            from index.embed import embedder_of
-            from index.store import ReferenceIndex
-
-            e = config.embedder
-            index = ReferenceIndex.open(base / config.index)
-            embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
-            calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
-            threshold = point.threshold
-            copies = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
-        else:
-            skipped = [*skipped, "copies: no index in the run file"]
+    @classmethod
+    def with_looks(
+        cls, config: RunConfig, policy: Policy, guards: Sequence[Guard], skipped: Sequence[str], copies: Copies | None, *,
+        base: Path,
+    ) -> Studio:  # fmt: skip
+        """Load the model for guards that are open already; arguments as from :func:`open_policy_guards` and
+        :func:`open_copies`."""
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
+        if copies is None:
+            skipped = [*skipped, "copies: no index in the run file"]
+            return cls(
+                config, policy, model, guards=guards, skipped=skipped, threshold=policy.copies.threshold or 0.0, erasers=erasers
+            )
         return cls(
-            config, policy, model, copies=copies, guards=guards, skipped=skipped, index=index, calibration_id=calibration_id,
-            threshold=threshold, erasers=erasers,
+            config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
+            calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers,
         )  # fmt: skip
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
@@ -278,6 +269,60 @@ class Studio:
             software_version=importlib.metadata.version("clearance"),
             worker_id=worker_id,
         )
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The copies guard with what it compares with, and its operating point."""
+
+    guard: CopiesGuard
+    index: ReferenceIndex
+    calibration_id: str
+    threshold: float
+
+
+def prepare(config: RunConfig) -> None:
+    """Settings of torch that hold for the whole process; call it before the first model is loaded."""
+    # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(config.generation.threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
+    """The guards that a policy asks for, and why optional ones are left out.
+
+    Raises:
+        GuardUnavailable: a required one cannot run here.
+    """
+    from guards.registry import open_guards
+
+    settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
+    return open_guards(settings)
+
+
+def open_copies(config: RunConfig, policy: Policy, *, base: Path) -> Copies | None:
+    """Index, embedder and operating point of the copies guard; None for a run without an index.
+
+    Raises:
+        ModelError: the embedder cannot be loaded.
+        IndexMismatch: the index was built with another embedder.
+        ConfigError: no calibrated threshold for this embedder, and none in the policy.
+    """
+    if not config.index:
+        return None
+    from guards.copies import CopiesGuard
+    from index.embed import embedder_of
+    from index.store import ReferenceIndex
+
+    e = config.embedder
+    index = ReferenceIndex.open(base / config.index)
+    embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
+    calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
+    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
+    return Copies(guard, index, calibration_id, point.threshold)
 
 
 @contextmanager
