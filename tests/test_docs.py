@@ -392,6 +392,16 @@ def test_an_experiment_is_a_question_with_an_answer_and_is_listed(path: Path) ->
     assert row.startswith(f"| {question[1]} |"), f"experiments/README.md lists {path.name} under another question"
 
 
+def test_every_decision_has_context_choice_consequence_and_state() -> None:
+    text = (ROOT / "infra" / "docs" / "decisions.md").read_text(encoding="utf-8")
+    decisions, _, superseded = text.partition("## Superseded\n")
+    each = re.findall(r"^## (\d{4}-\d\d-\d\d · [^\n]+)\n(.*?)(?=^## |\Z)", decisions, re.DOTALL | re.MULTILINE)
+    assert len(each) > 20 and superseded
+    for title, body in each:
+        for part in ("Context[.:]", "Choice[.:]", "Consequence[.:]", "(?i)in force|superseded by"):
+            assert re.search(part, body), f"{title}: a decision has a context, a choice, a consequence and a state"
+
+
 def test_places_of_the_glossary_exist() -> None:
     text = (ROOT / "infra" / "docs" / "glossary.md").read_text(encoding="utf-8")
     places = re.findall(r"^\| ([^|]+) \| [^|]+ \| `([^`]+\.py)`(?: `(\w+)`)? \|$", text, re.MULTILINE)
