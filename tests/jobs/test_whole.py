@@ -14,13 +14,15 @@ from jobs.worker import Worker
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
-from pipeline.policy import GuardPolicy, Policy
+from pipeline.policy import GuardPolicy, Policy, TextPolicy
 
 
 def tiny_plan(base: Path, model: Path, workers: int) -> Plan:
     (base / "prompts.csv").write_text("prompt,key\nred apple,a\ncat,b\n,c\nlemon,d\n")
     off = GuardPolicy(enabled=False, required=False)
-    policy: Policy = replace(read_policy("default", base), marks=off, text=off, unsafe=off)
+    policy: Policy = replace(
+        read_policy("default", base), marks=off, text=TextPolicy(enabled=False, required=False), unsafe=off
+    )
     config = RunConfig(
         prompts="prompts.csv",
         shard_size=2,

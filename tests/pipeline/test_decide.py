@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from guards.base import Finding
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
-from pipeline.policy import CopiesPolicy, GuardPolicy, Policy
+from pipeline.policy import CopiesPolicy, GuardPolicy, Policy, TextPolicy
 from pipeline.rungs import EraseRung, NegToMeRung, ReseedRung
 
 ACTIONS = ["steer", "reject", "observe"]
@@ -26,7 +26,7 @@ policies = st.builds(
     lambda copies, marks, text, unsafe, rungs, mark_rungs, end: Policy(
         copies=CopiesPolicy(action=copies),
         marks=GuardPolicy(action=marks),
-        text=GuardPolicy(action=text),
+        text=TextPolicy(action=text),
         unsafe=GuardPolicy(action=unsafe),
         ladder=(ReseedRung(),) * rungs,
         mark_ladder=(ReseedRung(),) * mark_rungs,
