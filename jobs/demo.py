@@ -95,7 +95,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     Raises:
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
     """
-    from jobs.plan import Plan, read_policy
+    from jobs.plan import Plan, open_folder, read_policy
     from jobs.progress import Watch, duration
     from jobs.ray_runner import ray_session
     from jobs.run import RUNNERS
@@ -122,6 +122,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
         for name, folder in folders.items():
             settings = dataclasses.replace(config, policy=policies[name], out=str(folder))
             plan = Plan.make(settings, read_policy(policies[name], base), base)
+            open_folder(folder, plan, resume=True)
             with Watch(console, name) as watch:
                 result = RUNNERS[runner](plan, folder, watch)
             say(f"{name}: {result.requests} requests, {result.attempts} pictures, {duration(result.seconds)}")
@@ -154,7 +155,7 @@ def show(folders: Mapping[str, Path], prompts: Sequence[DemoPrompt], console: Co
     about_check: dict[str, str] = {}  # both runs have the same check
     for name, (counts, check) in counted.items():
         for topic, text in sentences(counts, check).items():
-            if topic in ("warning", "check"):
+            if topic in ("warning", "check", "measured_on"):
                 about_check[topic] = text
             else:
                 say(f"{name}, {LABELS[topic]}: {text}")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pipeline.copy_check import CopyCheck
 
 LABELS = {
-    "warning": "WARNING", "observed": "let through", "copies": "copies", "nearest": "nearest", "check": "copy check"
+    "warning": "WARNING", "observed": "let through", "copies": "copies", "nearest": "nearest", "check": "copy check",
+    "measured_on": "measured on",
 }  # fmt: skip
 
 
@@ -24,8 +25,7 @@ def read_counts(folder: Path) -> tuple[Counts, CopyCheck | None]:
     Raises:
         ClearanceError: the folder is no run, or a file in it cannot be read.
     """
-    from jobs.folder import stored_plan
-    from pipeline.audit.binding import PLAN_FILE
+    from jobs.plan import PLAN_FILE, stored_plan
     from pipeline.audit.numbers import count_run
     from pipeline.copy_check import CopyCheck
 

@@ -149,7 +149,7 @@ class CopyCheck:
         text = f"This check finds {_share(self.found)} of edited copies ({_measured(self.found)}); it misses the rest."
         if self.flagged_harmless is not None:
             text += f" It also flags {_share(self.flagged_harmless)} of harmless pictures ({_measured(self.flagged_harmless)})."
-        return text + (f" Measured on: {self.measured_on}." if self.measured_on else "")
+        return text
 
     @property
     def warning(self) -> str:

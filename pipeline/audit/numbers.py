@@ -8,7 +8,7 @@ requested          Requests that have ended, in whatever way: rows in ``samples`
 generated          Of these, requests with at least one finished picture.
 flagged            Of these, requests whose first picture triggered a guard, *whatever the policy does about it*, or that a
                    probe caught in mid-flight. Every flagged request is exactly one of the next three.
-– caught           A probe stopped one of its tries in mid-flight, because it was on its way to a reference.
+– caught           A probe stopped a try of it in mid-flight, because it was on its way to a reference.
 – acted on         The first picture was flagged and not accepted: steered, sent to a person, or rejected.
 – observed         The first picture was flagged and accepted at once: the policy only observes what was found.
 steered            Requests for which at least one picture was drawn under an intervention.
@@ -55,8 +55,8 @@ _ODD = (TypeError, KeyError, ValueError, IndexError, AttributeError, ArithmeticE
 class Counting(Protocol):
     """What counts requests, one by one."""
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
-        """Count a request: its row in ``samples``, and those of its tries in order."""
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
+        """Count a request: its row in ``samples``, and those of its attempts in order."""
         ...
 
 
@@ -65,13 +65,13 @@ class Counts:
     """The counts of a run, or of some of its requests. The words are those of this module's own text.
 
     Attributes:
-        looked_first: requests whose first try the copies guard looked at, or a probe caught.
+        looked_first: requests whose first attempt the copies guard looked at, or a probe caught.
         too_near_first: of these, requests whose first picture was too near, or that were caught on the way to it.
         looked: accepted pictures that the copies guard looked at. near, too_near, cleared: of these.
         would_be_flagged: accepted pictures on which a guard triggered. observed_by: the same by guard.
         by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
         copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
-        evals, evals_accepted, device_seconds: what all tries cost; what the accepted pictures cost.
+        evals, evals_accepted, device_seconds: what all attempts cost; what the accepted pictures cost.
     """
 
     requested: int = 0
@@ -82,6 +82,7 @@ class Counts:
     acted: int = 0
     observed: int = 0
     steered: int = 0
+    steered_accepted: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     looked_first: int = 0
@@ -112,28 +113,28 @@ class Counts:
         """Denoiser evaluations of the whole run, waste included, per accepted picture."""
         return self.evals / self.accepted if self.accepted else None
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         outcome = Outcome(sample["outcome"])
         self.requested += 1
         self.outcomes[outcome.value] += 1
         if sample["reason"]:
             self.reasons[str(sample["reason"])] += 1
         self.truncated += bool(sample["prompt_truncated"])
-        self.pictures += len(tries)
+        self.pictures += len(attempts)
         self.evals += sample["denoiser_evals"]
         self.device_seconds += sample["device_seconds"]
         self.started = min(sample["started_at"], self.started or sample["started_at"])
         self.finished = max(sample["finished_at"], self.finished or sample["finished_at"])
-        if tries:
-            self._first(tries)
+        if attempts:
+            self._first(attempts, outcome)
         if looked_at_for_copies(sample["findings"]):
             self.copy_threshold = min(sample["copy_threshold"], self.copy_threshold or sample["copy_threshold"])
         if outcome in ACCEPTED:
             self._accepted(sample)
-            self.evals_accepted += sum(t["denoiser_evals"] for t in tries if t["attempt"] == sample["accepted_attempt"])
+            self.evals_accepted += sum(t["denoiser_evals"] for t in attempts if t["attempt"] == sample["accepted_attempt"])
 
-    def _first(self, tries: Sequence[Row]) -> None:
-        first, caught = tries[0], any(one["caught"] for one in tries)
+    def _first(self, attempts: Sequence[Row], outcome: Outcome) -> None:
+        first, caught = attempts[0], any(one["caught"] for one in attempts)
         flagged = caught or bool(triggered(first["findings"]))
         observed = flagged and not caught and Verdict(first["decision"]) is Verdict.ACCEPT
         self.generated += 1
@@ -141,7 +142,9 @@ class Counts:
         self.caught += caught
         self.observed += observed
         self.acted += flagged and not caught and not observed
-        self.steered += any(one["intervention"] is not None for one in tries)
+        steered = any(one["intervention"] is not None for one in attempts)
+        self.steered += steered
+        self.steered_accepted += steered and outcome in ACCEPTED
         self.looked_first += bool(first["caught"]) or looked_at_for_copies(first["findings"])
         self.too_near_first += bool(first["caught"]) or is_copy(first["findings"])
 
@@ -211,9 +214,7 @@ class Counts:
                 f"max(findings.score, category in ({', '.join(_BY_EMBEDDER)}), of samples where {accepted})",
             ),
             "copy_threshold": count(self.copy_threshold, "min(samples.copy_threshold)"),
-            "steering_success": rate(
-                self.outcomes[Outcome.ACCEPTED_AFTER_STEERING], self.steered, "accepted_after_steering / steered"
-            ),
+            "steering_success": rate(self.steered_accepted, self.steered, f"count(samples steered where {accepted}) / steered"),
             "acceptance_rate": rate(self.accepted, n, "accepted / requested"),
             "review_rate": rate(self.outcomes[Outcome.REVIEW], n, "review / requested"),
             "rejected_rate": rate(self.outcomes[Outcome.REJECTED], n, "rejected / requested"),
@@ -252,8 +253,8 @@ def count_into(
     countings: Sequence[Counting],
     folder: Path,
     *,
-    samples: Collection[str] = (),
-    attempts: Collection[str] = (),
+    sample_columns: Collection[str] = (),
+    attempt_columns: Collection[str] = (),
     keys: Collection[str] | None = None,
 ) -> None:
     """Hand every request of a run to several countings, in one pass.
@@ -261,17 +262,19 @@ def count_into(
     Args:
         countings: what counts.
         folder: the run folder.
-        samples, attempts: columns they need beside those of :class:`Counts`.
+        sample_columns, attempt_columns: what they need beside those of :class:`Counts`.
         keys: only these requests.
 
     Raises:
         IntegrityError: a file cannot be read, or a row holds what cannot be counted.
     """
-    for sample, tries, where in ended_requests(folder, {*SAMPLE_COLUMNS, *samples}, {*ATTEMPT_COLUMNS, *attempts}):
+    for sample, attempts, where in ended_requests(
+        folder, {*SAMPLE_COLUMNS, *sample_columns}, {*ATTEMPT_COLUMNS, *attempt_columns}
+    ):
         try:
             if keys is None or sample["request_key"] in keys:
                 for counting in countings:
-                    counting.add(sample, tries)
+                    counting.add(sample, attempts)
         except _ODD as error:
             raise IntegrityError(f"cannot be counted ({type(error).__name__}: {error})", where=where, fix=VERIFY) from None
 

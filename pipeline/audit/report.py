@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.provenance import thumbnail
 from pipeline.audit.showcase import Showcase
 from pipeline.outcome import ACCEPTED
-from pipeline.storage import write_file
+from pipeline.shard import write_atomically
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 PAIRS, SHEET, LISTED, GALLERY = 12, 60, 40, 12  # how much is shown; the page always says how many there are
@@ -60,8 +61,8 @@ def write_report(
     page = _render(folder, numbers, showcase, picture_of or (lambda ref_id: None), dict(titles or {}))
     # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
     data = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-    write_file(folder, REPORT_JSON, data + b"\n")
-    write_file(folder, REPORT_HTML, page.encode())
+    write_atomically(folder / REPORT_JSON, data + b"\n")
+    write_atomically(folder / REPORT_HTML, page.encode())
     return folder / REPORT_HTML, numbers
 
 
@@ -158,7 +159,7 @@ def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, A
 
 
 def _thumbnails(folder: Path, wanted: set[str]) -> dict[tuple[str, int], str]:
-    """The pictures of the tries of some samples, by sample and number of the try."""
+    """The pictures of the attempts of some samples, by sample and number of the attempt."""
     rows = attempt_rows(folder, ["sample_id", "attempt", "thumbnail"])
     return {
         (row["sample_id"], row["attempt"]): _uri((row["thumbnail"] or {}).get("bytes"))
@@ -252,4 +253,8 @@ def _real(value: float | None) -> str:
 
 
 def _short(digest: str | None) -> str:
-    return f"{digest[:12]}…" if digest and len(digest) > 20 else digest or "–"
+    """The start of a digest, and what stands before it: "calibration-d9e7afbf…"."""
+    if not digest or len(digest) <= 20:
+        return digest or "–"
+    name, dash, digits = digest.rpartition("-")
+    return f"{name}{dash}{digits[:8]}…" if name and re.fullmatch("[0-9a-f]{9,}", digits) else f"{digest[:12]}…"

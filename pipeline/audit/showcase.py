@@ -34,10 +34,10 @@ class Showcase:
         self.errors: list[dict[str, Any]] = []
         self.errors_total = 0
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
-        if tries and (len(tries) > 1 or tries[0]["caught"]):
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
+        if attempts and (len(attempts) > 1 or attempts[0]["caught"]):
             self.pairs_total += 1
-            self._pairs.append(before_and_after(sample, tries))
+            self._pairs.append(before_and_after(sample, attempts))
             if len(self._pairs) >= 4 * self._most_pairs:
                 self._pairs = self.pairs()
         shown = {name: sample[name] for name in ("sample_id", "request_key", "outcome", "reason", "prompt")}
@@ -45,7 +45,7 @@ class Showcase:
             self.held_total += 1
             if len(self.held) < self._listed:
                 findings = [{name: f[name] for name in ("guard", "score", "confirmed")} for f in triggered(sample["findings"])]
-                last = tries[-1]["attempt"] if tries else None
+                last = attempts[-1]["attempt"] if attempts else None
                 self.held.append({**shown, "findings": findings, "last": last})
         elif sample["outcome"] == Outcome.ERROR:
             self.errors_total += 1
@@ -56,14 +56,14 @@ class Showcase:
         return sorted(self._pairs, key=_order)[: self._most_pairs]
 
 
-def before_and_after(sample: Row, tries: Sequence[Row]) -> dict[str, Any]:
+def before_and_after(sample: Row, attempts: Sequence[Row]) -> dict[str, Any]:
     """A steered request: its first picture, the reference it was too near to, and its last picture, with their similarities.
 
-    Keys ``first`` and ``last`` are the numbers of the tries; ``first`` is None where a probe ended the first in mid-flight.
+    Keys ``first`` and ``last`` are the numbers of the attempts; ``first`` is None where a probe ended the first in mid-flight.
     """
-    first = tries[0]
+    first = attempts[0]
     stopped = first["caught"][0] if first["caught"] else None
-    last = next((one for one in tries if one["attempt"] == sample["accepted_attempt"]), tries[-1])
+    last = next((one for one in attempts if one["attempt"] == sample["accepted_attempt"]), attempts[-1])
     ref_id = str(stopped["ref_ids"][0]) if stopped else _copied(first)
     before, after = (next((m for m in one["nearest"] if m["ref_id"] == ref_id), None) for one in (first, last))
     nearest = in_force(last["nearest"])
@@ -79,7 +79,7 @@ def before_and_after(sample: Row, tries: Sequence[Row]) -> dict[str, Any]:
         # Against the same reference where it is still among the nearest: the fair comparison.
         "sim_after": after["similarity"] if after else None,
         "sim_nearest": nearest[0]["similarity"] if nearest else None,
-        "steps": [str(one["intervention"]["kind"]) for one in tries[0 if stopped else 1 :] if one["intervention"]],
+        "steps": [str(one["intervention"]["kind"]) for one in attempts[0 if stopped else 1 :] if one["intervention"]],
     }
 
 

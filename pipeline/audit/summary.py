@@ -14,12 +14,14 @@ def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
 
     ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``copies``: how many
     accepted pictures are too near, and how many the second look cleared. ``nearest``: how near the nearest came, by either
-    look. ``check``: the recall of the check, which stands beside every count of copies.
+    look. ``check``: the recall of the check, which stands beside every count of copies. ``measured_on``: what it was measured
+    on.
     """
-    told = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "copies": _copies(counts)}
+    found = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "copies": _copies(counts)}
     if counts.looked or check is not None:
-        told |= {"nearest": _nearest(counts), "check": check.sentence if check is not None else UNKNOWN}
-    return {topic: text for topic, text in told.items() if text}
+        found |= {"nearest": _nearest(counts), "check": check.sentence if check is not None else UNKNOWN}
+        found["measured_on"] = check.measured_on if check is not None else ""
+    return {topic: text for topic, text in found.items() if text}
 
 
 def plain(counts: Counts, check: CopyCheck | None) -> dict[str, Any]:
@@ -39,20 +41,20 @@ def _copies(counts: Counts) -> str:
         return "No picture was accepted."
     if not counts.looked:
         return "Not looked for: the run has no reference index."
-    rate = Rate.of(counts.too_near, counts.looked)
+    rate, cleared = Rate.of(counts.too_near, counts.looked), counts.cleared
     return (
-        f"Too near a reference: {rate.hits} of {rate.n} accepted pictures ({rate.text}, 95\u00a0%). "
-        f"Near by the embedder and cleared by the second look: {counts.cleared} of {rate.n}."
+        f"{rate.hits} of {rate.n} accepted pictures {'is' if rate.hits == 1 else 'are'} too near a reference ({rate.text}, "
+        f"95\u00a0%); {cleared} of {rate.n} {'was' if cleared == 1 else 'were'} near and cleared by the second look."
     )
 
 
 def _nearest(counts: Counts) -> str:
     if counts.by_embedder is None or counts.copy_threshold is None:
         return ""
-    after = counts.after_second_look
+    after = "none" if counts.after_second_look is None else f"{counts.after_second_look:.3f}"
     return (
-        f"The highest similarity of an accepted picture is {counts.by_embedder:.3f} by the embedder alone, "
-        f"{'none' if after is None else f'{after:.3f}'} after the second look; the threshold is {counts.copy_threshold:.3f}."
+        f"The highest similarity of an accepted picture is {counts.by_embedder:.3f} by the embedder alone and {after} "
+        f"after the second look; the threshold is {counts.copy_threshold:.3f}."
     )
 
 
@@ -61,6 +63,6 @@ def _observed(counts: Counts) -> str:
         return ""
     guards = ", ".join(f"{guard} {count}" for guard, count in sorted(counts.observed_by.items()))
     return (
-        f"Would have been flagged: {counts.would_be_flagged} of {counts.accepted} accepted pictures ({guards}). "
-        "The policy only observes these guards and let the pictures through."
+        f"{counts.would_be_flagged} of {counts.accepted} accepted pictures would have been flagged ({guards}): "
+        "the policy only observes these guards."
     )

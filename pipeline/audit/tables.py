@@ -35,14 +35,14 @@ class GuardTable:
         self._thresholds: dict[_Key, set[float]] = defaultdict(set)
         self._counts: dict[_Key, Counter[str]] = defaultdict(Counter)
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         last = self._fired(sample["findings"])
-        if tries and not tries[0]["caught"]:  # one that was caught has no first picture
-            for key, hit in self._fired(tries[0]["findings"]).items():
+        if attempts and not attempts[0]["caught"]:  # one that was caught has no first picture
+            for key, hit in self._fired(attempts[0]["findings"]).items():
                 counts = self._counts[key]
                 counts["first_n"] += 1
                 counts["first_k"] += hit
-                if hit and len(tries) > 1:
+                if hit and len(attempts) > 1:
                     counts["steered_n"] += 1
                     counts["steered_k"] += not last.get(key, True)
         if sample["outcome"] in ACCEPTED:
@@ -84,16 +84,16 @@ class GuardTable:
 
 
 class InterventionTable:
-    """Per kind of intervention: how often the try it made was accepted, how far it moved it, and what it cost."""
+    """Per kind of intervention: how often its attempt was accepted, how far it moved it, and what it cost."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Counter[str]] = defaultdict(Counter)
         self._drops: dict[str, float] = defaultdict(float)
         self._evals: dict[str, float] = defaultdict(float)
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         # Caught in mid-flight: steered without a picture before it.
-        for before, after in [*((None, one) for one in tries[:1] if one["caught"]), *pairwise(tries)]:
+        for before, after in [*((None, one) for one in attempts[:1] if one["caught"]), *pairwise(attempts)]:
             kind = str((after["intervention"] or {}).get("kind") or "none")
             self._sums[kind]["n"] += 1
             self._sums[kind]["k"] += after["decision"] == "accept"
@@ -124,14 +124,14 @@ class Similarities:
         names = ("first_below", "first_reached", "accepted", "accepted_cleared", "accepted_too_near", "held_back")
         self._bins = {name: [0] * BINS for name in names}
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
-        if tries and not tries[0]["caught"]:
-            value = similarity(tries[0]["nearest"])
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
+        if attempts and not attempts[0]["caught"]:
+            value = similarity(attempts[0]["nearest"])
             if value is not None:
                 reached = value >= sample["copy_threshold"]
                 self._bins["first_reached" if reached else "first_below"][bin_of(value)] += 1
         value = similarity(sample["nearest"])
-        if value is None or not tries:
+        if value is None or not attempts:
             return
         if sample["outcome"] not in ACCEPTED:
             name = "held_back"
@@ -152,22 +152,22 @@ class Similarities:
 
 
 class ReferenceTable:
-    """Every reference that was the nearest one of a first try or of an accepted picture, most wanted first."""
+    """Every reference that was the nearest one of a first attempt or of an accepted picture, most wanted first."""
 
     def __init__(self) -> None:
         self._found: dict[str, dict[str, Any]] = {}
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
-        for match in (*sample["nearest"], *(match for one in tries for match in one["nearest"])):
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
+        for match in (*sample["nearest"], *(match for one in attempts for match in one["nearest"])):
             if known := self._found.get(match["ref_id"]):
                 known |= {name: match[name] for name in ("title", "rights_basis", "status")}
-        if tries and tries[0]["caught"]:
-            ref_id = str(tries[0]["caught"][0]["ref_ids"][0])
-            match = next((m for m in tries[0]["nearest"] if m["ref_id"] == ref_id), {"ref_id": ref_id})
+        if attempts and attempts[0]["caught"]:
+            ref_id = str(attempts[0]["caught"][0]["ref_ids"][0])
+            match = next((m for m in attempts[0]["nearest"] if m["ref_id"] == ref_id), {"ref_id": ref_id})
             row = self._row(match)
             row["nearest"] += 1
             row["caught"] += 1
-        elif tries and (nearest := in_force(tries[0]["nearest"])):
+        elif attempts and (nearest := in_force(attempts[0]["nearest"])):
             row = self._row(nearest[0])
             row["nearest"] += 1
             row["reached"] += nearest[0]["similarity"] >= sample["copy_threshold"]
@@ -195,7 +195,7 @@ class ClearedTable:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, sample: Row, tries: Sequence[Row]) -> None:
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         findings = sample["findings"]
         if sample["outcome"] not in ACCEPTED or not looked_at_for_copies(findings) or is_copy(findings) or not is_near(sample):
             return

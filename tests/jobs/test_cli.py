@@ -95,6 +95,17 @@ def test_a_run_from_dry_run_to_report(run_file: Path) -> None:
     assert call("report", folder).exit_code == 0
 
 
+def test_a_run_ends_with_the_counts_that_status_has(run_file: Path) -> None:
+    done = call("run", run_file)
+    status = json.loads(call("status", run_file, "--json").stdout)
+    rows = [line.strip("│ ").split("│") for line in done.output.splitlines() if "│" in line]
+    printed = {row[0].strip(): row[1].strip() for row in rows}
+    for label, measure in (("requested", "requested"), ("flagged at first", "flagged"), ("accepted", "accepted")):
+        assert printed[label] == str(status["measures"][measure]["value"]), label
+    assert printed["too near a reference"] == "0" and "(≤\u00a066\u00a0%, 95\u00a0%)" in done.output
+    assert "copy check: The record of this run does not hold" in done.output
+
+
 def test_a_changed_byte_is_named(run_file: Path) -> None:
     call("run", run_file)
     victim = next((run_file.parent / "run" / "samples").glob("*.parquet"))

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,15 @@ from pipeline.audit.report import write_report
 from pipeline.audit.showcase import before_and_after
 from pipeline.audit.tables import BINS, bin_of
 from pipeline.audit.verify import verify
+from pipeline.config import RunConfig
+from pipeline.copy_check import copy_check_record
+from pipeline.policy import Policy
 from pipeline.shard import commit_shard
 
+from ..counted import commit, one_of_each, sealed
+
 Make = Callable[..., Any]
+STICKERS_EMBEDDER = "openclip-a5e0fe2ba4838284"
 
 
 @pytest.fixture
@@ -233,3 +240,116 @@ def test_who_was_caught_in_mid_flight_has_a_reference_and_no_first_picture() -> 
     assert (finished["first"], finished["ref_id"], finished["sim_before"], finished["caught"]) == (0, "other", 0.6, "")
     marked = before_and_after(sample, [{**attempt, "caught": [], "findings": [{**copied, "category": "mark.qr"}]}])
     assert (marked["ref_id"], marked["sim_before"], marked["flagged"]) == ("", None, ["mark.qr"])
+
+
+# --- what the page must not hide -------------------------------------------------------------------------------------------
+
+
+def text_of(page: str) -> str:
+    """A page as a reader has it: no tags, no pictures."""
+    body = re.sub(r"<style>.*?</style>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+@pytest.fixture
+def check() -> dict[str, Any]:
+    """The record of a copy check as a plan holds it: that of the embedded world."""
+    return copy_check_record(RunConfig(prompts="p.csv", index="index"), Policy(), STICKERS_EMBEDDER, base=Path("nowhere"))
+
+
+def first_page(page: str) -> str:
+    return text_of(page[: page.index('<section id="pairs">')])
+
+
+def test_page_one_shows_what_the_second_look_cleared_beside_the_zero(tmp_path: Path) -> None:
+    page = first_page(write_report(sealed(tmp_path, one_of_each()))[0].read_text(encoding="utf-8"))
+    assert "0 % too near among accepted 0 of 6 (≤ 39 %, 95 %) 1 of 6 near, and cleared by the second look (section 3)" in page
+    assert "1 other came near by the embedder, and the second look cleared it." in page
+
+
+def test_cleared_pictures_are_shown_beside_their_reference(tmp_path: Path) -> None:
+    reference = np.full((32, 32, 3), 77, np.uint8)
+    page = write_report(sealed(tmp_path, one_of_each()), {"ref": reference}.get)[0].read_text(encoding="utf-8")
+    section = page[page.index('<section id="copies">') : page.index('<section id="results">')]
+    assert uri(thumbnail(one_of_each()[1].attempts[0].picture)) in section
+    assert uri(thumbnail(reference)) in section
+    assert "similarity 0.910, at or above the threshold 0.800. Second look: 0.010." in text_of(section)
+
+
+def test_what_a_policy_only_observes_would_have_been_flagged(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, one_of_each(), policy={"name": "mixed", "marks": {"action": "observe"}})
+    page = write_report(folder)[0].read_text(encoding="utf-8")
+    assert "1 of 6 accepted pictures would have been flagged (marks 1): the policy only observes these guards." in first_page(
+        page
+    )
+    assert "marks mark.qr observe" in text_of(page)
+
+
+def test_recall_stands_on_page_one_and_in_the_section_of_copies(tmp_path: Path, check: dict[str, Any]) -> None:
+    page = write_report(sealed(tmp_path, one_of_each(), copy_check=check))[0].read_text(encoding="utf-8")
+    sentence = "This check finds 91 % of edited copies (88–94 %, 428 measured); it misses the rest."
+    assert "91 % of edited copies are found by this check 391 of 428 measured" in first_page(page)
+    assert sentence in first_page(page)
+    section = text_of(page[page.index('<section id="copies">') : page.index('<section id="results">')])
+    assert sentence in section and "391 of 428 (91.4 %; 88 %–93.7 %, 95 %)" in section and "150 held-out names" in section
+
+
+def test_a_check_that_misses_most_is_warned_of_on_top(tmp_path: Path, check: dict[str, Any]) -> None:
+    low = check | {"recall": {**check["recall"], "hits": 20, "n": 428}, "forced": True}
+    page = write_report(sealed(tmp_path, one_of_each(), copy_check=low))[0].read_text(encoding="utf-8")
+    warning = "Warning. The copy check misses too much to be relied on: it finds 5 % of edited copies (3–7 %, 428 measured)"
+    assert warning in text_of(page[: page.index('<section id="summary">')])
+
+
+def test_a_threshold_of_the_policy_has_no_recall(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, one_of_each(), copy_check={"set_by": "policy", "threshold": 0.8})
+    page = first_page(write_report(folder)[0].read_text(encoding="utf-8"))
+    assert "not measured how many copies this check finds the policy sets the threshold (0.800)" in page
+    assert "Threshold set by the policy (0.800): recall not measured." in page
+
+
+def test_without_an_index_nothing_is_called_zero(tmp_path: Path) -> None:
+    samples = [
+        replace(s, attempts=tuple(replace(a, findings=a.findings[1:], nearest=(), caught=()) for a in s.attempts))
+        for s in one_of_each()
+    ]
+    _, numbers = write_report(sealed(tmp_path, samples))
+    page = first_page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert numbers["measures"]["copy_rate_accepted"]["value"] is None
+    assert "– too near among accepted nothing to count" in page and "there is no reference index" in page
+
+
+def test_an_unsealed_run_has_the_recall_of_its_plan(tmp_path: Path, check: dict[str, Any]) -> None:
+    _, numbers = write_report(commit(tmp_path, one_of_each()), copy_check=check)
+    assert numbers["copy_check"]["found"]["hits"] == 391
+
+
+CONTROL = "a\x1b[31mb\x00c\u202ed\x7fe"
+
+
+def test_control_characters_are_shown_escaped_in_every_place(tmp_path: Path) -> None:
+    samples = [
+        replace(s, request=replace(s.request, prompt=CONTROL, key=f"{CONTROL}{i}"), error_message=CONTROL)
+        for i, s in enumerate(one_of_each())
+    ]
+    odd = [{"name": CONTROL, "version": CONTROL, "licence": "\ud800"}]
+    folder = sealed(tmp_path, samples, policy={"name": CONTROL, "copies": {"action": CONTROL}}, bill_of_materials=odd)
+    path, _ = write_report(folder, titles={"ref": f"<b>{CONTROL}"})
+    page = path.read_text(encoding="utf-8")
+    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f\u202e]", page)
+    assert "a\\x1b[31mb" in page and "&lt;b&gt;a" in page
+    json.loads((folder / "report.json").read_bytes())
+
+
+@pytest.mark.parametrize("odd", [7, "text", [[]], {"a": []}, None, float("inf")])
+@pytest.mark.parametrize("part", ["policy", "bill_of_materials", "copy_check", "runner"])
+def test_odd_types_in_the_statement_end_in_a_page(tmp_path: Path, part: str, odd: object) -> None:
+    """The statement verifies, and says strange things: a page comes of it, or an error that names the file."""
+    folder = sealed(tmp_path, one_of_each(), **{part: odd})
+    try:
+        page = write_report(folder)[0].read_text(encoding="utf-8")
+    except IntegrityError as error:
+        assert error.where
+    else:
+        assert "Clearance report" in page
+        json.loads((folder / "report.json").read_bytes())
