@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, InputError
 from index.printable import visible
+from jobs import signals
 from jobs.bench.cli import app as bench_app
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json
 from jobs.erase.cli import app as erase_app
@@ -30,6 +32,10 @@ class Commands(TyperGroup):
     """Turns errors into one line that says what was wrong and one that says what to do."""
 
     def invoke(self, ctx: Any) -> Any:
+        with signals.ending():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         if os.environ.get("CLEARANCE_DEBUG"):
             return super().invoke(ctx)
         try:
@@ -38,8 +44,9 @@ class Commands(TyperGroup):
             say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            say_error("stopped", "What was committed is kept; continue a run with --resume")
-            raise typer.Exit(130) from None
+            number = signals.received() or signal.SIGINT
+            say_error(f"stopped by {signals.name(number)}", "What was committed is kept; continue a run with --resume")
+            raise typer.Exit(128 + number) from None
         except BrokenPipeError:
             raise  # whoever reads the output has seen enough; typer ends quietly
         except Exception as error:
@@ -131,8 +138,9 @@ def run(
     policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
 ) -> None:
     """Generate, clear and record every request of a run file."""
+    from jobs.folder import look, stored_plan
     from jobs.funnel import print_counts
-    from jobs.plan import failed_keys, local_folder, open_folder, stored_plan
+    from jobs.plan import failed_keys, local_folder
     from jobs.progress import Watch, duration
     from jobs.run import RUNNERS
 
@@ -148,14 +156,14 @@ def run(
     if dry_run:
         _print_plan(plan, folder, runner)
         return
-    folder, run_id = open_folder(folder, plan, resume=resume)
+    look(folder, plan, resume=resume)  # before models are loaded
     err = make_console(stderr=True)
-    with Watch(err, run_id) as watch:
-        result = RUNNERS[runner](plan, folder, watch)
+    with Watch(err, folder.name) as watch:
+        result = RUNNERS[runner](plan, folder, watch, resume=resume)
     console = make_console()
     print_counts(folder, console)
-    console.print(f"run {run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
-    _write_report(folder)
+    console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
+    _write_report(folder, base)
     if result.outcomes.get("error"):
         say(f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them")
 
@@ -163,16 +171,17 @@ def run(
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder, json: AsJson = False) -> None:
     """Say how far a run is and what came of it so far, from its folder alone."""
+    from jobs.folder import stored_plan
     from jobs.funnel import lines, read_counts, rows
     from jobs.lease import holder
-    from jobs.plan import stored_plan
     from pipeline.audit.summary import plain
     from pipeline.shard import committed
+    from pipeline.storage import entry_of
 
-    folder = _run_folder(run)
+    folder, _ = _run_folder(run)
     stored, receipts = stored_plan(folder), committed(folder)
     counts, check = read_counts(folder)
-    sealed = (folder / "run.json").exists()
+    sealed = entry_of(folder, "run.json") is not None
     held = holder(folder)
     about = {
         "run": str(stored["run_id"]),
@@ -197,33 +206,34 @@ def status(run: RunFolder, json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: clearance verify runs/monday")
-def verify(run: RunFolder) -> None:
-    """Recompute every digest of a run; exit 1 and name the place if one does not match."""
-    from jobs.plan import Plan
-    from pipeline.audit.verify import verify as recompute
+def verify(run: RunFolder, json: AsJson = False) -> None:
+    """Recompute every digest of a run; exit 1 and name the place if one does not match. Says what it did not look at."""
+    from dataclasses import asdict
 
-    folder = _run_folder(run)
-    verification = recompute(folder)
+    from jobs.verdict import verify_run
+
+    folder, _ = _run_folder(run)
+    found = verify_run(folder)
+    if json:
+        say_json(asdict(found))
+        raise typer.Exit(0 if found.ok else 1)
     console = make_console()
-    problems = [(problem.where, problem.what) for problem in verification.problems]
-    try:
-        Plan.load(folder)
-    except ClearanceError as error:
-        problems.append((error.where, error.what))
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(verification.counts.items()))
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
     console.print(f"recomputed: {counts}", soft_wrap=True)
-    for where, what in problems:
-        console.print(visible(f"{where}: {what}", lines=False), style="red", soft_wrap=True)
-    if problems:
-        console.print(f"NOT INTACT: {len(problems)} problems", style="bold red")
+    for problem in found.problems:
+        console.print(visible(f"{problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
+    for left in found.not_covered:
+        console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
+    if not found.ok:
+        console.print(f"NOT INTACT: {len(found.problems)} problems", style="bold red")
         raise typer.Exit(1)
     console.print(f"intact: {folder}", style="green", soft_wrap=True)
 
 
 @app.command(epilog="Example: clearance report runs/monday")
 def report(run: RunFolder, json: AsJson = False) -> None:
-    """Write report.html and report.json of a run."""
-    _write_report(_run_folder(run), json=json)
+    """Write report.html and report.json of a run; exit 1 if the run is damaged."""
+    _write_report(*_run_folder(run), json=json)
 
 
 @app.command(epilog="Example: clearance doctor")
@@ -279,7 +289,9 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restrictio
     return Plan.make(config, rules, base, **restriction)
 
 
-def _run_folder(run: Path) -> Path:
+def _run_folder(run: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the folder of the run file that names it (None when the folder itself was named)."""
+    base = None
     if run.suffix == ".toml" and run.is_file():
         from jobs.plan import local_folder
 
@@ -287,7 +299,7 @@ def _run_folder(run: Path) -> Path:
         run = local_folder(config.out, base)
     if not run.is_dir():
         raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
-    return run
+    return run, base
 
 
 def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
@@ -313,17 +325,24 @@ def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
     say("dry run: nothing was drawn and nothing was written")
 
 
-def _write_report(folder: Path, *, json: bool = False) -> None:
+def _write_report(folder: Path, base: Path | None, *, json: bool = False) -> None:
     from jobs.report import report_run
+    from jobs.verdict import damage
 
     with busy("writing the report"):
-        path, numbers, remark = report_run(folder)
+        path, numbers, remark = report_run(folder, base)
     console = make_console(stderr=json)
     for line in (f"report: {path}", remark):
         if line:
             console.print(line, soft_wrap=True)
     if json:
         say_json(numbers)
+    if found := damage(numbers["integrity"]["problems"]):
+        where, what = found[0]
+        more = f" ({len(found)} problems in all)" if len(found) > 1 else ""
+        fix = f"Restore what changed from a copy; `clearance verify {folder}` lists everything"
+        say_error(f"the run is damaged: {where}: {what}{more}", fix)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

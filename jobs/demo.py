@@ -95,7 +95,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     Raises:
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
     """
-    from jobs.plan import Plan, open_folder, read_policy
+    from jobs.plan import Plan, read_policy
     from jobs.progress import Watch, duration
     from jobs.ray_runner import ray_session
     from jobs.run import RUNNERS
@@ -122,7 +122,6 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
         for name, folder in folders.items():
             settings = dataclasses.replace(config, policy=policies[name], out=str(folder))
             plan = Plan.make(settings, read_policy(policies[name], base), base)
-            open_folder(folder, plan, resume=True)
             with Watch(console, name) as watch:
                 result = RUNNERS[runner](plan, folder, watch)
             say(f"{name}: {result.requests} requests, {result.attempts} pictures, {duration(result.seconds)}")

@@ -25,7 +25,8 @@ def read_counts(folder: Path) -> tuple[Counts, CopyCheck | None]:
     Raises:
         ClearanceError: the folder is no run, or a file in it cannot be read.
     """
-    from jobs.plan import PLAN_FILE, stored_plan
+    from jobs.folder import stored_plan
+    from pipeline.audit.binding import PLAN_FILE
     from pipeline.audit.numbers import count_run
     from pipeline.copy_check import CopyCheck
 

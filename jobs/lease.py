@@ -1,88 +1,268 @@
-"""One run folder, one run: a lock that dies with its process."""
+"""One run folder, one run: a lock that dies with its process, and a sign of life for those who cannot see the process.
+
+The lock is the kernel's (``flock``): it goes when the process does, so a killed run leaves nothing to clean up. Between
+machines and on file systems without locks it says nothing. So the run that holds the folder writes its name into the file and
+touches the file every few seconds; a run that finds the name of another machine waits for the next touch, and takes over when
+none comes.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import socket
+import stat
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from index.errors import RunStopped
+from index.errors import ClearanceError, IntegrityError, RunStopped
+from pipeline.audit.coverage import LEASE_FILE
+from pipeline.storage import NO_LINK, cannot_write, disk, entry_of, inside, read_file
 
-LEASE_FILE = ".lease"
+BEAT_SECONDS = 5.0  # how often the holder touches the file
+PATIENCE_SECONDS = 20.0  # how long a touch is waited for
+_FRESH_SECONDS = 60.0  # for `status`, which does not wait; clocks of two machines differ
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY})
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who holds a folder.
+
+    Attributes:
+        pid, host: the process. since: when it took the folder, for people.
+        boot: the running kernel; processes with the same one see each other's locks.
+        space: its space of process numbers (a container has its own).
+        started: when the process started, in the kernel's ticks: tells it from a later one with the same number.
+    """
+
+    pid: int
+    host: str
+    since: str = ""
+    boot: str = ""
+    space: str = ""
+    started: str = ""
+
+    @classmethod
+    def this(cls) -> Process:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return cls(os.getpid(), socket.gethostname(), now, _boot(), _space(), _started(os.getpid()))
+
+    @classmethod
+    def parse(cls, content: bytes) -> Process | None:
+        """From the file's content; None when it is something else."""
+        try:
+            plain: dict[str, Any] = json.loads(content)
+            known = {field.name: field.type for field in fields(cls)}
+            values = {name: value for name, value in plain.items() if name in known}
+            wrong = [name for name, value in values.items() if type(value).__name__ != known[name]]
+            return None if wrong else cls(**values)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def same_kernel(self, other: Process) -> bool:
+        return self.boot == other.boot if self.boot and other.boot else self.host == other.host
+
+    def gone(self) -> bool:
+        """Whether it is certain that the process has ended; only those in the same space of numbers can tell."""
+        if self.space != _space() or not self.same_kernel(Process.this()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass
+        return bool(self.started) and self.started != _started(self.pid)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f" since {self.since}" if self.since else "")
 
 
 def holder(folder: Path) -> str:
-    """Who runs in this folder now, in words; empty when nobody does (on this host)."""
-    path = folder / LEASE_FILE
+    """Who runs in this folder now, in words; empty when nobody does, as far as can be seen. Takes no lock."""
     try:
-        with path.open("r+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _told(file.read())
+        content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
+        who = Process.parse(content)
+        if not content or who is None or who.gone():
             return ""
+        quiet = time.time() - (folder / LEASE_FILE).lstat().st_mtime
+    except (ClearanceError, OSError):
+        return ""
+    return str(who) if quiet < _FRESH_SECONDS else ""
+
+
+@contextmanager
+def lease(
+    folder: Path,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    me: Process | None = None,
+    beat: float = BEAT_SECONDS,
+    patience: float = PATIENCE_SECONDS,
+) -> Iterator[None]:
+    """Hold the run folder for the time of the block.
+
+    Args:
+        folder: the run folder.
+        note: called with a sentence when there is something to wait for or to know.
+        me: who holds it; this process when not given.
+        beat: seconds between touches.
+        patience: seconds for which a touch by another machine is waited for.
+
+    Raises:
+        RunStopped: another run holds the folder, or it cannot be written.
+        IntegrityError: something else stands in the lock's place.
+    """
+    me = me or Process.this()
+    handle = _open(folder)
+    try:
+        locked = _lock(folder, handle)
+        _take_over(folder, handle, me, locked, note, patience)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(me)).encode(), 0)
+        if not locked:
+            _confirm(folder, me)
+    except OSError as error:
+        os.close(handle)
+        raise cannot_write(error, folder / LEASE_FILE) from error
+    except BaseException:
+        os.close(handle)
+        raise
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(handle, beat, ended), name="lease", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        with suppress(OSError):
+            os.ftruncate(handle, 0)  # emptied, not removed: removing would race with a run that waits for the lock
+        os.close(handle)
+
+
+def _open(folder: Path) -> int:
+    where = str(folder / LEASE_FILE)
+    try:
+        with inside(folder) as at:
+            handle = disk().open(LEASE_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, at=at)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise IntegrityError("is a link", where=where, fix=NO_LINK) from None
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise IntegrityError("is not a file", where=where, fix="Move it away, then try again") from None
+        raise cannot_write(error, where) from error
+    info = os.fstat(handle)
+    # A second name (a hard link) would be emptied with the first.
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        os.close(handle)
+        what = "is not a file" if not stat.S_ISREG(info.st_mode) else "is the same file as another one (a hard link)"
+        raise IntegrityError(what, where=where, fix="Move it away, then try again")
+    return handle
+
+
+def _lock(folder: Path, handle: int) -> bool:
+    """Lock the file; False where the file system has no locks."""
+    try:
+        disk().lock(handle)
+        return True
+    except BlockingIOError:
+        who = Process.parse(_content(handle))
+        raise RunStopped(
+            f"another run is writing to this folder ({who or 'unknown process'})",
+            where=str(folder),
+            fix="Wait for it, or stop it first",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+
+
+def _take_over(folder: Path, handle: int, me: Process, locked: bool, note: Callable[[str], None], patience: float) -> None:
+    """Make sure that whoever is written in the file does not live any more."""
+    content = _content(handle)
+    if not locked:
+        note("this file system has no locks: start no second run in this folder while this one is going")
+    if not content:
+        return
+    who = Process.parse(content)
+    if who is None:
+        where = str(folder / LEASE_FILE)
+        raise IntegrityError("is no lock of a run", where=where, fix="Move it away, then try again")
+    if (locked and who.same_kernel(me)) or who.gone():
+        return
+    note(f"{who} may still hold this folder: waiting {patience:.0f} s for a sign of life")
+    if _touched(folder, patience):
+        raise RunStopped(
+            f"a run on another machine holds this folder ({who})", where=str(folder), fix="Wait for it, or stop it first"
+        )
+    note(f"{who} gave no sign of life for {patience:.0f} s: going on in its place")
+
+
+def _touched(folder: Path, patience: float) -> bool:
+    def seen() -> tuple[int, int]:
+        # Opened anew each time: that is when network file systems ask the server.
+        handle = _open(folder)
+        try:
+            info = os.fstat(handle)
+            return info.st_mtime_ns, info.st_size
+        finally:
+            os.close(handle)
+
+    before, deadline = seen(), time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, patience / 8))
+        if seen() != before:
+            return True
+    return False
+
+
+def _confirm(folder: Path, me: Process) -> None:
+    """Without locks two runs may start at once: the one that wrote last holds the folder."""
+    time.sleep(0.3)
+    who = Process.parse(read_file(folder, LEASE_FILE))
+    if who != me:
+        fix = "Wait for it, or stop it first"
+        raise RunStopped(f"another run took this folder at the same moment ({who})", where=str(folder), fix=fix)
+
+
+def _beat(handle: int, seconds: float, ended: threading.Event) -> None:
+    while not ended.wait(seconds):
+        with suppress(OSError):
+            os.utime(handle)
+
+
+def _content(handle: int) -> bytes:
+    return os.pread(handle, 4096, 0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _boot() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-@contextmanager
-def lease(folder: Path) -> Iterator[None]:
-    """Hold the run folder for the time of the block.
-
-    The lock is the kernel's (``flock``): it goes when the process does, so a killed run leaves nothing to clean up. On shared
-    storage without locks across hosts, the host written inside is what protects.
-
-    Raises:
-        RunStopped: another run holds the folder.
-    """
-    path = folder / LEASE_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunStopped(
-                f"another run is writing to this folder ({_told(file.read())})",
-                where=str(folder),
-                fix="Wait for it, or stop it first",
-            ) from None
-        content = file.read()
-        if content and _host(content) not in ("", socket.gethostname()):
-            raise RunStopped(
-                f"a run on another machine holds this folder ({_told(content)})",
-                where=str(folder),
-                fix=f"If that run is dead, delete {LEASE_FILE} in the folder",
-            )
-        file.seek(0)
-        file.truncate()
-        json.dump(
-            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-            file,
-        )
-        file.flush()
-        try:
-            yield
-        finally:
-            file.seek(0)
-            file.truncate()  # emptied, not removed: removing would race with a run that waits for the lock
-            file.flush()
-
-
-def _host(content: str) -> str:
-    try:
-        return str(json.loads(content).get("host", ""))
-    except (ValueError, AttributeError):
-        return ""
-
-
-def _told(content: str) -> str:
-    try:
-        who = json.loads(content)
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "unknown process"
+def _started(pid: int) -> str:
+    # The name in brackets may hold spaces; the 22nd field is the 20th behind it.
+    behind = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return behind[19] if len(behind) > 19 else ""

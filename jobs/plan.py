@@ -1,8 +1,8 @@
 """What a run will do, bound by digests: the requests, cut into shards, and everything that decides how they are drawn.
 
-A plan does not know who runs it or where to: the same plan gives the same pictures on any runner and number of workers. Its
+A plan does not know who runs it or where: the same plan gives the same pictures on any runner and number of workers. Its
 digest is what resuming checks, so it covers the configuration, the policy, the requests and the identity of model, embedder,
-index and calibration, and leaves out paths, workers and output folder.
+index and calibration. It leaves out paths, workers and output folder: a project that moved can be resumed.
 """
 
 from __future__ import annotations
@@ -12,26 +12,24 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
+from index.errors import ConfigError, InputError, IntegrityError
+from jobs.folder import RESTORE, check_plan, claimed, difference, look, read_plan
 from jobs.prompts import read_prompts
+from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.outcome import Request
 from pipeline.policy import Policy
 from pipeline.settings import digest, from_dict, read_toml
 
-PLAN_FILE = "plan.json"
-REQUESTS_FILE = "requests.parquet"
-
-# What says where things are or who does the work. What the files hold is bound by the other digests.
-_NOT_BOUND = ("workers", "out", "prompts", "index", "policy")
+# What says where things are or who does the work. What is there is bound by the other digests.
+_NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder")
+_LOCAL_EMBEDDER = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,10 @@ class Plan:
         settings = dataclasses.asdict(self.config)
         for name in _NOT_BOUND:
             del settings[name]
-        for section in ("model", "embedder"):
-            del settings[section]["allow_download"]
+        for name in ("path", "allow_download"):
+            del settings["model"][name]
+        for adapter in settings["adapters"]:
+            del adapter["path"]
         parts = {"config": digest(settings), "policy": digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
@@ -136,6 +136,56 @@ class Plan:
     def plan_sha256(self) -> str:
         return digest(self.parts)
 
+    @cached_property
+    def requests_file(self) -> bytes:
+        """The requests as a Parquet file; the same requests give the same bytes."""
+        import pyarrow as pa
+
+        from pipeline.shard import write_parquet
+
+        columns = {
+            "row_no": pa.array([r.row_no for r in self.requests], pa.int64()),
+            "key": pa.array([r.key for r in self.requests], pa.string()),
+            "prompt": pa.array([r.prompt for r in self.requests], pa.string()),
+            "negative_prompt": pa.array([r.negative_prompt for r in self.requests], pa.string()),
+            "seed": pa.array([r.seed for r in self.requests], pa.int64()),
+            "problem_code": pa.array([r.problem[0] if r.problem else "" for r in self.requests], pa.string()),
+            "problem": pa.array([r.problem[1] if r.problem else "" for r in self.requests], pa.string()),
+        }
+        stream = io.BytesIO()
+        write_parquet(pa.table(columns), stream)
+        return stream.getvalue()
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """Configuration and policy as they stand in a run folder: without the paths of this machine.
+
+        Paths inside the run file's folder are relative to it; of others only the name is kept. ``base`` leads from the run
+        folder to the run file's folder where that is above it, and is empty elsewhere.
+        """
+        config = dataclasses.asdict(self.config)
+        config["out"] = ""
+        for name in ("prompts", "index", "policy"):
+            config[name] = self._portable(config[name])
+        for section, name in ((config["model"], "path"), (config["embedder"], "pretrained")):
+            section[name] = self._portable(section[name])
+        scheme, prefix, place = config["embedder"]["model"].partition(_LOCAL_EMBEDDER)
+        config["embedder"]["model"] = f"{scheme}{prefix}{self._portable(place)}"
+        for adapter in config["adapters"]:
+            adapter["path"] = self._portable(adapter["path"])
+        up = folder.resolve()
+        steps = [".."] * (len(up.parts) - len(self.base.parts)) if up.is_relative_to(self.base) else []
+        base = "/".join(steps) or ("." if up == self.base else "")
+        return {"config": config, "policy": dataclasses.asdict(self.policy), "base": base}
+
+    def _portable(self, path: str) -> str:
+        place = Path(path).expanduser() if path else Path()
+        if not place.is_absolute():
+            return path
+        for whole, base in ((Path(os.path.abspath(place)), self.base), (place.resolve(), self.base)):
+            if whole.is_relative_to(base):
+                return whole.relative_to(base).as_posix()
+        return place.name
+
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
@@ -144,71 +194,39 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """The plan that a run folder was made for, checked against the digest stored beside it.
+        """The plan that a run folder was made for, checked against the digests stored beside it.
+
+        It says what is to be drawn; where models and index are on this machine only the run file knows.
 
         Raises:
             InputError: the folder holds no plan.
             IntegrityError: plan or requests were changed after the run was created.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        stored = stored_plan(folder)
-        path = folder / REQUESTS_FILE
+        stored, fix = read_plan(folder), RESTORE
+        requests = _read_requests(folder, stored["requests_sha256"])
         try:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
             policy = from_dict(Policy, stored["policy"], where=PLAN_FILE)
-            requests = tuple(_request(row) for row in pq.ParquetFile(path).read().to_pylist())
-            plan = cls(
-                config,
-                policy,
-                Path(stored["base"]),
-                requests,
-                stored["identity"],
-                stored["parent"],
-                stored.get("copy_check", {}),
-            )
+            base = (folder / stored["base"]).resolve()
+            plan = cls(config, policy, base, requests, stored["identity"], stored["parent"], stored["copy_check"])
+            parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
-            raise IntegrityError(
-                f"plan holds what this version does not accept ({error.where}: {error.what})",
-                where=str(folder),
-                fix="Another version made it, or it was changed: read it with that version, or start again in a new folder",
-            ) from None
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
-            raise IntegrityError(
-                f"plan cannot be read ({error})", where=str(folder), fix="Start the run again in a new folder"
-            ) from None
-        if plan.plan_sha256 != stored["plan_sha256"]:
-            changed = _difference(plan.parts, stored["parts"])
-            raise IntegrityError(
-                f"stored plan does not match its digest ({changed})",
-                where=str(folder / PLAN_FILE),
-                fix="Restore the files or start in a new folder",
-            )
+            what = f"plan holds what this version does not accept ({error.where}: {error.what})"
+            other = "Another version made it, or it was changed: read it with that version, or start again in a new folder"
+            raise IntegrityError(what, where=str(folder / PLAN_FILE), fix=other) from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+            what = f"plan cannot be read ({type(error).__name__}: {error})"
+            raise IntegrityError(what, where=str(folder / PLAN_FILE), fix=fix) from None
+        shards = [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards]
+        if sha256 != stored["plan_sha256"] or parts != stored["parts"] or shards != stored["shards"]:
+            changed = difference(parts, stored["parts"]) if all(type(v) is str for v in stored["parts"].values()) else "parts"
+            raise IntegrityError(f"stored plan does not match its digest ({changed})", where=str(folder / PLAN_FILE), fix=fix)
+        check_plan(folder, stored)
         return plan
 
 
-def stored_plan(folder: Path) -> dict[str, Any]:
-    """The content of a run folder's plan.json.
-
-    Raises:
-        InputError: not a run folder.
-        IntegrityError: plan.json cannot be read.
-    """
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        raise InputError("not a run folder (no plan.json)", where=str(folder), fix="Name the --out folder of a run")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise IntegrityError(f"cannot be read ({error})", where=str(path), fix="Restore the file") from None
-    if not isinstance(stored, dict) or "plan_sha256" not in stored or "run_id" not in stored:
-        raise IntegrityError("is not a plan", where=str(path), fix="Restore the file")
-    return stored
-
-
 def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, str]:
-    """Make the run folder for a plan, or find the one that is there.
+    """Make the run folder for a plan before it is run, or find the one that is there; the runners do so themselves.
 
     Args:
         out: the run folder.
@@ -220,49 +238,14 @@ def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, s
 
     Raises:
         PlanMismatch: the folder belongs to another plan, holds this plan but ``resume`` is not set, or holds other files.
+        IntegrityError: what is there was changed.
+        RunStopped: another run holds the folder, or it cannot be written.
     """
-    from pipeline.shard import write_atomically
-
-    if (out / PLAN_FILE).exists():
-        stored = stored_plan(out)
-        if stored["plan_sha256"] != plan.plan_sha256:
-            raise PlanMismatch(
-                f"the folder belongs to another plan ({_difference(plan.parts, stored.get('parts', {}))})",
-                where=str(out),
-                fix="Name another --out, or bring back what changed and use --resume",
-            )
-        if not resume:
-            raise PlanMismatch(
-                "the folder already holds this plan", where=str(out), fix="Add --resume to continue it, or name another --out"
-            )
-        return out, str(stored["run_id"])
-    # A folder that was left between its first and its last file is taken up again.
-    if out.exists() and (not out.is_dir() or any(not _left_over(path) for path in out.iterdir())):
-        raise PlanMismatch("is not a run folder and not empty", where=str(out), fix="Name a new folder as --out")
-    out.mkdir(parents=True, exist_ok=True)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-    _write_requests(out / REQUESTS_FILE, plan.requests)
-    body = {
-        "run_id": run_id,
-        "created_at": time.time(),
-        "plan_sha256": plan.plan_sha256,
-        "parts": plan.parts,
-        "parent": plan.parent,
-        "config": dataclasses.asdict(plan.config),
-        "policy": dataclasses.asdict(plan.policy),
-        "base": str(plan.base),
-        "identity": dict(plan.identity),
-        "copy_check": dict(plan.copy_check),
-        "shards": [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards],
-        "requests": len(plan.requests),
-    }
-    # plan.json is written last: a folder without it is not a run yet.
-    write_atomically(out / PLAN_FILE, json.dumps(body, indent=2, ensure_ascii=False).encode() + b"\n")
-    return out, run_id
-
-
-def _left_over(path: Path) -> bool:
-    return path.name == REQUESTS_FILE or path.name.startswith(".tmp-")
+    place = look(out, plan, resume=resume)
+    if place.state != "begun":
+        with claimed(out, plan, place):
+            pass
+    return out, place.run_id
 
 
 def failed_keys(folder: Path) -> list[str]:
@@ -270,9 +253,9 @@ def failed_keys(folder: Path) -> list[str]:
 
     Raises:
         InputError: the run is not finished, or nothing failed.
+        IntegrityError: what is there was changed.
     """
-    import pyarrow.parquet as pq
-
+    from pipeline.audit.ledger import sample_rows
     from pipeline.shard import committed
 
     plan, done = Plan.load(folder), committed(folder)
@@ -283,12 +266,7 @@ def failed_keys(folder: Path) -> list[str]:
             where=str(folder),
             fix="Finish it with --resume first",
         )
-    keys: list[str] = []
-    for shard in plan.shards:
-        for file in done[shard.shard_id].files:
-            if file.table == "samples":
-                table = pq.ParquetFile(folder / file.path).read(columns=["request_key", "outcome"])
-                keys += [row["request_key"] for row in table.to_pylist() if row["outcome"] == "error"]
+    keys = [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
     if not keys:
         raise InputError("no request of this run failed", where=str(folder), fix="There is nothing to repeat")
     return keys
@@ -329,38 +307,27 @@ def local_folder(uri: str, base: Path) -> Path:
     return Path(os.path.abspath(base / Path(uri).expanduser()))
 
 
-def _difference(now: Mapping[str, str], stored: Mapping[str, str]) -> str:
-    names = [name for name in (*now, *(n for n in stored if n not in now)) if now.get(name) != stored.get(name)]
-    told = [
-        f"{name} {stored.get(name, 'none')[:8] or 'none'} there, {now.get(name, 'none')[:8] or 'none'} here" for name in names
-    ]
-    return "changed: " + "; ".join(told) if told else "same parts, other digest"
-
-
 def _requests_digest(requests: Sequence[Request]) -> str:
     rows = [[r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None] for r in requests]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
+def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
+    import pyarrow.parquet as pq
+
+    from index.padding import first_line
+    from pipeline.storage import read_file
+
+    where, fix = str(folder / REQUESTS_FILE), RESTORE
+    data = read_file(folder, REQUESTS_FILE)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(f"was changed: it is not the file that {PLAN_FILE} names", where=where, fix=fix)
+    try:
+        return tuple(_request(row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist())
+    except Exception as error:  # the reader of damaged bytes may raise anything
+        raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=fix) from None
+
+
 def _request(row: Mapping[str, Any]) -> Request:
     problem = (row["problem_code"], row["problem"]) if row["problem_code"] else None
     return Request(row["row_no"], row["key"], row["prompt"], row["negative_prompt"], row["seed"], problem)
-
-
-def _write_requests(path: Path, requests: Sequence[Request]) -> None:
-    import pyarrow as pa
-
-    from pipeline.shard import write_atomically, write_parquet
-
-    columns = {
-        "row_no": pa.array([r.row_no for r in requests], pa.int64()),
-        "key": pa.array([r.key for r in requests], pa.string()),
-        "prompt": pa.array([r.prompt for r in requests], pa.string()),
-        "negative_prompt": pa.array([r.negative_prompt for r in requests], pa.string()),
-        "seed": pa.array([r.seed for r in requests], pa.int64()),
-        "problem_code": pa.array([r.problem[0] if r.problem else "" for r in requests], pa.string()),
-        "problem": pa.array([r.problem[1] if r.problem else "" for r in requests], pa.string()),
-    }
-    stream = io.BytesIO()
-    write_parquet(pa.table(columns), stream)
-    write_atomically(path, stream.getvalue())

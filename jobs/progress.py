@@ -57,13 +57,13 @@ class Watch:
         told = self._told(event)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=event.total, completed=event.done, told=told)
-            if event.kind in ("retried", "waiting"):
+            if event.kind in ("retried", "waiting", "note"):
                 self._bar.print(f"{self._label}: {event.detail}", markup=False)
             return
         if event.kind == "sample" and time.monotonic() - self._last_line < LINE_EVERY:
             return
         self._last_line = time.monotonic()
-        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting") else told
+        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting", "note") else told
         self._console.print(f"{self._label}: {event.kind}: {detail}", markup=False, highlight=False, soft_wrap=True)
 
     def _told(self, event: Event) -> str:

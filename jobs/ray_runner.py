@@ -7,35 +7,42 @@ shards are leased again, each alone, and a shard that keeps killing its worker e
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
+from jobs import signals
 from jobs.plan import Plan
 from jobs.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
 from jobs.worker import OpenLoop, Worker, shards_ahead
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import RunContext
+    from pipeline.audit.records import Anchors, RunContext
 
 WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
+LOOK_SECONDS = 1.0  # how often it looks whether Ray itself still lives
 
 
-def run_ray(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_loop: OpenLoop | None = None) -> RunResult:
+def run_ray(
+    plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_loop: OpenLoop | None = None, resume: bool = True
+) -> RunResult:
     """Run the plan with ``config.workers`` Ray actors, one CPU each (and one GPU each for a CUDA model).
 
     Joins the Ray that is initialised, or the cluster that RAY_ADDRESS names (there, Clearance must be installed and the folder
     shared); otherwise starts one on this machine and shuts it down again. Arguments and result as :func:`run_local`.
 
     Raises:
-        ClearanceError: the run had to stop; committed shards are kept and a resumed run goes on behind them.
+        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run goes on.
     """
-    with run_session(plan, folder, "ray", on_event, open_loop) as session:
+    with run_session(plan, folder, "ray", on_event, open_loop, resume) as session:
         pending = session.pending()
         if pending:
             with ray_session(plan.config.workers), _Pool(session, pending) as pool:
@@ -58,10 +65,10 @@ class _Actor:
 
         return _caught(opened)
 
-    def work(self, shard_no: int, ahead: Sequence[int]) -> Any:
+    def work(self, shard_no: int, ahead: Sequence[int], anchors: Anchors) -> Any:
         assert self._worker is not None
         worker = self._worker
-        return _caught(lambda: worker.work(shard_no, ahead))
+        return _caught(lambda: worker.work(shard_no, ahead, anchors))
 
 
 def _caught(do: Callable[[], Any]) -> Any:
@@ -129,12 +136,26 @@ class _Pool:
 
         for number in range(min(self.session.plan.config.workers, len(self.todo))):
             self._hire(number)
+        said = time.monotonic()
         while self.waiting:
-            ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=WAIT_SECONDS)
-            if not ready and self.session.context is None:
+            ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=LOOK_SECONDS)
+            signals.check()
+            self._check_ray()
+            if not ready and self.session.context is None and time.monotonic() - said > WAIT_SECONDS:
+                said = time.monotonic()
                 self.session.report("waiting", "no worker is ready yet: models are loading, or the cluster has no free CPU")
             for future in ready:
                 self._settle(future, self.waiting.pop(future))
+
+    def _check_ray(self) -> None:
+        """Without its own processes Ray would only wait, and in the end print its state and go."""
+        for name in ended_processes():
+            committed = len(self.session.receipts)
+            raise RunStopped(
+                f"Ray's process {name} died in the middle of the run; {committed} shards are committed",
+                where=str(self.session.folder),
+                fix="Check the memory of this machine (a killed process is often that), then continue with --resume",
+            )
 
     def _settle(self, future: Any, seat: _Seat) -> None:
         """Take what a worker answers and give it the next lease."""
@@ -149,6 +170,7 @@ class _Pool:
             exceptions.OutOfMemoryError,
             exceptions.ObjectLostError,
         ) as error:
+            self._check_ray()
             self._bury(seat, str(error).splitlines()[0] if str(error) else type(error).__name__)
             return
         if isinstance(answer, _Failure):
@@ -156,8 +178,7 @@ class _Pool:
             answer.error.add_note(answer.trace)
             raise answer.error
         if seat.shard_no is None:
-            self.session.context = answer
-            self.session.report("worker", f"worker {seat.worker_id} is ready")
+            self.session.ready(answer, seat.worker_id)
         else:
             self.session.committed(answer)
         self._lease(seat)
@@ -175,7 +196,7 @@ class _Pool:
             if self.todo[0] in self.suspects:
                 break
             seat.ahead.append(self.todo.popleft())
-        self.waiting[seat.actor.work.remote(seat.shard_no, seat.ahead)] = seat
+        self.waiting[seat.actor.work.remote(seat.shard_no, seat.ahead, self.session.anchors)] = seat
 
     def _hire(self, number: int) -> None:
         session = self.session
@@ -221,6 +242,7 @@ def ray_session(workers: int) -> Iterator[None]:
     """Ray, quiet: the one that is there, the one RAY_ADDRESS names, or one of our own for the time of the block."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would give its workers 15, and any other program the processor
     try:
         import ray
     except ImportError:
@@ -235,6 +257,7 @@ def ray_session(workers: int) -> Iterator[None]:
             own: dict[str, Any] = (
                 {} if address else {"num_cpus": workers, "object_store_memory": 128 * 2**20, "include_dashboard": False}
             )
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
             try:
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
             except Exception as error:
@@ -244,4 +267,26 @@ def ray_session(workers: int) -> Iterator[None]:
                     fix="Use --runner local, or check RAY_ADDRESS",
                 ) from error
             stack.callback(ray.shutdown)
+            _quieten(handlers)
         yield
+
+
+def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Ray takes SIGTERM for itself, and prints the state of a node that died: neither helps who runs this."""
+    from ray._private import worker
+
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+
+
+def ended_processes() -> list[str]:
+    """Which of the processes that Ray needs, where this process started them, have ended."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    started = getattr(node, "all_processes", None) or {}
+    needed = {name: processes for name, processes in started.items() if name in ("raylet", "gcs_server")}
+    return [name for name, processes in needed.items() if any(info.process.poll() is not None for info in processes)]

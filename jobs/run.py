@@ -14,27 +14,29 @@ from jobs.session import OnEvent, RunResult, ignore, run_session
 from jobs.worker import OpenLoop, Worker, shards_ahead
 
 
-def run_local(plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_loop: OpenLoop | None = None) -> RunResult:
+def run_local(
+    plan: Plan, folder: Path, on_event: OnEvent = ignore, *, open_loop: OpenLoop | None = None, resume: bool = True
+) -> RunResult:
     """Run the plan with one worker in this process; ``config.workers`` plays no role here.
 
     Args:
         plan: what to do.
-        folder: a folder opened for this plan with :func:`jobs.plan.open_folder`.
+        folder: the run folder; made when the worker is ready.
         on_event: listener for progress.
         open_loop: how to open a studio and its loop; the default is the real one.
+        resume: go on where a run of the same plan stopped; otherwise such a folder is refused.
 
     Raises:
-        ClearanceError: the run had to stop; committed shards are kept and a resumed run goes on behind them.
+        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run goes on.
     """
-    with run_session(plan, folder, "local", on_event, open_loop) as session:
+    with run_session(plan, folder, "local", on_event, open_loop, resume) as session:
         pending = session.pending()
         if pending:
             worker = Worker(plan, folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended)
-            session.context = worker.context
-            session.report("worker", "worker local-0 is ready")
+            session.ready(worker.context, "local-0")
             ahead = shards_ahead(plan.config)
             for place, shard_no in enumerate(pending, 1):
-                session.committed(worker.work(shard_no, pending[place : place + ahead]))
+                session.committed(worker.work(shard_no, pending[place : place + ahead], session.anchors))
         return session.finish(1)
 
 

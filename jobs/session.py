@@ -6,23 +6,26 @@ What is committed is never done again. The runners are :data:`jobs.run.RUNNERS`,
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from index.errors import IntegrityError, PlanMismatch
-from jobs.lease import lease
-from jobs.plan import PLAN_FILE, REQUESTS_FILE, Plan, stored_plan
+from jobs import signals
+from jobs.folder import check_begun, claimed, look, stored_plan, without_paths
+from jobs.plan import Plan
 from jobs.worker import OpenLoop, Worker, commit
+from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.outcome import Outcome, Sample
+from pipeline.storage import digest_of
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import RunContext
+    from pipeline.audit.records import Anchors, RunContext
     from pipeline.shard import ShardReceipt
 
 DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
@@ -34,14 +37,15 @@ class Event:
 
     Attributes:
         kind: ``started`` and ``finished`` frame the run; ``worker`` a worker is ready; ``sample`` one request ended (local
-            runner); ``shard`` a shard is committed; ``retried`` a worker died; ``waiting`` no worker is free yet.
+            runner); ``shard`` a shard is committed; ``retried`` a worker died; ``waiting`` no worker is free yet; ``note``
+            something worth knowing.
         done: requests that have ended, earlier sessions of a resumed run included.
         total: requests of the plan.
         outcomes: ended requests by outcome.
         detail: a sentence for people.
     """
 
-    kind: Literal["started", "worker", "sample", "shard", "retried", "waiting", "finished"]
+    kind: Literal["started", "worker", "sample", "shard", "retried", "waiting", "note", "finished"]
     done: int
     total: int
     outcomes: Mapping[str, int]
@@ -85,34 +89,31 @@ class RunResult:
 
 
 class Session:
-    """Book-keeping that both runners share: which shards are open, what ended how, events, and the seal at the end."""
+    """Book-keeping that both runners share: which shards are open, what ended how, events, and the seal at the end.
 
-    def __init__(self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None) -> None:
-        from pipeline.shard import committed, sweep
+    A session of a new run has no folder until :meth:`ready`: a start that fails leaves nothing.
+    """
 
-        self.plan, self.folder, self.runner, self.on_event, self.open_loop = (
-            plan,
-            folder,
-            runner,
-            on_event,
-            open_loop,
-        )
+    def __init__(
+        self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
+    ) -> None:
+        self.plan, self.folder, self.runner, self.on_event, self.open_loop = (plan, folder, runner, on_event, open_loop)
+        self.place = look(folder, plan, resume=resume)
+        self.run_id = self.place.run_id
         self.context: RunContext | None = None  # what a worker tells when it is ready
-        self.run_id = str(stored_plan(folder)["run_id"])
+        self.anchors: Anchors | None = None  # what the headers of this session's shards name
         self.started = time.monotonic()
         self.deaths: Counter[str] = Counter()
+        self.receipts: dict[str, ShardReceipt] = {}
+        self.sealed = False
         self._shard_of = {request.row_no: shard.shard_id for shard in plan.shards for request in shard.requests}
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
-        sweep(folder)
-        self.receipts: dict[str, ShardReceipt] = dict(committed(folder))
-        foreign = set(self.receipts) - {shard.shard_id for shard in plan.shards}
-        if foreign:
-            raise IntegrityError(
-                f"holds shard {sorted(foreign)[0]} that the plan does not know",
-                where=str(folder),
-                fix="Start the run again in a new folder",
-            )
-        self.done_before = not self.pending() and (folder / "run.json").exists()
+        self._claim = ExitStack()
+
+    @property
+    def begun(self) -> bool:
+        """Whether this session holds the folder."""
+        return self.anchors is not None
 
     def pending(self) -> list[int]:
         return [number for number, shard in enumerate(self.plan.shards) if shard.shard_id not in self.receipts]
@@ -126,26 +127,69 @@ class Session:
         return total
 
     def report(self, kind: Any, detail: str = "") -> None:
+        signals.check()
         outcomes = self.outcomes()
         self.on_event(Event(kind, outcomes.total(), len(self.plan.requests), dict(outcomes), detail))
 
     def event(self, kind: str, reason: str, **digests: str) -> None:
-        from pipeline.audit.ledger import append_event
+        from pipeline.audit.events import append_event
 
         append_event(self.folder, kind, f"runner.{self.runner}", reason, **digests)
 
     def begin(self) -> None:
-        if self.done_before:
-            return
-        if self.receipts:
-            open_shards = len(self.pending())
-            self.event(
-                "run.resumed", f"{open_shards} of {len(self.plan.shards)} shards were open", plan_sha256=self.plan.plan_sha256
-            )
+        """Take the folder, hold what is in it against the plan, and write down that the run goes on or begins.
+
+        Raises:
+            RunStopped: another run holds the folder, or it cannot be written.
+            IntegrityError: what a stopped or sealed run left was changed.
+        """
+        from pipeline.audit.events import events_head, read_events
+        from pipeline.audit.records import Anchors
+        from pipeline.shard import committed, sweep
+
+        plan_sha256, place = self.plan.plan_sha256, self.place
+        self._claim.enter_context(claimed(self.folder, self.plan, place, lambda text: self.report("note", text)))
+        self.receipts = dict(committed(self.folder))
+        self.sealed = check_begun(self.folder, self.plan, self.receipts)
+        if not self.sealed:
+            sweep(self.folder)
+        files = {"plan_file_sha256": digest_of(self.folder, PLAN_FILE)}
+        events = read_events(self.folder)
+        if self.sealed:
+            pass
+        elif events:
+            shards = f"{len(self.pending())} of {len(self.plan.shards)} shards were open"
+            self.event("run.resumed", shards, plan_sha256=plan_sha256)
         else:
-            parent = {"parent_sha256": self.plan.parent} if self.plan.parent else {}
-            self.event("run.started", f"{len(self.plan.requests)} requests", plan_sha256=self.plan.plan_sha256, **parent)
-        self.report("started", f"{len(self.pending())} of {len(self.plan.shards)} shards to do")
+            before = {"parent_sha256": self.plan.parent} if self.plan.parent else {}
+            if place.state == "replaced":
+                before["replaced_sha256"] = place.plan_file_sha256
+                self.report("note", place.note)
+            requests = f"{len(self.plan.requests)} requests"
+            self.event("run.started", requests, run_id=self.run_id, plan_sha256=plan_sha256, **files, **before)
+        self.anchors = Anchors(files["plan_file_sha256"], events_head(read_events(self.folder)))
+
+    def ready(self, context: RunContext, worker_id: str) -> None:
+        """A worker can work: from now on the run exists."""
+        if not self.begun:
+            self.begin()
+        if self.context is None and self.anchors is not None:
+            self.context = dataclasses.replace(context, anchors=self.anchors)
+        self.report("worker", f"worker {worker_id} is ready")
+
+    def close(self, error: BaseException | None) -> None:
+        """Write down why the run ended early, if it did, and let the folder go."""
+        if error is not None and self.begun and not self.sealed:
+            # The reason of the stop stays with the run, unless the disk is what failed.
+            with suppress(Exception):
+                self.event("run.stopped", self._reason(error), plan_sha256=self.plan.plan_sha256)
+        self._claim.close()
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, KeyboardInterrupt):
+            number = signals.received() or signal.SIGINT
+            return f"{signals.name(number)}: {len(self.receipts)} of {len(self.plan.shards)} shards are committed"
+        return without_paths(f"{type(error).__name__}: {error}", self.folder, self.plan.base)[:500]
 
     def sample_ended(self, sample: Sample) -> None:
         self._under_way.setdefault(self._shard_of[sample.request.row_no], Counter())[str(sample.outcome)] += 1
@@ -162,6 +206,7 @@ class Session:
         deaths = self.deaths[shard_id]
         given_up = deaths >= DEATHS_PER_SHARD
         what = "given up" if given_up else "leased again"
+        cause = without_paths(cause, self.folder, self.plan.base)
         reason = f"worker {worker_id} died at shard {shard_id} (death {deaths}); shard {what}: {cause}"
         self.event("shard.retried" if not given_up else "shard.given_up", reason)
         self.report("retried", reason)
@@ -194,7 +239,7 @@ class Session:
 
         outcomes = dict(sorted(self.outcomes().items()))
         statement: dict[str, Any] = {}
-        if not self.done_before:
+        if not self.sealed:
             told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
             self.event("run.finished", told, plan_sha256=self.plan.plan_sha256)
             # Stopped between its last commit and its seal: nothing was left to do, so no worker has told the context yet.
@@ -202,6 +247,7 @@ class Session:
             # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
             sweep(self.folder)
             statement = seal(self.folder, self._predicate(workers, context))
+            self.sealed = True
         self.report("finished")
         receipts = tuple(self.receipts[shard.shard_id] for shard in self.plan.shards)
         return RunResult(
@@ -221,20 +267,21 @@ class Session:
         from pipeline.audit.ledger import run_predicate
 
         stored, device = stored_plan(self.folder), self.plan.config.model.device
+        started = float(stored["created_at"])
         return run_predicate(
             context,
-            started_at=float(stored["created_at"]),
+            started_at=started,
+            # A clock that was set back must not make a run that ended before it began.
+            finished_at=datetime.fromtimestamp(max(time.time(), started), UTC).isoformat(timespec="seconds"),
             requested=len(self.plan.requests),
             plan={
                 "plan_sha256": self.plan.plan_sha256,
                 "parts": self.plan.parts,
                 "parent_plan_sha256": self.plan.parent,
                 "shards": len(self.plan.shards),
-                "files": {
-                    name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in (PLAN_FILE, REQUESTS_FILE)
-                },
+                "files": {name: digest_of(self.folder, name) for name in (PLAN_FILE, REQUESTS_FILE)},
             },
-            config=dataclasses.asdict(self.plan.config),
+            config=stored["config"],
             policy=dataclasses.asdict(self.plan.policy),
             identity=dict(self.plan.identity),
             copy_check=dict(self.plan.copy_check),
@@ -244,18 +291,18 @@ class Session:
 
 
 @contextmanager
-def run_session(plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None) -> Iterator[Session]:
-    """A session that holds the folder's lease, and writes down why it ended early if it does."""
-    stored = stored_plan(folder)
-    if stored["plan_sha256"] != plan.plan_sha256:
-        raise PlanMismatch("the folder belongs to another plan", where=str(folder), fix="Open it with open_folder()")
-    with lease(folder):
-        session = Session(plan, folder, runner, on_event, open_loop)
-        session.begin()
-        try:
-            yield session
-        except BaseException as error:
-            # The reason of the stop stays with the run, unless the disk is what failed.
-            with suppress(Exception):
-                session.event("run.stopped", f"{type(error).__name__}: {error}"[:500], plan_sha256=plan.plan_sha256)
-            raise
+def run_session(
+    plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
+) -> Iterator[Session]:
+    """A session that holds the folder's lease once there is a folder, and writes down why it ended early if it does."""
+    session = Session(plan, folder, runner, on_event, open_loop, resume)
+    try:
+        if session.place.state == "begun":
+            session.begin()
+        if not session.sealed:
+            session.report("started", f"{len(session.pending())} of {len(plan.shards)} shards to do")
+        yield session
+    except BaseException as error:
+        session.close(error)
+        raise
+    session.close(None)

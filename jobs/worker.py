@@ -6,7 +6,7 @@ bytes do not depend on who else is in a call.
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
+from jobs.folder import without_paths
 from jobs.plan import Plan
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy
+from pipeline.storage import advice
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import RunContext
+    from pipeline.audit.records import Anchors, RunContext
     from pipeline.shard import ShardReceipt
 
 
@@ -88,17 +90,20 @@ class Worker:
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
         self._receipts: dict[int, ShardReceipt] = {}  # of shards that were done before they were asked for
 
-    def work(self, shard_no: int, ahead: Sequence[int] = ()) -> ShardReceipt:
+    def work(self, shard_no: int, ahead: Sequence[int] = (), anchors: Anchors | None = None) -> ShardReceipt:
         """Moderate one shard and commit it.
 
         Args:
             shard_no: the shard.
             ahead: those that come next. They begin where this one leaves rows free, and may be committed before their turn.
+            anchors: what the shards' headers are to name of the run folder.
 
         Raises:
             RunStopped: a shard could not be moderated or written; nothing of it is committed.
         """
         shard_id = self.plan.shards[shard_no].shard_id
+        if anchors is not None:
+            self.context = dataclasses.replace(self.context, anchors=anchors)
         try:
             for number in (shard_no, *ahead):
                 self._take(number)
@@ -113,9 +118,7 @@ class Worker:
         except ClearanceError:
             raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            fix = "Free some space, then continue with --resume" if full else "Mend the storage, then continue with --resume"
-            raise RunStopped(f"shard {shard_id}: {error}", where=str(self.folder), fix=fix) from error
+            raise RunStopped(f"shard {shard_id}: {error}", where=str(self.folder), fix=advice(error)) from error
         except Exception as error:
             raise RunStopped(
                 f"shard {shard_id}: {type(error).__name__}: {error}",
@@ -144,7 +147,13 @@ class Worker:
         shard, samples = self.plan.shards[shard_no], self._ended.pop(shard_no)
         for request in shard.requests:
             del self._shard_of[request.row_no]
+        samples = [self._portable(sample) for sample in samples]
         self._receipts[shard_no] = commit(self.folder, shard.shard_id, shard.requests, samples, self.context)
+
+    def _portable(self, sample: Sample) -> Sample:
+        if not sample.error_message:
+            return sample
+        return dataclasses.replace(sample, error_message=without_paths(sample.error_message, self.folder, self.plan.base))
 
 
 def shards_ahead(config: RunConfig) -> int:

@@ -15,6 +15,7 @@ class ModelConfig:
     """The diffusion model."""
 
     path: str = line("stickers", "`stickers` (the embedded world), a diffusers folder, or a hub id", least=1)
+    name: str = line("", "name in rows and pictures; empty: the folder's name, or the hub id")
     revision: str = line("", "revision on the hub")
     variant: str = line("", 'one of several sets of weights in the folder ("fp16")')
     size: int | None = number(None, 8, 4096, "picture's side in pixels; absent: the model's own", absent="the model's own")

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 REQUIRED = PydanticUndefined
 LONGEST = 4096  # characters of a text
-PRINTABLE = r"^[^\x00-\x1f\x7f]*$"  # a path with a NUL cannot be opened, and an escape sequence must not reach a terminal
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # a path with a NUL cannot be opened, and an escape sequence must not reach a terminal
 
 
 def number(default: Any, low: float, high: float, what: str, *, above: bool = False, absent: str = "", hint: str = "") -> Any:

@@ -37,7 +37,7 @@ class CopiesPolicy:
     )  # fmt: skip
     confirm_threshold: float | None = number(
         None, 0, 1, f"score from which the second look agrees; only with `threshold`, and {CONFIRM} when absent",
-        absent=f"{CONFIRM}, or the calibrated one where threshold is absent too",
+        absent=f"the calibrated one (with a threshold of your own: {CONFIRM})",
     )  # fmt: skip
     k: int = number(3, 1, 100, "nearest references kept per attempt")
     hues: int = number(

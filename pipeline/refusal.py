@@ -16,6 +16,8 @@ from pipeline.fields import REQUIRED, Key, finite, keys, shown
 
 CONTRADICTION = "contradiction"
 UNKNOWN = "unexpected_keyword_argument"
+SHOWN = 60  # characters of a value that a message repeats
+LINES, PARSED = 5000, 200  # beyond these the search for a line takes too long
 NUMBERS = {"int_type", "float_type", "finite_number", "greater_than", "greater_than_equal", "less_than_equal"}
 Loc = tuple[str | int, ...]
 
@@ -102,7 +104,7 @@ def _path(loc: Loc) -> str:
         if isinstance(part, int):
             words += f" no. {part + 1}: "
         else:
-            words += ("" if not words or words.endswith(": ") else ".") + part
+            words += ("" if not words or words.endswith(": ") else ".") + seen(part)[1:-1]
     return words.removesuffix(": ")
 
 
@@ -161,7 +163,7 @@ def _unknown(problem: Problem) -> tuple[str, str]:
         fix = f"Write it {' or '.join(places)}"
     else:
         fix = f"Known keys: {', '.join(siblings)}"
-    return f"unknown key {name!r}", fix
+    return f"unknown key {seen(name)}", fix
 
 
 def _kind(problem: Problem) -> tuple[str, str]:
@@ -173,7 +175,7 @@ def _kind(problem: Problem) -> tuple[str, str]:
 
 
 def _choice(value: Any, allowed: list[str]) -> tuple[str, str]:
-    near = get_close_matches(str(value).lower(), allowed, 1, 0.5)
+    near = get_close_matches(seen(value).strip("'\"").lower(), allowed, 1, 0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{seen(value)} is not allowed", f"{hint}Use one of {', '.join(map(repr, allowed))}"
 
@@ -259,7 +261,7 @@ def seen(value: Any) -> str:
         text = repr(value) if isinstance(value, str) else str(value)
     except ValueError:  # a whole number of more than 4300 digits
         return "a number too long to print"
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 2]}…{text[-1]}"
 
 
 def line_of(text: str, loc: Loc) -> int:
@@ -269,11 +271,16 @@ def line_of(text: str, loc: Loc) -> int:
     the first line can be found by halving, whatever the key is written like.
     """
     lines = [line + "\n" for line in text.split("\n")]
+    if not loc or len(lines) > LINES:
+        return 0
+    left = PARSED
 
     def there(count: int) -> bool:
+        nonlocal left
         for some in range(count, -1, -1):
+            left -= 1
             try:
-                found: Any = tomllib.loads("".join(lines[:some]))
+                found: Any = tomllib.loads("".join(lines[:some])) if left > 0 else {}
             except (ValueError, RecursionError):
                 continue
             for part in loc:
@@ -284,10 +291,10 @@ def line_of(text: str, loc: Loc) -> int:
             return True
         return False
 
-    if not loc or not there(len(lines)):
+    if not there(len(lines)):
         return 0
     low, high = 0, len(lines)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if there(middle) else (middle, high)
-    return high
+    return high if left > 0 else 0

@@ -1,32 +1,37 @@
-"""Commit a shard: temporary file, fsync, rename, and last of all the commit marker.
+"""Commit a shard: its files beside their places, then in their places, and last of all the commit marker.
 
-A shard exists when ``commits/<shard_id>.json`` exists; everything else is a leftover. Data files are named by their own
-digest, so two workers that finish the same shard never touch each other's bytes, and the first marker wins. The file
-operations of a run folder live here and nowhere else.
+A shard exists when ``commits/<shard_id>.json`` exists; everything else is a leftover. Two workers that finish the same shard
+never touch each other's files, and the first marker wins.
+
+A worker may outlive its run for a moment and commit while the next run sweeps. The order of steps keeps a marker from ever
+standing without its files: a worker writes its marker under a temporary name *before* its data files take their places; the
+sweep notes the data files, removes the temporary markers, and only then looks which markers there are. So a data file that the
+sweep noted belongs to a marker that the sweep sees, or to one that can no longer come.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from index.errors import ClearanceError, IntegrityError
+from index.errors import ClearanceError, IntegrityError, RunStopped
+from pipeline import storage
+from pipeline.storage import TEMPORARY, cannot_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COMMITS, TABLES = "commits", ("samples", "attempts")
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
-TEMPORARY = ".tmp-"
 # Columns with few distinct values; dictionary encoding elsewhere only costs time.
 _FEW_VALUES = """
     run_id dataset_id shard_id outcome reason media_type model_id model_revision model_digest model_licence scheduler dtype
@@ -102,20 +107,39 @@ class ShardReceipt:
         try:
             plain = json.loads(data)
             receipt = cls(
-                shard_id=plain["shard_id"],
-                rows=plain["rows"],
-                attempts=plain["attempts"],
-                files=tuple(ShardFile(**file) for file in plain["files"]),
-                outcomes=dict(plain["outcomes"]),
+                shard_id=_typed(plain["shard_id"], str),
+                rows=_typed(plain["rows"], int),
+                attempts=_typed(plain["attempts"], int),
+                files=tuple(_file(file, plain["shard_id"]) for file in plain["files"]),
+                outcomes={_typed(name, str): _typed(count, int) for name, count in plain["outcomes"].items()},
             )
-            whole = receipt.marker == data
-        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = receipt.marker == data and tuple(file.table for file in receipt.files) == TABLES
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise IntegrityError(
-                "is not the commit marker that was written", where=where, fix="Restore it from a copy, or delete it and resume"
+                "is not the commit marker that was written",
+                where=where,
+                fix="Restore it from a copy; or, in a run that is not sealed, delete it and continue with --resume",
             )
         return receipt
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _file(plain: Mapping[str, Any], shard_id: str) -> ShardFile:
+    kinds = {"table": str, "path": str, "sha256": str, "bytes": int, "rows": int, "chain_head": str}
+    if plain.keys() != kinds.keys():
+        raise ValueError("other keys")
+    file = ShardFile(**{name: _typed(plain[name], kind) for name, kind in kinds.items()})
+    # A marker that names a file elsewhere would make readers follow it there.
+    if not re.fullmatch(rf"{file.table}/part-{re.escape(shard_id)}-[0-9a-f]{{16}}(-[0-9a-f]+)?\.parquet", file.path):
+        raise ValueError("not a file of this shard")
+    return file
 
 
 def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Table) -> ShardReceipt:
@@ -130,86 +154,105 @@ def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Ta
         attempts: from :func:`pipeline.audit.records.attempt_table`.
 
     Raises:
-        ClearanceError: the folder cannot be written (disk full, permissions); nothing of the shard is visible then.
+        RunStopped: the folder cannot be written (disk full, permissions), or another session of the run swept it meanwhile;
+            nothing of the shard is visible then.
+        IntegrityError: a folder on the way is a link, or the marker that is there was changed.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", shard_id):
         raise ClearanceError(f"shard id {shard_id!r} is not a file name", where="shard_id", fix="Use letters, digits, . _ -")
-    marker = folder / "commits" / f"{shard_id}.json"
-    if marker.exists():
-        return _receipt(marker)
-    written: list[Path] = []
+    marker = f"{COMMITS}/{shard_id}.json"
     try:
-        files = []
-        for name, table in (("samples", samples), ("attempts", attempts)):
-            file, path = _write_part(folder, name, shard_id, table)
-            if path is not None:
-                written.append(path)
-            files.append(file)
-        outcomes = Counter(samples.column("outcome").to_pylist())
-        receipt = ShardReceipt(shard_id, samples.num_rows, attempts.num_rows, tuple(files), dict(sorted(outcomes.items())))
-        if write_once(marker, receipt.marker):
-            return receipt
-        first = _receipt(marker)  # somebody else committed this shard meanwhile
+        with storage.inside(folder, COMMITS, make=True):
+            pass
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    if storage.entry_of(folder, marker) is not None:
+        return receipt_of(folder, shard_id)
+    placed: list[str] = []
+    try:
+        with ExitStack() as stack:
+            parts = [
+                _Part.stage(stack, folder, name, shard_id, table)
+                for name, table in zip(TABLES, (samples, attempts), strict=True)
+            ]
+            outcomes = Counter(samples.column("outcome").to_pylist())
+            receipt = ShardReceipt(
+                shard_id,
+                samples.num_rows,
+                attempts.num_rows,
+                tuple(part.file for part in parts),
+                dict(sorted(outcomes.items())),
+            )
+            at, temporary, leaf = stack.enter_context(
+                storage.staged(folder, marker, lambda stream: stream.write(receipt.marker))
+            )
+            for part in parts:
+                placed.append(part.file.path)
+                part.place()
+            storage.put_once(at, temporary, leaf)
+            storage.sync_folder(at)
+        return receipt
+    except FileExistsError:  # somebody else committed this shard meanwhile
+        for path in placed:
+            storage.remove(folder, path)
+        return receipt_of(folder, shard_id)
     except BaseException as error:
         # A marker that did land commits the shard, whatever failed after it (the fsync of its folder, say).
-        if not marker.exists():
-            _remove(written)
+        if not _has(folder, marker):
+            for path in placed:
+                storage.remove(folder, path)
+        if isinstance(error, FileNotFoundError):
+            raise RunStopped(
+                f"shard {shard_id} was not committed: its temporary files were removed meanwhile",
+                where=str(folder),
+                fix="Another session of this run took over, or the folder was deleted; see `clearance status`",
+            ) from error
         if isinstance(error, OSError):
-            raise _cannot_write(error, folder) from error
+            raise cannot_write(error, folder) from error
         raise
-    kept = {folder / file.path for file in first.files}
-    _remove([path for path in written if path not in kept])
-    return first
 
 
 def committed(folder: Path) -> dict[str, ShardReceipt]:
     """Receipts of every committed shard, by shard id, in order.
 
     Raises:
-        IntegrityError: a commit marker was changed.
+        IntegrityError: a commit marker was changed, or something else stands in its place.
     """
-    return {path.stem: _receipt(path) for path in sorted((folder / "commits").glob("[!.]*.json"))}
+    return {name: receipt_of(folder, name) for name in markers(folder)}
+
+
+def markers(folder: Path) -> list[str]:
+    """Shard ids of the commit markers there are, whatever is in them."""
+    names = [entry.name for entry in storage.entries(folder, COMMITS)]
+    return [name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what unfinished commits left behind; call it before workers start, never beside them.
+    """Remove what unfinished commits left behind. Only for the session that holds the folder's lease.
 
     Returns:
         The files removed.
-    """
-    kept = {folder / file.path for receipt in committed(folder).values() for file in receipt.files}
-    leftovers = [path for path in _inside(folder) if path.name.startswith(TEMPORARY)]
-    for name in ("samples", "attempts"):
-        leftovers += [path for path in (folder / name).glob("part-*.parquet") if path not in kept]
-    _remove(leftovers)
-    return leftovers
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or the new ones, and a power cut loses neither.
 
     Raises:
-        ClearanceError: it cannot be written.
+        IntegrityError: a commit marker was changed, or a folder of the run is a link.
     """
-    try:
-        _place(path, lambda stream: stream.write(data), os.replace)
-    except OSError as error:
-        raise _cannot_write(error, path) from error
+    # In this order: see the module's docstring.
+    noted = [f"{name}/{leaf}" for name in TABLES for leaf in _leftovers(folder, name)]
+    removed = [path for leaf in _leftovers(folder, COMMITS) if storage.remove(folder, path := f"{COMMITS}/{leaf}")]
+    kept = {file.path for receipt in committed(folder).values() for file in receipt.files}
+    removed += [path for path in (*noted, *_leftovers(folder, "")) if path not in kept and storage.remove(folder, path)]
+    return [folder / path for path in removed]
 
 
-def write_once(path: Path, data: bytes) -> bool:
-    """Write a file that must not exist yet; False (and nothing written) when it does. Raises OSError."""
-    try:
-        _place(path, lambda stream: stream.write(data), _link)
-    except FileExistsError:
-        return False
-    return True
+def is_leftover(folder: str, name: str) -> bool:
+    """Whether a file of that name, in that folder of a run, may be removed when no commit names it: only we write such."""
+    if not folder:
+        return re.fullmatch(rf"{re.escape(TEMPORARY)}.+-[0-9a-f]{{12}}", name) is not None
+    return name.startswith(TEMPORARY) or (folder in TABLES and re.fullmatch(r"part-.+\.parquet", name) is not None)
 
 
-def digest_file(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _leftovers(folder: Path, name: str) -> list[str]:
+    return [e.name for e in storage.entries(folder, name) if e.kind == "file" and is_leftover(name, e.name)]
 
 
 def write_parquet(table: pa.Table, stream: IO[bytes]) -> None:
@@ -244,94 +287,52 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [physical.column(i).path for i in range(len(physical))]
 
 
-def _write_part(folder: Path, name: str, shard_id: str, table: pa.Table) -> tuple[ShardFile, Path | None]:
-    """Write one data file; returns its entry, and its path unless a file with the same bytes was there already."""
-    from pipeline.audit.records import chain_start, table_header
+@dataclass(frozen=True)
+class _Part:
+    """A data file on the disk under a temporary name."""
 
-    head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
-    placed: dict[str, Any] = {}
+    file: ShardFile
+    at: int
+    temporary: str
 
-    def fill(stream: BufferedRandom) -> None:
-        write_parquet(table, stream)
-        stream.flush()
-        stream.seek(0)
-        placed["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-        placed["bytes"] = stream.tell()
+    @classmethod
+    def stage(cls, stack: ExitStack, folder: Path, name: str, shard_id: str, table: pa.Table) -> _Part:
+        from pipeline.audit.records import chain_start, table_header
 
-    def rename(temporary: Path, _: Path) -> None:
-        placed["path"] = folder / name / f"part-{shard_id}-{placed['sha256'][:16]}.parquet"
-        placed["new"] = not placed["path"].exists()
-        os.replace(temporary, placed["path"])
+        head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
+        made: dict[str, Any] = {}
 
-    _place(folder / name / f"part-{shard_id}", fill, rename)
-    path = placed["path"]
-    file = ShardFile(name, f"{name}/{path.name}", placed["sha256"], placed["bytes"], table.num_rows, head)
-    return file, path if placed["new"] else None
-
-
-def _place(path: Path, fill: Callable[[BufferedRandom], Any], put: Callable[[Path, Path], Any]) -> None:
-    """Temporary file beside the target → fill → fsync → put it in place → fsync the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{secrets.token_hex(6)}"
-    try:
-        with temporary.open("xb+") as stream:
-            fill(stream)
+        def fill(stream: BufferedRandom) -> None:
+            write_parquet(table, stream)
             stream.flush()
-            os.fsync(stream.fileno())
-        put(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            stream.seek(0)
+            made["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+            made["bytes"] = stream.tell()
+
+        at, temporary, _ = stack.enter_context(storage.staged(folder, f"{name}/part-{shard_id}", fill))
+        # The digest tells what is in it; the rest is this writer's alone, so that nobody else removes it by mistake.
+        path = f"{name}/part-{shard_id}-{made['sha256'][:16]}-{secrets.token_hex(4)}.parquet"
+        return cls(ShardFile(name, path, made["sha256"], made["bytes"], table.num_rows, head), at, temporary)
+
+    def place(self) -> None:
+        storage.disk().replace(self.temporary, self.file.path.rpartition("/")[2], at=self.at)
+        storage.sync_folder(self.at)
 
 
-def _link(temporary: Path, path: Path) -> None:
-    # A hard link fails when the name exists: that is the compare-and-swap that makes the first commit win.
+def _has(folder: Path, name: str) -> bool:
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)
+        return storage.entry_of(folder, name) is not None
+    except ClearanceError:
+        return False
 
 
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(PermissionError):  # some network file systems refuse to open folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _inside(folder: Path) -> list[Path]:
-    names = (".", "samples", "attempts", "commits")
-    return [path for name in names if (folder / name).is_dir() for path in sorted((folder / name).iterdir()) if path.is_file()]
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _receipt(marker: Path) -> ShardReceipt:
-    receipt = ShardReceipt.parse(marker.read_bytes(), where=f"commits/{marker.name}")
-    if receipt.shard_id != marker.stem:
-        where = f"commits/{marker.name}"
-        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=where, fix="Rename it back")
+def receipt_of(folder: Path, shard_id: str) -> ShardReceipt:
+    """The receipt of one committed shard; raises as :func:`committed`."""
+    where = f"{COMMITS}/{shard_id}.json"
+    receipt = ShardReceipt.parse(storage.read_file(folder, where), where=str(folder / where))
+    if receipt.shard_id != shard_id:
+        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=str(folder / where), fix="Rename it back")
     return receipt
-
-
-def _cannot_write(error: OSError, where: Path) -> ClearanceError:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ClearanceError("the disk is full", where=str(where), fix="Free some space, then run again with --resume")
-    reason = error.strerror or type(error).__name__
-    return ClearanceError(f"cannot be written ({reason})", where=str(where), fix="Check the path and its permissions")
 
 
 def _canonical(value: Any) -> bytes:

@@ -23,7 +23,7 @@ from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
 from pipeline.engine import Engine
 from pipeline.model.families import load_model
-from pipeline.model.folder import folder_digest, resolve
+from pipeline.model.folder import folder_digest, model_name, resolve
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import PaddedRows
 from pipeline.policy import CONFIRM, Policy
@@ -245,7 +245,7 @@ class Studio:
             run_id=run_id,
             dataset_id=c.dataset_id,
             plan_sha256=plan_sha256,
-            model_id=c.model.path,
+            model_id=model_name(c.model),
             model_revision=c.model.revision,
             model_digest=identity["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),

@@ -6,7 +6,6 @@ integrity is recomputed, never copied.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from index.errors import IntegrityError
-from pipeline.audit.ledger import RUN_FILE, read_events
+from index.errors import ClearanceError, IntegrityError
+from pipeline.audit.events import read_events
+from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.numbers import Counting, Counts, count_into
 from pipeline.audit.requests import Row
 from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities
 from pipeline.audit.verify import Verification, verify
 from pipeline.copy_check import CopyCheck
-from pipeline.shard import digest_file
+from pipeline.storage import digest_of, entry_of, read_object
 
 REPORT_VERSION = 2
 _FACTS = (
@@ -104,8 +104,8 @@ def report_numbers(
 
 def _predicate(folder: Path) -> dict[str, Any]:
     try:
-        return _table(json.loads((folder / RUN_FILE).read_bytes())["predicate"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _table(read_object(folder, RUN_FILE)["predicate"])
+    except (ClearanceError, KeyError):
         return {}  # the verdict on the cover says so
 
 
@@ -126,12 +126,12 @@ def _events(folder: Path) -> list[dict[str, str]]:
 
 
 def _integrity(folder: Path, verification: Verification, predicate: Mapping[str, Any]) -> dict[str, Any]:
-    path = folder / RUN_FILE
+    sealed = entry_of(folder, RUN_FILE)
     return {
         "ok": verification.ok,
         "problems": [{"where": problem.where, "what": problem.what} for problem in verification.problems],
         "counts": dict(verification.counts),
-        "run_sha256": digest_file(path) if path.is_file() else "",
+        "run_sha256": digest_of(folder, RUN_FILE) if sealed is not None and sealed.kind == "file" else "",
         "merkle_root": str(predicate.get("merkle_root", "")),
     }
 

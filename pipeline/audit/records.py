@@ -11,7 +11,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,18 @@ class Adapter:
     tokens: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Anchors:
+    """What a shard names of the folder it was written in; neither can be changed while a run is stopped without being found.
+
+    Attributes:
+        plan_file_sha256: digest of ``plan.json``. events_head: digest of the event that the session began with.
+    """
+
+    plan_file_sha256: str = ""
+    events_head: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
     """What is the same for every row of a run.
@@ -56,6 +68,7 @@ class RunContext:
         salt: hex; keys the prompt commitments. Empty: derived from the data set's name, which makes commitments
             repeatable but not secret. Pass a secret one when prompts are personal data.
         embedding_dim: length of the stored embeddings; -1 stores them as lists of any length.
+        anchors: what the shards' headers name of the run folder.
     """
 
     run_id: str
@@ -86,6 +99,7 @@ class RunContext:
     software_version: str = ""
     worker_id: str = ""
     embedding_dim: int = -1
+    anchors: Anchors = field(default_factory=Anchors)
 
     @property
     def prompt_salt(self) -> str:
@@ -144,6 +158,9 @@ def header(table: str, shard_id: str, context: RunContext) -> dict[str, Any]:
         "plan_sha256": context.plan_sha256,
         "policy_sha256": context.policy_sha256,
         "salt_id": salt_id(context.prompt_salt),
+        "writer": context.worker_id,
+        "plan_file_sha256": context.anchors.plan_file_sha256,
+        "events_head": context.anchors.events_head,
     }
 
 
@@ -162,7 +179,7 @@ def table_header(schema: pa.Schema) -> dict[str, Any]:
         found = json.loads((schema.metadata or {})[b"clearance"])
         if not isinstance(found, dict):
             raise TypeError
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise IntegrityError("has no readable shard header", fix="Only tables made by Clearance can be verified") from None
     return found
 

@@ -23,7 +23,7 @@ from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.provenance import thumbnail
 from pipeline.audit.showcase import Showcase
 from pipeline.outcome import ACCEPTED
-from pipeline.shard import write_atomically
+from pipeline.storage import write_file
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 PAIRS, SHEET, LISTED, GALLERY = 12, 60, 40, 12  # how much is shown; the page always says how many there are
@@ -61,8 +61,8 @@ def write_report(
     page = _render(folder, numbers, showcase, picture_of or (lambda ref_id: None), dict(titles or {}))
     # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
     data = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-    write_atomically(folder / REPORT_JSON, data + b"\n")
-    write_atomically(folder / REPORT_HTML, page.encode())
+    write_file(folder, REPORT_JSON, data + b"\n")
+    write_file(folder, REPORT_HTML, page.encode())
     return folder / REPORT_HTML, numbers
 
 

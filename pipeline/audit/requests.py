@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
+from index.padding import first_line
 from pipeline.audit.schema import attempts_schema, samples_schema
 from pipeline.shard import committed
+from pipeline.storage import open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,53 +42,83 @@ def ended_requests(folder: Path, sample_columns: Collection[str], attempt_column
         attempts: dict[str, list[Row]] = {}
         for file in receipt.files:
             if file.table == "attempts":
-                for _, row in _rows(folder, file.path, "attempts", {"sample_id", "attempt", *attempt_columns}):
+                for _, row in rows_in(folder, file.path, "attempts", {"sample_id", "attempt", *attempt_columns}):
                     attempts.setdefault(row["sample_id"], []).append(row)
         for file in receipt.files:
             if file.table == "samples":
-                for number, row in _rows(folder, file.path, "samples", {"sample_id", *sample_columns}):
+                for number, row in rows_in(folder, file.path, "samples", {"sample_id", *sample_columns}):
                     mine = attempts.pop(row["sample_id"], [])
                     yield Ended(row, sorted(mine, key=lambda one: int(one["attempt"])), f"{file.path} row {number}")
 
 
-def _rows(folder: Path, path: str, table: str, columns: set[str]) -> Iterator[tuple[int, Row]]:
-    import pyarrow as pa
+def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
+    """Rows of one data file, with their numbers; at most 64 of them are in memory.
+
+    Args:
+        folder: the run folder.
+        path: the file, relative to it.
+        table: ``samples`` or ``attempts``.
+        columns: what to read; every column of the schema when not given.
+
+    Raises:
+        IntegrityError: the file is missing or a link, cannot be read, or a column in it is not of its type.
+    """
     import pyarrow.parquet as pq
 
     expected = samples_schema() if table == "samples" else attempts_schema()
+    names = sorted(columns) if columns is not None else expected.names
     number = 0
-    try:
-        file = pq.ParquetFile(folder / path)
-        for name in sorted(columns):
-            _require(file.schema_arrow, expected.field(name), path)
-        for batch in file.iter_batches(batch_size=64, columns=sorted(columns)):
-            for row in batch.to_pylist():
-                if not isinstance(row["sample_id"], str) or ("attempt" in row and not isinstance(row["attempt"], int)):
+    with open_file(folder, path) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+            for name in names:
+                _require(file.schema_arrow, expected.field(name), path)
+            batches = file.iter_batches(batch_size=64, columns=names)
+        except IntegrityError:
+            raise
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            raise _unreadable(error, path) from None
+        while rows := _next_rows(batches, path):
+            for row in rows:
+                if not isinstance(row.get("sample_id", ""), str) or not isinstance(row.get("attempt", 0), int):
                     raise IntegrityError("names no sample", where=f"{path} row {number}", fix=VERIFY)
                 yield number, row
                 number += 1
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise IntegrityError(f"cannot be read ({text})", where=path, fix=VERIFY) from None
+
+
+def _next_rows(batches: Iterator[pa.RecordBatch], path: str) -> list[Row]:
+    try:
+        for batch in batches:
+            if batch.num_rows:
+                rows: list[Row] = batch.to_pylist()
+                return rows
+        return []
+    except Exception as error:  # as above
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: Exception, path: str) -> IntegrityError:
+    return IntegrityError(f"cannot be read ({first_line(error)})", where=path, fix=VERIFY)
 
 
 def _require(found: pa.Schema, expected: pa.Field, path: str) -> None:
     place = found.get_field_index(expected.name)
     if place < 0:
         raise IntegrityError(f"has no column {expected.name!r}", where=path, fix=VERIFY)
-    if not _fits(found.field(place).type, expected.type):
+    if not fits(found.field(place).type, expected.type):
         what = f"column {expected.name!r} holds {found.field(place).type}, not {expected.type}"
         raise IntegrityError(what, where=path, fix=VERIFY)
 
 
-def _fits(found: pa.DataType, expected: pa.DataType) -> bool:
+def fits(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a column can be read as the one expected; a struct of another schema may have members more and fewer."""
     import pyarrow as pa
 
     if pa.types.is_struct(expected):
         members = {member.name: member.type for member in expected}
         shared = [member for member in found if member.name in members] if pa.types.is_struct(found) else []
-        return bool(shared) and all(_fits(member.type, members[member.name]) for member in shared)
+        return bool(shared) and all(fits(member.type, members[member.name]) for member in shared)
     if pa.types.is_list(expected):
-        return pa.types.is_list(found) and _fits(found.value_type, expected.value_type)
+        lists = pa.types.is_list(found) or pa.types.is_fixed_size_list(found)  # embeddings may be of fixed length
+        return bool(lists and fits(found.value_type, expected.value_type))
     return bool(found == expected)

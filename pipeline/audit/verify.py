@@ -7,32 +7,31 @@ from ``run.json`` down to the pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from index.errors import InputError, IntegrityError
-from pipeline.audit.ledger import (
-    EVENTS_FILE,
-    PREDICATE_TYPE,
-    RUN_FILE,
-    SEALED,
-    STATEMENT_TYPE,
-    events_head,
-    merkle_root,
-    scan_events,
-    statement_bytes,
-    statement_digest,
-)
+from index.errors import ClearanceError, InputError, IntegrityError
+from index.padding import first_line
+from pipeline.audit.binding import (
+    BOUND,
+    PLAN_FILE,
+    RunBinding,
+    header_problems,
+    row_problems,
+    schema_difference,
+)  # fmt: skip
+from pipeline.audit.coverage import strangers, uncovered
+from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE, events_head, scan_events
+from pipeline.audit.ledger import RUN_FILE, SEALED, merkle_root, scan_statement
 from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, LOSSLESS, decode, pixel_digest
 from pipeline.audit.records import chain_start, default_salt, prompt_commitment, record_digest, salt_id, table_header
-from pipeline.audit.schema import attempts_schema, samples_schema
-from pipeline.shard import TEMPORARY, ShardFile, ShardReceipt, digest_file
+from pipeline.shard import COMMITS, TABLES, ShardFile, ShardReceipt, markers, receipt_of
+from pipeline.storage import digest_of, entry_of, open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,11 +55,13 @@ class Verification:
         ok: no problem was found.
         problems: what does not hold, in the order found.
         counts: how much was recomputed: shards, files, samples, attempts, pictures, pixels, prompts, events …
+        not_covered: what lies in the folder and was not looked at, and why: reports, files and folders of other people, links.
     """
 
     ok: bool
     problems: tuple[Problem, ...]
     counts: Mapping[str, int]
+    not_covered: tuple[Problem, ...] = ()
 
 
 def verify(folder: Path, salt: str | None = None) -> Verification:
@@ -68,8 +69,8 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
 
     File digests against markers and ``run.json``; every record and chain link; every stored picture's file digest and,
     for lossless formats, its decoded pixels; thumbnails, embeddings and prompts against their commitments; one row per
-    sample, attempts against samples; the Merkle root; the events. Tamper-evident, not tamper-proof: see
-    :mod:`pipeline.audit.ledger`.
+    sample, attempts against samples; the Merkle root; the events; whether every shard is this run's. What lies in the folder
+    beside all this is named as not covered. Tamper-evident, not tamper-proof: see :mod:`pipeline.audit.ledger`.
 
     Args:
         folder: the run folder.
@@ -95,110 +96,103 @@ class _Verifier:
     def problem(self, where: str, what: str) -> None:
         self.problems.append(Problem(where, what))
 
+    def add(self, found: Iterable[tuple[str, str]]) -> None:
+        self.problems += [Problem(where, what) for where, what in found]
+
     def run(self) -> Verification:
-        statement = self._statement()
+        statement, problems = scan_statement(self.folder)
+        self.add(problems)
+        self.counts["files"] += statement is not None
+        events, problems = scan_events(self.folder)
+        self.add(problems)
         receipts = self._receipts()
+        self.binding = self._binding(statement).known(events)
         for receipt in receipts.values():
             for file in receipt.files:
                 self._file(receipt, file)
-        self._no_strangers(receipts)
+        self.add(strangers(self.folder, {file.path for receipt in receipts.values() for file in receipt.files}))
         self._counts_match()
+        covered = {RUN_FILE, EVENTS_FILE, EVENTS_HEAD_FILE, COMMITS, *TABLES}
         if statement is not None:
             self._statement_matches(statement, receipts)
-        self._events(statement)
-        problems = tuple(self.problems[:_MOST_PROBLEMS])
-        return Verification(not self.problems, problems, dict(self.counts))
+            covered |= self._plan_files(statement)
+        self._events(statement, events)
+        unique = tuple(dict.fromkeys(self.problems))
+        left = tuple(Problem(*found) for found in uncovered(self.folder, covered))
+        return Verification(not unique, unique[:_MOST_PROBLEMS], dict(self.counts), left)
 
     # the parts, from the top down
 
-    def _statement(self) -> dict[str, Any] | None:
-        path = self.folder / RUN_FILE
-        if not path.is_file():
-            self.problem(RUN_FILE, "is missing: the run was never sealed, or the file was removed")
-            return None
-        data = path.read_bytes()
-        try:
-            statement = json.loads(data)
-            kind = (statement["_type"], statement["predicateType"])
-            same = (
-                statement["predicate"]["statement_sha256"] == statement_digest(statement) and statement_bytes(statement) == data
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            self.problem(RUN_FILE, "was changed: it is no longer a statement that can be read")
-            return None
-        self.counts["files"] += 1
-        if not same:
-            self.problem(RUN_FILE, "was changed: its digest does not match its content")
-        elif kind != (STATEMENT_TYPE, PREDICATE_TYPE):
-            self.problem(RUN_FILE, f"is another kind of statement: {kind[1]}")
-        return dict(statement)
+    def _binding(self, statement: Mapping[str, Any] | None) -> RunBinding:
+        predicate = (statement or {}).get("predicate")
+        stated = predicate if isinstance(predicate, dict) else {}
+        plan = entry_of(self.folder, PLAN_FILE)
+        digest = digest_of(self.folder, PLAN_FILE) if plan is not None and plan.kind == "file" else ""
+        return RunBinding({name: stated[name] for name in BOUND if name in stated}, digest)
 
     def _receipts(self) -> dict[str, ShardReceipt]:
         receipts: dict[str, ShardReceipt] = {}
-        for path in sorted((self.folder / "commits").glob("[!.]*.json")):
-            where = f"commits/{path.name}"
+        try:
+            names = markers(self.folder)
+        except IntegrityError as error:
+            self.problem(COMMITS, error.what)
+            return {}
+        for shard_id in names:
             self.counts["files"] += 1
             try:
-                receipt = ShardReceipt.parse(path.read_bytes(), where=where)
-            except IntegrityError as error:
-                self.problem(where, error.what)
-                continue
-            if receipt.shard_id != path.stem:
-                self.problem(where, f"is the marker of shard {receipt.shard_id!r}")
-            receipts[path.stem] = receipt
-            self.counts["shards"] += 1
+                receipts[shard_id] = receipt_of(self.folder, shard_id)
+                self.counts["shards"] += 1
+            except ClearanceError as error:
+                self.problem(f"{COMMITS}/{shard_id}.json", error.what)
         return receipts
 
     def _file(self, receipt: ShardReceipt, file: ShardFile) -> None:
-        path = self.folder / file.path
-        if not path.is_file():
-            self.problem(file.path, f"is missing; shard {receipt.shard_id} committed it")
+        try:
+            with open_file(self.folder, file.path) as stream:
+                self.counts["files"] += 1
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                intact = stream.tell() == file.bytes and sha256 == file.sha256
+                if not intact:
+                    self.problem(file.path, "the file was changed: its digest does not match its commit marker")
+                table = self._read(stream, file.path, intact=intact)
+        except (ClearanceError, OSError) as error:
+            what = error.what if isinstance(error, ClearanceError) else f"cannot be read ({first_line(error)})"
+            self.problem(file.path, f"{what}; shard {receipt.shard_id} committed it")
             return
-        self.counts["files"] += 1
-        intact = path.stat().st_size == file.bytes and digest_file(path) == file.sha256
-        if not intact:
-            self.problem(file.path, "the file was changed: its digest does not match its commit marker")
-        table = self._read(path, file.path, intact=intact)
         if table is None:
             return
-        schema = samples_schema() if file.table == "samples" else attempts_schema()
-        missing = [name for name in schema.names if name not in table.column_names]
-        if missing:
-            self.problem(file.path, f"columns are missing: {', '.join(missing)}")
+        if difference := schema_difference(file.table, table.schema):
+            self.problem(file.path, difference)
             return
         try:
             shard_header = table_header(table.schema)
         except IntegrityError as error:
             self.problem(file.path, error.what)
             return
-        if shard_header.get("shard_id") != receipt.shard_id or shard_header.get("table") != file.table:
-            self.problem(file.path, f"belongs to shard {shard_header.get('shard_id')!r}, table {shard_header.get('table')!r}")
+        self.add(header_problems(shard_header, receipt.shard_id, file, self.binding))
         if table.num_rows != file.rows:
             self.problem(file.path, f"holds {table.num_rows} rows; its commit marker says {file.rows}")
         head = self._rows(table, file, shard_header)
         if head != file.chain_head:
             self.problem(file.path, "the chain does not end where the commit marker says")
 
-    def _read(self, path: Path, where: str, *, intact: bool) -> pa.Table | None:
+    def _read(self, stream: IO[bytes], where: str, *, intact: bool) -> pa.Table | None:
         """Read a data file; of a damaged one, name the damaged columns and read what can still be read."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        broken = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, UnicodeDecodeError)
         try:
             if not intact:
-                checked = pq.ParquetFile(path, page_checksum_verification=True)
+                checked = pq.ParquetFile(stream, page_checksum_verification=True)
                 for name in checked.schema_arrow.names:
                     try:
                         checked.read(columns=[name])
-                    except broken:
+                    except Exception:
                         self.problem(f"{where} column {name}", "a page of this column does not match its checksum")
-            table = pq.ParquetFile(path).read()
+            table = pq.ParquetFile(stream).read()
             table.validate(full=True)
             return table
-        except broken as error:
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.problem(where, f"cannot be read as Parquet ({text[:120]})")
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.problem(where, f"cannot be read as Parquet ({first_line(error)})")
             return None
 
     def _rows(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any]) -> str:
@@ -219,10 +213,11 @@ class _Verifier:
                 if record_digest(row, str(row["prev_sha256"])) != row["record_sha256"]:
                     self.problem(f"{where} column record_sha256", "a committed column of this row was changed")
                 prev = str(row["record_sha256"])
-                if file.table == "samples":
-                    self._sample(row, where, shard_header)
-                else:
-                    self._attempt(row, where)
+                self.add((f"{where} column {column}", what) for column, what in row_problems(row, file.table, shard_header))
+                try:
+                    self._sample(row, where, shard_header) if file.table == "samples" else self._attempt(row, where)
+                except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
+                    self.problem(where, f"holds a value that no row has ({first_line(error)})")
         return prev
 
     def _sample(self, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
@@ -279,24 +274,12 @@ class _Verifier:
 
     # the whole
 
-    def _no_strangers(self, receipts: Mapping[str, ShardReceipt]) -> None:
-        known = {file.path for receipt in receipts.values() for file in receipt.files}
-        for name in ("samples", "attempts", "commits"):
-            for path in sorted((self.folder / name).glob("**/*")):
-                where = path.relative_to(self.folder).as_posix()
-                if path.is_dir():
-                    continue
-                if path.name.startswith(TEMPORARY):
-                    self.problem(where, "is a leftover of an unfinished write; resuming the run sweeps it away")
-                elif name == "commits":
-                    if path.suffix != ".json" or path.parent != self.folder / name:
-                        self.problem(where, "is no commit marker")
-                elif where not in known:
-                    self.problem(where, "belongs to no committed shard")
-
     def _counts_match(self) -> None:
         for sample_id, (where, row) in self.samples.items():
             made = self.attempts.pop(sample_id, {})
+            if row["attempts"] is None:
+                self.problem(f"{where} column attempts", "is empty")
+                continue
             if sorted(made) != list(range(row["attempts"])):
                 self.problem(f"{where} column attempts", f"says {row['attempts']}; the attempts table has {sorted(made)}")
             accepted = row["accepted_attempt"]
@@ -311,7 +294,7 @@ class _Verifier:
 
     def _statement_matches(self, statement: Mapping[str, Any], receipts: Mapping[str, ShardReceipt]) -> None:
         try:
-            predicate, subjects = statement["predicate"], {s["name"]: s for s in statement["subject"]}
+            predicate, subjects = statement["predicate"], {str(s["name"]): s for s in statement["subject"]}
             stated = {name: (s["digest"]["sha256"], s["annotations"]["rows"]) for name, s in subjects.items()}
             counts, root, shards = predicate["counts"], predicate["merkle_root"], predicate["shards"]
             numbers = (counts["samples"], counts["attempts"], counts["outcomes"])
@@ -336,37 +319,44 @@ class _Verifier:
         recount = (self.counts["samples"], self.counts["attempts"], dict(sorted(self.outcomes.items())))
         if recount != numbers:
             self.problem(RUN_FILE, f"counts {numbers} are stated, {recount} are found")
-        self._plan_files(predicate)
         requested = predicate.get("requested")
         if requested is not None and requested != len(self.samples):
             self.problem(RUN_FILE, f"{requested} samples were requested, {len(self.samples)} have a row")
 
-    def _plan_files(self, predicate: Mapping[str, Any]) -> None:
+    def _plan_files(self, statement: Mapping[str, Any]) -> set[str]:
         """The files a caller named under ``plan.files`` (the plan, the requests) are held to their digests as well."""
-        plan = predicate.get("plan")
-        for name, digest in (plan.get("files") or {}).items() if isinstance(plan, dict) else ():
-            path = self.folder / name
+        predicate = statement.get("predicate")
+        plan = predicate.get("plan") if isinstance(predicate, dict) else None
+        files = plan.get("files") if isinstance(plan, dict) else None
+        for name, digest in files.items() if isinstance(files, dict) else ():
             self.counts["files"] += 1
-            if not path.is_file():
-                self.problem(name, "is missing; the plan names it")
-            elif digest_file(path) != digest:
-                self.problem(name, f"the file was changed: its digest does not match {RUN_FILE}")
+            try:
+                if digest_of(self.folder, name) != digest:
+                    self.problem(name, f"the file was changed: its digest does not match {RUN_FILE}")
+            except ClearanceError as error:
+                self.problem(name, f"{error.what}; the plan names it")
+        return set(files) if isinstance(files, dict) else set()
 
-    def _events(self, statement: Mapping[str, Any] | None) -> None:
-        events, problems = scan_events(self.folder)
-        self.problems += [Problem(where, what) for where, what in problems]
+    def _events(self, statement: Mapping[str, Any] | None, events: Sequence[Mapping[str, Any]]) -> None:
         self.counts["events"] += len(events)
-        if (self.folder / EVENTS_FILE).exists():
-            self.counts["files"] += 1
+        self.counts["files"] += entry_of(self.folder, EVENTS_FILE) is not None
+        plan = self.binding.plan_file_sha256
+        for event in events:
+            if plan and event["digests"].get("plan_file_sha256", plan) != plan:
+                self.problem(PLAN_FILE, f"is not the plan that the event in {EVENTS_FILE} line {event['seq'] + 1} names")
+        sealed = [event for event in events if event["kind"] == SEALED]
         if statement is None:
+            if sealed:
+                self.problem(
+                    RUN_FILE, f"the run was sealed ({EVENTS_FILE} line {sealed[-1]['seq'] + 1}); its statement is gone"
+                )
             return
-        stated = statement.get("predicate", {}).get("events", {})
-        count, head = stated.get("count"), stated.get("head")
-        if not isinstance(count, int) or len(events) < count or events_head(events[:count]) != head:
+        predicate = statement.get("predicate")
+        stated = predicate.get("events") if isinstance(predicate, dict) else None
+        count, head = (stated.get("count"), stated.get("head")) if isinstance(stated, dict) else (None, None)
+        if not isinstance(count, int) or len(events) < count or events_head(events[: max(count, 0)]) != head:
             self.problem(EVENTS_FILE, f"events that {RUN_FILE} was sealed over are missing or changed")
-        sealed = [event for event in events if event.get("kind") == SEALED]
-        run_sha256 = digest_file(self.folder / RUN_FILE)
         if not sealed:
             self.problem(EVENTS_FILE, "holds no event of sealing")
-        elif sealed[-1].get("digests", {}).get("run_sha256") != run_sha256:
+        elif sealed[-1]["digests"].get("run_sha256") != digest_of(self.folder, RUN_FILE):
             self.problem(RUN_FILE, f"is not the statement that the last sealing event in {EVENTS_FILE} names")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from index.errors import ModelError
 from pipeline.config import ModelConfig
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
+_TEXTS = frozenset({".json", ".txt", ".model"})
+# Only safetensors are loaded; the others are counted, so that a folder in which they change is another folder.
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".npz"})
 STICKERS = Path(__file__).resolve().parents[1] / "weights" / "stickers"
 
 
@@ -27,6 +32,14 @@ def resolve(config: ModelConfig) -> Path:
     if folder.is_absolute() or config.path.startswith("."):
         raise ModelError("folder does not exist", where=config.path, fix="Name a diffusers folder, a hub id, or 'stickers'")
     return _from_hub(config)
+
+
+def model_name(config: ModelConfig) -> str:
+    """The model's name as rows and pictures give it: never a path, which would say how this machine is laid out."""
+    place = Path(config.path).expanduser()
+    if config.name or config.path == "stickers":
+        return config.name or config.path
+    return Path(os.path.abspath(place)).name if place.is_absolute() or place.is_dir() else config.path
 
 
 def _from_hub(config: ModelConfig) -> Path:
@@ -101,15 +114,38 @@ def components(folder: Path) -> list[str]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of a diffusers folder: every .json, .txt, .model and .safetensors file, by name and content."""
+    """Digest of a diffusers folder: every description and every file of weights in it, by name and content.
+
+    Links are followed, files and folders alike: what is behind them is what would be loaded.
+
+    Raises:
+        ModelError: it holds no such file, or one cannot be read.
+    """
     lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".txt", ".model", ".safetensors"} and path.is_file():
-            with path.open("rb") as file:
-                lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    try:
+        for path in sorted(_files(folder, ())):
+            if path.suffix in _TEXTS | _WEIGHTS:
+                with path.open("rb") as file:
+                    lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    except OSError as error:
+        where = str(error.filename or folder)
+        raise ModelError(
+            f"cannot be read ({error.strerror})", where=where, fix="Check its permissions, or copy it again"
+        ) from None
     if not lines:
         raise ModelError("holds no model files", where=str(folder), fix="Name a diffusers folder with safetensors weights")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Files below a folder, through links; a link to one of the folders above (``above``: device and inode) is left out."""
+    info = folder.stat()
+    here = (*above, (info.st_dev, info.st_ino))
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and (path.stat().st_dev, path.stat().st_ino) not in here:
+            yield from _files(path, here)
 
 
 def check_digests(folder: Path) -> None:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -13,7 +13,10 @@ from typer.testing import CliRunner, Result
 from index.calibrate import Calibration
 from index.store import ReferenceIndex
 from jobs import cli, index_cli
+from jobs.plan import Plan, open_folder
 from jobs.report import ReferencePictures
+from pipeline.config import RunConfig
+from pipeline.policy import Policy
 
 
 class FakeEmbedder:
@@ -94,10 +97,10 @@ def test_bad_input_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_reference_pictures_of_a_report(built: Path, tmp_path: Path) -> None:
     references = {reference.title: reference.ref_id for reference in ReferenceIndex.open(built).references()}
 
-    def pictures_of(index: str) -> ReferencePictures:
-        plan = {"plan_sha256": "p", "run_id": "r", "base": str(tmp_path), "config": {"index": index}}
-        (tmp_path / "plan.json").write_text(json.dumps(plan))
-        return ReferencePictures(tmp_path)
+    def pictures_of(index: str, out: Path | None = None) -> ReferencePictures:
+        (tmp_path / "prompts.txt").write_text("owl\n")
+        plan = Plan.make(RunConfig(prompts="prompts.txt", index=index), Policy(), tmp_path, identity={})
+        return ReferencePictures(open_folder(out or tmp_path / f"run-{index}", plan)[0])
 
     kept = pictures_of("index")
     picture = kept(references["apple"])
@@ -107,6 +110,10 @@ def test_reference_pictures_of_a_report(built: Path, tmp_path: Path) -> None:
     assert gone(references["apple"]) is None and "no reference pictures" in gone.remark
     none = pictures_of("")
     assert none(references["apple"]) is None and none.remark == ""
+    away = pictures_of("index", Path(mkdtemp(dir=tmp_path.parent)))
+    assert away(references["apple"]) is None and "name the run file" in away.remark
+    again = ReferencePictures(tmp_path / "run-index", tmp_path)(references["apple"])
+    assert again is not None and again.shape == (64, 64, 3)
 
 
 def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path: Path) -> None:

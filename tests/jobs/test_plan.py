@@ -70,7 +70,9 @@ def test_folder_of_the_same_plan_says_resume(make_plan: MakePlan, tmp_path: Path
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_folder_of_another_plan_says_what_changed(make_plan: MakePlan, tmp_path: Path, resume: bool) -> None:
-    open_folder(tmp_path / "run", make_plan(PROMPTS))
+    folder, _ = open_folder(tmp_path / "run", make_plan(PROMPTS))
+    (folder / "commits").mkdir()
+    (folder / "commits" / "000000-00000000.json").touch()  # something was committed; without it the plan may be replaced
     with pytest.raises(PlanMismatch, match="another plan") as caught:
         open_folder(tmp_path / "run", make_plan(PROMPTS, rules=Policy(version="2")), resume=resume)
     assert "changed: policy" in caught.value.what and "requests" not in caught.value.what

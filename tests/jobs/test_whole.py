@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.folder import stored_plan
 from jobs.plan import Plan, open_folder, read_policy
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
@@ -67,7 +68,7 @@ def test_shards_that_overlap_draw_the_pixels_of_shards_alone(
 ) -> None:
     plan = tiny_plan(tmp_path, tiny_sd, 1)
     folder, _ = open_folder(tmp_path / "alone", plan)
-    worker = Worker(plan, folder, "r", "w")
+    worker = Worker(plan, folder, stored_plan(folder)["run_id"], "w")
     for number in range(len(plan.shards)):
         worker.work(number)
     assert pixels(run_local(plan, folder).folder) == local

@@ -17,12 +17,12 @@ def shipped() -> dict[str, Any]:
 
 def test_a_rung_says_only_what_differs_from_its_defaults() -> None:
     (_, copies), (_, marks) = ladders(shipped())
-    assert copies[0] == ("nudge", "window 0.45, iterations 20, enough 0.4")
-    assert marks == [("erase", "focus 4"), ("erase", "places usual, focus 4"), ("reseed", "all at their defaults")]
+    assert copies[0] == ("nudge", "window = 0.45, iterations = 20, enough = 0.4")
+    assert marks == [("erase", "focus = 4"), ("erase", "places = usual, focus = 4"), ("reseed", "all at their defaults")]
 
 
 def test_a_key_that_this_version_does_not_know_is_shown() -> None:
-    assert ladders({"ladder": [{"kind": "nudge", "zeal": 3}]})[0][1] == [("nudge", "zeal 3")]
+    assert ladders({"ladder": [{"kind": "nudge", "zeal": 3}]})[0][1] == [("nudge", "zeal = 3")]
 
 
 def test_an_empty_ladder_has_no_table() -> None:
@@ -38,11 +38,17 @@ def test_without_a_policy_there_is_nothing_to_show() -> None:
 def test_settings_are_words_and_ladders_are_not_among_them() -> None:
     rows = dict(policy_rows(shipped()))
     assert "ladder" not in rows and "mark_ladder" not in rows
-    assert rows["early"].startswith("enabled yes, signal latent, probes 0.1, 0.2, 0.3")
+    assert rows["early"].startswith("enabled = yes, signal = latent, probes = 0.1, 0.2, 0.3")
+
+
+def test_an_absent_key_says_what_is_in_force() -> None:
+    rows = dict(policy_rows(shipped()))
+    assert rows["copies"].startswith("threshold = the calibrated operating point of the index, ")
+    assert rows["max_evals"] == "as many as the ladders ask for"
 
 
 def test_the_page_shows_both_ladders_and_no_python(make_run: Any, tmp_path: Path) -> None:
     path, _ = write_report(make_run(tmp_path / "run").folder)
     page = path.read_text(encoding="utf-8")
-    assert "1. <b>erase</b></td><td>focus 4</td>" in page
+    assert "1. <b>erase</b></td><td>focus = 4</td>" in page
     assert "&#39;kind&#39;" not in page and "{'kind'" not in page

@@ -3,18 +3,20 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from index.errors import ClearanceError, IntegrityError
-from pipeline import shard
+from index.errors import ClearanceError, IntegrityError, RunStopped
+from pipeline import shard, storage
 from pipeline.audit.records import RunContext, attempt_table, sample_table
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
 from pipeline.shard import ShardReceipt, commit_shard, committed, sweep, write_parquet
+from pipeline.storage import Disk
 
 Make = Callable[..., RunContext]
 
@@ -75,45 +77,58 @@ def test_replay_keeps_the_first_commit(tmp_path: Path, samples: list[Sample], co
     assert files(tmp_path) == before
 
 
+class Rival(Disk):
+    """Another worker commits the same shard between our data files and our marker."""
+
+    def __init__(self, commit: Callable[[], ShardReceipt]) -> None:
+        self.commit, self.receipts = commit, list[ShardReceipt]()
+
+    def link(self, old: str, new: str, *, at: int) -> None:
+        if not self.receipts:
+            with storage.using(Disk()):
+                self.receipts.append(self.commit())
+        super().link(old, new, at=at)
+
+
 @pytest.mark.parametrize("same", [True, False])
-def test_two_workers_race_for_one_shard(
-    tmp_path: Path, samples: list[Sample], context: Make, monkeypatch: pytest.MonkeyPatch, same: bool
-) -> None:
-    # The rival commits between our data files and our marker.
-    rival: list[ShardReceipt] = []
-    once = shard.write_once
-
-    def slow(path: Path, data: bytes) -> bool:
-        monkeypatch.setattr(shard, "write_once", once)
-        rival.append(commit_shard(tmp_path, "0", *tables(samples, context(worker_id="mine" if same else "rival"), "0")))
-        return once(path, data)
-
-    monkeypatch.setattr(shard, "write_once", slow)
-    receipt = commit_shard(tmp_path, "0", *tables(samples, context(worker_id="mine"), "0"))
-    assert receipt == rival[0] == committed(tmp_path)["0"]
+def test_two_workers_race_for_one_shard(tmp_path: Path, samples: list[Sample], context: Make, same: bool) -> None:
+    theirs = tables(samples, context(worker_id="mine" if same else "rival"), "0")
+    rival = Rival(lambda: commit_shard(tmp_path, "0", *theirs))
+    with storage.using(rival):
+        receipt = commit_shard(tmp_path, "0", *tables(samples, context(worker_id="mine"), "0"))
+    assert receipt == rival.receipts[0] == committed(tmp_path)["0"]
     assert sorted(files(tmp_path)) == sorted(["commits/0.json", *(f.path for f in receipt.files)])
 
 
+class Failing(Disk):
+    """A disk whose fsync of the n-th file fails."""
+
+    def __init__(self, number: int, error: int) -> None:
+        self.number, self.error, self.files = number, error, 0
+
+    def fsync(self, handle: int) -> None:
+        self.files += stat.S_ISREG(os.fstat(handle).st_mode)
+        if self.files == self.number:
+            raise OSError(self.error, os.strerror(self.error))
+        super().fsync(handle)
+
+
+FAILURES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EIO: "the storage failed",
+    errno.ESTALE: "the network folder went away",
+}
+
+
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_disk_full_leaves_nothing(
-    tmp_path: Path, samples: list[Sample], context: Make, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_failing_disk_leaves_nothing(tmp_path: Path, samples: list[Sample], context: Make, error: int, call: int) -> None:
     made = tables(samples, context())
-    real, calls = os.fsync, []
-
-    def fsync(handle: int) -> None:
-        if os.fstat(handle).st_mode & 0o170000 == 0o100000:  # files, not folders
-            calls.append(handle)
-            if len(calls) == call:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(ClearanceError, match="the disk is full") as caught:
+    with storage.using(Failing(call, error)), pytest.raises(RunStopped, match=FAILURES[error]) as caught:
         commit_shard(tmp_path, "0", *made)
-    assert "--resume" in caught.value.fix
+    assert "--resume" in caught.value.fix and caught.value.where == str(tmp_path)
     assert files(tmp_path) == {} and committed(tmp_path) == {}
-    monkeypatch.setattr(os, "fsync", real)
     assert commit_shard(tmp_path, "0", *made).rows == 10
 
 

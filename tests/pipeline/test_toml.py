@@ -151,6 +151,17 @@ def test_a_key_of_another_kind_of_rung_is_refused_with_the_kinds_own(tmp_path: P
     assert error.fix == "Leave it out; this kind knows resume_fraction, rollback"
 
 
+def test_a_long_or_invisible_name_does_not_fill_the_message(tmp_path: Path) -> None:
+    error = refused(Policy, f'"\\u001b[31m{"k" * 5000}" = 1\n', tmp_path)
+    assert "\x1b" not in str(error)
+    assert len(error.what) < 100
+
+
+def test_the_search_for_a_line_gives_up_in_time(tmp_path: Path) -> None:
+    numbers = ",\n".join(["0.1"] * 3000)
+    assert refused(Policy, f"[early]\nprobes = [\n{numbers}\n]\n[early.more]\n", tmp_path).where.endswith("early.more")
+
+
 @pytest.mark.parametrize(
     ("text", "loc", "line"),
     [

@@ -1,0 +1,38 @@
+"""Is a run whole? What verifying recomputes, and what only the plan knows; and what of it is damage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from index.errors import ClearanceError
+from pipeline.audit.ledger import NEVER_SEALED, RUN_FILE
+from pipeline.audit.verify import Problem, Verification, verify
+
+
+def verify_run(folder: Path) -> Verification:
+    """Recompute every digest of a run folder, and hold plan, requests and shards against one another.
+
+    Raises:
+        InputError: there is no such folder, or it holds no run.
+    """
+    from jobs.folder import check_begun
+    from jobs.plan import Plan
+    from pipeline.shard import committed
+
+    found = verify(folder)
+    try:
+        check_begun(folder, Plan.load(folder), committed(folder))
+    except ClearanceError as error:
+        where = error.where.removeprefix(f"{folder}/")
+        if not any(problem.where == where or problem.where.startswith(f"{where} ") for problem in found.problems):
+            found = replace(found, ok=False, problems=(*found.problems, Problem(where, error.what)))
+    return found
+
+
+def damage(problems: Sequence[Any]) -> list[tuple[str, str]]:
+    """The problems of a run, as (where, what), without the one that every unfinished run has: that it is not sealed."""
+    found = [(p["where"], p["what"]) if isinstance(p, dict) else (p.where, p.what) for p in problems]
+    return [problem for problem in found if problem != (RUN_FILE, NEVER_SEALED)]

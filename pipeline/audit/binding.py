@@ -1,0 +1,126 @@
+"""Whose shard is this? What a shard's files say of themselves, held against the run they lie in.
+
+Every data file carries a header (:func:`pipeline.audit.records.header`), which is the start of its chain: the run, the plan,
+the policy, the shard, the worker that wrote it, the digest of ``plan.json`` and the event that the session began with. A whole
+and valid shard of another run, laid in under the right name, differs in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ClearanceError, IntegrityError
+from index.padding import first_line
+from pipeline.audit.events import EVENTS_FILE
+from pipeline.audit.records import table_header
+from pipeline.audit.requests import fits
+from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
+from pipeline.shard import ShardFile, ShardReceipt
+from pipeline.storage import entry_of, open_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PLAN_FILE, REQUESTS_FILE = "plan.json", "requests.parquet"
+BOUND = ("run_id", "dataset_id", "plan_sha256", "policy_sha256", "salt_id")
+_NOUNS = {"run_id": "run", "dataset_id": "data set", "plan_sha256": "plan", "policy_sha256": "policy", "salt_id": "salt"}
+_EITHER = "this file was changed, or the shard is another run's"
+# What the rows repeat of the header, by the header's name.
+_REPEATED = {
+    "samples": {"schema_version": "schema_version", "run_id": "run_id", "dataset_id": "dataset_id", "shard_id": "shard_id",
+                "policy_sha256": "policy_sha256", "writer": "worker_id"},
+    "attempts": {"schema_version": "schema_version", "run_id": "run_id", "shard_id": "shard_id"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunBinding:
+    """What the headers of a run's shards must say.
+
+    Attributes:
+        header: the values of those of :data:`BOUND` that are known.
+        plan_file_sha256: digest of ``plan.json``; empty: not compared.
+        events: digests of the run's events; None: not compared.
+    """
+
+    header: Mapping[str, Any]
+    plan_file_sha256: str = ""
+    events: frozenset[str] | None = field(default=None, repr=False)
+
+    def known(self, events: Sequence[Mapping[str, Any]]) -> RunBinding:
+        """With the events that a shard may have been written under."""
+        return replace(self, events=frozenset(str(event["record_sha256"]) for event in events))
+
+
+def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding) -> Iterator[tuple[str, str]]:
+    """Committed files that are missing, of another size or another run's, as (where, what). Reads headers, not rows."""
+    for receipt in receipts.values():
+        for file in receipt.files:
+            try:
+                entry = entry_of(folder, file.path)
+                if entry is not None and entry.kind == "file" and entry.size != file.bytes:
+                    yield file.path, f"is not the file that was committed: it has {entry.size} bytes, not {file.bytes}"
+                    continue
+                shard_header = table_header(_schema(folder, file.path))
+            except ClearanceError as error:
+                yield file.path, error.what
+                continue
+            yield from header_problems(shard_header, receipt.shard_id, file, run)
+
+
+def header_problems(
+    shard_header: Mapping[str, Any], shard_id: str, file: ShardFile, run: RunBinding
+) -> Iterator[tuple[str, str]]:
+    """What in a file's header does not fit the run, as (where, what)."""
+    if shard_header.get("shard_id") != shard_id or shard_header.get("table") != file.table:
+        yield file.path, f"belongs to shard {shard_header.get('shard_id')!r}, table {shard_header.get('table')!r}"
+    if shard_header.get("schema_version") != SCHEMA_VERSION:
+        found = shard_header.get("schema_version")
+        yield file.path, f"has columns of version {found!r}; this version of Clearance reads {SCHEMA_VERSION}"
+    for name, value in run.header.items():
+        if shard_header.get(name) != value:
+            found = str(shard_header.get(name))[:64]
+            yield file.path, f"is not this run's: its {_NOUNS[name]} is {found}, not {str(value)[:64]}"
+    plan = shard_header.get("plan_file_sha256", "")
+    if plan and run.plan_file_sha256 and plan != run.plan_file_sha256:
+        yield (
+            PLAN_FILE,
+            f"is not the plan that shard {shard_id} was written under: it was changed, or the shard is another run's",
+        )
+    event = shard_header.get("events_head", "")
+    if event and run.events is not None and event not in run.events:
+        yield EVENTS_FILE, f"lacks the event that shard {shard_id} was written under: {_EITHER}"
+
+
+def row_problems(row: Mapping[str, Any], table: str, shard_header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Columns of a row that contradict the file's header, as (column, what)."""
+    for name, column in _REPEATED[table].items():
+        if name in shard_header and row[column] != shard_header[name]:
+            yield column, f"is {str(row[column])[:64]!r}; the file's header says {str(shard_header[name])[:64]!r}"
+
+
+def schema_difference(table: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> str:
+    """How a file's columns differ from those that are written; empty when they do not."""
+    expected = samples_schema() if table == "samples" else attempts_schema()
+    wanted = [name for name in expected.names if columns is None or name in columns]
+    missing = [name for name in wanted if name not in schema.names]
+    if missing:
+        return f"columns are missing: {', '.join(missing)}"
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        return f"columns are there twice: {', '.join(twice)}"
+    other = [name for name in wanted if not fits(schema.field(name).type, expected.field(name).type)]
+    return f"columns have another type: {', '.join(other)}" if other else ""
+
+
+def _schema(folder: Path, path: str) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    with open_file(folder, path) as stream:
+        try:
+            return pq.ParquetFile(stream).schema_arrow
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            raise IntegrityError(f"cannot be read as Parquet ({first_line(error)})", where=str(folder / path)) from None

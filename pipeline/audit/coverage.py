@@ -1,0 +1,62 @@
+"""What lies in a run folder that nobody committed: in the folders of shards a problem, elsewhere at least worth naming."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from index.errors import IntegrityError
+from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.shard import COMMITS, TABLES
+from pipeline.storage import TEMPORARY, Entry, entries
+
+REPORT_HTML, REPORT_JSON = "report.html", "report.json"
+LEASE_FILE = ".lease"
+
+
+def strangers(folder: Path, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What lies among the shards and no commit names, as (where, what). A reader of such a folder would read it too."""
+    for name in (*TABLES, COMMITS):
+        try:
+            found = entries(folder, name)
+        except IntegrityError as error:
+            yield name, error.what
+            continue
+        for entry in found:
+            where = f"{name}/{entry.name}"
+            if entry.name.startswith(TEMPORARY) and entry.kind == "file":
+                yield where, "is a leftover of an unfinished write; resuming the run sweeps it away"
+            elif name == COMMITS:
+                if not entry.name.endswith(".json") or entry.name.startswith("."):
+                    yield where, "is no commit marker"
+            elif where not in known:
+                yield (
+                    where,
+                    "belongs to no committed shard" + (f" (a {entry.kind})" if entry.kind in ("folder", "link") else ""),
+                )
+
+
+def uncovered(folder: Path, covered: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What lies directly in the run folder and was not looked at, and why, as (where, what)."""
+    for entry in entries(folder):
+        # A link or a folder in the place of a file of the run is a problem, and named as one.
+        if entry.name not in covered and (why := _why(folder, entry)):
+            yield entry.name, why
+
+
+def _why(folder: Path, entry: Entry) -> str:
+    if entry.kind == "link":
+        return "a link; nothing behind it was looked at"
+    if entry.kind == "folder":
+        return f"a folder that is not the run's, with {len(entries(folder, entry.name))} entries"
+    if entry.kind == "other":
+        return "neither a file nor a folder"
+    if entry.name in (REPORT_HTML, REPORT_JSON):
+        return "a report; `clearance report` writes it again"
+    if entry.name in (PLAN_FILE, REQUESTS_FILE):
+        return "a file of the plan; no statement names its digest"
+    if entry.name == LEASE_FILE:
+        return "the run's lock" if entry.size else ""
+    if entry.name.startswith(TEMPORARY):
+        return "a leftover of an unfinished write"
+    return "not a file of the run"
