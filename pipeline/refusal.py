@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -182,6 +183,9 @@ def _choice(value: Any, allowed: list[str]) -> tuple[str, str]:
 
 def _shape(problem: Problem) -> tuple[str, str]:
     key, name = problem.key, problem.name
+    if key is not None and dataclasses.is_dataclass(problem.value):  # built in Python
+        made = type(problem.value).__name__
+        return f"must be a {key.type.__name__}, not a {made}", f"Build a {key.type.__name__}"
     if key is None:
         return f"must be a table, not {seen(problem.value)}", "Write key = value, line by line"
     if isinstance(problem.loc[-1], int):

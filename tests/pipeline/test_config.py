@@ -9,7 +9,7 @@ import pytest
 
 from index.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.policy import Policy, remarks
+from pipeline.policy import GuardPolicy, Policy, remarks
 from pipeline.settings import from_dict, read_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "infra" / "examples"
@@ -46,6 +46,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> N
 def test_examples_of_other_classes(name: str, scheduler: str) -> None:
     config = read_toml(RunConfig, EXAMPLES / name)
     assert config.generation.scheduler == scheduler and config.model.device == "cuda" and config.model.allow_download
+
+
+def test_another_class_in_python_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="codes: must be a CodesPolicy, not a GuardPolicy"):
+        Policy(codes=GuardPolicy())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

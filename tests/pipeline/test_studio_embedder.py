@@ -15,13 +15,14 @@ from index.errors import IndexMismatch, ModelError
 from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.config import EmbedderConfig, GenerationConfig, ModelConfig, RunConfig
-from pipeline.policy import CodesPolicy, CopiesPolicy, GuardPolicy, Policy
+from pipeline.policy import CodesPolicy, CopiesPolicy, GuardPolicy, Policy, TextPolicy
 from pipeline.studio import Studio
 
 OFF = GuardPolicy(enabled=False)
 POLICY = Policy(
-    name="copies-only", copies=CopiesPolicy(threshold=0.8), marks=OFF, codes=CodesPolicy(enabled=False), text=OFF, unsafe=OFF
-)
+    name="copies-only", copies=CopiesPolicy(threshold=0.8), marks=OFF, codes=CodesPolicy(enabled=False),
+    text=TextPolicy(enabled=False), unsafe=OFF,
+)  # fmt: skip
 
 
 @pytest.fixture
