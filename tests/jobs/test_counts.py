@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -14,17 +15,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from index.errors import IntegrityError
+from index.errors import IntegrityError, RunStopped
 from jobs import cli
 from jobs.demo import DemoPrompt, show
 from jobs.funnel import print_counts
-from jobs.plan import Plan, open_folder
+from jobs.plan import Plan
 from jobs.run import run_local
 from pipeline.config import RunConfig
 from pipeline.copy_check import CopyCheck, copy_check_record
+from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy
 
-from ..counted import commit, one_of_each, sealed
+from ..counted import one_of_each
+from .conftest import FakeStudio
 
 STICKERS_EMBEDDER = "openclip-a5e0fe2ba4838284"
 RECALL = "This check finds 91 % of edited copies (88–94 %, 428 measured); it misses the rest."
@@ -54,18 +57,36 @@ def record() -> dict[str, Any]:
     return copy_check_record(RunConfig(prompts="p.csv", index="index"), Policy(), STICKERS_EMBEDDER, base=Path("nowhere"))
 
 
-def with_plan(folder: Path, record: dict[str, Any]) -> Path:
-    stored = {
-        "plan_sha256": "p" * 64, "run_id": "run-0", "base": str(folder), "config": {"index": ""}, "requests": 10,
-        "shards": [{"shard_id": "0", "rows": 5}, {"shard_id": "1", "rows": 5}], "copy_check": record,
-    }  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps(stored))
+class Prepared:
+    """A loop whose requests end as the samples made for counting; from row ``stop`` on the disk is full."""
+
+    room, busy = True, False
+
+    def __init__(self, studio: FakeStudio, stop: int) -> None:
+        self.studio, self.stop = studio, stop
+
+    def submit(self, request: Request) -> list[Sample]:
+        if request.row_no >= self.stop:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return [replace(one_of_each()[request.row_no], request=request)]
+
+    def step(self) -> list[Sample]:
+        return []
+
+
+def carried_out(plan: Plan, folder: Path, stop: int = 10) -> Path:
+    run_local(plan, folder, open_loop=lambda config, policy, base: Prepared(FakeStudio(config, policy, base), stop))
     return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, record: dict[str, Any]) -> Path:
-    return with_plan(sealed(tmp_path / "run", one_of_each(), copy_check=record), record)
+def plan(make_plan: Any, record: dict[str, Any]) -> Plan:
+    return replace(make_plan([f"thing {number}" for number in range(10)], shard_size=5), copy_check=record)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, plan: Plan) -> Path:
+    return carried_out(plan, tmp_path / "run")
 
 
 def call(*arguments: object) -> str:
@@ -136,12 +157,12 @@ def test_the_report_has_the_same_counts(folder: Path) -> None:
 
 def test_the_demo_has_the_same_counts(folder: Path) -> None:
     console = recorded()
-    prompts = [DemoPrompt("protected", f"key-{number}", "") for number in range(5)]
+    prompts = [DemoPrompt("protected", f"row-{number:06d}", "") for number in range(5)]
     numbers = show({"observed": folder, "steered": folder}, prompts, console)
     text = console.export_text()
     assert table_rows(text, 1) == table_rows(text, 2) == EXPECTED
     assert [of_json(run) for run in numbers.values()] == [EXPECTED, EXPECTED]
-    assert "without steering: 2 of 5 protected captions copy" in text  # key-3 was caught, key-4 was flagged
+    assert "without steering: 2 of 5 protected captions copy" in text  # row 3 was caught, row 4 was flagged
     assert f"report:   {folder / 'report.html'}" in text
 
 
@@ -160,8 +181,10 @@ def test_the_sentences_are_the_same_everywhere(folder: Path) -> None:
     assert plain_text(report["sentences"]["check"]).startswith(RECALL)
 
 
-def test_an_unfinished_run_has_counts_and_recall(tmp_path: Path, record: dict[str, Any]) -> None:
-    folder = with_plan(commit(tmp_path, one_of_each()[:5]), record)
+def test_an_unfinished_run_has_counts_and_recall(tmp_path: Path, plan: Plan) -> None:
+    folder = tmp_path / "stopped"
+    with pytest.raises(RunStopped):
+        carried_out(plan, folder, stop=7)
     status = json.loads(call("status", folder, "--json"))
     assert (status["requests"], status["measures"]["flagged"]["value"]) == ("5 of 10 ended", 3)
     assert plain_text(status["sentences"]["check"]).startswith(RECALL)
@@ -173,20 +196,18 @@ def test_an_unfinished_run_has_counts_and_recall(tmp_path: Path, record: dict[st
 # --- what the check is worth, in the plan and in the seal ------------------------------------------------------------------
 
 
-def test_the_record_is_bound_by_the_plan_and_sealed(
-    tmp_path: Path, make_plan: Any, open_loop: Any, record: dict[str, Any]
-) -> None:
-    made = make_plan(["cat", "a copy"])
-    plan = Plan(made.config, made.policy, made.base, made.requests, made.identity, copy_check=record)
-    assert plan.plan_sha256 != made.plan_sha256
-    folder, _ = open_folder(tmp_path / "run", plan)
-    result = run_local(plan, folder, open_loop=open_loop)
-    assert result.statement["predicate"]["copy_check"] == json.loads(json.dumps(record))
+def test_the_record_is_sealed_with_the_run(folder: Path, record: dict[str, Any]) -> None:
+    statement = json.loads((folder / "run.json").read_bytes())
+    assert statement["predicate"]["copy_check"] == json.loads(json.dumps(record))
+
+
+def test_the_record_is_bound_by_the_plan(folder: Path, plan: Plan, record: dict[str, Any]) -> None:
+    better = {**record, "recall": {**record["recall"], "hits": 428}}
+    assert replace(plan, copy_check=better).plan_sha256 != plan.plan_sha256
     assert Plan.load(folder).plan_sha256 == plan.plan_sha256
     stored = json.loads((folder / "plan.json").read_text())
-    stored["copy_check"]["recall"]["hits"] = 428
-    (folder / "plan.json").write_text(json.dumps(stored))
-    with pytest.raises(IntegrityError, match="copy_check"):
+    (folder / "plan.json").write_text(json.dumps({**stored, "copy_check": better}))
+    with pytest.raises(IntegrityError, match=re.escape("plan.json")):
         Plan.load(folder)
 
 
