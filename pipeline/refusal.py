@@ -130,7 +130,7 @@ def _sentences(problem: Problem, message: str) -> tuple[str, str]:
     if problem.type == "bool_type":
         return f"must be true or false, not {seen(problem.value)}", "Write true or false, in small letters and without quotes"
     if problem.type == "string_type":
-        fix = f'Write it in double quotes: {problem.name} = "{problem.value}"'
+        fix = f'Write it in double quotes: {problem.name} = "{seen(problem.value)}"'
         plain = isinstance(problem.value, (int, float)) and not isinstance(problem.value, bool)
         return f"must be text, not {seen(problem.value)}", fix if plain else f'Write {problem.name} = "…"'
     if problem.type == "string_pattern_mismatch":
