@@ -14,6 +14,7 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -151,7 +152,7 @@ def require_package(module: str, distribution: str, *, guard: str, install: str)
 
 
 def file_digest(path: Path, *, guard: str, fix: str) -> str:
-    """sha256 of a weight file.
+    """sha256 of a weight file; read once as long as its size and time of change stay the same.
 
     Raises:
         GuardUnavailable: there is no such file; ``fix`` says how to get it.
@@ -160,7 +161,13 @@ def file_digest(path: Path, *, guard: str, fix: str) -> str:
     if not path.is_file():
         raise GuardUnavailable(f"{path.name} is missing", where=f"guard {guard}: {path}", fix=fix)
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat()
+        return _digest(path, found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise IntegrityError(f"cannot be read ({error})", where=f"guard {guard}: {path}", fix=fix) from None
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

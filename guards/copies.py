@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from guards.base import Finding, require_pictures
+from guards.base import Finding, Probe, require_pictures
 from index.colours import hue_shares, turn_hues
 from index.embed import Embedder
 from index.reference import Match
@@ -85,8 +85,17 @@ class CopiesGuard:
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
         self.point, self.k, self.hues = point, k, hues
-        self.version = f"4+{embedder.embedder_id[:8]}"
+        self.version = self.probe(embedder.embedder_id).version
         self._confirm = confirm
+
+    @classmethod
+    def probe(cls, embedder_id: str) -> Probe:
+        """What the guard is with an embedder, without loading it."""
+        from index.confirm import second_look_id
+
+        second = second_look_id()
+        version = f"4+{embedder_id[:8]}+{second[:8]}"
+        return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): two findings per picture, one per category."""

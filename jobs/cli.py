@@ -286,7 +286,11 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restrictio
     for remark in (*remarks(rules), stale_calibration(config, rules, base=base)):
         if remark:
             say(f"note: {remark}")
-    return Plan.make(config, rules, base, **restriction)
+    plan = Plan.make(config, rules, base, **restriction)
+    for guard in plan.guards:
+        if guard["note"]:
+            say(f"note: {guard['note']}")
+    return plan
 
 
 def _run_folder(run: Path) -> tuple[Path, Path | None]:

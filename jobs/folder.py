@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SHAPE: dict[str, type] = {
     "run_id": str, "created_at": float, "plan_sha256": str, "parts": dict, "parent": str, "config": dict, "policy": dict,
-    "base": str, "identity": dict, "copy_check": dict, "shards": list, "requests": int, "requests_sha256": str,
+    "base": str, "identity": dict, "copy_check": dict, "guards": list, "shards": list, "requests": int, "requests_sha256": str,
     "plan_json_sha256": str,
 }  # fmt: skip
 
@@ -243,10 +243,13 @@ def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
 def difference(now: Mapping[str, str], stored: Mapping[str, str]) -> str:
     """Which parts of two plans differ."""
     names = [name for name in (*now, *(n for n in stored if n not in now)) if now.get(name) != stored.get(name)]
-    parts = [
-        f"{name} {stored.get(name, 'none')[:8] or 'none'} there, {now.get(name, 'none')[:8] or 'none'} here" for name in names
-    ]
+    parts = [f"{name} {_short(stored.get(name))} there, {_short(now.get(name))} here" for name in names]
     return "changed: " + "; ".join(parts) if parts else "same parts, other digest"
+
+
+def _short(part: str | None) -> str:
+    """A part for people: eight signs of a digest, a version whole."""
+    return "none" if not part else part[:8] if re.fullmatch("[0-9a-f]{32,}", part) else part
 
 
 def without_paths(text: str, folder: Path, base: Path) -> str:
@@ -267,6 +270,7 @@ def _plan_json(folder: Path, plan: Plan, run_id: str) -> bytes:
         **plan.portable(folder),
         "identity": dict(plan.identity),
         "copy_check": dict(plan.copy_check),
+        "guards": [dict(guard) for guard in plan.guards],
         "shards": [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards],
         "requests": len(plan.requests),
         "requests_sha256": hashlib.sha256(plan.requests_file).hexdigest(),

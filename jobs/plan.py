@@ -54,6 +54,7 @@ class Plan:
         requests: every request, in order.
         identity: digests of model, embedder, index, calibration and policy.
         parent: plan digest of the run whose failed requests this plan repeats; empty otherwise.
+        guards: the guards in force: name, version, digests of weights, action (see :mod:`pipeline.identity`).
         copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     identity: Mapping[str, str] = field(default_factory=dict)
     parent: str = ""
     copy_check: Mapping[str, Any] = field(default_factory=dict)
+    guards: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def make(
@@ -103,13 +105,16 @@ class Plan:
                 )
             requests = [request for request in requests if request.key in keys]
         copy_check: Mapping[str, Any] = {}
+        guards: tuple[Mapping[str, Any], ...] = ()
         if identity is None:
             from pipeline.copy_check import copy_check_record
-            from pipeline.studio import identity_of
+            from pipeline.identity import guards_in_force, identity_of
 
             identity = identity_of(config, policy, base=base)
+            in_force = guards_in_force(config, policy, identity.get("model_digest", ""), identity.get("embedder_id", ""))
+            guards = tuple(guard.plain() for guard in in_force)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
-        return cls(config, policy, base, tuple(requests), dict(identity), parent, copy_check)
+        return cls(config, policy, base, tuple(requests), dict(identity), parent, copy_check, guards)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -130,6 +135,7 @@ class Plan:
         parts = {"config": digest(settings), "policy": digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
+        parts |= {"guards": digest(list(self.guards))} if self.guards else {}
         return parts | ({"parent": self.parent} if self.parent else {})
 
     @cached_property
@@ -208,7 +214,8 @@ class Plan:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
             policy = from_dict(Policy, stored["policy"], where=PLAN_FILE)
             base = (folder / stored["base"]).resolve()
-            plan = cls(config, policy, base, requests, stored["identity"], stored["parent"], stored["copy_check"])
+            identity, guards = stored["identity"], tuple(stored["guards"])
+            plan = cls(config, policy, base, requests, identity, stored["parent"], stored["copy_check"], guards)
             parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
             what = f"plan holds what this version does not accept ({error.where}: {error.what})"

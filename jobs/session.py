@@ -285,6 +285,7 @@ class Session:
             policy=dataclasses.asdict(self.plan.policy),
             identity=dict(self.plan.identity),
             copy_check=dict(self.plan.copy_check),
+            guards=[dict(guard) for guard in self.plan.guards],
             runner={"kind": self.runner, "workers": workers, "deaths": dict(self.deaths)},
             devices=[device] * workers,
         )

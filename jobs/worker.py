@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
-from jobs.folder import without_paths
+from jobs.folder import difference, without_paths
 from jobs.plan import Plan
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
@@ -77,12 +77,11 @@ class Worker:
         self.plan, self.folder, self.on_sample = plan, folder, on_sample
         self._loop = (open_loop or _open_loop)(plan.config, plan.policy, plan.base)
         here = self._loop.studio.identity()
-        differ = [name for name in sorted({*here, *plan.identity}) if here.get(name) != plan.identity.get(name)]
-        if differ:
+        if here != plan.identity:
             raise PlanMismatch(
-                f"{', '.join(differ)} of worker {worker_id} is not what the plan was made with",
+                f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
                 where=str(folder),
-                fix="Restore the model, index or policy, or start a new run",
+                fix="Bring back what changed (model, index, policy, guards or libraries), or start a new run",
             )
         self.context = self._loop.studio.context(run_id, plan.plan_sha256, worker_id)
         self._todo: deque[Request] = deque()

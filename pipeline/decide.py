@@ -22,6 +22,8 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark, and
     ``another`` says whether the request's budget (``policy.max_evals``) has room for another one.
 
+    An action that a policy leaves open counts as ``steer``; :func:`pipeline.identity.policy_in_force` settles it for a run.
+
     * a confirmed finding whose action is ``reject`` rejects; an unconfirmed one goes to review;
     * with its ladder used up, a confirmed copy is rejected;
     * else a finding whose action is ``steer`` is steered while its ladder (a mark's or the other) has rungs left, and the
@@ -32,7 +34,7 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     by_action: dict[str, list[Finding]] = {"reject": [], "steer": [], "review": [], "observe": []}
     for finding in findings:
         if finding.triggered:
-            by_action[getattr(policy, finding.guard).action].append(finding)
+            by_action[getattr(policy, finding.guard).action or "steer"].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)
     shared = not policy.mark_ladder  # marks climb the one ladder too

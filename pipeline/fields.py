@@ -63,9 +63,9 @@ def flag(default: bool, what: str) -> Any:
     return Field(default, strict=True, description=what)
 
 
-def choice(default: Any, what: str) -> Any:
-    """One of the words of the field's type."""
-    return Field(default, description=what)
+def choice(default: Any, what: str, *, absent: str = "") -> Any:
+    """One of the words of the field's type; ``absent``: what is in force without the key, where the default is None."""
+    return Field(default, description=what, json_schema_extra={"absent": absent})
 
 
 def table(made: Callable[[], Any], what: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -17,6 +18,7 @@ LONGEST_LADDER = 64
 Steered = Literal["steer", "review", "reject", "observe"]
 TRIGGERED = "score from which a finding is triggered"
 ACTION = "what a triggered finding leads to"
+REQUIRED_GUARD = "a required guard that cannot be opened stops the run; an optional one is recorded as skipped"
 
 
 GRADED = ("copies", "marks", "text", "unsafe", "yolo")  # guards whose scores have degrees; a code is read or it is not
@@ -58,9 +60,35 @@ class GuardPolicy:
     """One other guard."""
 
     enabled: bool = flag(True, "false: the guard is not opened")
-    required: bool = flag(True, "a required guard that cannot be opened stops the run; an optional one is recorded as skipped")
+    required: bool = flag(True, REQUIRED_GUARD)
     threshold: float = number(0.5, 0, 1, TRIGGERED, above=True)
-    action: Steered = choice("steer", ACTION)
+    action: Steered | None = choice("steer", ACTION)
+
+
+@settings
+class MarksPolicy(GuardPolicy):
+    """A detector of marks, which knows the pictures of one family of models."""
+
+    action: Steered | None = choice(
+        None, f"{ACTION}; absent: `steer` on the family of models that the detector was calibrated on, `observe` on any other",
+        absent="steer on the family of models that the detector was calibrated on, observe on any other",
+    )  # fmt: skip
+
+
+@settings
+class YoloPolicy(MarksPolicy):
+    """The second detector of marks. It is AGPL-3.0: only who asks for it gets it."""
+
+    enabled: bool = flag(False, "false: the guard is not opened")
+
+
+@settings
+class UnsafePolicy(GuardPolicy):
+    """Unsafe content; the guard is an optional extra."""
+
+    required: bool = flag(False, REQUIRED_GUARD)
+    threshold: float = number(0.8, 0, 1, TRIGGERED, above=True)
+    action: Steered | None = choice("reject", ACTION)
 
 
 @settings
@@ -124,11 +152,11 @@ class Policy:
     name: str = line("default", "recorded in every row", least=1)
     version: str = line("1", "recorded in every row", least=1)
     copies: CopiesPolicy = table(CopiesPolicy)
-    marks: GuardPolicy = table(GuardPolicy)
+    marks: MarksPolicy = table(MarksPolicy)
     codes: CodesPolicy = table(CodesPolicy)
     text: TextPolicy = table(TextPolicy)
-    unsafe: GuardPolicy = table(lambda: GuardPolicy(required=False, action="reject", threshold=0.8))
-    yolo: GuardPolicy = table(lambda: GuardPolicy(enabled=False))  # AGPL-3.0: only who asks for it gets it
+    unsafe: UnsafePolicy = table(UnsafePolicy)
+    yolo: YoloPolicy = table(YoloPolicy)
     early: EarlyPolicy = table(EarlyPolicy)
     ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "what each next attempt does about a copy, rung by rung")
     mark_ladder: tuple[MarkLadderRung, ...] = several(
@@ -143,6 +171,12 @@ class Policy:
         "absent: as many as the ladders ask for",
         above=True, absent="as many as the ladders ask for",
     )  # fmt: skip
+
+
+def guard_tables(policy: Policy) -> dict[str, GuardPolicy]:
+    """What the policy says about each guard but copies, by name."""
+    tables = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
+    return {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
 
 
 def remarks(policy: Policy) -> list[str]:

@@ -22,14 +22,15 @@ from index.reference import Match
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
 from pipeline.engine import Engine
+from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force
 from pipeline.model.families import load_model
-from pipeline.model.folder import folder_digest, model_name, resolve
+from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import PaddedRows
-from pipeline.policy import CONFIRM, Policy
+from pipeline.policy import CONFIRM, Policy, guard_tables
 from pipeline.settings import digest
-from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, early_id, wanted
-from pipeline.steer.erasers import Erasers, Erasure, adapters_digest, negative_conditioning, open_erasers
+from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, wanted
+from pipeline.steer.erasers import Erasers, Erasure, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
 
 if TYPE_CHECKING:
@@ -73,8 +74,10 @@ class Studio:
         calibration_id: str = "",
         threshold: float = 0.0,
         erasers: Erasers | None = None,
+        in_force: Sequence[GuardInForce] = (),
     ) -> None:
-        self.config, self.policy, self.model = config, policy, model
+        self.config, self.model = config, model
+        self.asked, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
         g = config.generation
@@ -131,14 +134,15 @@ class Studio:
         :func:`open_copies`."""
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
+        in_force = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
         if copies is None:
-            skipped = [*skipped, "copies: no index in the run file"]
             return cls(
-                config, policy, model, guards=guards, skipped=skipped, threshold=policy.copies.threshold or 0.0, erasers=erasers
-            )
+                config, policy, model, guards=guards, skipped=[*skipped, "copies: no index in the run file"],
+                threshold=policy.copies.threshold or 0.0, erasers=erasers, in_force=in_force,
+            )  # fmt: skip
         return cls(
             config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
-            calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers,
+            calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, in_force=in_force,
         )  # fmt: skip
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
@@ -225,29 +229,31 @@ class Studio:
         return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
 
     def identity(self) -> dict[str, str]:
-        """Digests of everything that decides how pictures are drawn and judged."""
-        return {
-            "model_digest": self.model.digest,
-            "embedder_id": self.index.embedder_id if self.index is not None else "",
-            "index_id": self.index.index_id if self.index is not None else "",
-            "calibration_id": self.calibration_id,
-            "adapters_sha256": digest([adapter.digest for adapter, _ in self.erasers.loaded]) if self.erasers.loaded else "",
-            "early_id": early_id(self.policy, self.model.digest, self.index.embedder_id) if self.index is not None else "",
-            "policy_sha256": digest(self.policy),
-        }
+        """What decides how this worker draws and judges, as :func:`pipeline.identity.identity_of` finds it without a model."""
+        index = self.index
+        loaded = [adapter.digest for adapter, _ in self.erasers.loaded]
+        return identity(
+            self.asked,
+            model_digest=self.model.digest,
+            adapters_sha256=digest(loaded) if loaded else "",
+            compared=Compared()
+            if index is None
+            else Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=self.calibration_id),
+            guards=self.in_force,
+        )
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
         """What every audit row of this worker repeats."""
         from pipeline.audit.records import RunContext
 
-        c, identity = self.config, self.identity()
+        c, parts = self.config, self.identity()
         return RunContext(
             run_id=run_id,
             dataset_id=c.dataset_id,
             plan_sha256=plan_sha256,
             model_id=model_name(c.model),
             model_revision=c.model.revision,
-            model_digest=identity["model_digest"],
+            model_digest=parts["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
             adapters=self.erasers.recorded(self.standing),
             scheduler=self.engine.sampler.name,
@@ -257,13 +263,14 @@ class Studio:
             device_kind=c.model.device,
             rows=c.generation.rows,
             threads=c.generation.threads,
-            index_id=identity["index_id"],
-            embedder_id=identity["embedder_id"],
+            index_id=parts["index_id"],
+            embedder_id=parts["embedder_id"],
             calibration_id=self.calibration_id,
             copy_threshold=self.copy_threshold,
             policy_id=f"{self.policy.name}@{self.policy.version}",
             policy_name=self.policy.name,
-            policy_sha256=identity["policy_sha256"],
+            policy_sha256=parts["policy_sha256"],
+            actions={guard.name: guard.action for guard in self.in_force},
             image_format=c.image_format,
             retention_days=c.retention_days,
             software_version=importlib.metadata.version("clearance"),
@@ -299,8 +306,7 @@ def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
     """
     from guards.registry import open_guards
 
-    settings = {name: getattr(policy, name) for name in ("marks", "codes", "text", "unsafe", "yolo")}
-    return open_guards(settings)
+    return open_guards(guard_tables(policy))
 
 
 def open_copies(config: RunConfig, policy: Policy, *, base: Path) -> Copies | None:
@@ -365,18 +371,3 @@ def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
         f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
         "false alarms; calibrate again (clearance index calibrate)"
     )
-
-
-def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
-    """The same as :meth:`Studio.identity`, without loading a model."""
-    identity = {"model_digest": folder_digest(resolve(config.model)), "embedder_id": "", "index_id": "", "calibration_id": ""}
-    identity["adapters_sha256"] = adapters_digest(config.adapters, identity["model_digest"], base=base)
-    identity["early_id"] = ""
-    if config.index:
-        from index.store import ReferenceIndex
-
-        index = ReferenceIndex.open(base / config.index)
-        identity |= {"embedder_id": index.embedder_id, "index_id": index.index_id}
-        identity["calibration_id"] = operating_point(config, policy, index.embedder_id, base=base)[0]
-        identity["early_id"] = early_id(policy, identity["model_digest"], index.embedder_id)
-    return identity | {"policy_sha256": digest(policy)}

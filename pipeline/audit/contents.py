@@ -94,6 +94,7 @@ def report_numbers(
         "cleared": cleared.rows(),
         "references": references.rows(),
         "skipped_guards": dict(sorted(facts.skipped.items())),
+        "guard_notes": _guard_notes(predicate.get("guards")),
         "policy": policy or None,
         "bill_of_materials": _bill(predicate.get("bill_of_materials")),
         "events": _events(folder),
@@ -116,6 +117,12 @@ def _table(value: Any) -> dict[str, Any]:
 def _bill(value: Any) -> list[dict[str, str]]:
     entries = value if isinstance(value, list) else []
     return [{key: str(_table(entry).get(key, "")) for key in ("name", "version", "licence")} for entry in entries]
+
+
+def _guard_notes(guards: Any) -> list[str]:
+    """What the guards of the run do otherwise than elsewhere, as sentences."""
+    notes = [str(_table(guard).get("note") or "") for guard in (guards if isinstance(guards, list) else [])]
+    return [note[0].upper() + note[1:] + "." for note in notes if note]
 
 
 def _events(folder: Path) -> list[dict[str, str]]:

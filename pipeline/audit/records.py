@@ -63,6 +63,7 @@ class RunContext:
         scheduler, steps, guidance, dtype, device_kind, rows, threads: how pictures were drawn.
         index_id, embedder_id, calibration_id, copy_threshold: what copies were measured against.
         policy_id, policy_sha256, policy_name: the policy in force.
+        actions: guard → what its triggered findings lead to.
         image_format: ``webp`` (lossless), ``png`` or ``jpeg``.
         retention_days: 0 keeps without limit.
         salt: hex; keys the prompt commitments. Empty: derived from the data set's name, which makes commitments
@@ -100,6 +101,7 @@ class RunContext:
     worker_id: str = ""
     embedding_dim: int = -1
     anchors: Anchors = field(default_factory=Anchors)
+    actions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt_salt(self) -> str:
@@ -294,7 +296,7 @@ def _sample_row(sample: Sample, context: RunContext, shard_id: str) -> dict[str,
         "threads": int(context.threads),
         "attempts": len(sample.attempts),
         "accepted_attempt": sample.accepted_attempt,
-        "findings": [_finding(f) for f in final.findings] if final is not None else [],
+        "findings": [_finding(f, context) for f in final.findings] if final is not None else [],
         "nearest": [_match(m) for m in final.nearest] if final is not None else [],
         "index_id": context.index_id,
         "embedder_id": context.embedder_id,
@@ -351,7 +353,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "pixel_sha256": attempt.pixel_sha256,
         "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"},
         "thumbnail_sha256": hashlib.sha256(small).hexdigest(),
-        "findings": [_finding(f) for f in attempt.findings],
+        "findings": [_finding(f, context) for f in attempt.findings],
         "nearest": [_match(m) for m in attempt.nearest],
         "decision": str(attempt.decision.verdict),
         "reason": attempt.decision.reason,
@@ -363,7 +365,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding, context: RunContext) -> dict[str, Any]:
     return {
         "guard": finding.guard,
         "version": finding.version,
@@ -372,6 +374,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "threshold": float(finding.threshold),
         "triggered": bool(finding.triggered),
         "confirmed": bool(finding.confirmed),
+        "action": context.actions.get(finding.guard, ""),
         "box": [float(edge) for edge in finding.box] if finding.box is not None else None,
         "ref_id": finding.ref_id,
         "detail": finding.detail,

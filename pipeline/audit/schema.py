@@ -37,6 +37,7 @@ def _columns(embedding_dim: int) -> tuple[list[tuple[str, Any, str]], list[tuple
             ("threshold", number),
             ("triggered", flag),
             ("confirmed", flag),
+            ("action", text),
             ("box", pa.list_(number)),
             ("ref_id", text),
             ("detail", text),

@@ -33,6 +33,7 @@ class GuardTable:
     def __init__(self) -> None:
         self._versions: dict[_Key, set[str]] = defaultdict(set)
         self._thresholds: dict[_Key, set[float]] = defaultdict(set)
+        self._actions: dict[_Key, set[str]] = defaultdict(set)
         self._counts: dict[_Key, Counter[str]] = defaultdict(Counter)
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
@@ -57,20 +58,22 @@ class GuardTable:
             fired[key] = fired.get(key, False) or bool(finding["triggered"])
             self._versions[key].add(str(finding["version"]))
             self._thresholds[key].add(float(finding["threshold"]))
+            self._actions[key] |= {str(finding["action"])} - {""}
         return fired
 
     def rows(self, policy: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The table; ``policy`` says what is done about each guard's findings."""
+        """The table; the rows say what is done about each guard's findings, or else the ``policy`` does."""
         table = []
         for (guard, category), versions in sorted(self._versions.items()):
             counts, settings = self._counts[(guard, category)], policy.get(guard)
+            asked = str(settings.get("action") or "") if isinstance(settings, dict) else ""
             named = f"any(findings: guard = {guard} and category = {category} and triggered)"
             gone = f"of first pictures with {named} that were steered: share whose final picture has none"
             table.append(
                 {
                     "guard": guard,
                     "category": category,
-                    "action": str(settings.get("action", "")) if isinstance(settings, dict) else "",
+                    "action": ", ".join(sorted(self._actions[(guard, category)])) or asked,
                     "versions": sorted(versions),
                     "thresholds": sorted(self._thresholds[(guard, category)]),
                     "first": rate(

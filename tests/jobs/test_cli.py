@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
 from jobs import cli, worker
-from pipeline import studio
+from pipeline import identity
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
@@ -38,7 +38,7 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> Path:
     """A run file whose studio is the fake one."""
     monkeypatch.setattr(worker, "_open_loop", open_loop)
-    monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
+    monkeypatch.setattr(identity, "identity_of", lambda config, policy, base: IDENTITY)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
     (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 2\n')
@@ -204,11 +204,18 @@ def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> Non
         assert refused.exit_code in (1, 2) and "Traceback" not in refused.output
 
 
+def test_a_guard_that_only_observes_is_named_before_anything_is_drawn(run_file: Path, tiny_sd: Path) -> None:
+    run_file.write_text(run_file.read_text() + f'[model]\npath = "{tiny_sd}"\n')
+    shown = call("run", run_file, "--dry-run")
+    assert shown.exit_code == 0
+    assert "the guard marks only observes" in shown.output
+
+
 def test_unexpected_errors_say_how_to_see_more(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(studio, "identity_of", broken)
+    monkeypatch.setattr(identity, "identity_of", broken)
     failed = call("run", run_file)
     assert failed.exit_code == 70 and "ZeroDivisionError: a bug" in failed.stderr and "CLEARANCE_DEBUG=1" in failed.stderr
     monkeypatch.setenv("CLEARANCE_DEBUG", "1")

@@ -16,7 +16,7 @@ from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
 from jobs.run import run_local
 from jobs.world.catalogue import PROTECTED
-from pipeline import studio
+from pipeline import identity
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
 from pipeline.settings import read_toml
@@ -47,7 +47,7 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
     monkeypatch.setattr(worker, "_open_loop", open_loop)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
-    monkeypatch.setattr(studio, "identity_of", lambda config, policy, base: IDENTITY)
+    monkeypatch.setattr(identity, "identity_of", lambda config, policy, base: IDENTITY)
     said = Console(width=160, record=True, file=io.StringIO())
     out = tmp_path / "demo"
     counted = run_demo(out, samples=6, runner="local", console=said)

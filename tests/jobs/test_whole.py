@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +13,21 @@ from jobs.plan import Plan, open_folder, read_policy
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
 from jobs.worker import Worker
+from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
-from pipeline.policy import GuardPolicy, Policy, TextPolicy
+from pipeline.policy import MarksPolicy, Policy, TextPolicy, UnsafePolicy
 
 
 def tiny_plan(base: Path, model: Path, workers: int) -> Plan:
     (base / "prompts.csv").write_text("prompt,key\nred apple,a\ncat,b\n,c\nlemon,d\n")
-    off = GuardPolicy(enabled=False, required=False)
-    policy: Policy = replace(
-        read_policy("default", base), marks=off, text=TextPolicy(enabled=False, required=False), unsafe=off
-    )
+    off: dict[str, Any] = {
+        "marks": MarksPolicy(enabled=False),
+        "text": TextPolicy(enabled=False),
+        "unsafe": UnsafePolicy(enabled=False),
+    }
+    policy: Policy = replace(read_policy("default", base), **off)
     config = RunConfig(
         prompts="prompts.csv",
         shard_size=2,
@@ -72,3 +76,25 @@ def test_shards_that_overlap_draw_the_pixels_of_shards_alone(
     for number in range(len(plan.shards)):
         worker.work(number)
     assert pixels(run_local(plan, folder).folder) == local
+
+
+def test_a_guard_that_only_observes_is_named_in_rows_statement_and_report(tmp_path: Path, tiny_sd: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt\nred apple\n")
+    config = RunConfig(
+        prompts="prompts.csv",
+        model=ModelConfig(path=str(tiny_sd), dtype="float32"),
+        generation=GenerationConfig(steps=2, rows=4),
+    )
+    policy = Policy(text=TextPolicy(enabled=False), unsafe=UnsafePolicy(enabled=False))
+    plan = Plan.make(config, policy, tmp_path)
+    folder, _ = open_folder(tmp_path / "run", plan)
+    result = run_local(plan, folder)
+    (row,) = sample_rows(folder)
+    assert {f["guard"]: f["action"] for f in row["findings"]} == {"codes": "steer", "marks": "observe"}
+    sealed = {guard["name"]: guard for guard in result.statement["predicate"]["guards"]}
+    assert sealed["marks"]["action"] == "observe"
+    assert list(sealed["marks"]["weights"]) == ["model.safetensors"]
+    numbers = report_numbers(folder)
+    assert [note for note in numbers["guard_notes"] if "marks only observes" in note]
+    assert {entry["action"] for entry in numbers["guards"] if entry["guard"] == "marks"} == {"observe"}
+    assert verify(folder).ok

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from guards.base import Finding
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
-from pipeline.policy import CopiesPolicy, GuardPolicy, Policy, TextPolicy
+from pipeline.policy import CopiesPolicy, MarksPolicy, Policy, TextPolicy, UnsafePolicy
 from pipeline.rungs import EraseRung, NegToMeRung, ReseedRung
 
 ACTIONS = ["steer", "reject", "observe"]
@@ -25,9 +25,9 @@ finding = st.builds(
 policies = st.builds(
     lambda copies, marks, text, unsafe, rungs, mark_rungs, end: Policy(
         copies=CopiesPolicy(action=copies),
-        marks=GuardPolicy(action=marks),
+        marks=MarksPolicy(action=marks),
         text=TextPolicy(action=text),
-        unsafe=GuardPolicy(action=unsafe),
+        unsafe=UnsafePolicy(action=unsafe),
         ladder=(ReseedRung(),) * rungs,
         mark_ladder=(ReseedRung(),) * mark_rungs,
         when_exhausted=end,

@@ -19,22 +19,23 @@ from guards.registry import open_guards
 from index.errors import ConfigError
 from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.engine import Engine
+from pipeline.identity import identity_of
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.policy import GuardPolicy, Policy
+from pipeline.policy import MarksPolicy, Policy, YoloPolicy
 from pipeline.rungs import EraseRung, ReseedRung
 from pipeline.settings import from_dict
 from pipeline.steer.erase import Vocabulary
 from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
 from pipeline.steer.nudge import Nudge
-from pipeline.studio import Studio, identity_of
+from pipeline.studio import Studio
 from pipeline.trajectory import Trajectory
 
 from .adapters import write_adapter
 
 STEPS = 4
-MARKS = Policy(marks=GuardPolicy(), mark_ladder=(EraseRung(), EraseRung(strength=2.0), ReseedRung()))
+MARKS = Policy(marks=MarksPolicy(), mark_ladder=(EraseRung(), EraseRung(strength=2.0), ReseedRung()))
 
 
 def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Era
                 for _ in pictures
             ]
 
-    policy = dataclasses.replace(MARKS, yolo=GuardPolicy(action="observe"))
+    policy = dataclasses.replace(MARKS, yolo=YoloPolicy(action="observe"))
     sample = draw(studio(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]
     assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
 

@@ -17,7 +17,7 @@ from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Verdict
-from pipeline.policy import CopiesPolicy, GuardPolicy, Policy
+from pipeline.policy import CopiesPolicy, MarksPolicy, Policy
 from pipeline.rungs import NudgeRung
 from pipeline.studio import Study
 
@@ -138,7 +138,7 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
                 for p in pictures
             ]
 
-    policy = Policy(marks=GuardPolicy(action="steer"), ladder=LADDER)
+    policy = Policy(marks=MarksPolicy(action="steer"), ladder=LADDER)
     done = by_key(list(moderate(studio(model, Copies(lambda _: False), [Marks()], policy), requests())))
     again = done["key-0"].attempts[1]
     assert again.intervention and again.intervention.kind == "reseed" and again.seed != done["key-0"].attempts[0].seed

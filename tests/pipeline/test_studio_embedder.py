@@ -15,14 +15,17 @@ from index.errors import IndexMismatch, ModelError
 from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.config import EmbedderConfig, GenerationConfig, ModelConfig, RunConfig
-from pipeline.policy import CodesPolicy, CopiesPolicy, GuardPolicy, Policy, TextPolicy
+from pipeline.policy import CodesPolicy, CopiesPolicy, MarksPolicy, Policy, TextPolicy, UnsafePolicy
 from pipeline.studio import Studio
 
-OFF = GuardPolicy(enabled=False)
 POLICY = Policy(
-    name="copies-only", copies=CopiesPolicy(threshold=0.8), marks=OFF, codes=CodesPolicy(enabled=False),
-    text=TextPolicy(enabled=False), unsafe=OFF,
-)  # fmt: skip
+    name="copies-only",
+    copies=CopiesPolicy(threshold=0.8),
+    marks=MarksPolicy(enabled=False),
+    codes=CodesPolicy(enabled=False),
+    text=TextPolicy(enabled=False),
+    unsafe=UnsafePolicy(enabled=False),
+)
 
 
 @pytest.fixture

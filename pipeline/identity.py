@@ -1,0 +1,165 @@
+"""What decides how pictures are drawn and judged, by name: part of every plan, and what a worker must have as well.
+
+A part is a digest or a version. Two runs whose parts are equal draw the same pictures and judge them alike, so a mismatch
+names the part that changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.model.folder import STICKERS, folder_digest, resolve
+from pipeline.policy import Policy, guard_tables
+from pipeline.settings import digest
+from pipeline.steer.early import early_id
+from pipeline.steer.erasers import adapters_digest
+
+LIBRARIES = (
+    "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime", "rapidocr",
+    "zxing-cpp",
+)  # fmt: skip
+FAMILY = "stickers"  # the embedded world's
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardInForce:
+    """One guard of a run.
+
+    Attributes:
+        name: the guard's.
+        version: of its code and weights.
+        weights: name → digest of everything that decides its findings.
+        action: what a triggered finding leads to in this run.
+        note: why that is not what the guard does elsewhere; for people.
+    """
+
+    name: str
+    version: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    action: str
+    note: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def parts(self) -> dict[str, str]:
+        """Its parts of a plan's identity."""
+        weights = hashlib.sha256(json.dumps(dict(self.weights), sort_keys=True).encode()).hexdigest() if self.weights else ""
+        at = f"guard.{self.name}"
+        return {f"{at}.version": self.version, f"{at}.weights": weights, f"{at}.action": self.action}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What copies are measured against; empty for a run without an index."""
+
+    embedder_id: str = ""
+    index_id: str = ""
+    calibration_id: str = ""
+
+
+def guards_in_force(config: RunConfig, policy: Policy, model_digest: str, embedder_id: str) -> list[GuardInForce]:
+    """The guards of a run as they are on this machine, found without loading them.
+
+    Raises:
+        GuardUnavailable: a required guard cannot run here.
+        IntegrityError: a guard's weights are damaged.
+    """
+    from guards.registry import probe_guards
+
+    found = []
+    if embedder_id:
+        from guards.copies import CopiesGuard
+
+        probe = CopiesGuard.probe(embedder_id)
+        found.append(GuardInForce(name="copies", version=probe.version, weights=probe.weights, action=policy.copies.action))
+    tables = guard_tables(policy)
+    probes, _ = probe_guards(tables)
+    for name, probe in probes.items():
+        action, note = tables[name].action, ""
+        if action is None:
+            at_home = not probe.calibrated_on or probe.calibrated_on == _family(config, model_digest)
+            action = "steer" if at_home else "observe"
+            if not at_home:
+                note = (
+                    f"the guard {name} only observes: it was calibrated on pictures of {probe.calibrated_on!r}, not of this "
+                    f"model; set {name}.action in the policy to act on what it finds"
+                )
+        found.append(GuardInForce(name=name, version=probe.version, weights=probe.weights, action=action, note=note))
+    return found
+
+
+def policy_in_force(policy: Policy, guards: Sequence[GuardInForce]) -> Policy:
+    """The policy with the action that each guard has in this run."""
+    actions: dict[str, Any] = {guard.name: guard.action for guard in guards}
+    tables: dict[str, Any] = {
+        name: replace(table, action=actions.get(name, "steer"))
+        for name, table in guard_tables(policy).items()
+        if not table.action
+    }
+    return replace(policy, **tables)
+
+
+def identity(
+    policy: Policy, *, model_digest: str, adapters_sha256: str, compared: Compared, guards: Sequence[GuardInForce]
+) -> dict[str, str]:
+    """Every part of the identity, by name."""
+    parts = {
+        "model_digest": model_digest,
+        "embedder_id": compared.embedder_id,
+        "index_id": compared.index_id,
+        "calibration_id": compared.calibration_id,
+        "adapters_sha256": adapters_sha256,
+        "early_id": early_id(policy, model_digest, compared.embedder_id) if compared.embedder_id else "",
+        "policy_sha256": digest(policy),
+    }
+    for guard in guards:
+        parts |= guard.parts()
+    return parts | {f"library.{name}": _version(name) for name in LIBRARIES}
+
+
+def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
+    """The identity that a run has on this machine, found without loading a model.
+
+    Raises:
+        ClearanceError: model, index, adapter or a required guard cannot be used here.
+    """
+    model_digest, compared = folder_digest(resolve(config.model)), Compared()
+    if config.index:
+        from index.store import ReferenceIndex
+        from pipeline.copy_check import calibration_in_force
+
+        index = ReferenceIndex.open(base / config.index)
+        found = calibration_in_force(config, policy, index.embedder_id, base=base)
+        calibration_id = found.calibration_id if found is not None else "policy"
+        compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
+    guards = guards_in_force(config, policy, model_digest, compared.embedder_id)
+    adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
+    return identity(policy, model_digest=model_digest, adapters_sha256=adapters_sha256, compared=compared, guards=guards)
+
+
+def _family(config: RunConfig, model_digest: str) -> str:
+    """The family of models that a guard may have been calibrated on; empty: none that is known."""
+    return FAMILY if config.model.path == FAMILY or model_digest == _shipped_digest() else ""
+
+
+@cache
+def _shipped_digest() -> str:
+    return folder_digest(STICKERS / "model")
+
+
+def _version(library: str) -> str:
+    """The version without its build ("+cpu"): the driver of a cluster may have another build than its workers."""
+    try:
+        return importlib.metadata.version(library).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
