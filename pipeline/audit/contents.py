@@ -29,7 +29,7 @@ _FACTS = (
     "run_id dataset_id model_id model_revision model_digest model_licence scheduler steps guidance dtype device_kind rows "
     "threads index_id embedder_id calibration_id copy_threshold policy_id policy_sha256 policy_name software_version adapters"
 ).split()
-_COLUMNS = [*_FACTS, "media_type", "worker_id", "skipped_guards"]
+COLUMNS = [*_FACTS, "media_type", "worker_id", "skipped_guards"]
 
 
 class _Facts:
@@ -42,7 +42,8 @@ class _Facts:
         self.skipped: Counter[str] = Counter()
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
-        self.first = self.first or {name: sample[name] for name in _FACTS}
+        if not self.first:
+            self.first = {name: sample[name] for name in _FACTS} | {"adapters": [dict(one) for one in sample["adapters"]]}
         self.media_types |= {sample["media_type"]} - {None}
         self.workers.add(str(sample["worker_id"]))
         self.skipped.update(sample["skipped_guards"])
@@ -72,7 +73,7 @@ def report_numbers(
     counts, facts, guards, interventions = Counts(), _Facts(), GuardTable(), InterventionTable()
     likeness, references, cleared = Similarities(), ReferenceTable(), ClearedTable()
     countings: list[Counting] = [counts, facts, guards, interventions, likeness, references, cleared, *also]
-    count_into(countings, folder, sample_columns=[*_COLUMNS, *columns])
+    count_into(countings, folder, sample_columns=[*COLUMNS, *columns])
     if not counts.requested:
         fix = "Finish the run with --resume, then report again"
         raise IntegrityError("holds no committed sample", where=str(folder), fix=fix)

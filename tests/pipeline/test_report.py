@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from index.errors import InputError, IntegrityError
+from index.errors import ClearanceError, InputError, IntegrityError
 from pipeline.audit import report
-from pipeline.audit.contents import report_numbers
+from pipeline.audit.contents import COLUMNS, report_numbers
 from pipeline.audit.ledger import run_predicate, seal
+from pipeline.audit.numbers import ATTEMPT_COLUMNS, SAMPLE_COLUMNS
 from pipeline.audit.provenance import decode, thumbnail
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.report import write_report
-from pipeline.audit.showcase import before_and_after
+from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.audit.showcase import Showcase, before_and_after
 from pipeline.audit.tables import BINS, bin_of
 from pipeline.audit.verify import verify
 from pipeline.config import RunConfig
@@ -353,3 +358,70 @@ def test_odd_types_in_the_statement_end_in_a_page(tmp_path: Path, part: str, odd
     else:
         assert "Clearance report" in page
         json.loads((folder / "report.json").read_bytes())
+
+
+def nulled(value: Any, place: tuple[str, ...]) -> Any:
+    """A value with None in place of one member, wherever lists lead to it."""
+    if not place:
+        return None
+    if isinstance(value, list):
+        return [nulled(item, place) for item in value]
+    return {**value, place[0]: nulled(value[place[0]], place[1:])} if isinstance(value, dict) else value
+
+
+def places_of(table: str) -> list[tuple[str, ...]]:
+    """Every column of a table that the report reads, and every member of its structs."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(kind: pa.DataType, place: tuple[str, ...]) -> None:
+        found.append(place)
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            for member in kind:
+                walk(member.type, (*place, member.name))
+
+    samples, attempts = {*SAMPLE_COLUMNS, *COLUMNS, *Showcase.COLUMNS}, {*ATTEMPT_COLUMNS, "sample_id", "thumbnail"}
+    schema, read = (samples_schema(), samples) if table == "samples" else (attempts_schema(), attempts)
+    for column in schema:
+        if column.name in read:
+            walk(column.type, (column.name,))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sealed(tmp_path_factory.mktemp("stored"), one_of_each())
+
+
+@pytest.mark.parametrize(
+    ("table", "place"),
+    [(t, p) for t in ("samples", "attempts") for p in places_of(t)],
+    ids=lambda v: v if isinstance(v, str) else ".".join(v),
+)
+def test_missing_values_end_in_a_page_or_in_an_error_with_its_place(
+    stored: Path, tmp_path: Path, table: str, place: tuple[str, ...]
+) -> None:
+    folder = shutil.copytree(stored, tmp_path / "run")
+    for path in (folder / table).glob("*.parquet"):
+        data = pq.ParquetFile(path).read()
+        rows = [nulled(row, place) for row in data.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=data.schema), path)
+    try:
+        page = write_report(folder)[0].read_text(encoding="utf-8")
+    except ClearanceError as error:
+        assert error.where
+    else:
+        assert "The record is not whole" in page
+        json.loads((folder / "report.json").read_bytes())
+
+
+def test_an_erased_prompt_leaves_the_key(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, one_of_each())
+    for path in (folder / "samples").glob("*.parquet"):
+        data = pq.ParquetFile(path).read()
+        erased = pa.nulls(data.num_rows, pa.string())
+        pq.write_table(data.set_column(data.column_names.index("prompt"), data.schema.field("prompt"), erased), path)
+    page = text_of(write_report(folder)[0].read_text(encoding="utf-8"))
+    assert page.count("key-4") == 2  # before and after, and on the sheet
+    assert "thing 4" not in page
