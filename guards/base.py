@@ -66,6 +66,14 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What is in force for a guard where the policy says nothing: from which score, and what a triggered finding leads to."""
+
+    threshold: float = 0.5
+    action: str = "steer"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """What a guard is on this machine, found without loading it.
 
@@ -101,14 +109,16 @@ class Guard(Protocol):
 class GuardClass(Protocol):
     """What a guard's class declares: everything the registry, the policy, the documents and ``clearance doctor`` know of it.
 
-    ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take what the policy says about the guard, and
-    raise :class:`index.errors.GuardUnavailable` where something is missing, :class:`index.errors.IntegrityError` where it is
+    ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take what the policy says about the guard (its
+    ``threshold``, and for a guard from another package its ``options``). They raise
+    :class:`index.errors.GuardUnavailable` where something is missing and :class:`index.errors.IntegrityError` where it is
     damaged.
     """
 
     name: str
     categories: tuple[str, ...]
     licence: str
+    defaults: Defaults
 
     @classmethod
     def probe(cls, settings: Any) -> Probe: ...

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from guards.allowed import AllowList
-from guards.base import Box, Finding, Probe, require_package, require_pictures
+from guards.base import Box, Defaults, Finding, Probe, require_package, require_pictures
 
 UPSCALES = (1, 2, 4)  # small codes have modules of one pixel; the decoder wants two or more
 LARGEST = 1024  # pixels of the longer side beyond which nothing is enlarged
@@ -34,6 +34,7 @@ class CodesGuard:
     name: str = "codes"
     categories: tuple[str, ...] = ("mark.qr",)
     licence: str = "Apache-2.0"
+    defaults = Defaults()
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, Probe, require_pictures
+from guards.base import Box, Defaults, Finding, Probe, require_pictures
 from guards.mark_weights import WEIGHTS, MarkWeights
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
@@ -38,6 +38,7 @@ class MarksGuard:
     name: str = "marks"
     categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
     licence: str = "Apache-2.0"
+    defaults = Defaults()
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:

@@ -1,17 +1,26 @@
-"""The guards by name: open the ones a policy asks for, and say what is here and what is missing."""
+"""The guards by name: open the ones a policy asks for, and say what is here and what is missing.
+
+A guard of another package is found by its entry point in the group ``clearance.guards``: the entry point's name is the guard's,
+and its object the guard's class (:class:`guards.base.GuardClass`). It is used by runs whose policy names it, and by no others.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from difflib import get_close_matches
+from typing import Any, Protocol, TypeVar, cast
 
-from guards.base import Guard, GuardClass, Probe
+from guards.base import Defaults, Guard, GuardClass, Probe
 from index.errors import ClearanceError, ConfigError, GuardUnavailable
 
 T = TypeVar("T")
 
+GROUP = "clearance.guards"
+ACTIONS = ("steer", "review", "reject", "observe")
 # Cheap ones first: in this order they look at a picture.
 SHIPPED = {
     "codes": "guards.codes:CodesGuard",
@@ -30,7 +39,7 @@ class GuardSettings(Protocol):
     @property
     def required(self) -> bool: ...
     @property
-    def threshold(self) -> float: ...
+    def threshold(self) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +54,61 @@ class GuardInfo:
     reason: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a policy says about a guard of another package, with the guard's own defaults where it says nothing."""
+
+    enabled: bool
+    required: bool
+    threshold: float
+    options: tuple[str, ...]
+
+
 def guard_classes() -> dict[str, GuardClass]:
-    """Every guard's class by name, in the order in which they look at a picture. Imports no heavy package."""
-    return {name: _load(place) for name, place in SHIPPED.items()}
+    """The class of every guard that ships, by name, in the order in which they look at a picture. Imports no heavy package."""
+    return {name: _class_at(place) for name, place in SHIPPED.items()}
+
+
+def outside_guards() -> dict[str, importlib.metadata.EntryPoint]:
+    """The guards of other packages, by name.
+
+    Raises:
+        ConfigError: two packages have a guard of one name, or a package has one of ours.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        if entry.name in SHIPPED or entry.name == "copies" or (entry.name in found and entry.value != found[entry.name].value):
+            what = f"there are two guards called {entry.name!r}, one of them {entry.value} of {_package(entry)}"
+            raise ConfigError(what, where=f"entry points {GROUP}", fix="Uninstall the package that you do not want")
+        found[entry.name] = entry
+    return found
+
+
+def guard_class(name: str) -> GuardClass:
+    """The class of a guard by its name.
+
+    Raises:
+        ConfigError: there is no such guard, or its class does not declare what a guard declares.
+        GuardUnavailable: its package cannot be imported.
+    """
+    if name in SHIPPED:
+        return _class_at(SHIPPED[name])
+    others = outside_guards()
+    if name not in others:
+        known = [*SHIPPED, *others]
+        near = get_close_matches(name, known, 1)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Known guards: {', '.join(known)}"
+        raise ConfigError(f"unknown guard {name!r}", where="policy", fix=fix)
+    entry = others[name]
+    try:
+        cls = entry.load()
+    except Exception as error:  # whatever the package's own code raises when it is imported
+        what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
+        raise GuardUnavailable(what, where=f"guard {name}", fix="Install the package again") from error
+    if lacks := _undeclared(name, cls):
+        what, fix = f"{entry.value} of {_package(entry)} {lacks}", "See guards/base.py: GuardClass"
+        raise ConfigError(what, where=f"guard {name}", fix=fix)
+    return cast(GuardClass, cls)
 
 
 def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], list[str]]:
@@ -62,7 +123,7 @@ def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], lis
     Raises:
         GuardUnavailable: a required guard cannot be loaded.
         IntegrityError: a guard's weights are damaged; also where the guard is optional.
-        ConfigError: a name that is no guard's, or a setting that a guard refuses.
+        ConfigError: a name that is no guard's, a class that is no guard's, or a setting that a guard refuses.
     """
     return _each(settings, lambda cls, wanted: cls.open(wanted))
 
@@ -83,33 +144,34 @@ def probe_guards(settings: Mapping[str, GuardSettings]) -> tuple[dict[str, Probe
 def describe() -> list[GuardInfo]:
     """Every guard with version, licence and whether it could run here; loads no model and imports no heavy package."""
     lines = []
-    for name, cls in guard_classes().items():
-        version = reason = ""
+    for name in (*SHIPPED, *outside_guards()):
+        version = licence = reason = ""
+        categories: tuple[str, ...] = ()
         try:
-            version = cls.probe(None).version
+            cls = guard_class(name)
+            licence, categories = cls.licence, cls.categories
+            version = cls.probe(_filled(cls, None)).version
         except ClearanceError as error:
             reason = str(error)
         info = GuardInfo(
-            name=name, version=version, licence=cls.licence, categories=cls.categories, available=not reason, reason=reason
+            name=name, version=version, licence=licence, categories=categories, available=not reason, reason=reason
         )
         lines.append(info)
     return lines
 
 
 def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, GuardSettings], T]) -> tuple[list[T], list[str]]:
-    classes = guard_classes()
-    for name in settings:
-        if name not in classes:
-            raise ConfigError(f"unknown guard {name!r}", where="policy", fix=f"Known guards: {', '.join(classes)}")
     done: list[T] = []
     skipped: list[str] = []
-    for name, cls in classes.items():
-        wanted = settings.get(name)
-        if wanted is None or not wanted.enabled:
-            continue
+    rank = {name: number for number, name in enumerate(SHIPPED)}
+    for name, wanted in sorted(settings.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])):
         try:
-            done.append(do(cls, wanted))
+            cls = guard_class(name)
+            if wanted.enabled:
+                done.append(do(cls, _filled(cls, wanted)))
         except GuardUnavailable as error:
+            if not wanted.enabled:
+                continue
             if wanted.required:
                 fix = f"{error.fix.rstrip('.')}; or set `required = false` for {name} in the policy (rows then say so)"
                 raise GuardUnavailable(error.what, where=error.where, fix=fix) from error
@@ -117,6 +179,38 @@ def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, Guard
     return done, skipped
 
 
-def _load(place: str) -> GuardClass:
+def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:
+    """The settings, with the guard's own threshold where they have none."""
+    if settings is not None and settings.threshold is not None:
+        return settings
+    return Asked(
+        enabled=settings is None or settings.enabled,
+        required=settings is None or settings.required,
+        threshold=cls.defaults.threshold,
+        options=tuple(getattr(settings, "options", ())),
+    )
+
+
+def _undeclared(name: str, cls: Any) -> str:
+    """What the class of another package lacks to be a guard's; empty when nothing is missing."""
+    if getattr(cls, "name", None) != name:
+        return f"calls itself {getattr(cls, 'name', None)!r} and not {name!r}"
+    categories = getattr(cls, "categories", None)
+    if not isinstance(categories, tuple) or not categories or not all(isinstance(one, str) and one for one in categories):
+        return "has no categories: a tuple of texts"
+    if not isinstance(getattr(cls, "licence", None), str) or not cls.licence:
+        return "states no licence"
+    defaults = getattr(cls, "defaults", None)
+    if not isinstance(defaults, Defaults) or defaults.action not in ACTIONS or not math.isfinite(defaults.threshold):
+        return f"states no defaults: a finite threshold, and an action out of {', '.join(ACTIONS)}"
+    absent = [method for method in ("probe", "open", "check") if not callable(getattr(cls, method, None))]
+    return f"has no {absent[0]}()" if absent else ""
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown package"
+
+
+def _class_at(place: str) -> GuardClass:
     module, _, name = place.partition(":")
     return cast(GuardClass, getattr(importlib.import_module(module), name))

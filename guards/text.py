@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Finding, Probe, file_digest, require_package, require_pictures
+from guards.base import Defaults, Finding, Probe, file_digest, require_package, require_pictures
 from guards.words import LEAST_SIGNS, SURE, Word, counts, merged
 from index.errors import GuardUnavailable, IntegrityError
 
@@ -69,6 +69,7 @@ class TextGuard:
     name: str = "text"
     categories: tuple[str, ...] = ("text.ocr",)
     licence: str = "Apache-2.0"
+    defaults = Defaults()
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:

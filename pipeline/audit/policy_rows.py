@@ -23,6 +23,9 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     for name, value in order:
         if name in LADDERS:
             continue
+        if name == "guards":
+            rows += [(f"guard {one.get('name')}", _listed({k: v for k, v in one.items() if k != "name"})) for one in value]
+            continue
         if isinstance(value, dict):
             rows.append(
                 (name, _listed({key: in_force.get((name, key)) if item is None else item for key, item in value.items()}))

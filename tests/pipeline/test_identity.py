@@ -36,7 +36,7 @@ def test_a_mark_detector_acts_on_the_pictures_it_was_calibrated_on() -> None:
 def test_a_mark_detector_only_observes_another_model_and_says_so(tiny_sd: Path) -> None:
     assert actions(tiny_sd, Policy())["marks"] == "observe"
     (marks,) = [g for g in guards_in_force(a_run(tiny_sd), Policy(), "d", "") if g.name == "marks"]
-    assert "only observes" in marks.note and "'stickers'" in marks.note and "marks.action" in marks.note
+    assert "only observes" in marks.note and "'stickers'" in marks.note and "state its action" in marks.note
 
 
 def test_an_action_that_the_policy_states_stands(tiny_sd: Path) -> None:

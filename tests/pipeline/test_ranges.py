@@ -31,7 +31,7 @@ def written(cls: type[Any], key: Key, value: Any) -> dict[str, Any]:
         name = parts.pop(0)
         if parts[0] == 0:  # an entry of a list, and its kind where there are several
             parts.pop(0)
-            entry = {"kind": parts.pop(0)} if len(parts) > 1 else {"path": "adapter"}
+            entry = {"kind": parts.pop(0)} if len(parts) > 1 else {"path": "adapter"} if cls is RunConfig else {"name": "toy"}
             table[name], table = [entry], entry
         else:
             table = table.setdefault(name, {})
