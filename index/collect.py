@@ -1,99 +1,276 @@
-"""Read the works that are to become references: pictures in a folder, and what is known of them."""
+"""Read the works that are to become references, and what is known of them: from a folder, a file, Parquet or tar files."""
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
 from index.errors import InputError
-from index.reference import COLUMNS, NewReference, require
+from index.picture import UnreadablePicture, read_frames, read_picture, why_no_picture
+from index.records import Record, count_records, holds_records, records_in
+from index.reference import COLUMNS, NewReference, require_terms
+from index.sheet import KNOWN, SHEET, Row, read_sheet
+from index.walk import files_below, shown
+
+__all__ = ["KEEPING", "Reading", "Seen", "Works", "read_picture", "read_references"]
 
 KEEPING = ("licensed", "memorisation_probe", "own_mark")  # bases that allow a copy of the picture to be kept
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+NAMED = 20  # names in one message
+FREE = 2  # spread of values up to which a picture shows one colour only
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How works are read.
+
+    Attributes:
+        rights_basis: of works that state none.
+        keep_pictures: whether the pictures of works that do not say so are kept; None: if their basis allows a copy.
+        columns: our column → the source's, where they differ; for sheets, Parquet and the JSON of tar files.
+        picture_column: of Parquet files; empty: found by its name and kind.
+        leave_out: go on without pictures that cannot be read, instead of refusing them all.
+    """
+
+    rights_basis: str = "claim"
+    keep_pictures: bool | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    picture_column: str = ""
+    leave_out: bool = False
+
+    def __post_init__(self) -> None:
+        require_terms(self.rights_basis, "active", where="rights basis of works that state none")
+        if unknown := sorted(set(self.columns) - set(KNOWN)):
+            raise InputError(f"there is no column {unknown[0]!r}", where="columns", fix=f"One of: {', '.join(KNOWN)}")
+
+
+@dataclass
+class Seen:
+    """What became of everything that was seen. Every picture ends as a work or is left out.
+
+    Attributes:
+        pictures: files, rows and samples that are pictures, those left out included.
+        frames: further frames and pages that became works of their own.
+        left_out: pictures that cannot be read: (name, reason).
+        others: files that are no pictures: (name, what they are).
+        unlisted: pictures that the sheet does not list; they are claims.
+        one_colour: pictures that show nothing but one colour: likely not what they should be.
+    """
+
+    pictures: int = 0
+    frames: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    one_colour: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A picture file, and what a sheet says of it."""
+
+    path: Path
+    name: str
+    fields: Mapping[str, Any]
+    where: str
+
+
+class Works:
+    """The works of a source, read one by one; :attr:`seen` says afterwards what became of every file.
+
+    A folder is searched with all folders below it, linked ones too. What is a picture is decided by the content of a file. With
+    a ``metadata.csv`` in the folder its lines come first; pictures that it does not list are claims. Parquet and tar files in
+    the folder are read as well.
+
+    Args:
+        path: a folder, a picture, a Parquet file, or a tar of WebDataset.
+        how: see :class:`Reading`.
+
+    Attributes:
+        total: how many pictures there are; None where that is known only at the end.
+
+    Raises:
+        InputError: nothing there, a sheet or a file of many pictures that cannot be used. While it is gone through: an
+            unreadable picture (all of them are named, at the end), an unknown value.
+    """
+
+    def __init__(self, path: Path, how: Reading | None = None) -> None:
+        self.path, self.how, self.seen = Path(path), how or Reading(), Seen()
+        self._found: list[_Found] = []
+        self._stored: list[tuple[Path, str]] = []
+        if self.path.is_dir():
+            self._look_through()
+        elif os.path.lexists(self.path):
+            self._look_at(self.path, self.path.name)
+        else:
+            raise InputError("does not exist", where=shown(path), fix="Name a folder of pictures")
+        counts = [count_records(*stored) for stored in self._stored]
+        known = sum(count or 0 for count in counts) + len(self._found)
+        self.total = None if None in counts else known
+        if not self._found and not self._stored and not self.seen.left_out:
+            what = "holds no pictures" + (f", only {listed(self.seen.others)}" if self.seen.others else "")
+            raise InputError(what, where=shown(path), fix="Put pictures there (PNG, JPEG, WebP, TIFF, AVIF …)")
+
+    def __iter__(self) -> Iterator[NewReference]:
+        self.seen.pictures = len(self.seen.left_out)
+        if self.seen.left_out and not self.how.leave_out:
+            for _ in self._works():  # find all that is wrong, not only what the beginnings of files show
+                pass
+            raise self._refusal()
+        some = False
+        for work in self._works():
+            some = True
+            yield work
+        if self.seen.left_out and not (some and self.how.leave_out):
+            raise self._refusal()
+
+    # --- finding --------------------------------------------------------------------------------------------------
+
+    def _look_through(self) -> None:
+        sheet = self.path / SHEET
+        rows = read_sheet(sheet, self.how.columns) if os.path.lexists(sheet) else []
+        files = {shown(path.relative_to(self.path)): path for path in files_below(self.path)}
+        files.pop(SHEET, None)
+        listed_files = set()
+        for row in rows:
+            path = self._of_row(row, files)
+            where = f"{shown(sheet)}, line {row.line}"
+            self._check(row.fields, where)
+            again = os.path.realpath(path) in listed_files
+            listed_files.add(os.path.realpath(path))
+            name = f"{row.file} (line {row.line})" if again else row.file
+            self._look_at(path, name, row.fields, where, listed=True)
+        for name, path in files.items():
+            if os.path.realpath(path) not in listed_files:
+                self._look_at(path, name, unlisted=os.path.lexists(sheet))
+
+    def _of_row(self, row: Row, files: Mapping[str, Path]) -> Path:
+        """The file that a line names, however its accents are composed and whichever slashes it has."""
+        path = self.path / row.file
+        if os.path.lexists(path):
+            return path
+        wanted = unicodedata.normalize("NFC", row.file.replace("\\", "/"))
+        return next((found for name, found in files.items() if unicodedata.normalize("NFC", name) == wanted), path)
+
+    def _look_at(
+        self, path: Path, name: str, fields: Mapping[str, Any] | None = None, where: str = "", *, listed: bool = False,
+        unlisted: bool = False,
+    ) -> None:  # fmt: skip
+        """Sort a file: a picture, a file of many pictures, something else, or one that cannot be read."""
+        name = shown(name)
+        kind = None if listed else holds_records(path)
+        if kind is not None:
+            self._stored.append((path, kind))
+            return
+        try:
+            other = why_no_picture(path)
+        except UnreadablePicture as error:
+            self.seen.left_out.append((name, error.what + self._near(path, listed)))
+            return
+        if other is not None and listed:
+            self.seen.left_out.append((name, f"cannot be read ({other})"))
+        elif other is not None:
+            self.seen.others.append((name, other))
+        else:
+            self._found.append(_Found(path, name, fields or {}, where or name))
+            if unlisted:
+                self.seen.unlisted.append(name)
+
+    def _near(self, path: Path, listed: bool) -> str:
+        if not listed or os.path.lexists(path) or not path.parent.is_dir():
+            return ""
+        near = get_close_matches(path.name, [shown(p.name) for p in path.parent.iterdir()], n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _works(self) -> Iterator[NewReference]:
+        for found in self._found:
+            yield from self._work(found.path, found.name, Path(found.name).stem, found.fields, found.where)
+        theirs = [self.how.columns.get(name, name) for name in KNOWN]
+        for path, kind in self._stored:
+            name = shown(path.relative_to(self.path)) if self.path.is_dir() else shown(path.name)
+            for record in records_in(path, kind, column=self.how.picture_column, wanted=theirs):
+                yield from self._recorded(record, f"{name}{record.place.removeprefix(str(path))}")
+
+    def _recorded(self, record: Record, name: str) -> Iterator[NewReference]:
+        if record.problem:
+            self.seen.pictures += 1
+            self.seen.left_out.append((name, record.problem))
+            return
+        said = {ours: record.fields.get(self.how.columns.get(ours, ours)) for ours in KNOWN}
+        fields = {ours: _plain(value) for ours, value in said.items() if _plain(value)}
+        self._check(fields, shown(record.place))
+        title = Path(shown(record.name)).stem if "/" not in record.name else shown(record.name)
+        yield from self._work(record.content, name, title, fields, shown(record.place))
+
+    def _work(
+        self, source: Path | bytes, name: str, title: str, fields: Mapping[str, Any], where: str
+    ) -> Iterator[NewReference]:
+        basis = fields.get("rights_basis") or self.how.rights_basis
+        otherwise = basis in KEEPING if self.how.keep_pictures is None else self.how.keep_pictures
+        keep = _yes(fields.get("keep_picture", ""), otherwise, where=where)
+        stated = {column: fields[column] for column in COLUMNS if fields.get(column)}
+        stated = {"title": title, **stated, "rights_basis": basis}
+        self.seen.pictures += 1
+        count = 0
+        try:
+            for number, picture in read_frames(source, where=name):
+                if _spread(picture[::16, ::16]) <= FREE and _spread(picture) <= FREE:
+                    self.seen.one_colour.append(name)
+                mark = f" (frame {number})" if count else ""
+                work = {**stated, "title": stated["title"] + mark}
+                yield NewReference(picture=picture, keep_picture=keep, origin=name + mark, **work)
+                count += 1
+        except UnreadablePicture as error:
+            self.seen.left_out.append((name, error.what))
+        self.seen.frames += max(0, count - 1)
+
+    def _check(self, fields: Mapping[str, Any], where: str) -> None:
+        require_terms(fields.get("rights_basis") or "claim", fields.get("status") or "active", where=where)
+        _yes(fields.get("keep_picture", ""), True, where=where)
+
+    def _refusal(self) -> InputError:
+        names = listed(self.seen.left_out)
+        left, seen = len(self.seen.left_out), self.seen.pictures
+        return InputError(
+            f"{left} of {seen} pictures cannot be read: {names}", where=shown(self.path),
+            fix="Save them again as PNG or JPEG; or leave them out (--leave-out), and they are not protected",
+        )  # fmt: skip
 
 
 def read_references(path: Path) -> list[NewReference]:
-    """Read works from a folder of pictures, with an optional ``metadata.csv``.
-
-    Columns of ``metadata.csv``: ``file`` (relative to the folder) and any of ``title``, ``source_uri``,
-    ``rightsholder``, ``rights_basis``, ``licence``, ``status``, ``claim_id``, ``keep_picture`` (yes or no). Without the
-    file every picture below the folder is taken, its title being its name. ``rights_basis`` is ``claim`` unless said
-    otherwise. A picture is kept if ``keep_picture`` says so, or if it is not said and the basis allows it (licensed,
-    memorisation_probe, own_mark).
-
-    Args:
-        path: a folder, or one picture.
+    """The works of a source, all at once; see :class:`Works`.
 
     Raises:
         InputError: nothing there, an unreadable picture (all of them are named), an unknown column or value.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError("does not exist", where=str(path), fix="Name a folder of pictures")
-    folder = path if path.is_dir() else path.parent
-    sheet = folder / "metadata.csv"
-    if path.is_dir() and sheet.exists():
-        rows = _read_sheet(sheet)
-    else:
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        rows = [{"file": str(file.relative_to(folder))} for file in files]
-    if not rows:
-        fix = f"Put pictures there ({', '.join(PICTURES)})"
-        raise InputError("holds no pictures", where=str(path), fix=fix)
-    works, unreadable = [], []
-    for row in rows:
-        try:
-            picture = read_picture(folder / row["file"])
-        except (OSError, ValueError, SyntaxError) as error:
-            unreadable.append(f"{row['file']} ({error or type(error).__name__})")
-            continue
-        basis = row.get("rights_basis") or "claim"
-        keep = _yes(row.get("keep_picture", ""), basis in KEEPING, where=f"{sheet}: {row['file']}")
-        stated = {name: row[name] for name in COLUMNS if row.get(name)}
-        stated = {"title": Path(row["file"]).stem, **stated, "rights_basis": basis}
-        works.append(NewReference(picture=picture, keep_picture=keep, **stated))
-    if unreadable:
-        raise InputError(
-            f"{len(unreadable)} of {len(rows)} pictures cannot be read: {'; '.join(unreadable[:5])}", where=str(folder),
-            fix="Mend or remove them; PNG, JPEG and WebP are fine",
-        )  # fmt: skip
-    for work in works:
-        require(work)
-    return works
+    return list(Works(path))
 
 
-def _read_sheet(sheet: Path) -> list[dict[str, str]]:
-    import csv
-
-    known = {"file", "keep_picture", *COLUMNS}
-    try:
-        with sheet.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = list(reader.fieldnames or [])
-            rows = [{name: (value or "").strip() for name, value in row.items() if name is not None} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot be read as CSV ({error})", where=str(sheet), fix="Save it as CSV in UTF-8") from None
-    unknown = [name for name in header if name not in known]
-    if "file" not in header or unknown:
-        what = f"has unknown columns: {', '.join(unknown)}" if unknown else "has no column 'file'"
-        raise InputError(what, where=str(sheet), fix=f"Columns are: file, {', '.join(sorted(known - {'file'}))}")
-    for number, row in enumerate(rows, start=2):
-        if not row["file"]:
-            raise InputError("names no file", where=f"{sheet}, line {number}", fix="Fill the column 'file'")
-    return rows
+def listed(named: Iterable[tuple[str, str]], most: int = NAMED) -> str:
+    """Names with their reasons, for one message: "a.png (no picture), b.txt (empty) and 3 more"."""
+    pairs = [f"{name} ({reason.removeprefix('cannot be read (').removesuffix(')')})" for name, reason in named]
+    more = f" and {len(pairs) - most} more" if len(pairs) > most else ""
+    return ", ".join(pairs[:most]) + more
 
 
-def read_picture(path: Path | IO[bytes]) -> np.ndarray:
-    """uint8 RGB (H, W, 3); transparency becomes white."""
-    from PIL import Image
+def _spread(picture: np.ndarray) -> int:
+    """The largest difference between two values of one channel."""
+    return int(np.ptp(picture.reshape(-1, 3), axis=0).max())
 
-    with Image.open(path) as stored:
-        rgba = stored.convert("RGBA")
-    canvas = Image.new("RGBA", rgba.size, "white")
-    canvas.alpha_composite(rgba)
-    return np.asarray(canvas.convert("RGB"))
+
+def _plain(value: Any) -> str:
+    """A value of a row as text; nothing for what means nothing."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value).strip()
 
 
 def _yes(word: str, otherwise: bool, *, where: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -95,14 +96,20 @@ def stricter(one: str, other: str) -> bool:
 def require(item: NewReference) -> None:
     """Refuse a new reference whose picture, rights basis or status cannot be used; raises InputError."""
     picture = item.picture
-    where = f"reference {item.title!r}"
+    where = f"reference {item.place!r}"
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         what = f"picture must be uint8 (H, W, 3), this is {picture.dtype} {picture.shape}"
         raise InputError(what, where=where, fix="Convert it to RGB bytes first")
-    if item.rights_basis not in BASES:
-        raise InputError(f"rights_basis is {item.rights_basis!r}", where=where, fix=f"One of: {', '.join(BASES)}")
-    if item.status not in STATUSES:
-        raise InputError(f"status is {item.status!r}", where=where, fix=f"One of: {', '.join(STATUSES)}")
+    require_terms(item.rights_basis, item.status, where=where)
+
+
+def require_terms(rights_basis: str, status: str, *, where: str) -> None:
+    """Refuse a rights basis or a status that nobody knows; raises InputError."""
+    for name, value, known in (("rights_basis", rights_basis, BASES), ("status", status, STATUSES)):
+        if value not in known:
+            near = get_close_matches(value.lower(), known, n=1)
+            what = f"{name} is {value!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+            raise InputError(what, where=where, fix=f"One of: {', '.join(known)}")
 
 
 def content_digest(picture: np.ndarray) -> str:

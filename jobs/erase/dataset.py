@@ -54,14 +54,9 @@ class Row:
     @property
     def picture(self) -> np.ndarray:
         """uint8 RGB (H, W, 3), decoded anew every time. Raises InputError when it cannot be."""
-        from index.collect import read_picture
+        from index.picture import read_picture
 
-        if isinstance(self.stored, np.ndarray):
-            return self.stored
-        try:
-            return read_picture(io.BytesIO(self.stored))  # type: ignore[arg-type]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"its picture cannot be read ({error})", where=self.where, fix="Store the file's bytes") from None
+        return self.stored if isinstance(self.stored, np.ndarray) else read_picture(self.stored, where=self.where)
 
 
 class Rows(Protocol):

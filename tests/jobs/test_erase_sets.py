@@ -147,7 +147,8 @@ def test_samples_of_a_tar_are_read_by_name(tmp_path: Path) -> None:
         ({"1.png": None, "1.json": b'{"caption": 3}'}, "have no caption"),
         ({"1.png": None, "1.txt": b"\xff\xfe\x00"}, "cannot be read"),
         ({"1.png": b"no picture", "1.txt": b"a cat"}, "cannot be read"),
-        ({"1.avif": b"new", "1.txt": b"a cat"}, "no picture among .avif, .txt"),
+        ({"1.avif": b"new", "1.txt": b"a cat"}, "cannot be read"),  # a name that promises a picture is taken at its word
+        ({"1.npy": b"new", "1.txt": b"a cat"}, "no picture among .npy, .txt"),
         ({"readme.txt": b"hello"}, "holds no pictures"),
         ({}, "holds no pictures"),
     ],
