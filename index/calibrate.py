@@ -139,7 +139,7 @@ class Calibration:
                 "Look whether the harmless pictures hold copies of the works, use an embedder that knows such pictures, "
                 f"or allow more false alarms than {percent(self.max_false_positive_rate)} (--false-alarms)"
             )
-        return f"{first}; --force writes it all the same, and every run will release most copies"
+        return f"{first}; --force writes it all the same, and runs release the copies that it does not flag"
 
     def save(self, path: Path) -> None:
         """Write JSON.
@@ -240,7 +240,8 @@ def calibrate(
         embedder_id: whose cosines these are.
         similarity: float (M,), one cosine per comparison.
         copy: bool (M,), true for a copy, false for a near miss.
-        confirm: float (M,), scores of the second look, if it was taken.
+        confirm: float (M,), scores of the second look, if it was taken; NaN where it could not be, because the index keeps no
+            picture: there it neither clears nor suffices, and counts as agreeing, as in a run.
         confirm_threshold: from which score the second look agrees.
         max_false_positive_rate: share of near misses that may reach the threshold.
         max_added_rate: share of near misses that the second look alone may add; None: it never suffices alone.
@@ -260,18 +261,21 @@ def calibrate(
     allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
     threshold = _above(misses, allowed)
     flagged = similarity >= threshold
+    looked = None if confirm is None else np.asarray(confirm, np.float64)
+    if looked is not None and np.isnan(looked).all():
+        looked = None
     look_from, alone_threshold, veto_below, either = NEVER, NEVER, 0.0, None
-    if confirm is not None and max_added_rate is not None:
+    if looked is not None and max_added_rate is not None:
+        seen = ~np.isnan(looked)
         look_from = min(threshold, float(np.quantile(copies, 0.01)))
-        asked = (similarity >= look_from) & ~flagged
+        asked = (similarity >= look_from) & ~flagged & seen
         may_be_added = int(np.floor(max_added_rate * len(misses) + 1e-9))
-        alone_threshold = _above(np.sort(np.asarray(confirm, np.float64)[asked & ~copy]), may_be_added)
-        sure = np.sort(np.asarray(confirm, np.float64)[flagged & copy])
+        alone_threshold = _above(np.sort(looked[asked & ~copy]), may_be_added)
+        sure = np.sort(looked[flagged & copy & seen])
         if len(sure) and max_vetoed_rate:
             veto_below = min(float(sure[int(max_vetoed_rate * len(sure))]), confirm_threshold / 2)
-        cleared = np.asarray(confirm, np.float64) < veto_below
-        either = (flagged & ~cleared) | (asked & (np.asarray(confirm, np.float64) >= alone_threshold))
-    agreed = None if confirm is None else flagged & (np.asarray(confirm, np.float64) >= confirm_threshold)
+        either = (flagged & ~(looked < veto_below)) | (asked & (looked >= alone_threshold))
+    agreed = None if looked is None else flagged & ~(looked < confirm_threshold)
     ends = np.quantile(similarity, (0.0, 1.0))
     points = np.linspace(ends[1], ends[0], CURVE_POINTS)
     curve = tuple(

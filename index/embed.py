@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROWS = 8  # of every network call, padded: so a vector never depends on its neighbours; fewer when memory runs out
 LESS = "Use an embedder with smaller weights (the index must be built again with it), or a device with more memory"
 
-__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "weights_digest", "weights_folder"]
+__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "embed_each", "embedder_of", "weights_digest", "weights_folder"]
 
 
 class Embedder(Protocol):
@@ -276,6 +276,19 @@ class OpenCLIPEmbedder:
             raise ModelError("a vector has no direction: it is zero or not finite", where=calls.network, fix=fix)
         unit: np.ndarray = (wide / length).astype(np.float32)
         return unit
+
+
+def embed_each(embedder: Embedder, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 RGB (H, W, 3) of any sizes → float32 (N, dim), each with the bytes it has alone, in full calls."""
+    fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    fitted = [fit(picture) for picture in pictures]
+    for place, picture in enumerate(fitted):
+        shapes.setdefault(picture.shape, []).append(place)
+    vectors = np.empty((len(fitted), int(embedder.dim)), np.float32)
+    for places in shapes.values():
+        vectors[places] = embedder.images(np.stack([fitted[place] for place in places]))
+    return vectors
 
 
 def embedder_of(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.embed import embed_each
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import write_whole
 from index.reference import COLUMNS, RETIRED, NewReference, Reference, content_digest, pdq_of, require, stricter
@@ -157,15 +158,11 @@ class Intake:
     # --- embedding ------------------------------------------------------------------------------------------------
 
     def _embed(self) -> None:
-        """Embed what waits: pictures of one shape together, so that calls are full."""
+        """Embed what waits."""
         waiting, self._waiting = self._waiting, []
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, picture, _, _) in enumerate(waiting):
-            shapes.setdefault(picture.shape, []).append(place)
-        for places in shapes.values():
-            vectors = self._embedder.images(np.stack([waiting[place][1] for place in places]))
-            for place, vector in zip(places, vectors, strict=True):
-                digest, _, pdq, stored = waiting[place]
+        if waiting:
+            vectors = embed_each(self._embedder, [picture for _, picture, _, _ in waiting])
+            for (digest, _, pdq, stored), vector in zip(waiting, vectors, strict=True):
                 if not np.isfinite(vector).all():
                     where = f"reference {self._fresh[digest].place!r}"
                     fix = "Look at the picture, and at the embedder"

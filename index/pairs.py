@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from index.collect import read_picture
+from index.edits import edit, foregrounds
+from index.embed import embed_each
 from index.errors import InputError
-from index.reference import NewReference
+from index.picture import UnreadablePicture, read_picture
+from index.reference import MATCHING, NewReference, content_digest
 from index.store import ReferenceIndex
 
 if TYPE_CHECKING:
     from index.embed import Embedder
 
+T = TypeVar("T")
+BLOCK = 64  # pictures embedded at a time
+LARGEST = 512  # side of the copies made of a work
 COPY, NEAR_MISS, OTHER = "copy", "near-miss", "other"
 LABELS = {
     COPY: "the reference, edited",
@@ -46,7 +52,7 @@ class Measured:
 
     Attributes:
         cosine: float64 (M,).
-        confirm: float64 (M,), the second look; 0 where a reference's picture is not kept.
+        confirm: float64 (M,), the second look; NaN where the index does not keep a reference's picture: then there is none.
         label: M labels.
     """
 
@@ -73,12 +79,15 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
     """
     if not sheet.is_file():
         raise InputError("does not exist", where=str(sheet), fix=f"Name a CSV file with the columns {', '.join(COLUMNS)}")
-    with sheet.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise InputError(f"has no column {missing[0]!r}", where=str(sheet), fix=f"Columns are: {', '.join(COLUMNS)}")
-        rows = list(reader)
+    try:
+        with sheet.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise InputError(f"has no column {missing[0]!r}", where=str(sheet), fix=f"Columns are: {', '.join(COLUMNS)}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"cannot be read as CSV ({error})", where=str(sheet), fix="Save it as CSV in UTF-8") from None
     known = {reference.ref_id for reference in index.references()}
     pairs = []
     for number, row in enumerate(rows, start=2):
@@ -96,60 +105,134 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
     return pairs
 
 
+class MadePairs:
+    """Pairs made from an index, see :func:`make_pairs`; afterwards it is known what they were made of.
+
+    Attributes:
+        measured: ids of the references of which copies were made.
+        strangers: works that were given and are not in the index.
+    """
+
+    def __init__(
+        self, index: ReferenceIndex, embedder: Embedder, harmless: Iterable[NewReference], works: Iterable[NewReference],
+        copies: int, seed: int,
+    ) -> None:  # fmt: skip
+        self._index, self._embedder = index, embedder
+        self._harmless, self._works, self._copies, self._seed = harmless, works, copies, seed
+        self.measured: dict[str, None] = {}
+        self.strangers: list[str] = []
+
+    def __iter__(self) -> Iterator[Pair]:
+        rng = np.random.default_rng(self._seed)
+        edited = ((ref_id, _edited(picture, rng, self._copies)) for ref_id, picture in self._pictures())
+        for block in _blocks(edited, max(1, BLOCK // self._copies)):
+            yield from self._copies_of(block)
+        if not self.measured:
+            if self.strangers:
+                what, fix = "none of the works are in the index", "Name the works that it was built from: --works FOLDER"
+            else:
+                what = "keeps no pictures, so no copies can be made of them"
+                fix = "Name the works that it was built from (--works FOLDER), or give labelled pairs (--pairs)"
+            raise InputError(what, where="index", fix=fix)
+        versions = (version for work in self._harmless for version in self._versions(work, rng))
+        for pictures in _blocks(versions, BLOCK):
+            found = self._index.search(embed_each(self._embedder, pictures), 1)
+            for picture, matches in zip(pictures, found, strict=True):
+                for match in matches:
+                    yield Pair(picture, self._index.picture(match.ref_id), NEAR_MISS, match.similarity)
+
+    def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The references whose picture is at hand: kept by the index, or among the works."""
+        known = {reference.ref_id: reference for reference in self._index.references()}
+        for ref_id in known:
+            if (kept := self._index.picture(ref_id)) is not None:
+                self.measured[ref_id] = None
+                yield ref_id, kept
+        for work in self._works:
+            ref_id = content_digest(work.picture)[:16]
+            if ref_id not in known:
+                self.strangers.append(work.place)
+            elif ref_id not in self.measured:
+                self.measured[ref_id] = None
+                yield ref_id, work.picture
+
+    def _copies_of(self, block: Sequence[tuple[str, list[np.ndarray]]]) -> Iterator[Pair]:
+        vectors = embed_each(self._embedder, [copy for _, edited in block for copy in edited])
+        found = iter(zip(vectors, self._index.search(vectors, 2), strict=True))
+        for ref_id, edited in block:
+            own, kept = self._index.embedding(ref_id).astype(np.float64), self._index.picture(ref_id)
+            for copy, (vector, matches) in zip(edited, found, strict=False):
+                yield Pair(copy, kept, COPY, float(vector.astype(np.float64) @ own))
+                for match in [m for m in matches if m.ref_id != ref_id][:1]:
+                    yield Pair(copy, self._index.picture(match.ref_id), OTHER, match.similarity)
+
+    def _versions(self, work: NewReference, rng: np.random.Generator) -> list[np.ndarray]:
+        ref_id = content_digest(work.picture)[:16]
+        same = [reference for reference in self._index.references() if reference.ref_id == ref_id]
+        if same and same[0].status in MATCHING:
+            what = f"is reference {ref_id} itself ({same[0].title}), so it is no harmless picture"
+            raise InputError(what, where=work.place, fix="Take it out of the harmless pictures, or set the reference's status")
+        return [work.picture, *_edited(work.picture, rng, 1)]
+
+
 def make_pairs(
-    index: ReferenceIndex, embedder: Embedder, harmless: Iterable[NewReference] = (), *, copies: int = 4, seed: int = 0
-) -> Iterator[Pair]:
+    index: ReferenceIndex,
+    embedder: Embedder,
+    harmless: Iterable[NewReference] = (),
+    *,
+    works: Iterable[NewReference] = (),
+    copies: int = 4,
+    seed: int = 0,
+) -> MadePairs:
     """Make pairs from the index itself: no labelling, a first threshold for a new embedder.
 
-    Copies are edited copies of every reference whose picture is kept. Near misses are harmless pictures (which the
-    caller knows to be no copies) against the reference nearest to each, as given and edited. "Other" are the edited
-    copies against the nearest *other* reference: how near two of the works come to each other.
+    Copies are edited copies of every reference whose picture the index keeps or whose work is given again. Near misses are
+    harmless pictures (which the caller knows to be no copies) against the reference nearest to each, as given and edited.
+    "Other" are the edited copies against the nearest *other* reference: how near two of the works come to each other. Where the
+    index keeps no picture there is no second look, as in a run.
 
-    Raises:
-        InputError: no reference has a picture.
+    Raises (while it is gone through):
+        InputError: no reference has a picture, or a harmless picture is a reference.
     """
-    from index.edits import edit, foregrounds
-
-    rng = np.random.default_rng(seed)
-    works = sorted(index.references(), key=lambda reference: reference.ref_id)
-    kept = [(r.ref_id, picture) for r in works if (picture := index.picture(r.ref_id)) is not None]
-    if not kept:
-        fix = "Give labelled pairs (--pairs), or build the index with keep_picture"
-        raise InputError("keeps no pictures, so no copies can be made of them", where="index", fix=fix)
-    for ref_id, picture in kept:
-        inside = foregrounds(picture[None])[0]
-        edited = np.stack([edit(picture, inside, rng) for _ in range(copies)])
-        vectors = embedder.images(edited)
-        own = index.embedding(ref_id).astype(np.float64)
-        for copy, vector, matches in zip(edited, vectors, index.search(vectors, 2), strict=True):
-            yield Pair(copy, picture, COPY, float(vector.astype(np.float64) @ own))
-            for match in [m for m in matches if m.ref_id != ref_id][:1]:
-                yield Pair(copy, index.picture(match.ref_id), OTHER, match.similarity)
-    for work in harmless:
-        versions = np.stack([work.picture, edit(work.picture, foregrounds(work.picture[None])[0], rng)])
-        for version, matches in zip(versions, index.search(embedder.images(versions), 1), strict=True):
-            for match in matches:
-                yield Pair(version, index.picture(match.ref_id), NEAR_MISS, match.similarity)
+    return MadePairs(index, embedder, harmless, works, copies, seed)
 
 
 def measure(pairs: Iterable[Pair], embedder: Embedder, confirm: Callable[[np.ndarray, np.ndarray], float]) -> Measured:
     """Compare every pair twice: by the embedder's cosine and by the second look, (picture, reference) → [0, 1]."""
-    cosines, looks, labels = [], [], []
-    for pair in pairs:
-        if pair.cosine is None:
-            assert pair.reference is not None
-            a, b = (embedder.images(x[None]).astype(np.float64)[0] for x in (pair.picture, pair.reference))
-            cosines.append(float(a @ b))
-        else:
-            cosines.append(pair.cosine)
-        looks.append(0.0 if pair.reference is None else float(confirm(pair.picture, pair.reference)))
-        labels.append(pair.label)
+    cosines: list[float] = []
+    looks: list[float] = []
+    labels: list[str] = []
+    for block in _blocks(pairs, BLOCK // 2):
+        unknown = [pair for pair in block if pair.cosine is None]
+        both = [picture for pair in unknown for picture in (pair.picture, pair.reference) if picture is not None]
+        vectors = iter(embed_each(embedder, both).astype(np.float64) if both else ())
+        for pair in block:
+            cosines.append(float(next(vectors) @ next(vectors)) if pair.cosine is None else pair.cosine)
+            looks.append(np.nan if pair.reference is None else float(confirm(pair.picture, pair.reference)))
+            labels.append(pair.label)
     return Measured(np.array(cosines, np.float64), np.array(looks, np.float64), np.array(labels))
+
+
+def _edited(picture: np.ndarray, rng: np.random.Generator, copies: int) -> list[np.ndarray]:
+    """Edited copies, at most as large as what a generator draws."""
+    import cv2
+
+    factor = LARGEST / max(picture.shape[:2])
+    if factor < 1:
+        size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    inside = foregrounds(picture[None])[0]
+    return [edit(picture, inside, rng) for _ in range(copies)]
+
+
+def _blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    stream = iter(items)
+    while block := list(islice(stream, size)):
+        yield block
 
 
 def _open(path: Path, where: str) -> np.ndarray:
     try:
         return read_picture(path)
-    except (OSError, ValueError, SyntaxError) as error:
-        what = f"{path} cannot be read ({type(error).__name__})"
-        raise InputError(what, where=where, fix="Name a picture file, relative to the sheet") from None
+    except UnreadablePicture as error:
+        raise InputError(f"{path} {error.what}", where=where, fix="Name a picture file, relative to the sheet") from None

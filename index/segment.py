@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ class Segment:
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group)
 
+    @cached_property
     def kept(self) -> np.ndarray:
         """bool (rows,): whose picture is kept."""
         import pyarrow.parquet as pq
@@ -154,7 +155,7 @@ class Segment:
     def row_digests(self, amendments: Mapping[str, Mapping[str, str]]) -> list[str]:
         """One sha256 per reference over its metadata as amended, hashes and embedding, and whether the picture is kept."""
         out = []
-        for row, (reference, kept) in enumerate(zip(self.references, self.kept(), strict=True)):
+        for row, (reference, kept) in enumerate(zip(self.references, self.kept, strict=True)):
             content = {**asdict(reference), **amendments.get(reference.ref_id, {}), "kept": bool(kept)}
             for moment in ("added_at", "retired_at"):
                 content.pop(moment)  # times are history, not content

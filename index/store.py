@@ -158,6 +158,15 @@ class ReferenceIndex:
         segment, row = self._place(ref_id)
         return segment.picture(row)
 
+    def keeps(self, ref_id: str) -> bool:
+        """Whether the index holds the reference's picture.
+
+        Raises:
+            InputError: no such reference.
+        """
+        segment, row = self._place(ref_id)
+        return bool(segment.kept[row])
+
     def embedding(self, ref_id: str) -> np.ndarray:
         """The reference's embedding float32 (dim,)."""
         segment, row = self._place(ref_id)
