@@ -2,56 +2,96 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from index.errors import InputError
-from jobs.console import busy, grid, make_console, say
+from jobs.console import busy, make_console, say, say_json
+from jobs.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
+from jobs.progress import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from rich.table import Table
-
-    from index.calibrate import Calibration
+    from index.collect import Reading, Works
     from index.embed import OpenCLIPEmbedder
-    from index.pairs import Measured, Pair
-    from index.rate import Rate
+    from index.pairs import Pair
+    from index.store import ReferenceIndex
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
 References = Annotated[
     Path,
     typer.Argument(
-        metavar="REFERENCES", help="A folder of pictures with metadata.csv, or references.parquet.", show_default=False
+        metavar="REFERENCES",
+        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file or WebDataset tar.",
+        show_default=False,
     ),
 ]
-EmbedderName = Annotated[str, typer.Option(help='OpenCLIP architecture, "local-dir:FOLDER", or "stickers".')]
+RightsBasis = Annotated[str, typer.Option(metavar="BASIS", help="Of works that state none; licensed ones keep their picture.")]
+KeepPictures = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-pictures/--no-keep-pictures",
+        help="Of works that do not say: whether the index keeps a copy, for the second look and for steering away.",
+        show_default="as the basis allows",
+    ),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="A column of the source under another name.")
+]
+PictureColumn = Annotated[str, typer.Option(help="Parquet: column of the pictures.", show_default="found")]
+LeaveOut = Annotated[
+    bool, typer.Option("--leave-out", help="Go on without pictures that cannot be read: they are not protected.")
+]
+EmbedderName = Annotated[
+    str, typer.Option(help='"stickers", an OpenCLIP architecture, "local-dir:FOLDER" or "hf-hub:OWNER/NAME".')
+]
+OfIndex = Annotated[
+    str, typer.Option("--embedder", help="Where the index's embedder is now.", show_default="as the index remembers")
+]
 Pretrained = Annotated[str, typer.Option(help="OpenCLIP weights: a tag or a file.")]
 AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Fetch weights that are not on this machine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print data, with every name.")]
 
 
 @app.command("build", epilog="Example: clearance index build references/ --out index")
 def index_build(
     references: References,
-    out: Annotated[Path, typer.Option(help="Folder for the index; must not exist yet.")] = Path("index"),
+    out: Annotated[Path, typer.Option(help="Folder for the index; new, empty, or where a build was stopped.")] = Path("index"),
+    rights_basis: RightsBasis = "claim",
+    keep_pictures: KeepPictures = None,
+    column: Columns = None,
+    picture_column: PictureColumn = "",
+    leave_out: LeaveOut = False,
     embedder: EmbedderName = "stickers",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Build a reference index from pictures."""
-    from index.collect import read_references
+    """Build a reference index from pictures; stopped, it goes on when called again."""
     from index.store import ReferenceIndex
 
-    with busy("reading references"):
-        new = read_references(references)
-    model = _embedder(embedder, pretrained, allow_download)
-    with busy("embedding references"):
-        index = ReferenceIndex.build(out, new, model)
-    kept = sum(index.picture(reference.ref_id) is not None for reference in index.references())
-    say(f"{out}: {len(index)} references from {len(new)} pictures, index {index.index_id}")
+    if os.path.exists(out / "CURRENT"):
+        raise InputError("already holds an index", where=str(out), fix="Add to it (clearance index add), or name a new folder")
+    works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
+    model = _embedder(None, embedder, pretrained, allow_download)
+    with Steps(make_console(stderr=True), "embedding", works.total) as steps:
+        index = ReferenceIndex.build(out, steps.over(works, lambda: works.seen.pictures), model)
+    if as_json:
+        say_json({"index": str(out), **intake_data(index, works)})
+        return
+    seen, taken = works.seen, index.taken
+    frames = f" with {counted(seen.frames, 'further frame')}" if seen.frames else ""
+    repeated = f"{counted(len(taken.duplicates), 'duplicate')}, {len(seen.left_out)} left out"
+    counts = f"{counted(seen.pictures, 'picture')}{frames}, {counted(len(index), 'reference')}, {repeated}"
+    say(f"{out}: {counts}; index {index.index_id}")
+    for line in intake_lines(index, works):
+        say(line)
+    kept = int(sum(index.keeps(reference.ref_id) for reference in index.references()))
     if kept < len(index):
         say(f"{len(index) - kept} of them without their picture (keep_picture): copies are found, but not steered away from")
 
@@ -60,72 +100,140 @@ def index_build(
 def index_add(
     index: IndexFolder,
     references: References,
-    embedder: EmbedderName = "stickers",
+    rights_basis: RightsBasis = "claim",
+    keep_pictures: KeepPictures = None,
+    column: Columns = None,
+    picture_column: PictureColumn = "",
+    leave_out: LeaveOut = False,
+    embedder: OfIndex = "",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Add references to an index; it gets a new id."""
-    from index.collect import read_references
-    from index.store import ReferenceIndex
-
-    new = read_references(references)
-    model = _embedder(embedder, pretrained, allow_download)
-    store = ReferenceIndex.open(index, model.embedder_id)
-    before, had = store.index_id, len(store)
-    with busy("embedding references"):
-        store.add(new, model)
-    say(f"{index}: {len(store) - had} of {len(new)} references are new, index {before} is now {store.index_id}")
+    """Add references to an index; it gets a new id. A picture it has already becomes stricter, never freer."""
+    store = _open(index)
+    works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
+    model = _embedder(store, embedder, pretrained, allow_download)
+    before = store.index_id
+    with Steps(make_console(stderr=True), "embedding", works.total) as steps:
+        store.add(steps.over(works, lambda: works.seen.pictures), model)
+    if as_json:
+        say_json({"index": str(index), "before": before, **intake_data(store, works)})
+        return
+    new, given = len(store.taken.new), len(store.taken.ref_ids)
+    say(f"{index}: {new} of {given} references are new, index {before} is now {store.index_id}")
+    for line in intake_lines(store, works):
+        say(line)
 
 
 @app.command("retire", epilog="Example: clearance index retire index/ 3f9a0c --reason 'claim withdrawn'")
 def index_retire(
     index: IndexFolder,
-    ref_ids: Annotated[list[str], typer.Argument(metavar="REF_ID...", help="References to retire.", show_default=False)],
+    ref_ids: Annotated[
+        list[str],
+        typer.Argument(metavar="REF_ID...", help="References to retire; the beginnings of ids do.", show_default=False),
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept in the index's history.")] = "",
 ) -> None:
     """Retire references: they match no more, and stay on record."""
-    from index.store import ReferenceIndex
-
-    store = ReferenceIndex.open(index)
+    store = _open(index)
     before = store.index_id
-    store.retire(ref_ids, reason=reason)
+    store.retire([store.full_id(ref_id) for ref_id in ref_ids], reason=reason)
     say(f"{index}: {len(ref_ids)} references retired, index {before} is now {store.index_id}")
+
+
+@app.command("set-status", epilog="Example: clearance index set-status index/ 3f9a0c allowed --reason 'licence bought'")
+def index_set_status(
+    index: IndexFolder,
+    ref_id: Annotated[
+        str, typer.Argument(metavar="REF_ID", help="The reference; the beginning of its id does.", show_default=False)
+    ],
+    status: Annotated[str, typer.Argument(metavar="STATUS", help="active, disputed, allowed or retired.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; kept in the index's history.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Correct the status of one reference; setting it back undoes it."""
+    store = _open(index)
+    if not reason.strip():
+        raise InputError("is empty", where="--reason", fix="Write why the status changes")
+    full, before = store.full_id(ref_id), store.index_id
+    was = store.set_status(full, status, reason.strip())
+    if as_json:
+        data = {"ref_id": full, "status_before": was, "status": status, "before": before, "index_id": store.index_id}
+        say_json({"index": str(index), **data})
+    elif was == status:
+        say(f"{index}: {full} is {status} already")
+    else:
+        say(f"{index}: {full} was {was} and is {status}, index {before} is now {store.index_id}")
 
 
 @app.command("search", epilog="Example: clearance index search index/ picture.png --k 5")
 def index_search(
     index: IndexFolder,
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Pictures (or folders of them) to look up.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="PICTURE...", help="Pictures or folders to look up, or beginnings of reference ids.", show_default=False
+        ),
     ],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="References to show per picture.")] = 5,
-    embedder: EmbedderName = "stickers",
+    embedder: OfIndex = "",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Find the references nearest to pictures."""
+    """Find the references nearest to pictures, or to a reference."""
     from rich.table import Table
 
-    from index.collect import read_references
-    from index.store import ReferenceIndex
-
-    queries = [(path, work) for path in pictures for work in read_references(path)]
-    model = _embedder(embedder, pretrained, allow_download)
-    store = ReferenceIndex.open(index, model.embedder_id)
+    store = _open(index)
+    queries = {name: _works(Path(name), None) if os.path.lexists(name) else store.full_id(name) for name in pictures}
+    model = None
+    if any(not isinstance(query, str) for query in queries.values()):
+        model = _embedder(store, embedder, pretrained, allow_download)
+        store.require_embedder(model.embedder_id)
+    rows = [row for name, query in queries.items() for row in _neighbours(store, model, name, query, k)]
+    if as_json:
+        say_json([dict(zip(("picture", "similarity", "title", "status", "ref_id"), row, strict=True)) for row in rows])
+        return
     table = Table("picture", "similarity", "title", "status", "ref_id")
-    for column in table.columns:
-        column.overflow = "fold"
-    for path, work in queries:
-        [matches] = store.search(model.images(work.picture[None]), k)
-        for match in matches:
-            told = str(path) if path.is_file() else f"{path}: {work.title}"
-            table.add_row(told, f"{match.similarity:.4f}", match.title, match.status, match.ref_id)
+    for each in table.columns:
+        each.overflow = "fold"
+    for name, similarity, *told in rows:
+        table.add_row(name, f"{similarity:.4f}", *told)
     make_console().print(table)
 
 
-@app.command("calibrate", epilog="Example: clearance index calibrate index/ --harmless stock-photos/ --false-alarms 0.02")
+def _neighbours(
+    store: ReferenceIndex, model: OpenCLIPEmbedder | None, name: str, query: Works | str, k: int
+) -> Iterator[tuple[str, float, str, str, str]]:
+    from itertools import islice
+
+    from index.embed import embed_each
+
+    if isinstance(query, str):
+        vector = store.embedding(query)
+        own = store.compare(vector, query)
+        others = [match for match in store.search(vector[None], k + 1)[0] if match.ref_id != query]
+        yield from ((query, m.similarity, m.title, m.status, m.ref_id) for m in [own, *others[:k]])
+        return
+    assert model is not None
+    works = iter(query)
+    while block := list(islice(works, 64)):
+        found = store.search(embed_each(model, [work.picture for work in block]), k)
+        for work, matches in zip(block, found, strict=True):
+            shown = name if os.path.isfile(name) and work.origin == Path(name).name else f"{name}: {work.origin}"
+            yield from ((shown, m.similarity, m.title, m.status, m.ref_id) for m in matches)
+
+
+@app.command(
+    "calibrate",
+    epilog="Example: clearance index calibrate index/ --works references/ --harmless stock-photos/ --false-alarms 0.02",
+)
 def index_calibrate(
     index: IndexFolder,
+    works: Annotated[
+        Path | None, typer.Option(help="What the index was built from, for the references whose picture it does not keep.")
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="CSV: picture, reference (file or ref_id), label (copy, near-miss, other)."),
@@ -138,117 +246,124 @@ def index_calibrate(
     added: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that the second look may flag in addition, alone.")
     ] = 0.005,
+    min_recall: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of copies that must be flagged at least, by the lower end of its interval."),
+    ] = 0.5,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write an operating point below --min-recall; it stays marked.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the edits.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
-    embedder: EmbedderName = "stickers",
+    embedder: OfIndex = "",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose the threshold from which a picture counts as too near, and say what it is worth."""
-    from rich.progress import track
-
     from index.calibrate import calibrate
-    from index.collect import read_references
     from index.confirm import confirm
     from index.pairs import make_pairs, measure, read_pairs
-    from index.store import ReferenceIndex
 
-    if pairs is not None and harmless is not None:
-        raise InputError(
-            "--pairs and --harmless exclude each other", where="index calibrate", fix="Label the harmless ones too"
-        )
-    model = _embedder(embedder, pretrained, allow_download)
-    store = ReferenceIndex.open(index, model.embedder_id)
+    if pairs is not None and (harmless is not None or works is not None):
+        other = "--harmless" if harmless is not None else "--works"
+        what = f"--pairs and {other} exclude each other"
+        raise InputError(what, where="index calibrate", fix="Label the harmless ones too, or leave out --pairs")
+    store = _open(index)
+    given = _works(works, None) if works is not None else None
+    stock = _works(harmless, None) if harmless is not None else None
+    model = _embedder(store, embedder, pretrained, allow_download)
+    store.require_embedder(model.embedder_id)
     if pairs is not None:
         listed: Iterable[Pair] = (labelled := read_pairs(pairs, store))
-        total = len(labelled)
-        source = f"{total} labelled pairs of {pairs.name}"
+        total, made = len(labelled), None
     else:
-        works = read_references(harmless) if harmless is not None else []
-        listed = make_pairs(store, model, works, copies=copies, seed=seed)
-        total = 2 * copies * len(store) + 2 * len(works)  # at most: references without picture make no copies
-        source = f"{copies} edited copies of each reference with picture, seed {seed}; {len(works)} harmless pictures"
-    measured = measure(
-        track(listed, "comparing", total=total, console=make_console(stderr=True), transient=True), model, confirm
-    )
-    found = calibrate(
+        listed = made = make_pairs(store, model, stock or (), works=given or (), copies=copies, seed=seed)
+        total = 2 * copies * len(store) + 2 * (stock.total or 0 if stock is not None else 0)  # at most
+    with Steps(make_console(stderr=True), "comparing", total) as steps:
+        measured = measure(steps.over(listed), model, confirm)
+    if made is None:
+        source = f"{total} labelled pairs of {pairs.name if pairs is not None else ''}"
+    else:
+        harmless_pictures = stock.seen.pictures if stock is not None else 0
+        source = (
+            f"{copies} edited copies of each of {len(made.measured)} of {len(store)} references, seed {seed}; "
+            f"{harmless_pictures} harmless pictures"
+        )
+    chosen = calibrate(
         model.embedder_id, measured.cosine, measured.copy, confirm=measured.confirm, index_id=store.index_id,
         max_false_positive_rate=false_alarms, max_added_rate=added, max_vetoed_rate=0.005, source=source,
     )  # fmt: skip
+    if not as_json:
+        make_console().print(operating_point(chosen, measured))
+    found = chosen.held_to(min_recall, force=force)
     path = out or index / "calibration.json"
     found.save(path)
-    make_console().print(_operating_point(found, measured))
+    if as_json:
+        strangers = made.strangers if made is not None else []
+        say_json({"file": str(path), **found.summary(), "works_not_in_the_index": strangers})
+        return
+    if made is not None and len(made.measured) < len(store):
+        gap = len(store) - len(made.measured)
+        say(f"note: no picture of {gap} references is at hand, so they were not measured; --works names the rest")
+    if made is not None and made.strangers:
+        say(f"note: {len(made.strangers)} of the works are not in the index: {', '.join(made.strangers[:5])}")
     if found.false_positive_rate.n * false_alarms < 1:
         n = found.false_positive_rate.n
         say(f"note: {n} harmless pairs cannot show a rate of {false_alarms:.2%}; the threshold lies above them all")
     if pairs is None and harmless is None:
         say("note: nothing harmless was given: other works of the index stood in for near misses, which they hardly are")
-    say(f"{path}: {found.calibration_id}, used by every run on this index whose policy leaves copies.threshold at 0")
-
-
-def _operating_point(found: Calibration, measured: Measured) -> Table:
-    """What a calibration says, as a table: the operating point, then what other points would give."""
-    import numpy as np
-
-    table = grid()
-
-    def told(rate: Rate | None) -> str:
-        return (
-            "not measured" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}; {rate.hits} of {rate.n})"
-        )
-
-    table.add_row("threshold", f"{found.threshold:.4f}")
-    table.add_row("copies flagged", told(found.recall))
-    table.add_row("harmless flagged", told(found.false_positive_rate))
-    table.add_row("copies, and the second look agrees", told(found.confirmed_recall))
-    table.add_row("harmless, and the second look agrees", told(found.confirmed_false_positive_rate))
-    table.add_row("second look alone suffices from", f"{found.alone_threshold:.4f}, where the cosine is {found.look_from:.4f}")
-    table.add_row("second look clears below", f"{found.veto_below:.4f}")
-    table.add_row("copies flagged by the whole rule", told(found.either_recall))
-    table.add_row("harmless flagged by the whole rule", told(found.either_false_positive_rate))
-    table.add_row("average precision", f"{found.average_precision:.4f}")
-    for label in dict.fromkeys(measured.label.tolist()):
-        mine = measured.cosine[measured.label == label]
-        low, middle, high = (float(v) for v in np.quantile(mine, (0.05, 0.5, 0.95)))
-        flagged = float((mine >= found.threshold).mean())
-        spread = f"median cosine {middle:.3f} (5 to 95 %: {low:.3f} to {high:.3f})"
-        table.add_row(label, f"n {len(mine)}, {spread}, flagged {flagged:.1%}")
-    for limit in (0.001, 0.01, 0.02, 0.05, 0.1):
-        at = float(np.nextafter(np.quantile(measured.cosine[~measured.copy], 1 - limit, method="higher"), np.inf))
-        caught = float((measured.cosine[measured.copy] >= at).mean())
-        table.add_row(f"at {limit:.1%} harmless", f"threshold {at:.4f}, copies flagged {caught:.1%}")
-    return table
+    if found.forced:
+        say(f"note: forced: the threshold flags {found.recall} of the copies, and every report will show it")
+    say(f"{path}: {found.calibration_id}, used by every run on this index whose policy sets no copies.threshold")
 
 
 @app.command("info", epilog="Example: clearance index info index/")
-def index_info(index: IndexFolder) -> None:
-    """Say what an index holds, and check its digests."""
-    from collections import Counter
-    from datetime import UTC, datetime
-
-    from index.store import ReferenceIndex
-
-    store = ReferenceIndex.open(index)
+def index_info(index: IndexFolder, as_json: AsJson = False) -> None:
+    """Say what an index holds and what its calibration is worth, and check its digests."""
+    store = _open(index)
     store.verify()
-    references = store.references()
-    table = grid()
-    table.add_row("index", store.index_id)
-    table.add_row("embedder", store.embedder_id)
-    table.add_row("references", str(len(store)))
-    table.add_row("with picture", str(sum(store.picture(reference.ref_id) is not None for reference in references)))
-    for name in ("status", "rights_basis", "licence"):
-        counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
-        table.add_row(name, ", ".join(f"{count} {value}" for value, count in counts.most_common()))
-    for entry in store.history():
-        at = datetime.fromtimestamp(entry["at"], UTC).isoformat(timespec="seconds")
-        reason = f" ({entry['reason']})" if entry["reason"] else ""
-        table.add_row(at, f"{entry['event']} {len(entry['ref_ids'])}{reason}")
-    make_console().print(table)
+    if as_json:
+        say_json({"index": str(index), **state_data(store)})
+        return
+    make_console().print(state_table(store))
     say("digests match")
 
 
-def _embedder(model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
-    from index.embed import OpenCLIPEmbedder
+# --- what the commands share ------------------------------------------------------------------------------------------------
+
+
+def _open(index: Path) -> ReferenceIndex:
+    from index.store import ReferenceIndex
+
+    return ReferenceIndex.open(index)
+
+
+def _works(path: Path, how: Reading | None) -> Works:
+    from index.collect import Works
+
+    with busy("looking at the pictures"):
+        return Works(path, how)
+
+
+def _reading(
+    rights_basis: str, keep_pictures: bool | None, columns: list[str] | None, picture_column: str, leave_out: bool
+) -> Reading:
+    from index.collect import Reading
+
+    mapped = {}
+    for pair in columns or []:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not ours.strip() or not theirs.strip():
+            raise InputError(f"{pair!r} names no two columns", where="--column", fix="Write OURS=THEIRS, as title=caption")
+        mapped[ours.strip()] = theirs.strip()
+    return Reading(rights_basis, keep_pictures, mapped, picture_column, leave_out)
+
+
+def _embedder(store: ReferenceIndex | None, model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
+    from index.embed import OpenCLIPEmbedder, embedder_of
 
     with busy("loading the embedder"):
-        return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
+        if store is None:
+            return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
+        return embedder_of(store, model, pretrained, allow_download=allow_download)

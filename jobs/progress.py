@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.outcome import ACCEPTED
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobs.session import Event
 
+T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between plain lines about samples
 
 
@@ -70,6 +71,61 @@ class Watch:
         return describe(
             event.done, event.total, event.outcomes, event.done - (self._first or 0), time.monotonic() - self._began
         )
+
+
+class Steps:
+    """Shows how a long list is gone through: a bar on a terminal, a plain line every ten seconds elsewhere; use it in ``with``.
+
+    Args:
+        console: where to write.
+        label: what is done.
+        total: how many steps there are; None where nobody knows.
+    """
+
+    def __init__(self, console: Console, label: str, total: int | None) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._began = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Steps:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[how]}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._bar.add_task(self._label, total=self._total, how="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def over(self, items: Iterable[T], done: Callable[[], int] | None = None) -> Iterator[T]:
+        """The items, one by one; ``done`` says how many steps that makes where it is not one an item."""
+        count = 0
+        for count, item in enumerate(items, start=1):
+            yield item
+            self._show(done() if done is not None else count)
+
+    def _show(self, done: int) -> None:
+        now = time.monotonic()
+        how = pace(done, self._total, now - self._began)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, how=how)
+        elif now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            self._console.print(f"{self._label}: {how}", soft_wrap=True)
+
+
+def pace(done: int, total: int | None, seconds: float) -> str:
+    """ "320/1000 · 12.30/s · 55 s left"; without the total, how far and how fast."""
+    parts = [str(done) if total is None else f"{done}/{total}"]
+    if done and seconds > 0:
+        parts.append(f"{done / seconds:.2f}/s")
+        if total is not None and done < total:
+            parts.append(f"{duration((total - done) * seconds / done)} left")
+    return " · ".join(parts)
 
 
 def describe(done: int, total: int, outcomes: Mapping[str, int], done_here: int, seconds: float) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from index.calibrate import Calibration
+from index.embedder_source import weights_folder
 from index.store import ReferenceIndex
 from jobs import cli, index_cli
 from jobs.plan import Plan, open_folder
@@ -118,7 +121,8 @@ def test_reference_pictures_of_a_report(built: Path, tmp_path: Path) -> None:
 
 def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path: Path) -> None:
     harmless = draw(tmp_path / "harmless", ["pear", "plum", "kiwi"])
-    done = call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2)
+    few = ("--copies", 3, "--false-alarms", 0.2, "--min-recall", 0.4)  # six copies cannot show more
+    done = call("calibrate", built, "--harmless", harmless, *few)
     assert done.exit_code == 0, done.output
     found = Calibration.load(built / "calibration.json")
     assert found.index_id == ReferenceIndex.open(built).index_id and found.embedder_id == "fake-1"
@@ -126,7 +130,7 @@ def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path
     assert found.false_positive_rate.value <= 0.2
     assert f"{found.threshold:.4f}" in done.output and "near-miss" in done.output
     kept = (built / "calibration.json").read_bytes()
-    assert call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2).exit_code == 0
+    assert call("calibrate", built, "--harmless", harmless, *few).exit_code == 0
     assert (built / "calibration.json").read_bytes() == kept
 
 
@@ -138,3 +142,221 @@ def test_calibrate_says_when_the_pairs_cannot_show_the_rate(built: Path) -> None
 def test_calibrate_refuses_labels_and_harmless_pictures_together(built: Path, tmp_path: Path) -> None:
     done = call("calibrate", built, "--pairs", tmp_path / "p.csv", "--harmless", tmp_path)
     assert done.exit_code == 2 and "exclude each other" in done.output
+
+
+# --- what became of every file ----------------------------------------------------------------------------------------------
+
+
+def noise(folder: Path, names: Sequence[str]) -> Path:
+    """Pictures without a sheet; the same name gives the same picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        pixels = np.random.default_rng(list(name.split("/")[-1].encode())).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.repeat(16, axis=0).repeat(16, axis=1)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_cli, "_embedder", lambda *_: FakeEmbedder())
+
+
+def test_build_counts_and_names_everything(fake: None, tmp_path: Path) -> None:
+    works = noise(tmp_path / "works", ["apple", "fox", "twice/fox", "bee"])
+    (works / "notes.txt").write_text("hello")
+    (works / "half.png").write_bytes((works / "bee.png").read_bytes()[:60])
+    refused = call("build", works, "--out", tmp_path / "i")
+    assert refused.exit_code == 2
+    assert "1 of 5 pictures cannot be read: half.png" in refused.stderr
+    done = call("build", works, "--out", tmp_path / "i", "--leave-out")
+    assert done.exit_code == 0, done.output
+    assert "5 pictures, 3 references, 1 duplicate, 1 left out" in done.output
+    assert "1 left out and not protected: half.png (" in done.output
+    assert "1 duplicate: twice/fox.png of fox.png" in done.output
+    assert "1 no pictures: notes.txt (no picture)" in done.output
+
+
+def test_json_says_the_same_as_data(fake: None, tmp_path: Path) -> None:
+    works = noise(tmp_path / "works", ["apple", "fox", "twice/fox"])
+    (works / "notes.txt").write_text("hello")
+    Image.new("1", (20_000, 20_000)).save(works / "bomb.png")
+    said = json.loads(call("build", works, "--out", tmp_path / "i", "--leave-out", "--json").stdout)
+    assert (said["pictures"], said["references"], said["with_picture"]) == (4, 2, 0)
+    assert said["duplicates"] == [{"file": "twice/fox.png", "of": "fox.png"}]
+    assert said["left_out"] == [{"file": "bomb.png", "reason": "cannot be read (more than 179 million pixels)"}]
+    assert said["other_files"] == [{"file": "notes.txt", "is": "no picture"}]
+    assert said["index_id"] == ReferenceIndex.open(tmp_path / "i").index_id
+    assert said["pictures"] + said["further_frames"] == len(said["new"]) + len(said["duplicates"]) + len(said["left_out"])
+
+
+def test_a_claim_on_a_work_called_free_is_in_force(fake: None, tmp_path: Path) -> None:
+    works = noise(tmp_path / "works", ["fox"])
+    (works / "claim.png").write_bytes((works / "fox.png").read_bytes())
+    (works / "metadata.csv").write_text("file,status,rights_basis\nfox.png,allowed,licensed\nclaim.png,active,claim\n")
+    done = call("build", works, "--out", tmp_path / "i")
+    [reference] = ReferenceIndex.open(tmp_path / "i").references()
+    assert f"claim.png is active, {reference.ref_id} was allowed: active" in done.output
+    found = json.loads(call("search", tmp_path / "i", works / "fox.png", "--json").stdout)
+    assert [(row["ref_id"], row["status"]) for row in found] == [(reference.ref_id, "active")]
+
+
+def test_set_status_is_recorded_and_reversible(built: Path, tmp_path: Path) -> None:
+    before = ReferenceIndex.open(built).index_id
+    fox = next(reference.ref_id for reference in ReferenceIndex.open(built).references() if reference.title == "fox")
+    assert call("set-status", built, fox[:6], "allowed").exit_code == 2  # a reason is asked for
+    done = call("set-status", built, fox[:6], "allowed", "--reason", "licence bought")
+    assert done.exit_code == 0, done.output
+    assert f"{fox} was active and is allowed" in done.output
+    assert fox not in call("search", built, tmp_path / "works" / "fox.png").output
+    assert "active → allowed (licence bought)" in call("info", built).output
+    assert call("set-status", built, fox, "active", "--reason", "a mistake").exit_code == 0
+    assert ReferenceIndex.open(built).index_id == before
+    assert call("set-status", built, fox, "free", "--reason", "x").exit_code == 2
+
+
+def test_the_beginning_of_an_id_is_enough(built: Path) -> None:
+    fox = next(reference.ref_id for reference in ReferenceIndex.open(built).references() if reference.title == "fox")
+    found = json.loads(call("search", built, fox[:5], "--json", "--k", 1).stdout)
+    assert found[0]["ref_id"] == fox
+    assert found[0]["similarity"] == pytest.approx(1, abs=1e-6)
+    assert len(found) == 2
+    assert call("search", built, "no-such-file-or-id").exit_code == 2
+    assert call("retire", built, fox[:5]).exit_code == 0
+    assert "no such reference" in call("retire", built, "ffffffffff").stderr
+
+
+# --- calibrating ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claims(fake: None, tmp_path: Path) -> Path:
+    """An index of claims: it keeps no picture."""
+    noise(tmp_path / "works", [f"work-{n}" for n in range(12)])
+    assert call("build", tmp_path / "works", "--out", tmp_path / "index").exit_code == 0
+    return tmp_path / "index"
+
+
+def test_claims_are_calibrated_from_the_works_that_are_given_again(claims: Path, tmp_path: Path) -> None:
+    harmless = noise(tmp_path / "stock", [f"stock-{n}" for n in range(20)])
+    noise(tmp_path / "works", ["stranger"])
+    without = call("calibrate", claims, "--harmless", harmless)
+    assert without.exit_code == 2
+    assert "--works FOLDER" in without.stderr
+    done = call(
+        "calibrate", claims, "--works", tmp_path / "works", "--harmless", harmless, "--false-alarms", 0.2, "--min-recall", 0.3
+    )
+    assert done.exit_code == 0, done.output
+    found = Calibration.load(claims / "calibration.json")
+    assert found.recall.n == 48  # twelve works, four copies each
+    assert found.confirmed_recall is None  # the index keeps no picture, so a run takes no second look
+    assert found.either_recall is None
+    assert "1 of the works are not in the index: stranger.png" in done.output
+    assert "12 of 12 references" in found.source
+
+
+class Blind(FakeEmbedder):
+    """Whatever the picture, the vector is noise."""
+
+    embedder_id = "blind"
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        vectors = np.stack([np.random.default_rng(picture.sum()).standard_normal(16) for picture in pictures])
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(index_cli, "_embedder", lambda *_: Blind())
+    noise(tmp_path / "works", [f"work-{n}" for n in range(8)])
+    assert call("build", tmp_path / "works", "--out", tmp_path / "index", "--keep-pictures").exit_code == 0
+    return tmp_path / "index"
+
+
+def test_an_operating_point_that_flags_next_to_nothing_is_not_written(blind: Path, tmp_path: Path) -> None:
+    harmless = noise(tmp_path / "stock", [f"stock-{n}" for n in range(20)])
+    refused = call("calibrate", blind, "--harmless", harmless)
+    assert refused.exit_code == 2
+    assert "of the copies the threshold flags" in refused.stderr
+    assert "--force" in refused.stderr
+    assert not (blind / "calibration.json").exists()
+
+
+def test_what_is_forced_is_on_record_wherever_it_is_read(blind: Path, tmp_path: Path) -> None:
+    harmless = noise(tmp_path / "stock", [f"stock-{n}" for n in range(20)])
+    done = call("calibrate", blind, "--harmless", harmless, "--force")
+    assert done.exit_code == 0, done.output
+    assert "forced" in done.output
+    found = Calibration.load(blind / "calibration.json")
+    assert found.forced
+    info = call("info", blind).output
+    assert "FORCED" in info
+    assert str(found.recall).replace("\u00a0", " ") in info.replace("\u00a0", " ")
+    said = json.loads(call("info", blind, "--json").stdout)["calibration"]
+    assert (said["forced"], said["min_recall"], said["recall"]["n"]) == (True, 0.5, 32)
+
+
+def test_info_says_what_the_calibration_is_worth(built: Path, tmp_path: Path) -> None:
+    harmless = draw(tmp_path / "harmless", ["pear", "plum", "kiwi"])
+    nothing = json.loads(call("info", built, "--json").stdout)
+    assert nothing["calibration"] is None
+    assert nothing["calibration_state"].startswith("none: run clearance index calibrate")
+    call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2, "--min-recall", 0.4)
+    found = Calibration.load(built / "calibration.json")
+    said = json.loads(call("info", built, "--json").stdout)
+    assert said["calibration"] == json.loads(json.dumps(found.summary()))
+    assert said["calibration_state"].endswith("measured on this index")
+    call("add", built, draw(tmp_path / "more", ["bee"]))
+    changed = json.loads(call("info", built, "--json").stdout)
+    assert "the index has changed, calibrate again" in changed["calibration_state"]
+
+
+def test_a_work_among_the_harmless_pictures_is_named(built: Path, tmp_path: Path) -> None:
+    harmless = draw(tmp_path / "harmless", ["pear", "fox"])
+    refused = call("calibrate", built, "--harmless", harmless)
+    assert refused.exit_code == 2
+    assert "fox.png: is reference" in refused.stderr
+
+
+@pytest.mark.parametrize("column", ["title", "title=", "=caption", "colour=x"])
+def test_a_column_that_names_no_two_is_refused(fake: None, tmp_path: Path, column: str) -> None:
+    refused = call("build", noise(tmp_path / "works", ["fox"]), "--out", tmp_path / "i", "--column", column)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: ")
+
+
+# --- the embedder -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_command_asks_for_the_embedder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(weights_folder(), project / "mine")
+    noise(project / "works", ["fox", "bee"])
+    monkeypatch.chdir(project)
+    assert call("build", "works", "--out", "index", "--embedder", "local-dir:mine").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(call("search", "project/index", "project/works/fox.png", "--k", 1, "--json").stdout)
+    assert [row["title"] for row in found] == ["fox"]
+    assert call("add", "project/index", noise(tmp_path / "more", ["owl"])).exit_code == 0
+    said = json.loads(call("info", "project/index", "--json").stdout)
+    assert said["embedder"] == {"model": "local-dir:../mine", "pretrained": ""}
+
+
+def test_progress_goes_to_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import progress
+    from jobs.console import make_console
+
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.Steps(make_console(stderr=True), "embedding", 3) as steps:
+        assert list(steps.over("abc")) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("embedding: 1/3 · ")
+    assert lines[0].endswith(" left")
+    assert lines[-1].startswith("embedding: 3/3 · ")
+
+
+def test_pace_without_a_total_says_how_fast() -> None:
+    from jobs.progress import pace
+
+    assert pace(30, None, 10.0) == "30 · 3.00/s"
+    assert pace(30, 90, 10.0) == "30/90 · 3.00/s · 20 s left"
