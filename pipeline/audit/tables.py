@@ -58,7 +58,7 @@ class GuardTable:
             fired[key] = fired.get(key, False) or bool(finding["triggered"])
             self._versions[key].add(str(finding["version"]))
             self._thresholds[key].add(float(finding["threshold"]))
-            self._actions[key] |= {str(finding["action"])} - {""}
+            self._actions[key] |= {str(finding.get("action") or "")} - {""}  # rows of schema 1 have none
         return fired
 
     def rows(self, policy: Mapping[str, Any]) -> list[dict[str, Any]]:
