@@ -9,6 +9,7 @@ A guard is declared in one class: name, categories, licence, what a policy may s
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import math
@@ -42,7 +43,7 @@ class Finding:
         detail: short text for people: a code's payload, the words that were read, the reference's title.
 
     Raises:
-        InputError: score or threshold is NaN.
+        InputError: score or threshold is not a finite number.
     """
 
     guard: str
@@ -56,8 +57,9 @@ class Finding:
     detail: str = ""
 
     def __post_init__(self) -> None:
-        if math.isnan(self.score) or math.isnan(self.threshold):  # no comparison with NaN holds: nothing would be triggered
-            what = f"a score is not a number ({self.category}: {self.score} against {self.threshold})"
+        # No comparison with NaN holds, and none with an infinite threshold: nothing would ever be triggered.
+        if not (math.isfinite(self.score) and math.isfinite(self.threshold)):
+            what = f"a score is not a finite number ({self.category}: {self.score} against {self.threshold})"
             raise InputError(what, where=f"guard {self.guard}", fix="Look at the picture, and at the guard's weights")
 
     @property
@@ -159,6 +161,19 @@ def require_package(module: str, distribution: str, *, guard: str, install: str)
     if importlib.util.find_spec(module) is None:
         raise GuardUnavailable(f"the package {distribution} is not installed", where=f"guard {guard}", fix=install)
     return importlib.metadata.version(distribution)
+
+
+def import_package(module: str, *, guard: str, install: str) -> Any:
+    """Import a package that a guard runs on.
+
+    Raises:
+        GuardUnavailable: it is there, and it cannot be imported: a library that it needs is missing, or it is damaged.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever its own code raises
+        what = f"the package {module} cannot be imported ({type(error).__name__}: {error})"
+        raise GuardUnavailable(what, where=f"guard {guard}", fix=install) from error
 
 
 def file_digest(path: Path, *, guard: str, fix: str) -> str:

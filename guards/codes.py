@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from guards.allowed import AllowList
-from guards.base import Box, Defaults, Finding, Probe, require_package, require_pictures
+from guards.base import Box, Defaults, Finding, Probe, import_package, require_package, require_pictures
 
 UPSCALES = (1, 2, 4)  # small codes have modules of one pixel; the decoder wants two or more
 LARGEST = 1024  # pixels of the longer side beyond which nothing is enlarged
 FORMATS = ("QRCode", "MicroQRCode", "RMQRCode", "DataMatrix", "Aztec")  # stripes in drawings pass for linear codes
+INSTALL = "Install it with `pip install zxing-cpp`"
 DETAIL = 80  # characters of payload kept in a finding
 
 
@@ -38,11 +39,11 @@ class CodesGuard:
 
     @classmethod
     def probe(cls, settings: Any) -> Probe:
-        install = "Install it with `pip install zxing-cpp`"
-        return Probe(version=f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=cls.name, install=install)}")
+        return Probe(version=f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=cls.name, install=INSTALL)}")
 
     @classmethod
     def open(cls, settings: Any) -> CodesGuard:
+        import_package("zxingcpp", guard=cls.name, install=INSTALL)
         return cls(settings.threshold, getattr(settings, "allow", ()))
 
     def __init__(self, threshold: float = 0.5, allow: Sequence[str] | str = ()) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from guards.base import Finding, Guard
 from index.errors import InputError
 
+SIZES = ((64, 64), (512, 512), (96, 160), (130, 67), (1, 1), (1, 64), (64, 1), (2, 1500), (1500, 2))  # height, width
+
 
 def check_guard(guard: Guard, pictures: np.ndarray) -> None:
     """Check a guard against the protocol with real pictures; use it in the tests of your guard.
@@ -28,7 +30,7 @@ def check_guard(guard: Guard, pictures: np.ndarray) -> None:
     _require(isinstance(guard.categories, tuple) and len(guard.categories) > 0, "categories is a non-empty tuple")
 
     before = pictures.copy()
-    found = guard.check(pictures)
+    found = _check(guard, pictures)
     _require(np.array_equal(before, pictures), "check() does not modify its input")
     frozen = pictures.copy()
     frozen.setflags(write=False)
@@ -42,8 +44,8 @@ def check_guard(guard: Guard, pictures: np.ndarray) -> None:
     _require(guard.check(crowd)[1:-1] == found, "findings do not depend on the place in a larger batch")
     _require(guard.check(pictures[:0]) == [], "an empty batch gives an empty list")
 
-    for high, wide in ((64, 64), (512, 512), (96, 160), (130, 67)):
-        _check_findings(guard, guard.check(_fit(pictures[:1], high, wide)), 1)
+    for high, wide in SIZES:
+        _check_findings(guard, _check(guard, _fit(pictures[:1], high, wide)), 1)
 
     for wrong, what in (
         (pictures.astype(np.float32) / 255, "floating-point"),
@@ -57,6 +59,14 @@ def check_guard(guard: Guard, pictures: np.ndarray) -> None:
             _require(bool(error.fix), f"the error about {what} input says what to do")
         else:
             raise AssertionError(f"{guard.name}: {what} input is refused with InputError")
+
+
+def _check(guard: Guard, pictures: np.ndarray) -> list[list[Finding]]:
+    try:
+        return guard.check(pictures)
+    except Exception as error:
+        promise = f"check() takes every picture; {pictures.shape[1:]} ended in {type(error).__name__}: {error}"
+        raise AssertionError(f"broken promise: {promise}") from error
 
 
 def _check_findings(guard: Guard, found: Sequence[Sequence[Finding]], count: int) -> None:

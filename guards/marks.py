@@ -61,7 +61,7 @@ class MarksGuard:
         try:
             self.network = make_network(tuple(weights.card["widths"]), weights.card["depth"])
             self.network.load_state_dict(tensors, assign=True)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
             what = f"the weights do not fit the network of config.json: {str(error).splitlines()[0]}"
             fix = f"Restore the folder, or train it again with `{weights.command}`"
             raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None

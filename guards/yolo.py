@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Defaults, Finding, Probe, require_package, require_pictures
+from guards.base import Box, Defaults, Finding, Probe, import_package, require_package, require_pictures
 from guards.mark_network import KINDS, SIDE
 from guards.mark_weights import WEIGHTS, MarkWeights
 from guards.marks import LESS, sigmoid, squeeze
@@ -119,6 +119,7 @@ class YoloMarksGuard:
         self._pixels = int(weights.card["input_pixels"])
         self._shift = np.array(weights.operating_logits, np.float32)
         self.calls = PaddedCalls(BATCH, "guard yolo", LESS)
+        import_package("ultralytics", guard=self.name, install=INSTALL)
         try:
             self.network = make_detector(weights.card["network"])
             fill(self.network, tensors)

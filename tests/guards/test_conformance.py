@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ import pytest
 from guards.base import Finding, Guard, require_pictures
 from guards.codes import CodesGuard
 from guards.conformance import check_guard
+from guards.copies import CopiesGuard
 from guards.marks import MarksGuard
 from guards.text import TextGuard
 from guards.unsafe import UnsafeGuard
+from index.calibrate import OperatingPoint
+from index.embed import OpenCLIPEmbedder
+from index.reference import NewReference
+from index.store import ReferenceIndex
 from jobs.world.overlays import overlay
 
 from .conftest import drawing
@@ -29,6 +35,14 @@ def mixed() -> np.ndarray:
 @pytest.mark.parametrize("make", [CodesGuard, MarksGuard, TextGuard, UnsafeGuard])
 def test_every_guard_conforms(make: Callable[[], Guard]) -> None:
     check_guard(make(), mixed())
+
+
+def test_the_copies_guard_conforms_with_its_own_embedder_and_second_look(tmp_path: Path) -> None:
+    embedder = OpenCLIPEmbedder.open("stickers", "")
+    works = [NewReference(str(seed), np.asarray(drawing(seed)), keep_picture=True) for seed in (50, 60)]
+    index = ReferenceIndex.build(tmp_path / "index", works, embedder)
+    point = OperatingPoint(threshold=-1.0)  # so that everything gets the second look
+    check_guard(CopiesGuard(index, embedder, point=point, hues=3), mixed())
 
 
 class Brightness:
@@ -70,7 +84,26 @@ class Random(Brightness):
 
 class NotANumber(Brightness):
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, score=float("nan")) for f in row] for row in super().check(pictures)]
+
+
+class Infinite(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         return [[replace(f, score=float("inf")) for f in row] for row in super().check(pictures)]
+
+
+class NeverTriggers(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return [[replace(f, threshold=float("inf")) for f in row] for row in super().check(pictures)]
+
+
+class DislikesStrips(Brightness):
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        found = super().check(pictures)
+        halves = pictures[:, : pictures.shape[1] // 2]
+        if halves.size == 0 and len(pictures):
+            raise ValueError("a picture of one row has no upper half")
+        return found
 
 
 class PixelBox(Brightness):
@@ -100,6 +133,9 @@ def test_the_suite_accepts_a_correct_guard() -> None:
         (Forgets, "every category"),
         (Random, "deterministic"),
         (NotANumber, "finite"),
+        (Infinite, "finite"),
+        (NeverTriggers, "finite"),
+        (DislikesStrips, r"takes every picture; \(1, 1, 3\) ended in ValueError"),
         (PixelBox, "fractions"),
         (MovesThreshold, "operating point"),
         (TakesAnything, "refused with InputError"),
