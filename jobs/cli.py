@@ -16,7 +16,7 @@ from index.errors import ClearanceError, ConfigError, InputError
 from index.printable import visible
 from jobs import signals
 from jobs.bench.cli import app as bench_app
-from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json
+from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.erase.cli import app as erase_app
 from jobs.explain import explain
 from jobs.index_cli import app as index_app
@@ -24,6 +24,7 @@ from jobs.index_cli import app as index_app
 if TYPE_CHECKING:
     from jobs.plan import Plan
     from pipeline.config import RunConfig
+    from pipeline.notes import Note
 
 Runner = Literal["local", "ray"]
 
@@ -127,7 +128,9 @@ def run(
     run_file: RunFile,
     out: Annotated[str, typer.Option(metavar="URI", help="Run folder; overrides `out` of the run file.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run of the same plan.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, draw nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Open everything, say what it takes and what would fail; write nothing.")
+    ] = False,
     runner: Annotated[
         Runner, typer.Option(help="local: one worker in this process; ray: as many as the run file says.")
     ] = "local",
@@ -136,36 +139,44 @@ def run(
         typer.Option("--only-failed", help="Repeat the requests that ended as errors in the run file's `out`, into --out."),
     ] = False,
     policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
+    json: AsJson = False,
 ) -> None:
     """Generate, clear and record every request of a run file."""
     from jobs.folder import look, stored_plan
     from jobs.funnel import print_counts
+    from jobs.notes import notes_of
     from jobs.plan import failed_keys, local_folder
     from jobs.progress import Watch, duration
     from jobs.run import RUNNERS
 
     config, base = _read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
+    notes: list[Note] = []
     if only_failed:
         before = local_folder(config.out, base)
         if folder == before:
             raise ConfigError("--only-failed writes a new run", where=str(folder), fix="Name another folder with --out")
-        plan = _plan(config, base, folder, policy, only=failed_keys(before), parent=str(stored_plan(before)["plan_sha256"]))
+        parent = str(stored_plan(before)["plan_sha256"])
+        plan = _plan(config, base, folder, policy, only=failed_keys(before), parent=parent, notes=notes)
     else:
-        plan = _plan(config, base, folder, policy)
+        plan = _plan(config, base, folder, policy, notes=notes)
     if dry_run:
-        _print_plan(plan, folder, runner)
-        return
+        return _dry_run(plan, folder, runner, resume=resume, notes=notes, json=json)
     look(folder, plan, resume=resume)  # before models are loaded
+    for note in (*notes, *notes_of(plan.config, plan.policy, plan.base)):
+        say_note(note)
     err = make_console(stderr=True)
     with Watch(err, folder.name) as watch:
         result = RUNNERS[runner](plan, folder, watch, resume=resume)
-    console = make_console()
+    console = make_console(stderr=json)
     print_counts(folder, console)
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
-    _write_report(folder, base)
+    _write_report(folder, base, json=json)
     if result.outcomes.get("error"):
-        say(f"{result.outcomes['error']} requests ended as errors; with the cause mended, --only-failed --out NEW repeats them")
+        text = (
+            f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed --out NEW repeats them"
+        )
+        console.print(text, soft_wrap=True)
 
 
 @app.command(epilog="Example: clearance status runs/monday")
@@ -274,22 +285,16 @@ def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
     return config, base
 
 
-def _plan(config: RunConfig, base: Path, folder: Path, policy: str, **restriction: Any) -> Plan:
+def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: list[Note], **restriction: Any) -> Plan:
     import dataclasses
 
     from jobs.plan import Plan, read_policy
-    from pipeline.policy import remarks
-    from pipeline.studio import stale_calibration
+    from pipeline.notes import Note
 
     rules = read_policy(policy, Path.cwd()) if policy else read_policy(config.policy, base)
     config = dataclasses.replace(config, out=str(folder), policy=policy or config.policy)
-    for remark in (*remarks(rules), stale_calibration(config, rules, base=base)):
-        if remark:
-            say(f"note: {remark}")
-    plan = Plan.make(config, rules, base, **restriction)
-    for guard in plan.guards:
-        if guard["note"]:
-            say(f"note: {guard['note']}")
+    plan = Plan.make(config, rules, base, notes=notes, **restriction)
+    notes += [Note("guards", str(guard["note"])) for guard in plan.guards if guard["note"]]
     return plan
 
 
@@ -306,27 +311,29 @@ def _run_folder(run: Path) -> tuple[Path, Path | None]:
     return run, base
 
 
-def _print_plan(plan: Plan, folder: Path, runner: str) -> None:
+def _dry_run(plan: Plan, folder: Path, runner: Runner, *, resume: bool, notes: list[Note], json: bool) -> None:
+    from jobs.preflight import as_json, lines, preflight
 
-    bad = [request for request in plan.requests if request.problem]
-    workers = plan.config.workers if runner == "ray" else 1
-    table = grid()
-    for name, value in {
-        "plan": plan.plan_sha256,
-        "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
-        "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
-        "runner": f"{runner}, {workers} worker{'s' if workers > 1 else ''}",
-        "policy": f"{plan.policy.name} {plan.policy.version}, {len(plan.policy.ladder)} rungs",
-        "folder": f"{folder} ({'exists' if folder.exists() else 'new'})",
-        **plan.parts,
-    }.items():
-        table.add_row(name, value)
-    console = make_console()
-    console.print(table)
-    for request in bad[:10]:
-        assert request.problem is not None
-        say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
-    say("dry run: nothing was drawn and nothing was written")
+    with busy("opening everything"):
+        found = preflight(plan, folder, runner, resume=resume, notes=notes)
+    if json:
+        say_json(as_json(found))
+    else:
+        table = grid()
+        for name, value in lines(found).items():
+            table.add_row(name, value)
+        make_console().print(table)
+        for request in [request for request in plan.requests if request.problem][:10]:
+            assert request.problem is not None
+            say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
+    for note in found.notes:
+        say_note(note)
+    for problem in found.problems:
+        say_error(f"{problem.where}: {problem.what}" if problem.where else problem.what, problem.fix)
+    if found.problems:
+        raise typer.Exit(2)
+    if not json:
+        say("dry run: nothing was drawn and nothing was written")
 
 
 def _write_report(folder: Path, base: Path | None, *, json: bool = False) -> None:

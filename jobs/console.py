@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.notes import Note
+
 
 def make_console(*, stderr: bool = False) -> Console:
     from rich.console import Console
@@ -62,6 +64,11 @@ def say_json(data: Any) -> None:
     import json
 
     print(json.dumps(data, indent=1))
+
+
+def say_note(note: Note) -> None:
+    """On stderr, so that stdout holds results alone."""
+    make_console(stderr=True).print(visible(f"note: {note.topic}: {note.text}", lines=False), soft_wrap=True)
 
 
 def say_error(what: str, fix: str) -> None:

@@ -23,6 +23,7 @@ from jobs.folder import RESTORE, check_plan, claimed, difference, look, read_pla
 from jobs.prompts import read_prompts
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
+from pipeline.notes import Note
 from pipeline.outcome import Request
 from pipeline.policy import Policy
 from pipeline.settings import digest, from_dict, read_toml
@@ -77,6 +78,7 @@ class Plan:
         identity: Mapping[str, str] | None = None,
         only: Iterable[str] | None = None,
         parent: str = "",
+        notes: list[Note] | None = None,
     ) -> Plan:
         """Read the prompts and bind everything by digest.
 
@@ -87,13 +89,14 @@ class Plan:
             identity: digests of models and index; computed from the configuration when not given.
             only: keys to restrict the plan to (see ``--only-failed``).
             parent: plan digest of the run those keys failed in.
+            notes: receives what the prompts were read as; see :func:`jobs.prompts.read_prompts`.
 
         Raises:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.
         """
         base = base.resolve()
         path = base / config.prompts
-        requests = read_prompts(path, base_seed=config.base_seed, samples_per_prompt=config.samples_per_prompt)
+        requests = read_prompts(path, base_seed=config.base_seed, samples_per_prompt=config.samples_per_prompt, notes=notes)
         if only is not None:
             keys = set(only)
             absent = keys - {request.key for request in requests}

@@ -194,7 +194,7 @@ def test_a_wrong_value_stops_before_anything_is_written(run_file: Path, run: str
 def test_a_threshold_that_no_picture_reaches_is_noted(run_file: Path) -> None:
     (run_file.parent / "own.toml").write_text("[copies]\nthreshold = 1\n")
     shown = call("run", run_file, "--policy", "own.toml", "--dry-run")
-    assert "note: copies.threshold = 1: hardly any picture reaches it" in shown.output + shown.stderr
+    assert "note: policy: copies.threshold = 1: hardly any picture reaches it" in shown.output + shown.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "report"])

@@ -1,0 +1,175 @@
+"""How long a run takes and how large it becomes: from one call of each network, measured on this machine, and simple sums."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import RunConfig
+from pipeline.outcome import Request
+from pipeline.policy import Policy
+
+if TYPE_CHECKING:
+    from pipeline.studio import Studio
+
+SLOW = 2.0  # seconds from which one row (one picture) is measured and the others are counted like it
+ROW_BYTES = 4096  # what a request's and an attempt's rows take beside their pictures, measured on runs of the embedded world
+LOOKED_AT = 8  # pictures that are looked at together: see pipeline.moderate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one call took on this machine.
+
+    Attributes:
+        call_seconds: of a denoiser call of all its rows.
+        rows: that were measured; fewer than ``generation.rows`` where one was slow.
+        look_seconds: of decoding one picture and letting every guard look at it.
+        picture_bytes: of a picture decoded from noise, as it is stored; a drawing takes less.
+        width, height: of a picture.
+        memory_bytes: most that the process, or the GPU, held.
+    """
+
+    call_seconds: float
+    rows: int
+    look_seconds: float
+    picture_bytes: int
+    width: int
+    height: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run takes if nothing is steered, and how many times as much its ladders allow.
+
+    Attributes:
+        calls: of the denoiser, of one worker.
+        seconds: wall time.
+        bytes: on the disk.
+        times: pictures drawn per request at most.
+    """
+
+    calls: int
+    seconds: float
+    bytes: int
+    times: int
+
+
+def measure(studio: Studio, config: RunConfig) -> Measured:
+    """Draw nothing that is kept: one denoiser call, and one look at pictures decoded from noise."""
+    import torch
+
+    from pipeline.audit.provenance import encode, thumbnail
+
+    model, g = studio.model, config.generation
+    context = studio.context_of("")
+    noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0))
+    step = torch.tensor(studio.engine.sampler.timesteps[:1])
+
+    def call(rows: int) -> None:
+        latents, texts = (x.expand(rows, *x.shape).contiguous() for x in (noise, context))
+        model.denoise(latents, step.expand(rows), texts, g.guidance_scale)
+
+    pictures: list[Any] = []
+
+    def look(count: int) -> None:
+        # Finished latents are about as large as noise: that is what an autoencoder's scaling factor is for.
+        pictures[:] = [study.picture for study in studio.study([noise] * count)]
+
+    rows, call_seconds = _timed(call, g.rows)
+    _, look_seconds = _timed(look, LOOKED_AT)
+    stored = encode(pictures[0], config.image_format, b"").data
+    height, width = pictures[0].shape[:2]
+    return Measured(
+        call_seconds=call_seconds, rows=rows, look_seconds=look_seconds / LOOKED_AT,
+        picture_bytes=len(stored) + len(thumbnail(pictures[0])), width=width, height=height, memory_bytes=_memory(config),
+    )  # fmt: skip
+
+
+def _timed(work: Callable[[int], None], count: int) -> tuple[int, float]:
+    """Items that were measured, and the seconds that ``count`` take."""
+    work(1)  # the first call also chooses kernels
+    started = time.perf_counter()
+    work(1)
+    one = time.perf_counter() - started
+    if one > SLOW or count == 1:
+        return 1, one * count
+    if one * count < SLOW:
+        work(count)
+    started = time.perf_counter()
+    work(count)
+    return count, time.perf_counter() - started
+
+
+def _memory(config: RunConfig) -> int:
+    import torch
+
+    if config.model.device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(config.model.device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def estimate(
+    measured: Measured, config: RunConfig, policy: Policy, todo: Sequence[Request], *, guided: bool, workers: int
+) -> Estimate:
+    """The sums.
+
+    Args:
+        measured: what one call takes.
+        config, policy: of the run.
+        todo: requests that are still to be drawn.
+        guided: whether a sample takes two rows while guidance acts.
+        workers: side by side, each as fast as this one.
+    """
+    pictures = sum(request.problem is None for request in todo)
+    each = math.ceil(pictures / workers)
+    steps = config.generation.steps
+    rows = steps + (round(config.generation.guidance_until * steps) if guided else 0)
+    # A call is never smaller than its fixed number of rows, and a picture takes its steps one after the other.
+    calls = max(steps, math.ceil(each * rows / config.generation.rows)) if each else 0
+    seconds = calls * measured.call_seconds + each * measured.look_seconds
+    return Estimate(
+        calls=calls, seconds=seconds, bytes=pictures * (measured.picture_bytes + ROW_BYTES), times=most_pictures(policy)
+    )
+
+
+def most_pictures(policy: Policy) -> int:
+    """Pictures that a request may be drawn at most."""
+    return 1 + len(policy.ladder) + len(policy.mark_ladder)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a device, or in this machine's memory; 0 where it cannot be told."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = []
+    for path, name in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
+        try:
+            text = Path(path).read_text(encoding="ascii")
+        except OSError:
+            continue
+        if name:
+            limits += [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(name)]
+        elif text.strip().isdigit():
+            limits.append(int(text))
+    return min(limits, default=0)
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: "312 MiB"."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"

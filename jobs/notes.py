@@ -1,0 +1,59 @@
+"""What a run does differently from what its files let expect, collected before anything is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import ModelConfig, RunConfig
+from pipeline.notes import Note
+from pipeline.policy import Policy
+
+
+def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
+    """Every silent substitution that model, policy and index bring with them. Reads names and headers; loads nothing.
+
+    Raises:
+        ModelError: the model's folder cannot be drawn with.
+    """
+    from pipeline.model.families import look_at
+    from pipeline.model.samplers import sampler_of
+    from pipeline.policy import remarks
+    from pipeline.studio import stale_calibration
+
+    folder, cls, parts = look_at(config.model)
+    notes = list(parts.notes)
+    if config.generation.scheduler == "auto":
+        _, text = sampler_of(parts.scheduler, flow=cls.flow)
+        notes += [Note("scheduler", text)] if text else []
+    notes += _safety(folder, policy)
+    notes += [Note("policy", remark) for remark in remarks(policy)]
+    if remark := stale_calibration(config, policy, base=base):
+        notes.append(Note("calibration", remark))
+    if not config.index:
+        notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row says so"))
+    return notes
+
+
+def device_notes_of(config: ModelConfig) -> list[Note]:
+    """The same of the device; imports torch, and looks at this machine alone."""
+    from pipeline.model.device import device_notes
+
+    return device_notes(config)
+
+
+def _safety(folder: Path, policy: Policy) -> list[Note]:
+    from guards.registry import describe
+    from pipeline.model.folder import read_index
+
+    named = read_index(folder).get("safety_checker")
+    if not isinstance(named, list) or named[0] is None:
+        return []
+    unsafe, here = policy.unsafe, {guard.name: guard for guard in describe()}["unsafe"]
+    if not unsafe.enabled:
+        state = "is off (unsafe.enabled in the policy)"
+    elif not here.available:
+        state = f"is not available here: {here.reason}"
+    else:
+        state = f"is on, with action {unsafe.action}"
+    text = f"the folder's safety checker is not loaded; Clearance's own guard for unsafe content {state}"
+    return [Note("safety checker", text)]

@@ -1,0 +1,295 @@
+"""The dry run: open everything that a run would open, say what it would take, and write nothing.
+
+What can be looked at alone is looked at alone, so that all problems are found at once. Only then is the model loaded, and one
+call of each network measured.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from index.errors import ClearanceError, ConfigError, RunStopped
+from jobs.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
+from jobs.explain import explain
+from jobs.notes import device_notes_of, notes_of
+from jobs.progress import duration
+from pipeline.notes import Note
+from pipeline.outcome import Request
+
+if TYPE_CHECKING:
+    from jobs.plan import Plan
+    from pipeline.model.families import CheckedModel
+    from pipeline.studio import Copies, Studio
+
+T = TypeVar("T")
+
+
+@dataclass
+class Preflight:
+    """What a dry run found.
+
+    Attributes:
+        plan: what would be run.
+        folder: where to.
+        runner: ``local`` or ``ray``.
+        problems: why it would fail; empty when it would not.
+        notes: what is done differently from what one may expect.
+        opened: what was opened and is fine, by topic.
+        todo: requests that are still to be drawn.
+        measured: of one call of each network; None when the model was not loaded.
+        estimate: made of it.
+        unmeasured: why the model was not loaded.
+    """
+
+    plan: Plan
+    folder: Path
+    runner: str
+    problems: list[ClearanceError] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    opened: dict[str, str] = field(default_factory=dict)
+    todo: Sequence[Request] = ()
+    measured: Measured | None = None
+    estimate: Estimate | None = None
+    unmeasured: str = ""
+
+    @property
+    def workers(self) -> int:
+        return self.plan.config.workers if self.runner == "ray" else 1
+
+    def attempt(self, topic: str, work: Callable[[], T]) -> T | None:
+        """Do one part; what it raises is a problem of the run, and the others are looked at all the same."""
+        problem: ClearanceError
+        try:
+            return work()
+        except ClearanceError as error:
+            problem = error
+        except (OSError, MemoryError) as error:
+            what, fix = explain(error) or (str(error), "Look at that file, then repeat the command")
+            problem = RunStopped(what, where=topic, fix=fix)
+        if str(problem) not in {str(known) for known in self.problems}:  # two parts may look at the same file
+            self.problems.append(problem)
+        return None
+
+
+def preflight(plan: Plan, folder: Path, runner: str, *, resume: bool, notes: Sequence[Note] = ()) -> Preflight:
+    """Look at everything that a run of this plan would use.
+
+    Args:
+        plan: what would be run.
+        folder: the run folder it would write.
+        runner: ``local`` or ``ray``.
+        resume: whether a run that stopped would be continued.
+        notes: those that were made with the plan.
+    """
+    from pipeline.studio import open_copies, open_policy_guards, prepare
+
+    found = Preflight(plan, folder, runner, notes=list(notes), todo=plan.requests)
+    config = plan.config
+    found.attempt("out", lambda: _look_at_folder(found, resume=resume))
+    here = found.attempt("model.device", lambda: _look_at_device(found))
+    model = found.attempt("model", lambda: _look_at_model(found))
+    found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
+    prepare(config)
+    opened = found.attempt("guards", lambda: open_policy_guards(plan.policy))
+    copies = found.attempt("index", lambda: open_copies(config, plan.policy, base=plan.base))
+    if opened is not None:
+        found.opened["guards"] = ", ".join(f"{guard.name} {guard.version}" for guard in opened[0]) or "none"
+        found.notes += [Note("guards", f"left out: {reason}") for reason in opened[1]]
+    if copies is not None:
+        found.opened["index"] = _index(copies)
+    if found.problems or model is None or opened is None:
+        found.unmeasured = "the problems come first"
+    elif not here:
+        found.unmeasured = f"this machine has no {config.model.device}; the workers need one"
+    else:
+        found.attempt("model", lambda: _load(found, model, opened[0], opened[1], copies))
+    found.attempt("out", lambda: _room(found))
+    found.notes = list(dict.fromkeys(found.notes))
+    return found
+
+
+def _look_at_folder(found: Preflight, *, resume: bool) -> None:
+    from jobs.folder import look
+    from pipeline.shard import committed
+
+    place = look(found.folder, found.plan, resume=resume)
+    if place.note:
+        found.notes.append(Note("folder", place.note))
+    if place.state == "begun":
+        done = committed(found.folder)
+        found.todo = [r for shard in found.plan.shards if shard.shard_id not in done for r in shard.requests]
+    left = f"holds this plan; {len(found.todo)} requests are still to be drawn"
+    states = {"new": "new", "begun": left, "replaced": "holds another plan, of which nothing was committed"}
+    found.opened["folder"] = f"{found.folder} ({states[place.state]})"
+    there = _nearest(found.folder)
+    if not there.is_dir():
+        raise RunStopped("is a file, not a folder", where=str(there), fix="Name another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there == found.folder else f"cannot be made: {there} cannot be written to"
+        raise RunStopped(what, where=str(found.folder), fix="Name another --out, or change the permissions of that folder")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _look_at_device(found: Preflight) -> bool:
+    """Whether the model can be drawn here. On Ray the workers may be on other machines."""
+    from pipeline.model.device import check_device, devices
+
+    config = found.plan.config
+    try:
+        check_device(config.model.device)
+    except ConfigError as error:
+        if found.runner != "ray" or not error.what.startswith(f"{config.model.device!r} cannot be used"):
+            raise
+        found.notes.append(Note("device", f"{error.what}; the Ray workers need machines that have it"))
+        return False
+    found.notes += device_notes_of(config.model)
+    gpus = sum(device.startswith("cuda") for device in devices())
+    if config.model.device.startswith("cuda") and found.workers > gpus:
+        text = f"{found.workers} workers want a GPU each and this machine has {gpus}: the others wait, or need more machines"
+        found.notes.append(Note("device", text))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = found.workers * config.generation.threads
+    if config.model.device.startswith("cpu") and wanted > cores:
+        text = f"{found.workers} workers of {config.generation.threads} threads on {cores} cores share them: expect longer"
+        found.notes.append(Note("device", text))
+    return True
+
+
+def _look_at_model(found: Preflight) -> CheckedModel:
+    from pipeline.model.families import check_model
+
+    checked = check_model(found.plan.config.model)
+    found.notes += checked.notes
+    found.opened["model"] = (
+        f"{checked.cls.pipeline}, {sum(part.parameters for part in checked.parts.parts) / 1e6:,.1f} million parameters"
+    )
+    return checked
+
+
+def _index(copies: Copies) -> str:
+    point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
+        "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
+    )
+    return f"{len(copies.index.references())} references; {point}"
+
+
+def _load(
+    found: Preflight, checked: CheckedModel, guards: Sequence[Any], skipped: Sequence[str], copies: Copies | None
+) -> None:
+    from pipeline.studio import Studio
+
+    config, need = found.plan.config, checked.parts.memory
+    free = free_memory(config.model.device)
+    if free and need > free:
+        what = f"its weights take {size(need)}, and {size(free)} are free on {config.model.device}"
+        fix = 'Choose model.dtype = "bfloat16" or a smaller model, close other programs, or use a larger machine'
+        raise ConfigError(what, where=str(checked.folder), fix=fix)
+    studio = Studio.with_looks(config, found.plan.policy, guards, skipped, copies, base=found.plan.base)
+    found.opened["sampler"] = f"{studio.engine.sampler.name}, {len(studio.engine.sampler)} steps"
+    if studio.erasers.loaded:
+        found.opened["adapters"] = ", ".join(adapter.name for adapter, _ in studio.erasers.loaded)
+    cut = sum(studio.model.truncated(request.prompt) for request in found.todo if not request.problem)
+    if cut:
+        text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
+        found.notes.append(Note("prompts", text))
+    found.measured = measure(studio, config)
+    found.estimate = _estimate(found, studio)
+
+
+def _estimate(found: Preflight, studio: Studio) -> Estimate:
+    assert found.measured is not None
+    plan = found.plan
+    return estimate(found.measured, plan.config, plan.policy, found.todo, guided=studio.engine.guided, workers=found.workers)
+
+
+def _room(found: Preflight) -> None:
+    """Whether the disk holds what is going to be written."""
+    free = shutil.disk_usage(_nearest(found.folder)).free
+    found.opened["disk"] = f"{size(free)} free"
+    if found.estimate is not None:
+        check_room(found.estimate.bytes, free, found.folder)
+
+
+def check_room(need: int, free: int, folder: Path) -> None:
+    """Whether so many bytes fit.
+
+    Raises:
+        RunStopped: they do not.
+    """
+    if need > free:
+        what = f"up to {size(need)} are needed, and {size(free)} are free"
+        raise RunStopped(what, where=str(folder), fix="Free some space, or name an --out on another disk")
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------------
+
+
+def lines(found: Preflight) -> dict[str, str]:
+    """What a dry run prints, by name. What the plan binds is called so: its names may be those of other lines."""
+    plan, bad = found.plan, [request for request in found.plan.requests if request.problem]
+    shown = {
+        "plan": plan.plan_sha256,
+        "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
+        "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
+        "runner": f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}",
+        "policy": f"{plan.policy.name} {plan.policy.version}; ladder of {len(plan.policy.ladder)} rungs, "
+        f"for marks {len(plan.policy.mark_ladder)}",
+        **found.opened,
+    }
+    pictures = len(found.todo) - sum(request.problem is not None for request in found.todo)
+    shown["pictures"] = f"{pictures}" if found.estimate is None else (
+        f"{pictures} to release at most; up to {found.estimate.times} drawn for one request"
+    )  # fmt: skip
+    shown |= (
+        _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
+    )
+    return shown | {f"binds {name}": value for name, value in plan.parts.items() if value}
+
+
+def _sums(found: Preflight) -> dict[str, str]:
+    measured, sums, g = found.measured, found.estimate, found.plan.config.generation
+    assert measured is not None and sums is not None
+    rows = f"of {g.rows} rows" if measured.rows == g.rows else f"of {g.rows} rows ({measured.rows} measured)"
+    more = f"; the ladders allow up to {sums.times} times as much" if sums.times > 1 else ""
+    long = f"about {duration(sums.seconds)}" if sums.seconds >= 1 else "less than a second"
+    by = "" if found.workers == 1 else f", {found.workers} workers, each as fast as this one"
+    return {
+        "time": f"{long} if nothing is steered{more}",
+        "measured": f"a denoiser call {rows} {measured.call_seconds:.3g} s, a look at a picture {measured.look_seconds:.3g} s "
+        f"(of {LOOKED_AT} together); assumed: {sums.calls} calls, all of them full{by}",
+        "disk": f"at most about {size(sums.bytes)}, {found.opened['disk']}; a {measured.width} × {measured.height} picture of "
+        f"noise takes {size(measured.picture_bytes)} as {found.plan.config.image_format}, a drawing less",
+        "memory": f"{size(measured.memory_bytes)} a worker, the peak of this dry run",
+    }
+
+
+def as_json(found: Preflight) -> dict[str, Any]:
+    """The same for programs."""
+    plan, bad = found.plan, [request for request in found.plan.requests if request.problem]
+    return {
+        "ok": not found.problems,
+        "plan_sha256": plan.plan_sha256,
+        "parts": dict(plan.parts),
+        "folder": str(found.folder),
+        "runner": found.runner,
+        "workers": found.workers,
+        "requests": len(plan.requests),
+        "shards": len(plan.shards),
+        "to_draw": sum(request.problem is None for request in found.todo),
+        "bad_rows": [{"key": r.key, "code": r.problem[0], "what": r.problem[1]} for r in bad if r.problem],
+        "opened": found.opened,
+        "measured": asdict(found.measured) if found.measured else None,
+        "estimate": asdict(found.estimate) if found.estimate else None,
+        "unmeasured": found.unmeasured,
+        "notes": [asdict(note) for note in found.notes],
+        "problems": [{"what": p.what, "where": p.where, "fix": p.fix} for p in found.problems],
+    }
