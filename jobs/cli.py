@@ -142,9 +142,11 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Generate, clear and record every request of a run file."""
+    from dataclasses import replace
+
     from jobs.folder import look, stored_plan
     from jobs.funnel import print_counts
-    from jobs.notes import notes_of
+    from jobs.notes import device_notes_of, notes_of
     from jobs.plan import failed_keys, local_folder
     from jobs.progress import Watch, duration
     from jobs.run import RUNNERS
@@ -152,18 +154,32 @@ def run(
     config, base = _read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
     notes: list[Note] = []
+    restriction: dict[str, Any] = {"notes": notes}
     if only_failed:
         before = local_folder(config.out, base)
         if folder == before:
             raise ConfigError("--only-failed writes a new run", where=str(folder), fix="Name another folder with --out")
-        parent = str(stored_plan(before)["plan_sha256"])
-        plan = _plan(config, base, folder, policy, only=failed_keys(before), parent=parent, notes=notes)
-    else:
-        plan = _plan(config, base, folder, policy, notes=notes)
+        restriction |= {"only": failed_keys(before), "parent": str(stored_plan(before)["plan_sha256"])}
+    problem = None
+    try:
+        plan = _plan(config, base, folder, policy, **restriction)
+    except ClearanceError as error:
+        if not dry_run:
+            raise
+        problem = error
+        try:  # without what a plan binds: the prompts alone
+            plan = _plan(config, base, folder, policy, **restriction, identity={})
+        except ClearanceError as last:
+            if json:
+                say_json({"ok": False, "problems": [{"what": last.what, "where": last.where, "fix": last.fix}]})
+            raise
     if dry_run:
-        return _dry_run(plan, folder, runner, resume=resume, notes=notes, json=json)
+        return _dry_run(plan, folder, runner, json=json, resume=resume, notes=notes, problem=problem)
     look(folder, plan, resume=resume)  # before models are loaded
-    for note in (*notes, *notes_of(plan.config, plan.policy, plan.base)):
+    notes += notes_of(plan.config, plan.policy, plan.base)
+    notes += device_notes_of(config.model) if runner == "local" else []  # Ray's workers may be on other machines
+    plan = replace(plan, notes=tuple(dict.fromkeys(notes)))
+    for note in plan.notes:
         say_note(note)
     err = make_console(stderr=True)
     with Watch(err, folder.name) as watch:
@@ -272,17 +288,23 @@ def doctor() -> None:
 
 
 def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
-    """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path."""
-    import dataclasses
+    """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path.
+
+    A path that begins with ``~`` starts from the home folder.
+    """
+    from dataclasses import replace
 
     from pipeline.config import RunConfig
     from pipeline.settings import read_toml
 
     config = read_toml(RunConfig, path)
     base = path.resolve().parent
-    if config.model.path != "stickers" and (base / config.model.path).is_dir():
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base / config.model.path)))
-    return config, base
+    model = os.path.expanduser(config.model.path)
+    if model != "stickers" and (base / model).is_dir():
+        model = str(base / model)
+    adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
+    paths = {name: os.path.expanduser(getattr(config, name)) for name in ("prompts", "index", "policy")}
+    return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters), base
 
 
 def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: list[Note], **restriction: Any) -> Plan:
@@ -311,11 +333,11 @@ def _run_folder(run: Path) -> tuple[Path, Path | None]:
     return run, base
 
 
-def _dry_run(plan: Plan, folder: Path, runner: Runner, *, resume: bool, notes: list[Note], json: bool) -> None:
+def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: Any) -> None:
     from jobs.preflight import as_json, lines, preflight
 
     with busy("opening everything"):
-        found = preflight(plan, folder, runner, resume=resume, notes=notes)
+        found = preflight(plan, folder, runner, **more)
     if json:
         say_json(as_json(found))
     else:

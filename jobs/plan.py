@@ -57,6 +57,7 @@ class Plan:
         parent: plan digest of the run whose failed requests this plan repeats; empty otherwise.
         guards: the guards in force: name, version, digests of weights, action (see :mod:`pipeline.identity`).
         copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
+        notes: what the run does differently from what its files let expect; goes into the run's events, binds nothing.
     """
 
     config: RunConfig
@@ -67,6 +68,7 @@ class Plan:
     parent: str = ""
     copy_check: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[Note, ...] = field(default=(), compare=False)
 
     @classmethod
     def make(
@@ -314,7 +316,11 @@ def local_folder(uri: str, base: Path) -> Path:
         if scheme != "file":
             raise ConfigError(f"cannot write to {scheme}:// yet", where="out", fix="Name a local or mounted folder")
         return Path(rest)
-    return Path(os.path.abspath(base / Path(uri).expanduser()))
+    place = os.path.expanduser(uri)
+    if place.startswith("~"):
+        user = place.split("/")[0]
+        raise ConfigError(f"there is no home folder {user!r}", where="out", fix=f"Name another folder, or write ./{place}")
+    return Path(os.path.abspath(base / place))
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:

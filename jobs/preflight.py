@@ -76,7 +76,9 @@ class Preflight:
         return None
 
 
-def preflight(plan: Plan, folder: Path, runner: str, *, resume: bool, notes: Sequence[Note] = ()) -> Preflight:
+def preflight(
+    plan: Plan, folder: Path, runner: str, *, resume: bool, notes: Sequence[Note] = (), problem: ClearanceError | None = None
+) -> Preflight:
     """Look at everything that a run of this plan would use.
 
     Args:
@@ -85,10 +87,12 @@ def preflight(plan: Plan, folder: Path, runner: str, *, resume: bool, notes: Seq
         runner: ``local`` or ``ray``.
         resume: whether a run that stopped would be continued.
         notes: those that were made with the plan.
+        problem: why the plan binds nothing, if it does not; the rest is looked at all the same.
     """
     from pipeline.studio import open_copies, open_policy_guards, prepare
 
     found = Preflight(plan, folder, runner, notes=list(notes), todo=plan.requests)
+    found.problems += [problem] if problem is not None else []
     config = plan.config
     found.attempt("out", lambda: _look_at_folder(found, resume=resume))
     here = found.attempt("model.device", lambda: _look_at_device(found))
@@ -115,8 +119,20 @@ def preflight(plan: Plan, folder: Path, runner: str, *, resume: bool, notes: Seq
 
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
     from jobs.folder import look
+    from pipeline.audit.binding import PLAN_FILE
     from pipeline.shard import committed
+    from pipeline.storage import entry_of
 
+    there = _nearest(found.folder)
+    if there.is_symlink() and not there.exists():
+        raise RunStopped("is a symbolic link that leads nowhere", where=str(there), fix="Remove it, or name another --out")
+    if not there.is_dir():
+        raise RunStopped("is a file, not a folder", where=str(there), fix="Name another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there == found.folder else f"cannot be made: {there} cannot be written to"
+        raise RunStopped(what, where=str(found.folder), fix="Name another --out, or change the permissions of that folder")
+    if found.problems and entry_of(there, PLAN_FILE) is not None:
+        return  # without what the plan binds nobody can say whether it is this plan
     place = look(found.folder, found.plan, resume=resume)
     if place.note:
         found.notes.append(Note("folder", place.note))
@@ -126,17 +142,11 @@ def _look_at_folder(found: Preflight, *, resume: bool) -> None:
     left = f"holds this plan; {len(found.todo)} requests are still to be drawn"
     states = {"new": "new", "begun": left, "replaced": "holds another plan, of which nothing was committed"}
     found.opened["folder"] = f"{found.folder} ({states[place.state]})"
-    there = _nearest(found.folder)
-    if not there.is_dir():
-        raise RunStopped("is a file, not a folder", where=str(there), fix="Name another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to" if there == found.folder else f"cannot be made: {there} cannot be written to"
-        raise RunStopped(what, where=str(found.folder), fix="Name another --out, or change the permissions of that folder")
 
 
 def _nearest(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
 
 
 def _look_at_device(found: Preflight) -> bool:
@@ -237,7 +247,7 @@ def lines(found: Preflight) -> dict[str, str]:
     """What a dry run prints, by name. What the plan binds is called so: its names may be those of other lines."""
     plan, bad = found.plan, [request for request in found.plan.requests if request.problem]
     shown = {
-        "plan": plan.plan_sha256,
+        "plan": plan.plan_sha256 if plan.identity else "not made: see the problems",
         "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
         "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
         "runner": f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}",
@@ -252,7 +262,7 @@ def lines(found: Preflight) -> dict[str, str]:
     shown |= (
         _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
     )
-    return shown | {f"binds {name}": value for name, value in plan.parts.items() if value}
+    return shown | {f"binds {name}": value for name, value in plan.parts.items() if value and plan.identity}
 
 
 def _sums(found: Preflight) -> dict[str, str]:
@@ -277,8 +287,8 @@ def as_json(found: Preflight) -> dict[str, Any]:
     plan, bad = found.plan, [request for request in found.plan.requests if request.problem]
     return {
         "ok": not found.problems,
-        "plan_sha256": plan.plan_sha256,
-        "parts": dict(plan.parts),
+        "plan_sha256": plan.plan_sha256 if plan.identity else None,
+        "parts": dict(plan.parts) if plan.identity else {},
         "folder": str(found.folder),
         "runner": found.runner,
         "workers": found.workers,

@@ -167,6 +167,9 @@ class Session:
                 self.report("note", place.note)
             requests = f"{len(self.plan.requests)} requests"
             self.event("run.started", requests, run_id=self.run_id, plan_sha256=plan_sha256, **files, **before)
+            for note in self.plan.notes:
+                text = without_paths(f"{note.topic}: {note.text}", self.folder, self.plan.base)
+                self.event("run.noted", text, plan_sha256=plan_sha256)
         self.anchors = Anchors(files["plan_file_sha256"], events_head(read_events(self.folder)))
 
     def ready(self, context: RunContext, worker_id: str) -> None:

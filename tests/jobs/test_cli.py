@@ -197,6 +197,20 @@ def test_a_threshold_that_no_picture_reaches_is_noted(run_file: Path) -> None:
     assert "note: policy: copies.threshold = 1: hardly any picture reaches it" in shown.output + shown.stderr
 
 
+def test_paths_may_start_from_the_home_folder(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = run_file.parent / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "p.csv").write_text("prompt\ncat\n")
+    (home / "own.toml").write_text('name = "own"\n')
+    run_file.write_text('prompts = "~/p.csv"\nout = "~/run"\npolicy = "~/own.toml"\n')
+    assert call("run", run_file).exit_code == 0
+    assert (home / "run" / "report.html").exists()
+    run_file.write_text('prompts = "prompts.csv"\nout = "~nobody-of-this-name/run"\n')
+    refused = call("run", run_file)
+    assert refused.exit_code == 2 and "there is no home folder '~nobody-of-this-name'" in refused.stderr
+
+
 @pytest.mark.parametrize("command", ["status", "verify", "report"])
 def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
     for target in (tmp_path, tmp_path / "none"):

@@ -21,7 +21,7 @@ from jobs.notes import notes_of
 from jobs.preflight import check_room
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.outcome import Request
-from pipeline.policy import GuardPolicy, Policy
+from pipeline.policy import Policy, UnsafePolicy
 from pipeline.rungs import ReseedRung
 
 POLICY = """
@@ -171,6 +171,11 @@ def file_in_the_way(project: Path) -> str:
     return str(project / "run")
 
 
+def link_to_nowhere(project: Path) -> str:
+    (project / "run").symlink_to(project / "gone")
+    return str(project / "run")
+
+
 def file_above(project: Path) -> str:
     (project / "file").write_text("x")
     (project / "run.toml").write_text(RUN.format(more="", model="").replace('out = "run"', 'out = "file/run"'))
@@ -189,7 +194,7 @@ def schedule(project: Path) -> str:
 
 FAILURES = [
     unsupported, no_weights, cut_short, another_shape, no_such_device, no_such_index, no_such_adapter, foreign_folder,
-    file_in_the_way, file_above, schedule,
+    file_in_the_way, link_to_nowhere, file_above, schedule,
 ]  # fmt: skip
 
 
@@ -272,6 +277,15 @@ def test_a_run_that_stopped_counts_what_is_left(project: Path) -> None:
     assert "0 requests are still to be drawn" in found["opened"]["folder"]
 
 
+def test_the_notes_of_a_run_stay_with_it(project: Path) -> None:
+    assert call("run", project / "run.toml").exit_code == 0
+    events = [json.loads(line) for line in (project / "run" / "events.jsonl").read_text().splitlines()]
+    noted = [event["reason"] for event in events if event["kind"] == "run.noted"]
+    assert noted[0] == "prompts: the fields of prompts.csv are separated by semicolons"
+    assert any(text.startswith("copies: the run file names no index") for text in noted)
+    assert call("verify", project / "run").exit_code == 0
+
+
 # --- notes -----------------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +297,7 @@ def texts(project: Path, policy: Policy) -> dict[str, str]:
 def test_substitutions_are_notes(project: Path) -> None:
     spoil(project / "model" / "model_index.json", lambda i: i | {"safety_checker": ["stable_diffusion", "Checker"]})
     spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "UniPCMultistepScheduler"})
-    off = texts(project, Policy(unsafe=GuardPolicy(enabled=False)))
+    off = texts(project, Policy(unsafe=UnsafePolicy(enabled=False)))
     assert off["scheduler"].startswith(
         "the model's folder names UniPCMultistepScheduler, which Clearance does not have; 'ddim'"
     )
@@ -291,7 +305,7 @@ def test_substitutions_are_notes(project: Path) -> None:
         "the folder's safety checker is not loaded; Clearance's own guard for unsafe content is off "
         "(unsafe.enabled in the policy)"
     )
-    on = texts(project, Policy(unsafe=GuardPolicy(action="reject")))["safety checker"]
+    on = texts(project, Policy(unsafe=UnsafePolicy(action="reject")))["safety checker"]
     assert on.endswith("is on, with action reject") or "is not available here" in on
     assert off["copies"].startswith("the run file names no index")
 
