@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.outcome import ACCEPTED
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -130,6 +128,8 @@ def pace(done: int, total: int | None, seconds: float) -> str:
 
 def describe(done: int, total: int, outcomes: Mapping[str, int], done_here: int, seconds: float) -> str:
     """ "12/48 · 1.9/s · 83 % accepted · 19 s left"; rate and time left count this session only."""
+    from pipeline.outcome import ACCEPTED
+
     told = [f"{done}/{total}"]
     if done_here and seconds > 0:
         told.append(f"{done_here / seconds:.2f}/s")
