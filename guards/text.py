@@ -104,14 +104,16 @@ class TextGuard:
         return [[self._one(picture)] for picture in pictures]
 
     def _one(self, picture: np.ndarray) -> Finding:
-        words = [word for word in self._words(picture) if counts(word, self.least_signs, self.sure)]
+        read = self._words(picture)
+        broken = [word for word in read if not math.isfinite(word.score)]  # no rule holds for it; the finding refuses it
+        words = broken or [word for word in read if counts(word, self.least_signs, self.sure)]
         found: dict[str, Any] = {"score": 0.0}
         if words:
             x0, y0, x1, y1 = zip(*(word.box for word in words), strict=True)
             high, wide = picture.shape[:2]
             box = (min(x0) / wide, min(y0) / high, max(x1) / wide, max(y1) / high)
             inside = box[0] < box[2] and box[1] < box[3]
-            score = min(1.0, max(word.score for word in words))
+            score = words[0].score if broken else min(1.0, max(word.score for word in words))
             found = {"score": score, "box": box if inside else None, "detail": " ".join(word.text for word in words)[:DETAIL]}
         category = self.categories[0]
         return Finding(guard=self.name, version=self.version, category=category, threshold=self.threshold, **found)

@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 import guards.text
 from guards.mark_weights import SHIPPED
 from guards.text import TextGuard, tiles
-from index.errors import GuardUnavailable, IntegrityError
+from index.errors import GuardUnavailable, InputError, IntegrityError
 
 from .conftest import drawing
 
@@ -151,6 +153,16 @@ def test_a_word_on_a_strip_is_read(guard: TextGuard) -> None:
     strip = np.ascontiguousarray(np.roll(strip, -800, axis=1)[985:1015])
     (findings,) = guard.check(strip[None])
     assert findings[0].score > 0.8
+
+
+def test_a_confidence_that_is_no_number_is_refused() -> None:
+    class Broken(TextGuard):
+        def _load(self) -> Any:
+            box = [[1, 1], [9, 1], [9, 9], [1, 9]]
+            return lambda _: SimpleNamespace(txts=("$5", "SALE"), scores=(float("nan"), 0.9), boxes=[box, box])
+
+    with pytest.raises(InputError, match="guard text: a score is not a finite number"):
+        Broken().check(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 def test_detail_is_short(guard: TextGuard) -> None:
