@@ -69,17 +69,17 @@ class Process:
     def same_kernel(self, other: Process) -> bool:
         return self.boot == other.boot if self.boot and other.boot else self.host == other.host
 
-    def gone(self) -> bool:
-        """Whether it is certain that the process has ended; only those in the same space of numbers can tell."""
+    def lives(self) -> bool | None:
+        """Whether the process lives; None: that cannot be seen, because it is on another machine or in another container."""
         if self.space != _space() or not self.same_kernel(Process.this()):
-            return False
+            return None
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
             pass
-        return bool(self.started) and self.started != _started(self.pid)
+        return not self.started or self.started == _started(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f" since {self.since}" if self.since else "")
@@ -90,7 +90,7 @@ def holder(folder: Path) -> str:
     try:
         content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
         who = Process.parse(content)
-        if not content or who is None or who.gone():
+        if not content or who is None or who.lives() is False:
             return ""
         quiet = time.time() - (folder / LEASE_FILE).lstat().st_mtime
     except (ClearanceError, OSError):
@@ -124,6 +124,9 @@ def lease(
     handle = _open(folder)
     try:
         locked = _lock(folder, handle)
+        # A start that failed removes the file: who locked it before then holds nothing.
+        if (there := entry_of(folder, LEASE_FILE)) is None or there.inode != os.fstat(handle).st_ino:
+            raise RunStopped("another run was here at the same moment", where=str(folder), fix="Try again")
         _take_over(folder, handle, me, locked, note, patience)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(asdict(me)).encode(), 0)
@@ -197,8 +200,12 @@ def _take_over(folder: Path, handle: int, me: Process, locked: bool, note: Calla
     if who is None:
         where = str(folder / LEASE_FILE)
         raise IntegrityError("is no lock of a run", where=where, fix="Move it away, then try again")
-    if (locked and who.same_kernel(me)) or who.gone():
+    if (locked and who.same_kernel(me)) or who.lives() is False:
         return
+    if who.lives():
+        raise RunStopped(
+            f"another run is writing to this folder ({who})", where=str(folder), fix="Wait for it, or stop it first"
+        )
     note(f"{who} may still hold this folder: waiting {patience:.0f} s for a sign of life")
     if _touched(folder, patience):
         raise RunStopped(

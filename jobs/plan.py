@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError
 from jobs.folder import RESTORE, check_plan, claimed, difference, look, read_plan
 from jobs.prompts import read_prompts
@@ -30,7 +31,6 @@ from pipeline.settings import digest, from_dict, read_toml
 
 # What says where things are or who does the work. What is there is bound by the other digests.
 _NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder")
-_LOCAL_EMBEDDER = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,9 @@ class Plan:
             config[name] = self._portable(config[name])
         for section, name in ((config["model"], "path"), (config["embedder"], "pretrained")):
             section[name] = self._portable(section[name])
-        scheme, prefix, place = config["embedder"]["model"].partition(_LOCAL_EMBEDDER)
-        config["embedder"]["model"] = f"{scheme}{prefix}{self._portable(place)}"
+        model = config["embedder"]["model"]
+        prefix = LOCAL if model.startswith(LOCAL) else ""
+        config["embedder"]["model"] = prefix + self._portable(model.removeprefix(LOCAL))
         for adapter in config["adapters"]:
             adapter["path"] = self._portable(adapter["path"])
         up = folder.resolve()

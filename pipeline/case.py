@@ -29,6 +29,11 @@ class Case:
     attempts: list[Attempt] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
     unlooked: str = ""  # why a probe could not look
+    began: float = field(default_factory=time.monotonic)
+
+    def now(self) -> float:
+        """Unix seconds by a clock that is never set back: what ends does not end before it started."""
+        return self.started_at + time.monotonic() - self.began
 
     @property
     def rungs(self) -> int:
@@ -73,7 +78,7 @@ class Case:
             accepted_attempt=self.attempts[-1].number if accepted else None,
             prompt_truncated=self.truncated,
             started_at=self.started_at,
-            finished_at=time.time(),
+            finished_at=self.now(),
         )
 
     def broken(self, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
@@ -102,7 +107,7 @@ class Case:
             error_class=error_class,
             error_message=message[:500],
             started_at=self.started_at,
-            finished_at=time.time(),
+            finished_at=self.now(),
             lost_evals=evals,
             lost_seconds=seconds,
         )

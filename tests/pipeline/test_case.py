@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from guards.base import Finding
@@ -27,3 +29,12 @@ def test_steering_reads_the_reference_and_not_the_text_for_people() -> None:
     case.attempts.append(flagged("3f9a0c", "A red apple"))
     assert case.own_references() == ["3f9a0c"]
     assert case.nearest_references() == ["3f9a0c", "other"]
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_seconds() -> None:
+    case = Case(request=Request(0, "a", "an apple"), started_at=time.time() + 3600, truncated=False, seed=1)
+    case.attempts.append(flagged("3f9a0c", "A red apple"))
+    ended = case.ended(Decision(Verdict.REJECT, "copy.protected"))
+    assert 0 <= ended.finished_at - ended.started_at < 60
+    failed = case.failed("oom", "no room", "MemoryError")
+    assert 0 <= failed.finished_at - failed.started_at < 60
