@@ -67,14 +67,17 @@ def report_numbers(
 
     Raises:
         InputError: there is no such run folder.
-        IntegrityError: it holds no committed sample, or a file or row that cannot be read.
+        IntegrityError: it holds no committed sample that can be read, or a row that cannot be counted.
     """
     verification, predicate = verify(folder, salt), _predicate(folder)
     counts, facts, guards, interventions = Counts(), _Facts(), GuardTable(), InterventionTable()
     likeness, references, cleared = Similarities(), ReferenceTable(), ClearedTable()
     countings: list[Counting] = [counts, facts, guards, interventions, likeness, references, cleared, *also]
-    count_into(countings, folder, sample_columns=[*COLUMNS, *columns])
+    damaged: list[ClearanceError] = []
+    count_into(countings, folder, sample_columns=[*COLUMNS, *columns], damaged=damaged)
     if not counts.requested:
+        if damaged:
+            raise damaged[0]
         fix = "Finish the run with --resume, then report again"
         raise IntegrityError("holds no committed sample", where=str(folder), fix=fix)
     record = predicate.get("copy_check", copy_check or {})
@@ -86,7 +89,7 @@ def report_numbers(
     numbers = {
         "report_version": REPORT_VERSION,
         "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "integrity": _integrity(folder, verification, predicate),
+        "integrity": _integrity(folder, verification, predicate) | {"shards_left_out": len(damaged)},
         "run": _run(counts, facts, predicate),
         **plain(counts, check),
         "guards": guards.rows(policy),

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from guards.copies import HARMLESS, NOTHING_NEAR
-from index.errors import IntegrityError
+from index.errors import ClearanceError, IntegrityError
 from index.rate import wilson
 from pipeline.audit.requests import VERIFY, Row, ended_requests
 from pipeline.outcome import ACCEPTED, Outcome, Verdict
@@ -256,6 +256,7 @@ def count_into(
     sample_columns: Collection[str] = (),
     attempt_columns: Collection[str] = (),
     keys: Collection[str] | None = None,
+    damaged: list[ClearanceError] | None = None,
 ) -> None:
     """Hand every request of a run to several countings, in one pass.
 
@@ -264,12 +265,13 @@ def count_into(
         folder: the run folder.
         sample_columns, attempt_columns: what they need beside those of :class:`Counts`.
         keys: only these requests.
+        damaged: when given, a shard that cannot be read is left out and its error appended here.
 
     Raises:
         IntegrityError: a file cannot be read, or a row holds what cannot be counted.
     """
     for sample, attempts, where in ended_requests(
-        folder, {*SAMPLE_COLUMNS, *sample_columns}, {*ATTEMPT_COLUMNS, *attempt_columns}
+        folder, {*SAMPLE_COLUMNS, *sample_columns}, {*ATTEMPT_COLUMNS, *attempt_columns}, damaged=damaged
     ):
         try:
             if keys is None or sample["request_key"] in keys:

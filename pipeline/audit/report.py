@@ -53,7 +53,7 @@ def write_report(
 
     Raises:
         InputError: there is no such run folder.
-        IntegrityError: it holds no committed sample, or a file or row that cannot be read.
+        IntegrityError: it holds no committed sample that can be read, or a row that cannot be counted.
         ClearanceError: the report cannot be written.
     """
     showcase = Showcase(PAIRS, LISTED)
@@ -148,7 +148,8 @@ def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, A
     And the prompts of the samples in ``wanted``."""
     places = set(range(total)) if total <= SHEET else {i * total // SHEET for i in range(SHEET)}
     sheet, prompts, number = [], {}, 0
-    for row in sample_rows(folder, ["sample_id", "request_key", "prompt", "outcome", "accepted_attempt"]):
+    columns = ["sample_id", "request_key", "prompt", "outcome", "accepted_attempt"]
+    for row in sample_rows(folder, columns, damaged=[]):  # what is left out is said on the cover
         if row["sample_id"] in wanted:
             prompts[row["sample_id"]] = row["prompt"]
         if row["outcome"] in ACCEPTED:
@@ -160,7 +161,7 @@ def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, A
 
 def _thumbnails(folder: Path, wanted: set[str]) -> dict[tuple[str, int], str]:
     """The pictures of the attempts of some samples, by sample and number of the attempt."""
-    rows = attempt_rows(folder, ["sample_id", "attempt", "thumbnail"])
+    rows = attempt_rows(folder, ["sample_id", "attempt", "thumbnail"], damaged=[])
     return {
         (row["sample_id"], row["attempt"]): _uri((row["thumbnail"] or {}).get("bytes"))
         for row in rows

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from index.errors import IntegrityError
+from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from pipeline.audit.schema import attempts_schema, samples_schema
-from pipeline.shard import committed
+from pipeline.shard import markers, receipt_of
 from pipeline.storage import open_file
 
 if TYPE_CHECKING:
@@ -27,28 +27,45 @@ class Ended(NamedTuple):
     where: str
 
 
-def ended_requests(folder: Path, sample_columns: Collection[str], attempt_columns: Collection[str]) -> Iterator[Ended]:
+def ended_requests(
+    folder: Path,
+    sample_columns: Collection[str],
+    attempt_columns: Collection[str],
+    *,
+    damaged: list[ClearanceError] | None = None,
+) -> Iterator[Ended]:
     """Every request of a run's committed shards, in the order of shards and rows; those of an unfinished run too.
 
     Args:
         folder: the run folder.
         sample_columns: of the samples table, to read beside ``sample_id``.
         attempt_columns: of the attempts table, to read beside ``sample_id`` and ``attempt``.
+        damaged: when given, a shard that cannot be read is left out as a whole and its error appended here.
 
     Raises:
-        IntegrityError: a file is missing, cannot be read, or a column in it is not of its type.
+        IntegrityError: a file is missing, cannot be read, or a column in it is not of its type (and ``damaged`` is not given).
     """
-    for receipt in committed(folder).values():
-        attempts: dict[str, list[Row]] = {}
-        for file in receipt.files:
-            if file.table == "attempts":
-                for _, row in rows_in(folder, file.path, "attempts", {"sample_id", "attempt", *attempt_columns}):
-                    attempts.setdefault(row["sample_id"], []).append(row)
-        for file in receipt.files:
-            if file.table == "samples":
-                for number, row in rows_in(folder, file.path, "samples", {"sample_id", *sample_columns}):
-                    mine = attempts.pop(row["sample_id"], [])
-                    yield Ended(row, sorted(mine, key=lambda one: int(one["attempt"])), f"{file.path} row {number}")
+    for shard_id in markers(folder):
+        try:
+            ended = _ended(folder, shard_id, {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns})
+        except ClearanceError as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
+        else:
+            yield from ended
+
+
+def _ended(folder: Path, shard_id: str, sample_columns: set[str], attempt_columns: set[str]) -> list[Ended]:
+    paths = {file.table: file.path for file in receipt_of(folder, shard_id).files}
+    attempts: dict[str, list[Row]] = {}
+    for _, row in rows_in(folder, paths["attempts"], "attempts", attempt_columns):
+        attempts.setdefault(row["sample_id"], []).append(row)
+    ended = []
+    for number, row in rows_in(folder, paths["samples"], "samples", sample_columns):
+        mine = sorted(attempts.pop(row["sample_id"], []), key=lambda one: int(one["attempt"]))
+        ended.append(Ended(row, mine, f"{paths['samples']} row {number}"))
+    return ended
 
 
 def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:

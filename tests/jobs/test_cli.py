@@ -257,3 +257,67 @@ def test_shipped_policies_are_valid() -> None:
     guards = ("copies", "marks", "codes", "text", "unsafe")
     assert {getattr(observe, name).action for name in guards} == {"observe"}
     assert "observe" not in {getattr(default, name).action for name in guards}
+
+
+DAMAGE = {
+    "a picture": "samples/*.parquet",
+    "an attempt": "attempts/*.parquet",
+    "a marker": "commits/*.json",
+    "the statement": "run.json",
+    "the events": "events.jsonl",
+    "the plan": "plan.json",
+    "the requests": "requests.parquet",
+}
+
+
+@pytest.mark.parametrize("command", ["report", "resume"])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_sealed_run_is_no_success(run_file: Path, what: str, command: str) -> None:
+    assert call("run", run_file).exit_code == 0
+    folder = run_file.parent / "run"
+    victim = sorted(folder.glob(DAMAGE[what]))[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    (folder / "report.html").unlink()
+    done = call("report", folder) if command == "report" else call("run", run_file, "--resume")
+    name = victim.relative_to(folder).as_posix()
+    assert done.exit_code in (1, 2) and name in done.stderr and "fix: " in done.stderr, done.output
+    if command == "report":
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert done.exit_code == 1 and (what in ("the plan", "the requests") or f"<code>{name}" in page)
+
+
+def test_verify_names_what_it_did_not_look_at(run_file: Path) -> None:
+    call("run", run_file)
+    folder = run_file.parent / "run"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine").mkdir()
+    (folder / "away").symlink_to(run_file)
+    done = call("verify", folder)
+    lines = [line for line in done.output.splitlines() if line.startswith("not covered: ")]
+    assert done.exit_code == 0 and [line.split()[2] for line in lines] == [
+        "away", "mine", "notes.txt", "report.html", "report.json",
+    ]  # fmt: skip
+    told = json.loads(call("verify", folder, "--json").stdout)
+    assert told["ok"] and [left["where"] for left in told["not_covered"]] == [line.split()[2] for line in lines]
+    next(folder.glob("samples/*")).unlink()
+    told = call("verify", folder, "--json")
+    assert told.exit_code == 1 and json.loads(told.stdout)["problems"][0]["where"].startswith("samples/")
+
+
+def test_an_unfinished_run_is_reported_without_being_called_damaged(run_file: Path) -> None:
+    (run_file.parent / "prompts.csv").write_text("prompt,key\ncat,a\nowl,b\ndisk-full,c\nowl,d\n")
+    stopped = call("run", run_file)
+    assert stopped.exit_code == 2 and "No space left" in stopped.stderr
+    assert call("report", run_file).exit_code == 0 and "damaged" not in call("report", run_file).stderr
+    assert call("status", run_file).exit_code == 0
+
+
+def test_a_failed_start_leaves_no_folder(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ModelError("weights are missing", where="w", fix="Fetch them")
+
+    monkeypatch.setattr(worker, "_open_loop", refuse)
+    assert call("run", run_file).exit_code == 2
+    assert not (run_file.parent / "run").exists()
