@@ -94,7 +94,7 @@ class CopiesGuard:
         from index.confirm import second_look_id
 
         second = second_look_id()
-        version = f"4+{embedder_id[:8]}+{second[:8]}"
+        version = f"4+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
         return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:

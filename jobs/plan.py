@@ -44,7 +44,7 @@ class Shard:
     requests: tuple[Request, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A frozen, picklable description of a run.
 
@@ -53,7 +53,7 @@ class Plan:
         policy: the policy in force.
         base: absolute folder that relative paths in ``config`` start from.
         requests: every request, in order.
-        identity: digests of model, embedder, index, calibration and policy.
+        identity: digests of model, embedder, index, calibration and policy; of the guards, and versions of libraries.
         parent: plan digest of the run whose failed requests this plan repeats; empty otherwise.
         guards: the guards in force: name, version, digests of weights, action (see :mod:`pipeline.identity`).
         copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
@@ -119,7 +119,10 @@ class Plan:
             in_force = guards_in_force(config, policy, identity.get("model_digest", ""), identity.get("embedder_id", ""))
             guards = tuple(guard.plain() for guard in in_force)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
-        return cls(config, policy, base, tuple(requests), dict(identity), parent, copy_check, guards)
+        return cls(
+            config=config, policy=policy, base=base, requests=tuple(requests), identity=dict(identity), parent=parent,
+            copy_check=copy_check, guards=guards,
+        )  # fmt: skip
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -221,7 +224,10 @@ class Plan:
             policy = from_dict(Policy, stored["policy"], where=PLAN_FILE)
             base = (folder / stored["base"]).resolve()
             identity, guards = stored["identity"], tuple(stored["guards"])
-            plan = cls(config, policy, base, requests, identity, stored["parent"], stored["copy_check"], guards)
+            plan = cls(
+                config=config, policy=policy, base=base, requests=requests, identity=identity, parent=stored["parent"],
+                copy_check=stored["copy_check"], guards=guards,
+            )  # fmt: skip
             parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
             what = f"plan holds what this version does not accept ({error.where}: {error.what})"

@@ -23,8 +23,8 @@ from pipeline.steer.early import early_id
 from pipeline.steer.erasers import adapters_digest
 
 LIBRARIES = (
-    "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime", "rapidocr",
-    "zxing-cpp",
+    "clearance", "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime",
+    "rapidocr", "zxing-cpp",
 )  # fmt: skip
 FAMILY = "stickers"  # the embedded world's
 

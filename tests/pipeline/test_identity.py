@@ -95,9 +95,10 @@ def test_the_weights_of_the_recogniser_are_its_three_files() -> None:
 
 
 def test_the_copies_guard_is_named_with_embedder_and_second_look() -> None:
-    (copies, *_) = guards_in_force(a_run("stickers"), Policy(), "d", "e" * 64)
+    (copies, *_) = guards_in_force(a_run("stickers"), Policy(), "d", "openclip-" + "e" * 16)
     assert copies.name == "copies"
-    assert copies.weights["embedder"] == "e" * 64
+    assert copies.weights["embedder"] == "openclip-" + "e" * 16
+    assert copies.version.startswith("4+eeeeeeee+")
     assert len(copies.weights["second look"]) == 64
 
 
