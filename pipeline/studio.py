@@ -134,7 +134,9 @@ class Studio:
         :func:`open_copies`."""
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
-        in_force = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
+        found = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
+        opened = {"copies", *(guard.name for guard in guards)}  # one that is here and cannot be opened is not in force
+        in_force = [guard for guard in found if guard.name in opened]
         if copies is None:
             return cls(
                 config, policy, model, guards=guards, skipped=[*skipped, "copies: no index in the run file"],

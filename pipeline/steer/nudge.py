@@ -3,7 +3,8 @@
 Per sample and denoising step, with its own references; the objective and its forms are in :mod:`pipeline.steer.objective`.
 Cosines are taken between deviations from a centre (the mean of the index's references): what all pictures share, such as a
 white ground, is no likeness. Without it the push goes into the ground first and the picture falls apart (measured; see
-``infra/docs/experiments/nudging.md``). The caller then advances with the same ε, never fresh noise: a nudge costs no evaluation.
+``infra/docs/experiments/nudging.md``). The caller then advances with the same ε, never fresh noise: a nudge costs no
+evaluation.
 """
 
 from __future__ import annotations

@@ -127,6 +127,11 @@ def test_a_studio_has_the_identity_that_was_found_without_it(plan: Plan) -> None
     assert studio.context("r", "p", "w").policy_sha256 == plan.identity["policy_sha256"]
 
 
+def test_a_guard_that_was_not_opened_is_not_in_force(plan: Plan) -> None:
+    studio = Studio.with_looks(plan.config, plan.policy, [], ["marks: cannot be imported"], None, base=plan.base)
+    assert not [name for name in studio.identity() if name.startswith("guard.")]
+
+
 @pytest.mark.parametrize(
     ("part", "there", "message"),
     [
