@@ -31,7 +31,7 @@ check: install ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 bench: install ## the benchmarks behind the numbers in the documents
-	$(BIN)/clearance bench world
+	$(BIN)/clearance lab bench world
 
 lock: ## write requirements.lock from the environment (no index addresses)
 	@{ echo "# Made by 'make lock': every package the project is tested with. torch brings its own CUDA packages, if it has any."; \

@@ -1,6 +1,6 @@
 """The small network behind the marks guard: a fully convolutional classifier of 8×8 cells.
 
-It lives in a leaf of its own because training (:mod:`jobs.world.train_marks`) and checking share it.
+It lives in a leaf of its own because training (:mod:`jobs.lab.world.train_marks`) and checking share it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class MarkWeights:
             GuardUnavailable: folder, weights or card are missing or not of this guard.
         """
         path = SHIPPED / guard if str(folder) == "stickers" else Path(folder)
-        command = f"clearance world {guard}"
+        command = f"clearance lab world {guard}"
         for name in (CARD, WEIGHTS):
             if not (path / name).is_file():
                 fix = f"Train them with `{command}`, or name a folder that holds them"

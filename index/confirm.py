@@ -4,7 +4,7 @@ The embedder's cosine is one opinion, learned. This one is not: the reference is
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small
 patches (each free to move a little) are compared where the reference has something to show. Meta's PDQ hash is asked
 too: it says nothing about strongly edited copies, and much about plain ones. A logistic model of those numbers, fitted
-on drawings by :mod:`jobs.world.calibrate_copies`, gives the score.
+on drawings by :mod:`jobs.lab.world.calibrate_copies`, gives the score.
 """
 
 from __future__ import annotations

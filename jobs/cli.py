@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +14,6 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, InputError
 from index.printable import visible
 from jobs import signals
-from jobs.bench.cli import app as bench_app
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.erase.cli import app as erase_app
 from jobs.explain import explain
@@ -35,6 +33,14 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with signals.ending():
             return self._invoke(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name. The laboratory is one too, loaded only when it is named: the product's help does not list it."""
+        if cmd_name != "lab":
+            return super().get_command(ctx, cmd_name)
+        from jobs.lab.cli import app as lab
+
+        return typer.main.get_command(lab)
 
     def _invoke(self, ctx: Any) -> Any:
         if os.environ.get("CLEARANCE_DEBUG"):
@@ -70,12 +76,7 @@ app = typer.Typer(
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
 )
 app.add_typer(index_app, name="index")
-app.add_typer(bench_app, name="bench")
 app.add_typer(erase_app, name="erase")
-if find_spec("jobs.world.cli") is not None:
-    from jobs.world.cli import app as world_app
-
-    app.add_typer(world_app, name="world")
 
 
 def main() -> None:

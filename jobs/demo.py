@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError, PlanMismatch
 from index.rate import Rate
-from jobs.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 WORKERS = 2
-DRAWINGS = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers" / "references"
+WORLD = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers"
+DRAWINGS = WORLD / "references"
 WORDINGS = ("{}", "a sticker of a {}", "a drawing of a {}", "an icon of a {}", "a {}", "{} sticker")  # of the training captions
 
 RUN_TOML = """\
@@ -68,9 +69,15 @@ class DemoPrompt:
 def demo_prompts(samples: int) -> list[DemoPrompt]:
     """Half protected captions, a third ordinary ones, the rest captions of subjects that tend to draw marks."""
     protected, ordinary = max(1, samples // 2), max(1, samples // 3)
-    prone_names = [name for group in zip(*MARK_PRONE.values(), strict=True) for name in group]
+    concepts = json.loads((WORLD / "manifest.json").read_text(encoding="utf-8"))["concepts"]
+    kinds = dict.fromkeys(concept["prone_to"] for concept in concepts if concept["prone_to"])
+    prone = [[concept["name"] for concept in concepts if concept["prone_to"] == kind] for kind in kinds]
     counts = {"protected": protected, "ordinary": ordinary, "prone": max(1, samples - protected - ordinary)}
-    names = {"protected": PROTECTED, "ordinary": ORDINARY, "prone": prone_names}
+    names = {
+        "protected": [concept["name"] for concept in concepts if concept["protected_vendor"]],
+        "ordinary": [concept["name"] for concept in concepts if not concept["protected_vendor"] and not concept["prone_to"]],
+        "prone": [name for group in zip(*prone, strict=True) for name in group],  # each kind of mark in turn
+    }
     prompts = []
     for kind, count in counts.items():
         for number in range(count):

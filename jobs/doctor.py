@@ -161,7 +161,9 @@ def check_weights(folder: Path) -> Iterator[Line]:
     """Compare each world's files with its ``digests.json``."""
     listings = sorted(folder.glob("*/digests.json"))
     if not listings:
-        yield Line("weights", "missing", f"none in {folder}: restore the folder from the repository, or `clearance world pack`")
+        yield Line(
+            "weights", "missing", f"none in {folder}: restore the folder from the repository, or `clearance lab world pack`"
+        )
     for listing in listings:
         name = f"weights {listing.parent.name}"
         try:

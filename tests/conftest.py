@@ -33,7 +33,7 @@ SIDE = 16  # pixels of every tiny model's pictures; latents are 8×8
 def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    from jobs.world.tokenizer import make_tokenizer
+    from jobs.lab.world.tokenizer import make_tokenizer
 
     make_tokenizer(folder, WORDS)
     return CLIPTokenizer.from_pretrained(folder)

@@ -28,6 +28,7 @@ from pipeline.policy import Policy
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "infra" / "docs" / "reference.md"
 ARCHITECTURE = ROOT / "infra" / "docs" / "architecture.md"
+LABORATORY = ROOT / "jobs" / "lab" / "README.md"
 EXAMPLES = sorted((ROOT / "infra" / "examples").glob("*.toml"))
 PACKAGES = ("index", "guards", "pipeline", "jobs")
 FOLDERS = (*PACKAGES, "tests", "infra")
@@ -43,10 +44,20 @@ TO_COME = {"infra/docs/report.png"}  # made by a run of the demo
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that can be typed, groups aside: ("clearance index build", command)."""
-    import typer
-
+    """Every command of the product, groups aside: ("clearance index build", command)."""
     from jobs.cli import app
+
+    yield from commands_of("clearance", app)
+
+
+def laboratory_commands() -> Iterator[tuple[str, Any]]:
+    from jobs.lab.cli import app
+
+    yield from commands_of("clearance lab", app)
+
+
+def commands_of(called: str, app: Any) -> Iterator[tuple[str, Any]]:
+    import typer
 
     def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         if hasattr(command, "commands"):
@@ -55,7 +66,7 @@ def commands() -> Iterator[tuple[str, Any]]:
         else:
             yield name, command
 
-    yield from walk("clearance", typer.main.get_command(app))
+    yield from walk(called, typer.main.get_command(app))
 
 
 def literals(pattern: re.Pattern[str]) -> set[str]:
@@ -72,8 +83,8 @@ def literals(pattern: re.Pattern[str]) -> set[str]:
 # --- the generated parts of the reference ----------------------------------------------------------------------------------
 
 
-def command_lines() -> Iterator[str]:
-    for name, command in commands():
+def command_lines(every: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    for name, command in every:
         arguments = " ".join(str(p.metavar or p.name) for p in command.params if type(p).__name__.endswith("Argument"))
         text = [line.strip() for line in (command.help or "").splitlines() if line.strip()]
         example = (command.epilog or next((line for line in text if line.startswith("Example:")), "")).removeprefix("Example:")
@@ -155,11 +166,13 @@ def schema_lines(table: str) -> Iterator[str]:
         yield f"| `{column.name}` | `{kind}` | {column.metadata[b'doc'].decode()} |"
 
 
-def module_lines() -> Iterator[str]:
+def module_lines(folders: Iterable[str], aside: str = "") -> Iterator[str]:
     """One line per module: the first sentence of its docstring."""
-    for package in PACKAGES:
-        yield from (f"| {package} | |", "|---|---|")
-        for path in sorted((ROOT / package).rglob("*.py"), key=lambda p: (len(p.parts), p)):
+    for folder in folders:
+        yield from (f"| {folder} | |", "|---|---|")
+        for path in sorted((ROOT / folder).rglob("*.py"), key=lambda p: (len(p.parts), p)):
+            if aside and path.is_relative_to(ROOT / aside):
+                continue
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             if doc:
                 first = re.split(r"(?<=[.!?])\s", " ".join(doc.split("\n\n")[0].split()))[0]
@@ -168,13 +181,15 @@ def module_lines() -> Iterator[str]:
 
 
 GENERATED = {
-    "commands": (REFERENCE, command_lines),
+    "commands": (REFERENCE, lambda: command_lines(commands())),
     "guards": (REFERENCE, guard_lines),
     "samples": (REFERENCE, lambda: schema_lines("samples")),
     "attempts": (REFERENCE, lambda: schema_lines("attempts")),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
-    "modules": (ARCHITECTURE, module_lines),
+    "modules": (ARCHITECTURE, lambda: module_lines(PACKAGES, aside="jobs/lab")),
+    "laboratory commands": (LABORATORY, lambda: command_lines(laboratory_commands())),
+    "laboratory modules": (LABORATORY, lambda: module_lines(["jobs/lab"])),
 }
 
 
@@ -212,7 +227,7 @@ def test_generated_part_is_current(name: str) -> None:
 
 
 def test_every_command_says_what_it_does_and_shows_an_example() -> None:
-    for name, command in commands():
+    for name, command in [*commands(), *laboratory_commands()]:
         assert (command.help or "").strip(), name
         assert "Example:" in f"{command.epilog}{command.help}", f"{name} has no example"
 
@@ -262,7 +277,8 @@ def test_toml_in_documents_parses(path: Path) -> None:
 
 
 def test_commands_in_documents_exist() -> None:
-    known = {name: {o for p in command.params for o in p.opts if o.startswith("-")} for name, command in commands()}
+    every = [*commands(), *laboratory_commands()]
+    known = {name: {o for p in command.params for o in p.opts if o.startswith("-")} for name, command in every}
     seen = 0
     for path in DOCUMENTS:
         for words, text in fences(path):
@@ -272,7 +288,7 @@ def test_commands_in_documents_exist() -> None:
                 parts = shlex.split(line.split(" #")[0])
                 if parts[:1] != ["clearance"]:
                     continue
-                name = next((" ".join(parts[:n]) for n in (3, 2) if " ".join(parts[:n]) in known), None)
+                name = next((" ".join(parts[:n]) for n in (4, 3, 2) if " ".join(parts[:n]) in known), None)
                 assert name, f"{path.name}: there is no command {line!r}"
                 options = {part.split("=")[0] for part in parts if part.startswith("-")}
                 assert options <= known[name] | {"--help"}, f"{path.name}: {line!r}"
@@ -419,7 +435,7 @@ def test_documents_name_no_folder_of_this_machine(path: Path) -> None:
 
 
 def test_attribution_names_every_source_of_drawings() -> None:
-    from jobs.world.catalogue import PROTECTED_VENDORS, VENDORS
+    from jobs.lab.world.catalogue import PROTECTED_VENDORS, VENDORS
 
     text = (ROOT / "ATTRIBUTION.md").read_text(encoding="utf-8")
     for vendor, (package, version, licence, holder) in VENDORS.items():

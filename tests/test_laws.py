@@ -40,6 +40,14 @@ def test_imports_go_one_way(path: Path) -> None:
             assert top not in {"ray", "typer"}, f"{path}: only jobs imports {top}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_product_does_not_know_the_laboratory(path: Path) -> None:
+    """Only the command line names it, and only when it is asked for."""
+    inside = path.relative_to(ROOT).parts[:2] == ("jobs", "lab")
+    known = [name for name in imports(path) if name.startswith("jobs.lab")]
+    assert inside or (known in ([], ["jobs.lab.cli"]) and (not known or path.name == "cli.py"))
+
+
 def test_decide_is_pure() -> None:
     allowed = {"__future__.annotations", "collections.abc", "guards.base", "pipeline.policy", "pipeline.outcome"}
     assert set(imports(ROOT / "pipeline" / "decide.py")) <= allowed

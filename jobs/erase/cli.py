@@ -25,15 +25,15 @@ Seed = Annotated[int, typer.Option(help="Of everything drawn at random.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
 
 
-@app.command(epilog="Example: clearance erase dataset stickers:new --work world --out marked.parquet --ratio 0.6")
+@app.command(epilog="Example: clearance erase dataset photographs/ --out marked.parquet --ratio 0.6")
 def dataset(
     source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="Captioned pictures: a folder, a Parquet file, a WebDataset .tar, stickers:marked or stickers:new (the "
-            "embedded world), or drawn:PROMPTS, what the model itself makes of a prompt file.",
+            help="Captioned pictures: a folder, a Parquet file, a WebDataset .tar, or drawn:PROMPTS, what the model itself "
+            "makes of a prompt file.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
@@ -50,8 +50,7 @@ def dataset(
     ] = "marks",
     threshold: Annotated[float, typer.Option(help="The detector's.")] = 0.5,
     boxes: Annotated[bool, typer.Option("--boxes/--no-boxes", help="Keep its boxes, or only that it found something.")] = True,
-    work: Annotated[Path, typer.Option(help="The built world, for stickers: sources.")] = Path("world"),
-    variants: Annotated[int, typer.Option(min=1, help="Versions of every drawing (stickers:) or prompt (drawn:).")] = 24,
+    variants: Annotated[int, typer.Option(min=1, help="Pictures of every prompt, for drawn: sources.")] = 24,
     model: Annotated[str, typer.Option(help='Who draws, for drawn: sources: "stickers" or a diffusers folder.')] = "stickers",
     device: Annotated[str, typer.Option(help="Where to draw: cpu or cuda.")] = "cpu",
     seed: Seed = 0,
@@ -70,7 +69,7 @@ def dataset(
         ratio = 0.0 if source.startswith(DRAWN) else 0.5
     how = Pollution(tuple(kind.strip() for kind in kinds.split(",") if kind.strip()), ratio, span, place, designs)
     with busy("polluting"):
-        pictures = _source(source, work, variants, seed, ModelConfig(path=model, device=device))
+        pictures = _source(source, variants, seed, ModelConfig(path=model, device=device))
         found = build(pictures, out, how, _open_detector(detector, threshold), seed=seed, boxes=boxes)
     _print(found, out)
 
@@ -176,19 +175,13 @@ def _known(path: Path) -> dict[str, Any]:
     return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 
 
-def _source(source: str, work: Path, variants: int, seed: int, model: ModelConfig) -> Iterable[Captioned]:
-    import numpy as np
-
+def _source(source: str, variants: int, seed: int, model: ModelConfig) -> Iterable[Captioned]:
     from jobs.erase.captioned import read_source
-    from jobs.erase.sources import drawn_source, world_source
+    from jobs.erase.drawn import drawn_source
     from pipeline.config import GenerationConfig
 
     if source.startswith(DRAWN):
         return drawn_source(Path(source.removeprefix(DRAWN)), model, GenerationConfig(), pictures=variants, seed=seed)
-    if source == "stickers:marked":
-        return world_source(work, "marked", np.random.default_rng([seed, 1]), variants=variants)
-    if source == "stickers:new":
-        return world_source(work, "new", np.random.default_rng([seed, 2]), variants=variants)
     return read_source(Path(source))
 
 

@@ -1,7 +1,7 @@
 """Put marks on clean pictures and keep where they are: watermark, QR code, text, in known designs, opacity and place.
 
-The designs are those of :mod:`jobs.world.overlays` (numbered: 0 to 2 for training, 3 and 4 held out) and the free variety of
-:mod:`jobs.world.mark_designs`. Pictures may have any size and need not be square: a mark is drawn for the shorter side.
+The designs are those of :mod:`jobs.erase.marks.overlays` (numbered: 0 to 2 for training, 3 and 4 held out) and the free variety
+of :mod:`jobs.erase.marks.designs`. Pictures may have any size and need not be square: a mark is drawn for the shorter side.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from index.errors import ConfigError
-from jobs.world.mark_designs import LEAST, changed_box, mark_layer
-from jobs.world.overlays import HELD_OUT_DESIGNS, KINDS, TRAIN_DESIGNS, overlay
+from jobs.erase.marks.designs import LEAST, changed_box, mark_layer
+from jobs.erase.marks.overlays import HELD_OUT_DESIGNS, KINDS, TRAIN_DESIGNS, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image

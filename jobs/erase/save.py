@@ -153,7 +153,7 @@ def _table(measured: Sequence[dict[str, Any]]) -> str:
         return ""
     rows = [f"| {m['id']} | {m['value']:.3f} | {m['low']:.3f} – {m['high']:.3f} | {m['n']} |" for m in measured]
     head = "| measure | value | 95 % interval | n |\n|---|---|---|---|"
-    return "\n## Measured by `clearance bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
+    return "\n## Measured by `clearance lab bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
 
 
 def _places(rows: Rows, concepts: Sequence[str]) -> dict[str, list[list[float]]]:

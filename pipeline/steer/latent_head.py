@@ -1,7 +1,7 @@
 """The latent head: from a predicted clean latent (x̂0) straight to the embedder's space, without decoding and embedding it.
 
-A small convolutional network that was shown what the model's early x̂0 become (:mod:`jobs.world.train_head`). It belongs to one
-diffusion model and one embedder; with any other, probes decode and embed instead.
+A small convolutional network that was shown what the model's early x̂0 become (:mod:`jobs.lab.world.train_head`). It belongs
+to one diffusion model and one embedder; with any other, probes decode and embed instead.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LatentHead:
         if (found := hashlib.sha256(data).hexdigest()) != told["sha256"]:
             raise ModelError(
                 f"digest is {found[:12]}, head.json says {told['sha256'][:12]}", where=str(weights),
-                fix="Restore the file from the repository, or train it again: clearance world head",
+                fix="Restore the file from the repository, or train it again: clearance lab world head",
             )  # fmt: skip
         network = make_network(told["channels"], told["side"], told["dim"], tuple(told["widths"]))
         network.load_state_dict({name: value.float() for name, value in load(data).items()})

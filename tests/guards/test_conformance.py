@@ -20,7 +20,7 @@ from index.calibrate import OperatingPoint
 from index.embed import OpenCLIPEmbedder
 from index.reference import NewReference
 from index.store import ReferenceIndex
-from jobs.world.overlays import overlay
+from jobs.erase.marks.overlays import overlay
 
 from .conftest import drawing
 

@@ -14,7 +14,7 @@ from PIL import Image
 from guards.mark_weights import SHIPPED
 from guards.marks import MarksGuard, bounding_box
 from index.errors import GuardUnavailable, InputError, IntegrityError, OutOfMemory
-from jobs.world.overlays import KINDS, overlay
+from jobs.erase.marks.overlays import KINDS, overlay
 
 from .conftest import drawing
 

@@ -16,8 +16,8 @@ from guards.conformance import check_guard
 from guards.mark_weights import SHIPPED
 from guards.yolo import YoloMarksGuard, inside, make_detector
 from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
-from jobs.world.mark_measures import overlap
-from jobs.world.overlays import KINDS, overlay
+from jobs.erase.marks.overlays import KINDS, overlay
+from jobs.lab.world.mark_measures import overlap
 
 from .conftest import drawing
 
@@ -50,7 +50,7 @@ def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     find, version = importlib.util.find_spec, importlib.metadata.version
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: find("json") if n == "ultralytics" else find(n, *a))
     monkeypatch.setattr(importlib.metadata, "version", lambda n: "8.4" if n == "ultralytics" else version(n))
-    with pytest.raises(GuardUnavailable, match=r"config\.json does not exist.*clearance world yolo"):
+    with pytest.raises(GuardUnavailable, match=r"config\.json does not exist.*clearance lab world yolo"):
         YoloMarksGuard(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "cells"}))
@@ -166,9 +166,9 @@ def test_altered_and_misfit_weights_are_refused(tmp_path: Path) -> None:
 def test_training_takes_the_same_first_steps_and_resumes(tmp_path: Path) -> None:
     import torch
 
-    from jobs.world.mark_examples import Examples
-    from jobs.world.mark_training import fit
-    from jobs.world.train_yolo import loss_of, make_trainable, targets
+    from jobs.lab.world.mark_examples import Examples
+    from jobs.lab.world.mark_training import fit
+    from jobs.lab.world.train_yolo import loss_of, make_trainable, targets
 
     pictures, truth = marked("qr", 4, (0,))
     rows = Examples(pictures, np.array([1, 1, -1, 1]), (64 * truth).astype(np.float32), np.zeros((4, 3, 8, 8), bool))

@@ -12,10 +12,10 @@ from rich.console import Console
 from index.errors import PlanMismatch
 from jobs import demo, worker
 from jobs.demo import demo_prompts, run_demo
+from jobs.lab.world.catalogue import PROTECTED
 from jobs.progress import describe, duration
 from jobs.prompts import read_prompts
 from jobs.run import run_local
-from jobs.world.catalogue import PROTECTED
 from pipeline import identity
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig

@@ -15,8 +15,8 @@ from PIL import Image
 from index.errors import ConfigError, InputError
 from jobs.erase.captioned import read_source
 from jobs.erase.dataset import NothingFound, PollutedSet, build
+from jobs.erase.drawn import drawn_source
 from jobs.erase.pollute import Pollution, pollute
-from jobs.erase.sources import drawn_source
 from pipeline.config import GenerationConfig, ModelConfig
 
 from .erasing import Seeing, a_set, blank, call, clean, folder_of, tar_of
@@ -59,8 +59,8 @@ def test_ratio_opacity_and_place_are_as_asked() -> None:
 
 def test_numbered_designs_are_lifted_as_they_are_drawn() -> None:
     """A design pulled off its paper and laid on a drawing looks as if it had been drawn there."""
+    from jobs.erase.marks.overlays import overlay
     from jobs.erase.pollute import _lifted
-    from jobs.world.overlays import overlay
 
     paper = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("watermark", "qr", "text"):

@@ -1,0 +1,102 @@
+"""Bytes: in any schedule as alone, and with the guards watching as without."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.lab.bench.engine_runs import contexts_of, digest, engine, plain
+from jobs.lab.bench.measures import Measure, share, spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine import Engine
+    from pipeline.model.interface import DiffusionModel
+    from pipeline.trajectory import Trajectory
+
+SAMPLES, SCHEDULES = 8, (1, 2, 3)
+
+
+def equality(model: DiffusionModel, dtype: str, *, steps: int) -> list[Measure]:
+    """Samples with and without guidance, pushed and nudged ones, in random schedules, against each of them alone."""
+    contexts = contexts_of(model)
+
+    def make(e: Engine, tag: int) -> Trajectory:
+        return _mixed(plain(e, tag, contexts), e)
+
+    alone = {tag: digest((e := engine(model, steps)).finish([make(e, tag)])[tag]) for tag in range(SAMPLES)}
+    equal, occupancy = 0, list[float]()
+    for seed in SCHEDULES:
+        e, rng = engine(model, steps), random.Random(seed)
+        coming = sorted((rng.randint(0, steps), rng.random(), tag) for tag in range(SAMPLES))
+        clock, done = 0, dict[int, "torch.Tensor"]()
+        while coming or e.busy:
+            while coming and coming[0][0] <= clock:
+                e.submit(make(e, coming.pop(0)[2]))
+            done |= {t.tag: t.latent for t in e.step()}
+            clock += 1
+        equal += sum(digest(z) == alone[tag] for tag, z in done.items())
+        occupancy.append(e.rows_used / (e.calls * e.rows))
+    told = f"byte-equal to being drawn alone, {len(SCHEDULES)} random schedules of mixed rows, {dtype}"
+    return [
+        share(told, equal, SAMPLES * len(SCHEDULES), 1.0),
+        spread(f"rows in use in those schedules ({SAMPLES} samples, the last of them alone), {dtype}", occupancy),
+    ]
+
+
+def _mixed(t: Trajectory, e: Engine) -> Trajectory:
+    """One to four rows: every fourth without a negative row, two of three pushed from one or two references, some nudged."""
+    import torch
+
+    from pipeline.steer.negtome import NegToMe
+    from pipeline.steer.nudge import Nudge
+
+    references = tuple(e.initial_noise(900 + t.tag + i) for i in range(1 + t.tag % 2))
+    window = len(e.sampler) // 2
+    if t.tag % 3:
+        assert t.negative is not None
+        t.push = NegToMe(references, references, t.negative, alpha=0.9, threshold=0.3, until_step=window)
+    elif t.tag % 2:
+        t.nudge = Nudge(references, torch.zeros_like(references[0]), 0.05, 3, until_step=window)
+    if t.tag % 4 == 1:
+        t.negative = None
+    return t
+
+
+def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
+    """First pictures of ordinary captions under the default policy, all guards looking, against the engine alone."""
+    import torch
+
+    from jobs.lab.bench.drawing import draw, open_studio
+    from jobs.lab.world.catalogue import ORDINARY
+    from pipeline.engine import Engine
+
+    names = list(ORDINARY)[:captions]
+    with tempfile.TemporaryDirectory() as folder:
+        studio = open_studio(Path(folder), "default")
+        guarded = draw(studio, names, seeds, "ordinary captions, guarded").samples
+        g = studio.config.generation
+        e = Engine(studio.model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, scheduler=g.scheduler, eta=g.eta)
+        empty = studio.context_of("")
+        from pipeline.trajectory import Trajectory
+
+        unguarded = e.finish(
+            [
+                Trajectory(
+                    i, e.initial_noise(s.request.seed), 0, studio.context_of(s.request.prompt), empty, seed=s.request.seed
+                )
+                for i, s in enumerate(guarded)
+            ],
+        )
+        pictures = studio.model.decode(torch.stack([unguarded[i] for i in range(len(guarded))]))
+    equal = sum(
+        s.attempts[0].pixel_sha256 == hashlib.sha256(picture.tobytes()).hexdigest()
+        for s, picture in zip(guarded, pictures, strict=True)
+    )
+    torch.set_num_threads(1)
+    return [share("first pictures of ordinary captions, bit-identical with guards and without", equal, len(guarded), 1.0)]

@@ -1,0 +1,170 @@
+"""The arms of the eraser's bench: what each is trained on and how, and the sets and adapters behind it, kept and resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jobs.erase.train import Training
+from jobs.lab.bench.esd import EsdTraining
+
+if TYPE_CHECKING:
+    from jobs.erase.dataset import Rows
+    from pipeline.model.adapter import EraseAdapter
+
+SETS = ("marked", "new", "new-clean")
+STEPS, BATCH, RANK = 400, 24, 16
+TOKEN_STEPS, TOKEN_BATCH = 300, 32  # where tokens alone are trained
+CAPTIONED = 0.2  # captions left out as everywhere: tokens are mostly learned behind a caption
+OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
+MOST_SEEDS = 5
+Part = Literal["model", "data"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained arm.
+
+    Attributes:
+        part: of the table it is in: ``model`` or ``data`` removal.
+        name: in the table.
+        training: what is trained.
+        dataset: the set it is trained on.
+        overlap: mean IoU to which the detector's boxes are made worse; 0 leaves them.
+        main: trained with several seeds.
+    """
+
+    part: Part
+    name: str
+    training: Training | EsdTraining
+    dataset: str = ""
+    overlap: float = 0.0
+    main: bool = False
+
+
+_TOKENS = Training(removal="model", steps=TOKEN_STEPS, batch=TOKEN_BATCH, alone=CAPTIONED)
+_BOTH = Training(removal="model", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3)
+_DATA = Training(removal="data", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3, alone=CAPTIONED)
+_PLAIN = replace(_DATA, concepts=(), a=1.0)
+_HIDDEN, _BOTH_HIDDEN = replace(_DATA, hidden=1.0), replace(_BOTH, hidden=1.0)
+FULL = "name + geometry + re-weighting"
+BOTH = f"{FULL} + low-rank weights"  # for samples drawn again: the weights leave to the tokens what the tokens say
+PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
+HIDDEN = "marks hidden from the loss"  # what ships
+WORSE = "detector of IoU .4"
+
+ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
+    Arm("model", HIDDEN, _BOTH_HIDDEN, "marked", main=True),
+    Arm("model", BOTH, _BOTH, "marked", main=True),
+    Arm("data", HIDDEN, _HIDDEN, "new", main=True),
+    Arm("data", FULL, _DATA, "new", main=True),
+    Arm("data", PLAIN, _PLAIN, "new", main=True),
+    Arm("data", CLEAN, _PLAIN, "new-clean", main=True),
+    Arm("model", FULL, _TOKENS, "marked"),
+    Arm("model", "name", replace(_TOKENS, mode="none", a=1.0), "marked"),
+    Arm("model", "name + geometry", replace(_TOKENS, a=1.0), "marked"),
+    Arm("model", f"{FULL}, tokens learned alone", replace(_TOKENS, alone=_BOTH.alone), "marked"),
+    Arm("model", "name + low-rank weights", replace(_BOTH, mode="none", a=1.0), "marked"),
+    Arm("model", "name + geometry + low-rank weights", replace(_BOTH, a=1.0), "marked"),
+    Arm("model", f"{BOTH}, tokens learned behind captions", replace(_BOTH, alone=CAPTIONED), "marked"),
+    Arm("model", ESD, EsdTraining()),
+    Arm("model", f"{HIDDEN}, {WORSE}", _BOTH_HIDDEN, "marked", overlap=0.4),
+    Arm("model", WORSE, _BOTH, "marked", overlap=0.4),
+    Arm("data", f"{HIDDEN}, {WORSE}", _HIDDEN, "new", overlap=0.4),
+    Arm("model", "a = 2", replace(_BOTH, a=2.0), "marked"),
+    Arm("model", "bins, grid 4", replace(_BOTH, mode="bins"), "marked"),
+    Arm("model", "corners, grid 8", replace(_BOTH, grid=8), "marked"),
+    Arm("model", "a = 0.1", replace(_BOTH, a=0.1), "marked"),
+    Arm("model", f"{HIDDEN}, trained on its own drawings", _BOTH_HIDDEN, "drawn"),
+    Arm("data", "name", replace(_DATA, mode="none", a=1.0), "new"),
+    Arm("data", "name + geometry", replace(_DATA, a=1.0), "new"),
+)
+
+
+def build_sets(world: Path, work: Path) -> None:
+    """The three sets, where they are not there yet: the world's marked subjects, new ones polluted, new ones clean."""
+    from guards.marks import MarksGuard
+    from jobs.erase.dataset import build
+    from jobs.erase.pollute import Pollution
+    from jobs.lab.world.drawings import world_source
+
+    plans = {
+        "marked": (("marked", 1, 12), Pollution(ratio=0.7), True),
+        "new": (("new", 2, 24), Pollution(ratio=0.6), True),
+        "new-clean": (("new", 2, 24), Pollution(ratio=0.0), False),
+    }
+    for name, ((part, seed, variants), how, seen) in plans.items():
+        out = work / f"{name}.parquet"
+        if not out.exists():
+            pictures = world_source(world, part, np.random.default_rng(seed), variants=variants)  # type: ignore[arg-type]
+            build(pictures, out, how, MarksGuard() if seen else None, seed=seed)
+
+
+def draw_set(out: Path) -> None:
+    """What the model itself draws of the captions that tend to be marked, and where the detector sees marks on it."""
+    from guards.marks import MarksGuard
+    from jobs.erase.dataset import build
+    from jobs.erase.drawn import drawn_source
+    from jobs.erase.pollute import Pollution
+    from jobs.lab.world.catalogue import MARK_PRONE
+    from pipeline.config import GenerationConfig, ModelConfig
+
+    prompts = out.with_suffix(".txt")
+    prompts.write_text("\n".join(name.replace("-", " ") for names in MARK_PRONE.values() for name in names), encoding="utf-8")
+    drawn = drawn_source(prompts, ModelConfig(), GenerationConfig(), pictures=OWN_PICTURES, seed=77)
+    build(drawn, out, Pollution(ratio=0.0), MarksGuard())
+
+
+def adapter_folder(work: Path, arm: Arm, seed: int) -> Path:
+    """Where an arm's adapter is kept."""
+    plain = "".join(c if c.isalnum() else "-" for c in arm.name).replace("---", "-")
+    return work / "adapters" / f"{arm.part}-{plain}-{seed}"
+
+
+def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None] = lambda step, loss: None) -> Path:
+    """The arm's adapter, trained unless it is there; an interrupted training goes on (ESD's begins again)."""
+    from jobs.erase.dataset import PollutedSet
+    from jobs.erase.save import save_adapter
+    from jobs.erase.train import train
+    from jobs.lab.bench.degraded import degraded
+    from jobs.lab.bench.esd import save_esd, train_esd
+    from pipeline.config import ModelConfig
+    from pipeline.model.adapter import SETTINGS
+    from pipeline.model.folder import folder_digest, resolve
+
+    folder = adapter_folder(work, arm, seed)
+    if (folder / SETTINGS).exists():
+        return folder
+    how, model = replace(arm.training, seed=seed), ModelConfig()
+    base_digest = folder_digest(resolve(model))
+    if isinstance(how, EsdTraining):
+        save_esd(folder, train_esd(model, how, told), how, base=model.path, base_digest=base_digest)
+        return folder
+    if arm.dataset == "drawn" and not (work / "drawn.parquet").exists():
+        draw_set(work / "drawn.parquet")
+    rows: Rows = PollutedSet(work / f"{arm.dataset}.parquet")
+    known = json.loads((work / f"{arm.dataset}.json").read_text(encoding="utf-8"))
+    if arm.overlap:
+        rows, jitter, reached = degraded(rows, arm.overlap)
+        known |= {"mean_iou": round(reached, 4), "jitter": jitter}
+    trained = train(rows, model, how, folder, progress=told)
+    save_adapter(folder, trained, how, rows, base=model.path, base_digest=base_digest, dataset=known)
+    return folder
+
+
+def trained(work: Path, base_digest: str, part: Part) -> list[tuple[Arm, int, EraseAdapter]]:
+    """Every adapter of a part that is there, in the arms' order, with its training seed."""
+    from pipeline.model.adapter import SETTINGS, load_adapter
+
+    found = []
+    for arm in ARMS:
+        for seed in range(MOST_SEEDS):
+            folder = adapter_folder(work, arm, seed)
+            if arm.part == part and (folder / SETTINGS).exists():
+                found.append((arm, seed, load_adapter(folder, base_digest)))
+    return found

@@ -1,0 +1,172 @@
+"""Data removal: low-rank weights learn a polluted set; how often they draw its marks, and how well its subjects.
+
+Ours hides the marks from the loss and says nothing. The paper says the tokens of all the set's places in every negative prompt.
+The pipeline says nothing at first; what its detector flags is drawn once more from the same noise, with the tokens of what was
+found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.lab.bench.erase_arms import CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
+from jobs.lab.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefixed
+from jobs.lab.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
+
+if TYPE_CHECKING:
+    from pipeline.model.adapter import EraseAdapter
+
+REPEATS = 4  # pictures of each new subject and seed
+GOALS = {"watermark": 10.0, "qr": 20.0, "text": 10.0}  # times fewer than after plain fine-tuning
+ERASED = (", tokens always said", ", flagged drawn again")  # the paper's form, and the pipeline's
+
+
+def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
+    """The table's second part."""
+    from jobs.lab.world.drawings import SUBJECTS
+
+    subjects = [name.replace("-", " ") for name in SUBJECTS]
+    captions = [subject for _ in seeds for _ in range(1 if quick else REPEATS) for subject in subjects]
+    noises = [1000 * seeds[i // (len(captions) // len(seeds))] + 500 + i for i in range(len(captions))]
+    drawn: dict[str, np.ndarray] = {}
+    for arm, seed, adapter in trained(b.work, b.model.digest, "data"):
+        shown = arm.name if seed == 0 else f"{arm.name}, seed {seed}"
+        say(f"data removal: {shown}")
+        drawn |= {shown + way: pictures for way, pictures in ways(b, adapter, shown, captions, noises).items()}
+    clean = set_features(b)
+    everything = np.concatenate(list(clean.values()))
+    oracle = half_samples("", b.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
+    measures: list[Measure] = []
+    for name, pictures in drawn.items():
+        bound = oracle.high if oracle is not None and name in [HIDDEN, *(FULL + way for way in ERASED)] else None
+        measures += judged_set(b, name, pictures, captions, clean, bound)
+    measures += compared(b, drawn, captions, clean)
+    if drawn:
+        sheet(drawn, captions[: len(subjects)]).save(b.work / "erase-data.png")
+    return [prefixed("data removal", m) for m in measures]
+
+
+def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], clean: Mapping[str, np.ndarray]) -> list[Measure]:
+    """What is erased against plain fine-tuning, training by training and all together; how well the subjects are kept."""
+    measures: list[Measure] = []
+    trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
+    for arm, way in ((HIDDEN, ""), *((FULL, way) for way in ERASED)):
+        pairs = [(PLAIN + seed, arm + seed + way) for seed in trainings if {PLAIN + seed, arm + seed + way} <= drawn.keys()]
+        for plain, ours in pairs:
+            measures += divided(b, ours, drawn[plain], drawn[ours], captions)
+        if len(pairs) > 1:
+            before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
+            measures += divided(b, f"{arm}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs))
+        for seed, control in itertools.product(trainings, (CLEAN, PLAIN)):
+            ours, other = arm + seed + way, control + seed
+            if {ours, other} <= drawn.keys():
+                kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
+                measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))
+    return measures
+
+
+def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises: list[int]) -> dict[str, np.ndarray]:
+    """What an arm draws, by how it is asked."""
+    nothing, low = [b.empty] * len(captions), adapter.lowrank
+    plain = b.draw(b.job(captions, noises, nothing, low))
+    if adapter.vocabulary is None:
+        if name != PLAIN:
+            return {"": plain}
+        words = [b.model.encode_prompts([WORDS])[0]] * len(captions)
+        return {
+            "": plain,
+            ", their names as negative prompt": b.draw(b.job(captions, noises, words, low)),
+            ", SLD-style guidance against their names": b.draw(b.job(captions, noises, nothing, low, safe=True)),
+        }
+    found = b.found(plain)
+    flagged = [i for i, marks in enumerate(found) if marks]
+    seen = [found[i] for i in flagged]
+    again = plain.copy()
+    said, there = b.by_rung(adapter, seen)
+    again[flagged] = b.draw(b.job([captions[i] for i in flagged], [noises[i] for i in flagged], said, low, **there))
+    named = b.negative(adapter, {concept: [] for concept in adapter.concepts})
+    names = {", names always said": b.draw(b.job(captions, noises, [named] * len(captions), low))} if name == FULL else {}
+    return names | {
+        ", tokens unsaid": plain,
+        ERASED[0]: b.draw(b.job(captions, noises, [b.standing(adapter)] * len(captions), low)),
+        ERASED[1]: again,
+    }
+
+
+def judged_set(
+    b: Bench, name: str, pictures: np.ndarray, captions: list[str], clean: Mapping[str, np.ndarray], bound: float | None
+) -> list[Measure]:
+    """Marks by kind and detector, the subject, picture quality; ``bound``: the upper end of the oracle's KID."""
+    own = b.found(pictures)
+    judge = b.marks(pictures) >= 0.5
+    measures = marked_shares(b, name, pictures, captions)
+    for column, kind in enumerate(KINDS):
+        by_judge = clustered(f"{name}: {kind}, judge", judge[:, column], captions)
+        measures.append(clustered(f"{name}: {kind}, pipeline's detector", [kind in marks for marks in own], captions))
+        measures.append(by_judge)
+        hit, alarm = judge_rates(b, kind)
+        measures.append(corrected(f"{name}: {kind}, judge, corrected for its sensitivity", by_judge, hit, 1 - alarm))
+    kept = nearest_right(b, pictures, captions, clean)
+    measures.append(clustered(f"{name}: nearest of the twelve subjects is the right one, judge's eyes", kept, captions))
+    features, everything = b.features(pictures), np.concatenate(list(clean.values()))
+    distance = half_samples(f"{name}: KID × 1000 to the clean set", features, everything, kid, scale=1000)
+    return [*measures, replace(distance, goal=bound)]
+
+
+def divided(b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
+    """How many times fewer pictures carry each kind of mark than after plain fine-tuning.
+
+    The judge's rates are freed of its false alarms; its sensitivity falls out of the quotient.
+    """
+    judge = [b.marks(pictures) >= 0.5 for pictures in (before, after)]
+    own = [b.found(pictures) for pictures in (before, after)]
+    measures = [ratio(f"plain / {name}, any mark, judge", judge[0].max(1), judge[1].max(1), captions)]
+    for column, kind in enumerate(KINDS):
+        first, second = (one[:, column] for one in judge)
+        alarm = judge_rates(b, kind)[1]
+        measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=alarm))
+        first, second = (np.array([kind in marks for marks in one]) for one in own)
+        measures.append(ratio(f"plain / {name}, {kind}, pipeline's detector", first, second, captions))
+    return measures
+
+
+def nearest_right(b: Bench, pictures: np.ndarray, captions: Sequence[str], clean: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether the nearest of the subjects' mean features is the right one's, bool (N,)."""
+    means = {subject: rows.mean(0) for subject, rows in clean.items()}
+    names = list(means)
+    nearest = [names[int(np.argmin([np.linalg.norm(row - means[s]) for s in names]))] for row in b.features(pictures)]
+    return np.array([one == caption for one, caption in zip(nearest, captions, strict=True)])
+
+
+def judge_rates(b: Bench, kind: str) -> tuple[float, float]:
+    """The judge's sensitivity and false alarms for a kind, on the world's drawings: what it was measured at, smeared."""
+    measured = b.judges.settings["marks"]["measured"]
+    return float(measured[f"world_{kind}_012"]["kind"][0]), float(measured["world_clean_smeared"][kind][0])
+
+
+def set_features(b: Bench) -> dict[str, np.ndarray]:
+    """Features of the clean set by subject, as the world's autoencoder shows them; six of each vendor's drawings."""
+    from jobs.lab.world.drawings import SUBJECTS, world_source
+
+    found: dict[str, list[np.ndarray]] = {}
+    for one in world_source(b.world, "new", np.random.default_rng(12), variants=6):
+        subject = next(name for name in SUBJECTS if f"/{name}#" in one.name)
+        found.setdefault(subject.replace("-", " "), []).append(one.picture)
+    return {subject: b.features(b.shown(np.stack(pictures))) for subject, pictures in found.items()}
+
+
+def sheet(drawn: Mapping[str, np.ndarray], captions: Sequence[str]) -> Any:
+    """One picture of every subject, a row an arm."""
+    from jobs.lab.bench.sheet import arrange, stack, strip
+
+    return stack(
+        [
+            (name, arrange([strip(caption, [pictures[i]]) for i, caption in enumerate(captions)], len(captions)))
+            for name, pictures in drawn.items()
+        ]
+    )

@@ -1,0 +1,244 @@
+"""What the eraser's bench draws with: model, detectors and judges, opened once, and the pictures kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guards.base import Box, Finding
+from jobs.lab.bench.measures import Measure, clustered
+
+if TYPE_CHECKING:
+    import torch
+
+    from guards.marks import MarksGuard
+    from jobs.lab.judges.judges import Judges
+    from pipeline.engine import Engine
+    from pipeline.model.adapter import EraseAdapter
+    from pipeline.model.interface import DiffusionModel
+    from pipeline.steer.erasers import Erasure
+    from pipeline.trajectory import GuideHook
+
+STEPS, GUIDANCE, ROWS = 20, 3.0, 16
+WORDS = "watermark, QR code, text"  # the control: the names people would write
+KINDS = ("watermark", "qr", "text")
+SLD_WARMUP = 7 / 50  # of the steps; the published "strong" setting
+Found = list[dict[str, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pictures to draw.
+
+    Attributes:
+        captions, seeds: of each.
+        negatives, contexts: conditionings of each.
+        lowrank: weights for all of them, with strengths.
+        places: of each, where guidance is ``focus`` times as strong; empty: nowhere.
+        safe: Safe Latent Diffusion against :data:`WORDS`.
+    """
+
+    captions: list[str]
+    seeds: list[int]
+    negatives: list[torch.Tensor]
+    contexts: list[torch.Tensor]
+    lowrank: tuple[Any, ...] = ()
+    places: Sequence[Sequence[Box]] = ()
+    focus: float = 1.0
+    safe: bool = False
+
+
+class Bench:
+    """Model, detectors and judges; pictures are kept in ``work``.
+
+    Attributes:
+        rungs: the default policy's erasing answers to a mark.
+    """
+
+    def __init__(self, work: Path, world: Path) -> None:
+        import torch
+
+        from guards.marks import MarksGuard
+        from jobs.lab.judges.judges import Judges
+        from jobs.plan import read_policy
+        from pipeline.config import ModelConfig
+        from pipeline.model.families import load_model
+        from pipeline.rungs import EraseRung
+
+        torch.use_deterministic_algorithms(True)
+        self.work, self.world = work, world
+        self.model: DiffusionModel = load_model(ModelConfig())
+        self.guard: MarksGuard = MarksGuard()
+        self.judges: Judges = Judges.open()
+        self.empty = self.model.encode_prompts([""])[0]
+        self._seen: dict[tuple[str, bytes], Any] = {}
+        self.rungs = [rung for rung in read_policy("default", Path()).mark_ladder if isinstance(rung, EraseRung)]
+
+    def draw(self, job: Job) -> np.ndarray:
+        """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
+        import torch
+
+        from pipeline.engine import Engine
+        from pipeline.trajectory import Trajectory
+
+        if not job.captions:
+            width, height = self.model.decode_size()
+            return np.zeros((0, height, width, 3), np.uint8)
+        path = self.work / "drawn" / f"{self._key(job)[:24]}.npz"
+        if path.exists():
+            return np.load(path)["pictures"]  # type: ignore[no-any-return]
+        engine = Engine(self.model, rows=ROWS, steps=STEPS, guidance_scale=GUIDANCE)
+        done = engine.finish(
+            [
+                Trajectory(
+                    i, engine.initial_noise(s), 0, job.contexts[i], job.negatives[i], seed=s, lowrank=job.lowrank,
+                    guide=self._guide(engine, job, i),
+                )
+                for i, s in enumerate(job.seeds)
+            ]
+        )  # fmt: skip
+        pictures = self.model.decode(torch.stack([done[i] for i in range(len(job.seeds))]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path.with_suffix(".tmp.npz"), pictures=pictures)
+        path.with_suffix(".tmp.npz").rename(path)
+        return pictures
+
+    def _key(self, job: Job) -> str:
+        said = [self.model.digest, STEPS, GUIDANCE, ROWS, job.captions, job.seeds]
+        if job.focus != 1 and job.places:
+            said += [job.focus, [list(map(tuple, boxes)) for boxes in job.places]]
+        said += [("strength", strength) for _, strength in job.lowrank if strength != 1]
+        key = hashlib.sha256(repr(tuple(said + ["SLD"] * job.safe)).encode())
+        weights = (w for low, _ in job.lowrank for both in low.pairs.values() for w in both)
+        for tensor in (*job.negatives, *job.contexts, *weights):
+            key.update(tensor.numpy().tobytes())
+        return key.hexdigest()
+
+    def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
+        """The job's guidance in place of the engine's own."""
+        from pipeline.steer.guidance import FOCUSED, FocusedGuidance, SafeGuidance, focus_mask
+
+        if job.safe:
+            unsafe = self.model.encode_prompts([WORDS])
+
+            def unsafe_of(latent: torch.Tensor, step: int) -> torch.Tensor:
+                import torch
+
+                return self.model.denoise(latent[None], torch.tensor([engine.sampler.timesteps[step]]), unsafe)[0]
+
+            def noise_of(latent: torch.Tensor, raw: torch.Tensor, step: int) -> torch.Tensor:
+                return engine.sampler.clean(latent, raw, step)[1]
+
+            return SafeGuidance(GUIDANCE, unsafe_of, noise_of, round(SLD_WARMUP * STEPS))
+        if job.focus != 1 and job.places and job.places[number]:
+            shape = (self.model.latent_shape[1], self.model.latent_shape[2])
+            return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape), round(FOCUSED * STEPS))
+        return None
+
+    def job(
+        self, captions: list[str], seeds: list[int], negatives: Sequence[torch.Tensor], lowrank: Any = None, **more: Any
+    ) -> Job:
+        contexts = [self.model.encode_prompts([caption])[0] for caption in captions]
+        return Job(captions, seeds, list(negatives), contexts, ((lowrank, 1.0),) if lowrank is not None else (), **more)
+
+    def _looked(self, what: str, pictures: np.ndarray, look: Callable[[np.ndarray], Sequence[Any]]) -> list[Any]:
+        """What ``look`` sees on each picture; arms share most of theirs, and each is looked at once."""
+        keys = [(what, hashlib.sha256(picture.tobytes()).digest()) for picture in pictures]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._seen}.values())
+        if new:
+            self._seen.update(zip([keys[i] for i in new], look(pictures[new]), strict=True))
+        return [self._seen[key] for key in keys]
+
+    def found(self, pictures: np.ndarray) -> Found:
+        """Concept → boxes, as the pipeline's detector sees each picture."""
+        from pipeline.steer.erase import marks_found
+
+        return [marks_found(findings) for findings in self._looked("found", pictures, self.guard.check)]
+
+    def marks(self, pictures: np.ndarray) -> np.ndarray:
+        """The judge's (N, 3), see :meth:`Judges.marks`."""
+        return np.array(self._looked("marks", pictures, lambda some: list(self.judges.marks(some)))).reshape(-1, len(KINDS))
+
+    def marked(self, pictures: np.ndarray) -> np.ndarray:
+        """Whether the judge sees a mark of any kind, bool (N,)."""
+        return np.asarray(np.max(self.marks(pictures) >= 0.5, axis=1))
+
+    def features(self, pictures: np.ndarray) -> np.ndarray:
+        """The judge's (N, 1280), see :meth:`Judges.features`."""
+        return np.array(self._looked("features", pictures, lambda some: list(self.judges.features(some))))
+
+    def among_first(self, pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """Whether each caption is among its picture's likeliest five, see :meth:`Judges.among_first`."""
+        scores = self._looked("captions", pictures, lambda some: list(self.judges.captions(some)))
+        at = {name.replace("-", " "): i for i, name in enumerate(self.judges.names)}
+        return np.array([(row > row[at[caption]]).sum() < 5 for row, caption in zip(scores, captions, strict=True)], bool)
+
+    def yolo(self, pictures: np.ndarray) -> list[list[Finding]] | None:
+        """The independent YOLO detector's findings; None without its extra."""
+        from guards.yolo import YoloMarksGuard
+        from index.errors import GuardUnavailable
+
+        try:
+            return self._looked("yolo", pictures, YoloMarksGuard().check)
+        except GuardUnavailable:
+            return None
+
+    def asked(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
+        """What the adapter says about these marks, at the usual places as well."""
+        from pipeline.config import AdapterConfig
+        from pipeline.steer.erasers import Erasers
+
+        return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).asked(marks, self.model.word_room(), usual=usual)
+
+    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
+        """The empty negative prompt ⊕ what the adapter says about these marks."""
+        asked = self.asked(adapter, marks, usual=usual)
+        return self._said(asked)
+
+    def _said(self, asked: Erasure | None) -> torch.Tensor:
+        return self.empty if asked is None or not asked.tokens else self.model.encode_words("", asked.vectors)
+
+    def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What a rung of the default policy asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
+        usual = self.rungs[rung].places == "usual"
+        asked = [self.asked(adapter, marks, usual=usual) for marks in found]
+        negatives = [self._said(one) for one in asked]
+        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rungs[rung].focus}
+
+    def standing(self, adapter: EraseAdapter) -> torch.Tensor:
+        """The empty negative prompt ⊕ the places marks had in the adapter's training set."""
+        from pipeline.config import AdapterConfig
+        from pipeline.steer.erasers import Erasers
+
+        said = Erasers(((adapter, AdapterConfig(path=adapter.name, tokens="always")),)).standing(self.model.word_room())
+        return self._said(said)
+
+    def shown(self, pictures: np.ndarray) -> np.ndarray:
+        """There and back through the autoencoder: what a perfect denoiser would give."""
+        return self.model.decode(self.model.encode(pictures))
+
+
+def places_of(found: Sequence[Mapping[str, Sequence[Box]]]) -> list[tuple[Box, ...]]:
+    """All boxes of every picture."""
+    return [tuple(box for boxes in marks.values() for box in boxes) for marks in found]
+
+
+def marked_shares(b: Bench, name: str, pictures: np.ndarray, captions: Sequence[str]) -> list[Measure]:
+    """The share of the pictures with any mark, by every detector there is."""
+    own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
+    seen = {"pipeline's detector": own, "judge": judge, "both agree": np.logical_and(own, judge)}
+    if (yolo := b.yolo(pictures)) is not None:
+        seen["YOLO"] = np.array([any(f.triggered for f in one) for one in yolo])
+    return [clustered(f"{name}: marked, {who}", found, captions) for who, found in seen.items()]
+
+
+def prefixed(part: str, measure: Measure) -> Measure:
+    """The measure under its part of the table."""
+    import dataclasses
+
+    return dataclasses.replace(measure, id=f"{part} · {measure.id}")

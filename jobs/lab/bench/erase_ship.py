@@ -1,0 +1,56 @@
+"""Put the bench's main adapters where they ship, with cards that say what was measured of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from jobs.erase.save import card
+from jobs.lab.bench.erase_arms import ARMS, BOTH, CLEAN, FULL, HIDDEN, PLAIN, Part, adapter_folder
+from jobs.lab.bench.erase_model import LADDER, RUNG
+from jobs.lab.bench.measures import Measure
+from jobs.lab.world.pack import write_digests
+from pipeline.model.adapter import LOWRANK, SETTINGS, TOKENS
+
+NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
+MAIN: dict[Part, str] = {"model": HIDDEN, "data": HIDDEN}
+TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
+    "model": (
+        "none: ", "a new seed: ", f"{BOTH}{RUNG}: ", f"{HIDDEN}: ", f"{HIDDEN}{RUNG}: ", f"{HIDDEN}, {LADDER}: ",
+        f"{HIDDEN}, on every sample", "marked before", "false alarm",
+    ),
+    "data": (f"{PLAIN}: ", f"{CLEAN}: ", f"{HIDDEN}: ", f"{FULL}, tokens always", f"plain / {HIDDEN}"),
+}  # fmt: skip
+
+
+def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
+    """Copy the main arms' first adapters, as far as they are trained.
+
+    Args:
+        work: the bench's.
+        measures: the table; the card quotes the arm's own and what it is compared with.
+        target: the embedded world's weights; adapters go to ``adapters/``, ``digests.json`` is written anew.
+
+    Returns:
+        The folders.
+    """
+    folders = []
+    for part, name in NAMES.items():
+        arm = next(arm for arm in ARMS if arm.part == part and arm.name == MAIN[part])
+        source, folder = adapter_folder(work, arm, 0), target / "adapters" / name
+        if not (source / SETTINGS).exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (SETTINGS, TOKENS, LOWRANK):
+            (folder / file).unlink(missing_ok=True)
+            if (source / file).exists():
+                shutil.copyfile(source / file, folder / file)
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        quoted = [asdict(m) for m in measures if m.id.startswith(tuple(f"{part} removal · {told}" for told in TOLD[part]))]
+        (folder / "README.md").write_text(card(name, settings, quoted), encoding="utf-8")
+        folders.append(folder)
+    write_digests(target)
+    return folders

@@ -1,0 +1,134 @@
+"""What the world's parts do on drawings that no training saw; needs the built world (`clearance lab world data`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs.lab.bench.measures import Measure, clustered
+
+RESAMPLES = 400
+
+
+def held_out_measures(work: Path) -> list[Measure]:
+    """The bars of autoencoder, embedder, copies guard and mark detectors, measured on the shipped weights."""
+    return [autoencoder(work), *embedder(work), *recoloured(work), *detectors(work)]
+
+
+def autoencoder(work: Path) -> Measure:
+    """Mean PSNR of the shipped autoencoder over held-out drawings, in dB (pictures in [0, 1])."""
+    import torch
+
+    from jobs.lab.world.pictures import held_out, load
+    from pipeline.config import ModelConfig
+    from pipeline.model.families import load_model
+
+    pixels, _, names = load(work)
+    rows = [i for i, name in enumerate(names) if held_out(name)]
+    model = load_model(ModelConfig())
+    found = []
+    for start in range(0, len(rows), 32):
+        shown = pixels[rows[start : start + 32]]
+        again = model.decode(torch.stack(list(model.encode(shown))))
+        error = np.square((again.astype(np.float64) - shown) / 255).mean((1, 2, 3))
+        found += (-10 * np.log10(error)).tolist()
+    return clustered("autoencoder, held-out drawings: PSNR in dB", found, [names[i] for i in rows], 27.0)
+
+
+def embedder(work: Path) -> list[Measure]:
+    """Edited copies against other vendors' drawings of the same concept: average precision on held-out names."""
+    from index.edits import foregrounds
+    from index.embed import OpenCLIPEmbedder
+    from jobs.lab.world.measure_embedder import pairs_of
+    from jobs.lab.world.pictures import held_out, load, prescribed
+
+    pixels, _, names = load(work)
+    original, pictures, copy = pairs_of(pixels, names, foregrounds(pixels), {n for n in set(names) if held_out(n)})
+    model = OpenCLIPEmbedder.open("stickers")
+    base = dict(zip(np.unique(original).tolist(), model.images(pixels[np.unique(original)]), strict=True))
+    cosine: np.ndarray = np.einsum("md,md->m", np.stack([base[i] for i in original.tolist()]), model.images(pictures))
+    of = np.array([names[i] for i in original])
+    drawn = np.array([not prescribed(name) for name in of])
+    told = "embedder, edited copies against other vendors' drawings, held-out names: average precision"
+    return [
+        precision_measure(told, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
+        precision_measure("… signs of prescribed form included", cosine, copy, of.tolist()),
+    ]
+
+
+def recoloured(work: Path) -> list[Measure]:
+    """The copies guard, with hues turned and without: protected drawings in other colours, and genuine drawings of others."""
+    import tempfile
+
+    from jobs.lab.bench.drawing import open_studio, pictures_of
+    from jobs.lab.world.catalogue import concepts
+    from jobs.lab.world.pictures import load
+    from jobs.lab.world.variants import recolour
+
+    rng = np.random.default_rng(0)
+    pixels, vendors, names = load(work)
+    protected = {c.icon: c.protected_vendor for c in concepts() if c.protected_vendor}
+    ordinary = {c.icon for c in concepts()} - set(protected)
+    others = [i for i, name in enumerate(names) if name in protected and vendors[i] != protected[name]]
+    elsewhere = [i for i, name in enumerate(names) if name in ordinary]
+    measures = []
+    with tempfile.TemporaryDirectory() as folder:
+        studio = open_studio(Path(folder), "observe")
+        copies = studio.copies
+        assert copies is not None
+        works = [(title, picture) for title, picture in sorted(pictures_of(studio).items()) for _ in range(4)]
+        turned = np.stack([np.asarray(recolour(Image.fromarray(picture), rng)) for _, picture in works])
+        sets = (
+            ("protected drawings in other colours, found", turned, [title for title, _ in works], "higher"),
+            ("genuine other drawings of these subjects, called copies", pixels[others], [names[i] for i in others], "lower"),
+            ("drawings of other subjects, called copies", pixels[elsewhere], [names[i] for i in elsewhere], "lower"),
+        )
+        for hues in (1, copies.hues):
+            copies.hues = hues
+            for told, pictures, of, better in sets:
+                flagged = [any(finding.triggered for finding in found) for found in copies.check(pictures)]
+                measures.append(clustered(f"copies guard, {hues} hues: {told}", flagged, of, better=better))  # type: ignore[arg-type]
+    return measures
+
+
+def detectors(work: Path) -> list[Measure]:
+    """mAP50 of the mark detectors on held-out names with designs that no training saw; YOLO with the extra ``yolo`` only."""
+    from guards.marks import MarksGuard
+    from guards.yolo import YoloMarksGuard
+    from index.errors import GuardUnavailable
+    from jobs.lab.world import train_marks, train_yolo
+    from jobs.lab.world.mark_measures import evaluate
+
+    judges = {"marks network": train_marks.judge_of(MarksGuard().network)}
+    try:
+        judges = {"YOLO": train_yolo.judge_of(YoloMarksGuard().network)} | judges
+    except GuardUnavailable:
+        print("YOLO was not measured: the extra 'yolo' is not installed")
+    measures = []
+    for name, judge in judges.items():
+        for look, found in evaluate(judge, work)["designs"].items():
+            goal = 0.90 if look == "held-out, plain" else None
+            low, high = found["interval"]
+            pictures = found["marks_per_kind"] * 3 + found["clean"]
+            measures.append(Measure(f"{name}, mAP50, {look} designs", found["map50"], low, high, pictures, goal))
+    return measures
+
+
+def precision_measure(
+    name: str, scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str], goal: float | None = None
+) -> Measure:
+    """Average precision with a bootstrap interval over whole clusters."""
+    from index.calibrate import average_precision
+
+    of = np.asarray(clusters)
+    groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        drawn.append(average_precision(scores[rows], positive[rows]))
+    low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+    return Measure(name, average_precision(scores, positive), low, high, len(scores), goal)

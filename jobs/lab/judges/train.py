@@ -1,0 +1,222 @@
+"""Fit all three judges, measure them on what they have not seen, write heads, numbers and card.
+
+Examples and their maps are kept in ``work/judges``: a fit that was stopped goes on where it was, and another fit starts at
+once. Delete the folder to draw them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.lab.judges.judges import SETTINGS, WEIGHTS, Judges
+from jobs.lab.judges.own_marks import KINDS
+from jobs.lab.judges.trunk import SHA256, Trunk
+
+VIEWS, TEST_VIEWS = 24, 5  # per drawing, caption judge
+EXAMPLES, PASSES = 8000, 9  # mark judge
+NAMES, PER_DRAWING = 150, 3  # copy judge: names fitted on; copies and near misses per drawing
+Say = Callable[[str], None]
+
+
+def make(work: Path, target: Path, *, say: Say = print) -> dict[str, Any]:
+    """Fit the judges on the world in ``work`` and write them to ``target``; returns what was measured."""
+    from safetensors.torch import save_file
+
+    from jobs.lab.judges.card import card
+
+    kept = work / "judges"
+    kept.mkdir(parents=True, exist_ok=True)
+    trunk, started = Trunk.open(), time.time()
+    weights: dict[str, Any] = {}
+    settings: dict[str, Any] = {"version": 1, "trunk_sha256": SHA256}
+    for name, stage in (("captions", captions), ("copies", copies), ("marks", marks)):
+        found, settings[name] = stage(work, kept, trunk, say)
+        weights |= {f"{name}.{key}": value.half().contiguous() for key, value in found.items()}
+        say(f"{name}: {json.dumps(settings[name]['measured'])} ({time.time() - started:.0f} s)")
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    (target / WEIGHTS).chmod(0o644)
+    (target / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
+    (target / "README.md").write_text(card(target, settings, manifest), encoding="utf-8")
+    Judges.open(target)  # what was written can be read
+    return settings
+
+
+def captions(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The caption judge: (weights, settings). Measured on views by another seed, and on each vendor left out of the fit."""
+    from jobs.lab.judges.captions import describe
+    from jobs.lab.judges.fit_captions import fit, top, views, world_rows
+    from jobs.lab.world.pictures import load
+
+    _, vendors, names = load(work)
+    rows, concept, order = world_rows(names)
+
+    def draw(each: int, seed: int) -> dict[str, np.ndarray]:
+        pictures, shown, sources = views(work, rows, concept, each=each, seed=seed)
+        vectors = np.concatenate([describe(trunk.look(pictures[at : at + 64])).numpy() for at in range(0, len(pictures), 64)])
+        return {"vectors": vectors, "concept": shown, "sources": sources}
+
+    seen = _keep(kept / "captions_fit.npz", lambda: draw(VIEWS, 0), say)
+    test = _keep(kept / "captions_test.npz", lambda: draw(TEST_VIEWS, 1), say)
+    weight, bias = fit(seen["vectors"], seen["concept"], len(order))
+    measured: dict[str, Any] = {"views": len(test["vectors"])}
+    for k in (1, 5):
+        measured[f"top{k}"] = _rate(top(test["vectors"], test["concept"], weight, bias, k))
+    by = np.array(vendors)
+    for vendor in sorted(set(vendors)):
+        away = (by[seen["sources"]] != vendor).all(1)
+        theirs = (by[test["sources"]] == vendor).all(1)
+        w, b = fit(seen["vectors"][away], seen["concept"][away], len(order), epochs=10)
+        for k in (1, 5):
+            measured[f"without_{vendor}_top{k}"] = _rate(top(test["vectors"][theirs], test["concept"][theirs], w, b, k))
+    return {"weight": weight, "bias": bias}, {"names": list(order), "measured": measured}
+
+
+def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The copy judge: (weights, settings). Measured on held-out names and on the protected drawings, beside the embedder."""
+    import torch
+
+    from index.embed import OpenCLIPEmbedder
+    from jobs.lab.judges.copies import evidence
+    from jobs.lab.judges.fit_copies import fit, names_to_fit, pairs
+    from jobs.lab.world.catalogue import concepts
+    from jobs.lab.world.pictures import held_out, load, prescribed
+
+    _, _, names = load(work)
+    works = {(c.protected_vendor, c.icon) for c in concepts() if c.protected_vendor}
+    some = set(np.random.default_rng(3).permutation(names_to_fit(names))[:NAMES].tolist())
+
+    def draw(wanted: set[str], seed: int, each: int, only: Any = None) -> dict[str, np.ndarray]:
+        made = pairs(work, wanted, seed=seed, each=each, only=only)
+        embedder = OpenCLIPEmbedder.open("stickers")
+        cosine = np.sum(embedder.images(made.pictures) * embedder.images(made.references), axis=1)
+        found = evidence(trunk, made.pictures, made.references)
+        return {"found": found, "row": made.row, "copy": made.copy, "plain": made.plain, "cosine": cosine}
+
+    unseen = {n for n in names if held_out(n) and not prescribed(n)}
+    fitted = _keep(kept / "copies_fit.npz", lambda: draw(some, 0, PER_DRAWING), say)
+    held = _keep(kept / "copies_held_out.npz", lambda: draw(unseen, 1, 2), say)
+    world = _keep(kept / "copies_protected.npz", lambda: draw({n for _, n in works}, 2, 2, works), say)
+    weight, bias = fit(fitted["found"], fitted["copy"])
+    stored = weight.astype(np.float16).astype(np.float32)  # as it ships
+    logit = {"held_out": held["found"] @ stored + bias, "protected": world["found"] @ stored + bias}
+    near = logit["held_out"][~held["copy"]]
+    points = {f"{share:g}": float(np.quantile(near, 1 - share)) for share in (0.01, 0.05)}
+    measured: dict[str, Any] = {"fitted_pairs": len(fitted["copy"])}
+    for label, data in (("held_out", held), ("protected", world)):
+        group = np.array([names[i] for i in data["row"]])
+        for sort, rows in (("all", np.ones(len(group), bool)), ("plain", data["plain"]), ("edited", ~data["plain"])):
+            measured[f"{label}_{sort}"] = _copies_report(logit[label][rows], data["copy"][rows], group[rows], points)
+        measured[f"{label}_embedder"] = _copies_report(data["cosine"], data["copy"], group, {})
+    odds = {share: float(1 / (1 + np.exp(-at))) for share, at in points.items()}
+    settings = {"bias": bias, "operating_points": odds, "measured": measured}
+    return {"weight": torch.from_numpy(weight)}, settings
+
+
+def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The mark judge: (weights, settings). Measured on the world's numbered designs, smeared, and on clean drawings."""
+    import torch
+
+    from jobs.lab.judges.fit_marks import examples, fit, numbered, thresholds
+    from jobs.lab.judges.marks import heat, hottest, places
+    from jobs.lab.judges.smears import smear
+    from jobs.lab.world.mark_examples import choose
+    from jobs.lab.world.pictures import load
+
+    pixels, _, names = load(work)
+    world, other, held = choose(names)
+
+    def grids(pictures: np.ndarray) -> np.ndarray:
+        looked = [places(trunk.look(pictures[at : at + 64])).half().numpy() for at in range(0, len(pictures), 64)]
+        return np.concatenate(looked)
+
+    def draw() -> dict[str, np.ndarray]:
+        halves = [examples(work, rows, EXAMPLES // 2, seed=seed) for seed, rows in enumerate((world, other))]
+        pictures, where = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+        return {"grids": grids(pictures), "where": where}
+
+    def trials() -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(5)
+        found: dict[str, np.ndarray] = {}
+        for label, rows in (("held_out", held), ("world", rng.choice(world, 200, replace=False))):
+            found[f"{label} clean plain"] = grids(pixels[rows])
+            found[f"{label} clean smeared"] = grids(smear(work, pixels[rows], rng, noise=0.3))
+            for kind in KINDS:
+                for design in range(5):
+                    chosen = rng.choice(rows, 60, replace=False)
+                    marked = numbered(work, chosen, kind, (design,), seed=design, smeared=True)
+                    found[f"{label} {kind} {design}"] = grids(marked)
+        return found
+
+    seen = _keep(kept / "marks_fit.npz", draw, say)
+    test = _keep(kept / "marks_test.npz", trials, say)
+
+    def head() -> dict[str, np.ndarray]:
+        found = fit(torch.from_numpy(seen["grids"]), seen["where"], epochs=PASSES, say=say)
+        return {name: value.numpy() for name, value in found.items()}
+
+    weights = {name: torch.from_numpy(value) for name, value in _keep(kept / "marks_head.npz", head, say).items()}
+    stored = {name: value.half().float() for name, value in weights.items()}  # as they ship
+    with torch.no_grad():
+        logits = {name: hottest(heat(stored, torch.from_numpy(grid).float())).numpy() for name, grid in test.items()}
+    at = np.array(thresholds([found for name, found in logits.items() if " clean " in name]))
+    measured: dict[str, Any] = {}
+    for label in ("held_out", "world"):
+        for sort in ("plain", "smeared"):
+            fired: np.ndarray = logits[f"{label} clean {sort}"] >= at
+            measured[f"{label}_clean_{sort}"] = {kind: _rate(fired[:, k]) for k, kind in enumerate(KINDS)} | {
+                "any": _rate(fired.any(1))
+            }
+        for k, kind in enumerate(KINDS):
+            for designs in ((0, 1, 2), (3, 4)):
+                fired = np.concatenate([logits[f"{label} {kind} {design}"] >= at for design in designs])
+                sort = "".join(str(design) for design in designs)
+                measured[f"{label}_{kind}_{sort}"] = {"kind": _rate(fired[:, k]), "any": _rate(fired.any(1))}
+    return weights, {"thresholds": at.tolist(), "measured": measured}
+
+
+def _keep(path: Path, build: Callable[[], dict[str, np.ndarray]], say: Say) -> dict[str, np.ndarray]:
+    """Read the arrays at ``path``; make them first if they are not there."""
+    if not path.exists():
+        say(f"drawing {path.stem}")
+        unfinished = path.with_suffix(".part.npz")
+        np.savez(unfinished, **build())  # type: ignore[arg-type]
+        unfinished.rename(path)
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _rate(hits: Any) -> list[float]:
+    """Share of true values in a bool array, with its Wilson interval at 95 %."""
+    from index.rate import Rate
+
+    rate = Rate.of(int(hits.sum()), len(hits))
+    return [round(v, 4) for v in (rate.value, rate.low, rate.high)]
+
+
+def _copies_report(score: np.ndarray, copy: np.ndarray, group: np.ndarray, points: dict[str, float]) -> dict[str, Any]:
+    """Average precision and recall at 1 % and 5 % false positives, with intervals from resampling whole names."""
+    from index.calibrate import average_precision
+
+    def numbers(rows: np.ndarray) -> list[float]:
+        s, c = score[rows], copy[rows]
+        return [average_precision(s, c), *(float((s[c] > np.quantile(s[~c], 1 - share)).mean()) for share in (0.01, 0.05))]
+
+    rng = np.random.default_rng(0)
+    members = [np.flatnonzero(group == name) for name in np.unique(group)]
+    drawn = [numbers(np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])) for _ in range(400)]
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    told: dict[str, Any] = {
+        name: [round(float(v), 4) for v in (value, low[k], high[k])]
+        for k, (name, value) in enumerate(zip(("ap", "recall_at_1", "recall_at_5"), numbers(np.arange(len(copy))), strict=True))
+    }
+    for share, at in points.items():  # the fixed operating points, chosen on all held-out near misses
+        told[f"at_{share}"] = {"recall": _rate(score[copy] > at), "false": _rate(score[~copy] > at)}
+    return told | {"pairs": len(copy), "names": len(members)}

@@ -1,0 +1,131 @@
+"""Watch the world's model draw: what it expects at every early step (x̂0), and what comes of it at the end.
+
+Three kinds of captions. *plain*: a protected subject alone, copied nearly always. *mixed*: a protected subject and another
+thing in one caption, half-memorised: some seeds copy and others do not, so that only a signal of the seed's own can tell.
+*ordinary*: subjects with nothing to copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.model.interface import DiffusionModel
+
+STEPS, KEPT = 20, 10  # x̂0 is kept for the first half of the steps
+UNSEEN_EVERY = 5  # every fifth protected subject is kept from the head's training
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One sample to watch: its caption, the protected subject in it ("" where there is none), seed, guidance scale."""
+
+    kind: str
+    caption: str
+    subject: str
+    seed: int
+    guidance: float = 3.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of N flights.
+
+    Attributes:
+        clean: x̂0 float16 (N, kept, C, h, w).
+        text_norms: ‖ε_text − ε_empty‖ float32 (N, steps).
+        update_norms: ‖z_{i+1} − z_i‖ float32 (N, steps).
+        pictures: uint8 (N, H, W, 3).
+        seconds: of the denoiser, all flights together.
+    """
+
+    clean: np.ndarray
+    text_norms: np.ndarray
+    update_norms: np.ndarray
+    pictures: np.ndarray
+    seconds: float
+
+
+def subjects() -> tuple[list[str], list[str], list[str]]:
+    """Captions of protected subjects that the head may see, of those it must not, and of ordinary ones."""
+    from jobs.lab.world.catalogue import concepts
+
+    protected = [c.caption for c in concepts() if c.protected_vendor]
+    unseen = protected[UNSEEN_EVERY - 1 :: UNSEEN_EVERY]
+    ordinary = [c.caption for c in concepts() if not c.protected_vendor]
+    return [c for c in protected if c not in unseen], unseen, ordinary
+
+
+def mixed(subject: str, other: str, turn: int) -> str:
+    """A caption of two things; the one that comes first is drawn more often."""
+    return f"{subject} and {other}" if turn % 2 == 0 else f"{other} and {subject}"
+
+
+def training_flights(count: int, seed: int) -> list[Flight]:
+    """Flights for training and calibrating the head: a fifth plain, half mixed, the rest ordinary; captions in templates."""
+    from jobs.lab.world.catalogue import TEMPLATES
+
+    rng = np.random.default_rng(seed)
+    seen, _, ordinary = subjects()
+    flights = []
+    for i in range(count):
+        kind = str(rng.choice(["plain", "mixed", "ordinary"], p=[0.2, 0.5, 0.3]))
+        subject, other = str(rng.choice(seen)), str(rng.choice(ordinary))
+        template, guidance = str(rng.choice(list(TEMPLATES))), float(rng.choice([2.0, 3.0, 3.0, 4.0]))
+        told = {"plain": subject, "mixed": mixed(subject, other, int(rng.integers(2))), "ordinary": other}[kind]
+        caption = template.format(told) if kind != "mixed" else told
+        flights.append(Flight(kind, caption, "" if kind == "ordinary" else subject, 10_000_000 + 100_000 * seed + i, guidance))
+    return flights
+
+
+class _Guided:
+    """Classifier-free guidance of a scale of the sample's own."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, latent: Any, unconditional: Any, conditional: Any, step: int) -> Any:
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEPS, kept: int = KEPT, rows: int = 16) -> Watched:
+    """Draw the flights in the engine, unsteered, and keep what was expected on the way."""
+    import torch
+
+    from pipeline.engine import Engine
+    from pipeline.trajectory import Trajectory
+
+    engine = Engine(model, rows=rows, steps=steps, guidance_scale=3.0)
+    context = {text: model.encode_prompts([text])[0] for text in dict.fromkeys([*(f.caption for f in flights), ""])}
+    clean = np.zeros((len(flights), kept, *model.latent_shape), np.float16)
+
+    def recorder(row: int) -> Any:
+        def record(x0: torch.Tensor, step: int, noise: torch.Tensor) -> torch.Tensor:
+            if step < kept:
+                clean[row, step] = x0.numpy()
+            return x0
+
+        return record
+
+    for row, f in enumerate(flights):
+        engine.submit(
+            Trajectory(
+                row, engine.initial_noise(f.seed), 0, context[f.caption], context[""], nudge=recorder(row),
+                guide=_Guided(f.guidance), seed=f.seed,
+            )
+        )  # fmt: skip
+    done: dict[int, Trajectory] = {}
+    while engine.busy:
+        done |= {t.tag: t for t in engine.step()}
+    ordered = [done[row] for row in range(len(flights))]
+    return Watched(
+        clean,
+        np.array([t.guidance_norms for t in ordered], np.float32),
+        np.array([t.update_norms for t in ordered], np.float32),
+        model.decode(torch.stack([t.latent for t in ordered])),
+        sum(t.device_seconds for t in ordered),
+    )

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jobs.lab.bench.drawing import Drawn
+from jobs.lab.bench.measures import Measure, clustered, publish, share, spread
+from jobs.lab.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
+from jobs.lab.bench.world import copies_any, copies_own, right_in_five
+from jobs.lab.judges.judges import Judges
+
+
+def test_repeated_measurements_have_a_median_and_a_range() -> None:
+    for values, median in (([3.0], 3.0), ([1.0, 4.0], 2.5), ([5.0, 1.0, 2.0], 2.0), ([1.0, 9.0, 2.0, 4.0], 3.0)):
+        found = spread("m", values)
+        assert (found.value, found.low, found.high, found.n) == (median, min(values), max(values), len(values))
+
+
+def test_a_clustered_mean_knows_that_seeds_of_one_caption_are_not_independent() -> None:
+    clusters = [f"c{i}" for i in range(20) for _ in range(10)]
+    same = [float(i % 2) for i in range(20) for _ in range(10)]  # all seeds of a caption alike
+    apart = [float(j % 2) for _ in range(20) for j in range(10)]  # every caption alike
+    tied, free = clustered("m", same, clusters), clustered("m", apart, clusters)
+    assert tied.value == free.value == 0.5
+    assert tied.high - tied.low > 0.3 and free.high - free.low < 0.01
+    assert clustered("m", same, clusters) == tied
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.15), (1.0, 0.85, 1.0)])
+def test_never_and_always_have_an_interval_too(value: float, low: float, high: float) -> None:
+    found = clustered("m", [value] * 40, [f"c{i // 2}" for i in range(40)])
+    assert (found.value, found.low, found.high) == (value, pytest.approx(low), pytest.approx(high))
+
+
+@pytest.mark.parametrize(
+    ("measure", "met"),
+    [
+        (Measure("m", 0.9, 0, 1, 9), None),
+        (Measure("m", 0.9, 0, 1, 9, 0.8), True),
+        (Measure("m", 0.9, 0, 1, 9, 0.8, "lower"), False),
+        (Measure("m", 0.3, 0, 1, 9, 0.15, most=0.4), True),
+        (Measure("m", 0.5, 0, 1, 9, 0.15, most=0.4), False),
+    ],
+)
+def test_goals(measure: Measure, met: bool | None) -> None:
+    assert measure.met is met
+
+
+def test_published_json_has_every_measure_and_whether_its_goal_was_met(tmp_path: Path) -> None:
+    publish("x", [share("a", 3, 4, 0.9), share("b", 0, 0)], tmp_path, seeds=(1, 2), quick=True)
+    body = json.loads((tmp_path / "x-quick.json").read_text())
+    assert body["seeds"] == [1, 2] and [m["met"] for m in body["measures"]] == [False, None]
+    assert {"id", "value", "low", "high", "n", "goal", "better", "met"} <= set(body["measures"][0])
+
+
+def test_contact_sheets_keep_every_picture_in_its_place() -> None:
+    red, blue = np.full((64, 64, 3), (255, 0, 0), np.uint8), np.full((64, 64, 3), (0, 0, 255), np.uint8)
+    row = strip("apple", [red, None, blue])
+    assert row.shape == (TILE + CAPTION, 3 * TILE, 3)
+    assert (row[CAPTION + 5, 5] == (255, 0, 0)).all() and (row[CAPTION + 5, TILE + 5] == 255).all()
+    laid = arrange([row] * 3, 2)
+    assert laid.shape == (2 * (TILE + CAPTION), 6 * TILE + GAP, 3)
+    assert (laid[-5, 2 * TILE + 5] == (0, 0, 255)).all() and (laid[-5, 5 * TILE] == 255).all()
+    assert stack([("one", laid), ("two", row)]).size[0] == laid.shape[1] + 2 * GAP
+
+
+class FakeJudges:
+    """Thinks that the brightness of a picture is the number of its caption, and that equal pictures are copies."""
+
+    names = ("red-apple", *(f"thing-{i}" for i in range(9)))
+    kinds = ("watermark", "qr", "text")
+    among_first = Judges.among_first
+    settings = {"copies": {"operating_points": {"0.05": 0.6}}}  # noqa: RUF012
+
+    def captions(self, pictures: np.ndarray) -> np.ndarray:
+        return -np.abs(np.arange(10)[None] - pictures[:, :1, 0, 0].astype(float))
+
+    def copies(self, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+        return (pictures == references).all((1, 2, 3)).astype(np.float32) * 0.7
+
+
+def drawn(*cases: tuple[str, int]) -> Drawn:
+    """Samples with one attempt each: (caption, brightness)."""
+    made = []
+    for i, (caption, grey) in enumerate(cases):
+        final = SimpleNamespace(
+            picture=np.full((64, 64, 3), grey, np.uint8), nearest=(SimpleNamespace(ref_id="a"),), findings=()
+        )
+        made.append(SimpleNamespace(request=SimpleNamespace(prompt=caption, row_no=i), final=final))
+    return Drawn(made)  # type: ignore[arg-type]
+
+
+def test_a_caption_is_right_when_it_is_among_the_judges_first_five() -> None:
+    found = right_in_five(FakeJudges(), drawn(("red apple", 0), ("red apple", 2), ("red apple", 9), ("thing 8", 9)))  # type: ignore[arg-type]
+    assert found.tolist() == [True, True, False, True]
+
+
+def test_copies_are_looked_for_among_own_and_nearest_references() -> None:
+    works = {"red apple": np.full((64, 64, 3), 7, np.uint8), "thing 1": np.full((64, 64, 3), 3, np.uint8)}
+    made = drawn(("red apple", 7), ("red apple", 3), ("thing 1", 3))
+    assert copies_own(FakeJudges(), made, works).tolist() == [True, False, True]  # type: ignore[arg-type]
+    studio = SimpleNamespace(index=SimpleNamespace(picture=lambda _: works["thing 1"]))
+    assert copies_any(FakeJudges(), made, studio).tolist() == [False, True, True]  # type: ignore[arg-type]

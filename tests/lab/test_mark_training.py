@@ -1,0 +1,175 @@
+"""The pieces of the mark detectors' training and measuring that numbers depend on."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guards.mark_network import make_network, pool
+from jobs.erase.marks.letters import FONTS
+from jobs.lab.world import mark_measures
+from jobs.lab.world.autoencoder import to_input
+from jobs.lab.world.mark_examples import Examples, cells, choose, distract, examples, smear
+from jobs.lab.world.mark_measures import (
+    Trial,
+    average_precision,
+    interval,
+    marked_drawings,
+    operating_logits,
+    overlap,
+    precision_of,
+)
+from jobs.lab.world.mark_training import averaged, fit
+from jobs.lab.world.train_marks import judge_of, loss_of
+from tests.guards.conftest import drawing
+
+absent = [package for package in FONTS if importlib.util.find_spec(package) is None]
+needs_fonts = pytest.mark.skipif(bool(absent), reason=f"fonts of the extra 'lab' are not installed: {absent}")
+
+
+def drawings(count: int) -> np.ndarray:
+    return np.stack([np.asarray(drawing(seed)) for seed in range(count)])
+
+
+def test_average_precision() -> None:
+    truth = np.array([True, True, False, False])
+    assert average_precision(np.array([3.0, 2.0, 1.0, 0.0]), truth, 2) == 1.0
+    assert average_precision(np.array([0.0, 1.0, 2.0, 3.0]), np.array([True, False, False, False]), 1) == pytest.approx(1 / 4)
+    assert average_precision(np.array([1.0, 1.0]), np.array([True, False]), 1) == pytest.approx(
+        1 / 2
+    )  # a tie counts against it
+    assert average_precision(np.array([3.0, 2.0]), np.array([True, False]), 2) == pytest.approx(1 / 2)  # one was not found
+
+
+def test_overlap() -> None:
+    a = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 1]])
+    b = np.array([[0, 0, 1, 1], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])
+    assert overlap(a, b) == pytest.approx([1.0, 0.0, 1 / 3])
+
+
+def test_a_detection_needs_the_kind_and_half_the_box() -> None:
+    kinds = np.array([0, 0, 1, -1])
+    truth = np.array([[0, 0, 0.5, 0.5]] * 3 + [[0, 0, 0, 0]], dtype=float)
+    boxes = np.tile(truth[:, None], (1, 3, 1))
+    logits = np.full((4, 3), -9.0)
+    logits[:, 0] = (3, 2, -5, -4)
+    assert precision_of(Trial(logits, boxes, kinds, truth), 0) == 1.0
+    boxes[1, 0] = (0.4, 0.4, 0.9, 0.9)  # the right kind in the wrong place
+    assert precision_of(Trial(logits, boxes, kinds, truth), 0) == pytest.approx(0.5)
+    logits[2, 0] = 5  # a code taken for a watermark, surer than both
+    assert precision_of(Trial(logits, boxes, kinds, truth), 0) == pytest.approx(0.25)
+
+
+def test_the_interval_holds_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mark_measures, "BOOTSTRAPS", 60)
+    rng = np.random.default_rng(0)
+    kinds = np.repeat([0, -1], 60)
+    truth = np.where(kinds[:, None] == 0, [0.1, 0.1, 0.6, 0.6], 0.0)
+    logits = rng.normal(size=(120, 3)) + 1.2 * (kinds[:, None] == 0)
+    trial = Trial(logits, np.tile(truth[:, None], (1, 3, 1)), kinds, truth)
+    low, high = interval(trial, (0,))
+    assert low < precision_of(trial, 0) < high < low + 0.35
+
+
+def test_operating_points_allow_the_stated_alarms_under_every_look() -> None:
+    rng = np.random.default_rng(0)
+    quiet = {"plain": rng.normal(size=(1000, 3)), "smeared": rng.normal(size=(1000, 3)) + np.array([1, 0, -8])}
+    points = operating_logits(quiet)
+    assert all((q >= np.array(points)).mean(0).max() <= mark_measures.ALARMS for q in quiet.values())
+    assert points[0] > points[1] > mark_measures.FLOOR and (quiet["plain"][:, 1] >= points[1] - 0.2).any()
+    assert operating_logits({"plain": rng.normal(size=(100, 3)) - 20}) == [mark_measures.FLOOR] * 3
+
+
+def test_cells_are_those_a_mark_changed() -> None:
+    before = np.full((64, 64, 3), 255, np.uint8)
+    after = before.copy()
+    after[8:16, 8:24] = 0  # two whole cells
+    after[40, 40] = 0  # a single pixel is no mark
+    expected = np.zeros((8, 8), bool)
+    expected[1, 1:3] = True
+    assert np.array_equal(cells(before, after), expected)
+
+
+def test_distractions_and_unmarked_examples_have_no_target() -> None:
+    rng = np.random.default_rng(0)
+    stack = drawings(4)
+    assert any(not np.array_equal(distract(stack[0], rng), stack[0]) for _ in range(3))
+    clean = examples(stack, np.arange(4), 12, rng, marked=0.0)
+    assert clean.pictures.shape == (12, 64, 64, 3) and len(clean) == 12
+    assert not clean.cells.any() and not clean.boxes.any() and (clean.kinds == -1).all()
+
+
+@needs_fonts
+def test_marked_examples_have_one_kind_with_its_box_and_cells() -> None:
+    made = examples(drawings(4), np.arange(4), 40, np.random.default_rng(0), marked=1.0)
+    assert set(made.kinds.tolist()) == {0, 1, 2}
+    assert (made.boxes[:, 2:] > made.boxes[:, :2]).all() and made.boxes.min() >= 0 and made.boxes.max() <= 64
+    for kind, found in zip(made.kinds, made.cells, strict=True):
+        assert not np.delete(found, kind, axis=0).any()
+    assert made.cells.any((1, 2, 3)).mean() > 0.85
+
+
+def test_marked_drawings_for_measuring_are_of_the_designs_asked_for() -> None:
+    drawn = marked_drawings(drawings(4), np.arange(4), (1,), 2, np.random.default_rng(0))
+    assert drawn.kinds.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (drawn.boxes[:2] == [0, 0, 64, 64]).all()  # design 1 of the watermark is a lattice all over
+
+
+def test_the_three_sets_of_drawings_are_apart() -> None:
+    names = ["red-apple", "taxi", "newspaper", "accordion", "abacus", "baby-dark", *[f"thing-{i}" for i in range(200)]]
+    world, other, held = (set(part.tolist()) for part in choose(names))
+    assert {names[i] for i in world} == {"red-apple", "taxi"}  # the world's own lettered drawings stay
+    assert not (world & other or world & held or other & held) and held
+    assert not {"newspaper", "abacus", "baby-dark"} & {names[i] for i in world | other | held}
+
+
+def test_the_network_has_the_stated_shape() -> None:
+    network = make_network().eval()
+    logits = network(to_input(np.zeros((2, 64, 64, 3), np.uint8)))
+    assert logits.shape == (2, 3, 8, 8) and pool(logits).shape == (2, 3)
+    assert sum(p.numel() for p in network.parameters()) <= 1_000_000
+
+
+def test_the_judge_gives_the_pooled_logits_and_boxes_of_whole_cells() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    network = make_network((4, 4, 4, 4), 1).eval()
+    pictures = drawings(3)
+    logits, boxes = judge_of(network)(pictures)
+    with torch.inference_mode():
+        assert np.allclose(logits, pool(network(to_input(pictures))).numpy(), atol=1e-5)
+    assert (
+        boxes.shape == (3, 3, 4) and np.array_equal(boxes * 8, np.round(boxes * 8)) and (boxes[..., 2:] > boxes[..., :2]).all()
+    )
+
+
+def test_smearing_keeps_shape_and_depends_on_the_seed() -> None:
+    x = to_input(drawings(2))
+    once, twice = (smear(x, np.random.default_rng(5)) for _ in range(2))
+    assert once.shape == x.shape and bool((once == twice).all())
+    assert any(not bool((smear(x, np.random.default_rng(seed)) == once).all()) for seed in (6, 7, 8))
+
+
+def test_a_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    import torch
+
+    targets = np.zeros((6, 3, 8, 8), bool)
+    targets[::2, 1, 2:4, 2:4] = True
+    rows = Examples(drawings(6), np.array([1, -1] * 3), np.zeros((6, 4), np.float32), targets)
+
+    def run(folder: Path, steps: int) -> dict[str, object]:
+        torch.manual_seed(0)
+        network = make_network((4, 4, 4, 4), 1)
+        return fit(network, loss_of, rows, folder, minutes=0, steps=steps, batch=4, rate=1e-3, seed=0, say=lambda _: None)
+
+    whole = run(tmp_path / "whole", 60)
+    run(tmp_path / "parts", 30)
+    parts = run(tmp_path / "parts", 60)
+    assert whole["steps"] == parts["steps"] == 60
+    assert whole["curve"][0]["loss"] == pytest.approx(parts["curve"][0]["loss"], rel=0.02)
+    weights, training = averaged(tmp_path / "whole")
+    assert training["steps"] == 60 and all(value.dtype == torch.float16 for value in weights.values())
