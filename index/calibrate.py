@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from index.embed import Embedder
 
 CURVE_POINTS = 41
+ENOUGH = 100  # copies from which more of them say little more
 
 
 NEVER = 2.0  # a second look's score that is never reached
@@ -132,14 +134,20 @@ class Calibration:
         return _identified(replace(self, min_recall=min_recall, forced=not enough))
 
     def _how_to_flag_more(self, min_recall: float) -> str:
-        if self.recall.value >= min_recall:
-            first = "Compare more copies (--copies, or more works)"
-        else:
-            first = (
-                "Look whether the harmless pictures hold copies of the works, use an embedder that knows such pictures, "
-                f"or allow more false alarms than {percent(self.max_false_positive_rate)} (--false-alarms)"
-            )
-        return f"{first}; --force writes it all the same, and runs release the copies that it does not flag"
+        n, advice = self.recall.n, []
+        if self.recall.value >= min_recall and n < ENOUGH:
+            advice.append(f"compare more than {n} copies (--copies, or more works)")
+        for _, recall, false_alarms in self.curve:
+            found = Rate.of(round(recall * n), n)
+            if found.low >= min_recall and self.max_false_positive_rate < false_alarms <= 0.2:
+                share = math.ceil(1000 * false_alarms) / 1000
+                advice.append(f"allow more false alarms (--false-alarms {share:g}, which flags {percent(found.value)})")
+                break
+        advice += ["look whether the harmless pictures hold copies of the works", "use an embedder that knows such pictures"]
+        first = "; ".join(advice)
+        return (
+            f"{first[0].upper()}{first[1:]}. --force writes it all the same, and runs release the copies that it does not flag"
+        )
 
     def save(self, path: Path) -> None:
         """Write JSON.

@@ -176,7 +176,7 @@ class OpenCLIPEmbedder:
             kept = None if model.startswith(HUB) else downloaded(model, pretrained)
             if kept is None:
                 raise ModelError(
-                    "its weights would have to be downloaded", where=f"embedder {model!r} {pretrained!r}".rstrip(" '"),
+                    "its weights would have to be downloaded", where=f"embedder {source}",
                     fix="Allow it (allow_download, --allow-download), or name a checkpoint file or folder on this machine",
                 )  # fmt: skip
             pretrained, settings = str(kept[0]), kept[1]
@@ -190,7 +190,7 @@ class OpenCLIPEmbedder:
             return cls(network, tokenizer, dict(architecture or {}), entering, device=device)
         except Exception as error:
             # open_clip, the hub and torch raise a dozen unrelated types here
-            raise _unfit(f"embedder {model!r} {pretrained!r}", error) from error
+            raise _unfit(f"embedder {source}", error) from error
 
     @classmethod
     def _from_folder(cls, folder: Path, *, device: str) -> OpenCLIPEmbedder:

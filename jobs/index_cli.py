@@ -227,7 +227,7 @@ def _neighbours(
 
 @app.command(
     "calibrate",
-    epilog="Example: clearance index calibrate index/ --works references/ --harmless stock-photos/ --false-alarms 0.02",
+    epilog="Example: clearance index calibrate index/ --works references/ --harmless stock-photos/",
 )
 def index_calibrate(
     index: IndexFolder,
@@ -242,7 +242,7 @@ def index_calibrate(
         Path | None, typer.Option(help="Pictures known to be no copies, the more alike the better; used without --pairs.")
     ] = None,
     copies: Annotated[int, typer.Option(min=1, help="Edited copies made of each reference, without --pairs.")] = 4,
-    false_alarms: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that may be flagged.")] = 0.01,
+    false_alarms: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that may be flagged.")] = 0.02,
     added: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that the second look may flag in addition, alone.")
     ] = 0.005,

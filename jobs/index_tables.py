@@ -51,7 +51,7 @@ def intake_lines(index: ReferenceIndex, works: Works) -> list[str]:
     seen, taken = works.seen, index.taken
     headings = {
         "left out and not protected": [f"{file} ({reason})" for file, reason in seen.left_out],
-        "duplicate": [f"{file} of {first}" for file, first in taken.duplicates],
+        "duplicates": [f"{file} of {first}" for file, first in taken.duplicates],
         "in the index already": [f"{file} ({ref_id})" for file, ref_id in taken.known],
         "with another status, the strictest is in force": [
             f"{c.origin} is {c.stated}, {c.ref_id} was {c.before}: {c.kept}" for c in taken.conflicts
@@ -60,7 +60,7 @@ def intake_lines(index: ReferenceIndex, works: Works) -> list[str]:
         "of one colour only, which is likely a mistake": seen.one_colour,
         "no pictures": [f"{file} ({what})" for file, what in seen.others],
     }
-    return [f"{len(names)} {heading}: {shortened(names)}" for heading, names in headings.items() if names]
+    return [f"{heading} ({len(names)}): {shortened(names)}" for heading, names in headings.items() if names]
 
 
 def counted(number: int, noun: str) -> str:

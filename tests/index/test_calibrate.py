@@ -169,7 +169,18 @@ def blind(copies: int = 40) -> Calibration:
 def test_an_operating_point_that_flags_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"flags 1 of 40 \(.*; the interval's lower end must reach 50\s%") as refused:
         blind().held_to(0.5)
-    assert "--force" in refused.value.fix and "--false-alarms" in refused.value.fix
+    assert "--force" in refused.value.fix
+    assert "--false-alarms" not in refused.value.fix  # no rate up to 20 % would do
+
+
+def test_a_refusal_names_the_false_alarms_that_would_do() -> None:
+    rng = np.random.default_rng(0)
+    copy = np.arange(800) < 400
+    similarity = np.where(copy, rng.normal(0.7, 0.1, 800), rng.normal(0.5, 0.1, 800))
+    with pytest.raises(InputError, match=r"--false-alarms 0\.[01]\d*, which flags (5|6)\d") as refused:
+        calibrate("e", similarity, copy, max_false_positive_rate=0.01).held_to(0.5)
+    share = float(refused.value.fix.split("--false-alarms ")[1].split(",")[0])
+    calibrate("e", similarity, copy, max_false_positive_rate=share).held_to(0.5)
 
 
 def test_too_few_copies_to_know_are_refused_with_that_advice() -> None:
@@ -177,7 +188,7 @@ def test_too_few_copies_to_know_are_refused_with_that_advice() -> None:
     assert few.recall.value == 1 and few.recall.low == pytest.approx(0.4385, abs=1e-4)
     with pytest.raises(InputError) as refused:
         few.held_to(0.5)
-    assert refused.value.fix.startswith("Compare more copies")
+    assert refused.value.fix.startswith("Compare more than 3 copies (--copies")
 
 
 def test_what_was_forced_stays_on_record(tmp_path: Path) -> None:

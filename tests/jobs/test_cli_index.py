@@ -172,9 +172,9 @@ def test_build_counts_and_names_everything(fake: None, tmp_path: Path) -> None:
     done = call("build", works, "--out", tmp_path / "i", "--leave-out")
     assert done.exit_code == 0, done.output
     assert "5 pictures, 3 references, 1 duplicate, 1 left out" in done.output
-    assert "1 left out and not protected: half.png (" in done.output
-    assert "1 duplicate: twice/fox.png of fox.png" in done.output
-    assert "1 no pictures: notes.txt (no picture)" in done.output
+    assert "left out and not protected (1): half.png (" in done.output
+    assert "duplicates (1): twice/fox.png of fox.png" in done.output
+    assert "no pictures (1): notes.txt (no picture)" in done.output
 
 
 def test_json_says_the_same_as_data(fake: None, tmp_path: Path) -> None:
