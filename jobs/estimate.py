@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.errors import ModelError
 from pipeline.config import RunConfig
 from pipeline.outcome import Request
 from pipeline.policy import Policy
@@ -62,7 +63,11 @@ class Estimate:
 
 
 def measure(studio: Studio, config: RunConfig) -> Measured:
-    """Draw nothing that is kept: one denoiser call, and one look at pictures decoded from noise."""
+    """Draw nothing that is kept: one denoiser call, and one look at pictures decoded from noise.
+
+    Raises:
+        ModelError: denoiser or decoder give numbers that are not finite.
+    """
     import torch
 
     from pipeline.audit.provenance import encode, thumbnail
@@ -74,7 +79,9 @@ def measure(studio: Studio, config: RunConfig) -> Measured:
 
     def call(rows: int) -> None:
         latents, texts = (x.expand(rows, *x.shape).contiguous() for x in (noise, context))
-        model.denoise(latents, step.expand(rows), texts, g.guidance_scale)
+        if not model.denoise(latents, step.expand(rows), texts, g.guidance_scale).isfinite().all():
+            fix = 'Choose model.dtype = "bfloat16" or "float32"; if it stays so, the weights are damaged'
+            raise ModelError(f"the denoiser's output is not finite in {config.model.dtype}", where="model", fix=fix)
 
     pictures: list[Any] = []
 

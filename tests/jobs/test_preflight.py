@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from index.errors import RunStopped
@@ -243,6 +245,16 @@ def test_a_required_guard_that_is_not_there_fails_the_dry_run_too(project: Path)
     (project / "policy.toml").write_text(POLICY + "[yolo]\nenabled = true\nrequired = false\n")
     result, found = dry(project)
     assert result.exit_code == 0 and "left out: yolo" in result.stderr
+
+
+def test_weights_that_are_not_numbers_fail_the_dry_run(project: Path) -> None:
+    path = project / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"] = np.full_like(tensors["conv_in.bias"], np.nan)
+    save_file(tensors, path)
+    result, found = dry(project)
+    assert result.exit_code == 2
+    assert [p["what"] for p in found["problems"]] == ["the denoiser's output is not finite in float32"]
 
 
 def test_all_problems_are_found_at_once(project: Path) -> None:
