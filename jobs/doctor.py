@@ -89,8 +89,11 @@ def _version(name: str) -> str:
 def _device() -> Iterator[Line]:
     if find_spec("torch") is None:
         return
-    import torch
-
+    try:
+        import torch
+    except Exception as error:  # a library that it is linked against may be missing
+        yield Line("torch", "missing", f"it is installed and cannot be imported ({error}): install it again")
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = _cpu_flags()
     features = [told for flag, told in CPU_FEATURES.items() if flag in flags]
@@ -108,9 +111,10 @@ def _device() -> Iterator[Line]:
     from index.torchvision_ops import ensure
 
     if ensure():
-        yield Line(
-            "torchvision", "note", "its compiled operators do not load beside this torch: the stand-in in plain torch is in use"
-        )
+        what = "its compiled operators do not load beside this torch: the stand-in in plain torch is in use"
+        if find_spec("clearance_torchvision") is None:
+            what += "; in Clearance alone, other programs of this environment need `pip install --no-deps -e .` once more"
+        yield Line("torchvision", "note", what)
     else:
         yield Line("torchvision operators", "ok", "compiled")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.errors import ModelError
+from index.errors import ClearanceError, ModelError
 from pipeline.config import RunConfig
 from pipeline.outcome import Request
 from pipeline.policy import Policy
@@ -66,7 +67,7 @@ def measure(studio: Studio, config: RunConfig) -> Measured:
     """Draw nothing that is kept: one denoiser call, and one look at pictures decoded from noise.
 
     Raises:
-        ModelError: denoiser or decoder give numbers that are not finite.
+        ModelError: denoiser or decoder fail, or give numbers that are not finite.
     """
     import torch
 
@@ -89,14 +90,30 @@ def measure(studio: Studio, config: RunConfig) -> Measured:
         # Finished latents are about as large as noise: that is what an autoencoder's scaling factor is for.
         pictures[:] = [study.picture for study in studio.study([noise] * count)]
 
-    rows, call_seconds = _timed(call, g.rows)
-    _, look_seconds = _timed(look, LOOKED_AT)
+    with _edge("the denoiser", "model"):
+        rows, call_seconds = _timed(call, g.rows)
+    with _edge("decoder or guards", "model"):
+        _, look_seconds = _timed(look, LOOKED_AT)
     stored = encode(pictures[0], config.image_format, b"").data
     height, width = pictures[0].shape[:2]
     return Measured(
         call_seconds=call_seconds, rows=rows, look_seconds=look_seconds / LOOKED_AT,
         picture_bytes=len(stored) + len(thumbnail(pictures[0])), width=width, height=height, memory_bytes=_memory(config),
     )  # fmt: skip
+
+
+@contextmanager
+def _edge(what: str, where: str) -> Iterator[None]:
+    """What a network raises in its first call would end every request of the run."""
+    from pipeline.model.fit import reason
+
+    try:
+        yield
+    except ClearanceError:
+        raise
+    except Exception as error:
+        fix = "Restore the model's folder; see the traceback with CLEARANCE_DEBUG=1"
+        raise ModelError(f"{what} cannot be called: {reason(error)}", where=where, fix=fix) from error
 
 
 def _timed(work: Callable[[int], None], count: int) -> tuple[int, float]:

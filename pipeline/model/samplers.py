@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index.errors import ConfigError
+from index.errors import ClearanceError, ConfigError
+from pipeline.model.fit import reason
 
 if TYPE_CHECKING:
     import torch
@@ -173,9 +174,17 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         raise ConfigError(f"{name!r} has no η", where="generation.eta", fix='Set it to 0, or use scheduler = "ddim"')
     if config.get("thresholding"):
         raise ConfigError("dynamic thresholding is for models of pixels", where="scheduler_config.json", fix=_OTHER)
-    sampler = {"ddim": _ddim, "euler": _euler, "dpmpp_2m": _dpmpp_2m, "flow_match_euler": _flow_match_euler}[name](
-        model, steps, eta
-    )
+    make = {"ddim": _ddim, "euler": _euler, "dpmpp_2m": _dpmpp_2m, "flow_match_euler": _flow_match_euler}[name]
+    try:
+        sampler = make(model, steps, eta)
+    except ClearanceError:
+        raise
+    except Exception as error:  # values of a type or size that nobody checked
+        what = f"{name!r} cannot be made of it: {reason(error)}"
+        raise ConfigError(what, where="scheduler_config.json", fix=_OTHER) from error
+    tables = (sampler.signal, sampler.noise, sampler.signal_next, sampler.noise_next, sampler.correction, sampler.fresh)
+    if not all(map(math.isfinite, (*sampler.timesteps, *(number for table in tables for number in table)))):
+        raise ConfigError("its noise levels are not finite", where="scheduler_config.json", fix=_OTHER)
     if sampler.prediction_type == "epsilon" and sampler.signal[0] == 0:
         raise ConfigError(
             "an ε-prediction says nothing at zero terminal SNR, where the latent is noise alone",

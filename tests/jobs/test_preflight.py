@@ -257,6 +257,13 @@ def test_weights_that_are_not_numbers_fail_the_dry_run(project: Path) -> None:
     assert [p["what"] for p in found["problems"]] == ["the denoiser's output is not finite in float32"]
 
 
+def test_a_network_that_cannot_be_called_fails_the_dry_run(project: Path) -> None:
+    spoil(project / "model" / "unet" / "config.json", lambda c: c | {"freq_shift": "x"})
+    result, found = dry(project)
+    assert result.exit_code == 2
+    assert [p["what"][:42] for p in found["problems"]] == ["the denoiser cannot be called: TypeError: "]
+
+
 def test_all_problems_are_found_at_once(project: Path) -> None:
     no_weights(project), no_such_device(project), foreign_folder(project)
     result, found = dry(project)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
 from index.errors import ConfigError
+from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
 from pipeline.model.samplers import Sampler, counter_noise, make_sampler
 
@@ -177,3 +180,20 @@ def test_what_does_not_go_together_is_refused() -> None:
         make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ConfigError, match="stochastic_sampling"):
         make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"num_train_timesteps": "x"}, {"beta_start": 1e308}, {"beta_schedule": [1]}, {"steps_offset": None},
+            {"num_train_timesteps": 0}, {"trained_betas": {"a": 1}}, {"clip_sample": True, "clip_sample_range": "x"}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_odd_values_of_a_scheduler_make_a_sampler_or_a_sentence(exact: DiffusionModel, name: str, odd: dict[str, Any]) -> None:
+    model = copy.copy(exact)
+    model.scheduler_config = {"_class_name": name, **SD, **odd}
+    try:
+        sampler = make_sampler(model, 5)
+    except ConfigError as error:
+        assert error.where in ("generation.scheduler", "scheduler_config.json") and error.fix
+    else:
+        assert np.isfinite([*sampler.signal, *sampler.noise]).all()
