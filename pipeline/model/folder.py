@@ -149,13 +149,26 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
 
 
 def check_digests(folder: Path) -> None:
-    """Compare a shipped folder with its ``digests.json`` (path → sha256); folders without one are not checked."""
+    """Compare a shipped folder with its ``digests.json`` (path → sha256); folders without one are not checked.
+
+    Raises:
+        ModelError: a file is missing or changed, or the list is none.
+    """
     listing = folder / "digests.json"
     if not listing.exists():
         return
-    for name, expected in json.loads(listing.read_text(encoding="utf-8")).items():
+    try:
+        digests = json.loads(listing.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        digests, reason = None, str(error) or "nested too deeply"
+    else:
+        reason = "not a table of files and their sha256"
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        fix = "Restore it from the repository; or, if it is not Clearance's, move it elsewhere: models beside it are held to it"
+        raise ModelError(f"cannot be read ({reason})", where=str(listing), fix=fix)
+    for name, expected in digests.items():
         path = folder / name
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
         if found != expected:
             raise ModelError(
                 f"digest is {found[:12]}, the card says {expected[:12]}",

@@ -132,6 +132,12 @@ def test_a_single_file_is_refused_with_the_way_to_a_folder(tmp_path: Path) -> No
     assert error.what == "is a file, not a folder" and "from_single_file" in error.fix
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 1}', "null", "[" * 100_000])
+def test_a_list_of_digests_that_is_none_is_named(broken: Path, content: str) -> None:
+    (broken.parent / "digests.json").write_text(content)
+    assert refused(broken).where == str(broken.parent / "digests.json")
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------------
 
 
