@@ -44,6 +44,7 @@ THUMB = 32  # side of the small copies by which frames are compared
 ANOTHER_FRAME = 16.0  # root mean square, of 255, from which a frame of an animation shows something else
 ANOTHER_PAGE = 2.0  # the same for pages, which may look alike from afar
 FRAMES = 32  # of an animation at most
+LOOKED_AT = 1000  # frames of an animation that are compared
 
 
 class UnreadablePicture(InputError):
@@ -78,12 +79,12 @@ def why_no_picture(source: Path | bytes, name: str = "") -> str | None:
         raise UnreadablePicture(f"cannot be read ({error.strerror or error})", where=name, fix=_fix(name)) from None
     if head.startswith(APPLE_DOUBLE):
         return "a remnant of macOS"
-    if (foreign := _foreign(head)) is not None:
-        raise UnreadablePicture(f"cannot be read (it is {foreign})", where=name, fix="Save it as PNG or JPEG")
     try:
         with _opened(source, name):
             return None
     except UnreadablePicture:
+        if (foreign := _foreign(head)) is not None:
+            raise UnreadablePicture(f"cannot be read (it is {foreign})", where=name, fix="Save it as PNG or JPEG") from None
         ending = Path(name).suffix.lower()
         if ending in endings() or head.startswith(SIGNS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
             raise
@@ -104,8 +105,8 @@ def read_picture(source: Source, *, where: str = "") -> np.ndarray:
         UnreadablePicture: it cannot be read.
     """
     with _opened(source, where) as image:
-        if _frame_count(image) > 1:
-            image.seek(_representative(_thumbs(image)))
+        if len(numbers := _frames_of(image)) > 1:
+            image.seek(numbers[_representative(_thumbs(image, numbers))])
         return _seen(image)
 
 
@@ -119,12 +120,12 @@ def read_frames(source: Source, *, where: str = "") -> Iterator[tuple[int, np.nd
         UnreadablePicture: a frame cannot be read; then none is to be used.
     """
     with _opened(source, where) as image:
-        if _frame_count(image) == 1:
+        if len(numbers := _frames_of(image)) == 1:
             yield 1, _seen(image)
             return
-        for number in _different(_thumbs(image), pages=image.format in PAGES):
-            image.seek(number)
-            yield number + 1, _seen(image)
+        for place in _different(_thumbs(image, numbers), pages=image.format in PAGES):
+            image.seek(numbers[place])
+            yield numbers[place] + 1, _seen(image)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------------
@@ -194,20 +195,23 @@ def _fix(name: str) -> str:
 # --- frames -----------------------------------------------------------------------------------------------------------------
 
 
-def _frame_count(image: Image) -> int:
-    return 1 if image.format in ONE_PICTURE else int(getattr(image, "n_frames", 1))
+def _frames_of(image: Image) -> list[int]:
+    """The frames that are looked at: all pages, and of a long animation as many as :data:`LOOKED_AT`, evenly spread."""
+    count = 1 if image.format in ONE_PICTURE else int(getattr(image, "n_frames", 1))
+    if count <= LOOKED_AT or image.format in PAGES:
+        return list(range(count))
+    return [int(number) for number in np.linspace(0, count - 1, LOOKED_AT)]
 
 
-def _thumbs(image: Image) -> np.ndarray:
-    """Every frame in small: float32 (N, THUMB, THUMB, 3)."""
+def _thumbs(image: Image, numbers: list[int]) -> np.ndarray:
+    """Frames in small: float32 (N, THUMB, THUMB, 3)."""
     from PIL import Image as Pillow
 
-    small = []
-    for number in range(_frame_count(image)):
+    small = np.empty((len(numbers), THUMB, THUMB, 3), np.float32)
+    for place, number in enumerate(numbers):
         image.seek(number)
-        seen = Pillow.fromarray(_seen(image)).resize((THUMB, THUMB), Pillow.Resampling.BOX)
-        small.append(np.asarray(seen, np.float32))
-    return np.stack(small)
+        small[place] = np.asarray(Pillow.fromarray(_seen(image)).resize((THUMB, THUMB), Pillow.Resampling.BOX), np.float32)
+    return small
 
 
 def _contents(thumbs: np.ndarray) -> np.ndarray:

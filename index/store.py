@@ -405,9 +405,11 @@ def _differences(stored: Reference, now: Mapping[str, str]) -> dict[str, str]:
 
 
 def _require_embedder(folder: Path, snapshot: Snapshot, embedder_id: str) -> None:
-    if embedder_id != snapshot.embedder_id:
-        known = f" ({snapshot.source})" if snapshot.source.model else ""
-        raise IndexMismatch(
-            f"the index was built with embedder {snapshot.embedder_id}{known}, this one is {embedder_id}", where=str(folder),
-            fix="Name no embedder, and that of the index is used; or build the index again with this one",
-        )  # fmt: skip
+    if embedder_id == snapshot.embedder_id:
+        return
+    fix = "Name no embedder, and that of the index is used; or build the index again with this one"
+    known = f" ({snapshot.source})"
+    if not snapshot.source.model:
+        known, fix = "", "Name the embedder that it was built with: --embedder, or model under [embedder] in the run file"
+    what = f"the index was built with embedder {snapshot.embedder_id}{known}, this one is {embedder_id}"
+    raise IndexMismatch(what, where=str(folder), fix=fix)

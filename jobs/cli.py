@@ -50,9 +50,10 @@ class Commands(TyperGroup):
         except ClearanceError as error:
             say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             number = signals.received() or signal.SIGINT
-            say_error(f"stopped by {signals.name(number)}", "What was committed is kept; continue a run with --resume")
+            kept = str(stopped) or "What was committed is kept; continue a run with --resume"
+            say_error(f"stopped by {signals.name(number)}", kept)
             raise typer.Exit(128 + number) from None
         except BrokenPipeError:
             raise  # whoever reads the output has seen enough; typer ends quietly

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,7 @@ from jobs.index_tables import counted, intake_data, intake_lines, operating_poin
 from jobs.progress import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from index.collect import Reading, Works
     from index.embed import OpenCLIPEmbedder
@@ -79,7 +81,7 @@ def index_build(
         raise InputError("already holds an index", where=str(out), fix="Add to it (clearance index add), or name a new folder")
     works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
     model = _embedder(None, embedder, pretrained, allow_download)
-    with Steps(make_console(stderr=True), "embedding", works.total) as steps:
+    with _going_on(), Steps(make_console(stderr=True), "embedding", works.total) as steps:
         index = ReferenceIndex.build(out, steps.over(works, lambda: works.seen.pictures), model)
     if as_json:
         say_json({"index": str(out), **intake_data(index, works)})
@@ -115,7 +117,7 @@ def index_add(
     works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
     model = _embedder(store, embedder, pretrained, allow_download)
     before = store.index_id
-    with Steps(make_console(stderr=True), "embedding", works.total) as steps:
+    with _going_on(), Steps(make_console(stderr=True), "embedding", works.total) as steps:
         store.add(steps.over(works, lambda: works.seen.pictures), model)
     if as_json:
         say_json({"index": str(index), "before": before, **intake_data(store, works)})
@@ -134,11 +136,16 @@ def index_retire(
         typer.Argument(metavar="REF_ID...", help="References to retire; the beginnings of ids do.", show_default=False),
     ],
     reason: Annotated[str, typer.Option(help="Why; kept in the index's history.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Retire references: they match no more, and stay on record."""
     store = _open(index)
     before = store.index_id
-    store.retire([store.full_id(ref_id) for ref_id in ref_ids], reason=reason)
+    full = [store.full_id(ref_id) for ref_id in ref_ids]
+    store.retire(full, reason=reason)
+    if as_json:
+        say_json({"index": str(index), "retired": full, "before": before, "index_id": store.index_id})
+        return
     say(f"{index}: {len(ref_ids)} references retired, index {before} is now {store.index_id}")
 
 
@@ -331,6 +338,15 @@ def index_info(index: IndexFolder, as_json: AsJson = False) -> None:
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Who stops it reads what to do then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("What was embedded is kept; the same command goes on with it") from None
 
 
 def _open(index: Path) -> ReferenceIndex:

@@ -56,7 +56,7 @@ def intake_lines(index: ReferenceIndex, works: Works) -> list[str]:
         "with another status, the strictest is in force": [
             f"{c.origin} is {c.stated}, {c.ref_id} was {c.before}: {c.kept}" for c in taken.conflicts
         ],
-        "not in metadata.csv, taken as active claims": seen.unlisted,
+        "not in metadata.csv, active all the same": seen.unlisted,
         "of one colour only, which is likely a mistake": seen.one_colour,
         "no pictures": [f"{file} ({what})" for file, what in seen.others],
     }

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index.errors import ClearanceError, InputError, IntegrityError
+from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError
 from index.store import ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work
@@ -114,6 +114,13 @@ def test_an_index_of_the_first_format_is_still_read(folder: Path) -> None:
     forge(folder, {**old, "format": 1})
     use(folder)
     assert {reference.status for reference in ReferenceIndex.open(folder).references()} == {"active"}
+
+
+def test_an_index_that_remembers_no_embedder_asks_for_it(folder: Path) -> None:
+    forge(folder, {**snapshot_of(folder), "source": {"model": "", "pretrained": ""}})
+    with pytest.raises(IndexMismatch) as refused:
+        ReferenceIndex.open(folder, "openclip-other")
+    assert refused.value.fix.startswith("Name the embedder that it was built with")
 
 
 def columns_of(table: pa.Table, **changed: Any) -> pa.Table:

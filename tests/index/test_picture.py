@@ -244,6 +244,14 @@ def test_a_long_animation_gives_a_limited_number_of_works() -> None:
     assert len(list(read_frames(animation(frames)))) == FRAMES
 
 
+def test_of_a_very_long_animation_a_sample_of_the_frames_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    from index import picture
+
+    monkeypatch.setattr(picture, "LOOKED_AT", 3)
+    frames = [drawing(seed, 32) for seed in range(9)]
+    assert [number for number, _ in read_frames(animation(frames))] == [1, 5, 9]
+
+
 def test_a_picture_has_one_frame() -> None:
     [(number, picture)] = read_frames(file_of("PNG", "RGB"))
     assert number == 1

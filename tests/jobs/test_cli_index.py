@@ -355,6 +355,19 @@ def test_progress_goes_to_lines_without_a_terminal(capsys: pytest.CaptureFixture
     assert lines[-1].startswith("embedding: 3/3 · ")
 
 
+def test_a_stopped_build_says_how_it_goes_on(fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: FakeEmbedder, pictures: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    works = noise(tmp_path / "works", ["fox", "bee"])
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeEmbedder, "images", interrupted)
+        stopped = call("build", works, "--out", tmp_path / "i")
+    assert stopped.exit_code == 130
+    assert "the same command goes on with it" in stopped.stderr
+    assert call("build", works, "--out", tmp_path / "i").exit_code == 0
+
+
 def test_pace_without_a_total_says_how_fast() -> None:
     from jobs.progress import pace
 
