@@ -69,12 +69,13 @@ def _from_hub(config: ModelConfig) -> Path:
     except ModelError:
         raise
     except Exception as error:
-        fix = (
-            "Check the id and the network"
-            if config.allow_download
-            else "Set model.allow_download = true to fetch it, or name a folder"
-        )
-        raise ModelError(f"the model is not on this machine ({type(error).__name__})", where=config.path, fix=fix) from error
+        if config.allow_download:
+            what = f"no folder has this name, and the hub gives no such model ({type(error).__name__})"
+            fix = "Compare the id with the model's page (OWNER/NAME), and look whether this machine has a network"
+        else:
+            what = f"no folder has this name, and no model of this id was downloaded to this machine ({type(error).__name__})"
+            fix = "Name an existing folder (relative paths start from the run file), or set model.allow_download = true"
+        raise ModelError(what, where=config.path, fix=fix) from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -138,6 +138,14 @@ def test_a_list_of_digests_that_is_none_is_named(broken: Path, content: str) -> 
     assert refused(broken).where == str(broken.parent / "digests.json")
 
 
+@pytest.mark.parametrize("path", ["models/sd15", "owner/name", "a", "owner/na me", "~x"])
+def test_a_name_that_is_neither_folder_nor_download_is_named(path: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_model(ModelConfig(path=path))
+    assert caught.value.what.startswith("no folder has this name, and no model of this id was downloaded")
+    assert caught.value.where == path and "relative paths start from the run file" in caught.value.fix
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------------
 
 
