@@ -244,25 +244,26 @@ def check_room(need: int, free: int, folder: Path) -> None:
 
 
 def lines(found: Preflight) -> dict[str, str]:
-    """What a dry run prints, by name. What the plan binds is called so: its names may be those of other lines."""
+    """What a dry run prints, by name: first what the run takes, then what was opened, last what the plan binds."""
     plan, bad = found.plan, [request for request in found.plan.requests if request.problem]
+    pictures = f"{len(found.todo) - sum(request.problem is not None for request in found.todo)}"
+    if found.estimate is not None:
+        pictures += f" to release at most; up to {found.estimate.times} drawn for one request"
     shown = {
-        "plan": plan.plan_sha256 if plan.identity else "not made: see the problems",
         "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
         "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
+        "pictures": pictures,
+        **(
+            _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
+        ),
         "runner": f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}",
         "policy": f"{plan.policy.name} {plan.policy.version}; ladder of {len(plan.policy.ladder)} rungs, "
         f"for marks {len(plan.policy.mark_ladder)}",
-        **found.opened,
     }
-    pictures = len(found.todo) - sum(request.problem is not None for request in found.todo)
-    shown["pictures"] = f"{pictures}" if found.estimate is None else (
-        f"{pictures} to release at most; up to {found.estimate.times} drawn for one request"
-    )  # fmt: skip
-    shown |= (
-        _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
-    )
-    return shown | {f"binds {name}": value for name, value in plan.parts.items() if value and plan.identity}
+    shown |= {name: value for name, value in found.opened.items() if name not in shown}
+    if not plan.identity:
+        return shown | {"plan": "not made: see the problems"}
+    return shown | {"plan": plan.plan_sha256, "binds": ", ".join(plan.parts) + " (--json gives their digests)"}
 
 
 def _sums(found: Preflight) -> dict[str, str]:

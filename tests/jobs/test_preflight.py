@@ -104,7 +104,7 @@ def test_the_lines_keep_their_names(project: Path) -> None:
     assert values["requests"].strip() == "4 in 1 shards" and values["policy"].startswith("small 1; ladder of 2 rungs")
     assert "if nothing is steered; the ladders allow up to 3 times as much" in values["time"]
     assert values["measured"].startswith("a denoiser call of 4 rows") and "5 calls, all of them full" in values["measured"]
-    assert "binds config" in shown.stdout
+    assert values["binds"].startswith("config, policy, requests, ")
     assert shown.stdout.rstrip().endswith("dry run: nothing was drawn and nothing was written")
 
 
