@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64  # pictures embedded at a time: eight full calls
 GROUP_ROWS, GROUP_BYTES = 1024, 2**24  # of a block on disk, which becomes a row group of the segment
-SAVE_EVERY = 30.0  # seconds of embedding that an interruption may cost
+SAVE_EVERY = 20.0  # seconds of work that an interruption may cost
 NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -102,9 +103,11 @@ class Intake:
         """Go through the works once.
 
         Raises:
-            InputError: a work is not usable, or the embedder makes no finite vector of it.
+            InputError: a work is not usable, or the embedder makes no finite vector of it; the folder is a link.
             whatever the iterable raises.
         """
+        if self.folder.is_symlink():  # its files are removed in the end: they must be ours
+            raise InputError("is a link", where=str(self.folder), fix="Remove the link; the folder is made anew")
         self._blocks = _read_blocks(self.folder, self._embedder.embedder_id)
         try:
             for work in works:
@@ -136,7 +139,7 @@ class Intake:
         if digest not in self._blocks or (work.keep_picture and not with_picture):
             stored = encode(work.picture) if work.keep_picture else None
             self._waiting.append((digest, self._fit(work.picture), pdq_of(work.picture), stored))
-            if len(self._waiting) >= BLOCK:
+            if len(self._waiting) >= BLOCK or time.monotonic() - self._saved > SAVE_EVERY:
                 self._embed()
         return None
 
@@ -231,7 +234,7 @@ def _read_blocks(folder: Path, embedder_id: str) -> dict[str, tuple[Path, int, b
     import pyarrow.parquet as pq
 
     found: dict[str, tuple[Path, int, bool]] = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(path for path in folder.glob("*.parquet") if re.fullmatch("[0-9a-f]{64}", path.stem)):
         try:
             content = path.read_bytes()
             table = pq.read_table(io.BytesIO(content))

@@ -286,6 +286,8 @@ class ReferenceIndex:
         self.require_embedder(embedder.embedder_id)
         with alone(self.folder):
             self._require_unchanged()
+            for left in (self.folder / "segments").glob(".writing-*"):  # of a build that was killed
+                left.unlink(missing_ok=True)
             intake = Intake(self.folder, embedder, self._references)
             taken = intake.take(items)
             segments = list(self._snapshot.segments)

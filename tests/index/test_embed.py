@@ -14,6 +14,7 @@ from PIL import Image
 from index.embed import OpenCLIPEmbedder, Preprocessing, weights_folder
 from index.embedder_source import EmbedderSource
 from index.errors import InputError, ModelError, OutOfMemory
+from index.picture import read_picture
 
 from .conftest import drawing
 
@@ -89,6 +90,15 @@ def test_a_mirrored_copy_is_nearer_than_another_drawing(shipped: OpenCLIPEmbedde
     pictures = np.stack([drawing(seed) for seed in range(8)])
     cosine = shipped.images(pictures) @ shipped.images(pictures[:, :, ::-1]).T
     assert (np.argmax(cosine, axis=1) == np.arange(8)).all()
+
+
+def test_a_turned_photograph_is_as_near_as_the_upright_one(shipped: OpenCLIPEmbedder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(drawing(4, 128))
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", quality=92, exif=exif)
+    turned, plain = shipped.images(read_picture(tmp_path / "turned.jpg")[None]), shipped.images(drawing(4, 128)[None])
+    assert float(turned[0] @ plain[0]) > 0.99
 
 
 def test_the_id_follows_weights_and_preprocessing(shipped: OpenCLIPEmbedder, tmp_path: Path) -> None:

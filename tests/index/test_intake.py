@@ -113,6 +113,17 @@ def test_a_stopped_addition_leaves_the_index_as_it_was(tmp_path: Path, embedder:
     assert len(ReferenceIndex.open(tmp_path / "i")) == 103
 
 
+def test_slow_works_are_kept_before_a_block_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from index import intake
+
+    monkeypatch.setattr(intake, "SAVE_EVERY", 0.0)
+    first, second = Counting(), Counting()
+    with pytest.raises(Stopped):
+        ReferenceIndex.build(tmp_path / "i", stream(range(9), stop_at=5), first)
+    ReferenceIndex.build(tmp_path / "i", stream(range(9)), second)
+    assert (sum(first.calls), sum(second.calls)) == (5, 4)
+
+
 def test_what_another_embedder_left_is_not_used(tmp_path: Path) -> None:
     first, second = Counting(), Counting()
     second.embedder_id = "grid-2"
@@ -132,6 +143,31 @@ def test_a_damaged_block_is_made_again(tmp_path: Path, damage: bytes) -> None:
     index = ReferenceIndex.build(tmp_path / "i", stream(range(BLOCK)), second)
     assert sum(second.calls) == BLOCK
     index.verify()
+
+
+def test_what_lies_elsewhere_is_not_touched(tmp_path: Path, embedder: GridEmbedder) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / f"{'0' * 64}.parquet").write_bytes(b"somebody's data")
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "building").symlink_to("../elsewhere")
+    with pytest.raises(InputError, match="is a link"):
+        ReferenceIndex.build(tmp_path / "i", [work(1)], embedder)
+    assert (tmp_path / "elsewhere" / f"{'0' * 64}.parquet").read_bytes() == b"somebody's data"
+
+
+def test_files_of_others_in_the_building_folder_stay_until_the_index_is_there(tmp_path: Path, embedder: GridEmbedder) -> None:
+    (tmp_path / "i" / "building").mkdir(parents=True)
+    (tmp_path / "i" / "building" / "mine.parquet").write_bytes(b"no block")
+    with pytest.raises(Stopped):
+        ReferenceIndex.build(tmp_path / "i", stream(range(BLOCK + 1), stop_at=BLOCK), embedder)
+    assert (tmp_path / "i" / "building" / "mine.parquet").exists()
+
+
+def test_what_a_killed_build_was_writing_is_removed(tmp_path: Path, embedder: GridEmbedder) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(1)], embedder)
+    (tmp_path / "i" / "segments" / ".writing-abc").write_bytes(b"half")
+    index.add([work(2)], embedder)
+    assert not list((tmp_path / "i" / "segments").glob(".writing-*"))
 
 
 def test_pictures_that_may_now_be_kept_are_kept(tmp_path: Path, embedder: GridEmbedder) -> None:
