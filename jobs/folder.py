@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.storage import cannot_write, digest_of, entries, entry_of, inside, read_object, remove, write_file
+from pipeline.storage import (
+    cannot_write,
+    digest_of,
+    entries,
+    entry_of,
+    inside,
+    read_object,
+    remove,
+    require_writable,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from jobs.plan import Plan
@@ -97,11 +107,13 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
     Raises:
         PlanMismatch: the folder belongs to another plan, holds this plan but ``resume`` is not set, or holds other files.
         IntegrityError: what is there was changed.
+        RunStopped: it cannot be written to.
     """
     from jobs.plan import Plan
     from pipeline.shard import markers
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+    require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
     if not out.exists():
         return Place("new", run_id)
     if not out.is_dir():

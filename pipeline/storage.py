@@ -69,6 +69,9 @@ class Disk:
     def make_folder(self, name: str, *, at: int | None = None) -> None:
         os.mkdir(name, dir_fd=at)
 
+    def writable(self, folder: Path) -> bool:
+        return os.access(folder, os.W_OK | os.X_OK)
+
     def lock(self, handle: int) -> None:
         """Lock without waiting; BlockingIOError when another process holds the lock."""
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,6 +135,21 @@ def advice(error: OSError) -> str:
 def is_lasting(error: OSError) -> bool:
     """Whether the error is the storage's (full, gone, broken), not that of one file."""
     return error.errno in _WHY
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be made, or the folder above one that is still missing. Writes nothing.
+
+    Raises:
+        RunStopped: it is mounted read-only, or this user may not write there.
+    """
+    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    try:
+        reason = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        if place.is_dir() and not disk().writable(place):
+            raise OSError(reason, os.strerror(reason))
+    except OSError as error:
+        raise cannot_write(error, place) from error
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from jobs.plan import Plan, open_folder
 from jobs.run import run_local
 from jobs.session import Event
 from jobs.verdict import verify_run
+from pipeline import storage
 from pipeline.audit.events import EVENTS_START, append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.records import canonical
@@ -70,10 +72,6 @@ def test_a_failed_start_leaves_nothing(make_plan: MakePlan, tmp_path: Path, open
 
 
 def test_a_start_whose_disk_is_full_leaves_nothing(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
-    import errno
-
-    from pipeline import storage
-
     class Full(storage.Disk):
         def replace(self, old: str, new: str, *, at: int) -> None:
             if new == "plan.json":
@@ -395,3 +393,74 @@ def test_the_reason_of_a_stop_names_no_folder(stopped: Path, tmp_path: Path) -> 
 def test_errors_of_the_folder_are_clearance_errors(tmp_path: Path) -> None:
     with pytest.raises(ClearanceError, match="not a run folder"):
         stored_plan(tmp_path)
+
+
+# --- a disk that fails -----------------------------------------------------------------------------------------------------
+
+
+class FailsOnce(storage.Disk):
+    """The n-th system call fails; all calls are counted."""
+
+    def __init__(self, number: int = 0, error: int = errno.EIO) -> None:
+        self.number, self.error, self.calls = number, error, 0
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls == self.number:
+            raise OSError(self.error, os.strerror(self.error))
+
+    def open(self, name: str, flags: int, mode: int = 0o666, *, at: int | None = None) -> int:
+        self._call()
+        return super().open(name, flags, mode, at=at)
+
+    def fsync(self, handle: int) -> None:
+        self._call()
+
+    def replace(self, old: str, new: str, *, at: int) -> None:
+        self._call()
+        super().replace(old, new, at=at)
+
+    def link(self, old: str, new: str, *, at: int) -> None:
+        self._call()
+        super().link(old, new, at=at)
+
+    def make_folder(self, name: str, *, at: int | None = None) -> None:
+        self._call()
+        super().make_folder(name, at=at)
+
+
+def test_whatever_system_call_fails_is_a_sentence_and_nothing_is_lost(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open
+) -> None:
+    plan, counted = make_plan(["cat", "", "a steered owl"]), FailsOnce()
+    with storage.using(counted):
+        run_local(plan, tmp_path / "whole", open_loop=open_loop)
+    assert counted.calls > 150
+    errors = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS]
+    stops = 0
+    for number in range(1, counted.calls + 1, 7):
+        folder = tmp_path / str(number)
+        with storage.using(FailsOnce(number, errors[number % len(errors)])):
+            try:
+                run_local(plan, folder, open_loop=open_loop)
+            except ClearanceError as error:
+                stops += 1
+                assert error.where.startswith(str(tmp_path)) and error.fix and "Errno" not in error.what, error
+        kept = dict(committed(folder))
+        result = run_local(plan, folder, open_loop=open_loop)
+        assert [row["request_key"] for row in sample_rows(folder)] == [request.key for request in plan.requests]
+        assert kept.items() <= committed(folder).items() and result.outcomes["accepted"] == 1
+        assert verify_run(folder).ok, (number, verify_run(folder).problems)
+    assert stops > 15
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_models_are_loaded(
+    make_plan: MakePlan, tmp_path: Path, open_refusing: Open
+) -> None:
+    class Forbidden(storage.Disk):  # the tests may run as root, who may write anywhere
+        def writable(self, folder: Path) -> bool:
+            return False
+
+    with storage.using(Forbidden()), pytest.raises(RunStopped, match="permission denied") as caught:
+        run_local(make_plan(["cat"]), tmp_path / "runs" / "one", open_loop=open_refusing)
+    assert caught.value.where == str(tmp_path) and "--out" in caught.value.fix
