@@ -91,6 +91,10 @@ def read_plan(folder: Path) -> dict[str, Any]:
     if wrong:
         what = f"is not a plan ({wrong[0]} is {type(stored[wrong[0]]).__name__}, not {_SHAPE[wrong[0]].__name__})"
         raise IntegrityError(what, where=where, fix=fix)
+    for name in ("parts", "identity"):
+        odd = [key for key, value in stored[name].items() if not isinstance(value, str)]
+        if odd:
+            raise IntegrityError(f"is not a plan ({name}: {odd[0]} is no text)"[:200], where=where, fix=fix)
     if not re.fullmatch(r"[\w.-]{1,100}", stored["run_id"]):
         raise IntegrityError("is not a plan (run_id is no name)", where=where, fix=fix)
     return stored

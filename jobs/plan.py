@@ -20,7 +20,7 @@ from typing import Any
 
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError
-from jobs.folder import RESTORE, check_plan, claimed, difference, look, read_plan
+from jobs.folder import RESTORE, check_begun, check_plan, claimed, difference, look, read_plan
 from jobs.prompts import read_prompts
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
@@ -238,7 +238,7 @@ class Plan:
             raise IntegrityError(what, where=str(folder / PLAN_FILE), fix=fix) from None
         shards = [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards]
         if sha256 != stored["plan_sha256"] or parts != stored["parts"] or shards != stored["shards"]:
-            changed = difference(parts, stored["parts"]) if all(type(v) is str for v in stored["parts"].values()) else "parts"
+            changed = difference(parts, stored["parts"])
             raise IntegrityError(f"stored plan does not match its digest ({changed})", where=str(folder / PLAN_FILE), fix=fix)
         check_plan(folder, stored)
         return plan
@@ -278,6 +278,7 @@ def failed_keys(folder: Path) -> list[str]:
     from pipeline.shard import committed
 
     plan, done = Plan.load(folder), committed(folder)
+    check_begun(folder, plan, done)
     open_shards = [shard for shard in plan.shards if shard.shard_id not in done]
     if open_shards:
         raise InputError(

@@ -17,7 +17,7 @@ import pytest
 from index.errors import ClearanceError, IntegrityError, ModelError, PlanMismatch, RunStopped
 from jobs.folder import stored_plan, without_paths
 from jobs.lease import lease
-from jobs.plan import Plan, open_folder
+from jobs.plan import Plan, failed_keys, open_folder
 from jobs.run import run_local
 from jobs.session import Event
 from jobs.verdict import verify_run
@@ -267,6 +267,8 @@ def test_what_was_changed_in_a_sealed_run_is_found_on_resume(plan: Plan, sealed:
         run_local(plan, sealed, open_loop=open_loop)
     assert f"{sealed.name}/{where}" in caught.value.where and contents(sealed) == before
     assert not verify_run(sealed).ok
+    with pytest.raises(IntegrityError):
+        failed_keys(sealed)
 
 
 @pytest.mark.parametrize(
