@@ -10,6 +10,7 @@ from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _received: list[int] = []
+_listening: list[bool] = []  # one entry inside :func:`ending`
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,16 +32,18 @@ def ending() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _end)
+    _listening.append(True)
     try:
         yield
     finally:
+        _listening.pop()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def check() -> None:
     """Raise :class:`Interrupted` if a signal came whose exception was lost in a library's callback."""
-    if _received:
+    if _received and _listening:
         raise Interrupted
 
 

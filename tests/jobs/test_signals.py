@@ -119,6 +119,13 @@ def test_a_signal_whose_exception_was_lost_ends_the_run_at_the_next_sample(
     assert seen.count("sample") == 1 and read_events(tmp_path / "run")[-1]["reason"].startswith("SIGTERM: 0 of 5")
 
 
+def test_a_run_after_one_that_was_ended_is_not_ended(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+    with signals.ending(), pytest.raises(signals.Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert run_local(make_plan(["an owl"]), tmp_path / "run", open_loop=open_loop).requests == 1
+
+
 # --- Ray -------------------------------------------------------------------------------------------------------------------
 
 
