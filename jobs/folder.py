@@ -95,6 +95,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
         odd = [key for key, value in stored[name].items() if not isinstance(value, str)]
         if odd:
             raise IntegrityError(f"is not a plan ({name}: {odd[0]} is no text)"[:200], where=where, fix=fix)
+    if not re.fullmatch(r"|\.|\.\.(/\.\.)*", stored["base"]):
+        raise IntegrityError("is not a plan (base leads elsewhere)", where=where, fix=fix)
     if not re.fullmatch(r"[\w.-]{1,100}", stored["run_id"]):
         raise IntegrityError("is not a plan (run_id is no name)", where=where, fix=fix)
     return stored

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from index.errors import RunStopped
 from jobs import signals
 from jobs.folder import check_begun, claimed, look, stored_plan, without_paths
 from jobs.plan import Plan
@@ -243,6 +244,7 @@ class Session:
         outcomes = dict(sorted(self.outcomes().items()))
         statement: dict[str, Any] = {}
         if not self.sealed:
+            self._require_shards()
             told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
             self.event("run.finished", told, plan_sha256=self.plan.plan_sha256)
             # Stopped between its last commit and its seal: nothing was left to do, so no worker has told the context yet.
@@ -265,6 +267,18 @@ class Session:
             statement=statement,
             seconds=time.monotonic() - self.started,
         )
+
+    def _require_shards(self) -> None:
+        """What workers answered must be in this folder: on a cluster it may be another one of the same name."""
+        from pipeline.shard import markers
+
+        lost = sorted({shard.shard_id for shard in self.plan.shards} - set(markers(self.folder)))
+        if lost:
+            raise RunStopped(
+                f"{len(lost)} committed shards are not in the run folder, the first is {lost[0]}",
+                where=str(self.folder),
+                fix="Put the folder on storage that every worker shares, or leave it alone while the run goes; then --resume",
+            )
 
     def _predicate(self, workers: int, context: RunContext) -> dict[str, Any]:
         from pipeline.audit.ledger import run_predicate

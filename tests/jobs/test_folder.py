@@ -219,6 +219,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the list of shards": (lambda f: redo_plan(f, lambda p: p["shards"].pop()), "plan.json"),
     "a number as text": (lambda f: redo_plan(f, lambda p: p.update(requests="5")), "plan.json"),
     "parts as a list": (lambda f: redo_plan(f, lambda p: p.update(parts=[])), "plan.json"),
+    "a base elsewhere": (lambda f: redo_plan(f, lambda p: p.update(base="/etc")), "plan.json"),
     "a part that is no text": (lambda f: redo_plan(f, lambda p: p["parts"].update(policy=7)), "plan.json"),
     "the plan is a list": (lambda f: (f / "plan.json").write_text("[]"), "plan.json"),
     "the plan is not UTF-8": (lambda f: (f / "plan.json").write_bytes(b"\xff\xfe\xff"), "plan.json"),
@@ -316,6 +317,20 @@ def test_a_shard_laid_in_while_the_run_goes_is_not_sealed(plan: Plan, tmp_path: 
     with pytest.raises(IntegrityError, match="is not this run's"):
         run_local(plan, run, lay_in, open_loop=open_loop)
     assert not (run / "run.json").exists()
+
+
+def test_a_shard_that_went_away_while_the_run_goes_is_not_sealed_over(plan: Plan, tmp_path: Path, open_loop: Open) -> None:
+    """So it looks to the driver when workers write to a folder that is not shared."""
+    (tmp_path / "space").touch()
+
+    def lose(event: Event) -> None:
+        for marker in (tmp_path / "run" / "commits").glob("000000-*.json"):
+            marker.unlink()
+
+    with pytest.raises(RunStopped, match="1 committed shards are not in the run folder") as caught:
+        run_local(plan, tmp_path / "run", lose, open_loop=open_loop)
+    assert "every worker shares" in caught.value.fix and not (tmp_path / "run" / "run.json").exists()
+    assert run_local(plan, tmp_path / "run", open_loop=open_loop).outcomes == {"accepted": 5}
 
 
 def test_a_power_cut_between_statement_and_its_event_is_mended(plan: Plan, sealed: Path, open_loop: Open) -> None:
