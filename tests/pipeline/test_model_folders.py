@@ -310,6 +310,37 @@ def test_to_look_at_the_files_of_a_folder_takes_no_torch(tiny_sd: Path) -> None:
     assert done.stdout == "False\n", done.stderr
 
 
+BIG = """
+import resource, sys
+from pathlib import Path
+import torch
+from pipeline.model.fit import check_fit
+from pipeline.model.parts import Part
+from index.torchvision_ops import ensure
+ensure()
+import transformers
+from transformers import T5Config, T5EncoderModel
+folder = Path(sys.argv[1])
+config = T5Config(vocab_size=32128, d_model=2048, d_kv=64, d_ff=5120, num_layers=6, num_heads=32)
+config.save_pretrained(folder)
+with torch.device("meta"):
+    network = T5EncoderModel(config)
+tensors = {name: ("F16", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+part = Part(name=folder.name, folder=folder, library="transformers", class_name="T5EncoderModel", dtype="float32",
+            tensors=tensors, files=(folder / "model.safetensors",))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+check_fit(part)
+print(part.memory // 2**20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 2**10)
+"""
+
+
+def test_to_compare_names_and_shapes_takes_no_memory(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BIG, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1000:]
+    weights, taken = map(int, done.stdout.split())
+    assert weights > 1000 and taken < 100  # MiB
+
+
 SWAPPED = {
     "EulerAncestralDiscreteScheduler": "eta = 1", "LCMScheduler": "its base model", "UniPCMultistepScheduler": '"dpmpp_2m"',
     "HeunDiscreteScheduler": '"euler"', "PNDMScheduler": "generation.scheduler chooses", "DPMSolverSDEScheduler": "eta = 1",
