@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from guards.base import Probe, file_digest
 from guards.mark_network import KINDS
 from index.errors import GuardUnavailable, IntegrityError
+from index.shipped import STICKERS
 
 if TYPE_CHECKING:
     import torch
 
-SHIPPED = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers"  # data, not an import
 CARD, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -50,7 +50,7 @@ class MarkWeights:
         Raises:
             GuardUnavailable: folder, weights or card are missing or not of this guard.
         """
-        path = SHIPPED / guard if str(folder) == "stickers" else Path(folder)
+        path = STICKERS / guard if str(folder) == "stickers" else Path(folder)
         command = f"clearance lab world {guard}"
         for name in (CARD, WEIGHTS):
             if not (path / name).is_file():

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from index.embedder_source import HUB, LOCAL, SHIPPED, EmbedderSource, downloaded, folder_of, weights_folder
+from index.embedder_source import HUB, LOCAL, EmbedderSource, downloaded, folder_of, weights_folder
 from index.errors import InputError, ModelError
 from index.padding import PaddedCalls
 
 if TYPE_CHECKING:
     import torch
 
-    from index.store import ReferenceIndex
 
 ROWS = 8  # of every network call, padded: so a vector never depends on its neighbours; fewer when memory runs out
 LESS = "Use an embedder with smaller weights (the index must be built again with it), or a device with more memory"
 
-__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "embed_each", "embedder_of", "weights_digest", "weights_folder"]
+__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "embed_each", "weights_digest", "weights_folder"]
 
 
 class Embedder(Protocol):
@@ -289,39 +288,6 @@ def embed_each(embedder: Embedder, pictures: Sequence[np.ndarray]) -> np.ndarray
     for places in shapes.values():
         vectors[places] = embedder.images(np.stack([fitted[place] for place in places]))
     return vectors
-
-
-def embedder_of(
-    index: ReferenceIndex, model: str = "", pretrained: str = "", *, allow_download: bool = False, base: Path | None = None
-) -> OpenCLIPEmbedder:
-    """Open the embedder that an index is bound to.
-
-    Args:
-        index: the index.
-        model, pretrained: what to open it from; empty: what the index remembers, or the shipped one where it remembers nothing.
-        allow_download: whether weights may be fetched. An index does not remember that: the permission is this machine's.
-        base: folder that relative paths in ``model`` and ``pretrained`` start from; None: the working folder.
-
-    Raises:
-        ModelError: it cannot be opened.
-        IndexMismatch: the index was built with another one.
-    """
-    remembered = index.embedder_source.starting_from(index.folder)
-    if model:
-        source = EmbedderSource(model, pretrained)
-    else:
-        source = EmbedderSource(remembered.model or SHIPPED, pretrained or remembered.pretrained)
-    try:
-        embedder = OpenCLIPEmbedder.open(source.model, source.pretrained, allow_download=allow_download, base=base)
-    except ModelError as error:
-        if model:
-            raise
-        fix = f"{error.fix}. The index was built with {index.embedder_source}; if that lies elsewhere now, name it: "
-        raise ModelError(
-            error.what, where=error.where, fix=fix + "--embedder, or model under [embedder] in the run file"
-        ) from None
-    index.require_embedder(embedder.embedder_id)
-    return embedder
 
 
 def weights_digest(state: dict[str, Any]) -> str:

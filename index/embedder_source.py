@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ModelError
+from index.shipped import STICKERS
 
 SHIPPED = "stickers"
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -74,7 +75,7 @@ class EmbedderSource:
 
 def weights_folder() -> Path:
     """The folder of the shipped embedder: beside this package, in the checkout as in an installed wheel."""
-    return Path(__file__).resolve().parent.parent / "pipeline" / "weights" / SHIPPED / "embedder"
+    return STICKERS / "embedder"
 
 
 def folder_of(model: str, *, allow_download: bool) -> Path | None:

@@ -146,12 +146,13 @@ def run(
     """Generate, clear and record every request of a run file."""
     from dataclasses import replace
 
-    from jobs.folder import look, stored_plan
+    from jobs.folder import failed_keys, look
     from jobs.funnel import print_counts
     from jobs.notes import device_notes_of, notes_of
-    from jobs.plan import failed_keys, local_folder
+    from jobs.plan import local_folder
     from jobs.progress import Watch, duration
     from jobs.run import RUNNERS
+    from jobs.stored_plan import stored_plan
 
     config, base = _read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
@@ -200,11 +201,11 @@ def run(
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder, json: AsJson = False) -> None:
     """Say how far a run is and what came of it so far, from its folder alone."""
-    from jobs.folder import stored_plan
     from jobs.funnel import lines, read_counts, rows
     from jobs.lease import holder
+    from jobs.stored_plan import stored_plan
+    from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
-    from pipeline.shard import committed
     from pipeline.storage import entry_of
 
     folder, _ = _run_folder(run)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError, PlanMismatch
 from index.rate import Rate
+from index.shipped import STICKERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 WORKERS = 2
-WORLD = Path(__file__).resolve().parents[1] / "pipeline" / "weights" / "stickers"
-DRAWINGS = WORLD / "references"
+DRAWINGS = STICKERS / "references"
 WORDINGS = ("{}", "a sticker of a {}", "a drawing of a {}", "an icon of a {}", "a {}", "{} sticker")  # of the training captions
 
 RUN_TOML = """\
@@ -69,7 +69,7 @@ class DemoPrompt:
 def demo_prompts(samples: int) -> list[DemoPrompt]:
     """Half protected captions, a third ordinary ones, the rest captions of subjects that tend to draw marks."""
     protected, ordinary = max(1, samples // 2), max(1, samples // 3)
-    concepts = json.loads((WORLD / "manifest.json").read_text(encoding="utf-8"))["concepts"]
+    concepts = json.loads((STICKERS / "manifest.json").read_text(encoding="utf-8"))["concepts"]
     kinds = dict.fromkeys(concept["prone_to"] for concept in concepts if concept["prone_to"])
     prone = [[concept["name"] for concept in concepts if concept["prone_to"] == kind] for kind in kinds]
     counts = {"protected": protected, "ordinary": ordinary, "prone": max(1, samples - protected - ordinary)}

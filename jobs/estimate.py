@@ -17,7 +17,7 @@ from pipeline.outcome import Request
 from pipeline.policy import Policy
 
 if TYPE_CHECKING:
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
 SLOW = 2.0  # seconds from which one row (one picture) is measured and the others are counted like it
 ROW_BYTES = 8192  # what the rows of a request and its attempt take beside their pictures; 5,760 in a run of 34 requests
@@ -63,7 +63,7 @@ class Estimate:
     times: int
 
 
-def measure(studio: Studio, config: RunConfig) -> Measured:
+def measure(runtime: Runtime, config: RunConfig) -> Measured:
     """Draw nothing that is kept: one denoiser call, and one look at pictures decoded from noise.
 
     Raises:
@@ -71,12 +71,12 @@ def measure(studio: Studio, config: RunConfig) -> Measured:
     """
     import torch
 
-    from pipeline.audit.provenance import encode, thumbnail
+    from pipeline.marking.encode import encode, thumbnail
 
-    model, g = studio.model, config.generation
-    context = studio.context_of("")
+    model, g = runtime.model, config.generation
+    context = runtime.context_of("")
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0))
-    step = torch.tensor(studio.engine.sampler.timesteps[:1])
+    step = torch.tensor(runtime.engine.sampler.timesteps[:1])
 
     def call(rows: int) -> None:
         latents, texts = (x.expand(rows, *x.shape).contiguous() for x in (noise, context))
@@ -88,7 +88,7 @@ def measure(studio: Studio, config: RunConfig) -> Measured:
 
     def look(count: int) -> None:
         # Finished latents are about as large as noise: that is what an autoencoder's scaling factor is for.
-        pictures[:] = [study.picture for study in studio.study([noise] * count)]
+        pictures[:] = [study.picture for study in runtime.study([noise] * count)]
 
     with _edge("the denoiser", "model"):
         rows, call_seconds = _timed(call, g.rows)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
+from jobs.plan import Plan
+from jobs.stored_plan import difference, plan_json_digest, stored_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.storage import (
     cannot_write,
@@ -21,24 +23,13 @@ from pipeline.storage import (
     entries,
     entry_of,
     inside,
-    read_object,
     remove,
     require_writable,
     write_file,
 )
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
-    from pipeline.shard import ShardReceipt
-
-_SHAPE: dict[str, type] = {
-    "run_id": str, "created_at": float, "plan_sha256": str, "parts": dict, "parent": str, "config": dict, "policy": dict,
-    "base": str, "identity": dict, "copy_check": dict, "guards": list, "shards": list, "requests": int, "requests_sha256": str,
-    "plan_json_sha256": str,
-}  # fmt: skip
-
-
-RESTORE = "Restore it from a copy, or start the run in a new folder"
+    from pipeline.audit.shards import ShardReceipt
 
 
 @dataclass(frozen=True)
@@ -59,49 +50,6 @@ class Place:
     note: str = ""
 
 
-def stored_plan(folder: Path) -> dict[str, Any]:
-    """The content of a run folder's plan.json.
-
-    Raises:
-        InputError: not a run folder.
-        IntegrityError: plan.json cannot be read, or was changed.
-    """
-    stored = read_plan(folder)
-    check_plan(folder, stored)
-    return stored
-
-
-def check_plan(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Hold plan.json against the digest in it; raises IntegrityError."""
-    if _plan_digest(stored) != stored["plan_json_sha256"]:
-        where = str(folder / PLAN_FILE)
-        raise IntegrityError("was changed: it does not match its own digest", where=where, fix=RESTORE)
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The content of plan.json, not yet held against its digest; raises as :func:`stored_plan`."""
-    where, fix = str(folder / PLAN_FILE), RESTORE
-    if not folder.is_dir() or entry_of(folder, PLAN_FILE) is None:
-        raise InputError("not a run folder (no plan.json)", where=str(folder), fix="Name the --out folder of a run")
-    stored = read_object(folder, PLAN_FILE)
-    missing = [name for name in _SHAPE if name not in stored]
-    if missing:
-        raise IntegrityError(f"is not a plan ({missing[0]} is missing)", where=where, fix=fix)
-    wrong = [name for name, kind in _SHAPE.items() if type(stored[name]) is not kind]
-    if wrong:
-        what = f"is not a plan ({wrong[0]} is {type(stored[wrong[0]]).__name__}, not {_SHAPE[wrong[0]].__name__})"
-        raise IntegrityError(what, where=where, fix=fix)
-    for name in ("parts", "identity"):
-        odd = [key for key, value in stored[name].items() if not isinstance(value, str)]
-        if odd:
-            raise IntegrityError(f"is not a plan ({name}: {odd[0]} is no text)"[:200], where=where, fix=fix)
-    if not re.fullmatch(r"|\.|\.\.(/\.\.)*", stored["base"]):
-        raise IntegrityError("is not a plan (base leads elsewhere)", where=where, fix=fix)
-    if not re.fullmatch(r"[\w.-]{1,100}", stored["run_id"]):
-        raise IntegrityError("is not a plan (run_id is no name)", where=where, fix=fix)
-    return stored
-
-
 def look(out: Path, plan: Plan, *, resume: bool) -> Place:
     """Whether a plan can be run in a folder. Reads; writes nothing.
 
@@ -115,8 +63,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         IntegrityError: what is there was changed.
         RunStopped: it cannot be written to.
     """
-    from jobs.plan import Plan
-    from pipeline.shard import markers
+    from pipeline.audit.shards import markers
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
     require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
@@ -183,11 +130,59 @@ def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] 
                 folder.rmdir()  # only where a start that failed left it empty
 
 
+def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, str]:
+    """Make the run folder for a plan before it is run, or find the one that is there; the runners do so themselves.
+
+    Args:
+        out: the run folder.
+        plan: what is to be run in it.
+        resume: continue a folder of the same plan.
+
+    Returns:
+        The folder and the run's id (kept when resuming).
+
+    Raises:
+        PlanMismatch: the folder belongs to another plan, holds this plan but ``resume`` is not set, or holds other files.
+        IntegrityError: what is there was changed.
+        RunStopped: another run holds the folder, or it cannot be written.
+    """
+    place = look(out, plan, resume=resume)
+    if place.state != "begun":
+        with claimed(out, plan, place):
+            pass
+    return out, place.run_id
+
+
+def failed_keys(folder: Path) -> list[str]:
+    """Keys of the requests of a finished run that ended as errors, in the order of the run.
+
+    Raises:
+        InputError: the run is not finished, or nothing failed.
+        IntegrityError: what is there was changed.
+    """
+    from pipeline.audit.ledger import sample_rows
+    from pipeline.audit.shards import committed
+
+    plan, done = Plan.load(folder), committed(folder)
+    check_begun(folder, plan, done)
+    open_shards = [shard for shard in plan.shards if shard.shard_id not in done]
+    if open_shards:
+        raise InputError(
+            f"the run is not finished ({len(open_shards)} shards are open)",
+            where=str(folder),
+            fix="Finish it with --resume first",
+        )
+    keys = [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
+    if not keys:
+        raise InputError("no request of this run failed", where=str(folder), fix="There is nothing to repeat")
+    return keys
+
+
 def _begin(folder: Path, plan: Plan, place: Place) -> None:
     """Write what a run begins with."""
     from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
     from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
-    from pipeline.shard import sweep
+    from pipeline.audit.shards import sweep
 
     try:
         if place.state == "replaced":
@@ -258,18 +253,6 @@ def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
     return bool(named)  # without that event the run was stopped between the two; it is sealed again
 
 
-def difference(now: Mapping[str, str], stored: Mapping[str, str]) -> str:
-    """Which parts of two plans differ."""
-    names = [name for name in (*now, *(n for n in stored if n not in now)) if now.get(name) != stored.get(name)]
-    parts = [f"{name} {_short(stored.get(name))} there, {_short(now.get(name))} here" for name in names]
-    return "changed: " + "; ".join(parts) if parts else "same parts, other digest"
-
-
-def _short(part: str | None) -> str:
-    """A part for people: eight signs of a digest, a version whole."""
-    return "none" if not part else part[:8] if re.fullmatch("[0-9a-f]{32,}", part) else part
-
-
 def without_paths(text: str, folder: Path, base: Path) -> str:
     """A message as it may stand in a run's record: the folders of this machine are left out, the names of files are kept."""
     for place in sorted({str(folder), str(folder.resolve()), str(base)}, key=len, reverse=True):
@@ -294,16 +277,11 @@ def _plan_json(folder: Path, plan: Plan, run_id: str) -> bytes:
         "requests_sha256": hashlib.sha256(plan.requests_file).hexdigest(),
     }
     body = json.loads(json.dumps(body))  # tuples become lists, as they are when the digest is checked
-    return json.dumps({**body, "plan_json_sha256": _plan_digest(body)}, indent=2).encode() + b"\n"
+    return json.dumps({**body, "plan_json_sha256": plan_json_digest(body)}, indent=2).encode() + b"\n"
 
 
 def _plan_file(folder: Path) -> str:
     return digest_of(folder, PLAN_FILE) if entry_of(folder, PLAN_FILE) is not None else ""
-
-
-def _plan_digest(body: Mapping[str, Any]) -> str:
-    plain = {name: value for name, value in body.items() if name != "plan_json_sha256"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _not_ours(out: Path) -> list[str]:
@@ -311,7 +289,7 @@ def _not_ours(out: Path) -> list[str]:
     from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
     from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
     from pipeline.audit.ledger import RUN_FILE
-    from pipeline.shard import COMMITS, TABLES, is_leftover
+    from pipeline.audit.shards import COMMITS, TABLES, is_leftover
 
     files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENTS_FILE, EVENTS_HEAD_FILE, RUN_FILE}
     found = []
@@ -325,6 +303,6 @@ def _not_ours(out: Path) -> list[str]:
 
 
 def _written(folder: str, name: str) -> bool:
-    from pipeline.shard import COMMITS, is_leftover
+    from pipeline.audit.shards import COMMITS, is_leftover
 
     return is_leftover(folder, name) or (folder == COMMITS and name.endswith(".json") and not name.startswith("."))

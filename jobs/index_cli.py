@@ -377,7 +377,8 @@ def _reading(
 
 
 def _embedder(store: ReferenceIndex | None, model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
-    from index.embed import OpenCLIPEmbedder, embedder_of
+    from index.bound_embedder import embedder_of
+    from index.embed import OpenCLIPEmbedder
 
     with busy("loading the embedder"):
         if store is None:

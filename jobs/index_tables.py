@@ -124,7 +124,7 @@ def calibration_of(index: ReferenceIndex) -> tuple[Calibration | None, str]:
         ClearanceError: the file beside the index is no calibration, or was changed.
     """
     from index.calibrate import Calibration
-    from pipeline.model.folder import STICKERS
+    from index.shipped import STICKERS
 
     for path, own in ((index.folder / "calibration.json", True), (STICKERS / "calibration.json", False)):
         if not path.exists():

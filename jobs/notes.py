@@ -17,8 +17,8 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     """
     from pipeline.model.families import look_at
     from pipeline.model.samplers import sampler_of
+    from pipeline.opening import stale_calibration
     from pipeline.policy import remarks
-    from pipeline.studio import stale_calibration
 
     folder, cls, parts = look_at(config.model)
     notes = list(parts.notes)

@@ -20,8 +20,8 @@ from typing import Any
 
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError
-from jobs.folder import RESTORE, check_begun, check_plan, claimed, difference, look, read_plan
 from jobs.prompts import read_prompts
+from jobs.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.notes import Note
@@ -155,7 +155,7 @@ class Plan:
         """The requests as a Parquet file; the same requests give the same bytes."""
         import pyarrow as pa
 
-        from pipeline.shard import write_parquet
+        from pipeline.audit.shards import write_parquet
 
         columns = {
             "row_no": pa.array([r.row_no for r in self.requests], pa.int64()),
@@ -242,54 +242,6 @@ class Plan:
             raise IntegrityError(f"stored plan does not match its digest ({changed})", where=str(folder / PLAN_FILE), fix=fix)
         check_plan(folder, stored)
         return plan
-
-
-def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, str]:
-    """Make the run folder for a plan before it is run, or find the one that is there; the runners do so themselves.
-
-    Args:
-        out: the run folder.
-        plan: what is to be run in it.
-        resume: continue a folder of the same plan.
-
-    Returns:
-        The folder and the run's id (kept when resuming).
-
-    Raises:
-        PlanMismatch: the folder belongs to another plan, holds this plan but ``resume`` is not set, or holds other files.
-        IntegrityError: what is there was changed.
-        RunStopped: another run holds the folder, or it cannot be written.
-    """
-    place = look(out, plan, resume=resume)
-    if place.state != "begun":
-        with claimed(out, plan, place):
-            pass
-    return out, place.run_id
-
-
-def failed_keys(folder: Path) -> list[str]:
-    """Keys of the requests of a finished run that ended as errors, in the order of the run.
-
-    Raises:
-        InputError: the run is not finished, or nothing failed.
-        IntegrityError: what is there was changed.
-    """
-    from pipeline.audit.ledger import sample_rows
-    from pipeline.shard import committed
-
-    plan, done = Plan.load(folder), committed(folder)
-    check_begun(folder, plan, done)
-    open_shards = [shard for shard in plan.shards if shard.shard_id not in done]
-    if open_shards:
-        raise InputError(
-            f"the run is not finished ({len(open_shards)} shards are open)",
-            where=str(folder),
-            fix="Finish it with --resume first",
-        )
-    keys = [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
-    if not keys:
-        raise InputError("no request of this run failed", where=str(folder), fix="There is nothing to repeat")
-    return keys
 
 
 def read_policy(name: str, base: Path) -> Policy:

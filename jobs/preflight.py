@@ -24,7 +24,8 @@ from pipeline.outcome import Request
 if TYPE_CHECKING:
     from jobs.plan import Plan
     from pipeline.model.families import CheckedModel
-    from pipeline.studio import Copies, Studio
+    from pipeline.opening import Copies
+    from pipeline.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ def preflight(
         notes: those that were made with the plan.
         problem: why the plan binds nothing, if it does not; the rest is looked at all the same.
     """
-    from pipeline.studio import open_copies, open_policy_guards, prepare
+    from pipeline.opening import open_copies, open_policy_guards, prepare
 
     found = Preflight(plan, folder, runner, notes=list(notes), todo=plan.requests)
     found.problems += [problem] if problem is not None else []
@@ -120,7 +121,7 @@ def preflight(
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
     from jobs.folder import look
     from pipeline.audit.binding import PLAN_FILE
-    from pipeline.shard import committed
+    from pipeline.audit.shards import committed
     from pipeline.storage import entry_of
 
     there = _nearest(found.folder)
@@ -195,7 +196,7 @@ def _index(copies: Copies) -> str:
 def _load(
     found: Preflight, checked: CheckedModel, guards: Sequence[Any], skipped: Sequence[str], copies: Copies | None
 ) -> None:
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
     config, need = found.plan.config, checked.parts.memory
     free = free_memory(config.model.device)
@@ -203,22 +204,22 @@ def _load(
         what = f"its weights take {size(need)}, and {size(free)} are free on {config.model.device}"
         fix = 'Choose model.dtype = "bfloat16" or a smaller model, close other programs, or use a larger machine'
         raise ConfigError(what, where=str(checked.folder), fix=fix)
-    studio = Studio.with_looks(config, found.plan.policy, guards, skipped, copies, base=found.plan.base)
-    found.opened["sampler"] = f"{studio.engine.sampler.name}, {len(studio.engine.sampler)} steps"
-    if studio.erasers.loaded:
-        found.opened["adapters"] = ", ".join(adapter.name for adapter, _ in studio.erasers.loaded)
-    cut = sum(studio.model.truncated(request.prompt) for request in found.todo if not request.problem)
+    runtime = Runtime.with_looks(config, found.plan.policy, guards, skipped, copies, base=found.plan.base)
+    found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
+    if runtime.erasers.loaded:
+        found.opened["adapters"] = ", ".join(adapter.name for adapter, _ in runtime.erasers.loaded)
+    cut = sum(runtime.model.truncated(request.prompt) for request in found.todo if not request.problem)
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
         found.notes.append(Note("prompts", text))
-    found.measured = measure(studio, config)
-    found.estimate = _estimate(found, studio)
+    found.measured = measure(runtime, config)
+    found.estimate = _estimate(found, runtime)
 
 
-def _estimate(found: Preflight, studio: Studio) -> Estimate:
+def _estimate(found: Preflight, runtime: Runtime) -> Estimate:
     assert found.measured is not None
     plan = found.plan
-    return estimate(found.measured, plan.config, plan.policy, found.todo, guided=studio.engine.guided, workers=found.workers)
+    return estimate(found.measured, plan.config, plan.policy, found.todo, guided=runtime.engine.guided, workers=found.workers)
 
 
 def _room(found: Preflight) -> None:

@@ -94,7 +94,7 @@ class _Seat:
     """A place for one worker; its actor may be replaced.
 
     Attributes:
-        shard_no: what it works at; None: the worker is opening its studio.
+        shard_no: what it works at; None: the worker is opening its runtime.
         ahead: leases it holds beside, the next first.
     """
 
@@ -209,7 +209,7 @@ class _Pool:
         """A worker died: put its shard back (or give it up), and hire another."""
         import ray
 
-        from pipeline.shard import committed
+        from pipeline.audit.shards import committed
 
         with suppress(Exception):
             ray.kill(seat.actor)  # an actor that is only unreachable must not commit behind our back

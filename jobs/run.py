@@ -23,7 +23,7 @@ def run_local(
         plan: what to do.
         folder: the run folder; made when the worker is ready.
         on_event: listener for progress.
-        open_loop: how to open a studio and its loop; the default is the real one.
+        open_loop: how to open a runtime and its loop; the default is the real one.
         resume: go on where a run of the same plan stopped; otherwise such a folder is refused.
 
     Raises:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import RunStopped
 from jobs import signals
-from jobs.folder import check_begun, claimed, look, stored_plan, without_paths
+from jobs.folder import check_begun, claimed, look, without_paths
 from jobs.plan import Plan
+from jobs.stored_plan import stored_plan
 from jobs.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.outcome import Outcome, Sample
@@ -27,7 +28,7 @@ from pipeline.storage import digest_of
 
 if TYPE_CHECKING:
     from pipeline.audit.records import Anchors, RunContext
-    from pipeline.shard import ShardReceipt
+    from pipeline.audit.shards import ShardReceipt
 
 DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
 
@@ -146,7 +147,7 @@ class Session:
         """
         from pipeline.audit.events import events_head, read_events
         from pipeline.audit.records import Anchors
-        from pipeline.shard import committed, sweep
+        from pipeline.audit.shards import committed, sweep
 
         plan_sha256, place = self.plan.plan_sha256, self.place
         self._claim.enter_context(claimed(self.folder, self.plan, place, lambda text: self.report("note", text)))
@@ -239,7 +240,7 @@ class Session:
     def finish(self, workers: int) -> RunResult:
         """Seal the run and say what came out. Needs :attr:`context` unless the run was sealed before."""
         from pipeline.audit.ledger import seal
-        from pipeline.shard import sweep
+        from pipeline.audit.shards import sweep
 
         outcomes = dict(sorted(self.outcomes().items()))
         statement: dict[str, Any] = {}
@@ -270,7 +271,7 @@ class Session:
 
     def _require_shards(self) -> None:
         """What workers answered must be in this folder: on a cluster it may be another one of the same name."""
-        from pipeline.shard import markers
+        from pipeline.audit.shards import markers
 
         lost = sorted({shard.shard_id for shard in self.plan.shards} - set(markers(self.folder)))
         if lost:

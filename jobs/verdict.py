@@ -20,7 +20,7 @@ def verify_run(folder: Path) -> Verification:
     """
     from jobs.folder import check_begun
     from jobs.plan import Plan
-    from pipeline.shard import committed
+    from pipeline.audit.shards import committed
 
     found = verify(folder)
     try:

@@ -1,4 +1,4 @@
-"""The worker: opens a studio once, moderates the requests of shard after shard and commits each shard when all of it has ended.
+"""The worker: opens a runtime once, moderates the requests of shard after shard, commits each shard when all of it has ended.
 
 Shards overlap: while the last samples of one are drawn, those of the next have begun, so that the calls stay full. A sample's
 bytes do not depend on who else is in a call.
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
-from jobs.folder import difference, without_paths
+from jobs.folder import without_paths
 from jobs.plan import Plan
+from jobs.stored_plan import difference
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy
@@ -23,11 +24,11 @@ from pipeline.storage import advice
 
 if TYPE_CHECKING:
     from pipeline.audit.records import Anchors, RunContext
-    from pipeline.shard import ShardReceipt
+    from pipeline.audit.shards import ShardReceipt
 
 
-class StudioLike(Protocol):
-    """What a worker needs of :class:`pipeline.studio.Studio`."""
+class RuntimeLike(Protocol):
+    """What a worker needs of :class:`pipeline.runtime.Runtime`."""
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
     def identity(self) -> dict[str, str]: ...
@@ -37,7 +38,7 @@ class LoopLike(Protocol):
     """What a worker needs of :class:`pipeline.moderate.Moderation`."""
 
     @property
-    def studio(self) -> StudioLike: ...
+    def runtime(self) -> RuntimeLike: ...
     @property
     def room(self) -> bool: ...
     @property
@@ -50,18 +51,18 @@ OpenLoop = Callable[[RunConfig, Policy, Path], LoopLike]
 
 
 class Worker:
-    """Opens a studio once and moderates shard after shard.
+    """Opens a runtime once and moderates shard after shard.
 
     Args:
         plan: what to do.
         folder: the run folder, reachable from where the worker runs.
         run_id: the run's id.
         worker_id: recorded in every row.
-        open_loop: how to open a studio and its loop; the default is the real one.
+        open_loop: how to open a runtime and its loop; the default is the real one.
         on_sample: called with each sample when it ends, before its shard is committed.
 
     Raises:
-        ClearanceError: the studio cannot be opened, or model and index here are not those of the plan.
+        ClearanceError: the runtime cannot be opened, or model and index here are not those of the plan.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class Worker:
     ) -> None:
         self.plan, self.folder, self.on_sample = plan, folder, on_sample
         self._loop = (open_loop or _open_loop)(plan.config, plan.policy, plan.base)
-        here = self._loop.studio.identity()
+        here = self._loop.runtime.identity()
         if here != plan.identity:
             raise PlanMismatch(
                 f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
                 where=str(folder),
                 fix="Bring back what changed (model, index, policy, guards or libraries), or start a new run",
             )
-        self.context = self._loop.studio.context(run_id, plan.plan_sha256, worker_id)
+        self.context = self._loop.runtime.context(run_id, plan.plan_sha256, worker_id)
         self._todo: deque[Request] = deque()
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
@@ -157,7 +158,7 @@ class Worker:
 
 def shards_ahead(config: RunConfig) -> int:
     """Shards that a worker holds beside the one it works at: as many as fill the calls while that one comes to its end."""
-    from pipeline.packing import WINDOW
+    from pipeline.engine.packing import WINDOW
 
     return math.ceil(WINDOW * config.generation.rows / 2 / config.shard_size)
 
@@ -167,7 +168,7 @@ def commit(
 ) -> ShardReceipt:
     """Write a shard's samples and attempts, in the order of its requests."""
     from pipeline.audit.records import attempt_table, sample_table
-    from pipeline.shard import commit_shard
+    from pipeline.audit.shards import commit_shard
 
     by_row = {sample.request.row_no: sample for sample in samples}
     if len(samples) != len(requests) or any(request.row_no not in by_row for request in requests):
@@ -180,6 +181,6 @@ def commit(
 
 def _open_loop(config: RunConfig, policy: Policy, base: Path) -> LoopLike:
     from pipeline.moderate import Moderation
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
-    return Moderation(Studio.open(config, policy, base=base))
+    return Moderation(Runtime.open(config, policy, base=base))

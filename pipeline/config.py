@@ -54,7 +54,7 @@ class GenerationConfig:
 
 @settings
 class EmbedderConfig:
-    """The OpenCLIP embedder; empty: the index's own. See :func:`index.embed.embedder_of`."""
+    """The OpenCLIP embedder; empty: the index's own. See :func:`index.bound_embedder.embedder_of`."""
 
     model: str = line(
         "",

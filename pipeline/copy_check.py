@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError, IntegrityError
 from index.rate import Rate, percent
+from index.shipped import STICKERS
 from pipeline.config import RunConfig
-from pipeline.model.folder import STICKERS
 from pipeline.policy import Policy
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from index.shipped import STICKERS
 from pipeline.config import RunConfig
-from pipeline.model.folder import STICKERS, folder_digest, resolve
+from pipeline.model.folder import folder_digest, resolve
 from pipeline.policy import Policy, guard_tables
+from pipeline.respond.early import early_id
+from pipeline.respond.marks import adapters_digest
 from pipeline.settings import digest
-from pipeline.steer.early import early_id
-from pipeline.steer.erasers import adapters_digest
 
 LIBRARIES = (
     "clearance", "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime",

@@ -57,6 +57,17 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA, textual inversion or eraser that was loaded: what it is, its digest, its weight, the tokens it brought."""
+
+    name: str
+    kind: str
+    digest: str
+    weight: float = 1.0
+    tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Intervention:
     """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used.
 

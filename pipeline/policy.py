@@ -136,7 +136,7 @@ class OutsideGuard:
 
 @settings
 class EarlyPolicy:
-    """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.steer.early`."""
+    """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.respond.early`."""
 
     enabled: bool = flag(False, "look at samples in mid-flight; a probe may only steer. The shipped policy says true")
     signal: Literal["latent", "head", "decode"] = choice(

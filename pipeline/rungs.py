@@ -181,7 +181,7 @@ class SpellRung(Resumed):
 class EraseRung:
     """From the same noise again, with the mark's name and place in the negative conditioning.
 
-    See :mod:`pipeline.steer.erasers`. Driven from one place a mark may come back at another. Where no adapter has a name for
+    See :mod:`pipeline.respond.marks`. Driven from one place a mark may come back at another. Where no adapter has a name for
     the mark, or the same was tried before, the rung is a re-seed.
     """
 

@@ -11,10 +11,10 @@ import numpy as np
 from guards.base import Finding
 from index.reference import Match
 from pipeline.audit.ledger import append_event, run_predicate, seal
-from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.shards import commit_shard
+from pipeline.marking.encode import pixel_digest
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
-from pipeline.shard import commit_shard
 
 THRESHOLD = 0.8
 FAR = Match("far", "a far drawing", 0.3)

@@ -130,8 +130,8 @@ def train(
     from jobs.erase.train import Training
     from jobs.erase.train import train as run
     from pipeline.config import ModelConfig
-    from pipeline.model.adapter import SETTINGS
     from pipeline.model.folder import folder_digest, resolve
+    from pipeline.steer.erase_adapter import SETTINGS
 
     if (out / SETTINGS).exists():
         raise InputError("holds a finished adapter", where=str(out), fix="Name another folder with --out")

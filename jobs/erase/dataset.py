@@ -20,7 +20,7 @@ from guards.base import Finding, Guard
 from index.errors import ClearanceError, InputError
 from jobs.erase.captioned import Captioned
 from jobs.erase.pollute import Mark, Pollution, pollute
-from pipeline.steer.erase import CONCEPTS, check_box, marks_found, overlap
+from pipeline.steer.erase_tokens import CONCEPTS, check_box, marks_found, overlap
 
 BATCH = 64
 Detector = Literal["marks", "yolo", "codes", "text"]

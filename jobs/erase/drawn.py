@@ -30,7 +30,7 @@ def drawn_source(
 
     Raises:
         InputError: a prompt that cannot be drawn, or none.
-        ConfigError, ModelError: see :func:`pipeline.model.families.load_model` and :class:`pipeline.engine.Engine`.
+        ConfigError, ModelError: see :func:`pipeline.model.families.load_model` and :class:`pipeline.engine.engine.Engine`.
     """
     from jobs.prompts import read_prompts
 
@@ -46,9 +46,9 @@ def drawn_source(
 def _drawn(requests: Sequence[Request], model: ModelConfig, generation: GenerationConfig) -> Iterator[Captioned]:
     import torch
 
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.families import load_model
-    from pipeline.trajectory import Trajectory
 
     network = load_model(model)
     engine = Engine(

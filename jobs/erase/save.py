@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.erase.dataset import Fractions, Rows
 from jobs.erase.train import CHECKPOINT, Trained, Training
-from pipeline.model.adapter import FORMAT, LOWRANK, PREFIX, SETTINGS, TOKENS
+from pipeline.steer.erase_adapter import FORMAT, LOWRANK, PREFIX, SETTINGS, TOKENS
 
 PLACES = 64  # boxes kept of each concept
 

@@ -32,9 +32,9 @@ from guards.base import Box
 from index.errors import ConfigError, InputError, PlanMismatch
 from jobs.erase.dataset import NothingFound, Rows
 from pipeline.config import ModelConfig
-from pipeline.model.adapter import Removal
 from pipeline.settings import digest
-from pipeline.steer.erase import WORDS, Mode, Vocabulary, box_mask, loss_weights
+from pipeline.steer.erase_adapter import Removal
+from pipeline.steer.erase_tokens import WORDS, Mode, Vocabulary, box_mask, loss_weights
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Training:
         concepts: what is named; () is plain fine-tuning without tokens (a control).
         mode: how places are said; ``none``: existence only.
         grid: bins along each side.
-        a: of :func:`pipeline.steer.erase.loss_weights`; 1 weighs all positions alike.
+        a: of :func:`pipeline.steer.erase_tokens.loss_weights`; 1 weighs all positions alike.
         steps: of the optimiser.
         batch: pictures a step.
         token_rate: learning rate of the tokens.

@@ -18,7 +18,7 @@ from pipeline.audit.events import EVENTS_FILE
 from pipeline.audit.records import table_header
 from pipeline.audit.requests import fits
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.shard import ShardFile, ShardReceipt
+from pipeline.audit.shards import ShardFile, ShardReceipt
 from pipeline.storage import entry_of, open_file
 
 if TYPE_CHECKING:

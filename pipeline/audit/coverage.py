@@ -7,7 +7,7 @@ from pathlib import Path
 
 from index.errors import IntegrityError
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.shard import COMMITS, TABLES
+from pipeline.audit.shards import COMMITS, TABLES
 from pipeline.storage import TEMPORARY, Entry, entries
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"

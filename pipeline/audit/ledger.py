@@ -21,7 +21,7 @@ from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.records import RunContext, canonical, salt_id
 from pipeline.audit.requests import rows_in
-from pipeline.shard import committed, markers, receipt_of
+from pipeline.audit.shards import committed, markers, receipt_of
 from pipeline.storage import digest_of, entry_of, parse_object, read_file, write_file
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

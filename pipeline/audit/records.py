@@ -20,23 +20,12 @@ import numpy as np
 from guards.base import Finding
 from index.errors import InputError, IntegrityError
 from index.reference import Match
-from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, SUFFIXES, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.audit.schema import LINKS, PAYLOADS, SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Request, Sample
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, SUFFIXES, decode, encode, pixel_digest, thumbnail, xmp_packet
+from pipeline.outcome import ACCEPTED, Adapter, Attempt, Caught, Outcome, Request, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA, textual inversion or eraser that was loaded: what it is, its digest, its weight, the tokens it brought."""
-
-    name: str
-    kind: str
-    digest: str
-    weight: float = 1.0
-    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

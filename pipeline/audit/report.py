@@ -20,8 +20,8 @@ from pipeline.audit import charts
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.audit.policy_rows import ladders, policy_rows
-from pipeline.audit.provenance import thumbnail
 from pipeline.audit.showcase import Showcase
+from pipeline.marking.encode import thumbnail
 from pipeline.outcome import ACCEPTED
 from pipeline.storage import write_file
 

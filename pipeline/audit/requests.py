@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from pipeline.audit.schema import attempts_schema, samples_schema
-from pipeline.shard import markers, receipt_of
+from pipeline.audit.shards import markers, receipt_of
 from pipeline.storage import open_file
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ModelError
+from index.shipped import STICKERS
 from pipeline.config import ModelConfig
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
 _TEXTS = frozenset({".json", ".txt", ".model"})
 # Only safetensors are loaded; the others are counted, so that a folder in which they change is another folder.
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".npz"})
-STICKERS = Path(__file__).resolve().parents[1] / "weights" / "stickers"
 
 
 def resolve(config: ModelConfig) -> Path:

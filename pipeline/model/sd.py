@@ -59,7 +59,7 @@ class StableDiffusion(LatentDiffusion):
 
     def encode_ids(self, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Ids (N, T) → token embeddings (N, T, D); ids from V on are rows of ``vectors``. Differentiable, unpadded."""
-        from pipeline.model.words import new_words
+        from pipeline.model.new_tokens import new_words
 
         with new_words(self.word_table, vectors):
             return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]

@@ -19,8 +19,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from guards.base import Box
-from pipeline.steer.cascade import max_cosine
-from pipeline.steer.erase import box_mask
+from pipeline.steer.erase_tokens import box_mask
+from pipeline.steer.filters import max_cosine
 
 if TYPE_CHECKING:
     import torch

@@ -12,17 +12,18 @@ import pytest
 from safetensors.torch import load, save
 
 from guards.base import file_digest, import_package
-from guards.mark_weights import CARD, SHIPPED, WEIGHTS, MarkWeights
+from guards.mark_weights import CARD, WEIGHTS, MarkWeights
 from guards.marks import MarksGuard
 from guards.unsafe import UnsafeGuard
 from index.errors import GuardUnavailable, IntegrityError
+from index.shipped import STICKERS
 
 
 @pytest.fixture
 def marks(tmp_path: Path) -> Path:
     """A copy of the mark network's folder, to damage."""
     for name in (CARD, WEIGHTS):
-        shutil.copy(SHIPPED / "marks" / name, tmp_path)
+        shutil.copy(STICKERS / "marks" / name, tmp_path)
     return tmp_path
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guards.mark_weights import SHIPPED
+from guards.mark_weights import STICKERS
 from guards.marks import MarksGuard, bounding_box
 from index.errors import GuardUnavailable, InputError, IntegrityError, OutOfMemory
 from jobs.erase.marks.overlays import KINDS, overlay
 
 from .conftest import drawing
 
-STICKERS = SHIPPED / "marks"
+STICKERS = STICKERS / "marks"
 
 
 @pytest.fixture(scope="module")

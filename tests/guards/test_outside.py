@@ -13,7 +13,8 @@ import pytest
 from guards.conformance import check_guard
 from guards.registry import describe, guard_class, open_guards
 from index.errors import ConfigError, GuardUnavailable
-from jobs.plan import Plan, open_folder
+from jobs.folder import open_folder
+from jobs.plan import Plan
 from jobs.run import run_local
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows

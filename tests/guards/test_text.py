@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import guards.text
-from guards.mark_weights import SHIPPED
+from guards.mark_weights import STICKERS
 from guards.text import TextGuard, tiles
 from index.errors import GuardUnavailable, InputError, IntegrityError
 
@@ -109,7 +109,7 @@ def test_a_word_of_two_chinese_letters_is_text(guard: TextGuard, side: int) -> N
 
 
 def test_none_of_the_shipped_drawings_is_text(guard: TextGuard) -> None:
-    drawings = sorted((SHIPPED / "references").glob("*.png"))
+    drawings = sorted((STICKERS / "references").glob("*.png"))
     pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in drawings])
     flagged = [path.name for path, (found,) in zip(drawings, guard.check(pictures), strict=True) if found.score > 0]
     assert len(drawings) == 62 and flagged == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from guards.conformance import check_guard
-from guards.mark_weights import SHIPPED
+from guards.mark_weights import STICKERS
 from guards.yolo import YoloMarksGuard, inside, make_detector
 from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
 from jobs.erase.marks.overlays import KINDS, overlay
@@ -21,7 +21,7 @@ from jobs.lab.world.mark_measures import overlap
 
 from .conftest import drawing
 
-WEIGHTS = SHIPPED / "yolo"
+WEIGHTS = STICKERS / "yolo"
 needs_ultralytics = pytest.mark.skipif(
     importlib.util.find_spec("ultralytics") is None, reason="ultralytics (AGPL-3.0, the extra 'yolo') is not installed"
 )

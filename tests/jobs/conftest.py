@@ -1,4 +1,4 @@
-"""A studio that draws coloured squares instead of pictures, and plans for it."""
+"""A runtime that draws coloured squares instead of pictures, and plans for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from guards.base import Finding
 from index.errors import ModelError
 from index.reference import Match
 from jobs.plan import Plan
-from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext
 from pipeline.config import RunConfig
+from pipeline.marking.encode import pixel_digest
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.policy import Policy
 from pipeline.settings import digest
@@ -31,8 +31,8 @@ IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 class FakeModeration:
     """Two at a time; the later and the earlier of them ends by turns."""
 
-    def __init__(self, studio: FakeStudio) -> None:
-        self.studio, self.sample = studio, studio.sample
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self.runtime, self.sample = runtime, runtime.sample
         self.standing: list[Request] = []
         self.steps = 0
 
@@ -55,7 +55,7 @@ class FakeModeration:
         return [self.sample(self.standing.pop(-1 if self.steps % 2 else 0))]
 
 
-class FakeStudio:
+class FakeRuntime:
     """Obeys words in the prompt: copy, stubborn, steered, disk-full, crash, lose, die-once, die-always."""
 
     def __init__(self, config: RunConfig, policy: Policy, base: Path) -> None:
@@ -123,7 +123,7 @@ class FakeStudio:
 
 
 def open_fake(config: RunConfig, policy: Policy, base: Path) -> FakeModeration:
-    return FakeModeration(FakeStudio(config, policy, base))
+    return FakeModeration(FakeRuntime(config, policy, base))
 
 
 def refuse(config: RunConfig, policy: Policy, base: Path) -> FakeModeration:

@@ -36,7 +36,7 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 @pytest.fixture
 def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> Path:
-    """A run file whose studio is the fake one."""
+    """A run file whose runtime is the fake one."""
     monkeypatch.setattr(worker, "_open_loop", open_loop)
     monkeypatch.setattr(identity, "identity_of", lambda config, policy, base: IDENTITY)
     monkeypatch.chdir(tmp_path)
@@ -236,7 +236,7 @@ def test_unexpected_errors_say_how_to_see_more(run_file: Path, monkeypatch: pyte
     assert isinstance(call("run", run_file).exception, ZeroDivisionError)
 
 
-def test_a_studio_that_does_not_open_is_said_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_does_not_open_is_said_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 

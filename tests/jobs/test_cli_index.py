@@ -16,7 +16,8 @@ from index.calibrate import Calibration
 from index.embedder_source import weights_folder
 from index.store import ReferenceIndex
 from jobs import cli, index_cli
-from jobs.plan import Plan, open_folder
+from jobs.folder import open_folder
+from jobs.plan import Plan
 from jobs.report import ReferencePictures
 from pipeline.config import RunConfig
 from pipeline.policy import Policy

@@ -27,7 +27,7 @@ from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy
 
 from ..counted import one_of_each
-from .conftest import FakeStudio
+from .conftest import FakeRuntime
 
 STICKERS_EMBEDDER = "openclip-a5e0fe2ba4838284"
 RECALL = "This check finds 91 % of edited copies (88–94 %, 428 measured); it misses the rest."
@@ -62,8 +62,8 @@ class Prepared:
 
     room, busy = True, False
 
-    def __init__(self, studio: FakeStudio, stop: int) -> None:
-        self.studio, self.stop = studio, stop
+    def __init__(self, runtime: FakeRuntime, stop: int) -> None:
+        self.runtime, self.stop = runtime, stop
 
     def submit(self, request: Request) -> list[Sample]:
         if request.row_no >= self.stop:
@@ -75,7 +75,7 @@ class Prepared:
 
 
 def carried_out(plan: Plan, folder: Path, stop: int = 10) -> Path:
-    run_local(plan, folder, open_loop=lambda config, policy, base: Prepared(FakeStudio(config, policy, base), stop))
+    run_local(plan, folder, open_loop=lambda config, policy, base: Prepared(FakeRuntime(config, policy, base), stop))
     return folder
 
 

@@ -72,7 +72,7 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
 def test_counts_are_those_of_what_is_stored(
     tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]
 ) -> None:
-    from jobs.plan import open_folder
+    from jobs.folder import open_folder
 
     plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)

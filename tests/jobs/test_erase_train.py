@@ -16,9 +16,9 @@ from jobs.erase.dataset import NothingFound
 from jobs.erase.save import save_adapter
 from jobs.erase.train import CHECKPOINT, prepare, train
 from pipeline.config import ModelConfig
-from pipeline.model.adapter import load_adapter
 from pipeline.model.families import load_model
-from pipeline.steer.erase import box_mask
+from pipeline.steer.erase_adapter import load_adapter
+from pipeline.steer.erase_tokens import box_mask
 
 from .erasing import SHORT, call, equal, folder_of, run, some_rows
 

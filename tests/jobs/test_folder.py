@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, IntegrityError, ModelError, PlanMismatch, RunStopped
-from jobs.folder import stored_plan, without_paths
+from jobs.folder import failed_keys, open_folder, without_paths
 from jobs.lease import lease
-from jobs.plan import Plan, failed_keys, open_folder
+from jobs.plan import Plan
 from jobs.run import run_local
 from jobs.session import Event
+from jobs.stored_plan import stored_plan
 from jobs.verdict import verify_run
 from pipeline import storage
 from pipeline.audit.events import EVENTS_START, append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.records import canonical
+from pipeline.audit.shards import committed
 from pipeline.policy import Policy
-from pipeline.shard import committed
 
 PROMPTS = ["cat", "owl", "disk-full", "dog", "fox"]
 MakePlan = Callable[..., Plan]

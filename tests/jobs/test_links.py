@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
+from jobs.folder import failed_keys
 from jobs.funnel import read_counts
 from jobs.lease import holder
-from jobs.plan import Plan, failed_keys
+from jobs.plan import Plan
 from jobs.report import report_run
 from jobs.run import run_local
 from jobs.verdict import verify_run

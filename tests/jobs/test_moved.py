@@ -15,12 +15,13 @@ from typer.testing import CliRunner, Result
 from index.collect import read_references
 from index.embed import OpenCLIPEmbedder
 from index.embedder_source import weights_folder
+from index.shipped import STICKERS
 from index.store import ReferenceIndex
 from jobs.cli import app
 from pipeline import storage
 from pipeline.audit.ledger import sample_rows
-from pipeline.audit.provenance import decode
-from pipeline.model.folder import STICKERS, model_name
+from pipeline.marking.encode import decode
+from pipeline.model.folder import model_name
 
 RUN = """\
 prompts = "prompts.csv"

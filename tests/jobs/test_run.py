@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, InputError, ModelError, PlanMismatch, RunStopped
-from jobs.folder import stored_plan
+from jobs.folder import failed_keys, open_folder
 from jobs.lease import holder, lease
-from jobs.plan import Plan, failed_keys, open_folder
+from jobs.plan import Plan
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
 from jobs.session import Event, RunResult
+from jobs.stored_plan import stored_plan
 from jobs.worker import Worker, shards_ahead
 from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import verify
@@ -144,7 +145,7 @@ def test_bug_in_a_shard_stops_the_run_with_the_traceback_behind(make_plan: MakeP
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_studio_that_does_not_open_says_why(make_plan: MakePlan, tmp_path: Path, open_refusing: Open) -> None:
+def test_a_runtime_that_does_not_open_says_why(make_plan: MakePlan, tmp_path: Path, open_refusing: Open) -> None:
     plan = make_plan(PROMPTS)
     with pytest.raises(ModelError, match="weights are missing"):
         run_local(plan, started(plan, tmp_path / "run"), open_loop=open_refusing)

@@ -19,7 +19,7 @@ from jobs import signals
 from jobs.plan import Plan
 from jobs.run import run_local
 from pipeline.audit.events import read_events
-from pipeline.shard import committed
+from pipeline.audit.shards import committed
 
 ROOT = Path(__file__).resolve().parents[2]
 MakePlan = Callable[..., Plan]

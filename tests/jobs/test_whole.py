@@ -1,4 +1,4 @@
-"""The runners with the real studio, on a random model of the real classes."""
+"""The runners with the real runtime, on a random model of the real classes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from jobs.folder import stored_plan
-from jobs.plan import Plan, open_folder, read_policy
+from jobs.folder import open_folder
+from jobs.plan import Plan, read_policy
 from jobs.ray_runner import run_ray
 from jobs.run import run_local
+from jobs.stored_plan import stored_plan
 from jobs.worker import Worker
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
@@ -51,7 +52,7 @@ def local(tmp_path: Path, tiny_sd: Path) -> list[tuple[str, str, str]]:
     return pixels(folder)
 
 
-def test_local_run_with_the_real_studio(local: list[tuple[str, str, str]]) -> None:
+def test_local_run_with_the_real_runtime(local: list[tuple[str, str, str]]) -> None:
     assert [key for key, _, _ in local] == ["a", "b", "c", "d"]
     assert [outcome for key, outcome, _ in local if key == "c"] == ["error"]
     assert len({sha for key, _, sha in local if key != "c"}) == 3

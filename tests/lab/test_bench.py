@@ -103,5 +103,5 @@ def test_copies_are_looked_for_among_own_and_nearest_references() -> None:
     works = {"red apple": np.full((64, 64, 3), 7, np.uint8), "thing 1": np.full((64, 64, 3), 3, np.uint8)}
     made = drawn(("red apple", 7), ("red apple", 3), ("thing 1", 3))
     assert copies_own(FakeJudges(), made, works).tolist() == [True, False, True]  # type: ignore[arg-type]
-    studio = SimpleNamespace(index=SimpleNamespace(picture=lambda _: works["thing 1"]))
-    assert copies_any(FakeJudges(), made, studio).tolist() == [False, True, True]  # type: ignore[arg-type]
+    runtime = SimpleNamespace(index=SimpleNamespace(picture=lambda _: works["thing 1"]))
+    assert copies_any(FakeJudges(), made, runtime).tolist() == [False, True, True]  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.lab.bench.measures import Measure, corrected, half_samples, kid, ratio
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
-from pipeline.steer.erase import check_box
+from pipeline.steer.erase_tokens import check_box
 
 
 def test_a_rate_is_corrected_for_its_detector() -> None:

@@ -107,7 +107,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
     class Drawn:
         samples = ()
 
-    def draw(_studio: object, _names: object, seeds: tuple[int, ...], _told: str) -> type[Drawn]:
+    def draw(_runtime: object, _names: object, seeds: tuple[int, ...], _told: str) -> type[Drawn]:
         if seeds[0] == 3 and 3 not in drawn:
             drawn.append(3)
             raise KeyboardInterrupt
@@ -115,7 +115,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
         return Drawn
 
     monkeypatch.setattr("jobs.lab.bench.drawing.draw", draw)
-    monkeypatch.setattr(steering, "studio_with", lambda *_: None)
+    monkeypatch.setattr(steering, "runtime_with", lambda *_: None)
     monkeypatch.setattr(steering, "examined", lambda *_: FOUND)
     policy = ARMS[1].policy()
     with pytest.raises(KeyboardInterrupt):

@@ -17,10 +17,10 @@ from jobs.lab.world.flights import Flight, subjects, training_flights, watch
 from jobs.lab.world.head_data import calibrating, collect_flights, examples
 from jobs.lab.world.pictures import WorldError
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.trajectory import Trajectory
 
 DOCS = Path(__file__).resolve().parents[2] / "infra" / "docs" / "bench"
 

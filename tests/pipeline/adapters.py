@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank
-from pipeline.steer.erase import Vocabulary
+from pipeline.steer.erase_tokens import Vocabulary
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 FEEDFORWARD = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"

@@ -12,13 +12,13 @@ import pytest
 from guards.base import Finding
 from index.reference import Match
 from pipeline.audit.ledger import append_event, run_predicate, seal
-from pipeline.audit.provenance import pixel_digest
 from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.shards import commit_shard
 from pipeline.config import ModelConfig
+from pipeline.marking.encode import pixel_digest
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
-from pipeline.shard import commit_shard
 
 THRESHOLD = 0.8
 SIZE = 64

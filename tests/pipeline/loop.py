@@ -16,7 +16,7 @@ from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.policy import CopiesPolicy, Policy
 from pipeline.rungs import NegToMeRung, NudgeRung
-from pipeline.studio import Studio
+from pipeline.runtime import Runtime
 
 LADDER = (NegToMeRung(token_threshold=0.0), NudgeRung(step_size=0.1, resume_fraction=0.4))
 POLICY = Policy(copies=CopiesPolicy(), ladder=LADDER)
@@ -76,9 +76,9 @@ def sha(picture: np.ndarray) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def studio(model: DiffusionModel, copies: object, guards: Sequence[object] = (), policy: Policy = POLICY) -> Studio:
+def runtime(model: DiffusionModel, copies: object, guards: Sequence[object] = (), policy: Policy = POLICY) -> Runtime:
     config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
-    return Studio(
+    return Runtime(
         config, policy, model, copies=copies, guards=guards, index=Index(), calibration_id="calibration", threshold=0.8
     )  # type: ignore[arg-type]
 
@@ -94,6 +94,6 @@ def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
 
 def undisturbed(model: DiffusionModel) -> dict[str, str]:
     """Key → digest of the picture, when nobody is flagged and nothing fails."""
-    done = by_key(list(moderate(studio(model, Copies(lambda _: False)), requests())))
+    done = by_key(list(moderate(runtime(model, Copies(lambda _: False)), requests())))
     assert all(s.outcome is Outcome.ACCEPTED and len(s.attempts) == 1 for s in done.values())
     return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}

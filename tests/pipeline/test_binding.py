@@ -15,9 +15,9 @@ from index.errors import ClearanceError, IntegrityError
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import run_predicate, sample_rows, seal, statement_bytes, statement_digest
 from pipeline.audit.records import Anchors, RunContext, attempt_table, sample_table
+from pipeline.audit.shards import ShardReceipt, commit_shard, committed
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
-from pipeline.shard import ShardReceipt, commit_shard, committed
 
 Make = Callable[..., RunContext]
 

@@ -18,17 +18,17 @@ from guards.base import Finding
 from guards.copies import Examination
 from index.errors import ConfigError, ModelError
 from index.reference import Match, Reference
+from index.shipped import STICKERS
 from pipeline.audit.records import attempt_table
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
-from pipeline.model.folder import STICKERS, folder_digest
+from pipeline.model.folder import folder_digest
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Caught, Outcome, Request, Sample
 from pipeline.policy import CopiesPolicy, EarlyPolicy, Policy
-from pipeline.rungs import NudgeRung, Rung
-from pipeline.settings import from_dict
-from pipeline.steer.early import (
+from pipeline.respond.early import (
     HEAD,
     TURNED,
     EarlyDetector,
@@ -39,9 +39,10 @@ from pipeline.steer.early import (
     probe_steps,
     wanted,
 )
-from pipeline.steer.latent_head import LatentHead, make_network
-from pipeline.studio import Studio
-from pipeline.trajectory import Trajectory
+from pipeline.respond.latent_head import LatentHead, make_network
+from pipeline.rungs import NudgeRung, Rung
+from pipeline.runtime import Runtime
+from pipeline.settings import from_dict
 
 LADDER = (NudgeRung(step_size=0.1), NudgeRung(step_size=0.2, resume_fraction=0.4))
 EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
@@ -103,10 +104,10 @@ def model(tiny_sd: Path) -> DiffusionModel:
     return load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
 
 
-def studio(model: DiffusionModel, copies: Copies, early: EarlyPolicy = EARLY, ladder: tuple[Rung, ...] = LADDER) -> Studio:
+def runtime(model: DiffusionModel, copies: Copies, early: EarlyPolicy = EARLY, ladder: tuple[Rung, ...] = LADDER) -> Runtime:
     config = RunConfig(prompts="-", index="-", generation=GenerationConfig(steps=5, rows=8))
     policy = Policy(ladder=ladder, early=early)
-    return Studio(config, policy, model, copies=copies, index=copies.index, calibration_id="calibration", threshold=0.8)  # type: ignore[arg-type]
+    return Runtime(config, policy, model, copies=copies, index=copies.index, calibration_id="calibration", threshold=0.8)  # type: ignore[arg-type]
 
 
 def requests(count: int = 4) -> list[Request]:
@@ -123,7 +124,7 @@ def sha(picture: np.ndarray) -> str:
 
 @pytest.fixture(scope="module")
 def unprobed(model: DiffusionModel) -> dict[str, Sample]:
-    return by_key(list(moderate(studio(model, Copies(lambda _: True), EarlyPolicy()), requests())))
+    return by_key(list(moderate(runtime(model, Copies(lambda _: True), EarlyPolicy()), requests())))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def probed(model: DiffusionModel) -> tuple[dict[str, Sample], np.ndarray]:
     copies, seen = Copies(lambda _: False), []
     search = copies.index.search
     copies.index.search = lambda vectors, k: [seen.append(vectors.copy()), search(vectors, k)][1]  # type: ignore[func-returns-value, method-assign]
-    return by_key(list(moderate(studio(model, copies), requests()))), seen[0][1]
+    return by_key(list(moderate(runtime(model, copies), requests()))), seen[0][1]
 
 
 def only(vector: np.ndarray) -> Callable[[np.ndarray], bool]:
@@ -143,7 +144,7 @@ def test_who_is_not_caught_keeps_every_byte(
     model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
 ) -> None:
     looked_at, vector = probed
-    mate_caught = by_key(list(moderate(studio(model, Copies(only(vector))), requests())))
+    mate_caught = by_key(list(moderate(runtime(model, Copies(only(vector))), requests())))
     assert mate_caught["key-1"].attempts[0].caught and not mate_caught["key-2"].attempts[0].caught
     for key in unprobed:
         before, after = unprobed[key].attempts[0], looked_at[key].attempts[0]
@@ -156,7 +157,7 @@ def test_who_is_not_caught_keeps_every_byte(
 def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
     model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
 ) -> None:
-    done = by_key(list(moderate(studio(model, Copies(only(probed[1]))), requests())))["key-1"]
+    done = by_key(list(moderate(runtime(model, Copies(only(probed[1]))), requests())))["key-1"]
     assert done.outcome is Outcome.ACCEPTED_AFTER_STEERING and len(done.attempts) == 1
     attempt = done.attempts[0]
     (caught,) = attempt.caught
@@ -169,26 +170,26 @@ def test_a_caught_sample_is_rolled_back_and_steered_and_pays_for_it(
 
 def test_caught_later_it_goes_back_from_there(model: DiffusionModel) -> None:
     early = replace(EARLY, probes=(0.6,))
-    done = list(moderate(studio(model, Copies(lambda _: True), early), requests(2)))
+    done = list(moderate(runtime(model, Copies(lambda _: True), early), requests(2)))
     assert [(s.attempts[0].resumed_from_step, s.attempts[0].denoiser_evals) for s in done] == [(2, 3 + 3)] * 2
     assert all(len(s.attempts[0].update_norms) == 3 for s in done)
 
 
 def test_only_the_finished_picture_is_decided_about(model: DiffusionModel) -> None:
     """A catch uses up a rung like a finished copy does; what the last rung gives is looked at like any other picture."""
-    done = list(moderate(studio(model, Copies(lambda _: True, lambda _: True)), requests(2)))
+    done = list(moderate(runtime(model, Copies(lambda _: True, lambda _: True)), requests(2)))
     assert [s.outcome for s in done] == [Outcome.REJECTED] * 2
     for s in done:
         assert [len(a.caught) for a in s.attempts] == [1, 0]
         assert [a.intervention and a.intervention.kind for a in s.attempts] == ["nudge", "nudge"]
         assert s.attempts[1].resumed_from_step == 2 and s.denoiser_evals == (1 + 5) + 3
-    cleared = list(moderate(studio(model, Copies(lambda _: True)), requests(2)))
+    cleared = list(moderate(runtime(model, Copies(lambda _: True)), requests(2)))
     assert all(s.outcome is Outcome.ACCEPTED_AFTER_STEERING for s in cleared)
 
 
 def test_no_probe_without_a_ladder_or_when_only_observing(model: DiffusionModel) -> None:
     copies = Copies(lambda _: True)
-    assert studio(model, copies, ladder=()).early is None
+    assert runtime(model, copies, ladder=()).early is None
     assert not wanted(Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER, early=EARLY))
     assert not wanted(Policy(ladder=LADDER)) and wanted(Policy(ladder=LADDER, early=EARLY))
 
@@ -197,7 +198,7 @@ def test_a_probe_that_fails_costs_no_picture(model: DiffusionModel, unprobed: di
     def broken(_: np.ndarray) -> bool:
         raise RuntimeError("the index is gone")
 
-    done = by_key(list(moderate(studio(model, Copies(broken)), requests())))
+    done = by_key(list(moderate(runtime(model, Copies(broken)), requests())))
     assert {key: s.attempts[0].pixel_sha256 for key, s in done.items()} == {
         key: s.attempts[0].pixel_sha256 for key, s in unprobed.items()
     }
@@ -218,8 +219,8 @@ def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
             raise RuntimeError("cannot look at this one")
         return not unlucky(vector)
 
-    usual = by_key(list(moderate(studio(model, Copies(lambda v: near(v, fails=False))), requests())))
-    done = by_key(list(moderate(studio(model, Copies(lambda v: near(v, fails=True))), requests())))
+    usual = by_key(list(moderate(runtime(model, Copies(lambda v: near(v, fails=False))), requests())))
+    done = by_key(list(moderate(runtime(model, Copies(lambda v: near(v, fails=True))), requests())))
     for key in ("key-0", "key-2", "key-3"):
         assert [c.step for c in done[key].attempts[0].caught] == [c.step for c in usual[key].attempts[0].caught] == [1]
         assert done[key].attempts[0].pixel_sha256 == usual[key].attempts[0].pixel_sha256
@@ -228,7 +229,7 @@ def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
 
 
 def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
-    done = list(moderate(studio(model, Copies(lambda _: True)), requests(1)))
+    done = list(moderate(runtime(model, Copies(lambda _: True)), requests(1)))
     (row,) = attempt_table(done, context(), "0").to_pylist()  # type: ignore[arg-type]
     (caught,) = row["caught"]
     assert (caught["step"], caught["signal"], caught["ref_ids"], caught["denoiser_evals"]) == (1, "decode", [REF], 1.0)
@@ -237,7 +238,7 @@ def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: 
 
 
 def test_the_free_statistics_are_what_they_say(model: DiffusionModel) -> None:
-    engine = studio(model, Copies(lambda _: False)).engine
+    engine = runtime(model, Copies(lambda _: False)).engine
     texts = model.encode_prompts(["a pear", ""])
     engine.submit(Trajectory(0, engine.initial_noise(3), 0, texts[0], texts[1]))
     (t,) = [t for _ in range(5) for t in engine.step()]
@@ -265,7 +266,7 @@ def test_thresholds_follow_the_noise_level() -> None:
 
 def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
     copies = Copies(lambda v: bool(v[0] > 0.99))
-    sampler = studio(model, copies).engine.sampler
+    sampler = runtime(model, copies).engine.sampler
     thresholds = Thresholds((Level(0.0, 0.95, 0.8),), arm_from=0.5)
     policy = EarlyPolicy(enabled=True, probes=(0.4,))
     detector = EarlyDetector(policy, model, sampler, copies, None, thresholds)  # type: ignore[arg-type]
@@ -315,7 +316,7 @@ def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
 ) -> None:
     references: dict[str, list[int]] = {}
     for signal in ("latent", "latent" + TURNED):
-        seen, pushed = studio(model, Copies(lambda _: False)), references.setdefault(signal, [])
+        seen, pushed = runtime(model, Copies(lambda _: False)), references.setdefault(signal, [])
         hit = Caught(step=1, signal=signal, score=0.9, threshold=0.5, nearest=(Match(REF, "red apple", 0.9),))
         assert seen.early is not None
         monkeypatch.setattr(seen.early, "look", lambda due, prompts, hit=hit: [hit for _ in due])
@@ -329,11 +330,11 @@ def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
 
 def test_by_latents_a_sample_is_caught_and_without_a_calibration_decoded(model: DiffusionModel) -> None:
     copies = Copies(lambda _: False)
-    seen = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,), threshold=0.001))
+    seen = runtime(model, copies, EarlyPolicy(enabled=True, probes=(0.2,), threshold=0.001))
     assert seen.early is not None and seen.early.kind == "latent"
     hits = [a.caught for s in moderate(seen, requests(4)) for a in s.attempts]
     assert all(c[0].signal == "latent" for c in hits if c)
-    plain = studio(model, copies, EarlyPolicy(enabled=True, probes=(0.2,)))
+    plain = runtime(model, copies, EarlyPolicy(enabled=True, probes=(0.2,)))
     assert plain.early is not None and plain.early.kind == "decode"
 
 
@@ -381,7 +382,7 @@ def test_with_a_head_of_its_own_nothing_is_decoded(
     model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = Copies(lambda _: True)
-    sampler = studio(model, copies).engine.sampler
+    sampler = runtime(model, copies).engine.sampler
     a_head(tmp_path, model.digest, "embedder")
     detector = EarlyDetector.open(replace(EARLY, signal="head"), model, sampler, copies, tmp_path)  # type: ignore[arg-type]
     fallback = EarlyDetector.open(EARLY, model, sampler, copies, tmp_path / "nowhere")  # type: ignore[arg-type]

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from index.errors import ConfigError, ModelError, OutOfMemory
-from pipeline.call import packed_call
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.packed_call import packed_call
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
 from pipeline.steer.nudge import Nudge
-from pipeline.trajectory import Trajectory
 
 STEPS = 5
 

@@ -12,12 +12,12 @@ import torch
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import picture_rows, quiet
 from pipeline.steer.nudge import Nudge
-from pipeline.trajectory import Trajectory
 
 STEPS = 4
 TOKENS = 24  # of T5

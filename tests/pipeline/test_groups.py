@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from index.errors import ConfigError
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.interface import DiffusionModel
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
-from pipeline.trajectory import Trajectory
 
 STEPS = 4
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from index.errors import PlanMismatch
-from jobs.plan import Plan, open_folder
+from jobs.folder import open_folder
+from jobs.plan import Plan
 from jobs.run import run_local
 from jobs.worker import Worker
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.identity import LIBRARIES, guards_in_force, identity_of, policy_in_force
 from pipeline.policy import CodesPolicy, MarksPolicy, Policy, TextPolicy, UnsafePolicy
-from pipeline.studio import Studio
+from pipeline.runtime import Runtime
 
 SETTINGS: dict[str, Any] = {"generation": GenerationConfig(steps=2, rows=4)}
 
@@ -46,7 +47,8 @@ def test_an_action_that_the_policy_states_stands(tiny_sd: Path) -> None:
 
 
 def test_the_embedded_worlds_model_is_known_by_its_digest_wherever_it_lies() -> None:
-    from pipeline.model.folder import STICKERS, folder_digest
+    from index.shipped import STICKERS
+    from pipeline.model.folder import folder_digest
 
     assert actions("copied/elsewhere", Policy(), folder_digest(STICKERS / "model"))["marks"] == "steer"
 
@@ -119,17 +121,17 @@ def plan(tmp_path: Path, tiny_sd: Path) -> Plan:
     return Plan.make(a_run(tiny_sd), lean(), tmp_path)
 
 
-def test_a_studio_has_the_identity_that_was_found_without_it(plan: Plan) -> None:
-    studio = Studio.open(plan.config, plan.policy, base=plan.base)
-    assert studio.identity() == plan.identity
-    assert studio.policy.marks.action == "observe"
-    assert studio.context("r", "p", "w").actions["marks"] == "observe"
-    assert studio.context("r", "p", "w").policy_sha256 == plan.identity["policy_sha256"]
+def test_a_runtime_has_the_identity_that_was_found_without_it(plan: Plan) -> None:
+    runtime = Runtime.open(plan.config, plan.policy, base=plan.base)
+    assert runtime.identity() == plan.identity
+    assert runtime.policy.marks.action == "observe"
+    assert runtime.context("r", "p", "w").actions["marks"] == "observe"
+    assert runtime.context("r", "p", "w").policy_sha256 == plan.identity["policy_sha256"]
 
 
 def test_a_guard_that_was_not_opened_is_not_in_force(plan: Plan) -> None:
-    studio = Studio.with_looks(plan.config, plan.policy, [], ["marks: cannot be imported"], None, base=plan.base)
-    assert not [name for name in studio.identity() if name.startswith("guard.")]
+    runtime = Runtime.with_looks(plan.config, plan.policy, [], ["marks: cannot be imported"], None, base=plan.base)
+    assert not [name for name in runtime.identity() if name.startswith("guard.")]
 
 
 @pytest.mark.parametrize(

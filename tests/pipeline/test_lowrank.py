@@ -10,11 +10,11 @@ import torch
 
 from index.errors import ModelError
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
-from pipeline.trajectory import Trajectory
 
 from .adapters import ATTENTION, low_rank
 

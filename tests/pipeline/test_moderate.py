@@ -19,9 +19,9 @@ from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Verdict
 from pipeline.policy import CopiesPolicy, MarksPolicy, Policy
 from pipeline.rungs import NudgeRung
-from pipeline.studio import Study
+from pipeline.runtime import Study
 
-from .loop import LADDER, POLICY, REF, Copies, Index, by_key, requests, sha, studio, undisturbed
+from .loop import LADDER, POLICY, REF, Copies, Index, by_key, requests, runtime, sha, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
 ) -> None:
     flagged = {unsteered["key-1"], unsteered["key-3"]}
     copies = Copies(lambda p: sha(p) in flagged)
-    done = by_key(list(moderate(studio(model, copies), requests())))
+    done = by_key(list(moderate(runtime(model, copies), requests())))
     assert len(done) == 5
     for key in ("key-0", "key-2", "key-4"):
         assert done[key].outcome is Outcome.ACCEPTED
@@ -62,7 +62,7 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
 def test_finished_pictures_wait_for_company_while_calls_are_full(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, sizes = studio(model, Copies(lambda _: False)), []
+    opened, sizes = runtime(model, Copies(lambda _: False)), []
     real = opened.study
 
     def study(latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
@@ -85,7 +85,7 @@ def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
     policy = dataclasses.replace(POLICY, copies=CopiesPolicy(hues=4), ladder=(NudgeRung(step_size=0.1),))
     drawn: dict[str, list[str]] = {}
     for category in ("copy.protected", "copy.recoloured"):
-        there = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"], category=category), policy=policy)
+        there = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"], category=category), policy=policy)
         seen: list[int] = []
         submit = there.engine.submit
         monkeypatch.setattr(
@@ -101,12 +101,12 @@ def test_a_copy_in_other_colours_is_steered_away_from_all_of_them(
 
 
 def test_the_ladder_ends_in_rejection_or_review(model: DiffusionModel) -> None:
-    always = list(moderate(studio(model, Copies(lambda _: True)), requests(2)))
+    always = list(moderate(runtime(model, Copies(lambda _: True)), requests(2)))
     assert [s.outcome for s in always] == [Outcome.REJECTED] * 2
     assert all(s.reason == "copy.protected" and len(s.attempts) == 3 and s.accepted_attempt is None for s in always)
     assert [a.intervention and a.intervention.kind for a in always[0].attempts] == [None, "negtome", "nudge"]
     assert always[0].attempts[2].resumed_from_step == 2 and always[0].attempts[2].denoiser_evals == 3
-    doubtful = list(moderate(studio(model, Copies(lambda _: True, confirmed=False)), requests(2)))
+    doubtful = list(moderate(runtime(model, Copies(lambda _: True, confirmed=False)), requests(2)))
     assert [s.outcome for s in doubtful] == [Outcome.REVIEW] * 2
 
 
@@ -114,13 +114,13 @@ def test_the_budget_ends_a_ladder_early(model: DiffusionModel) -> None:
     """5 for the picture and 7.5 for the first rung and its reference; the last resumes, yet must have room for 5."""
     for budget, attempts in ((9.9, 1), (10, 2), (17.4, 2), (17.5, 3), (None, 3)):
         policy = dataclasses.replace(POLICY, max_evals=budget)
-        (sample,) = moderate(studio(model, Copies(lambda _: True), policy=policy), requests(1))
+        (sample,) = moderate(runtime(model, Copies(lambda _: True), policy=policy), requests(1))
         assert sample.outcome is Outcome.REJECTED and len(sample.attempts) == attempts
 
 
 def test_observing_accepts_and_records(model: DiffusionModel) -> None:
     policy = Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER)
-    done = list(moderate(studio(model, Copies(lambda _: True), policy=policy), requests(2)))
+    done = list(moderate(runtime(model, Copies(lambda _: True), policy=policy), requests(2)))
     assert all(s.outcome is Outcome.ACCEPTED and s.attempts[0].findings[0].triggered for s in done)
 
 
@@ -139,7 +139,7 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
             ]
 
     policy = Policy(marks=MarksPolicy(action="steer"), ladder=LADDER)
-    done = by_key(list(moderate(studio(model, Copies(lambda _: False), [Marks()], policy), requests())))
+    done = by_key(list(moderate(runtime(model, Copies(lambda _: False), [Marks()], policy), requests())))
     again = done["key-0"].attempts[1]
     assert again.intervention and again.intervention.kind == "reseed" and again.seed != done["key-0"].attempts[0].seed
     assert done["key-0"].outcome is Outcome.ACCEPTED_AFTER_STEERING
@@ -147,5 +147,5 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
 
 def test_truncated_prompts_are_recorded(model: DiffusionModel) -> None:
     long = Request(0, "long", "a red apple " * 30, seed=1)
-    sample = next(iter(moderate(studio(model, Copies(lambda _: False)), [long])))
+    sample = next(iter(moderate(runtime(model, Copies(lambda _: False)), [long])))
     assert sample.prompt_truncated and sample.outcome is Outcome.ACCEPTED

@@ -20,14 +20,15 @@ from pipeline.audit.records import RunContext, attempt_table, sample_table
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.moderate import _first, moderate
+from pipeline.moderate import moderate
+from pipeline.next_attempt import first
 from pipeline.outcome import Outcome, Request, Sample
+from pipeline.respond import copies as ladder
 from pipeline.rungs import NudgeRung
-from pipeline.steer import ladder
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 
-from .loop import LADDER, POLICY, Copies, Failing, by_key, requests, sha, studio, undisturbed
+from .loop import LADDER, POLICY, Copies, Failing, by_key, requests, runtime, sha, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def unsteered(model: DiffusionModel) -> dict[str, str]:
 
 def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict[str, str]) -> None:
     bad = Request(9, "key-9", "", problem=("input.empty_prompt", "row 9 has no prompt"))
-    done = by_key(list(moderate(studio(model, Copies(lambda _: False)), [bad, *requests()])))
+    done = by_key(list(moderate(runtime(model, Copies(lambda _: False)), [bad, *requests()])))
     assert (
         done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
     )
@@ -51,7 +52,7 @@ def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict
 
 def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionModel, unsteered: dict[str, str]) -> None:
     guard = Failing({unsteered["key-2"]})
-    done = by_key(list(moderate(studio(model, Copies(lambda _: False), [guard]), requests())))
+    done = by_key(list(moderate(runtime(model, Copies(lambda _: False), [guard]), requests())))
     assert done["key-2"].outcome is Outcome.ERROR and done["key-2"].reason == "error.guard"
     assert done["key-2"].error_message == "guard marks: cannot look at this one"
     assert done["key-2"].denoiser_evals == 5 and done["key-2"].device_seconds > 0  # no attempt came of it, and yet it has cost
@@ -63,7 +64,7 @@ def test_an_engine_failure_loses_nobody(
     model: DiffusionModel, unsteered: dict[str, str], failures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that does not come again ends nobody; one that stays ends everybody, each in a row of its own."""
-    s = studio(model, Copies(lambda _: False))
+    s = runtime(model, Copies(lambda _: False))
     real, calls = s.model.denoise, []
 
     def failing(*args: object) -> object:
@@ -109,10 +110,10 @@ def test_a_nudge_that_raises_in_mid_flight_ends_one_sample(
 
     monkeypatch.setattr(Nudge, "__call__", nudge)
     policy = dataclasses.replace(POLICY, ladder=(NudgeRung(step_size=0.1),))
-    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]), policy=policy)
+    s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"]), policy=policy)
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_class == "SteeringFailed" and lost.error_message.startswith("nudge, step 3: ValueError: on purpose. ")
-    again = studio(model, Copies(lambda _: False))
+    again = runtime(model, Copies(lambda _: False))
     assert not s.engine.busy and len(list(moderate(again, requests(2)))) == 2
 
 
@@ -123,7 +124,7 @@ def test_a_push_that_raises_inside_the_forward_ends_one_sample(
         raise IndexError("no such token")
 
     monkeypatch.setattr(NegToMe, "moves", moves)
-    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
+    s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("denoiser, step 0, while it is steered: IndexError: no such token. ")
 
@@ -135,7 +136,7 @@ def test_references_whose_features_fail_end_one_sample(
         raise KeyError("a block of another name")
 
     monkeypatch.setattr(ladder, "_reference_call", fails)
-    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
+    s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("references' features, step 0: KeyError: 'a block of another name'. ")
 
@@ -143,7 +144,7 @@ def test_references_whose_features_fail_end_one_sample(
 def test_a_latent_that_is_not_finite_is_no_picture(
     model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = studio(model, Copies(lambda _: False))
+    s = runtime(model, Copies(lambda _: False))
     real, nothing = s.context_of, float("nan")
     monkeypatch.setattr(s, "context_of", lambda text: real(text) * (nothing if text == "a red apple 1" else 1))
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.engine", 0)
@@ -153,8 +154,8 @@ def test_a_latent_that_is_not_finite_is_no_picture(
 def test_a_decoded_picture_that_is_not_finite_is_none(
     model: DiffusionModel, unsteered: dict[str, str], context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = studio(model, Copies(lambda _: False))
-    last = s.engine.finish([_first(s, 1, requests()[1])])[1]
+    s = runtime(model, Copies(lambda _: False))
+    last = s.engine.finish([first(s, 1, requests()[1])])[1]
     real = model.decode_tensor  # type: ignore[attr-defined]
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
@@ -191,7 +192,7 @@ def test_findings_that_nothing_can_be_decided_about_end_their_sample(
                 for p in pictures
             ]
 
-    s = studio(model, Copies(lambda _: False), [Foreign()])
+    s = runtime(model, Copies(lambda _: False), [Foreign()])
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.guard", 0)
     assert "foreign" in lost.error_message
 
@@ -205,7 +206,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
     works = [NewReference("grey", np.full((16, 16, 3), 128, np.uint8), keep_picture=True)]
     index = ReferenceIndex.build(tmp_path / "index", works, embedder)
     guards = CopiesGuard(index, embedder, point=OperatingPoint(0.999, 0.9))
-    plain = by_key(list(moderate(studio(model, guards), requests())))
+    plain = by_key(list(moderate(runtime(model, guards), requests())))
     assert plain["key-0"].attempts[0].padded_rows.embed == (8,)
     real = embedder._model.encode_image
 
@@ -215,7 +216,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
         return real(x)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(embedder._model, "encode_image", encode)
-    done = by_key(list(moderate(studio(model, guards), requests())))
+    done = by_key(list(moderate(runtime(model, guards), requests())))
     assert len(done) == 5
     if not fits:
         assert all(s.outcome is Outcome.ERROR and s.reason == "oom" for s in done.values())
@@ -230,7 +231,7 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
 
 
 def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    s, real = studio(model, Copies(lambda _: False)), model.denoise
+    s, real = runtime(model, Copies(lambda _: False)), model.denoise
 
     def small(latents: torch.Tensor, *args: object) -> object:
         if len(latents) > 4:
@@ -243,7 +244,7 @@ def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monk
 
 
 def test_a_decoder_short_of_memory_is_on_record(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    s = studio(model, Copies(lambda _: False))
+    s = runtime(model, Copies(lambda _: False))
     real, shapes = s.model._vae.decode, s.model._decode_calls.shapes  # type: ignore[attr-defined]
 
     def small(latents: torch.Tensor) -> object:
@@ -261,7 +262,7 @@ def test_memory_for_not_even_one_sample_is_an_error_row_each(model: DiffusionMod
     def never(*args: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    s = studio(model, Copies(lambda _: False))
+    s = runtime(model, Copies(lambda _: False))
     monkeypatch.setattr(s.model, "denoise", never)
     done = list(moderate(s, requests(6)))
     assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in done) and len(done) == 6
@@ -285,11 +286,11 @@ def test_references_short_of_memory_halve_the_rows_of_everybody(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call that works out the references' tokens is the first one too many: all go on, from the same noise."""
-    small = studio(model, Copies(lambda _: True), policy=dataclasses.replace(POLICY, ladder=LADDER[:1]))
+    small = runtime(model, Copies(lambda _: True), policy=dataclasses.replace(POLICY, ladder=LADDER[:1]))
     small.engine.rows = 4
     (expected,) = moderate(small, requests(1))
     flagged = {unsteered["key-0"]}
-    s = studio(model, Copies(lambda p: sha(p) in flagged))
+    s = runtime(model, Copies(lambda p: sha(p) in flagged))
     seen = Short(model, monkeypatch, after=5, rows=4).seen
     done = by_key(list(moderate(s, requests())))
     assert seen[:7] == [8, 8, 8, 8, 8, 8, 4] and set(seen[7:]) == {4}
@@ -310,7 +311,7 @@ def test_references_that_never_fit_end_one_sample(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flagged = {unsteered["key-0"]}
-    s = studio(model, Copies(lambda p: sha(p) in flagged))
+    s = runtime(model, Copies(lambda p: sha(p) in flagged))
     real = ladder._reference_call
 
     def never(*args: object) -> object:
@@ -335,7 +336,7 @@ def test_not_even_one_picture_fits(
     def never(*args: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    s = studio(model, Copies(lambda p: sha(p) == unsteered["key-0"]))
+    s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-0"]))
     calls = s.model._encode_calls if part == "encode" else s.model._decode_calls  # type: ignore[attr-defined]
     shapes = calls.shapes
     with monkeypatch.context() as m:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.packing import WINDOW, best_fit, next_call
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.packing import WINDOW, best_fit, next_call
 from pipeline.steer.negtome import NegToMe
-from pipeline.trajectory import Trajectory
 
 NEEDS = st.lists(st.integers(1, 4), min_size=1, max_size=9)
 PROFILES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=7)  # rows needed, step by step

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError
-from pipeline.audit.provenance import DIGITAL_SOURCE_TYPE, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.audit.records import (
     Adapter,
     RunContext,
@@ -25,6 +24,7 @@ from pipeline.audit.records import (
     table_header,
 )
 from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode, encode, pixel_digest, thumbnail, xmp_packet
 from pipeline.outcome import Outcome, Request, Sample
 
 GOLDEN = Path(__file__).parent / "golden" / "audit_schema.txt"
@@ -57,7 +57,7 @@ def test_pictures_carry_the_image_feature(schema: Any, column: str) -> None:
 
 def test_import_is_light() -> None:
     heavy = "('pyarrow', 'PIL', 'torch', 'jinja2')"
-    code = f"import sys, pipeline.audit.report, pipeline.shard; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pipeline.audit.report, pipeline.audit.shards; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

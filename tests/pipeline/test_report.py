@@ -22,17 +22,17 @@ from pipeline.audit import report
 from pipeline.audit.contents import COLUMNS, report_numbers
 from pipeline.audit.ledger import run_predicate, seal
 from pipeline.audit.numbers import ATTEMPT_COLUMNS, SAMPLE_COLUMNS
-from pipeline.audit.provenance import decode, thumbnail
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.report import write_report
 from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.audit.shards import commit_shard
 from pipeline.audit.showcase import Showcase, before_and_after
 from pipeline.audit.tables import BINS, bin_of
 from pipeline.audit.verify import verify
 from pipeline.config import RunConfig
 from pipeline.copy_check import copy_check_record
+from pipeline.marking.encode import decode, thumbnail
 from pipeline.policy import Policy
-from pipeline.shard import commit_shard
 
 from ..counted import commit, one_of_each, sealed
 

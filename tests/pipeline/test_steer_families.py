@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung, Rung
 from pipeline.steer.blocks import steerable_blocks
 from pipeline.steer.features import FeatureCache
-from pipeline.steer.ladder import Failed, Tools, retry
-from pipeline.trajectory import Trajectory
 
 STEPS, ROWS = 3, 6
 RUNG = NegToMeRung(alpha=0.9, token_threshold=0.0, masked=True)

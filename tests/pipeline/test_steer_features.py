@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
 from pipeline.steer import features
 from pipeline.steer.features import FeatureCache, FeatureKey, asset_digest
-from pipeline.steer.ladder import Failed, Tools, retry
 from pipeline.steer.matching import Precision
-from pipeline.trajectory import Trajectory
 
 STEPS, ROWS = 3, 8
 IDS = ["00000001", "00000002"]

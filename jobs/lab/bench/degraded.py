@@ -9,7 +9,7 @@ import numpy as np
 
 from guards.base import Box
 from jobs.erase.dataset import Row, Rows
-from pipeline.steer.erase import overlap
+from pipeline.steer.erase_tokens import overlap
 
 LEAST = 1 / 16  # a box's least side, in pictures
 HALVINGS = 20

@@ -1,4 +1,4 @@
-"""What the benches draw with on the embedded world: a studio with a policy, captions with seeds, the protected drawings."""
+"""What the benches draw with on the embedded world: a runtime with a policy, captions with seeds, the protected drawings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.outcome import Sample
     from pipeline.policy import Policy
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one studio made of some captions: sample, and the picture that counts (the accepted one, else the last)."""
+    """What one runtime made of some captions: sample, and the picture that counts (the accepted one, else the last)."""
 
     samples: list[Sample]
 
@@ -37,8 +37,8 @@ class Drawn:
         return Drawn([s for s, k in zip(self.samples, keep, strict=True) if k])
 
 
-def open_studio(folder: Path, policy: str | Policy, *, model: Path | None = None) -> Studio:
-    """A studio on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
+def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = None) -> Runtime:
+    """A runtime on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
 
     ``model`` is a diffusers folder that draws in place of the one that ships.
 
@@ -46,20 +46,20 @@ def open_studio(folder: Path, policy: str | Policy, *, model: Path | None = None
     """
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
+    from index.shipped import STICKERS
     from index.store import ReferenceIndex
     from jobs.plan import read_policy
     from pipeline.config import GenerationConfig, ModelConfig, RunConfig
-    from pipeline.model.folder import STICKERS
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
     drawn_with = ModelConfig() if model is None else ModelConfig(path=str(model))
     config = RunConfig(prompts="-", index="index", model=drawn_with, generation=GenerationConfig(threads=1))
-    return Studio.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
+    return Runtime.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
-def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:
+def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:
     """Every caption with every seed, in order of seed and name."""
     from rich.progress import track
 
@@ -71,13 +71,13 @@ def draw(studio: Studio, names: Sequence[str], seeds: Iterable[int], told: str) 
         for seed in seeds
         for i, name in enumerate(names)
     ]
-    done = list(track(moderate(studio, requests), told, total=len(requests)))
+    done = list(track(moderate(runtime, requests), told, total=len(requests)))
     return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
 
 
-def pictures_of(studio: Studio) -> dict[str, np.ndarray]:
+def pictures_of(runtime: Runtime) -> dict[str, np.ndarray]:
     """Caption → the protected drawing."""
-    index = studio.index
+    index = runtime.index
     assert index is not None
     found = {r.title: index.picture(r.ref_id) for r in index.references()}
     return {title: picture for title, picture in found.items() if picture is not None}

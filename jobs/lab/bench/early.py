@@ -24,7 +24,7 @@ from jobs.lab.world.flights import KEPT, STEPS, Flight, mixed, subjects, watch
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from pipeline.model.interface import DiffusionModel
-    from pipeline.steer.early import EarlyDetector, ReferenceLatents
+    from pipeline.respond.early import EarlyDetector, ReferenceLatents
 
 SEEDS = (1, 2, 3)
 GOAL, COST = 0.97, 0.02
@@ -81,8 +81,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
     from pipeline.policy import EarlyPolicy
-    from pipeline.steer.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
-    from pipeline.steer.latent_head import LatentHead
+    from pipeline.respond.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
+    from pipeline.respond.latent_head import LatentHead
 
     seeds = SEEDS[:1] if quick else SEEDS
     model = load_model(ModelConfig())

@@ -49,7 +49,7 @@ def bench(out: Path, *, quick: bool = False) -> None:
         "NegToMe": lambda: step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1 if quick else 3),
         "diffusers": lambda: against_stock(models, samples=8, rounds=1 if quick else 3, steps=steps),
         **{f"bytes, {dtype}": lambda dtype=dtype: equality(models[dtype], dtype, steps=4 if quick else 8) for dtype in models},  # type: ignore[misc]
-        # Last: a studio sets the whole process up.
+        # Last: a runtime sets the whole process up.
         "benign": lambda: benign_equality(captions=2 if quick else 12, seeds=seeds[:1]),
     }
     measures, loads = list[Measure](), dict[str, float]()

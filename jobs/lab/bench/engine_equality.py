@@ -15,9 +15,9 @@ from jobs.lab.bench.measures import Measure, share, spread
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.trajectory import Trajectory
 
 SAMPLES, SCHEDULES = 8, (1, 2, 3)
 
@@ -72,28 +72,28 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
     """First pictures of ordinary captions under the default policy, all guards looking, against the engine alone."""
     import torch
 
-    from jobs.lab.bench.drawing import draw, open_studio
+    from jobs.lab.bench.drawing import draw, open_runtime
     from jobs.lab.world.catalogue import ORDINARY
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
 
     names = list(ORDINARY)[:captions]
     with tempfile.TemporaryDirectory() as folder:
-        studio = open_studio(Path(folder), "default")
-        guarded = draw(studio, names, seeds, "ordinary captions, guarded").samples
-        g = studio.config.generation
-        e = Engine(studio.model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, scheduler=g.scheduler, eta=g.eta)
-        empty = studio.context_of("")
-        from pipeline.trajectory import Trajectory
+        runtime = open_runtime(Path(folder), "default")
+        guarded = draw(runtime, names, seeds, "ordinary captions, guarded").samples
+        g = runtime.config.generation
+        e = Engine(runtime.model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, scheduler=g.scheduler, eta=g.eta)
+        empty = runtime.context_of("")
+        from pipeline.engine.trajectory import Trajectory
 
         unguarded = e.finish(
             [
                 Trajectory(
-                    i, e.initial_noise(s.request.seed), 0, studio.context_of(s.request.prompt), empty, seed=s.request.seed
+                    i, e.initial_noise(s.request.seed), 0, runtime.context_of(s.request.prompt), empty, seed=s.request.seed
                 )
                 for i, s in enumerate(guarded)
             ],
         )
-        pictures = studio.model.decode(torch.stack([unguarded[i] for i in range(len(guarded))]))
+        pictures = runtime.model.decode(torch.stack([unguarded[i] for i in range(len(guarded))]))
     equal = sum(
         s.attempts[0].pixel_sha256 == hashlib.sha256(picture.tobytes()).hexdigest()
         for s, picture in zip(guarded, pictures, strict=True)

@@ -9,9 +9,9 @@ from jobs.lab.bench.engine_runs import ROWS, contexts_of, engine, plain
 from jobs.lab.bench.measures import Measure, spread
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.trajectory import Trajectory
 
 STEERED = 4  # one sample in four
 
@@ -56,8 +56,8 @@ def _samples(e: Engine, count: int, steered: bool) -> list[Trajectory]:
     """Plain samples, or every fourth pushed from a reference of its own by the ladder's rung, in every step."""
     import torch
 
+    from pipeline.respond.copies import Failed, Tools, retry
     from pipeline.rungs import NegToMeRung
-    from pipeline.steer.ladder import Failed, Tools, retry
 
     contexts = contexts_of(e.model)
     trajectories = [plain(e, tag, contexts) for tag in range(count)]

@@ -33,9 +33,9 @@ from jobs.lab.bench.measures import Measure, ratio, spread
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.trajectory import Trajectory
 
 Progress = Iterator[tuple[float, float]]  # evaluations so far, share of rows in use; a denoiser call each
 BATCH = ROWS // 2
@@ -244,7 +244,7 @@ def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins
 
 
 def _resumed(t: Trajectory, step: int) -> Trajectory:
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.trajectory import Trajectory
 
     ring = {at: z for at, z in t.ring.items() if at <= step}
     return Trajectory(t.tag, ring[step], step, t.context, t.negative, ring=ring).resumed(t, t.seed)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.trajectory import Trajectory
 
 ROWS, GUIDANCE = 16, 3.0
 CAPTIONS = tuple(f"a {name}" for name in ("pear", "bear", "cat", "castle", "lion", "pizza", "taxi", "key"))
@@ -19,14 +19,14 @@ CAPTIONS = tuple(f"a {name}" for name in ("pear", "bear", "cat", "castle", "lion
 
 def engine(model: DiffusionModel, steps: int) -> Engine:
     """An engine as the default run file makes it."""
-    from pipeline.engine import Engine
+    from pipeline.engine.engine import Engine
 
     return Engine(model, rows=ROWS, steps=steps, guidance_scale=GUIDANCE)
 
 
 def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
     """Two rows: the tag's caption with the tag's seed. ``contexts``: of the captions, and of the empty prompt behind them."""
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.trajectory import Trajectory
 
     return Trajectory(tag, e.initial_noise(tag), 0, contexts[tag % len(CAPTIONS)], contexts[-1], seed=tag)
 

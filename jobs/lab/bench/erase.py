@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from index.shipped import STICKERS
 from jobs.lab.bench.erase_arms import ARMS, Arm, build_sets, train_arm
 from jobs.lab.bench.erase_data import data_removal
 from jobs.lab.bench.erase_draw import Bench
 from jobs.lab.bench.erase_model import model_removal
 from jobs.lab.bench.erase_ship import ship
 from jobs.lab.bench.measures import publish
-from pipeline.model.folder import STICKERS
 
 SEEDS = (1, 2, 3)
 

@@ -15,7 +15,7 @@ from jobs.lab.bench.esd import EsdTraining
 
 if TYPE_CHECKING:
     from jobs.erase.dataset import Rows
-    from pipeline.model.adapter import EraseAdapter
+    from pipeline.steer.erase_adapter import EraseAdapter
 
 SETS = ("marked", "new", "new-clean")
 STEPS, BATCH, RANK = 400, 24, 16
@@ -134,8 +134,8 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     from jobs.lab.bench.degraded import degraded
     from jobs.lab.bench.esd import save_esd, train_esd
     from pipeline.config import ModelConfig
-    from pipeline.model.adapter import SETTINGS
     from pipeline.model.folder import folder_digest, resolve
+    from pipeline.steer.erase_adapter import SETTINGS
 
     folder = adapter_folder(work, arm, seed)
     if (folder / SETTINGS).exists():
@@ -159,7 +159,7 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
 
 def trained(work: Path, base_digest: str, part: Part) -> list[tuple[Arm, int, EraseAdapter]]:
     """Every adapter of a part that is there, in the arms' order, with its training seed."""
-    from pipeline.model.adapter import SETTINGS, load_adapter
+    from pipeline.steer.erase_adapter import SETTINGS, load_adapter
 
     found = []
     for arm in ARMS:

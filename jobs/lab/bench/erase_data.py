@@ -19,7 +19,7 @@ from jobs.lab.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefix
 from jobs.lab.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 
 if TYPE_CHECKING:
-    from pipeline.model.adapter import EraseAdapter
+    from pipeline.steer.erase_adapter import EraseAdapter
 
 REPEATS = 4  # pictures of each new subject and seed
 GOALS = {"watermark": 10.0, "qr": 20.0, "text": 10.0}  # times fewer than after plain fine-tuning

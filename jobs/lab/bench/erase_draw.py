@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from guards.marks import MarksGuard
     from jobs.lab.judges.judges import Judges
-    from pipeline.engine import Engine
-    from pipeline.model.adapter import EraseAdapter
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import GuideHook
     from pipeline.model.interface import DiffusionModel
-    from pipeline.steer.erasers import Erasure
-    from pipeline.trajectory import GuideHook
+    from pipeline.respond.marks import Erasure
+    from pipeline.steer.erase_adapter import EraseAdapter
 
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
@@ -83,8 +83,8 @@ class Bench:
         """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
         import torch
 
-        from pipeline.engine import Engine
-        from pipeline.trajectory import Trajectory
+        from pipeline.engine.engine import Engine
+        from pipeline.engine.trajectory import Trajectory
 
         if not job.captions:
             width, height = self.model.decode_size()
@@ -156,7 +156,7 @@ class Bench:
 
     def found(self, pictures: np.ndarray) -> Found:
         """Concept → boxes, as the pipeline's detector sees each picture."""
-        from pipeline.steer.erase import marks_found
+        from pipeline.steer.erase_tokens import marks_found
 
         return [marks_found(findings) for findings in self._looked("found", pictures, self.guard.check)]
 
@@ -191,7 +191,7 @@ class Bench:
     def asked(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
         """What the adapter says about these marks, at the usual places as well."""
         from pipeline.config import AdapterConfig
-        from pipeline.steer.erasers import Erasers
+        from pipeline.respond.marks import Erasers
 
         return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).asked(marks, self.model.word_room(), usual=usual)
 
@@ -213,7 +213,7 @@ class Bench:
     def standing(self, adapter: EraseAdapter) -> torch.Tensor:
         """The empty negative prompt ⊕ the places marks had in the adapter's training set."""
         from pipeline.config import AdapterConfig
-        from pipeline.steer.erasers import Erasers
+        from pipeline.respond.marks import Erasers
 
         said = Erasers(((adapter, AdapterConfig(path=adapter.name, tokens="always")),)).standing(self.model.word_room())
         return self._said(said)

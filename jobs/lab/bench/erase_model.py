@@ -19,7 +19,7 @@ from jobs.lab.bench.measures import Measure, clustered, half_samples, kid, ratio
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.adapter import EraseAdapter
+    from pipeline.steer.erase_adapter import EraseAdapter
 
 LADDER = "default mark ladder, up to three attempts"
 RUNG = " + focus"  # as the default policy asks for it first
@@ -31,7 +31,7 @@ CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
 def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
     """The table's first part."""
     from jobs.lab.world.catalogue import MARK_PRONE, ORDINARY
-    from pipeline.steer.ladder import next_seed
+    from pipeline.respond.copies import next_seed
 
     prone = [name.replace("-", " ") for names in MARK_PRONE.values() for name in names][:: 5 if quick else 1]
     rest = [name.replace("-", " ") for name in ORDINARY][:: 8 if quick else 1]
@@ -137,7 +137,7 @@ def climbed(
     b: Bench, adapter: EraseAdapter, pictures: np.ndarray, found: Found, captions: list[str], noises: list[int]
 ) -> np.ndarray:
     """The rest of the default mark ladder: what is still found is said as well; was it said before, it is a new seed."""
-    from pipeline.steer.ladder import next_seed
+    from pipeline.respond.copies import next_seed
 
     pictures, said, seeds = pictures.copy(), [dict(marks) for marks in found], list(noises)
     for attempt in (2, 3):
@@ -159,7 +159,7 @@ def climbed(
 
 def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Marks of the last attempt first, then those of earlier ones that are not the same."""
-    from pipeline.steer.erase import SAME, overlap
+    from pipeline.steer.erase_tokens import SAME, overlap
 
     out = {concept: list(boxes) for concept, boxes in now.items()}
     for concept, boxes in before.items():
@@ -189,7 +189,7 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     name in words, with the adapter's weights on.
     """
     from pipeline.config import AdapterConfig
-    from pipeline.steer.erasers import Erasers, typical
+    from pipeline.respond.marks import Erasers, typical
 
     erasers, room = Erasers(((adapter, AdapterConfig(path=adapter.name)),)), b.model.word_room()
     stand = typical(adapter.places.get("qr", ())) or [CODE]
@@ -227,8 +227,8 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
 
 def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: list[int], plain: np.ndarray) -> list[Measure]:
     """What erasing a mark that is not there does to a good picture, beside what any other redrawing does to it."""
-    from pipeline.steer.erasers import typical
-    from pipeline.steer.ladder import next_seed
+    from pipeline.respond.copies import next_seed
+    from pipeline.respond.marks import typical
 
     kinds = [(concept, box) for concept in adapter.concepts for box in typical(adapter.places.get(concept, ()))]
     alarms: Found = [{kinds[i % len(kinds)][0]: [kinds[i % len(kinds)][1]]} for i in range(len(captions))]

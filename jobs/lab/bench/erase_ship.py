@@ -13,7 +13,7 @@ from jobs.lab.bench.erase_arms import ARMS, BOTH, CLEAN, FULL, HIDDEN, PLAIN, Pa
 from jobs.lab.bench.erase_model import LADDER, RUNG
 from jobs.lab.bench.measures import Measure
 from jobs.lab.world.pack import write_digests
-from pipeline.model.adapter import LOWRANK, SETTINGS, TOKENS
+from pipeline.steer.erase_adapter import LOWRANK, SETTINGS, TOKENS
 
 NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
 MAIN: dict[Part, str] = {"model": HIDDEN, "data": HIDDEN}

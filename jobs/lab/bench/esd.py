@@ -22,8 +22,8 @@ import numpy as np
 from jobs.erase.save import sealed
 from jobs.erase.train import add_lowrank, narrow
 from pipeline.config import ModelConfig
-from pipeline.model.adapter import FORMAT, LOWRANK, PREFIX, SETTINGS
-from pipeline.steer.erase import WORDS
+from pipeline.steer.erase_adapter import FORMAT, LOWRANK, PREFIX, SETTINGS
+from pipeline.steer.erase_tokens import WORDS
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +115,8 @@ def train_esd(
 
 def flights(base: DiffusionModel, how: EsdTraining) -> list[tuple[torch.Tensor, float, int]]:
     """x_t, t and the number of the concept, of every step of every picture that the original network draws of the words."""
-    from pipeline.engine import Engine
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
 
     engine = Engine(base, rows=16, steps=how.sampling_steps, guidance_scale=how.guidance)
     texts = base.encode_prompts([*how.words, ""])

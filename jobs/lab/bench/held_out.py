@@ -63,7 +63,7 @@ def recoloured(work: Path) -> list[Measure]:
     """The copies guard, with hues turned and without: protected drawings in other colours, and genuine drawings of others."""
     import tempfile
 
-    from jobs.lab.bench.drawing import open_studio, pictures_of
+    from jobs.lab.bench.drawing import open_runtime, pictures_of
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import load
     from jobs.lab.world.variants import recolour
@@ -76,10 +76,10 @@ def recoloured(work: Path) -> list[Measure]:
     elsewhere = [i for i, name in enumerate(names) if name in ordinary]
     measures = []
     with tempfile.TemporaryDirectory() as folder:
-        studio = open_studio(Path(folder), "observe")
-        copies = studio.copies
+        runtime = open_runtime(Path(folder), "observe")
+        copies = runtime.copies
         assert copies is not None
-        works = [(title, picture) for title, picture in sorted(pictures_of(studio).items()) for _ in range(4)]
+        works = [(title, picture) for title, picture in sorted(pictures_of(runtime).items()) for _ in range(4)]
         turned = np.stack([np.asarray(recolour(Image.fromarray(picture), rng)) for _, picture in works])
         sets = (
             ("protected drawings in other colours, found", turned, [title for title, _ in works], "higher"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.drawing import Drawn, draw, open_studio, pictures_of
+from jobs.lab.bench.drawing import Drawn, draw, open_runtime, pictures_of
 from jobs.lab.bench.measures import HALVES, Measure, clustered, publish, spread
 from jobs.lab.bench.sheet import arrange, stack, strip
 from jobs.lab.bench.world import copies_own, marks
@@ -49,7 +49,7 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
 
             model = folder / "model"
             save_model(work, model)
-        free, strict = (open_studio(folder, policy, model=model) for policy in ("observe", "default"))
+        free, strict = (open_runtime(folder, policy, model=model) for policy in ("observe", "default"))
         unsteered = draw(free, protected, seeds, "protected captions, unsteered")
         plain = draw(free, ordinary + prone, seeds, "ordinary captions, unsteered")
         cleared = draw(strict, protected, seeds, "protected captions, default policy")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
     from pipeline.outcome import Sample
     from pipeline.policy import Policy
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
 SEEDS = (11, 12, 13)
 LADDER_SEEDS = tuple(range(101, 118))  # 17 × 62 protected captions
@@ -153,17 +153,17 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
     """The attempts of one arm: what is kept of an earlier run of the very same thing, the rest drawn now, seed by seed."""
     from jobs.lab.bench.drawing import draw
 
-    studio: Studio | None = None
+    runtime: Runtime | None = None
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            studio_id = identity(policy)
-            told = json.dumps([studio_id, list(names), seed])
+            runtime_id = identity(policy)
+            told = json.dumps([runtime_id, list(names), seed])
             file = work / f"{slug(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npz"
             if not file.exists():
-                studio = studio or studio_with(policy, Path(folder))
-                samples = draw(studio, names, (seed,), f"{name}, seed {seed}").samples
-                found = examined(judges, studio, samples)
+                runtime = runtime or runtime_with(policy, Path(folder))
+                samples = draw(runtime, names, (seed,), f"{name}, seed {seed}").samples
+                found = examined(judges, runtime, samples)
                 work.mkdir(parents=True, exist_ok=True)
                 partial = file.with_suffix(".partial.npz")
                 np.savez_compressed(partial, **{n: getattr(found, n) for n in found.__dataclass_fields__})
@@ -175,7 +175,7 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
 
 def identity(policy: Policy) -> dict[str, str]:
     """What decides the pictures of an arm: model, references, calibration, policy."""
-    from pipeline.model.folder import STICKERS
+    from index.shipped import STICKERS
     from pipeline.settings import digest
 
     card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
@@ -189,24 +189,24 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
-def studio_with(policy: Policy, folder: Path) -> Studio:
-    """A studio on the embedded world with this policy."""
-    from jobs.lab.bench.drawing import open_studio
+def runtime_with(policy: Policy, folder: Path) -> Runtime:
+    """A runtime on the embedded world with this policy."""
+    from jobs.lab.bench.drawing import open_runtime
 
-    return open_studio(folder, policy)
+    return open_runtime(folder, policy)
 
 
-def examined(judges: Judges, studio: Studio, samples: Sequence[Sample]) -> Attempts:
+def examined(judges: Judges, runtime: Runtime, samples: Sequence[Sample]) -> Attempts:
     """Everything the judges and the embedder say about every attempt."""
     from jobs.lab.bench.drawing import pictures_of
 
-    assert studio.copies is not None
-    references = pictures_of(studio)
+    assert runtime.copies is not None
+    references = pictures_of(runtime)
     rows = [(s, a) for s in samples for a in s.attempts]
     pictures = np.stack([a.picture for _, a in rows])
     captions = [s.request.prompt for s, _ in rows]
     own = np.stack([references[caption] for caption in captions])
-    embedder = studio.copies.embedder
+    embedder = runtime.copies.embedder
     of_own = {caption: embedder.images(references[caption][None])[0] for caption in set(captions)}
     return Attempts(
         key=np.array([f"{s.request.prompt}#{s.request.seed}" for s, _ in rows]),
@@ -262,8 +262,8 @@ def false_alarms(judges: Judges, world: Path) -> list[Measure]:
 
     pictures, captions = other_drawings(world, PROTECTED)
     with tempfile.TemporaryDirectory() as folder:
-        studio = studio_with(policy_of("observe"), Path(folder))
-        references, point = pictures_of(studio), studio.copies.point  # type: ignore[union-attr]
+        runtime = runtime_with(policy_of("observe"), Path(folder))
+        references, point = pictures_of(runtime), runtime.copies.point  # type: ignore[union-attr]
     own = np.stack([references[caption] for caption in captions])
     judged = judges.copies(pictures, own)
     looked = np.array([confirm(one, other) >= point.own_threshold for one, other in zip(pictures, own, strict=True)])
@@ -383,7 +383,7 @@ def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
     names = list(ORDINARY)[: 4 if quick else None]
     with tempfile.TemporaryDirectory() as folder:
         on, off = (
-            draw(studio_with(policy_of(p), Path(folder)), names, seeds, f"harmless captions, {p}")
+            draw(runtime_with(policy_of(p), Path(folder)), names, seeds, f"harmless captions, {p}")
             for p in ("default", "observe")
         )
     pairs = list(zip(on.samples, off.samples, strict=True))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.drawing import Drawn, draw, open_studio, pictures_of
+from jobs.lab.bench.drawing import Drawn, draw, open_runtime, pictures_of
 from jobs.lab.bench.measures import Measure, clustered, publish, spread
 from jobs.lab.bench.sheet import CAPTION, TILE, arrange, stack, strip
 
 if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
     from pipeline.outcome import Sample
-    from pipeline.studio import Studio
+    from pipeline.runtime import Runtime
 
 SEEDS = (1, 2, 3)
 
@@ -31,7 +31,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     protected, ordinary = list(PROTECTED)[: 6 if quick else None], list(ORDINARY)[: 4 if quick else None]
     prone = [name for names in MARK_PRONE.values() for name in names][: 4 if quick else None]
     with tempfile.TemporaryDirectory() as folder:
-        free, strict = (open_studio(Path(folder), policy) for policy in ("observe", "default"))
+        free, strict = (open_runtime(Path(folder), policy) for policy in ("observe", "default"))
         unsteered = draw(free, protected, seeds, "protected captions, unsteered")
         plain = draw(free, ordinary + prone, seeds, "ordinary captions, unsteered")
         cleared = draw(strict, protected, seeds, "protected captions, default policy")
@@ -68,14 +68,14 @@ def copies_own(judges: Judges, drawn: Drawn, references: dict[str, np.ndarray]) 
     return is_copy(judges, drawn.pictures, np.stack([references[caption] for caption in drawn.captions]))
 
 
-def copies_any(judges: Judges, drawn: Drawn, studio: Studio) -> np.ndarray:
+def copies_any(judges: Judges, drawn: Drawn, runtime: Runtime) -> np.ndarray:
     """bool (N,): the copy judge finds one of the references nearest to the picture."""
-    assert studio.index is not None
+    assert runtime.index is not None
     cases = [
         (i, picture)
         for i, s in enumerate(drawn.samples)
         for match in s.final.nearest  # type: ignore[union-attr]
-        if (picture := studio.index.picture(match.ref_id)) is not None
+        if (picture := runtime.index.picture(match.ref_id)) is not None
     ]
     rows = np.array([i for i, _ in cases], int)
     found = np.zeros(len(drawn.samples), bool)
@@ -91,13 +91,15 @@ def captions_kept(judges: Judges, unsteered: Drawn, plain: Drawn) -> list[Measur
     ]
 
 
-def copies(judges: Judges, studio: Studio, unsteered: Drawn, plain: Drawn, references: dict[str, np.ndarray]) -> list[Measure]:
+def copies(
+    judges: Judges, runtime: Runtime, unsteered: Drawn, plain: Drawn, references: dict[str, np.ndarray]
+) -> list[Measure]:
     by_embedder, by_judge = unsteered.flagged("copies"), copies_own(judges, unsteered, references)
     return [
         clustered("protected captions copy, unsteered (embedder)", by_embedder, unsteered.captions, 0.80),
         clustered("protected captions copy, unsteered (judge)", by_judge, unsteered.captions, 0.80),
         clustered("ordinary captions copy (embedder)", plain.flagged("copies"), plain.captions, 0.02, "lower"),
-        clustered("ordinary captions copy (judge)", copies_any(judges, plain, studio), plain.captions, 0.02, "lower"),
+        clustered("ordinary captions copy (judge)", copies_any(judges, plain, runtime), plain.captions, 0.02, "lower"),
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from index.errors import InputError
+from index.shipped import STICKERS
 from jobs.lab.judges.captions import CaptionJudge
 from jobs.lab.judges.copies import CopyJudge
 from jobs.lab.judges.errors import JudgeUnavailable
@@ -112,4 +113,4 @@ class Judges:
 
 def shipped() -> Path:
     """The heads that come with Clearance."""
-    return Path(__file__).resolve().parents[3] / "pipeline" / "weights" / "stickers" / "judges"  # data, not an import
+    return STICKERS / "judges"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lab.world.flights import STEPS
-from pipeline.steer.latent_head import ROWS
+from pipeline.respond.latent_head import ROWS
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
-    from pipeline.steer.early import Near
+    from pipeline.respond.early import Near
 
 FALSE_ALARMS = 0.02
 MARGIN = 0.03
@@ -34,8 +34,8 @@ def copies_guard(folder: Path) -> CopiesGuard:
     from index.calibrate import Calibration
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
+    from index.shipped import STICKERS
     from index.store import ReferenceIndex
-    from pipeline.model.folder import STICKERS
     from pipeline.policy import CopiesPolicy
 
     embedder = OpenCLIPEmbedder.open("stickers")
@@ -92,8 +92,8 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
     from pipeline.policy import EarlyPolicy
-    from pipeline.steer.early import EarlyDetector, ReferenceLatents
-    from pipeline.steer.latent_head import LatentHead
+    from pipeline.respond.early import EarlyDetector, ReferenceLatents
+    from pipeline.respond.latent_head import LatentHead
 
     model = load_model(ModelConfig())
     sampler = make_sampler(model, STEPS)
@@ -172,7 +172,7 @@ def write_card(target: Path) -> None:
 
 A convolutional network ({told["parameters"]:,} parameters, fp16) that maps the clean latent a sample is expected to end at
 (x̂0, {shape}) and the noise level to the embedder's space ({told["dim"]} dimensions), so that probes
-in mid-flight need no decoding and embedding. `pipeline/steer/latent_head.py` loads it; licence Apache-2.0.
+in mid-flight need no decoding and embedding. `pipeline/respond/latent_head.py` loads it; licence Apache-2.0.
 
 It belongs to one diffusion model (digest `{told["model_digest"][:16]}…`) and one embedder (`{told["embedder_id"]}`); with any
 other, probes decode and embed.

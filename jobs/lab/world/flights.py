@@ -96,8 +96,8 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
     """Draw the flights in the engine, unsteered, and keep what was expected on the way."""
     import torch
 
-    from pipeline.engine import Engine
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.engine import Engine
+    from pipeline.engine.trajectory import Trajectory
 
     engine = Engine(model, rows=rows, steps=steps, guidance_scale=3.0)
     context = {text: model.encode_prompts([text])[0] for text in dict.fromkeys([*(f.caption for f in flights), ""])}

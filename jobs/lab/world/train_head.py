@@ -41,7 +41,7 @@ def train(
     from pipeline.config import ModelConfig
     from pipeline.model.families import load_model
     from pipeline.model.samplers import make_sampler
-    from pipeline.steer.latent_head import make_network, network_input
+    from pipeline.respond.latent_head import make_network, network_input
 
     torch.manual_seed(seed)
     data = examples(work)
@@ -118,8 +118,8 @@ def augmented(x: Any, target: Any, steps: Any, rng: np.random.Generator) -> tupl
 def reference_pictures() -> np.ndarray:
     """The shipped reference drawings, uint8 (N, H, W, 3), protected subjects kept from the head left out."""
     from index.collect import read_references
+    from index.shipped import STICKERS
     from jobs.lab.world.flights import subjects
-    from pipeline.model.folder import STICKERS
 
     _, unseen, _ = subjects()
     return np.stack([work.picture for work in read_references(STICKERS / "references") if work.title not in unseen])

@@ -3,14 +3,14 @@
 A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
 pushed apart from. Rows nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot,
 its mates or the order of admission; it can be made again alone, years later. So every call is packed anew from all standing
-samples (:mod:`pipeline.packing`), by what each needs at its own step: rows return to the pool the moment they are not needed,
-and a sample may sit a call out.
+samples (:mod:`pipeline.engine.packing`), by what each needs at its own step: rows return to the pool the moment they are not
+needed, and a sample may sit a call out.
 
 Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
 R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
-trajectory keeps which R it was drawn with (:attr:`pipeline.trajectory.Trajectory.rows_from`).
+trajectory keeps which R it was drawn with (:attr:`pipeline.engine.trajectory.Trajectory.rows_from`).
 
-The fixed shape also tells whose a failure is: who fails alone in a call ends, and nobody else (:mod:`pipeline.blame`).
+The fixed shape also tells whose a failure is: who fails alone in a call ends, and nobody else (:mod:`pipeline.engine.isolate`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from index.errors import ConfigError, OutOfMemory
 from index.padding import first_line, out_of_memory
-from pipeline.blame import Failures, answers, mates_of, not_finite, steering
-from pipeline.call import packed_call, reference_latents, units
+from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, steering
+from pipeline.engine.packed_call import packed_call, reference_latents, units
+from pipeline.engine.packing import WINDOW, next_call
 from pipeline.model.interface import LESS
 from pipeline.model.samplers import counter_noise, make_sampler
-from pipeline.packing import WINDOW, next_call
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
     from pipeline.steer.features import FeatureCache
     from pipeline.steer.negtome import NegToMe
-    from pipeline.trajectory import Trajectory
 
 
 class Ended(NamedTuple):
@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def room(self) -> bool:
-        """Whether the packer would choose among more than stand, see :func:`pipeline.packing.next_call`."""
+        """Whether the packer would choose among more than stand, see :func:`pipeline.engine.packing.next_call`."""
         return sum(t.rows() for t in (*self._running, *self._waiting)) < WINDOW * self.rows
 
     @property
@@ -140,7 +140,7 @@ class Engine:
         """Make one denoiser call; nobody ends when memory ran out and R was halved.
 
         What fails for one sample alone (what steers it, its latent, the network on it) ends that sample; see
-        :mod:`pipeline.blame`. The others keep their bytes.
+        :mod:`pipeline.engine.isolate`. The others keep their bytes.
 
         Raises:
             OutOfMemory: not even the fewest rows fit into memory.
@@ -237,7 +237,7 @@ class Engine:
         self._waiting, self._running = [*self._waiting, *self._running], []
 
     def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
-        """See :func:`pipeline.call.reference_latents`."""
+        """See :func:`pipeline.engine.packed_call.reference_latents`."""
         return reference_latents(self.sampler, push, step)
 
     def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:

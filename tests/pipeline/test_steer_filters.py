@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.steer.cascade import max_cosine, rollback_step, text_score
+from pipeline.steer.filters import max_cosine, rollback_step, text_score
 
 CENTRE = torch.full((4, 4, 4), 5.0)
 REFERENCE = CENTRE + torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))

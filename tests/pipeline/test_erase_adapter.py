@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from index.errors import IntegrityError, ModelError
+from index.shipped import STICKERS
 from pipeline.config import AdapterConfig
-from pipeline.model.adapter import load_adapter, read_settings
-from pipeline.model.folder import STICKERS, folder_digest
+from pipeline.model.folder import folder_digest
 from pipeline.model.interface import DiffusionModel
-from pipeline.steer.erase import Vocabulary
-from pipeline.steer.erasers import SHIPPED, adapter_folders
+from pipeline.respond.marks import SHIPPED, adapter_folders
+from pipeline.steer.erase_adapter import load_adapter, read_settings
+from pipeline.steer.erase_tokens import Vocabulary
 
 from .adapters import ATTENTION, CONVOLUTION, FEEDFORWARD, write_adapter
 

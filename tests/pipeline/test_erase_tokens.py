@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from guards.base import Finding
 from index.errors import ConfigError, InputError
-from pipeline.steer.erase import Vocabulary, box_mask, location_tokens, loss_weights, marks_found
+from pipeline.steer.erase_tokens import Vocabulary, box_mask, location_tokens, loss_weights, marks_found
 
 
 def test_weights_by_hand() -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from index.errors import ClearanceError, ModelError, OutOfMemory, SteeringFailed
 from index.padding import first_line, out_of_memory
-from pipeline.call import units
+from pipeline.engine.packed_call import units
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.trajectory import Trajectory
 
 Call = Callable[[Sequence["Trajectory"]], list["torch.Tensor"]]
 Failures = list[tuple["Trajectory", Exception]]
@@ -60,7 +60,7 @@ def answers(call: Call, samples: Sequence[Trajectory]) -> tuple[list[tuple[Traje
 
 
 def blamed(call: Call, unit: Sequence[Trajectory], what: str, cause: Exception | None = None) -> ClearanceError:
-    """The error that ends a sample (or a group) on which the network fails alone; see :mod:`pipeline.blame`."""
+    """The error that ends a sample (or a group) on which the network fails alone; see :mod:`pipeline.engine.isolate`."""
     where = f"denoiser, step {unit[0].step}"
     error: ClearanceError = ModelError(what, where=where, fix=NETWORK)
     if any(t.push or t.group or t.lowrank for t in unit):

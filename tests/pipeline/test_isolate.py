@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from index.errors import ClearanceError, ModelError, OutOfMemory, SteeringFailed
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
-from pipeline.trajectory import Trajectory
 
 STEPS = 5
 VICTIM = 2

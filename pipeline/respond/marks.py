@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING
 
 from guards.base import Box
 from index.errors import ConfigError
-from pipeline.audit.records import Adapter
+from index.shipped import STICKERS
 from pipeline.config import AdapterConfig
-from pipeline.engine import Engine
-from pipeline.model.adapter import EraseAdapter, load_adapter, read_settings
-from pipeline.model.folder import STICKERS
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.lowrank import LowRank
-from pipeline.outcome import Intervention
+from pipeline.outcome import Adapter, Intervention
 from pipeline.rungs import EraseRung
 from pipeline.settings import digest
-from pipeline.steer.cascade import rollback_step
-from pipeline.steer.erase import overlap
+from pipeline.steer.erase_adapter import EraseAdapter, load_adapter, read_settings
+from pipeline.steer.erase_tokens import overlap
+from pipeline.steer.filters import rollback_step
 from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
-from pipeline.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import torch

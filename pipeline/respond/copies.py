@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
-from pipeline.blame import steering
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.isolate import steering
+from pipeline.engine.trajectory import Trajectory
 from pipeline.outcome import Intervention
 from pipeline.rungs import (
     AmgRung,
@@ -25,16 +26,15 @@ from pipeline.rungs import (
     Rung,
     SpellRung,
 )
-from pipeline.steer.cascade import rollback_step
 from pipeline.steer.embedder_space import EmbedderNudge, EmbedderSpace
 from pipeline.steer.features import with_features
+from pipeline.steer.filters import rollback_step
 from pipeline.steer.guidance import DelayedGuidance, Despecification, Repellency
 from pipeline.steer.masks import foreground
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 from pipeline.steer.objective import Objective
 from pipeline.steer.prompt import differentiable_denoiser, optimise_prompt
-from pipeline.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import torch

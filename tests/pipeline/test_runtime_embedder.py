@@ -16,7 +16,7 @@ from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.config import EmbedderConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.policy import CodesPolicy, CopiesPolicy, MarksPolicy, Policy, TextPolicy, UnsafePolicy
-from pipeline.studio import Studio
+from pipeline.runtime import Runtime
 
 POLICY = Policy(
     name="copies-only",
@@ -42,12 +42,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def open_studio(project: Path, model: Path, embedder: EmbedderConfig) -> Studio:
+def open_runtime(project: Path, model: Path, embedder: EmbedderConfig) -> Runtime:
     config = RunConfig(
         prompts="-", index="index", model=ModelConfig(path=str(model), dtype="float32"), embedder=embedder,
         generation=GenerationConfig(steps=2),
     )  # fmt: skip
-    return Studio.open(config, POLICY, base=project)
+    return Runtime.open(config, POLICY, base=project)
 
 
 @pytest.mark.parametrize("named", ["", "local-dir:mine", "mine"])
@@ -55,25 +55,25 @@ def test_an_embedder_beside_the_run_file_is_found_from_anywhere(
     named: str, project: Path, tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    studio = open_studio(project, tiny_sd, EmbedderConfig(model=named))
-    assert studio.copies is not None
-    assert studio.copies.embedder.embedder_id == ReferenceIndex.open(project / "index").embedder_id
+    runtime = open_runtime(project, tiny_sd, EmbedderConfig(model=named))
+    assert runtime.copies is not None
+    assert runtime.copies.embedder.embedder_id == ReferenceIndex.open(project / "index").embedder_id
 
 
 def test_another_embedder_than_the_index_has_is_refused(project: Path, tiny_sd: Path) -> None:
     with pytest.raises(IndexMismatch, match=r"local-dir:\.\./mine"):
-        open_studio(project, tiny_sd, EmbedderConfig(model="stickers"))
+        open_runtime(project, tiny_sd, EmbedderConfig(model="stickers"))
 
 
 def test_project_and_index_move_together(project: Path, tiny_sd: Path, tmp_path: Path) -> None:
     assert ReferenceIndex.open(project / "index").embedder_source == EmbedderSource("local-dir:../mine")
     project.rename(tmp_path / "elsewhere")
-    studio = open_studio(tmp_path / "elsewhere", tiny_sd, EmbedderConfig())
-    assert studio.copies is not None
+    runtime = open_runtime(tmp_path / "elsewhere", tiny_sd, EmbedderConfig())
+    assert runtime.copies is not None
 
 
 def test_a_remembered_embedder_that_is_gone_is_named(project: Path, tiny_sd: Path) -> None:
     shutil.rmtree(project / "mine")
     with pytest.raises(ModelError, match="is no folder") as refused:
-        open_studio(project, tiny_sd, EmbedderConfig())
+        open_runtime(project, tiny_sd, EmbedderConfig())
     assert "--embedder" in refused.value.fix

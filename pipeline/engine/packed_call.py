@@ -17,9 +17,9 @@ from pipeline.steer.negtome import NegToMe, RowPush, pushing
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
     from pipeline.model.samplers import Sampler
-    from pipeline.trajectory import Trajectory
 
 Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 

@@ -10,12 +10,12 @@ from index.padding import out_of_memory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 
 if TYPE_CHECKING:
-    from pipeline.steer.erasers import Erasure
-    from pipeline.trajectory import Trajectory
+    from pipeline.engine.trajectory import Trajectory
+    from pipeline.respond.marks import Erasure
 
 
 @dataclass(kw_only=True)
-class Case:
+class OpenRequest:
     """An open request: its current trajectory and what has been tried so far."""
 
     request: Request

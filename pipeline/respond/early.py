@@ -30,11 +30,11 @@ import numpy as np
 from guards.copies import HARMLESS
 from index.colours import hue_shares, turn_hues
 from index.reference import Match
-from pipeline.model.folder import STICKERS
+from index.shipped import STICKERS
 from pipeline.model.interface import DiffusionModel
 from pipeline.outcome import Caught
-from pipeline.steer.cascade import text_score
-from pipeline.steer.latent_head import LatentHead
+from pipeline.respond.latent_head import LatentHead
+from pipeline.steer.filters import text_score
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from index.reference import Reference
     from index.store import ReferenceIndex
+    from pipeline.engine.trajectory import Trajectory
     from pipeline.model.samplers import Sampler
     from pipeline.policy import EarlyPolicy, Policy
-    from pipeline.trajectory import Trajectory
 
 HEAD = STICKERS / "head"
 TURNED = "+hues"  # behind the signal of a sample caught by a reference in other colours

@@ -8,7 +8,7 @@ import numpy as np
 
 from guards.base import Finding
 from index.reference import Match
-from pipeline.case import Case
+from pipeline.open_request import OpenRequest
 from pipeline.outcome import Attempt, Decision, Request, Verdict
 
 
@@ -25,14 +25,14 @@ def flagged(ref_id: str, detail: str) -> Attempt:
 
 
 def test_steering_reads_the_reference_and_not_the_text_for_people() -> None:
-    case = Case(request=Request(0, "a", "an apple"), started_at=0.0, truncated=False, seed=1)
+    case = OpenRequest(request=Request(0, "a", "an apple"), started_at=0.0, truncated=False, seed=1)
     case.attempts.append(flagged("3f9a0c", "A red apple"))
     assert case.own_references() == ["3f9a0c"]
     assert case.nearest_references() == ["3f9a0c", "other"]
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_seconds() -> None:
-    case = Case(request=Request(0, "a", "an apple"), started_at=time.time() + 3600, truncated=False, seed=1)
+    case = OpenRequest(request=Request(0, "a", "an apple"), started_at=time.time() + 3600, truncated=False, seed=1)
     case.attempts.append(flagged("3f9a0c", "A red apple"))
     ended = case.ended(Decision(Verdict.REJECT, "copy.protected"))
     assert 0 <= ended.finished_at - ended.started_at < 60

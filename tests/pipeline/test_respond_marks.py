@@ -18,19 +18,19 @@ from guards.codes import CodesGuard
 from guards.registry import open_guards
 from index.errors import ConfigError
 from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.identity import identity_of
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.policy import MarksPolicy, Policy, YoloPolicy
+from pipeline.respond.marks import Erasers, adapters_digest, erase, open_erasers
 from pipeline.rungs import EraseRung, ReseedRung
+from pipeline.runtime import Runtime
 from pipeline.settings import from_dict
-from pipeline.steer.erase import Vocabulary
-from pipeline.steer.erasers import Erasers, adapters_digest, erase, open_erasers
+from pipeline.steer.erase_tokens import Vocabulary
 from pipeline.steer.nudge import Nudge
-from pipeline.studio import Studio
-from pipeline.trajectory import Trajectory
 
 from .adapters import write_adapter
 
@@ -67,7 +67,7 @@ def test_adapters_are_part_of_the_identity(exact: DiffusionModel, tiny_sd: Path,
     assert identity_of(plain, MARKS, base=tmp_path)["adapters_sha256"] == ""
     said = identity_of(with_one, MARKS, base=tmp_path)["adapters_sha256"]
     assert said and said == adapters_digest(with_one.adapters, exact.digest, base=tmp_path)
-    opened = studio(exact, [], open_erasers(with_one.adapters, exact, base=tmp_path), MARKS)
+    opened = runtime(exact, [], open_erasers(with_one.adapters, exact, base=tmp_path), MARKS)
     assert opened.identity()["adapters_sha256"] == said
     with pytest.raises(ConfigError, match="low-rank"):
         open_erasers([AdapterConfig(path="one", lowrank="flagged")], exact, base=tmp_path)
@@ -106,12 +106,12 @@ def sha(picture: np.ndarray) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def studio(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, policy: Policy, **generation: Any) -> Studio:
+def runtime(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, policy: Policy, **generation: Any) -> Runtime:
     config = RunConfig(prompts="-", generation=GenerationConfig(**{"steps": STEPS, "rows": 8, **generation}))
-    return Studio(config, policy, model, guards=guards, erasers=erasers)
+    return Runtime(config, policy, model, guards=guards, erasers=erasers)
 
 
-def draw(s: Studio, count: int = 4) -> dict[str, Sample]:
+def draw(s: Runtime, count: int = 4) -> dict[str, Sample]:
     requests = [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
     return {sample.request.key: sample for sample in moderate(s, requests)}
 
@@ -123,10 +123,10 @@ def erasers(exact: DiffusionModel, tmp_path: Path) -> Erasers:
 
 
 def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel, erasers: Erasers) -> None:
-    plain = draw(studio(exact, [], Erasers(), MARKS))
+    plain = draw(runtime(exact, [], Erasers(), MARKS))
     first = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
     assert len(set(first.values())) == 4
-    done = draw(studio(exact, [Marks({first["key-2"]})], erasers, MARKS))
+    done = draw(runtime(exact, [Marks({first["key-2"]})], erasers, MARKS))
     for key in ("key-0", "key-1", "key-3"):
         assert done[key].outcome is Outcome.ACCEPTED and [a.pixel_sha256 for a in done[key].attempts] == [first[key]]
     erased = done["key-2"]
@@ -137,16 +137,16 @@ def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel
     assert again.intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
     assert again.intervention.adapters == (erasers.loaded[0][0].digest,)
     assert again.pixel_sha256 != first["key-2"] and again.denoiser_evals == STEPS  # no dearer than a new seed
-    alone = draw(studio(exact, [Marks({first["key-2"]})], erasers, MARKS), count=3)["key-2"]
+    alone = draw(runtime(exact, [Marks({first["key-2"]})], erasers, MARKS), count=3)["key-2"]
     assert alone.attempts[1].pixel_sha256 == again.pixel_sha256  # can be made again in other company
 
 
 def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: DiffusionModel, erasers: Erasers) -> None:
-    first = {key: s.attempts[0].pixel_sha256 for key, s in draw(studio(exact, [], Erasers(), MARKS)).items()}
+    first = {key: s.attempts[0].pixel_sha256 for key, s in draw(runtime(exact, [], Erasers(), MARKS)).items()}
 
     def again(focus: float, box: Any = (0, 0, 0.4, 0.4)) -> dict[str, Sample]:
         policy = dataclasses.replace(MARKS, mark_ladder=(EraseRung(focus=focus), ReseedRung()))
-        return draw(studio(exact, [Marks({first["key-2"]}, box)], erasers, policy))
+        return draw(runtime(exact, [Marks({first["key-2"]}, box)], erasers, policy))
 
     plain, focused = again(1.0), again(4.0)
     assert plain["key-2"].attempts[1].pixel_sha256 != focused["key-2"].attempts[1].pixel_sha256
@@ -156,14 +156,14 @@ def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: Diffusion
         assert [a.pixel_sha256 for a in focused[key].attempts] == [first[key]]
     wide = EraseRung(places="usual")
     policy = dataclasses.replace(MARKS, mark_ladder=(wide, ReseedRung()))
-    everywhere = draw(studio(exact, [Marks({first["key-2"]})], erasers, policy))["key-2"].attempts[1].intervention
+    everywhere = draw(runtime(exact, [Marks({first["key-2"]})], erasers, policy))["key-2"].attempts[1].intervention
     assert everywhere is not None and everywhere.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
     nowhere = [again(focus, None)["key-2"].attempts[1].pixel_sha256 for focus in (1.0, 4.0)]
     assert nowhere[0] == nowhere[1]  # a guard without boxes gives nothing to focus on
 
 
 def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, erasers: Erasers) -> None:
-    sample = draw(studio(exact, [Everywhere(set())], erasers, MARKS), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set())], erasers, MARKS), count=1)["key-0"]
     assert sample.outcome is Outcome.REVIEW and sample.reason == "mark.qr"
     interventions = [a.intervention for a in sample.attempts]
     assert [i and i.kind for i in interventions] == [None, "erase", "erase", "reseed"]
@@ -174,7 +174,7 @@ def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, eraser
 
 def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Erasers) -> None:
     twice = dataclasses.replace(MARKS, mark_ladder=(EraseRung(), EraseRung()))
-    sample = draw(studio(exact, [Everywhere(set())], erasers, twice), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set())], erasers, twice), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, "erase", "reseed"]
     assert sample.attempts[2].intervention and sample.attempts[2].intervention.tokens
 
@@ -183,11 +183,11 @@ def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Era
 def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionModel, tmp_path: Path, guidance: float) -> None:
     folder = write_adapter(tmp_path / "hidden", exact, None, weights=True, removal="model", concepts=("qr",))
     hidden = open_erasers([AdapterConfig(path=str(folder))], exact, base=tmp_path)
-    first = draw(studio(exact, [], hidden, MARKS, guidance_scale=guidance))
-    plain = draw(studio(exact, [], Erasers(), MARKS, guidance_scale=guidance))
+    first = draw(runtime(exact, [], hidden, MARKS, guidance_scale=guidance))
+    plain = draw(runtime(exact, [], Erasers(), MARKS, guidance_scale=guidance))
     digests = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
     assert {key: s.attempts[0].pixel_sha256 for key, s in first.items()} == digests  # nobody is flagged: nothing is in force
-    done = draw(studio(exact, [Marks({digests["key-2"]})], hidden, MARKS, guidance_scale=guidance))
+    done = draw(runtime(exact, [Marks({digests["key-2"]})], hidden, MARKS, guidance_scale=guidance))
     assert [done[key].attempts[-1].pixel_sha256 for key in ("key-0", "key-1", "key-3")] == [
         digests[key] for key in ("key-0", "key-1", "key-3")
     ]
@@ -197,7 +197,7 @@ def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionMode
     assert again.seed == 2 and again.pixel_sha256 != digests["key-2"]
     asked = hidden.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)
     assert asked is not None and asked.places == ()  # where nothing is said there is nothing to focus on
-    climbed = draw(studio(exact, [Everywhere(set())], hidden, MARKS, guidance_scale=guidance), count=1)["key-0"]
+    climbed = draw(runtime(exact, [Everywhere(set())], hidden, MARKS, guidance_scale=guidance), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in climbed.attempts] == [None, "erase", "reseed", "reseed"]
     assert all(a.intervention and a.intervention.adapters for a in climbed.attempts[1:])  # in force to the end
     learned = write_adapter(tmp_path / "learned", exact, None, weights=True, concepts=("qr",))  # data removal: every sample's
@@ -206,18 +206,18 @@ def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionMode
 
 
 def test_without_a_box_only_the_name_is_said(exact: DiffusionModel, erasers: Erasers) -> None:
-    sample = draw(studio(exact, [Everywhere(set(), None)], erasers, MARKS), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set(), None)], erasers, MARKS), count=1)["key-0"]
     assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>",)
 
 
 def test_without_an_eraser_a_mark_is_a_new_seed(exact: DiffusionModel) -> None:
-    sample = draw(studio(exact, [Everywhere(set())], Erasers(), MARKS), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set())], Erasers(), MARKS), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
     assert len({a.seed for a in sample.attempts}) == 4
 
 
 def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path: Path, erasers: Erasers) -> None:
-    unguided = studio(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
+    unguided = runtime(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
     sample = draw(unguided, count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
     t = Trajectory(0, unguided.engine.initial_noise(0), 0, exact.encode_prompts([""])[0], None)
@@ -228,7 +228,7 @@ def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path:
     folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
     always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
     with pytest.raises(ConfigError, match="without guidance"):
-        studio(exact, [], always, MARKS, guidance_scale=1.0)
+        runtime(exact, [], always, MARKS, guidance_scale=1.0)
 
 
 def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Erasers) -> None:
@@ -242,7 +242,7 @@ def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Era
             ]
 
     policy = dataclasses.replace(MARKS, yolo=YoloPolicy(action="observe"))
-    sample = draw(studio(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set()), Observed(set())], erasers, policy), count=1)["key-0"]
     assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>")
 
 
@@ -251,9 +251,9 @@ def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionMode
 
     def first(**how: Any) -> str:
         opened = open_erasers([AdapterConfig(path=str(folder), **how)], exact, base=tmp_path)
-        return draw(studio(exact, [Marks(set())], opened, MARKS), count=1)["key-0"].attempts[0].pixel_sha256
+        return draw(runtime(exact, [Marks(set())], opened, MARKS), count=1)["key-0"].attempts[0].pixel_sha256
 
-    plain = draw(studio(exact, [Marks(set())], Erasers(), MARKS), count=1)["key-0"].attempts[0].pixel_sha256
+    plain = draw(runtime(exact, [Marks(set())], Erasers(), MARKS), count=1)["key-0"].attempts[0].pixel_sha256
     drawn = [plain, first(lowrank="flagged"), first(), first(tokens="always"), first(lowrank="flagged", tokens="always")]
     assert drawn[0] == drawn[1] and len(set(drawn)) == 4
     assert first(weight=0.5) not in drawn
@@ -274,7 +274,7 @@ def test_whose_low_rank_weights_are_goes_by_what_they_were_trained_for(exact: Di
 
 def test_a_resumed_erasure_keeps_the_beginning(exact: DiffusionModel, erasers: Erasers) -> None:
     late = dataclasses.replace(MARKS, mark_ladder=(EraseRung(resume_fraction=0.5), ReseedRung()))
-    sample = draw(studio(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
+    sample = draw(runtime(exact, [Everywhere(set())], erasers, late), count=1)["key-0"]
     assert sample.attempts[1].resumed_from_step == 2 and sample.attempts[1].denoiser_evals == STEPS - 2
 
 

@@ -11,14 +11,14 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
 from pipeline.policy import Policy
+from pipeline.respond.copies import Failed, Tools, Words, next_seed, random_references, retry
 from pipeline.rungs import NegativeRung, NudgeRung, RenoiseRung, ReseedRung, Rung
 from pipeline.settings import from_dict
 from pipeline.steer.embedder_space import EmbedderSpace
-from pipeline.steer.ladder import Failed, Tools, Words, next_seed, random_references, retry
-from pipeline.trajectory import Trajectory
 
 STEPS, ROWS, SEED = 5, 8, 3
 

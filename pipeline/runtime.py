@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guards.base import Finding, Guard
-from index.colours import hue_shares, turn_hues
 from index.errors import ConfigError
 from index.padding import PaddedCalls
 from index.reference import Match
 from pipeline.config import RunConfig
-from pipeline.copy_check import calibration_in_force
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
 from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
+from pipeline.opening import Copies, open_copies, open_policy_guards, prepare
 from pipeline.outcome import PaddedRows
-from pipeline.policy import CONFIRM, Policy, guard_tables
+from pipeline.policy import Policy
+from pipeline.references import References
+from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
+from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
 from pipeline.settings import digest
-from pipeline.steer.early import LATENTS, EarlyDetector, ReferenceLatents, wanted
-from pipeline.steer.erasers import Erasers, Erasure, negative_conditioning, open_erasers
 from pipeline.steer.features import FeatureCache
 
 if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
-    from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
     from pipeline.audit.records import RunContext
     from pipeline.steer.embedder_space import EmbedderSpace
 
-CENTRE_REFERENCES = 64
 CONTEXT_BYTES = 2**30  # conditionings kept
 COLOURED = 1024  # references in all colours that probes search, each encoded once: seconds on a CPU
 FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
@@ -58,7 +55,7 @@ class Study:
     nearest: tuple[Match, ...]
 
 
-class Studio:
+class Runtime:
     """One worker's equipment. Open it once per process: loading takes seconds, a shard takes minutes."""
 
     def __init__(
@@ -89,16 +86,15 @@ class Studio:
         self.engine.features = FeatureCache(FEATURE_BYTES)
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
         self.context_of = lru_cache(maxsize=kept)(self._context_of)
-        self.reference_latent = lru_cache(maxsize=4096)(self._reference_latent)
-        self.recoloured_latents = lru_cache(maxsize=LATENTS)(self._recoloured_latents)
+        self.references = References(index, model, hues=policy.copies.hues)
         self.early = None
         if copies is not None and wanted(policy):
             latents = None
             if ReferenceLatents.possible(copies.index):
                 many = len(copies.index.references()) * policy.copies.hues > COLOURED
                 latents = ReferenceLatents(
-                    copies.index, self.reference_latent, lambda: self.reference_centre,
-                    *(() if many else (self.recoloured_latents,)),
+                    copies.index, self.references.latent, lambda: self.references.centre,
+                    *(() if many else (self.references.recoloured,)),
                 )  # fmt: skip
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
@@ -111,7 +107,7 @@ class Studio:
             raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
 
     @classmethod
-    def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Studio:
+    def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Runtime:
         """Load model, index and guards.
 
         Raises:
@@ -129,7 +125,7 @@ class Studio:
     def with_looks(
         cls, config: RunConfig, policy: Policy, guards: Sequence[Guard], skipped: Sequence[str], copies: Copies | None, *,
         base: Path,
-    ) -> Studio:  # fmt: skip
+    ) -> Runtime:  # fmt: skip
         """Load the model for guards that are open already; arguments as from :func:`open_policy_guards` and
         :func:`open_copies`."""
         model = load_model(config.model)
@@ -183,30 +179,6 @@ class Studio:
             return self._standing_of(text)
         return negative_conditioning(self.model, text, erasure, self.context_of)
 
-    def _reference_latent(self, ref_id: str) -> torch.Tensor | None:
-        """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
-        picture = self._reference_picture(ref_id)
-        return None if picture is None else self.model.encode(picture[None])[0]
-
-    def _recoloured_latents(self, ref_id: str) -> list[torch.Tensor]:
-        """Clean latents (C, h, w) of the reference with its hues turned, as the copies guard turns pictures; without itself."""
-        picture = self._reference_picture(ref_id)
-        if picture is None:
-            return []
-        turned = [turn_hues(picture, share) for share in hue_shares(self.policy.copies.hues)]
-        return list(self.model.encode(np.stack(turned))) if turned else []
-
-    def _reference_picture(self, ref_id: str) -> np.ndarray | None:
-        """uint8 RGB at the model's size, or None when the index may not keep it."""
-        picture = self.index.picture(ref_id) if self.index is not None else None
-        if picture is None:
-            return None
-        from PIL import Image
-
-        side = self.model.decode_size()
-        fits = picture.shape[1::-1] == side
-        return picture if fits else np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS))
-
     def embedder_space(self) -> EmbedderSpace:
         """The embedder's space as nudging takes it, with gradients."""
         from pipeline.steer.embedder_space import EmbedderSpace
@@ -214,21 +186,6 @@ class Studio:
         if self.copies is None:
             raise ConfigError("there is no embedder to nudge in", where='ladder, space = "embedder"', fix="Name an index")
         return EmbedderSpace.of(self.model, self.copies.embedder)
-
-    @cached_property
-    def reference_centre(self) -> torch.Tensor:
-        """The mean clean latent (C, h, w) of the index's references (64 of them at most); zeros below four references.
-
-        Which references: those with the smallest ids, so that it depends on the index alone.
-        """
-        import torch
-
-        zeros = torch.zeros(self.model.latent_shape)
-        if self.index is None:
-            return zeros
-        ids = sorted(reference.ref_id for reference in self.index.references())[:CENTRE_REFERENCES]
-        latents = [z for ref_id in ids if (z := self.reference_latent(ref_id)) is not None]
-        return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
 
     def identity(self) -> dict[str, str]:
         """What decides how this worker draws and judges, as :func:`pipeline.identity.identity_of` finds it without a model."""
@@ -280,59 +237,6 @@ class Studio:
         )
 
 
-@dataclass(frozen=True)
-class Copies:
-    """The copies guard with what it compares with, and its operating point."""
-
-    guard: CopiesGuard
-    index: ReferenceIndex
-    calibration_id: str
-    threshold: float
-
-
-def prepare(config: RunConfig) -> None:
-    """Settings of torch that hold for the whole process; call it before the first model is loaded."""
-    # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    torch.set_num_threads(config.generation.threads)
-    torch.use_deterministic_algorithms(True)
-
-
-def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
-    """The guards that a policy asks for, and why optional ones are left out.
-
-    Raises:
-        GuardUnavailable: a required one cannot run here.
-    """
-    from guards.registry import open_guards
-
-    return open_guards(guard_tables(policy))
-
-
-def open_copies(config: RunConfig, policy: Policy, *, base: Path) -> Copies | None:
-    """Index, embedder and operating point of the copies guard; None for a run without an index.
-
-    Raises:
-        ModelError: the embedder cannot be loaded.
-        IndexMismatch: the index was built with another embedder.
-        ConfigError: no calibrated threshold for this embedder, and none in the policy.
-    """
-    if not config.index:
-        return None
-    from guards.copies import CopiesGuard
-    from index.embed import embedder_of
-    from index.store import ReferenceIndex
-
-    e = config.embedder
-    index = ReferenceIndex.open(base / config.index)
-    embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
-    calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
-    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
-    return Copies(guard, index, calibration_id, point.threshold)
-
-
 @contextmanager
 def _named(guard: str) -> Iterator[None]:
     """What a guard raises says whose it is."""
@@ -341,35 +245,3 @@ def _named(guard: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"guard {guard}")
         raise
-
-
-def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, OperatingPoint]:
-    """Calibration id and operating point in force.
-
-    A threshold in the policy wins; else the calibration beside the index, else the one shipped with the embedded world.
-    """
-    from index.calibrate import OperatingPoint
-
-    found = calibration_in_force(config, policy, embedder_id, base=base)
-    if found is not None:
-        return found.calibration_id, found.point
-    agrees = policy.copies.confirm_threshold
-    assert policy.copies.threshold is not None  # else there is a calibration, or an error
-    return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
-
-
-def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
-    """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
-    path = base / config.index / "calibration.json"
-    if not config.index or policy.copies.threshold is not None or not path.exists():
-        return ""
-    from index.calibrate import Calibration
-    from index.store import ReferenceIndex
-
-    found, index = Calibration.load(path), ReferenceIndex.open(base / config.index)
-    if found.embedder_id != index.embedder_id or found.index_id in ("", index.index_id):
-        return ""
-    return (
-        f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
-        "false alarms; calibrate again (clearance index calibrate)"
-    )

@@ -1,0 +1,103 @@
+"""Open what looks at pictures: the guards that a policy asks for, and the copies guard with what it compares with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guards.base import Guard
+from pipeline.config import RunConfig
+from pipeline.copy_check import calibration_in_force
+from pipeline.policy import CONFIRM, Policy, guard_tables
+
+if TYPE_CHECKING:
+    from guards.copies import CopiesGuard
+    from index.calibrate import OperatingPoint
+    from index.store import ReferenceIndex
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The copies guard with what it compares with, and its operating point."""
+
+    guard: CopiesGuard
+    index: ReferenceIndex
+    calibration_id: str
+    threshold: float
+
+
+def prepare(config: RunConfig) -> None:
+    """Settings of torch that hold for the whole process; call it before the first model is loaded."""
+    # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(config.generation.threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
+    """The guards that a policy asks for, and why optional ones are left out.
+
+    Raises:
+        GuardUnavailable: a required one cannot run here.
+    """
+    from guards.registry import open_guards
+
+    return open_guards(guard_tables(policy))
+
+
+def open_copies(config: RunConfig, policy: Policy, *, base: Path) -> Copies | None:
+    """Index, embedder and operating point of the copies guard; None for a run without an index.
+
+    Raises:
+        ModelError: the embedder cannot be loaded.
+        IndexMismatch: the index was built with another embedder.
+        ConfigError: no calibrated threshold for this embedder, and none in the policy.
+    """
+    if not config.index:
+        return None
+    from guards.copies import CopiesGuard
+    from index.bound_embedder import embedder_of
+    from index.store import ReferenceIndex
+
+    e = config.embedder
+    index = ReferenceIndex.open(base / config.index)
+    embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
+    calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
+    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
+    return Copies(guard, index, calibration_id, point.threshold)
+
+
+def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, OperatingPoint]:
+    """Calibration id and operating point in force.
+
+    A threshold in the policy wins; else the calibration beside the index, else the one shipped with the embedded world.
+    """
+    from index.calibrate import OperatingPoint
+
+    found = calibration_in_force(config, policy, embedder_id, base=base)
+    if found is not None:
+        return found.calibration_id, found.point
+    agrees = policy.copies.confirm_threshold
+    assert policy.copies.threshold is not None  # else there is a calibration, or an error
+    return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
+
+
+def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
+    path = base / config.index / "calibration.json"
+    if not config.index or policy.copies.threshold is not None or not path.exists():
+        return ""
+    from index.calibrate import Calibration
+    from index.store import ReferenceIndex
+
+    found, index = Calibration.load(path), ReferenceIndex.open(base / config.index)
+    if found.embedder_id != index.embedder_id or found.index_id in ("", index.index_id):
+        return ""
+    return (
+        f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
+        "false alarms; calibrate again (clearance index calibrate)"
+    )

@@ -1,0 +1,73 @@
+"""The index's references as the model sees them: clean latents, in all their colours, and their centre; each encoded once."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from index.colours import hue_shares, turn_hues
+from pipeline.model.interface import DiffusionModel
+from pipeline.respond.early import LATENTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from index.store import ReferenceIndex
+
+CENTRE_REFERENCES = 64
+
+
+class References:
+    """Latents of references, kept for as long as a worker lives.
+
+    Args:
+        index: whose references; None for a run without an index, which has none.
+        model: the model whose latents they are.
+        hues: into how many parts the circle of hues is cut (``copies.hues``).
+    """
+
+    def __init__(self, index: ReferenceIndex | None, model: DiffusionModel, *, hues: int) -> None:
+        self.index, self.model, self.hues = index, model, hues
+        self.latent = lru_cache(maxsize=4096)(self._latent)
+        self.recoloured = lru_cache(maxsize=LATENTS)(self._recoloured)
+
+    @cached_property
+    def centre(self) -> torch.Tensor:
+        """The mean clean latent (C, h, w) of the index's references (64 of them at most); zeros below four references.
+
+        Which references: those with the smallest ids, so that it depends on the index alone.
+        """
+        import torch
+
+        zeros = torch.zeros(self.model.latent_shape)
+        if self.index is None:
+            return zeros
+        ids = sorted(reference.ref_id for reference in self.index.references())[:CENTRE_REFERENCES]
+        latents = [z for ref_id in ids if (z := self.latent(ref_id)) is not None]
+        return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
+
+    def _latent(self, ref_id: str) -> torch.Tensor | None:
+        """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
+        picture = self._picture(ref_id)
+        return None if picture is None else self.model.encode(picture[None])[0]
+
+    def _recoloured(self, ref_id: str) -> list[torch.Tensor]:
+        """Clean latents (C, h, w) of the reference with its hues turned, as the copies guard turns pictures; without itself."""
+        picture = self._picture(ref_id)
+        if picture is None:
+            return []
+        turned = [turn_hues(picture, share) for share in hue_shares(self.hues)]
+        return list(self.model.encode(np.stack(turned))) if turned else []
+
+    def _picture(self, ref_id: str) -> np.ndarray | None:
+        """uint8 RGB at the model's size, or None when the index may not keep it."""
+        picture = self.index.picture(ref_id) if self.index is not None else None
+        if picture is None:
+            return None
+        from PIL import Image
+
+        side = self.model.decode_size()
+        fits = picture.shape[1::-1] == side
+        return picture if fits else np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS))
