@@ -180,6 +180,15 @@ def module_lines(folders: Iterable[str], aside: str = "") -> Iterator[str]:
         yield ""
 
 
+def floor_lines() -> Iterator[str]:
+    """The table of the law, from the top floor down."""
+    from tests.test_laws import FLOORS
+
+    yield from ("| floor | rooms |", "|---|---|")
+    for number, floor in reversed([*enumerate(FLOORS, 1)]):
+        yield f"| {number} | {', '.join(f'`{room}`' for room in sorted(floor))} |"
+
+
 GENERATED = {
     "commands": (REFERENCE, lambda: command_lines(commands())),
     "guards": (REFERENCE, guard_lines),
@@ -187,6 +196,7 @@ GENERATED = {
     "attempts": (REFERENCE, lambda: schema_lines("attempts")),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
+    "floors": (ARCHITECTURE, floor_lines),
     "modules": (ARCHITECTURE, lambda: module_lines(PACKAGES, aside="jobs/lab")),
     "laboratory commands": (LABORATORY, lambda: command_lines(laboratory_commands())),
     "laboratory modules": (LABORATORY, lambda: module_lines(["jobs/lab"])),
