@@ -69,8 +69,17 @@ def save_adapter(
     return settings
 
 
-def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]] = ()) -> str:
-    """The model card; ``measured`` are measures as benches publish them."""
+def card(
+    name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]] = (), first: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The model card.
+
+    Args:
+        name: its title.
+        settings: the content of adapter.json.
+        measured: measures as benches publish them.
+        first: the id of each measure that stands on top, and what it is called there.
+    """
     t, data = settings["training"], settings["training"]["dataset"]
     vocabulary = settings["vocabulary"]
     data_removal = settings["removal"] == "data"
@@ -81,7 +90,7 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
         tokens = "No tokens: plain fine-tuning, the control."
     else:
         place = {
-            None: "no tokens for places: it says only *that* a mark is there",
+            None: "no tokens for places, only for the mark itself",
             "bins": f"a token for each of {vocabulary['grid']}×{vocabulary['grid']} bins",
             "corners": f"a pair of corner tokens for each box, on a grid of {vocabulary['grid']}×{vocabulary['grid']}",
         }[vocabulary["mode"]]
@@ -116,20 +125,20 @@ def card(name: str, settings: dict[str, Any], measured: Sequence[dict[str, Any]]
     left_out = f"Captions left out: {100 * t['empty']:.0f} %"
     also, reads = "", ["`load_lora_weights(folder)`"] * (LOWRANK in settings["files"])
     if vocabulary:
-        also = f", where tokens are said\n{100 * t.get('alone', t['empty']):.0f} %"
+        also = f", and of captions with tokens\n{100 * t.get('alone', t['empty']):.0f} %"
         reads.append("`load_textual_inversion` token by token")
     return f"""# {name}
 
 {purpose}
 
 {tokens}
-
-It acts on what a generator invents. It is not for cleaning anybody's picture, and the marks by which generated pictures are
-told from others (metadata, our own codes) are on the guards' allow-list and no concern of it.
+{_five(measured, first)}
+It acts on what a generator invents and cleans nobody's pictures. Marks that label generated pictures (metadata, our own codes)
+are on the guards' allow-list and are not touched.
 
 ## Base model
 
-{settings["base"]}, digest `{settings["base_digest"]}`; refused by any other. Weights of this folder, sha256:
+{settings["base"]}, digest `{settings["base_digest"]}`; the adapter is refused for any other. Weights of this folder, sha256:
 
 {chr(10).join(f"* `{file}` `{digest}`" for file, digest in settings["files"].items())}
 
@@ -139,8 +148,8 @@ diffusers reads them too: {" and ".join(reads)}.
 
 {method}: {t["steps"]} steps of {t["batch"]} pictures in {t["minutes"]:.1f} minutes, seed {t["seed"]},
 learning rate {rates}. {left_out}{also}.
-Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What is where was told by the detector
-{data.get("detector") or "of the set"} ({places}), never by the truth.{quality}
+Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. The places of the marks come from the detector
+{data.get("detector") or "of the set"} ({places}), never from the truth.{quality}
 
 | step | {" | ".join(str(point["step"]) for point in points)} |
 |---|{"---|" * len(points)}
@@ -148,12 +157,23 @@ Set: {seen}{f", sha256 `{data['sha256']}`" if data.get("sha256") else ""}. What 
 {_table(measured)}"""
 
 
+def _five(measured: Sequence[dict[str, Any]], first: Sequence[tuple[str, str]]) -> str:
+    by_id = {m["id"]: m for m in measured}
+    rows = [
+        f"| {what} | **{by_id[one]['value']:.3f}** | {by_id[one]['low']:.3f} – {by_id[one]['high']:.3f} |"
+        for one, what in first
+        if one in by_id
+    ]
+    head = ["", "| | value | 95 % interval |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""]) if rows else ""
+
+
 def _table(measured: Sequence[dict[str, Any]]) -> str:
     if not measured:
         return ""
     rows = [f"| {m['id']} | {m['value']:.3f} | {m['low']:.3f} – {m['high']:.3f} | {m['n']} |" for m in measured]
     head = "| measure | value | 95 % interval | n |\n|---|---|---|---|"
-    return "\n## Measured by `clearance lab bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
+    return "\n## Everything measured by `clearance lab bench erase`\n\n" + "\n".join([head, *rows]) + "\n"
 
 
 def _places(rows: Rows, concepts: Sequence[str]) -> dict[str, list[list[float]]]:

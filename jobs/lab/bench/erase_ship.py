@@ -1,4 +1,4 @@
-"""Put the bench's main adapters where they ship, with cards that say what was measured of them."""
+"""Put the bench's main adapters where they ship, with cards that hold their measures."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
     ),
     "data": (f"{PLAIN}: ", f"{CLEAN}: ", f"{HIDDEN}: ", f"{FULL}, tokens always", f"plain / {HIDDEN}"),
 }  # fmt: skip
+FIRST: dict[Part, tuple[tuple[str, str], ...]] = {  # the five numbers on top of the card
+    "model": (
+        ("none: marked, judge", "ordinary pictures with a mark, without the adapter (judge)"),
+        (f"{HIDDEN}: marked, judge", "the same, the flagged drawn again once with the adapter (judge)"),
+        (f"{HIDDEN}: of the flagged, clean afterwards", "of the flagged, clean after one attempt (the pipeline's detector)"),
+        (f"{HIDDEN}: … clean by the judge", "of the flagged, clean after one attempt (judge)"),
+        (f"{HIDDEN}: caption right in the top 5, judge", "caption in the top 5 of the judge"),
+    ),
+    "data": (
+        (f"{HIDDEN}: marked, judge", "pictures with a mark (judge)"),
+        (f"{HIDDEN}: marked, pipeline's detector", "pictures with a mark (the pipeline's detector)"),
+        (f"{PLAIN}: marked, judge", "pictures with a mark after plain fine-tuning (judge)"),
+        (f"{CLEAN}: marked, judge", "pictures with a mark after training on clean data: the judge's false alarms"),
+        (f"{HIDDEN}: nearest of the twelve subjects is the right one, judge's eyes", "subject right (judge)"),
+    ),
+}
 
 
 def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
@@ -50,7 +66,8 @@ def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
                 shutil.copyfile(source / file, folder / file)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         quoted = [asdict(m) for m in measures if m.id.startswith(tuple(f"{part} removal · {told}" for told in TOLD[part]))]
-        (folder / "README.md").write_text(card(name, settings, quoted), encoding="utf-8")
+        first = [(f"{part} removal · {one}", what) for one, what in FIRST[part]]
+        (folder / "README.md").write_text(card(name, settings, quoted, first), encoding="utf-8")
         folders.append(folder)
     write_digests(target)
     return folders

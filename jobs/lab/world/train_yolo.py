@@ -20,7 +20,7 @@ from guards.mark_network import SIDE
 from guards.yolo import enlarge, fill, make_detector, strongest
 from jobs.lab.world.autoencoder import to_input
 from jobs.lab.world.mark_examples import Examples, training_examples
-from jobs.lab.world.mark_measures import Judge, curve_table, evaluate, sources, tables
+from jobs.lab.world.mark_measures import Judge, curve_table, evaluate, five, sources, tables
 from jobs.lab.world.mark_training import averaged, fit
 
 NETWORK = "yolo11n.yaml"
@@ -160,13 +160,15 @@ def _card(card: dict[str, Any], report: dict[str, Any], training: dict[str, Any]
 no weights of a hub are in it. Loaded by `guards.yolo.YoloMarksGuard`, which builds the network from `config.json` and reads
 safetensors; no pickle, no download.
 
+{five(report)}
+
 ## Licence: AGPL-3.0
 
 These weights are **not** Apache-2.0 like the rest of the repository. ultralytics is AGPL-3.0, and its licensor holds that
 networks trained with it are too. Whoever passes these files on, or lets others use a service that runs them, must offer
 those people the complete source of the work that contains them under AGPL-3.0 (or buy another licence from Ultralytics).
 The guard is therefore an extra (`pip install 'clearance[yolo]'`) and never the default; the rest runs without this folder
-(`clearance doctor` then says that it is missing). The default guard `marks` does the same work under Apache-2.0. See LICENSE.
+(`clearance doctor` then reports it as missing). The default guard `marks` does the same work under Apache-2.0. See LICENSE.
 
 ## Training
 
@@ -176,7 +178,7 @@ The guard is therefore an extra (`pip install 'clearance[yolo]'`) and never the 
 (`jobs.lab.world.train_yolo`: ultralytics' network and loss, AdamW, peak rate 2e-3, seed 0; what ships is the moving average of
 the weights). Pictures of 64 pixels are enlarged to {card["input_pixels"]}. The examples are those of the `marks` guard:
 drawings with one synthetic mark, or none: three in ten marks are designs 0–2 of `jobs.erase.marks.overlays`, the others are all
-different (`jobs.erase.marks.designs`, which says what is never drawn because it is held out); half of them smeared by the
+different (`jobs.erase.marks.designs`, which lists what is held out and never drawn); half of them smeared by the
 world's autoencoder.
 
 {curve_table(training["curve"])}
