@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from pipeline import storage
+from pipeline.audit.schema import Store, stored_as
 from pipeline.storage import TEMPORARY, cannot_write
 
 if TYPE_CHECKING:
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 
 COMMITS, TABLES = "commits", ("samples", "attempts")
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
-# Columns with few distinct values; dictionary encoding elsewhere only costs time.
-_FEW_VALUES = """
-    run_id dataset_id shard_id outcome reason media_type model_id model_revision model_digest model_licence scheduler dtype
-    device_kind index_id embedder_id calibration_id policy_id policy_sha256 policy_name digital_source_type watermark_scheme
-    review_state error_class worker_id software_version prompt_ref decision guard version category kind rights_basis status
-    ref_id title"""
-_KEYS = "row_no sample_id request_key outcome reason attempt finished_at retain_until"
-_DICTIONARY, _STATISTICS = frozenset(_FEW_VALUES.split()), frozenset(_KEYS.split())
-_BLOBS = frozenset({"bytes"})  # already compressed
 
 
 @dataclass(frozen=True)
@@ -258,19 +250,19 @@ def _leftovers(folder: Path, name: str) -> list[str]:
 def write_parquet(table: pa.Table, stream: IO[bytes]) -> None:
     """Write a table the way all shards are written; the same table gives the same bytes.
 
-    Pictures are stored as they are, text under zstd, dictionaries only for columns with few values, statistics only for
-    keys, with page checksums.
+    How each column is stored stands beside it in the schema; all have page checksums.
     """
     import pyarrow.parquet as pq
 
+    plain, few, keys = (stored_as(how) for how in (Store.PLAIN, Store.DICTIONARY, Store.STATISTICS))
     leaves = {path: path.split(".") for path in _leaves(table.schema)}
     pq.write_table(
         table,
         stream,
         row_group_size=ROW_GROUP_ROWS,
-        compression={path: "none" if parts[-1] in _BLOBS else "zstd" for path, parts in leaves.items()},
-        use_dictionary=[path for path, parts in leaves.items() if parts[-1] in _DICTIONARY],
-        write_statistics=[path for path, parts in leaves.items() if len(parts) == 1 and parts[0] in _STATISTICS],
+        compression={path: "none" if parts[-1] in plain else "zstd" for path, parts in leaves.items()},
+        use_dictionary=[path for path, parts in leaves.items() if parts[-1] in few],
+        write_statistics=[path for path, parts in leaves.items() if len(parts) == 1 and parts[0] in keys],
         write_page_checksum=True,
         write_page_index=True,
         store_schema=True,
