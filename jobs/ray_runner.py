@@ -25,7 +25,7 @@ from jobs.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, 
 from jobs.worker import OpenLoop, Worker, shards_ahead
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import Anchors, RunContext
+    from pipeline.audit.context import Anchors, RunContext
 
 WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
 LOOK_SECONDS = 1.0  # how often it looks whether Ray itself still lives

@@ -27,7 +27,7 @@ from pipeline.outcome import Outcome, Sample
 from pipeline.storage import digest_of
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import Anchors, RunContext
+    from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
 
 DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
@@ -145,8 +145,8 @@ class Session:
             RunStopped: another run holds the folder, or it cannot be written.
             IntegrityError: what a stopped or sealed run left was changed.
         """
+        from pipeline.audit.context import Anchors
         from pipeline.audit.events import events_head, read_events
-        from pipeline.audit.records import Anchors
         from pipeline.audit.shards import committed, sweep
 
         plan_sha256, place = self.plan.plan_sha256, self.place

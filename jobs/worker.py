@@ -23,7 +23,7 @@ from pipeline.policy import Policy
 from pipeline.storage import advice
 
 if TYPE_CHECKING:
-    from pipeline.audit.records import Anchors, RunContext
+    from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from guards.copies import CopiesGuard
     from index.store import ReferenceIndex
-    from pipeline.audit.records import RunContext
+    from pipeline.audit.context import RunContext
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CONTEXT_BYTES = 2**30  # conditionings kept
@@ -203,7 +203,7 @@ class Runtime:
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
         """What every audit row of this worker repeats."""
-        from pipeline.audit.records import RunContext
+        from pipeline.audit.context import RunContext
 
         c, parts = self.config, self.identity()
         return RunContext(

@@ -1,6 +1,6 @@
 """Whose shard is this? What a shard's files say of themselves, held against the run they lie in.
 
-Every data file carries a header (:func:`pipeline.audit.records.header`), which is the start of its chain: the run, the plan,
+Every data file carries a header (:func:`pipeline.audit.chain.header`), which is the start of its chain: the run, the plan,
 the policy, the shard, the worker that wrote it, the digest of ``plan.json`` and the event that the session began with. A whole
 and valid shard of another run, laid in under the right name, differs in it.
 """
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
+from pipeline.audit.chain import table_header
 from pipeline.audit.events import EVENTS_FILE
-from pipeline.audit.records import table_header
 from pipeline.audit.requests import fits
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
 from pipeline.audit.shards import ShardFile, ShardReceipt

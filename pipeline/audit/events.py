@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError
-from pipeline.audit.records import canonical
+from pipeline.audit.chain import canonical
 from pipeline.storage import entry_of, parse_object, read_file, write_file
 
 EVENTS_FILE, EVENTS_HEAD_FILE = "events.jsonl", "events-head.json"

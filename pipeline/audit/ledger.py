@@ -18,8 +18,10 @@ from typing import Any
 
 from index.errors import ClearanceError, InputError, IntegrityError
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
+from pipeline.audit.chain import canonical
+from pipeline.audit.commitments import salt_id
+from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
-from pipeline.audit.records import RunContext, canonical, salt_id
 from pipeline.audit.requests import rows_in
 from pipeline.audit.shards import committed, markers, receipt_of
 from pipeline.storage import digest_of, entry_of, parse_object, read_file, write_file

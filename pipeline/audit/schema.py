@@ -1,7 +1,7 @@
-"""The columns of the audit's two tables, samples and attempts: name, type, the sentence that documents it, and how it is stored.
+"""The columns of the audit's two tables, samples and attempts: name, type, the sentence that documents it, how it is stored.
 
-One row of these tables is all that a column needs here; its value comes from :mod:`pipeline.audit.records`. The reference is
-generated from here. A changed column is a changed product: raise ``SCHEMA_VERSION``.
+One row of the lists below is all that a column needs here; its value comes from :mod:`pipeline.audit.records`. The reference
+is generated from here. A changed column is a changed product: raise ``SCHEMA_VERSION``.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ class _Part:
 
     @classmethod
     def stage(cls, stack: ExitStack, folder: Path, name: str, shard_id: str, table: pa.Table) -> _Part:
-        from pipeline.audit.records import chain_start, table_header
+        from pipeline.audit.chain import chain_start, table_header
 
         head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
         made: dict[str, Any] = {}

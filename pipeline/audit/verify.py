@@ -25,10 +25,11 @@ from pipeline.audit.binding import (
     row_problems,
     schema_difference,
 )  # fmt: skip
+from pipeline.audit.chain import chain_start, record_digest, table_header
+from pipeline.audit.commitments import default_salt, prompt_commitment, salt_id
 from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE, events_head, scan_events
 from pipeline.audit.ledger import RUN_FILE, SEALED, merkle_root, scan_statement
-from pipeline.audit.records import chain_start, default_salt, prompt_commitment, record_digest, salt_id, table_header
 from pipeline.audit.shards import COMMITS, TABLES, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode, pixel_digest
 from pipeline.storage import digest_of, entry_of, open_file

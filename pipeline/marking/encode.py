@@ -1,7 +1,6 @@
 """Encode an accepted picture and say inside the file that a model made it.
 
-The first layer of marking: XMP with the IPTC digital source type. An imperceptible watermark and C2PA are further layers;
-the columns for them exist and say honestly that they are absent.
+The first layer of marking: XMP with the IPTC digital source type. The order of the layers is in :mod:`pipeline.marking.mark`.
 """
 
 from __future__ import annotations

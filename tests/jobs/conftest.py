@@ -18,7 +18,7 @@ from guards.base import Finding
 from index.errors import ModelError
 from index.reference import Match
 from jobs.plan import Plan
-from pipeline.audit.records import RunContext
+from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
 from pipeline.marking.encode import pixel_digest
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict

@@ -23,9 +23,9 @@ from jobs.session import Event
 from jobs.stored_plan import stored_plan
 from jobs.verdict import verify_run
 from pipeline import storage
+from pipeline.audit.chain import canonical
 from pipeline.audit.events import EVENTS_START, append_event, read_events
 from pipeline.audit.ledger import sample_rows
-from pipeline.audit.records import canonical
 from pipeline.audit.shards import committed
 from pipeline.policy import Policy
 

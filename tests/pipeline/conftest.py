@@ -11,8 +11,9 @@ import pytest
 
 from guards.base import Finding
 from index.reference import Match
+from pipeline.audit.context import RunContext
 from pipeline.audit.ledger import append_event, run_predicate, seal
-from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard
 from pipeline.config import ModelConfig
 from pipeline.marking.encode import pixel_digest

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, IntegrityError
+from pipeline.audit.context import Anchors, RunContext
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import run_predicate, sample_rows, seal, statement_bytes, statement_digest
-from pipeline.audit.records import Anchors, RunContext, attempt_table, sample_table
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import ShardReceipt, commit_shard, committed
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
@@ -69,7 +70,7 @@ def test_a_row_that_contradicts_its_header_is_named(
 ) -> None:
     import pyarrow as pa
 
-    from pipeline.audit.records import chain_start, record_digest, table_header
+    from pipeline.audit.chain import chain_start, record_digest, table_header
 
     table, tries = sample_table(samples, context(), "00000"), attempt_table(samples, context(), "00000")
     rows, prev = table.to_pylist(), chain_start(table_header(table.schema))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from index.errors import InputError, IntegrityError
+from pipeline.audit.context import RunContext
 from pipeline.audit.ledger import append_event, attempt_rows, merkle_root, read_events, run_predicate, sample_rows, seal
-from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard, committed, write_parquet
 from pipeline.audit.verify import verify
 

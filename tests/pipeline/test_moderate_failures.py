@@ -16,7 +16,8 @@ from index.calibrate import OperatingPoint
 from index.embed import OpenCLIPEmbedder
 from index.reference import NewReference
 from index.store import ReferenceIndex
-from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.context import RunContext
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel

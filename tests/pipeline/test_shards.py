@@ -13,7 +13,8 @@ import pytest
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from pipeline import storage
 from pipeline.audit import shards as shard
-from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.context import RunContext
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import ShardReceipt, commit_shard, committed, sweep, write_parquet
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample

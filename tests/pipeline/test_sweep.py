@@ -12,7 +12,8 @@ import pytest
 
 from index.errors import IntegrityError, RunStopped
 from pipeline import storage
-from pipeline.audit.records import RunContext, attempt_table, sample_table
+from pipeline.audit.context import RunContext
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard, committed, sweep
 from pipeline.outcome import Sample
 from pipeline.storage import Disk

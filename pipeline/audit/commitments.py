@@ -1,0 +1,23 @@
+"""Commitments to prompts: they enter the chain in place of the prompts, under a salt."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+
+def default_salt(dataset_id: str) -> str:
+    """The salt (hex) used when none is given: repeatable for a data set, and therefore no secret."""
+    return hashlib.sha256(b"clearance prompt commitment\0" + dataset_id.encode()).hexdigest()
+
+
+def salt_id(salt: str) -> str:
+    """Names a salt without giving it away, so that a verifier knows whether it holds the right one."""
+    return hashlib.sha256(b"clearance salt id\0" + bytes.fromhex(salt)).hexdigest()[:16]
+
+
+def prompt_commitment(prompt: str, negative_prompt: str, salt: str) -> str:
+    """HMAC-SHA256 over prompt and negative prompt, keyed by the salt (hex)."""
+    message = json.dumps([prompt, negative_prompt], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()

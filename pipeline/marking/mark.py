@@ -1,0 +1,80 @@
+"""Mark an accepted picture: its pixels become a file that names its origin, and what the file carries is read back from it.
+
+The order is fixed: pixels, encoding with XMP in the same save, and nothing touches the bytes afterwards. A watermark would come
+before the encoding and a C2PA manifest after it; neither is made yet, and the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, SUFFIXES, Encoded, decode, encode, pixel_digest, xmp_packet
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a picture's marks name: the AI system, its version, and the software that ran it."""
+
+    ai_system: str
+    ai_version: str
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedPicture:
+    """The file of an accepted picture and the marks it carries.
+
+    Attributes:
+        data: the file. media_type: of the file.
+        pixel_sha256: digest of the RGB bytes before any mark. file_sha256: digest of the file.
+        digital_source_type: the IPTC term that was written.
+        xmp_present: the finished file carries XMP with that term.
+        c2pa_present: it carries a C2PA manifest.
+        watermark_scheme: the watermark in its pixels; empty: none. watermark_score: how surely it was found again.
+    """
+
+    data: bytes
+    media_type: str
+    pixel_sha256: str
+    file_sha256: str
+    digital_source_type: str
+    xmp_present: bool
+    c2pa_present: bool = False
+    watermark_scheme: str = ""
+    watermark_score: float | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Ending of a file name for the media type, without a dot."""
+        return SUFFIXES[self.media_type]
+
+
+def mark(
+    picture: np.ndarray, image_format: str, origin: Origin, *, save: Callable[[np.ndarray, str, bytes], Encoded] = encode
+) -> MarkedPicture:
+    """Mark uint8 RGB (H, W, 3) and store it as ``webp``, ``png`` or ``jpeg``.
+
+    Args:
+        picture: the pixels.
+        image_format: of the file.
+        origin: what its marks name.
+        save: writes the file, given pixels, format and XMP packet.
+
+    Raises:
+        ConfigError: unknown image format.
+        IntegrityError: the picture is not (H, W, 3), or the finished file cannot be read.
+    """
+    packet = xmp_packet(ai_system=origin.ai_system, ai_version=origin.ai_version, software=origin.software)
+    stored = save(picture, image_format, packet)
+    _, xmp = decode(stored.data)  # a library may drop metadata silently
+    return MarkedPicture(
+        data=stored.data,
+        media_type=stored.media_type,
+        pixel_sha256=pixel_digest(picture),
+        file_sha256=stored.file_sha256,
+        digital_source_type=DIGITAL_SOURCE_TYPE,
+        xmp_present=DIGITAL_SOURCE_TYPE.encode() in xmp,
+    )
