@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from index.fingerprint import pdq
+
 SIDE = 64  # both pictures are looked at in this size
 SCALES = (0.62, 0.7, 0.79, 0.89, 1.0, 1.12, 1.26)
 TURNS = (-14.0, 0.0, 14.0)  # degrees; the refinement does the rest
@@ -196,11 +198,8 @@ def _correlation(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
 
 def _pdq_similarity(picture: np.ndarray, reference: np.ndarray) -> float:
     """1 for equal PDQ hashes, 0 at half the bits (unrelated pictures), the better of the reference and its mirror image."""
-    import pdqhash
-
-    bits = np.asarray(pdqhash.compute(np.ascontiguousarray(picture))[0], np.uint8)
-    sides = (reference, reference[:, ::-1])
-    distance = min(int((bits != np.asarray(pdqhash.compute(np.ascontiguousarray(side))[0], np.uint8)).sum()) for side in sides)
+    bits = pdq(picture)[0]
+    distance = min(int((bits != pdq(side)[0]).sum()) for side in (reference, reference[:, ::-1]))
     return 1 - distance / 128
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from index.embed import embed_each
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import write_whole
-from index.reference import COLUMNS, RETIRED, NewReference, Reference, content_digest, pdq_of, require, stricter
+from index.fingerprint import content_digest, pdq, pdq_hex
+from index.reference import COLUMNS, RETIRED, NewReference, Reference, require, stricter
 from index.segment import encode
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Intake:
         _, _, with_picture = self._blocks.get(digest, (None, 0, False))
         if digest not in self._blocks or (work.keep_picture and not with_picture):
             stored = encode(work.picture) if work.keep_picture else None
-            self._waiting.append((digest, self._fit(work.picture), pdq_of(work.picture), stored))
+            self._waiting.append((digest, self._fit(work.picture), pdq_hex(pdq(work.picture)[0]), stored))
             if len(self._waiting) >= BLOCK or time.monotonic() - self._saved > SAVE_EVERY:
                 self._embed()
         return None

@@ -14,8 +14,9 @@ import numpy as np
 from index.edits import edit, foregrounds
 from index.embed import embed_each
 from index.errors import InputError
+from index.fingerprint import content_digest
 from index.picture import UnreadablePicture, read_picture
-from index.reference import MATCHING, NewReference, content_digest
+from index.reference import MATCHING, NewReference
 from index.store import ReferenceIndex
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -110,17 +109,3 @@ def require_terms(rights_basis: str, status: str, *, where: str) -> None:
             near = get_close_matches(value.lower(), known, n=1)
             what = f"{name} is {value!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
             raise InputError(what, where=where, fix=f"One of: {', '.join(known)}")
-
-
-def content_digest(picture: np.ndarray) -> str:
-    """sha256 over a picture's size and RGB bytes, whatever file it came in; its first 16 digits are the reference's id."""
-    header = f"{picture.shape[0]}x{picture.shape[1]} RGB\n".encode()
-    return hashlib.sha256(header + np.ascontiguousarray(picture).tobytes()).hexdigest()
-
-
-def pdq_of(picture: np.ndarray) -> str:
-    """Meta's PDQ perceptual hash of uint8 RGB (H, W, 3), as 64 hexadecimal digits."""
-    import pdqhash
-
-    bits, _ = pdqhash.compute(np.ascontiguousarray(picture))
-    return np.packbits(np.asarray(bits, np.uint8)).tobytes().hex()

@@ -17,7 +17,8 @@ import numpy as np
 
 from index.errors import IntegrityError
 from index.files import RESTORE, read_known, require_known, settle, write_whole
-from index.reference import COLUMNS, MATCHING, STATUSES, Reference, content_digest
+from index.fingerprint import content_digest
+from index.reference import COLUMNS, MATCHING, STATUSES, Reference
 
 TABLE, VECTORS = "references.parquet", "vectors.faiss"
 GROUPS = 16  # row groups whose pictures stay in memory; a group is some 16 MB (:mod:`index.intake`)

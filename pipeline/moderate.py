@@ -7,12 +7,12 @@ ends as exactly one sample.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from index.errors import SteeringFailed
+from index.fingerprint import pixel_digest
 from pipeline.decide import decide
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.latent import PICTURE_ROWS
@@ -149,7 +149,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, case: OpenRequest, study:
     case.attempts.append(
         Attempt(
             number=len(case.attempts), seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
-            picture=study.picture, pixel_sha256=hashlib.sha256(study.picture.tobytes()).hexdigest(),
+            picture=study.picture, pixel_sha256=pixel_digest(study.picture),
             embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
             denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from guards.base import Finding
+from index.fingerprint import pixel_digest
 from index.reference import Match
 from pipeline.audit.context import RunContext
 from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard
-from pipeline.marking.encode import pixel_digest
-from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.outcome import ACCEPTED, Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 
 THRESHOLD = 0.8
 FAR = Match("far", "a far drawing", 0.3)
@@ -48,7 +48,7 @@ def attempt(number: int, verdict: Verdict, findings: Sequence[Finding], nearest:
 
 
 def sample(row: int, outcome: Outcome, attempts: Sequence[Attempt] = (), reason: str = "") -> Sample:
-    accepted = attempts[-1].number if outcome in (Outcome.ACCEPTED, Outcome.ACCEPTED_AFTER_STEERING) else None
+    accepted = attempts[-1].number if outcome in ACCEPTED else None
     return Sample(
         request=Request(row, f"key-{row}", f"thing {row}", "", row), outcome=outcome, reason=reason, attempts=tuple(attempts),
         accepted_attempt=accepted, started_at=1.8e9 + row, finished_at=1.8e9 + row + 2,

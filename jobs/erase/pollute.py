@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from guards.mark_network import KINDS
 from index.errors import ConfigError
 from jobs.erase.marks.designs import LEAST, changed_box, mark_layer
-from jobs.erase.marks.overlays import HELD_OUT_DESIGNS, KINDS, TRAIN_DESIGNS, overlay
+from jobs.erase.marks.overlays import HELD_OUT_DESIGNS, TRAIN_DESIGNS, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image

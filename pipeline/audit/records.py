@@ -16,12 +16,13 @@ import numpy as np
 
 from guards.base import Finding
 from index.errors import InputError, IntegrityError
+from index.fingerprint import pdq, pdq_hex, pixel_digest
 from index.reference import Match
 from pipeline.audit.chain import canonical, chain_start, header, record_digest, sample_identity
 from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.marking.encode import pixel_digest, thumbnail
+from pipeline.marking.encode import thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Sample
 
@@ -154,13 +155,13 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
         where = f"request {sample.request.key!r}"
         raise IntegrityError("the final picture does not match its recorded digest", where=where)
     embedding = np.asarray(final.embedding, dtype="<f2").reshape(-1) if final.embedding.size else None
-    pdq, pdq_quality = _pdq(final.picture)
+    bits, quality = pdq(final.picture)
     return {
         "width": int(final.picture.shape[1]),
         "height": int(final.picture.shape[0]),
         "pixel_sha256": final.pixel_sha256,
-        "pdq": pdq,
-        "pdq_quality": pdq_quality,
+        "pdq": pdq_hex(bits),
+        "pdq_quality": quality,
         "embedding": embedding,
         "embedding_sha256": hashlib.sha256(embedding.tobytes()).hexdigest() if embedding is not None else None,
         "findings": [_finding(f, context) for f in final.findings],
@@ -287,13 +288,6 @@ def _intervention(attempt: Attempt) -> dict[str, Any] | None:
         "tokens": list(done.tokens),
         "adapters": list(done.adapters),
     }
-
-
-def _pdq(picture: np.ndarray) -> tuple[str, int]:
-    import pdqhash
-
-    bits, quality = pdqhash.compute(np.ascontiguousarray(picture))
-    return np.packbits(np.asarray(bits, dtype=np.uint8)).tobytes().hex(), int(quality)
 
 
 def _seed(seed: int, key: str) -> int:

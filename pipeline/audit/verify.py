@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import ClearanceError, InputError, IntegrityError
+from index.fingerprint import pixel_digest
 from index.padding import first_line
 from pipeline.audit.binding import (
     BOUND,
@@ -31,7 +32,8 @@ from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE, events_head, scan_events
 from pipeline.audit.ledger import RUN_FILE, SEALED, merkle_root, scan_statement
 from pipeline.audit.shards import COMMITS, TABLES, ShardFile, ShardReceipt, markers, receipt_of
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode, pixel_digest
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
+from pipeline.outcome import ACCEPTED
 from pipeline.storage import digest_of, entry_of, open_file
 
 if TYPE_CHECKING:
@@ -284,7 +286,7 @@ class _Verifier:
             if sorted(made) != list(range(row["attempts"])):
                 self.problem(f"{where} column attempts", f"says {row['attempts']}; the attempts table has {sorted(made)}")
             accepted = row["accepted_attempt"]
-            if (accepted is not None) != str(row["outcome"]).startswith("accepted"):
+            if (accepted is not None) != (row["outcome"] in ACCEPTED):
                 self.problem(f"{where} column accepted_attempt", f"does not go with outcome {row['outcome']}")
             final = accepted if accepted is not None else max(made, default=None)
             if final is not None and final in made and made[final][1] != row["pixel_sha256"]:

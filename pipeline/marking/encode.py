@@ -29,11 +29,6 @@ class Encoded:
     file_sha256: str
 
 
-def pixel_digest(picture: np.ndarray) -> str:
-    """sha256 of a uint8 RGB picture's bytes (H, W, 3) in C order: the same whatever file format stores it."""
-    return hashlib.sha256(np.ascontiguousarray(picture, dtype=np.uint8).tobytes()).hexdigest()
-
-
 def xmp_packet(*, ai_system: str, ai_version: str, software: str) -> bytes:
     """The XMP packet of a generated picture (IPTC Photo Metadata 2025.1: source type, AI system and its version)."""
     return (

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, SUFFIXES, Encoded, decode, encode, pixel_digest, xmp_packet
+from index.fingerprint import pixel_digest
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, SUFFIXES, Encoded, decode, encode, xmp_packet
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guards.mark_network import KINDS
 from guards.mark_weights import STICKERS
 from guards.marks import MarksGuard, bounding_box
 from index.errors import GuardUnavailable, InputError, IntegrityError, OutOfMemory
-from jobs.erase.marks.overlays import KINDS, overlay
+from jobs.erase.marks.overlays import overlay
 
 from .conftest import drawing
 

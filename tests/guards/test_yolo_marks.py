@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from guards.conformance import check_guard
+from guards.mark_network import KINDS
 from guards.mark_weights import STICKERS
 from guards.yolo import YoloMarksGuard, inside, make_detector
 from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
-from jobs.erase.marks.overlays import KINDS, overlay
+from jobs.erase.marks.overlays import overlay
 from jobs.lab.world.mark_measures import overlap
 
 from .conftest import drawing

@@ -12,8 +12,9 @@ import pytest
 
 from index.embed import OpenCLIPEmbedder
 from index.errors import IndexMismatch, InputError
+from index.fingerprint import content_digest
 from index.intake import BLOCK
-from index.reference import NewReference, content_digest
+from index.reference import NewReference
 from index.store import ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from index.errors import InputError
+from index.fingerprint import content_digest
 from index.intake import Conflict
-from index.reference import NewReference, content_digest
+from index.reference import NewReference
 from index.store import ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work

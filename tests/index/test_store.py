@@ -14,7 +14,8 @@ from PIL import Image
 from index import ann
 from index.collect import read_references
 from index.errors import IndexMismatch, InputError, IntegrityError
-from index.reference import NewReference, content_digest
+from index.fingerprint import content_digest
+from index.reference import NewReference
 from index.store import MAX_SEGMENTS, ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work

@@ -16,11 +16,11 @@ import pytest
 
 from guards.base import Finding
 from index.errors import ModelError
+from index.fingerprint import pixel_digest
 from index.reference import Match
 from jobs.plan import Plan
 from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
-from pipeline.marking.encode import pixel_digest
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.policy import Policy
 from pipeline.settings import digest

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from guards.base import Finding
+from index.fingerprint import pixel_digest
 from index.reference import Match
 from pipeline.audit.context import RunContext
 from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard
 from pipeline.config import ModelConfig
-from pipeline.marking.encode import pixel_digest
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
+from pipeline.outcome import ACCEPTED, Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 
 THRESHOLD = 0.8
 SIZE = 64
@@ -90,7 +90,7 @@ def qr(score: float) -> Finding:
 
 
 def a_sample(row: int, outcome: Outcome, attempts: Sequence[Attempt] = (), reason: str = "", **more: object) -> Sample:
-    accepted = attempts[-1].number if outcome in (Outcome.ACCEPTED, Outcome.ACCEPTED_AFTER_STEERING) else None
+    accepted = attempts[-1].number if outcome in ACCEPTED else None
     request = Request(row, f"key-{row:03d}", f"a drawing of thing {row}", "", 1000 + row)
     start = 1_760_000_000.0 + row
     return Sample(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from index.errors import ConfigError
+from index.fingerprint import pixel_digest
 from pipeline.audit.schema import ATTEMPT_COLUMNS, SAMPLE_COLUMNS, STRUCTS, Store, stored_as
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, Encoded, decode, encode, pixel_digest
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, Encoded, decode, encode
 from pipeline.marking.mark import Origin, mark
 
 ORIGIN = Origin("some model", "3", "Clearance 9")

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError
+from index.fingerprint import pixel_digest
 from pipeline.audit.chain import chain_start, record_digest, sample_identity, table_header
 from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.schema import attempts_schema, samples_schema
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode, encode, pixel_digest, thumbnail, xmp_packet
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode, encode, thumbnail, xmp_packet
 from pipeline.outcome import Adapter, Outcome, Request, Sample
 
 GOLDEN = Path(__file__).parent / "golden" / "audit_schema.txt"

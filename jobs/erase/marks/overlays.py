@@ -12,7 +12,6 @@ import numpy as np
 import segno
 from PIL import Image, ImageDraw, ImageFont
 
-KINDS = ("watermark", "qr", "text")
 TRAIN_DESIGNS, HELD_OUT_DESIGNS = (0, 1, 2), (3, 4)
 WORDS = ("SALE", "STOCK", "FREE", "NEW", "DEMO", "PHOTO", "SHOP", "DRAFT", "COPY", "IMAGE", "50% OFF", "HELLO")
 Box = tuple[int, int, int, int]

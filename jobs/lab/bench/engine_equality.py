@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from index.fingerprint import pixel_digest
 from jobs.lab.bench.engine_runs import contexts_of, digest, engine, plain
 from jobs.lab.bench.measures import Measure, share, spread
 
@@ -94,9 +94,6 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
             ],
         )
         pictures = runtime.model.decode(torch.stack([unguarded[i] for i in range(len(guarded))]))
-    equal = sum(
-        s.attempts[0].pixel_sha256 == hashlib.sha256(picture.tobytes()).hexdigest()
-        for s, picture in zip(guarded, pictures, strict=True)
-    )
+    equal = sum(s.attempts[0].pixel_sha256 == pixel_digest(picture) for s, picture in zip(guarded, pictures, strict=True))
     torch.set_num_threads(1)
     return [share("first pictures of ordinary captions, bit-identical with guards and without", equal, len(guarded), 1.0)]

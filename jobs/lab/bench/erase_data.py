@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lab.bench.erase_arms import CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
-from jobs.lab.bench.erase_draw import KINDS, WORDS, Bench, marked_shares, prefixed
+from jobs.lab.bench.erase_draw import WORDS, Bench, marked_shares, prefixed
 from jobs.lab.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
+from jobs.lab.judges.own_marks import KINDS
 
 if TYPE_CHECKING:
     from pipeline.steer.erase_adapter import EraseAdapter

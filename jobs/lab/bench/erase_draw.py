@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guards.base import Box, Finding
+from index.fingerprint import pixel_digest
 from jobs.lab.bench.measures import Measure, clustered
+from jobs.lab.judges.own_marks import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
 WORDS = "watermark, QR code, text"  # the control: the names people would write
-KINDS = ("watermark", "qr", "text")
 SLD_WARMUP = 7 / 50  # of the steps; the published "strong" setting
 Found = list[dict[str, list[Any]]]
 
@@ -76,7 +77,7 @@ class Bench:
         self.guard: MarksGuard = MarksGuard()
         self.judges: Judges = Judges.open()
         self.empty = self.model.encode_prompts([""])[0]
-        self._seen: dict[tuple[str, bytes], Any] = {}
+        self._seen: dict[tuple[str, str], Any] = {}
         self.rungs = [rung for rung in read_policy("default", Path()).mark_ladder if isinstance(rung, EraseRung)]
 
     def draw(self, job: Job) -> np.ndarray:
@@ -148,7 +149,7 @@ class Bench:
 
     def _looked(self, what: str, pictures: np.ndarray, look: Callable[[np.ndarray], Sequence[Any]]) -> list[Any]:
         """What ``look`` sees on each picture; arms share most of theirs, and each is looked at once."""
-        keys = [(what, hashlib.sha256(picture.tobytes()).digest()) for picture in pictures]
+        keys = [(what, pixel_digest(picture)) for picture in pictures]
         new = list({key: i for i, key in enumerate(keys) if key not in self._seen}.values())
         if new:
             self._seen.update(zip([keys[i] for i in new], look(pictures[new]), strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("watermark", "qr", "text")  # the order of the judge's scores
+KINDS = ("watermark", "qr", "text")  # the order of the judge's scores; it shares nothing with the guards, their list neither
 FINE = 4  # drawn so many times larger
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 

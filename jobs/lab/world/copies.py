@@ -17,7 +17,8 @@ def edit(picture: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> n
 def _mark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from PIL import Image
 
-    from jobs.erase.marks.overlays import KINDS, overlay
+    from guards.mark_network import KINDS
+    from jobs.erase.marks.overlays import overlay
 
     kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
     designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design hides the whole drawing: no copy is left to see

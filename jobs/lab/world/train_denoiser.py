@@ -91,7 +91,8 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from PIL import Image
 
-    from jobs.erase.marks.overlays import KINDS, overlay
+    from guards.mark_network import KINDS
+    from jobs.erase.marks.overlays import overlay
     from jobs.lab.world.pictures import load
     from jobs.lab.world.variants import recolour, shift
 

@@ -35,7 +35,8 @@ def train(
     from index.torchvision_ops import ensure
 
     ensure()
-    from jobs.erase.marks.overlays import KINDS, overlay
+    from guards.mark_network import KINDS
+    from jobs.erase.marks.overlays import overlay
     from jobs.lab.world.pictures import held_out, load
     from jobs.lab.world.variants import jitter
 

@@ -1,0 +1,31 @@
+"""What names a picture: digests of its pixels, which any change alters, and PDQ, which small changes leave almost as it is."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def pixel_digest(picture: np.ndarray) -> str:
+    """sha256 of a uint8 RGB picture's bytes (H, W, 3) in C order: the same whatever file format stores it."""
+    return hashlib.sha256(np.ascontiguousarray(picture, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def content_digest(picture: np.ndarray) -> str:
+    """sha256 over a picture's size and RGB bytes, whatever file it came in; its first 16 digits are the reference's id."""
+    header = f"{picture.shape[0]}x{picture.shape[1]} RGB\n".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def pdq(picture: np.ndarray) -> tuple[np.ndarray, int]:
+    """Meta's PDQ perceptual hash of uint8 RGB (H, W, 3): its 256 bits as uint8, and its own quality, 0-100."""
+    import pdqhash
+
+    bits, quality = pdqhash.compute(np.ascontiguousarray(picture))
+    return np.asarray(bits, np.uint8), int(quality)
+
+
+def pdq_hex(bits: np.ndarray) -> str:
+    """The 256 bits of a PDQ hash as 64 hexadecimal digits."""
+    return np.packbits(bits).tobytes().hex()

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+
+from index.fingerprint import content_digest, pdq, pdq_hex, pixel_digest
+
+RAMP = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(64, 48, 3).astype(np.uint8)
+
+
+def test_digests_that_indexes_and_audits_already_hold() -> None:
+    """A changed value would orphan every reference id and every recorded picture."""
+    assert pixel_digest(RAMP) == "328483c355456142e6d9f8c42e7afc5150f4cffdcb6408bcf0350cc34c6a26aa"
+    assert content_digest(RAMP) == "52d7b79d5c7219477a69ffa050454b18879c38c1873fd7f1bc45e5fd0e819bdd"
+
+
+def test_only_the_content_digest_sees_the_size() -> None:
+    turned = RAMP.reshape(48, 64, 3)
+    assert pixel_digest(turned) == pixel_digest(RAMP)
+    assert content_digest(turned) != content_digest(RAMP)
+
+
+def test_a_view_has_the_digest_of_its_copy() -> None:
+    mirrored = RAMP[:, ::-1]
+    assert pixel_digest(mirrored) == pixel_digest(mirrored.copy())
+
+
+def test_pdq_is_256_bits_with_a_quality() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    bits, quality = pdq(noise)
+    assert bits.shape == (256,) and 0 <= quality <= 100
+    assert pdq_hex(bits) == "691b0eeb307dcdef6e00e5bdd2ec5173203502e8620bdbe0a0dec9bab309ee49"
