@@ -8,12 +8,15 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 OWN_NAMES = ("pipeline", "index", "guards", "jobs")
 CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
@@ -54,29 +57,49 @@ def _python() -> Iterator[Line]:
 def _packages() -> Iterator[Line]:
     try:
         requirements = metadata.requires("clearance") or []
+        extras = metadata.metadata("clearance").get_all("Provides-Extra") or []
         yield Line("clearance", "ok", metadata.version("clearance"))
     except metadata.PackageNotFoundError:
         yield Line("clearance", "missing", "the distribution is not installed: pip install -e .")
         return
-    extras: dict[str, list[str]] = {}
-    for requirement in requirements:
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if extra:
-            extras.setdefault(extra[1], []).append(name)
-            continue
-        version = _version(name)
-        yield Line(name, "ok", version) if version else Line(name, "missing", f"not installed: pip install '{name}'")
-    for extra_name, names in extras.items():
-        absent = [name for name in names if not _version(name)]
-        there = ", ".join(f"{name} {_version(name)}" for name in names if name not in absent)
+    yield from packages(requirements, extras)
+
+
+def packages(requirements: Iterable[str], extras: Iterable[str]) -> Iterator[Line]:
+    """One line for every package that is required here, and one for every extra.
+
+    Args:
+        requirements: as a distribution states them, markers included.
+        extras: names of the extras there are.
+    """
+    from packaging.requirements import Requirement
+
+    stated = [Requirement(text) for text in requirements]
+    here = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for requirement in here:
+        version, fault = _version(requirement.name), _fault(requirement)
+        yield Line(requirement.name, "missing", fault) if fault else Line(requirement.name, "ok", version)
+    for extra in extras:
+        own = [r for r in stated if r not in here and r.marker is not None and r.marker.evaluate({"extra": extra})]
+        absent = [requirement for requirement in own if _fault(requirement)]
+        there = ", ".join(f"{r.name} {_version(r.name)}" for r in own if r not in absent)
         if absent:
-            told = f"not installed: {', '.join(absent)} (pip install 'clearance[{extra_name}]')" + (
-                f"; there: {there}" if there else ""
-            )
-            yield Line(f"extra {extra_name}", "note", told)
-        else:
-            yield Line(f"extra {extra_name}", "ok", there)
+            names = ", ".join(requirement.name for requirement in absent)
+            told = f"not installed: {names} (pip install 'clearance[{extra}]')" + (f"; there: {there}" if there else "")
+            yield Line(f"extra {extra}", "note", told)
+        elif own:
+            yield Line(f"extra {extra}", "ok", there)
+
+
+def _fault(requirement: Requirement) -> str:
+    """What is wrong with an installed package, and what to do; empty: nothing."""
+    version = _version(requirement.name)
+    if not version:
+        return f"not installed: pip install '{requirement.name}'"
+    if not requirement.specifier.contains(version, prereleases=True):
+        wanted = f"{requirement.name}{requirement.specifier}"
+        return f"{version} is installed, {requirement.specifier} is required: pip install '{wanted}'"
+    return ""
 
 
 def _version(name: str) -> str:

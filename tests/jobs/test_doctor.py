@@ -57,6 +57,24 @@ def test_everything_is_examined(tmp_path: Path) -> None:
     assert [line for line in lines if line.state == "missing"] == []
 
 
+def test_a_package_that_is_too_old_is_missing() -> None:
+    [line] = doctor.packages(["numpy>=999"], [])
+    assert line.state == "missing"
+    assert ">=999 is required: pip install 'numpy>=999'" in line.what
+
+
+def test_a_package_for_other_pythons_is_not_asked_for() -> None:
+    assert list(doctor.packages(["no-such-package; python_version < '3'"], [])) == []
+
+
+def test_a_package_of_an_extra_counts_for_that_extra_alone() -> None:
+    required = ["numpy>=2; extra == 'one'", "no-such-package; extra == 'two' and python_version >= '3'"]
+    assert [(line.topic, line.state) for line in doctor.packages(required, ["one", "two"])] == [
+        ("extra one", "ok"),
+        ("extra two", "note"),
+    ]
+
+
 def test_a_missing_package_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     required = ["torch>=2", "no-such-package>=1", 'no-such-extra; extra == "yolo"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
