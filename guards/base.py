@@ -69,7 +69,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What is in force for a guard where the policy says nothing: from which score, and what a triggered finding leads to."""
+    """A guard's threshold and action where the policy sets none."""
 
     threshold: float = 0.5
     action: str = "steer"
@@ -109,7 +109,7 @@ class Guard(Protocol):
 
 
 class GuardClass(Protocol):
-    """What a guard's class declares: everything the registry, the policy, the documents and ``clearance doctor`` know of it.
+    """What a guard's class declares: all that registry, policy, documents and ``clearance doctor`` take from it.
 
     ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take what the policy says about the guard (its
     ``threshold``, and for a guard from another package its ``options``). They raise

@@ -53,7 +53,7 @@ class CodesGuard:
         self._allowed = AllowList(self.allow)
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): one finding per decoded code that is not allowed, or one that says none."""
+        """Check uint8 RGB (N, H, W, 3): one finding per decoded code that is not allowed, or one with score 0."""
         require_pictures(pictures, guard=self.name)
         return [self._one(picture) for picture in pictures]
 

@@ -1,4 +1,4 @@
-"""The conformance suite: what every guard, shipped or written by somebody else, must hold."""
+"""The conformance suite: what every guard must hold, one that ships or one of another package."""
 
 from __future__ import annotations
 

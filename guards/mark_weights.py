@@ -23,7 +23,7 @@ CARD, WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class MarkWeights:
-    """What a mark detector's folder says of itself.
+    """The content of a mark detector's folder.
 
     Attributes:
         folder: the folder.

@@ -1,4 +1,4 @@
-"""The guards by name: open the ones a policy asks for, and say what is here and what is missing.
+"""The guards by name: open those that a policy enables, and list what is here and what is missing.
 
 A guard of another package is found by its entry point in the group ``clearance.guards``: the entry point's name is the guard's,
 and its object the guard's class (:class:`guards.base.GuardClass`). It is used by runs whose policy names it, and by no others.
@@ -32,7 +32,7 @@ SHIPPED = {
 
 
 class GuardSettings(Protocol):
-    """What a policy says about one guard. A guard may have further settings of its own."""
+    """The policy's settings of one guard. A guard may have further settings of its own."""
 
     @property
     def enabled(self) -> bool: ...
@@ -56,7 +56,7 @@ class GuardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a policy says about a guard of another package, with the guard's own defaults where it says nothing."""
+    """The policy's settings of a guard of another package, completed by the guard's own defaults."""
 
     enabled: bool
     required: bool

@@ -24,7 +24,7 @@ class Word:
 
 
 def signs(text: str) -> float:
-    """How much a word says: a letter or digit 1, a Chinese, Japanese or Korean letter 1.5, a currency or per cent sign 2."""
+    """The weight of a word: a letter or digit 1, a Chinese, Japanese or Korean letter 1.5, a currency or per cent sign 2."""
     return sum(_sign(letter) for letter in text)
 
 

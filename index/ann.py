@@ -67,7 +67,7 @@ def from_bytes(content: bytes) -> Any:
 
 
 def _faiss() -> Any:
-    """FAISS, untyped: its own type hints do not know half of its keyword arguments."""
+    """FAISS, untyped: its own type hints lack half of its keyword arguments."""
     import importlib
 
     return importlib.import_module("faiss")

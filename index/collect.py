@@ -73,7 +73,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Found:
-    """A picture file, and what a sheet says of it."""
+    """A picture file, and its row of the sheet."""
 
     path: Path
     name: str
@@ -82,7 +82,7 @@ class _Found:
 
 
 class Works:
-    """The works of a source, read one by one; :attr:`seen` says afterwards what became of every file.
+    """The works of a source, read one by one; :attr:`seen` lists afterwards what became of every file.
 
     A folder is searched with all folders below it, linked ones too. What is a picture is decided by the content of a file. With
     a ``metadata.csv`` in the folder its lines come first; pictures that it does not list are claims. Parquet and tar files in

@@ -1,6 +1,6 @@
 """A second look at a hit: is the picture geometrically the same drawing, or only the same idea?
 
-The embedder's cosine is one opinion, learned. This one is not: the reference is laid over the picture, mirrored or not,
+The embedder's cosine is learned. The second look is not: the reference is laid over the picture, mirrored or not,
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small
 patches (each free to move a little) are compared where the reference has something to show. Meta's PDQ hash is asked
 too: it says nothing about strongly edited copies, and much about plain ones. A logistic model of those numbers, fitted

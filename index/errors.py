@@ -1,4 +1,4 @@
-"""The one tree of exceptions. A message says what was wrong, where, and what to do."""
+"""The one tree of exceptions. A message names what was wrong, where, and what to do."""
 
 from __future__ import annotations
 

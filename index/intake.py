@@ -145,7 +145,7 @@ class Intake:
         return None
 
     def _compare(self, ref_id: str, digest: str, work: NewReference) -> None:
-        """A work whose picture the index has: the stricter status counts, and a retired one is as the work says."""
+        """Compare a work with the reference of its picture: the stricter status counts; a retired one takes the work's."""
         known = self._known[ref_id]
         if known.content_sha256 != digest:
             fix = "Report this: it is one in 10^9"

@@ -70,7 +70,7 @@ class PaddedCalls:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out of memory; torch says so by class on CUDA and in words elsewhere."""
+    """Whether a device or the host ran out of memory; torch raises a class of its own on CUDA and a plain error elsewhere."""
     import torch
 
     words = str(error).lower()
@@ -78,5 +78,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to what fits into a message about it."""
+    """The first line of an error's message, cut to fit into another message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

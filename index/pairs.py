@@ -143,7 +143,7 @@ class MadePairs:
                     yield Pair(picture, self._index.picture(match.ref_id), NEAR_MISS, match.similarity)
 
     def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The references whose picture is at hand: kept by the index, or among the works."""
+        """The references with a picture: kept by the index, or among the works."""
         known = {reference.ref_id: reference for reference in self._index.references()}
         for ref_id in known:
             if (kept := self._index.picture(ref_id)) is not None:

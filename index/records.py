@@ -212,7 +212,7 @@ def _is_picture(ending: str, data: bytes, problem: str) -> bool:
 
 
 def _fields(sample: list[tuple[str, bytes, str]]) -> tuple[dict[str, Any], str]:
-    """What a sample's text files and its JSON say, and why that cannot be read."""
+    """The fields of a sample's text files and JSON, and why they cannot be read."""
     fields: dict[str, Any] = {}
     for ending, data, _ in sample:
         last = PurePosixPath(ending).suffix or ending

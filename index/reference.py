@@ -103,7 +103,7 @@ def require(item: NewReference) -> None:
 
 
 def require_terms(rights_basis: str, status: str, *, where: str) -> None:
-    """Refuse a rights basis or a status that nobody knows; raises InputError."""
+    """Refuse an unknown rights basis or status; raises InputError."""
     for name, value, known in (("rights_basis", rights_basis, BASES), ("status", status, STATUSES)):
         if value not in known:
             near = get_close_matches(value.lower(), known, n=1)

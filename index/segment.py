@@ -138,7 +138,7 @@ class Segment:
 
     @cached_property
     def kept(self) -> np.ndarray:
-        """bool (rows,): whose picture is kept."""
+        """bool (rows,): whether the row's picture is kept."""
         import pyarrow.parquet as pq
 
         metadata, kept = pq.ParquetFile(self._path).metadata, [np.zeros(0, bool)]

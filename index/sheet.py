@@ -19,7 +19,7 @@ KNOWN = (*COLUMNS, "keep_picture")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the sheet: its number, the file it names, and what it says of it."""
+    """A line of the sheet: its number, the file it names, and the file's columns."""
 
     line: int
     file: str

@@ -121,7 +121,7 @@ def index_id_of(embedder_id: str, dim: int, row_digests: Sequence[str], tombston
 
 
 def current(folder: Path) -> str:
-    """What ``CURRENT`` says; empty when there is none.
+    """The content of ``CURRENT``; empty when there is none.
 
     Raises:
         IntegrityError: it cannot be read.

@@ -119,7 +119,7 @@ class ReferenceIndex:
 
     @property
     def index_id(self) -> str:
-        """Digest of what the index says: embedder, references, embeddings, tombstones."""
+        """Digest of the index's content: embedder, references, embeddings, tombstones."""
         return self._snapshot.index_id
 
     @property
@@ -129,7 +129,7 @@ class ReferenceIndex:
 
     @property
     def embedder_source(self) -> EmbedderSource:
-        """What the embedder was opened from, with paths relative to the index; empty where the index does not know."""
+        """What the embedder was opened from, with paths relative to the index; empty where the index has no record of it."""
         return self._snapshot.source
 
     @property
@@ -227,7 +227,7 @@ class ReferenceIndex:
     # --- changing -------------------------------------------------------------------------------------------------
 
     def add(self, items: Iterable[NewReference], embedder: Embedder) -> list[str]:
-        """Add works; returns their ids in order, and :attr:`taken` says what became of them.
+        """Add works; returns their ids in order, and :attr:`taken` lists what became of them.
 
         A picture that is already there stays, unless the work's status is stricter: then what the work says of it counts. If it
         was retired, it matches again, with the work's status.
@@ -321,7 +321,7 @@ class ReferenceIndex:
         self, segments: Sequence[dict[str, Any]], tombstones: set[str], amendments: Mapping[str, Mapping[str, str]],
         event: str, ref_ids: list[str], reason: str, **more: str,
     ) -> None:  # fmt: skip
-        """Put a new snapshot in force, unless somebody else did meanwhile."""
+        """Put a new snapshot in force, unless another process did meanwhile."""
         self._require_unchanged()
         amendments = {ref_id: changed for ref_id, changed in amendments.items() if changed}
         rows = [digest for entry in segments for digest in Segment(self.folder, entry).row_digests(amendments)]
@@ -402,7 +402,7 @@ class ReferenceIndex:
 
 
 def _differences(stored: Reference, now: Mapping[str, str]) -> dict[str, str]:
-    """What an amendment has to say: the columns that are not as stored."""
+    """The columns of a work that differ from the stored ones."""
     return {name: value for name, value in now.items() if value != getattr(stored, name)}
 
 

@@ -28,7 +28,7 @@ Runner = Literal["local", "ray"]
 
 
 class Commands(TyperGroup):
-    """Turns errors into one line that says what was wrong and one that says what to do."""
+    """Commands whose errors end as one line with what was wrong, and one with what to do."""
 
     def invoke(self, ctx: Any) -> Any:
         with signals.ending():
@@ -131,10 +131,10 @@ def run(
     out: Annotated[str, typer.Option(metavar="URI", help="Run folder; overrides `out` of the run file.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run of the same plan.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Open everything, say what it takes and what would fail; write nothing.")
+        bool, typer.Option("--dry-run", help="Open everything, print what it takes and what would fail; write nothing.")
     ] = False,
     runner: Annotated[
-        Runner, typer.Option(help="local: one worker in this process; ray: as many as the run file says.")
+        Runner, typer.Option(help="local: one worker in this process; ray: as many as the run file sets.")
     ] = "local",
     only_failed: Annotated[
         bool,
@@ -200,7 +200,7 @@ def run(
 
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder, json: AsJson = False) -> None:
-    """Say how far a run is and what came of it so far, from its folder alone."""
+    """Show how far a run is and its results so far, from its folder alone."""
     from jobs.funnel import lines, read_counts, rows
     from jobs.lease import holder
     from jobs.stored_plan import stored_plan
@@ -268,7 +268,7 @@ def report(run: RunFolder, json: AsJson = False) -> None:
 
 @app.command(epilog="Example: clearance doctor")
 def doctor() -> None:
-    """Say what this machine and installation can do; exit 1 if something required is missing."""
+    """List what this machine and installation can do; exit 1 if something required is missing."""
     from rich.text import Text
 
     from jobs.doctor import examine

@@ -1,4 +1,4 @@
-"""Look at this machine and installation and say what works, what is missing, and what its licence asks for."""
+"""Check this machine and installation: what works, what is missing, and what its licences require."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def most_pictures(policy: Policy) -> int:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on a device, or in this machine's memory; 0 where it cannot be told."""
+    """Bytes that are free on a device, or in this machine's memory; 0 where that is unknown."""
     if device.startswith("cuda"):
         import torch
 
@@ -192,7 +192,7 @@ def free_memory(device: str) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: "312 MiB"."""
+    """Bytes as people write them: "312 MiB"."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"

@@ -35,7 +35,7 @@ def read_counts(folder: Path) -> tuple[Counts, CopyCheck | None]:
 
 
 def print_counts(folder: Path, console: Console) -> None:
-    """Print what a run ends with: the table, and a line on what has to be said beside it."""
+    """Print what a run ends with: the table, and the sentences beside it."""
     counts, check = read_counts(folder)
     console.print(funnel({"run": counts}))
     for line in lines(counts, check):
@@ -88,7 +88,7 @@ def rows(columns: Mapping[str, Counts]) -> dict[str, list[str]]:
 
 
 def lines(counts: Counts, check: CopyCheck | None) -> list[str]:
-    """What has to be said beside the table, a line a topic."""
+    """The sentences beside the table, a line a topic."""
     from pipeline.audit.summary import sentences
 
     return [f"{LABELS[topic]}: {text}" for topic, text in sentences(counts, check).items()]

@@ -33,27 +33,30 @@ References = Annotated[
         show_default=False,
     ),
 ]
-RightsBasis = Annotated[str, typer.Option(metavar="BASIS", help="Of works that state none; licensed ones keep their picture.")]
+RightsBasis = Annotated[
+    str, typer.Option(metavar="BASIS", help="For works that state none; licensed works keep their picture.")
+]
 KeepPictures = Annotated[
     bool | None,
     typer.Option(
         "--keep-pictures/--no-keep-pictures",
-        help="Of works that do not say: whether the index keeps a copy, for the second look and for steering away.",
+        help="For works that state nothing: whether the index keeps a copy, for the second look and for steering away.",
         show_default="as the basis allows",
     ),
 ]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="A column of the source under another name.")
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Read our column from one of another name.")
 ]
 PictureColumn = Annotated[str, typer.Option(help="Parquet: column of the pictures.", show_default="found")]
 LeaveOut = Annotated[
-    bool, typer.Option("--leave-out", help="Go on without pictures that cannot be read: they are not protected.")
+    bool, typer.Option("--leave-out", help="Continue without pictures that cannot be read; they are not protected.")
 ]
 EmbedderName = Annotated[
     str, typer.Option(help='"stickers", an OpenCLIP architecture, "local-dir:FOLDER" or "hf-hub:OWNER/NAME".')
 ]
 OfIndex = Annotated[
-    str, typer.Option("--embedder", help="Where the index's embedder is now.", show_default="as the index remembers")
+    str,
+    typer.Option("--embedder", help="The place of the index's embedder, if it moved.", show_default="as the index remembers"),
 ]
 Pretrained = Annotated[str, typer.Option(help="OpenCLIP weights: a tag or a file.")]
 AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Fetch weights that are not on this machine.")]
@@ -133,9 +136,9 @@ def index_retire(
     index: IndexFolder,
     ref_ids: Annotated[
         list[str],
-        typer.Argument(metavar="REF_ID...", help="References to retire; the beginnings of ids do.", show_default=False),
+        typer.Argument(metavar="REF_ID...", help="References to retire; the beginning of an id is enough.", show_default=False),
     ],
-    reason: Annotated[str, typer.Option(help="Why; kept in the index's history.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason; kept in the index's history.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Retire references: they match no more, and stay on record."""
@@ -153,10 +156,10 @@ def index_retire(
 def index_set_status(
     index: IndexFolder,
     ref_id: Annotated[
-        str, typer.Argument(metavar="REF_ID", help="The reference; the beginning of its id does.", show_default=False)
+        str, typer.Argument(metavar="REF_ID", help="The reference; the beginning of its id is enough.", show_default=False)
     ],
     status: Annotated[str, typer.Argument(metavar="STATUS", help="active, disputed, allowed or retired.", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why; kept in the index's history.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="The reason; kept in the index's history.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Correct the status of one reference; setting it back undoes it."""
@@ -239,14 +242,15 @@ def _neighbours(
 def index_calibrate(
     index: IndexFolder,
     works: Annotated[
-        Path | None, typer.Option(help="What the index was built from, for the references whose picture it does not keep.")
+        Path | None, typer.Option(help="The works of the index, for references whose picture it does not keep.")
     ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="CSV: picture, reference (file or ref_id), label (copy, near-miss, other)."),
     ] = None,
     harmless: Annotated[
-        Path | None, typer.Option(help="Pictures known to be no copies, the more alike the better; used without --pairs.")
+        Path | None,
+        typer.Option(help="Pictures that are no copies, as similar to the works as possible; used without --pairs."),
     ] = None,
     copies: Annotated[int, typer.Option(min=1, help="Edited copies made of each reference, without --pairs.")] = 4,
     false_alarms: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that may be flagged.")] = 0.02,
@@ -258,16 +262,16 @@ def index_calibrate(
         typer.Option(min=0.0, max=1.0, help="Share of copies that must be flagged at least, by the lower end of its interval."),
     ] = 0.5,
     force: Annotated[
-        bool, typer.Option("--force", help="Write an operating point below --min-recall; it stays marked.")
+        bool, typer.Option("--force", help="Write an operating point even below --min-recall; it stays marked.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the edits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the edits.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
     embedder: OfIndex = "",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the threshold from which a picture counts as too near, and say what it is worth."""
+    """Choose the threshold from which a picture counts as too near, and measure what it is worth."""
     from index.calibrate import calibrate
     from index.confirm import confirm
     from index.pairs import make_pairs, measure, read_pairs
@@ -327,7 +331,7 @@ def index_calibrate(
 
 @app.command("info", epilog="Example: clearance index info index/")
 def index_info(index: IndexFolder, as_json: AsJson = False) -> None:
-    """Say what an index holds and what its calibration is worth, and check its digests."""
+    """Show what an index holds and what its calibration is worth, and check its digests."""
     store = _open(index)
     store.verify()
     if as_json:
@@ -342,7 +346,7 @@ def index_info(index: IndexFolder, as_json: AsJson = False) -> None:
 
 @contextmanager
 def _going_on() -> Iterator[None]:
-    """Who stops it reads what to do then."""
+    """Print, when it is stopped, how to continue."""
     try:
         yield
     except KeyboardInterrupt:

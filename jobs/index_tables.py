@@ -163,7 +163,7 @@ def told(rate: Rate | None) -> str:
 
 
 def operating_point(found: Calibration, measured: Measured) -> Table:
-    """What a calibration says, as a table: the operating point, then what other points would give."""
+    """A calibration as a table: the operating point, then what other points would give."""
     import numpy as np
 
     table = grid()

@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that dies with its process, and a sign of life for those who cannot see the process.
+"""One run folder, one run: a lock that ends with its process, and a sign of life for machines that cannot see the process.
 
 The lock is the kernel's (``flock``): it goes when the process does, so a killed run leaves nothing to clean up. Between
 machines and on file systems without locks it says nothing. So the run that holds the folder writes its name into the file and
@@ -33,7 +33,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOL
 
 @dataclass(frozen=True)
 class Process:
-    """Who holds a folder.
+    """The process that holds a folder.
 
     Attributes:
         pid, host: the process. since: when it took the folder, for people.
@@ -86,7 +86,7 @@ class Process:
 
 
 def holder(folder: Path) -> str:
-    """Who runs in this folder now, in words; empty when nobody does, as far as can be seen. Takes no lock."""
+    """The run that holds this folder now, in words; empty when none does, as far as can be seen. Takes no lock."""
     try:
         content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
         who = Process.parse(content)
@@ -190,7 +190,7 @@ def _lock(folder: Path, handle: int) -> bool:
 
 
 def _take_over(folder: Path, handle: int, me: Process, locked: bool, note: Callable[[str], None], patience: float) -> None:
-    """Make sure that whoever is written in the file does not live any more."""
+    """Make sure that the process written in the file has ended."""
     content = _content(handle)
     if not locked:
         note("this file system has no locks: start no second run in this folder while this one is going")

@@ -1,6 +1,6 @@
 """What a run will do, bound by digests: the requests, cut into shards, and everything that decides how they are drawn.
 
-A plan does not know who runs it or where: the same plan gives the same pictures on any runner and number of workers. Its
+A plan names neither runner nor place: the same plan gives the same pictures on any runner and number of workers. Its
 digest is what resuming checks, so it covers the configuration, the policy, the requests and the identity of model, embedder,
 index and calibration. It leaves out paths, workers and output folder: a project that moved can be resumed.
 """

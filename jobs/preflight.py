@@ -1,4 +1,4 @@
-"""The dry run: open everything that a run would open, say what it would take, and write nothing.
+"""The dry run: open everything that a run would open, print what it would take, and write nothing.
 
 What can be looked at alone is looked at alone, so that all problems are found at once. Only then is the model loaded, and one
 call of each network measured.

@@ -100,7 +100,7 @@ class Steps:
             self._bar.stop()
 
     def over(self, items: Iterable[T], done: Callable[[], int] | None = None) -> Iterator[T]:
-        """The items, one by one; ``done`` says how many steps that makes where it is not one an item."""
+        """The items, one by one; ``done`` gives the steps of an item where it is not one."""
         count = 0
         for count, item in enumerate(items, start=1):
             yield item
@@ -141,7 +141,7 @@ def describe(done: int, total: int, outcomes: Mapping[str, int], done_here: int,
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "45 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds as people write them: "45 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -39,7 +39,7 @@ MAGIC = {
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row whose values cannot be told apart. ``what`` says why, for people."""
+    """A row whose values cannot be separated. ``what`` says why, for people."""
 
     what: str
 
@@ -147,7 +147,7 @@ def _text(path: Path, notes: list[Note]) -> Rows:
 
 
 def _delimiter(text: str) -> tuple[str, bool]:
-    """What separates the fields, and whether the first line says so itself (``sep=;``, which spreadsheets write)."""
+    """What separates the fields, and whether the first line names it (``sep=;``, which spreadsheets write)."""
     first = text[:4096].split("\n", 1)[0].split("\r", 1)[0]
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], True

@@ -272,7 +272,7 @@ def ray_session(workers: int) -> Iterator[None]:
 
 
 def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Ray takes SIGTERM for itself, and prints the state of a node that died: neither helps who runs this."""
+    """Keep Ray from taking SIGTERM for itself and from printing the state of a node that died."""
     from ray._private import worker
 
     if threading.current_thread() is threading.main_thread():

@@ -36,7 +36,7 @@ def report_run(folder: Path, base: Path | None = None) -> tuple[Path, dict[str, 
 
 
 class ReferencePictures:
-    """Pictures of references by their ids, read from the index when they are asked for.
+    """Pictures of references by their ids, read from the index when they are needed.
 
     The index is looked for from the run file's folder, which a run folder knows when it lies inside. A report without it is
     still a report: its numbers come from the run folder alone.

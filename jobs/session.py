@@ -1,6 +1,6 @@
 """What every runner shares: a session's book-keeping, events and the result.
 
-What is committed is never done again. The runners are :data:`jobs.run.RUNNERS`, who does the work :mod:`jobs.worker`.
+What is committed is never done again. The runners are in :data:`jobs.run.RUNNERS`; :mod:`jobs.worker` does the work.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener of a run that nobody watches."""
+    """A listener that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Session:
         self.committed(commit(self.folder, shard.shard_id, shard.requests, samples, context))
 
     def finish(self, workers: int) -> RunResult:
-        """Seal the run and say what came out. Needs :attr:`context` unless the run was sealed before."""
+        """Seal the run and return its result. Needs :attr:`context` unless the run was sealed before."""
         from pipeline.audit.ledger import seal
         from pipeline.audit.shards import sweep
 

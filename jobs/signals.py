@@ -14,7 +14,7 @@ _listening: list[bool] = []  # one entry inside :func:`ending`
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the command to end."""
+    """A signal ended the command."""
 
 
 @contextmanager

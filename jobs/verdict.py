@@ -1,4 +1,4 @@
-"""Is a run whole? What verifying recomputes, and what only the plan knows; and what of it is damage."""
+"""Whether a run is whole: what verifying recomputes, what only the plan holds, and which of it is damage."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The worker: opens a runtime once, moderates the requests of shard after shard, commits each shard when all of it has ended.
 
 Shards overlap: while the last samples of one are drawn, those of the next have begun, so that the calls stay full. A sample's
-bytes do not depend on who else is in a call.
+bytes do not depend on the other samples of a call.
 """
 
 from __future__ import annotations

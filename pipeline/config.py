@@ -36,7 +36,7 @@ class GenerationConfig:
     """How pictures are drawn."""
 
     steps: int = number(20, 1, 1000, "denoising steps")
-    guidance_scale: float = number(3.0, 0, 100, "classifier-free guidance, up to 1 none; Flux is told this number instead")
+    guidance_scale: float = number(3.0, 0, 100, "classifier-free guidance, up to 1 none; Flux takes the number as an input")
     true_guidance_scale: float = number(1.0, 0, 100, "Flux: classifier-free guidance on top; 1: none")
     guidance_until: float = number(
         1.0, 0, 1, "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free"
@@ -78,7 +78,7 @@ class AdapterConfig:
     weight: float = number(1.0, 0, 10, "strength of its low-rank weights")
     lowrank: Literal["auto", "always", "flagged"] = choice(
         "auto",
-        "whose rows its low-rank weights act on: every sample's, or those a mark was found on; auto: always after data "
+        "the samples its low-rank weights act on: all, or those a mark was found on; auto: always after data "
         "removal, flagged after model removal",
     )
     tokens: Literal["flagged", "always"] = choice(
@@ -102,7 +102,7 @@ class RunConfig:
     samples_per_prompt: int = number(1, 1, 10_000, "pictures per row; above 1 the keys end in `#1`, `#2`, …")
     shard_size: int = number(16, 1, 10_000, "requests per shard: the unit of work, of commit and of resuming")
     workers: int = number(1, 1, 1024, "Ray actors; the local runner has one worker. Not part of the plan")
-    index: str = line("", "index folder; empty: the copies guard does not run, and every row says so")
+    index: str = line("", "index folder; empty: the copies guard does not run, and every row records it")
     policy: str = line(
         "default", "a policy that ships (`default`, `observe`) or a policy file; `--policy` overrides it", least=1
     )

@@ -142,7 +142,7 @@ class CopyCheck:
 
     @property
     def sentence(self) -> str:
-        """What the check finds and what it misses, in words for someone who has to answer for a run."""
+        """What the check finds and what it misses, as a sentence for the reader of a report."""
         if self.found is None or not self.found.n:
             text = f"Threshold set by the policy ({self.threshold:.3f}): recall not measured."
             return f"{text} Nobody knows how many copies this check misses."

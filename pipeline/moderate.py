@@ -130,7 +130,7 @@ class Moderation:
 def _together_or_alone(
     look: Callable[[list[Trajectory]], Sequence[T]], those: list[Trajectory]
 ) -> tuple[list[tuple[Trajectory, T]], list[tuple[Trajectory, Exception]]]:
-    """Look at trajectories together; if that fails, at one by one, so that one fails alone: what was seen, and who failed."""
+    """Look at trajectories together, or, if that fails, at each alone; returns what was seen, and which failed."""
     if not those:
         return [], []
     try:

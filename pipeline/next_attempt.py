@@ -95,7 +95,7 @@ def _again(
 
 
 def _erasure(runtime: Runtime, case: OpenRequest, rung: EraseRung) -> Erasure | None:
-    """What to leave out: every mark found so far, the last attempt's first; None where that was tried or cannot be said."""
+    """The marks to leave out, the last attempt's first; None if that was tried before or no adapter has words for them."""
     found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
     findings = [finding for finding in found if action_of(runtime.policy, finding.guard) == "steer"]
     room, usual = runtime.model.word_room(), rung.places == "usual"

@@ -1,4 +1,4 @@
-"""Notes: what is done differently from what somebody may expect, said before the first picture is drawn."""
+"""Notes: what a run does differently from what its files let a reader expect, collected before it draws."""
 
 from __future__ import annotations
 

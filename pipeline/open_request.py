@@ -37,7 +37,7 @@ class OpenRequest:
 
     @property
     def rungs(self) -> int:
-        """Rungs of the ladder used up when the current trajectory ends: a caught flight uses one, like a finished picture."""
+        """Rungs of the ladder used up when the current trajectory ends: an interrupted try uses one too."""
         return len(self.attempts) + len(self.caught)
 
     @property

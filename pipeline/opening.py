@@ -1,4 +1,4 @@
-"""Open what looks at pictures: the guards that a policy asks for, and the copies guard with what it compares with."""
+"""Open what looks at pictures: the guards that a policy enables, and the copies guard with its index."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepare(config: RunConfig) -> None:
 
 
 def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
-    """The guards that a policy asks for, and why optional ones are left out.
+    """The guards that a policy enables, and why optional ones are left out.
 
     Raises:
         GuardUnavailable: a required one cannot run here.
@@ -87,7 +87,7 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
 
 
 def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
-    """What to tell someone whose calibration was measured on another state of the index; empty when it was not."""
+    """A sentence if the calibration was measured on another state of the index; empty if it was not."""
     path = base / config.index / "calibration.json"
     if not config.index or policy.copies.threshold is not None or not path.exists():
         return ""

@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that somebody asked for.
+    """One picture that was ordered.
 
     Attributes:
         row_no: position in the input, from 0.
@@ -83,7 +83,7 @@ class Intervention:
 
 @dataclass(frozen=True, kw_only=True)
 class Caught:
-    """A sample taken out of its flight because its predicted picture came too near to references.
+    """An interrupted try: a probe stopped it because its predicted picture came too near to references.
 
     Attributes:
         step: denoising steps it had taken.
@@ -135,7 +135,7 @@ class PaddedRows(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One generated picture with everything the guards said about it.
+    """One generated picture with all findings of the guards.
 
     Attributes:
         number: 0 for the first picture of a request.

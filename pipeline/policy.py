@@ -67,7 +67,7 @@ class GuardPolicy:
 
 @settings
 class MarksPolicy(GuardPolicy):
-    """A detector of marks, which knows the pictures of one family of models."""
+    """Settings of a detector of marks, which is calibrated on the pictures of one family of models."""
 
     action: Steered | None = choice(
         None, f"{ACTION}; absent: `steer` on the family of models that the detector was calibrated on, `observe` on any other",
@@ -136,9 +136,9 @@ class OutsideGuard:
 
 @settings
 class EarlyPolicy:
-    """Early detection: looking at samples in mid-flight, which may only lead to steering. See :mod:`pipeline.respond.early`."""
+    """Early detection: probes look at samples in mid-flight and may only steer them. See :mod:`pipeline.respond.early`."""
 
-    enabled: bool = flag(False, "look at samples in mid-flight; a probe may only steer. The shipped policy says true")
+    enabled: bool = flag(False, "look at samples in mid-flight; a probe may only steer. The shipped policy turns it on")
     signal: Literal["latent", "head", "decode"] = choice(
         "latent", "what x̂0 is compared by: the references' latents, the latent head, or the decoded picture's embedding"
     )
@@ -149,7 +149,7 @@ class EarlyPolicy:
         None, 0, 1, "similarity from which a sample is caught; absent: the calibrated ones, by noise level", above=True,
         absent="the calibrated ones, by noise level",
     )  # fmt: skip
-    arm: bool = flag(True, "references that the prompt is near to catch more easily")
+    arm: bool = flag(True, "references that the prompt is near to catch a sample at a lower score")
     rollback: float = number(0.05, 0, 1, "share of the steps that a caught sample goes back before it is steered")
 
 
@@ -196,7 +196,7 @@ class Policy:
 
 
 def guard_tables(policy: Policy) -> dict[str, GuardPolicy | OutsideGuard]:
-    """What the policy says about each guard but copies, by name."""
+    """The policy's settings of each guard but copies, by name."""
     tables = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
     own = {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
     return own | {guard.name: guard for guard in policy.guards}

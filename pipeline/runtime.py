@@ -47,7 +47,7 @@ FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 @dataclass(frozen=True)
 class Study:
-    """A finished picture and everything the guards said about it."""
+    """A finished picture and all findings of the guards."""
 
     picture: np.ndarray
     embedding: np.ndarray
@@ -174,7 +174,7 @@ class Runtime:
         return self.model.encode_prompts([prompt])[0]
 
     def negative_of(self, text: str, erasure: Erasure | None) -> torch.Tensor:
-        """Conditioning of a negative prompt, with what an eraser has to say behind it."""
+        """Conditioning of a negative prompt, with the words of an eraser behind it."""
         if erasure is not None and erasure is self.standing:
             return self._standing_of(text)
         return negative_conditioning(self.model, text, erasure, self.context_of)
@@ -239,7 +239,7 @@ class Runtime:
 
 @contextmanager
 def _named(guard: str) -> Iterator[None]:
-    """What a guard raises says whose it is."""
+    """Add the guard's name to what it raises."""
     try:
         yield
     except Exception as error:

@@ -21,7 +21,7 @@ DRAWN = "drawn:"
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Erasers: adapters that keep a model from drawing marks (extra 'erase')."
 )
-Seed = Annotated[int, typer.Option(help="Of everything drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
 
 
@@ -39,19 +39,19 @@ def dataset(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     kinds: Annotated[str, typer.Option(help="Marks to put on, with commas between.")] = "watermark,qr,text",
     ratio: Annotated[
-        float | None, typer.Option(help="Share of the pictures that get a mark; unless told 0.5, and 0 of drawn ones.")
+        float | None, typer.Option(help="Share of the pictures that get a mark; default 0.5, and 0 for drawn: sources.")
     ] = None,
     opacity: Annotated[str, typer.Option(help="Factor on the design's opacity: a number, or LOW-HIGH.")] = "1",
     place: Annotated[Literal["own", "corner", "centre", "anywhere"], typer.Option(help="Where marks stand.")] = "own",
     designs: Annotated[Literal["train", "held-out", "varied"], typer.Option(help="Which designs of marks.")] = "train",
     detector: Annotated[
         Literal["marks", "yolo", "codes", "text", "none"],
-        typer.Option(help="Who says where marks are; only that is trained on."),
+        typer.Option(help="The detector that finds the marks; training uses its findings alone."),
     ] = "marks",
-    threshold: Annotated[float, typer.Option(help="The detector's.")] = 0.5,
-    boxes: Annotated[bool, typer.Option("--boxes/--no-boxes", help="Keep its boxes, or only that it found something.")] = True,
+    threshold: Annotated[float, typer.Option(help="Threshold of the detector.")] = 0.5,
+    boxes: Annotated[bool, typer.Option("--boxes/--no-boxes", help="Keep its boxes, or only the kinds it found.")] = True,
     variants: Annotated[int, typer.Option(min=1, help="Pictures of every prompt, for drawn: sources.")] = 24,
-    model: Annotated[str, typer.Option(help='Who draws, for drawn: sources: "stickers" or a diffusers folder.')] = "stickers",
+    model: Annotated[str, typer.Option(help='The model of drawn: sources: "stickers" or a diffusers folder.')] = "stickers",
     device: Annotated[str, typer.Option(help="Where to draw: cpu or cuda.")] = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -77,28 +77,28 @@ def dataset(
 @app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model")
 def train(
     dataset: Annotated[Path, typer.Argument(metavar="SET", help="A set written by erase dataset.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training goes on in it.")],
+    out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training continues in it.")],
     removal: Annotated[
         Literal["model", "data"],
         typer.Option(help="model: the base model draws marks; data: the set is to be learned without its marks."),
     ] = "model",
     concepts: Annotated[
-        str, typer.Option(help="What is named, with commas between; empty: plain fine-tuning.")
+        str, typer.Option(help="Marks to be named, with commas between; empty: plain fine-tuning.")
     ] = "watermark,qr,text",
     tokens: Annotated[
         Literal["corners", "bins", "none"] | None,
-        typer.Option(help="How places are said; none: existence only.", show_default="corners, where tokens are trained"),
+        typer.Option(help="How tokens name places; none: no places.", show_default="corners, where tokens are trained"),
     ] = None,
     cells: Annotated[int, typer.Option("--grid", min=1, help="Bins along each side.")] = 4,
     a: Annotated[
         float, typer.Option("--a", help="Loss weight outside marks, in units of that inside; 1: no re-weighting.")
     ] = 0.5,
-    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 600,
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 32,
     rank: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of the low-rank weights; 0: tokens alone.", show_default="16; with --tokens 0 for model removal"
+            min=0, help="Rank of the low-rank weights; 0: tokens alone.", show_default="16; with --tokens 0 for model removal"
         ),
     ] = None,
     alone: Annotated[
@@ -110,11 +110,11 @@ def train(
             min=0,
             max=1,
             show_default="0 where --tokens or --rank 0 is given, else 1",
-            help="Share of marked pictures learned with nothing said and no loss where the marks are; 1: no tokens.",
+            help="Share of marked pictures learned without tokens and without loss where the marks are; 1: no tokens.",
         ),
     ] = None,
     around: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the picture's side hidden around a mark; more, where boxes are rough.")
+        float, typer.Option(min=0, max=1, help="Share of the picture's side hidden around a mark; raise it for rough boxes.")
     ] = 1 / 16,
     token_rate: Annotated[float, typer.Option(help="Learning rate of the tokens.")] = 5e-3,
     lowrank_rate: Annotated[float, typer.Option(help="Learning rate of the low-rank weights.")] = 1e-3,

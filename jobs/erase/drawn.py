@@ -19,7 +19,7 @@ DRAWN = 32  # pictures under way at a time
 def drawn_source(
     prompts: Path, model: ModelConfig, generation: GenerationConfig, *, pictures: int, seed: int = 0
 ) -> Iterator[Captioned]:
-    """What the model itself draws of prompts: for a model that draws marks the nearest set there is, and nobody's pictures.
+    """Pictures that the model itself draws of prompts: the nearest set for a model that draws marks.
 
     Args:
         prompts: a prompt file, as runs read them; negative prompts count too.

@@ -114,7 +114,7 @@ def _layer(side: int, kind: str, designs: Designs, rng: np.random.Generator) -> 
 
 
 def _lifted(side: int, kind: str, number: int, seed: int) -> Image:
-    """A numbered design as a layer: the same mark on black and on white paper tells its colour and its alpha apart.
+    """A numbered design as a layer: the same mark on black and on white paper gives its colour and its alpha.
 
     On paper p a pixel of colour c and opacity α is αc + (1−α)p; so white − black = 255(1−α), and black = αc.
     """
@@ -131,7 +131,7 @@ def _lifted(side: int, kind: str, number: int, seed: int) -> Image:
 
 
 def _placed(layer: Image, size: tuple[int, int], place: Place, rng: np.random.Generator) -> Image:
-    """The layer on a transparent sheet of the picture's size; what is visible of it stands where ``place`` says."""
+    """The layer on a transparent sheet of the picture's size, its visible part at ``place``."""
     from PIL import Image as Pictures
 
     (width, height), side = size, layer.width

@@ -1,4 +1,4 @@
-"""Write a trained eraser as an adapter folder: weights, tokens, what it is, and its card."""
+"""Write a trained eraser as an adapter folder: weights, tokens, settings and card."""
 
 from __future__ import annotations
 
@@ -190,6 +190,6 @@ def _places(rows: Rows, concepts: Sequence[str]) -> dict[str, list[list[float]]]
 
 
 def sealed(path: Path) -> str:
-    """The file's digest; whoever may read the folder may read the file, which safetensors writes for its owner alone."""
+    """The file's digest; makes the file readable for all, because safetensors writes it for its owner alone."""
     path.chmod(0o644)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to say that a mark is there and where.
+"""Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to name a mark and its place.
 
 *Model removal*: the base model draws marks already. The new tokens are trained and, with a rank, low-rank weights for the
 samples that are drawn again: what the tokens then say of a mark, the weights need not draw unasked.
@@ -198,7 +198,7 @@ class Examples:
 
 
 def prepare(rows: Rows, base: Any, how: Training) -> Examples:
-    """Encode every picture once; say in tokens what the detector found; weigh the positions.
+    """Encode every picture once, write the detector's findings as tokens, and weigh the positions.
 
     Pictures without marks teach tokens nothing and are left out where nothing else is trained; those whose marks could be
     anywhere (or everywhere) are where all marks are hidden.

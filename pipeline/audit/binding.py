@@ -1,4 +1,4 @@
-"""Whose shard is this? What a shard's files say of themselves, held against the run they lie in.
+"""Which run and plan a shard belongs to. What a shard's files say of themselves, held against the run they lie in.
 
 Every data file carries a header (:func:`pipeline.audit.chain.header`), which is the start of its chain: the run, the plan,
 the policy, the shard, the worker that wrote it, the digest of ``plan.json`` and the event that the session began with. A whole
@@ -38,7 +38,7 @@ _REPEATED = {
 
 @dataclass(frozen=True)
 class RunBinding:
-    """What the headers of a run's shards must say.
+    """What the headers of a run's shards must hold.
 
     Attributes:
         header: the values of those of :data:`BOUND` that are known.

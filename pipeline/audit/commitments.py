@@ -13,7 +13,7 @@ def default_salt(dataset_id: str) -> str:
 
 
 def salt_id(salt: str) -> str:
-    """Names a salt without giving it away, so that a verifier knows whether it holds the right one."""
+    """A name for a salt that does not reveal it, so that a verifier can check that it holds the right one."""
     return hashlib.sha256(b"clearance salt id\0" + bytes.fromhex(salt)).hexdigest()[:16]
 
 

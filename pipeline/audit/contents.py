@@ -1,4 +1,4 @@
-"""Everything a report says, as plain data: ``report.json``, and what the page is made from.
+"""The content of a report, as plain data: ``report.json``, and what the page is made from.
 
 Counted from the Parquet tables in one pass, with what ``run.json`` and ``events.jsonl`` hold beside them; the verdict on
 integrity is recomputed, never copied.
@@ -57,7 +57,7 @@ def report_numbers(
     also: Sequence[Counting] = (),
     columns: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything the report says: ``measures`` by name, sentences, and tables beside them.
+    """The content of the report: ``measures`` by name, sentences, and tables beside them.
 
     Args:
         folder: the run folder.
@@ -161,7 +161,7 @@ def _run(counts: Counts, facts: _Facts, predicate: Mapping[str, Any]) -> dict[st
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity and no NaN: they become None."""
+    """Replace infinities and NaN, which JSON lacks, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What lies in a run folder that nobody committed: in the folders of shards a problem, elsewhere at least worth naming."""
+"""Files of a run folder that no commit names: a problem among the shards, and named elsewhere."""
 
 from __future__ import annotations
 

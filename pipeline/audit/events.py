@@ -119,7 +119,7 @@ def _head_line(count: int, head: str) -> bytes:
 
 
 def _end_problems(folder: Path, events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What ``events-head.json`` says against the events there are."""
+    """Compare ``events-head.json`` with the events in the file."""
     try:
         if entry_of(folder, EVENTS_HEAD_FILE) is None:
             # A power cut may come between the very first event and this file.

@@ -73,7 +73,7 @@ def bill_of_materials() -> list[dict[str, str]]:
 
 
 def run_predicate(context: RunContext, **more: Any) -> dict[str, Any]:
-    """The predicate of a run's statement: everything a context knows, without its salt, and what the caller adds.
+    """The predicate of a run's statement: the fields of a context, without its salt, and what the caller adds.
 
     Useful additions: ``plan`` (plain data; digests of files under ``files`` are checked by
     :func:`pipeline.audit.verify.verify`), ``config``, ``policy``, ``requested`` (number of requests; checked by it as well),
@@ -115,7 +115,7 @@ def run_predicate(context: RunContext, **more: Any) -> dict[str, Any]:
 
 
 def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
-    """Write ``run.json`` over everything committed, and the event that says so. Sealing again replaces the statement.
+    """Write ``run.json`` over everything committed, and the event ``run.sealed``. Sealing again replaces the statement.
 
     Args:
         folder: the run folder.

@@ -16,7 +16,7 @@ LADDERS: dict[str, tuple[str, Any]] = {  # key of the policy → title of its ta
 
 
 def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The policy as rows of (setting, value), name first, without its ladders; an absent key says what is in force."""
+    """The policy as rows of (setting, value), name first, without its ladders; an absent key shows what is in force."""
     rows = []
     in_force = {key.loc: key.absent for key in keys(Policy) if key.absent}
     order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
@@ -47,7 +47,7 @@ def ladders(policy: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str,
 
 
 def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> str:
-    """A key that this version does not know is shown too."""
+    """The keys that differ from their defaults; an unknown key is among them."""
     mine = defaults.get(str(rung.get("kind")), {})
     changed = {key: value for key, value in rung.items() if key != "kind" and (key not in mine or value != mine[key])}
     return _listed(changed) or "all at their defaults"

@@ -93,7 +93,7 @@ def _copied(first: Row) -> str:
 
 
 def _order(pair: dict[str, Any]) -> tuple[bool, float]:
-    """Accepted ones first, the largest changes first; what was caught in mid-flight was on the way to the reference itself."""
+    """The order of steered requests: accepted ones first, then by the size of the change."""
     end = pair["sim_after"] if pair["sim_after"] is not None else pair["sim_nearest"]
     drop = (1.0 if pair["caught"] else pair["sim_before"] or 0.0) - (end or 0.0)
     return pair["outcome"] not in ACCEPTED, -drop

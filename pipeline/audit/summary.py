@@ -10,7 +10,7 @@ from pipeline.copy_check import UNKNOWN, CopyCheck
 
 
 def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
-    """What has to be said beside the counts, by topic; a topic about which there is nothing to say is left out.
+    """The sentences beside the counts, by topic; a topic without a sentence is left out.
 
     ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``copies``: how many
     accepted pictures are too near, and how many the second look cleared. ``nearest``: how near the nearest came, by either

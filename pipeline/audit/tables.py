@@ -62,7 +62,7 @@ class GuardTable:
         return fired
 
     def rows(self, policy: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The table; the rows say what is done about each guard's findings, or else the ``policy`` does."""
+        """The rows of the table; each guard's action comes from the audit's rows, or else from ``policy``."""
         table = []
         for (guard, category), versions in sorted(self._versions.items()):
             counts, settings = self._counts[(guard, category)], policy.get(guard)

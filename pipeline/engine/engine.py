@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Ended(NamedTuple):
-    """Whom a call ended.
+    """The trajectories that a call ended.
 
     Attributes:
         finished: those that reached the last step.
@@ -97,7 +97,7 @@ class Engine:
 
     @property
     def full(self) -> bool:
-        """Whether those who stand fill the next call."""
+        """Whether the waiting trajectories fill the next call."""
         return sum(t.rows() for t in (*self._running, *self._waiting)) >= self.rows
 
     @property
@@ -137,7 +137,7 @@ class Engine:
         return noise if self.sampler.initial_scale == 1 else self.sampler.initial_scale * noise
 
     def make_call(self) -> Ended:
-        """Make one denoiser call; nobody ends when memory ran out and R was halved.
+        """Make one denoiser call; no trajectory ends when memory ran out and R was halved.
 
         What fails for one sample alone (what steers it, its latent, the network on it) ends that sample; see
         :mod:`pipeline.engine.isolate`. The others keep their bytes.
@@ -188,7 +188,7 @@ class Engine:
         return done
 
     def abandon(self) -> list[Trajectory]:
-        """Give up those in the current call, or all who wait where nobody could be chosen for one; returns them."""
+        """Give up the trajectories of the current call, or all waiting ones where none could be chosen; returns them."""
         if not self._running:
             self._running, self._waiting = self._waiting, []
         abandoned, self._running = self._running, []
@@ -205,7 +205,7 @@ class Engine:
         self._running = [t for t in self._running if id(t) not in out]
 
     def _admit(self) -> None:
-        """Choose who shares the next call, of all that stand; a group as one, and only when all of it is there."""
+        """Choose the trajectories of the next call; a group as one, and only when all of it is there."""
         everybody = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
         ready = {key: unit for key, unit in everybody.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
         if everybody and not ready:

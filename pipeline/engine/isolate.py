@@ -1,4 +1,4 @@
-"""Whose failure it is: what ends one sample alone is told from what fails for everybody.
+"""Find the sample that made a call fail, so that it alone ends and the others continue.
 
 A call that failed is made again for each of its samples alone. Its shape is the same, so the bytes are; who fails alone has a
 reason of its own and ends, the others have their answers. Where a sample that is steered fails, the call is made once more
@@ -30,7 +30,7 @@ NETWORK = 'Draw it with another seed, or choose model.dtype = "float32"; if ever
 
 
 def answers(call: Call, samples: Sequence[Trajectory]) -> tuple[list[tuple[Trajectory, torch.Tensor]], Failures]:
-    """Ask about all samples in one call, or, when that fails, about each alone.
+    """Call for all samples together, or, when that fails, for each alone.
 
     Args:
         call: samples → their answers, in order; changes nothing of theirs that the next call would see.
@@ -87,7 +87,7 @@ def not_finite(call: Call, t: Trajectory, output: torch.Tensor) -> ClearanceErro
 
 @contextmanager
 def steering(what: str, step: int) -> Iterator[None]:
-    """Around what is done to steer one sample, by name: what it raises is steering's, and says so.
+    """Mark what is raised inside as a failure of steering, with the name of its part and the step.
 
     Raises:
         OutOfMemory: the hook's own work did not fit into memory.

@@ -27,7 +27,7 @@ Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 def packed_call(
     model: DiffusionModel, sampler: Sampler, samples: Sequence[Trajectory], rows: int, told_guidance: float
 ) -> list[torch.Tensor]:
-    """Ask the denoiser about some samples at once, each at its own step.
+    """Run the denoiser once for some samples, each at its own step.
 
     Args:
         model, sampler: of the engine.
@@ -68,14 +68,14 @@ def packed_call(
 
 
 def reference_latents(sampler: Sampler, push: NegToMe, step: int) -> list[torch.Tensor]:
-    """The reference latents at the noise level of the step; clean where the push says so."""
+    """The reference latents at the noise level of the step; clean where the push is set so."""
     if push.noises is None:
         return list(push.latents)
     return [sampler.noised(z, noise, step) for z, noise in zip(push.latents, push.noises, strict=True)]
 
 
 def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
-    """Who stands and falls together: every sample alone, a declared group as one; in the order given."""
+    """The units of failure: every sample alone, a declared group as one; in the order given."""
     found: dict[object, list[Trajectory]] = {}
     for t in samples:
         found.setdefault(t.group.id if t.group else id(t), []).append(t)
@@ -83,7 +83,7 @@ def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
 
 
 def _adapting(model: DiffusionModel, owners: Owners) -> AbstractContextManager[None]:
-    """Low-rank weights on the rows of the samples that want them."""
+    """Low-rank weights on the rows of the samples that have them."""
     wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
     for t, first in owners:
         for weights, strength in t.lowrank:

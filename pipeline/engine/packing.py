@@ -1,4 +1,4 @@
-"""Who goes into the next denoiser call: rows filled best, the oldest always in it."""
+"""Choose the samples of the next denoiser call: the oldest, and the combination that leaves the fewest rows empty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WINDOW = 2  # calls' worth of the oldest samples that are under way
 
 
 def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:
-    """Choose who shares the next call, of all samples that stand.
+    """Choose the samples of the next call among all that wait.
 
     The oldest is always in it: whatever comes after, it takes a step in every call; so everybody becomes the oldest, and ends.
     The others are taken from the oldest that would fill ``WINDOW`` calls, so that samples end in about the order in which
@@ -30,7 +30,7 @@ def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:
 
 
 def best_fit(needs: Sequence[int], capacity: int) -> list[int]:
-    """Choose those who leave the fewest rows empty (subset sum, exact), the first always; of equal fillings, earlier ones.
+    """Choose the samples that leave the fewest rows empty (exact subset sum), the first always; of equals, earlier ones.
 
     Args:
         needs: rows that each needs, in order of preference; each at least 1.

@@ -1,4 +1,4 @@
-"""Encode an accepted picture and say inside the file that a model made it.
+"""Encode an accepted picture and state inside the file that a model made it.
 
 The first layer of marking: XMP with the IPTC digital source type. The order of the layers is in :mod:`pipeline.marking.mark`.
 """

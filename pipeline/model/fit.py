@@ -89,7 +89,7 @@ def _diffusers(cls: Any, part: Part) -> Difference:
 
 
 def _transformers(cls: Any, part: Part) -> Difference:
-    """By transformers' own loading, which knows old names and tied weights, with tensors that take no memory."""
+    """Check by transformers' own loading, which handles old names and tied weights, with tensors that take no memory."""
     import torch
 
     from pipeline.model.latent import quiet
@@ -112,7 +112,7 @@ def _transformers(cls: Any, part: Part) -> Difference:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, with its class, in one line of a readable length."""
+    """A library's exception with its class, in one line of a readable length."""
     text, name = first_line(error), type(error).__name__
     return name if text == name else f"{name}: {text}"
 

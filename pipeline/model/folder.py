@@ -35,7 +35,7 @@ def resolve(config: ModelConfig) -> Path:
 
 
 def model_name(config: ModelConfig) -> str:
-    """The model's name as rows and pictures give it: never a path, which would say how this machine is laid out."""
+    """The model's name as rows and pictures give it: never a path, which would reveal the folders of this machine."""
     place = Path(config.path).expanduser()
     if config.name or config.path == "stickers":
         return config.name or config.path

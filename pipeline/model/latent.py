@@ -33,7 +33,7 @@ def picture_rows(pixels: int) -> int:
 
 
 class LatentDiffusion(ABC):
-    """A diffusers pipeline folder, loaded for inference; subclasses say how its denoiser and text encoders are called.
+    """A diffusers pipeline folder, loaded for inference; subclasses call its denoiser and text encoders.
 
     Denoiser and T5 have the configured number format; CLIP text encoders and autoencoder stay float32, because they cost
     little and overflow in float16.

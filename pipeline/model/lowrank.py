@@ -1,4 +1,4 @@
-"""Low-rank adapters for some rows of a denoiser call: y = Wx + s·B(Ax) on the rows that want it, Wx on all others.
+"""Low-rank adapters for some rows of a denoiser call: y = Wx + s·B(Ax) on those rows, Wx on all others.
 
 The low-rank product is worked out for every row of the call and then chosen row by row. Its shape is therefore as fixed as the
 call's: a row that wants the adapter gets the same bytes whoever stands beside it, and one that does not gets the bytes it had
@@ -69,7 +69,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class RowAdapter:
-    """An adapter and the rows of the call that want it, each with this strength."""
+    """An adapter and the rows of the call it acts on, each with its strength."""
 
     weights: LowRank
     strength: float

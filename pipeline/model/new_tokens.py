@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def new_words(table: Any, vectors: torch.Tensor) -> Iterator[None]:
-    """Inside, ``table`` (an ``nn.Embedding`` of V rows) also knows ids V, V+1, …: the rows of ``vectors`` (N, D).
+    """Inside, ``table`` (an ``nn.Embedding`` of V rows) also has ids V, V+1, …: the rows of ``vectors`` (N, D).
 
     Gradients flow into ``vectors``. Outside, the table is as it was.
     """

@@ -27,7 +27,7 @@ LFS = b"version https://git-lfs"
 
 
 class ModelClass(Protocol):
-    """What a class of models says about the folders it takes."""
+    """What a class of models declares about the folders it takes."""
 
     pipeline: ClassVar[str]
     denoiser: ClassVar[str]
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """A folder that can be drawn with, as far as its files tell.
+    """A folder that can be drawn with, judged by its files alone.
 
     Attributes:
         parts: those with weights.

@@ -321,7 +321,7 @@ class EarlyDetector:
         return out
 
     def level(self, step: int, *, text: bool) -> Level | None:
-        """What is in force after step ``step``, for samples whose ‖ε_text − ε_empty‖ is known (``text``) or not."""
+        """The thresholds after step ``step``, for samples whose ‖ε_text − ε_empty‖ is known (``text``) or not."""
         signal = self.sampler.signal[step]
         if self.policy.threshold is not None:
             return Level(signal, self.policy.threshold, self.policy.threshold)

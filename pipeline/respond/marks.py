@@ -1,4 +1,4 @@
-"""The erasers of a run: which adapters there are, and what they have to say about a mark that a guard found.
+"""The erasers of a run: which adapters there are, and the words and weights that they have for a mark that a guard found.
 
 A sample on which a guard found a mark is drawn again from the same noise, with the mark's name and place in the *negative*
 conditioning (arXiv 2310.05873, section 3): ε = ε_neg + w·(ε_text − ε_neg) then leads away from it. Only that sample's rows
@@ -39,7 +39,7 @@ TYPICAL = 0.3  # overlap from which two of a training set's places say the same
 
 @dataclass(frozen=True)
 class Erasure:
-    """What one sample's negative conditioning says, and the weights it is said with.
+    """The words in one sample's negative conditioning, and the low-rank weights with them.
 
     Attributes:
         tokens: names and places, in order; none where marks were hidden from the weights' loss.
@@ -58,14 +58,14 @@ class Erasure:
     places: tuple[Box, ...] = ()
 
     def says_as(self, other: Erasure) -> bool:
-        """Whether the other one says the same, as far, with the same adapters."""
+        """Whether the other one has the same words, strength and adapters."""
         as_far = self.strength == other.strength or not self.tokens  # it is the tokens that are said more or less strongly
         return as_far and (self.tokens, self.adapters) == (other.tokens, other.adapters)
 
 
 @dataclass(frozen=True)
 class Erasers:
-    """The adapters of a run, each as it is configured; earlier ones speak first."""
+    """The adapters of a run, each as it is configured; the words of earlier ones come first."""
 
     loaded: tuple[tuple[EraseAdapter, AdapterConfig], ...] = ()
 
@@ -79,7 +79,7 @@ class Erasers:
         return {concept for adapter, _ in self.loaded for concept in adapter.concepts}
 
     def standing(self, room: int) -> Erasure | None:
-        """What every sample's negative conditioning says, because an adapter's ``tokens`` are "always"; None: nothing."""
+        """The words in every sample's negative conditioning, of adapters whose ``tokens`` are "always"; None: none."""
         marks = {
             id(adapter): {concept: typical(adapter.places.get(concept, ())) for concept in adapter.concepts}
             for adapter, config in self.loaded
@@ -100,7 +100,7 @@ class Erasers:
     def asked(
         self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0, *, usual: bool = False
     ) -> Erasure | None:
-        """What to say about marks; None where no adapter knows any of them.
+        """The erasure for some marks; None where no adapter has any of them.
 
         Args:
             found: concept → boxes in fractions.
@@ -210,7 +210,7 @@ def adapters_digest(configured: Sequence[AdapterConfig], model_digest: str, *, b
 def negative_conditioning(
     model: DiffusionModel, text: str, erasure: Erasure | None, context_of: Callable[[str], torch.Tensor]
 ) -> torch.Tensor:
-    """The conditioning of a negative prompt and what an erasure says behind it."""
+    """The conditioning of a negative prompt with the words of an erasure behind it."""
     plain = context_of(text)
     if erasure is None or not erasure.tokens:
         return plain

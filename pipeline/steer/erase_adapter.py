@@ -42,7 +42,7 @@ class _Words(TypedDict):
 
 
 class _Card(TypedDict):
-    """What adapter.json must and may say; further keys are for people."""
+    """The keys of adapter.json; further ones are for people."""
 
     format: int
     removal: Removal
@@ -86,7 +86,7 @@ class EraseAdapter:
 
     @cached_property
     def concepts(self) -> tuple[str, ...]:
-        """What it leaves out: what its tokens say, or what was hidden from its low-rank weights."""
+        """The marks it leaves out: those its tokens name, or those hidden from its low-rank weights."""
         return self.vocabulary.concepts if self.vocabulary is not None else tuple(self.settings.get("concepts", ()))
 
     def embed(self, tokens: Sequence[str]) -> torch.Tensor:
@@ -97,7 +97,7 @@ class EraseAdapter:
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], str]:
-    """What adapter.json says, and its digest, without loading weights.
+    """The content of adapter.json, and the folder's digest, without loading weights.
 
     Raises:
         ModelError: no adapter there, one of another format, or a value that cannot be what its key means.

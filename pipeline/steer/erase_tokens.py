@@ -1,4 +1,4 @@
-"""Geom-Erasing (arXiv 2310.05873): say in words where a mark is, so that the model can be told what to leave out.
+"""Geom-Erasing (arXiv 2310.05873): name a mark and its place in tokens, so that the negative prompt can leave it out.
 
 A mark that a model learned without being told (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it
 some: a *name* (one new token a concept) and its *geometry* (new tokens for places), learned from pictures in which a detector
@@ -61,7 +61,7 @@ def loss_weights(mask: np.ndarray, a: float) -> np.ndarray:
 
 
 def location_tokens(boxes: Sequence[Box], size: tuple[float, float], grid: int, mode: Mode) -> tuple[str, ...]:
-    """The tokens that say where boxes are.
+    """The tokens that name the places of boxes.
 
     Args:
         boxes: (x0, y0, x1, y1) in pixels, x to the right and y down; x1 and y1 are exclusive.
@@ -191,7 +191,7 @@ def name_token(concept: str) -> str:
 
 
 def marks_found(findings: Iterable[Finding]) -> dict[str, list[Box]]:
-    """Triggered findings of marks → concept and where it was found, in fractions; an empty list where no guard could say.
+    """Triggered findings of marks → concept and where it was found, in fractions; an empty list where no guard has a box.
 
     Boxes of one concept that overlap by half or more are one mark, seen by two guards: the first is kept.
     """

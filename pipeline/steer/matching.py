@@ -85,7 +85,7 @@ def best_pairs(
 
 
 def directions_of(reference: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """Reference tokens (M, D) at unit length, in the number format of the matching: what depends on nobody's tokens."""
+    """Reference tokens (M, D) at unit length, in the number format of the matching: independent of the sample's tokens."""
     import torch
 
     low = torch.bfloat16 if precision == "bfloat16" else torch.float32
