@@ -7,18 +7,23 @@ Each of the first functions is the right-hand side of a field, as in ``steps: in
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined, core_schema
+
+from index.errors import ConfigError
 
 REQUIRED = PydanticUndefined
+CONTRADICTION = "contradiction"
 LONGEST = 4096  # characters of a text
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # a path with a NUL cannot be opened, and an escape sequence must not reach a terminal
 
@@ -36,6 +41,35 @@ def number(default: Any, low: float, high: float, what: str, *, above: bool = Fa
     """
     bounds: dict[str, Any] = {("gt" if above else "ge"): low, "le": high}
     return Field(default, strict=True, description=what, json_schema_extra={"absent": absent, "hint": hint}, **bounds)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A table of one of several kinds, where the kinds are found at run time: ``tuple[Annotated[Rung, OneOf(…)], ...]``.
+
+    Attributes:
+        classes: (what stands there, ``outside``) → kind → class. Without ``outside``: of the kinds that ship.
+        kinds: every kind there is, for people; imports nothing.
+    """
+
+    classes: Callable[..., Mapping[str, type[Any]]]
+    kinds: Callable[[], list[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(self._validated)
+
+    def _validated(self, value: Any) -> Any:
+        try:
+            classes = self.classes(value, outside=True)
+        except ConfigError as error:
+            raise PydanticCustomError(CONTRADICTION, "{what}", {"key": "kind", "what": error.what, "fix": error.fix}) from None
+        return _union(tuple(classes.values())).validate_python(value)
+
+
+@functools.cache
+def _union(classes: tuple[type[Any], ...]) -> TypeAdapter[Any]:
+    either: Any = Annotated[functools.reduce(operator.or_, classes), Field(discriminator="kind")]
+    return TypeAdapter(either)
 
 
 def within(low: float, high: float) -> Any:
@@ -128,13 +162,14 @@ class Key:
     hint: str = ""
 
 
-def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None) -> Iterator[Key]:
+def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None, *, outside: bool = False) -> Iterator[Key]:
     """Every key of a configuration class and of the classes in it.
 
     Args:
         cls: made by :func:`pipeline.settings.settings`.
         at: where it stands itself.
         made: an instance whose values are the defaults; by default the class's own.
+        outside: also the keys of kinds that do not ship and are in use (see :class:`OneOf`).
     """
     for name, field in cls.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True) if made is None else getattr(made, name)
@@ -143,22 +178,31 @@ def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None) -> It
         loc, kind = (*at, name), _without_none(field.annotation)
         if dataclasses.is_dataclass(kind):
             yield Key(loc=loc, shape="table", type=kind, **said)
-            yield from keys(kind, loc, default)  # type: ignore[arg-type]
+            yield from keys(kind, loc, default, outside=outside)  # type: ignore[arg-type]
         elif typing.get_origin(kind) is tuple:
             entry, metadata = _annotated(typing.get_args(kind)[0])
-            if dataclasses.is_dataclass(entry):
+            choice = next((one for one in metadata if isinstance(one, OneOf)), None)
+            if choice is not None:
+                yield Key(loc=loc, shape="tables", type=choice, **said)
+                yield from _kinds(choice.classes(None, outside=outside).values(), loc)
+            elif dataclasses.is_dataclass(entry):
                 yield Key(loc=loc, shape="tables", type=entry, **said)
                 yield from keys(entry, (*loc, 0))  # type: ignore[arg-type]
             elif typing.get_origin(entry) in (typing.Union, types.UnionType):
                 yield Key(loc=loc, shape="tables", type=entry, **said)
-                for one in typing.get_args(entry):
-                    tag = one.__pydantic_fields__["kind"].default
-                    yield Key(loc=(*loc, 0, tag), shape="kind", type=one, what=_first_sentence(one))
-                    yield from keys(one, (*loc, 0, tag))
+                yield from _kinds(typing.get_args(entry), loc)
             else:
                 yield Key(loc=loc, shape="list", type=entry, range=_range(metadata), **said)
         else:
             yield Key(loc=loc, shape="value", type=kind, range=_range(field.metadata), **said)
+
+
+def _kinds(classes: Iterable[type[Any]], loc: tuple[str | int, ...]) -> Iterator[Key]:
+    """The kinds of entries of the list at ``loc``, each with its keys."""
+    for one in classes:
+        tag = one.__pydantic_fields__["kind"].default
+        yield Key(loc=(*loc, 0, tag), shape="kind", type=one, what=_first_sentence(one))
+        yield from keys(one, (*loc, 0, tag))
 
 
 def _without_none(annotation: Any) -> Any:

@@ -10,7 +10,8 @@ from pydantic import BeforeValidator
 from guards.allowed import AllowList
 from index.errors import ConfigError
 from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table, within
-from pipeline.rungs import LadderRung, MarkLadderRung
+from pipeline.methods import LadderRung
+from pipeline.rungs import MarkLadderRung
 from pipeline.settings import contradiction, settings
 
 CONFIRM = 0.5  # from which the second look agrees, where a policy has a threshold of its own and says no more

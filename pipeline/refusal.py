@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from index.errors import ConfigError
-from pipeline.fields import REQUIRED, Key, finite, keys, shown
+from pipeline.fields import CONTRADICTION, REQUIRED, Key, OneOf, finite, keys, shown
 
-CONTRADICTION = "contradiction"
 UNKNOWN = "unexpected_keyword_argument"
 SHOWN = 60  # characters of a value that a message repeats
 LINES, PARSED = 5000, 200  # beyond these the search for a line takes too long
@@ -73,7 +72,7 @@ def refusal(cls: type[Any], error: ValidationError, where: Where | None = None) 
         error: what pydantic found.
         where: what it was read from; nothing when it was built in Python.
     """
-    known = {key.loc: key for key in keys(cls)}
+    known = {key.loc: key for key in keys(cls, outside=True)}
     # A misspelt key explains one that is missing.
     found = min(error.errors(include_url=False), key=lambda one: one["type"] != UNKNOWN)
     loc, context = tuple(found["loc"]), found.get("ctx", {})
@@ -169,7 +168,11 @@ def _unknown(problem: Problem) -> tuple[str, str]:
 
 def _kind(problem: Problem) -> tuple[str, str]:
     entry = problem.parent
-    kinds = [str(loc[-1]) for loc, key in problem.known.items() if key.shape == "kind" and loc[:-1] == entry]
+    table = problem.known.get(entry[:-1])
+    if table is not None and isinstance(table.type, OneOf):
+        kinds = table.type.kinds()
+    else:
+        kinds = [str(loc[-1]) for loc, key in problem.known.items() if key.shape == "kind" and loc[:-1] == entry]
     if problem.type == "union_tag_not_found":
         return "missing key 'kind'", f'Write kind = "{kinds[0]}", or another of {", ".join(kinds)}'
     return _choice(problem.value.get("kind") if isinstance(problem.value, dict) else problem.value, kinds)

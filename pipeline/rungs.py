@@ -1,11 +1,14 @@
 """The rungs of a policy's ladders: what the next attempt does differently. One small class a kind, each with its own keys.
 
-``RUNGS`` answer a picture that is too near to a reference, ``MARK_RUNGS`` a mark that nobody asked for.
+``METHODS`` are the steering methods that ship: they answer a picture that is too near to a reference. :mod:`pipeline.methods`
+adds those of other packages. ``MarkRung`` answers a mark that nobody asked for.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -13,6 +16,32 @@ from pipeline.fields import choice, flag, line, number
 from pipeline.settings import contradiction, settings
 
 KIND = "what the next attempt does differently"
+
+
+class Rung(Protocol):
+    """One entry of a policy's ladder, of any kind."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringMethod:
+    """What a steering method declares.
+
+    Attributes:
+        rung: its keys in a policy: a class made by :func:`pipeline.settings.settings`, with ``kind: Literal["its kind"]``.
+        answer: what it makes of a failed attempt: a function (failed, rung, tools) → NextTry, see
+            :mod:`pipeline.respond.copies`; or the function's place, "module:name", which is imported when it is first needed.
+    """
+
+    rung: type[Any]
+    answer: Callable[..., Any] | str
+
+    @property
+    def kind(self) -> str:
+        """The kind of its rungs."""
+        return str(self.rung.__pydantic_fields__["kind"].default)
 
 
 @settings
@@ -29,26 +58,6 @@ class RenoiseRung:
     kind: Literal["renoise"] = choice("renoise", KIND)
     resume_fraction: float = number(0.0, 0, 1, "share of the steps kept from the failed attempt; 0: all noise")
     rollback: float = number(0.0, 0, 1, "share of the steps by which each later attempt resumes earlier")
-
-
-@settings
-class DelayedCfgRung:
-    """Guidance begins late (arXiv 2411.16738); the model is drawn with guidance."""
-
-    kind: Literal["delayed_cfg"] = choice("delayed_cfg", KIND)
-    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
-    window: float = number(1.0, 0, 1, "share of the steps after which guidance begins at the latest")
-
-
-@settings
-class PromptRung:
-    """The prompt's embedding is optimised until the text makes little difference (arXiv 2407.21720)."""
-
-    kind: Literal["prompt"] = choice("prompt", KIND)
-    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
-    iterations: int = number(5, 0, 1000, "steps of the optimiser")
-    learning_rate: float = number(0.1, 1e-6, 10, "of AdamW")
-    norm_target: float = number(3.0, 0, 1_000_000, "norm of the difference that text makes, at which it stops")
 
 
 @settings
@@ -160,24 +169,6 @@ class NudgeRung(Nudging):
 
 
 @settings
-class AmgRung(Nudging):
-    """Anti-memorisation guidance (arXiv 2404.00922); the model is drawn with guidance."""
-
-    kind: Literal["amg"] = choice("amg", KIND)
-    strength: float = number(1.0, 0, 1000, "of the despecification")
-    deduplicate: bool = flag(True, "the nearest reference's title takes the negative prompt's place")
-
-
-@settings
-class SpellRung(Resumed):
-    """Sparse repellency (arXiv 2410.06025): a shell around each reference."""
-
-    kind: Literal["spell"] = choice("spell", KIND)
-    radius: float = number(0.8, 0, 100, "of the shell, relative to the reference's distance from the centre")
-    strength: float = number(1.0, 0, 1000, "overcompensation")
-
-
-@settings
 class EraseRung:
     """From the same noise again, with the mark's name and place in the negative conditioning.
 
@@ -198,7 +189,13 @@ class EraseRung:
     resume_fraction: float = number(0.0, 0, 1, "share of the steps kept from the failed attempt; 0 starts from its noise")
 
 
-Rung = ReseedRung | RenoiseRung | NegativeRung | DelayedCfgRung | PromptRung | NegToMeRung | NudgeRung | AmgRung | SpellRung
 MarkRung = EraseRung | ReseedRung | RenoiseRung
-LadderRung = Annotated[Rung, Field(discriminator="kind")]
 MarkLadderRung = Annotated[MarkRung, Field(discriminator="kind")]
+
+METHODS = (
+    SteeringMethod(rung=ReseedRung, answer="pipeline.respond.copies:reseed"),
+    SteeringMethod(rung=RenoiseRung, answer="pipeline.respond.copies:renoise"),
+    SteeringMethod(rung=NegativeRung, answer="pipeline.respond.copies:negative"),
+    SteeringMethod(rung=NegToMeRung, answer="pipeline.respond.negtome:answer"),
+    SteeringMethod(rung=NudgeRung, answer="pipeline.respond.nudge:answer"),
+)

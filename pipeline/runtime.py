@@ -29,6 +29,7 @@ from pipeline.policy import Policy
 from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
+from pipeline.rungs import NegToMeRung
 from pipeline.settings import digest
 from pipeline.steer.features import FeatureCache
 
@@ -78,7 +79,7 @@ class Runtime:
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
         g = config.generation
-        references = max((rung.references for rung in policy.ladder if rung.kind == "negtome"), default=0)
+        references = max((rung.references for rung in policy.ladder if isinstance(rung, NegToMeRung)), default=0)
         self.engine = Engine(
             model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,

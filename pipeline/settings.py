@@ -18,7 +18,8 @@ import pydantic
 from pydantic_core import PydanticCustomError
 
 from index.errors import ConfigError
-from pipeline.refusal import CONTRADICTION, Where, refusal
+from pipeline.fields import CONTRADICTION
+from pipeline.refusal import Where, refusal
 
 T = TypeVar("T")
 LARGEST = 1 << 20  # bytes of a file; what people write is a thousandth of it

@@ -24,6 +24,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.fields import REQUIRED, Key, keys
 from pipeline.policy import Policy
+from pipeline.rungs import NegToMeRung
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "infra" / "docs" / "reference.md"
@@ -327,7 +328,7 @@ def test_examples_parse(path: Path) -> None:
     policy = read_policy(config.policy, path.parent)
     if config.embedder.model != "stickers":
         assert policy.copies.threshold, "only the embedded world has a calibrated threshold"
-    needed = 2 + max((rung.references for rung in policy.ladder if rung.kind == "negtome"), default=0)
+    needed = 2 + max((rung.references for rung in policy.ladder if isinstance(rung, NegToMeRung)), default=0)
     assert config.generation.rows >= needed
 
 

@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 from pipeline.fields import keys
 from pipeline.policy import Policy
-from pipeline.rungs import MarkRung, Rung
+from pipeline.rungs import METHODS, MarkRung
 
-LADDERS: dict[str, tuple[str, Any]] = {  # key of the policy → title of its table, kinds of its rungs
-    "ladder": ("Ladder: what is done about copies", Rung),
-    "mark_ladder": ("Mark ladder: what is done about marks", MarkRung),
+LADDERS: dict[str, tuple[str, tuple[type[Any], ...]]] = {  # key of the policy → title of its table, its rungs' classes
+    "ladder": ("Ladder: what is done about copies", tuple(method.rung for method in METHODS)),
+    "mark_ladder": ("Mark ladder: what is done about marks", get_args(MarkRung)),
 }
 
 
@@ -36,11 +36,14 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def ladders(policy: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every ladder of the policy that has rungs: its title, and for each rung (kind, keys that differ from their defaults)."""
+    """Every ladder of the policy that has rungs: its title, and for each rung (kind, keys that differ from their defaults).
+
+    Of a kind that does not ship every key is shown: the report is the same wherever it is made.
+    """
     found = []
     for key, (title, kinds) in LADDERS.items():
         rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
-        defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in get_args(kinds)}
+        defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in kinds}
         if rungs:
             found.append((title, [(str(one.get("kind", "")), _changed(one, defaults)) for one in rungs]))
     return found

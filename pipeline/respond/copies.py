@@ -1,40 +1,24 @@
-"""From a rung of the policy's ladder to a trajectory: what the next attempt does differently."""
+"""From a rung of the policy's ladder to a trajectory: what the next attempt does differently.
+
+Here are :func:`retry`, what an answer is given and returns, the steps of which answers are made, and the answers that need no
+more than these. A steering method with arithmetic of its own has a module of its own (:mod:`pipeline.respond.nudge`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
 from pipeline.engine.engine import Engine
-from pipeline.engine.isolate import steering
 from pipeline.engine.trajectory import Trajectory
+from pipeline.methods import answer_of
 from pipeline.outcome import Intervention
-from pipeline.rungs import (
-    AmgRung,
-    DelayedCfgRung,
-    NegativeRung,
-    NegToMeRung,
-    NudgeRung,
-    Nudging,
-    PromptRung,
-    RenoiseRung,
-    ReseedRung,
-    Resumed,
-    Rung,
-    SpellRung,
-)
-from pipeline.steer.embedder_space import EmbedderNudge, EmbedderSpace
-from pipeline.steer.features import with_features
+from pipeline.rungs import NegativeRung, RenoiseRung, ReseedRung, Resumed, Rung
+from pipeline.steer.embedder_space import EmbedderSpace
 from pipeline.steer.filters import rollback_step
-from pipeline.steer.guidance import DelayedGuidance, Despecification, Repellency
-from pipeline.steer.masks import foreground
-from pipeline.steer.negtome import NegToMe
-from pipeline.steer.nudge import Nudge
-from pipeline.steer.objective import Objective
-from pipeline.steer.prompt import differentiable_denoiser, optimise_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -146,126 +130,44 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
         OutOfMemory: a call of its references does not fit into memory, however few rows it has.
         SteeringFailed: such a call failed otherwise.
     """
-    return _ANSWERS[type(rung)](failed, rung, tools)
+    again: NextTry = answer_of(rung)(failed, rung, tools)
+    return again
 
 
-# --- one answer a kind -----------------------------------------------------------------------------------------------------
+# --- answers of three kinds ---------------------------------------------------------------------------------------------------
 
 
-def _reseed(failed: Failed, _: Rung, tools: Tools) -> NextTry:
+def reseed(failed: Failed, _: Rung, tools: Tools) -> NextTry:
+    """A new seed; also what every kind becomes that has nothing to steer by."""
     seed = next_seed(failed.seed, failed.attempt)
     return NextTry(_fresh(failed.last, tools.engine.initial_noise(seed)), Intervention("reseed"), seed)
 
 
-def _renoise(failed: Failed, rung: RenoiseRung, tools: Tools) -> NextTry:
+def renoise(failed: Failed, rung: RenoiseRung, tools: Tools) -> NextTry:
+    """Fresh noise on the failed picture."""
     if failed.caught_at is not None:  # there is no picture to add noise to
-        return _reseed(failed, rung, tools)
+        return reseed(failed, rung, tools)
     begin = _begin(failed, rung, tools)
     again = _renoised(tools.engine, failed.last, begin, next_seed(failed.seed, failed.attempt))
     return NextTry(again, Intervention("renoise"), failed.seed)
 
 
-def _negative(failed: Failed, rung: NegativeRung, tools: Tools) -> NextTry:
-    negative = failed.negative_of(rung.references)
-    words = failed.words
-    if not negative or words is None:
-        return _reseed(failed, rung, tools)
-    failed = _renewed(failed, rung.renew, tools)
-    _require_guidance(failed, rung)
-    again = _from_its_noise(failed, tools)
-    again.negative = words.context_of(negative)
+def negative(failed: Failed, rung: NegativeRung, tools: Tools) -> NextTry:
+    """The references' titles behind the negative prompt."""
+    text, words = failed.negative_of(rung.references), failed.words
+    if not text or words is None:
+        return reseed(failed, rung, tools)
+    failed = renewed(failed, rung.renew, tools)
+    require_guidance(failed, rung)
+    again = from_its_noise(failed, tools)
+    again.negative = words.context_of(text)
     return NextTry(again, Intervention("negative", 1.0, failed.nearest(rung.references)[0]), failed.seed)
-
-
-def _delayed_cfg(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
-    failed, engine = _renewed(failed, rung.renew, tools), tools.engine
-    _require_guidance(failed, rung)
-    again = _from_its_noise(failed, tools)
-    again.guide = DelayedGuidance(engine.guidance_scale, max(1, round(rung.window * len(engine.sampler))))
-    return NextTry(again, Intervention("delayed_cfg", rung.window), failed.seed)
-
-
-def _prompt(failed: Failed, rung: PromptRung, tools: Tools) -> NextTry:
-    failed, engine = _renewed(failed, rung.renew, tools), tools.engine
-    again = _from_its_noise(failed, tools)
-    again.context, norms = optimise_prompt(
-        differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, failed.last.context,
-        tools.reference_context, learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
-    )  # fmt: skip
-    # One row each forward, all but the last backward (twice as dear); ∅ once.
-    again.evals += (3 * len(norms) - 1) / again.own_rows
-    return NextTry(again, Intervention("prompt", min(norms)), failed.seed)
-
-
-def _negtome(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
-    if not failed.latents:
-        return _reseed(failed, rung, tools)
-    failed, again, until = _resumed(failed, rung, tools)
-    features = tools.engine.features
-    ran = features.rows_run if features is not None else 0
-    again.push = _push(failed, rung, tools, again.step, until)
-    if features is not None:  # whoever asks for features first pays for them
-        again.evals += (features.rows_run - ran) / again.own_rows
-        again.rows_from = [(again.step, tools.engine.rows)]
-    return NextTry(again, Intervention("negtome", rung.alpha, failed.nearest(rung.references)[0]), failed.seed)
-
-
-def _nudge(failed: Failed, rung: NudgeRung, tools: Tools) -> NextTry:
-    if not failed.latents:
-        return _reseed(failed, rung, tools)
-    failed, again, until = _resumed(failed, rung, tools)
-    references = _with_colours(failed, rung.references)
-    if rung.space == "embedder":
-        again.nudge = _embedder_nudge(failed, rung, tools, references, until)
-    else:
-        nudge = _nudged(rung, tools, references, until, _of_nudge(rung))
-        nudge = replace(nudge, solver=rung.solver, random=failed.seed if rung.direction == "random" else None)
-        if rung.space == "noisy":
-            sampler = tools.engine.sampler
-            nudge = replace(nudge, levels=tuple(zip(sampler.signal, sampler.noise, strict=True)))
-        again.nudge = nudge
-    strength = rung.step_size * rung.iterations
-    return NextTry(again, Intervention("nudge", strength, failed.nearest(rung.references)[0]), failed.seed)
-
-
-def _amg(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
-    if not failed.latents:
-        return _reseed(failed, rung, tools)
-    _require_guidance(failed, rung)
-    failed, again, until = _resumed(failed, rung, tools)
-    engine, references = tools.engine, _with_colours(failed, rung.references)
-    again.nudge = _nudged(rung, tools, references, until, _objective(rung))
-    again.guide = Despecification(
-        engine.guidance_scale, rung.strength, rung.enough, references, tools.centre, until,
-        lambda z, output, step: engine.sampler.clean(z, output, step)[0],
-    )  # fmt: skip
-    negative = failed.negative_of(rung.references)
-    if rung.deduplicate and failed.words is not None and negative:
-        again.negative = failed.words.context_of(negative)
-    strength = rung.step_size * rung.iterations
-    return NextTry(again, Intervention("amg", strength, failed.nearest(rung.references)[0]), failed.seed)
-
-
-def _spell(failed: Failed, rung: SpellRung, tools: Tools) -> NextTry:
-    if not failed.latents:
-        return _reseed(failed, rung, tools)
-    failed, again, until = _resumed(failed, rung, tools)
-    # Relative to the nearest reference's distance from the centre: latents of one model differ in scale from another's.
-    radius = rung.radius * float((failed.latents[0] - tools.centre).norm())
-    again.nudge = Repellency(_with_colours(failed, rung.references), radius, rung.strength, until)
-    return NextTry(again, Intervention("spell", rung.strength, failed.nearest(rung.references)[0]), failed.seed)
-
-
-_ANSWERS: dict[type[Rung], Callable[[Failed, Any, Tools], NextTry]] = {
-    ReseedRung: _reseed, RenoiseRung: _renoise, NegativeRung: _negative, DelayedCfgRung: _delayed_cfg, PromptRung: _prompt,
-    NegToMeRung: _negtome, NudgeRung: _nudge, AmgRung: _amg, SpellRung: _spell,
-}  # fmt: skip
 
 
 # --- where the next attempt begins -----------------------------------------------------------------------------------------
 
 
-def _renewed(failed: Failed, renew: bool, tools: Tools) -> Failed:
+def renewed(failed: Failed, renew: bool, tools: Tools) -> Failed:
     """The failed attempt, or one that has nothing but new noise."""
     if not renew:
         return failed
@@ -281,9 +183,9 @@ def _begin(failed: Failed, rung: RenoiseRung | Resumed, tools: Tools) -> int:
     return rollback_step(steps, failed.attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback)
 
 
-def _resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Trajectory, int]:
+def resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Trajectory, int]:
     """The failed attempt (renewed, where the rung says so), its trajectory resumed, and the step at which steering ends."""
-    failed = _renewed(failed, rung.renew, tools)
+    failed = renewed(failed, rung.renew, tools)
     last, begin = failed.last, _begin(failed, rung, tools)
     begin = max((step for step in last.ring if step <= begin), default=min(last.ring))  # the latest latent kept by then
     earlier = {step: z for step, z in last.ring.items() if step < begin}
@@ -291,7 +193,8 @@ def _resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Traje
     return failed, again, again.step + max(1, round(rung.window * len(tools.engine.sampler)))
 
 
-def _from_its_noise(failed: Failed, tools: Tools) -> Trajectory:
+def from_its_noise(failed: Failed, tools: Tools) -> Trajectory:
+    """A trajectory from the noise that the failed attempt began with."""
     ring = failed.last.ring
     return _fresh(failed.last, ring[0] if 0 in ring else tools.engine.initial_noise(failed.seed))
 
@@ -310,89 +213,18 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     return Trajectory(last.tag, noisy, begin, last.context, last.negative)
 
 
-def _require_guidance(failed: Failed, rung: Rung) -> None:
+def require_guidance(failed: Failed, rung: Rung) -> None:
+    """Refuse a rung that needs a negative row where the model is drawn without one.
+
+    Raises:
+        ConfigError: it is.
+    """
     if failed.last.negative is None:
         fix = "Set generation.guidance_scale above 1 (Flux: true_guidance_scale), or use another kind of rung"
         raise ConfigError("this model is drawn without a negative row", where=f'ladder, kind = "{rung.kind}"', fix=fix)
 
 
-# --- what steers it --------------------------------------------------------------------------------------------------------
-
-
-def _with_colours(failed: Failed, references: int) -> tuple[torch.Tensor, ...]:
+def with_colours(failed: Failed, references: int) -> tuple[torch.Tensor, ...]:
     """The nearest references' latents, and those of their drawings in other colours."""
     ref_ids, latents = failed.nearest(references)
     return (*latents, *(z for ref_id in ref_ids for z in failed.colours.get(ref_id, ())))
-
-
-def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: int) -> NegToMe:
-    engine, (ref_ids, latents) = tools.engine, failed.nearest(rung.references)
-    fixed = rung.noise == "fixed"
-    noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
-    settings = NegToMe(
-        latents, noises, tools.reference_context, rung.alpha, rung.token_threshold, until, match=rung.match,
-        placement=rung.placement, keep_norm=rung.keep_norm, form=rung.form, temperature=rung.temperature,
-        attention=rung.attention, rows=rung.rows, where=rung.blocks, min_tokens=rung.min_tokens, precision=rung.precision,
-        masks=tuple(foreground(z, tools.centre) for z in latents) if rung.masked else None,
-    )  # fmt: skip
-    if engine.features is None:
-        return settings
-    steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]
-    while True:
-        try:
-            return with_features(
-                settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler),
-                rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
-                denoise=lambda *rows: _reference_call(engine, *rows),
-            )  # fmt: skip
-        except Exception as error:
-            with steering("references' features", begin):
-                engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
-
-
-def _reference_call(
-    engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]
-) -> torch.Tensor:
-    """One denoiser call of reference rows alone, padded as the engine pads."""
-    import torch
-
-    pad = engine.rows - len(latents)
-    timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
-    output = engine.model.denoise(
-        torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
-        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.told_guidance,
-    )  # fmt: skip
-    engine.calls += 1
-    engine.rows_used += len(latents)
-    return output
-
-
-def _objective(rung: Nudging) -> Objective:
-    return Objective(keep=rung.keep, weights=rung.weights, temperature=rung.temperature, enough=rung.enough)
-
-
-def _of_nudge(rung: NudgeRung) -> Objective:
-    return replace(_objective(rung), push=rung.push, pull=rung.pull, normalise=rung.normalise, penalty=rung.penalty)
-
-
-def _nudged(rung: Nudging, tools: Tools, references: tuple[torch.Tensor, ...], until: int, objective: Objective) -> Nudge:
-    import torch
-
-    centre = tools.centre if rung.centred else torch.zeros_like(tools.centre)
-    return Nudge(
-        references, centre, rung.step_size, rung.iterations, until, rung.temperature, rung.keep, rung.enough,
-        objective=objective,
-    )  # fmt: skip
-
-
-def _embedder_nudge(
-    failed: Failed, rung: NudgeRung, tools: Tools, references: tuple[torch.Tensor, ...], until: int
-) -> EmbedderNudge:
-    if tools.embedder_space is None or failed.words is None:
-        fix = "Name an index in the run file, or use another space"
-        raise ConfigError("there is no embedder to nudge in", where='ladder, space = "embedder"', fix=fix)
-    space = tools.embedder_space()
-    desired = space.text(failed.words.caption)[None] if rung.pull > 0 else None
-    return EmbedderNudge(
-        space.features, space.of_latents(references), desired, _of_nudge(rung), rung.step_size, rung.iterations, until
-    )  # fmt: skip

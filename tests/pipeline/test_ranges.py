@@ -54,7 +54,7 @@ def outside(key: Key) -> list[float]:
 
 
 def test_there_are_numbers_to_walk_over() -> None:
-    assert len(NUMBERS) > 60
+    assert len(NUMBERS) > 55  # those of the laboratory's methods are walked over in tests/lab/test_steering_methods.py
 
 
 def test_no_value_is_of_a_type_that_the_walk_would_miss() -> None:

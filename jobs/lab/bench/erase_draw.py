@@ -122,7 +122,8 @@ class Bench:
 
     def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
         """The job's guidance in place of the engine's own."""
-        from pipeline.steer.guidance import FOCUSED, FocusedGuidance, SafeGuidance, focus_mask
+        from jobs.lab.steering.safe_guidance import SafeGuidance
+        from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
 
         if job.safe:
             unsafe = self.model.encode_prompts([WORDS])

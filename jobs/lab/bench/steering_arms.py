@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, replace
 
+from pipeline.methods import register
 from pipeline.policy import Policy
 from pipeline.settings import from_dict
 
@@ -31,6 +32,10 @@ class Arm:
 
     def policy(self) -> Policy:
         """The default guards, marks only observed, and this rung again and again."""
+        from jobs.lab.steering import amg, delayed, prompt, spell
+
+        for module in (amg, delayed, prompt, spell):
+            register(module.METHOD)
         once = [f"[[ladder]]\n{self.rung}"] if self.rung else []
         # From the same noise the same steering gives the same picture: later attempts start from new noise, as re-seeding does.
         again = "" if 'kind = "re' in self.rung else "\nrenew = true"

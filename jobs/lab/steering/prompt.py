@@ -1,4 +1,4 @@
-"""Prompt-embedding optimisation (arXiv 2407.21720): change the prompt until the model no longer leaps at it.
+"""Prompt-embedding optimisation (arXiv 2407.21720), kind ``prompt``: change the prompt until the model no longer leaps at it.
 
 A memorised prompt shows in a large ‖ε_text − ε_empty‖ at the first step. Descend on it with AdamW, in the prompt's embedding,
 until it falls below a target, and draw with the embedding found. Each iteration is a forward and a backward pass.
@@ -7,15 +7,32 @@ until it falls below a target, and draw with the embedding found. Each iteration
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import ConfigError
+from pipeline.fields import choice, flag, number
+from pipeline.methods import register
+from pipeline.outcome import Intervention
+from pipeline.respond.copies import Failed, NextTry, Tools, from_its_noise, renewed
+from pipeline.rungs import KIND, SteeringMethod
+from pipeline.settings import settings
 
 if TYPE_CHECKING:
     import torch
 
 Denoise = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """Latents (N, C, h, w), contexts (N, …) at the first step → raw output (N, C, h, w), differentiable in the contexts."""
+
+
+@settings
+class PromptRung:
+    """The prompt's embedding is optimised until the text makes little difference (arXiv 2407.21720)."""
+
+    kind: Literal["prompt"] = choice("prompt", KIND)
+    renew: bool = flag(False, "start from new noise instead of the failed attempt's")
+    iterations: int = number(5, 0, 1000, "steps of the optimiser")
+    learning_rate: float = number(0.1, 1e-6, 10, "of AdamW")
+    norm_target: float = number(3.0, 0, 1_000_000, "norm of the difference that text makes, at which it stops")
 
 
 def optimise_prompt(
@@ -87,3 +104,20 @@ def differentiable_denoiser(model: Any, timestep: float) -> Denoise:
         return found
 
     return denoise
+
+
+def answer(failed: Failed, rung: PromptRung, tools: Tools) -> NextTry:
+    """From the same noise, with the prompt's embedding optimised."""
+    failed, engine = renewed(failed, rung.renew, tools), tools.engine
+    again = from_its_noise(failed, tools)
+    again.context, norms = optimise_prompt(
+        differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, failed.last.context,
+        tools.reference_context, learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
+    )  # fmt: skip
+    # One row each forward, all but the last backward (twice as dear); ∅ once.
+    again.evals += (3 * len(norms) - 1) / again.own_rows
+    return NextTry(again, Intervention("prompt", min(norms)), failed.seed)
+
+
+METHOD = SteeringMethod(rung=PromptRung, answer=answer)
+register(METHOD)

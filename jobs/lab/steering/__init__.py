@@ -1,0 +1,1 @@
+"""Steering methods that the product's are compared with: the keys and the answer of each in one module."""

@@ -1,0 +1,143 @@
+"""The steering methods by kind: those that ship, those of other packages, and those that a program registers.
+
+A method of another package is found by its entry point in the group ``clearance.steering``: the entry point's name is the kind
+of its rungs, and its object the method (:class:`pipeline.rungs.SteeringMethod`). The package is imported where a policy's
+ladder names the kind, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast, get_args
+
+from index.errors import ConfigError
+from pipeline.fields import OneOf, keys
+from pipeline.rungs import METHODS, MarkRung, Rung, SteeringMethod
+
+GROUP = "clearance.steering"
+SHIPPED = {method.kind: method for method in METHODS}
+TAKEN = {*SHIPPED, *(rung.__pydantic_fields__["kind"].default for rung in get_args(MarkRung))}
+
+_loaded: dict[str, SteeringMethod] = {}  # of other packages, once a policy named them
+_registered: dict[str, SteeringMethod] = {}
+
+
+def register(method: SteeringMethod) -> None:
+    """Make a method known in this process; a package that is installed brings an entry point instead.
+
+    Raises:
+        ConfigError: it does not declare what a method declares, or there is another one of its kind.
+    """
+    where = f"steering method {_kind_of(method)!r}"
+    if lacks := _undeclared(_kind_of(method), method):
+        raise ConfigError(f"it {lacks}", where=where, fix="See pipeline/rungs.py: SteeringMethod")
+    if method.kind in TAKEN or _registered.get(method.kind, method) != method:
+        what = f"there are two kinds of rung called {method.kind!r}"
+        raise ConfigError(what, where=where, fix="Call one of them otherwise")
+    _registered[method.kind] = method
+
+
+def outside_methods() -> dict[str, importlib.metadata.EntryPoint]:
+    """The methods of other packages, by kind; imports none of them.
+
+    Raises:
+        ConfigError: two packages have a method of one kind, or a package has one of a kind that ships.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        taken = entry.name in TAKEN or entry.name in _registered
+        if taken or (entry.name in found and entry.value != found[entry.name].value):
+            what = f"there are two kinds of rung called {entry.name!r}, one of them {entry.value} of {_package(entry)}"
+            raise ConfigError(what, where=f"entry points {GROUP}", fix="Uninstall the package that you do not want")
+        found[entry.name] = entry
+    return found
+
+
+def known_kinds() -> list[str]:
+    """Every kind that a ladder may name here, those that ship first."""
+    return [*SHIPPED, *_registered, *outside_methods()]
+
+
+def method_of(kind: str) -> SteeringMethod | None:
+    """The method whose rungs are of this kind; None where there is none.
+
+    Raises:
+        ConfigError: its package cannot be imported, or does not declare what a method declares.
+    """
+    for known in (SHIPPED, _registered, _loaded):
+        if kind in known:
+            return known[kind]
+    entry = outside_methods().get(kind)
+    if entry is None:
+        return None
+    try:
+        method = entry.load()
+    except Exception as error:  # whatever the package's own code raises when it is imported
+        what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
+        raise ConfigError(what, where=f"steering method {kind!r}", fix="Install the package again") from error
+    if lacks := _undeclared(kind, method):
+        what, fix = f"{entry.value} of {_package(entry)} {lacks}", "See pipeline/rungs.py: SteeringMethod"
+        raise ConfigError(what, where=f"steering method {kind!r}", fix=fix)
+    _loaded[kind] = method
+    return cast(SteeringMethod, method)
+
+
+def answer_of(rung: Rung) -> Callable[..., Any]:
+    """The function that answers rungs like this one: (failed, rung, tools) → NextTry."""
+    method = method_of(rung.kind)
+    if method is None:
+        raise ConfigError(f"there is no steering method {rung.kind!r}", where="ladder", fix="Install the package that has it")
+    if callable(method.answer):
+        return method.answer
+    module, _, name = method.answer.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
+
+
+def versions(kinds: set[str]) -> dict[str, str]:
+    """The packages of those of these kinds that do not ship, with their versions: "toy-method 1.0"."""
+    found = {}
+    for kind, entry in outside_methods().items():
+        if kind in kinds:
+            found[kind] = f"{_package(entry)} {entry.dist.version}" if entry.dist is not None else entry.value
+    return found
+
+
+def _rung_classes(value: Any, *, outside: bool) -> dict[str, type[Any]]:
+    """Kind → class of its rungs: of the methods that ship; with ``outside`` also of those in use and the one named."""
+    if not outside:
+        return {kind: method.rung for kind, method in SHIPPED.items()}
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if isinstance(kind, str):
+        method_of(kind)
+    return {kind: method.rung for kind, method in (SHIPPED | _registered | _loaded).items()}
+
+
+def _kind_of(method: Any) -> str:
+    field = getattr(getattr(method, "rung", None), "__pydantic_fields__", {}).get("kind")
+    return str(getattr(field, "default", ""))
+
+
+def _undeclared(kind: str, method: Any) -> str:
+    """What an object lacks to be the method of a kind; empty when nothing is missing."""
+    if not isinstance(method, SteeringMethod):
+        return f"is no SteeringMethod but a {type(method).__name__}"
+    rung = method.rung
+    fields = getattr(rung, "__pydantic_fields__", {})
+    strict = getattr(rung, "__pydantic_config__", {}).get("extra") == "forbid"
+    if not strict or not dataclasses.is_dataclass(rung) or "kind" not in fields:
+        return "has a rung that is no class made by pipeline.settings.settings with a key `kind`"
+    if fields["kind"].annotation != Literal[kind] or fields["kind"].default != kind:
+        return f"has a rung whose key `kind` is not Literal[{kind!r}] with that default"
+    if loose := [str(key.loc[0]) for key in keys(rung) if key.type in (int, float) and key.range is None]:
+        return f"has a rung whose key {loose[0]!r} has no range: make it with pipeline.fields.number"
+    return "" if callable(method.answer) else "has an answer that is no function"
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown package"
+
+
+LadderRung = Annotated[Rung, OneOf(_rung_classes, known_kinds)]

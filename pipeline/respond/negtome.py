@@ -1,0 +1,73 @@
+"""The answer of negative token merging: the reference's tokens beside the sample's own, and tokens pushed away from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.engine.engine import Engine
+from pipeline.engine.isolate import steering
+from pipeline.outcome import Intervention
+from pipeline.respond.copies import Failed, NextTry, Tools, next_seed, reseed, resumed
+from pipeline.rungs import NegToMeRung
+from pipeline.steer.features import with_features
+from pipeline.steer.masks import foreground
+from pipeline.steer.negtome import NegToMe
+
+if TYPE_CHECKING:
+    import torch
+
+
+def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
+    """Resume with tokens pushed away from those of the nearest references; without a reference, a new seed."""
+    if not failed.latents:
+        return reseed(failed, rung, tools)
+    failed, again, until = resumed(failed, rung, tools)
+    features = tools.engine.features
+    ran = features.rows_run if features is not None else 0
+    again.push = _push(failed, rung, tools, again.step, until)
+    if features is not None:  # whoever asks for features first pays for them
+        again.evals += (features.rows_run - ran) / again.own_rows
+        again.rows_from = [(again.step, tools.engine.rows)]
+    return NextTry(again, Intervention("negtome", rung.alpha, failed.nearest(rung.references)[0]), failed.seed)
+
+
+def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: int) -> NegToMe:
+    engine, (ref_ids, latents) = tools.engine, failed.nearest(rung.references)
+    fixed = rung.noise == "fixed"
+    noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
+    settings = NegToMe(
+        latents, noises, tools.reference_context, rung.alpha, rung.token_threshold, until, match=rung.match,
+        placement=rung.placement, keep_norm=rung.keep_norm, form=rung.form, temperature=rung.temperature,
+        attention=rung.attention, rows=rung.rows, where=rung.blocks, min_tokens=rung.min_tokens, precision=rung.precision,
+        masks=tuple(foreground(z, tools.centre) for z in latents) if rung.masked else None,
+    )  # fmt: skip
+    if engine.features is None:
+        return settings
+    steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]
+    while True:
+        try:
+            return with_features(
+                settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler),
+                rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
+                denoise=lambda *rows: _reference_call(engine, *rows),
+            )  # fmt: skip
+        except Exception as error:
+            with steering("references' features", begin):
+                engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
+
+
+def _reference_call(
+    engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]
+) -> torch.Tensor:
+    """One denoiser call of reference rows alone, padded as the engine pads."""
+    import torch
+
+    pad = engine.rows - len(latents)
+    timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
+    output = engine.model.denoise(
+        torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
+        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.told_guidance,
+    )  # fmt: skip
+    engine.calls += 1
+    engine.rows_used += len(latents)
+    return output
