@@ -38,7 +38,7 @@ class Finding:
         score: larger is worse; comparable only within one guard and category.
         threshold: the operating point in force; the finding is triggered when ``score >= threshold``.
         confirmed: a second, independent look agreed (always True for guards that have no second look).
-        box: x0, y0, x1, y1 as fractions of width and height, when the guard can say where.
+        box: x0, y0, x1, y1 as fractions of width and height, when the guard has a place.
         ref_id: the reference that the finding is about; empty where there is none. What steering acts on.
         detail: short text for people: a code's payload, the words that were read, the reference's title.
 
@@ -111,7 +111,7 @@ class Guard(Protocol):
 class GuardClass(Protocol):
     """What a guard's class declares: all that registry, policy, documents and ``clearance doctor`` take from it.
 
-    ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take what the policy says about the guard (its
+    ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take the policy's settings of the guard (its
     ``threshold``, and for a guard from another package its ``options``). They raise
     :class:`index.errors.GuardUnavailable` where something is missing and :class:`index.errors.IntegrityError` where it is
     damaged.
@@ -156,7 +156,7 @@ def require_package(module: str, distribution: str, *, guard: str, install: str)
     """Return the version of an installed package without importing it.
 
     Raises:
-        GuardUnavailable: when it is not installed; ``install`` says what to type.
+        GuardUnavailable: when it is not installed; ``install`` is the command to type.
     """
     if importlib.util.find_spec(module) is None:
         raise GuardUnavailable(f"the package {distribution} is not installed", where=f"guard {guard}", fix=install)
@@ -180,7 +180,7 @@ def file_digest(path: Path, *, guard: str, fix: str) -> str:
     """sha256 of a weight file; read once as long as its size and time of change stay the same.
 
     Raises:
-        GuardUnavailable: there is no such file; ``fix`` says how to get it.
+        GuardUnavailable: there is no such file; ``fix`` names how to get it.
         IntegrityError: it cannot be read.
     """
     if not path.is_file():

@@ -80,7 +80,7 @@ class Calibration:
         curve: (threshold, recall, false positive rate) from strict to loose.
         max_false_positive_rate: the limit that chose the threshold.
         source: what was compared, for a reader.
-        min_recall: the least recall it was held to, by the lower end of the interval; 0 where nobody asked for any.
+        min_recall: the least recall it was held to, by the lower end of the interval; 0 where none was required.
         forced: it misses ``min_recall`` and was written all the same.
     """
 

@@ -9,7 +9,7 @@ On disk an index is a folder::
         vectors.faiss
 
 A snapshot and a segment are named after their content and never change; what changes about a reference later is an amendment
-in the snapshot. ``index_id`` is the digest of what the index *says* (embedder, references, embeddings, tombstones), not of how
+in the snapshot. ``index_id`` is the digest of what the index *holds* (embedder, references, embeddings, tombstones), not of how
 it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it.
 
 Where one picture comes under several names, at once or later, the strictest status is in force: a work that somebody claims is
@@ -229,7 +229,7 @@ class ReferenceIndex:
     def add(self, items: Iterable[NewReference], embedder: Embedder) -> list[str]:
         """Add works; returns their ids in order, and :attr:`taken` lists what became of them.
 
-        A picture that is already there stays, unless the work's status is stricter: then what the work says of it counts. If it
+        A picture that is already there stays, unless the work's status is stricter: then the work's columns count. If it
         was retired, it matches again, with the work's status.
 
         Raises:

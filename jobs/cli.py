@@ -237,7 +237,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
 
 @app.command(epilog="Example: clearance verify runs/monday")
 def verify(run: RunFolder, json: AsJson = False) -> None:
-    """Recompute every digest of a run; exit 1 and name the place if one does not match. Says what it did not look at."""
+    """Recompute every digest of a run; exit 1 and name the place if one does not match. Lists what it did not check."""
     from dataclasses import asdict
 
     from jobs.verdict import verify_run

@@ -77,7 +77,7 @@ def index_build(
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build a reference index from pictures; stopped, it goes on when called again."""
+    """Build a reference index from pictures; called again after a stop, it continues."""
     from index.store import ReferenceIndex
 
     if os.path.exists(out / "CURRENT"):

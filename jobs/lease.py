@@ -112,7 +112,7 @@ def lease(
     Args:
         folder: the run folder.
         note: called with a sentence when there is something to wait for or to know.
-        me: who holds it; this process when not given.
+        me: the process that holds it; this one when not given.
         beat: seconds between touches.
         patience: seconds for which a touch by another machine is waited for.
 

@@ -211,7 +211,7 @@ class Plan:
     def load(cls, folder: Path) -> Plan:
         """The plan that a run folder was made for, checked against the digests stored beside it.
 
-        It says what is to be drawn; where models and index are on this machine only the run file knows.
+        It holds what is to be drawn; the places of models and index on this machine are in the run file alone.
 
         Raises:
             InputError: the folder holds no plan.

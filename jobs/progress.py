@@ -77,7 +77,7 @@ class Steps:
     Args:
         console: where to write.
         label: what is done.
-        total: how many steps there are; None where nobody knows.
+        total: how many steps there are; None where that is unknown.
     """
 
     def __init__(self, console: Console, label: str, total: int | None) -> None:

@@ -39,7 +39,7 @@ MAGIC = {
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row whose values cannot be separated. ``what`` says why, for people."""
+    """A row whose values cannot be separated. ``what`` is the reason, for people."""
 
     what: str
 
@@ -52,7 +52,7 @@ def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
     """All rows of a prompt file.
 
     Args:
-        path: the file; the end of its name says which kind it is.
+        path: the file; the end of its name gives its kind.
         notes: receives what the reader decided by itself (delimiter, encoding), and columns whose names may be slips.
 
     Returns:

@@ -1,7 +1,7 @@
 """Request → outcome: the loop a reader opens first.
 
 Every request is drawn, looked at by every guard, decided about and, while the policy's ladder has rungs left, steered
-away from its own nearest references and drawn again, in the same batches as everybody else. Whatever happens, it
+away from its own nearest references and drawn again, in the same batches as all others. Whatever happens, it
 ends as exactly one sample.
 """
 
@@ -165,7 +165,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, case: OpenRequest, study:
 def _look(runtime: Runtime, cases: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
     """Let the probes look at the samples under way that nothing steers yet; take those they catch out of the engine.
 
-    A probe that fails costs nobody a picture: the finished one is looked at anyway, and the attempt says why it was not probed.
+    A probe that fails costs no picture: the guards look at the finished one anyway, and the attempt records the failure.
     """
     early = runtime.early
     if early is None:

@@ -122,7 +122,7 @@ def train(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Train an eraser (Geom-Erasing) and write it as an adapter; stopped, it goes on where it was when called again."""
+    """Train an eraser (Geom-Erasing) and write it as an adapter; called again after a stop, it continues."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from jobs.erase.dataset import PollutedSet

@@ -155,7 +155,7 @@ def build(
         seed: of the pollution.
         least: share of the marked pictures that the detector must find.
         boxes: keep the detector's boxes; False makes a classifier of it (existence only).
-        progress: told how many pictures are done.
+        progress: called with the number of pictures done.
 
     Returns:
         What is written beside it: pictures, how many were marked here and in how many the detector found a mark; its recall,

@@ -140,8 +140,8 @@ def train(
         model: the base model; loaded in float32, calls run in bfloat16 where the device has it.
         how: see :class:`Training`.
         folder: of the checkpoint; removed by the caller when the adapter is saved.
-        progress: told step and running loss.
-        stop: asked before every step; True interrupts as a signal would (KeyboardInterrupt), with a checkpoint.
+        progress: called with step and running loss.
+        stop: called before every step; True interrupts as a signal would (KeyboardInterrupt), with a checkpoint.
 
     Raises:
         ConfigError: settings that cannot work together, or with this model.

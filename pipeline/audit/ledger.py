@@ -1,7 +1,7 @@
 """Seal a run: chains inside shards, a Merkle tree over them, an in-toto statement on top; and read its rows back.
 
 What this gives is *tamper-evident*, not tamper-proof: any change that does not recompute everything above it is found
-and named by :mod:`pipeline.audit.verify`. Whoever can rewrite the whole folder can rewrite all digests too. Against that,
+and named by :mod:`pipeline.audit.verify`. Someone who can rewrite the whole folder can rewrite all digests too. Against that,
 keep ``run.json``'s digest somewhere else (an object-lock bucket, a time stamp, a mail to yourself): one line anchors the run.
 """
 

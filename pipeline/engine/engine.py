@@ -1,16 +1,16 @@
 """The engine: a row packer that denoises samples standing at different steps in one call of fixed shape.
 
 A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
-pushed apart from. Rows nobody owns are padding. Because the shape never changes, a sample's bytes do not depend on its slot,
-its mates or the order of admission; it can be made again alone, years later. So every call is packed anew from all standing
-samples (:mod:`pipeline.engine.packing`), by what each needs at its own step: rows return to the pool the moment they are not
-needed, and a sample may sit a call out.
+pushed apart from. Rows without an owner are padding. Because the shape never changes, a sample's bytes do not depend on its
+slot, its mates or the order of admission; it can be made again alone, years later. Every call is packed from scratch from all
+waiting samples (:mod:`pipeline.engine.packing`), by the rows that each needs at its own step: a row that is not needed is free
+at once, and a sample may miss a call.
 
-Where the device's memory does not hold a call, the number of rows R is halved and everybody goes on from the latent he has.
-R decides the last bits of a call, so what is promised then is: the same bytes for the same R at every step, and each
-trajectory keeps which R it was drawn with (:attr:`pipeline.engine.trajectory.Trajectory.rows_from`).
+If the device's memory does not hold a call, the number of rows R is halved, and every sample continues from its latent.
+R decides the last bits of a call. The promise is then: the same bytes for the same R at every step. Each trajectory
+records the R it was drawn with (:attr:`pipeline.engine.trajectory.Trajectory.rows_from`).
 
-The fixed shape also tells whose a failure is: who fails alone in a call ends, and nobody else (:mod:`pipeline.engine.isolate`).
+The fixed shape also isolates failures: a sample that fails alone in a call ends, and no other (:mod:`pipeline.engine.isolate`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ended(NamedTuple):
 
     Attributes:
         finished: those that reached the last step.
-        failed: those that failed for a reason of their own, with what it was; nobody else has noticed.
+        failed: those that failed for a reason of their own, with the error; the others are not affected.
     """
 
     finished: list[Trajectory]
@@ -56,8 +56,8 @@ class Engine:
         model: the diffusion model.
         rows: fixed number of rows per denoiser call.
         steps: denoising steps.
-        guidance_scale: classifier-free guidance scale w: ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside is told
-            it instead, and w is ``true_guidance_scale``.
+        guidance_scale: classifier-free guidance scale w: ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside takes
+            it as an input, and w is ``true_guidance_scale``.
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def room(self) -> bool:
-        """Whether the packer would choose among more than stand, see :func:`pipeline.engine.packing.next_call`."""
+        """Whether another request can be admitted: fewer than ``WINDOW`` calls' worth of rows are queued."""
         return sum(t.rows() for t in (*self._running, *self._waiting)) < WINDOW * self.rows
 
     @property
@@ -167,7 +167,7 @@ class Engine:
         return Ended(finished, [*failed, *bereft])
 
     def step(self) -> list[Trajectory]:
-        """:meth:`make_call` for those who need everybody: returns who finished.
+        """:meth:`make_call` for callers that need every sample; returns the finished ones.
 
         Raises:
             OutOfMemory, ConfigError: as there.
@@ -196,7 +196,7 @@ class Engine:
 
     @property
     def running(self) -> tuple[Trajectory, ...]:
-        """Those under way; after :meth:`make_call` each has just taken the step before its own."""
+        """The trajectories under way; after :meth:`make_call` each has just taken the step before its own."""
         return tuple(self._running)
 
     def withdraw(self, trajectories: Sequence[Trajectory]) -> None:

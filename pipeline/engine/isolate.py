@@ -1,9 +1,9 @@
 """Find the sample that made a call fail, so that it alone ends and the others continue.
 
-A call that failed is made again for each of its samples alone. Its shape is the same, so the bytes are; who fails alone has a
-reason of its own and ends, the others have their answers. Where a sample that is steered fails, the call is made once more
-without what steers it: if that succeeds it was the steering, else the network. A failure that does not come again ends nobody,
-whoever shared the call. Only memory is everybody's, and is left to the engine.
+A call that failed is repeated for each of its samples alone. The shape is the same, so the bytes are too. A sample that fails
+alone has a reason of its own and ends; the others have their answers. If a steered sample fails, the call is repeated without
+its steering: if that succeeds, the steering failed, else the network. A failure that does not come again ends no sample.
+Running out of memory concerns all samples and is left to the engine.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def answers(call: Call, samples: Sequence[Trajectory]) -> tuple[list[tuple[Traje
 
     Args:
         call: samples → their answers, in order; changes nothing of theirs that the next call would see.
-        samples: those who share the call.
+        samples: those that share the call.
 
     Returns:
-        The samples that have an answer, with it; and those that failed alone, with why.
+        The samples that have an answer, with it; and those that failed alone, with the error.
 
     Raises:
         whatever ``call`` raises when memory runs out.
@@ -104,7 +104,7 @@ def steering(what: str, step: int) -> Iterator[None]:
 
 
 def mates_of(failed: Failures, under_way: Sequence[Trajectory]) -> Failures:
-    """Members of a failed sample's group that are under way: they cannot go on without it."""
+    """Members of a failed sample's group that are under way: they cannot continue without it."""
     lost, out = {t.group.id: t for t, _ in failed if t.group}, {id(t) for t, _ in failed}
     return [(t, _bereft(lost[t.group.id])) for t in under_way if t.group and t.group.id in lost and id(t) not in out]
 

@@ -1,7 +1,7 @@
 """One denoiser call: rows packed from samples that stand at different steps, what steers each of them attached to its own.
 
-Every call has the same number of rows; those nobody owns are padding. So a sample's answer depends neither on its place nor on
-who else is in the call, byte for byte (a declared group's on its members).
+Every call has the same number of rows; those without an owner are padding. So a sample's answer depends neither on its place
+nor on the other samples of the call, byte for byte (a declared group's depends on its members).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def packed_call(
         model, sampler: of the engine.
         samples: at least one; together they own at most ``rows`` rows.
         rows: of the call.
-        told_guidance: the scale that a network with guidance inside is told.
+        told_guidance: the scale that a network with guidance inside takes.
 
     Returns:
         Of each sample the raw output for its own rows, float32 (1 or 2, C, h, w), the unconditional one first.

@@ -10,9 +10,9 @@ WINDOW = 2  # calls' worth of the oldest samples that are under way
 def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:
     """Choose the samples of the next call among all that wait.
 
-    The oldest is always in it: whatever comes after, it takes a step in every call; so everybody becomes the oldest, and ends.
-    The others are taken from the oldest that would fill ``WINDOW`` calls, so that samples end in about the order in which
-    they came and few are under way at a time; who has the most steps ahead goes first, so that nobody is left to end alone.
+    The oldest is always in it and takes a step in every call, so that every sample becomes the oldest and ends. The others are
+    taken from the oldest that would fill ``WINDOW`` calls, so that samples end in about the order in which they came and few
+    are under way at a time. Those with the most steps ahead go first, so that none is left to end alone.
 
     Args:
         standing: rows needed now and steps ahead of each sample, the oldest first.

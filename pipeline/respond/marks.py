@@ -2,7 +2,7 @@
 
 A sample on which a guard found a mark is drawn again from the same noise, with the mark's name and place in the *negative*
 conditioning (arXiv 2310.05873, section 3): ε = ε_neg + w·(ε_text − ε_neg) then leads away from it. Only that sample's rows
-change; where an adapter has low-rank weights they act on those rows alone, and one without tokens has nothing to say but them.
+change; where an adapter has low-rank weights they act on those rows alone, and one without tokens has only them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Erasure:
         tokens: names and places, in order; none where marks were hidden from the weights' loss.
         vectors: of the tokens, float32 (N, D).
         lowrank: low-rank weights for the sample's rows, each with its strength.
-        adapters: digests of the adapters that speak.
+        adapters: digests of the adapters that act.
         strength: how far the negative conditioning goes from the plain one to the one with tokens; 1 all the way.
-        places: what is said of, in fractions: what a rung's ``focus`` is on.
+        places: the places of the marks, in fractions; a rung's ``focus`` acts there.
     """
 
     tokens: tuple[str, ...]
@@ -106,7 +106,7 @@ class Erasers:
             found: concept → boxes in fractions.
             room: the most tokens.
             strength: see :class:`Erasure`.
-            usual: say also where such marks stood in the training set; what was found comes first.
+            usual: name also the places where such marks stood in the training set; what was found comes first.
         """
         if not self.concepts & set(found):
             return None
@@ -234,7 +234,7 @@ def erase(
         seed: in force.
 
     Raises:
-        ConfigError: the model is drawn without guidance, which has no negative conditioning, and there are tokens to say.
+        ConfigError: the model is drawn without guidance, which has no negative conditioning, and there are tokens for it.
     """
     if last.negative is None and erasure.tokens:
         fix = "Raise guidance_scale above 1, or leave the rung out"
