@@ -102,10 +102,10 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     Raises:
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
     """
-    from jobs.plan import Plan, read_policy
-    from jobs.progress import Watch, duration
-    from jobs.ray_runner import ray_session
-    from jobs.run import RUNNERS
+    from jobs.run.local_runner import RUNNERS
+    from jobs.run.plan import Plan, read_policy
+    from jobs.run.progress import Watch, duration
+    from jobs.run.ray_runner import ray_session
     from pipeline.config import RunConfig
     from pipeline.settings import read_toml
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
-from jobs.stored_plan import stored_plan
+from jobs.run.stored_plan import stored_plan
 
 if TYPE_CHECKING:
     import numpy as np

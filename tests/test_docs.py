@@ -46,7 +46,7 @@ TO_COME = {"infra/docs/report.png"}  # made by a run of the demo
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command of the product, groups aside: ("clearance index build", command)."""
-    from jobs.cli import app
+    from jobs.cli.main import app
 
     yield from commands_of("clearance", app)
 
@@ -316,7 +316,7 @@ def test_make_targets_in_documents_exist() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_parse(path: Path) -> None:
-    from jobs.plan import read_policy
+    from jobs.run.plan import read_policy
     from pipeline.settings import read_toml
 
     if "policy" in path.stem:

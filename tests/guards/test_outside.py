@@ -13,9 +13,9 @@ import pytest
 from guards.conformance import check_guard
 from guards.registry import describe, guard_class, open_guards
 from index.errors import ConfigError, GuardUnavailable
-from jobs.folder import open_folder
-from jobs.plan import Plan
-from jobs.run import run_local
+from jobs.run.folder import open_folder
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.policy_rows import policy_rows

@@ -18,7 +18,7 @@ from guards.base import Finding
 from index.errors import ModelError
 from index.fingerprint import pixel_digest
 from index.reference import Match
-from jobs.plan import Plan
+from jobs.run.plan import Plan
 from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict

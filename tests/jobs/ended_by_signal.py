@@ -15,10 +15,10 @@ from typing import Any
 
 import typer
 
-from jobs.cli import Commands
-from jobs.plan import Plan
-from jobs.run import RUNNERS
-from jobs.session import Event
+from jobs.cli.main import Commands
+from jobs.run.local_runner import RUNNERS
+from jobs.run.plan import Plan
+from jobs.run.session import Event
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from guards.base import Finding
-from jobs import cli
+from jobs.cli import main as cli
 from jobs.erase.captioned import Captioned
 from jobs.erase.dataset import Row, build
 from jobs.erase.pollute import Pollution

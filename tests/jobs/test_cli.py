@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
-from jobs import cli, worker
+from jobs.cli import main as cli
+from jobs.run import worker
 from pipeline import identity
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
@@ -61,8 +62,8 @@ def test_help_shows_an_example(path: tuple[str, ...]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, jobs.cli\n"
-        "try: jobs.cli.app(['--help'])\n"
+        "import sys, jobs.cli.main\n"
+        "try: jobs.cli.main.app(['--help'])\n"
         "except SystemExit: pass\n"
         "names = 'torch ray faiss pyarrow numpy PIL diffusers open_clip pydantic'\n"
         "heavy = set(names.split()) & set(sys.modules)\n"
@@ -251,7 +252,7 @@ def test_usage_errors_are_typers_own() -> None:
 
 
 def test_shipped_policies_are_valid() -> None:
-    plan = importlib.import_module("jobs.plan")
+    plan = importlib.import_module("jobs.run.plan")
     default, observe = (plan.read_policy(name, Path()) for name in ("default", "observe"))
     assert default.ladder and not observe.ladder
     guards = ("copies", "marks", "codes", "text", "unsafe")

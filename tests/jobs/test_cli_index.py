@@ -15,10 +15,11 @@ from typer.testing import CliRunner, Result
 from index.calibrate import Calibration
 from index.embedder_source import weights_folder
 from index.store import ReferenceIndex
-from jobs import cli, index_cli
-from jobs.folder import open_folder
-from jobs.plan import Plan
+from jobs.cli import index as index_cli
+from jobs.cli import main as cli
 from jobs.report import ReferencePictures
+from jobs.run.folder import open_folder
+from jobs.run.plan import Plan
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 
@@ -344,8 +345,8 @@ def test_no_command_asks_for_the_embedder_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_progress_goes_to_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs import progress
     from jobs.console import make_console
+    from jobs.run import progress
 
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     with progress.Steps(make_console(stderr=True), "embedding", 3) as steps:
@@ -370,7 +371,7 @@ def test_a_stopped_build_says_how_it_goes_on(fake: None, tmp_path: Path, monkeyp
 
 
 def test_pace_without_a_total_says_how_fast() -> None:
-    from jobs.progress import pace
+    from jobs.run.progress import pace
 
     assert pace(30, None, 10.0) == "30 · 3.00/s"
     assert pace(30, 90, 10.0) == "30/90 · 3.00/s · 20 s left"

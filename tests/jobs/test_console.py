@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from jobs import cli
+from jobs.cli import main as cli
 from jobs.console import grid, make_console, say, say_error, visible
 from jobs.explain import ADVICE, explain
 
@@ -121,7 +121,7 @@ def test_a_bug_is_still_called_one(error: Exception) -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    code = "import typer, sys\nfrom jobs.cli import app\nsys.argv = ['clearance', 'doctor']\napp()"
+    code = "import typer, sys\nfrom jobs.cli.main import app\nsys.argv = ['clearance', 'doctor']\napp()"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)

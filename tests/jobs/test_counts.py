@@ -16,11 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from index.errors import IntegrityError, RunStopped
-from jobs import cli
+from jobs.cli import main as cli
 from jobs.demo import DemoPrompt, show
 from jobs.funnel import print_counts
-from jobs.plan import Plan
-from jobs.run import run_local
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
 from pipeline.config import RunConfig
 from pipeline.copy_check import CopyCheck, copy_check_record
 from pipeline.outcome import Request, Sample

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from index.errors import PlanMismatch
-from jobs import demo, worker
+from jobs import demo
 from jobs.demo import demo_prompts, run_demo
 from jobs.lab.world.catalogue import PROTECTED
-from jobs.progress import describe, duration
-from jobs.prompts import read_prompts
-from jobs.run import run_local
+from jobs.run import worker
+from jobs.run.local_runner import run_local
+from jobs.run.progress import describe, duration
+from jobs.run.prompts import read_prompts
 from pipeline import identity
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
@@ -72,7 +73,7 @@ def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
 def test_counts_are_those_of_what_is_stored(
     tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]
 ) -> None:
-    from jobs.folder import open_folder
+    from jobs.run.folder import open_folder
 
     plan = make_plan(["cat", "", "a copy", "steered", "stubborn"])
     folder, _ = open_folder(tmp_path / "run", plan)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, IntegrityError, ModelError, PlanMismatch, RunStopped
-from jobs.folder import failed_keys, open_folder, without_paths
-from jobs.lease import lease
-from jobs.plan import Plan
-from jobs.run import run_local
-from jobs.session import Event
-from jobs.stored_plan import stored_plan
-from jobs.verdict import verify_run
+from jobs.run.folder import failed_keys, open_folder, without_paths
+from jobs.run.local_runner import run_local
+from jobs.run.lock import lease
+from jobs.run.plan import Plan
+from jobs.run.session import Event
+from jobs.run.stored_plan import stored_plan
+from jobs.run.verdict import verify_run
 from pipeline import storage
 from pipeline.audit.chain import canonical
 from pipeline.audit.events import EVENTS_START, append_event, read_events

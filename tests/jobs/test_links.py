@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from jobs.folder import failed_keys
 from jobs.funnel import read_counts
-from jobs.lease import holder
-from jobs.plan import Plan
 from jobs.report import report_run
-from jobs.run import run_local
-from jobs.verdict import verify_run
+from jobs.run.folder import failed_keys
+from jobs.run.local_runner import run_local
+from jobs.run.lock import holder
+from jobs.run.plan import Plan
+from jobs.run.verdict import verify_run
 
 PROMPTS = ["cat", "owl", "disk-full", "", "fox"]
 FILES = [".lease", "plan.json", "requests.parquet", "events.jsonl", "events-head.json", "run.json"]

@@ -17,7 +17,7 @@ from index.embed import OpenCLIPEmbedder
 from index.embedder_source import weights_folder
 from index.shipped import STICKERS
 from index.store import ReferenceIndex
-from jobs.cli import app
+from jobs.cli.main import app
 from pipeline import storage
 from pipeline.audit.ledger import sample_rows
 from pipeline.marking.encode import decode

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
-from jobs.folder import open_folder
-from jobs.plan import Plan, local_folder
+from jobs.run.folder import open_folder
+from jobs.run.plan import Plan, local_folder
 from pipeline.config import GenerationConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung

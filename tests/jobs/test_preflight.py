@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from index.errors import RunStopped
-from jobs import cli
-from jobs.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
-from jobs.notes import notes_of
-from jobs.preflight import check_room
+from jobs.cli import main as cli
+from jobs.run.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
+from jobs.run.notes import notes_of
+from jobs.run.preflight import check_room
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.outcome import Request
 from pipeline.policy import Policy, UnsafePolicy

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from index.errors import InputError
-from jobs.prompts import derived_seed, read_prompts
+from jobs.run.prompts import derived_seed, read_prompts
 
 CSV = 'prompt,key,seed,negative_prompt,origin\n"a cat, sleeping",a,7,dog,x\nan owl,b,,,y\n'
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, InputError, ModelError, PlanMismatch, RunStopped
-from jobs.folder import failed_keys, open_folder
-from jobs.lease import holder, lease
-from jobs.plan import Plan
-from jobs.ray_runner import run_ray
-from jobs.run import run_local
-from jobs.session import Event, RunResult
-from jobs.stored_plan import stored_plan
-from jobs.worker import Worker, shards_ahead
+from jobs.run.folder import failed_keys, open_folder
+from jobs.run.local_runner import run_local
+from jobs.run.lock import holder, lease
+from jobs.run.plan import Plan
+from jobs.run.ray_runner import run_ray
+from jobs.run.session import Event, RunResult
+from jobs.run.stored_plan import stored_plan
+from jobs.run.worker import Worker, shards_ahead
 from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import verify
 

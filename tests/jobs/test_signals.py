@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from jobs import signals
-from jobs.plan import Plan
-from jobs.run import run_local
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
 from pipeline.audit.events import read_events
 from pipeline.audit.shards import committed
 

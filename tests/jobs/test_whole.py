@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs.folder import open_folder
-from jobs.plan import Plan, read_policy
-from jobs.ray_runner import run_ray
-from jobs.run import run_local
-from jobs.stored_plan import stored_plan
-from jobs.worker import Worker
+from jobs.run.folder import open_folder
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan, read_policy
+from jobs.run.ray_runner import run_ray
+from jobs.run.stored_plan import stored_plan
+from jobs.run.worker import Worker
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from index.errors import PlanMismatch
-from jobs.folder import open_folder
-from jobs.plan import Plan
-from jobs.run import run_local
-from jobs.worker import Worker
+from jobs.run.folder import open_folder
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
+from jobs.run.worker import Worker
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.identity import LIBRARIES, guards_in_force, identity_of, policy_in_force
 from pipeline.policy import CodesPolicy, MarksPolicy, Policy, TextPolicy, UnsafePolicy
@@ -59,7 +59,7 @@ def test_guards_that_know_every_model_act_on_every_model(tiny_sd: Path) -> None:
 
 
 def test_the_shipped_policy_leaves_the_marks_action_open() -> None:
-    from jobs.plan import read_policy
+    from jobs.run.plan import read_policy
 
     assert read_policy("default", Path()).marks.action is None
     assert read_policy("observe", Path()).marks.action == "observe"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError
-from jobs.folder import open_folder
-from jobs.plan import Plan
+from jobs.run.folder import open_folder
+from jobs.run.plan import Plan
 from pipeline.audit.policy_rows import ladders
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.fields import keys

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jobs.plan import read_policy
+from jobs.run.plan import read_policy
 from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.report import write_report
 

@@ -48,7 +48,7 @@ def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = Non
     from index.embed import OpenCLIPEmbedder
     from index.shipped import STICKERS
     from index.store import ReferenceIndex
-    from jobs.plan import read_policy
+    from jobs.run.plan import read_policy
     from pipeline.config import GenerationConfig, ModelConfig, RunConfig
     from pipeline.runtime import Runtime
 

@@ -66,7 +66,7 @@ class Bench:
 
         from guards.marks import MarksGuard
         from jobs.lab.judges.judges import Judges
-        from jobs.plan import read_policy
+        from jobs.run.plan import read_policy
         from pipeline.config import ModelConfig
         from pipeline.model.families import load_model
         from pipeline.rungs import EraseRung

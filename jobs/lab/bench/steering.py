@@ -137,7 +137,7 @@ def templated(captions: Sequence[str]) -> np.ndarray:
 
 
 def policy_of(name: str) -> Policy:
-    from jobs.plan import read_policy
+    from jobs.run.plan import read_policy
 
     return read_policy(name, Path())
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
-from jobs.plan import Plan
-from jobs.stored_plan import difference, plan_json_digest, stored_plan
+from jobs.run.plan import Plan
+from jobs.run.stored_plan import difference, plan_json_digest, stored_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.storage import (
     cannot_write,
@@ -108,7 +108,7 @@ def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] 
     Raises:
         RunStopped: another run holds the folder or has begun in it since it was looked at, or it cannot be written.
     """
-    from jobs.lease import lease
+    from jobs.run.lock import lease
 
     new = not folder.exists()
     try:

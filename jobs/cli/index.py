@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index.errors import InputError
+from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
 from jobs.console import busy, make_console, say, say_json
-from jobs.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
-from jobs.progress import Steps
+from jobs.run.progress import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
-from jobs.folder import without_paths
-from jobs.plan import Plan
-from jobs.stored_plan import difference
+from jobs.run.folder import without_paths
+from jobs.run.plan import Plan
+from jobs.run.stored_plan import difference
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy

@@ -1,6 +1,6 @@
-"""The runners: with one worker in this process, and on Ray (:mod:`jobs.ray_runner`).
+"""The runners: with one worker in this process, and on Ray (:mod:`jobs.run.ray_runner`).
 
-Each takes the same plan and returns the same result (see :mod:`jobs.session`).
+Each takes the same plan and returns the same result (see :mod:`jobs.run.session`).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.plan import Plan
-from jobs.ray_runner import run_ray
-from jobs.session import OnEvent, RunResult, ignore, run_session
-from jobs.worker import OpenLoop, Worker, shards_ahead
+from jobs.run.plan import Plan
+from jobs.run.ray_runner import run_ray
+from jobs.run.session import OnEvent, RunResult, ignore, run_session
+from jobs.run.worker import OpenLoop, Worker, shards_ahead
 
 
 def run_local(

@@ -1,6 +1,7 @@
 """What every runner shares: a session's book-keeping, events and the result.
 
-What is committed is never done again. The runners are in :data:`jobs.run.RUNNERS`; :mod:`jobs.worker` does the work.
+What is committed is never done again. The runners are in :data:`jobs.run.local_runner.RUNNERS`; :mod:`jobs.run.worker` does the
+work.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import RunStopped
 from jobs import signals
-from jobs.folder import check_begun, claimed, look, without_paths
-from jobs.plan import Plan
-from jobs.stored_plan import stored_plan
-from jobs.worker import OpenLoop, Worker, commit
+from jobs.run.folder import check_begun, claimed, look, without_paths
+from jobs.run.plan import Plan
+from jobs.run.stored_plan import stored_plan
+from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.outcome import Outcome, Sample
 from pipeline.storage import digest_of

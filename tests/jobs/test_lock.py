@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import IntegrityError, RunStopped
-from jobs.lease import Process, holder, lease
+from jobs.run.lock import Process, holder, lease
 from pipeline import storage
 from pipeline.storage import Disk
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
-from jobs.prompt_files import BadRow, Row, read_rows
+from jobs.run.prompt_files import BadRow, Row, read_rows
 from pipeline.notes import Note
 from pipeline.outcome import Request
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError
-from jobs.prompts import read_prompts
-from jobs.stored_plan import RESTORE, check_plan, difference, read_plan
+from jobs.run.prompts import read_prompts
+from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.notes import Note
@@ -91,7 +91,7 @@ class Plan:
             identity: digests of models and index; computed from the configuration when not given.
             only: keys to restrict the plan to (see ``--only-failed``).
             parent: plan digest of the run those keys failed in.
-            notes: receives what the prompts were read as; see :func:`jobs.prompts.read_prompts`.
+            notes: receives what the prompts were read as; see :func:`jobs.run.prompts.read_prompts`.
 
         Raises:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.

@@ -14,13 +14,13 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, InputError
 from index.printable import visible
 from jobs import signals
+from jobs.cli.erase import app as erase_app
+from jobs.cli.index import app as index_app
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
-from jobs.erase.cli import app as erase_app
 from jobs.explain import explain
-from jobs.index_cli import app as index_app
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
+    from jobs.run.plan import Plan
     from pipeline.config import RunConfig
     from pipeline.notes import Note
 
@@ -146,13 +146,13 @@ def run(
     """Generate, clear and record every request of a run file."""
     from dataclasses import replace
 
-    from jobs.folder import failed_keys, look
     from jobs.funnel import print_counts
-    from jobs.notes import device_notes_of, notes_of
-    from jobs.plan import local_folder
-    from jobs.progress import Watch, duration
-    from jobs.run import RUNNERS
-    from jobs.stored_plan import stored_plan
+    from jobs.run.folder import failed_keys, look
+    from jobs.run.local_runner import RUNNERS
+    from jobs.run.notes import device_notes_of, notes_of
+    from jobs.run.plan import local_folder
+    from jobs.run.progress import Watch, duration
+    from jobs.run.stored_plan import stored_plan
 
     config, base = _read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
@@ -202,8 +202,8 @@ def run(
 def status(run: RunFolder, json: AsJson = False) -> None:
     """Show how far a run is and its results so far, from its folder alone."""
     from jobs.funnel import lines, read_counts, rows
-    from jobs.lease import holder
-    from jobs.stored_plan import stored_plan
+    from jobs.run.lock import holder
+    from jobs.run.stored_plan import stored_plan
     from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
     from pipeline.storage import entry_of
@@ -240,7 +240,7 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
     """Recompute every digest of a run; exit 1 and name the place if one does not match. Lists what it did not check."""
     from dataclasses import asdict
 
-    from jobs.verdict import verify_run
+    from jobs.run.verdict import verify_run
 
     folder, _ = _run_folder(run)
     found = verify_run(folder)
@@ -313,7 +313,7 @@ def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
 def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: list[Note], **restriction: Any) -> Plan:
     import dataclasses
 
-    from jobs.plan import Plan, read_policy
+    from jobs.run.plan import Plan, read_policy
     from pipeline.notes import Note
 
     rules = read_policy(policy, Path.cwd()) if policy else read_policy(config.policy, base)
@@ -327,7 +327,7 @@ def _run_folder(run: Path) -> tuple[Path, Path | None]:
     """The run folder, and the folder of the run file that names it (None when the folder itself was named)."""
     base = None
     if run.suffix == ".toml" and run.is_file():
-        from jobs.plan import local_folder
+        from jobs.run.plan import local_folder
 
         config, base = _read_run_file(run)
         run = local_folder(config.out, base)
@@ -337,7 +337,7 @@ def _run_folder(run: Path) -> tuple[Path, Path | None]:
 
 
 def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: Any) -> None:
-    from jobs.preflight import as_json, lines, preflight
+    from jobs.run.preflight import as_json, lines, preflight
 
     with busy("opening everything"):
         found = preflight(plan, folder, runner, **more)
@@ -363,7 +363,7 @@ def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: An
 
 def _write_report(folder: Path, base: Path | None, *, json: bool = False) -> None:
     from jobs.report import report_run
-    from jobs.verdict import damage
+    from jobs.run.verdict import damage
 
     with busy("writing the report"):
         path, numbers, remark = report_run(folder, base)

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from jobs.session import Event
+    from jobs.run.session import Event
 
 T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between plain lines about samples
 
 
 class Watch:
-    """A listener for :class:`jobs.session.Event`; use it in ``with``.
+    """A listener for :class:`jobs.run.session.Event`; use it in ``with``.
 
     Args:
         console: where to write; a bar when it is a terminal.

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
 from jobs import signals
-from jobs.plan import Plan
-from jobs.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
-from jobs.worker import OpenLoop, Worker, shards_ahead
+from jobs.run.plan import Plan
+from jobs.run.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
+from jobs.run.worker import OpenLoop, Worker, shards_ahead
 
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from index.errors import ClearanceError, ConfigError, RunStopped
-from jobs.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.explain import explain
-from jobs.notes import device_notes_of, notes_of
-from jobs.progress import duration
+from jobs.run.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
+from jobs.run.notes import device_notes_of, notes_of
+from jobs.run.progress import duration
 from pipeline.notes import Note
 from pipeline.outcome import Request
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
+    from jobs.run.plan import Plan
     from pipeline.model.families import CheckedModel
     from pipeline.opening import Copies
     from pipeline.runtime import Runtime
@@ -119,7 +119,7 @@ def preflight(
 
 
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
-    from jobs.folder import look
+    from jobs.run.folder import look
     from pipeline.audit.binding import PLAN_FILE
     from pipeline.audit.shards import committed
     from pipeline.storage import entry_of

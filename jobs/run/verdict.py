@@ -18,8 +18,8 @@ def verify_run(folder: Path) -> Verification:
     Raises:
         InputError: there is no such folder, or it holds no run.
     """
-    from jobs.folder import check_begun
-    from jobs.plan import Plan
+    from jobs.run.folder import check_begun
+    from jobs.run.plan import Plan
     from pipeline.audit.shards import committed
 
     found = verify(folder)
