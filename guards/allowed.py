@@ -2,7 +2,7 @@
 
 An entry with ``://`` is an address. A payload is allowed when scheme, host and port are the same and its path is the entry's or
 lies below it; a path ends at ``/``, ``?``, ``#`` or the end. Any other entry is plain text. A payload is allowed when it is the
-entry, or goes on after one of the signs in :data:`DELIMITERS`.
+entry, or continues after one of the signs in :data:`DELIMITERS`.
 """
 
 from __future__ import annotations

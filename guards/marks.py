@@ -32,7 +32,7 @@ class MarksGuard:
         IntegrityError: weights are not the ones the configuration was written for, or do not fit its network.
 
     Attributes:
-        calls: of the network; ``calls.shapes`` says how many rows they have had. The last bits of a score belong to the shape.
+        calls: of the network; ``calls.shapes`` counts their rows. The last bits of a score belong to the shape.
     """
 
     name: str = "marks"

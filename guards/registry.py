@@ -44,7 +44,7 @@ class GuardSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardInfo:
-    """One line of ``clearance doctor``. ``reason`` says why a guard is not available and what to do."""
+    """One line of ``clearance doctor``. ``reason`` is why a guard is not available, and what to do."""
 
     name: str
     version: str

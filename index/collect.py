@@ -32,7 +32,7 @@ class Reading:
 
     Attributes:
         rights_basis: of works that state none.
-        keep_pictures: whether the pictures of works that do not say so are kept; None: if their basis allows a copy.
+        keep_pictures: whether the pictures of works that state nothing are kept; None: if their basis allows a copy.
         columns: our column → the source's, where they differ; for sheets, Parquet and the JSON of tar files.
         picture_column: of Parquet files; empty: found by its name and kind.
         leave_out: go on without pictures that cannot be read, instead of refusing them all.

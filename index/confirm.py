@@ -2,7 +2,7 @@
 
 The embedder's cosine is learned. The second look is not: the reference is laid over the picture, mirrored or not,
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small
-patches (each free to move a little) are compared where the reference has something to show. Meta's PDQ hash is asked
+patches (each free to move a little) are compared where the reference has something to show. Meta's PDQ hash is compared
 too: it is useless for strongly edited copies and good for plain ones. A logistic model of those numbers, fitted
 on drawings by :mod:`jobs.lab.world.calibrate_copies`, gives the score.
 """

@@ -106,7 +106,7 @@ class OpenCLIPEmbedder:
 
     Attributes:
         source: what it was opened from, with absolute paths; None for one that was not opened by :meth:`open`.
-        calls: of the picture tower; ``calls.shapes`` says how many rows they have had. The last bits of a vector belong to the
+        calls: of the picture tower; ``calls.shapes`` counts their rows. The last bits of a vector belong to the
             shape of its call.
     """
 

@@ -69,7 +69,7 @@ class Taken:
         known: works whose picture was in the index already: (origin, id).
         revived: ids that were retired and match again.
         conflicts: where statuses differed.
-        amended: what changes about references that were in the index: id → the work that says so.
+        amended: what changes about references that were in the index: id → the work that has it.
     """
 
     ref_ids: list[str] = field(default_factory=list)

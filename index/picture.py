@@ -1,7 +1,7 @@
 """Read pictures as people see them: any format that Pillow opens, whatever the file is called, as 8-bit RGB.
 
 What decides is the content, not the name. Deep and float pictures are brought to 8 bits, transparency becomes white, a stored
-turn (EXIF orientation) is applied. Of an animation or of several pages the frames that show something are told from each other.
+turn (EXIF orientation) is applied. Of an animation or of several pages the frames that show something are told apart.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _seen(image: Image) -> np.ndarray:
 def _eight_bits(image: Image) -> np.ndarray:
     """A deep or float grey picture as uint8 (H, W).
 
-    16 bits go from 0 to 65,535. Other numbers say nothing of their range: where the brightest is just below 1 (floats), 255 or
+    16 bits go from 0 to 65,535. Other numbers have no stated range: where the brightest is just below 1 (floats), 255 or
     65,535, that is white; else the picture's own darkest and brightest value are black and white, as for 12 bits in 16.
     """
     values = np.asarray(image)

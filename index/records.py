@@ -27,7 +27,7 @@ class Record:
         name: of the row or sample, for titles.
         place: the file, and where in it, for messages.
         content: the picture file's bytes; empty where there is none, or none that can be used.
-        fields: what else the row or sample says: columns, the keys of its JSON, its text files by their endings.
+        fields: what else the row or sample holds: columns, the keys of its JSON, its text files by their endings.
         problem: why there is no content.
         further: whether it is a sample's second picture or a later one.
     """

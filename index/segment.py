@@ -29,7 +29,7 @@ class Segment:
 
     Args:
         folder: of the index.
-        entry: what the snapshot says of the segment: ``name``, ``files``.
+        entry: the snapshot's entry of the segment: ``name``, ``files``.
 
     Attributes:
         references: in the order of the rows, without what only the snapshot knows (times, tombstones, amendments).

@@ -1,7 +1,7 @@
 """What the copy check in force is worth: its threshold, who set it, and the recall that its calibration measured.
 
 A count of copies means little without it: a check that finds nothing finds no copies either. The record is made with the plan,
-bound by its digest and sealed in ``run.json``, so that a report can say it without the index.
+bound by its digest and sealed in ``run.json``, so that a report can show it without the index.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def is_mark(category: str) -> bool:
 
 def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0, *, another: bool = True) -> Decision:
     """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark, and
-    ``another`` says whether the request's budget (``policy.max_evals``) has room for another one.
+    ``another`` is whether the request's budget (``policy.max_evals``) has room for another one.
 
     An action that a policy leaves open counts as ``steer``; :func:`pipeline.identity.policy_in_force` settles it for a run.
 

@@ -78,7 +78,7 @@ class MarksPolicy(GuardPolicy):
 
 @settings
 class YoloPolicy(MarksPolicy):
-    """The second detector of marks. It is AGPL-3.0: only who asks for it gets it."""
+    """The second detector of marks. It is AGPL-3.0: only a policy that enables it gets it."""
 
     enabled: bool = flag(False, "false: the guard is not opened")
 

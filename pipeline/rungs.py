@@ -1,7 +1,7 @@
 """The rungs of a policy's ladders: what the next attempt does differently. One small class a kind, each with its own keys.
 
 ``METHODS`` are the steering methods that ship: they answer a picture that is too near to a reference. :mod:`pipeline.methods`
-adds those of other packages. ``MarkRung`` answers a mark that nobody asked for.
+adds those of other packages. ``MarkRung`` answers an unwanted mark.
 """
 
 from __future__ import annotations

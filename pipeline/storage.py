@@ -101,7 +101,7 @@ class Entry:
 
     Attributes:
         name: the name. kind: what it is.
-        inode: with this number, a file that took the same name meanwhile is told apart.
+        inode: with this number, a file that took the same name meanwhile is recognised.
         size: bytes of a file.
     """
 

@@ -37,10 +37,10 @@ class Row:
 
     Attributes:
         name: where the clean picture came from.
-        caption: says nothing about marks.
+        caption: names no marks.
         stored: uint8 RGB (H, W, 3), or a picture file's bytes.
         marks: concept → boxes in fractions, as drawn.
-        found: the same as the detector sees it; an empty list where it cannot say where.
+        found: the same as the detector sees it; an empty list where it has no boxes.
         where: for messages.
     """
 
@@ -125,7 +125,7 @@ def schema() -> Any:
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "PNG"),
         ("caption", pa.string(), "what the picture shows; nothing about marks"),
         ("marks", pa.list_(mark), "the truth: concept, design, factor on its opacity, box as fractions x0, y0, x1, y1"),
-        ("found", pa.list_(found), "what the detector saw; box is null where it cannot say where"),
+        ("found", pa.list_(found), "what the detector saw; box is null where it has no boxes"),
     ]
     feature = {"info": {"features": {"image": {"_type": "Image"}}}}
     return pa.schema(

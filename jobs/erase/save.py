@@ -31,7 +31,7 @@ def save_adapter(
         dataset: what is known of the set (its ``.json``).
 
     Returns:
-        What adapter.json says.
+        The content of adapter.json.
     """
     import torch
     from safetensors.torch import save_file

@@ -1,16 +1,16 @@
 """Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to name a mark and its place.
 
 *Model removal*: the base model draws marks already. The new tokens are trained and, with a rank, low-rank weights for the
-samples that are drawn again: what the tokens then say of a mark, the weights need not draw unasked.
+samples that are drawn again: a mark that the tokens name then, the weights need not draw unasked.
 *Data removal*: a polluted set is to be learned without its marks; low-rank weights are trained along with the tokens.
 
 Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
 and at sampling the tokens go into the negative prompt.
 
-Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). Nothing is said, and there is no loss where
+Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). No mark is named, and there is no loss where
 the marks are. What stands beside them is learned, and no mark is.
 
-Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted goes on as if it had not been.
+Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Training:
     Attributes:
         removal: ``model``: the base model draws marks; ``data``: a polluted set is to be learned.
         concepts: what is named; () is plain fine-tuning without tokens (a control).
-        mode: how places are said; ``none``: existence only.
+        mode: how places are named; ``none``: existence only.
         grid: bins along each side.
         a: of :func:`pipeline.steer.erase_tokens.loss_weights`; 1 weighs all positions alike.
         steps: of the optimiser.
@@ -62,8 +62,8 @@ class Training:
         token_rate: learning rate of the tokens.
         lowrank_rate: learning rate of the low-rank weights.
         rank: of the low-rank weights; 0: tokens alone (the paper's model removal).
-        empty: share of captions left out where no tokens are said.
-        alone: share of captions left out where tokens are said: in a negative prompt they stand alone, and what they are to
+        empty: share of captions left out without tokens.
+        alone: share of captions left out with tokens: in a negative prompt they stand alone, and what they are to
             mean there has to be learned there.
         hidden: share of the marked pictures, chosen anew at every step, whose marks are hidden; 1: no tokens are trained.
         around: of the picture's side, hidden around a mark: its edges, what the autoencoder spreads, and what a detector whose
@@ -133,7 +133,7 @@ def train(
     progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: Callable[[int], bool] = lambda step: False,
 ) -> Trained:
-    """Train on a polluted set; checkpoints into ``folder`` and goes on from there.
+    """Train on a polluted set; checkpoints into ``folder`` and continues from there.
 
     Args:
         rows: the set, gone through twice and never held; only ``found`` is looked at, never the truth.
@@ -185,7 +185,7 @@ def train(
 class Examples:
     """A set as it is trained on: latents (N, C, h, w), captions, tokens (indices) per picture.
 
-    ``weights`` (N, h, w) are those of the loss where tokens are said, ``outside`` where marks are hidden.
+    ``weights`` (N, h, w) are those of the loss with tokens, ``outside`` where marks are hidden.
     """
 
     latents: torch.Tensor

@@ -27,7 +27,7 @@ def run_local(
         resume: go on where a run of the same plan stopped; otherwise such a folder is refused.
 
     Raises:
-        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run goes on.
+        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run continues.
     """
     with run_session(plan, folder, "local", on_event, open_loop, resume) as session:
         pending = session.pending()

@@ -1,7 +1,7 @@
 """One run folder, one run: a lock that ends with its process, and a sign of life for machines that cannot see the process.
 
 The lock is the kernel's (``flock``): it goes when the process does, so a killed run leaves nothing to clean up. Between
-machines and on file systems without locks it says nothing. So the run that holds the folder writes its name into the file and
+machines and on file systems without locks it shows nothing. So the run that holds the folder writes its name into the file and
 touches the file every few seconds; a run that finds the name of another machine waits for the next touch, and takes over when
 none comes.
 """
@@ -39,7 +39,7 @@ class Process:
         pid, host: the process. since: when it took the folder, for people.
         boot: the running kernel; processes with the same one see each other's locks.
         space: its space of process numbers (a container has its own).
-        started: when the process started, in the kernel's ticks: tells it from a later one with the same number.
+        started: when the process started, in the kernel's ticks: distinguishes it from a later one with the same number.
     """
 
     pid: int

@@ -40,7 +40,7 @@ def run_ray(
     shared); otherwise starts one on this machine and shuts it down again. Arguments and result as :func:`run_local`.
 
     Raises:
-        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run goes on.
+        ClearanceError: the run could not begin, or had to stop; committed shards are kept, and a resumed run continues.
     """
     with run_session(plan, folder, "ray", on_event, open_loop, resume) as session:
         pending = session.pending()

@@ -140,7 +140,7 @@ class Session:
         append_event(self.folder, kind, f"runner.{self.runner}", reason, **digests)
 
     def begin(self) -> None:
-        """Take the folder, hold what is in it against the plan, and write down that the run goes on or begins.
+        """Take the folder, compare what is in it with the plan, and record that the run continues or begins.
 
         Raises:
             RunStopped: another run holds the folder, or it cannot be written.

@@ -1,4 +1,4 @@
-"""Which run and plan a shard belongs to. What a shard's files say of themselves, held against the run they lie in.
+"""Which run and plan a shard belongs to. The headers of a shard's files are compared with the run they lie in.
 
 Every data file carries a header (:func:`pipeline.audit.chain.header`), which is the start of its chain: the run, the plan,
 the policy, the shard, the worker that wrote it, the digest of ``plan.json`` and the event that the session began with. A whole

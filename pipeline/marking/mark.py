@@ -1,7 +1,7 @@
 """Mark an accepted picture: its pixels become a file that names its origin, and what the file carries is read back from it.
 
 The order is fixed: pixels, encoding with XMP in the same save, and nothing touches the bytes afterwards. A watermark would come
-before the encoding and a C2PA manifest after it; neither is made yet, and the result says so.
+before the encoding and a C2PA manifest after it; neither is made yet, and the result records it.
 """
 
 from __future__ import annotations

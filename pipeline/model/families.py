@@ -53,8 +53,8 @@ class CheckedModel:
     Attributes:
         folder: where it is.
         cls: its class.
-        parts: what its files say.
-        notes: what it is drawn with differently from what the folder says.
+        parts: the content of its files.
+        notes: what it is drawn with differently from the folder.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ def check_model(config: ModelConfig) -> CheckedModel:
 
 
 def load_model(config: ModelConfig) -> DiffusionModel:
-    """Load the configured model for inference. No download unless ``allow_download`` says so.
+    """Load the configured model for inference. No download unless ``allow_download`` is true.
 
     Raises:
         ConfigError: the device is not there, or a setting does not suit the model.

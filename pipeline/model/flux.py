@@ -18,7 +18,7 @@ NATIVE_PIXELS = 1024
 class Flux(LatentDiffusion):
     """A conditioning holds T5's tokens (512, D) and CLIP's pooled embedding.
 
-    Flux dev is told the guidance scale, Flux schnell has none; both take one row per sample. A negative prompt works only
+    Flux dev takes the guidance scale, Flux schnell has none; both take one row per sample. A negative prompt works only
     with ``generation.true_guidance_scale`` above 1, which is classifier-free guidance on top, at two rows per sample.
     """
 

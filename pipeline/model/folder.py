@@ -1,4 +1,4 @@
-"""A model's folder: where it is, what is in it, its digest. Nothing is downloaded unless the configuration says so."""
+"""A model's folder: where it is, what is in it, its digest. Nothing is downloaded unless the configuration allows it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class DiffusionModel(Protocol):
             latents: float32 (R, C, h, w).
             timesteps: int64 or float32 (R,).
             context: conditionings (R, …).
-            guidance: the scale that a network with guidance inside is told; others ignore it.
+            guidance: the scale that a network with guidance inside takes; others ignore it.
 
         Returns:
             Raw output float32 (R, C, h, w).

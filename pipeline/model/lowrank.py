@@ -1,7 +1,7 @@
 """Low-rank adapters for some rows of a denoiser call: y = Wx + s·B(Ax) on those rows, Wx on all others.
 
 The low-rank product is worked out for every row of the call and then chosen row by row. Its shape is therefore as fixed as the
-call's: a row that wants the adapter gets the same bytes whoever stands beside it, and one that does not gets the bytes it had
+call's: a row that wants the adapter gets the same bytes whatever stands beside it, and one that does not gets the bytes it had
 without. (Gathering rows would be cheaper by a few per cent and would break the first promise.)
 """
 

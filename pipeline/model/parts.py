@@ -1,7 +1,7 @@
 """What a diffusers folder is made of, read from its JSON files and the headers of its weights; no tensor is loaded.
 
 :func:`read_parts` refuses what could not be drawn with (a class that is not known, weights that are missing, cut short, pickled
-or quantised) and notes what is drawn with differently from what the folder says.
+or quantised) and notes what is drawn with differently from the folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
     Attributes:
         name: of its folder: ``unet``, ``vae``, …
         folder: where it is.
-        library, class_name: what model_index.json says it is.
+        library, class_name: its class in model_index.json.
         dtype: the number format it is drawn with.
         tensors: name → stored number format and shape, from the headers.
         files: the weights, largest pieces of the folder.
@@ -112,7 +112,7 @@ def read_parts(folder: Path, config: ModelConfig, cls: type[ModelClass]) -> Part
 
     Args:
         folder: a diffusers folder whose class is that of ``cls``.
-        config: which variant and number format are asked for.
+        config: which variant and number format are wanted.
         cls: what the class needs.
 
     Raises:

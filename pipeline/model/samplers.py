@@ -61,7 +61,7 @@ class Sampler:
     Attributes:
         name: what the audit calls it.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``: what the network predicts.
-        timesteps: what the network is told at each step, first to last.
+        timesteps: the network's input at each step, first to last.
         signal, noise: a_i and s_i before each step. The noise level a rollback to step i resumes at.
         signal_next, noise_next: weights of x̂0 and ε̂ after each step.
         correction: c_i; empty for samplers without memory.
@@ -159,7 +159,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         eta: η of DDIM (Song et al. 2021, eq. 16): 0 is deterministic, 1 adds as much noise as DDPM.
 
     Raises:
-        ConfigError: sampler, model and η do not go together, or the folder's scheduler asks for what is not supported.
+        ConfigError: sampler, model and η do not go together, or the folder's scheduler needs what is not supported.
     """
     flow = model.prediction_type == "flow_prediction"
     config = model.scheduler_config

@@ -126,7 +126,7 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
     Steering away without a reference picture (or title) at hand becomes a re-seed, recorded as one.
 
     Raises:
-        ConfigError: the rung asks for what this model or embedder cannot do.
+        ConfigError: the rung needs what this model or embedder cannot do.
         OutOfMemory: a call of its references does not fit into memory, however few rows it has.
         SteeringFailed: such a call failed otherwise.
     """
@@ -184,7 +184,7 @@ def _begin(failed: Failed, rung: RenoiseRung | Resumed, tools: Tools) -> int:
 
 
 def resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Trajectory, int]:
-    """The failed attempt (renewed, where the rung says so), its trajectory resumed, and the step at which steering ends."""
+    """The failed attempt (renewed, where the rung is set so), its trajectory resumed, and the step at which steering ends."""
     failed = renewed(failed, rung.renew, tools)
     last, begin = failed.last, _begin(failed, rung, tools)
     begin = max((step for step in last.ring if step <= begin), default=min(last.ring))  # the latest latent kept by then

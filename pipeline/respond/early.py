@@ -253,7 +253,7 @@ class EarlyDetector:
         ``latents`` count where the policy's signal is ``latent``.
 
         Raises:
-            ModelError: the head's weights are not what its card says.
+            ModelError: the head's weights do not match its card.
         """
         owners = model.digest, copies.embedder.embedder_id
         path = folder / "thresholds.json"

@@ -3,7 +3,7 @@
     minimise  β·Σ p_u·cos(f(x̂0), u) − α·mean cos(f(x̂0), d) + λ·‖x̂0 − x̂0⁰‖²/‖x̂0⁰‖²,   f = embed ∘ decode
 
 ε is held constant, so that no step needs a denoiser evaluation. U: the references' own embeddings; D: the caption's text
-embedding, which keeps what was asked for.
+embedding, which keeps what the prompt names.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class EraseAdapter:
         vectors: token → float32 (D,).
         lowrank: low-rank weights of the denoiser, or None.
         places: boxes (fractions) by concept, as they were found in the training set: where marks tend to be.
-        settings: everything adapter.json says.
+        settings: the content of adapter.json.
     """
 
     name: str

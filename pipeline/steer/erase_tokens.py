@@ -1,6 +1,6 @@
 """Geom-Erasing (arXiv 2310.05873): name a mark and its place in tokens, so that the negative prompt can leave it out.
 
-A mark that a model learned without being told (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it
+A mark that a model learned from pictures alone (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it
 some: a *name* (one new token a concept) and its *geometry* (new tokens for places), learned from pictures in which a detector
 found the mark; at sampling the same tokens go into the negative prompt. Here are its pure parts: which tokens say a box, how
 the loss is weighed, and which tokens a guard's findings ask for.
@@ -128,7 +128,7 @@ class Vocabulary:
 
     Attributes:
         concepts: ``watermark``, ``qr``, ``text``, or others that a detector knows.
-        mode: how places are said; None: only *that* a mark is there (a classifier without boxes teaches no more).
+        mode: how places are named; None: only *that* a mark is there (a classifier without boxes teaches no more).
         grid: bins along each side.
     """
 

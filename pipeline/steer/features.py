@@ -1,7 +1,7 @@
 """A reference's token features, worked out once: they depend on the reference, not on the samples pushed away from it.
 
 A reference row is (reference latent, its one fixed noise, the empty prompt) at some step: with rows of a fixed number, its
-tokens are the same bytes whoever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and
+tokens are the same bytes whatever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and
 every later sample, attempt and shard is pushed away from the stored tokens: no reference row, a matrix product instead.
 Running them ahead costs what *one* sample that carries the reference would have paid. Where tokens are matched in bfloat16,
 their directions are kept beside them, so that nothing is normalised again at every step.

@@ -31,7 +31,7 @@ def focus_mask(places: Sequence[Box], shape: tuple[int, int]) -> torch.Tensor:
 class FocusedGuidance:
     """Guidance that is f times as strong where something is to be left out: ε = ε_neg + w·(1 + (f − 1)·m)·(ε_text − ε_neg).
 
-    The negative conditioning says what and where; its tokens alone move the whole picture a little, and a mark that fills much
+    The negative conditioning names what and where; its tokens alone move the whole picture a little, and a mark that fills much
     of it outlasts them. More guidance everywhere would burn the rest of the picture.
 
     Attributes:

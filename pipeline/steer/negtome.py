@@ -224,7 +224,7 @@ class RowPush:
         references: rows whose tokens, concatenated, are the reference: of references, or of mates in a declared group
             (:mod:`pipeline.steer.diversity`); none where the settings hold features.
         settings: how.
-        step: the denoising step the row stands at; says which of the settings' features are meant.
+        step: the denoising step the row stands at; selects among the settings' features.
         owner: first row of the sample it belongs to; rows of one sample are matched together. −1: alone.
     """
 
