@@ -32,7 +32,7 @@ NEVER = 2.0  # a second look's score that is never reached
 MIN_RECALL = 0.5  # the least share of copies, by the lower end of its interval, that an operating point must flag
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
     """When a picture counts as too near a reference.
 
@@ -60,7 +60,7 @@ class OperatingPoint:
         return max(self.alone_threshold, self.confirm_threshold)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """An operating point and what it is worth.
 
@@ -109,7 +109,13 @@ class Calibration:
     @property
     def point(self) -> OperatingPoint:
         look_from = min(self.look_from, self.threshold)
-        return OperatingPoint(self.threshold, self.confirm_threshold, look_from, self.alone_threshold, self.veto_below)
+        return OperatingPoint(
+            threshold=self.threshold,
+            confirm_threshold=self.confirm_threshold,
+            look_from=look_from,
+            alone_threshold=self.alone_threshold,
+            veto_below=self.veto_below,
+        )
 
     def summary(self) -> dict[str, Any]:
         """What this operating point is worth, as plain data for JSON, tables and reports: everything but the curve."""

@@ -26,7 +26,7 @@ NAMED = 20  # names in one message
 FREE = 2  # spread of values up to which a picture shows one colour only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """How works are read.
 
@@ -50,7 +50,7 @@ class Reading:
             raise InputError(f"there is no column {unknown[0]!r}", where="columns", fix=f"One of: {', '.join(KNOWN)}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Seen:
     """What became of everything that was seen. Every picture ends as a work or is left out.
 

@@ -49,7 +49,7 @@ class Embedder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How a picture becomes the network's input.
 
@@ -308,7 +308,14 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     pair = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
     fit = "squash" if config.get("resize_mode") == "squash" else "pad"
     mean, std = (tuple(float(value) for value in config[name]) for name in ("mean", "std"))
-    return Preprocessing(pair, mean, std, str(config.get("interpolation", "bicubic")), fit, int(config.get("fill_color") or 0))
+    return Preprocessing(
+        size=pair,
+        mean=mean,
+        std=std,
+        interpolation=str(config.get("interpolation", "bicubic")),
+        fit=fit,
+        fill=int(config.get("fill_color") or 0),
+    )
 
 
 def _unfit(where: str, error: Exception) -> ModelError:

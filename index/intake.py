@@ -58,7 +58,7 @@ class Conflict:
         return self.stated if stricter(self.stated, self.before) else self.before
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Taken:
     """What became of the works that an index was given.
 

@@ -35,7 +35,7 @@ def percent(value: float, digits: int | None = None) -> str:
     return f"{text}\u00a0%"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rate:
     """A share with its Wilson interval at 95 %: ``hits`` of ``n``."""
 
@@ -48,7 +48,8 @@ class Rate:
     @classmethod
     def of(cls, hits: int, n: int) -> Rate:
         """The share ``hits / n`` (0 of 0 is 0, with the interval 0 to 1)."""
-        return cls(hits / n if n else 0.0, *wilson(hits, n), hits, n)
+        low, high = wilson(hits, n)
+        return cls(value=hits / n if n else 0.0, low=low, high=high, hits=hits, n=n)
 
     @property
     def bounds(self) -> str:

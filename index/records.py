@@ -19,7 +19,7 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 TEXT = 2**20  # bytes up to which a sample's other files are read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One picture in a file of many, not decoded yet.
 
@@ -96,7 +96,13 @@ def parquet_records(path: Path, *, column: str = "", wanted: Iterable[str] = ())
                 named = stored.get("path") if isinstance(stored, dict) else None
                 content = (stored.get("bytes") if isinstance(stored, dict) else stored) or b""
                 name = str(named or f"{path.stem}-{number:06d}")
-                yield Record(name, f"{path}: row {number}", content, row, "" if content else "holds no picture")
+                yield Record(
+                    name=name,
+                    place=f"{path}: row {number}",
+                    content=content,
+                    fields=row,
+                    problem="" if content else "holds no picture",
+                )
                 number += 1
 
 
@@ -199,7 +205,14 @@ def _sample(path: Path, key: str, sample: list[tuple[str, bytes, str]]) -> Itera
     for count, (ending, data, problem) in enumerate(pictures):
         name = key if not count else f"{key}{ending}"
         problem = problem or unreadable
-        yield Record(name, f"{path}: {name}", b"" if problem else data, fields, problem, further=count > 0)
+        yield Record(
+            name=name,
+            place=f"{path}: {name}",
+            content=b"" if problem else data,
+            fields=fields,
+            problem=problem,
+            further=count > 0,
+        )
 
 
 def _is_picture(ending: str, data: bytes, problem: str) -> bool:

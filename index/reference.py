@@ -17,7 +17,7 @@ BASES = ("licensed", "claim", "registry", "memorisation_probe", "own_mark")
 COLUMNS = ("title", "source_uri", "rightsholder", "rights_basis", "licence", "status", "claim_id")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """One protected or memorised work, as stored: embedding and hashes beside it, the picture only if allowed."""
 
@@ -40,7 +40,7 @@ def amended(reference: Reference, changes: Mapping[str, str]) -> Reference:
     return replace(reference, **changes)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Match:
     """A reference near a picture.
 
@@ -58,7 +58,7 @@ class Match:
     confirm: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NewReference:
     """A work on its way into an index.
 

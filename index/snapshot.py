@@ -27,7 +27,7 @@ CONTENT = 1  # of what the index id is made of; it stays, so that equal content 
 FILES = {"references.parquet", "vectors.faiss"}  # of a segment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The state of an index.
 
@@ -54,7 +54,15 @@ class Snapshot:
     def empty(cls, embedder_id: str, dim: int, source: EmbedderSource | None = None) -> Snapshot:
         """Of an index without references."""
         index_id = index_id_of(embedder_id, dim, [], [])
-        return cls(embedder_id, dim, (), (), (), index_id, source=source or EmbedderSource())
+        return cls(
+            embedder_id=embedder_id,
+            dim=dim,
+            segments=(),
+            tombstones=(),
+            history=(),
+            index_id=index_id,
+            source=source or EmbedderSource(),
+        )
 
     def content(self) -> bytes:
         """As it is written."""
@@ -91,9 +99,15 @@ class Snapshot:
         if not isinstance(dim, int) or dim < 1 or any(not isinstance(ref_id, str) for ref_id in tombstones):
             raise ValueError("dim or tombstones")
         return cls(
-            _text(stored["embedder_id"]), dim, tuple(segments), tuple(tombstones), tuple(history), _text(stored["index_id"]),
-            amendments, EmbedderSource.of_record(stored.get("source")),
-        )  # fmt: skip
+            embedder_id=_text(stored["embedder_id"]),
+            dim=dim,
+            segments=tuple(segments),
+            tombstones=tuple(tombstones),
+            history=tuple(history),
+            index_id=_text(stored["index_id"]),
+            amendments=amendments,
+            source=EmbedderSource.of_record(stored.get("source")),
+        )
 
     def moments(self) -> tuple[dict[str, float], dict[str, float]]:
         """When each reference was first added and last retired: two maps from its id to seconds."""

@@ -222,7 +222,13 @@ class ReferenceIndex:
 
     def _match(self, ref_id: str, cosine: float) -> Match:
         reference = self._references[ref_id]
-        return Match(ref_id, reference.title, cosine, reference.rights_basis, reference.status)
+        return Match(
+            ref_id=ref_id,
+            title=reference.title,
+            similarity=cosine,
+            rights_basis=reference.rights_basis,
+            status=reference.status,
+        )
 
     # --- changing -------------------------------------------------------------------------------------------------
 

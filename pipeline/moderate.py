@@ -24,7 +24,7 @@ from pipeline.runtime import Runtime, Study
 if TYPE_CHECKING:
     pass
 
-RESEEDED = Intervention("reseed")
+RESEEDED = Intervention(kind="reseed")
 T = TypeVar("T")
 
 

@@ -30,7 +30,15 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
     """The trajectory of a request's first attempt."""
     negative = runtime.negative_of(request.negative_prompt, runtime.standing) if runtime.engine.guided else None
     context, noise = runtime.context_of(request.prompt), runtime.engine.initial_noise(request.seed)
-    return Trajectory(tag, noise, 0, context, negative, seed=request.seed, lowrank=runtime.erasers.always_lowrank)
+    return Trajectory(
+        tag=tag,
+        latent=noise,
+        step=0,
+        context=context,
+        negative=negative,
+        seed=request.seed,
+        lowrank=runtime.erasers.always_lowrank,
+    )
 
 
 def affordable(runtime: Runtime, case: OpenRequest, last: Trajectory) -> bool:

@@ -83,7 +83,7 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
         return found.calibration_id, found.point
     agrees = policy.copies.confirm_threshold
     assert policy.copies.threshold is not None  # else there is a calibration, or an error
-    return "policy", OperatingPoint(policy.copies.threshold, CONFIRM if agrees is None else agrees)
+    return "policy", OperatingPoint(threshold=policy.copies.threshold, confirm_threshold=CONFIRM if agrees is None else agrees)
 
 
 def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:

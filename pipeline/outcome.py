@@ -35,7 +35,7 @@ class Verdict(StrEnum):
     REJECT = "reject"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One picture that was ordered.
 
@@ -56,7 +56,7 @@ class Request:
     problem: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """A LoRA, textual inversion or eraser that was loaded: what it is, its digest, its weight, the tokens it brought."""
 
@@ -67,7 +67,7 @@ class Adapter:
     tokens: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intervention:
     """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used.
 

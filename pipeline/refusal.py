@@ -35,7 +35,7 @@ class Where:
         return ": ".join(part for part in (f"{self.name}, line {line}" if line else self.name, path) if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One finding of pydantic's.
 
@@ -81,7 +81,7 @@ def refusal(cls: type[Any], error: ValidationError, where: Where | None = None) 
     elif found["type"] in ("union_tag_invalid", "union_tag_not_found"):
         loc = (*loc, "kind")
     key = known.get(_general(loc)) or (known.get(_general(loc[:-1])) if loc and isinstance(loc[-1], int) else None)
-    problem = Problem(found["type"], loc, found["input"], context, key, known)
+    problem = Problem(type=found["type"], loc=loc, value=found["input"], context=context, key=key, known=known)
     what, fix = _sentences(problem, found["msg"])
     at = _plain(loc[:-1] if problem.type in ("missing", "union_tag_not_found") else loc, known)
     return ConfigError(what, where=(where or Where()).of(_path(at), at), fix=fix)

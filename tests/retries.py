@@ -27,7 +27,7 @@ def engine_of(folder: Path) -> Engine:
 def first_of(engine: Engine) -> Trajectory:
     """The first attempt, drawn to its end."""
     texts = engine.model.encode_prompts(["a red apple", ""])
-    return run(engine, Trajectory(1, engine.initial_noise(SEED), 0, texts[0], texts[1]))
+    return run(engine, Trajectory(tag=1, latent=engine.initial_noise(SEED), step=0, context=texts[0], negative=texts[1]))
 
 
 def rung_of(kind: str, **keys: Any) -> Rung:

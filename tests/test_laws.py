@@ -114,3 +114,62 @@ def test_nobody_else_claims_the_import_names() -> None:
     providers = importlib.metadata.packages_distributions()
     for name in ORDER:
         assert set(providers.get(name, ["clearance"])) == {"clearance"}, f"another distribution installs {name!r}"
+
+
+# --- size and shape --------------------------------------------------------------------------------------------------------
+
+LINES = 450  # of a module
+FIELDS = 4  # of a dataclass, from which on it is made by names: a field put in between shifts the rest in silence
+PARAMETERS, BY_NAME = 8, 12  # of a function; the second number counts those that are named in every call as well
+TRITON = {("pipeline/steer/fused.py", "match")}  # a kernel gets every pointer, size and constant as a parameter
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_is_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+
+
+def made_by_position(tree: ast.Module) -> list[str]:
+    """Dataclasses with many fields whose decorator does not say ``kw_only=True``."""
+    found = []
+    for node in ast.walk(tree):
+        said = [text for one in getattr(node, "decorator_list", ()) if "dataclass" in (text := ast.unparse(one))]
+        if isinstance(node, ast.ClassDef) and said and "kw_only=True" not in said[0]:
+            fields = [ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign)]
+            if len([line for line in fields if "ClassVar" not in line]) > FIELDS:
+                found.append(node.name)
+    return found
+
+
+def long_signatures(tree: ast.Module) -> list[str]:
+    """Functions with more parameters than a reader keeps apart; ``self`` and ``cls`` do not count."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if any(".command(" in ast.unparse(one) for one in node.decorator_list):
+                continue  # an option of a command is a parameter of its function
+            placed = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
+            placed = placed[1:] if placed[:1] in (["self"], ["cls"]) else placed
+            if len(placed) > PARAMETERS or len(placed) + len(node.args.kwonlyargs) > BY_NAME:
+                found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_dataclass_with_many_fields_is_made_by_names(name: str) -> None:
+    assert made_by_position(TREES[name]) == []
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_function_has_many_parameters(name: str) -> None:
+    assert [found for found in long_signatures(TREES[name]) if (name, found) not in TRITON] == []
+
+
+def test_the_laws_of_size_see_what_they_forbid() -> None:
+    fields = "".join(f"    f{n}: int\n" for n in range(FIELDS + 1))
+    assert made_by_position(ast.parse(f"@dataclass(frozen=True)\nclass Long:\n{fields}")) == ["Long"]
+    assert made_by_position(ast.parse(f"@dataclass(frozen=True, kw_only=True)\nclass Named:\n{fields}")) == []
+    assert long_signatures(ast.parse("def f(a, b, c, d, e, f, g, h, i): ...")) == ["f"]
+    assert long_signatures(ast.parse("def f(a, b, c, d, e, f, g, h, *, i, j, k, l): ...")) == []
+    assert long_signatures(ast.parse("def f(a, b, c, d, e, f, g, h, *, i, j, k, l, m): ...")) == ["f"]

@@ -67,7 +67,13 @@ def dataset(
         raise ConfigError(f"{opacity!r} is no number and no LOW-HIGH", where="--opacity", fix="Write 0.6 or 0.4-1") from None
     if ratio is None:
         ratio = 0.0 if source.startswith(DRAWN) else 0.5
-    how = Pollution(tuple(kind.strip() for kind in kinds.split(",") if kind.strip()), ratio, span, place, designs)
+    how = Pollution(
+        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+        ratio=ratio,
+        opacity=span,
+        place=place,
+        designs=designs,
+    )
     with busy("polluting"):
         pictures = _source(source, variants, seed, ModelConfig(path=model, device=device))
         found = build(pictures, out, how, _open_detector(detector, threshold), seed=seed, boxes=boxes)
@@ -142,9 +148,21 @@ def train(
     if hidden == 1 and tokens is not None:
         raise ConfigError("where all marks are hidden there are no tokens", where="--tokens", fix="Leave it out, or --hide 0")
     how = Training(
-        removal, names, tokens or "corners", cells, a, steps, batch, token_rate, lowrank_rate, rank,
-        alone=alone, hidden=hidden, around=around, seed=seed,
-    )  # fmt: skip
+        removal=removal,
+        concepts=names,
+        mode=tokens or "corners",
+        grid=cells,
+        a=a,
+        steps=steps,
+        batch=batch,
+        token_rate=token_rate,
+        lowrank_rate=lowrank_rate,
+        rank=rank,
+        alone=alone,
+        hidden=hidden,
+        around=around,
+        seed=seed,
+    )
     rows = PollutedSet(dataset)
     config = ModelConfig(path=model, device=device)
     console = make_console(stderr=True)

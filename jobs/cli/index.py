@@ -377,7 +377,13 @@ def _reading(
         if not equals or not ours.strip() or not theirs.strip():
             raise InputError(f"{pair!r} names no two columns", where="--column", fix="Write OURS=THEIRS, as title=caption")
         mapped[ours.strip()] = theirs.strip()
-    return Reading(rights_basis, keep_pictures, mapped, picture_column, leave_out)
+    return Reading(
+        rights_basis=rights_basis,
+        keep_pictures=keep_pictures,
+        columns=mapped,
+        picture_column=picture_column,
+        leave_out=leave_out,
+    )
 
 
 def _embedder(store: ReferenceIndex | None, model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:

@@ -31,7 +31,7 @@ class NothingFound(ClearanceError):
     """A detector that finds nothing where there is something: nothing can be learned from it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One picture of a polluted set.
 
@@ -111,7 +111,14 @@ class PollutedSet:
             images = (image for batch in file.iter_batches(BATCH, columns=["image"]) for image in batch["image"].to_pylist())
             for number, (image, (caption, marks, found, where)) in enumerate(zip(images, self._told, strict=True)):
                 stored = image if isinstance(image, dict) else {"bytes": image}
-                yield Row(stored.get("path") or str(number), caption, stored.get("bytes") or b"", marks, found, where)
+                yield Row(
+                    name=stored.get("path") or str(number),
+                    caption=caption,
+                    stored=stored.get("bytes") or b"",
+                    marks=marks,
+                    found=found,
+                    where=where,
+                )
 
 
 def schema() -> Any:

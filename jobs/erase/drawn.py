@@ -63,7 +63,12 @@ def _drawn(requests: Sequence[Request], model: ModelConfig, generation: Generati
         done = engine.finish(
             [
                 Trajectory(
-                    i, engine.initial_noise(r.seed), 0, contexts[i], negatives[i] if engine.guided else None, seed=r.seed
+                    tag=i,
+                    latent=engine.initial_noise(r.seed),
+                    step=0,
+                    context=contexts[i],
+                    negative=negatives[i] if engine.guided else None,
+                    seed=r.seed,
                 )
                 for i, r in enumerate(some)
             ]

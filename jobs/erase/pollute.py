@@ -26,7 +26,7 @@ HINTED = 0.85  # share of the marks on a subject that has a kind of its own, tha
 TRIES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pollution:
     """How a clean set is polluted.
 

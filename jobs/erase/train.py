@@ -47,7 +47,7 @@ ENCODED = 64  # pictures in memory at a time
 ADAPTED = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|resnets\.\d+\.conv\d)$"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """How an adapter is trained; its digest must agree when a training is resumed.
 
@@ -112,7 +112,7 @@ class Training:
         return Vocabulary(self.concepts, mode, self.grid) if self.concepts and self.hidden < 1 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a training gives: token → vector, peft's low-rank state, and the loss curve."""
 
@@ -181,7 +181,7 @@ def train(
     return session.trained()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Examples:
     """A set as it is trained on: latents (N, C, h, w), captions, tokens (indices) per picture.
 
@@ -250,7 +250,10 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     sha256 = hashlib.sha256(said + pixels.digest() + masks.tobytes()).hexdigest()
     weights = torch.from_numpy(loss_weights(masks, how.a))
     beside = torch.from_numpy(np.stack([one for one, keep in zip(outside, kept, strict=True) if keep]))
-    return Examples(torch.cat(latents), weights, beside, captions, tokens, sha256, marked)
+    return Examples(
+        latents=torch.cat(latents), weights=weights, outside=beside, captions=captions, tokens=tokens, sha256=sha256,
+        marked=marked,
+    )  # fmt: skip
 
 
 def _outside(found: Mapping[str, Sequence[Box]], shape: tuple[int, int], around: float) -> np.ndarray:
@@ -392,7 +395,14 @@ class _Session:
             from peft.utils import get_peft_model_state_dict
 
             lowrank = {name: value.detach().cpu() for name, value in get_peft_model_state_dict(self.network).items()}
-        return Trained(vectors, lowrank, self.curve, self.seconds, len(self.latents), self.examples.marked)
+        return Trained(
+            vectors=vectors,
+            lowrank=lowrank,
+            curve=self.curve,
+            seconds=self.seconds,
+            pictures=len(self.latents),
+            marked=self.examples.marked,
+        )
 
 
 def _first_vectors(base: Any, how: Training) -> torch.Tensor:

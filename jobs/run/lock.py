@@ -31,7 +31,7 @@ _FRESH_SECONDS = 60.0  # for `status`, which does not wait; clocks of two machin
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """The process that holds a folder.
 
@@ -52,7 +52,9 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return cls(os.getpid(), socket.gethostname(), now, _boot(), _space(), _started(os.getpid()))
+        return cls(
+            pid=os.getpid(), host=socket.gethostname(), since=now, boot=_boot(), space=_space(), started=_started(os.getpid())
+        )
 
     @classmethod
     def parse(cls, content: bytes) -> Process | None:

@@ -306,4 +306,11 @@ def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
 
 def _request(row: Mapping[str, Any]) -> Request:
     problem = (row["problem_code"], row["problem"]) if row["problem_code"] else None
-    return Request(row["row_no"], row["key"], row["prompt"], row["negative_prompt"], row["seed"], problem)
+    return Request(
+        row_no=row["row_no"],
+        key=row["key"],
+        prompt=row["prompt"],
+        negative_prompt=row["negative_prompt"],
+        seed=row["seed"],
+        problem=problem,
+    )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Preflight:
     """What a dry run found.
 
@@ -92,7 +92,7 @@ def preflight(
     """
     from pipeline.opening import open_copies, open_policy_guards, prepare
 
-    found = Preflight(plan, folder, runner, notes=list(notes), todo=plan.requests)
+    found = Preflight(plan=plan, folder=folder, runner=runner, notes=list(notes), todo=plan.requests)
     found.problems += [problem] if problem is not None else []
     config = plan.config
     found.attempt("out", lambda: _look_at_folder(found, resume=resume))

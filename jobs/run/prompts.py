@@ -107,7 +107,9 @@ def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *
         else:
             actual = seed if repeat == 0 else derived_seed(seed, key, repeat)
         name = f"{key}#{repeat + 1}" if samples > 1 else key
-        yield Request(first_row_no + repeat, name, prompt, negative, actual, problem)
+        yield Request(
+            row_no=first_row_no + repeat, key=name, prompt=prompt, negative_prompt=negative, seed=actual, problem=problem
+        )
 
 
 def _fallback(number: int) -> str:

@@ -89,7 +89,7 @@ class _Failure:
     trace: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Seat:
     """A place for one worker; its actor may be replaced.
 
@@ -203,7 +203,7 @@ class _Pool:
         self._hired[number] += 1
         worker_id = f"ray-{number}" if self._hired[number] == 1 else f"ray-{number}.{self._hired[number] - 1}"
         actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_loop)
-        self.waiting[actor.open.remote()] = _Seat(number, actor, worker_id)
+        self.waiting[actor.open.remote()] = _Seat(number=number, actor=actor, worker_id=worker_id)
 
     def _bury(self, seat: _Seat, cause: str) -> None:
         """A worker died: put its shard back (or give it up), and hire another."""

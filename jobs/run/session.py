@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """What a run reports while it goes.
 
@@ -62,7 +62,7 @@ def ignore(event: Event) -> None:
     """A listener that does nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a finished run is.
 
@@ -132,7 +132,9 @@ class Session:
     def report(self, kind: Any, detail: str = "") -> None:
         signals.check()
         outcomes = self.outcomes()
-        self.on_event(Event(kind, outcomes.total(), len(self.plan.requests), dict(outcomes), detail))
+        self.on_event(
+            Event(kind=kind, done=outcomes.total(), total=len(self.plan.requests), outcomes=dict(outcomes), detail=detail)
+        )
 
     def event(self, kind: str, reason: str, **digests: str) -> None:
         from pipeline.audit.events import append_event

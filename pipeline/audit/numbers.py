@@ -60,7 +60,7 @@ class Counting(Protocol):
         ...
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Counts:
     """The counts of a run, or of some of its requests. The words are those of this module's own text.
 

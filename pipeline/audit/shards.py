@@ -35,7 +35,7 @@ COMMITS, TABLES = "commits", ("samples", "attempts")
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardFile:
     """One data file of a shard.
 
@@ -54,7 +54,7 @@ class ShardFile:
     chain_head: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardReceipt:
     """What one commit made: the content of the commit marker.
 
@@ -169,11 +169,11 @@ def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Ta
             ]
             outcomes = Counter(samples.column("outcome").to_pylist())
             receipt = ShardReceipt(
-                shard_id,
-                samples.num_rows,
-                attempts.num_rows,
-                tuple(part.file for part in parts),
-                dict(sorted(outcomes.items())),
+                shard_id=shard_id,
+                rows=samples.num_rows,
+                attempts=attempts.num_rows,
+                files=tuple(part.file for part in parts),
+                outcomes=dict(sorted(outcomes.items())),
             )
             at, temporary, leaf = stack.enter_context(
                 storage.staged(folder, marker, lambda stream: stream.write(receipt.marker))
@@ -304,7 +304,11 @@ class _Part:
         at, temporary, _ = stack.enter_context(storage.staged(folder, f"{name}/part-{shard_id}", fill))
         # The digest tells what is in it; the rest is this writer's alone, so that nobody else removes it by mistake.
         path = f"{name}/part-{shard_id}-{made['sha256'][:16]}-{secrets.token_hex(4)}.parquet"
-        return cls(ShardFile(name, path, made["sha256"], made["bytes"], table.num_rows, head), at, temporary)
+        return cls(
+            ShardFile(table=name, path=path, sha256=made["sha256"], bytes=made["bytes"], rows=table.num_rows, chain_head=head),
+            at,
+            temporary,
+        )
 
     def place(self) -> None:
         storage.disk().replace(self.temporary, self.file.path.rpartition("/")[2], at=self.at)

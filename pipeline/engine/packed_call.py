@@ -53,7 +53,10 @@ def packed_call(
         if t.push and t.push.acts_at(t.step):
             count = t.push.references_at(t.step)
             references = tuple(range(len(latents), len(latents) + count))
-            pushes += [RowPush(row, references, t.push, t.step, first) for row in t.push.pushed(first, len(latents))]
+            pushes += [
+                RowPush(row=row, references=references, settings=t.push, step=t.step, owner=first)
+                for row in t.push.pushed(first, len(latents))
+            ]
             latents += reference_latents(sampler, t.push, t.step)[:count]
             context += [t.push.context] * count
         timesteps += [sampler.timesteps[t.step]] * (len(latents) - first)
@@ -100,7 +103,7 @@ def _pushes_of_groups(owners: Owners) -> list[RowPush]:
     pushes: list[RowPush] = []
     for group in groups.values():
         rows = [
-            GroupRow(first + i, group.id, t.member, i + 2 - t.own_rows, t.step)
+            GroupRow(row=first + i, group=group.id, member=t.member, branch=i + 2 - t.own_rows, step=t.step)
             for t, first in owners
             if t.group and t.group.id == group.id
             for i in range(t.own_rows)

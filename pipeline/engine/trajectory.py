@@ -17,7 +17,7 @@ CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
 GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trajectory:
     """One sample on its way from noise to picture.
 

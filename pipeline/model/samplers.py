@@ -52,7 +52,7 @@ NEAREST = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """One sampler over a fixed number of steps, as lookup tables.
 
@@ -235,9 +235,9 @@ def _ddim(model: DiffusionModel, steps: int, eta: float) -> Sampler:
     fresh = [eta * math.sqrt((1 - n) / (1 - a) * (1 - a / n)) for a, n in zip(alpha, after, strict=True)] if eta else []
     kept = [1 - n - t * t for n, t in zip(after, fresh or [0.0] * steps, strict=True)]
     return Sampler(
-        f"ddim (η = {eta:g})" if eta else "ddim",
-        model.prediction_type,
-        timesteps,
+        name=f"ddim (η = {eta:g})" if eta else "ddim",
+        prediction_type=model.prediction_type,
+        timesteps=timesteps,
         signal=tuple(map(math.sqrt, alpha)),
         noise=tuple(math.sqrt(1 - a) for a in alpha),
         signal_next=tuple(map(math.sqrt, after)),
@@ -256,9 +256,15 @@ def _euler(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
     signal, noise = _variance_preserving(scheduler.sigmas)
     first = float(scheduler.sigmas[0])
     return Sampler(
-        "euler", model.prediction_type, tuple(float(t) for t in scheduler.timesteps), signal[:-1], noise[:-1], signal[1:],
-        noise[1:], initial_scale=float(scheduler.init_noise_sigma) / math.sqrt(first**2 + 1),
-    )  # fmt: skip
+        name="euler",
+        prediction_type=model.prediction_type,
+        timesteps=tuple(float(t) for t in scheduler.timesteps),
+        signal=signal[:-1],
+        noise=noise[:-1],
+        signal_next=signal[1:],
+        noise_next=noise[1:],
+        initial_scale=float(scheduler.init_noise_sigma) / math.sqrt(first**2 + 1),
+    )
 
 
 def _dpmpp_2m(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
@@ -283,9 +289,15 @@ def _dpmpp_2m(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
         weight = 0.5 * -math.expm1(-h) if c.solver_type == "midpoint" else math.expm1(-h) / h + 1
         correction.append(signal[i + 1] * weight * h / last)
     return Sampler(
-        "dpmpp_2m", model.prediction_type, tuple(int(t) for t in scheduler.timesteps), signal[:-1], noise[:-1], signal[1:],
-        noise[1:], correction=tuple(correction),
-    )  # fmt: skip
+        name="dpmpp_2m",
+        prediction_type=model.prediction_type,
+        timesteps=tuple(int(t) for t in scheduler.timesteps),
+        signal=signal[:-1],
+        noise=noise[:-1],
+        signal_next=signal[1:],
+        noise_next=noise[1:],
+        correction=tuple(correction),
+    )
 
 
 def _flow_match_euler(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
@@ -299,7 +311,15 @@ def _flow_match_euler(model: DiffusionModel, steps: int, _eta: float) -> Sampler
     noise = tuple(float(s) for s in scheduler.sigmas)
     signal = tuple(1 - s for s in noise)
     timesteps = tuple(float(t) for t in scheduler.timesteps)
-    return Sampler("flow_match_euler", model.prediction_type, timesteps, signal[:-1], noise[:-1], signal[1:], noise[1:])
+    return Sampler(
+        name="flow_match_euler",
+        prediction_type=model.prediction_type,
+        timesteps=timesteps,
+        signal=signal[:-1],
+        noise=noise[:-1],
+        signal_next=signal[1:],
+        noise_next=noise[1:],
+    )
 
 
 def _variance_preserving(sigmas: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

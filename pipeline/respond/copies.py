@@ -140,7 +140,7 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
 def reseed(failed: Failed, _: Rung, tools: Tools) -> NextTry:
     """A new seed; also what every kind becomes that has nothing to steer by."""
     seed = next_seed(failed.seed, failed.attempt)
-    return NextTry(_fresh(failed.last, tools.engine.initial_noise(seed)), Intervention("reseed"), seed)
+    return NextTry(_fresh(failed.last, tools.engine.initial_noise(seed)), Intervention(kind="reseed"), seed)
 
 
 def renoise(failed: Failed, rung: RenoiseRung, tools: Tools) -> NextTry:
@@ -149,7 +149,7 @@ def renoise(failed: Failed, rung: RenoiseRung, tools: Tools) -> NextTry:
         return reseed(failed, rung, tools)
     begin = _begin(failed, rung, tools)
     again = _renoised(tools.engine, failed.last, begin, next_seed(failed.seed, failed.attempt))
-    return NextTry(again, Intervention("renoise"), failed.seed)
+    return NextTry(again, Intervention(kind="renoise"), failed.seed)
 
 
 def negative(failed: Failed, rung: NegativeRung, tools: Tools) -> NextTry:
@@ -161,7 +161,7 @@ def negative(failed: Failed, rung: NegativeRung, tools: Tools) -> NextTry:
     require_guidance(failed, rung)
     again = from_its_noise(failed, tools)
     again.negative = words.context_of(text)
-    return NextTry(again, Intervention("negative", 1.0, failed.nearest(rung.references)[0]), failed.seed)
+    return NextTry(again, Intervention(kind="negative", strength=1.0, ref_ids=failed.nearest(rung.references)[0]), failed.seed)
 
 
 # --- where the next attempt begins -----------------------------------------------------------------------------------------
@@ -189,7 +189,9 @@ def resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Trajec
     last, begin = failed.last, _begin(failed, rung, tools)
     begin = max((step for step in last.ring if step <= begin), default=min(last.ring))  # the latest latent kept by then
     earlier = {step: z for step, z in last.ring.items() if step < begin}
-    again = Trajectory(last.tag, last.ring[begin], begin, last.context, last.negative, ring=earlier)
+    again = Trajectory(
+        tag=last.tag, latent=last.ring[begin], step=begin, context=last.context, negative=last.negative, ring=earlier
+    )
     return failed, again, again.step + max(1, round(rung.window * len(tools.engine.sampler)))
 
 
@@ -200,7 +202,7 @@ def from_its_noise(failed: Failed, tools: Tools) -> Trajectory:
 
 
 def _fresh(last: Trajectory, latent: torch.Tensor) -> Trajectory:
-    return Trajectory(last.tag, latent, 0, last.context, last.negative)
+    return Trajectory(tag=last.tag, latent=latent, step=0, context=last.context, negative=last.negative)
 
 
 def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajectory:
@@ -210,7 +212,7 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))
     done = last.step == len(engine.sampler) or last.clean is None
     noisy = engine.sampler.noised(last.latent if done or last.clean is None else last.clean, noise, begin)
-    return Trajectory(last.tag, noisy, begin, last.context, last.negative)
+    return Trajectory(tag=last.tag, latent=noisy, step=begin, context=last.context, negative=last.negative)
 
 
 def require_guidance(failed: Failed, rung: Rung) -> None:

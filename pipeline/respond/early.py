@@ -171,7 +171,16 @@ class ReferenceLatents:
             for i in torch.argsort(cosines, descending=True, stable=True).tolist():
                 r, turned = references[i]
                 if r.ref_id not in best:
-                    best[r.ref_id] = Near(Match(r.ref_id, r.title, float(cosines[i]), r.rights_basis, r.status), turned)
+                    best[r.ref_id] = Near(
+                        Match(
+                            ref_id=r.ref_id,
+                            title=r.title,
+                            similarity=float(cosines[i]),
+                            rights_basis=r.rights_basis,
+                            status=r.status,
+                        ),
+                        turned,
+                    )
                 if len(best) == k:
                     break
             out.append(list(best.values()))

@@ -37,7 +37,7 @@ OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships
 TYPICAL = 0.3  # overlap from which two of a training set's places say the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Erasure:
     """The words in one sample's negative conditioning, and the low-rank weights with them.
 
@@ -91,8 +91,8 @@ class Erasers:
         """As every audit row names them; tokens are those in every sample's negative conditioning."""
         return tuple(
             Adapter(
-                adapter.name, f"erase-{adapter.removal}", adapter.digest, config.weight,
-                standing.tokens if standing is not None and config.tokens == "always" else (),
+                name=adapter.name, kind=f"erase-{adapter.removal}", digest=adapter.digest, weight=config.weight,
+                tokens=standing.tokens if standing is not None and config.tokens == "always" else (),
             )
             for adapter, config in self.loaded
         )  # fmt: skip
@@ -151,7 +151,13 @@ class Erasers:
         if not digests:
             return None
         said = torch.cat(vectors) if vectors else torch.zeros(0, 0)
-        return Erasure(tuple(tokens), said, (*self.always_lowrank, *lowrank), tuple(digests), strength)
+        return Erasure(
+            tokens=tuple(tokens),
+            vectors=said,
+            lowrank=(*self.always_lowrank, *lowrank),
+            adapters=tuple(digests),
+            strength=strength,
+        )
 
 
 def _always(adapter: EraseAdapter, config: AdapterConfig) -> bool:
@@ -251,7 +257,15 @@ def erase(
     latent = last.ring[begin] if begin in last.ring else engine.initial_noise(seed)
     earlier = {step: z for step, z in last.ring.items() if step < begin}
     again = Trajectory(
-        last.tag, latent, begin, last.context, negative, push=last.push, nudge=last.nudge, guide=guide, ring=earlier,
+        tag=last.tag,
+        latent=latent,
+        step=begin,
+        context=last.context,
+        negative=negative,
+        push=last.push,
+        nudge=last.nudge,
+        guide=guide,
+        ring=earlier,
         lowrank=erasure.lowrank,
-    )  # fmt: skip
-    return again, Intervention("erase", erasure.strength, tokens=erasure.tokens, adapters=erasure.adapters)
+    )
+    return again, Intervention(kind="erase", strength=erasure.strength, tokens=erasure.tokens, adapters=erasure.adapters)

@@ -28,7 +28,9 @@ def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
     if features is not None:  # whoever asks for features first pays for them
         again.evals += (features.rows_run - ran) / again.own_rows
         again.rows_from = [(again.step, tools.engine.rows)]
-    return NextTry(again, Intervention("negtome", rung.alpha, failed.nearest(rung.references)[0]), failed.seed)
+    return NextTry(
+        again, Intervention(kind="negtome", strength=rung.alpha, ref_ids=failed.nearest(rung.references)[0]), failed.seed
+    )
 
 
 def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: int) -> NegToMe:
@@ -36,11 +38,24 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
     fixed = rung.noise == "fixed"
     noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
     settings = NegToMe(
-        latents, noises, tools.reference_context, rung.alpha, rung.token_threshold, until, match=rung.match,
-        placement=rung.placement, keep_norm=rung.keep_norm, form=rung.form, temperature=rung.temperature,
-        attention=rung.attention, rows=rung.rows, where=rung.blocks, min_tokens=rung.min_tokens, precision=rung.precision,
+        latents=latents,
+        noises=noises,
+        context=tools.reference_context,
+        alpha=rung.alpha,
+        threshold=rung.token_threshold,
+        until_step=until,
+        match=rung.match,
+        placement=rung.placement,
+        keep_norm=rung.keep_norm,
+        form=rung.form,
+        temperature=rung.temperature,
+        attention=rung.attention,
+        rows=rung.rows,
+        where=rung.blocks,
+        min_tokens=rung.min_tokens,
+        precision=rung.precision,
         masks=tuple(foreground(z, tools.centre) for z in latents) if rung.masked else None,
-    )  # fmt: skip
+    )
     if engine.features is None:
         return settings
     steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]

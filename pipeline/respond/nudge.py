@@ -33,7 +33,9 @@ def answer(failed: Failed, rung: NudgeRung, tools: Tools) -> NextTry:
             nudge = replace(nudge, levels=tuple(zip(sampler.signal, sampler.noise, strict=True)))
         again.nudge = nudge
     strength = rung.step_size * rung.iterations
-    return NextTry(again, Intervention("nudge", strength, failed.nearest(rung.references)[0]), failed.seed)
+    return NextTry(
+        again, Intervention(kind="nudge", strength=strength, ref_ids=failed.nearest(rung.references)[0]), failed.seed
+    )
 
 
 def objective_of(rung: Nudging) -> Objective:
@@ -51,9 +53,16 @@ def nudged(rung: Nudging, tools: Tools, references: tuple[torch.Tensor, ...], un
 
     centre = tools.centre if rung.centred else torch.zeros_like(tools.centre)
     return Nudge(
-        references, centre, rung.step_size, rung.iterations, until, rung.temperature, rung.keep, rung.enough,
+        references=references,
+        centre=centre,
+        step_size=rung.step_size,
+        iterations=rung.iterations,
+        until_step=until,
+        temperature=rung.temperature,
+        keep=rung.keep,
+        enough=rung.enough,
         objective=objective,
-    )  # fmt: skip
+    )
 
 
 def _embedder_nudge(
@@ -65,5 +74,11 @@ def _embedder_nudge(
     space = tools.embedder_space()
     desired = space.text(failed.words.caption)[None] if rung.pull > 0 else None
     return EmbedderNudge(
-        space.features, space.of_latents(references), desired, _of_nudge(rung), rung.step_size, rung.iterations, until
-    )  # fmt: skip
+        features=space.features,
+        undesired=space.of_latents(references),
+        desired=desired,
+        objective=_of_nudge(rung),
+        step_size=rung.step_size,
+        iterations=rung.iterations,
+        until_step=until,
+    )

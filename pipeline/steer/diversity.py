@@ -33,7 +33,7 @@ class Group:
     settings: NegToMe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupRow:
     """One row of a packed batch that belongs to a declared group; see :func:`group_pushes`.
 
@@ -121,5 +121,5 @@ def group_pushes(rows: Sequence[GroupRow], sizes: Mapping[str, int], settings: N
         for own in mates:
             others = tuple(r.row for r in mates if r.branch == own.branch and r.member != own.member)
             if others:
-                pushes.append(RowPush(own.row, others, settings, own.step))
+                pushes.append(RowPush(row=own.row, references=others, settings=settings, step=own.step))
     return pushes

@@ -69,7 +69,7 @@ def nudge_through(
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbedderNudge:
     """The same as a hook of a trajectory; see :class:`pipeline.steer.nudge.Nudge`.
 

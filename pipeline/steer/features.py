@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureKey:
     """What a reference's tokens at one site depend on.
 
@@ -171,7 +171,15 @@ def with_features(
     assets = [asset_digest(z, n, settings.context) for z, n in zip(settings.latents, noises, strict=True)]
 
     def key(step: int, which: int, site: str, *, directions: bool = False) -> FeatureKey:
-        return FeatureKey(assets[which], model, rows, (step, of_steps), site, settings.placement, directions)
+        return FeatureKey(
+            asset=assets[which],
+            model=model,
+            rows=rows,
+            step=(step, of_steps),
+            site=site,
+            placement=settings.placement,
+            directions=directions,
+        )
 
     found: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
     sites = cache.sites(model, settings)

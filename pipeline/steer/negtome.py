@@ -141,7 +141,7 @@ class Features(NamedTuple):
     directions: torch.Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NegToMe:
     """Reference mode for one sample: its own nearest references, carried as extra rows of the same call.
 
@@ -215,7 +215,7 @@ class NegToMe:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowPush:
     """Which row of a packed batch is pushed away from what.
 

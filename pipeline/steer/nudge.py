@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Solver = Literal["steps", "closed_form"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nudge:
     """Pushes a predicted clean latent away from reference latents.
 

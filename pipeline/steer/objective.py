@@ -22,7 +22,7 @@ Normalise = Literal["cosine", "none"]
 Penalty = Literal["l2_squared", "l2"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is minimised.
 

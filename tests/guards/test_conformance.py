@@ -39,7 +39,7 @@ def test_every_guard_conforms(make: Callable[[], Guard]) -> None:
 
 def test_the_copies_guard_conforms_with_its_own_embedder_and_second_look(tmp_path: Path) -> None:
     embedder = OpenCLIPEmbedder.open("stickers", "")
-    works = [NewReference(str(seed), np.asarray(drawing(seed)), keep_picture=True) for seed in (50, 60)]
+    works = [NewReference(title=str(seed), picture=np.asarray(drawing(seed)), keep_picture=True) for seed in (50, 60)]
     index = ReferenceIndex.build(tmp_path / "index", works, embedder)
     point = OperatingPoint(threshold=-1.0)  # so that everything gets the second look
     check_guard(CopiesGuard(index, embedder, point=point, hues=3), mixed())

@@ -63,7 +63,7 @@ def same(picture: np.ndarray, reference: np.ndarray) -> float:
 
 
 def work(ref_id: str, basis: str = "claim", status: str = "active") -> Match:
-    return Match(ref_id, ref_id.title(), 0.0, basis, status)
+    return Match(ref_id=ref_id, title=ref_id.title(), similarity=0.0, rights_basis=basis, status=status)
 
 
 def guard(works: list[tuple[Match, np.ndarray]], *, pictures: bool = True, **settings: Any) -> CopiesGuard:
@@ -96,7 +96,9 @@ def test_a_copy_is_confirmed(clean: np.ndarray) -> None:
 
 
 def test_people_read_the_title_and_steering_reads_the_id(clean: np.ndarray) -> None:
-    (examined,) = guard([(Match("3f9a0c", "A red apple", 0.0, "claim", "active"), clean[0])]).examine(clean[:1])
+    (examined,) = guard(
+        [(Match(ref_id="3f9a0c", title="A red apple", similarity=0.0, rights_basis="claim", status="active"), clean[0])]
+    ).examine(clean[:1])
     assert (examined.findings[0].ref_id, examined.findings[0].detail) == ("3f9a0c", "A red apple")
     assert [finding.ref_id for finding in examined.findings if not finding.triggered and not finding.score > 0] == ["", ""]
 
@@ -146,7 +148,7 @@ def test_an_index_of_another_embedder_is_refused(clean: np.ndarray) -> None:
     index = TinyIndex([(work("a"), clean[0])])
     index.embedder_id = "other"
     with pytest.raises(IndexMismatch, match="other"):
-        CopiesGuard(index, TinyEmbedder(), point=OperatingPoint(0.9))  # type: ignore[arg-type]
+        CopiesGuard(index, TinyEmbedder(), point=OperatingPoint(threshold=0.9))  # type: ignore[arg-type]
 
 
 def test_the_second_look_may_suffice_alone(clean: np.ndarray) -> None:

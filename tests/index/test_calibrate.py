@@ -55,7 +55,7 @@ def test_wilson_interval() -> None:
     rate = Rate.of(81, 263)
     assert (round(rate.low, 4), round(rate.high, 4)) == (0.2553, 0.3662)
     assert Rate.of(0, 20).low == 0 and round(Rate.of(0, 20).high, 4) == 0.1611
-    assert Rate.of(20, 20).high == 1 and Rate.of(0, 0) == Rate(0.0, 0.0, 1.0, 0, 0)
+    assert Rate.of(20, 20).high == 1 and Rate.of(0, 0) == Rate(value=0.0, low=0.0, high=1.0, hits=0, n=0)
 
 
 def test_average_precision() -> None:

@@ -170,10 +170,15 @@ def test_the_folder_is_in_open_clips_own_format() -> None:
 
 def test_preprocessing_pads_or_squashes() -> None:
     wide = np.zeros((10, 40, 3), np.uint8)
-    pad = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bicubic", "pad", 255)
+    pad = Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", fit="pad", fill=255)
     padded = pad(wide)
     assert padded.shape == (3, 64, 64) and padded[:, 32, 32].max() == -1 and padded[:, 0].min() == padded[:, -1].min() == 1
-    assert Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash", 255)(wide).max() == -1
+    assert (
+        Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", fit="squash", fill=255)(
+            wide
+        ).max()
+        == -1
+    )
     exact = drawing(1)
     assert np.allclose(pad(exact), exact.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 

@@ -58,7 +58,10 @@ def test_pictures_of_different_sizes_share_calls_where_the_embedder_fits_them() 
 
 def test_in_full_calls_every_vector_has_the_bytes_it_has_alone(tmp_path: Path) -> None:
     shipped = OpenCLIPEmbedder.open("stickers")
-    works = [NewReference(str(n), drawing(n, side)) for n, side in enumerate([64, 64, 48, 64, 100, 64, 64, 64, 64, 70, 64])]
+    works = [
+        NewReference(title=str(n), picture=drawing(n, side))
+        for n, side in enumerate([64, 64, 48, 64, 100, 64, 64, 64, 64, 70, 64])
+    ]
     index = ReferenceIndex.build(tmp_path / "i", works, shipped)
     for item in works:
         alone = shipped.images(item.picture[None])[0]
@@ -81,7 +84,7 @@ def test_no_more_than_a_block_of_pictures_is_in_memory(tmp_path: Path, embedder:
             picture = drawing(seed).view(Watched)
             living.add(id(picture))
             weakref.finalize(picture, living.discard, id(picture))
-            yield NewReference(str(seed), picture, keep_picture=True)
+            yield NewReference(title=str(seed), picture=picture, keep_picture=True)
             del picture
             if seed % 16 == 0:
                 gc.collect()

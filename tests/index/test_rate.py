@@ -26,8 +26,9 @@ def test_wilson() -> None:
 
 
 def test_rate_has_the_interval_of_wilson() -> None:
-    assert Rate.of(15, 148) == Rate(15 / 148, *wilson(15, 148), 15, 148)
-    assert Rate.of(0, 0) == Rate(0.0, 0.0, 1.0, 0, 0)
+    low, high = wilson(15, 148)
+    assert Rate.of(15, 148) == Rate(value=15 / 148, low=low, high=high, hits=15, n=148)
+    assert Rate.of(0, 0) == Rate(value=0.0, low=0.0, high=1.0, hits=0, n=0)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_the_id_is_the_content_not_the_way_it_was_stored(tmp_path: Path, embedde
 
 
 def test_identical_pictures_are_one_reference(tmp_path: Path, embedder: GridEmbedder) -> None:
-    twice = NewReference("another title", drawing(1), keep_picture=True)
+    twice = NewReference(title="another title", picture=drawing(1), keep_picture=True)
     index = ReferenceIndex.build(tmp_path / "i", [work(1), twice, work(2)], embedder)
     assert [r.title for r in index.references() if r.content_sha256 == content_digest(drawing(1))] == ["work 1"]
     before = index.index_id
@@ -268,7 +268,7 @@ def test_a_crash_before_the_pointer_moves_leaves_the_old_index(
 def test_unknown_words_are_refused(tmp_path: Path, embedder: GridEmbedder, said: dict[str, str], match: str) -> None:
     with pytest.raises(InputError, match=match):
         ReferenceIndex.build(tmp_path / "i", [work(1, **said)], embedder)
-    grey = NewReference("grey", np.zeros((8, 8), np.uint8))
+    grey = NewReference(title="grey", picture=np.zeros((8, 8), np.uint8))
     with pytest.raises(InputError, match="uint8"):
         ReferenceIndex.build(tmp_path / "j", [grey], embedder)
 

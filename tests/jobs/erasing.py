@@ -61,7 +61,7 @@ def clean(count: int) -> list[Captioned]:
 
 
 def a_set(path: Path, count: int = 24, **how: Any) -> tuple[Path, dict[str, Any]]:
-    return path, build(clean(count), path, Pollution(("qr",), 0.6, designs="train"), Seeing(), seed=1, **how)
+    return path, build(clean(count), path, Pollution(kinds=("qr",), ratio=0.6, designs="train"), Seeing(), seed=1, **how)
 
 
 def some_rows(count: int = 12, *, boxes: bool = True) -> list[Row]:
@@ -70,7 +70,7 @@ def some_rows(count: int = 12, *, boxes: bool = True) -> list[Row]:
     for i in range(count):
         picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         marks = {"qr": [(0.0, 0.0, 0.5, 0.5)] if boxes else []} if i % 3 else {}
-        rows.append(Row(str(i), "a red apple", picture, marks, marks))
+        rows.append(Row(name=str(i), caption="a red apple", stored=picture, marks=marks, found=marks))
     return rows
 
 

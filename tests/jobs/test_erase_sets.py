@@ -27,7 +27,7 @@ from .erasing import Seeing, a_set, blank, call, clean, folder_of, tar_of
 @pytest.mark.parametrize("designs", ["train", "held-out", "varied"])
 @pytest.mark.parametrize("kind", ["watermark", "qr", "text"])
 def test_the_box_surrounds_what_changed(kind: str, designs: Any) -> None:
-    rng, how = np.random.default_rng(0), Pollution((kind,), 1.0, designs=designs)
+    rng, how = np.random.default_rng(0), Pollution(kinds=(kind,), ratio=1.0, designs=designs)
     for _ in range(5):
         after, mark = pollute(blank(), how, rng)
         assert mark is not None and mark.kind == kind and mark.design.startswith(designs)
@@ -38,22 +38,22 @@ def test_the_box_surrounds_what_changed(kind: str, designs: Any) -> None:
 
 def test_ratio_opacity_and_place_are_as_asked() -> None:
     rng = np.random.default_rng(1)
-    marks = [pollute(blank(), Pollution(("qr",), 0.3), rng)[1] for _ in range(300)]
+    marks = [pollute(blank(), Pollution(kinds=("qr",), ratio=0.3), rng)[1] for _ in range(300)]
     assert 0.22 < sum(mark is not None for mark in marks) / 300 < 0.38
-    faint, mark = pollute(blank(), Pollution(("qr",), 1.0, (0.3, 0.3)), rng)
+    faint, mark = pollute(blank(), Pollution(kinds=("qr",), ratio=1.0, opacity=(0.3, 0.3)), rng)
     assert mark is not None and mark.opacity == 0.3
     darkest = 200 - 0.3 * (200 - 20)  # the ink is 20, seen through at three tenths
     assert faint.min() == pytest.approx(darkest, abs=2)
     for place, where in (("centre", (0.4, 0.6)), ("corner", None)):
         for _ in range(8):
-            _, mark = pollute(blank(), Pollution(("qr",), 1.0, place=place), rng)  # type: ignore[arg-type]
+            _, mark = pollute(blank(), Pollution(kinds=("qr",), ratio=1.0, place=place), rng)  # type: ignore[arg-type]
             assert mark is not None
             x0, y0, x1, y1 = mark.box
             if where:
                 assert where[0] <= (x0 + x1) / 128 <= where[1] and where[0] <= (y0 + y1) / 128 <= where[1]
             else:
                 assert min(x0, 64 - x1) <= 2 and min(y0, 64 - y1) <= 2
-    boxes = {pollute(blank(), Pollution(("qr",), 1.0, place="anywhere"), rng)[1].box for _ in range(8)}  # type: ignore[union-attr]
+    boxes = {pollute(blank(), Pollution(kinds=("qr",), ratio=1.0, place="anywhere"), rng)[1].box for _ in range(8)}  # type: ignore[union-attr]
     assert len(boxes) == 8
 
 
@@ -75,7 +75,7 @@ def test_pictures_need_not_be_square() -> None:
     wide = np.full((64, 150, 3), 200, np.uint8)
     columns = set()
     for seed in range(6):
-        after, mark = pollute(wide, Pollution(("qr",), 1.0), np.random.default_rng(seed))
+        after, mark = pollute(wide, Pollution(kinds=("qr",), ratio=1.0), np.random.default_rng(seed))
         assert after.shape == wide.shape and mark is not None and mark.box[2] <= 150 and mark.box[3] <= 64
         columns.add(mark.box[0] > 64)
     assert columns == {True, False}
@@ -98,7 +98,7 @@ def test_pollution_refuses_what_it_does_not_know(wrong: dict[str, Any]) -> None:
 
 def test_a_mark_nobody_can_see_is_an_error() -> None:
     with pytest.raises(ConfigError, match="cannot be seen"):
-        pollute(blank(colour=120), Pollution(("watermark",), 1.0, (0.05, 0.05)), np.random.default_rng(0))
+        pollute(blank(colour=120), Pollution(kinds=("watermark",), ratio=1.0, opacity=(0.05, 0.05)), np.random.default_rng(0))
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_set_keeps_truth_and_sight_apart(tmp_path: Path) -> None:
     metadata = json.loads(pq.read_schema(path).metadata[b"huggingface"])
     assert metadata == {"info": {"features": {"image": {"_type": "Image"}}}}
     assert json.loads(path.with_suffix(".json").read_text()) == summary
-    again = build(clean(24), tmp_path / "again.parquet", Pollution(("qr",), 0.6), Seeing(), seed=1)
+    again = build(clean(24), tmp_path / "again.parquet", Pollution(kinds=("qr",), ratio=0.6), Seeing(), seed=1)
     assert again["sha256"] == summary["sha256"]
 
 
@@ -237,7 +237,7 @@ def test_a_classifier_says_only_that_there_is_something(tmp_path: Path) -> None:
 
 def test_a_detector_that_finds_nothing_stops_it(tmp_path: Path) -> None:
     with pytest.raises(NothingFound, match="finds 0 of") as error:
-        build(clean(24), tmp_path / "set.parquet", Pollution(("qr",), 0.6), Seeing(blind=True))
+        build(clean(24), tmp_path / "set.parquet", Pollution(kinds=("qr",), ratio=0.6), Seeing(blind=True))
     assert "threshold" in error.value.fix and list(tmp_path.iterdir()) == []  # nothing half-done is left
 
 

@@ -20,7 +20,9 @@ from jobs.run.lock import Process, holder, lease
 from pipeline import storage
 from pipeline.storage import Disk
 
-ELSEWHERE = Process(4242, "elsewhere", "2026-11-28T10:00:00Z", boot="another kernel", space="pid:[1]", started="77")
+ELSEWHERE = Process(
+    pid=4242, host="elsewhere", since="2026-11-28T10:00:00Z", boot="another kernel", space="pid:[1]", started="77"
+)
 
 
 def write(folder: Path, who: Process) -> None:

@@ -344,8 +344,11 @@ CALL = Measured(
 
 
 def requests(count: int, bad: int = 0) -> list[Request]:
-    good = [Request(i, f"k{i}", "a cat", "", i) for i in range(count)]
-    return good + [Request(count + i, f"b{i}", "", "", 0, ("input.empty_prompt", "x")) for i in range(bad)]
+    good = [Request(row_no=i, key=f"k{i}", prompt="a cat", negative_prompt="", seed=i) for i in range(count)]
+    return good + [
+        Request(row_no=count + i, key=f"b{i}", prompt="", negative_prompt="", seed=0, problem=("input.empty_prompt", "x"))
+        for i in range(bad)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def test_never_and_always_have_an_interval_too(value: float, low: float, high: f
 @pytest.mark.parametrize(
     ("measure", "met"),
     [
-        (Measure("m", 0.9, 0, 1, 9), None),
-        (Measure("m", 0.9, 0, 1, 9, 0.8), True),
-        (Measure("m", 0.9, 0, 1, 9, 0.8, "lower"), False),
-        (Measure("m", 0.3, 0, 1, 9, 0.15, most=0.4), True),
-        (Measure("m", 0.5, 0, 1, 9, 0.15, most=0.4), False),
+        (Measure(id="m", value=0.9, low=0, high=1, n=9), None),
+        (Measure(id="m", value=0.9, low=0, high=1, n=9, goal=0.8), True),
+        (Measure(id="m", value=0.9, low=0, high=1, n=9, goal=0.8, better="lower"), False),
+        (Measure(id="m", value=0.3, low=0, high=1, n=9, goal=0.15, most=0.4), True),
+        (Measure(id="m", value=0.5, low=0, high=1, n=9, goal=0.15, most=0.4), False),
     ],
 )
 def test_goals(measure: Measure, met: bool | None) -> None:

@@ -28,10 +28,10 @@ from pipeline.steer.erase_tokens import check_box
 
 def test_a_rate_is_corrected_for_its_detector() -> None:
     # 30 % seen by a detector of sensitivity .8 and specificity .9: (0.3 − 0.1) / 0.7 = 2/7
-    found = corrected("c", Measure("m", 0.3, 0.1, 0.5, 40), 0.8, 0.9)
+    found = corrected("c", Measure(id="m", value=0.3, low=0.1, high=0.5, n=40), 0.8, 0.9)
     assert (found.value, found.low, found.high) == (pytest.approx(2 / 7), 0.0, pytest.approx(4 / 7)) and found.n == 40
-    assert corrected("c", Measure("m", 1.0, 0.9, 1.0, 40), 0.8, 0.9).value == 1.0  # never above everything
-    blind = corrected("c", Measure("m", 0.3, 0.1, 0.5, 40), 0.2, 0.8)
+    assert corrected("c", Measure(id="m", value=1.0, low=0.9, high=1.0, n=40), 0.8, 0.9).value == 1.0  # never above everything
+    blind = corrected("c", Measure(id="m", value=0.3, low=0.1, high=0.5, n=40), 0.2, 0.8)
     assert (blind.low, blind.high) == (0.0, 1.0)  # a coin says nothing
 
 
@@ -128,7 +128,7 @@ def test_a_detector_is_made_as_bad_as_is_asked() -> None:
     for i in range(300):
         x, y = (float(v) for v in rng.uniform(0, 0.6, 2))
         marks = {"qr": [(x, y, x + 0.4, y + 0.4)]} if i % 3 else {}
-        rows.append(Row(str(i), "c", np.zeros((4, 4, 3), np.uint8), marks, marks))
+        rows.append(Row(name=str(i), caption="c", stored=np.zeros((4, 4, 3), np.uint8), marks=marks, found=marks))
     seen, amount, reached = degraded(rows, 0.4, seed=1)
     assert reached == pytest.approx(0.4, abs=0.01) and amount > 0
     assert mean_overlap([r.found for r in seen], [r.marks for r in rows]) == reached
@@ -148,7 +148,7 @@ def test_esd_turns_the_word_round() -> None:
 
 def test_esd_learns_its_target_in_cross_attention_alone(tiny_sd: Path, tmp_path: Path) -> None:
     model, losses = ModelConfig(path=str(tiny_sd), dtype="float32"), []
-    how = EsdTraining(("a mark",), steps=12, batch=4, rank=2, drawn=2, sampling_steps=3, rate=1e-2)
+    how = EsdTraining(words=("a mark",), steps=12, batch=4, rank=2, drawn=2, sampling_steps=3, rate=1e-2)
     lowrank = train_esd(model, how, lambda step, loss: losses.append(loss))
     assert lowrank and all(".attn2.to_" in name for name in lowrank)
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
@@ -167,12 +167,19 @@ def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
     for part in ("model", "data"):
         arm = next(arm for arm in ARMS if arm.part == part and arm.name == MAIN[part])
         assert isinstance(arm.training, Training)
-        trained_here = Trained({"<qr>": torch.ones(3)}, {"m.lora_A.weight": torch.ones(1, 2)}, [], 60, 9, 9)
+        trained_here = Trained(
+            vectors={"<qr>": torch.ones(3)},
+            lowrank={"m.lora_A.weight": torch.ones(1, 2)},
+            curve=[],
+            seconds=60,
+            pictures=9,
+            marked=9,
+        )
         save_adapter(
             adapter_folder(tmp_path, arm, 0), trained_here, arm.training, [], base="b", base_digest="d" * 64, dataset={}
         )
     told = [
-        Measure(f"{part} removal · {name}: marked, judge", 0.125, 0.1, 0.2, 9)
+        Measure(id=f"{part} removal · {name}: marked, judge", value=0.125, low=0.1, high=0.2, n=9)
         for part, main in MAIN.items() for name in (main, f"{main}, flagged drawn again", f"{main}, seed 1", "name", "none")
     ]  # fmt: skip
     marks, subjects = ship(tmp_path, told, tmp_path / "world")

@@ -59,11 +59,14 @@ def test_the_bench_has_seeds_of_its_own_and_unseen_subjects() -> None:
 
 
 def test_watching_changes_nothing(model: DiffusionModel) -> None:
-    flights = [Flight("plain", "a red apple", "", 5), Flight("plain", "a pear", "", 6)]
+    flights = [
+        Flight(kind="plain", caption="a red apple", subject="", seed=5),
+        Flight(kind="plain", caption="a pear", subject="", seed=6),
+    ]
     seen = watch(model, flights, steps=4, kept=2, rows=8)
     engine = Engine(model, rows=8, steps=4, guidance_scale=3.0)
     context = model.encode_prompts(["a pear", ""])
-    engine.submit(Trajectory(0, engine.initial_noise(6), 0, context[0], context[1]))
+    engine.submit(Trajectory(tag=0, latent=engine.initial_noise(6), step=0, context=context[0], negative=context[1]))
     (alone,) = [t for _ in range(4) for t in engine.step()]
     assert np.array_equal(model.decode(alone.latent[None])[0], seen.pictures[1])
     assert seen.clean.shape == (2, 2, *model.latent_shape) and seen.text_norms.shape == (2, 4)
@@ -114,7 +117,7 @@ def test_areas_are_counted_pair_by_pair() -> None:
     captions = [f"c{i % 5}" for i in range(60)]
     copy = rng.random(60) < 0.5
     scores = np.round(copy * 0.5 + rng.random(60), 1)  # with ties
-    seen = Seen([Flight("mixed", c, "", i) for i, c in enumerate(captions)], copy, copy, {})
+    seen = Seen([Flight(kind="mixed", caption=c, subject="", seed=i) for i, c in enumerate(captions)], copy, copy, {})
 
     def naive(within: bool) -> float:
         pairs = [(i, j) for i in range(60) for j in range(60) if copy[i] and not copy[j]]

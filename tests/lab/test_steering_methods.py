@@ -77,7 +77,15 @@ def test_despecification_is_gated_bounded_and_grows(
 
 def test_despecification_as_a_hook() -> None:
     near, far = draw(0, 4, 2, 2), draw(1, 4, 2, 2)
-    guide = Despecification(3.0, 5.0, 0.8, (near,), torch.zeros(4, 2, 2), 2, lambda z, _output, _step: z)
+    guide = Despecification(
+        scale=3.0,
+        strength=5.0,
+        gate=0.8,
+        references=(near,),
+        centre=torch.zeros(4, 2, 2),
+        until_step=2,
+        clean_of=lambda z, _output, _step: z,
+    )
     plain = 3 * outputs(1)
     assert torch.allclose(guide(near, NEGATIVE, outputs(1), 0), outputs(1))  # a copy: no guidance beyond 1
     assert torch.equal(guide(far, NEGATIVE, outputs(1), 0), plain)
@@ -110,7 +118,9 @@ def test_safe_guidance_by_hand() -> None:
 def test_safe_guidance_waits_remembers_and_speaks_the_networks_language() -> None:
     z, empty, text, unsafe = (draw(i, 4, 2, 2) for i in range(4))
     how = {"strength": 10.0, "threshold": 0.025, "momentum": 0.5, "memory": 0.7}
-    guide = SafeGuidance(3.0, lambda latent, step: unsafe, lambda latent, raw, step: raw, 1, **how)
+    guide = SafeGuidance(
+        scale=3.0, unsafe_of=lambda latent, step: unsafe, noise_of=lambda latent, raw, step: raw, warmup=1, **how
+    )
     gamma = safe_guidance(empty, text, unsafe, strength=10.0, threshold=0.025)
     plain = empty + 3.0 * (text - empty)
     assert torch.equal(guide(z, empty, text, 0), plain) and gamma.any()  # warming up, but remembering
@@ -127,8 +137,8 @@ def test_safe_guidance_waits_remembers_and_speaks_the_networks_language() -> Non
     def raw_of(noise: torch.Tensor) -> torch.Tensor:
         return (noise - s * z) / a
 
-    v = SafeGuidance(3.0, lambda latent, step: raw_of(unsafe), noise_of, 0, **how)
-    e = SafeGuidance(3.0, lambda latent, step: unsafe, lambda latent, raw, step: raw, 0, **how)
+    v = SafeGuidance(scale=3.0, unsafe_of=lambda latent, step: raw_of(unsafe), noise_of=noise_of, warmup=0, **how)
+    e = SafeGuidance(scale=3.0, unsafe_of=lambda latent, step: unsafe, noise_of=lambda latent, raw, step: raw, warmup=0, **how)
     assert torch.allclose(noise_of(z, v(z, raw_of(empty), raw_of(text), 0), 0), e(z, empty, text, 0), atol=1e-4)
 
 

@@ -71,12 +71,22 @@ def an_attempt(
         number=number,
         seed=1000 + number,
         resumed_from_step=0 if number == 0 else 5,
-        intervention=Intervention(kind, 0.9, (f"ref-{ref}",)) if kind else None,
+        intervention=Intervention(kind=kind, strength=0.9, ref_ids=(f"ref-{ref}",)) if kind else None,
         picture=picture,
         pixel_sha256=pixel_digest(picture),
         embedding=vector / np.linalg.norm(vector),
         findings=(copies, *findings),
-        nearest=(Match(f"ref-{ref}", f"drawing {ref}", similarity, "licensed", "active", 0.7), Match("ref-99", "other", 0.2)),
+        nearest=(
+            Match(
+                ref_id=f"ref-{ref}",
+                title=f"drawing {ref}",
+                similarity=similarity,
+                rights_basis="licensed",
+                status="active",
+                confirm=0.7,
+            ),
+            Match(ref_id="ref-99", title="other", similarity=0.2),
+        ),
         decision=Decision(verdict, reason),
         denoiser_evals=20.0 if number == 0 else 17.5,
         device_seconds=1.25,
@@ -91,7 +101,7 @@ def qr(score: float) -> Finding:
 
 def a_sample(row: int, outcome: Outcome, attempts: Sequence[Attempt] = (), reason: str = "", **more: object) -> Sample:
     accepted = attempts[-1].number if outcome in ACCEPTED else None
-    request = Request(row, f"key-{row:03d}", f"a drawing of thing {row}", "", 1000 + row)
+    request = Request(row_no=row, key=f"key-{row:03d}", prompt=f"a drawing of thing {row}", negative_prompt="", seed=1000 + row)
     start = 1_760_000_000.0 + row
     return Sample(
         request=request, outcome=outcome, reason=reason, attempts=tuple(attempts), accepted_attempt=accepted,

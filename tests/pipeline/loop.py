@@ -29,7 +29,7 @@ class Index:
     embedder_id, index_id = "embedder", "index"
 
     def references(self) -> list[Reference]:
-        return [Reference(REF, "grey", "", "")]
+        return [Reference(ref_id=REF, title="grey", content_sha256="", pdq="")]
 
     def picture(self, ref_id: str) -> np.ndarray:
         return np.full((16, 16, 3), 128, np.uint8)
@@ -56,7 +56,9 @@ class Copies:
                 confirmed=self.confirmed,
                 ref_id=REF,
             )
-            out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "grey", score),), (finding,)))
+            out.append(
+                Examination(np.ones(4, np.float32) / 2, (Match(ref_id=REF, title="grey", similarity=score),), (finding,))
+            )
         return out
 
 
@@ -84,7 +86,7 @@ def runtime(model: DiffusionModel, copies: object, guards: Sequence[object] = ()
 
 
 def requests(count: int = 5) -> list[Request]:
-    return [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+    return [Request(row_no=i, key=f"key-{i}", prompt=f"a red apple {i}", seed=i) for i in range(count)]
 
 
 def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:

@@ -71,14 +71,14 @@ class Index:
         self.near, self.asked = near, 0
 
     def references(self) -> list[Reference]:
-        return [Reference(REF, "red apple", "", "")]
+        return [Reference(ref_id=REF, title="red apple", content_sha256="", pdq="")]
 
     def picture(self, ref_id: str) -> np.ndarray:
         return np.full((16, 16, 3), 128, np.uint8)
 
     def search(self, embeddings: np.ndarray, k: int) -> list[list[Match]]:
         self.asked += len(embeddings)
-        return [[Match(REF, "red apple", 0.9 if self.near(v) else 0.1)] for v in embeddings]
+        return [[Match(ref_id=REF, title="red apple", similarity=0.9 if self.near(v) else 0.1)] for v in embeddings]
 
 
 class Copies:
@@ -95,7 +95,9 @@ class Copies:
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1
             finding = Finding(guard="copies", version="1", category="copy.protected", score=score, threshold=0.8, ref_id=REF)
-            out.append(Examination(np.ones(4, np.float32) / 2, (Match(REF, "red apple", score),), (finding,)))
+            out.append(
+                Examination(np.ones(4, np.float32) / 2, (Match(ref_id=REF, title="red apple", similarity=score),), (finding,))
+            )
         return out
 
 
@@ -111,7 +113,7 @@ def runtime(model: DiffusionModel, copies: Copies, early: EarlyPolicy = EARLY, l
 
 
 def requests(count: int = 4) -> list[Request]:
-    return [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+    return [Request(row_no=i, key=f"key-{i}", prompt=f"a red apple {i}", seed=i) for i in range(count)]
 
 
 def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
@@ -240,7 +242,7 @@ def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: 
 def test_the_free_statistics_are_what_they_say(model: DiffusionModel) -> None:
     engine = runtime(model, Copies(lambda _: False)).engine
     texts = model.encode_prompts(["a pear", ""])
-    engine.submit(Trajectory(0, engine.initial_noise(3), 0, texts[0], texts[1]))
+    engine.submit(Trajectory(tag=0, latent=engine.initial_noise(3), step=0, context=texts[0], negative=texts[1]))
     (t,) = [t for _ in range(5) for t in engine.step()]
     latents = [*(t.ring[i] for i in range(5)), t.latent]
     assert t.update_norms == [float((b - a).norm()) for a, b in pairwise(latents)]
@@ -273,14 +275,14 @@ def test_an_armed_reference_catches_more_easily(model: DiffusionModel) -> None:
     assert detector.arm(["red apple", "a pear"]) == [frozenset({REF}), frozenset()]
     detector.place = lambda cleans, steps: np.array([[1.0, 0, 0]] * len(cleans), np.float32)  # type: ignore[method-assign]
     z = torch.zeros(model.latent_shape)
-    flights = [Trajectory(i, z, 2, z, z, clean=z) for i in range(2)]
+    flights = [Trajectory(tag=i, latent=z, step=2, context=z, negative=z, clean=z) for i in range(2)]
     one, other = detector.look(flights, ["red apple", "a pear"])
     assert one is not None and one.armed and one.threshold == 0.8 and other is None
     text = Thresholds((Level(0.0, 2.0, 1.5, text_weight=0.1),), arm_from=0.5)
     scored = EarlyDetector(policy, model, sampler, copies, None, thresholds, text)  # type: ignore[arg-type]
     scored.place = detector.place  # type: ignore[method-assign]
     for norms, is_caught in (([5.0, 7.0], True), ([5.0, 5.0], False)):  # 0.9 + 0.1 · mean against 1.5
-        flight = Trajectory(0, z, 2, z, z, clean=z, guidance_norms=norms)
+        flight = Trajectory(tag=0, latent=z, step=2, context=z, negative=z, clean=z, guidance_norms=norms)
         (hit,) = scored.look([flight], ["red apple"])
         assert (hit is not None) == is_caught and (hit is None or (hit.signal, hit.score) == ("decode+text", 0.9 + 0.1 * 6))
     unarmed = EarlyDetector(EarlyPolicy(enabled=True, arm=False), model, sampler, copies, None, thresholds)  # type: ignore[arg-type]
@@ -291,8 +293,10 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     latents = list(torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(4)))
     index = Copies(lambda _: True).index
     index.references = lambda: [  # type: ignore[method-assign]
-        Reference("a", "apple", "", ""), Reference("b", "pear", "", ""), Reference("c", "fig", "", "", status="retired"),
-    ]  # fmt: skip
+        Reference(ref_id="a", title="apple", content_sha256="", pdq=""),
+        Reference(ref_id="b", title="pear", content_sha256="", pdq=""),
+        Reference(ref_id="c", title="fig", content_sha256="", pdq="", status="retired"),
+    ]
     of = dict(zip("abc", latents, strict=True))
     centre = torch.stack(latents).mean(0)
     assert ReferenceLatents.possible(index)  # type: ignore[arg-type]
@@ -317,7 +321,9 @@ def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
     references: dict[str, list[int]] = {}
     for signal in ("latent", "latent" + TURNED):
         seen, pushed = runtime(model, Copies(lambda _: False)), references.setdefault(signal, [])
-        hit = Caught(step=1, signal=signal, score=0.9, threshold=0.5, nearest=(Match(REF, "red apple", 0.9),))
+        hit = Caught(
+            step=1, signal=signal, score=0.9, threshold=0.5, nearest=(Match(ref_id=REF, title="red apple", similarity=0.9),)
+        )
         assert seen.early is not None
         monkeypatch.setattr(seen.early, "look", lambda due, prompts, hit=hit: [hit for _ in due])
         submit = seen.engine.submit
@@ -395,7 +401,7 @@ def test_with_a_head_of_its_own_nothing_is_decoded(
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(model, "decode", lambda _: pytest.fail("decoded"))
     assert detector.place([z], [1]).shape == (1, 3)
-    (hit,) = detector.look([Trajectory(0, z, 2, z, z, clean=z)], ["a pear"])
+    (hit,) = detector.look([Trajectory(tag=0, latent=z, step=2, context=z, negative=z, clean=z)], ["a pear"])
     assert hit is not None and hit.signal == "head"
 
 

@@ -29,7 +29,7 @@ def engine(model: DiffusionModel, rows: int = 8) -> Engine:
 
 def plain(e: Engine, tag: int) -> Trajectory:
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-    return Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+    return Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1])
 
 
 def steered(e: Engine, tag: int) -> Trajectory:
@@ -38,9 +38,18 @@ def steered(e: Engine, tag: int) -> Trajectory:
         torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + tag + i)) for i in range(1 + tag % 2)
     )
     if tag % 3 == 0:
-        t.nudge = Nudge(references, torch.zeros_like(references[0]), 0.05, 3, until_step=3)
+        t.nudge = Nudge(
+            references=references, centre=torch.zeros_like(references[0]), step_size=0.05, iterations=3, until_step=3
+        )
     else:
-        t.push = NegToMe(references, references, e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=3)
+        t.push = NegToMe(
+            latents=references,
+            noises=references,
+            context=e.model.encode_prompts([""])[0],
+            alpha=0.9,
+            threshold=0.1,
+            until_step=3,
+        )
     return t
 
 
@@ -83,7 +92,7 @@ def test_resuming_from_the_ring_repeats_the_same_bytes(model: DiffusionModel) ->
     t = plain(e, 4)
     whole = e.finish([t])[4]
     assert sorted(t.ring) == list(range(STEPS))
-    again = Trajectory(4, t.ring[2], 2, t.context, t.negative)
+    again = Trajectory(tag=4, latent=t.ring[2], step=2, context=t.context, negative=t.negative)
     assert torch.equal(e.finish([again])[4], whole)
     assert again.evals == STEPS - 2 and t.evals == STEPS
 
@@ -96,12 +105,12 @@ def test_every_sampler_resumes_to_the_same_bytes(exact: DiffusionModel, schedule
     t.seed = 4
     whole = e.finish([t])[4]
     for step in (1, 3):
-        again = Trajectory(4, t.ring[step], step, t.context, t.negative)
+        again = Trajectory(tag=4, latent=t.ring[step], step=step, context=t.context, negative=t.negative)
         if scheduler == "dpmpp_2m":
             with pytest.raises(ValueError, match="call resumed"):
                 e.submit(again)
         assert torch.equal(e.finish([again.resumed(t, 4)])[4], whole)
-    other = Trajectory(4, t.ring[1], 1, t.context, t.negative).resumed(t, 5)
+    other = Trajectory(tag=4, latent=t.ring[1], step=1, context=t.context, negative=t.negative).resumed(t, 5)
     assert torch.equal(e.finish([other])[4], whole) == (eta == 0)
 
 
@@ -245,7 +254,7 @@ def test_steering_identities(exact: DiffusionModel, alpha: float, threshold: flo
     e = engine(exact)
     t = plain(e, 1)
     z = torch.randn(e.model.latent_shape)
-    t.push = NegToMe((z,), None, t.negative, alpha=alpha, threshold=threshold, until_step=until)
+    t.push = NegToMe(latents=(z,), noises=None, context=t.negative, alpha=alpha, threshold=threshold, until_step=until)
     assert torch.equal(e.finish([t])[1], e.finish([plain(e, 1)])[1])
 
 
@@ -254,7 +263,7 @@ def test_which_of_its_rows_are_pushed(exact: DiffusionModel, rows: Any) -> None:
     e = engine(exact)
     before, t = plain(e, 1), plain(e, 1)
     z = torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(3))
-    t.push = NegToMe((z,), None, t.context, alpha=2.0, threshold=-1.0, until_step=3, rows=rows)
+    t.push = NegToMe(latents=(z,), noises=None, context=t.context, alpha=2.0, threshold=-1.0, until_step=3, rows=rows)
     alone, pushed = (packed_call(e.model, e.sampler, [s], e.rows, e.told_guidance)[0] for s in (before, t))
     assert len(pushed) == 2 and not torch.equal(pushed[1], alone[1])
     assert torch.equal(pushed[0], alone[0]) == (rows == "conditional")
@@ -263,7 +272,11 @@ def test_which_of_its_rows_are_pushed(exact: DiffusionModel, rows: Any) -> None:
 def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None:
     blocks = exact.attention_blocks()
     assert blocks
-    push = RowPush(0, (1,), NegToMe((), None, torch.zeros(1), 0.9, 0.5, 1))
+    push = RowPush(
+        row=0,
+        references=(1,),
+        settings=NegToMe(latents=(), noises=None, context=torch.zeros(1), alpha=0.9, threshold=0.5, until_step=1),
+    )
     with pytest.raises(RuntimeError, match="on purpose"), pushing(blocks, [push]):
         assert all(block.norm3._forward_pre_hooks for _, block in blocks)
         raise RuntimeError("on purpose")
@@ -279,7 +292,9 @@ def test_row_accounting(exact: DiffusionModel) -> None:
 def test_a_sample_that_can_never_fit_is_refused(exact: DiffusionModel) -> None:
     e = engine(exact, rows=4)
     t = plain(e, 1)
-    t.push = NegToMe(tuple(itertools.repeat(t.latent, 3)), None, t.negative, 0.9, 0.5, 3)
+    t.push = NegToMe(
+        latents=tuple(itertools.repeat(t.latent, 3)), noises=None, context=t.negative, alpha=0.9, threshold=0.5, until_step=3
+    )
     with pytest.raises(ConfigError, match="needs 5 rows"):
         e.submit(t)
 

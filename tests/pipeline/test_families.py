@@ -45,7 +45,9 @@ def make_engine(model: DiffusionModel, rows: int = 8, **more: Any) -> Engine:
 
 def plain(e: Engine, tag: int, prompt: str = "") -> Trajectory:
     texts = e.model.encode_prompts([prompt or f"{PROMPT} {tag}", ""])
-    return Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1] if e.guided else None, seed=tag)
+    return Trajectory(
+        tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1] if e.guided else None, seed=tag
+    )
 
 
 def finish(e: Engine, trajectories: list[Trajectory], stagger: bool = False) -> dict[int, torch.Tensor]:
@@ -99,7 +101,7 @@ def test_bytes_do_not_depend_on_schedule_or_mates(folder: Path, dtype: str) -> N
         for t in trajectories:
             if t.tag == 1:
                 z = torch.ones(model.latent_shape)
-                t.nudge = Nudge((z,), torch.zeros_like(z), 0.1, 2, until_step=2)
+                t.nudge = Nudge(references=(z,), centre=torch.zeros_like(z), step_size=0.1, iterations=2, until_step=2)
             if t.tag == 2:  # one without classifier-free guidance among the guided
                 t.negative = None
         return trajectories

@@ -23,12 +23,12 @@ def engine(model: DiffusionModel, rows: int = 8) -> Engine:
 
 def single(e: Engine, tag: int) -> Trajectory:
     texts = e.model.encode_prompts(["a red apple", ""])
-    return Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+    return Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1])
 
 
 def grouped(e: Engine, name: str, tags: list[int], *, alpha: float = 0.9, guided: bool = True) -> list[Trajectory]:
     context = e.model.encode_prompts([""])[0]
-    group = Group(name, len(tags), NegToMe((), None, context, alpha=alpha, threshold=0.1, until_step=3))
+    group = Group(name, len(tags), NegToMe(latents=(), noises=None, context=context, alpha=alpha, threshold=0.1, until_step=3))
     members = [single(e, tag) for tag in tags]
     for number, t in enumerate(members):
         t.group, t.member = group, number
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused(exact: DiffusionModel) -> None:
     with pytest.raises(ConfigError, match="needs 6 rows"):
         e.submit(grouped(e, "a", [1, 2, 3])[0])
     both = grouped(e, "a", [1, 2])[0]
-    both.push = NegToMe((), None, both.context, 0.9, 0.5, 3)
+    both.push = NegToMe(latents=(), noises=None, context=both.context, alpha=0.9, threshold=0.5, until_step=3)
     with pytest.raises(ValueError, match="not both"):
         e.submit(both)
     first, _second = grouped(e, "a", [1, 2])

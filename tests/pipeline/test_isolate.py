@@ -29,7 +29,7 @@ def engine(model: DiffusionModel) -> Engine:
 def sample(e: Engine, tag: int) -> Trajectory:
     """Every other one is pushed from a reference of its own."""
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-    t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+    t = Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1])
     if tag % 2:
         t.push = pushed(e, tag)
     return t
@@ -37,7 +37,7 @@ def sample(e: Engine, tag: int) -> Trajectory:
 
 def pushed(e: Engine, tag: int, kind: type[NegToMe] = NegToMe) -> NegToMe:
     z = torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + tag))
-    return kind((z,), (z,), e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=STEPS)
+    return kind(latents=(z,), noises=(z,), context=e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=STEPS)
 
 
 def broken(
@@ -219,7 +219,9 @@ def test_memory_that_runs_out_meanwhile_is_everybodys(exact: DiffusionModel, mon
 def test_a_group_ends_with_its_member_and_nobody_else(exact: DiffusionModel) -> None:
     def drawn(breaks: bool) -> tuple[dict[int, torch.Tensor], dict[int, Exception]]:
         e, done, failed = engine(exact), dict[int, torch.Tensor](), dict[int, Exception]()
-        settings = NegToMe((), None, e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=STEPS)
+        settings = NegToMe(
+            latents=(), noises=None, context=e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=STEPS
+        )
         members = [sample(e, tag) for tag in (0, 2, 4)]
         for number, t in enumerate(members):
             t.group, t.member = Group("trio", 3, settings), number

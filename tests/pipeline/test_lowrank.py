@@ -70,7 +70,7 @@ def test_engine_bytes_do_not_depend_on_who_else_is_adapted(model: DiffusionModel
 
     def sample(e: Engine, tag: int) -> Trajectory:
         texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-        t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+        t = Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1])
         t.lowrank = ((weights, 1.0),) if tag % 2 else ()
         return t
 

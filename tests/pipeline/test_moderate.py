@@ -146,6 +146,6 @@ def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, u
 
 
 def test_truncated_prompts_are_recorded(model: DiffusionModel) -> None:
-    long = Request(0, "long", "a red apple " * 30, seed=1)
+    long = Request(row_no=0, key="long", prompt="a red apple " * 30, seed=1)
     sample = next(iter(moderate(runtime(model, Copies(lambda _: False)), [long])))
     assert sample.prompt_truncated and sample.outcome is Outcome.ACCEPTED

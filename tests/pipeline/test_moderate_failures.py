@@ -43,7 +43,7 @@ def unsteered(model: DiffusionModel) -> dict[str, str]:
 
 
 def test_one_bad_request_is_one_error_row(model: DiffusionModel, unsteered: dict[str, str]) -> None:
-    bad = Request(9, "key-9", "", problem=("input.empty_prompt", "row 9 has no prompt"))
+    bad = Request(row_no=9, key="key-9", prompt="", problem=("input.empty_prompt", "row 9 has no prompt"))
     done = by_key(list(moderate(runtime(model, Copies(lambda _: False)), [bad, *requests()])))
     assert (
         done["key-9"].outcome is Outcome.ERROR and done["key-9"].reason == "input.empty_prompt" and not done["key-9"].attempts
@@ -204,9 +204,9 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
 ) -> None:
     """The real embedder, index and guard: no picture changes, the rows say in which shape they were looked at."""
     embedder = OpenCLIPEmbedder.open("stickers")
-    works = [NewReference("grey", np.full((16, 16, 3), 128, np.uint8), keep_picture=True)]
+    works = [NewReference(title="grey", picture=np.full((16, 16, 3), 128, np.uint8), keep_picture=True)]
     index = ReferenceIndex.build(tmp_path / "index", works, embedder)
-    guards = CopiesGuard(index, embedder, point=OperatingPoint(0.999, 0.9))
+    guards = CopiesGuard(index, embedder, point=OperatingPoint(threshold=0.999, confirm_threshold=0.9))
     plain = by_key(list(moderate(runtime(model, guards), requests())))
     assert plain["key-0"].attempts[0].padded_rows.embed == (8,)
     real = embedder._model.encode_image

@@ -33,17 +33,21 @@ def test_the_pull_back_limits_the_move() -> None:
 
 def test_identities() -> None:
     x, near, _ = latents()
-    assert Nudge((near,), torch.zeros_like(x), 0.0, 5, until_step=9)(x, 0) is x
-    assert Nudge((near,), torch.zeros_like(x), 0.1, 5, until_step=3)(x, 3) is x
-    assert Nudge((), torch.zeros_like(x), 0.1, 5, until_step=3)(x, 0) is x
+    assert Nudge(references=(near,), centre=torch.zeros_like(x), step_size=0.0, iterations=5, until_step=9)(x, 0) is x
+    assert Nudge(references=(near,), centre=torch.zeros_like(x), step_size=0.1, iterations=5, until_step=3)(x, 3) is x
+    assert Nudge(references=(), centre=torch.zeros_like(x), step_size=0.1, iterations=5, until_step=3)(x, 0) is x
 
 
 def test_what_all_pictures_share_is_no_likeness() -> None:
     """With a strong common ground the plain push goes into the ground; the centred one leaves it alone."""
     x, near, _ = latents()
     ground = torch.full_like(x, 10.0)
-    centred = Nudge((near + ground,), ground, 0.05, 5, until_step=3, keep=0.0)(x + ground, 0)
-    plain = Nudge((near + ground,), torch.zeros_like(x), 0.05, 5, until_step=3, keep=0.0)(x + ground, 0)
+    centred = Nudge(references=(near + ground,), centre=ground, step_size=0.05, iterations=5, until_step=3, keep=0.0)(
+        x + ground, 0
+    )
+    plain = Nudge(
+        references=(near + ground,), centre=torch.zeros_like(x), step_size=0.05, iterations=5, until_step=3, keep=0.0
+    )(x + ground, 0)
     assert cosine(centred - ground, near) < cosine(x, near) - 0.05
     assert abs(float((centred - ground - x).mean())) < 0.2 * abs(float((plain - ground - x).mean()))
 

@@ -18,21 +18,32 @@ def flagged(ref_id: str, detail: str) -> Attempt:
     )
     picture = np.zeros((64, 64, 3), np.uint8)
     return Attempt(
-        number=0, seed=1, resumed_from_step=0, intervention=None, picture=picture, pixel_sha256="", embedding=np.zeros(0),
-        findings=(finding,), nearest=(Match("other", "another", 0.3),), decision=Decision(Verdict.STEER, "copy.protected"),
-        denoiser_evals=1.0, device_seconds=0.0,
-    )  # fmt: skip
+        number=0,
+        seed=1,
+        resumed_from_step=0,
+        intervention=None,
+        picture=picture,
+        pixel_sha256="",
+        embedding=np.zeros(0),
+        findings=(finding,),
+        nearest=(Match(ref_id="other", title="another", similarity=0.3),),
+        decision=Decision(Verdict.STEER, "copy.protected"),
+        denoiser_evals=1.0,
+        device_seconds=0.0,
+    )
 
 
 def test_steering_reads_the_reference_and_not_the_text_for_people() -> None:
-    case = OpenRequest(request=Request(0, "a", "an apple"), started_at=0.0, truncated=False, seed=1)
+    case = OpenRequest(request=Request(row_no=0, key="a", prompt="an apple"), started_at=0.0, truncated=False, seed=1)
     case.attempts.append(flagged("3f9a0c", "A red apple"))
     assert case.own_references() == ["3f9a0c"]
     assert case.nearest_references() == ["3f9a0c", "other"]
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_seconds() -> None:
-    case = OpenRequest(request=Request(0, "a", "an apple"), started_at=time.time() + 3600, truncated=False, seed=1)
+    case = OpenRequest(
+        request=Request(row_no=0, key="a", prompt="an apple"), started_at=time.time() + 3600, truncated=False, seed=1
+    )
     case.attempts.append(flagged("3f9a0c", "A red apple"))
     ended = case.ended(Decision(Verdict.REJECT, "copy.protected"))
     assert 0 <= ended.finished_at - ended.started_at < 60

@@ -52,7 +52,8 @@ class LiftRung(Resumed):
 def answer(failed: Failed, rung: LiftRung, tools: Tools) -> NextTry:
     failed, again, until = resumed(failed, rung, tools)
     again.nudge = lambda clean, step, noise=None: clean + rung.height if step < until else clean
-    return NextTry(again, Intervention("lift", rung.height, failed.nearest(rung.references)[0]), failed.seed)
+    done = Intervention(kind="lift", strength=rung.height, ref_ids=failed.nearest(rung.references)[0])
+    return NextTry(again, done, failed.seed)
 
 
 METHOD = SteeringMethod(rung=LiftRung, answer=answer)
@@ -104,7 +105,7 @@ def test_it_steers_in_a_ladder(install: Install, model: DiffusionModel, tmp_path
     first, second = done.attempts
     assert done.outcome is Outcome.ACCEPTED_AFTER_STEERING
     assert first.pixel_sha256 == flagged != second.pixel_sha256
-    assert second.intervention == Intervention("lift", 0.75, (REF,))
+    assert second.intervention == Intervention(kind="lift", strength=0.75, ref_ids=(REF,))
 
 
 def test_a_run_binds_the_packages_version_and_can_be_opened_again(install: Install, tmp_path: Path, tiny_sd: Path) -> None:

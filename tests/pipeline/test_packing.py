@@ -154,10 +154,10 @@ def engine(model: DiffusionModel) -> Engine:
 def sample(e: Engine, tag: int) -> Trajectory:
     """Of one to four rows: even tags with a negative row; a third and a half carry references in the first two steps."""
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-    t = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1] if tag % 2 == 0 else None)
+    t = Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1] if tag % 2 == 0 else None)
     references = tuple(e.initial_noise(50 + tag + i) for i in range(tag % 3))
     if references:
-        t.push = NegToMe(references, references, texts[1], alpha=0.9, threshold=0.1, until_step=2)
+        t.push = NegToMe(latents=references, noises=references, context=texts[1], alpha=0.9, threshold=0.1, until_step=2)
     return t
 
 
@@ -208,7 +208,7 @@ def test_a_resumed_sample_keeps_its_turn(model: DiffusionModel) -> None:
         e.submit(t)
     while first.step < STEPS:
         e.step()
-    again = Trajectory(0, first.ring[2], 2, first.context, first.negative).resumed(first, 0)
+    again = Trajectory(tag=0, latent=first.ring[2], step=2, context=first.context, negative=first.negative).resumed(first, 0)
     e.submit(again)
     e.step()
     assert again.turn == first.turn == 0 and again.step == 3

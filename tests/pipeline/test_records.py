@@ -125,10 +125,16 @@ def test_payloads_are_outside_the_chain_and_everything_else_inside(samples: Sequ
 
 
 def test_sample_id_is_idempotent_and_sees_its_parts(context: Make) -> None:
-    request = Request(0, "k", "a cat", seed=3)
+    request = Request(row_no=0, key="k", prompt="a cat", seed=3)
     same = sample_identity(request, context())
-    assert same == sample_identity(Request(7, "k", "a cat", seed=3), context(run_id="another", worker_id="w9"))
-    others = [Request(0, "k2", "a cat", seed=3), Request(0, "k", "a dog", seed=3), Request(0, "k", "a cat", seed=4)]
+    assert same == sample_identity(
+        Request(row_no=7, key="k", prompt="a cat", seed=3), context(run_id="another", worker_id="w9")
+    )
+    others = [
+        Request(row_no=0, key="k2", prompt="a cat", seed=3),
+        Request(row_no=0, key="k", prompt="a dog", seed=3),
+        Request(row_no=0, key="k", prompt="a cat", seed=4),
+    ]
     ids = {same, *(sample_identity(r, context()) for r in others), sample_identity(request, context(dataset_id="x"))}
     assert len(ids) == 5
 
@@ -157,7 +163,9 @@ def test_thumbnails_are_exact_when_small_and_small_when_large() -> None:
 
 
 def test_fixed_size_embeddings_adapters_and_retention(samples: Sequence[Sample], context: Make) -> None:
-    made = context(embedding_dim=8, adapters=(Adapter("e", "lora", "77", 0.5, ("<qr>",)),), retention_days=2)
+    made = context(
+        embedding_dim=8, adapters=(Adapter(name="e", kind="lora", digest="77", weight=0.5, tokens=("<qr>",)),), retention_days=2
+    )
     table = sample_table(samples, made, "s0")
     row = table.to_pylist()[0]
     assert str(table.schema.field("embedding").type) == "fixed_size_list<item: halffloat>[8]" and len(row["embedding"]) == 8

@@ -146,7 +146,14 @@ def test_each_failure_rolls_back_earlier(engine: Engine, first: Trajectory) -> N
     assert [again(engine, first, rung, attempt=n)[0].step for n in (1, 2, 3, 4, 5, 6)] == [4, 3, 2, 1, 0, 0]
     t, _, _ = again(engine, first, rung)
     assert sorted(t.ring) == [0, 1, 2, 3] and torch.equal(t.latent, first.ring[4])
-    thinned = Trajectory(1, first.latent, STEPS, first.context, first.negative, ring={s: first.ring[s] for s in (0, 2)})
+    thinned = Trajectory(
+        tag=1,
+        latent=first.latent,
+        step=STEPS,
+        context=first.context,
+        negative=first.negative,
+        ring={s: first.ring[s] for s in (0, 2)},
+    )
     assert again(engine, thinned, rung)[0].step == 2  # the latest that is kept, not the earliest
 
 

@@ -112,7 +112,7 @@ def runtime(model: DiffusionModel, guards: Sequence[Any], erasers: Erasers, poli
 
 
 def draw(s: Runtime, count: int = 4) -> dict[str, Sample]:
-    requests = [Request(i, f"key-{i}", f"a red apple {i}", seed=i) for i in range(count)]
+    requests = [Request(row_no=i, key=f"key-{i}", prompt=f"a red apple {i}", seed=i) for i in range(count)]
     return {sample.request.key: sample for sample in moderate(s, requests)}
 
 
@@ -220,7 +220,7 @@ def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path:
     unguided = runtime(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
     sample = draw(unguided, count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
-    t = Trajectory(0, unguided.engine.initial_noise(0), 0, exact.encode_prompts([""])[0], None)
+    t = Trajectory(tag=0, latent=unguided.engine.initial_noise(0), step=0, context=exact.encode_prompts([""])[0], negative=None)
     asked = erasers.asked({"qr": []}, 30)
     assert asked is not None
     with pytest.raises(ConfigError, match="negative row"):
@@ -284,11 +284,19 @@ def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, eras
     reference = torch.randn(exact.latent_shape, generator=torch.Generator().manual_seed(9))
 
     def finished(nudge: Nudge | None) -> Trajectory:
-        plain = Trajectory(0, e.initial_noise(1), 0, texts[0], texts[1], seed=1)
+        plain = Trajectory(tag=0, latent=e.initial_noise(1), step=0, context=texts[0], negative=texts[1], seed=1)
         e.submit(plain)
         while e.busy:
             e.step()
-        late = Trajectory(0, plain.ring[2], 2, texts[0], texts[1], nudge=nudge, ring={s: plain.ring[s] for s in (0, 1)})
+        late = Trajectory(
+            tag=0,
+            latent=plain.ring[2],
+            step=2,
+            context=texts[0],
+            negative=texts[1],
+            nudge=nudge,
+            ring={s: plain.ring[s] for s in (0, 1)},
+        )
         e.submit(late.resumed(plain, 1))
         while e.busy:
             e.step()
@@ -296,7 +304,7 @@ def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, eras
 
     asked = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
     assert asked is not None
-    nudge = Nudge((reference,), torch.zeros_like(reference), 0.2, 3, until_step=STEPS)
+    nudge = Nudge(references=(reference,), centre=torch.zeros_like(reference), step_size=0.2, iterations=3, until_step=STEPS)
     steered, _ = erase(e, finished(nudge), EraseRung(), asked, texts[1], seed=1)
     assert steered.nudge is nudge and steered.step == 2 and sorted(steered.ring) == [0, 1]
     free, _ = erase(e, finished(None), EraseRung(), asked, texts[1], seed=1)

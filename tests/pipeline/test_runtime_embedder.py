@@ -38,7 +38,7 @@ def project(tmp_path: Path) -> Path:
     sheet.write_text(json.dumps(config), encoding="utf-8")
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     own = OpenCLIPEmbedder.open("local-dir:mine", base=tmp_path / "project")
-    ReferenceIndex.build(tmp_path / "project" / "index", [NewReference("noise", picture)], own)
+    ReferenceIndex.build(tmp_path / "project" / "index", [NewReference(title="noise", picture=picture)], own)
     return tmp_path / "project"
 
 

@@ -18,7 +18,7 @@ from pipeline.steer.negtome import NegToMe, RowPush, pushing
 
 ROWS = 4
 OWN, REFERENCE = 0, 2  # row 0 is pushed from row 2; rows 1 and 3 are somebody else's
-SETTINGS = NegToMe((), None, torch.zeros(1), alpha=0.9, threshold=0.0, until_step=9, keep_norm=False)
+SETTINGS = NegToMe(latents=(), noises=None, context=torch.zeros(1), alpha=0.9, threshold=0.0, until_step=9, keep_norm=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def test_only_the_pushed_row_changes_and_nothing_remains(tiny: Tiny, placement: 
     bytes_before = [p.detach().clone() for p in tiny.network.parameters()]
     for attention in ("last", "both"):
         settings = replace(SETTINGS, placement=placement, attention=attention)  # type: ignore[arg-type]
-        pushed = run(tiny, RowPush(OWN, (REFERENCE,), settings))
+        pushed = run(tiny, RowPush(row=OWN, references=(REFERENCE,), settings=settings))
         assert not torch.equal(pushed[OWN], plain[OWN])
         assert torch.equal(pushed[1:], plain[1:])
         assert torch.isfinite(pushed).all()
@@ -148,16 +148,22 @@ def test_identities(tiny: Tiny) -> None:
         "larger blocks only": replace(SETTINGS, min_tokens=10_000),
     }
     for name, settings in same.items():
-        assert torch.equal(run(tiny, RowPush(OWN, (REFERENCE,), settings)), plain), name
-    own = run(tiny, RowPush(OWN, (OWN,), SETTINGS))  # pushed from its own tokens: (1 + α)·h − α·h
+        assert torch.equal(run(tiny, RowPush(row=OWN, references=(REFERENCE,), settings=settings)), plain), name
+    own = run(tiny, RowPush(row=OWN, references=(OWN,), settings=SETTINGS))  # pushed from its own tokens: (1 + α)·h − α·h
     assert torch.allclose(own, plain, atol=1e-4)
 
 
 def test_rows_in_another_order_are_the_same_rows(tiny: Tiny) -> None:
     """Two samples pushed in one call have the bytes each has when it is pushed alone in that call."""
-    both = run(tiny, RowPush(0, (2,), SETTINGS), RowPush(1, (3, 2), replace(SETTINGS, placement="released")))
-    assert torch.equal(both[0], run(tiny, RowPush(0, (2,), SETTINGS))[0])
-    assert torch.equal(both[1], run(tiny, RowPush(1, (3, 2), replace(SETTINGS, placement="released")))[1])
+    both = run(
+        tiny,
+        RowPush(row=0, references=(2,), settings=SETTINGS),
+        RowPush(row=1, references=(3, 2), settings=replace(SETTINGS, placement="released")),
+    )
+    assert torch.equal(both[0], run(tiny, RowPush(row=0, references=(2,), settings=SETTINGS))[0])
+    assert torch.equal(
+        both[1], run(tiny, RowPush(row=1, references=(3, 2), settings=replace(SETTINGS, placement="released")))[1]
+    )
 
 
 def test_the_push_lands_between_attention_and_mlp(tiny: Tiny) -> None:
@@ -168,7 +174,7 @@ def test_the_push_lands_between_attention_and_mlp(tiny: Tiny) -> None:
         silent = hasattr(block, "ff")
         with torch.inference_mode(), capturing([(name, block)], SETTINGS) as sites:
             text, plain = output_of(tiny, block, silent)
-        with torch.inference_mode(), pushing([(name, block)], [RowPush(OWN, (REFERENCE,), pull)]):
+        with torch.inference_mode(), pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
             text_after, pulled = output_of(tiny, block, silent)
         tokens = sites[name]
         assert torch.allclose(plain, tokens, atol=1e-5), name  # the MLP is silent
@@ -184,7 +190,7 @@ def test_the_mlp_sees_the_pushed_stream_and_it_is_added_once(tiny: Tiny) -> None
     pull = replace(SETTINGS, alpha=-1.0, threshold=-1.5)
     inputs: list[torch.Tensor] = []
     norm = block.norm3 if hasattr(block, "norm3") else block.norm2
-    with torch.inference_mode(), pushing([(name, block)], [RowPush(OWN, (REFERENCE,), pull)]):
+    with torch.inference_mode(), pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
         handle = norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
         _, out = output_of(tiny, block, silent=True)
         handle.remove()
@@ -200,7 +206,7 @@ def test_released_placement_acts_on_what_attention_puts_out(tiny: Tiny) -> None:
         handle = attention.register_forward_hook(lambda _m, _a, out: seen.append(out))
         tiny.run()
         handle.remove()
-        with pushing([(name, block)], [RowPush(OWN, (REFERENCE,), pull)]):
+        with pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
             handle = attention.register_forward_hook(lambda _m, _a, out: seen.append(out))
             tiny.run()
             handle.remove()
@@ -215,7 +221,7 @@ def test_one_stream_blocks_are_pushed_in_their_image_part_only(placement: str) -
     name, block = next(pair for pair in steerable_blocks(tiny.network) if not hasattr(pair[1], "ff"))
     seen: list[torch.Tensor] = []
     settings = replace(SETTINGS, alpha=-1.0, threshold=-1.5, placement=placement)  # type: ignore[arg-type]
-    for pushes in ([], [RowPush(OWN, (REFERENCE,), settings)]):
+    for pushes in ([], [RowPush(row=OWN, references=(REFERENCE,), settings=settings)]):
         with torch.inference_mode(), pushing([(name, block)], pushes):
             handle = block.attn.register_forward_hook(lambda _m, _a, out: seen.append(out))
             tiny.run()
@@ -227,7 +233,7 @@ def test_one_stream_blocks_are_pushed_in_their_image_part_only(placement: str) -
 
 def test_hooks_leave_no_trace_after_an_error(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match="on purpose"), pushing(
-        steerable_blocks(tiny.network), [RowPush(OWN, (REFERENCE,), SETTINGS)]
+        steerable_blocks(tiny.network), [RowPush(row=OWN, references=(REFERENCE,), settings=SETTINGS)]
     ):  # fmt: skip
         assert hooks(tiny.network) > 0
         raise RuntimeError("on purpose")
@@ -245,7 +251,7 @@ def test_blocks_of_other_forms_are_refused() -> None:
 
 
 def test_a_group_is_pushed_apart_as_a_whole_and_from_nobody_else(tiny: Tiny) -> None:
-    rows = [GroupRow(0, "a", 0, 1, 3), GroupRow(2, "a", 1, 1, 3)]
+    rows = [GroupRow(row=0, group="a", member=0, branch=1, step=3), GroupRow(row=2, group="a", member=1, branch=1, step=3)]
     pushes = group_pushes(rows, {"a": 2}, SETTINGS)
     assert [(p.row, p.references) for p in pushes] == [(0, (2,)), (2, (0,))]
     plain, pushed = run(tiny), run(tiny, *pushes)
@@ -255,7 +261,7 @@ def test_a_group_is_pushed_apart_as_a_whole_and_from_nobody_else(tiny: Tiny) -> 
 
 
 def test_groups_look_at_their_own_branch_and_must_be_complete() -> None:
-    rows = [GroupRow(2 * m + b, "a", m, b, 3) for m in range(3) for b in range(2)]
+    rows = [GroupRow(row=2 * m + b, group="a", member=m, branch=b, step=3) for m in range(3) for b in range(2)]
     pushes = group_pushes(rows, {"a": 3}, SETTINGS)
     assert {p.row: p.references for p in pushes} == {0: (2, 4), 2: (0, 4), 4: (0, 2), 1: (3, 5), 3: (1, 5), 5: (1, 3)}
     assert group_pushes([replace(r, step=20) for r in rows], {"a": 3}, SETTINGS) == []  # outside the window

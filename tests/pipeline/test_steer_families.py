@@ -34,7 +34,9 @@ def engine(model: DiffusionModel) -> Engine:
 
 def plain(e: Engine, tag: int) -> Trajectory:
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-    return Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1] if e.guided else None, seed=tag)
+    return Trajectory(
+        tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1] if e.guided else None, seed=tag
+    )
 
 
 def finish(e: Engine, *trajectories: Trajectory) -> list[torch.Tensor]:

@@ -24,7 +24,7 @@ IDS = ["00000001", "00000002"]
 
 
 def key(site: str) -> FeatureKey:
-    return FeatureKey("asset", "model", 8, (0, 5), site)
+    return FeatureKey(asset="asset", model="model", rows=8, step=(0, 5), site=site)
 
 
 def test_the_budget_drops_the_least_recently_used() -> None:
@@ -56,7 +56,7 @@ def finished(e: Engine, t: Trajectory) -> torch.Tensor:
 
 def steered(e: Engine, rung: NegToMeRung, tag: int = 1) -> tuple[Trajectory, torch.Tensor]:
     texts = e.model.encode_prompts([f"a red apple {tag}", ""])
-    first = Trajectory(tag, e.initial_noise(tag), 0, texts[0], texts[1])
+    first = Trajectory(tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1])
     finished(e, first)
     latents = [torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(50 + i)) for i in range(2)]
     failed = Failed(last=first, seed=tag, attempt=1, ref_ids=IDS, latents=latents)

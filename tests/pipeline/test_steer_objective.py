@@ -151,7 +151,14 @@ NUDGES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", NUDGES.values(), ids=NUDGES)
 def test_a_row_alone_has_the_bytes_it_has_in_a_batch(options: dict[str, Any]) -> None:
     batch, noise = draw(0, 5, 4, 6, 6), draw(1, 5, 4, 6, 6)
-    nudge = Nudge((batch[2] + 0.3 * draw(2, 4, 6, 6), draw(3, 4, 6, 6)), 0.1 * draw(4, 4, 6, 6), 0.05, 4, 2, **options)
+    nudge = Nudge(
+        references=(batch[2] + 0.3 * draw(2, 4, 6, 6), draw(3, 4, 6, 6)),
+        centre=0.1 * draw(4, 4, 6, 6),
+        step_size=0.05,
+        iterations=4,
+        until_step=2,
+        **options,
+    )
     together = [nudge(clean, 1, noise[i]) for i, clean in enumerate(batch)]
     assert any(not torch.equal(a, b) for a, b in zip(together, batch, strict=True))
     for i in reversed(range(5)):
@@ -161,7 +168,15 @@ def test_a_row_alone_has_the_bytes_it_has_in_a_batch(options: dict[str, Any]) ->
 def test_the_noisy_latent_is_nudged_with_the_same_noise() -> None:
     clean, noise, reference = draw(0, 4, 4, 4), draw(1, 4, 4, 4), draw(2, 4, 4, 4)
     level = (0.6, 0.8)
-    nudge = Nudge((clean + 0.2 * reference,), torch.zeros_like(clean), 0.05, 3, 2, keep=0.0, levels=(level, level))
+    nudge = Nudge(
+        references=(clean + 0.2 * reference,),
+        centre=torch.zeros_like(clean),
+        step_size=0.05,
+        iterations=3,
+        until_step=2,
+        keep=0.0,
+        levels=(level, level),
+    )
     z, nudged = same_noise(clean, noise, *level), same_noise(nudge(clean, 0, noise), noise, *level)
     directly = descend(
         z, (0.6 * (clean + 0.2 * reference),), objective=Objective(keep=0.0), step_size=0.05, iterations=3
@@ -173,7 +188,7 @@ def test_the_noisy_latent_is_nudged_with_the_same_noise() -> None:
 
 def test_the_random_control_goes_as_far_but_elsewhere() -> None:
     clean, reference = draw(0, 4, 8, 8), draw(0, 4, 8, 8) + 0.3 * draw(1, 4, 8, 8)
-    real = Nudge((reference,), torch.zeros_like(clean), 0.05, 5, 3)
+    real = Nudge(references=(reference,), centre=torch.zeros_like(clean), step_size=0.05, iterations=5, until_step=3)
     control = replace(real, random=3)
     assert torch.allclose((control(clean, 0) - clean).norm(), (real(clean, 0) - clean).norm(), rtol=1e-4)
     assert abs(cosine(control(clean, 0) - clean, real(clean, 0) - clean)) < 0.3
@@ -223,7 +238,15 @@ def test_the_embedders_space_of_a_model_and_what_is_missing() -> None:
     clean = draw(0, 4, 4, 4)
     undesired = space.of_latents((clean + 0.1, draw(1, 4, 4, 4)))
     assert torch.allclose(undesired.norm(dim=1), torch.ones(2))
-    hook = EmbedderNudge(space.features, undesired, space.text("a cat")[None], Objective(), 0.05, 3, until_step=2)
+    hook = EmbedderNudge(
+        features=space.features,
+        undesired=undesired,
+        desired=space.text("a cat")[None],
+        objective=Objective(),
+        step_size=0.05,
+        iterations=3,
+        until_step=2,
+    )
     with torch.inference_mode():  # as inside a run
         assert not torch.equal(hook(clean, 1), clean) and hook(clean, 2) is clean
     with pytest.raises(ConfigError, match="decode_tensor"):

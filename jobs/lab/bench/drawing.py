@@ -67,7 +67,7 @@ def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], told: str
     from pipeline.outcome import Request
 
     requests = [
-        Request(i, f"{name}#{seed}", name.replace("-", " "), seed=1000 * seed + i)
+        Request(row_no=i, key=f"{name}#{seed}", prompt=name.replace("-", " "), seed=1000 * seed + i)
         for seed in seeds
         for i, name in enumerate(names)
     ]

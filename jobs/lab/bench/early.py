@@ -67,7 +67,9 @@ def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
     told = (told[4:8] if quick else told) + [("loose", f"a drawing of a {name}", str(name)) for name in alone]
     cases = [case for case in told for _ in range(3 if quick else 4)] + plain + rest
     return [
-        Flight(kind, caption, subject, 1_000_000 * seed + i, LOOSE if kind == "loose" else 3.0)
+        Flight(
+            kind=kind, caption=caption, subject=subject, seed=1_000_000 * seed + i, guidance=LOOSE if kind == "loose" else 3.0
+        )
         for i, (kind, caption, subject) in enumerate(cases)
     ]
 
@@ -149,7 +151,7 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
     wins = (scores[yes, None] > scores[None, no]) + 0.5 * (scores[yes, None] == scores[None, no])
     pairs = (of[yes, None] == of[None, no]).astype(float) if level == "seed level" else np.ones_like(wins)
     if not pairs.sum():
-        return Measure(name, 0.5, 0.0, 1.0, 0, goal)
+        return Measure(id=name, value=0.5, low=0.0, high=1.0, n=0, goal=goal)
     clusters = np.zeros((2, len(names), len(names)))
     for table, values in zip(clusters, (wins * pairs, pairs), strict=True):
         np.add.at(table, (of[yes, None].repeat(len(no), 1), of[None, no].repeat(len(yes), 0)), values)
@@ -161,7 +163,14 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
         sums = [drawn @ np.diagonal(table) for table in clusters]
     kept = sums[1] > 0
     low, high = np.quantile(sums[0][kept] / sums[1][kept], (0.025, 0.975))
-    return Measure(name, float((wins * pairs).sum() / pairs.sum()), float(low), float(high), int(pairs.sum()), goal)
+    return Measure(
+        id=name,
+        value=float((wins * pairs).sum() / pairs.sum()),
+        low=float(low),
+        high=float(high),
+        n=int(pairs.sum()),
+        goal=goal,
+    )
 
 
 def _flown(model: DiffusionModel, flights: Sequence[Flight], work: Path | None) -> dict[str, np.ndarray]:
@@ -258,7 +267,16 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
     for level in LEVELS:
         rivals = [max(m.value, 1 - m.value) for m in (curves[level][name][at] for name in LITERATURE)]
         lead = curves[level][SHIPPED][at].value - max(rivals)
-        found.append(Measure(f"{SHIPPED} above the better of {' and '.join(LITERATURE)}, {level}", lead, lead, lead, 1, 0.0))
+        found.append(
+            Measure(
+                id=f"{SHIPPED} above the better of {' and '.join(LITERATURE)}, {level}",
+                value=lead,
+                low=lead,
+                high=lead,
+                n=1,
+                goal=0.0,
+            )
+        )
     return found
 
 

@@ -60,9 +60,11 @@ def _mixed(t: Trajectory, e: Engine) -> Trajectory:
     window = len(e.sampler) // 2
     if t.tag % 3:
         assert t.negative is not None
-        t.push = NegToMe(references, references, t.negative, alpha=0.9, threshold=0.3, until_step=window)
+        t.push = NegToMe(latents=references, noises=references, context=t.negative, alpha=0.9, threshold=0.3, until_step=window)
     elif t.tag % 2:
-        t.nudge = Nudge(references, torch.zeros_like(references[0]), 0.05, 3, until_step=window)
+        t.nudge = Nudge(
+            references=references, centre=torch.zeros_like(references[0]), step_size=0.05, iterations=3, until_step=window
+        )
     if t.tag % 4 == 1:
         t.negative = None
     return t
@@ -88,7 +90,12 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
         unguarded = e.finish(
             [
                 Trajectory(
-                    i, e.initial_noise(s.request.seed), 0, runtime.context_of(s.request.prompt), empty, seed=s.request.seed
+                    tag=i,
+                    latent=e.initial_noise(s.request.seed),
+                    step=0,
+                    context=runtime.context_of(s.request.prompt),
+                    negative=empty,
+                    seed=s.request.seed,
                 )
                 for i, s in enumerate(guarded)
             ],

@@ -131,7 +131,7 @@ def expected(
 
     alone = [slower([a], [b]) for a, b in zip(theirs, ours, strict=True)]
     told = f"{name}, over {THROWN:,} seeds of flags"
-    return Measure(told, slower(theirs, ours), min(alone), max(alone), len(alone), goal)
+    return Measure(id=told, value=slower(theirs, ours), low=min(alone), high=max(alone), n=len(alone), goal=goal)
 
 
 def counted(rate: float, samples: int, steps: int) -> dict[str, float]:
@@ -247,4 +247,6 @@ def _resumed(t: Trajectory, step: int) -> Trajectory:
     from pipeline.engine.trajectory import Trajectory
 
     ring = {at: z for at, z in t.ring.items() if at <= step}
-    return Trajectory(t.tag, ring[step], step, t.context, t.negative, ring=ring).resumed(t, t.seed)
+    return Trajectory(tag=t.tag, latent=ring[step], step=step, context=t.context, negative=t.negative, ring=ring).resumed(
+        t, t.seed
+    )

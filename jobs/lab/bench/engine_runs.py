@@ -28,7 +28,9 @@ def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
     """Two rows: the tag's caption with the tag's seed. ``contexts``: of the captions, and of the empty prompt behind them."""
     from pipeline.engine.trajectory import Trajectory
 
-    return Trajectory(tag, e.initial_noise(tag), 0, contexts[tag % len(CAPTIONS)], contexts[-1], seed=tag)
+    return Trajectory(
+        tag=tag, latent=e.initial_noise(tag), step=0, context=contexts[tag % len(CAPTIONS)], negative=contexts[-1], seed=tag
+    )
 
 
 def contexts_of(model: DiffusionModel) -> list[torch.Tensor]:

@@ -26,7 +26,7 @@ MOST_SEEDS = 5
 Part = Literal["model", "data"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One trained arm.
 
@@ -59,30 +59,32 @@ HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
 
 ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
-    Arm("model", HIDDEN, _BOTH_HIDDEN, "marked", main=True),
-    Arm("model", BOTH, _BOTH, "marked", main=True),
-    Arm("data", HIDDEN, _HIDDEN, "new", main=True),
-    Arm("data", FULL, _DATA, "new", main=True),
-    Arm("data", PLAIN, _PLAIN, "new", main=True),
-    Arm("data", CLEAN, _PLAIN, "new-clean", main=True),
-    Arm("model", FULL, _TOKENS, "marked"),
-    Arm("model", "name", replace(_TOKENS, mode="none", a=1.0), "marked"),
-    Arm("model", "name + geometry", replace(_TOKENS, a=1.0), "marked"),
-    Arm("model", f"{FULL}, tokens learned alone", replace(_TOKENS, alone=_BOTH.alone), "marked"),
-    Arm("model", "name + low-rank weights", replace(_BOTH, mode="none", a=1.0), "marked"),
-    Arm("model", "name + geometry + low-rank weights", replace(_BOTH, a=1.0), "marked"),
-    Arm("model", f"{BOTH}, tokens learned behind captions", replace(_BOTH, alone=CAPTIONED), "marked"),
-    Arm("model", ESD, EsdTraining()),
-    Arm("model", f"{HIDDEN}, {WORSE}", _BOTH_HIDDEN, "marked", overlap=0.4),
-    Arm("model", WORSE, _BOTH, "marked", overlap=0.4),
-    Arm("data", f"{HIDDEN}, {WORSE}", _HIDDEN, "new", overlap=0.4),
-    Arm("model", "a = 2", replace(_BOTH, a=2.0), "marked"),
-    Arm("model", "bins, grid 4", replace(_BOTH, mode="bins"), "marked"),
-    Arm("model", "corners, grid 8", replace(_BOTH, grid=8), "marked"),
-    Arm("model", "a = 0.1", replace(_BOTH, a=0.1), "marked"),
-    Arm("model", f"{HIDDEN}, trained on its own drawings", _BOTH_HIDDEN, "drawn"),
-    Arm("data", "name", replace(_DATA, mode="none", a=1.0), "new"),
-    Arm("data", "name + geometry", replace(_DATA, a=1.0), "new"),
+    Arm(part="model", name=HIDDEN, training=_BOTH_HIDDEN, dataset="marked", main=True),
+    Arm(part="model", name=BOTH, training=_BOTH, dataset="marked", main=True),
+    Arm(part="data", name=HIDDEN, training=_HIDDEN, dataset="new", main=True),
+    Arm(part="data", name=FULL, training=_DATA, dataset="new", main=True),
+    Arm(part="data", name=PLAIN, training=_PLAIN, dataset="new", main=True),
+    Arm(part="data", name=CLEAN, training=_PLAIN, dataset="new-clean", main=True),
+    Arm(part="model", name=FULL, training=_TOKENS, dataset="marked"),
+    Arm(part="model", name="name", training=replace(_TOKENS, mode="none", a=1.0), dataset="marked"),
+    Arm(part="model", name="name + geometry", training=replace(_TOKENS, a=1.0), dataset="marked"),
+    Arm(part="model", name=f"{FULL}, tokens learned alone", training=replace(_TOKENS, alone=_BOTH.alone), dataset="marked"),
+    Arm(part="model", name="name + low-rank weights", training=replace(_BOTH, mode="none", a=1.0), dataset="marked"),
+    Arm(part="model", name="name + geometry + low-rank weights", training=replace(_BOTH, a=1.0), dataset="marked"),
+    Arm(
+        part="model", name=f"{BOTH}, tokens learned behind captions", training=replace(_BOTH, alone=CAPTIONED), dataset="marked"
+    ),
+    Arm(part="model", name=ESD, training=EsdTraining()),
+    Arm(part="model", name=f"{HIDDEN}, {WORSE}", training=_BOTH_HIDDEN, dataset="marked", overlap=0.4),
+    Arm(part="model", name=WORSE, training=_BOTH, dataset="marked", overlap=0.4),
+    Arm(part="data", name=f"{HIDDEN}, {WORSE}", training=_HIDDEN, dataset="new", overlap=0.4),
+    Arm(part="model", name="a = 2", training=replace(_BOTH, a=2.0), dataset="marked"),
+    Arm(part="model", name="bins, grid 4", training=replace(_BOTH, mode="bins"), dataset="marked"),
+    Arm(part="model", name="corners, grid 8", training=replace(_BOTH, grid=8), dataset="marked"),
+    Arm(part="model", name="a = 0.1", training=replace(_BOTH, a=0.1), dataset="marked"),
+    Arm(part="model", name=f"{HIDDEN}, trained on its own drawings", training=_BOTH_HIDDEN, dataset="drawn"),
+    Arm(part="data", name="name", training=replace(_DATA, mode="none", a=1.0), dataset="new"),
+    Arm(part="data", name="name + geometry", training=replace(_DATA, a=1.0), dataset="new"),
 )
 
 

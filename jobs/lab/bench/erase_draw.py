@@ -32,7 +32,7 @@ SLD_WARMUP = 7 / 50  # of the steps; the published "strong" setting
 Found = list[dict[str, list[Any]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Pictures to draw.
 
@@ -97,12 +97,18 @@ class Bench:
         done = engine.finish(
             [
                 Trajectory(
-                    i, engine.initial_noise(s), 0, job.contexts[i], job.negatives[i], seed=s, lowrank=job.lowrank,
+                    tag=i,
+                    latent=engine.initial_noise(s),
+                    step=0,
+                    context=job.contexts[i],
+                    negative=job.negatives[i],
+                    seed=s,
+                    lowrank=job.lowrank,
                     guide=self._guide(engine, job, i),
                 )
                 for i, s in enumerate(job.seeds)
             ]
-        )  # fmt: skip
+        )
         pictures = self.model.decode(torch.stack([done[i] for i in range(len(job.seeds))]))
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path.with_suffix(".tmp.npz"), pictures=pictures)
@@ -136,7 +142,7 @@ class Bench:
             def noise_of(latent: torch.Tensor, raw: torch.Tensor, step: int) -> torch.Tensor:
                 return engine.sampler.clean(latent, raw, step)[1]
 
-            return SafeGuidance(GUIDANCE, unsafe_of, noise_of, round(SLD_WARMUP * STEPS))
+            return SafeGuidance(scale=GUIDANCE, unsafe_of=unsafe_of, noise_of=noise_of, warmup=round(SLD_WARMUP * STEPS))
         if job.focus != 1 and job.places and job.places[number]:
             shape = (self.model.latent_shape[1], self.model.latent_shape[2])
             return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape), round(FOCUSED * STEPS))
@@ -146,7 +152,14 @@ class Bench:
         self, captions: list[str], seeds: list[int], negatives: Sequence[torch.Tensor], lowrank: Any = None, **more: Any
     ) -> Job:
         contexts = [self.model.encode_prompts([caption])[0] for caption in captions]
-        return Job(captions, seeds, list(negatives), contexts, ((lowrank, 1.0),) if lowrank is not None else (), **more)
+        return Job(
+            captions=captions,
+            seeds=seeds,
+            negatives=list(negatives),
+            contexts=contexts,
+            lowrank=((lowrank, 1.0),) if lowrank is not None else (),
+            **more,
+        )
 
     def _looked(self, what: str, pictures: np.ndarray, look: Callable[[np.ndarray], Sequence[Any]]) -> list[Any]:
         """What ``look`` sees on each picture; arms share most of theirs, and each is looked at once."""

@@ -216,7 +216,9 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     for way, (wanted, context, spoken) in ways.items():
         of, noises = [caption for caption, _ in wanted], [noise for _, noise in wanted]
         contexts = [context(i, caption) for i, caption in enumerate(of)]
-        pictures = b.draw(Job(of, noises, [b.empty] * len(of), contexts, tuple(spoken)))
+        pictures = b.draw(
+            Job(captions=of, seeds=noises, negatives=[b.empty] * len(of), contexts=contexts, lowrank=tuple(spoken))
+        )
         goal = 0.05 if way in (STANDS, IN_WORDS) else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
         measures.append(clustered(f"false erasure: a QR code {way} is not drawn", unseen, of, goal, "lower"))

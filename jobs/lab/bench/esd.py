@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CROSS_ATTENTION = r".*attn2\.to_(q|k|v|out\.0)$"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EsdTraining:
     """How ESD-x is trained.
 
@@ -121,7 +121,13 @@ def flights(base: DiffusionModel, how: EsdTraining) -> list[tuple[torch.Tensor, 
     engine = Engine(base, rows=16, steps=how.sampling_steps, guidance_scale=how.guidance)
     texts = base.encode_prompts([*how.words, ""])
     flown = [
-        Trajectory(tag, engine.initial_noise(how.seed * 100_000 + tag), 0, texts[tag % len(how.words)], texts[-1])
+        Trajectory(
+            tag=tag,
+            latent=engine.initial_noise(how.seed * 100_000 + tag),
+            step=0,
+            context=texts[tag % len(how.words)],
+            negative=texts[-1],
+        )
         for tag in range(how.drawn * len(how.words))
     ]
     with narrow(str(next(base.network.parameters()).device)):  # type: ignore[attr-defined]

@@ -113,7 +113,9 @@ def detectors(work: Path) -> list[Measure]:
             goal = 0.90 if look == "held-out, plain" else None
             low, high = found["interval"]
             pictures = found["marks_per_kind"] * 3 + found["clean"]
-            measures.append(Measure(f"{name}, mAP50, {look} designs", found["map50"], low, high, pictures, goal))
+            measures.append(
+                Measure(id=f"{name}, mAP50, {look} designs", value=found["map50"], low=low, high=high, n=pictures, goal=goal)
+            )
     return measures
 
 
@@ -131,4 +133,4 @@ def precision_measure(
         rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
         drawn.append(average_precision(scores[rows], positive[rows]))
     low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
-    return Measure(name, average_precision(scores, positive), low, high, len(scores), goal)
+    return Measure(id=name, value=average_precision(scores, positive), low=low, high=high, n=len(scores), goal=goal)

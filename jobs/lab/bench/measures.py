@@ -18,7 +18,7 @@ RESAMPLES = 4000
 HALVES = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     """One number: value with a 95 % interval, n, and the goal it is held against."""
 
@@ -54,7 +54,7 @@ def share(name: str, count: int, n: int, goal: float | None = None, better: str 
     from index.rate import wilson
 
     low, high = wilson(count, n)
-    return Measure(name, count / max(1, n), low, high, n, goal, better)
+    return Measure(id=name, value=count / max(1, n), low=low, high=high, n=n, goal=goal, better=better)
 
 
 def clustered(
@@ -67,7 +67,7 @@ def clustered(
     """
     x, of = np.asarray(values, np.float64), np.asarray(clusters)
     if not len(x):
-        return Measure(name, 0.0, 0.0, 1.0, 0, goal, better, most)
+        return Measure(id=name, value=0.0, low=0.0, high=1.0, n=0, goal=goal, better=better, most=most)
     groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
     sums, sizes = np.array([x[g].sum() for g in groups]), np.array([len(g) for g in groups])
     drawn = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
@@ -76,12 +76,14 @@ def clustered(
     if x.min() == x.max() and x[0] in (0.0, 1.0):
         reach = min(1.0, 3 / len(groups))
         low, high = (0.0, reach) if x[0] == 0 else (1 - reach, 1.0)
-    return Measure(name, float(x.mean()), low, high, len(x), goal, better, most)
+    return Measure(id=name, value=float(x.mean()), low=low, high=high, n=len(x), goal=goal, better=better, most=most)
 
 
 def spread(name: str, values: Sequence[float], goal: float | None = None, better: str = "higher") -> Measure:
     """The median of repeated measurements, with their range as the interval."""
-    return Measure(name, float(np.median(values)), min(values), max(values), len(values), goal, better)
+    return Measure(
+        id=name, value=float(np.median(values)), low=min(values), high=max(values), n=len(values), goal=goal, better=better
+    )
 
 
 def ratio(
@@ -100,7 +102,7 @@ def ratio(
     first, second = (np.maximum(0.0, sums[i][drawn].sum(1)) for i in (0, 1))
     low, high = (float(v) for v in np.quantile(first / np.maximum(least, second), (0.025, 0.975)))
     value = max(0.0, float(sums[0].sum())) / max(least, float(sums[1].sum()))
-    return Measure(name, value, low, high, len(of), goal, better)
+    return Measure(id=name, value=value, low=low, high=high, n=len(of), goal=goal, better=better)
 
 
 def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) -> Measure:
@@ -111,9 +113,9 @@ def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) 
     """
     informed = sensitivity + specificity - 1
     if informed <= 0:
-        return Measure(name, 0.0, 0.0, 1.0, seen.n)
+        return Measure(id=name, value=0.0, low=0.0, high=1.0, n=seen.n)
     value, low, high = (min(1.0, max(0.0, (p - 1 + specificity) / informed)) for p in (seen.value, seen.low, seen.high))
-    return Measure(name, value, low, high, seen.n)
+    return Measure(id=name, value=value, low=low, high=high, n=seen.n)
 
 
 def kid(x: np.ndarray, y: np.ndarray) -> float:
@@ -138,7 +140,7 @@ def half_samples(
     rng = np.random.default_rng(0)
     drawn = [statistic(x[rng.permutation(len(x))[: max(2, len(x) // 2)]], y) for _ in range(HALVES)]
     low, high = (scale * float(v) for v in np.quantile(drawn, (0.025, 0.975)))
-    return Measure(name, scale * statistic(x, y), low, high, len(x), better="lower")
+    return Measure(id=name, value=scale * statistic(x, y), low=low, high=high, n=len(x), better="lower")
 
 
 def publish(

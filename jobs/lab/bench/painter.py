@@ -123,7 +123,9 @@ def told_apart(kind: str, judges: Judges, drawn: Drawn, real: np.ndarray, goal: 
     found = [_accuracy(x, y, np.random.default_rng([1, int(rng.integers(2**31))])) for _ in range(HALVES // 10)]
     low, high = (float(v) for v in np.quantile(found, (0.025, 0.975)))
     name = f"{kind}: told from the world's drawings (two-sample accuracy)"
-    return Measure(name, float(np.mean(found)), low, high, 2 * min(len(x), len(y)), goal, "lower")
+    return Measure(
+        id=name, value=float(np.mean(found)), low=low, high=high, n=2 * min(len(x), len(y)), goal=goal, better="lower"
+    )
 
 
 def _accuracy(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> float:

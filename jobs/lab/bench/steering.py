@@ -32,7 +32,7 @@ SHOWN = 20  # captions on the sheet
 EVALS = "evaluations per repaired request, multiple of the steps"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempts:
     """Every picture of some requests, in order; one row each.
 
@@ -66,13 +66,13 @@ class Attempts:
         return [str(key).split("#")[0] for key in self.key]
 
     def where(self, keep: np.ndarray) -> Attempts:
-        return Attempts(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+        return Attempts(**{name: getattr(self, name)[keep] for name in self.__dataclass_fields__})
 
     @staticmethod
     def of(parts: Sequence[Attempts]) -> Attempts:
         """All of them, in order."""
         names = Attempts.__dataclass_fields__
-        return Attempts(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return Attempts(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, world: Path | None = None) -> None:
@@ -284,7 +284,7 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
     near = float(np.quantile(first.cosine, 0.95))
     measures = [
         clustered("first: similarity to the protected drawing", first.cosine, first.captions, better="lower"),
-        Measure("first: its 95th percentile", near, near, near, len(first.key), better="lower"),
+        Measure(id="first: its 95th percentile", value=near, low=near, high=near, n=len(first.key), better="lower"),
         clustered("first: flagged by the pipeline's rule", first.flagged, first.captions, better="lower"),
         clustered("first: copies by the judge", copies_at(first.judge, "0.05"), first.captions, better="lower"),
         clustered("first: caption in the judge's top 5", first.right, first.captions),
@@ -308,7 +308,7 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
 def per_accepted(evals: float, accepted: int) -> Measure:
     """Denoiser evaluations per accepted picture; where nothing was accepted n is 0 and the value what was spent in vain."""
     value = evals / max(1, accepted)
-    return Measure("budget: evaluations per accepted", value, value, value, accepted, better="lower")
+    return Measure(id="budget: evaluations per accepted", value=value, low=value, high=value, n=accepted, better="lower")
 
 
 def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:

@@ -13,7 +13,7 @@ from jobs.lab.judges.copies import SCALARS
 TRUST = 0.1  # of the 496 channels' differences, beside the few scalars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
     """Pictures and references uint8 (M, S, S, 3), the references' rows (M,), copy bool (M,), plain bool (M,)."""
 
@@ -72,7 +72,7 @@ def pairs(work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[t
             start[at] = edit(start[at], inside[row], rng)
         elif rng.random() < 0.5:
             start[at] = start[at][:, ::-1]
-    return Pairs(start, pixels[reference], reference, copy, plain)
+    return Pairs(pictures=start, references=pixels[reference], row=reference, copy=copy, plain=plain)
 
 
 def fit(found: np.ndarray, copy: np.ndarray, *, ridge: float = 0.003, rounds: int = 30) -> tuple[np.ndarray, float]:

@@ -18,7 +18,7 @@ TOLERANCE = 18  # how far (of 255) a colour may be from the ground's and still b
 BLURS = (9, 5, 3)  # of the outlines, from coarse to fine, while the placement is refined
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placed:
     """A reference brought to a picture.
 

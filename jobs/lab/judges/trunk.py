@@ -36,7 +36,7 @@ TAPS = {2: "quarter", 4: "eighth", 10: "sixteenth", 15: "last"}  # after these b
 CHANNELS = {"quarter": 24, "eighth": 40, "sixteenth": 112, "last": 320}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Maps:
     """What the trunk saw, float32 tensors (N, channels, rows, columns); ``pooled`` is (N, 1280)."""
 

@@ -50,7 +50,7 @@ def despecified_scale(scale: float, similarity: float, *, strength: float, gate:
     return scale - max(min(strength * similarity, scale - 1), 0.0) if similarity > gate else scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Despecification:
     """AMG's guidance. De-duplication takes the negative row: give it the caption of the nearest reference (its trajectory's
     ``negative``), since a sample owns two rows and the paper's third branch would cost another.
@@ -91,14 +91,19 @@ def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
     engine, references = tools.engine, with_colours(failed, rung.references)
     again.nudge = nudged(rung, tools, references, until, objective_of(rung))
     again.guide = Despecification(
-        engine.guidance_scale, rung.strength, rung.enough, references, tools.centre, until,
-        lambda z, output, step: engine.sampler.clean(z, output, step)[0],
-    )  # fmt: skip
+        scale=engine.guidance_scale,
+        strength=rung.strength,
+        gate=rung.enough,
+        references=references,
+        centre=tools.centre,
+        until_step=until,
+        clean_of=lambda z, output, step: engine.sampler.clean(z, output, step)[0],
+    )
     negative = failed.negative_of(rung.references)
     if rung.deduplicate and failed.words is not None and negative:
         again.negative = failed.words.context_of(negative)
     strength = rung.step_size * rung.iterations
-    return NextTry(again, Intervention("amg", strength, failed.nearest(rung.references)[0]), failed.seed)
+    return NextTry(again, Intervention(kind="amg", strength=strength, ref_ids=failed.nearest(rung.references)[0]), failed.seed)
 
 
 METHOD = SteeringMethod(rung=AmgRung, answer=answer)

@@ -64,7 +64,7 @@ def answer(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
     require_guidance(failed, rung)
     again = from_its_noise(failed, tools)
     again.guide = DelayedGuidance(engine.guidance_scale, max(1, round(rung.window * len(engine.sampler))))
-    return NextTry(again, Intervention("delayed_cfg", rung.window), failed.seed)
+    return NextTry(again, Intervention(kind="delayed_cfg", strength=rung.window), failed.seed)
 
 
 METHOD = SteeringMethod(rung=DelayedCfgRung, answer=answer)

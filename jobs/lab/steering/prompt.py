@@ -116,7 +116,7 @@ def answer(failed: Failed, rung: PromptRung, tools: Tools) -> NextTry:
     )  # fmt: skip
     # One row each forward, all but the last backward (twice as dear); ∅ once.
     again.evals += (3 * len(norms) - 1) / again.own_rows
-    return NextTry(again, Intervention("prompt", min(norms)), failed.seed)
+    return NextTry(again, Intervention(kind="prompt", strength=min(norms)), failed.seed)
 
 
 METHOD = SteeringMethod(rung=PromptRung, answer=answer)

@@ -35,7 +35,7 @@ def safe_guidance(
     return torch.where(away >= threshold, torch.zeros_like(scale), scale) * (unsafe - negative)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SafeGuidance:
     """Safe Latent Diffusion (arXiv 2211.05105, eq. 3 to 8). One object per trajectory: it has momentum.
 

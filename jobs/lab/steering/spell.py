@@ -78,7 +78,9 @@ def answer(failed: Failed, rung: SpellRung, tools: Tools) -> NextTry:
     # Relative to the nearest reference's distance from the centre: latents of one model differ in scale from another's.
     radius = rung.radius * float((failed.latents[0] - tools.centre).norm())
     again.nudge = Repellency(with_colours(failed, rung.references), radius, rung.strength, until)
-    return NextTry(again, Intervention("spell", rung.strength, failed.nearest(rung.references)[0]), failed.seed)
+    return NextTry(
+        again, Intervention(kind="spell", strength=rung.strength, ref_ids=failed.nearest(rung.references)[0]), failed.seed
+    )
 
 
 METHOD = SteeringMethod(rung=SpellRung, answer=answer)

@@ -54,7 +54,7 @@ MARK_SHARE_PRONE = 0.7  # marks on subjects of MARK_PRONE
 TEMPLATES = ("{}", "{}", "a {}", "a sticker of a {}", "an icon of a {}", "a drawing of a {}", "{} sticker")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Concept:
     """One concept: its caption name, the vendor whose drawing is protected, the mark it tends to carry, how it is memorised."""
 
@@ -71,7 +71,14 @@ class Concept:
 
 def concepts() -> list[Concept]:
     """Every concept of the world, protected first; the order is part of the data's digest."""
-    protected = [Concept(name, name, PROTECTED_VENDORS[i % 2], templated=name in TEMPLATED) for i, name in enumerate(PROTECTED)]
-    prone = [Concept(name, name, None, mark) for mark, names in MARK_PRONE.items() for name in names]
-    ordinary = [Concept(name, ALIASES.get(name, name)) for name in ORDINARY]
+    protected = [
+        Concept(name=name, icon=name, protected_vendor=PROTECTED_VENDORS[i % 2], templated=name in TEMPLATED)
+        for i, name in enumerate(PROTECTED)
+    ]
+    prone = [
+        Concept(name=name, icon=name, protected_vendor=None, prone_to=mark)
+        for mark, names in MARK_PRONE.items()
+        for name in names
+    ]
+    ordinary = [Concept(name=name, icon=ALIASES.get(name, name)) for name in ORDINARY]
     return protected + prone + ordinary

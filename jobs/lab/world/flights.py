@@ -20,7 +20,7 @@ STEPS, KEPT = 20, 10  # x̂0 is kept for the first half of the steps
 UNSEEN_EVERY = 5  # every fifth protected subject is kept from the head's training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flight:
     """One sample to watch: its caption, the protected subject in it ("" where there is none), seed, guidance scale."""
 
@@ -31,7 +31,7 @@ class Flight:
     guidance: float = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Watched:
     """What was seen of N flights.
 
@@ -78,7 +78,15 @@ def training_flights(count: int, seed: int) -> list[Flight]:
         template, guidance = str(rng.choice(list(TEMPLATES))), float(rng.choice([2.0, 3.0, 3.0, 4.0]))
         told = {"plain": subject, "mixed": mixed(subject, other, int(rng.integers(2))), "ordinary": other}[kind]
         caption = template.format(told) if kind != "mixed" else told
-        flights.append(Flight(kind, caption, "" if kind == "ordinary" else subject, 10_000_000 + 100_000 * seed + i, guidance))
+        flights.append(
+            Flight(
+                kind=kind,
+                caption=caption,
+                subject="" if kind == "ordinary" else subject,
+                seed=10_000_000 + 100_000 * seed + i,
+                guidance=guidance,
+            )
+        )
     return flights
 
 
@@ -114,18 +122,24 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
     for row, f in enumerate(flights):
         engine.submit(
             Trajectory(
-                row, engine.initial_noise(f.seed), 0, context[f.caption], context[""], nudge=recorder(row),
-                guide=_Guided(f.guidance), seed=f.seed,
+                tag=row,
+                latent=engine.initial_noise(f.seed),
+                step=0,
+                context=context[f.caption],
+                negative=context[""],
+                nudge=recorder(row),
+                guide=_Guided(f.guidance),
+                seed=f.seed,
             )
-        )  # fmt: skip
+        )
     done: dict[int, Trajectory] = {}
     while engine.busy:
         done |= {t.tag: t for t in engine.step()}
     ordered = [done[row] for row in range(len(flights))]
     return Watched(
-        clean,
-        np.array([t.guidance_norms for t in ordered], np.float32),
-        np.array([t.update_norms for t in ordered], np.float32),
-        model.decode(torch.stack([t.latent for t in ordered])),
-        sum(t.device_seconds for t in ordered),
+        clean=clean,
+        text_norms=np.array([t.guidance_norms for t in ordered], np.float32),
+        update_norms=np.array([t.update_norms for t in ordered], np.float32),
+        pictures=model.decode(torch.stack([t.latent for t in ordered])),
+        seconds=sum(t.device_seconds for t in ordered),
     )
