@@ -100,17 +100,17 @@ class NegToMeRung(Resumed):
     alpha: float = number(0.9, -100, 100, "strength α")
     token_threshold: float = number(0.65, -1, 1, "cosine above which a token is pushed")
     match: Literal["paper", "released", "soft"] = choice("paper", "axis of the match, or kernel-weighted")
-    placement: Literal["paper", "released"] = choice("paper", "after the residual, or before it")
+    placement: Literal["paper", "released"] = choice("paper", "push after the residual, or before it")
     form: Literal["paper", "unit", "kernel"] = choice("paper", "how the push grows with the similarity")
     keep_norm: bool = flag(True, "pushed tokens keep their norm")
-    attention: Literal["last", "both"] = choice("last", "after cross-attention, or after self-attention as well")
+    attention: Literal["last", "both"] = choice("last", "push after cross-attention, or after self-attention as well")
     rows: Literal["both", "conditional"] = choice("both", "which rows of a guided sample are pushed")
-    blocks: str = line("", "only blocks whose name starts so")
-    min_tokens: int = number(0, 0, 1 << 20, "only blocks with at least so many image tokens")
+    blocks: str = line("", "push only in blocks whose name starts with this")
+    min_tokens: int = number(0, 0, 1 << 20, "push only in blocks with at least so many image tokens")
     masked: bool = flag(False, "match only where a reference differs from the centre")
     noise: Literal["fixed", "none"] = choice("fixed", "the reference row's noise; none feeds the clean latent")
-    precision: Literal["float32", "bfloat16"] = choice("float32", "of the matching")
-    temperature: float = number(0.1, 1e-4, 100, "of the soft match")
+    precision: Literal["float32", "bfloat16"] = choice("float32", "number format of the matching")
+    temperature: float = number(0.1, 1e-4, 100, "temperature of the soft match")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,10 +127,10 @@ class Nudging(Resumed):
     step_size: float = number(0.05, 0, 10, "length of a gradient step, relative to ‖x̂0‖")
     iterations: int = number(5, 0, 1000, "gradient steps per denoising step")
     enough: float = number(-1.0, -1, 1, "cosine of the latents at which pushing stops; -1 pushes always")
-    keep: float = number(0.1, 0, 1000, "weight of staying where it was")
+    keep: float = number(0.1, 0, 1000, "weight of staying near the latent as predicted")
     weights: Literal["softmax", "mean", "nearest"] = choice("softmax", "how the references are weighed")
-    temperature: float = number(0.1, 1e-4, 100, "of the softmax over the references")
-    centred: bool = flag(True, "likeness is taken from the mean of the references")
+    temperature: float = number(0.1, 1e-4, 100, "temperature of the softmax over the references")
+    centred: bool = flag(True, "similarity is measured from the mean of the references")
 
 
 @settings
@@ -141,12 +141,12 @@ class NudgeRung(Nudging):
     space: Literal["clean", "noisy", "embedder"] = choice(
         "clean", "the predicted clean latent, the noisy one, or its embedding"
     )
-    push: float = number(1.0, 0, 1000, "weight of the undesired")
-    pull: float = number(0.0, 0, 1000, "weight of the desired, the caption's embedding")
-    normalise: Literal["cosine", "none"] = choice("cosine", "likeness is a cosine, or a dot product")
-    penalty: Literal["l2_squared", "l2"] = choice("l2_squared", "of how far it went")
-    solver: Literal["steps", "closed_form"] = choice("steps", "gradient steps, or the printed objective's minimum")
-    direction: Literal["gradient", "random"] = choice("gradient", "random: the control, as far but anywhere")
+    push: float = number(1.0, 0, 1000, "weight of pushing away from the references")
+    pull: float = number(0.0, 0, 1000, "weight of pulling towards the caption's embedding")
+    normalise: Literal["cosine", "none"] = choice("cosine", "similarity is a cosine, or a dot product")
+    penalty: Literal["l2_squared", "l2"] = choice("l2_squared", "penalty on the distance moved")
+    solver: Literal["steps", "closed_form"] = choice("steps", "gradient steps, or the minimum of the paper's objective")
+    direction: Literal["gradient", "random"] = choice("gradient", "random: the control, equally far in a random direction")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +179,7 @@ class EraseRung:
     kind: Literal["erase"] = choice("erase", KIND)
     strength: float = number(1.0, 0, 100, "how far the negative conditioning goes towards the one with tokens; 1 all the way")
     places: Literal["found", "usual"] = choice(
-        "found", "only where the mark was found, or also where such marks stood in the adapter's training set"
+        "found", "name only the places where the mark was found, or also those where such marks stood in the training set"
     )
     focus: float = number(
         1.0, 0, 100,

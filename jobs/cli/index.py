@@ -45,7 +45,7 @@ KeepPictures = Annotated[
     ),
 ]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Read our column from one of another name.")
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="A column that has another name in the source.")
 ]
 PictureColumn = Annotated[str, typer.Option(help="Parquet: column of the pictures.", show_default="found")]
 LeaveOut = Annotated[

@@ -134,7 +134,7 @@ SAMPLE_COLUMNS = (
     Column("pixel_sha256", "text", "digest of the final picture's RGB bytes before marking: reproducibility"),
     Column("file_sha256", "text", "digest of the encoded file after marking: integrity"),
     Column("pdq", "text", "PDQ perceptual hash of the final picture, hex"),
-    Column("pdq_quality", "whole", "PDQ's own quality of that hash, 0-100; below 50 it says little"),
+    Column("pdq_quality", "whole", "PDQ's own quality of that hash, 0-100; below 50 the hash means little"),
     Column("embedding", "embedding", "unit-length embedding of the final picture (payload)"),
     Column("embedding_sha256", "text", "digest of the embedding's little-endian float16 bytes"),
     Column("prompt", "text", "the prompt in plain text (payload: erasable, not in the chain)"),
@@ -179,7 +179,7 @@ SAMPLE_COLUMNS = (
     Column(
         "denoiser_evals",
         "number",
-        "denoiser evaluations, in guided steps, over all attempts and the flight that an error ended",
+        "denoiser evaluations, in guided steps, over all attempts and the try that an error ended",
     ),
     Column("device_seconds", "number", "device time of the same"),
     Column("wall_seconds", "number", "finished_at minus started_at"),
@@ -220,7 +220,8 @@ ATTEMPT_COLUMNS = (
     Column(
         "caught",
         "list of caught",
-        "flights of this attempt that a probe ended early: after how many steps, on what; their cost is in denoiser_evals",
+        "earlier tries of this attempt that a probe stopped: the step, and the references that caused it; "
+        "their cost is in denoiser_evals",
     ),
     Column(
         "guidance_norms", "list of number", "norm of the difference that text makes, at each step from resumed_from_step on"
