@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -43,6 +43,16 @@ def number(default: Any, low: float, high: float, what: str, *, above: bool = Fa
     return Field(default, strict=True, description=what, json_schema_extra={"absent": absent, "hint": hint}, **bounds)
 
 
+class Stored:
+    """An entry of a stored list of tables, with its keys as they were, whether or not its class is here; see :func:`stored`."""
+
+
+def stored(entry: Mapping[str, Any]) -> Stored:
+    """The entry as an object that has its keys and their values, and the same digest; it can be read, and not be run."""
+    made = dataclasses.make_dataclass("StoredEntry", list(entry), bases=(Stored,), frozen=True)
+    return cast(Stored, made(**entry))
+
+
 @dataclass(frozen=True)
 class OneOf:
     """A table of one of several kinds, where the kinds are found at run time: ``tuple[Annotated[Rung, OneOf(…)], ...]``.
@@ -59,6 +69,8 @@ class OneOf:
         return core_schema.no_info_plain_validator_function(self._validated)
 
     def _validated(self, value: Any) -> Any:
+        if isinstance(value, Stored):
+            return value
         try:
             classes = self.classes(value, outside=True)
         except ConfigError as error:

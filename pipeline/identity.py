@@ -17,7 +17,7 @@ from typing import Any
 
 from index.shipped import STICKERS
 from pipeline.config import RunConfig
-from pipeline.methods import versions
+from pipeline.methods import STEERING, versions
 from pipeline.model.folder import folder_digest, resolve
 from pipeline.policy import Policy, guard_tables
 from pipeline.respond.early import early_id
@@ -127,7 +127,7 @@ def identity(
     for guard in guards:
         parts |= guard.parts()
     outside = versions({rung.kind for rung in policy.ladder})
-    parts |= {f"steering.{kind}": version for kind, version in outside.items()}
+    parts |= {f"{STEERING}{kind}": version for kind, version in outside.items()}
     return parts | {f"library.{name}": _version(name) for name in LIBRARIES}
 
 

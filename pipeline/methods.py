@@ -18,6 +18,7 @@ from pipeline.fields import OneOf, keys
 from pipeline.rungs import METHODS, MarkRung, Rung, SteeringMethod
 
 GROUP = "clearance.steering"
+STEERING = "steering."  # before a kind: the part of a plan's identity that names the package of its method
 SHIPPED = {method.kind: method for method in METHODS}
 TAKEN = {*SHIPPED, *(rung.__pydantic_fields__["kind"].default for rung in get_args(MarkRung))}
 

@@ -24,6 +24,8 @@ from jobs.run.prompts import read_prompts
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
+from pipeline.fields import stored as stored_entry
+from pipeline.methods import STEERING
 from pipeline.notes import Note
 from pipeline.outcome import Request
 from pipeline.policy import Policy
@@ -221,7 +223,7 @@ class Plan:
         requests = _read_requests(folder, stored["requests_sha256"])
         try:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
-            policy = from_dict(Policy, stored["policy"], where=PLAN_FILE)
+            policy = from_dict(Policy, _readable(stored["policy"], stored["identity"]), where=PLAN_FILE)
             base = (folder / stored["base"]).resolve()
             identity, guards = stored["identity"], tuple(stored["guards"])
             plan = cls(
@@ -281,6 +283,12 @@ def local_folder(uri: str, base: Path) -> Path:
         user = place.split("/")[0]
         raise ConfigError(f"there is no home folder {user!r}", where="out", fix=f"Name another folder, or write ./{place}")
     return Path(os.path.abspath(base / place))
+
+
+def _readable(policy: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
+    """A stored policy that can be read without the packages of its steering methods; they may be absent here."""
+    outside = [name.removeprefix(STEERING) for name in identity if name.startswith(STEERING)]
+    return {**policy, "ladder": [stored_entry(rung) if rung["kind"] in outside else rung for rung in policy["ladder"]]}
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:

@@ -248,8 +248,8 @@ def test_a_policy_of_the_product_does_not_know_them() -> None:
         "try:\n    from_dict(Policy, {'ladder': [{'kind': 'amg'}]}, where='policy.toml')\n"
         "except ConfigError as error:\n    print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("policy.toml: ladder no. 1: kind: 'amg' is not allowed.")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("policy.toml: ladder no. 1: kind: 'amg' is not allowed.")
 
 
 def test_a_worker_that_unpickles_a_rung_knows_its_method(tmp_path: Path) -> None:
@@ -258,5 +258,5 @@ def test_a_worker_that_unpickles_a_rung_knows_its_method(tmp_path: Path) -> None
         f"import pickle\npolicy = pickle.load(open({str(tmp_path / 'policy')!r}, 'rb'))\n"
         "from pipeline.methods import answer_of\nprint(policy.ladder[0].strength, answer_of(policy.ladder[0]).__module__)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["5.0", "jobs.lab.steering.amg"]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["5.0", "jobs.lab.steering.amg"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from index.errors import ConfigError
+from index.errors import ConfigError, IntegrityError
 from jobs.run.folder import open_folder
+from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from pipeline.audit.policy_rows import ladders
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
@@ -108,19 +110,42 @@ def test_it_steers_in_a_ladder(install: Install, model: DiffusionModel, tmp_path
     assert second.intervention == Intervention(kind="lift", strength=0.75, ref_ids=(REF,))
 
 
-def test_a_run_binds_the_packages_version_and_can_be_opened_again(install: Install, tmp_path: Path, tiny_sd: Path) -> None:
-    install("raise_a_little")
-    (tmp_path / "prompts.csv").write_text("prompt\nred apple\n")
-    policy = replace(policy_of({"kind": "raise_a_little", "height": 0.25}), **QUIET)
+def plan_with(kind: str, folder: Path, model: Path) -> Plan:
+    """A plan of one request whose ladder has one rung of this kind."""
+    (folder / "prompts.csv").write_text("prompt\nred apple\n")
     config = RunConfig(
         prompts="prompts.csv",
-        model=ModelConfig(path=str(tiny_sd), dtype="float32"),
+        model=ModelConfig(path=str(model), dtype="float32"),
         generation=GenerationConfig(steps=2, rows=4),
     )
-    plan = Plan.make(config, policy, tmp_path)
-    assert plan.identity["steering.raise_a_little"] == "toy_raise_a_little 1.0"
+    return Plan.make(config, replace(policy_of({"kind": kind, "height": 0.25}), **QUIET), folder)
+
+
+def test_a_plan_binds_the_packages_version(install: Install, tmp_path: Path, tiny_sd: Path) -> None:
+    install("raised")
+    assert plan_with("raised", tmp_path, tiny_sd).identity["steering.raised"] == "toy_raised 1.0"
+
+
+def test_its_run_is_verified_without_the_package(install: Install, tmp_path: Path, tiny_sd: Path) -> None:
+    install("gone")
+    plan = plan_with("gone", tmp_path, tiny_sd)
     folder, _ = open_folder(tmp_path / "run", plan)
-    assert Plan.load(folder).policy == policy
+    run_local(plan, folder)
+    code = (  # in a process that does not see the package
+        f"from pathlib import Path\nfrom jobs.run.verdict import verify_run\nfound = verify_run(Path({str(folder)!r}))\n"
+        "print(found.ok, found.problems)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "True ()\n"
+
+
+def test_a_changed_key_of_it_in_a_stored_plan_is_found(install: Install, tmp_path: Path, tiny_sd: Path) -> None:
+    install("altered")
+    folder, _ = open_folder(tmp_path / "run", plan_with("altered", tmp_path, tiny_sd))
+    path = folder / "plan.json"
+    path.write_text(path.read_text().replace('"height": 0.25', '"height": 0.75'))
+    with pytest.raises(IntegrityError, match="does not match its digest"):
+        Plan.load(folder)
 
 
 def test_a_ladder_of_methods_that_ship_binds_no_package(install: Install) -> None:
