@@ -110,6 +110,23 @@ def test_it_steers_in_a_ladder(install: Install, model: DiffusionModel, tmp_path
     assert second.intervention == Intervention(kind="lift", strength=0.75, ref_ids=(REF,))
 
 
+@pytest.mark.parametrize(
+    ("kind", "ending", "message"),
+    [("raises", "raise RuntimeError('no idea')", "no idea"), ("forgets", "return None", "NoneType")],
+)
+def test_an_answer_that_fails_ends_its_own_sample_alone(
+    install: Install, model: DiffusionModel, kind: str, ending: str, message: str
+) -> None:
+    begin = "    failed, again, until = resumed"
+    install(kind, source(kind).replace(begin, f"    {ending}\n{begin}"))
+    pictures = undisturbed(model)
+    copies = Copies(lambda picture: sha(picture) == pictures["key-1"])
+    done = by_key(list(moderate(runtime(model, copies, policy=policy_of({"kind": kind})), requests(3))))
+    assert (done["key-1"].outcome, done["key-1"].reason) == (Outcome.ERROR, "error.steering")
+    assert message in done["key-1"].error_message
+    assert done["key-0"].attempts[0].pixel_sha256 == pictures["key-0"]
+
+
 def plan_with(kind: str, folder: Path, model: Path) -> Plan:
     """A plan of one request whose ladder has one rung of this kind."""
     (folder / "prompts.csv").write_text("prompt\nred apple\n")
