@@ -357,7 +357,7 @@ class ReferenceIndex:
         expected = index_id_of(snapshot.embedder_id, snapshot.dim, rows, snapshot.tombstones)
         if expected != snapshot.index_id:
             where = str(snapshot_path(self.folder, snapshot_sha256))
-            raise IntegrityError(f"says {snapshot.index_id}, its content is {expected}", where=where, fix=RESTORE)
+            raise IntegrityError(f"names {snapshot.index_id}, its content is {expected}", where=where, fix=RESTORE)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ def train(
         try:
             trained = run(rows, config, how, out, progress=told)
         except KeyboardInterrupt:
-            say(f"stopped; the same command goes on in {out}")
+            say(f"stopped; the same command continues in {out}")
             raise typer.Exit(130) from None
     said = save_adapter(
         out, trained, how, rows, base=model, base_digest=folder_digest(resolve(config)), dataset=_known(dataset)

@@ -350,7 +350,7 @@ def _going_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("What was embedded is kept; the same command goes on with it") from None
+        raise KeyboardInterrupt("What was embedded is kept; the same command continues it") from None
 
 
 def _open(index: Path) -> ReferenceIndex:

@@ -36,8 +36,10 @@ def drawn_source(
 
     requests = read_prompts(prompts, base_seed=seed, samples_per_prompt=pictures)
     if wrong := [request for request in requests if request.problem is not None]:
-        reason, said = wrong[0].problem or ("", "")
-        raise InputError(f"{said} ({reason})", where=f"{prompts}: {wrong[0].key}", fix="Mend the prompt or leave it out")
+        reason, what = wrong[0].problem or ("", "")
+        raise InputError(
+            f"{what} ({reason})", where=f"{prompts}: {wrong[0].key}", fix="Write the prompt anew, or remove its row"
+        )
     if not requests:
         raise InputError("holds no prompts", where=str(prompts), fix="Write at least one")
     return _drawn(requests, model, generation)

@@ -92,7 +92,7 @@ class Training:
             fix = "data or model; bins, corners or none"
             raise ConfigError(f"removal {self.removal!r}, tokens {self.mode!r}", where="erase train", fix=fix)
         if self.removal == "model" and not self.concepts:
-            raise ConfigError("model removal says what is to be left out", where="concepts", fix="Name at least one")
+            raise ConfigError("model removal needs the marks to be left out", where="concepts", fix="Name at least one")
         if self.removal == "data" and not self.rank:
             raise ConfigError("a set is learned by low-rank weights", where="rank", fix="Use 8 or 16")
         for name, low in (("steps", 1), ("batch", 1), ("rank", 0)):

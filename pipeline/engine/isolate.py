@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Call = Callable[[Sequence["Trajectory"]], list["torch.Tensor"]]
 Failures = list[tuple["Trajectory", Exception]]
 
-LESS_STEERING = "Steer this request in another way (the policy's ladder); its mates in the call went on"
+LESS_STEERING = "Steer this request in another way (the policy's ladder); the other samples of the call are not affected"
 NETWORK = 'Draw it with another seed, or choose model.dtype = "float32"; if every request ends so, look at model and device'
 
 
@@ -82,7 +82,7 @@ def not_finite(call: Call, t: Trajectory, output: torch.Tensor) -> ClearanceErro
     if t.guide is None and t.nudge is None:
         return ModelError("its next latent is not finite", where=f"sampler, step {t.step}", fix=NETWORK)
     what, where = "what steers it drove its latent out of all bounds", f"guidance or nudge, step {t.step}"
-    return SteeringFailed(what, where=where, fix=f"Less strongly, perhaps. {LESS_STEERING}")
+    return SteeringFailed(what, where=where, fix=f"Lower the rung's strength. {LESS_STEERING}")
 
 
 @contextmanager

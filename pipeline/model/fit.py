@@ -41,7 +41,7 @@ def check_fit(part: Part) -> list[Note]:
         raise ModelError(what, where=where, fix=f"{RESTORE}, or use the config.json that belongs to these weights")
     if shapes:
         name, found, wanted = shapes[0]
-        what = f"{name} has shape {found}, config.json asks for {wanted}"
+        what = f"{name} has shape {found}, config.json needs {wanted}"
         if len(shapes) > 1:
             what += f" ({len(shapes) - 1} more differ)"
         raise ModelError(what, where=where, fix="Use weights and config.json of the same model")

@@ -152,7 +152,7 @@ def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:
         raw = path.read_bytes() if path.is_file() else b""
         found = hashlib.sha256(raw).hexdigest() if raw else "missing"
         if found != expected:
-            what = f"digest is {found[:12]}, {SETTINGS} says {expected[:12]}"
+            what = f"digest is {found[:12]}, {SETTINGS} records {expected[:12]}"
             raise IntegrityError(what, where=str(path), fix="Restore the file")
         try:
             stored[file] = load(raw)

@@ -223,7 +223,7 @@ def test_digests_that_were_recomputed_do_not_hide_a_swapped_picture(tmp_path: Pa
     content = json.dumps(snapshot).encode()
     (tmp_path / "i" / "snapshots" / f"{hashlib.sha256(content).hexdigest()}.json").write_bytes(content)
     current.write_text(hashlib.sha256(content).hexdigest())
-    with pytest.raises(IntegrityError, match=r"says index-.*its content is index-"):
+    with pytest.raises(IntegrityError, match=r"names index-.*its content is index-"):
         index.verify()
 
 

@@ -366,7 +366,7 @@ def test_a_stopped_build_says_how_it_goes_on(fake: None, tmp_path: Path, monkeyp
         patched.setattr(FakeEmbedder, "images", interrupted)
         stopped = call("build", works, "--out", tmp_path / "i")
     assert stopped.exit_code == 130
-    assert "the same command goes on with it" in stopped.stderr
+    assert "the same command continues it" in stopped.stderr
     assert call("build", works, "--out", tmp_path / "i").exit_code == 0
 
 

@@ -139,7 +139,7 @@ def cut_short(project: Path) -> str:
 
 def another_shape(project: Path) -> str:
     spoil(project / "model" / "unet" / "config.json", lambda c: c | {"cross_attention_dim": 48})
-    return "config.json asks for"
+    return "config.json needs"
 
 
 def no_such_device(project: Path) -> str:

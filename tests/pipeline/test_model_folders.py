@@ -216,7 +216,7 @@ def test_a_tensor_of_another_shape_is_named(broken: Path, name: str) -> None:
     changed = sorted(load_file(broken / name))[0]
     reweigh(broken / name, lambda tensors: tensors.update({changed: np.zeros((3, 5), np.float32)}))
     error = refused(broken)
-    assert f"{changed} has shape (3, 5), config.json asks for" in error.what and error.where == str(broken / name)
+    assert f"{changed} has shape (3, 5), config.json needs" in error.what and error.where == str(broken / name)
 
 
 def test_a_configuration_of_another_network_is_named(broken: Path) -> None:
