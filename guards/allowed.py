@@ -1,4 +1,4 @@
-"""Which codes are our own: payloads compared with the entries of an allow-list, up to a boundary and never beyond it.
+"""Codes that are the user's own: payloads compared with the entries of an allow-list, up to a boundary and never beyond it.
 
 An entry with ``://`` is an address. A payload is allowed when scheme, host and port are the same and its path is the entry's or
 lies below it; a path ends at ``/``, ``?``, ``#`` or the end. Any other entry is plain text. A payload is allowed when it is the

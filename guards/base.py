@@ -1,4 +1,4 @@
-"""What every guard is: a named, versioned check that looks at finished pictures and reports findings.
+"""A guard is a named, versioned check that looks at finished pictures and reports findings.
 
 A guard reports; it never decides. Thresholds are operating points handed to it by the policy and repeated in each
 finding, so that a row can be judged again from what is stored.

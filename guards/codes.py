@@ -1,4 +1,4 @@
-"""Machine-readable codes that really decode: zxing-cpp, with the payload as evidence.
+"""The codes guard, for machine-readable codes that decode: zxing-cpp, with the payload as evidence.
 
 A generated smear that only looks like a QR code does not decode; the marks guard is there for those.
 """

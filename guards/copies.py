@@ -1,4 +1,4 @@
-"""Copies: is a picture too near to a protected (or memorised) reference?"""
+"""The copies guard: whether a picture is too near to a protected (or memorised) reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks nobody asked for: watermark, QR code, text, found by a small convolutional network.
+"""The marks guard: unwanted watermarks, QR codes and text, found by a small convolutional network.
 
 A score of 0.5 is the calibrated operating point of each kind of mark: the network's logit is shifted by the value
 that the weights' ``config.json`` records, at which at most one clean held-out picture in a hundred is flagged.

@@ -1,4 +1,4 @@
-"""Text that can be read: RapidOCR with the weights its wheel ships. Nothing is downloaded."""
+"""The text guard, for words that can be read: RapidOCR with the weights its wheel ships. Nothing is downloaded."""
 
 from __future__ import annotations
 

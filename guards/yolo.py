@@ -1,4 +1,4 @@
-"""The marks guard's second opinion: watermark, QR code and text with boxes, by an ultralytics YOLO detector.
+"""A second guard for marks: watermark, QR code and text with boxes, by an ultralytics YOLO detector.
 
 ultralytics, and every weight file trained with it, is licensed AGPL-3.0: whoever ships them or offers them over a network
 must offer their source too. The guard is therefore an optional extra, never the default; nothing here imports

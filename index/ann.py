@@ -1,4 +1,4 @@
-"""Which FAISS index for which size, and candidates out of it.
+"""Choose the FAISS index for a number of vectors, and search it for candidates.
 
 FAISS proposes, exact cosines decide (:mod:`index.store` re-ranks). Up to :data:`FLAT_LIMIT` vectors a flat index is
 exact and fast enough; beyond, an inverted file with 8-bit codes. The inverted file carries its ids itself:

@@ -1,4 +1,4 @@
-"""From labelled comparisons to a threshold, with the uncertainty that belongs to it.
+"""Choose the copy threshold from labelled comparisons, with the uncertainty of its rates.
 
 A calibration is bound to one embedder: another one has another scale. Copies are edited copies of a reference; near
 misses are the hard negatives, other drawings of the same idea. The operating point is the smallest threshold at which

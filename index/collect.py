@@ -1,4 +1,4 @@
-"""Read the works that are to become references, and what is known of them: from a folder, a file, Parquet or tar files."""
+"""Read the works that are to become references, with their metadata: from a folder, a file, Parquet or tar files."""
 
 from __future__ import annotations
 

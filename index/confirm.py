@@ -1,4 +1,4 @@
-"""A second look at a hit: is the picture geometrically the same drawing, or only the same idea?
+"""The second look at a hit: whether the picture is geometrically the same drawing, or only the same idea.
 
 The embedder's cosine is learned. The second look is not: the reference is laid over the picture, mirrored or not,
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small

@@ -1,4 +1,4 @@
-"""Edited copies: what someone does to a picture so that it is no longer found, or a denoiser by not quite remembering it.
+"""Make edited copies of a picture, as people make them to hide a copy and denoisers by imperfect memory.
 
 They teach the world's embedder what a copy is, and they stand for copies when a threshold is calibrated.
 """

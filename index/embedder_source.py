@@ -1,4 +1,4 @@
-"""Where an embedder comes from: the names people give it, what an index remembers of them, and where relative paths start."""
+"""Where an embedder comes from: its names, the form in which an index stores them, and where relative paths start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of an index: there whole or not at all, and read only if they are what was written."""
+"""Files of an index: written whole or not at all, and read only if their digest matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What names a picture: digests of its pixels, which any change alters, and PDQ, which small changes leave almost as it is."""
+"""Fingerprints of a picture: digests of its pixels, which any change alters, and PDQ, which small changes hardly alter."""
 
 from __future__ import annotations
 

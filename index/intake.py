@@ -1,4 +1,4 @@
-"""Works on their way into an index: embedded in full calls, block after block, and kept on disk until they are put in force.
+"""Take works into an index: embed them in full calls, block after block, and keep them on disk until they are put in force.
 
 No more than a block of works is in memory. What is embedded lies in the folder ``building`` of the index, so that a build that
 is stopped does not embed it again; the folder goes when the works are in force.

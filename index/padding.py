@@ -1,4 +1,4 @@
-"""Network calls of one fixed number of rows, and what happens when the memory does not hold them.
+"""Network calls of one fixed number of rows, halved when the memory does not hold them.
 
 With a fixed shape a row's result does not depend on its neighbours, byte for byte; with a varying one it does. So the last
 call is padded. Where memory runs out the shape is halved, for good, and the work of that call begins again: what one

@@ -1,4 +1,4 @@
-"""A share of what was counted, with the interval that belongs to it: one formula and one way to write it, for everyone."""
+"""A share of what was counted, with its interval: one formula and one way to write it, for all packages."""
 
 from __future__ import annotations
 

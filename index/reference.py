@@ -1,4 +1,4 @@
-"""What a reference is: a work that must not be copied, on its way into an index, inside one, and found near a picture."""
+"""A reference is a work that must not be copied: its classes on the way into an index, inside one, and found near a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read metadata.csv: what is known of each picture of a folder."""
+"""Read metadata.csv: the metadata of each picture of a folder."""
 
 from __future__ import annotations
 

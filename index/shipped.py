@@ -1,4 +1,4 @@
-"""Where the weights that ship are: data of the package, known to every floor and imported by none."""
+"""The folder of the weights that ship, which are data of the package and hold no code."""
 
 from __future__ import annotations
 

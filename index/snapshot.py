@@ -1,4 +1,4 @@
-"""Snapshots of an index: what is in force, how it came to be so, and the one pointer that ever moves.
+"""Snapshots of an index: what is in force, its history, and the one pointer that moves.
 
 A snapshot is a JSON file named after its own sha256 and never changes; ``CURRENT`` names the one in force. Its history is the
 index's journal: what happened, when, to which references, and the ``index_id`` after it.

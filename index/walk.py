@@ -1,4 +1,4 @@
-"""Every file below a folder, those behind linked folders included."""
+"""List every file below a folder, those behind linked folders included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operating system refuses, in a sentence with place and advice: the last resort behind the readers' own messages."""
+"""Turn an error of the operating system into a sentence with place and advice, where no reader did so before."""
 
 from __future__ import annotations
 

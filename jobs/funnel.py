@@ -1,4 +1,4 @@
-"""The table and the sentences that a run ends with, on the terminal and as JSON: :mod:`pipeline.audit.numbers`, printed."""
+"""Print the table and the sentences that a run ends with, on the terminal and as JSON, from :mod:`pipeline.audit.numbers`."""
 
 from __future__ import annotations
 

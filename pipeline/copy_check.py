@@ -1,4 +1,4 @@
-"""What the copy check in force is worth: its threshold, who set it, and the recall that its calibration measured.
+"""What the copy check in force is worth: its threshold, the threshold's origin, and the recall that its calibration measured.
 
 A count of copies means little without it: a check that finds nothing finds no copies either. The record is made with the plan,
 bound by its digest and sealed in ``run.json``, so that a report can show it without the index.

@@ -1,4 +1,4 @@
-"""What to do with an attempt. Pure: findings, attempt number and policy in, decision out; no I/O, no torch, no clock.
+"""Decide what to do with an attempt. Pure: findings, attempt number and policy in, decision out; no I/O, no torch, no clock.
 
 Raising any score never turns a reject into an accept: a score only ever adds to the set of triggered findings, and
 every step below looks for the most severe member of that set.

@@ -1,4 +1,4 @@
-"""What a key of a run file or policy may hold: its range, meaning and default, beside the key itself.
+"""The keys of run file and policy, each with its range, meaning and default beside it.
 
 Each of the first functions is the right-hand side of a field, as in ``steps: int = number(20, 1, 1000, "denoising steps")``.
 :func:`keys` reads all of it back: the refusals, the reference and the tests are made from it.

@@ -1,4 +1,4 @@
-"""What decides how pictures are drawn and judged, by name: part of every plan, and what a worker must have as well.
+"""The identity of a plan: what decides how pictures are drawn and judged, part by part; a worker must have the same.
 
 A part is a digest or a version. Two runs whose parts are equal draw the same pictures and judge them alike, so a mismatch
 names the part that changed.

@@ -1,4 +1,4 @@
-"""What a request's next attempt is: the first one, and what follows a catch in mid-flight or a picture that may not pass.
+"""Make a request's next attempt: the first one, and the one after a catch in mid-flight or a picture that may not pass.
 
 The policy's ladder answers a copy, its mark ladder a mark. How a rung changes a trajectory is in :mod:`pipeline.respond`;
 here it meets the request and the runtime.

@@ -1,4 +1,4 @@
-"""Open what looks at pictures: the guards that a policy enables, and the copies guard with its index."""
+"""Open the guards that a policy enables, and the copies guard with its index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index's references as the model sees them: clean latents, in all their colours, and their centre; each encoded once."""
+"""The references in the model's latent space: clean latents, in all their colours, and their centre; each encoded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a configuration is refused: the key, the file's line, what is wrong in one sentence, and what to write instead."""
+"""The message of a refused configuration: the key, the file's line, what is wrong in a sentence, and what to write instead."""
 
 from __future__ import annotations
 

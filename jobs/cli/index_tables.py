@@ -1,4 +1,4 @@
-"""What ``clearance index …`` prints: what became of the works, what an index holds, what an operating point is worth."""
+"""The tables of ``clearance index …``: what became of the works, what an index holds, what an operating point is worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put marks on clean pictures and keep where they are: watermark, QR code, text, in known designs, opacity and place.
+"""Put marks on clean pictures and record their places: watermark, QR code, text, in known designs, opacity and place.
 
 The designs are those of :mod:`jobs.erase.marks.overlays` (numbered: 0 to 2 for training, 3 and 4 held out) and the free variety
 of :mod:`jobs.erase.marks.designs`. Pictures may have any size and need not be square: a mark is drawn for the shorter side.

@@ -1,4 +1,4 @@
-"""How long a run takes and how large it becomes: from one call of each network, measured on this machine, and simple sums."""
+"""Estimate the time and size of a run from one call of each network, measured on this machine."""
 
 from __future__ import annotations
 

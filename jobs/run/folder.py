@@ -1,4 +1,4 @@
-"""A run's folder: looked at before anything is loaded, made when work can begin, taken over where nothing was committed."""
+"""A run's folder: checked before anything is loaded, made when work can begin, taken over if nothing was committed in it."""
 
 from __future__ import annotations
 

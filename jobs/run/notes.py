@@ -1,4 +1,4 @@
-"""What a run does differently from what its files let expect, collected before anything is drawn."""
+"""Collect the notes of a run: what it does differently from what its files let a reader expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""plan.json of a run folder: its shape, held against the digest in it, and how two plans differ."""
+"""plan.json of a run folder: its shape, checked against the digest in it, and how two plans differ."""
 
 from __future__ import annotations
 

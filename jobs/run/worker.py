@@ -1,4 +1,4 @@
-"""The worker: opens a runtime once, moderates the requests of shard after shard, commits each shard when all of it has ended.
+"""The worker opens a runtime once, moderates the requests of shard after shard, and commits each shard when it has ended.
 
 Shards overlap: while the last samples of one are drawn, those of the next have begun, so that the calls stay full. A sample's
 bytes do not depend on the other samples of a call.

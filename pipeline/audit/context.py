@@ -1,4 +1,4 @@
-"""What all rows of a run repeat, and what a shard's header names of the run's folder."""
+"""The columns that all rows of a run repeat, and what a shard's header names of the run's folder."""
 
 from __future__ import annotations
 

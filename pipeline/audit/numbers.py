@@ -1,4 +1,4 @@
-"""The counts of a run: the one place where terminal, status, demo, report.html and report.json have their numbers from.
+"""The counts of a run: the one source of the numbers of terminal, status, demo, report.html and report.json.
 
 They are counted from the Parquet tables alone, request by request, in memory that does not grow with the run; a run that is
 not finished has them too. What each word means, here and everywhere else:

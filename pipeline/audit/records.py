@@ -1,4 +1,4 @@
-"""The audit's rows: one for every requested sample, one for every attempt, whatever happened; and what names them.
+"""The audit's rows: one for every requested sample and one for every attempt, whatever happened.
 
 Every row carries a digest of its committed columns and of the row before it (:mod:`pipeline.audit.chain`). Payloads (pictures,
 prompts, embeddings) enter that chain only as digests, so that one of them can be erased later without breaking it.

@@ -1,4 +1,4 @@
-"""The report: one self-contained page for the person who has to answer for a run, and its numbers as JSON beside it.
+"""The report: one self-contained page for the person responsible for a run, and its numbers as JSON beside it.
 
 The numbers come from :mod:`pipeline.audit.contents`; here they become pictures, tables and sentences.
 """

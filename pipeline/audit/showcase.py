@@ -1,4 +1,4 @@
-"""Which requests the page shows with their pictures: steered ones before and after, those held back, errors.
+"""Choose the requests that the page shows with their pictures: steered ones before and after, those held back, errors.
 
 Chosen while counting, so that only what is shown is kept; the pictures are fetched afterwards.
 """

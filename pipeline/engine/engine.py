@@ -1,4 +1,4 @@
-"""The engine: a row packer that denoises samples standing at different steps in one call of fixed shape.
+"""The engine denoises samples that stand at different steps, in calls of one fixed shape.
 
 A sample owns one row, or two with classifier-free guidance (negative, conditional), and one more for every reference it is
 pushed apart from. Rows without an owner are padding. Because the shape never changes, a sample's bytes do not depend on its

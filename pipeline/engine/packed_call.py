@@ -1,4 +1,4 @@
-"""One denoiser call: rows packed from samples that stand at different steps, what steers each of them attached to its own.
+"""One denoiser call: rows packed from samples that stand at different steps, each with its own steering attached.
 
 Every call has the same number of rows; those without an owner are padding. So a sample's answer depends neither on its place
 nor on the other samples of the call, byte for byte (a declared group's depends on its members).

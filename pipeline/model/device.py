@@ -1,4 +1,4 @@
-"""The device and number format a model is drawn on: what this machine has, and what is slower than it need be."""
+"""Check the device and number format of a model: what this machine has, and what is slower than necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the weights belong to the network that the configuration describes? Compared by name and shape; no tensor is loaded.
+"""Check that the weights belong to the network of config.json, by name and shape; no tensor is loaded.
 
 diffusers and transformers fill what is missing with random numbers and go on, which draws noise and looks like success.
 """

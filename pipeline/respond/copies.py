@@ -1,4 +1,4 @@
-"""From a rung of the policy's ladder to a trajectory: what the next attempt does differently.
+"""Turn a rung of the policy's ladder into the trajectory of the next attempt.
 
 Here are :func:`retry`, what an answer is given and returns, the steps of which answers are made, and the answers that need no
 more than these. A steering method with arithmetic of its own has a module of its own (:mod:`pipeline.respond.nudge`).

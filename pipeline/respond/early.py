@@ -1,4 +1,4 @@
-"""Early detection: catch a sample that is on its way to a reference while it is still noise, and only ever to steer it.
+"""Early detection: probes catch a sample that is on its way to a reference, while it is still noise, and only to steer it.
 
 Before the first step the prompt's text embedding is held against the references' embeddings and titles: what is near is *armed*
 and catches more easily; nothing else follows from it. At a few steps the predicted clean latent x̂0 of every unsteered sample is

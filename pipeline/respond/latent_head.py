@@ -1,4 +1,4 @@
-"""The latent head: from a predicted clean latent (x̂0) straight to the embedder's space, without decoding and embedding it.
+"""The latent head: it maps a predicted clean latent (x̂0) to the embedder's space, without decoding and embedding.
 
 A small convolutional network that was shown what the model's early x̂0 become (:mod:`jobs.lab.world.train_head`). It belongs
 to one diffusion model and one embedder; with any other, probes decode and embed instead.

@@ -1,4 +1,4 @@
-"""Batch (diversity) mode of negative token merging (arXiv 2412.01339): mates are the references.
+"""Batch (diversity) mode of negative token merging (arXiv 2412.01339): the other members of a group are the references.
 
 A sample then depends on its mates, by definition. So mates are *declared*, by a group id: only members of a group look at each
 other, a group steps together in the same calls, and its bytes depend on nothing outside it.

@@ -1,4 +1,4 @@
-"""A reference's token features, worked out once: they depend on the reference, not on the samples pushed away from it.
+"""A reference's token features, computed once, because they do not depend on the samples pushed away from it.
 
 A reference row is (reference latent, its one fixed noise, the empty prompt) at some step: with rows of a fixed number, its
 tokens are the same bytes whatever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and

@@ -1,4 +1,4 @@
-"""The adaptive filters of nudging (arXiv 2408.15450), cheap to dear: steering is for samples a filter fires on.
+"""The adaptive filters of nudging (arXiv 2408.15450), from cheap to dear: only samples on which a filter fires are steered.
 
 1. text: ‖ε_text − ε_empty‖ at the first steps; prompts a model has memorised stand out (arXiv 2407.21720). Free.
 2. likeness: cosine of x̂0 to the sample's own nearest references, in mid-flight. A few products.

@@ -1,4 +1,4 @@
-"""Which reference tokens may be matched: masks over latent positions, and over the tokens of a block."""
+"""The reference tokens that may be matched: masks over latent positions, and over the tokens of a block."""
 
 from __future__ import annotations
 
