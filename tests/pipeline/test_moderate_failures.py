@@ -24,7 +24,7 @@ from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.next_attempt import first
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.respond import copies as ladder
+from pipeline.respond import negtome
 from pipeline.rungs import NudgeRung
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
@@ -136,7 +136,7 @@ def test_references_whose_features_fail_end_one_sample(
     def fails(*_: object) -> None:
         raise KeyError("a block of another name")
 
-    monkeypatch.setattr(ladder, "_reference_call", fails)
+    monkeypatch.setattr(negtome, "_reference_call", fails)
     s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("references' features, step 0: KeyError: 'a block of another name'. ")
@@ -313,14 +313,14 @@ def test_references_that_never_fit_end_one_sample(
 ) -> None:
     flagged = {unsteered["key-0"]}
     s = runtime(model, Copies(lambda p: sha(p) in flagged))
-    real = ladder._reference_call
+    real = negtome._reference_call
 
     def never(*args: object) -> object:
         with monkeypatch.context() as m:
             m.setattr(model, "denoise", Short(model, m, after=0, rows=0))
             return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ladder, "_reference_call", never)
+    monkeypatch.setattr(negtome, "_reference_call", never)
     done = by_key(list(moderate(s, requests())))
     lost = done.pop("key-0")
     assert lost.outcome is Outcome.ERROR and lost.reason == "oom" and lost.error_class == "OutOfMemory"
