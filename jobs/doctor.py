@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from index.shipped import STICKERS
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
@@ -43,7 +45,7 @@ def examine(weights: Path | None = None) -> list[Line]:
         *_device(),
         *_names(),
         *_guards(),
-        *check_weights(weights or Path(__file__).resolve().parents[1] / "pipeline" / "weights"),
+        *check_weights(weights or STICKERS.parent),
     ]
 
 
