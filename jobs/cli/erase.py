@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DRAWN = "drawn:"
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Erasers: adapters that keep a model from drawing marks (extra 'erase')."
+    no_args_is_help=True, rich_markup_mode=None, help="Erasers, which keep a model from drawing marks (extra 'erase')."
 )
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]

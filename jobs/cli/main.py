@@ -200,7 +200,7 @@ def run(
 
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder, json: AsJson = False) -> None:
-    """Show how far a run is and its results so far, from its folder alone."""
+    """Show how far a run is, and its results so far. Reads its folder alone."""
     from jobs.funnel import lines, read_counts, rows
     from jobs.run.lock import holder
     from jobs.run.stored_plan import stored_plan
@@ -237,7 +237,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
 
 @app.command(epilog="Example: clearance verify runs/monday")
 def verify(run: RunFolder, json: AsJson = False) -> None:
-    """Recompute every digest of a run; exit 1 and name the place if one does not match. Lists what it did not check."""
+    """Recompute every digest of a run. Exits with 1 and names the place if one does not match; lists what it did not check."""
     from dataclasses import asdict
 
     from jobs.run.verdict import verify_run
@@ -262,13 +262,13 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
 
 @app.command(epilog="Example: clearance report runs/monday")
 def report(run: RunFolder, json: AsJson = False) -> None:
-    """Write report.html and report.json of a run; exit 1 if the run is damaged."""
+    """Write report.html and report.json of a run. Exits with 1 if the run is damaged."""
     _write_report(*_run_folder(run), json=json)
 
 
 @app.command(epilog="Example: clearance doctor")
 def doctor() -> None:
-    """List what this machine and installation can do; exit 1 if something required is missing."""
+    """List what this machine and installation can do. Exits with 1 if something required is missing."""
     from rich.text import Text
 
     from jobs.doctor import examine

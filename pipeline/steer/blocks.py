@@ -1,4 +1,4 @@
-"""Where the image tokens of a transformer block are read and changed, for every class of block in diffusers' image models use.
+"""Where the image tokens of a transformer block are read and changed, for every class of block in diffusers' image models.
 
 A *site* is one place in one block. Hooks live only inside the ``with``; afterwards the modules are as they were. Nothing is
 copied, neither of the blocks' code nor of their tokens: after attention and its residual every block normalises the stream for
