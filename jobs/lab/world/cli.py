@@ -48,6 +48,7 @@ def denoiser(
     steps: Steps = 0,
     rate: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 5e-4,
     begin_from: Annotated[Path | None, typer.Option(help="Begin with the weights of this diffusers folder.")] = None,
+    mean: Annotated[Path | None, typer.Option(help="Go on from a mean that `lab world keep` wrote.")] = None,
 ) -> None:
     """Train the denoiser and its text encoder, from the start or further.
 
@@ -56,7 +57,21 @@ def denoiser(
     """
     from jobs.lab.world.train_denoiser import train
 
-    train(work, minutes=minutes, device=device, steps=steps or None, rate=rate, begin_from=begin_from)
+    train(work, minutes=minutes, device=device, steps=steps or None, rate=rate, begin_from=begin_from, mean=mean)
+
+
+@app.command()
+def keep(
+    work: Work = Path("world"),
+    file: Annotated[Path, typer.Option(help="The file to write.")] = Path("infra/painter/mean.safetensors"),
+) -> None:
+    """Keep the mean of a training under way in a file of half the size of its weights, for another machine to go on from.
+
+    Example: clearance lab world keep --work world
+    """
+    from jobs.lab.world.kept_mean import keep_mean
+
+    print(f"wrote {file}, after {keep_mean(work, file):,} samples")
 
 
 @app.command()

@@ -162,13 +162,15 @@ def train(
     device: str = "cpu",
     steps: int | None = None,
     begin_from: Path | None = None,
+    mean: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train for a time budget (or a number of steps), checkpointing into ``work/denoiser``; resumes.
 
     With ``begin_from``, a diffusers folder, the weights begin as they stand there instead of at random, and its autoencoder
-    is the one used unless ``work`` has trained its own. The rate is constant after the warm-up and falls to zero over the last
-    quarter of the budget, so the first steps of two trainings from one seed are the same whatever their budgets. A training
-    over days is started with a budget it will not reach, and settled by resuming it with four thirds of what it has spent.
+    is the one used unless ``work`` has trained its own. With ``mean``, a file of :mod:`jobs.lab.world.kept_mean`, they begin
+    as that file has them. The rate is constant after the warm-up and falls to zero over the last quarter of the budget, so the
+    first steps of two trainings from one seed are the same whatever their budgets. A training over days is started with a
+    budget it will not reach, and settled by resuming it with four thirds of what it has spent.
     """
     import torch
     import torch.nn.functional as F
@@ -198,6 +200,11 @@ def train(
         weights = begin_from / "unet" / "diffusion_pytorch_model.safetensors"
         told = {"unet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         (folder / "began_from.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    if mean is not None:
+        from jobs.lab.world.kept_mean import read_mean
+
+        for network, state in zip((unet, text), read_mean(mean), strict=True):
+            network.load_state_dict(state)
     if device == "cpu":  # the fused attention's backward pass in bf16 takes half of a step on a CPU (measured: 43 %)
         from diffusers.models.attention_processor import AttnProcessor
 
