@@ -20,7 +20,7 @@ def world_source(work: Path, part: Part, rng: np.random.Generator, *, variants: 
     """The embedded world's drawings, jittered as its denoiser saw them.
 
     Args:
-        work: the built world (``clearance world data``).
+        work: the built world (``clearance lab world data``).
         part: ``marked``: the subjects that stock archives like to mark, which the model learned with their marks, and the
             ordinary ones; ``new``: twelve subjects (:data:`SUBJECTS`) that the model has never seen.
         rng: of the jitter and the caption's template.
