@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from index import storage
 from index.errors import IntegrityError
 
 RESTORE = "Restore the folder from a backup, or build the index again"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, and stays after a power cut."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        settle(Path(temporary), path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a file so that it is there whole or not at all, and stays after a power cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with storage.staged(path.parent, path.name, lambda stream: stream.write(content), make=False) as (at, temporary, leaf):
+        storage.disk().replace(temporary, leaf, at=at)
+        storage.sync_folder(at)
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a written file its name, so that it is there whole or not at all, and stays after a power cut."""
+    """Give a written file its name, so that it is there whole or not at all, and stays after a power cut.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
     with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without fsync of folders
-            raise
-    finally:
-        os.close(directory)
+        storage.disk().fsync(stream.fileno())
+    temporary.chmod(0o644)
+    temporary.replace(path)
+    with storage.inside(path.parent, "") as at:
+        storage.sync_folder(at)
 
 
 def read_known(path: Path, sha256: str) -> bytes:

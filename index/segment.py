@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from index import storage
 from index.errors import IntegrityError
 from index.files import RESTORE, read_known, require_known, settle, write_whole
 from index.fingerprint import content_digest
@@ -199,7 +200,7 @@ def write_segment(folder: Path, tables: Iterable[Any], dim: int, flat_limit: int
     from index import ann
 
     segments = folder / "segments"
-    handle, temporary = tempfile.mkstemp(dir=segments, prefix=".writing-")
+    handle, temporary = tempfile.mkstemp(dir=segments, prefix=storage.TEMPORARY)
     os.close(handle)
     try:
         keys, vectors = _write_table(Path(temporary), tables, dim)

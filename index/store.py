@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index import storage
 from index.embedder_source import EmbedderSource
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import RESTORE
@@ -292,7 +293,7 @@ class ReferenceIndex:
         self.require_embedder(embedder.embedder_id)
         with alone(self.folder):
             self._require_unchanged()
-            for left in (self.folder / "segments").glob(".writing-*"):  # of a build that was killed
+            for left in (self.folder / "segments").glob(f"{storage.TEMPORARY}*"):  # of a build that was killed
                 left.unlink(missing_ok=True)
             intake = Intake(self.folder, embedder, self._references)
             taken = intake.take(items)

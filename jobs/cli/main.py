@@ -201,12 +201,12 @@ def run(
 @app.command(epilog="Example: clearance status runs/monday")
 def status(run: RunFolder, json: AsJson = False) -> None:
     """Show how far a run is, and its results so far. Reads its folder alone."""
+    from index.storage import entry_of
     from jobs.funnel import lines, read_counts, rows
     from jobs.run.lock import holder
     from jobs.run.stored_plan import stored_plan
     from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
-    from pipeline.storage import entry_of
 
     folder, _ = _run_folder(run)
     stored, receipts = stored_plan(folder), committed(folder)

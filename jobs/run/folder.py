@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
-from jobs.run.plan import Plan
-from jobs.run.stored_plan import difference, plan_json_digest, stored_plan
-from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.storage import (
+from index.storage import (
     cannot_write,
     digest_of,
     entries,
@@ -27,6 +24,9 @@ from pipeline.storage import (
     require_writable,
     write_file,
 )
+from jobs.run.plan import Plan
+from jobs.run.stored_plan import difference, plan_json_digest, stored_plan
+from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 
 if TYPE_CHECKING:
     from pipeline.audit.shards import ShardReceipt

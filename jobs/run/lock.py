@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
+from index.storage import NO_LINK, cannot_write, disk, entry_of, inside, read_file
 from pipeline.audit.coverage import LEASE_FILE
-from pipeline.storage import NO_LINK, cannot_write, disk, entry_of, inside, read_file
 
 BEAT_SECONDS = 5.0  # how often the holder touches the file
 PATIENCE_SECONDS = 20.0  # how long a touch is waited for

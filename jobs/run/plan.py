@@ -300,7 +300,7 @@ def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
     import pyarrow.parquet as pq
 
     from index.padding import first_line
-    from pipeline.storage import read_file
+    from index.storage import read_file
 
     where, fix = str(folder / REQUESTS_FILE), RESTORE
     data = read_file(folder, REQUESTS_FILE)

@@ -119,10 +119,10 @@ def preflight(
 
 
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
+    from index.storage import entry_of
     from jobs.run.folder import look
     from pipeline.audit.binding import PLAN_FILE
     from pipeline.audit.shards import committed
-    from pipeline.storage import entry_of
 
     there = _nearest(found.folder)
     if there.is_symlink() and not there.exists():

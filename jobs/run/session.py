@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import RunStopped
+from index.storage import digest_of
 from jobs import signals
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
@@ -25,7 +26,6 @@ from jobs.run.stored_plan import stored_plan
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.outcome import Outcome, Sample
-from pipeline.storage import digest_of
 
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext

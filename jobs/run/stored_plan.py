@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError, IntegrityError
+from index.storage import entry_of, read_object
 from pipeline.audit.binding import PLAN_FILE
-from pipeline.storage import entry_of, read_object
 
 _SHAPE: dict[str, type] = {
     "run_id": str, "created_at": float, "plan_sha256": str, "parts": dict, "parent": str, "config": dict, "policy": dict,

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
+from index.storage import advice
 from jobs.run.folder import without_paths
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import difference
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy
-from pipeline.storage import advice
 
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext

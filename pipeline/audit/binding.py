@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
+from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
 from pipeline.audit.events import EVENTS_FILE
 from pipeline.audit.requests import fits
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
 from pipeline.audit.shards import ShardFile, ShardReceipt
-from pipeline.storage import entry_of, open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

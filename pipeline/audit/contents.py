@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError
+from index.storage import digest_of, entry_of, read_object
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.numbers import Counting, Counts, count_into
@@ -22,7 +23,6 @@ from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities
 from pipeline.audit.verify import Verification, verify
 from pipeline.copy_check import CopyCheck
-from pipeline.storage import digest_of, entry_of, read_object
 
 REPORT_VERSION = 2
 _FACTS = (

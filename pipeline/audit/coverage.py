@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from index.errors import IntegrityError
+from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.audit.shards import COMMITS, TABLES
-from pipeline.storage import TEMPORARY, Entry, entries
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 LEASE_FILE = ".lease"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError
+from index.storage import entry_of, parse_object, read_file, write_file
 from pipeline.audit.chain import canonical
-from pipeline.storage import entry_of, parse_object, read_file, write_file
 
 EVENTS_FILE, EVENTS_HEAD_FILE = "events.jsonl", "events-head.json"
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()

@@ -16,6 +16,7 @@ import numpy as np
 
 from index.printable import visible
 from index.rate import Rate, percent
+from index.storage import write_file
 from pipeline.audit import charts
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import attempt_rows, sample_rows
@@ -23,7 +24,6 @@ from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.showcase import Showcase
 from pipeline.marking.encode import thumbnail
 from pipeline.outcome import ACCEPTED
-from pipeline.storage import write_file
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 PAIRS, SHEET, LISTED, GALLERY = 12, 60, 40, 12  # how much is shown; the page always says how many there are

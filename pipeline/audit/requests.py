@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
+from index.storage import open_file
 from pipeline.audit.schema import attempts_schema, samples_schema
 from pipeline.audit.shards import markers, receipt_of
-from pipeline.storage import open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

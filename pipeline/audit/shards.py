@@ -23,10 +23,10 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from pipeline import storage
+from index.storage import TEMPORARY, cannot_write
 from pipeline.audit.schema import Store, stored_as
-from pipeline.storage import TEMPORARY, cannot_write
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,6 +18,7 @@ import numpy as np
 from index.errors import ClearanceError, InputError, IntegrityError
 from index.fingerprint import pixel_digest
 from index.padding import first_line
+from index.storage import digest_of, entry_of, open_file
 from pipeline.audit.binding import (
     BOUND,
     PLAN_FILE,
@@ -34,7 +35,6 @@ from pipeline.audit.ledger import RUN_FILE, SEALED, merkle_root, scan_statement
 from pipeline.audit.shards import COMMITS, TABLES, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
 from pipeline.outcome import ACCEPTED
-from pipeline.storage import digest_of, entry_of, open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

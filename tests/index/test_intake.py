@@ -169,9 +169,9 @@ def test_files_of_others_in_the_building_folder_stay_until_the_index_is_there(tm
 
 def test_what_a_killed_build_was_writing_is_removed(tmp_path: Path, embedder: GridEmbedder) -> None:
     index = ReferenceIndex.build(tmp_path / "i", [work(1)], embedder)
-    (tmp_path / "i" / "segments" / ".writing-abc").write_bytes(b"half")
+    (tmp_path / "i" / "segments" / ".tmp-abc").write_bytes(b"half")
     index.add([work(2)], embedder)
-    assert not list((tmp_path / "i" / "segments").glob(".writing-*"))
+    assert not list((tmp_path / "i" / "segments").glob(".tmp-*"))
 
 
 def test_pictures_that_may_now_be_kept_are_kept(tmp_path: Path, embedder: GridEmbedder) -> None:

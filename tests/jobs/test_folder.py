@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from index import storage
 from index.errors import ClearanceError, IntegrityError, ModelError, PlanMismatch, RunStopped
 from jobs.run.folder import failed_keys, open_folder, without_paths
 from jobs.run.local_runner import run_local
@@ -22,7 +23,6 @@ from jobs.run.plan import Plan
 from jobs.run.session import Event
 from jobs.run.stored_plan import stored_plan
 from jobs.run.verdict import verify_run
-from pipeline import storage
 from pipeline.audit.chain import canonical
 from pipeline.audit.events import EVENTS_START, append_event, read_events
 from pipeline.audit.ledger import sample_rows

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from index import storage
 from index.errors import IntegrityError, RunStopped
+from index.storage import Disk
 from jobs.run.lock import Process, holder, lease
-from pipeline import storage
-from pipeline.storage import Disk
 
 ELSEWHERE = Process(
     pid=4242, host="elsewhere", since="2026-11-28T10:00:00Z", boot="another kernel", space="pid:[1]", started="77"

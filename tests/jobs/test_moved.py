@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from index import storage
 from index.collect import read_references
 from index.embed import OpenCLIPEmbedder
 from index.embedder_source import weights_folder
 from index.shipped import STICKERS
 from index.store import ReferenceIndex
 from jobs.cli.main import app
-from pipeline import storage
 from pipeline.audit.ledger import sample_rows
 from pipeline.marking.encode import decode
 from pipeline.model.folder import model_name

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from pipeline import storage
+from index.storage import Disk
 from pipeline.audit import shards as shard
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import ShardReceipt, commit_shard, committed, sweep, write_parquet
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
-from pipeline.storage import Disk
 
 Make = Callable[..., RunContext]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from index import storage
 from index.errors import IntegrityError, RunStopped
-from pipeline import storage
+from index.storage import Disk
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard, committed, sweep
 from pipeline.outcome import Sample
-from pipeline.storage import Disk
 
 Make = Callable[..., RunContext]
 

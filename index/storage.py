@@ -1,8 +1,8 @@
-"""Files of a run folder: opened without following links, written whole, and every failure a sentence.
+"""The one door to storage: files opened without following links, written whole, and every failure a sentence.
 
-A run folder is often on storage that many can reach. So nothing in it leads out of it: its own folders and files are opened
-relative to a handle of the folder above and never through a link, and only regular files are read. The run folder itself may be
-reached through a link; that is its owner's choice.
+Run folders and indexes go through it. A run folder is often on storage that many can reach. So nothing in it leads out of it:
+its own folders and files are opened relative to a handle of the folder above and never through a link, and only regular files
+are read. The run folder itself may be reached through a link; that is its owner's choice.
 """
 
 from __future__ import annotations
@@ -316,8 +316,12 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, name: str, fill: Callable[[BufferedRandom], Any]) -> Iterator[tuple[int, str, str]]:
+def staged(
+    folder: Path, name: str, fill: Callable[[BufferedRandom], Any], *, make: bool = True
+) -> Iterator[tuple[int, str, str]]:
     """A filled temporary file, on the disk, beside where ``name`` is to stand; gone after the block unless it was moved.
+
+    With ``make``, missing folders are made.
 
     Yields:
         A handle of the folder both are in, the temporary name and the final one.
@@ -327,7 +331,7 @@ def staged(folder: Path, name: str, fill: Callable[[BufferedRandom], Any]) -> It
         IntegrityError: a folder on the way is a link.
     """
     parent, leaf = _split(name)
-    with inside(folder, parent, make=True) as at:
+    with inside(folder, parent, make=make) as at:
         temporary = temporary_name(leaf)
         try:
             handle = disk().open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, at=at)

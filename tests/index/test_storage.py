@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from pipeline import storage
-from pipeline.storage import Disk
+from index.storage import Disk
 
 SECRET = b"the victim's bytes"
 
