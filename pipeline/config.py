@@ -110,6 +110,9 @@ class RunConfig:
         "webp", "WebP is lossless; JPEG has quality 95, and its pixels cannot be verified from the file"
     )
     retention_days: int = number(0, 0, 36_500, "fills `retain_until`; 0: no limit")
+    claims_contact: str = line(
+        "", "where someone files a claim about a picture (an address, a page); reports show it. Not part of the plan"
+    )
     model: ModelConfig = table(ModelConfig)
     generation: GenerationConfig = table(GenerationConfig)
     embedder: EmbedderConfig = table(EmbedderConfig)

@@ -19,10 +19,9 @@ from index.shipped import STICKERS
 from pipeline.config import RunConfig
 from pipeline.methods import STEERING, versions
 from pipeline.model.folder import folder_digest, resolve
-from pipeline.policy import Policy, guard_tables
+from pipeline.policy import Policy, guard_tables, policy_digest
 from pipeline.respond.early import early_id
 from pipeline.respond.marks import adapters_digest
-from pipeline.settings import digest
 
 LIBRARIES = (
     "clearance", "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime",
@@ -122,7 +121,7 @@ def identity(
         "calibration_id": compared.calibration_id,
         "adapters_sha256": adapters_sha256,
         "early_id": early_id(policy, model_digest, compared.embedder_id) if compared.embedder_id else "",
-        "policy_sha256": digest(policy),
+        "policy_sha256": policy_digest(policy),
     }
     for guard in guards:
         parts |= guard.parts()

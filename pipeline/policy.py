@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -12,7 +13,7 @@ from index.errors import ConfigError
 from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table, within
 from pipeline.methods import LadderRung
 from pipeline.rungs import MarkLadderRung
-from pipeline.settings import contradiction, settings
+from pipeline.settings import contradiction, digest, settings
 
 CONFIRM = 0.5  # from which the second look agrees, where a policy has a threshold of its own and says no more
 LONGEST_LADDER = 64
@@ -28,6 +29,32 @@ HARDLY_ANY, NEARLY_EVERY = 0.98, 0.05
 
 def _one_or_many(value: Any) -> Any:
     return ([value] if value else []) if isinstance(value, str) else value
+
+
+def _day(value: Any) -> Any:
+    """A date of TOML as text; text stays what it is."""
+    return value.isoformat() if type(value) is date else value
+
+
+@settings
+class AboutPolicy:
+    """Who answers for the policy. Reports show it; it is no part of the policy's digest (:func:`policy_digest`)."""
+
+    owner: str = line("", "role or person who owns the policy")
+    approver: str = line("", "role or person who approved it; someone other than the owner")
+    approved_on: Annotated[str, BeforeValidator(_day)] = line("", "day of the approval, as in 2026-11-30; empty: not approved")
+
+    def __post_init__(self) -> None:
+        if not self.approved_on:
+            return
+        try:
+            whole = date.fromisoformat(self.approved_on).isoformat() == self.approved_on
+        except ValueError:
+            whole = False
+        if not whole:
+            raise contradiction("approved_on", f"{self.approved_on!r} is no day", "Write year, month and day: 2026-11-30")
+        if not self.approver:
+            raise contradiction("approved_on", "has no approver beside it", "Write who approved it: about.approver")
 
 
 @settings
@@ -164,6 +191,7 @@ class Policy:
 
     name: str = line("default", "recorded in every row", least=1)
     version: str = line("1", "recorded in every row", least=1)
+    about: AboutPolicy = table(AboutPolicy)
     copies: CopiesPolicy = table(CopiesPolicy)
     marks: MarksPolicy = table(MarksPolicy)
     codes: CodesPolicy = table(CodesPolicy)
@@ -194,6 +222,15 @@ class Policy:
                 raise contradiction("guards", f"{name!r} is a table of its own", f"Write its settings below [{name}]")
             if names.count(name) > 1:
                 raise contradiction("guards", f"{name!r} stands there twice", "Keep one of them")
+
+
+def policy_digest(policy: Policy) -> str:
+    """Digest of a policy's rules: everything but ``about``.
+
+    The same rules approved again, or by someone else, are the same rules: they draw the same pictures, and a run can be resumed
+    under them. Who approved them is sealed in the run's statement, with the rest of the policy's text.
+    """
+    return digest({name: value for name, value in dataclasses.asdict(policy).items() if name != "about"})
 
 
 def guard_tables(policy: Policy) -> dict[str, GuardPolicy | OutsideGuard]:

@@ -28,11 +28,11 @@ from pipeline.fields import stored as stored_entry
 from pipeline.methods import STEERING
 from pipeline.notes import Note
 from pipeline.outcome import Request
-from pipeline.policy import Policy
+from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
 # What says where things are or who does the work. What is there is bound by the other digests.
-_NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder")
+_NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder", "claims_contact")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Plan:
             del settings["model"][name]
         for adapter in settings["adapters"]:
             del adapter["path"]
-        parts = {"config": digest(settings), "policy": digest(self.policy), "requests": _requests_digest(self.requests)}
+        parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
         parts |= {"guards": digest(list(self.guards))} if self.guards else {}

@@ -176,13 +176,13 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
 def identity(policy: Policy) -> dict[str, str]:
     """What decides the pictures of an arm: model, references, calibration, policy."""
     from index.shipped import STICKERS
-    from pipeline.settings import digest
+    from pipeline.policy import policy_digest
 
     card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
     parts = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]
     parts += sorted(path.name for path in (STICKERS / "references").iterdir())
     parts.append((STICKERS / "calibration.json").read_text(encoding="utf-8"))
-    return {"policy": digest(replace(policy, name="-")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+    return {"policy": policy_digest(replace(policy, name="-")), "world": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
 
 
 def slug(name: str) -> str:

@@ -1,0 +1,69 @@
+"""Who answers for a policy: shown and sealed, and no part of what the rules are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index.errors import ConfigError
+from pipeline.config import RunConfig
+from pipeline.policy import AboutPolicy, Policy, policy_digest
+from pipeline.settings import digest, from_dict, read_toml
+
+ABOUT = {"owner": "head of data", "approver": "counsel", "approved_on": "2026-11-30"}
+
+
+def test_an_approval_leaves_the_digest_of_the_rules() -> None:
+    assert policy_digest(Policy(about=AboutPolicy(**ABOUT))) == policy_digest(Policy())
+
+
+def test_a_rule_changes_the_digest() -> None:
+    assert policy_digest(Policy(when_exhausted="rejected")) != policy_digest(Policy())
+
+
+def test_the_digest_is_that_of_the_rules_before_there_was_an_about() -> None:
+    rules = dataclasses.asdict(Policy())
+    del rules["about"]
+    assert policy_digest(Policy()) == digest(rules)
+
+
+def test_a_date_of_toml_is_a_day(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('[about]\nowner = "a"\napprover = "b"\napproved_on = 2026-11-30\n', encoding="utf-8")
+    assert read_toml(Policy, path).about.approved_on == "2026-11-30"
+
+
+def test_a_stored_policy_without_about_can_be_read() -> None:
+    stored = dataclasses.asdict(Policy())
+    del stored["about"]
+    assert from_dict(Policy, stored, where="plan.json") == Policy()
+
+
+@pytest.mark.parametrize("day", ["30.11.2026", "2026-11-31", "20261130", "soon", "2026-W01-1"])
+def test_what_is_no_day_is_refused(day: str) -> None:
+    with pytest.raises(ConfigError, match="is no day"):
+        AboutPolicy(approver="b", approved_on=day)
+
+
+def test_an_approval_needs_an_approver() -> None:
+    with pytest.raises(ConfigError, match="has no approver"):
+        AboutPolicy(approved_on="2026-11-30")
+
+
+@pytest.mark.parametrize("value", [{"approved_on": 7}, {"ownr": "x"}])
+def test_odd_keys_and_values_are_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        from_dict(Policy, {"about": value}, where="policy.toml")
+
+
+def test_where_to_claim_is_no_part_of_the_plan() -> None:
+    from jobs.run.plan import Plan
+
+    plans = [
+        Plan(config=RunConfig(prompts="p.csv", claims_contact=contact), policy=Policy(), base=Path(), requests=())
+        for contact in ("", "claims@example.org")
+    ]
+    assert plans[0].plan_sha256 == plans[1].plan_sha256
