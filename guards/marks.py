@@ -57,7 +57,7 @@ class MarksGuard:
         tensors = weights.load()
         self.version = weights.version
         self.threshold = 0.5 if threshold is None else threshold
-        self._shift = torch.tensor(weights.operating_logits, dtype=torch.float32)
+        self.operating_logits = torch.tensor(weights.operating_logits, dtype=torch.float32)
         try:
             self.network = make_network(tuple(weights.card["widths"]), weights.card["depth"])
             self.network.load_state_dict(tensors, assign=True)
@@ -82,7 +82,7 @@ class MarksGuard:
     def heat(self, pictures: np.ndarray) -> np.ndarray:
         """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
         require_pictures(pictures, guard=self.name)
-        return sigmoid(self._score(pictures)[1] - self._shift.numpy()[:, None, None])
+        return sigmoid(self._score(pictures)[1] - self.operating_logits.numpy()[:, None, None])
 
     def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated scores (N, 3) and the cells' logits, not shifted, (N, 3, 8, 8)."""
@@ -97,7 +97,7 @@ class MarksGuard:
         def run(rows: list[int]) -> torch.Tensor:
             x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
             logits = self.network(x.contiguous())
-            return torch.cat([torch.sigmoid(pool(logits) - self._shift), logits.flatten(1)], 1)
+            return torch.cat([torch.sigmoid(pool(logits) - self.operating_logits), logits.flatten(1)], 1)
 
         with torch.inference_mode():
             out = self.calls.run(run, len(pictures)).numpy()

@@ -113,11 +113,11 @@ class OpenCLIPEmbedder:
     def __init__(
         self, model: Any, tokenizer: Any, architecture: dict[str, Any], preprocessing: Preprocessing, *, device: str = "cpu"
     ) -> None:
-        self._model = model.float().eval().requires_grad_(False).to(device)
+        self.network = model.float().eval().requires_grad_(False).to(device)
         self._tokenizer, self.preprocessing, self.device = tokenizer, preprocessing, device
         self.source: EmbedderSource | None = None
         self.dim = int(architecture["embed_dim"])
-        self.calls, self._text_calls = (PaddedCalls(ROWS, name, LESS) for name in ("embedder", "embedder's text tower"))
+        self.calls, self.text_calls = (PaddedCalls(ROWS, name, LESS) for name in ("embedder", "embedder's text tower"))
         identity = {
             "architecture": architecture,
             "weights": weights_digest(model.state_dict()),
@@ -229,7 +229,7 @@ class OpenCLIPEmbedder:
 
         def run(rows: list[int]) -> torch.Tensor:
             entered = {row: self.preprocessing(pictures[row]) for row in dict.fromkeys(rows)}  # padding repeats a row
-            return self._encode(self._model.encode_image, np.stack([entered[row] for row in rows]))
+            return self._encode(self.network.encode_image, np.stack([entered[row] for row in rows]))
 
         return self._unit(self.calls, run, len(pictures))
 
@@ -242,9 +242,9 @@ class OpenCLIPEmbedder:
         """
 
         def run(rows: list[int]) -> torch.Tensor:
-            return self._encode(self._model.encode_text, self._tokenizer([captions[row] for row in rows]).numpy())
+            return self._encode(self.network.encode_text, self._tokenizer([captions[row] for row in rows]).numpy())
 
-        return self._unit(self._text_calls, run, len(captions))
+        return self._unit(self.text_calls, run, len(captions))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels float32 (N, 3, H, W) in [0, 1] → float32 (N, dim), not normalised: differentiable, for steering by gradients.
@@ -256,7 +256,7 @@ class OpenCLIPEmbedder:
 
         x = torch.nn.functional.interpolate(pixels, self.preprocessing.size, mode="bilinear", antialias=True)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
-        return self._model.encode_image(((x - mean) / std).to(self.device)).float().cpu()  # type: ignore[no-any-return]
+        return self.network.encode_image(((x - mean) / std).to(self.device)).float().cpu()  # type: ignore[no-any-return]
 
     def _encode(self, encode: Any, batch: np.ndarray) -> torch.Tensor:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -13,6 +13,7 @@ from index.errors import InputError
 MATCHING = ("active", "disputed")  # statuses that can match; a disputed claim protects until it is settled
 STATUSES = ("active", "disputed", "allowed")  # what a work can be given, strictest first
 RETIRED = "retired"  # what only an index gives
+PREFIX = 4  # digits of an id that are needed at least
 BASES = ("licensed", "claim", "registry", "memorisation_probe", "own_mark")
 COLUMNS = ("title", "source_uri", "rightsholder", "rights_basis", "licence", "status", "claim_id")
 
@@ -109,3 +110,23 @@ def require_terms(rights_basis: str, status: str, *, where: str) -> None:
             near = get_close_matches(value.lower(), known, n=1)
             what = f"{name} is {value!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
             raise InputError(what, where=where, fix=f"One of: {', '.join(known)}")
+
+
+def the_id(beginning: str, ids: Collection[str], *, where: str) -> str:
+    """The one of some ids that begins so.
+
+    Raises:
+        InputError: none does, several do, or it is too short.
+    """
+    if beginning in ids:
+        return beginning
+    where = f"{where}: {beginning}"
+    if len(beginning) < PREFIX:
+        raise InputError("is too short for an id", where=where, fix=f"Write at least its first {PREFIX} digits")
+    found = sorted(ref_id for ref_id in ids if ref_id.startswith(beginning.lower()))
+    if not found:
+        raise InputError("no such reference", where=where, fix="List them: clearance index info --json")
+    if len(found) > 1:
+        what = f"is the beginning of {len(found)} ids: {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
+        raise InputError(what, where=where, fix="Write more digits")
+    return found[0]

@@ -33,7 +33,7 @@ from index.embedder_source import EmbedderSource
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import RESTORE
 from index.intake import Intake, Taken, alone
-from index.reference import COLUMNS, RETIRED, STATUSES, Match, NewReference, Reference, amended
+from index.reference import COLUMNS, RETIRED, STATUSES, Match, NewReference, Reference, amended, the_id
 from index.segment import Segment, write_segment
 from index.snapshot import Snapshot, current, index_id_of, put_in_force, read_snapshot, snapshot_path
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 MAX_SEGMENTS = 8  # more are merged into one at the next add
 OWN = {"CURRENT", "snapshots", "segments", "building", "calibration.json"}  # what a folder may hold beforehand
-PREFIX = 4  # digits of an id that are needed at least
 
 
 class ReferenceIndex:
@@ -382,23 +381,8 @@ class ReferenceIndex:
                 self._where[stored.ref_id] = (segment, row)
 
     def full_id(self, beginning: str) -> str:
-        """The id that begins so.
-
-        Raises:
-            InputError: none does, several do, or it is too short.
-        """
-        if beginning in self._where:
-            return beginning
-        where = f"{self.folder}: {beginning}"
-        if len(beginning) < PREFIX:
-            raise InputError("is too short for an id", where=where, fix=f"Write at least its first {PREFIX} digits")
-        found = sorted(ref_id for ref_id in self._where if ref_id.startswith(beginning.lower()))
-        if not found:
-            raise InputError("no such reference", where=where, fix="List them: clearance index info --json")
-        if len(found) > 1:
-            what = f"is the beginning of {len(found)} ids: {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
-            raise InputError(what, where=where, fix="Write more digits")
-        return found[0]
+        """The id that begins so; raises as :func:`index.reference.the_id`."""
+        return the_id(beginning, self._where, where=str(self.folder))
 
     def _place(self, ref_id: str) -> tuple[Segment, int]:
         try:

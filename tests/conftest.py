@@ -86,7 +86,7 @@ def _unet(**more: Any) -> Any:
     )
 
 
-def _vae(**more: Any) -> Any:
+def autoencoder(**more: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -114,7 +114,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_encoder=_clip(tokenizer),
         tokenizer=tokenizer,
         unet=_unet(cross_attention_dim=32),
-        vae=_vae(),
+        vae=autoencoder(),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -150,7 +150,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 32,
         ),
-        vae=_vae(),
+        vae=autoencoder(),
         scheduler=EulerDiscreteScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -193,7 +193,7 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pooled_projection_dim=64,
             pos_embed_max_size=16,
         ),
-        vae=_vae(shift_factor=0.1),
+        vae=autoencoder(shift_factor=0.1),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"
@@ -225,7 +225,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
             guidance_embeds=True,
             axes_dims_rope=(4, 4, 8),
         ),
-        vae=_vae(shift_factor=0.1),
+        vae=autoencoder(shift_factor=0.1),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     ).save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"

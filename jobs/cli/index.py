@@ -387,10 +387,7 @@ def _reading(
 
 
 def _embedder(store: ReferenceIndex | None, model: str, pretrained: str, allow_download: bool) -> OpenCLIPEmbedder:
-    from index.bound_embedder import embedder_of
-    from index.embed import OpenCLIPEmbedder
+    from jobs.run.openers import openers
 
     with busy("loading the embedder"):
-        if store is None:
-            return OpenCLIPEmbedder.open(model, pretrained, allow_download=allow_download)
-        return embedder_of(store, model, pretrained, allow_download=allow_download)
+        return openers().embedder(store, model, pretrained, allow_download=allow_download)

@@ -110,10 +110,10 @@ def _layer(side: int, kind: str, designs: Designs, rng: np.random.Generator) -> 
     if designs == "varied":
         return mark_layer(side, kind, rng), designs
     number = int(rng.choice(NUMBERED[designs]))
-    return _lifted(side, kind, number, int(rng.integers(2**63))), f"{designs}:{number}"
+    return lifted(side, kind, number, int(rng.integers(2**63))), f"{designs}:{number}"
 
 
-def _lifted(side: int, kind: str, number: int, seed: int) -> Image:
+def lifted(side: int, kind: str, number: int, seed: int) -> Image:
     """A numbered design as a layer: the same mark on black and on white paper gives its colour and its alpha.
 
     On paper p a pixel of colour c and opacity α is αc + (1−α)p; so white − black = 255(1−α), and black = αc.

@@ -20,6 +20,7 @@ from typing import Any
 
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError
+from jobs.run.openers import openers
 from jobs.run.prompts import read_prompts
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
@@ -115,9 +116,9 @@ class Plan:
         guards: tuple[Mapping[str, Any], ...] = ()
         if identity is None:
             from pipeline.copy_check import copy_check_record
-            from pipeline.identity import guards_in_force, identity_of
+            from pipeline.identity import guards_in_force
 
-            identity = identity_of(config, policy, base=base)
+            identity = openers().identity(config, policy, base)
             in_force = guards_in_force(config, policy, identity.get("model_digest", ""), identity.get("embedder_id", ""))
             guards = tuple(guard.plain() for guard in in_force)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from index.errors import ClearanceError, PlanMismatch, RunStopped
 from index.storage import advice
 from jobs.run.folder import without_paths
+from jobs.run.openers import openers
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import difference
 from pipeline.config import RunConfig
@@ -58,7 +59,7 @@ class Worker:
         folder: the run folder, reachable from where the worker runs.
         run_id: the run's id.
         worker_id: recorded in every row.
-        open_loop: how to open a runtime and its loop; the default is the real one.
+        open_loop: how to open a runtime and its loop; the default is that of :mod:`jobs.run.openers`.
         on_sample: called with each sample when it ends, before its shard is committed.
 
     Raises:
@@ -76,7 +77,7 @@ class Worker:
         on_sample: Callable[[Sample], None] | None = None,
     ) -> None:
         self.plan, self.folder, self.on_sample = plan, folder, on_sample
-        self._loop = (open_loop or _open_loop)(plan.config, plan.policy, plan.base)
+        self._loop = (open_loop or openers().loop)(plan.config, plan.policy, plan.base)
         here = self._loop.runtime.identity()
         if here != plan.identity:
             raise PlanMismatch(
@@ -177,10 +178,3 @@ def commit(
         )  # a bug, never a user's mistake
     ordered = [by_row[request.row_no] for request in requests]
     return commit_shard(folder, shard_id, sample_table(ordered, context, shard_id), attempt_table(ordered, context, shard_id))
-
-
-def _open_loop(config: RunConfig, policy: Policy, base: Path) -> LoopLike:
-    from pipeline.moderate import Moderation
-    from pipeline.runtime import Runtime
-
-    return Moderation(Runtime.open(config, policy, base=base))

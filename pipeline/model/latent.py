@@ -88,12 +88,12 @@ class LatentDiffusion(ABC):
         predicts = str(self.scheduler_config.get("prediction_type", "epsilon"))
         self.prediction_type = "flow_prediction" if self.flow else predicts
         self._text_tokens = config.text_tokens or self.text_tokens
-        self._vae = self._parts.vae
-        if getattr(self._vae.config, "latents_mean", None) is not None:
+        self.autoencoder = self._parts.vae
+        if getattr(self.autoencoder.config, "latents_mean", None) is not None:
             raise ModelError(
                 "its autoencoder normalises per channel", where=str(folder), fix="That is not supported: use another"
             )
-        takes, has = self._channels(), int(self._vae.config.latent_channels)
+        takes, has = self._channels(), int(self.autoencoder.config.latent_channels)
         if takes != has:
             raise ModelError(
                 f"its {self.denoiser} takes {takes} channels, its autoencoder has {has}",
@@ -104,15 +104,15 @@ class LatentDiffusion(ABC):
             raise ModelError(
                 "it is distilled for LCM sampling", where=str(folder), fix="That is not supported: use its base model"
             )
-        self._scaling = float(self._vae.config.scaling_factor)
-        self._shift = float(getattr(self._vae.config, "shift_factor", None) or 0)
+        self._scaling = float(self.autoencoder.config.scaling_factor)
+        self._shift = float(getattr(self.autoencoder.config, "shift_factor", None) or 0)
         self._pixels_per_latent = int(self._parts.vae_scale_factor)
         self.latent_shape = (self._channels(), *self._sides(config.size))
         self.digest = folder_digest(folder)
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
-        self._text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
-        self._encode_calls, self._decode_calls = (
+        self.text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
+        self.encode_calls, self.decode_calls = (
             PaddedCalls(picture_rows(width * height), network, LESS) for network in ("autoencoder's encoder", "decoder")
         )
         try:
@@ -189,10 +189,10 @@ class LatentDiffusion(ABC):
             return self._encode([prompts[i] for i in rows]).float().cpu()
 
         with self._torch.inference_mode(), quiet():
-            return self._text_calls.run(run, len(prompts))
+            return self.text_calls.run(run, len(prompts))
 
     def padded_rows(self) -> PaddedRows:
-        return PaddedRows(self._text_calls.shapes, self._encode_calls.shapes, self._decode_calls.shapes)
+        return PaddedRows(self.text_calls.shapes, self.encode_calls.shapes, self.decode_calls.shapes)
 
     def _join(self, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Token embeddings (N, T, D) and pooled ones (N, P) → conditionings (N, T·D + P)."""
@@ -227,12 +227,12 @@ class LatentDiffusion(ABC):
     def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
         x = latents.to(self._device) / self._scaling
-        return self._vae.decode(x + self._shift if self._shift else x).sample.float().cpu()  # type: ignore[no-any-return]
+        return self.autoencoder.decode(x + self._shift if self._shift else x).sample.float().cpu()  # type: ignore[no-any-return]
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         torch = self._torch
         with torch.inference_mode():
-            out = self._decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
+            out = self.decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
         if not out.isfinite().all():  # as bytes it would be a picture of nothing
             fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
             raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)
@@ -243,14 +243,14 @@ class LatentDiffusion(ABC):
         torch = self._torch
 
         def run(rows: list[int]) -> Any:
-            out = self._vae.encode(x[rows].to(self._device))
+            out = self.autoencoder.encode(x[rows].to(self._device))
             latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
             latents = latents.float().cpu()
             return (latents - self._shift if self._shift else latents) * self._scaling
 
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            return self._encode_calls.run(run, len(x))
+            return self.encode_calls.run(run, len(x))
 
     def _blocks(self, *kinds: type) -> list[tuple[str, Any]]:
         return [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]

@@ -64,16 +64,14 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
             return with_features(
                 settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler),
                 rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
-                denoise=lambda *rows: _reference_call(engine, *rows),
+                denoise=lambda *rows: reference_call(engine, *rows),
             )  # fmt: skip
         except Exception as error:
             with steering("references' features", begin):
                 engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
 
 
-def _reference_call(
-    engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]
-) -> torch.Tensor:
+def reference_call(engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]) -> torch.Tensor:
     """One denoiser call of reference rows alone, padded as the engine pads."""
     import torch
 

@@ -102,7 +102,7 @@ def test_memory_that_runs_out_halves_the_call_for_good(guard: MarksGuard, monkey
 def test_a_score_that_is_no_number_is_refused(guard: MarksGuard) -> None:
     """Nothing compares with NaN: a broken guard would find nothing, and everything would pass."""
     broken = MarksGuard()
-    broken._shift = broken._shift * float("nan")
+    broken.operating_logits = broken.operating_logits * float("nan")
     with pytest.raises(InputError, match="not a finite number"):
         broken.check(marked("qr", 1)[0])
 

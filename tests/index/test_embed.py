@@ -63,11 +63,11 @@ def test_memory_that_runs_out_halves_the_call_for_good(
     embedder = OpenCLIPEmbedder.open("stickers")  # its calls stay halved
     inputs: Any = np.stack([drawing(seed) for seed in range(11)]) if tower == "encode_image" else ["red apple", "a cat"] * 5
     run = (lambda e: e.images) if tower == "encode_image" else (lambda e: e.texts)
-    small = Small(getattr(embedder._model, tower), 4)
-    monkeypatch.setattr(embedder._model, tower, small)
+    small = Small(getattr(embedder.network, tower), 4)
+    monkeypatch.setattr(embedder.network, tower, small)
     halved = run(embedder)(inputs)
     assert small.seen == [8] + [4] * 3 and np.allclose(halved, run(shipped)(inputs), atol=1e-6)
-    assert [calls.shapes for calls in (embedder.calls, embedder._text_calls)].count((8, 4)) == 1
+    assert [calls.shapes for calls in (embedder.calls, embedder.text_calls)].count((8, 4)) == 1
     assert embedder.calls.shapes == ((8, 4) if tower == "encode_image" else (8,))
     # What is promised then: the same bytes for the same shape, whoever else is in it.
     assert np.array_equal(run(embedder)(inputs[6:7])[0], halved[6])
@@ -79,9 +79,9 @@ def test_memory_that_runs_out_halves_the_call_for_good(
 
 def test_a_vector_without_a_direction_is_refused(shipped: OpenCLIPEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be near to nothing, and whatever it is of would pass."""
-    real = shipped._model.encode_image
+    real = shipped.network.encode_image
     for broken in (float("nan"), float("inf"), 0.0):
-        monkeypatch.setattr(shipped._model, "encode_image", lambda x, by=broken: real(x) * by)
+        monkeypatch.setattr(shipped.network, "encode_image", lambda x, by=broken: real(x) * by)
         with pytest.raises(ModelError, match="no direction"):
             shipped.images(drawing(1)[None])
 

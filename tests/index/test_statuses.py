@@ -9,7 +9,7 @@ import pytest
 from index.errors import InputError
 from index.fingerprint import content_digest
 from index.intake import Conflict
-from index.reference import NewReference
+from index.reference import NewReference, the_id
 from index.store import ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work
@@ -149,8 +149,6 @@ def test_an_id_can_be_shortened_as_long_as_it_is_one_alone(tmp_path: Path, embed
         index.full_id("zzzz")
 
 
-def test_a_beginning_that_several_share_is_refused(tmp_path: Path, embedder: GridEmbedder) -> None:
-    index = ReferenceIndex.build(tmp_path / "i", [work(1)], embedder)
-    index._where["0123aaaa"] = index._where["0123bbbb"] = index._where[REF]
+def test_a_beginning_that_several_share_is_refused() -> None:
     with pytest.raises(InputError, match="beginning of 2 ids"):
-        index.full_id("0123")
+        the_id("0123", ["0123aaaa", "0123bbbb", REF], where="index")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from guards.base import Finding
 from index.errors import ModelError
 from index.fingerprint import pixel_digest
 from index.reference import Match
+from jobs.run.openers import Openers, using
 from jobs.run.plan import Plan
 from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
@@ -26,6 +28,22 @@ from pipeline.policy import Policy
 from pipeline.settings import digest
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
+
+
+class FakeOpeners(Openers):
+    """Opens what it is given, and everything else as a command does."""
+
+    def __init__(self, **given: Callable[..., Any]) -> None:
+        for name, opener in given.items():
+            assert hasattr(Openers, name), name
+            setattr(self, name, opener)
+
+
+@pytest.fixture
+def opening() -> Iterator[Callable[..., None]]:
+    """Put other openers in the place of those of the commands, for the rest of the test."""
+    with ExitStack() as stack:
+        yield lambda **given: stack.enter_context(using(FakeOpeners(**given)))
 
 
 class FakeModeration:

@@ -14,8 +14,6 @@ from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
 from jobs.cli import main as cli
-from jobs.run import worker
-from pipeline import identity
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
@@ -36,10 +34,11 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 @pytest.fixture
-def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> Path:
+def run_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any], opening: Callable[..., None]
+) -> Path:
     """A run file whose runtime is the fake one."""
-    monkeypatch.setattr(worker, "_open_loop", open_loop)
-    monkeypatch.setattr(identity, "identity_of", lambda config, policy, base: IDENTITY)
+    opening(loop=open_loop, identity=lambda config, policy, base: IDENTITY)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
     (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 2\n')
@@ -226,22 +225,24 @@ def test_a_guard_that_only_observes_is_named_before_anything_is_drawn(run_file: 
     assert "the guard marks only observes" in shown.output
 
 
-def test_unexpected_errors_say_how_to_see_more(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_say_how_to_see_more(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, opening: Callable[..., None]
+) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(identity, "identity_of", broken)
+    opening(identity=broken)
     failed = call("run", run_file)
     assert failed.exit_code == 70 and "ZeroDivisionError: a bug" in failed.stderr and "CLEARANCE_DEBUG=1" in failed.stderr
     monkeypatch.setenv("CLEARANCE_DEBUG", "1")
     assert isinstance(call("run", run_file).exception, ZeroDivisionError)
 
 
-def test_a_runtime_that_does_not_open_is_said_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_does_not_open_is_said_once(run_file: Path, opening: Callable[..., None]) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 
-    monkeypatch.setattr(worker, "_open_loop", refuse)
+    opening(loop=refuse, identity=lambda config, policy, base: IDENTITY)
     failed = call("run", run_file)
     assert failed.exit_code == 2 and failed.stderr.count("weights are missing") == 1
 
@@ -315,10 +316,10 @@ def test_an_unfinished_run_is_reported_without_being_called_damaged(run_file: Pa
     assert call("status", run_file).exit_code == 0
 
 
-def test_a_failed_start_leaves_no_folder(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_leaves_no_folder(run_file: Path, opening: Callable[..., None]) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 
-    monkeypatch.setattr(worker, "_open_loop", refuse)
+    opening(loop=refuse, identity=lambda config, policy, base: IDENTITY)
     assert call("run", run_file).exit_code == 2
     assert not (run_file.parent / "run").exists()

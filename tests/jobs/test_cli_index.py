@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 from index.calibrate import Calibration
 from index.embedder_source import weights_folder
 from index.store import ReferenceIndex
-from jobs.cli import index as index_cli
 from jobs.cli import main as cli
 from jobs.report import ReferencePictures
 from jobs.run.folder import open_folder
@@ -55,8 +54,8 @@ def draw(folder: Path, names: Sequence[str]) -> Path:
 
 
 @pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(index_cli, "_embedder", lambda *_: FakeEmbedder())
+def built(tmp_path: Path, opening: Callable[..., None]) -> Path:
+    opening(embedder=lambda *_, **__: FakeEmbedder())
     done = call("build", draw(tmp_path / "works", ["apple", "owl", "fox"]), "--out", tmp_path / "index")
     assert done.exit_code == 0, done.output
     assert "3 references" in done.output and "1 of them without their picture" in done.output
@@ -160,8 +159,8 @@ def noise(folder: Path, names: Sequence[str]) -> Path:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_cli, "_embedder", lambda *_: FakeEmbedder())
+def fake(opening: Callable[..., None]) -> None:
+    opening(embedder=lambda *_, **__: FakeEmbedder())
 
 
 def test_build_counts_and_names_everything(fake: None, tmp_path: Path) -> None:
@@ -268,8 +267,8 @@ class Blind(FakeEmbedder):
 
 
 @pytest.fixture
-def blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(index_cli, "_embedder", lambda *_: Blind())
+def blind(tmp_path: Path, opening: Callable[..., None]) -> Path:
+    opening(embedder=lambda *_, **__: Blind())
     noise(tmp_path / "works", [f"work-{n}" for n in range(8)])
     assert call("build", tmp_path / "works", "--out", tmp_path / "index", "--keep-pictures").exit_code == 0
     return tmp_path / "index"

@@ -13,11 +13,9 @@ from index.errors import PlanMismatch
 from jobs import demo
 from jobs.demo import demo_prompts, run_demo
 from jobs.lab.world.catalogue import PROTECTED
-from jobs.run import worker
 from jobs.run.local_runner import run_local
 from jobs.run.progress import describe, duration
 from jobs.run.prompts import read_prompts
-from pipeline import identity
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
 from pipeline.settings import read_toml
@@ -41,14 +39,15 @@ def test_the_default_demo_asks_for_what_is_promised() -> None:
     assert any(prompt.prompt not in captions for prompt in prompts if prompt.kind == "protected")
 
 
-def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any]) -> None:
+def test_the_demo_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any], opening: Callable[..., None]
+) -> None:
     def no_index(folder: Path, config: RunConfig, say: Any) -> None:
         folder.mkdir(exist_ok=True)
 
-    monkeypatch.setattr(worker, "_open_loop", open_loop)
+    opening(loop=open_loop, identity=lambda config, policy, base: IDENTITY)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
-    monkeypatch.setattr(identity, "identity_of", lambda config, policy, base: IDENTITY)
     said = Console(width=160, record=True, file=io.StringIO())
     out = tmp_path / "demo"
     counted = run_demo(out, samples=6, runner="local", console=said)

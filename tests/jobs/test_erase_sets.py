@@ -60,14 +60,14 @@ def test_ratio_opacity_and_place_are_as_asked() -> None:
 def test_numbered_designs_are_lifted_as_they_are_drawn() -> None:
     """A design pulled off its paper and laid on a drawing looks as if it had been drawn there."""
     from jobs.erase.marks.overlays import overlay
-    from jobs.erase.pollute import _lifted
+    from jobs.erase.pollute import lifted
 
     paper = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("watermark", "qr", "text"):
         for design in range(5):
             drawn, _ = overlay(paper, kind, np.random.default_rng(7), (design,))
             laid = paper.convert("RGBA")
-            laid.alpha_composite(_lifted(64, kind, design, 7))
+            laid.alpha_composite(lifted(64, kind, design, 7))
             assert np.abs(np.asarray(drawn, int) - np.asarray(laid.convert("RGB"), int)).max() <= 3
 
 

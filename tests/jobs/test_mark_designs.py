@@ -70,7 +70,7 @@ def test_codes_are_full_and_dark_on_light(monkeypatch: pytest.MonkeyPatch) -> No
     )
     rng = np.random.default_rng(2)
     for _ in range(20):
-        mark_designs._qr(64, rng)
+        mark_designs.draw_qr(64, rng)
     opaque = [paper[:3] for paper in papers if isinstance(paper, tuple) and len(paper) == 4 and paper[3] == 255]
     assert len(opaque) == 20 and min(min(paper) for paper in opaque) >= 215
     assert len(inks) > 1000 and max(max(ink) for ink in inks) < 150
@@ -78,10 +78,10 @@ def test_codes_are_full_and_dark_on_light(monkeypatch: pytest.MonkeyPatch) -> No
 
 @needs_fonts
 def test_no_pentagon_and_no_white_outlined_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes, polygon, write = [], mark_veils._polygon, ImageDraw.ImageDraw.multiline_text
+    shapes, polygon, write = [], mark_veils.draw_polygon, ImageDraw.ImageDraw.multiline_text
     fills = []
     monkeypatch.setattr(
-        mark_veils, "_polygon", lambda d, c, r, shape, *a, **k: shapes.append(shape) or polygon(d, c, r, shape, *a, **k)
+        mark_veils, "draw_polygon", lambda d, c, r, shape, *a, **k: shapes.append(shape) or polygon(d, c, r, shape, *a, **k)
     )
 
     def spied(self: object, *args: object, **options: object) -> None:
@@ -93,7 +93,7 @@ def test_no_pentagon_and_no_white_outlined_word(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(3)
     for _ in range(250):
         mark_veils.watermark(64, rng)
-        mark_designs._text(64, rng)
+        mark_designs.draw_text(64, rng)
     assert len(shapes) > 50 and 5 not in shapes
     assert len(fills) > 20 and all(min(fill) <= 130 for fill in fills)
 
@@ -108,7 +108,7 @@ def test_a_level_grey_band_across_the_picture_has_no_white_word(monkeypatch: pyt
     for _ in range(300):
         words.clear()
         layer = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
-        angle, (_, y) = mark_veils._band(ImageDraw.Draw(layer), 64, (110, 110, 110, 140), rng)
+        angle, (_, y) = mark_veils.draw_band(ImageDraw.Draw(layer), 64, (110, 110, 110, 140), rng)
         across = layer.getpixel((1, y)) != (0, 0, 0, 0) and layer.getpixel((126, y)) != (0, 0, 0, 0)
         if across and not angle and words:
             checked += 1

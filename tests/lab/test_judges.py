@@ -173,11 +173,11 @@ def test_a_reference_is_laid_over_its_moved_mirror_image(drawings: np.ndarray) -
 
 
 def test_intervals_belong_to_names() -> None:
-    from jobs.lab.judges.train import _copies_report
+    from jobs.lab.judges.train import copies_report
 
     rng = np.random.default_rng(0)
     copy = np.tile([True, False], 60)
-    told = _copies_report(rng.normal(size=120) + 2 * copy, copy, np.repeat(np.arange(30), 4), {"0.01": 0.0})
+    told = copies_report(rng.normal(size=120) + 2 * copy, copy, np.repeat(np.arange(30), 4), {"0.01": 0.0})
     value, low, high = told["ap"]
     assert 0.8 < low <= value <= high <= 1 and told["names"] == 30 and told["pairs"] == 120
     assert told["at_0.01"]["recall"][0] > told["at_0.01"]["false"][0]

@@ -136,7 +136,7 @@ def test_references_whose_features_fail_end_one_sample(
     def fails(*_: object) -> None:
         raise KeyError("a block of another name")
 
-    monkeypatch.setattr(negtome, "_reference_call", fails)
+    monkeypatch.setattr(negtome, "reference_call", fails)
     s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-1"]))
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.steering", 1)
     assert lost.error_message.startswith("references' features, step 0: KeyError: 'a block of another name'. ")
@@ -209,14 +209,14 @@ def test_an_embedder_short_of_memory_halves_and_says_so(
     guards = CopiesGuard(index, embedder, point=OperatingPoint(threshold=0.999, confirm_threshold=0.9))
     plain = by_key(list(moderate(runtime(model, guards), requests())))
     assert plain["key-0"].attempts[0].padded_rows.embed == (8,)
-    real = embedder._model.encode_image
+    real = embedder.network.encode_image
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         if len(x) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(x)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(embedder._model, "encode_image", encode)
+    monkeypatch.setattr(embedder.network, "encode_image", encode)
     done = by_key(list(moderate(runtime(model, guards), requests())))
     assert len(done) == 5
     if not fits:
@@ -246,16 +246,16 @@ def test_memory_that_runs_out_costs_rows_not_samples(model: DiffusionModel, monk
 
 def test_a_decoder_short_of_memory_is_on_record(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     s = runtime(model, Copies(lambda _: False))
-    real, shapes = s.model._vae.decode, s.model._decode_calls.shapes  # type: ignore[attr-defined]
+    real, shapes = s.model.autoencoder.decode, s.model.decode_calls.shapes  # type: ignore[attr-defined]
 
     def small(latents: torch.Tensor) -> object:
         if len(latents) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(latents)
 
-    monkeypatch.setattr(s.model._vae, "decode", small)  # type: ignore[attr-defined]
+    monkeypatch.setattr(s.model.autoencoder, "decode", small)  # type: ignore[attr-defined]
     done = list(moderate(s, requests(6)))
-    s.model._decode_calls.shapes = shapes  # type: ignore[attr-defined]  # the model is shared
+    s.model.decode_calls.shapes = shapes  # type: ignore[attr-defined]  # the model is shared
     assert all(x.outcome is Outcome.ACCEPTED and x.attempts[0].padded_rows.decode == (8, 4) for x in done) and len(done) == 6
 
 
@@ -313,14 +313,14 @@ def test_references_that_never_fit_end_one_sample(
 ) -> None:
     flagged = {unsteered["key-0"]}
     s = runtime(model, Copies(lambda p: sha(p) in flagged))
-    real = negtome._reference_call
+    real = negtome.reference_call
 
     def never(*args: object) -> object:
         with monkeypatch.context() as m:
             m.setattr(model, "denoise", Short(model, m, after=0, rows=0))
             return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(negtome, "_reference_call", never)
+    monkeypatch.setattr(negtome, "reference_call", never)
     done = by_key(list(moderate(s, requests())))
     lost = done.pop("key-0")
     assert lost.outcome is Outcome.ERROR and lost.reason == "oom" and lost.error_class == "OutOfMemory"
@@ -338,10 +338,10 @@ def test_not_even_one_picture_fits(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     s = runtime(model, Copies(lambda p: sha(p) == unsteered["key-0"]))
-    calls = s.model._encode_calls if part == "encode" else s.model._decode_calls  # type: ignore[attr-defined]
+    calls = s.model.encode_calls if part == "encode" else s.model.decode_calls  # type: ignore[attr-defined]
     shapes = calls.shapes
     with monkeypatch.context() as m:
-        m.setattr(s.model._vae, part, never)  # type: ignore[attr-defined]
+        m.setattr(s.model.autoencoder, part, never)  # type: ignore[attr-defined]
         done = by_key(list(moderate(s, requests())))
     assert calls.shapes[-1] == 1
     calls.shapes = shapes  # the model is shared

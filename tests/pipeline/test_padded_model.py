@@ -46,7 +46,11 @@ def test_a_call_too_large_is_halved_and_stays_so(
         "decode": torch.randn(11, *model.latent_shape, generator=torch.Generator().manual_seed(0)),
     }
     run: dict[str, Any] = {"text": model.encode_prompts, "encode": model.encode, "decode": model.decode}
-    owner, name = {"text": (model, "_encode"), "encode": (model._vae, "encode"), "decode": (model._vae, "decode")}[part]
+    owner, name = {
+        "text": (model, "_encode"),
+        "encode": (model.autoencoder, "encode"),
+        "decode": (model.autoencoder, "decode"),
+    }[part]
     whole = np.asarray(run[part](inputs[part]))
     assert getattr(model.padded_rows(), part) == (8,)
     small = Small(getattr(owner, name), 3, error)

@@ -59,7 +59,7 @@ def draw_mark(picture: Image, kind: str, rng: np.random.Generator) -> tuple[Imag
 
 def mark_layer(side: int, kind: str, rng: np.random.Generator) -> Image:
     """One mark of ``kind`` alone: RGBA, ``side`` × ``side``, transparent where there is none."""
-    return {"watermark": watermark, "qr": _qr, "text": _text}[kind](side, rng)
+    return {"watermark": watermark, "qr": draw_qr, "text": draw_text}[kind](side, rng)
 
 
 def changed_box(before: np.ndarray, after: np.ndarray) -> tuple[Box, int]:
@@ -74,7 +74,7 @@ def changed_box(before: np.ndarray, after: np.ndarray) -> tuple[Box, int]:
 # ---- QR codes --------------------------------------------------------------------------------------------------------
 
 
-def _qr(side: int, rng: np.random.Generator) -> Image:
+def draw_qr(side: int, rng: np.random.Generator) -> Image:
     import segno
     from PIL import Image as Pictures
     from PIL import ImageDraw as Draw
@@ -126,7 +126,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return channels[order[0]], channels[order[1]], channels[order[2]]
 
 
-def _text(side: int, rng: np.random.Generator) -> Image:
+def draw_text(side: int, rng: np.random.Generator) -> Image:
     from PIL import Image as Pictures
     from PIL import ImageDraw as Draw
 

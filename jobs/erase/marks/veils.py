@@ -42,7 +42,7 @@ def watermark(side: int, rng: np.random.Generator) -> Image:
     layer = Pictures.new("RGBA", (2 * side, 2 * side), (0, 0, 0, 0))
     draw = Draw.Draw(layer)
     forms: tuple[Callable[[ImageDraw, int, Ink, np.random.Generator], tuple[float, tuple[int, int]]], ...]
-    forms = (_word, _tiles, _lines, _band, _seal, _logo, _stamp)
+    forms = (_word, _tiles, _lines, draw_band, _seal, _logo, _stamp)
     form = forms[int(rng.choice(len(forms), p=(0.2, 0.1, 0.13, 0.14, 0.13, 0.2, 0.1)))]
     angle, centre = form(draw, side, _veil(rng), rng)
     if angle:
@@ -73,7 +73,7 @@ def _tiles(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tu
             draw.text((side + int(row % 2 * step / 2), int(y)), "  ".join([word] * 6), font=font, fill=ink, anchor="mm")
         else:
             for x in np.arange(row % 2 * step / 2, 2 * side, step):
-                _polygon(draw, (int(x), int(y)), radius, shape, ink, outline=0)
+                draw_polygon(draw, (int(x), int(y)), radius, shape, ink, outline=0)
     return float(rng.uniform(-60, 60)), (side, side)
 
 
@@ -95,7 +95,7 @@ def _lines(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tu
     return float(rng.uniform(-60, 60)), (side, side)
 
 
-def _band(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tuple[float, tuple[int, int]]:
+def draw_band(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tuple[float, tuple[int, int]]:
     """A translucent bar or ribbon, with a word in it or not. Never level, grey, full-width and lettered in white at once."""
     centre = pick_place(side, rng, 0.3)
     half, high = int(side * rng.uniform(0.18, 0.46)), int(side * rng.uniform(0.06, 0.16))
@@ -120,13 +120,13 @@ def _seal(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tup
     width = int(rng.integers(1, max(2, side // 16) + 1))
     for ring in range(int(rng.choice([1, 1, 2, 3]))):
         r = int(radius * (1 - 0.3 * ring))
-        _polygon(draw, centre, max(2, r), 99, ink, outline=width)
+        draw_polygon(draw, centre, max(2, r), 99, ink, outline=width)
     chance = rng.random()
     if chance < 0.5:
         sign = str(rng.choice(SIGNS)) if rng.random() < 0.5 else pick_word(rng, 1, 4)
         draw.text(centre, sign, font=pick_font(radius * (1.3 if len(sign) == 1 else 0.8), rng), fill=ink, anchor="mm")
     elif chance < 0.7:
-        _polygon(draw, centre, max(2, radius // 2), int(rng.choice([3, 4, 6, 99])), ink, outline=0)
+        draw_polygon(draw, centre, max(2, radius // 2), int(rng.choice([3, 4, 6, 99])), ink, outline=0)
     return float(rng.uniform(-30, 30)), centre
 
 
@@ -152,7 +152,7 @@ def _logo(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tup
         box = [centre[0] - wide, centre[1] - high, centre[0] + wide, centre[1] + high]
         draw.rounded_rectangle(box, int(min(wide, high) * rng.uniform(0, 1)), fill=ink)
     else:
-        _polygon(draw, centre, radius, shape, ink, outline=outline)
+        draw_polygon(draw, centre, radius, shape, ink, outline=outline)
     chance = rng.random()
     if chance < 0.2:
         letters: Ink = (255, 255, 255, 230) if not outline else ink
@@ -176,7 +176,7 @@ def _stamp(draw: ImageDraw, side: int, ink: Ink, rng: np.random.Generator) -> tu
     return pick_angle(rng), centre
 
 
-def _polygon(draw: ImageDraw, centre: tuple[int, int], radius: int, shape: int, ink: Ink, *, outline: int) -> None:
+def draw_polygon(draw: ImageDraw, centre: tuple[int, int], radius: int, shape: int, ink: Ink, *, outline: int) -> None:
     """A regular polygon of ``shape`` corners, a star of ``-shape`` points, or a disc (99); filled where ``outline`` is 0."""
     fill, line = (None, ink) if outline else (ink, None)
     x, y = centre

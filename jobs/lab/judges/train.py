@@ -113,8 +113,8 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
     for label, data in (("held_out", held), ("protected", world)):
         group = np.array([names[i] for i in data["row"]])
         for sort, rows in (("all", np.ones(len(group), bool)), ("plain", data["plain"]), ("edited", ~data["plain"])):
-            measured[f"{label}_{sort}"] = _copies_report(logit[label][rows], data["copy"][rows], group[rows], points)
-        measured[f"{label}_embedder"] = _copies_report(data["cosine"], data["copy"], group, {})
+            measured[f"{label}_{sort}"] = copies_report(logit[label][rows], data["copy"][rows], group[rows], points)
+        measured[f"{label}_embedder"] = copies_report(data["cosine"], data["copy"], group, {})
     odds = {share: float(1 / (1 + np.exp(-at))) for share, at in points.items()}
     settings = {"bias": bias, "operating_points": odds, "measured": measured}
     return {"weight": torch.from_numpy(weight)}, settings
@@ -201,7 +201,7 @@ def _rate(hits: Any) -> list[float]:
     return [round(v, 4) for v in (rate.value, rate.low, rate.high)]
 
 
-def _copies_report(score: np.ndarray, copy: np.ndarray, group: np.ndarray, points: dict[str, float]) -> dict[str, Any]:
+def copies_report(score: np.ndarray, copy: np.ndarray, group: np.ndarray, points: dict[str, float]) -> dict[str, Any]:
     """Average precision and recall at 1 % and 5 % false positives, with intervals from resampling whole names."""
     from index.calibrate import average_precision
 
