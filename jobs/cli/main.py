@@ -237,7 +237,10 @@ def status(run: RunFolder, json: AsJson = False) -> None:
 
 @app.command(epilog="Example: clearance verify runs/monday")
 def verify(run: RunFolder, json: AsJson = False) -> None:
-    """Recompute every digest of a run. Exits with 1 and names the place if one does not match; lists what it did not check."""
+    """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
+
+    Each stage passes, fails or is skipped, with the reason. What was not looked at is listed.
+    """
     from dataclasses import asdict
 
     from jobs.run.verdict import verify_run
@@ -250,6 +253,10 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
     console = make_console()
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
     console.print(f"recomputed: {counts}", soft_wrap=True)
+    styles = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+    for stage in found.stages:
+        line = visible(f"{stage.state}  {stage.name:<10}  {stage.sentence}", lines=False)
+        console.print(line, style=styles[stage.state], soft_wrap=True)
     for problem in found.problems:
         console.print(visible(f"{problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
     for left in found.not_covered:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
 from pipeline.audit.ledger import NEVER_SEALED, RUN_FILE
-from pipeline.audit.verify import Problem, Verification, verify
+from pipeline.audit.stage import FILES, Problem
+from pipeline.audit.verify import Verification, verify
 
 
 def verify_run(folder: Path) -> Verification:
@@ -28,7 +28,7 @@ def verify_run(folder: Path) -> Verification:
     except ClearanceError as error:
         where = error.where.removeprefix(f"{folder}/")
         if not any(problem.where == where or problem.where.startswith(f"{where} ") for problem in found.problems):
-            found = replace(found, ok=False, problems=(*found.problems, Problem(where, error.what)))
+            found = found.with_problem(FILES, Problem(where, error.what))
     return found
 
 

@@ -142,6 +142,7 @@ def _integrity(folder: Path, verification: Verification, predicate: Mapping[str,
         "ok": verification.ok,
         "problems": [{"where": problem.where, "what": problem.what} for problem in verification.problems],
         "counts": dict(verification.counts),
+        "stages": [{"name": stage.name, "state": stage.state, "sentence": stage.sentence} for stage in verification.stages],
         "run_sha256": digest_of(folder, RUN_FILE) if sealed is not None and sealed.kind == "file" else "",
         "merkle_root": str(predicate.get("merkle_root", "")),
     }

@@ -1,0 +1,245 @@
+"""Verify the rows of a run: stages files, chains, pictures and prompts, in one pass over the data files of its shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from index.errors import ClearanceError, IntegrityError
+from index.fingerprint import pixel_digest
+from index.padding import first_line
+from index.storage import open_file
+from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
+from pipeline.audit.chain import chain_start, record_digest, table_header
+from pipeline.audit.commitments import default_salt, prompt_commitment, salt_id
+from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
+from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
+from pipeline.outcome import ACCEPTED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_receipts(folder: Path, found: Findings) -> dict[str, ShardReceipt]:
+    """The commit markers that can be read, by shard id; stage files."""
+    receipts: dict[str, ShardReceipt] = {}
+    try:
+        names = markers(folder)
+    except IntegrityError as error:
+        found.problem(FILES, COMMITS, error.what)
+        return {}
+    for shard_id in names:
+        found.counts["files"] += 1
+        try:
+            receipts[shard_id] = receipt_of(folder, shard_id)
+            found.counts["shards"] += 1
+        except ClearanceError as error:
+            found.problem(FILES, f"{COMMITS}/{shard_id}.json", error.what)
+    return receipts
+
+
+class Rows:
+    """Every row of every shard, held against its digests and against the other rows.
+
+    Attributes:
+        samples: sample_id → where its row stands, and the columns that are compared later.
+        outcomes: rows by outcome.
+    """
+
+    def __init__(self, folder: Path, binding: RunBinding, salt: str | None, found: Findings) -> None:
+        self.folder, self.binding, self.salt, self.found = folder, binding, salt, found
+        self.samples: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.outcomes: Counter[str] = Counter()
+        self._attempts: dict[str, dict[int, tuple[str, str]]] = {}  # sample_id → number → where, pixel_sha256
+
+    def check(self, receipts: Mapping[str, ShardReceipt]) -> None:
+        """Recompute the rows of every shard, and say what each stage compared."""
+        for receipt in receipts.values():
+            for file in receipt.files:
+                self._file(receipt, file)
+        self._whole()
+        counts = self.found.counts
+        if not receipts:
+            for stage in (CHAINS, PICTURES, PROMPTS):
+                self.found.skipped(stage, "no shard was committed")
+            return
+        rows = f"{counts['samples']:,} samples and {counts['attempts']:,} attempts"
+        self.found.compared(CHAINS, f"every row of {rows} has the digest stated in it and follows the row before it")
+        kinds = ("pictures", "pixels", "thumbnails", "embeddings")
+        numbers = ", ".join(f"{counts[name]:,} {name}" for name in kinds if counts[name])
+        if numbers:
+            self.found.compared(PICTURES, f"{numbers} match their digests")
+        else:
+            self.found.skipped(PICTURES, "no row holds a picture, a thumbnail or an embedding")
+        self.found.compared(PROMPTS, f"{counts['prompts']:,} prompts match their commitments")
+        if counts["prompts_unchecked"]:
+            why = "their commitments are under a secret salt that was not given"
+            self.found.skipped(PROMPTS, f"{counts['prompts_unchecked']:,} prompts were not compared: {why}")
+
+    def _file(self, receipt: ShardReceipt, file: ShardFile) -> None:
+        try:
+            with open_file(self.folder, file.path) as stream:
+                self.found.counts["files"] += 1
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                intact = stream.tell() == file.bytes and sha256 == file.sha256
+                if not intact:
+                    self.found.problem(FILES, file.path, "the file was changed: its digest does not match its commit marker")
+                table = self._read(stream, file.path, intact=intact)
+        except (ClearanceError, OSError) as error:
+            what = error.what if isinstance(error, ClearanceError) else f"cannot be read ({first_line(error)})"
+            self.found.problem(FILES, file.path, f"{what}; shard {receipt.shard_id} committed it")
+            return
+        if table is None:
+            return
+        if difference := schema_difference(file.table, table.schema):
+            self.found.problem(CHAINS, file.path, difference)
+            return
+        try:
+            shard_header = table_header(table.schema)
+        except IntegrityError as error:
+            self.found.problem(CHAINS, file.path, error.what)
+            return
+        self.found.add(CHAINS, header_problems(shard_header, receipt.shard_id, file, self.binding))
+        if table.num_rows != file.rows:
+            self.found.problem(CHAINS, file.path, f"holds {table.num_rows} rows; its commit marker says {file.rows}")
+        head = self._table(table, file, shard_header)
+        if head != file.chain_head:
+            self.found.problem(CHAINS, file.path, "the chain does not end where the commit marker says")
+
+    def _read(self, stream: IO[bytes], where: str, *, intact: bool) -> pa.Table | None:
+        """Read a data file; of a damaged one, name the damaged columns and read what can still be read."""
+        import pyarrow.parquet as pq
+
+        try:
+            if not intact:
+                checked = pq.ParquetFile(stream, page_checksum_verification=True)
+                for name in checked.schema_arrow.names:
+                    try:
+                        checked.read(columns=[name])
+                    except Exception:
+                        damaged = "a page of this column does not match its checksum"
+                        self.found.problem(FILES, f"{where} column {name}", damaged)
+            table = pq.ParquetFile(stream).read()
+            table.validate(full=True)
+            return table
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.found.problem(FILES, where, f"cannot be read as Parquet ({first_line(error)})")
+            return None
+
+    def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any]) -> str:
+        """Recompute the chain of a file; returns the digest that it ends with."""
+        prev = chain_start(shard_header)
+        number = -1
+        for batch in table.to_batches(max_chunksize=64):
+            try:
+                rows = batch.to_pylist()
+            except (UnicodeDecodeError, ValueError) as error:
+                self.found.problem(CHAINS, f"{file.path} after row {number}", f"cannot be read ({error})")
+                return ""
+            for row in rows:
+                number += 1
+                where = f"{file.path} row {number}"
+                self.found.counts[file.table] += 1
+                self._links(row, prev, where)
+                prev = str(row["record_sha256"])
+                problems = row_problems(row, file.table, shard_header)
+                self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
+                try:
+                    self._sample(row, where, shard_header) if file.table == "samples" else self._attempt(row, where)
+                except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
+                    self.found.problem(CHAINS, where, f"holds a value that no row has ({first_line(error)})")
+        return prev
+
+    def _links(self, row: Mapping[str, Any], prev: str, where: str) -> None:
+        if row["prev_sha256"] != prev:
+            broken = "the chain is broken: a row before was changed or removed"
+            self.found.problem(CHAINS, f"{where} column prev_sha256", broken)
+        if record_digest(row, str(row["prev_sha256"])) != row["record_sha256"]:
+            self.found.problem(CHAINS, f"{where} column record_sha256", "a committed column of this row was changed")
+
+    def _sample(self, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
+        self.outcomes[str(row["outcome"])] += 1
+        if row["sample_id"] in self.samples:
+            first = self.samples[row["sample_id"]][0]
+            self.found.problem(CHAINS, f"{where} column sample_id", f"the sample has a row already: {first}")
+        kept = ("attempts", "accepted_attempt", "pixel_sha256", "outcome")
+        self.samples[row["sample_id"]] = (where, {name: row[name] for name in kept})
+        self._picture(row, where)
+        embedding = row["embedding"]
+        if (embedding is None) != (row["embedding_sha256"] is None):
+            self.found.problem(PICTURES, f"{where} column embedding", "the embedding or its digest is missing")
+        elif embedding is not None:
+            stored = np.asarray(embedding, dtype="<f2").tobytes()
+            self._match(f"{where} column embedding", stored, row["embedding_sha256"], "embeddings")
+        self._prompt(row, where, shard_header)
+
+    def _picture(self, row: Mapping[str, Any], where: str) -> None:
+        data = (row["image"] or {}).get("bytes")
+        if (data is None) != (row["file_sha256"] is None):
+            what = "the picture is missing" if data is None else "a picture without a digest"
+            self.found.problem(PICTURES, f"{where} column image", what)
+            return
+        if data is None:
+            return
+        self._match(f"{where} column image", data, row["file_sha256"], "pictures")
+        try:
+            pixels, xmp = decode(data)
+        except IntegrityError as error:
+            self.found.problem(PICTURES, f"{where} column image", error.what)
+            return
+        if row["media_type"] in LOSSLESS:
+            self.found.counts["pixels"] += 1
+            if pixel_digest(pixels) != row["pixel_sha256"]:
+                self.found.problem(PICTURES, f"{where} column pixel_sha256", "the decoded pixels do not match")
+        if row["xmp_present"] != (DIGITAL_SOURCE_TYPE.encode() in xmp):
+            self.found.problem(PICTURES, f"{where} column xmp_present", "does not say what the file carries")
+
+    def _prompt(self, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
+        salt = self.salt or default_salt(str(shard_header.get("dataset_id", "")))
+        if salt_id(salt) != shard_header.get("salt_id"):
+            self.found.counts["prompts_unchecked"] += 1  # a secret salt that nobody passed: the stage says so
+        elif prompt_commitment(row["prompt"] or "", row["negative_prompt"] or "", salt) != row["prompt_commit"]:
+            self.found.problem(PROMPTS, f"{where} column prompt", "the prompt does not match its commitment")
+        else:
+            self.found.counts["prompts"] += 1
+
+    def _attempt(self, row: Mapping[str, Any], where: str) -> None:
+        numbers = self._attempts.setdefault(row["sample_id"], {})
+        if row["attempt"] in numbers:
+            first = numbers[row["attempt"]][0]
+            self.found.problem(CHAINS, f"{where} column attempt", f"the attempt has a row already: {first}")
+        numbers[row["attempt"]] = (where, row["pixel_sha256"])
+        data = (row["thumbnail"] or {}).get("bytes")
+        self._match(f"{where} column thumbnail", data or b"", row["thumbnail_sha256"], "thumbnails")
+
+    def _match(self, where: str, data: bytes, digest: str, count: str) -> None:
+        self.found.counts[count] += 1
+        if hashlib.sha256(data).hexdigest() != digest:
+            self.found.problem(PICTURES, where, "the stored bytes do not match their digest")
+
+    def _whole(self) -> None:
+        """Hold the two tables against each other: every sample has the attempts that it counts, every attempt a sample."""
+        for sample_id, (where, row) in self.samples.items():
+            made = self._attempts.pop(sample_id, {})
+            if row["attempts"] is None:
+                self.found.problem(CHAINS, f"{where} column attempts", "is empty")
+                continue
+            if sorted(made) != list(range(row["attempts"])):
+                what = f"says {row['attempts']}; the attempts table has {sorted(made)}"
+                self.found.problem(CHAINS, f"{where} column attempts", what)
+            accepted = row["accepted_attempt"]
+            if (accepted is not None) != (row["outcome"] in ACCEPTED):
+                self.found.problem(CHAINS, f"{where} column accepted_attempt", f"does not go with outcome {row['outcome']}")
+            final = accepted if accepted is not None else max(made, default=None)
+            if final is not None and final in made and made[final][1] != row["pixel_sha256"]:
+                what = f"is not that of attempt {final} ({made[final][0]})"
+                self.found.problem(CHAINS, f"{where} column pixel_sha256", what)
+        for made in self._attempts.values():
+            for where, _ in made.values():
+                self.found.problem(CHAINS, where, "belongs to no sample")

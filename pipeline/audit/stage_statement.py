@@ -1,0 +1,88 @@
+"""Verify the statement of a run: stages tree and statement, and the files of the plan that it names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from index.errors import ClearanceError
+from index.storage import digest_of
+from pipeline.audit.ledger import RUN_FILE, merkle_root, scan_statement
+from pipeline.audit.shards import ShardReceipt
+from pipeline.audit.stage import FILES, STATEMENT, TREE, Findings
+from pipeline.audit.stage_rows import Rows
+
+NOT_SEALED = "the run was not sealed"
+
+
+def read_statement(folder: Path, found: Findings) -> dict[str, Any] | None:
+    """The statement in ``run.json``, if there is one that can be read; stage statement."""
+    statement, problems = scan_statement(folder)
+    found.add(STATEMENT, problems)
+    found.counts["files"] += statement is not None
+    return statement
+
+
+def check_statement(statement: Mapping[str, Any] | None, receipts: Mapping[str, ShardReceipt], rows: Rows) -> None:
+    """Hold what a statement says of the shards against the shards; stages tree and statement."""
+    found = rows.found
+    if statement is None:
+        found.skipped(TREE, NOT_SEALED)
+        return
+    try:
+        predicate, subjects = statement["predicate"], {str(s["name"]): s for s in statement["subject"]}
+        stated = {name: (s["digest"]["sha256"], s["annotations"]["rows"]) for name, s in subjects.items()}
+        counts, root, shards = predicate["counts"], predicate["merkle_root"], predicate["shards"]
+        numbers = (counts["samples"], counts["attempts"], counts["outcomes"])
+    except (KeyError, TypeError, AttributeError):
+        found.problem(STATEMENT, RUN_FILE, "lacks subjects, counts or the Merkle root")
+        found.skipped(TREE, f"{RUN_FILE} states no tree")
+        return
+    _check_subjects(stated, receipts, found)
+    if root != merkle_root([receipt.digest for receipt in receipts.values()]):
+        found.problem(TREE, RUN_FILE, "the Merkle root does not match the committed shards")
+    if shards != {shard_id: receipt.digest for shard_id, receipt in receipts.items()}:
+        found.problem(TREE, RUN_FILE, "the shards' digests do not match the commit markers")
+    found.compared(TREE, f"the Merkle root over {len(receipts):,} shards is the one that {RUN_FILE} states")
+    recount = (found.counts["samples"], found.counts["attempts"], dict(sorted(rows.outcomes.items())))
+    if recount != numbers:
+        found.problem(STATEMENT, RUN_FILE, f"counts {numbers} are stated, {recount} are found")
+    requested = predicate.get("requested")
+    if requested is not None and requested != len(rows.samples):
+        found.problem(STATEMENT, RUN_FILE, f"{requested} samples were requested, {len(rows.samples)} have a row")
+    found.compared(STATEMENT, f"{RUN_FILE} has its own digest, and its {len(stated):,} files and its counts are those found")
+
+
+def _check_subjects(stated: Mapping[str, tuple[str, int]], receipts: Mapping[str, ShardReceipt], found: Findings) -> None:
+    there: dict[str, tuple[str, int]] = {}
+    for shard_id, receipt in receipts.items():
+        there[f"commits/{shard_id}.json"] = (hashlib.sha256(receipt.marker).hexdigest(), receipt.rows)
+        there.update({file.path: (file.sha256, file.rows) for file in receipt.files})
+    for name in sorted(there.keys() | stated.keys()):
+        if name not in stated:
+            found.problem(STATEMENT, name, f"is not among the subjects of {RUN_FILE}: added after sealing")
+        elif name not in there:
+            found.problem(STATEMENT, name, f"is a subject of {RUN_FILE} but no committed shard has it")
+        elif stated[name] != there[name]:
+            found.problem(STATEMENT, name, f"digest or rows differ from those in {RUN_FILE}")
+
+
+def check_plan_files(folder: Path, statement: Mapping[str, Any], found: Findings) -> set[str]:
+    """Hold the files that a statement names under ``plan.files`` (plan, requests) to their digests; stage files.
+
+    Returns:
+        Their names.
+    """
+    predicate = statement.get("predicate")
+    plan = predicate.get("plan") if isinstance(predicate, dict) else None
+    files = plan.get("files") if isinstance(plan, dict) else None
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        found.counts["files"] += 1
+        try:
+            if digest_of(folder, name) != digest:
+                found.problem(FILES, name, f"the file was changed: its digest does not match {RUN_FILE}")
+        except ClearanceError as error:
+            found.problem(FILES, name, f"{error.what}; the plan names it")
+    return set(files) if isinstance(files, dict) else set()
