@@ -89,6 +89,21 @@ class AdapterConfig:
 
 
 @settings
+class MarksConfig:
+    """The marks of accepted pictures."""
+
+    keys: str = line(
+        "",
+        "folder of keys (`clearance keys new`), outside every run; empty: the one that the environment's `CLEARANCE_KEYS` "
+        "names, else none",
+    )
+    c2pa: Literal["auto", "off", "required"] = choice(
+        "auto",
+        "signed C2PA manifest. auto: where the folder of keys can sign; required: a run without a key that signs is refused",
+    )
+
+
+@settings
 class RunConfig:
     """One run file. Relative paths start from its folder."""
 
@@ -117,3 +132,4 @@ class RunConfig:
     generation: GenerationConfig = table(GenerationConfig)
     embedder: EmbedderConfig = table(EmbedderConfig)
     adapters: tuple[AdapterConfig, ...] = several((), 16, "adapters that erase marks; none: those that ship for the model")
+    marks: MarksConfig = table(MarksConfig)

@@ -16,6 +16,7 @@ from index.printable import visible
 from jobs import signals
 from jobs.cli.erase import app as erase_app
 from jobs.cli.index import app as index_app
+from jobs.cli.keys import app as keys_app
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.explain import explain
 
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -314,7 +316,8 @@ def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
         model = str(base / model)
     adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
     paths = {name: os.path.expanduser(getattr(config, name)) for name in ("prompts", "index", "policy")}
-    return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters), base
+    marks = replace(config.marks, keys=os.path.expanduser(config.marks.keys))
+    return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters, marks=marks), base
 
 
 def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: list[Note], **restriction: Any) -> Plan:

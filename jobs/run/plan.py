@@ -24,7 +24,7 @@ from jobs.run.openers import openers
 from jobs.run.prompts import read_prompts
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.config import RunConfig
+from pipeline.config import MarksConfig, RunConfig
 from pipeline.fields import stored as stored_entry
 from pipeline.methods import STEERING
 from pipeline.notes import Note
@@ -143,6 +143,10 @@ class Plan:
             del settings["model"][name]
         for adapter in settings["adapters"]:
             del adapter["path"]
+        if dataclasses.replace(self.config.marks, keys="") == MarksConfig():
+            del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
+        else:
+            del settings["marks"]["keys"]
         parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
@@ -190,6 +194,7 @@ class Plan:
         config["embedder"]["model"] = prefix + self._portable(model.removeprefix(LOCAL))
         for adapter in config["adapters"]:
             adapter["path"] = self._portable(adapter["path"])
+        config["marks"]["keys"] = self._portable(config["marks"]["keys"])
         up = folder.resolve()
         steps = [".."] * (len(up.parts) - len(self.base.parts)) if up.is_relative_to(self.base) else []
         base = "/".join(steps) or ("." if up == self.base else "")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,10 @@ import pytest
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, local_folder
-from pipeline.config import GenerationConfig
+from pipeline.config import GenerationConfig, MarksConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
+from pipeline.settings import digest
 
 PROMPTS = ["cat", "owl", "fox", "dog", "bee"]
 MakePlan = Callable[..., Plan]
@@ -127,3 +128,24 @@ def test_output_uris(tmp_path: Path) -> None:
         local_folder("s3://bucket/a", tmp_path)
     with pytest.raises(ConfigError, match="--out"):
         local_folder("", tmp_path)
+
+
+def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_path: Path) -> None:
+    plain, required = make_plan(PROMPTS), make_plan(PROMPTS, marks=MarksConfig(c2pa="required"))
+    assert make_plan(PROMPTS, marks=MarksConfig(keys="../keys")).plan_sha256 == plain.plan_sha256
+    moved = MarksConfig(keys=str(tmp_path), c2pa="required")
+    assert make_plan(PROMPTS, marks=moved).plan_sha256 == required.plan_sha256 != plain.plan_sha256
+
+
+def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: MakePlan) -> None:
+    """A run that an earlier version began can be read and resumed."""
+    settings = asdict(make_plan(PROMPTS).config)
+    for name in ("workers", "out", "prompts", "index", "policy", "embedder", "contact", "marks"):
+        del settings[name]
+    del settings["model"]["path"], settings["model"]["allow_download"]
+    assert make_plan(PROMPTS).parts["config"] == digest(settings)
+
+
+def test_a_run_folder_keeps_the_name_of_the_keys_alone(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(PROMPTS, marks=MarksConfig(keys="/srv/secret place/keys"))
+    assert plan.portable(tmp_path)["config"]["marks"]["keys"] == "keys"
