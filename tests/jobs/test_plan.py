@@ -140,7 +140,7 @@ def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_p
 def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: MakePlan) -> None:
     """A run that an earlier version began can be read and resumed."""
     settings = asdict(make_plan(PROMPTS).config)
-    for name in ("workers", "out", "prompts", "index", "policy", "embedder", "contact", "marks"):
+    for name in ("workers", "out", "prompts", "index", "policy", "embedder", "claims_contact", "marks"):
         del settings[name]
     del settings["model"]["path"], settings["model"]["allow_download"]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)
