@@ -1,4 +1,4 @@
-"""Fingerprints of a picture: digests of its pixels, which any change alters, and PDQ, which small changes hardly alter."""
+"""Fingerprints of a picture: digests of its pixels, which any change alters; PDQ and ISCC, which small changes hardly alter."""
 
 from __future__ import annotations
 
@@ -29,3 +29,17 @@ def pdq(picture: np.ndarray) -> tuple[np.ndarray, int]:
 def pdq_hex(bits: np.ndarray) -> str:
     """The 256 bits of a PDQ hash as 64 hexadecimal digits."""
     return np.packbits(bits).tobytes().hex()
+
+
+def iscc(picture: np.ndarray) -> str:
+    """The ISCC Content-Code Image (ISO 24138, 256 bits) of uint8 RGB (H, W, 3), as its URI ``ISCC:EED…``.
+
+    The picture is normalised as the standard prescribes: grey, scaled to 32×32 bicubically.
+    """
+    from iscc_core import gen_image_code_v0
+    from PIL import Image
+
+    grey = (
+        Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8)).convert("L").resize((32, 32), Image.Resampling.BICUBIC)
+    )
+    return str(gen_image_code_v0(np.asarray(grey).reshape(-1).tolist(), bits=256)["iscc"])

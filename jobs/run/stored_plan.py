@@ -49,6 +49,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise InputError("not a run folder (no plan.json)", where=str(folder), fix="Name the --out folder of a run")
     stored = read_object(folder, PLAN_FILE)
     missing = [name for name in _SHAPE if name not in stored]
+    if missing and "plan_sha256" in stored and not {"requests_sha256", "plan_json_sha256"} & stored.keys():
+        first = "This version verifies and reports such a run; continue it with the version that began it"
+        raise IntegrityError("is a plan of the first version, in another form", where=where, fix=first)
     if missing:
         raise IntegrityError(f"is not a plan ({missing[0]} is missing)", where=where, fix=fix)
     wrong = [name for name, kind in _SHAPE.items() if type(stored[name]) is not kind]

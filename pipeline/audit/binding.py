@@ -8,6 +8,7 @@ and valid shard of another run, laid in under the right name, differs in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ from index.padding import first_line
 from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
 from pipeline.audit.events import EVENTS_FILE
-from pipeline.audit.requests import fits
-from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
+from pipeline.audit.requests import fits, written_version
+from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
 from pipeline.audit.shards import ShardFile, ShardReceipt
 
 if TYPE_CHECKING:
@@ -71,15 +72,25 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
             yield from header_problems(shard_header, receipt.shard_id, file, run)
 
 
+def is_first_version(folder: Path, receipts: Mapping[str, ShardReceipt]) -> bool:
+    """Whether every committed file is of the schema's first version, under which plans and events had another form."""
+    versions = set()
+    for file in (file for receipt in receipts.values() for file in receipt.files):
+        try:
+            versions.add(table_header(_schema(folder, file.path)).get("schema_version"))
+        except ClearanceError:
+            versions.add(None)
+    return versions == {1}
+
+
 def header_problems(
     shard_header: Mapping[str, Any], shard_id: str, file: ShardFile, run: RunBinding
 ) -> Iterator[tuple[str, str]]:
     """What in a file's header does not fit the run, as (where, what)."""
     if shard_header.get("shard_id") != shard_id or shard_header.get("table") != file.table:
         yield file.path, f"belongs to shard {shard_header.get('shard_id')!r}, table {shard_header.get('table')!r}"
-    if shard_header.get("schema_version") != SCHEMA_VERSION:
-        found = shard_header.get("schema_version")
-        yield file.path, f"has columns of version {found!r}; this version of Clearance reads {SCHEMA_VERSION}"
+    if what := _version_problem(shard_header):
+        yield file.path, what
     for name, value in run.header.items():
         if shard_header.get(name) != value:
             found = str(shard_header.get(name))[:64]
@@ -103,8 +114,11 @@ def row_problems(row: Mapping[str, Any], table: str, shard_header: Mapping[str, 
 
 
 def schema_difference(table: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> str:
-    """How a file's columns differ from those that are written; empty when they do not."""
-    expected = samples_schema() if table == "samples" else attempts_schema()
+    """How a file's columns differ from those that its version of the schema writes; empty when they do not."""
+    with suppress(IntegrityError):  # without a header it is held against today's
+        if what := _version_problem(table_header(schema)):
+            return what
+    expected = schema_of(table, written_version(schema))
     wanted = [name for name in expected.names if columns is None or name in columns]
     missing = [name for name in wanted if name not in schema.names]
     if missing:
@@ -114,6 +128,13 @@ def schema_difference(table: str, schema: pa.Schema, columns: Sequence[str] | No
         return f"columns are there twice: {', '.join(twice)}"
     other = [name for name in wanted if not fits(schema.field(name).type, expected.field(name).type)]
     return f"columns have another type: {', '.join(other)}" if other else ""
+
+
+def _version_problem(shard_header: Mapping[str, Any]) -> str:
+    version = shard_header.get("schema_version")
+    if is_readable(version):
+        return ""
+    return f"has columns of version {version!r}; this version of Clearance reads 1 to {SCHEMA_VERSION}"
 
 
 def _schema(folder: Path, path: str) -> pa.Schema:

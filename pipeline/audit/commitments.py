@@ -1,4 +1,4 @@
-"""Commitments to prompts: they enter the chain in place of the prompts, under a salt."""
+"""Commitments to prompts and to the caller's own columns: they enter the chain in their place, under a salt."""
 
 from __future__ import annotations
 
@@ -20,4 +20,12 @@ def salt_id(salt: str) -> str:
 def prompt_commitment(prompt: str, negative_prompt: str, salt: str) -> str:
     """HMAC-SHA256 over prompt and negative prompt, keyed by the salt (hex)."""
     message = json.dumps([prompt, negative_prompt], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+
+
+def columns_commitment(columns: str | None, salt: str) -> str | None:
+    """HMAC-SHA256 over a request's own columns (JSON text), keyed by the salt (hex); None where it has none."""
+    if columns is None:
+        return None
+    message = b"clearance columns\0" + columns.encode("utf-8", "surrogatepass")
     return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()

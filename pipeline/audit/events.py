@@ -19,6 +19,7 @@ from index.storage import entry_of, parse_object, read_file, write_file
 from pipeline.audit.chain import canonical
 
 EVENTS_FILE, EVENTS_HEAD_FILE = "events.jsonl", "events-head.json"
+NO_HEAD = (EVENTS_HEAD_FILE, f"is missing; it names the last event of {EVENTS_FILE}")
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
 _KINDS = {
     "seq": int, "at": str, "kind": str, "actor": str, "reason": str, "digests": dict, "prev_sha256": str, "record_sha256": str,
@@ -123,8 +124,7 @@ def _end_problems(folder: Path, events: Sequence[Mapping[str, Any]]) -> list[tup
     try:
         if entry_of(folder, EVENTS_HEAD_FILE) is None:
             # A power cut may come between the very first event and this file.
-            missing = f"is missing; it names the last event of {EVENTS_FILE}"
-            return [(EVENTS_HEAD_FILE, missing)] if len(events) > 1 else []
+            return [NO_HEAD] if len(events) > 1 else []
         data = read_file(folder, EVENTS_HEAD_FILE)
         stated = parse_object(data, where=EVENTS_HEAD_FILE)
     except ClearanceError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from guards.base import Finding
 from index.errors import InputError, IntegrityError
-from index.fingerprint import pdq, pdq_hex, pixel_digest
+from index.fingerprint import iscc, pdq, pdq_hex, pixel_digest
 from index.reference import Match
 from pipeline.audit.chain import canonical, chain_start, header, record_digest, sample_identity
 from pipeline.audit.commitments import prompt_commitment
@@ -106,6 +106,9 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         "negative_prompt": request.negative_prompt,
         "prompt_commit": prompt_commitment(request.prompt, request.negative_prompt, context.prompt_salt),
         "prompt_ref": "",
+        "columns": None,
+        "columns_commit": None,
+        "kept_sha256": None,
         "prompt_truncated": bool(sample.prompt_truncated),
         "base_seed": _seed(request.seed, request.key),
         "attempts": len(sample.attempts),
@@ -131,17 +134,24 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
 def _file_columns(file: MarkedPicture | None, sample_id: str) -> dict[str, Any]:
     """What is stored of an accepted picture."""
     if file is None:
-        nothing = dict.fromkeys(("image", "media_type", "file_sha256", "digital_source_type", "watermark_score"))
-        return {**nothing, "c2pa_present": False, "xmp_present": False, "watermark_scheme": ""}
+        nothing = "image media_type file_sha256 stored_pixel_sha256 digital_source_type watermark_score".split()
+        no_marks = {"c2pa_present": False, "xmp_present": False, "visible_label": False}
+        empty = ("watermark_scheme", "watermark_key_id", "watermark_reason", "c2pa_key_id")
+        return {**dict.fromkeys(nothing), **no_marks, **dict.fromkeys(empty, "")}
     return {
         "image": {"bytes": file.data, "path": f"{sample_id}.{file.suffix}"},
         "media_type": file.media_type,
         "file_sha256": file.file_sha256,
+        "stored_pixel_sha256": file.stored_pixel_sha256,
         "digital_source_type": file.digital_source_type,
         "c2pa_present": file.c2pa_present,
         "xmp_present": file.xmp_present,
         "watermark_scheme": file.watermark_scheme,
         "watermark_score": file.watermark_score,
+        "watermark_key_id": file.watermark_key_id,
+        "watermark_reason": file.watermark_reason,
+        "visible_label": file.visible_label,
+        "c2pa_key_id": file.c2pa_key_id,
     }
 
 
@@ -149,7 +159,7 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
     """What was seen of the final picture, accepted or not."""
     final = sample.final
     if final is None:
-        nothing = ("width", "height", "pixel_sha256", "pdq", "pdq_quality", "embedding", "embedding_sha256")
+        nothing = ("width", "height", "pixel_sha256", "pdq", "pdq_quality", "iscc", "embedding", "embedding_sha256")
         return {**dict.fromkeys(nothing), "findings": [], "nearest": []}
     if (file.pixel_sha256 if file is not None else pixel_digest(final.picture)) != final.pixel_sha256:
         where = f"request {sample.request.key!r}"
@@ -162,6 +172,7 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
         "pixel_sha256": final.pixel_sha256,
         "pdq": pdq_hex(bits),
         "pdq_quality": quality,
+        "iscc": iscc(final.picture) if file is not None else None,
         "embedding": embedding,
         "embedding_sha256": hashlib.sha256(embedding.tobytes()).hexdigest() if embedding is not None else None,
         "findings": [_finding(f, context) for f in final.findings],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import open_file
-from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.audit.chain import table_header
+from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
 from pipeline.audit.shards import markers, receipt_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _ended(folder: Path, shard_id: str, sample_columns: set[str], attempt_column
 def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
     """Rows of one data file, with their numbers; at most 64 of them are in memory.
 
+    A file of an earlier version of the schema gives rows of the present one: what it lacks is None.
+
     Args:
         folder: the run folder.
         path: the file, relative to it.
@@ -82,15 +85,21 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
     """
     import pyarrow.parquet as pq
 
-    expected = samples_schema() if table == "samples" else attempts_schema()
-    names = sorted(columns) if columns is not None else expected.names
+    now = schema_of(table)
+    names = sorted(columns) if columns is not None else now.names
     number = 0
     with open_file(folder, path) as stream:
         try:
             file = pq.ParquetFile(stream)
-            for name in names:
+            expected = schema_of(table, written_version(file.schema_arrow))
+            there = [name for name in names if name in expected.names or name not in now.names]
+            for name in there:
                 _require(file.schema_arrow, expected.field(name), path)
-            batches = file.iter_batches(batch_size=64, columns=names)
+            absent = dict.fromkeys(name for name in names if name not in there)
+            complete = {
+                name: fill for name in there if (fill := _filling(file.schema_arrow.field(name).type, now.field(name).type))
+            }
+            batches = file.iter_batches(batch_size=64, columns=there)
         except IntegrityError:
             raise
         except Exception as error:  # the reader of damaged bytes may raise anything
@@ -99,8 +108,34 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
             for row in rows:
                 if not isinstance(row.get("sample_id", ""), str) or not isinstance(row.get("attempt", 0), int):
                     raise IntegrityError("names no sample", where=f"{path} row {number}", fix=VERIFY)
+                row.update(absent)
+                for name, fill in complete.items():
+                    row[name] = fill(row[name])
                 yield number, row
                 number += 1
+
+
+def written_version(schema: pa.Schema) -> int:
+    """The version of the schema that a data file states; the present one where it states none that is known."""
+    try:
+        version = table_header(schema).get("schema_version")
+    except IntegrityError:
+        return SCHEMA_VERSION
+    return version if is_readable(version) else SCHEMA_VERSION
+
+
+def _filling(found: pa.DataType, now: pa.DataType) -> Callable[[Any], Any] | None:
+    """What gives a value the struct members that its version lacks; None where it lacks none."""
+    import pyarrow as pa
+
+    if pa.types.is_list(now) and pa.types.is_list(found):
+        each = _filling(found.value_type, now.value_type)
+        return None if each is None else lambda value: None if value is None else [each(one) for one in value]
+    if not (pa.types.is_struct(now) and pa.types.is_struct(found)):
+        return None
+    members = {member.name: member.type for member in found}
+    absent = dict.fromkeys(member.name for member in now if member.name not in members)
+    return (lambda value: None if value is None else {**absent, **value}) if absent else None
 
 
 def _next_rows(batches: Iterator[pa.RecordBatch], path: str) -> list[Row]:

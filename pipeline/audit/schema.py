@@ -2,6 +2,9 @@
 
 One row of the lists below is all that a column needs here; its value comes from :mod:`pipeline.audit.records`. The reference
 is generated from here. A changed column is a changed product: raise ``SCHEMA_VERSION``.
+
+The schema only grows: a column or a field of a struct that is there stays, with its name, type and meaning. A new one states in
+``since`` the version it came with, and files of every earlier version remain readable: what they lack is read as null.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns
 
-# Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256).
-PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail"})
+# Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
+# columns_commit).
+PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail", "columns"})
 LINKS = frozenset({"prev_sha256", "record_sha256"})
 
 
@@ -42,12 +46,14 @@ class Column(NamedTuple):
         type: a plain type of :func:`_type`, a name of ``STRUCTS``, or ``list of`` one of them.
         doc: the sentence that documents it; fields of structs have none.
         store: how it is stored.
+        since: the version of the schema that it came with.
     """
 
     name: str
     type: str
     doc: str = ""
     store: Store = Store.DEFAULT
+    since: int = 1
 
 
 STRUCTS: dict[str, tuple[Column, ...]] = {
@@ -63,9 +69,9 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("threshold", "number"),
         Column("triggered", "flag"),
         Column("confirmed", "flag"),
-        Column("action", "text"),
+        Column("action", "text", since=2),
         Column("box", "list of number"),
-        Column("ref_id", "text", store=DICTIONARY),
+        Column("ref_id", "text", store=DICTIONARY, since=2),
         Column("detail", "text"),
     ),
     "match": (
@@ -132,15 +138,30 @@ SAMPLE_COLUMNS = (
     Column("width", "whole", "pixels"),
     Column("height", "whole", "pixels"),
     Column("pixel_sha256", "text", "digest of the final picture's RGB bytes before marking: reproducibility"),
+    Column(
+        "stored_pixel_sha256",
+        "text",
+        "digest of the RGB bytes in the file, after label and watermark; null: no picture, or a lossy format",
+        since=3,
+    ),
     Column("file_sha256", "text", "digest of the encoded file after marking: integrity"),
+    Column(
+        "kept_sha256",
+        "text",
+        "digest of the full picture's file that is kept apart for a sample that was not released; null: none is kept",
+        since=3,
+    ),
     Column("pdq", "text", "PDQ perceptual hash of the final picture, hex"),
     Column("pdq_quality", "whole", "PDQ's own quality of that hash, 0-100; below 50 the hash means little"),
+    Column("iscc", "text", "ISCC image code (ISO 24138, 256 bits) of an accepted picture, before marking", since=3),
     Column("embedding", "embedding", "unit-length embedding of the final picture (payload)"),
     Column("embedding_sha256", "text", "digest of the embedding's little-endian float16 bytes"),
     Column("prompt", "text", "the prompt in plain text (payload: erasable, not in the chain)"),
     Column("negative_prompt", "text", "the caller's negative prompt (payload)"),
     Column("prompt_commit", "text", "HMAC-SHA256 of prompt and negative prompt under the run's salt"),
     Column("prompt_ref", "text", "where the prompt is kept when it is not kept here; empty otherwise", DICTIONARY),
+    Column("columns", "text", "the request's own columns of the prompts file, as one JSON object (payload)", since=3),
+    Column("columns_commit", "text", "HMAC-SHA256 of columns under the run's salt; null: the request has none", since=3),
     Column("prompt_truncated", "flag", "the prompt had more tokens than the text encoder takes; the rest was dropped"),
     Column("base_seed", "long", "seed of the first attempt"),
     Column("model_id", "text", "the diffusion model", DICTIONARY),
@@ -173,6 +194,10 @@ SAMPLE_COLUMNS = (
     Column("xmp_present", "flag", "the stored file carries XMP with the digital source type"),
     Column("watermark_scheme", "text", "imperceptible watermark in the stored picture; empty: none", DICTIONARY),
     Column("watermark_score", "number", "its detection score after encoding; null: none"),
+    Column("watermark_key_id", "text", "digest prefix of the key of that watermark; empty: none", DICTIONARY, since=3),
+    Column("watermark_reason", "text", "why the stored picture has no watermark; empty: it has one", DICTIONARY, since=3),
+    Column("visible_label", "flag", "a visible label that names it as made by a model is drawn into the picture", since=3),
+    Column("c2pa_key_id", "text", "digest prefix of the certificate that signed the C2PA manifest", DICTIONARY, since=3),
     Column("review_state", "text", "open for outcome review, none otherwise", DICTIONARY),
     Column("error_class", "text", "exception class for outcome error", DICTIONARY),
     Column("error_message", "text", "its message"),
@@ -258,13 +283,14 @@ def _every() -> Iterator[Column]:
         yield from columns
 
 
-def _type(name: str, embedding_dim: int) -> pa.DataType:
+def _type(name: str, embedding_dim: int, version: int) -> pa.DataType:
     import pyarrow as pa
 
     if name.startswith("list of "):
-        return pa.list_(_type(name.removeprefix("list of "), embedding_dim))
+        return pa.list_(_type(name.removeprefix("list of "), embedding_dim, version))
     if name in STRUCTS:
-        return pa.struct([(field.name, _type(field.type, embedding_dim)) for field in STRUCTS[name]])
+        fields = [field for field in STRUCTS[name] if field.since <= version]
+        return pa.struct([(field.name, _type(field.type, embedding_dim, version)) for field in fields])
     return {
         "text": pa.string(),
         "number": pa.float64(),
@@ -277,23 +303,37 @@ def _type(name: str, embedding_dim: int) -> pa.DataType:
     }[name]
 
 
-def _schema(columns: Iterable[Column], picture: str, embedding_dim: int = -1) -> pa.Schema:
+def _schema(columns: Iterable[Column], picture: str, version: int, embedding_dim: int = -1) -> pa.Schema:
     import pyarrow as pa
 
     feature = {"info": {"features": {picture: {"_type": "Image"}}}}
     return pa.schema(
-        [pa.field(column.name, _type(column.type, embedding_dim), metadata={"doc": column.doc}) for column in columns],
-        metadata={"huggingface": json.dumps(feature), "clearance_schema_version": str(SCHEMA_VERSION)},
+        [
+            pa.field(column.name, _type(column.type, embedding_dim, version), metadata={"doc": column.doc})
+            for column in columns
+            if column.since <= version
+        ],
+        metadata={"huggingface": json.dumps(feature), "clearance_schema_version": str(version)},
     )
 
 
 @cache
-def samples_schema(embedding_dim: int = -1) -> pa.Schema:
-    """Schema of the samples table; ``embedding_dim`` fixes the length of the embeddings (-1: lists of any length)."""
-    return _schema(SAMPLE_COLUMNS, "image", embedding_dim)
+def samples_schema(embedding_dim: int = -1, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Schema of the samples table, as a version wrote it; ``embedding_dim`` fixes the length of the embeddings (-1: any)."""
+    return _schema(SAMPLE_COLUMNS, "image", version, embedding_dim)
 
 
 @cache
-def attempts_schema() -> pa.Schema:
-    """Schema of the attempts table."""
-    return _schema(ATTEMPT_COLUMNS, "thumbnail")
+def attempts_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Schema of the attempts table, as a version wrote it."""
+    return _schema(ATTEMPT_COLUMNS, "thumbnail", version)
+
+
+def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Schema of the table of that name, as a version wrote it."""
+    return samples_schema(version=version) if table == "samples" else attempts_schema(version)
+
+
+def is_readable(version: object) -> bool:
+    """Whether files of that version of the schema can be read."""
+    return type(version) is int and 1 <= version <= SCHEMA_VERSION

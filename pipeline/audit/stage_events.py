@@ -8,15 +8,18 @@ from typing import Any
 
 from index.storage import digest_of, entry_of
 from pipeline.audit.binding import PLAN_FILE
-from pipeline.audit.events import EVENTS_FILE, events_head, scan_events
+from pipeline.audit.events import EVENTS_FILE, NO_HEAD, events_head, scan_events
 from pipeline.audit.ledger import RUN_FILE, SEALED
 from pipeline.audit.stage import EVENTS, FILES, STATEMENT, Findings
 
 
-def scan_run_events(folder: Path, found: Findings) -> list[dict[str, Any]]:
-    """The events that can be read; every break of their chain is a problem of stage events."""
+def scan_run_events(folder: Path, found: Findings, *, first_version: bool = False) -> list[dict[str, Any]]:
+    """The events that can be read; every break of their chain is a problem of stage events.
+
+    The first version of the schema wrote no head beside the events.
+    """
     events, problems = scan_events(folder)
-    found.add(EVENTS, problems)
+    found.add(EVENTS, (problem for problem in problems if not (first_version and problem == NO_HEAD)))
     return events
 
 

@@ -16,7 +16,7 @@ from index.padding import first_line
 from index.storage import open_file
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
-from pipeline.audit.commitments import default_salt, prompt_commitment, salt_id
+from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment, salt_id
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
@@ -195,8 +195,12 @@ class Rows:
             return
         if row["media_type"] in LOSSLESS:
             self.found.counts["pixels"] += 1
-            if pixel_digest(pixels) != row["pixel_sha256"]:
-                self.found.problem(PICTURES, f"{where} column pixel_sha256", "the decoded pixels do not match")
+            stored, changed = row.get("stored_pixel_sha256"), row["watermark_scheme"] or row.get("visible_label")
+            # A picture that neither label nor watermark changed has the digest it was born with.
+            named = {"stored_pixel_sha256": stored is not None, "pixel_sha256": stored is None or not changed}
+            digest = pixel_digest(pixels)
+            for column in (name for name, held in named.items() if held and row[name] != digest):
+                self.found.problem(PICTURES, f"{where} column {column}", "the decoded pixels do not match")
         if row["xmp_present"] != (DIGITAL_SOURCE_TYPE.encode() in xmp):
             self.found.problem(PICTURES, f"{where} column xmp_present", "does not say what the file carries")
 
@@ -204,10 +208,13 @@ class Rows:
         salt = self.salt or default_salt(str(shard_header.get("dataset_id", "")))
         if salt_id(salt) != shard_header.get("salt_id"):
             self.found.counts["prompts_unchecked"] += 1  # a secret salt that nobody passed: the stage says so
-        elif prompt_commitment(row["prompt"] or "", row["negative_prompt"] or "", salt) != row["prompt_commit"]:
+            return
+        if prompt_commitment(row["prompt"] or "", row["negative_prompt"] or "", salt) != row["prompt_commit"]:
             self.found.problem(PROMPTS, f"{where} column prompt", "the prompt does not match its commitment")
         else:
             self.found.counts["prompts"] += 1
+        if columns_commitment(row.get("columns"), salt) != row.get("columns_commit"):
+            self.found.problem(PROMPTS, f"{where} column columns", "the columns do not match their commitment")
 
     def _attempt(self, row: Mapping[str, Any], where: str) -> None:
         numbers = self._attempts.setdefault(row["sample_id"], {})

@@ -14,7 +14,7 @@ from typing import Any
 
 from index.errors import InputError
 from index.storage import digest_of, entry_of
-from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding
+from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
 from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
 from pipeline.audit.ledger import RUN_FILE
@@ -79,8 +79,8 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
         raise InputError("there is no such run folder", where=str(folder), fix="Name the folder that holds run.json")
     found = Findings()
     statement = read_statement(folder, found)
-    events = scan_run_events(folder, found)
     receipts = read_receipts(folder, found)
+    events = scan_run_events(folder, found, first_version=is_first_version(folder, receipts))
     binding = _binding(folder, statement).known(events)
     rows = Rows(folder, binding, salt, found)
     rows.check(receipts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.fingerprint import pixel_digest
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, SUFFIXES, Encoded, decode, encode, xmp_packet
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, SUFFIXES, Encoded, decode, encode, xmp_packet
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ class MarkedPicture:
     Attributes:
         data: the file. media_type: of the file.
         pixel_sha256: digest of the RGB bytes before any mark. file_sha256: digest of the file.
+        stored_pixel_sha256: digest of the RGB bytes in the file; None for a lossy format, whose pixels depend on the decoder.
         digital_source_type: the IPTC term that was written.
         xmp_present: the finished file carries XMP with that term.
-        c2pa_present: it carries a C2PA manifest.
+        c2pa_present: it carries a C2PA manifest. c2pa_key_id: of the certificate that signed it; empty: none.
         watermark_scheme: the watermark in its pixels; empty: none. watermark_score: how surely it was found again.
+        watermark_key_id: of its key. watermark_reason: why there is none.
+        visible_label: a label that names it as made by a model is drawn into it.
     """
 
     data: bytes
@@ -46,6 +49,11 @@ class MarkedPicture:
     c2pa_present: bool = False
     watermark_scheme: str = ""
     watermark_score: float | None = None
+    stored_pixel_sha256: str | None = None
+    watermark_key_id: str = ""
+    watermark_reason: str = ""
+    visible_label: bool = False
+    c2pa_key_id: str = ""
 
     @property
     def suffix(self) -> str:
@@ -70,12 +78,13 @@ def mark(
     """
     packet = xmp_packet(ai_system=origin.ai_system, ai_version=origin.ai_version, software=origin.software)
     stored = save(picture, image_format, packet)
-    _, xmp = decode(stored.data)  # a library may drop metadata silently
+    pixels, xmp = decode(stored.data)  # a library may drop metadata silently
     return MarkedPicture(
         data=stored.data,
         media_type=stored.media_type,
         pixel_sha256=pixel_digest(picture),
         file_sha256=stored.file_sha256,
+        stored_pixel_sha256=pixel_digest(pixels) if stored.media_type in LOSSLESS else None,
         digital_source_type=DIGITAL_SOURCE_TYPE,
         xmp_present=DIGITAL_SOURCE_TYPE.encode() in xmp,
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from index.fingerprint import content_digest, pdq, pdq_hex, pixel_digest
+from index.fingerprint import content_digest, iscc, pdq, pdq_hex, pixel_digest
 
 RAMP = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(64, 48, 3).astype(np.uint8)
 
@@ -29,3 +29,9 @@ def test_pdq_is_256_bits_with_a_quality() -> None:
     bits, quality = pdq(noise)
     assert bits.shape == (256,) and 0 <= quality <= 100
     assert pdq_hex(bits) == "691b0eeb307dcdef6e00e5bdd2ec5173203502e8620bdbe0a0dec9bab309ee49"
+
+
+def test_iscc_is_the_standards_image_code() -> None:
+    """256 bits of a ramp, as iscc-core 1.5 computes them: a changed value would orphan every recorded fingerprint."""
+    code = iscc(np.repeat(RAMP, 3, axis=0))
+    assert code == "ISCC:EED2QF7QC7YBP4QXACL3JF5US72JGAQO6IHPEH7SD66WJ5DE2QS5INI"

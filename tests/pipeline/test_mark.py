@@ -34,6 +34,19 @@ def test_marks_that_are_not_made_are_absent() -> None:
     assert (file.c2pa_present, file.watermark_scheme, file.watermark_score) == (False, "", None)
 
 
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_the_digest_of_the_stored_pixels_is_read_from_the_file(image_format: str) -> None:
+    def darkens(picture: np.ndarray, image_format: str, xmp: bytes) -> Encoded:
+        return encode(picture // 2, image_format, xmp)
+
+    file = mark(PICTURE, image_format, ORIGIN, save=darkens)
+    assert (file.stored_pixel_sha256, file.pixel_sha256) == (pixel_digest(PICTURE // 2), pixel_digest(PICTURE))
+
+
+def test_stored_pixels_of_a_lossy_file_have_no_digest() -> None:
+    assert mark(PICTURE, "jpeg", ORIGIN).stored_pixel_sha256 is None
+
+
 def test_metadata_that_a_library_dropped_is_not_recorded_as_present() -> None:
     def drops(picture: np.ndarray, image_format: str, xmp: bytes) -> Encoded:
         assert DIGITAL_SOURCE_TYPE.encode() in xmp

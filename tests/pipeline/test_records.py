@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError
-from index.fingerprint import pixel_digest
+from index.fingerprint import iscc, pixel_digest
 from pipeline.audit.chain import chain_start, record_digest, sample_identity, table_header
 from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
@@ -85,6 +85,12 @@ def test_only_accepted_pictures_are_stored(samples: Sequence[Sample], context: M
             assert np.array_equal(pixels, sample.final.picture)
             assert DIGITAL_SOURCE_TYPE.encode() in xmp and b'AISystemUsed="stickers"' in xmp
             assert hashlib.sha256(row["image"]["bytes"]).hexdigest() == row["file_sha256"]
+
+
+def test_the_released_have_an_iscc(samples: Sequence[Sample], context: Make) -> None:
+    rows = sample_table(samples, context(), "s0").to_pylist()
+    expected = [iscc(s.final.picture) if s.final is not None and s.outcome.startswith("accepted") else None for s in samples]
+    assert [row["iscc"] for row in rows] == expected
 
 
 def test_an_error_without_attempts_has_a_full_row(samples: Sequence[Sample], context: Make) -> None:
