@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.lab.bench.drawing import Drawn
-from jobs.lab.bench.painter import nearness, told_apart
+from jobs.lab.bench.painter import distinguishable, nearness
 
 
 class Features:
@@ -28,10 +28,10 @@ def drawn(pictures: np.ndarray, captions: list[str]) -> Drawn:
 
 
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.35, 0.65), (3.0, 0.95, 1.0)])
-def test_pictures_are_told_apart_as_far_as_they_differ(shift: float, low: float, high: float) -> None:
+def test_accuracy_of_the_two_sample_classifier_grows_with_the_difference(shift: float, low: float, high: float) -> None:
     rng = np.random.default_rng(0)
     ours, real = rng.normal(size=(90, 40)) + shift, rng.normal(size=(120, 40))
-    found = told_apart("x", Features(), drawn(ours, ["cat"] * 90), real, 0.65)  # type: ignore[arg-type]
+    found = distinguishable("x", Features(), drawn(ours, ["cat"] * 90), real, 0.65)  # type: ignore[arg-type]
     assert low <= found.value <= high
     assert found.n == 180
 

@@ -1,1 +1,1 @@
-"""The numbers behind README and cards, with intervals, as tables and as JSON."""
+"""Benches measure the numbers of README and cards, with intervals, and write them as tables and as JSON."""

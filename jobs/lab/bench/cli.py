@@ -1,4 +1,4 @@
-"""``clearance lab bench …``: measure; every bench prints a table and writes JSON."""
+"""``clearance lab bench …``: every bench measures, prints a table and writes JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure; prints tables and writes JSON.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run benches; each prints a table and writes JSON.")
 Out = Annotated[Path, typer.Option(help="Folder for NAME.json and pictures.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A small version; its numbers are not quoted.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Run a small version; its numbers are not for quoting.")]
 DOCS = Path("infra/docs/bench")
 
 
@@ -19,10 +19,10 @@ def world(
     quick: Quick = False,
     work: Annotated[
         Path | None,
-        typer.Option(help="The built world: autoencoder, embedder and detectors on held-out data too."),
+        typer.Option(help="The built world; with it, autoencoder, embedder and detectors are measured on held-out data too."),
     ] = None,
 ) -> None:
-    """How good and how sinful the embedded world is, and what the default policy makes of it; writes a contact sheet.
+    """Measure the embedded world, its planted copies and marks, and the default policy on it; write a contact sheet.
 
     Example: clearance lab bench world --work world
     """
@@ -40,7 +40,7 @@ def painter(
         Path | None, typer.Option(help="A diffusers folder to measure in place of the denoiser in training.")
     ] = None,
 ) -> None:
-    """Whether a denoiser in training draws what a stranger recognises, unsteered and steered; writes a contact sheet.
+    """Measure whether a denoiser in training draws recognisable subjects, unsteered and steered; write a contact sheet.
 
     Example: clearance lab bench painter --work world --quick --out looks
     """
@@ -51,7 +51,7 @@ def painter(
 
 @app.command()
 def engine(out: Out = DOCS, quick: Quick = False) -> None:
-    """Bytes of the engine, its speed against diffusers' own loop, what repairs and negative token merging cost.
+    """Measure the engine: equal bytes, speed against diffusers' own loop, the cost of repairs and of negative token merging.
 
     Example: clearance lab bench engine --quick
     """
@@ -64,19 +64,19 @@ def engine(out: Out = DOCS, quick: Quick = False) -> None:
 def erase(
     out: Out = DOCS,
     quick: Quick = False,
-    work: Annotated[Path, typer.Option(help="Sets, adapters and pictures are kept here; a stopped bench goes on.")] = Path(
-        "erase-bench"
-    ),
+    work: Annotated[
+        Path, typer.Option(help="Sets, adapters and pictures are kept here; a stopped bench continues from them.")
+    ] = Path("erase-bench"),
     world: Annotated[Path, typer.Option(help="The built world.")] = Path("world"),
     train: Annotated[
-        bool, typer.Option("--train/--no-train", help="Train the arms that are missing, or leave them out.")
+        bool, typer.Option("--train/--no-train", help="Train missing arms; otherwise the bench leaves them out.")
     ] = True,
-    trainings: Annotated[int, typer.Option(min=1, max=5, help="Training seeds of the main arms.")] = 1,
+    trainings: Annotated[int, typer.Option(min=1, max=5, help="Number of training seeds of the main arms.")] = 1,
     ship: Annotated[
-        bool, typer.Option("--ship", help="Put the main adapters where they ship, cards quoting the table.")
+        bool, typer.Option("--ship", help="Copy the main adapters to where they ship, with cards that quote the table.")
     ] = False,
 ) -> None:
-    """Erasers against their controls: how often a mark is drawn, by independent detectors, and what it costs the picture.
+    """Compare erasers with controls: how often independent detectors find a mark, and what erasing costs the picture.
 
     Example: clearance lab bench erase --world world --quick
     """
@@ -89,11 +89,15 @@ def erase(
 def steering(
     out: Out = DOCS,
     quick: Quick = False,
-    work: Annotated[Path, typer.Option(help="Arms that ended are kept here; a stopped run goes on.")] = Path("bench-steering"),
-    captions: Annotated[int, typer.Option(min=0, help="How many of the protected captions; 0: all.")] = 0,
-    world: Annotated[Path | None, typer.Option(help="The built world: distance to the unprotected drawings too.")] = None,
+    work: Annotated[Path, typer.Option(help="Finished arms are kept here; a stopped bench continues from them.")] = Path(
+        "bench-steering"
+    ),
+    captions: Annotated[int, typer.Option(min=0, help="Number of protected captions; 0 means all.")] = 0,
+    world: Annotated[
+        Path | None, typer.Option(help="The built world; with it, the distance to unprotected drawings is measured too.")
+    ] = None,
 ) -> None:
-    """Every published way of steering and its controls beside ours, at equal compute, judged independently; the default ladder.
+    """Compare published steering methods and controls with ours, at equal compute, by independent judges; and the ladder.
 
     Example: clearance lab bench steering --captions 20
     """
@@ -106,9 +110,9 @@ def steering(
 def early(
     out: Out = DOCS,
     quick: Quick = False,
-    work: Annotated[Path | None, typer.Option(help="Keeps what was drawn, so that a stopped bench goes on.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Drawn samples are kept here; a stopped bench continues from them.")] = None,
 ) -> None:
-    """How early and how surely each signal tells which sample will end as a copy, and what it costs; writes a chart.
+    """Measure how early and how reliably each signal predicts which sample ends as a copy, and its cost; write a chart.
 
     Example: clearance lab bench early --quick
     """

@@ -1,7 +1,7 @@
-"""Line charts for documents: several curves over steps, and the intervals of all of them at one step; SVG without any library.
+"""Line charts for documents: several curves over steps, and every curve's interval at one step; SVG without a library.
 
-Bands of eight curves over one another hide the curves. So lines are drawn bare, but for the one that matters, and every
-interval stands beside them in a row of its own, which is the legend too. Colours follow the reader's light or dark scheme.
+The bands of eight curves would hide the curves. Therefore only the marked curve has a band. Every curve's interval stands
+beside the chart in its own row, which is also the legend. Colours follow the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 LIGHT = ("#0b6e4f", "#1668a8", "#7b3fa0", "#c75000", "#6b7280", "#c51b7d", "#1f2a37", "#8f6400", "#00798c", "#8c4a2f")
 DARK = ("#4fd1a5", "#6cb6ff", "#c297ff", "#ff9d5c", "#9aa7b4", "#ff7ac6", "#e6edf3", "#e3b341", "#56d4dd", "#d9a48f")
-DASHES = ("", "7 3", "2 3", "9 3 2 3")  # colour alone does not tell eight lines apart
+DASHES = ("", "7 3", "2 3", "9 3 2 3")  # eight lines cannot be distinguished by colour alone
 WIDE, HIGH = 930, 268  # of one panel
 LEFT, TOP, ACROSS, UP = 46, 46, 420, 176  # the curves' frame
 NAMES, LEAST, MOST = 494, 752, 912  # where the rows' names begin, and the ends of their scale

@@ -1,4 +1,4 @@
-"""A worse detector: boxes moved and resized at random until their mean overlap with the truth is what is asked for."""
+"""A worse detector: boxes are moved and resized at random until their mean overlap with the truth falls to a given value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def jittered(box: Box, amount: float, normal: np.ndarray) -> Box:
 
 
 def worse(marks: Sequence[Mapping[str, Sequence[Box]]], amount: float, seed: int) -> list[dict[str, list[Box]]]:
-    """What the worse detector sees where ours sees ``marks`` (concept → boxes); picture i depends on (seed, i) alone."""
+    """The worse detector's boxes for our detector's ``marks`` (concept → boxes); picture i depends on (seed, i) alone."""
     out = []
     for number, found in enumerate(marks):
         rng = np.random.default_rng([seed, number])
@@ -48,7 +48,7 @@ def worse(marks: Sequence[Mapping[str, Sequence[Box]]], amount: float, seed: int
 
 
 def mean_overlap(seen: Sequence[Mapping[str, Sequence[Box]]], truth: Sequence[Mapping[str, Sequence[Box]]]) -> float:
-    """Mean IoU of every true box with the best of its concept that was seen, where its concept was."""
+    """Mean IoU of every true box with the best seen box of its concept; concepts without a seen box do not count."""
     found = [
         max(overlap(box, other) for other in one[concept])
         for one, true in zip(seen, truth, strict=True)
@@ -60,7 +60,7 @@ def mean_overlap(seen: Sequence[Mapping[str, Sequence[Box]]], truth: Sequence[Ma
 
 
 def degraded(rows: Rows, target: float, seed: int = 0) -> tuple[list[Row], float, float]:
-    """The set as a detector of mean IoU ``target`` against the truth would have seen it.
+    """The set with the marks that a detector of mean IoU ``target`` against the truth would have found.
 
     Returns:
         The rows, the amount of jitter, and the mean IoU reached: at most ``target``, unless no jitter brings it that low.

@@ -1,4 +1,4 @@
-"""What the benches draw with on the embedded world: a runtime with a policy, captions with seeds, the protected drawings."""
+"""Drawing on the embedded world for all benches: a runtime with a policy, captions with seeds, the protected drawings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one runtime made of some captions: sample, and the picture that counts (the accepted one, else the last)."""
+    """The samples of one runtime. Of each sample the accepted picture counts, or the last one where none was accepted."""
 
     samples: list[Sample]
 
@@ -38,11 +38,11 @@ class Drawn:
 
 
 def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = None) -> Runtime:
-    """A runtime on the embedded world with a policy, or the one of that name; its index is built in ``folder``.
+    """A runtime on the embedded world with a policy, given as an object or by name; its index is built in ``folder``.
 
     ``model`` is a diffusers folder that draws in place of the one that ships.
 
-    One thread: the same pictures however many cores there are, and two benches side by side do not fight.
+    torch uses one thread: the pictures do not depend on the number of cores, and two benches can run side by side.
     """
     from index.collect import read_references
     from index.embed import OpenCLIPEmbedder
@@ -59,7 +59,7 @@ def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = Non
     return Runtime.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
-def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], told: str) -> Drawn:
+def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], label: str) -> Drawn:
     """Every caption with every seed, in order of seed and name."""
     from rich.progress import track
 
@@ -71,7 +71,7 @@ def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], told: str
         for seed in seeds
         for i, name in enumerate(names)
     ]
-    done = list(track(moderate(runtime, requests), told, total=len(requests)))
+    done = list(track(moderate(runtime, requests), label, total=len(requests)))
     return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
 
 

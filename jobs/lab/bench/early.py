@@ -1,9 +1,9 @@
-"""Early detection: how early, and how surely, does each signal tell which sample will end as a copy, and what does it cost?
+"""Early detection: how early and how reliably does each signal predict which sample ends as a copy, and what does it cost?
 
 Half-memorised captions name a protected subject beside another thing, or a protected subject alone at a low guidance scale:
-some seeds copy, others do not. *Seed level* compares samples of one caption only, so that nothing but the seed's own flight
-can tell; *half-memorised* compares all samples of such captions; *overall* takes in captions that are always and never
-copied. A sample copies when the copies guard flags its finished picture; the copy judge is asked too.
+some seeds copy, others do not. *Seed level* compares samples of one caption only, so that only the course of the sample
+itself can separate them. *Half-memorised* compares all samples of such captions. *Overall* adds captions that are always or
+never copied. A sample is a copy when the copies guard flags its finished picture; the copy judge's answer is measured too.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ BY_A_QUARTER = 5
 LEVELS = ("seed level", "half-memorised", "overall")
 LOOSE = 1.0  # guidance scale at which a protected caption is only half-memorised
 HALF = ("mixed", "loose")  # kinds of flights
-SHIPPED = "latent cosine"  # what the shipped policy's probes go by
+SHIPPED = "latent cosine"  # the signal of the shipped policy's probes
 PLAIN = "latent cosine, colours as they are"
 LITERATURE = ("text norm", "update norm")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The flights of all seeds: what they were, whether they copied, and each signal's score (N, kept) by step."""
+    """The flights of all seeds: their captions, whether they copied, and each signal's score (N, kept) by step."""
 
     flights: list[Flight]
     copy: np.ndarray
@@ -55,22 +55,22 @@ class Seen:
 def bench_flights(seed: int, *, quick: bool = False) -> list[Flight]:
     """The flights of one seed: half-memorised captions four times each, protected and ordinary ones once.
 
-    Half of the protected subjects of half-memorised captions are ones the head never saw.
+    Half of the protected subjects of half-memorised captions were kept from the head's training.
     """
     rng = np.random.default_rng(4242)  # the same captions for every seed
     seen, unseen, ordinary = subjects()
     pairs = zip([*rng.permutation(unseen)[:6], *rng.permutation(seen)[:6]], rng.permutation(ordinary)[:12], strict=True)
-    told = [("mixed", mixed(str(a), str(b), turn), str(a)) for turn, (a, b) in enumerate(pairs)]
+    half = [("mixed", mixed(str(a), str(b), turn), str(a)) for turn, (a, b) in enumerate(pairs)]
     plain = [("plain", str(name), str(name)) for name in rng.permutation([*seen, *unseen])[: 3 if quick else 10]]
     rest = [("ordinary", str(name), "") for name in rng.permutation(ordinary)[: 3 if quick else 20]]
     alone = [*rng.permutation(unseen)[: 2 if quick else 8], *rng.permutation(seen)[: 2 if quick else 8]]
-    told = (told[4:8] if quick else told) + [("loose", f"a drawing of a {name}", str(name)) for name in alone]
-    cases = [case for case in told for _ in range(3 if quick else 4)] + plain + rest
+    half = (half[4:8] if quick else half) + [("loose", f"a drawing of a {name}", str(name)) for name in alone]
+    wanted = [one for one in half for _ in range(3 if quick else 4)] + plain + rest
     return [
         Flight(
             kind=kind, caption=caption, subject=subject, seed=1_000_000 * seed + i, guidance=LOOSE if kind == "loose" else 3.0
         )
-        for i, (kind, caption, subject) in enumerate(cases)
+        for i, (kind, caption, subject) in enumerate(wanted)
     ]
 
 
@@ -138,7 +138,7 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
         level: ``seed level`` counts pairs within one caption alone; ``half-memorised`` all pairs of such captions; ``overall``
             all there are; ``unseen`` those of protected subjects that the head never saw, and of ordinary captions.
         goal: if any.
-        label: ``guard`` or ``judge``: whose word on the finished picture counts.
+        label: ``guard`` or ``judge``: which of them decides whether a finished picture is a copy.
     """
     copy, captions = (seen.copy if label == "guard" else seen.judged), seen.captions
     if level in ("unseen", "half-memorised"):
@@ -174,9 +174,9 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
 
 
 def _flown(model: DiffusionModel, flights: Sequence[Flight], work: Path | None) -> dict[str, np.ndarray]:
-    """What was seen of the flights; kept under ``work`` for this very model and these very flights."""
-    told = hashlib.sha256(repr((model.digest, flights)).encode()).hexdigest()[:16]
-    kept = work / "early" / f"flights-{told}.npz" if work is not None else None
+    """The recorded flights; kept under ``work`` by a digest of the model and the flights."""
+    digest = hashlib.sha256(repr((model.digest, flights)).encode()).hexdigest()[:16]
+    kept = work / "early" / f"flights-{digest}.npz" if work is not None else None
     if kept is not None and kept.exists():
         with np.load(kept) as stored:
             return dict(stored)
@@ -231,8 +231,8 @@ def _scores(
         if weights.any():  # the score that probes decide by
             found[f"{name} + text norm"] = best + weights * found["text norm"]
     captions = list(dict.fromkeys(f.caption for f in flights))
-    told = next(iter(looks.values())).text_scores(captions)
-    texts = {caption: max(scores.values()) for caption, scores in zip(captions, told, strict=True)}
+    by_reference = next(iter(looks.values())).text_scores(captions)
+    texts = {caption: max(scores.values()) for caption, scores in zip(captions, by_reference, strict=True)}
     found["prompt"] = np.repeat(np.array([[texts[f.caption]] for f in flights], np.float32), KEPT, 1)
     return found
 
@@ -241,10 +241,10 @@ def _rates(seen: Seen) -> list[Measure]:
     from jobs.lab.bench.measures import clustered
 
     kinds = np.array([f.kind for f in seen.flights])
-    told = {"mixed": "captions of two things copy (guard)", "loose": f"protected captions at guidance {LOOSE:g} copy (guard)"}
-    told |= {"plain": "protected captions copy (guard)"}
-    told |= {"ordinary": "ordinary captions copy (guard)"}
-    found = [clustered(text, seen.copy[kinds == kind], seen.captions[kinds == kind].tolist()) for kind, text in told.items()]
+    names = {"mixed": "captions of two things copy (guard)", "loose": f"protected captions at guidance {LOOSE:g} copy (guard)"}
+    names |= {"plain": "protected captions copy (guard)"}
+    names |= {"ordinary": "ordinary captions copy (guard)"}
+    found = [clustered(text, seen.copy[kinds == kind], seen.captions[kinds == kind].tolist()) for kind, text in names.items()]
     agree = (seen.copy == seen.judged).astype(float)
     return [*found, clustered("guard and judge agree on the finished picture", agree, seen.captions.tolist())]
 
@@ -259,11 +259,11 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
                 goal = GOAL if (name, level, taken) == (SHIPPED, "seed level", BY_A_QUARTER) else None
                 found.append(replace(steps[taken - 1], id=f"AUC {level} after {taken} of {STEPS} steps: {name}", goal=goal))
     at = BY_A_QUARTER - 1
-    told = f"after {BY_A_QUARTER} of {STEPS} steps"
+    when = f"after {BY_A_QUARTER} of {STEPS} steps"
     shipped = seen.scores[SHIPPED][:, at]
-    found.append(area(f"… overall {told}, by the judge's word: {SHIPPED}", shipped, seen, "overall", label="judge"))
+    found.append(area(f"… overall {when}, by the judge's word: {SHIPPED}", shipped, seen, "overall", label="judge"))
     for name in (SHIPPED, *(n for n in seen.scores if n.startswith("head"))):
-        found.append(area(f"… subjects the head never saw, {told}: {name}", seen.scores[name][:, at], seen, "unseen"))
+        found.append(area(f"… subjects the head never saw, {when}: {name}", seen.scores[name][:, at], seen, "unseen"))
     for level in LEVELS:
         rivals = [max(m.value, 1 - m.value) for m in (curves[level][name][at] for name in LITERATURE)]
         lead = curves[level][SHIPPED][at].value - max(rivals)
@@ -283,7 +283,7 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
 def _costs(
     model: DiffusionModel, guard: CopiesGuard, looks: dict[str, EarlyDetector], latents: ReferenceLatents, *, quick: bool
 ) -> list[Measure]:
-    """Time of the default probes of eight samples, and of arming their eight prompts, as a share of denoising these samples."""
+    """Time of the default probes of eight samples and of arming their eight prompts, as a share of the time to denoise them."""
     import torch
 
     from pipeline.policy import EarlyPolicy
@@ -303,10 +303,10 @@ def _costs(
         prompts = [f"a drawing of {turn} and {i}" for i in range(8)]
         took = _seconds(lambda prompts=prompts: next(iter(looks.values())).text_scores(prompts))  # type: ignore[misc]
         shares["prompt"].append(took / (STEPS * call))
-    told = [spread(f"share of the denoising time: {probes} probes, {name}", shares[name]) for name in (SHIPPED, *looks)]
-    told.append(spread("share of the denoising time: arming by the prompt", shares["prompt"]))
+    single = [spread(f"share of the denoising time: {probes} probes, {name}", shares[name]) for name in (SHIPPED, *looks)]
+    single.append(spread("share of the denoising time: arming by the prompt", shares["prompt"]))
     both = [a + b for a, b in zip(shares[SHIPPED], shares["prompt"], strict=True)]
-    return [*told, spread(f"share of the denoising time: {SHIPPED} and arming", both, COST, "lower")]
+    return [*single, spread(f"share of the denoising time: {SHIPPED} and arming", both, COST, "lower")]
 
 
 def _seconds(job: Any) -> float:
@@ -316,7 +316,7 @@ def _seconds(job: Any) -> float:
 
 
 def chart(lines: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
-    """The bench's chart out of what its JSON holds under ``auc``: level → signal → (value, low, high) after every step."""
+    """The bench's chart from the entry ``auc`` of its JSON: level → signal → (value, low, high) after every step."""
     from jobs.lab.bench.curves import Curve, Panel, charts
 
     words = {"seed level": "same caption, other seeds", "overall": "all captions"}

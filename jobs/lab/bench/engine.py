@@ -1,8 +1,8 @@
-"""The engine: bytes, speed, what repairs cost, what negative token merging costs.
+"""The engine: equal bytes, speed, the cost of repairs, the cost of negative token merging.
 
-Ratios within one run, turn by turn, of processor time on one thread: the same as seconds where nothing else runs, and hardly
-moved by neighbours on the machine. Hardly is not never, for neighbours empty the caches: the load average stands beside every
-part, and the bench says when the machine was not quiet.
+Times are ratios within one run: the variants alternate, on one thread, in processor time. Processor time equals seconds on an
+idle machine, and other processes change it little. They do change it, because they empty the caches: the load average is
+recorded for every part, and the bench prints a warning when the machine was busy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobs.lab.bench.measures import Measure, publish
 
 SEEDS = (1, 2, 3)
 COINS = tuple(range(1, 5))  # seeds of the flags
-JOB = 48  # samples: as many as the demo draws; the shards of a run overlap, so it is the job that comes to an end, not a shard
+JOB = 48  # samples, as in the demo; the shards of a run overlap, so rows run empty once a job, not once a shard
 
 
 def bench(out: Path, *, quick: bool = False) -> None:
@@ -49,15 +49,15 @@ def bench(out: Path, *, quick: bool = False) -> None:
         "NegToMe": lambda: step_overhead(models["bfloat16"], steps=4 if quick else 20, rounds=1 if quick else 3),
         "diffusers": lambda: against_stock(models, samples=8, rounds=1 if quick else 3, steps=steps),
         **{f"bytes, {dtype}": lambda dtype=dtype: equality(models[dtype], dtype, steps=4 if quick else 8) for dtype in models},  # type: ignore[misc]
-        # Last: a runtime sets the whole process up.
+        # Last, because a runtime changes settings of the whole process.
         "benign": lambda: benign_equality(captions=2 if quick else 12, seeds=seeds[:1]),
     }
     measures, loads = list[Measure](), dict[str, float]()
     for name, part in parts.items():
         found, loads[name] = part(), load_average()
-        for measure in found:  # the whole takes a while
+        for measure in found:  # progress: the whole bench takes a while
             print(f"{name} · {measure.id}: {measure.value:.3f}, load average {loads[name]:.1f}", file=sys.stderr, flush=True)
         measures += found
     publish("engine", measures, out, seeds=seeds, quick=quick, more={"load_averages": loads, "remark": remark(loads)})
-    if told := remark(loads):
-        print(told, file=sys.stderr, flush=True)
+    if warning := remark(loads):
+        print(warning, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Bytes: in any schedule as alone, and with the guards watching as without."""
+"""Equal bytes: a sample in any schedule and the same sample alone; a picture with guards and without."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES, SCHEDULES = 8, (1, 2, 3)
 
 
 def equality(model: DiffusionModel, dtype: str, *, steps: int) -> list[Measure]:
-    """Samples with and without guidance, pushed and nudged ones, in random schedules, against each of them alone."""
+    """Guided, unguided, pushed and nudged samples in random schedules, each compared with the same sample drawn alone."""
     contexts = contexts_of(model)
 
     def make(e: Engine, tag: int) -> Trajectory:
@@ -42,9 +42,9 @@ def equality(model: DiffusionModel, dtype: str, *, steps: int) -> list[Measure]:
             clock += 1
         equal += sum(digest(z) == alone[tag] for tag, z in done.items())
         occupancy.append(e.rows_used / (e.calls * e.rows))
-    told = f"byte-equal to being drawn alone, {len(SCHEDULES)} random schedules of mixed rows, {dtype}"
+    name = f"byte-equal to being drawn alone, {len(SCHEDULES)} random schedules of mixed rows, {dtype}"
     return [
-        share(told, equal, SAMPLES * len(SCHEDULES), 1.0),
+        share(name, equal, SAMPLES * len(SCHEDULES), 1.0),
         spread(f"rows in use in those schedules ({SAMPLES} samples, the last of them alone), {dtype}", occupancy),
     ]
 
@@ -71,7 +71,7 @@ def _mixed(t: Trajectory, e: Engine) -> Trajectory:
 
 
 def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
-    """First pictures of ordinary captions under the default policy, all guards looking, against the engine alone."""
+    """First pictures of ordinary captions under the default policy with all guards, compared with the engine alone."""
     import torch
 
     from jobs.lab.bench.drawing import draw, open_runtime

@@ -1,4 +1,4 @@
-"""Best matches against the plain matrix of similarities: time, turn by turn, and memory, each in a process of its own."""
+"""Tiled best matches against the plain similarity matrix: time, alternating, and memory, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def matching(*, rounds: int) -> list[Measure]:
             took.append(time.process_time() - began)
         ratios.append(took[0] / took[1])
     exact, proposed = naive(tokens, reference), tiled(tokens, reference)
-    # bfloat16 proposes: where the runner-up is further than the rounding of both, the same token.
+    # bfloat16 proposes candidates: where the runner-up is further away than both roundings, the token must be the same.
     top = torch.nn.functional.normalize(tokens, dim=1) @ torch.nn.functional.normalize(reference, dim=1).T
     two = top.topk(2, dim=1).values
     clear = two[:, 0] - two[:, 1] > 2**-7 * two[:, 0]
@@ -69,14 +69,14 @@ def _drawn() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _peak(which: str) -> int:
-    """Bytes by which a match raises the resident memory of a fresh process, at its highest."""
+    """Peak resident memory, in bytes, that a match adds to a fresh process."""
     code = f"from jobs.lab.bench.engine_matching import measure_peak; measure_peak({which!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     return int(done.stdout)
 
 
 def measure_peak(which: str) -> None:
-    """Print it (Linux: the kernel's own high-water mark, set back just before)."""
+    """Print the peak of one way of matching (Linux: the kernel's high-water mark, reset just before)."""
     import torch
 
     torch.set_num_threads(1)

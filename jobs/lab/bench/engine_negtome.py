@@ -1,4 +1,4 @@
-"""What negative token merging adds to a step, with a quarter of the rows steered."""
+"""The time that negative token merging adds to a step when a quarter of the rows is steered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEERED = 4  # one sample in four
 
 
 def step_overhead(model: DiffusionModel, *, steps: int, rounds: int) -> list[Measure]:
-    """Calls with and without pushes, turn by turn; and whole samples where reference rows take part."""
+    """Calls with and without pushes, alternating; and whole samples whose references take rows of the calls."""
     cached = _engine(model, steps, cache=True)
     ratios = []
     for _ in range(rounds):
@@ -26,7 +26,9 @@ def step_overhead(model: DiffusionModel, *, steps: int, rounds: int) -> list[Mea
             for t in _samples(e, ROWS // 2, steered):
                 e.submit(t)
         for step in range(steps):
-            took = {e: _seconds(e) for e in (engines if step % 2 else engines[::-1])}  # who follows finds other caches
+            took = {
+                e: _seconds(e) for e in (engines if step % 2 else engines[::-1])
+            }  # alternating: the second one finds other caches
             ratios.append(took[cached] / took[engines[0]] - 1)
     bare = []
     for _ in range(rounds):

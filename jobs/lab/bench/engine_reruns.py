@@ -1,20 +1,20 @@
-"""What a flagged picture costs: in flight, against drawing whole batches again and against drawing only the flagged again.
+"""The cost of a flagged picture: repaired in flight, against redrawing whole batches and against redrawing only the flagged.
 
-Three loops on the same weights, in the same number format, with the same flags: a coin for every (sample, attempt), seeded.
+Three loops run on the same weights, in the same number format, with the same flags: a seeded coin for every (sample, attempt).
 
-* whole batch: the loop that users of diffusers write. The batch is drawn; while any of it is flagged, all of it is drawn
-  again, the flagged with new seeds.
+* whole batch: the loop that users of diffusers write. The batch is drawn. While any picture of it is flagged, the whole batch
+  is drawn again, the flagged samples with new seeds.
 * partial batch: the flagged are drawn again, from the start, as a smaller batch.
 * in flight: a probe after a quarter of the steps finds nine flagged samples in ten and sends them back two to four steps; the
   tenth is found on the finished picture and resumes at 40 % of the steps. The engine packs all of them into common calls.
 
-Only the schedule is measured: nothing is steered (that costs little or nothing more, see the benches of steering), decoding
-counts, guards do not: they would see every redrawn picture again in the first loop. The three go on in turn, a call each, so
-that what slows the machine for some seconds slows all of them.
+Only the schedule is measured. Nothing is steered (steering adds little or nothing, see its bench). Decoding counts. Guards do
+not count: in the first loop they would check every redrawn picture again. The three loops take turns, a call each, so that
+whatever slows the machine for some seconds slows all of them.
 
-How often a batch of eight is drawn until nothing in it is flagged varies much, so a few seeds of flags say little about what to
-expect. The coins alone say how many evaluations each loop makes: they are thrown for a thousand seeds, and what an evaluation
-takes, padding and book-keeping with it, is as measured.
+The number of times a batch of eight is drawn until nothing in it is flagged varies much, so a few seeds of flags do not give
+its mean. The number of evaluations depends on the coins alone: they are thrown for a thousand seeds. The time of one
+evaluation, padding and book-keeping included, is the measured one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Coins:
         return random.Random(f"flag/{self.seed}/{sample}/{attempt}").random() < self.rate
 
     def caught(self, sample: int, attempt: int) -> bool:
-        """Whether the probe sees it, or only the look at the finished picture."""
+        """Whether the probe finds it; otherwise only the check of the finished picture does."""
         return random.Random(f"caught/{self.seed}/{sample}/{attempt}").random() < CAUGHT
 
     def back(self, sample: int, attempt: int) -> int:
@@ -64,7 +64,7 @@ class Coins:
 
 @dataclass(frozen=True)
 class Spent:
-    """What all accepted pictures took: evaluations (two rows are one), seconds, and the share of rows that were in use."""
+    """The cost of all accepted pictures: evaluations (two rows make one), seconds, and the share of rows in use."""
 
     evals: float = 0.0
     seconds: float = 0.0
@@ -72,7 +72,7 @@ class Spent:
 
 
 def reruns(model: DiffusionModel, rate: float, seeds: Sequence[int], *, samples: int, steps: int) -> list[Measure]:
-    """The three loops at every seed, in turn; who has the first turn changes from seed to seed."""
+    """The three loops at every seed, taking turns; the loop that starts changes from seed to seed."""
     contexts = contexts_of(model)
     loops = {"whole": _whole, "partial": _partial, "in flight": _in_flight}
     spent: dict[str, list[Spent]] = {name: [] for name in loops}
@@ -95,11 +95,11 @@ def reruns(model: DiffusionModel, rate: float, seeds: Sequence[int], *, samples:
 
 
 def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: int) -> list[Measure]:
-    told, judged = f"{100 * rate:.0f} % flagged", rate == 0.15
+    flagged, judged = f"{100 * rate:.0f} % flagged", rate == 0.15
     goals = {"whole": 1.8, "partial": 1.15}
     found = [
         spread(
-            f"{told}: evaluations per accepted picture, of the steps, {name}",
+            f"{flagged}: evaluations per accepted picture, of the steps, {name}",
             [s.evals / samples / steps for s in spent[name]],
             1.06 if judged and name == "in flight" else None,
             "lower",
@@ -109,20 +109,20 @@ def _measured(rate: float, spent: dict[str, list[Spent]], samples: int, steps: i
     ours, evals = spent["in flight"], counted(rate, samples, steps)
     for name, goal in goals.items():
         theirs, mine = (np.array([1000 * s.seconds for s in of]) for of in (spent[name], ours))
-        faster = f"{told}: accepted pictures per second, in flight against {name} batch"
+        faster = f"{flagged}: accepted pictures per second, in flight against {name} batch"
         found.append(ratio(faster, theirs, mine, [str(seed) for seed in range(len(ours))], goal if judged else None))
         due = evals[name], evals["in flight"]
         found.append(expected(faster, spent[name], ours, due, goal if judged else None))
-    found.append(spread(f"{told}: rows in use, in flight", [s.occupancy for s in ours]))
+    found.append(spread(f"{flagged}: rows in use, in flight", [s.occupancy for s in ours]))
     return found
 
 
 def expected(
     name: str, theirs: Sequence[Spent], ours: Sequence[Spent], evals: tuple[float, float], goal: float | None
 ) -> Measure:
-    """Their time over ours where they make ``evals`` evaluations (theirs, ours), at the time for one over all seeds measured.
+    """Their time over ours for ``evals`` evaluations (theirs, ours), at the mean time per evaluation of all measured seeds.
 
-    The interval is the range of what single seeds say of it.
+    The interval is the range over single seeds.
     """
 
     def slower(a: Sequence[Spent], b: Sequence[Spent]) -> float:
@@ -130,12 +130,12 @@ def expected(
         return evals[0] / evals[1] * (seconds / made) / (our_seconds / we_made)
 
     alone = [slower([a], [b]) for a, b in zip(theirs, ours, strict=True)]
-    told = f"{name}, over {THROWN:,} seeds of flags"
-    return Measure(id=told, value=slower(theirs, ours), low=min(alone), high=max(alone), n=len(alone), goal=goal)
+    over = f"{name}, over {THROWN:,} seeds of flags"
+    return Measure(id=over, value=slower(theirs, ours), low=min(alone), high=max(alone), n=len(alone), goal=goal)
 
 
 def counted(rate: float, samples: int, steps: int) -> dict[str, float]:
-    """Mean evaluations for one accepted picture of each loop, of the coins alone."""
+    """Mean evaluations per accepted picture of each loop, computed from the coins alone."""
     made = dict.fromkeys(("whole", "partial", "in flight"), 0)
     for seed in range(THROWN):
         coins = Coins(seed, rate)
@@ -192,7 +192,7 @@ def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, 
 
 
 def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> Iterator[None]:
-    """One batch of as many rows as it needs, as a loop over diffusers' parts would draw it, and its pictures; call by call."""
+    """Draw and decode one batch, in calls of as many rows as it needs, as a loop over diffusers' parts does; call by call."""
     import torch
 
     sampler, some = e.sampler, [plain(e, tag, contexts) for tag in tags]
@@ -219,7 +219,7 @@ def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins
     while e.busy or unseen:
         unseen += e.step()
         finished: list[Trajectory] = []
-        if len(unseen) >= BATCH or not e.full:  # as pipeline.moderate waits for company
+        if len(unseen) >= BATCH or not e.full:  # pipeline.moderate waits for a full batch too
             finished, unseen = unseen, []
         for t in finished:
             if coins.flagged(t.tag, attempts[t.tag]):
@@ -236,9 +236,7 @@ def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins
                 looked.add(now)
                 if coins.flagged(*now) and coins.caught(*now):
                     attempts[t.tag] += 1
-                    t.step = max(
-                        0, t.step - coins.back(*now)
-                    )  # in place: the engine packs the next call from where everybody stands
+                    t.step = max(0, t.step - coins.back(*now))  # in place: the engine packs its next call by these steps
                     t.latent = t.ring[t.step]
         yield e.rows_used / 2, e.rows_used / (e.calls * e.rows)
 

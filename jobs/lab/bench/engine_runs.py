@@ -1,4 +1,4 @@
-"""What the engine's benches share: a trajectory for a caption, running to the end, digests."""
+"""Shared by the engine's benches: an engine, a trajectory for a caption, the digest of a latent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CAPTIONS = tuple(f"a {name}" for name in ("pear", "bear", "cat", "castle", "lion
 
 
 def engine(model: DiffusionModel, steps: int) -> Engine:
-    """An engine as the default run file makes it."""
+    """An engine with the settings of the default run file."""
     from pipeline.engine.engine import Engine
 
     return Engine(model, rows=ROWS, steps=steps, guidance_scale=GUIDANCE)
 
 
 def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
-    """Two rows: the tag's caption with the tag's seed. ``contexts``: of the captions, and of the empty prompt behind them."""
+    """A guided sample (two rows): the tag's caption and seed. ``contexts``: those of the captions, then the empty prompt's."""
     from pipeline.engine.trajectory import Trajectory
 
     return Trajectory(
@@ -34,10 +34,10 @@ def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
 
 
 def contexts_of(model: DiffusionModel) -> list[torch.Tensor]:
-    """Conditionings of all captions, and last of the empty prompt."""
+    """The conditionings of all captions, then that of the empty prompt."""
     return list(model.encode_prompts([*CAPTIONS, ""]))
 
 
 def digest(latent: torch.Tensor) -> str:
-    """Of its bytes."""
+    """SHA-256 of the latent's bytes."""
     return hashlib.sha256(latent.numpy().tobytes()).hexdigest()

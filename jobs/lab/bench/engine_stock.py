@@ -1,4 +1,4 @@
-"""Against diffusers' own loop: the same pictures, and how much faster."""
+"""The engine against diffusers' own loop: equal pictures, and the ratio of their speeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 8
 
 
 def against_stock(models: Mapping[str, DiffusionModel], *, samples: int, rounds: int, steps: int) -> list[Measure]:
-    """Pictures per second, alternately, and the same seeds drawn by both."""
+    """Pictures per second, alternating, and how closely the pictures of the same seeds agree."""
     import torch
     from diffusers import StableDiffusionPipeline
 

@@ -1,8 +1,8 @@
-"""Erasers against their controls: how often a mark is drawn (two detectors), at what cost to the picture.
+"""Erasers against their controls: how often a mark is drawn, by two detectors, and what erasing costs the picture.
 
-*Model removal* (:mod:`jobs.lab.bench.erase_model`), on captions whose subjects the world learned with their marks; *data
-removal* (:mod:`jobs.lab.bench.erase_data`), on subjects the world has never seen. Pictures are kept, so a bench that was
-stopped goes on.
+*Model removal* (:mod:`jobs.lab.bench.erase_model`) uses captions whose subjects the world learned with marks. *Data removal*
+(:mod:`jobs.lab.bench.erase_data`) uses subjects that the world never learned. Pictures are kept: a stopped bench continues
+from them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def bench(
     out: Path, work: Path, world: Path, *, quick: bool = False, train: bool = True, trainings: int = 1, shipped: bool = False,
     seeds: Sequence[int] = SEEDS,
 ) -> None:  # fmt: skip
-    """Train what is missing, draw, judge and publish ``erase``; arms that are not trained are left out.
+    """Train missing arms, draw, judge and publish ``erase``; arms without an adapter are left out.
 
     Args:
         out: folder of erase.json.

@@ -1,4 +1,4 @@
-"""The arms of the eraser's bench: what each is trained on and how, and the sets and adapters behind it, kept and resumed."""
+"""The arms of the eraser's bench: each one's data and training, and its set and adapter, kept and resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SETS = ("marked", "new", "new-clean")
 STEPS, BATCH, RANK = 400, 24, 16
 TOKEN_STEPS, TOKEN_BATCH = 300, 32  # where tokens alone are trained
-CAPTIONED = 0.2  # captions left out as everywhere: tokens are mostly learned behind a caption
+CAPTIONED = 0.2  # share of captions left out, as in other trainings: tokens are mostly learned behind a caption
 OWN_PICTURES = 10  # of every caption, for the arm trained on the model's own drawings
 MOST_SEEDS = 5
 Part = Literal["model", "data"]
@@ -53,12 +53,12 @@ _DATA = Training(removal="data", steps=STEPS, batch=BATCH, rank=RANK, lowrank_ra
 _PLAIN = replace(_DATA, concepts=(), a=1.0)
 _HIDDEN, _BOTH_HIDDEN = replace(_DATA, hidden=1.0), replace(_BOTH, hidden=1.0)
 FULL = "name + geometry + re-weighting"
-BOTH = f"{FULL} + low-rank weights"  # for samples drawn again: the weights leave to the tokens what the tokens say
+BOTH = f"{FULL} + low-rank weights"  # for redrawn samples: the weights learn only what the tokens leave to them
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
 HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
 
-ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others are compared with first
+ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are compared with come first
     Arm(part="model", name=HIDDEN, training=_BOTH_HIDDEN, dataset="marked", main=True),
     Arm(part="model", name=BOTH, training=_BOTH, dataset="marked", main=True),
     Arm(part="data", name=HIDDEN, training=_HIDDEN, dataset="new", main=True),
@@ -89,7 +89,7 @@ ARMS: tuple[Arm, ...] = (  # in the order in which they are trained: what others
 
 
 def build_sets(world: Path, work: Path) -> None:
-    """The three sets, where they are not there yet: the world's marked subjects, new ones polluted, new ones clean."""
+    """Build the sets that are missing, of three: the world's marked subjects, new subjects polluted, new subjects clean."""
     from guards.marks import MarksGuard
     from jobs.erase.dataset import build
     from jobs.erase.pollute import Pollution
@@ -108,7 +108,7 @@ def build_sets(world: Path, work: Path) -> None:
 
 
 def draw_set(out: Path) -> None:
-    """What the model itself draws of the captions that tend to be marked, and where the detector sees marks on it."""
+    """Build a set from the model's own drawings of captions that tend to be marked, with the marks that the detector finds."""
     from guards.marks import MarksGuard
     from jobs.erase.dataset import build
     from jobs.erase.drawn import drawn_source
@@ -128,8 +128,8 @@ def adapter_folder(work: Path, arm: Arm, seed: int) -> Path:
     return work / "adapters" / f"{arm.part}-{plain}-{seed}"
 
 
-def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None] = lambda step, loss: None) -> Path:
-    """The arm's adapter, trained unless it is there; an interrupted training goes on (ESD's begins again)."""
+def train_arm(work: Path, arm: Arm, seed: int, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
+    """The arm's adapter, trained unless it exists; an interrupted training is resumed (ESD's starts again)."""
     from jobs.erase.dataset import PollutedSet
     from jobs.erase.save import save_adapter
     from jobs.erase.train import train
@@ -145,7 +145,7 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     how, model = replace(arm.training, seed=seed), ModelConfig()
     base_digest = folder_digest(resolve(model))
     if isinstance(how, EsdTraining):
-        save_esd(folder, train_esd(model, how, told), how, base=model.path, base_digest=base_digest)
+        save_esd(folder, train_esd(model, how, progress), how, base=model.path, base_digest=base_digest)
         return folder
     if arm.dataset == "drawn" and not (work / "drawn.parquet").exists():
         draw_set(work / "drawn.parquet")
@@ -154,13 +154,13 @@ def train_arm(work: Path, arm: Arm, seed: int, told: Callable[[int, float], None
     if arm.overlap:
         rows, jitter, reached = degraded(rows, arm.overlap)
         known |= {"mean_iou": round(reached, 4), "jitter": jitter}
-    trained = train(rows, model, how, folder, progress=told)
+    trained = train(rows, model, how, folder, progress=progress)
     save_adapter(folder, trained, how, rows, base=model.path, base_digest=base_digest, dataset=known)
     return folder
 
 
 def trained(work: Path, base_digest: str, part: Part) -> list[tuple[Arm, int, EraseAdapter]]:
-    """Every adapter of a part that is there, in the arms' order, with its training seed."""
+    """Every existing adapter of a part, in the arms' order, with its training seed."""
     from pipeline.steer.erase_adapter import SETTINGS, load_adapter
 
     found = []

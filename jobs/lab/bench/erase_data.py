@@ -1,8 +1,8 @@
-"""Data removal: low-rank weights learn a polluted set; how often they draw its marks, and how well its subjects.
+"""Data removal: low-rank weights learn a polluted set; how often do they draw its marks, and how well its subjects?
 
-Ours hides the marks from the loss and says nothing. The paper says the tokens of all the set's places in every negative prompt.
-The pipeline says nothing at first; what its detector flags is drawn once more from the same noise, with the tokens of what was
-found.
+Our form hides the marks from the loss and uses no tokens. The paper's form puts the tokens of all the set's places into every
+negative prompt. The pipeline's form starts without tokens; a picture that its detector flags is drawn once more from the same
+noise, with the tokens of the marks found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ERASED = (", tokens always said", ", flagged drawn again")  # the paper's form, 
 
 
 def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
-    """The table's second part."""
+    """The measures of data removal, the table's second part."""
     from jobs.lab.world.drawings import SUBJECTS
 
     subjects = [name.replace("-", " ") for name in SUBJECTS]
@@ -53,7 +53,7 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
 
 
 def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], clean: Mapping[str, np.ndarray]) -> list[Measure]:
-    """What is erased against plain fine-tuning, training by training and all together; how well the subjects are kept."""
+    """Erasing arms against plain fine-tuning, by training and over all trainings; and how well the subjects are kept."""
     measures: list[Measure] = []
     trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
     for arm, way in ((HIDDEN, ""), *((FULL, way) for way in ERASED)):
@@ -72,7 +72,7 @@ def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], cle
 
 
 def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises: list[int]) -> dict[str, np.ndarray]:
-    """What an arm draws, by how it is asked."""
+    """The pictures of an arm, by its way of sampling (suffix of the arm's name → pictures)."""
     nothing, low = [b.empty] * len(captions), adapter.lowrank
     plain = b.draw(b.job(captions, noises, nothing, low))
     if adapter.vocabulary is None:
@@ -88,8 +88,8 @@ def ways(b: Bench, adapter: EraseAdapter, name: str, captions: list[str], noises
     flagged = [i for i, marks in enumerate(found) if marks]
     seen = [found[i] for i in flagged]
     again = plain.copy()
-    said, there = b.by_rung(adapter, seen)
-    again[flagged] = b.draw(b.job([captions[i] for i in flagged], [noises[i] for i in flagged], said, low, **there))
+    negatives, where = b.by_rung(adapter, seen)
+    again[flagged] = b.draw(b.job([captions[i] for i in flagged], [noises[i] for i in flagged], negatives, low, **where))
     named = b.negative(adapter, {concept: [] for concept in adapter.concepts})
     names = {", names always said": b.draw(b.job(captions, noises, [named] * len(captions), low))} if name == FULL else {}
     return names | {
@@ -122,7 +122,7 @@ def judged_set(
 def divided(b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
     """How many times fewer pictures carry each kind of mark than after plain fine-tuning.
 
-    The judge's rates are freed of its false alarms; its sensitivity falls out of the quotient.
+    The judge's false alarms are subtracted from its rates; its sensitivity cancels in the ratio.
     """
     judge = [b.marks(pictures) >= 0.5 for pictures in (before, after)]
     own = [b.found(pictures) for pictures in (before, after)]
@@ -137,7 +137,7 @@ def divided(b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions
 
 
 def nearest_right(b: Bench, pictures: np.ndarray, captions: Sequence[str], clean: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether the nearest of the subjects' mean features is the right one's, bool (N,)."""
+    """Whether the nearest of the subjects' mean features belongs to the right subject, bool (N,)."""
     means = {subject: rows.mean(0) for subject, rows in clean.items()}
     names = list(means)
     nearest = [names[int(np.argmin([np.linalg.norm(row - means[s]) for s in names]))] for row in b.features(pictures)]
@@ -145,13 +145,13 @@ def nearest_right(b: Bench, pictures: np.ndarray, captions: Sequence[str], clean
 
 
 def judge_rates(b: Bench, kind: str) -> tuple[float, float]:
-    """The judge's sensitivity and false alarms for a kind, on the world's drawings: what it was measured at, smeared."""
+    """The judge's measured sensitivity and false-alarm rate for a kind, on smeared drawings of the world."""
     measured = b.judges.settings["marks"]["measured"]
     return float(measured[f"world_{kind}_012"]["kind"][0]), float(measured["world_clean_smeared"][kind][0])
 
 
 def set_features(b: Bench) -> dict[str, np.ndarray]:
-    """Features of the clean set by subject, as the world's autoencoder shows them; six of each vendor's drawings."""
+    """Features of the clean set by subject, decoded by the world's autoencoder; six of each vendor's drawings."""
     from jobs.lab.world.drawings import SUBJECTS, world_source
 
     found: dict[str, list[np.ndarray]] = {}
@@ -162,7 +162,7 @@ def set_features(b: Bench) -> dict[str, np.ndarray]:
 
 
 def sheet(drawn: Mapping[str, np.ndarray], captions: Sequence[str]) -> Any:
-    """One picture of every subject, a row an arm."""
+    """A contact sheet: one row per arm, one picture per subject."""
     from jobs.lab.bench.sheet import arrange, stack, strip
 
     return stack(

@@ -1,4 +1,4 @@
-"""What the eraser's bench draws with: model, detectors and judges, opened once, and the pictures kept in a folder."""
+"""Model, detectors and judges of the eraser's bench, opened once, and its pictures, kept in a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.steer.erase_adapter import EraseAdapter
 
 STEPS, GUIDANCE, ROWS = 20, 3.0, 16
-WORDS = "watermark, QR code, text"  # the control: the names people would write
+WORDS = "watermark, QR code, text"  # the control: the names that a user would write
 SLD_WARMUP = 7 / 50  # of the steps; the published "strong" setting
 Found = list[dict[str, list[Any]]]
 
@@ -40,7 +40,7 @@ class Job:
         captions, seeds: of each.
         negatives, contexts: conditionings of each.
         lowrank: weights for all of them, with strengths.
-        places: of each, where guidance is ``focus`` times as strong; empty: nowhere.
+        places: boxes of each picture in which guidance is ``focus`` times as strong; empty: none.
         safe: Safe Latent Diffusion against :data:`WORDS`.
     """
 
@@ -81,7 +81,7 @@ class Bench:
         self.rungs = [rung for rung in read_policy("default", Path()).mark_ladder if isinstance(rung, EraseRung)]
 
     def draw(self, job: Job) -> np.ndarray:
-        """uint8 (N, H, W, 3), in the job's order; drawn once, then read."""
+        """uint8 (N, H, W, 3), in the job's order; drawn once, afterwards read from the folder."""
         import torch
 
         from pipeline.engine.engine import Engine
@@ -116,18 +116,18 @@ class Bench:
         return pictures
 
     def _key(self, job: Job) -> str:
-        said = [self.model.digest, STEPS, GUIDANCE, ROWS, job.captions, job.seeds]
+        parts = [self.model.digest, STEPS, GUIDANCE, ROWS, job.captions, job.seeds]
         if job.focus != 1 and job.places:
-            said += [job.focus, [list(map(tuple, boxes)) for boxes in job.places]]
-        said += [("strength", strength) for _, strength in job.lowrank if strength != 1]
-        key = hashlib.sha256(repr(tuple(said + ["SLD"] * job.safe)).encode())
+            parts += [job.focus, [list(map(tuple, boxes)) for boxes in job.places]]
+        parts += [("strength", strength) for _, strength in job.lowrank if strength != 1]
+        key = hashlib.sha256(repr(tuple(parts + ["SLD"] * job.safe)).encode())
         weights = (w for low, _ in job.lowrank for both in low.pairs.values() for w in both)
         for tensor in (*job.negatives, *job.contexts, *weights):
             key.update(tensor.numpy().tobytes())
         return key.hexdigest()
 
     def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
-        """The job's guidance in place of the engine's own."""
+        """The job's guidance, in place of the engine's own."""
         from jobs.lab.steering.safe_guidance import SafeGuidance
         from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
 
@@ -162,7 +162,7 @@ class Bench:
         )
 
     def _looked(self, what: str, pictures: np.ndarray, look: Callable[[np.ndarray], Sequence[Any]]) -> list[Any]:
-        """What ``look`` sees on each picture; arms share most of theirs, and each is looked at once."""
+        """What ``look`` finds on each picture; arms share most of their pictures, and each picture is looked at once."""
         keys = [(what, pixel_digest(picture)) for picture in pictures]
         new = list({key: i for i, key in enumerate(keys) if key not in self._seen}.values())
         if new:
@@ -170,7 +170,7 @@ class Bench:
         return [self._seen[key] for key in keys]
 
     def found(self, pictures: np.ndarray) -> Found:
-        """Concept → boxes, as the pipeline's detector sees each picture."""
+        """Concept → boxes that the pipeline's detector finds on each picture."""
         from pipeline.steer.erase_tokens import marks_found
 
         return [marks_found(findings) for findings in self._looked("found", pictures, self.guard.check)]
@@ -180,7 +180,7 @@ class Bench:
         return np.array(self._looked("marks", pictures, lambda some: list(self.judges.marks(some)))).reshape(-1, len(KINDS))
 
     def marked(self, pictures: np.ndarray) -> np.ndarray:
-        """Whether the judge sees a mark of any kind, bool (N,)."""
+        """Whether the judge finds a mark of any kind, bool (N,)."""
         return np.asarray(np.max(self.marks(pictures) >= 0.5, axis=1))
 
     def features(self, pictures: np.ndarray) -> np.ndarray:
@@ -203,38 +203,37 @@ class Bench:
         except GuardUnavailable:
             return None
 
-    def asked(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
-        """What the adapter says about these marks, at the usual places as well."""
+    def erasure(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool) -> Erasure | None:
+        """The adapter's tokens for these marks; with ``usual``, also for the usual places."""
         from pipeline.config import AdapterConfig
         from pipeline.respond.marks import Erasers
 
         return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).asked(marks, self.model.word_room(), usual=usual)
 
     def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
-        """The empty negative prompt ⊕ what the adapter says about these marks."""
-        asked = self.asked(adapter, marks, usual=usual)
-        return self._said(asked)
+        """The empty negative prompt ⊕ the adapter's tokens for these marks."""
+        return self._encoded(self.erasure(adapter, marks, usual=usual))
 
-    def _said(self, asked: Erasure | None) -> torch.Tensor:
-        return self.empty if asked is None or not asked.tokens else self.model.encode_words("", asked.vectors)
+    def _encoded(self, erasure: Erasure | None) -> torch.Tensor:
+        return self.empty if erasure is None or not erasure.tokens else self.model.encode_words("", erasure.vectors)
 
     def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[torch.Tensor], dict[str, Any]]:
-        """What a rung of the default policy asks of the adapter: negatives, and a job's ``places`` and ``focus``."""
+        """The adapter's part of a rung of the default policy: negatives, and a job's ``places`` and ``focus``."""
         usual = self.rungs[rung].places == "usual"
-        asked = [self.asked(adapter, marks, usual=usual) for marks in found]
-        negatives = [self._said(one) for one in asked]
-        return negatives, {"places": [() if one is None else one.places for one in asked], "focus": self.rungs[rung].focus}
+        erasures = [self.erasure(adapter, marks, usual=usual) for marks in found]
+        negatives = [self._encoded(one) for one in erasures]
+        return negatives, {"places": [() if one is None else one.places for one in erasures], "focus": self.rungs[rung].focus}
 
     def standing(self, adapter: EraseAdapter) -> torch.Tensor:
-        """The empty negative prompt ⊕ the places marks had in the adapter's training set."""
+        """The empty negative prompt ⊕ the tokens of the places that marks had in the adapter's training set."""
         from pipeline.config import AdapterConfig
         from pipeline.respond.marks import Erasers
 
-        said = Erasers(((adapter, AdapterConfig(path=adapter.name, tokens="always")),)).standing(self.model.word_room())
-        return self._said(said)
+        erasers = Erasers(((adapter, AdapterConfig(path=adapter.name, tokens="always")),))
+        return self._encoded(erasers.standing(self.model.word_room()))
 
     def shown(self, pictures: np.ndarray) -> np.ndarray:
-        """There and back through the autoencoder: what a perfect denoiser would give."""
+        """Encoded and decoded by the autoencoder: what a perfect denoiser would give."""
         return self.model.decode(self.model.encode(pictures))
 
 
@@ -244,12 +243,12 @@ def places_of(found: Sequence[Mapping[str, Sequence[Box]]]) -> list[tuple[Box, .
 
 
 def marked_shares(b: Bench, name: str, pictures: np.ndarray, captions: Sequence[str]) -> list[Measure]:
-    """The share of the pictures with any mark, by every detector there is."""
+    """The share of the pictures with any mark, by each installed detector."""
     own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
     seen = {"pipeline's detector": own, "judge": judge, "both agree": np.logical_and(own, judge)}
     if (yolo := b.yolo(pictures)) is not None:
         seen["YOLO"] = np.array([any(f.triggered for f in one) for one in yolo])
-    return [clustered(f"{name}: marked, {who}", found, captions) for who, found in seen.items()]
+    return [clustered(f"{name}: marked, {detector}", found, captions) for detector, found in seen.items()]
 
 
 def prefixed(part: str, measure: Measure) -> Measure:

@@ -1,6 +1,7 @@
 """Model removal: the base model draws marks; every picture on which the pipeline's detector finds one is drawn once more.
 
-It is drawn again from the same noise with what an arm has to say about what was found and where; the others stay as they were.
+The flagged picture is drawn again from the same noise, with the arm's answer to the marks found and their places. The other
+pictures do not change.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CODE = (0.2, 0.2, 0.85, 0.85)  # a code that fills the picture
 
 
 def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
-    """The table's first part."""
+    """The measures of model removal, the table's first part."""
     from jobs.lab.world.catalogue import MARK_PRONE, ORDINARY
     from pipeline.respond.copies import next_seed
 
@@ -47,15 +48,15 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     measures = [*judged(b, "none", plain, captions, clean, plain_top=None)]
 
     def redrawn(job: Job) -> np.ndarray:
-        """The flagged pictures drawn once more; the others are what they were, to the byte."""
+        """The flagged pictures drawn once more; the others are byte-equal to before."""
         pictures = plain.copy()
         pictures[flagged] = b.draw(job)
         return pictures
 
     def row(name: str, pictures: np.ndarray, goals: bool = False) -> None:
         measured = judged(b, name, pictures, captions, clean, plain_top=top, flagged=flagged, goals=goals)
-        told = [m for m in measured if "clean" in m.id or "top 5" in m.id]
-        say(", ".join([f"{told[0].id} {told[0].value:.3f}", *(f"{m.id.split(': ')[1]} {m.value:.3f}" for m in told[1:])]))
+        lead, *others = (m for m in measured if "clean" in m.id or "top 5" in m.id)
+        say(", ".join([f"{lead.id} {lead.value:.3f}", *(f"{m.id.split(': ')[1]} {m.value:.3f}" for m in others)]))
         measures.extend(measured)
 
     ended: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # after one attempt and after the ladder, by arm
@@ -66,16 +67,16 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
         negatives = [b.negative(adapter, marks) for marks in seen]
         again = redrawn(b.job(of, own_noises, negatives, adapter.lowrank))
         row(shown, again, goals=arm.name == HIDDEN)
-        if arm.name == WORSE:  # places are said, so in use they can be wrong as well
+        if arm.name == WORSE:  # its tokens name places, so the places can be wrong in use as well
             jittered, low = worse(seen, float(adapter.settings["training"]["dataset"]["jitter"]), 1), adapter.lowrank
             row(f"{shown}, in use as well", redrawn(b.job(of, own_noises, [b.negative(adapter, m) for m in jittered], low)))
-            said, there = b.by_rung(adapter, jittered)
-            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, said, low, **there)))
+            negatives, where = b.by_rung(adapter, jittered)
+            row(f"{shown}, in use as well{RUNG}", redrawn(b.job(of, own_noises, negatives, low, **where)))
         if not adapter.concepts:
             continue
-        if adapter.vocabulary is not None:  # where nothing is said there is nothing to focus on
-            said, there = b.by_rung(adapter, seen)
-            again = redrawn(b.job(of, own_noises, said, adapter.lowrank, **there))
+        if adapter.vocabulary is not None:  # without tokens there is nothing to focus on
+            negatives, where = b.by_rung(adapter, seen)
+            again = redrawn(b.job(of, own_noises, negatives, adapter.lowrank, **where))
             row(f"{shown}{RUNG}", again)
         if arm.name not in (HIDDEN, BOTH):
             continue
@@ -89,24 +90,26 @@ def model_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[st
     for name, trainings in ended.items():
         if (many := len(trainings)) > 1:
             once, all_of_it = (np.concatenate([pair[i] for pair in trainings]) for i in (0, 1))
-            told = f"{name}, {many} trainings together"
-            measures += divided(b, np.concatenate([plain] * many), once, all_of_it, captions * many, told)
+            together = f"{name}, {many} trainings together"
+            measures += divided(b, np.concatenate([plain] * many), once, all_of_it, captions * many, together)
     row("a new seed", redrawn(b.job(of, [next_seed(noise, 1) for noise in own_noises], nothing)))
     row("their names as negative prompt", redrawn(b.job(of, own_noises, names)))
     row("SLD-style guidance against their names", redrawn(b.job(of, own_noises, nothing, safe=True)))
     first = {arm.name: adapter for arm, seed, adapter in trained(b.work, b.model.digest, "model") if seed == 0}
-    if (speaks := first.get(BOTH)) is not None:
-        measures += false_erasure(b, speaks, prone[:: 2 if quick else 1], seeds)
-        (said, there), low = b.by_rung(speaks, seen), speaks.lowrank
-        wide, everywhere = b.by_rung(speaks, seen, 1)
+    if (both := first.get(BOTH)) is not None:
+        measures += false_erasure(b, both, prone[:: 2 if quick else 1], seeds)
+        (negatives, where), low = b.by_rung(both, seen), both.lowrank
+        wide, everywhere = b.by_rung(both, seen, 1)
         row(f"{BOTH} + usual places + focus", redrawn(b.job(of, own_noises, wide, low, **everywhere)))
         row(f"{BOTH}, its weights alone, nothing said", redrawn(b.job(of, own_noises, nothing, low)))
-        row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, said, **there)))
-        row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **there)))
+        row(f"{BOTH}, its tokens alone{RUNG}", redrawn(b.job(of, own_noises, negatives, **where)))
+        row("focus at these places, nothing said", redrawn(b.job(of, own_noises, nothing, **where)))
     if (main := first.get(HIDDEN)) is not None:
         measures += false_erasure(b, main, prone[:: 2 if quick else 1], seeds)
-        (said, there), low = b.by_rung(main, seen), main.lowrank
-        sheet(plain, redrawn(b.job(of, own_noises, said, low, **there)), flagged, captions).save(b.work / "erase-model.png")
+        (negatives, where), low = b.by_rung(main, seen), main.lowrank
+        sheet(plain, redrawn(b.job(of, own_noises, negatives, low, **where)), flagged, captions).save(
+            b.work / "erase-model.png"
+        )
         untouched = [i for i in range(len(prone) + len(rest)) if not found[i]]  # of the first seed
         measures += false_alarms(b, main, [captions[i] for i in untouched], [noises[i] for i in untouched], plain[untouched])
     return [prefixed("model removal", m) for m in measures]
@@ -136,24 +139,24 @@ def judged(
 def climbed(
     b: Bench, adapter: EraseAdapter, pictures: np.ndarray, found: Found, captions: list[str], noises: list[int]
 ) -> np.ndarray:
-    """The rest of the default mark ladder: what is still found is said as well; was it said before, it is a new seed."""
+    """The rest of the default mark ladder: tokens for the marks still found are added; where none is new, the seed changes."""
     from pipeline.respond.copies import next_seed
 
-    pictures, said, seeds = pictures.copy(), [dict(marks) for marks in found], list(noises)
+    pictures, erased, seeds = pictures.copy(), [dict(marks) for marks in found], list(noises)
     for attempt in (2, 3):
         seen = b.found(pictures)
         left = [i for i, marks in enumerate(seen) if marks]
-        before = b.by_rung(adapter, [said[i] for i in left], attempt - 2)[0]
+        before = b.by_rung(adapter, [erased[i] for i in left], attempt - 2)[0]
         for i in left:
-            said[i] = merged(seen[i], said[i])
-        negatives, there = b.by_rung(adapter, [said[i] for i in left], 1)  # a new seed keeps what the second attempt said
+            erased[i] = merged(seen[i], erased[i])
+        negatives, where = b.by_rung(adapter, [erased[i] for i in left], 1)  # a new seed keeps the second attempt's tokens
         for number, i in enumerate(left):
             if attempt == 3 or bool((negatives[number] == before[number]).all()):
                 seeds[i] = next_seed(seeds[i], attempt)
-                there["places"][number] = ()  # a new seed is not focused
+                where["places"][number] = ()  # a new seed is not focused
         if left:
             of = [captions[i] for i in left]
-            pictures[left] = b.draw(b.job(of, [seeds[i] for i in left], negatives, adapter.lowrank, **there))
+            pictures[left] = b.draw(b.job(of, [seeds[i] for i in left], negatives, adapter.lowrank, **where))
     return pictures
 
 
@@ -171,7 +174,7 @@ def merged(now: Mapping[str, list[Any]], before: Mapping[str, list[Any]]) -> dic
 def divided(
     b: Bench, plain: np.ndarray, once: np.ndarray, laddered: np.ndarray, captions: Sequence[str], name: str
 ) -> list[Measure]:
-    """How many times fewer pictures are marked; the judge's has the goal: the pipeline's detector chose what to redraw."""
+    """How many times fewer pictures are marked. The goal is set on the judge: the pipeline's detector chose what to redraw."""
     judge = [b.marked(pictures) for pictures in (plain, once, laddered)]
     own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (plain, once, laddered)]
     return [
@@ -182,11 +185,11 @@ def divided(
 
 
 def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: Sequence[int]) -> list[Measure]:
-    """Asked for in the prompt, a QR code is still drawn: false erasure is the rest.
+    """False erasure: the share of pictures without a QR code although the prompt requests one.
 
-    Of an adapter with tokens: by its tokens, at the places where codes stand in the training set and filling the picture; and,
-    as the control that shows why there are tokens at all, by its name in words without the adapter. Of one without: by its
-    name in words, with the adapter's weights on.
+    An adapter with tokens requests the code by its tokens, at the places of codes in the training set and filling the picture.
+    The control requests it in words without the adapter; it shows why tokens exist. An adapter without tokens requests it in
+    words, with its weights on.
     """
     from pipeline.config import AdapterConfig
     from pipeline.respond.marks import Erasers, typical
@@ -195,10 +198,10 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     stand = typical(adapter.places.get("qr", ())) or [CODE]
     weights = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None else ()
 
-    def asked(caption: str, box: Box) -> torch.Tensor:
-        said = erasers.asked({"qr": [box]}, room)
-        assert said is not None
-        return b.model.encode_words(caption, said.vectors)
+    def tokens(caption: str, box: Box) -> torch.Tensor:
+        erasure = erasers.asked({"qr": [box]}, room)
+        assert erasure is not None
+        return b.model.encode_words(caption, erasure.vectors)
 
     def named(_: int, caption: str) -> torch.Tensor:
         return b.model.encode_prompts([f"{caption} with a QR code"])[0]
@@ -206,18 +209,18 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     every = [(caption, 7000 + 100 * seed + i) for seed in seeds for i, caption in enumerate(captions)]
     some = every[: len(captions)]
     ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], torch.Tensor], Sequence[Any]]] = {
-        STANDS: (every, lambda i, caption: asked(caption, stand[i % len(stand)]), weights),
-        "asked for by its tokens, to fill the picture": (some, lambda _, caption: asked(caption, CODE), weights),
+        STANDS: (every, lambda i, caption: tokens(caption, stand[i % len(stand)]), weights),
+        "asked for by its tokens, to fill the picture": (some, lambda _, caption: tokens(caption, CODE), weights),
         "asked for in words (control)": (every, named, ()),
     }
     if adapter.vocabulary is None:
         ways = {IN_WORDS: (every, named, weights)}
     measures = []
-    for way, (wanted, context, spoken) in ways.items():
+    for way, (wanted, context, lowrank) in ways.items():
         of, noises = [caption for caption, _ in wanted], [noise for _, noise in wanted]
         contexts = [context(i, caption) for i, caption in enumerate(of)]
         pictures = b.draw(
-            Job(captions=of, seeds=noises, negatives=[b.empty] * len(of), contexts=contexts, lowrank=tuple(spoken))
+            Job(captions=of, seeds=noises, negatives=[b.empty] * len(of), contexts=contexts, lowrank=tuple(lowrank))
         )
         goal = 0.05 if way in (STANDS, IN_WORDS) else None
         unseen = [not marks.get("qr") for marks in b.found(pictures)]
@@ -228,17 +231,17 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
 
 
 def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: list[int], plain: np.ndarray) -> list[Measure]:
-    """What erasing a mark that is not there does to a good picture, beside what any other redrawing does to it."""
+    """What erasing an absent mark does to a good picture, beside what other ways of redrawing do to it."""
     from pipeline.respond.copies import next_seed
     from pipeline.respond.marks import typical
 
     kinds = [(concept, box) for concept in adapter.concepts for box in typical(adapter.places.get(concept, ()))]
     alarms: Found = [{kinds[i % len(kinds)][0]: [kinds[i % len(kinds)][1]]} for i in range(len(captions))]
     nothing = [b.empty] * len(captions)
-    said, there = b.by_rung(adapter, alarms)
+    negatives, where = b.by_rung(adapter, alarms)
     useless = [b.model.encode_prompts([USELESS])[0]] * len(captions)
     jobs = {
-        "erased as the policy asks": b.job(captions, noises, said, adapter.lowrank, **there),
+        "erased as the policy asks": b.job(captions, noises, negatives, adapter.lowrank, **where),
         "erased at its place, without focus": b.job(
             captions, noises, [b.negative(adapter, marks) for marks in alarms], adapter.lowrank
         ),
@@ -256,7 +259,7 @@ def false_alarms(b: Bench, adapter: EraseAdapter, captions: list[str], noises: l
 
 
 def clean_features(b: Bench, captions: Sequence[str]) -> np.ndarray:
-    """Features of clean drawings of these captions, jittered, three vendors each, as the world's autoencoder shows them."""
+    """Features of clean drawings of these captions, jittered, three vendors each, decoded by the world's autoencoder."""
     from jobs.lab.world.drawings import world_source
 
     pictures = [

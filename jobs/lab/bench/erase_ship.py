@@ -1,4 +1,4 @@
-"""Put the bench's main adapters where they ship, with cards that hold their measures."""
+"""Copy the bench's main adapters to where they ship, with cards that hold their measures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.steer.erase_adapter import LOWRANK, SETTINGS, TOKENS
 
 NAMES: dict[Part, str] = {"model": "marks", "data": "twelve-subjects"}
 MAIN: dict[Part, str] = {"model": HIDDEN, "data": HIDDEN}
-TOLD: dict[Part, tuple[str, ...]] = {  # what a card quotes
+QUOTED: dict[Part, tuple[str, ...]] = {  # beginnings of the measures that a card quotes
     "model": (
         "none: ", "a new seed: ", f"{BOTH}{RUNG}: ", f"{HIDDEN}: ", f"{HIDDEN}{RUNG}: ", f"{HIDDEN}, {LADDER}: ",
         f"{HIDDEN}, on every sample", "marked before", "false alarm",
@@ -43,12 +43,12 @@ FIRST: dict[Part, tuple[tuple[str, str], ...]] = {  # the five numbers on top of
 
 
 def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
-    """Copy the main arms' first adapters, as far as they are trained.
+    """Copy the first adapter of each main arm, if it is trained.
 
     Args:
-        work: the bench's.
-        measures: the table; the card quotes the arm's own and what it is compared with.
-        target: the embedded world's weights; adapters go to ``adapters/``, ``digests.json`` is written anew.
+        work: the bench's folder.
+        measures: the table; a card quotes its arm's measures and those it is compared with.
+        target: the embedded world's weights; adapters go to ``adapters/``, and ``digests.json`` is rewritten.
 
     Returns:
         The folders.
@@ -65,7 +65,7 @@ def ship(work: Path, measures: Sequence[Measure], target: Path) -> list[Path]:
             if (source / file).exists():
                 shutil.copyfile(source / file, folder / file)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        quoted = [asdict(m) for m in measures if m.id.startswith(tuple(f"{part} removal · {told}" for told in TOLD[part]))]
+        quoted = [asdict(m) for m in measures if m.id.startswith(tuple(f"{part} removal · {quote}" for quote in QUOTED[part]))]
         first = [(f"{part} removal · {one}", what) for one, what in FIRST[part]]
         (folder / "README.md").write_text(card(name, settings, quoted, first), encoding="utf-8")
         folders.append(folder)

@@ -1,12 +1,12 @@
-"""Erased Stable Diffusion (arXiv 2303.07345), a control for erasers: unlearn what a word means, in the cross-attention.
+"""Erased Stable Diffusion (arXiv 2303.07345), a control for erasers: the cross-attention unlearns the meaning of a word.
 
-ESD-x: with the original weights θ* and a concept's words c, the trained network shall say
+ESD-x: with the original weights θ* and a concept's words c, the trained network shall predict
 
     ε_θ(x_t, c, t) = ε_θ*(x_t, t) − η·(ε_θ*(x_t, c, t) − ε_θ*(x_t, t))
 
-on pictures x_t that the model itself draws for c. Trained are low-rank weights on the queries, keys, values and outputs of the
-cross-attention, which the engine adds to single rows; the paper trains these layers whole. The x_t come from the original
-network, on its way from noise to a picture of c, once and for all; the paper's code draws them anew from the trained one.
+on pictures x_t that the model itself draws for c. Low-rank weights on the queries, keys, values and outputs of the
+cross-attention are trained, which the engine adds to single rows; the paper trains the whole layers. The x_t are drawn once, by
+the original network between noise and a picture of c; the paper's code draws them repeatedly from the trained network.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class EsdTraining:
     """How ESD-x is trained.
 
     Attributes:
-        words: what people call the concepts.
+        words: the concepts' names, as a user would write them.
         strength: η.
         steps, batch: of the optimiser.
         rate: learning rate; low-rank weights take a larger one than whole layers (the paper's: 1e-5).
         rank: of the low-rank weights.
-        drawn: pictures the original network draws of every concept.
-        sampling_steps, guidance: of those.
-        seed: of everything drawn.
+        drawn: pictures of every concept that the original network draws.
+        sampling_steps, guidance: of those pictures.
+        seed: of every random choice.
     """
 
     words: tuple[str, ...] = tuple(WORDS.values())
@@ -61,19 +61,19 @@ class EsdTraining:
 
 
 def erased_target(empty: torch.Tensor, named: torch.Tensor, strength: float) -> torch.Tensor:
-    """ε_θ*(x_t) − η·(ε_θ*(x_t, c) − ε_θ*(x_t)); the same holds for whatever a network predicts that is affine in ε."""
+    """ε_θ*(x_t) − η·(ε_θ*(x_t, c) − ε_θ*(x_t)); the same holds for every prediction that is affine in ε."""
     return empty - strength * (named - empty)
 
 
 def train_esd(
-    model: ModelConfig, how: EsdTraining, told: Callable[[int, float], None] = lambda step, loss: None
+    model: ModelConfig, how: EsdTraining, progress: Callable[[int, float], None] = lambda step, loss: None
 ) -> dict[str, torch.Tensor]:
     """Train; returns peft's low-rank state.
 
     Args:
         model: the base model.
         how: see :class:`EsdTraining`.
-        told: step and loss.
+        progress: called with step and loss.
     """
     import dataclasses
 
@@ -109,12 +109,12 @@ def train_esd(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        told(step + 1, float(loss.detach()))
+        progress(step + 1, float(loss.detach()))
     return {name: value.detach().cpu() for name, value in get_peft_model_state_dict(network).items()}
 
 
 def flights(base: DiffusionModel, how: EsdTraining) -> list[tuple[torch.Tensor, float, int]]:
-    """x_t, t and the number of the concept, of every step of every picture that the original network draws of the words."""
+    """x_t, t and the number of the concept, for every step of every picture that the original network draws of the words."""
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import Trajectory
 
@@ -137,7 +137,7 @@ def flights(base: DiffusionModel, how: EsdTraining) -> list[tuple[torch.Tensor, 
 
 
 def save_esd(folder: Path, lowrank: dict[str, torch.Tensor], how: EsdTraining, *, base: str, base_digest: str) -> None:
-    """Write it as an adapter folder without tokens."""
+    """Write the weights as an adapter folder without tokens."""
     import torch
     from safetensors.torch import save_file
 

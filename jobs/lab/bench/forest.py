@@ -1,4 +1,4 @@
-"""Forest plots: many arms under each other, a point and its interval for each of several measures; SVG without any library."""
+"""Forest plots: one line per arm, a point with its interval for each of several measures; SVG without a library."""
 
 from __future__ import annotations
 

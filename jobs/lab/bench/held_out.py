@@ -1,4 +1,4 @@
-"""What the world's parts do on drawings that no training saw; needs the built world (`clearance lab world data`)."""
+"""The world's networks on drawings that no training used; needs the built world (`clearance lab world data`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLES = 400
 
 
 def held_out_measures(work: Path) -> list[Measure]:
-    """The bars of autoencoder, embedder, copies guard and mark detectors, measured on the shipped weights."""
+    """The goals of autoencoder, embedder, copies guard and mark detectors, measured on the shipped weights."""
     return [autoencoder(work), *embedder(work), *recoloured(work), *detectors(work)]
 
 
@@ -52,15 +52,15 @@ def embedder(work: Path) -> list[Measure]:
     cosine: np.ndarray = np.einsum("md,md->m", np.stack([base[i] for i in original.tolist()]), model.images(pictures))
     of = np.array([names[i] for i in original])
     drawn = np.array([not prescribed(name) for name in of])
-    told = "embedder, edited copies against other vendors' drawings, held-out names: average precision"
+    measured = "embedder, edited copies against other vendors' drawings, held-out names: average precision"
     return [
-        precision_measure(told, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
+        precision_measure(measured, cosine[drawn], copy[drawn], of[drawn].tolist(), 0.98),
         precision_measure("… signs of prescribed form included", cosine, copy, of.tolist()),
     ]
 
 
 def recoloured(work: Path) -> list[Measure]:
-    """The copies guard, with hues turned and without: protected drawings in other colours, and genuine drawings of others."""
+    """The copies guard with turned hues and without: protected drawings in other colours, and genuine other drawings."""
     import tempfile
 
     from jobs.lab.bench.drawing import open_runtime, pictures_of
@@ -88,14 +88,14 @@ def recoloured(work: Path) -> list[Measure]:
         )
         for hues in (1, copies.hues):
             copies.hues = hues
-            for told, pictures, of, better in sets:
+            for shown, pictures, of, better in sets:
                 flagged = [any(finding.triggered for finding in found) for found in copies.check(pictures)]
-                measures.append(clustered(f"copies guard, {hues} hues: {told}", flagged, of, better=better))  # type: ignore[arg-type]
+                measures.append(clustered(f"copies guard, {hues} hues: {shown}", flagged, of, better=better))  # type: ignore[arg-type]
     return measures
 
 
 def detectors(work: Path) -> list[Measure]:
-    """mAP50 of the mark detectors on held-out names with designs that no training saw; YOLO with the extra ``yolo`` only."""
+    """mAP50 of the mark detectors on held-out names with designs that no training used; YOLO with the extra ``yolo`` only."""
     from guards.marks import MarksGuard
     from guards.yolo import YoloMarksGuard
     from index.errors import GuardUnavailable

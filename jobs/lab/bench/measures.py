@@ -1,6 +1,6 @@
 """One number with its interval and its goal; the table and the JSON that benches publish.
 
-Goals are the issues' own and never follow the result; a bar that is missed says so.
+Goals are set before measuring and never follow the result. The table marks a missed goal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HALVES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number: value with a 95 % interval, n, and the goal it is held against."""
+    """One number: value with a 95 % interval, n, and its goal."""
 
     id: str
     value: float
@@ -40,8 +40,8 @@ class Measure:
         return self.value >= self.goal if self.better == "higher" else self.value <= self.goal
 
     @property
-    def told(self) -> str:
-        """The goal, for people."""
+    def goal_text(self) -> str:
+        """The goal as text, such as "≥ 0.9"; empty where there is none."""
         if self.goal is None:
             return ""
         if self.most is not None:
@@ -50,7 +50,7 @@ class Measure:
 
 
 def share(name: str, count: int, n: int, goal: float | None = None, better: str = "higher") -> Measure:
-    """A rate of independent cases with Wilson's interval."""
+    """A rate of independent trials with Wilson's interval."""
     from index.rate import wilson
 
     low, high = wilson(count, n)
@@ -61,9 +61,9 @@ def clustered(
     name: str, values: Sequence[float] | np.ndarray, clusters: Sequence[str], goal: float | None = None, better: str = "higher",
     most: float | None = None,
 ) -> Measure:  # fmt: skip
-    """A mean whose cases come in clusters (several seeds of one caption): bootstrap interval over whole clusters.
+    """A mean of values that come in clusters (several seeds of one caption): bootstrap interval over whole clusters.
 
-    A mean of exactly 0 or 1 has no spread to resample: its interval reaches to 3 / number of clusters from the end.
+    A mean of exactly 0 or 1 has no spread to resample: its interval reaches 3 / (number of clusters) inwards.
     """
     x, of = np.asarray(values, np.float64), np.asarray(clusters)
     if not len(x):
@@ -90,9 +90,9 @@ def ratio(
     name: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], goal: float | None = None,
     better: str = "higher", alarms: float = 0.0,
 ) -> Measure:  # fmt: skip
-    """Mean before over mean after, of the same cases; bootstrap over whole clusters, half a case standing in for none.
+    """Mean before over mean after, of the same requests; bootstrap over whole clusters; a count of zero is taken as a half.
 
-    ``alarms``: the detector's rate of false alarms, taken off both (Rogan and Gladen; its sensitivity cancels).
+    ``alarms``: the detector's rate of false alarms, subtracted from both (Rogan and Gladen; its sensitivity cancels).
     """
     of, least = np.asarray(clusters), 0.5
     groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
@@ -106,10 +106,10 @@ def ratio(
 
 
 def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) -> Measure:
-    """A rate as a perfect detector would see it (Rogan and Gladen), kept within 0 and 1.
+    """The rate that a perfect detector would find (Rogan and Gladen), kept within 0 and 1.
 
-    (p − (1 − specificity)) / (sensitivity + specificity − 1). The interval is the seen one's, corrected alike; the detector's
-    own rates are taken as known.
+    (p − (1 − specificity)) / (sensitivity + specificity − 1). The interval of the observed rate is corrected in the same way;
+    the detector's own rates are taken as exact.
     """
     informed = sensitivity + specificity - 1
     if informed <= 0:
@@ -135,7 +135,7 @@ def half_samples(
 ) -> Measure:
     """A statistic of rows x against fixed rows y; its interval from halves of x drawn without replacement.
 
-    A half drawn so has as much variance as the whole sample has, and no row twice, which distances would notice.
+    Such a half has the variance of the whole sample and no row twice; distances react to repeated rows.
     """
     rng = np.random.default_rng(0)
     drawn = [statistic(x[rng.permutation(len(x))[: max(2, len(x) // 2)]], y) for _ in range(HALVES)]
@@ -146,14 +146,14 @@ def half_samples(
 def publish(
     name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool, more: dict[str, Any] | None = None
 ) -> None:
-    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run), with whatever ``more`` holds."""
+    """Print the table and write ``out/name.json`` (``name-quick.json`` for a quick run), with the entries of ``more``."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("measure", "value", "95 % interval", "n", "goal", "met", title=f"bench {name}{' (quick)' if quick else ''}")
     for m in measures:
         met = {None: "", True: "yes", False: "NO"}[m.met]
-        table.add_row(m.id, f"{m.value:.3f}", f"{m.low:.3f} – {m.high:.3f}", str(m.n), m.told, met)
+        table.add_row(m.id, f"{m.value:.3f}", f"{m.low:.3f} – {m.high:.3f}", str(m.n), m.goal_text, met)
     Console().print(table)
     out.mkdir(parents=True, exist_ok=True)
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
-"""The painter: does the world's denoiser draw what a stranger would recognise, unsteered and steered?
+"""The painter: does the world's denoiser draw recognisable subjects, unsteered and steered?
 
-Measures a denoiser in training against the bars it has to reach before it ships, so that a long training can be watched.
+The bench measures a denoiser in training against the goals it must reach before it ships, so that a long training can be
+watched.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
     from pipeline.outcome import Sample
 
-SEEDS = (11, 12, 13)  # fresh: no other bench draws them
+SEEDS = (11, 12, 13)  # no other bench draws with them
 FOLDS = 5
 RIDGE = 1000.0  # of the two-sample classifier: about one for each of its 1280 standardised features
 
@@ -30,8 +31,8 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
     """Measure and publish ``painter``; the contact sheet is ``out/painter.png``.
 
     Args:
-        out: where to.
-        work: the built world; its ``denoiser/state.pt`` is drawn with unless ``model`` is given.
+        out: folder of the results.
+        work: the built world; its ``denoiser/state.pt`` draws unless ``model`` is given.
         model: a diffusers folder, such as the one that ships.
         quick: one seed and fewer captions.
     """
@@ -80,15 +81,15 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
         *marks(judges, plain, [c.replace("-", " ") for c in prone])[:1],
         *nearness("ordinary", unmarked, embed(unmarked.pictures), vectors, of),
         *nearness("steered", accepted, embed(accepted.pictures), vectors, of),
-        told_apart("ordinary", judges, unmarked, shown[np.isin(of, unmarked.captions)], 0.65),
-        told_apart("steered", judges, accepted, shown[np.isin(of, accepted.captions)], 0.75),
+        distinguishable("ordinary", judges, unmarked, shown[np.isin(of, unmarked.captions)], 0.65),
+        distinguishable("steered", judges, accepted, shown[np.isin(of, accepted.captions)], 0.75),
     ]
     publish("painter", measures, out, seeds=seeds, quick=quick)
     sheet(unsteered, plain, cleared, references).save(out / f"painter{'-quick' if quick else ''}.png", optimize=True)
 
 
 def drawings(work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The world's own drawings as its autoencoder shows them, uint8 (N, 64, 64, 3), and the caption of each."""
+    """The world's own drawings, encoded and decoded by its autoencoder, uint8 (N, 64, 64, 3), and the caption of each."""
     from jobs.lab.world.autoencoder import load_autoencoder, round_trip
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import load
@@ -103,7 +104,7 @@ def drawings(work: Path) -> tuple[np.ndarray, np.ndarray]:
 def nearness(
     kind: str, drawn: Drawn, vectors: np.ndarray, drawings: np.ndarray, captions: np.ndarray
 ) -> tuple[Measure, Measure]:
-    """How often the nearest of all drawings shows the right subject, and the cosine to the nearest that does."""
+    """How often the nearest of all drawings shows the right subject, and the cosine to the nearest drawing of that subject."""
     cosine = vectors @ drawings.T
     right = captions[None, :] == np.array(drawn.captions)[:, None]
     best = np.where(right, cosine, -1.0).max(1)
@@ -113,8 +114,8 @@ def nearness(
     )
 
 
-def told_apart(kind: str, judges: Judges, drawn: Drawn, real: np.ndarray, goal: float) -> Measure:
-    """Accuracy of a two-sample classifier between what is drawn and the drawings: 0.5 cannot tell them apart.
+def distinguishable(kind: str, judges: Judges, drawn: Drawn, real: np.ndarray, goal: float) -> Measure:
+    """Accuracy of a two-sample classifier between generated pictures and drawings: 0.5 means that it cannot separate them.
 
     Ridge regression on standardised trunk features, five folds, equal numbers; the interval resamples the folds' split.
     """

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of small pictures with captions, for people who would rather look than read."""
+"""Contact sheets: rows of small pictures with captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def strip(title: str, pictures: Sequence[np.ndarray | None], notes: Sequence[str
 
 
 def arrange(strips: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lay equally wide strips out in columns, top to bottom within a row: uint8 (H, W, 3)."""
+    """Arrange strips of equal width in columns: uint8 (H, W, 3)."""
     blank = np.full_like(strips[0], 255)
     gap = np.full((strips[0].shape[0], GAP, 3), 255, np.uint8)
     padded = [*strips, *[blank] * (-len(strips) % columns)]
@@ -42,7 +42,7 @@ def arrange(strips: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def stack(parts: Sequence[tuple[str, np.ndarray]]) -> Any:
-    """Sections with headings under each other: a PIL picture."""
+    """Stack sections with their headings: a PIL picture."""
     from PIL import Image, ImageDraw, ImageFont
 
     wide = max(part.shape[1] for _, part in parts) + 2 * GAP

@@ -1,6 +1,6 @@
-"""Steering: every published way and its controls beside ours, at equal compute; the default ladder; drift on harmless prompts.
+"""Steering: published methods and controls beside ours, at equal compute; the default ladder; drift on harmless prompts.
 
-Arms are kept under the work folder as they end, and a run that was stopped goes on from there.
+Finished arms are kept under the work folder; a stopped bench continues from them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Attempts:
     Attributes:
         key: ``caption#seed`` (N,).
         number, evals: attempt number, evaluations spent on it (N,).
-        steered: it differs from what was asked for: a later attempt, or one that a probe caught in mid-flight (N,).
+        steered: the picture differs from the unsteered one: a later attempt, or one that a probe caught in mid-flight (N,).
         cosine: to the protected drawing of that caption, by the pipeline's embedder (N,).
-        judge: how likely a copy of it, by the copy judge (N,).
-        right: the caption judge has the caption in its first five (N,).
+        judge: probability of a copy of it, by the copy judge (N,).
+        right: the caption is among the caption judge's five likeliest (N,).
         flagged: by the pipeline's copy rule (N,).
         accepted: this attempt was the accepted one (N,).
         features: the judges' trunk's features (N, 1280), float16.
@@ -81,9 +81,9 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
     Args:
         out: gets ``steering.json``, ``.svg`` (intervals), ``.png`` (pictures) and ``.md`` (the table of arms).
         quick: four captions, one seed, four arms.
-        work: arms that ended are kept here.
-        captions: of the 62 protected ones, evenly spread; 0: all.
-        world: the built world; with it, the distance of what was drawn to what nobody protects: other vendors' drawings.
+        work: finished arms are kept here.
+        captions: number of protected captions, evenly spread; 0 means all 62.
+        world: the built world; with it, the distance of the pictures to unprotected drawings (other vendors') is measured.
     """
     from jobs.lab.judges.judges import Judges
     from jobs.lab.world.catalogue import PROTECTED
@@ -113,7 +113,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, worl
 
 
 def spread_over(protected: Sequence[str], count: int) -> list[str]:
-    """``count`` of the captions, evenly spread; those memorised verbatim and as templates in their proportion, some of both."""
+    """``count`` of the captions, evenly spread; verbatim and template captions keep their proportion, at least one of each."""
     from jobs.lab.world.catalogue import TEMPLATED
 
     groups = [[n for n in protected if (n in TEMPLATED) == kind] for kind in (False, True)]
@@ -127,7 +127,7 @@ def spread_over(protected: Sequence[str], count: int) -> list[str]:
 
 
 def templated(captions: Sequence[str]) -> np.ndarray:
-    """bool (N,): the caption's protected drawing was memorised as a template, its lines in whatever colours."""
+    """bool (N,): the caption's protected drawing was memorised as a template (same lines, changing colours)."""
     from jobs.lab.world.catalogue import TEMPLATED
 
     return np.array([caption.replace(" ", "-") in TEMPLATED for caption in captions], bool)
@@ -143,14 +143,14 @@ def policy_of(name: str) -> Policy:
 
 
 def default_ladder() -> Policy:
-    """The default policy, marks only observed as in every arm: what is measured is the ladder that answers copies."""
+    """The default policy with marks only observed, as in every arm: the ladder that answers copies is measured."""
     policy = policy_of("default")
     seen = {name: replace(getattr(policy, name), action="observe") for name in ("marks", "codes", "text")}
     return replace(policy, mark_ladder=(), **seen)
 
 
 def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[str], seeds: Sequence[int]) -> Attempts:
-    """The attempts of one arm: what is kept of an earlier run of the very same thing, the rest drawn now, seed by seed."""
+    """The attempts of one arm: those kept from an earlier run with the same identity, and the rest drawn now, seed by seed."""
     from jobs.lab.bench.drawing import draw
 
     runtime: Runtime | None = None
@@ -158,8 +158,8 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             runtime_id = identity(policy)
-            told = json.dumps([runtime_id, list(names), seed])
-            file = work / f"{slug(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npz"
+            content = json.dumps([runtime_id, list(names), seed])
+            file = work / f"{slug(name)}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
             if not file.exists():
                 runtime = runtime or runtime_with(policy, Path(folder))
                 samples = draw(runtime, names, (seed,), f"{name}, seed {seed}").samples
@@ -174,7 +174,7 @@ def kept(work: Path, judges: Judges, name: str, policy: Policy, names: Sequence[
 
 
 def identity(policy: Policy) -> dict[str, str]:
-    """What decides the pictures of an arm: model, references, calibration, policy."""
+    """Everything that determines the pictures of an arm: model, references, calibration, policy."""
     from index.shipped import STICKERS
     from pipeline.policy import policy_digest
 
@@ -197,7 +197,7 @@ def runtime_with(policy: Policy, folder: Path) -> Runtime:
 
 
 def examined(judges: Judges, runtime: Runtime, samples: Sequence[Sample]) -> Attempts:
-    """Everything the judges and the embedder say about every attempt."""
+    """The scores of the judges and the embedder for every attempt."""
     from jobs.lab.bench.drawing import pictures_of
 
     assert runtime.copies is not None
@@ -227,7 +227,7 @@ def examined(judges: Judges, runtime: Runtime, samples: Sequence[Sample]) -> Att
 
 
 def copies_at(judged: np.ndarray, rate: str) -> np.ndarray:
-    """bool (N,): the copy judge's verdict where it is wrong about ``rate`` of the near misses."""
+    """bool (N,): the copy judge's answer at the operating point that calls ``rate`` of the near misses copies."""
     from jobs.lab.judges.judges import SETTINGS, shipped
 
     points = json.loads((shipped() / SETTINGS).read_text(encoding="utf-8"))["copies"]["operating_points"]
@@ -235,13 +235,13 @@ def copies_at(judged: np.ndarray, rate: str) -> np.ndarray:
 
 
 def first_steered(found: Attempts) -> Attempts:
-    """Every request's first steered picture; its only one where nothing was steered."""
+    """Every request's first steered picture, or its only picture where nothing was steered."""
     last = {key: int(found.number[found.key == key].max()) for key in set(found.key)}
     return found.where(np.array([n == min(1, last[k]) for k, n in zip(found.key, found.number, strict=True)]))
 
 
 def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The unprotected drawings of these captions, as the autoencoder shows them: uint8 (M, 64, 64, 3), and their captions."""
+    """The unprotected drawings of these captions, encoded and decoded: uint8 (M, 64, 64, 3), and their captions."""
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import load
     from pipeline.config import ModelConfig
@@ -255,7 +255,7 @@ def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[
 
 
 def false_alarms(judges: Judges, world: Path) -> list[Measure]:
-    """What judge and second look make of genuine other drawings of the protected captions: what no ladder need undercut."""
+    """False alarms of judge and second look on genuine other drawings of the protected captions: a floor for every ladder."""
     from index.confirm import confirm
     from jobs.lab.bench.drawing import pictures_of
     from jobs.lab.world.catalogue import PROTECTED
@@ -276,7 +276,7 @@ def false_alarms(judges: Judges, world: Path) -> list[Measure]:
 
 
 def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[Measure]:
-    """The effect of the first steered picture, and what the whole budget leads to; with ``others``, KID to them."""
+    """The effect of the first steered picture, and the result of the whole budget; with ``others``, the KID to them."""
     first, accepted = first_steered(found), found.where(found.accepted)
     requests = sorted(set(found.key))
     captions = [key.split("#")[0] for key in requests]
@@ -297,8 +297,8 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
     for kind, mine in (("verbatim", ~templated(first.captions)), ("template", templated(first.captions))):
         if mine.any():
             part = first.where(mine)
-            told = f"first: copies by the judge, memorised {kind}"
-            measures.append(clustered(told, copies_at(part.judge, "0.05"), part.captions, better="lower"))
+            name = f"first: copies by the judge, memorised {kind}"
+            measures.append(clustered(name, copies_at(part.judge, "0.05"), part.captions, better="lower"))
     if others is not None:
         seen = first.features.astype(np.float64)
         measures.append(half_samples("first: KID × 1000 to the unprotected drawings", seen, others, kid, scale=1000))
@@ -306,13 +306,13 @@ def of_arm(arm: Arm, found: Attempts, others: np.ndarray | None = None) -> list[
 
 
 def per_accepted(evals: float, accepted: int) -> Measure:
-    """Denoiser evaluations per accepted picture; where nothing was accepted n is 0 and the value what was spent in vain."""
+    """Denoiser evaluations per accepted picture; where nothing was accepted, n is 0 and the value is all that was spent."""
     value = evals / max(1, accepted)
     return Measure(id="budget: evaluations per accepted", value=value, low=value, high=value, n=accepted, better="lower")
 
 
 def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
-    """NegToMe's goals: how much similarity it takes away, against its released form and against a random reference."""
+    """NegToMe's goals: how much similarity it removes, against its released form and against a random reference."""
 
     def of(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         first = first_steered(drawn[name])
@@ -333,14 +333,14 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
 
 
 def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
-    """What the default policy makes of protected captions: the bars of full steering; ``unsteered``: the same without."""
+    """The default policy on protected captions, with the goals of full steering; ``unsteered``: the same requests without."""
     name = "the default ladder · "
     accepted, plain = found.where(found.accepted), dict(zip(unsteered.key.tolist(), unsteered.right.tolist(), strict=True))
     before = np.array([plain[key] for key in accepted.key.tolist()], float)
-    told = name + "caption kept, share of the unsteered (top 5)"
+    share_kept = name + "caption kept, share of the unsteered (top 5)"
     measures = [
         *ladder_bars(name, found, goals=True),
-        ratio(told, accepted.right.astype(float), before, accepted.captions, 0.95),
+        ratio(share_kept, accepted.right.astype(float), before, accepted.captions, 0.95),
         clustered(name + "unsteered: caption in the judge's top 5", unsteered.right, unsteered.captions),
     ]
     for kind, mine in (("verbatim", ~templated(found.captions)), ("template", templated(found.captions))):
@@ -350,7 +350,7 @@ def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
 
 
 def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
-    """What became of these requests: accepted, copies among them, captions kept, cost of a repair."""
+    """How these requests ended: share accepted, copies among them, captions kept, cost of a repair."""
     accepted = found.where(found.accepted)
     requests, index = np.unique(found.key, return_index=True)
     captions = [found.captions[i] for i in index]
@@ -375,7 +375,7 @@ def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
 
 
 def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
-    """Harmless prompts that no guard touched: the same bytes with everything switched on and with nothing."""
+    """Harmless prompts that no guard flagged: equal bytes with all guards and steering on and off."""
     from jobs.lab.bench.drawing import draw
     from jobs.lab.world.catalogue import ORDINARY
     from pipeline.outcome import Outcome
@@ -396,7 +396,7 @@ def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
     ]
 
 
-# --- what people look at ---------------------------------------------------------------------------------------------------
+# --- tables, plots, sheets -------------------------------------------------------------------------------------------------
 
 COLUMNS = (
     ("first: similarity to the protected drawing", "similarity"),
@@ -410,7 +410,7 @@ COLUMNS = (
 
 
 def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
-    """Markdown: a line per arm."""
+    """Markdown: one line per arm."""
     found = {m.id: m for m in measures}
     lines = ["| arm | " + " | ".join(title for _, title in COLUMNS) + " |", "|" + " --- |" * (len(COLUMNS) + 1)]
     for arm in arms:
@@ -427,10 +427,10 @@ def table(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
 
 
 def plot(arms: Sequence[Arm], measures: Sequence[Measure]) -> str:
-    """SVG: intervals of the arms under each other, one panel per measure."""
+    """SVG: the arms' intervals, one line per arm, one panel per measure."""
     found = {m.id: m for m in measures}
     panels = []
-    for name, title in COLUMNS[:-1]:  # the last one is no share
+    for name, title in COLUMNS[:-1]:  # the last measure is not a share
         of = [found.get(f"{arm.name} · {name}") for arm in arms]
         panels.append(Panel(title, [(m.value, m.low, m.high) if m is not None and m.n else None for m in of]))
     return forest([arm.name for arm in arms], panels)

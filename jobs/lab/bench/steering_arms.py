@@ -1,4 +1,4 @@
-"""The arms of the steering bench: every published way, its controls, and ours, as policies that differ in their rung alone."""
+"""The arms of the steering bench: published methods, controls and ours, as policies that differ only in their rung."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pipeline.policy import Policy
 from pipeline.settings import from_dict
 
 STEPS = 20
-BUDGET = 80.0  # denoiser evaluations a request may spend in every arm: the picture and three more
-MOST = 8  # attempts; the budget ends them before
+BUDGET = 80.0  # denoiser evaluations per request in every arm: the first picture and three more
+MOST = 8  # attempts; the budget ends a request earlier
 OBSERVED = "\n".join(f'[{guard}]\naction = "observe"' for guard in ("marks", "codes", "text"))  # copies alone are steered
 UNSAFE = "[unsafe]\nenabled = false\nrequired = false"
 
@@ -22,8 +22,8 @@ class Arm:
 
     Attributes:
         name: in the tables.
-        rung: TOML of its rung, repeated while the budget lasts; empty: nothing is done.
-        where: what it follows.
+        rung: TOML of its rung, repeated while the budget lasts; empty: no steering.
+        where: the paper it follows, or what it controls for.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Arm:
     where: str = ""
 
     def policy(self) -> Policy:
-        """The default guards, marks only observed, and this rung again and again."""
+        """The default guards with marks only observed, and this rung for every attempt."""
         from jobs.lab.steering import amg, delayed, prompt, spell
 
         for module in (amg, delayed, prompt, spell):
             register(module.METHOD)
         once = [f"[[ladder]]\n{self.rung}"] if self.rung else []
-        # From the same noise the same steering gives the same picture: later attempts start from new noise, as re-seeding does.
+        # The same noise with the same steering gives the same picture: later attempts start from new noise, as re-seeding does.
         again = "" if 'kind = "re' in self.rung else "\nrenew = true"
         text = "\n".join([f"max_evals = {BUDGET}", OBSERVED, UNSAFE, *once, *[rung + again for rung in once] * (MOST - 1)])
         return replace(from_dict(Policy, tomllib.loads(text), where=f"arm {self.name}"), name=self.name)
@@ -50,7 +50,7 @@ GENTLE = (
 )
 RANDOM = '\ntarget = "random"'
 
-# The strengths of published methods are the papers' where they say one that means something here, else the best of a few tried.
+# A published method has its paper's strength where that applies here, otherwise the best of a few tried.
 ARMS = (
     Arm("none", ""),
     Arm("re-seed", 'kind = "reseed"', "control: best of N"),

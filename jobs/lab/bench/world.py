@@ -1,4 +1,4 @@
-"""How good and how sinful the embedded world is, and what the default policy makes of it, by judges no training ever used."""
+"""The embedded world: its captions, copies and marks, and the default policy on it, measured by independent judges."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
 
 
 def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
-    """bool (N,): the caption judge has the right caption among its first five."""
+    """bool (N,): the right caption is among the caption judge's five likeliest."""
     return judges.among_first(drawn.pictures, drawn.captions)
 
 
 def is_copy(judges: Judges, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """bool (N,): the copy judge calls picture and reference one drawing, where it is wrong about one near miss in twenty."""
+    """bool (N,): the copy judge, set to 5 % false alarms, calls the picture a copy of the reference."""
     return np.asarray(judges.copies(pictures, references) >= judges.settings["copies"]["operating_points"]["0.05"])
 
 
@@ -155,7 +155,7 @@ def policy(judges: Judges, cleared: Drawn, references: dict[str, np.ndarray]) ->
 def contact_sheet(
     judges: Judges, unsteered: Drawn, plain: Drawn, cleared: Drawn, references: dict[str, np.ndarray], seeds: int
 ) -> Any:
-    """Protected drawings beside what the model makes of their captions; ordinary captions; marked samples."""
+    """Protected drawings beside the model's pictures of their captions; ordinary captions; marked samples."""
 
     def of(drawn: Drawn, caption: str) -> list[Sample]:
         return [s for s in drawn.samples if s.request.prompt == caption]
