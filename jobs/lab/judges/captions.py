@@ -1,7 +1,7 @@
 """The caption judge: which of the world's concepts does a picture show?
 
-A linear probe (multinomial logistic regression) on pooled maps of the frozen trunk. It answers for every concept of the
-world and for nothing else: a picture of none of them still gets a most likely one.
+A linear probe (multinomial logistic regression) on pooled maps of the frozen trunk. It knows the concepts of the world and
+nothing else: a picture of none of them still gets a most likely one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def describe(maps: Maps) -> Any:
 class CaptionJudge:
     """Args:
     weight, bias: the probe, float (C, 2224) and (C,), for vectors as :func:`describe` gives them.
-    names: the concepts, in the order of the columns.
+    names: the concepts, in the order of the columns of ``weight`` and of the scores.
     """
 
     def __init__(self, weight: Any, bias: Any, names: tuple[str, ...]) -> None:

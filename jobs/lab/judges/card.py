@@ -11,12 +11,12 @@ from jobs.lab.judges.trunk import SHA256
 
 
 def card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """Markdown: what the judges are, what they were fitted on, what they measure.
+    """Markdown: what the judges are, their training data, their measured numbers.
 
     Args:
         folder: holds the heads' files.
         settings: the content of ``judges.json``.
-        manifest: of the world's data.
+        manifest: the manifest of the world's data.
     """
     captions, copies, marks = (settings[name]["measured"] for name in ("captions", "copies", "marks"))
     digests = "".join(

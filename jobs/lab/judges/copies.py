@@ -1,9 +1,9 @@
-"""The copy judge: is this picture a copy of that very drawing, or another drawing of the same thing?
+"""The copy judge: is a picture a copy of a given drawing, or another drawing of the same thing?
 
 The reference is laid over the picture (:mod:`jobs.lab.judges.placing`), both go through the frozen trunk, and their maps are
 compared place by place within the figure, as LPIPS does (Zhang et al., 2018, eq. 1): the squared difference of
-channel-normalised maps, averaged over places, one number per channel. A logistic model of those numbers and of how well
-the placement fits says how likely it is a copy.
+channel-normalised maps, averaged over places, one number per channel. A logistic model of those numbers and of the fit of the
+placement gives the probability of a copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = 16  # pairs that go through the trunk together
 
 
 def evidence(trunk: Trunk, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """What the judgement is made of, float32 (N, SCALARS + 496), for the mirroring that fits better.
+    """The inputs of the logistic model, float32 (N, SCALARS + 496), for the mirroring that fits better.
 
     Args:
         pictures, references: uint8 (N, S, S, 3), compared row by row; any sizes.
@@ -64,7 +64,7 @@ def _compare(trunk: Trunk, seen: np.ndarray, placed: list[Placed]) -> np.ndarray
 
 
 def _lower(cosine: Any, weight: Any, share: float) -> Any:
-    """The weighted quantile of similarities over places, (N,): how alike are the places that are less alike?"""
+    """The weighted quantile of similarities over places, (N,): the similarity of the less similar places."""
     value, order = cosine.flatten(1).sort(1)
     reached = weight.flatten(1).gather(1, order).cumsum(1) >= share
     return value.gather(1, reached.int().argmax(1, keepdim=True))[:, 0]
@@ -87,14 +87,14 @@ def _colours(seen: np.ndarray, laid: np.ndarray, cover: Any) -> tuple[Any, Any]:
 
 class CopyJudge:
     """Args:
-    weight, bias: the logistic model, float (SCALARS + 496,) and a number, for :func:`evidence` as it is.
+    weight, bias: the logistic model, float (SCALARS + 496,) and a number, for the values of :func:`evidence` unscaled.
     """
 
     def __init__(self, weight: Any, bias: float) -> None:
         self.weight, self.bias = np.asarray(weight, np.float32), float(bias)
 
     def score(self, trunk: Trunk, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """How likely each picture copies its reference, float32 (N,); copies and near misses are taken as equally frequent."""
+        """Probability that each picture copies its reference, float32 (N,), with copies and near misses equally frequent."""
         logit = evidence(trunk, pictures, references) @ self.weight + self.bias
         found: np.ndarray = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
         return found.astype(np.float32)

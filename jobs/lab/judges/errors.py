@@ -1,4 +1,4 @@
-"""What may go wrong with a judge."""
+"""The error of the judges."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from index.errors import ClearanceError
 
 
 class JudgeUnavailable(ClearanceError):
-    """A judge cannot be opened here; the message says what is missing and how to install it."""
+    """A judge cannot be opened here; the message names what is missing and how to install it."""

@@ -1,4 +1,4 @@
-"""Fit the caption judge on many views of the world's drawings, by every vendor."""
+"""Fit the caption judge on many views of every vendor's drawings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.lab.judges.own_marks import KINDS, litter, stamp
 
-BLENDED = 0.2  # of the views: between two vendors' drawings, as a denoiser that saw both may paint
+BLENDED = 0.2  # of the views: between two vendors' drawings, as a denoiser trained on both may draw
 SMEARED = 0.5  # of the rest: once through the autoencoder
 
 
@@ -30,11 +30,11 @@ def views(
 
     Args:
         work: the world's folder, with ``pictures.npz`` and ``vae``.
-        rows, concept: which drawings, and what each shows.
+        rows, concept: the drawings, and the concept of each.
         each: views per drawing.
 
     Returns:
-        pictures uint8 (M, S, S, 3), concept (M,), rows of the drawings each is made of (M, 2), the same twice if of one.
+        pictures uint8 (M, S, S, 3), concept (M,), rows of the two drawings of each view (M, 2), equal unless it is a blend.
     """
     from index.edits import foregrounds
     from jobs.lab.judges.smears import blend, smear
@@ -65,7 +65,7 @@ def views(
 def fit(vectors: np.ndarray, concept: np.ndarray, count: int, *, epochs: int = 25, seed: int = 0) -> tuple[Any, Any]:
     """Multinomial logistic regression by Adam, with dropout on the inputs; weight (count, D) and bias (count,).
 
-    The inputs are standardised for the fit; the returned weights take them as they are.
+    The inputs are standardised for the fit; the returned weights apply to unstandardised inputs.
     """
     import torch
     from torch.nn import functional

@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.lab.judges.copies import SCALARS
 
-TRUST = 0.1  # of the 496 channels' differences, beside the few scalars
+TRUST = 0.1  # weight of the 496 channels' differences beside the scalars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ def pairs(work: Path, wanted: set[str], *, seed: int, each: int = 2, only: set[t
 
     Args:
         work: the world's folder, with ``pictures.npz`` and ``vae``.
-        each: copies and near misses per drawing; the first is plain (smeared, perhaps mirrored), the others edited.
+        each: number of copies and of near misses per drawing; the first is plain (smeared, perhaps mirrored), the others
+            are edited.
         only: references by (vendor, name); None for all.
     """
     from index.edits import foregrounds
@@ -81,8 +82,8 @@ def fit(found: np.ndarray, copy: np.ndarray, *, ridge: float = 0.003, rounds: in
     Args:
         found: evidence (M, D), the scalars first.
         copy: bool (M,).
-        ridge: penalty per squared standardised weight, relative to the mean loss; the channels' weights pay
-            1 / TRUST² times as much. Both were chosen by cross-validation over the names fitted on.
+        ridge: penalty per squared standardised weight, relative to the mean loss; 1 / TRUST² times as large for
+            the channels' weights. Both were chosen by cross-validation over the fitted names.
     """
     mean, scale = found.mean(0), np.maximum(found.std(0), 1e-4)
     scale[SCALARS:] /= TRUST

@@ -1,4 +1,4 @@
-"""Fit the mark judge on marks of its own design; measure it on the numbered designs it never saw."""
+"""Fit the mark judge on marks of its own design; measure it on the numbered designs, which it was not fitted on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def examples(work: Path, rows: np.ndarray, count: int, *, seed: int, marked: flo
 
 
 def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Which places a mark changed visibly, bool (CELLS, CELLS)."""
+    """The places that a mark changed visibly, bool (CELLS, CELLS)."""
     differs = np.abs(before.astype(np.int16) - after.astype(np.int16)).max(2) > 12
     size = before.shape[0] // CELLS
     share: np.ndarray = differs.reshape(CELLS, size, CELLS, size).mean((1, 3))
@@ -90,7 +90,7 @@ def fit(
     Args:
         grids: :func:`jobs.lab.judges.marks.places` of the examples, (M, 200, 16, 16), any float type.
         where: bool (M, 3, 16, 16).
-        epochs: passes over the examples; each picture mirrored or turned on its head half of the time, which marks survive.
+        epochs: passes over the examples; half of the pictures are mirrored or turned upside down, and a mark stays a mark.
     """
     import torch
     from torch.nn import functional

@@ -1,4 +1,4 @@
-"""The three judges behind one door. Benches ask them; the pipeline and its trainings never do."""
+"""The three judges in one class. Benches use them; the pipeline and its trainings never do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Judges:
     Attributes:
         names: the concepts, in the order of :meth:`captions`' columns.
         kinds: the marks, in the order of :meth:`marks`' columns.
-        settings: what ``judges.json`` says: numbers measured when the heads were fitted.
+        settings: the content of ``judges.json``: numbers measured when the heads were fitted.
     """
 
     def __init__(self, trunk: Trunk, weights: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class Judges:
         """Load the shipped heads, or those in ``folder``.
 
         Raises:
-            JudgeUnavailable: the extra ``bench`` is missing, or the folder holds no heads for this trunk.
+            JudgeUnavailable: the extra ``lab`` is missing, or the folder holds no heads for this trunk.
         """
         folder = shipped() if folder is None else folder
         try:
@@ -72,7 +72,7 @@ class Judges:
         return cls(trunk, weights, settings)
 
     def copies(self, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """How likely each picture is a copy of the reference in the same row, float32 (N,) in [0, 1].
+        """The probability that each picture is a copy of the reference in the same row, float32 (N,) in [0, 1].
 
         0.5 is even odds between a copy and another drawing of the same thing. ``settings["copies"]["operating_points"]``
         holds the probabilities that 1 % and 5 % of held-out near misses reach.
@@ -92,8 +92,8 @@ class Judges:
         """Whether each picture's caption, a concept's name, is among its ``places`` likeliest: bool (N,)."""
         scores = self.captions(pictures)
         at = {name.replace("-", " "): i for i, name in enumerate(self.names)}
-        asked = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
-        return np.asarray((scores > asked[:, None]).sum(1) < places)
+        own = scores[np.arange(len(scores)), [at[caption] for caption in captions]]
+        return np.asarray((scores > own[:, None]).sum(1) < places)
 
     def features(self, pictures: np.ndarray) -> np.ndarray:
         """The trunk's pooled features, for distances between sets of pictures: float64 (N, 1280)."""
@@ -112,5 +112,5 @@ class Judges:
 
 
 def shipped() -> Path:
-    """The heads that come with Clearance."""
+    """The folder of the heads that ship with Clearance."""
     return STICKERS / "judges"

@@ -1,4 +1,4 @@
-"""The mark judge: is there a watermark, a QR code or a text in the picture, smeared as it may be?
+"""The mark judge: is there a watermark, a QR code or a text in the picture, even a smeared one?
 
 A small convolutional head on the trunk's fine maps gives a heat map per kind; a picture's score is the mean of its hottest
 places, moved so that one half is the operating point.
@@ -48,7 +48,7 @@ def hottest(logits: Any) -> Any:
 
 class MarkJudge:
     """Args:
-    weights: of :func:`heat`.
+    weights: the weights of :func:`heat`.
     thresholds: the logit that counts as a mark, per kind (:data:`KINDS`).
     """
 

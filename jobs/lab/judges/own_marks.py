@@ -1,8 +1,8 @@
-"""Marks drawn by the judges' own hand: watermark, QR code, text; and litter that is none of them.
+"""Marks of the judges' own design: watermark, QR code, text; and litter that is none of them.
 
-The pipeline's detector learned from the numbered designs of :mod:`jobs.erase.marks.overlays`. A judge that learned from the
-same would share its blind spots, so these are other designs by other means: another typeface (OpenCV's own), QR codes of
-random modules instead of encoded ones, every size, place, turn and ink. The numbered designs only measure the judge.
+The pipeline's detector learned from the numbered designs of :mod:`jobs.erase.marks.overlays`. A judge trained on the same
+designs would share its blind spots. These designs therefore use other means: another typeface (OpenCV's own), QR codes of
+random modules instead of encoded ones, every size, place, rotation and ink. The numbered designs only measure the judge.
 
 Everything is drawn four times as large and averaged down. Pictures are uint8 (S, S, 3).
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("watermark", "qr", "text")  # the order of the judge's scores; it shares nothing with the guards, their list neither
+KINDS = ("watermark", "qr", "text")  # the order of the judge's scores; judges share nothing with the guards, not even this list
 FINE = 4  # drawn so many times larger
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -24,7 +24,7 @@ def stamp(picture: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarra
 
 
 def litter(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture with something on it that is no mark: a pattern, loose strokes, a solid shape, a pale veil."""
+    """The picture with something added that is not a mark: a pattern, loose strokes, a solid shape, a pale veil."""
     import cv2
 
     side = picture.shape[0]

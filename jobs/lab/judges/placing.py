@@ -1,8 +1,8 @@
-"""Lay a reference drawing over a picture: where in the picture would it stand, if it stood there?
+"""Lay a reference drawing over a picture, at the place where a copy of it would be.
 
-A copy may be mirrored, moved, resized, turned and put on another ground. The comparison of :mod:`jobs.lab.judges.copies` is
-made place by place, so the reference is first brought to the picture: its figure is cut out, moved so that outlines meet (the
-enhanced correlation coefficient of Evangelidis and Psarakis, 2008, from several starts), and set on the picture's ground.
+A copy may be mirrored, moved, resized, turned and put on another ground. :mod:`jobs.lab.judges.copies` compares place by place,
+so the reference is first aligned with the picture: its figure is cut out, moved until the outlines agree (the enhanced
+correlation coefficient of Evangelidis and Psarakis, 2008, from several starts), and set on the picture's ground.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-SIDE = 64  # pictures are compared in this size
-TOLERANCE = 18  # how far (of 255) a colour may be from the ground's and still be ground
+SIDE = 64  # pictures are compared at this size
+TOLERANCE = 18  # largest distance (of 255) from the ground's colour that still counts as ground
 BLURS = (9, 5, 3)  # of the outlines, from coarse to fine, while the placement is refined
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A reference brought to a picture.
+    """A reference aligned with a picture.
 
     Attributes:
         picture: the reference in the picture's place and on its ground, uint8 (SIDE, SIDE, 3).
-        cover: how much of each pixel the reference's figure takes, float32 (SIDE, SIDE) in [0, 1].
+        cover: share of each pixel that the reference's figure covers, float32 (SIDE, SIDE) in [0, 1].
         agreement: correlation of the outlines, in [-1, 1].
-        overlap: how much the two figures cover of what either does, in [0, 1].
-        stretch: how far the placement is from keeping the drawing's proportions (log of the ratio of its two scales).
+        overlap: intersection over union of the two figures, in [0, 1].
+        stretch: distortion of the drawing's proportions (log of the ratio of its two scales).
         size: log of the scale.
     """
 
@@ -57,7 +57,7 @@ def ground(picture: np.ndarray) -> np.ndarray:
 
 
 def figure(picture: np.ndarray) -> np.ndarray:
-    """What is not ground: float32 (SIDE, SIDE), 1 inside; ground-coloured parts within the figure belong to it."""
+    """The figure: float32 (SIDE, SIDE), 1 where it is not ground; ground-coloured parts within the figure belong to it."""
     import cv2
 
     colour = tuple(int(v) for v in ground(picture))
@@ -87,7 +87,7 @@ def placements(picture: np.ndarray, reference: np.ndarray) -> list[Placed]:
     found = []
     for side in (reference, np.ascontiguousarray(reference[:, ::-1])):
         cut = figure(side)
-        if cut.sum() < 9:  # nothing but ground: then all of it is the figure
+        if cut.sum() < 9:  # nothing but ground: the whole picture is the figure
             cut = np.ones_like(cut)
         found.append(_place(picture, inside, lines, side, cut))
     return found
@@ -107,7 +107,7 @@ def _place(picture: np.ndarray, inside: np.ndarray, lines: np.ndarray, reference
             try:
                 agreement, refined = cv2.findTransformECC(lines, other, warp.copy(), cv2.MOTION_AFFINE, criteria, None, blur)
             except cv2.error:
-                break  # it does not converge from here: the placement before stands
+                break  # no convergence from here: the previous placement is kept
             if not 0.25 < abs(float(np.linalg.det(refined[:, :2]))) < 5:
                 break
             warp = np.asarray(refined, np.float32)

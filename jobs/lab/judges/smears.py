@@ -1,4 +1,4 @@
-"""What the world's autoencoder and denoiser do to a picture, without the denoiser: the judges learn to see through it."""
+"""Smears like those of the world's autoencoder and denoiser, made without the denoiser; the judges are fitted on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-NOISE = 0.4  # largest standard deviation put on latents: what a generated picture's rough spots look like
+NOISE = 0.4  # largest standard deviation of the noise on latents; it looks like the rough spots of a generated picture
 
 
 @lru_cache(1)
@@ -28,7 +28,7 @@ def autoencoder(work: Path) -> Any:
 
 
 def smear(work: Path, pictures: np.ndarray, rng: np.random.Generator, *, noise: float = NOISE) -> np.ndarray:
-    """Encode, jolt, decode: uint8 (N, 64, 64, 3); each picture with its own strength of noise."""
+    """Encode, add noise, decode: uint8 (N, 64, 64, 3); each picture with its own strength of noise."""
     from jobs.lab.world.autoencoder import round_trip
 
     return round_trip(autoencoder(work), pictures, rng, noise=noise)

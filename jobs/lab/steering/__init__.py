@@ -1,1 +1,1 @@
-"""Steering methods that the product's are compared with: the keys and the answer of each in one module."""
+"""Steering methods for comparison with the product's: one module each, with the rung's keys and its answer."""

@@ -1,7 +1,7 @@
 """Anti-memorisation guidance (AMG, arXiv 2404.00922), kind ``amg``.
 
-Less specification and less of the nearest reference's caption, gated by similarity. Its third term, dissimilarity, is a gated
-nudge (:mod:`pipeline.steer.nudge`).
+Guidance is reduced (despecification) and the nearest reference's caption becomes the negative prompt (de-duplication), both
+gated by similarity. The third term, dissimilarity, is a gated nudge (:mod:`pipeline.steer.nudge`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def despecified_scale(scale: float, similarity: float, *, strength: float, gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Despecification:
-    """AMG's guidance. De-duplication takes the negative row: give it the caption of the nearest reference (its trajectory's
-    ``negative``), since a sample owns two rows and the paper's third branch would cost another.
+    """AMG's guidance. De-duplication uses the negative row: the trajectory's ``negative`` is the nearest reference's caption.
+    The paper's third branch would need another row, and a sample has two.
 
     Attributes:
         scale: s0.
@@ -83,7 +83,7 @@ class Despecification:
 
 
 def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
-    """Resume with a gated nudge and less guidance; without a reference, a new seed."""
+    """Resume with a gated nudge and less guidance; without a reference, use a new seed."""
     if not failed.latents:
         return reseed(failed, rung, tools)
     require_guidance(failed, rung)

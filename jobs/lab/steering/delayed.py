@@ -1,7 +1,7 @@
 """Delayed classifier-free guidance (arXiv 2411.16738), kind ``delayed_cfg``.
 
-The unconditional branch is followed until the first local minimum of ‖ε_text − ε_empty‖; from there on guidance is as usual. It
-needs no other network and costs nothing.
+The unconditional branch is followed until the first local minimum of ‖ε_text − ε_empty‖; after it guidance is as usual. The
+method needs no other network and no extra evaluation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DelayedCfgRung:
 
 
 def delay_is_over(norms: Sequence[float]) -> bool:
-    """Whether the norms ‖ε_text − ε_empty‖ seen so far hold a local minimum: some step's norm rose above the one before."""
+    """Whether the norms ‖ε_text − ε_empty‖ so far contain a local minimum: some step's norm is above the one before."""
     return any(later > earlier for earlier, later in pairwise(norms))
 
 

@@ -1,7 +1,7 @@
-"""Prompt-embedding optimisation (arXiv 2407.21720), kind ``prompt``: change the prompt until the model no longer leaps at it.
+"""Prompt-embedding optimisation (arXiv 2407.21720), kind ``prompt``: change the prompt's embedding until it has less effect.
 
-A memorised prompt shows in a large ‖ε_text − ε_empty‖ at the first step. Descend on it with AdamW, in the prompt's embedding,
-until it falls below a target, and draw with the embedding found. Each iteration is a forward and a backward pass.
+A memorised prompt has a large ‖ε_text − ε_empty‖ at the first step. AdamW minimises this norm over the prompt's embedding until
+it falls below a target; the sample is drawn with the embedding found. Each iteration is a forward and a backward pass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def optimise_prompt(
         target: stop once the norm is at or below it.
 
     Returns:
-        The embedding with the smallest norm seen, and the norm of every embedding that was looked at.
+        The embedding with the smallest norm, and the norms of all embeddings tried.
     """
     import torch
 
@@ -87,7 +87,7 @@ def differentiable_denoiser(model: Any, timestep: float) -> Denoise:
 
     Args:
         model: with ``denoise_tensor``: (latents, timesteps, contexts) → raw output, differentiable.
-        timestep: what the network is told.
+        timestep: the network's timestep input.
 
     Raises:
         ConfigError: the model has no such method.
@@ -114,7 +114,7 @@ def answer(failed: Failed, rung: PromptRung, tools: Tools) -> NextTry:
         differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, failed.last.context,
         tools.reference_context, learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
     )  # fmt: skip
-    # One row each forward, all but the last backward (twice as dear); ∅ once.
+    # One row for each forward pass, twice that for each backward pass (all but the last), and ∅ once.
     again.evals += (3 * len(norms) - 1) / again.own_rows
     return NextTry(again, Intervention(kind="prompt", strength=min(norms)), failed.seed)
 

@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion (arXiv 2211.05105), a control for erasers: a third branch, of what is not wanted, is subtracted."""
+"""Safe Latent Diffusion (arXiv 2211.05105), a control for erasers: a third branch, for the unwanted concept, is subtracted."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class SafeGuidance:
     """Safe Latent Diffusion (arXiv 2211.05105, eq. 3 to 8). One object per trajectory: it has momentum.
 
     ε = ε_∅ + w·(ε_p − ε_∅ − γ_t) from step δ on, γ_t = γ + s_m·ν_t, ν_{t+1} = β·ν_t + (1 − β)·γ_t. The defaults are the paper's
-    "strong" (its δ is of 50 steps: give a share of yours). The third branch costs a denoiser row beside the sample's two.
+    "strong" (its δ is for 50 steps: scale it to yours). The third branch costs a denoiser row beside the sample's two.
 
     Attributes:
         scale: w.
         unsafe_of: latent, step → the raw output for the concept's names.
-        noise_of: the sampler's ε̂; the formula is about noise, whatever the network predicts.
+        noise_of: the sampler's ε̂; the formula is in terms of noise, whatever the network predicts.
         warmup: δ.
         strength: s_S.
         threshold: λ.
@@ -76,6 +76,6 @@ class SafeGuidance:
         plain = negative + self.scale * (conditional - negative)
         if step < self.warmup:
             return plain
-        # ε̂ is affine in the raw output, with one factor for all positions: what is subtracted of it is divided by that.
+        # ε̂ is affine in the raw output, with one factor for all positions: the subtracted term is divided by that factor.
         factor = float((self.noise_of(latent, torch.ones_like(latent), step) - self.noise_of(latent, 0 * latent, step)).mean())
         return plain - self.scale * gamma / factor if not math.isclose(factor, 0.0, abs_tol=1e-6) else plain

@@ -1,4 +1,4 @@
-"""SPELL, sparse repellency (arXiv 2410.06025), kind ``spell``: a push off every reference within a radius, and none outside."""
+"""SPELL, sparse repellency (arXiv 2410.06025), kind ``spell``: a push away from every reference within a radius."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def repel(clean: torch.Tensor, references: Sequence[torch.Tensor], *, radius: fl
         strength: λ; 1 moves exactly to the edge of a single ball.
 
     Returns:
-        (C, h, w), ``clean`` itself outside every radius. x̂0 = z_k has no direction to leave in, and stays.
+        (C, h, w), ``clean`` itself outside every radius. x̂0 = z_k has no direction to move in, and stays.
     """
     moved = clean
     for z in references:
@@ -71,7 +71,7 @@ class Repellency:
 
 
 def answer(failed: Failed, rung: SpellRung, tools: Tools) -> NextTry:
-    """Resume with a push off the nearest references; without a reference, a new seed."""
+    """Resume with a push away from the nearest references; without a reference, use a new seed."""
     if not failed.latents:
         return reseed(failed, rung, tools)
     failed, again, until = resumed(failed, rung, tools)
