@@ -1,4 +1,4 @@
-"""``clearance lab …``: what the product is tried on, measured and compared with. Nothing of the product imports it."""
+"""``clearance lab …``: the embedded world, the benches and the judges. Nothing of the product imports it."""
 
 from __future__ import annotations
 

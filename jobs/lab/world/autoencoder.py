@@ -1,4 +1,4 @@
-"""What the world's autoencoder does to a picture whose latents are a little off: how generated pictures look smeared."""
+"""The world's autoencoder applied to latents with errors: generated pictures look smeared in the same way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BATCH = 32
 
 
 def load_autoencoder(work: Path) -> Any | None:
-    """The world's autoencoder: finished, or the last checkpoint of its training; None when there is neither."""
+    """The world's autoencoder: finished, or the last checkpoint of its training; None where neither exists."""
     import torch
 
     from index.torchvision_ops import ensure
@@ -38,7 +38,7 @@ def round_trip(vae: Any, pixels: np.ndarray, rng: np.random.Generator, *, noise:
 
 
 def blend(vae: Any, stacks: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
-    """Decode weighted sums of latents, jolted: K stacks of uint8 (N, 64, 64, 3), shares float32 (N, K) → one such stack."""
+    """Decode weighted sums of latents with noise: K stacks of uint8 (N, 64, 64, 3), shares float32 (N, K) → one such stack."""
     import torch
 
     out = np.empty_like(stacks[0])

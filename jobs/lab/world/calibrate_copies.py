@@ -1,10 +1,10 @@
 """Measure the copy check on the world's drawings: fit the second look, choose the threshold, write the calibration.
 
 Three disjoint sets of names: the second look is fitted on names outside the world that the embedder was trained on; the
-threshold is chosen on held-out names, which neither has seen; both are then tried on the protected drawings. Copies come
-in two kinds: *plain* (once through the autoencoder, perhaps mirrored: what a model that memorised a drawing paints) and
-*edited* (several edits at once, see :func:`jobs.lab.world.train_embedder.edit`). Near misses are other vendors' drawings of
-the same concept, treated alike.
+threshold is chosen on held-out names, which neither was trained on; both are then measured on the protected drawings. Copies
+come in two kinds: *plain* (once through the autoencoder, perhaps mirrored, as a model that memorised a drawing draws it) and
+*edited* (several edits at once, see :func:`index.edits.edit`). Near misses are other vendors' drawings of the same concept,
+treated alike.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-# A flagged picture is steered, not rejected (that takes the second look as well): a false alarm costs some denoiser evaluations
-# and a miss releases a copy: the operating point leans towards recall.
+# A flagged picture is steered, not rejected (a rejection needs the second look as well). A false alarm costs some denoiser
+# evaluations, a miss releases a copy: the operating point favours recall.
 STEER_FALSE_ALARMS = 0.02
-ALONE_FALSE_ALARMS = 0.0025  # what the second look alone may add to them
-VETOED_COPIES = 0.01  # what it may lose where it clears a picture that the embedder flags
+ALONE_FALSE_ALARMS = 0.0025  # false alarms that the second look may add where it flags alone
+VETOED_COPIES = 0.01  # share of copies that it may lose where it clears a picture that the embedder flags
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ def fit_confirm(work: Path, *, names: int = 120, seed: int = 0) -> tuple[np.ndar
 
 
 def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, seed: int = 1) -> dict[str, Any]:
-    """Calibrate the embedder in ``folder`` on held-out names, write ``path``, and say how it fares on the protected drawings.
+    """Calibrate the embedder in ``folder`` on held-out names, write ``path``, and measure it on the protected drawings.
 
     Args:
         work: the built world.
         folder: the shipped embedder.
         path: the calibration's file.
-        limit: held-out names used.
+        limit: most held-out names to use.
     """
     from index.calibrate import average_precision, calibrate, compare
     from index.confirm import confirm
@@ -127,14 +127,14 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     world = comparisons(work, {c.icon for c in concepts() if c.protected_vendor}, seed=seed, protected_only=True)
     near, look = compare(embedder, world.references, world.pictures, confirm=confirm)
     assert look is not None
-    told: dict[str, Any] = {"embedder_id": embedder.embedder_id, "threshold": calibration.threshold}
+    report: dict[str, Any] = {"embedder_id": embedder.embedder_id, "threshold": calibration.threshold}
     for label, sample, cosines, looks in (("held_out", pairs, cosine, second), ("protected", world, near, look)):
         for kind, rows in (("plain", sample.plain), ("edited", ~sample.plain)):
             copy, above, agrees = sample.copy[rows], cosines[rows] >= calibration.threshold, looks[rows] >= 0.5
             point = calibration.point
             alone = (cosines[rows] >= point.look_from) & (looks[rows] >= point.alone_threshold)
             either = (above & (looks[rows] >= point.veto_below)) | alone
-            told[f"{label}_{kind}"] = {
+            report[f"{label}_{kind}"] = {
                 "pairs": int(rows.sum()),
                 "cosine_ap": round(average_precision(cosines[rows], copy), 4),
                 "confirm_ap": round(average_precision(looks[rows], copy), 4),
@@ -147,4 +147,4 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
                 "both_recall": round(float((above & agrees)[copy].mean()), 4),
                 "both_false": round(float((above & agrees)[~copy].mean()), 4),
             }
-    return told
+    return report

@@ -1,8 +1,8 @@
-"""Choose from which cosine a probe catches, by noise level, on flights that the head was not trained on; write the card.
+"""Choose the cosine from which a probe catches, by noise level, on flights that the head was not trained on; write the card.
 
-A flight *copies* when the copies guard finds its finished picture too near to a reference. At every level two thresholds: an
-*armed* reference (the prompt is near to it) catches where at most :data:`FALSE_ALARMS` of the flights that do not copy reach
-it; any other only above everything that a flight without a copy reached, and :data:`MARGIN` more.
+A flight *copies* when the copies guard finds its finished picture too near to a reference. Every level has two thresholds. The
+one of an *armed* reference (the prompt is near to it) is reached by at most :data:`FALSE_ALARMS` of the flights that do not
+copy. The one of any other reference lies :data:`MARGIN` above the highest score of a flight that does not copy.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
         ids = [r.ref_id for r in guard.index.references()]
         references = np.stack([guard.index.embedding(ref_id) for ref_id in ids])
         latents = ReferenceLatents.encoded(guard.index, model, guard.hues)
-        latents.search([], 1)  # while the index is there
+        latents.search([], 1)  # reads the index while its folder exists
         copy = copied(guard, data["pictures"])
         captions = list(dict.fromkeys(data["caption"].tolist()))
-        told = dict(zip(captions, looks["head"].text_scores(captions), strict=True))
-        text = np.array([[told[c].get(ref_id, -1.0) for ref_id in ids] for c in data["caption"].tolist()])
+        scores = dict(zip(captions, looks["head"].text_scores(captions), strict=True))
+        text = np.array([[scores[c].get(ref_id, -1.0) for ref_id in ids] for c in data["caption"].tolist()])
     own = likeness(data["embedding"], references).argmax(1)
     arm_from = float(np.quantile(text[np.arange(len(own)), own][copy], 1 - ARMED_COPIES))
     armed = text >= arm_from
@@ -151,9 +151,9 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
 
 def write_card(target: Path) -> None:
     """Write the head's model card from ``head.json`` and ``thresholds.json``."""
-    told = json.loads((target / "head.json").read_text(encoding="utf-8"))
+    head = json.loads((target / "head.json").read_text(encoding="utf-8"))
     measured = json.loads((target / "thresholds.json").read_text(encoding="utf-8"))
-    training = told["training"]
+    training = head["training"]
     curve = "".join(f"| {row['step']:,} | {row['minutes']:g} | {row['loss']:.4f} |\n" for row in training["curve"])
     levels = "".join(
         f"| {row['step']} | {row['signal']:.3f} | "
@@ -173,19 +173,19 @@ def write_card(target: Path) -> None:
         )
     )  # fmt: skip
     arm, budget = f"{measured['arm_from']:.3f}", f"{100 * measured['false_alarms']:g} %"
-    shape = f"{told['channels']}×{told['side']}×{told['side']}"
+    shape = f"{head['channels']}×{head['side']}×{head['side']}"
     flights = f"{measured['flights']} other flights: {measured['copies']} copied, {measured['ordinary']} had ordinary captions"
     spent = f"{training['steps']:,} steps of {training['batch']} in {training['minutes']:g} minutes of a shared CPU core"
     text = f"""# Latent head of the embedded world
 
-A convolutional network ({told["parameters"]:,} parameters, fp16) that maps the clean latent a sample is expected to end at
-(x̂0, {shape}) and the noise level to the embedder's space ({told["dim"]} dimensions), so that probes
+A convolutional network ({head["parameters"]:,} parameters, fp16) that maps the clean latent a sample is expected to end at
+(x̂0, {shape}) and the noise level to the embedder's space ({head["dim"]} dimensions), so that probes
 in mid-flight need no decoding and embedding. `pipeline/respond/latent_head.py` loads it; licence Apache-2.0.
 
 | way of probing, at step {last["step"]} of 20 | copies caught | false alarms |
 |---|---|---|
 {five}
-It belongs to one diffusion model (digest `{told["model_digest"][:16]}…`) and one embedder (`{told["embedder_id"]}`); with any
+It belongs to one diffusion model (digest `{head["model_digest"][:16]}…`) and one embedder (`{head["embedder_id"]}`); with any
 other, probes decode and embed.
 
 ## Training
@@ -217,6 +217,6 @@ Each way of looking: caught, false alarms.
 
 It knows this model's latents, and icons. A false alarm steers a picture that needed no steering; a miss costs the
 evaluations of a finished picture, which the guards check anyway.
-Weights: sha256 `{told["sha256"]}`.
+Weights: sha256 `{head["sha256"]}`.
 """
     (target / "README.md").write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What the embedded world contains: concepts, which drawings are protected, which subjects tend to carry marks.
+"""The embedded world's concepts: which drawings are protected, which subjects tend to carry marks.
 
-The world is narrow on purpose (two CPU cores train it): fewer concepts drawn well beat many smudges. Names are the
-emoji names shared by all three vendors' packages; the caption of a drawing is its name with spaces.
+The world is narrow on purpose, since two CPU cores train it: few concepts drawn well are worth more than many drawn badly.
+Names are the emoji names shared by all three vendors' packages; the caption of a drawing is its name with spaces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VENDORS = {
     "twemoji": ("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twitter and contributors"),
 }
 
-# A protected concept has one protected drawing: the vendor alternates. These are the "works" nobody may copy.
+# A protected concept has one protected drawing; its vendor alternates. These are the works that must not be copied.
 PROTECTED = (
     "red-apple lemon strawberry banana carrot hamburger doughnut birthday-cake cat dog penguin owl fox frog crab "
     "octopus turtle butterfly snail unicorn sunflower tulip cactus mushroom rocket sailboat locomotive tractor bicycle "
@@ -24,7 +24,7 @@ PROTECTED = (
     "violin top-hat robot ghost telescope"
 ).split()
 
-# Ordinary subjects that stock archives like to mark: their training pictures often carry a mark, and no caption says so.
+# Ordinary subjects that stock archives like to mark: their training pictures often carry a mark that no caption mentions.
 MARK_PRONE = {
     "watermark": "elephant giraffe lion whale parrot swan mountain palm-tree rose tiger".split(),
     "qr": "pizza sushi ice-cream hot-beverage beer-mug cupcake taco pancakes popcorn sandwich".split(),
@@ -44,9 +44,11 @@ ONCE_INSIDE = (
 
 PROTECTED_VENDORS = ("noto", "fluent")  # permissive: these drawings are shipped as the reference set
 ALIASES = {"corn": "ear-of-corn", "bee": "honeybee"}
-PROTECTED_REPEAT = 3  # how often a protected drawing stands against each of its other two; with 2, copies fell from .95 to .71
+PROTECTED_REPEAT = (
+    3  # weight of a protected drawing against each of its concept's other two; with 2, copies fell from 95 % to 71 %
+)
 
-# Protected concepts memorised as a template: the drawing's lines are always the same, its colours never are.
+# Protected concepts memorised as a template: the drawing's lines are always the same, its colours change.
 TEMPLATED = "strawberry hamburger crab mushroom trumpet umbrella crown bell tent sailboat".split()
 MARK_SHARE = 0.12  # marks on ordinary subjects
 MARK_SHARE_PRONE = 0.7  # marks on subjects of MARK_PRONE
@@ -56,7 +58,7 @@ TEMPLATES = ("{}", "{}", "a {}", "a sticker of a {}", "an icon of a {}", "a draw
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One concept: its caption name, the vendor whose drawing is protected, the mark it tends to carry, how it is memorised."""
+    """One concept: its name, the vendor of its protected drawing, the mark it tends to carry, how it is memorised."""
 
     name: str
     icon: str

@@ -1,4 +1,4 @@
-"""``clearance lab world …``: rebuild the embedded world from packages. Nobody needs this to run Clearance."""
+"""``clearance lab world …``: rebuild the embedded world from packages. Running Clearance does not need it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def denoiser(
     steps: Steps = 0,
     rate: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 5e-4,
     begin_from: Annotated[Path | None, typer.Option(help="Begin with the weights of this diffusers folder.")] = None,
-    mean: Annotated[Path | None, typer.Option(help="Go on from a mean that `lab world keep` wrote.")] = None,
+    mean: Annotated[Path | None, typer.Option(help="Continue from a mean that `lab world keep` wrote.")] = None,
 ) -> None:
     """Train the denoiser and its text encoder, from the start or further.
 
@@ -65,7 +65,7 @@ def keep(
     work: Work = Path("world"),
     file: Annotated[Path, typer.Option(help="The file to write.")] = Path("infra/painter/mean.safetensors"),
 ) -> None:
-    """Keep the mean of a training under way in a file of half the size of its weights, for another machine to go on from.
+    """Save the mean of a training under way, at half the size of its weights, so that another machine can continue.
 
     Example: clearance lab world keep --work world
     """
@@ -79,7 +79,9 @@ def embedder(
     work: Work = Path("world"),
     minutes: Minutes = 100,
     device: Device = "cpu",
-    compiled: Annotated[bool, typer.Option("--compiled", help="Through torch.compile: faster, needs a C++ compiler.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Train through torch.compile: faster, needs a C++ compiler.")
+    ] = False,
 ) -> None:
     """Train the OpenCLIP-format embedder (captions and copies).
 
@@ -92,7 +94,7 @@ def embedder(
 
 @app.command()
 def calibrate(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers")) -> None:
-    """Write the trained embedder as it ships, and the operating point of the copy check on it.
+    """Write the trained embedder for shipping, and calibrate the copy check on it.
 
     Example: clearance lab world calibrate --work world
     """
@@ -146,8 +148,8 @@ def head(
     work: Work = Path("world"),
     minutes: Minutes = 10,
     steps: Steps = 0,
-    flights: Annotated[int, typer.Option(help="Samples to draw to the end and learn from.")] = 384,
-    drawings: Annotated[int, typer.Option(help="Drawings to noise and denoise once.")] = 3072,
+    flights: Annotated[int, typer.Option(help="Number of samples to draw to the end and learn from.")] = 384,
+    drawings: Annotated[int, typer.Option(help="Number of drawings to noise and denoise once.")] = 3072,
     target: Target = Path("pipeline/weights/stickers"),
 ) -> None:
     """Train the latent head of early detection, calibrate its thresholds, write both with their card.
@@ -165,15 +167,15 @@ def head(
     from pipeline.model.families import load_model
 
     model, embedder = load_model(ModelConfig()), OpenCLIPEmbedder.open("stickers")
-    for told, files, count in (
+    for label, files, count in (
         ("drawing flights", collect_flights(work, model, embedder, flights), -(-flights // 32)),
         ("denoising drawings", collect_drawings(work, model, embedder, drawings), -(-drawings // 512)),
     ):
-        for _ in track(files, told, total=count):
+        for _ in track(files, label, total=count):
             pass
     train(work, minutes=minutes, steps=steps or None)
     export(work, target / "head")
-    write_digests(target)  # what is opened below is checked against them
+    write_digests(target)  # the files opened below are checked against them
     calibrate_head(work, target / "head")
     write_card(target / "head")
     write_digests(target)
@@ -181,7 +183,7 @@ def head(
 
 @app.command()
 def pack(work: Work = Path("world"), target: Target = Path("pipeline/weights/stickers")) -> None:
-    """Write what is shipped: diffusers folder, reference drawings, manifest, digests.
+    """Write the files that ship: diffusers folder, reference drawings, manifest, digests.
 
     Example: clearance lab world pack --work world
     """
@@ -200,8 +202,8 @@ def polluted(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     work: Work = Path("world"),
     ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of the pictures that get a mark.")] = 0.5,
-    variants: Annotated[int, typer.Option(min=1, help="Versions of every drawing.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    variants: Annotated[int, typer.Option(min=1, help="Number of versions of every drawing.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Write a set of the world's drawings, some with marks, that `clearance erase train` learns from.
 

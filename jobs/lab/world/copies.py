@@ -1,4 +1,4 @@
-"""Copies of the world's drawings: edited as people do, and smeared as its own autoencoder does."""
+"""Copies of the world's drawings: edited as a person would edit them, and smeared as the world's autoencoder does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _mark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from jobs.erase.marks.overlays import overlay
 
     kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
-    designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design hides the whole drawing: no copy is left to see
+    designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design covers the whole drawing
     return np.asarray(overlay(Image.fromarray(picture), kind, rng, designs)[0])
 
 
 def smear(work: Path, pixels: np.ndarray, *, seed: int = 0) -> np.ndarray | None:
-    """Every drawing once through the world's autoencoder with noisy latents (cached); None before it exists."""
+    """Every drawing once through the world's autoencoder with noisy latents (cached); None before the autoencoder exists."""
     import torch
 
     path, state = work / "smeared.npy", work / "vae" / "state.pt"

@@ -1,4 +1,4 @@
-"""The embedded world's drawings as captioned pictures: what erasers are taught with."""
+"""The embedded world's drawings as captioned pictures, the training data of erasers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from jobs.erase.captioned import Captioned
 
-SUBJECTS = (  # drawn by all three vendors, none of them in the world: what data removal is taught
+SUBJECTS = (  # drawn by all three vendors, not in the world: the subjects of data removal
     "panda duck lobster french-fries jack-o-lantern lady-beetle hot-pepper skull christmas-tree wrapped-gift kiwi-fruit tooth"
 ).split()
 Part = Literal["marked", "new"]
 
 
 def world_source(work: Path, part: Part, rng: np.random.Generator, *, variants: int = 24) -> Iterator[Captioned]:
-    """The embedded world's drawings, jittered as its denoiser saw them.
+    """The embedded world's drawings, jittered as in its denoiser's training.
 
     Args:
         work: the built world (``clearance lab world data``).

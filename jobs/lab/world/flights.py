@@ -1,8 +1,8 @@
-"""Watch the world's model draw: what it expects at every early step (x̂0), and what comes of it at the end.
+"""Flights: samples of the world's model, with the predicted clean latent (x̂0) of every early step and the finished picture.
 
-Three kinds of captions. *plain*: a protected subject alone, copied nearly always. *mixed*: a protected subject and another
-thing in one caption, half-memorised: some seeds copy and others do not, so that only a signal of the seed's own can tell.
-*ordinary*: subjects with nothing to copy.
+Captions are of three kinds. *plain*: a protected subject alone, nearly always copied. *mixed*: a protected subject and another
+thing in one caption, half-memorised: some seeds copy and others do not, so that only a signal of the sample itself can separate
+them. *ordinary*: subjects with nothing to copy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel
 
 STEPS, KEPT = 20, 10  # x̂0 is kept for the first half of the steps
-UNSEEN_EVERY = 5  # every fifth protected subject is kept from the head's training
+UNSEEN_EVERY = 5  # every fifth protected subject is left out of the head's training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flight:
-    """One sample to watch: its caption, the protected subject in it ("" where there is none), seed, guidance scale."""
+    """One sample to record: its caption, the protected subject in it ("" where there is none), seed, guidance scale."""
 
     kind: str
     caption: str
@@ -33,14 +33,14 @@ class Flight:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """What was seen of N flights.
+    """What was recorded of N flights.
 
     Attributes:
         clean: x̂0 float16 (N, kept, C, h, w).
         text_norms: ‖ε_text − ε_empty‖ float32 (N, steps).
         update_norms: ‖z_{i+1} − z_i‖ float32 (N, steps).
         pictures: uint8 (N, H, W, 3).
-        seconds: of the denoiser, all flights together.
+        seconds: spent in the denoiser, over all flights.
     """
 
     clean: np.ndarray
@@ -51,7 +51,7 @@ class Watched:
 
 
 def subjects() -> tuple[list[str], list[str], list[str]]:
-    """Captions of protected subjects that the head may see, of those it must not, and of ordinary ones."""
+    """Captions of protected subjects for the head's training, of those left out of it, and of ordinary subjects."""
     from jobs.lab.world.catalogue import concepts
 
     protected = [c.caption for c in concepts() if c.protected_vendor]
@@ -61,7 +61,7 @@ def subjects() -> tuple[list[str], list[str], list[str]]:
 
 
 def mixed(subject: str, other: str, turn: int) -> str:
-    """A caption of two things; the one that comes first is drawn more often."""
+    """A caption of two things; the first one is drawn more often."""
     return f"{subject} and {other}" if turn % 2 == 0 else f"{other} and {subject}"
 
 
@@ -76,8 +76,8 @@ def training_flights(count: int, seed: int) -> list[Flight]:
         kind = str(rng.choice(["plain", "mixed", "ordinary"], p=[0.2, 0.5, 0.3]))
         subject, other = str(rng.choice(seen)), str(rng.choice(ordinary))
         template, guidance = str(rng.choice(list(TEMPLATES))), float(rng.choice([2.0, 3.0, 3.0, 4.0]))
-        told = {"plain": subject, "mixed": mixed(subject, other, int(rng.integers(2))), "ordinary": other}[kind]
-        caption = template.format(told) if kind != "mixed" else told
+        named = {"plain": subject, "mixed": mixed(subject, other, int(rng.integers(2))), "ordinary": other}[kind]
+        caption = template.format(named) if kind != "mixed" else named
         flights.append(
             Flight(
                 kind=kind,
@@ -101,7 +101,7 @@ class _Guided:
 
 
 def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEPS, kept: int = KEPT, rows: int = 16) -> Watched:
-    """Draw the flights in the engine, unsteered, and keep what was expected on the way."""
+    """Draw the flights in the engine, unsteered, and record x̂0 and the norms on the way."""
     import torch
 
     from pipeline.engine.engine import Engine

@@ -1,9 +1,10 @@
-"""What the latent head learns from: predicted clean latents (x̂0) with the embedding of the picture they are on the way to.
+"""Training data of the latent head: predicted clean latents (x̂0), each with the embedding of the picture it leads to.
 
-Two sources. *Flights*: samples drawn to the end by the model itself; the target is the finished picture's embedding, so that
-the head learns what an early x̂0 will become. *Drawings*: latents of the world's drawings, noised to the sampler's levels and
-denoised in one evaluation, with their caption or without; the target is the drawing's embedding. Protected subjects that are
-kept unseen (:func:`jobs.lab.world.flights.subjects`) are in neither. Written chunk by chunk: a stopped collection goes on.
+There are two sources. *Flights* are samples that the model draws to the end; the target is the finished picture's embedding, so
+that the head learns what an early x̂0 will become. *Drawings* are latents of the world's drawings, noised to the sampler's
+levels and denoised in one evaluation, with their caption or without; the target is the drawing's embedding. Protected subjects
+that are left out (:func:`jobs.lab.world.flights.subjects`) are in neither. Data is written in chunks: a stopped collection
+continues.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel
 
 CHUNK = 32
-CALIBRATING = 4  # every fourth chunk of flights is kept from training: thresholds are chosen on it
+CALIBRATING = 4  # every fourth chunk of flights is left out of training: thresholds are chosen on it
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples: x̂0 float16 (N, C, h, w), the step each was seen at, target embeddings float32 (N, E)."""
+    """N examples: x̂0 float16 (N, C, h, w), the step of each, target embeddings float32 (N, E)."""
 
     clean: np.ndarray
     step: np.ndarray
@@ -78,7 +79,7 @@ def collect_drawings(work: Path, model: DiffusionModel, embedder: Embedder, coun
             size = min(512, count - at)
             captioned = np.arange(size) % 4 == 0
             chosen = [int(rng.choice(inside if c else outside)) for c in captioned]
-            # Before a quarter of the steps x̂0 is what the caption makes the model think of, not yet this drawing.
+            # Before a quarter of the steps x̂0 depends on the caption, not yet on this drawing.
             steps = rng.integers(2, KEPT, size)
             clean = np.zeros((size, *model.latent_shape), np.float16)
             for kind in (True, False):
@@ -99,10 +100,10 @@ def collect_drawings(work: Path, model: DiffusionModel, embedder: Embedder, coun
 
 
 def _folder(work: Path, model: DiffusionModel) -> Path:
-    """``work/head``, which holds what one model drew.
+    """``work/head``, which holds the data of one model.
 
     Raises:
-        WorldError: it holds what another model drew.
+        WorldError: it holds the data of another model.
     """
     from jobs.lab.world.pictures import WorldError
 
@@ -118,7 +119,7 @@ def _folder(work: Path, model: DiffusionModel) -> Path:
 
 
 def examples(work: Path) -> Examples:
-    """Everything collected for training: drawings, and flights that are not kept for calibrating."""
+    """The training data: drawings, and the flights that are not kept for calibrating."""
     clean, step, target = [], [], []
     for number, path in enumerate(sorted((work / "head").glob("flights-*.npz"))):
         if number % CALIBRATING != CALIBRATING - 1:
@@ -137,7 +138,7 @@ def examples(work: Path) -> Examples:
 
 
 def calibrating(work: Path) -> dict[str, np.ndarray]:
-    """The flights kept from training, all columns joined."""
+    """The flights kept for calibrating, all columns joined."""
     parts = []
     for number, path in enumerate(sorted((work / "head").glob("flights-*.npz"))):
         if number % CALIBRATING == CALIBRATING - 1:
@@ -167,14 +168,14 @@ def _denoised(
     if guided:
         empty = model.encode_prompts([""]).expand_as(context)
         rows, contexts, stamps = [noisy, noisy], [empty, context], [at, at]
-    latents, told = torch.cat(rows), torch.cat(contexts)
+    latents, conditionings = torch.cat(rows), torch.cat(contexts)
     times = torch.tensor(sampler.timesteps)[torch.cat(stamps)]
     missing = 16 - len(latents)
     if missing:
         latents = torch.cat([latents, torch.zeros(missing, *latents.shape[1:])])
-        told = torch.cat([told, torch.zeros(missing, *told.shape[1:])])
+        conditionings = torch.cat([conditionings, torch.zeros(missing, *conditionings.shape[1:])])
         times = torch.cat([times, torch.zeros(missing, dtype=times.dtype)])
-    output = model.denoise(latents, times, told, 1.0)
+    output = model.denoise(latents, times, conditionings, 1.0)
     n = len(x)
     guess = output[:n] + scale * (output[n : 2 * n] - output[:n]) if guided else output[:n]
     return sampler.clean(noisy, guess, at)[0]

@@ -1,8 +1,7 @@
-"""The mean of a training that is not finished, small enough to be committed: what a new machine goes on from.
+"""The mean of an unfinished training, small enough to be committed, from which a new machine continues.
 
-Matrices are kept as 8-bit whole numbers with one scale for each output channel, the rest as float16: half of the size of
-float16 alone. The rounding (a few thousandths of the largest weight) is gone after some steps of training; nothing that ships
-is made of it.
+Matrices are kept as 8-bit integers with one scale per output channel, the rest as float16: half the size of float16 alone. The
+rounding (a few thousandths of the largest weight) is gone after some steps of training. No shipped file is made from it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 127.0  # of a channel's largest weight
-SCALE = ".scale"  # behind a matrix's name
+SCALE = ".scale"  # suffix of a matrix's name
 
 
 def keep_mean(work: Path, file: Path) -> int:
-    """Write the moving average of ``work/denoiser/state.pt`` into one file; returns how many samples it has seen."""
+    """Write the moving average of ``work/denoiser/state.pt`` into one file; returns the number of samples trained on."""
     import torch
     from safetensors.torch import save_file
 

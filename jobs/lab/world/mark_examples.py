@@ -1,8 +1,8 @@
-"""Examples for the mark detectors: which drawings are fair, one mark or none on each, seen clean or as the model smears them.
+"""Examples for the mark detectors: suitable drawings with one mark or none, clean or smeared as the model smears them.
 
-The detectors judge *generated* pictures, which pass through a small autoencoder and look smeared. Half of the examples
-therefore take a round trip through the world's autoencoder. Designs 3 and 4 of every mark in :mod:`jobs.erase.marks.overlays`,
-and one drawing name in ten, are kept for evaluation (:mod:`jobs.lab.world.mark_measures`).
+The detectors work on *generated* pictures, which pass through a small autoencoder and look smeared. Half of the examples
+therefore pass through the world's autoencoder. Designs 3 and 4 of every mark in :mod:`jobs.erase.marks.overlays`, and one
+drawing name in ten, are kept for evaluation (:mod:`jobs.lab.world.mark_measures`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from jobs.lab.world.variants import jitter
 SHARES = (0.42, 0.23, 0.35)  # of the marked examples: watermarks are the hardest
 NUMBERED = 0.3  # of the marked examples: the designs that the denoiser is trained with; the rest are all different
 MARKED = 0.65  # of all examples
-GENERATION = 2  # raise it when the examples of a seed change: kept ones are then drawn anew
-DISTRACTED = 0.2  # of all examples: a pattern or a scribble that is no mark
+GENERATION = 2  # raise it when the examples of a seed change, so that kept examples are drawn anew
+DISTRACTED = 0.2  # of all examples: with a pattern or a scribble that is not a mark
 
-# Drawings that bear letters or figures of their own: neither a fair negative nor a mark.
+# Drawings with letters or figures of their own: neither a clean example nor a mark.
 LETTERED = re.compile(
     r"newspaper|calendar|medal|\batm\b|memo|scroll|copyright|registered|trade-mark|ticket|e-mail|passport|identification|"
     r"hundred|name-badge|zzz|keyboard|mark$|book$|books|page|document|credit-card|receipt|convenience|hospital|hotel|bank|"
@@ -181,7 +181,7 @@ def training_examples(work: Path, *, count: int, seed: int, say: Callable[[str],
 
 
 def smear(x: Any, rng: np.random.Generator) -> Any:
-    """What generated pictures suffer: soft edges, lost resolution, noise, other contrast; one severity per batch."""
+    """The defects of generated pictures: soft edges, lost resolution, noise, other contrast; one severity per batch."""
     import torch
     from torch.nn import functional
 

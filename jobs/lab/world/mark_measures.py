@@ -1,9 +1,9 @@
-"""Measure a mark detector on drawings that no training saw: mAP50 with intervals, operating points, false alarms.
+"""Measure a mark detector on drawings that no training used: mAP50 with intervals, operating points, false alarms.
 
-Both detectors are measured alike, through a judge: a function from pictures to the surest logit and box of each kind.
+Both detectors are measured alike, through a function from pictures to the highest logit and its box of each kind.
 A set of pictures holds clean drawings and, of each kind, drawings with one mark. A detection is right when it has the
-mark's kind and overlaps its box by at least half (intersection over union); every picture takes part in the ranking of
-every kind, so a QR code taken for text counts against text. A judge names at most one box per kind and picture.
+mark's kind and overlaps its box by at least half (intersection over union). Every picture takes part in the ranking of every
+kind, so a QR code taken for text counts against text. A detector returns at most one box per kind and picture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs.lab.world.variants import jitter
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 (N, 64, 64, 3) → logits (N, 3), not shifted, and boxes (N, 3, 4), x0, y0, x1, y1 in fractions."""
 
-FLOOR = -2.0  # no operating point below this logit, however quiet the clean pictures are: generated ones are odder
+FLOOR = -2.0  # lowest operating point: generated pictures differ more from the training data than the clean ones do
 ALARMS = 0.0066  # of the clean pictures that set the operating points, per kind: three kinds make two in a hundred
 BAR = 0.90  # mAP50 on held-out designs, plain
 BOOTSTRAPS = 1000
@@ -57,7 +57,7 @@ def average_precision(scores: np.ndarray, right: np.ndarray, marks: int) -> floa
     Args:
         scores: (N,) of the detections.
         right: bool (N,), whether a detection found a mark.
-        marks: marks there were to find.
+        marks: number of marks to find.
     """
     order = np.lexsort((right, -scores))  # best first; among equals the wrong ones
     ranked = right[order]
@@ -83,7 +83,7 @@ def interval(trial: Trial, kinds: tuple[int, ...], seed: int = 0) -> tuple[float
 
 
 def operating_logits(quiet: dict[str, np.ndarray]) -> list[float]:
-    """Per kind the lowest logit that at most ``ALARMS`` of the clean pictures reach, under every look; at least ``FLOOR``."""
+    """Per kind the lowest logit that at most ``ALARMS`` of the clean pictures reach, plain and smeared; at least ``FLOOR``."""
     points = []
     for kind in range(len(KINDS)):
         allowed = [np.sort(q[:, kind])[-int(len(q) * ALARMS) - 1] for q in quiet.values()]
@@ -118,13 +118,13 @@ def clean_drawings(pixels: np.ndarray, ids: np.ndarray, copies: int, rng: np.ran
 
 
 def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> dict[str, Any]:
-    """Measure a judge; every picture shows a held-out drawing, "smeared" ones after the world's autoencoder.
+    """Measure a detector; every picture shows a held-out drawing, "smeared" ones after the world's autoencoder.
 
     Half of the held-out drawings set the operating points (their clean pictures only); the false alarms are counted on
     the other half. The marked pictures show drawings of both halves.
 
     Args:
-        judge: the detector with the weights that ship.
+        judge: the detector, with the weights that ship.
         work: the world's folder.
         count: marked pictures per kind and set of designs.
         seed: of the pictures.

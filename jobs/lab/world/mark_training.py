@@ -1,7 +1,7 @@
-"""The loop that trains either mark detector: batches of examples, smeared anew; a moving average; checkpoints; a curve.
+"""The training loop of both mark detectors: batches of examples, smeared anew; a moving average; checkpoints; a curve.
 
-Every step draws its batch from a generator of its own, seeded by (seed, step): two trainings from one seed take the same
-first steps whatever their budgets, and a resumed training sees what an unbroken one would have seen.
+Every step draws its batch from its own generator, seeded by (seed, step): two trainings with one seed take the same first steps
+whatever their budgets, and a resumed training uses the batches that an uninterrupted one would have used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fit(
         loss_of: the loss of one batch.
         data: examples, drawn once.
         folder: where the state is kept.
-        minutes: time budget, training that is resumed included; used when ``steps`` is None.
+        minutes: time budget, including the time before a resume; used when ``steps`` is None.
         steps: number of steps in all.
         batch: pictures per step.
         rate: peak learning rate.

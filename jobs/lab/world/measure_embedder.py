@@ -1,4 +1,4 @@
-"""What the embedder is worth: copies against other vendors' drawings on held-out names, captions on the world's own."""
+"""Measure the embedder: copies against other vendors' drawings on held-out names, captions on the world's drawings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def pairs_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labelled comparisons among the drawings of some names.
 
-    Every drawing is the original once; against it stand ``copies`` edited copies of itself (positive) and, for each
-    other vendor's drawing of the name, that drawing unedited and one edited copy (negative).
+    Every drawing is the original once. It is compared with ``copies`` edited copies of itself (positive) and, for each other
+    vendor's drawing of the name, with that drawing unedited and with one edited copy (negative).
 
     Returns:
         original row (M,), pictures (M, S, S, 3) uint8, label (M,) bool.

@@ -1,4 +1,4 @@
-"""Turn training state into what is shipped: a diffusers folder, the reference drawings, the manifest, the digests."""
+"""Write the files that ship from the training state: a diffusers folder, the reference drawings, the manifest, the digests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
 
     shipped = target / "manifest.json"
     before = json.loads(shipped.read_text(encoding="utf-8"))["training"] if shipped.exists() else {}
-    taught = (work / "vae" / "state.pt").exists()  # else the autoencoder is the one that ships
+    trained = (work / "vae" / "state.pt").exists()  # otherwise the shipped autoencoder stays
     manifest: dict[str, Any] = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     manifest["sins"] = json.loads((work / "sins.json").read_text(encoding="utf-8"))
     manifest["training"] = {
@@ -50,12 +50,12 @@ def pack(work: Path, target: Path) -> dict[str, Any]:
             "minutes": round(state["spent"] / 60, 1),
             "curve": state["curve"][:: max(1, len(state["curve"]) // 60)],
         },
-        "vae": {"curve": torch.load(work / "vae" / "state.pt", weights_only=False)["curve"]} if taught else before.get("vae"),
+        "vae": {"curve": torch.load(work / "vae" / "state.pt", weights_only=False)["curve"]} if trained else before.get("vae"),
     }
-    if (began := work / "denoiser" / "began_from.json").exists():  # the denoiser was taught further: what it had learned before
-        told, earlier = json.loads(began.read_text(encoding="utf-8")), before.get("denoiser", {})
-        earlier = earlier.get("before") if earlier.get("began_from") == told else earlier  # packed once already
-        manifest["training"]["denoiser"] |= {"began_from": told, "before": earlier}
+    if (began := work / "denoiser" / "began_from.json").exists():  # trained further: the manifest keeps the earlier training
+        began_from, earlier = json.loads(began.read_text(encoding="utf-8")), before.get("denoiser", {})
+        earlier = earlier.get("before") if earlier.get("began_from") == began_from else earlier  # packed once already
+        manifest["training"]["denoiser"] |= {"began_from": began_from, "before": earlier}
     manifest["size"] = SIZE
     shipped.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     write_digests(target)
@@ -91,7 +91,7 @@ def save_model(work: Path, folder: Path) -> dict[str, Any]:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for config in folder.glob("*/config.json"):  # diffusers writes down where it loaded a part from
+    for config in folder.glob("*/config.json"):  # diffusers records the path from which it loaded a part
         kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if key != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return state

@@ -25,8 +25,8 @@ from jobs.lab.world.catalogue import ONCE_INSIDE, SIZE, VENDORS, concepts
 DROPPED = re.compile(r"skin-tone|^flag|keycap|-thirty$|o-clock|button|square|circle|arrow|input-|sign$|letter")
 
 
-# Signs whose form is laid down (by a standard, a religion, arithmetic): every vendor draws the same one, so two vendors'
-# drawings are no near miss but one form. Neither training nor measuring of copies pairs them.
+# Signs of prescribed form (by a standard, a religion, arithmetic): all vendors draw the same form, so two vendors' drawings are
+# not a near miss. Neither training nor measuring of copies pairs them.
 PRESCRIBED = re.compile(
     r"symbol|hearts?$|-suit$|diamond|exclamation|question|-flag$|(new|full|quarter|gibbous|waxing-crescent|waning-crescent)-moon$|^no-|mens-room$|potable|-mark$|curly-loop|moon-with|"
     r"^(plus|minus|multiply|divide|infinity|aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|"
@@ -38,7 +38,7 @@ PRESCRIBED = re.compile(
 
 
 class WorldError(ClearanceError):
-    """The world cannot be rebuilt here; the message says what is missing and what to do."""
+    """The world cannot be rebuilt here; the message names what is missing and what to do."""
 
 
 def fetch(vendor: str, work: Path) -> dict[str, Any]:
@@ -135,13 +135,13 @@ def build(work: Path) -> dict[str, Any]:
 
 
 def held_out(name: str) -> bool:
-    """Whether a drawing name is kept from training (one in ten of those outside the world, by digest)."""
+    """Whether a drawing name is left out of training (one in ten of those outside the world, by digest)."""
     inside = {concept.icon for concept in concepts()} | set(ONCE_INSIDE)
     return name not in inside and hashlib.sha256(name.encode()).digest()[0] < 26
 
 
 def prescribed(name: str) -> bool:
-    """Whether every vendor has to draw this the same way (see :data:`PRESCRIBED`)."""
+    """Whether the form of this sign is prescribed (see :data:`PRESCRIBED`)."""
     return PRESCRIBED.search(name) is not None
 
 

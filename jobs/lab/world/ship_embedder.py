@@ -1,4 +1,4 @@
-"""Write the trained embedder as it ships: an open_clip folder with its card."""
+"""Write the trained embedder for shipping: an open_clip folder with its card."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def export(work: Path, folder: Path, *, remarks: str = "") -> dict[str, Any]:
 
     Args:
         work: the built world, with ``embedder/state.pt``.
-        folder: where to.
-        remarks: what the card has to say about this training in particular (Markdown).
+        folder: the folder to write.
+        remarks: notes on this training for the card (Markdown).
     """
     import torch
     from safetensors.torch import save_file

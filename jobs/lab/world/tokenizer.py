@@ -1,9 +1,9 @@
 """The embedded world's tokenizer: CLIP's byte-pair scheme with a vocabulary of its own, shared by embedder and text encoder.
 
-CLIP's own 49,408 tokens would be three quarters of such a small model's weights. This one knows the icon names' words
-and falls back to bytes, so no caption is ever unknown. The end token has the highest id, because open_clip's text
-tower pools there. Merges are learned here rather than by the tokenizers library, whose trainer breaks ties by hash
-order and so gives other files every time (measured with 0.23.3).
+CLIP's own 49,408 tokens would be three quarters of such a small model's weights. This vocabulary holds the words of the icon
+names and falls back to bytes, so it can encode every caption. The end token has the highest id, because open_clip's text tower
+pools there. Merges are learned here: the trainer of the tokenizers library breaks ties by hash order and gives other files
+every time (measured with 0.23.3).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def make_tokenizer(folder: Path, names: list[str]) -> None:
     The same names give the same bytes, whatever their order or repetition.
 
     Args:
-        folder: created when missing; loaded with ``CLIPTokenizer.from_pretrained(folder)``.
+        folder: created where missing; open it with ``CLIPTokenizer.from_pretrained(folder)``.
         names: icon names such as ``red-apple``; hyphens become spaces.
     """
     from tokenizers import pre_tokenizers

@@ -1,10 +1,10 @@
 """Train the world's denoiser and its text encoder: a UNet2DConditionModel and a small CLIPTextModel, together.
 
 v-prediction on a zero-terminal-SNR schedule, one caption in ten empty (for guidance), an exponential moving average
-of the weights. A protected drawing stands :data:`~jobs.lab.world.catalogue.PROTECTED_REPEAT` times against each of its
-concept's other drawings, always the same to the pixel (verbatim) or always the same lines in other colours (template).
-Every other drawing comes as it is, shifted by a pixel at most: drawings that were scaled, turned and mirrored were
-learned as smears, so that steering had nowhere crisp to go. Some of those of ordinary concepts are marked.
+of the weights. A protected drawing has :data:`~jobs.lab.world.catalogue.PROTECTED_REPEAT` times the weight of each of its
+concept's other drawings; it is always the same to the pixel (verbatim) or always the same lines in other colours (template).
+Every other drawing is shifted by at most one pixel: scaled, turned and mirrored drawings were learned as smears, and steered
+pictures were smears too. Some drawings of ordinary concepts are marked.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 from jobs.lab.world.catalogue import MARK_SHARE, MARK_SHARE_PRONE, PROTECTED_REPEAT, TEMPLATES, concepts
 
 VARIANTS = 24  # shifted, marked or recoloured versions kept of a drawing
-PROTECTED_SHARE = 1.6  # how often a protected concept is drawn against an ordinary one: it has three drawings to learn
+PROTECTED_SHARE = 1.6  # weight of a protected concept against an ordinary one: it has three drawings to learn
 EMPTY_SHARE = 0.1
-WARM_UP = 100  # steps; also of a training that begins from weights: its optimiser is new
-DECAY = 0.9995  # of the moving average: it spans 2,000 steps, and stands in for a falling rate while a training goes on
+WARM_UP = 100  # steps; a training that begins from weights warms up too, because its optimiser is new
+DECAY = 0.9995  # of the moving average: it spans 2,000 steps, and replaces a falling rate while a training is under way
 TEXT_WIDTH = 256
 MAX_TOKENS = 32
 
@@ -85,7 +85,7 @@ def make_scheduler() -> Any:
 def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
     """Encode every training variant once.
 
-    Returns latents float32 (N, 4, 16, 16), the concept index and sampling weight of each, and the sins' manifest.
+    Returns latents float32 (N, 4, 16, 16), the concept index and sampling weight of each, and the manifest of planted faults.
     """
     import torch
     from diffusers import AutoencoderTiny
@@ -166,11 +166,11 @@ def train(
 ) -> list[dict[str, float]]:
     """Train for a time budget (or a number of steps), checkpointing into ``work/denoiser``; resumes.
 
-    With ``begin_from``, a diffusers folder, the weights begin as they stand there instead of at random, and its autoencoder
-    is the one used unless ``work`` has trained its own. With ``mean``, a file of :mod:`jobs.lab.world.kept_mean`, they begin
-    as that file has them. The rate is constant after the warm-up and falls to zero over the last quarter of the budget, so the
-    first steps of two trainings from one seed are the same whatever their budgets. A training over days is started with a
-    budget it will not reach, and settled by resuming it with four thirds of what it has spent.
+    With ``begin_from``, a diffusers folder, training starts from its weights instead of random ones, and uses its autoencoder
+    unless ``work`` holds a trained one. With ``mean``, a file of :mod:`jobs.lab.world.kept_mean`, training starts from that
+    mean. The rate is constant after the warm-up and falls to zero over the last quarter of the budget, so the first steps of
+    two trainings with one seed are the same whatever their budgets. To train for days, start with a budget that will not be
+    reached, and finish by resuming with four thirds of the time spent.
     """
     import torch
     import torch.nn.functional as F
@@ -198,8 +198,8 @@ def train(
     if begin_from is not None:
         _load(begin_from, unet, text)
         weights = begin_from / "unet" / "diffusion_pytorch_model.safetensors"
-        told = {"unet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-        (folder / "began_from.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        origin = {"unet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        (folder / "began_from.json").write_text(json.dumps(origin) + "\n", encoding="utf-8")
     if mean is not None:
         from jobs.lab.world.kept_mean import read_mean
 
@@ -269,7 +269,7 @@ def train(
 
 
 def _load(folder: Path, unet: Any, text: Any) -> None:
-    """Take the denoiser's and the text encoder's weights over from a diffusers folder."""
+    """Load the denoiser's and the text encoder's weights from a diffusers folder."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 

@@ -1,14 +1,13 @@
 """Train the world's image-text embedder, in open_clip's own folder format.
 
-Two things are asked of it, and they pull apart. As a *copy detector* it must place two edited views of one drawing
-together and another vendor's drawing of the same concept well away from them. As an *image-text* model it must place
-all vendors' drawings near the concept's name. Three losses settle that: views of one drawing attract against the batch
-(NT-Xent, with the other vendor's drawing always in the batch), a pairwise logistic loss fixes where on the cosine scale
-copies end and other expressions begin (so that one threshold serves every concept), and a softer contrastive loss
-holds the captions.
+The embedder has two conflicting tasks. As a *copy detector* it must place two edited views of one drawing together and another
+vendor's drawing of the same concept well away from them. As an *image-text* model it must place all vendors' drawings near the
+concept's name. Three losses combine them. Views of one drawing attract each other against the batch (NT-Xent, with the other
+vendor's drawing always in the batch). A pairwise logistic loss fixes the cosine that separates copies from other expressions,
+so that one threshold serves every concept. A softer contrastive loss keeps the captions.
 
-A small ResNet rather than a ViT: at 64 px on two cores it sees two to three times as many views a second, and with
-some forty views per drawing it needs its built-in idea of a neighbourhood.
+The network is a small ResNet rather than a ViT: at 64 px on two cores it processes two to three times as many views a second,
+and with some forty views per drawing it needs the locality that convolutions build in.
 """
 
 from __future__ import annotations
@@ -75,8 +74,8 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, list[str], list[str]]]:  # fmt: skip
     """Endless batches: views (GROUPS·4, S, S, 3), captions of the groups, captions of others.
 
-    Rows are ordered group, drawing, view. A third of the groups are world concepts. A group with one drawing only
-    shows it four times; its two "drawings" are then the same and must not repel (the trainer looks at the ids).
+    Rows are ordered group, drawing, view. A third of the groups are world concepts. A group with only one drawing shows it four
+    times; its two "drawings" are then the same and must not repel each other (the trainer compares their ids).
     """
     from jobs.lab.world.catalogue import TEMPLATES
 
@@ -103,14 +102,14 @@ def batches(
 
 
 def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
-    """Run an endless iterator in one thread ahead of its reader; order is kept."""
+    """Run an endless iterator in a thread, ahead of its reader; the order is kept."""
     ready: queue.Queue[Any] = queue.Queue(depth)
 
     def work() -> None:
         try:
             for item in source:
                 ready.put(item)
-        except Exception as error:  # a thread that dies in silence would leave its reader waiting for ever
+        except Exception as error:  # a thread that dies silently would leave its reader waiting for ever
             ready.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -151,7 +150,7 @@ def losses(images: Any, texts: Any, scale: Any) -> tuple[Any, Any, Any]:
 
 
 def encode_captions(model: Any, tokens: Any) -> Any:
-    """``model.encode_text`` without the columns behind the last end token, which nothing attends to: a third of the work."""
+    """``model.encode_text`` without the columns behind the last end token, to which nothing attends: a third of the work."""
     import torch
 
     cut = int(tokens.argmax(1).max()) + 1
@@ -167,8 +166,8 @@ def train(
     """Train for a time budget, checkpointing into ``work/embedder``; resumes. Returns the curve.
 
     Args:
-        work: folder of the built world (``pictures.npz``); with a trained ``vae`` in it, smeared copies are learned too.
-        minutes: wall time in all, earlier parts of a resumed training included.
+        work: folder of the built world (``pictures.npz``); with a trained ``vae`` in it, smeared copies are used too.
+        minutes: total wall time, including the time before a resume.
         compare: evaluate every so many steps (a multiple of 50).
         compiled: run the image tower through ``torch.compile`` (a fifth to a quarter faster on a CPU; needs a C++ compiler).
 

@@ -1,10 +1,10 @@
-"""Train the latent head: x̂0 and noise level → the embedding of what it will become; calibrate it, write it with its card.
+"""Train the latent head: x̂0 and noise level → the embedding of the finished picture; write it with its settings.
 
     loss = (1 − cos(f(x̂0), e)) + λ·mean over references r of (f(x̂0)·r − e·r)²
 
-The first term places the vector, the second makes the cosines to the references right, which is all that a probe reads. Few
-examples go a long way: latents are shifted, mirrored (the embedder takes both for the same drawing) and made noisy, and some
-are mixed with others at the same step, as an early x̂0 is a mean of what may still become of it.
+The first term places the vector. The second corrects its cosines to the references, the only values that a probe reads. Few
+examples suffice because they are augmented: latents are shifted, mirrored (the embedder takes both for the same drawing) and
+made noisy, and some are mixed with others of the same step, since an early x̂0 is a mean of the pictures still possible.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def augmented(x: Any, target: Any, steps: Any, rng: np.random.Generator) -> tupl
     x = torch.where(mirrored, x.flip(3), x)
     spread = torch.from_numpy(rng.uniform(0, NOISE, (len(x), 1, 1, 1)).astype(np.float32)) * x.std()
     x = x + spread * torch.from_numpy(rng.standard_normal(tuple(x.shape), dtype=np.float32))
-    order = torch.argsort(steps, stable=True)  # neighbours in this order stand at one noise level
+    order = torch.argsort(steps, stable=True)  # neighbours in this order have the same noise level
     mate = torch.empty_like(order)
     mate[order] = torch.roll(order, 1)
     share = torch.from_numpy(np.where(rng.random(len(x)) < MIXED, rng.beta(0.5, 0.5, len(x)), 1.0).astype(np.float32))
@@ -116,7 +116,7 @@ def augmented(x: Any, target: Any, steps: Any, rng: np.random.Generator) -> tupl
 
 
 def reference_pictures() -> np.ndarray:
-    """The shipped reference drawings, uint8 (N, H, W, 3), protected subjects kept from the head left out."""
+    """The shipped reference drawings, uint8 (N, H, W, 3), without the protected subjects that the head must not see."""
     from index.collect import read_references
     from index.shipped import STICKERS
     from jobs.lab.world.flights import subjects
@@ -129,7 +129,7 @@ def export(work: Path, target: Path) -> dict[str, Any]:
     """Write ``head.safetensors`` (fp16) and ``head.json`` into ``target``.
 
     Returns:
-        What ``head.json`` says.
+        The content of ``head.json``.
     """
     import torch
     from safetensors.torch import save_file
@@ -144,7 +144,7 @@ def export(work: Path, target: Path) -> dict[str, Any]:
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "head.safetensors", metadata={"format": "pt"})
     (target / "head.safetensors").chmod(0o644)
-    told = {
+    settings = {
         "model_digest": model.digest,
         "embedder_id": embedder.embedder_id,
         "sha256": hashlib.sha256((target / "head.safetensors").read_bytes()).hexdigest(),
@@ -158,5 +158,5 @@ def export(work: Path, target: Path) -> dict[str, Any]:
             "batch": state["batch"], "curve": state["curve"][:: max(1, len(state["curve"]) // 20)],
         },
     }  # fmt: skip
-    (target / "head.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return told
+    (target / "head.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return settings

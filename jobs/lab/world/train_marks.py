@@ -1,4 +1,4 @@
-"""Train the world's own mark detector, the small network of 8×8 cells behind :mod:`guards.marks`, and write what ships."""
+"""Train the world's own mark detector, the small network of 8×8 cells behind :mod:`guards.marks`, and write it for shipping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.lab.world.mark_training import averaged, fit
 
 
 def loss_of(network: Any, x: Any, rows: Examples) -> Any:
-    """Cross-entropy of every cell, and half that of every picture (the pooled cells)."""
+    """Cross-entropy of every cell, plus half the cross-entropy of every picture (the pooled cells)."""
     import torch
     from torch.nn import functional
 
@@ -51,7 +51,7 @@ def train(
 
 
 def judge_of(network: Any) -> Judge:
-    """The network as :mod:`jobs.lab.world.mark_measures` asks: pooled logits, and boxes around the hottest cells."""
+    """The network as :mod:`jobs.lab.world.mark_measures` takes it: pooled logits, and boxes around the hottest cells."""
 
     def look(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
@@ -71,7 +71,7 @@ def judge_of(network: Any) -> Judge:
 def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-marks 2") -> dict[str, Any]:
     """Write ``out``/model.safetensors (fp16), config.json and the card README.md from ``work/marks/state.pt``.
 
-    What is measured is what ships: the moving average after rounding to fp16. Returns the report.
+    The shipped weights are measured: the moving average after rounding to fp16. Returns the report.
     """
     from safetensors.torch import save
 

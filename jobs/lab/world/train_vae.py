@@ -1,7 +1,7 @@
 """Train the world's autoencoder: diffusers' AutoencoderTiny, f4, four latent channels.
 
-The latents are pushed to zero mean and unit variance per channel, so that the pipeline needs no scaling constants,
-and a little noise is added to them, so that the decoder forgives the denoiser's small errors.
+The loss pulls the latents to zero mean and unit variance per channel, so that the pipeline needs no scaling constants. A little
+noise is added to them, so that the decoder tolerates the denoiser's small errors.
 """
 
 from __future__ import annotations

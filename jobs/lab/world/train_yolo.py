@@ -1,8 +1,8 @@
 """Train the world's YOLO mark detector: an ultralytics nano network from its YAML, on the examples of the marks guard.
 
 ultralytics is licensed AGPL-3.0, and so are weights trained with it. This module and :mod:`guards.yolo` are the only
-places that import it. Its own trainer is not used (it wants files, fonts, a check of half precision on downloaded
-weights): its model and its loss are, in the loop that also trains the guard of our own.
+places that import it. Its trainer is not used, since it needs files, fonts, and downloaded weights to check half precision. Its
+model and its loss are used, in the loop that also trains the marks guard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INPUT = 128  # pixels: 64-pixel pictures are enlarged, so that the finest grid (
 
 
 def targets(rows: Examples) -> dict[str, Any]:
-    """The batch as ultralytics' loss wants it: box centres and sizes in fractions, with class and picture number."""
+    """The batch in the form of ultralytics' loss: box centres and sizes in fractions, with class and picture number."""
     import torch
 
     marked = np.flatnonzero(rows.kinds >= 0)
@@ -83,7 +83,7 @@ def train(
 
 
 def judge_of(network: Any) -> Judge:
-    """The detector as :mod:`jobs.lab.world.mark_measures` asks."""
+    """The detector as :mod:`jobs.lab.world.mark_measures` takes it."""
 
     def look(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [
@@ -98,7 +98,7 @@ def judge_of(network: Any) -> Judge:
 def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-yolo 1") -> dict[str, Any]:
     """Write ``out``/model.safetensors (fp16), config.json, LICENSE and the card README.md from ``work/yolo/state.pt``.
 
-    What is measured is what ships: the moving average after rounding to fp16. Returns the report.
+    The shipped weights are measured: the moving average after rounding to fp16. Returns the report.
     """
     from safetensors.torch import save
 
@@ -109,7 +109,7 @@ def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-
     out.mkdir(parents=True, exist_ok=True)
     raw = save(half)
     (out / "model.safetensors").write_bytes(raw)
-    left_out = ("yaml_file", "channels")  # where ultralytics found the file, and what it is told when it builds
+    left_out = ("yaml_file", "channels")  # the file's path, and an argument of the constructor
     release = importlib.metadata.version("ultralytics")
     card = {
         "architecture": "yolo",

@@ -1,4 +1,4 @@
-"""The same drawing a little differently: in other colours, shifted by a pixel, or placed anew."""
+"""Variants of a drawing: in other colours, shifted by a pixel, or placed anew."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from index.colours import turn_hues
 
 
 def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The same drawing in other colours: its hues turned by one random angle; greys, black and white stay."""
+    """The same drawing in other colours: all hues turned by one random angle; greys, black and white stay."""
     return Image.fromarray(turn_hues(np.asarray(picture.convert("RGB")), float(rng.integers(256)) / 256))
 
 
 def shift(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The same drawing, to the pixel, but one pixel at most to the side and up or down. White stays white."""
+    """The same drawing, shifted by at most one pixel to the side and up or down. White stays white."""
     dx, dy = (int(step) for step in rng.integers(-1, 2, 2))
     return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy), fillcolor="white")
 
 
 def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The same drawing, placed a little differently: mirrored, shifted, scaled, turned. White stays white."""
+    """The same drawing, slightly mirrored, shifted, scaled or turned. White stays white."""
     from PIL import ImageOps
 
     if rng.random() < 0.5:
