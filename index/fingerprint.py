@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import numpy as np
@@ -43,3 +44,15 @@ def iscc(picture: np.ndarray) -> str:
         Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8)).convert("L").resize((32, 32), Image.Resampling.BICUBIC)
     )
     return str(gen_image_code_v0(np.asarray(grey).reshape(-1).tolist(), bits=256)["iscc"])
+
+
+def iscc_bytes(code: str) -> bytes:
+    """The 256 bits of an image code of :func:`iscc` as 32 bytes.
+
+    Raises:
+        ValueError: it is no such code.
+    """
+    digits = code.removeprefix("ISCC:")
+    if not (digits.startswith("EED") and len(digits) == 55):  # two bytes of header: content code, image, version 0, 256 bits
+        raise ValueError(f"{code!r} is no image code of 256 bits")
+    return base64.b32decode(digits + "=")[2:]

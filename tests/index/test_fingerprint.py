@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from index.fingerprint import content_digest, iscc, pdq, pdq_hex, pixel_digest
+from index.fingerprint import content_digest, iscc, iscc_bytes, pdq, pdq_hex, pixel_digest
 
 RAMP = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(64, 48, 3).astype(np.uint8)
 
@@ -35,3 +36,14 @@ def test_iscc_is_the_standards_image_code() -> None:
     """256 bits of a ramp, as iscc-core 1.5 computes them: a changed value would orphan every recorded fingerprint."""
     code = iscc(np.repeat(RAMP, 3, axis=0))
     assert code == "ISCC:EED2QF7QC7YBP4QXACL3JF5US72JGAQO6IHPEH7SD66WJ5DE2QS5INI"
+
+
+def test_the_bits_of_a_code_are_its_body() -> None:
+    assert iscc_bytes("ISCC:EED5O22IFY7YG2ALTI5WNSNC5UR3AUTHSFPAB6C7NMBELJP3PPMQNOA").hex() == (
+        "d76b482e3f83680b9a3b66c9a2ed23b05267915e00f85f6b0245a5fb7bd906b8"
+    )
+
+
+def test_a_code_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image code of 256 bits"):
+        iscc_bytes("ISCC:EEAQU6JRTNWX6PZRXQ")
