@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from index.errors import ClearanceError, ConfigError, InputError
+from index.errors import ClearanceError, ConfigError
 from index.printable import visible
 from jobs import signals
+from jobs.cli.arguments import AsJson, RunFile, RunFolder, read_run_file, run_folder
 from jobs.cli.erase import app as erase_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
@@ -105,13 +106,6 @@ def root(
     pass
 
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
-
-
 @app.command(epilog="Example: clearance demo --out clearance-demo --runner local")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo.")] = Path("clearance-demo"),
@@ -156,7 +150,7 @@ def run(
     from jobs.run.progress import Watch, duration
     from jobs.run.stored_plan import stored_plan
 
-    config, base = _read_run_file(run_file)
+    config, base = read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
     notes: list[Note] = []
     restriction: dict[str, Any] = {"notes": notes}
@@ -210,7 +204,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
 
-    folder, _ = _run_folder(run)
+    folder, _ = run_folder(run)
     stored, receipts = stored_plan(folder), committed(folder)
     counts, check = read_counts(folder)
     sealed = entry_of(folder, "run.json") is not None
@@ -247,7 +241,7 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
 
     from jobs.run.verdict import verify_run
 
-    folder, _ = _run_folder(run)
+    folder, _ = run_folder(run)
     found = verify_run(folder)
     if json:
         say_json(asdict(found))
@@ -272,7 +266,7 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
 @app.command(epilog="Example: clearance report runs/monday")
 def report(run: RunFolder, json: AsJson = False) -> None:
     """Write report.html and report.json of a run. Exits with 1 if the run is damaged."""
-    _write_report(*_run_folder(run), json=json)
+    _write_report(*run_folder(run), json=json)
 
 
 @app.command(epilog="Example: clearance doctor")
@@ -299,27 +293,6 @@ def doctor() -> None:
 # --- what the commands share -----------------------------------------------------------------------------------------------
 
 
-def _read_run_file(path: Path) -> tuple[RunConfig, Path]:
-    """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path.
-
-    A path that begins with ``~`` starts from the home folder.
-    """
-    from dataclasses import replace
-
-    from pipeline.config import RunConfig
-    from pipeline.settings import read_toml
-
-    config = read_toml(RunConfig, path)
-    base = path.resolve().parent
-    model = os.path.expanduser(config.model.path)
-    if model != "stickers" and (base / model).is_dir():
-        model = str(base / model)
-    adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
-    paths = {name: os.path.expanduser(getattr(config, name)) for name in ("prompts", "index", "policy")}
-    marks = replace(config.marks, keys=os.path.expanduser(config.marks.keys))
-    return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters, marks=marks), base
-
-
 def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: list[Note], **restriction: Any) -> Plan:
     import dataclasses
 
@@ -331,19 +304,6 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: li
     plan = Plan.make(config, rules, base, notes=notes, **restriction)
     notes += [Note("guards", str(guard["note"])) for guard in plan.guards if guard["note"]]
     return plan
-
-
-def _run_folder(run: Path) -> tuple[Path, Path | None]:
-    """The run folder, and the folder of the run file that names it (None when the folder itself was named)."""
-    base = None
-    if run.suffix == ".toml" and run.is_file():
-        from jobs.run.plan import local_folder
-
-        config, base = _read_run_file(run)
-        run = local_folder(config.out, base)
-    if not run.is_dir():
-        raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
-    return run, base
 
 
 def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: Any) -> None:

@@ -24,8 +24,7 @@ from jobs.run.plan import Plan
 from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
-from pipeline.policy import Policy
-from pipeline.settings import digest
+from pipeline.policy import Policy, policy_digest
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
@@ -87,7 +86,7 @@ class FakeRuntime:
             run_id=run_id, dataset_id=self.config.dataset_id, plan_sha256=plan_sha256, model_id="fake", model_revision="",
             model_digest=IDENTITY["model_digest"], model_licence="Apache-2.0", scheduler="ddim", steps=20, guidance=3.0,
             dtype="float32", device_kind="cpu", rows=16, threads=1, index_id=IDENTITY["index_id"], embedder_id="e",
-            calibration_id="c", copy_threshold=0.8, policy_id="p", policy_sha256=digest(self.policy), policy_name="default",
+            calibration_id="c", copy_threshold=0.8, policy_id="p", policy_sha256=policy_digest(self.policy), policy_name="default",
             worker_id=worker_id, embedding_dim=4,
         )  # fmt: skip
 

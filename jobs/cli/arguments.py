@@ -1,0 +1,54 @@
+"""Arguments that several commands take: a run file, a run folder, ``--json``; and how they are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from index.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
+
+
+def read_run_file(path: Path) -> tuple[RunConfig, Path]:
+    """The run file and the folder that its paths start from; a model folder beside it becomes an absolute path.
+
+    A path that begins with ``~`` starts from the home folder.
+    """
+    from dataclasses import replace
+
+    from pipeline.config import RunConfig
+    from pipeline.settings import read_toml
+
+    config = read_toml(RunConfig, path)
+    base = path.resolve().parent
+    model = os.path.expanduser(config.model.path)
+    if model != "stickers" and (base / model).is_dir():
+        model = str(base / model)
+    adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
+    paths = {name: os.path.expanduser(getattr(config, name)) for name in ("prompts", "index", "policy")}
+    marks = replace(config.marks, keys=os.path.expanduser(config.marks.keys))
+    return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters, marks=marks), base
+
+
+def run_folder(run: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the folder of the run file that names it (None when the folder itself was named)."""
+    base = None
+    if run.suffix == ".toml" and run.is_file():
+        from jobs.run.plan import local_folder
+
+        config, base = read_run_file(run)
+        run = local_folder(config.out, base)
+    if not run.is_dir():
+        raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
+    return run, base
