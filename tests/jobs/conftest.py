@@ -86,8 +86,8 @@ class FakeRuntime:
             run_id=run_id, dataset_id=self.config.dataset_id, plan_sha256=plan_sha256, model_id="fake", model_revision="",
             model_digest=IDENTITY["model_digest"], model_licence="Apache-2.0", scheduler="ddim", steps=20, guidance=3.0,
             dtype="float32", device_kind="cpu", rows=16, threads=1, index_id=IDENTITY["index_id"], embedder_id="e",
-            calibration_id="c", copy_threshold=0.8, policy_id="p", policy_sha256=policy_digest(self.policy), policy_name="default",
-            worker_id=worker_id, embedding_dim=4,
+            calibration_id="c", copy_threshold=0.8, policy_id="p",
+            policy_sha256=policy_digest(self.policy), policy_name="default", worker_id=worker_id, embedding_dim=4,
         )  # fmt: skip
 
     def sample(self, request: Request) -> Sample:
