@@ -45,6 +45,10 @@ class GuardUnavailable(ClearanceError):
     """A guard that the policy demands cannot run here (missing package, missing weights)."""
 
 
+class WatermarkUnavailable(ClearanceError):
+    """A watermark that the run file demands cannot run here (missing package, missing weights)."""
+
+
 class ModelError(ClearanceError):
     """A model that cannot be loaded or does not fit its role."""
 
