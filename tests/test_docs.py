@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.audit.event_kinds import KINDS
 from pipeline.config import RunConfig
 from pipeline.fields import REQUIRED, Key, keys
 from pipeline.policy import Policy
@@ -70,11 +71,11 @@ def commands_of(called: str, app: Any) -> Iterator[tuple[str, Any]]:
     yield from walk(called, typer.main.get_command(app))
 
 
-def literals(pattern: re.Pattern[str]) -> set[str]:
-    """Every string in the four packages that is wholly of this form."""
+def literals(pattern: re.Pattern[str], aside: str = "") -> set[str]:
+    """Every string in the four packages that is wholly of this form; one module may be left out."""
     found = set()
     for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
+        for path in (path for path in (ROOT / package).rglob("*.py") if path.name != aside):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value):
                     found.add(node.value)
@@ -159,12 +160,18 @@ def file_lines(cls: type[Any]) -> Iterator[str]:
 
 
 def schema_lines(table: str) -> Iterator[str]:
+    from pipeline.audit.event_parts import events_schema
     from pipeline.audit.schema import attempts_schema, samples_schema
 
     yield from ("| column | type | what it says |", "|---|---|---|")
-    for column in samples_schema() if table == "samples" else attempts_schema():
+    for column in {"samples": samples_schema, "attempts": attempts_schema, "event columns": events_schema}[table]():
         kind = re.sub(r"\b(list|fixed_size_list)<(item|element): ", r"\1<", str(column.type))
         yield f"| `{column.name}` | `{kind}` | {column.metadata[b'doc'].decode()} |"
+
+
+def kind_lines() -> Iterator[str]:
+    yield from ("| kind | when |", "|---|---|")
+    yield from (f"| `{kind}` | {when} |" for kind, when in KINDS.items())
 
 
 def module_lines(folders: Iterable[str], aside: str = "") -> Iterator[str]:
@@ -195,6 +202,8 @@ GENERATED = {
     "guards": (REFERENCE, guard_lines),
     "samples": (REFERENCE, lambda: schema_lines("samples")),
     "attempts": (REFERENCE, lambda: schema_lines("attempts")),
+    "event columns": (REFERENCE, lambda: schema_lines("event columns")),
+    "event kinds": (REFERENCE, kind_lines),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
     "floors": (ARCHITECTURE, floor_lines),
@@ -249,11 +258,15 @@ def section(text: str, title: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize(("pattern", "title"), [(REASON, "Reason codes"), (EVENT, "Events")], ids=["reasons", "events"])
-def test_codes_in_the_source_and_in_the_reference_are_the_same(reference: str, pattern: re.Pattern[str], title: str) -> None:
-    listed = {code for code in re.findall(r"^\| `([^`]+)`", section(reference, title), re.MULTILINE)}
-    assert literals(pattern), "the search found nothing: it is broken"
-    assert listed == literals(pattern)
+def test_codes_in_the_source_and_in_the_reference_are_the_same(reference: str) -> None:
+    listed = {code for code in re.findall(r"^\| `([^`]+)`", section(reference, "Reason codes"), re.MULTILINE)}
+    assert literals(REASON), "the search found nothing: it is broken"
+    assert listed == literals(REASON)
+
+
+def test_every_event_of_runs_and_shards_has_a_kind_and_every_kind_its_event() -> None:
+    written = literals(EVENT, aside="event_kinds.py")
+    assert written == {kind for kind in KINDS if EVENT.fullmatch(kind)}, "add a line to pipeline/audit/event_kinds.py"
 
 
 def test_every_key_has_a_meaning() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
 from index.storage import (
+    TEMPORARY,
     cannot_write,
     digest_of,
     entries,
@@ -181,12 +182,13 @@ def failed_keys(folder: Path) -> list[str]:
 def _begin(folder: Path, plan: Plan, place: Place) -> None:
     """Write what a run begins with."""
     from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
-    from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
+    from pipeline.audit.event_parts import EVENTS_HEAD_FILE
+    from pipeline.audit.events import event_files
     from pipeline.audit.shards import sweep
 
     try:
         if place.state == "replaced":
-            for name in (EVENTS_HEAD_FILE, EVENTS_FILE, REPORT_HTML, REPORT_JSON, PLAN_FILE):
+            for name in (EVENTS_HEAD_FILE, *reversed(event_files(folder)), REPORT_HTML, REPORT_JSON, PLAN_FILE):
                 remove(folder, name)
         sweep(folder)
         write_file(folder, REQUESTS_FILE, plan.requests_file)
@@ -215,9 +217,7 @@ def check_begun(folder: Path, plan: Plan, receipts: Mapping[str, ShardReceipt]) 
     for event in events:
         for name, value in own.items():
             if event["digests"].get(name, value) != value:
-                what = (
-                    f"is not the plan that the run started with: another {name} stands in events.jsonl line {event['seq'] + 1}"
-                )
+                what = f"is not the plan that the run started with: another {name} stands in event {event['seq']}"
                 raise IntegrityError(what, where=str(folder / PLAN_FILE), fix="Restore it from a copy")
     sealed = _sealed(folder, events)
     unknown = sorted(set(receipts) - {shard.shard_id for shard in plan.shards})
@@ -247,7 +247,7 @@ def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
         return False
     _, problems = scan_statement(folder)
     if not problems and named and named[-1] != digest_of(folder, RUN_FILE):
-        problems = [(RUN_FILE, "is not the statement that the last sealing event in events.jsonl names")]
+        problems = [(RUN_FILE, "is not the statement that the last sealing event names")]
     if problems:
         raise IntegrityError(problems[0][1], where=f"{folder}/{problems[0][0]}", fix="Restore it from a copy")
     return bool(named)  # without that event the run was stopped between the two; it is sealed again
@@ -287,14 +287,15 @@ def _plan_file(folder: Path) -> str:
 def _not_ours(out: Path) -> list[str]:
     """What lies in a folder that no run writes. Commit markers are not looked for here."""
     from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
-    from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
+    from pipeline.audit.event_lines import EVENT_LINES
+    from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
     from pipeline.audit.ledger import RUN_FILE
     from pipeline.audit.shards import COMMITS, TABLES, is_leftover
 
-    files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENTS_FILE, EVENTS_HEAD_FILE, RUN_FILE}
+    files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENT_LINES, EVENTS_HEAD_FILE, RUN_FILE}
     found = []
     for entry in entries(out):
-        if entry.kind == "folder" and entry.name in (COMMITS, *TABLES):
+        if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, *TABLES):
             inner = entries(out, entry.name)
             found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and _written(entry.name, e.name))]
         elif entry.kind != "file" or not (entry.name in files or is_leftover("", entry.name)):
@@ -303,6 +304,9 @@ def _not_ours(out: Path) -> list[str]:
 
 
 def _written(folder: str, name: str) -> bool:
+    from pipeline.audit.event_parts import EVENTS_FOLDER, is_part
     from pipeline.audit.shards import COMMITS, is_leftover
 
+    if folder == EVENTS_FOLDER:
+        return is_part(name) or name.startswith(TEMPORARY)
     return is_leftover(folder, name) or (folder == COMMITS and name.endswith(".json") and not name.startswith("."))

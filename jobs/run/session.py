@@ -137,9 +137,10 @@ class Session:
         )
 
     def event(self, kind: str, reason: str, **digests: str) -> None:
-        from pipeline.audit.events import append_event
+        from pipeline.audit.events import NewEvent, append_events
 
-        append_event(self.folder, kind, f"runner.{self.runner}", reason, **digests)
+        event = NewEvent(kind=kind, actor=f"runner.{self.runner}", reason=reason, digests=digests)
+        append_events(self.folder, [event])
 
     def begin(self) -> None:
         """Take the folder, compare what is in it with the plan, and record that the run continues or begins.

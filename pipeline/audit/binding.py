@@ -17,7 +17,7 @@ from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
-from pipeline.audit.events import EVENTS_FILE
+from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.requests import fits, written_version
 from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
 from pipeline.audit.shards import ShardFile, ShardReceipt
@@ -103,7 +103,7 @@ def header_problems(
         )
     event = shard_header.get("events_head", "")
     if event and run.events is not None and event not in run.events:
-        yield EVENTS_FILE, f"lacks the event that shard {shard_id} was written under: {_EITHER}"
+        yield EVENTS_FOLDER, f"lacks the event that shard {shard_id} was written under: {_EITHER}"
 
 
 def row_problems(row: Mapping[str, Any], table: str, shard_header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The content of a report, as plain data: ``report.json``, and what the page is made from.
 
-Counted from the Parquet tables in one pass, with what ``run.json`` and ``events.jsonl`` hold beside them; the verdict on
+Counted from the Parquet tables in one pass, with what ``run.json`` and the events hold beside them; the verdict on
 integrity is recomputed, never copied.
 """
 

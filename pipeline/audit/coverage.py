@@ -8,6 +8,7 @@ from pathlib import Path
 from index.errors import IntegrityError
 from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.shards import COMMITS, TABLES
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
@@ -42,6 +43,13 @@ def uncovered(folder: Path, covered: Collection[str]) -> Iterator[tuple[str, str
         # A link or a folder in the place of a file of the run is a problem, and named as one.
         if entry.name not in covered and (why := _why(folder, entry)):
             yield entry.name, why
+        elif entry.name == EVENTS_FOLDER and entry.kind == "folder":
+            for inner in entries(folder, EVENTS_FOLDER):
+                if inner.name.startswith(TEMPORARY):
+                    yield (
+                        f"{EVENTS_FOLDER}/{inner.name}",
+                        "a leftover of an unfinished write, or an event that is being written",
+                    )
 
 
 def _why(folder: Path, entry: Entry) -> str:

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.storage import TEMPORARY, cannot_write
+from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.schema import Store, stored_as
 
 if TYPE_CHECKING:
@@ -232,7 +233,9 @@ def sweep(folder: Path) -> list[Path]:
     noted = [f"{name}/{leaf}" for name in TABLES for leaf in _leftovers(folder, name)]
     removed = [path for leaf in _leftovers(folder, COMMITS) if storage.remove(folder, path := f"{COMMITS}/{leaf}")]
     kept = {file.path for receipt in committed(folder).values() for file in receipt.files}
-    removed += [path for path in (*noted, *_leftovers(folder, "")) if path not in kept and storage.remove(folder, path)]
+    # An append of an event that goes on meanwhile writes its part again.
+    noted += [*_leftovers(folder, ""), *(f"{EVENTS_FOLDER}/{leaf}" for leaf in _leftovers(folder, EVENTS_FOLDER))]
+    removed += [path for path in noted if path not in kept and storage.remove(folder, path)]
     return [folder / path for path in removed]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from index.storage import digest_of, entry_of
+from index.errors import ClearanceError
+from index.storage import digest_of
 from pipeline.audit.binding import PLAN_FILE
-from pipeline.audit.events import EVENTS_FILE, NO_HEAD, events_head, scan_events
+from pipeline.audit.event_parts import EVENTS_FOLDER
+from pipeline.audit.events import NO_HEAD, event_files, events_head, scan_events
 from pipeline.audit.ledger import RUN_FILE, SEALED
 from pipeline.audit.stage import EVENTS, FILES, STATEMENT, Findings
 
@@ -32,11 +35,11 @@ def check_events(
 ) -> None:
     """Hold the events against the plan and the statement that they name."""
     found.counts["events"] += len(events)
-    found.counts["files"] += entry_of(folder, EVENTS_FILE) is not None
+    with suppress(ClearanceError):  # the scan of the events named it
+        found.counts["files"] += len(event_files(folder))
     for event in events:
         if plan_file_sha256 and event["digests"].get("plan_file_sha256", plan_file_sha256) != plan_file_sha256:
-            line = f"{EVENTS_FILE} line {event['seq'] + 1}"
-            found.problem(FILES, PLAN_FILE, f"is not the plan that the event in {line} names")
+            found.problem(FILES, PLAN_FILE, f"is not the plan that event {event['seq']} names")
     if events:
         found.compared(EVENTS, f"each of {len(events):,} events follows the one before it")
     else:
@@ -44,15 +47,14 @@ def check_events(
     sealed = [event for event in events if event["kind"] == SEALED]
     if statement is None:
         if sealed:
-            line = f"{EVENTS_FILE} line {sealed[-1]['seq'] + 1}"
-            found.problem(STATEMENT, RUN_FILE, f"the run was sealed ({line}); its statement is gone")
+            found.problem(STATEMENT, RUN_FILE, f"the run was sealed (event {sealed[-1]['seq']}); its statement is gone")
         return
     predicate = statement.get("predicate")
     stated = predicate.get("events") if isinstance(predicate, dict) else None
     count, head = (stated.get("count"), stated.get("head")) if isinstance(stated, dict) else (None, None)
     if not isinstance(count, int) or len(events) < count or events_head(events[: max(count, 0)]) != head:
-        found.problem(EVENTS, EVENTS_FILE, f"events that {RUN_FILE} was sealed over are missing or changed")
+        found.problem(EVENTS, EVENTS_FOLDER, f"events that {RUN_FILE} was sealed over are missing or changed")
     if not sealed:
-        found.problem(EVENTS, EVENTS_FILE, "holds no event of sealing")
+        found.problem(EVENTS, EVENTS_FOLDER, "holds no event of sealing")
     elif sealed[-1]["digests"].get("run_sha256") != digest_of(folder, RUN_FILE):
-        found.problem(STATEMENT, RUN_FILE, f"is not the statement that the last sealing event in {EVENTS_FILE} names")
+        found.problem(STATEMENT, RUN_FILE, "is not the statement that the last sealing event names")

@@ -16,7 +16,8 @@ from index.errors import InputError
 from index.storage import digest_of, entry_of
 from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
 from pipeline.audit.coverage import strangers, uncovered
-from pipeline.audit.events import EVENTS_FILE, EVENTS_HEAD_FILE
+from pipeline.audit.event_lines import EVENT_LINES
+from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.shards import COMMITS, TABLES
 from pipeline.audit.stage import FILES, SIGNATURE, TIME_STAMP, Findings, Problem, Stage
@@ -86,7 +87,7 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
     rows.check(receipts)
     found.add(FILES, strangers(folder, {file.path for receipt in receipts.values() for file in receipt.files}))
     check_statement(statement, receipts, rows)
-    covered = {RUN_FILE, EVENTS_FILE, EVENTS_HEAD_FILE, COMMITS, *TABLES}
+    covered = {RUN_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *TABLES}
     if statement is not None:
         covered |= check_plan_files(folder, statement, found)
     check_events(folder, statement, events, binding.plan_file_sha256, found)

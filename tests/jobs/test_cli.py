@@ -266,7 +266,7 @@ DAMAGE = {
     "an attempt": "attempts/*.parquet",
     "a marker": "commits/*.json",
     "the statement": "run.json",
-    "the events": "events.jsonl",
+    "the events": "events/*.parquet",
     "the plan": "plan.json",
     "the requests": "requests.parquet",
 }

@@ -21,9 +21,9 @@ from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 
 PROMPTS = ["cat", "owl", "disk-full", "", "fox"]
-FILES = [".lease", "plan.json", "requests.parquet", "events.jsonl", "events-head.json", "run.json"]
+FILES = [".lease", "plan.json", "requests.parquet", "events/00000000.parquet", "events-head.json", "run.json"]
 REPORTS = ["report.html", "report.json"]
-FOLDERS = ["samples", "attempts", "commits"]
+FOLDERS = ["samples", "attempts", "commits", "events"]
 MakePlan = Callable[..., Plan]
 Open = Callable[..., Any]
 

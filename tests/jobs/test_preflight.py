@@ -21,6 +21,7 @@ from jobs.cli import main as cli
 from jobs.run.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
 from jobs.run.notes import notes_of
 from jobs.run.preflight import check_room
+from pipeline.audit.events import read_events
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.outcome import Request
 from pipeline.policy import Policy, UnsafePolicy
@@ -298,8 +299,7 @@ def test_a_run_that_stopped_counts_what_is_left(project: Path) -> None:
 
 def test_the_notes_of_a_run_stay_with_it(project: Path) -> None:
     assert call("run", project / "run.toml").exit_code == 0
-    events = [json.loads(line) for line in (project / "run" / "events.jsonl").read_text().splitlines()]
-    noted = [event["reason"] for event in events if event["kind"] == "run.noted"]
+    noted = [event["reason"] for event in read_events(project / "run") if event["kind"] == "run.noted"]
     assert noted[0] == "prompts: the fields of prompts.csv are separated by semicolons"
     assert any(text.startswith("copies: the run file names no index") for text in noted)
     assert call("verify", project / "run").exit_code == 0

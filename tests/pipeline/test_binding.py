@@ -93,7 +93,7 @@ def test_a_shard_written_under_another_plan_file_or_other_events_is_named(
     commit(tmp_path, samples, context(anchors=Anchors("00" * 32, "11" * 32)))
     seal_problems = {p.where: p.what for p in verify(tmp_path).problems}
     assert "is not the plan that shard 00000 was written under" in seal_problems["plan.json"]
-    assert "lacks the event that shard 00000 was written under" in seal_problems["events.jsonl"]
+    assert "lacks the event that shard 00000 was written under" in seal_problems["events"]
 
 
 def test_a_shard_without_its_files_is_not_sealed(tmp_path: Path, samples: list[Sample], context: Make) -> None:
@@ -156,7 +156,9 @@ def test_verify_names_what_it_did_not_look_at(make_run: Callable[..., Any], tmp_
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
-@pytest.mark.parametrize("place", ["samples", "attempts", "commits", "commits/x", "samples/x", "run.json", "events.jsonl"])
+@pytest.mark.parametrize(
+    "place", ["samples", "attempts", "commits", "commits/x", "samples/x", "run.json", "events", "events-head.json"]
+)
 def test_anything_in_the_place_of_a_file_or_folder_of_the_run_is_a_problem(
     make_run: Callable[..., Any], tmp_path: Path, place: str, kind: str
 ) -> None:

@@ -22,7 +22,7 @@ KINDS = {
     "attempts": "attempts/*.parquet",
     "marker": "commits/*.json",
     "run": "run.json",
-    "events": "events.jsonl",
+    "events": "events/*.parquet",
 }
 
 
@@ -42,10 +42,11 @@ def folder(pristine: dict[str, Path], make_run: Make, tmp_path: Path) -> Path:
 def test_an_untouched_run_verifies(folder: Path) -> None:
     result = verify(folder)
     assert result.ok and result.problems == ()
-    expected = {"shards": 2, "files": 8, "samples": 20, "attempts": 26, "pictures": 12, "pixels": 12, "thumbnails": 26}
+    # samples, attempts and marker of two shards; run.json; two parts of events
+    expected = {"shards": 2, "files": 9, "samples": 20, "attempts": 26, "pictures": 12, "pixels": 12, "thumbnails": 26}
     assert {name: result.counts[name] for name in expected} == expected
     assert result.counts["prompts"] == 20 and result.counts["embeddings"] == 18 and result.counts["events"] == 2
-    assert not {path.suffix for path in folder.rglob("*") if path.is_file()} - {".parquet", ".json", ".jsonl"}
+    assert not {path.suffix for path in folder.rglob("*") if path.is_file()} - {".parquet", ".json"}
 
 
 @pytest.mark.parametrize("position", [0.02, 0.3, 0.55, 0.8, 0.999])
@@ -188,12 +189,16 @@ def test_shards_cannot_change_places(folder: Path) -> None:
 def test_events_cannot_be_dropped_or_reordered(folder: Path) -> None:
     append_event(folder, "review.decided", "reviewer", "fine", after_sha256="aa")
     assert verify(folder).ok
-    lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
-    for wrong in ([lines[0], lines[2]], [lines[1], lines[0], lines[2]], lines[:1], [lines[0], lines[1], lines[2][:-1]]):
-        (folder / "events.jsonl").write_bytes(b"".join(wrong))
+    parts = sorted(folder.glob("events/*.parquet"))
+    whole = [part.read_bytes() for part in parts]
+    for wrong in ([0, 2], [1, 0, 2], [0], [0, 1]):
+        for part in parts:
+            part.unlink(missing_ok=True)
+        for place, number in enumerate(wrong):
+            parts[place].write_bytes(whole[number])
         assert not verify(folder).ok
-    with pytest.raises(IntegrityError, match=r"line|newline"):
-        append_event(folder, "x", "y", "z")
+    with pytest.raises(IntegrityError, match="is missing"):
+        append_event(folder, "x.y", "y", "z")
 
 
 def test_run_json_cannot_be_swapped_for_an_older_one(folder: Path, context: Make) -> None:

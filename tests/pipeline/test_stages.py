@@ -125,7 +125,8 @@ def test_a_changed_event_fails_the_events(run: FakeRun, tmp_path: Path) -> None:
     append_event(run.folder, "review.decided", "reviewer", "fine")
     older = Path(shutil.copytree(run.folder, tmp_path / "older"))
     append_event(run.folder, "review.decided", "reviewer", "not fine")
-    shutil.copy(older / "events.jsonl", run.folder / "events.jsonl")
+    shutil.rmtree(run.folder / "events")
+    shutil.copytree(older / "events", run.folder / "events")
     assert failed(verify(run.folder)) == {"events"}
 
 

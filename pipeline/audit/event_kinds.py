@@ -1,0 +1,30 @@
+"""The kinds of events: one line each, with when it is written. The reference's table is made from here.
+
+An event of another kind (written by another version, or by a program of somebody else) is part of the chain, changes no state,
+and is named by ``clearance verify``.
+"""
+
+from __future__ import annotations
+
+KINDS: dict[str, str] = {
+    "run.started": "the first worker is ready; with the digest of `plan.json`, and of the plan whose place it took",
+    "run.noted": "the run does something differently from what its files let a reader expect; with topic and sentence",
+    "run.resumed": "a stopped run continues; with the number of open shards",
+    "run.stopped": "the run had to stop; with the error or the signal",
+    "run.finished": "every shard is committed",
+    "run.sealed": "`run.json` was written; with its digest",
+    "shard.retried": "a worker died, and its shard was given to another",
+    "shard.given_up": "a worker died of the shard for the third time; the shard's requests became error rows",
+    "review.exported": "samples were handed to people who review them",
+    "review.decided": "a person decided about samples; `outcome` is in force from then on",
+    "takedown.applied": "a claim was carried out; with the references that it added or retired",
+    "reaudit.done": "samples were compared again, with other references, another threshold or another policy",
+    "sample.quarantined": "samples are held back until they are released",
+    "sample.released": "the quarantine of samples ends; with `outcome`, that one is in force",
+    "payload.erased": "pictures, prompts or embeddings of samples were erased; with each file's digest before and after",
+    "hold.set": "a legal hold: of these samples, or of the whole run, nothing may be erased",
+    "hold.lifted": "a legal hold ends",
+    "retention.applied": "what was kept longer than the retention allows was erased; with counts",
+    "policy.changed": "another policy or threshold is in force; with the digests before and after",
+    "index.changed": "references were added or retired; with the index before and after",
+}

@@ -1,0 +1,241 @@
+"""State is events folded over samples: the outcome in force, review, holds, retention, and which payloads were erased.
+
+Rows never change. What shows or exports an outcome takes ``state_of(folder).of(sample_id).outcome``, or the row's where that is
+None. The fold is a pure function of the events in their order; an event changes what :data:`EFFECTS` names for its kind, and
+nothing else. What the events must hold:
+
+* ``review.decided``: ``samples``; ``details["outcome"]``, an outcome of :class:`pipeline.outcome.Outcome`. The last decision is
+  in force; one that says another thing than a decision before it is listed as a contradiction.
+* ``sample.quarantined``, ``sample.released``: ``samples``; ``details["claim"]``, why. A sample is held back while a claim holds
+  it; a release that names no claim ends all. A release may name the ``outcome`` that is then in force.
+* ``hold.set``, ``hold.lifted``: ``samples``, none meaning the whole run; ``details["matter"]``, what for. A hold ends when the
+  same matter is lifted where it was set: one of the run's by lifting the run's, one of a sample's by lifting the sample's.
+* ``payload.erased``: ``details["files"]``, see :mod:`pipeline.audit.erasure`.
+* ``review.decided`` and ``sample.released`` may state ``details["retain_until"]`` (ISO 8601), a new end of retention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.audit.event_kinds import KINDS
+from pipeline.audit.events import read_events
+from pipeline.outcome import Outcome
+
+EXPORTED, DECIDED = "exported", "decided"
+_OUTCOMES = frozenset(str(outcome) for outcome in Outcome)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleState:
+    """What events made of one sample.
+
+    Attributes:
+        decided: the outcome that a person or a release gave it; None: the row's stands.
+        claims: why it is held back; while there is one, its outcome is ``quarantined``.
+        review_state: ``exported`` or ``decided``; None: the row's stands.
+        holds: the matters for which nothing of it may be erased, the run's own among them.
+        retain_until: a new end of its retention; None: the row's stands.
+        erased: names of the columns whose payloads were erased.
+        events: numbers of the events that made this state, in order.
+    """
+
+    decided: str | None = None
+    claims: tuple[str, ...] = ()
+    review_state: str | None = None
+    holds: tuple[str, ...] = ()
+    retain_until: datetime | None = None
+    erased: frozenset[str] = frozenset()
+    events: tuple[int, ...] = ()
+
+    @property
+    def outcome(self) -> str | None:
+        """The outcome in force; None: the row's stands."""
+        return str(Outcome.QUARANTINED) if self.claims else self.decided
+
+    @property
+    def hold(self) -> bool:
+        return bool(self.holds)
+
+
+class Contradiction(NamedTuple):
+    """Two events that decided differently about one sample; the later one is in force."""
+
+    sample_id: str
+    earlier: int
+    later: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What events made of a run.
+
+    Attributes:
+        samples: the samples that events concern, by sample_id.
+        holds: the matters for which nothing of the whole run may be erased.
+        contradictions: decisions that an earlier one contradicts.
+        ignored: number of an event that changed nothing although its kind should, or whose kind is unknown; and why.
+    """
+
+    samples: Mapping[str, SampleState] = field(default_factory=dict)
+    holds: tuple[str, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    ignored: tuple[tuple[int, str], ...] = ()
+
+    def of(self, sample_id: str) -> SampleState:
+        """The state of one sample; one that no event concerns has the state of its row, and the holds of the run."""
+        own = self.samples.get(sample_id, _UNTOUCHED)
+        return replace(own, holds=_with(self.holds, own.holds)) if self.holds else own
+
+    def outcome(self, row: Mapping[str, Any]) -> str:
+        """The outcome in force of a row of the samples table (``sample_id`` and ``outcome``)."""
+        own = self.samples.get(row["sample_id"], _UNTOUCHED).outcome
+        return str(row["outcome"]) if own is None else own
+
+
+_UNTOUCHED = SampleState()
+
+
+def state_of(folder: Path) -> State:
+    """Fold a run's events.
+
+    Raises:
+        IntegrityError: the events were changed.
+    """
+    return fold(read_events(folder))
+
+
+def fold(events: Sequence[Mapping[str, Any]]) -> State:
+    """Fold events in their order; a pure function."""
+    samples: dict[str, SampleState] = {}
+    holds: tuple[str, ...] = ()
+    contradictions: list[Contradiction] = []
+    decisions: dict[str, tuple[int, str]] = {}
+    ignored: list[tuple[int, str]] = []
+    for event in events:
+        kind, seq = str(event["kind"]), int(event["seq"])
+        if kind not in KINDS:
+            ignored.append((seq, f"is of kind {kind!r}, which this version does not know"))
+            continue
+        if kind not in EFFECTS:
+            continue
+        if why := _unfit(event):
+            ignored.append((seq, f"({kind}) {why}"))
+            continue
+        if kind in _HOLDS and not event["samples"]:
+            holds = _HOLDS[kind](holds, _matter(event))
+        for sample_id in _concerned(event):
+            before = samples.get(sample_id, _UNTOUCHED)
+            samples[sample_id] = replace(EFFECTS[kind](before, event, sample_id), events=(*before.events, seq))
+            if kind == "review.decided":
+                outcome = event["details"]["outcome"]
+                if sample_id in decisions and decisions[sample_id][1] != outcome:
+                    contradictions.append(Contradiction(sample_id, decisions[sample_id][0], seq))
+                decisions[sample_id] = (seq, outcome)
+    return State(samples=samples, holds=holds, contradictions=tuple(contradictions), ignored=tuple(ignored))
+
+
+def _with(some: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*some, *more)))
+
+
+def _without(some: tuple[str, ...], one: str) -> tuple[str, ...]:
+    return tuple(other for other in some if other != one)
+
+
+def _unfit(event: Mapping[str, Any]) -> str:
+    """Why an event cannot change anything; empty when it can."""
+    details, kind = event["details"], event["kind"]
+    if kind == "payload.erased":
+        return "" if any(True for _ in erased_files(event)) else "names no file"
+    if kind not in _HOLDS and not event["samples"]:
+        return "names no sample"
+    outcome = details.get("outcome")
+    if outcome not in _OUTCOMES and (kind == "review.decided" or (kind == "sample.released" and outcome is not None)):
+        return f"names no outcome, but {str(outcome)[:40]!r}"
+    if "retain_until" in details and _until(event) is None:
+        return f"names no time, but {str(details['retain_until'])[:40]!r}"
+    return ""
+
+
+def _concerned(event: Mapping[str, Any]) -> list[str]:
+    if event["kind"] != "payload.erased":
+        return list(dict.fromkeys(event["samples"]))
+    return list(dict.fromkeys(sample_id for file in erased_files(event) for sample_id in file["samples"]))
+
+
+def erased_files(event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The files of an event ``payload.erased`` that are named in full; see :class:`pipeline.audit.erasure.ErasedFile`."""
+    texts = ("path", "table", "before_sha256", "after_sha256")
+    files = event["details"].get("files")
+    for file in files if isinstance(files, list) else ():
+        if not isinstance(file, dict) or not all(isinstance(file.get(name), str) for name in texts):
+            continue
+        lists = (file.get("columns"), file.get("samples"))
+        if all(isinstance(one, list) and all(isinstance(item, str) for item in one) for one in lists):
+            yield file
+
+
+def _matter(event: Mapping[str, Any]) -> str:
+    return str(event["details"].get("matter", ""))
+
+
+def _until(event: Mapping[str, Any]) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(event["details"]["retain_until"])
+    except (KeyError, ValueError, TypeError):
+        return None
+    return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+# --- what an event of each kind changes ------------------------------------------------------------------------------------
+
+Effect = Callable[[SampleState, Mapping[str, Any], str], SampleState]
+
+
+def _exported(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    return state if state.review_state == DECIDED else replace(state, review_state=EXPORTED)
+
+
+def _decided(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    until = _until(event) or state.retain_until
+    return replace(state, decided=event["details"]["outcome"], review_state=DECIDED, retain_until=until)
+
+
+def _quarantined(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    return replace(state, claims=_with(state.claims, [str(event["details"].get("claim", ""))]))
+
+
+def _released(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    details = event["details"]
+    claims = _without(state.claims, str(details["claim"])) if "claim" in details else ()
+    until = _until(event) or state.retain_until
+    return replace(state, claims=claims, decided=details.get("outcome") or state.decided, retain_until=until)
+
+
+def _held(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    return replace(state, holds=_HOLDS[event["kind"]](state.holds, _matter(event)))
+
+
+def _erased(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+    columns = [column for file in erased_files(event) if sample_id in file["samples"] for column in file["columns"]]
+    return replace(state, erased=state.erased | frozenset(columns))
+
+
+_HOLDS: dict[str, Callable[[tuple[str, ...], str], tuple[str, ...]]] = {
+    "hold.set": lambda holds, matter: _with(holds, [matter]),
+    "hold.lifted": _without,
+}
+EFFECTS: dict[str, Effect] = {
+    "review.exported": _exported,
+    "review.decided": _decided,
+    "sample.quarantined": _quarantined,
+    "sample.released": _released,
+    "hold.set": _held,
+    "hold.lifted": _held,
+    "payload.erased": _erased,
+}
