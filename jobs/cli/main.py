@@ -201,6 +201,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     from jobs.funnel import lines, read_counts, rows
     from jobs.run.lock import holder
     from jobs.run.stored_plan import stored_plan
+    from pipeline.audit.ledger import stated_roots
     from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
 
@@ -215,6 +216,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
         "state": "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume",
         "shards": f"{len(receipts)} of {len(stored['shards'])} committed",
         "requests": f"{counts.requested} of {stored['requests']} ended",
+        **stated_roots(folder),
     }
     if json:
         say_json(about | plain(counts, check))
@@ -231,21 +233,30 @@ def status(run: RunFolder, json: AsJson = False) -> None:
         say(line)
 
 
-@app.command(epilog="Example: clearance verify runs/monday")
-def verify(run: RunFolder, json: AsJson = False) -> None:
+@app.command(epilog="Example: clearance verify runs/monday --same-as runs/tuesday")
+def verify(
+    run: RunFolder,
+    same_as: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?")
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
 
     Each stage passes, fails or is skipped, with the reason. What was not looked at is listed.
     """
     from dataclasses import asdict
 
-    from jobs.run.verdict import verify_run
+    from jobs.run.verdict import compare_runs, verify_run
 
     folder, _ = run_folder(run)
+    other = run_folder(same_as)[0] if same_as is not None else None
     found = verify_run(folder)
+    compared = compare_runs(folder, other) if other is not None else None
+    ok = found.ok and (compared is None or compared.ok)
     if json:
-        say_json(asdict(found))
-        raise typer.Exit(0 if found.ok else 1)
+        say_json(asdict(found) | ({"same_as": asdict(compared)} if compared is not None else {}))
+        raise typer.Exit(0 if ok else 1)
     console = make_console()
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
     console.print(f"recomputed: {counts}", soft_wrap=True)
@@ -259,8 +270,12 @@ def verify(run: RunFolder, json: AsJson = False) -> None:
         console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
     if not found.ok:
         console.print(f"NOT INTACT: {len(found.problems)} problems", style="bold red")
+    else:
+        console.print(f"intact: {folder}", style="green", soft_wrap=True)
+    if compared is not None:
+        console.print(visible(compared.sentence, lines=False), style="green" if compared.ok else "bold red", soft_wrap=True)
+    if not ok:
         raise typer.Exit(1)
-    console.print(f"intact: {folder}", style="green", soft_wrap=True)
 
 
 @app.command(epilog="Example: clearance report runs/monday")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,59 @@ def verify_run(folder: Path) -> Verification:
         if not any(problem.where == where or problem.where.startswith(f"{where} ") for problem in found.problems):
             found = found.with_problem(FILES, Problem(where, error.what))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameAs:
+    """Whether another run has the same content.
+
+    Attributes:
+        ok: it has, and it is intact.
+        sentence: the same for people.
+        content_roots: of the two runs.
+        requests: how many of each. differing: how many of them differ, or stand in one run alone.
+        first: the key of the first of them; empty: there is none. what: how it differs.
+        problems: how many problems verifying the other run found.
+    """
+
+    ok: bool
+    sentence: str
+    content_roots: tuple[str, str]
+    requests: tuple[int, int]
+    differing: int
+    first: str
+    what: str
+    problems: int
+
+
+def compare_runs(folder: Path, other: Path) -> SameAs:
+    """Verify another run, and compare the content of both; see :mod:`pipeline.audit.content`.
+
+    Raises:
+        InputError: there is no such folder, or it holds no run.
+        IntegrityError: a shard of either cannot be read.
+    """
+    from pipeline.audit.content import compare
+
+    problems = len(damage(verify_run(other).problems))
+    found = compare(folder, other)
+    if not found.same:
+        differ = f"{found.differing:,} of {max(found.requests):,} requests differ"
+        sentence = f"OTHER CONTENT than {other}: {differ}, the first is {found.first!r}: {found.what}"
+    elif problems:
+        sentence = f"the same content as {other}, which is NOT INTACT: {problems} problems"
+    else:
+        sentence = f"the same content as {other}: {found.requests[0]:,} requests, content root {found.roots[0]}"
+    return SameAs(
+        ok=found.same and not problems,
+        sentence=sentence,
+        content_roots=found.roots,
+        requests=found.requests,
+        differing=found.differing,
+        first=found.first,
+        what=found.what,
+        problems=problems,
+    )
 
 
 def damage(problems: Sequence[Any]) -> list[tuple[str, str]]:

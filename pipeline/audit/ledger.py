@@ -21,10 +21,12 @@ from index.storage import digest_of, entry_of, parse_object, read_file, write_fi
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.chain import canonical
 from pipeline.audit.commitments import salt_id
+from pipeline.audit.content import content_root
 from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.requests import rows_in
 from pipeline.audit.shards import committed, markers, receipt_of
+from pipeline.audit.tree import merkle_root
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://clearance.dev/run/v1"
@@ -37,21 +39,6 @@ _PACKAGES = """
 
 
 # --- sealing ---------------------------------------------------------------------------------------------------------------
-
-
-def merkle_root(digests: Sequence[str]) -> str:
-    """Root of the Merkle tree over hex digests, in the order given (RFC 6962: leaves and nodes are hashed apart)."""
-    if not digests:
-        return hashlib.sha256(b"").hexdigest()
-    level = [hashlib.sha256(b"\0" + bytes.fromhex(digest)).digest() for digest in digests]
-    return _subtree(level).hex()
-
-
-def _subtree(level: list[bytes]) -> bytes:
-    if len(level) == 1:
-        return level[0]
-    split = 1 << ((len(level) - 1).bit_length() - 1)  # the largest power of two below the length
-    return hashlib.sha256(b"\1" + _subtree(level[:split]) + _subtree(level[split:])).digest()
 
 
 def bill_of_materials() -> list[dict[str, str]]:
@@ -119,7 +106,7 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: the run folder.
-        statement_predicate: plain data, normally from :func:`run_predicate`. Shards, counts, Merkle root, bill of
+        statement_predicate: plain data, normally from :func:`run_predicate`. Shards, counts, both roots, bill of
             materials, events and the finishing time are added here.
 
     Returns:
@@ -154,6 +141,7 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
         **statement_predicate,
         "shards": {shard_id: receipt.digest for shard_id, receipt in receipts.items()},
         "merkle_root": merkle_root([receipt.digest for receipt in receipts.values()]),
+        "content_root": content_root(folder),
         "counts": {
             "shards": len(receipts),
             "samples": sum(receipt.rows for receipt in receipts.values()),
@@ -210,6 +198,17 @@ def scan_statement(folder: Path) -> tuple[dict[str, Any] | None, list[tuple[str,
     if kind != (STATEMENT_TYPE, PREDICATE_TYPE):
         return statement, [(RUN_FILE, f"is another kind of statement: {kind[1]}")]
     return statement, []
+
+
+def stated_roots(folder: Path) -> dict[str, str]:
+    """The roots that ``run.json`` states: ``merkle_root`` over the record, ``content_root`` over what must repeat.
+
+    Empty for a run that is not sealed, or whose statement cannot be read.
+    """
+    statement, _ = scan_statement(folder)
+    predicate = (statement or {}).get("predicate")
+    stated = predicate if isinstance(predicate, dict) else {}
+    return {name: str(stated[name]) for name in ("merkle_root", "content_root") if name in stated}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from index.storage import open_file
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment, salt_id
+from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
@@ -50,13 +51,15 @@ class Rows:
     Attributes:
         samples: sample_id → where its row stands, and the columns that are compared later.
         outcomes: rows by outcome.
+        content: the digests of the requests' content.
     """
 
     def __init__(self, folder: Path, binding: RunBinding, salt: str | None, found: Findings) -> None:
         self.folder, self.binding, self.salt, self.found = folder, binding, salt, found
         self.samples: dict[str, tuple[str, dict[str, Any]]] = {}
         self.outcomes: Counter[str] = Counter()
-        self._attempts: dict[str, dict[int, tuple[str, str]]] = {}  # sample_id → number → where, pixel_sha256
+        self.content = ContentTree()
+        self._attempts: dict[str, dict[int, tuple[str, str, str]]] = {}  # sample_id → number → where, pixel_sha256, content
 
     def check(self, receipts: Mapping[str, ShardReceipt]) -> None:
         """Recompute the rows of every shard, and say what each stage compared."""
@@ -168,8 +171,8 @@ class Rows:
         if row["sample_id"] in self.samples:
             first = self.samples[row["sample_id"]][0]
             self.found.problem(CHAINS, f"{where} column sample_id", f"the sample has a row already: {first}")
-        kept = ("attempts", "accepted_attempt", "pixel_sha256", "outcome")
-        self.samples[row["sample_id"]] = (where, {name: row[name] for name in kept})
+        kept = ("attempts", "accepted_attempt", "pixel_sha256", "outcome", "row_no")
+        self.samples[row["sample_id"]] = (where, {"content": sample_digest(row), **{name: row[name] for name in kept}})
         self._picture(row, where)
         embedding = row["embedding"]
         if (embedding is None) != (row["embedding_sha256"] is None):
@@ -221,7 +224,7 @@ class Rows:
         if row["attempt"] in numbers:
             first = numbers[row["attempt"]][0]
             self.found.problem(CHAINS, f"{where} column attempt", f"the attempt has a row already: {first}")
-        numbers[row["attempt"]] = (where, row["pixel_sha256"])
+        numbers[row["attempt"]] = (where, row["pixel_sha256"], attempt_digest(row))
         data = (row["thumbnail"] or {}).get("bytes")
         self._match(f"{where} column thumbnail", data or b"", row["thumbnail_sha256"], "thumbnails")
 
@@ -234,6 +237,8 @@ class Rows:
         """Hold the two tables against each other: every sample has the attempts that it counts, every attempt a sample."""
         for sample_id, (where, row) in self.samples.items():
             made = self._attempts.pop(sample_id, {})
+            if type(row["row_no"]) is int:
+                self.content.add(row["row_no"], content_digest(row["content"], [made[n][2] for n in sorted(made)]))
             if row["attempts"] is None:
                 self.found.problem(CHAINS, f"{where} column attempts", "is empty")
                 continue
@@ -248,5 +253,5 @@ class Rows:
                 what = f"is not that of attempt {final} ({made[final][0]})"
                 self.found.problem(CHAINS, f"{where} column pixel_sha256", what)
         for made in self._attempts.values():
-            for where, _ in made.values():
+            for where, *_ in made.values():
                 self.found.problem(CHAINS, where, "belongs to no sample")

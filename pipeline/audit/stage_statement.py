@@ -9,10 +9,11 @@ from typing import Any
 
 from index.errors import ClearanceError
 from index.storage import digest_of
-from pipeline.audit.ledger import RUN_FILE, merkle_root, scan_statement
+from pipeline.audit.ledger import RUN_FILE, scan_statement
 from pipeline.audit.shards import ShardReceipt
 from pipeline.audit.stage import FILES, STATEMENT, TREE, Findings
 from pipeline.audit.stage_rows import Rows
+from pipeline.audit.tree import merkle_root
 
 NOT_SEALED = "the run was not sealed"
 
@@ -45,7 +46,11 @@ def check_statement(statement: Mapping[str, Any] | None, receipts: Mapping[str, 
         found.problem(TREE, RUN_FILE, "the Merkle root does not match the committed shards")
     if shards != {shard_id: receipt.digest for shard_id, receipt in receipts.items()}:
         found.problem(TREE, RUN_FILE, "the shards' digests do not match the commit markers")
-    found.compared(TREE, f"the Merkle root over {len(receipts):,} shards is the one that {RUN_FILE} states")
+    content = predicate.get("content_root")  # statements of schema versions 1 and 2 have none
+    if content is not None and content != rows.content.root:
+        found.problem(TREE, RUN_FILE, "the content root does not match the rows")
+    also = f", and so is the content root over {len(rows.samples):,} requests" if content is not None else ""
+    found.compared(TREE, f"the Merkle root over {len(receipts):,} shards is the one that {RUN_FILE} states{also}")
     recount = (found.counts["samples"], found.counts["attempts"], dict(sorted(rows.outcomes.items())))
     if recount != numbers:
         found.problem(STATEMENT, RUN_FILE, f"counts {numbers} are stated, {recount} are found")

@@ -8,7 +8,7 @@ own or beside the stages that share its pass over the files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.audit.stage import FILES, SIGNATURE, TIME_STAMP, Findings, Problem
 from pipeline.audit.stage_events import check_events, scan_run_events
 from pipeline.audit.stage_rows import Rows, read_receipts
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
+from pipeline.audit.tree import merkle_root
 
 _MOST_PROBLEMS = 200  # a folder that is wholly wrong need not list every row
 
@@ -38,6 +39,7 @@ class Verification:
         counts: how much was recomputed: shards, files, samples, attempts, pictures, pixels, prompts, events …
         not_covered: what lies in the folder and was not looked at, and why: reports, files and folders of other people, links.
         stages: the result of every stage, in the order of :data:`pipeline.audit.stage.STAGES`.
+        roots: what was recomputed of the whole: ``merkle_root`` over the record, ``content_root`` over what must repeat.
     """
 
     ok: bool
@@ -45,6 +47,7 @@ class Verification:
     counts: Mapping[str, int]
     not_covered: tuple[Problem, ...] = ()
     stages: tuple[Stage, ...] = ()
+    roots: Mapping[str, str] = field(default_factory=dict)
 
     def with_problem(self, stage: str, problem: Problem) -> Verification:
         """The same with one problem more, found outside this package."""
@@ -102,6 +105,10 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
         counts=dict(found.counts),
         not_covered=left,
         stages=found.stages(_MOST_PROBLEMS),
+        roots={
+            "merkle_root": merkle_root([receipt.digest for receipt in receipts.values()]),
+            "content_root": rows.content.root,
+        },
     )
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from index.errors import InputError, IntegrityError
 from pipeline.audit.context import RunContext
-from pipeline.audit.ledger import append_event, attempt_rows, merkle_root, read_events, run_predicate, sample_rows, seal
+from pipeline.audit.ledger import append_event, attempt_rows, read_events, run_predicate, sample_rows, seal
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard, committed, write_parquet
+from pipeline.audit.tree import merkle_root
 from pipeline.audit.verify import verify
 
 Make = Callable[..., Any]
