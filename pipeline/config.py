@@ -101,6 +101,10 @@ class MarksConfig:
         "auto",
         "signed C2PA manifest. auto: where the folder of keys can sign; required: a run without a key that signs is refused",
     )
+    training: Literal["not_allowed", "allowed", "unstated"] = choice(
+        "not_allowed",
+        "what C2PA manifests state of training and data mining with the picture (`cawg.training-mining`); unstated: nothing",
+    )
 
 
 @settings

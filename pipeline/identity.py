@@ -17,6 +17,8 @@ from typing import Any
 
 from index.shipped import STICKERS
 from pipeline.config import RunConfig
+from pipeline.keys import Keys
+from pipeline.marking.markers import marks_parts
 from pipeline.methods import STEERING, versions
 from pipeline.model.folder import folder_digest, resolve
 from pipeline.policy import Policy, guard_tables, policy_digest
@@ -111,9 +113,10 @@ def policy_in_force(policy: Policy, guards: Sequence[GuardInForce]) -> Policy:
 
 
 def identity(
-    policy: Policy, *, model_digest: str, adapters_sha256: str, compared: Compared, guards: Sequence[GuardInForce]
-) -> dict[str, str]:
-    """Every part of the identity, by name."""
+    policy: Policy, *, model_digest: str, adapters_sha256: str, compared: Compared, guards: Sequence[GuardInForce],
+    marks: Mapping[str, str],
+) -> dict[str, str]:  # fmt: skip
+    """Every part of the identity, by name; ``marks``: what :func:`pipeline.marking.markers.marks_parts` gives."""
     parts = {
         "model_digest": model_digest,
         "embedder_id": compared.embedder_id,
@@ -127,7 +130,7 @@ def identity(
         parts |= guard.parts()
     outside = versions({rung.kind for rung in policy.ladder})
     parts |= {f"{STEERING}{kind}": version for kind, version in outside.items()}
-    return parts | {f"library.{name}": _version(name) for name in LIBRARIES}
+    return parts | dict(marks) | {f"library.{name}": _version(name) for name in LIBRARIES}
 
 
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
@@ -147,7 +150,10 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
     guards = guards_in_force(config, policy, model_digest, compared.embedder_id)
     adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
-    return identity(policy, model_digest=model_digest, adapters_sha256=adapters_sha256, compared=compared, guards=guards)
+    marks = marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
+    return identity(
+        policy, model_digest=model_digest, adapters_sha256=adapters_sha256, compared=compared, guards=guards, marks=marks
+    )
 
 
 def _family(config: RunConfig, model_digest: str) -> str:

@@ -46,7 +46,7 @@ NEW = "`clearance keys new FOLDER` makes a folder of keys"
 
 def key_id(purpose: str, data: bytes) -> str:
     """Id of a key: 16 hex digits of a digest over its purpose and its public or random bytes. It reveals nothing of the key."""
-    return hashlib.sha256(f"clearance {purpose}\0".encode() + data).hexdigest()[:16]
+    return hashlib.sha256(f"{purpose} key ".encode() + data).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class C2paKey:
         chain_pem: its certificate and those between it and the root, PEM, the signer's first.
         algorithm: C2PA's name of the signature algorithm: ``es256``, ``es384``, ``es512``, ``ps256``, ``ed25519``.
         key_id: 16 hex digits of the digest of the signer's certificate (DER).
+        serial: the certificate's serial number, decimal, as readers of a manifest give it.
         subject: of the signer's certificate.
         not_before, not_after: when the certificate begins and ends, the earliest end of the chain.
         test: the certificate's subject names itself a test.
@@ -67,6 +68,7 @@ class C2paKey:
     chain_pem: bytes
     algorithm: str
     key_id: str
+    serial: str
     subject: str
     not_before: datetime
     not_after: datetime
@@ -335,6 +337,7 @@ def _c2pa_key(key_data: bytes, chain_data: bytes, key_where: str, chain_where: s
         chain_pem=pem,
         algorithm=algorithm,
         key_id=signer.fingerprint(hashes.SHA256()).hex()[:16],
+        serial=str(signer.serial_number),
         subject=_subject(signer),
         not_before=max(one.not_valid_before_utc for one in chain),
         not_after=min(one.not_valid_after_utc for one in chain),

@@ -20,6 +20,8 @@ from index.reference import Match
 from pipeline.config import RunConfig
 from pipeline.engine.engine import Engine
 from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force
+from pipeline.keys import Keys
+from pipeline.marking.markers import Markers, open_markers
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
@@ -73,8 +75,9 @@ class Runtime:
         threshold: float = 0.0,
         erasers: Erasers | None = None,
         in_force: Sequence[GuardInForce] = (),
+        markers: Markers | None = None,
     ) -> None:
-        self.config, self.model = config, model
+        self.config, self.model, self.markers = config, model, markers or Markers()
         self.asked, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
@@ -117,6 +120,7 @@ class Runtime:
             IndexMismatch: the index was built with another embedder.
             GuardUnavailable: a guard the policy requires cannot run here.
             IntegrityError: an adapter's weights are not the ones it was saved with.
+            ConfigError: a key is damaged, or a required mark cannot be made.
         """
         prepare(config)
         guards, skipped = open_policy_guards(policy)
@@ -129,6 +133,7 @@ class Runtime:
     ) -> Runtime:  # fmt: skip
         """Load the model for guards that are open already; arguments as from :func:`open_policy_guards` and
         :func:`open_copies`."""
+        markers = open_markers(config.marks, Keys.find(config.marks.keys, base=base))  # before anything takes long
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
         found = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
@@ -138,10 +143,12 @@ class Runtime:
             return cls(
                 config, policy, model, guards=guards, skipped=[*skipped, "copies: no index in the run file"],
                 threshold=policy.copies.threshold or 0.0, erasers=erasers, in_force=in_force,
+                markers=markers,
             )  # fmt: skip
         return cls(
             config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
             calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, in_force=in_force,
+            markers=markers,
         )  # fmt: skip
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
@@ -200,6 +207,7 @@ class Runtime:
             if index is None
             else Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=self.calibration_id),
             guards=self.in_force,
+            marks=self.markers.parts,
         )
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:

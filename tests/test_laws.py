@@ -15,12 +15,11 @@ MODULES = [path for package in ORDER for path in (ROOT / package).rglob("*.py")]
 # and from those below. On one floor no two rooms import each other.
 FLOORS: tuple[set[str], ...] = (
     {"fields", "refusal", "settings", "rungs", "methods", "policy", "config", "keys", "notes", "outcome"},
-    {"model"},
+    {"marking", "model"},
     {"steer"},
     {"engine"},
     {"respond"},
     {"copy_check", "decide", "identity", "open_request", "opening", "references"},
-    {"marking"},
     {"audit"},
     {"runtime"},
     {"next_attempt"},

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline.config import ModelConfig, RunConfig
+from pipeline.keys import Keys
 from pipeline.notes import Note
 from pipeline.policy import Policy
+
+SOON = timedelta(days=14)  # a certificate that ends within this time is warned of
 
 
 def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
@@ -31,6 +35,25 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
         notes.append(Note("calibration", remark))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row says so"))
+    return [*notes, *key_notes(config, base)]
+
+
+def key_notes(config: RunConfig, base: Path) -> list[Note]:
+    """What to know of the keys of a run: who signs, until when, and what is unsafe about the folder.
+
+    Raises:
+        ConfigError: a key is damaged.
+    """
+    keys = Keys.find(config.marks.keys, base=base)
+    key = keys.c2pa() if config.marks.c2pa != "off" else None
+    notes = [Note("keys", warning) for warning in keys.warnings()]
+    if key is None:
+        return notes
+    if key.test:
+        notes.append(Note("C2PA", f"pictures are signed by {key.subject}: a test certificate, nobody else trusts it"))
+    if key.not_after - datetime.now(UTC) < SOON:
+        text = f"the certificate ends on {key.not_after:%Y-%m-%d %H:%M} UTC: from then on readers call its manifests invalid"
+        notes.append(Note("C2PA", text))
     return notes
 
 

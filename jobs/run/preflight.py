@@ -96,6 +96,7 @@ def preflight(
     found.problems += [problem] if problem is not None else []
     config = plan.config
     found.attempt("out", lambda: _look_at_folder(found, resume=resume))
+    found.attempt("marks", lambda: _look_at_marks(found))
     here = found.attempt("model.device", lambda: _look_at_device(found))
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
@@ -173,6 +174,24 @@ def _look_at_device(found: Preflight) -> bool:
         text = f"{found.workers} workers of {config.generation.threads} threads on {cores} cores share them: expect longer"
         found.notes.append(Note("device", text))
     return True
+
+
+def _look_at_marks(found: Preflight) -> None:
+    """Whether the keys are there, outside the run, and whether a picture can be signed with them today."""
+    from pipeline.keys import Keys, refuse_inside
+    from pipeline.marking.markers import open_markers
+
+    plan = found.plan
+    keys = Keys.find(plan.config.marks.keys, base=plan.base)
+    refuse_inside(keys, found.folder)
+    markers = open_markers(plan.config.marks, keys)
+    signer = markers.signer
+    found.opened["C2PA"] = f"signed by {signer.key.subject}" if signer is not None else "no manifest"
+    if keys.folder is not None and found.runner == "ray" and os.environ.get("RAY_ADDRESS"):
+        text = (
+            f"every machine of the cluster needs {keys.folder}, or names its own in CLEARANCE_KEYS; else its worker is refused"
+        )
+        found.notes.append(Note("keys", text))
 
 
 def _look_at_model(found: Preflight) -> CheckedModel:

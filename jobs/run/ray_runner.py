@@ -23,6 +23,7 @@ from jobs import signals
 from jobs.run.plan import Plan
 from jobs.run.session import DEATHS_PER_SHARD, OnEvent, RunResult, Session, ignore, run_session
 from jobs.run.worker import OpenLoop, Worker, shards_ahead
+from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
 
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
@@ -53,9 +54,13 @@ def run_ray(
 class _Actor:
     """The worker as a Ray actor. Errors go back as values, so that their class and text arrive unwrapped."""
 
-    def __init__(self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, keys: str = ""
+    ) -> None:
         self._arguments = (plan, folder, run_id, worker_id)
         self._open_loop = open_loop
+        if keys:  # the driver's folder, unless this machine has its own
+            os.environ.setdefault(KEYS_VARIABLE, keys)
         self._worker: Worker | None = None
 
     def open(self) -> Any:
@@ -202,7 +207,9 @@ class _Pool:
         session = self.session
         self._hired[number] += 1
         worker_id = f"ray-{number}" if self._hired[number] == 1 else f"ray-{number}.{self._hired[number] - 1}"
-        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_loop)
+        keys = os.environ.get(KEYS_VARIABLE, "")
+        keys = os.path.abspath(os.path.expanduser(keys)) if keys else ""
+        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_loop, keys)
         self.waiting[actor.open.remote()] = _Seat(number=number, actor=actor, worker_id=worker_id)
 
     def _bury(self, seat: _Seat, cause: str) -> None:

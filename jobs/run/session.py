@@ -25,6 +25,7 @@ from jobs.run.plan import Plan
 from jobs.run.stored_plan import stored_plan
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.keys import Keys, refuse_inside
 from pipeline.outcome import Outcome, Sample
 
 if TYPE_CHECKING:
@@ -318,6 +319,7 @@ def run_session(
     plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
 ) -> Iterator[Session]:
     """A session that holds the folder's lease once there is a folder, and writes down why it ended early if it does."""
+    refuse_inside(Keys.find(plan.config.marks.keys, base=plan.base), folder)
     session = Session(plan, folder, runner, on_event, open_loop, resume)
     try:
         if session.place.state == "begun":

@@ -26,6 +26,7 @@ from pipeline.policy import Policy
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
+    from pipeline.marking.markers import Markers
 
 
 class RuntimeLike(Protocol):
@@ -33,6 +34,8 @@ class RuntimeLike(Protocol):
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext: ...
     def identity(self) -> dict[str, str]: ...
+    @property
+    def markers(self) -> Markers: ...
 
 
 class LoopLike(Protocol):
@@ -83,7 +86,7 @@ class Worker:
             raise PlanMismatch(
                 f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
                 where=str(folder),
-                fix="Bring back what changed (model, index, policy, guards or libraries), or start a new run",
+                fix="Bring back what changed (model, index, policy, guards, keys or libraries), or start a new run",
             )
         self.context = self._loop.runtime.context(run_id, plan.plan_sha256, worker_id)
         self._todo: deque[Request] = deque()
@@ -149,7 +152,9 @@ class Worker:
         for request in shard.requests:
             del self._shard_of[request.row_no]
         samples = [self._portable(sample) for sample in samples]
-        self._receipts[shard_no] = commit(self.folder, shard.shard_id, shard.requests, samples, self.context)
+        self._receipts[shard_no] = commit(
+            self.folder, shard.shard_id, shard.requests, samples, self.context, self._loop.runtime.markers
+        )
 
     def _portable(self, sample: Sample) -> Sample:
         if not sample.error_message:
@@ -165,9 +170,14 @@ def shards_ahead(config: RunConfig) -> int:
 
 
 def commit(
-    folder: Path, shard_id: str, requests: Sequence[Request], samples: Sequence[Sample], context: RunContext
+    folder: Path,
+    shard_id: str,
+    requests: Sequence[Request],
+    samples: Sequence[Sample],
+    context: RunContext,
+    markers: Markers | None = None,
 ) -> ShardReceipt:
-    """Write a shard's samples and attempts, in the order of its requests."""
+    """Mark the accepted pictures, and write a shard's samples and attempts in the order of its requests."""
     from pipeline.audit.records import attempt_table, sample_table
     from pipeline.audit.shards import commit_shard
 
@@ -177,4 +187,5 @@ def commit(
             f"{len(requests)} requests went in, {len(samples)} samples came out"
         )  # a bug, never a user's mistake
     ordered = [by_row[request.row_no] for request in requests]
-    return commit_shard(folder, shard_id, sample_table(ordered, context, shard_id), attempt_table(ordered, context, shard_id))
+    table = sample_table(ordered, context, shard_id, markers)
+    return commit_shard(folder, shard_id, table, attempt_table(ordered, context, shard_id))

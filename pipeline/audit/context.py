@@ -76,3 +76,8 @@ class RunContext:
     @property
     def prompt_salt(self) -> str:
         return self.salt or default_salt(self.dataset_id)
+
+    @property
+    def model_version(self) -> str:
+        """What the marks name as the version of the AI system: the revision, or the digest of what was loaded."""
+        return self.model_revision or (f"sha256:{self.model_digest[:16]}" if self.model_digest else "")

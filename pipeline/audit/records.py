@@ -24,19 +24,21 @@ from pipeline.audit.context import RunContext
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
 from pipeline.marking.encode import thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
+from pipeline.marking.markers import Markers
 from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str) -> pa.Table:
+def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str, markers: Markers | None = None) -> pa.Table:
     """One row per sample, in the order given, chained.
 
     Args:
         samples: the shard's samples; every request exactly once.
         context: what all rows share.
         shard_id: the shard.
+        markers: what accepted pictures are marked with, beside XMP.
 
     Returns:
         A table of :func:`samples_schema` with the shard header in its metadata.
@@ -50,7 +52,7 @@ def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str) 
         raise IntegrityError(
             f"{len(twice)} sample(s) appear twice", where=f"shard {shard_id}", fix="Give every request its own key or seed"
         )
-    rows = (_sample_row(sample, marked(sample, context), context, shard_id) for sample in samples)
+    rows = (_sample_row(sample, marked(sample, context, markers), context, shard_id) for sample in samples)
     return _chained(rows, samples_schema(context.embedding_dim), header("samples", shard_id, context))
 
 
@@ -72,12 +74,13 @@ def _chained(rows: Iterator[dict[str, Any]], schema: pa.Schema, shard_header: Ma
     return pa.Table.from_pylist(done, schema=schema.with_metadata(metadata))
 
 
-def marked(sample: Sample, context: RunContext) -> MarkedPicture | None:
+def marked(sample: Sample, context: RunContext, markers: Markers | None = None) -> MarkedPicture | None:
     """The file of a sample's accepted picture with its marks; None for a sample that was not accepted.
 
     Raises:
         IntegrityError: the sample is accepted and names no accepted attempt.
         ConfigError: unknown image format.
+        RunStopped: a mark could not be made.
     """
     if sample.outcome not in ACCEPTED:
         return None
@@ -85,7 +88,8 @@ def marked(sample: Sample, context: RunContext) -> MarkedPicture | None:
         where = f"request {sample.request.key!r}"
         raise IntegrityError("accepted without an accepted attempt", where=where, fix="Report this")
     software = f"Clearance {context.software_version}".strip()
-    return mark(sample.final.picture, context.image_format, Origin(context.model_id, context.model_revision, software))
+    origin = Origin(context.model_id, context.model_version, software)
+    return mark(sample.final.picture, context.image_format, origin, markers)
 
 
 def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext, shard_id: str) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
         "pixel_sha256": final.pixel_sha256,
         "pdq": pdq_hex(bits),
         "pdq_quality": quality,
-        "iscc": iscc(final.picture) if file is not None else None,
+        "iscc": (file.iscc or iscc(final.picture)) if file is not None else None,
         "embedding": embedding,
         "embedding_sha256": hashlib.sha256(embedding.tobytes()).hexdigest() if embedding is not None else None,
         "findings": [_finding(f, context) for f in final.findings],

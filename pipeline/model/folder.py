@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a 
 _TEXTS = frozenset({".json", ".txt", ".model"})
 # Only safetensors are loaded; the others are counted, so that a folder in which they change is another folder.
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".npz"})
+
+_SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$")
 
 
 def resolve(config: ModelConfig) -> Path:
@@ -39,6 +42,9 @@ def model_name(config: ModelConfig) -> str:
     place = Path(config.path).expanduser()
     if config.name or config.path == "stickers":
         return config.name or config.path
+    cached = _SNAPSHOT.search(Path(os.path.abspath(place)).as_posix())
+    if cached and place.is_dir():  # the hub's cache names the folder by the revision
+        return f"{cached[1]}/{cached[2]}"
     return Path(os.path.abspath(place)).name if place.is_absolute() or place.is_dir() else config.path
 
 

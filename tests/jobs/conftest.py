@@ -23,6 +23,8 @@ from jobs.run.openers import Openers, using
 from jobs.run.plan import Plan
 from pipeline.audit.context import RunContext
 from pipeline.config import RunConfig
+from pipeline.keys import Keys
+from pipeline.marking.markers import marks_parts, open_markers
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.policy import Policy, policy_digest
 
@@ -77,9 +79,10 @@ class FakeRuntime:
 
     def __init__(self, config: RunConfig, policy: Policy, base: Path) -> None:
         self.config, self.policy, self.base = config, policy, base
+        self.markers = open_markers(config.marks, Keys.find(config.marks.keys, base=base))
 
     def identity(self) -> dict[str, str]:
-        return dict(IDENTITY)
+        return IDENTITY | dict(self.markers.parts)
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
         return RunContext(
@@ -166,7 +169,8 @@ def make_plan(tmp_path: Path) -> Callable[..., Plan]:
 def _plan(base: Path, prompts: Sequence[str], *, rules: Policy | None = None, **settings: Any) -> Plan:
     (base / "prompts.txt").write_text("\n".join(prompts) + "\n")
     config = RunConfig(**{"prompts": "prompts.txt", "shard_size": 2} | settings)
-    return Plan.make(config, rules or Policy(), base, identity=IDENTITY)
+    marks = marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
+    return Plan.make(config, rules or Policy(), base, identity=IDENTITY | marks)
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,9 @@ def test_a_project_that_moved_is_resumed_and_says_nowhere_where_it_was(project: 
     pictures = [row for row in sample_rows(run) if row["image"]]
     assert pictures and {row["model_id"] for row in sample_rows(run)} == {"tiny"}
     for row in pictures:
-        assert b'AISystemUsed="tiny"' in decode(row["image"]["bytes"])[1]
+        xmp = decode(row["image"]["bytes"])[1]
+        assert b'AISystemUsed="tiny"' in xmp
+        assert f'AISystemVersionUsed="sha256:{row["model_digest"][:16]}"'.encode() in xmp
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,12 @@ def test_a_relative_folder_gives_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert model_name(ModelConfig(path="models/mine")) == "mine"
+
+
+def test_a_snapshot_of_the_hubs_cache_gives_the_id_of_its_model(tmp_path: Path) -> None:
+    """There the folder is named by the revision."""
+    from pipeline.config import ModelConfig
+
+    snapshot = tmp_path / "models--some-org--some--model" / "snapshots" / "462165984030d82259a11f4367a4eed129e94a7b"
+    snapshot.mkdir(parents=True)
+    assert model_name(ModelConfig(path=str(snapshot))) == "some-org/some--model"

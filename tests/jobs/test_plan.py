@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
+from jobs.keys import new_keys
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, local_folder
 from pipeline.config import GenerationConfig, MarksConfig
@@ -131,10 +132,20 @@ def test_output_uris(tmp_path: Path) -> None:
 
 
 def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_path: Path) -> None:
-    plain, required = make_plan(PROMPTS), make_plan(PROMPTS, marks=MarksConfig(c2pa="required"))
-    assert make_plan(PROMPTS, marks=MarksConfig(keys="../keys")).plan_sha256 == plain.plan_sha256
-    moved = MarksConfig(keys=str(tmp_path), c2pa="required")
-    assert make_plan(PROMPTS, marks=moved).plan_sha256 == required.plan_sha256 != plain.plan_sha256
+    (tmp_path / "keys").mkdir()
+    plain, off = make_plan(PROMPTS), make_plan(PROMPTS, marks=MarksConfig(c2pa="off"))
+    assert make_plan(PROMPTS, marks=MarksConfig(keys="keys")).plan_sha256 == plain.plan_sha256
+    moved = MarksConfig(keys=str(tmp_path), c2pa="off")
+    assert make_plan(PROMPTS, marks=moved).plan_sha256 == off.plan_sha256 != plain.plan_sha256
+
+
+def test_whether_pictures_are_signed_is_bound_and_the_certificate_is_not(make_plan: MakePlan, tmp_path: Path) -> None:
+    plans = []
+    for name in ("one", "two"):
+        new_keys(tmp_path / name)
+        plans.append(make_plan(PROMPTS, marks=MarksConfig(keys=name)))
+    assert plans[0].plan_sha256 == plans[1].plan_sha256 != make_plan(PROMPTS).plan_sha256
+    assert plans[0].parts["marks.c2pa"] == "signed"
 
 
 def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: MakePlan) -> None:
@@ -147,5 +158,6 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
 
 
 def test_a_run_folder_keeps_the_name_of_the_keys_alone(make_plan: MakePlan, tmp_path: Path) -> None:
-    plan = make_plan(PROMPTS, marks=MarksConfig(keys="/srv/secret place/keys"))
+    (tmp_path / "secret place" / "keys").mkdir(parents=True)
+    plan = replace(make_plan(PROMPTS, marks=MarksConfig(keys=str(tmp_path / "secret place" / "keys"))), base=tmp_path / "other")
     assert plan.portable(tmp_path)["config"]["marks"]["keys"] == "keys"

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import RunStopped
 from jobs.cli import main as cli
+from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
 from jobs.run.notes import notes_of
 from jobs.run.preflight import check_room
@@ -95,6 +97,37 @@ def test_what_a_good_run_takes(project: Path) -> None:
     assert sums["times"] == 3
     assert {note["topic"] for note in found["notes"]} == {"prompts", "copies"}
     assert "1 of 4 prompts are longer than the text encoder takes: their ends are cut off" in result.stderr
+
+
+def test_a_dry_run_tries_the_keys(project: Path) -> None:
+    new_keys(project / "keys")
+    (project / "run.toml").write_text(RUN.format(more='marks = { keys = "keys", c2pa = "required" }', model=""))
+    result, found = dry(project)
+    assert result.exit_code == 0, result.stderr
+    assert found["opened"]["C2PA"] == "signed by Clearance TEST signer, Clearance TEST"
+    assert "a test certificate, nobody else trusts it" in result.stderr
+    assert found["parts"]["marks.c2pa"] == "signed"
+
+
+@pytest.mark.parametrize("c2pa", ["auto", "required"])
+def test_a_dry_run_refuses_an_ended_certificate(project: Path, c2pa: str) -> None:
+    (project / "keys").mkdir()
+    for name, data in c2pa_test_chain(days=1, now=datetime(2025, 3, 1, tzinfo=UTC)).items():
+        (project / "keys" / name).write_bytes(data)
+    (project / "run.toml").write_text(RUN.format(more=f'marks = {{ keys = "keys", c2pa = "{c2pa}" }}', model=""))
+    result, found = dry(project)
+    assert result.exit_code == 2 and not found["ok"]
+    assert [problem["what"].split(" of ")[0] for problem in found["problems"]] == [
+        "pictures cannot be signed: the C2PA certificate"
+    ]
+
+
+def test_workers_of_a_cluster_need_the_keys_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_keys(project / "keys")
+    (project / "run.toml").write_text(RUN.format(more='marks = { keys = "keys" }', model=""))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere:10001")
+    _, found = dry(project, "--runner", "ray")
+    assert [note["text"] for note in found["notes"] if "every machine of the cluster needs" in note["text"]]
 
 
 def test_the_lines_keep_their_names(project: Path) -> None:

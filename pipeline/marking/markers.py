@@ -1,0 +1,71 @@
+"""What a worker marks accepted pictures with: opened once from the run file's table and the deployment's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from index.errors import ConfigError
+from pipeline.config import MarksConfig
+from pipeline.keys import NEW, C2paKey, Keys
+
+if TYPE_CHECKING:
+    from pipeline.marking.c2pa import C2paSigner
+
+SIGNED = "marks.c2pa"  # the part of a plan's identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markers:
+    """What marks are made with; it holds secrets, and is in no row and no plan.
+
+    Attributes:
+        signer: signs the C2PA manifests; None: files get none.
+        parts: what a plan binds of it: a worker that would mark otherwise is refused.
+    """
+
+    signer: C2paSigner | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_markers(config: MarksConfig, keys: Keys) -> Markers:
+    """Open what the run file asks for and the keys allow.
+
+    Raises:
+        ConfigError: a key is damaged, its certificate has ended or cannot sign, or a required mark cannot be made.
+    """
+    key, signer = signing_key(config, keys), None
+    if key is not None:
+        from pipeline.marking.c2pa import C2paSigner
+
+        signer = C2paSigner(key, training=config.training)
+    return Markers(signer=signer, parts=marks_parts(config, keys))
+
+
+def marks_parts(config: MarksConfig, keys: Keys) -> dict[str, str]:
+    """What a plan binds of the marks beside the run file: whether files are signed, by whomever.
+
+    A certificate may be renewed between two sessions of a run: its id is in every row instead.
+
+    Raises:
+        ConfigError: as :func:`signing_key`.
+    """
+    return {SIGNED: "signed"} if signing_key(config, keys) is not None else {}
+
+
+def signing_key(config: MarksConfig, keys: Keys) -> C2paKey | None:
+    """The key that signs the manifests of a run; None: they get none, and the run file allows that.
+
+    Raises:
+        ConfigError: it is damaged, its certificate has ended, or a manifest is required and there is no key.
+    """
+    key = keys.c2pa() if config.c2pa != "off" else None
+    where = f"marks.c2pa: {keys.folder}" if keys.folder is not None else "marks.c2pa"
+    if key is None and config.c2pa == "required":
+        fix = f"Name a folder with c2pa.key and c2pa.pem as marks.keys; {NEW}"
+        raise ConfigError("a C2PA manifest is required, and there is no key that signs it", where=where, fix=fix)
+    if key is not None and (why := key.expired()):
+        fix = 'Put a certificate that is valid today into c2pa.pem and its key into c2pa.key, or set marks.c2pa = "off"'
+        raise ConfigError(f"pictures cannot be signed: {why}", where=where, fix=fix)
+    return key

@@ -1,0 +1,157 @@
+"""Runs whose pictures are signed: what rows and files hold, what does not change, and what is refused before drawing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index.errors import ConfigError, PlanMismatch
+from jobs.keys import c2pa_test_chain, new_keys
+from jobs.run.local_runner import run_local
+from jobs.run.notes import key_notes
+from jobs.run.plan import Plan
+from jobs.run.ray_runner import run_ray
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.verify import verify
+from pipeline.config import MarksConfig, RunConfig
+from pipeline.keys import ENVIRONMENT, Keys
+from pipeline.marking.c2pa import read_manifest
+
+PROMPTS = ["cat", "a copy", "a steered owl", "", "fox"]
+MakePlan = Callable[..., Plan]
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    new_keys(tmp_path / "keys")
+    return Keys(tmp_path / "keys")
+
+
+@pytest.fixture
+def in_environment(keys: Keys) -> Iterator[Keys]:
+    os.environ[ENVIRONMENT] = str(keys.folder)
+    yield keys
+    del os.environ[ENVIRONMENT]
+
+
+def signers(folder: Path, keys: Keys) -> list[tuple[bool, str, bool]]:
+    """Of every row: whether it says that it is signed and by whom, and whether a reader trusts the file."""
+    found = []
+    for row in sample_rows(folder):
+        image = row["image"]
+        trusted = image is not None and read_manifest(image["bytes"], row["media_type"], keys.anchors()).trusted
+        found.append((row["c2pa_present"], row["c2pa_key_id"], trusted))
+    return found
+
+
+def expected(keys: Keys) -> list[tuple[bool, str, bool]]:
+    signed, nothing = (True, keys.ids()["c2pa.pem"], True), (False, "", False)
+    return [signed, nothing, signed, nothing, signed]
+
+
+def test_accepted_pictures_are_signed_and_the_run_verifies(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys
+) -> None:
+    plan = make_plan(PROMPTS, marks=MarksConfig(keys="keys", c2pa="required"))
+    folder = run_local(plan, tmp_path / "run", open_loop=open_loop).folder
+    assert signers(folder, keys) == expected(keys)
+    verification = verify(folder)
+    assert verification.ok, verification.problems
+
+
+def test_signing_changes_no_pixel(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    plain = run_local(make_plan(PROMPTS), tmp_path / "plain", open_loop=open_loop)
+    signed = run_local(make_plan(PROMPTS, marks=MarksConfig(keys="keys")), tmp_path / "signed", open_loop=open_loop)
+    facts = "request_key outcome pixel_sha256 stored_pixel_sha256 pdq iscc width".split()
+    rows = [[[row[name] for name in facts] for row in sample_rows(run.folder)] for run in (plain, signed)]
+    assert rows[0] == rows[1]
+    assert [row["file_sha256"] for row in sample_rows(plain.folder)] != [r["file_sha256"] for r in sample_rows(signed.folder)]
+
+
+def test_no_secret_is_in_the_run_folder(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    folder = run_local(make_plan(PROMPTS, marks=MarksConfig(keys="keys")), tmp_path / "run", open_loop=open_loop).folder
+    key, watermark = keys.c2pa(), keys.watermark()
+    assert key is not None and watermark is not None
+    secrets = [b"PRIVATE KEY", key.key_pem.splitlines()[1], watermark, watermark.hex().encode(), keys.salt().encode()]
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert len(written) > 10_000 and not [secret for secret in secrets if secret in written]
+
+
+def test_the_environment_names_keys_for_a_local_run(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, in_environment: Keys
+) -> None:
+    folder = run_local(make_plan(PROMPTS), tmp_path / "run", open_loop=open_loop).folder
+    assert signers(folder, in_environment) == expected(in_environment)
+
+
+@pytest.mark.ray
+def test_the_environment_names_keys_for_workers_of_ray(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, small_ray: None, in_environment: Keys
+) -> None:
+    folder = run_ray(make_plan(PROMPTS, workers=2), tmp_path / "run", open_loop=open_loop).folder
+    assert signers(folder, in_environment) == expected(in_environment)
+
+
+def test_a_worker_that_cannot_sign_is_refused(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    plan = make_plan(PROMPTS, marks=MarksConfig(keys="keys"))
+    without = replace(plan, config=replace(plan.config, marks=MarksConfig()))
+    with pytest.raises(PlanMismatch, match=r"marks\.c2pa signed there, none here"):
+        run_local(without, tmp_path / "run", open_loop=open_loop)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("harm", ["absent", "half", "damaged", "ended"])
+def test_a_required_signature_that_is_impossible_is_refused_with_the_plan(
+    make_plan: MakePlan, tmp_path: Path, keys: Keys, harm: str
+) -> None:
+    assert keys.folder is not None
+    ended = c2pa_test_chain(days=1, now=datetime(2025, 3, 1, tzinfo=UTC))
+    changes: dict[str, dict[str, bytes | None]] = {
+        "absent": {"c2pa.key": None, "c2pa.pem": None},
+        "half": {"c2pa.key": None},
+        "damaged": {"c2pa.pem": b"-----BEGIN CERTIFICATE-----\n"},
+        "ended": dict(ended),
+    }
+    for name, data in changes[harm].items():
+        (keys.folder / name).unlink()
+        if data is not None:
+            (keys.folder / name).write_bytes(data)
+    with pytest.raises(ConfigError):
+        make_plan(PROMPTS, marks=MarksConfig(keys="keys", c2pa="required"))
+
+
+def test_keys_that_go_after_the_plan_stop_the_run_before_it_draws(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys
+) -> None:
+    plan = make_plan(PROMPTS, marks=MarksConfig(keys="keys", c2pa="required"))
+    assert keys.folder is not None
+    (keys.folder / "c2pa.key").unlink()
+    with pytest.raises(ConfigError, match="is of no use without it"):
+        run_local(plan, tmp_path / "run", open_loop=open_loop)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_around_its_keys_is_refused(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    shutil.move(str(keys.folder), tmp_path / "run" / "keys")
+    plan = make_plan(PROMPTS, marks=MarksConfig(keys="run/keys"))
+    with pytest.raises(ConfigError, match="lies in the folder of the run"):
+        run_local(plan, tmp_path / "run", open_loop=open_loop)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["keys"]
+
+
+def test_a_test_certificate_and_its_end_are_noted(tmp_path: Path) -> None:
+    new_keys(tmp_path / "keys", days=2)
+    config = RunConfig(prompts="p.csv", marks=MarksConfig(keys="keys"))
+    notes = [f"{note.topic}: {note.text}" for note in key_notes(config, tmp_path)]
+    assert len(notes) == 2
+    assert "a test certificate, nobody else trusts it" in notes[0]
+    assert "from then on readers call its manifests invalid" in notes[1]
+    assert key_notes(replace(config, marks=MarksConfig(keys="keys", c2pa="off")), tmp_path) == []
