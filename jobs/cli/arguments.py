@@ -18,6 +18,9 @@ RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
+By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it, as in counsel.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stays in the run's events.", show_default=False)]
+Person = Annotated[str, typer.Option("--person", help="Pseudonym of the person, if it is to be recorded.")]
 
 
 def read_run_file(path: Path) -> tuple[RunConfig, Path]:

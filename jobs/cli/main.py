@@ -16,6 +16,7 @@ from index.printable import visible
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, read_run_file, run_folder
 from jobs.cli.erase import app as erase_app
+from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
@@ -81,6 +82,7 @@ app = typer.Typer(
 app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")
 app.add_typer(keys_app, name="keys")
+app.add_typer(hold_app, name="hold")
 
 
 def main() -> None:

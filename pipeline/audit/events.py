@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from index.errors import ClearanceError, InputError, IntegrityError
+from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
 from index.storage import (
     TEMPORARY,
     cannot_write,
@@ -99,13 +99,18 @@ def append_event(
     return append_events(folder, [event])[0]
 
 
-def append_events(folder: Path, events: Sequence[NewEvent]) -> list[dict[str, Any]]:
+def append_events(folder: Path, events: Sequence[NewEvent], *, known: int | None = None) -> list[dict[str, Any]]:
     """Append events as one part: all of them are there, or none.
+
+    Args:
+        folder: the run folder.
+        events: what happened.
+        known: how many events the caller has read and decided on; when there are others by now, nothing is appended.
 
     Raises:
         InputError: an event without kind or actor, or details that are no plain JSON data.
         IntegrityError: the last part or the head file was changed or is missing (what lies before is not looked at).
-        RunStopped: the part cannot be written.
+        RunStopped: the part cannot be written, or there are other events than those that are ``known``.
     """
     for event in events:
         _require(event)
@@ -113,6 +118,9 @@ def append_events(folder: Path, events: Sequence[NewEvent]) -> list[dict[str, An
         return []
     end = _end(folder)
     while True:
+        if known is not None and end.number != known:
+            what = f"event {known} was appended by another process meanwhile"
+            raise RunStopped(what, where=str(folder), fix="Nothing was done; give the command again")
         rows = _rows(events, end)
         data = part_bytes(rows, end.part_sha256)
         name = part_name(end.number)
