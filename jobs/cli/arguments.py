@@ -12,10 +12,15 @@ from index.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.keys import Keys
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+]
+KeysFolder = Annotated[
+    Path | None,
+    typer.Option("--keys", metavar="FOLDER", help="Folder of keys; by default the run file's, or that of CLEARANCE_KEYS."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
 By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it, as in counsel.", show_default=False)]
@@ -55,3 +60,19 @@ def run_folder(run: Path) -> tuple[Path, Path | None]:
     if not run.is_dir():
         raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
     return run, base
+
+
+def keys_of(run: Path, named: Path | None) -> Keys:
+    """The keys of a deployment: the folder named, else the run file's where ``run`` is one, else the environment's.
+
+    Raises:
+        ConfigError: there is no such folder, or it lies in a run.
+    """
+    from pipeline.keys import Keys
+
+    if named is not None:
+        return Keys.find(str(named.absolute()), base=Path.cwd())
+    if run.suffix == ".toml" and run.is_file():
+        config, base = read_run_file(run)
+        return Keys.find(config.marks.keys, base=base)
+    return Keys.find(base=Path.cwd())

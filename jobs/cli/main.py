@@ -12,13 +12,15 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError
-from index.printable import visible
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, read_run_file, run_folder
 from jobs.cli.erase import app as erase_app
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
+from jobs.cli.sign import sign
+from jobs.cli.stamp import stamp
+from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.explain import explain
 
@@ -151,6 +153,7 @@ def run(
     from jobs.run.plan import local_folder
     from jobs.run.progress import Watch, duration
     from jobs.run.stored_plan import stored_plan
+    from pipeline.audit.envelope import signed_by
 
     config, base = read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
@@ -187,7 +190,7 @@ def run(
         result = RUNNERS[runner](plan, folder, watch, resume=resume)
     console = make_console(stderr=json)
     print_counts(folder, console)
-    console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}", soft_wrap=True)
+    console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)
     _write_report(folder, base, json=json)
     if result.outcomes.get("error"):
         text = (
@@ -203,9 +206,11 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     from jobs.funnel import lines, read_counts, rows
     from jobs.run.lock import holder
     from jobs.run.stored_plan import stored_plan
+    from pipeline.audit.envelope import signed_by
     from pipeline.audit.ledger import stated_roots
     from pipeline.audit.shards import committed
     from pipeline.audit.summary import plain
+    from pipeline.audit.timestamp import stamped_at
 
     folder, _ = run_folder(run)
     stored, receipts = stored_plan(folder), committed(folder)
@@ -215,6 +220,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     about = {
         "run": str(stored["run_id"]),
         "plan": str(stored["plan_sha256"]),
+        "proof": f"{signed_by(folder)}; {stamped_at(folder)}",
         "state": "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume",
         "shards": f"{len(receipts)} of {len(stored['shards'])} committed",
         "requests": f"{counts.requested} of {stored['requests']} ended",
@@ -235,49 +241,9 @@ def status(run: RunFolder, json: AsJson = False) -> None:
         say(line)
 
 
-@app.command(epilog="Example: clearance verify runs/monday --same-as runs/tuesday")
-def verify(
-    run: RunFolder,
-    same_as: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?")
-    ] = None,
-    json: AsJson = False,
-) -> None:
-    """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
-
-    Each stage passes, fails or is skipped, with the reason. What was not looked at is listed.
-    """
-    from dataclasses import asdict
-
-    from jobs.run.verdict import compare_runs, verify_run
-
-    folder, _ = run_folder(run)
-    other = run_folder(same_as)[0] if same_as is not None else None
-    found = verify_run(folder)
-    compared = compare_runs(folder, other) if other is not None else None
-    ok = found.ok and (compared is None or compared.ok)
-    if json:
-        say_json(asdict(found) | ({"same_as": asdict(compared)} if compared is not None else {}))
-        raise typer.Exit(0 if ok else 1)
-    console = make_console()
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
-    console.print(f"recomputed: {counts}", soft_wrap=True)
-    styles = {"pass": "green", "fail": "bold red", "skip": "yellow"}
-    for stage in found.stages:
-        line = visible(f"{stage.state}  {stage.name:<10}  {stage.sentence}", lines=False)
-        console.print(line, style=styles[stage.state], soft_wrap=True)
-    for problem in found.problems:
-        console.print(visible(f"{problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
-    for left in found.not_covered:
-        console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
-    if not found.ok:
-        console.print(f"NOT INTACT: {len(found.problems)} problems", style="bold red")
-    else:
-        console.print(f"intact: {folder}", style="green", soft_wrap=True)
-    if compared is not None:
-        console.print(visible(compared.sentence, lines=False), style="green" if compared.ok else "bold red", soft_wrap=True)
-    if not ok:
-        raise typer.Exit(1)
+app.command(epilog="Example: clearance verify runs/monday --key statement.pub")(verify)
+app.command(epilog="Example: clearance sign runs/monday --keys ~/clearance-keys")(sign)
+app.command(epilog="Example: clearance stamp runs/monday --tsa https://tsa.example.org")(stamp)
 
 
 @app.command(epilog="Example: clearance report runs/monday")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from index.errors import RunStopped
 from index.storage import digest_of
 from jobs import signals
+from jobs.proof import signer_of
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import stored_plan
@@ -110,6 +111,8 @@ class Session:
         self.deaths: Counter[str] = Counter()
         self.receipts: dict[str, ShardReceipt] = {}
         self.sealed = False
+        keys = Keys.find(plan.config.marks.keys, base=plan.base)
+        self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
         self._shard_of = {request.row_no: shard.shard_id for shard in plan.shards for request in shard.requests}
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._claim = ExitStack()
@@ -244,6 +247,7 @@ class Session:
 
     def finish(self, workers: int) -> RunResult:
         """Seal the run and return its result. Needs :attr:`context` unless the run was sealed before."""
+        from pipeline.audit.envelope import sign_run
         from pipeline.audit.ledger import seal
         from pipeline.audit.shards import sweep
 
@@ -259,6 +263,8 @@ class Session:
             sweep(self.folder)
             statement = seal(self.folder, self._predicate(workers, context))
             self.sealed = True
+            if self._signer is not None:
+                sign_run(self.folder, self._signer, f"runner.{self.runner}")
         self.report("finished")
         receipts = tuple(self.receipts[shard.shard_id] for shard in self.plan.shards)
         return RunResult(

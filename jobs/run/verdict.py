@@ -10,11 +10,16 @@ from typing import Any
 from index.errors import ClearanceError
 from pipeline.audit.ledger import NEVER_SEALED, RUN_FILE
 from pipeline.audit.stage import FILES, Problem
+from pipeline.audit.stage_proof import NOBODY, Trust
 from pipeline.audit.verify import Verification, verify
 
 
-def verify_run(folder: Path) -> Verification:
+def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Verification:
     """Recompute every digest of a run folder, and hold plan, requests and shards against one another.
+
+    Args:
+        folder: the run folder.
+        salt, trust: as :func:`pipeline.audit.verify.verify`.
 
     Raises:
         InputError: there is no such folder, or it holds no run.
@@ -24,7 +29,7 @@ def verify_run(folder: Path) -> Verification:
     from pipeline.audit.binding import PLAN_FILE, is_first_version
     from pipeline.audit.shards import committed
 
-    found = verify(folder)
+    found = verify(folder, salt, trust)
     try:
         receipts = committed(folder)
         if is_first_version(folder, receipts):

@@ -13,6 +13,8 @@ KINDS: dict[str, str] = {
     "run.stopped": "the run had to stop; with the error or the signal",
     "run.finished": "every shard is committed",
     "run.sealed": "`run.json` was written; with its digest",
+    "run.signed": "`run.json` was signed; with the id of the key, and the digest of `run.dsse.json`",
+    "run.stamped": "an authority stamped the run; with the digest of its answer, and of the file that it is over",
     "shard.retried": "a worker died, and its shard was given to another",
     "shard.given_up": "a worker died of the shard for the third time; the shard's requests became error rows",
     "review.exported": "samples were handed to people who review them",

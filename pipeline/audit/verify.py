@@ -16,14 +16,17 @@ from index.errors import InputError
 from index.storage import digest_of, entry_of
 from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
 from pipeline.audit.coverage import strangers, uncovered
+from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.shards import COMMITS, TABLES
-from pipeline.audit.stage import FILES, SIGNATURE, TIME_STAMP, Findings, Problem, Stage
+from pipeline.audit.stage import FILES, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_events, scan_run_events
+from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
 from pipeline.audit.stage_rows import Rows, read_receipts
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
+from pipeline.audit.timestamp import STAMP_FILE
 from pipeline.audit.tree import merkle_root
 
 _MOST_PROBLEMS = 200  # a folder that is wholly wrong need not list every row
@@ -64,7 +67,7 @@ def _also(stage: Stage, problem: Problem) -> str:
     return f"1 problem, in {problem.where}" if stage.state != "fail" else f"{stage.sentence}; and one in {problem.where}"
 
 
-def verify(folder: Path, salt: str | None = None) -> Verification:
+def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Verification:
     """Recompute every digest of a run folder, and name every place where one does not match.
 
     File digests against markers and ``run.json``; every record and chain link; every stored picture's file digest and,
@@ -75,9 +78,11 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
     Args:
         folder: the run folder.
         salt: the run's prompt salt (hex) when it had a secret one; without it stage prompts is skipped.
+        trust: whose signature and time stamp to accept; where nobody is named, their stages are skipped.
 
     Raises:
         InputError: there is no such folder.
+        ConfigError: what ``trust`` holds is no key, or no certificates.
     """
     if not folder.is_dir():
         raise InputError("there is no such run folder", where=str(folder), fix="Name the folder that holds run.json")
@@ -90,12 +95,12 @@ def verify(folder: Path, salt: str | None = None) -> Verification:
     rows.check(receipts)
     found.add(FILES, strangers(folder, {file.path for receipt in receipts.values() for file in receipt.files}))
     check_statement(statement, receipts, rows)
-    covered = {RUN_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *TABLES}
+    covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *TABLES}
     if statement is not None:
         covered |= check_plan_files(folder, statement, found)
     check_events(folder, statement, events, binding.plan_file_sha256, found)
-    found.skipped(SIGNATURE, "the run was not signed")
-    found.skipped(TIME_STAMP, "the run has no time stamp")
+    check_signature(folder, events, trust, found)
+    check_time_stamp(folder, events, trust, found)
     found.compared(FILES, f"{found.counts['files']:,} files are there, with the digests that markers and statement state")
     left = tuple(Problem(*one) for one in uncovered(folder, covered))
     problems = found.problems

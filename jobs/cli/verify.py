@@ -1,0 +1,69 @@
+"""``clearance verify``: recompute every digest of a run, and say what was checked, what failed and what was skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from index.printable import visible
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.console import make_console, say_json
+
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="PEM", help="Public key of who must have signed; a run without a signature fails then."),
+]
+RootsFile = Annotated[
+    Path | None, typer.Option("--tsa-roots", metavar="PEM", help="Root certificates of time stamping authorities you trust.")
+]
+STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+
+
+def verify(
+    run: RunFolder,
+    same_as: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?")
+    ] = None,
+    keys: KeysFolder = None,
+    key: KeyFile = None,
+    tsa_roots: RootsFile = None,
+    json: AsJson = False,
+) -> None:
+    """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
+
+    Each stage passes, fails or is skipped, with the reason. What was not looked at is listed.
+    """
+    from dataclasses import asdict
+
+    from jobs.proof import trust_in
+    from jobs.run.verdict import compare_runs, verify_run
+
+    folder, _ = run_folder(run)
+    other = run_folder(same_as)[0] if same_as is not None else None
+    deployment = keys_of(run, keys)
+    found = verify_run(folder, deployment.salt() or None, trust_in(deployment, key, tsa_roots))
+    compared = compare_runs(folder, other) if other is not None else None
+    ok = found.ok and (compared is None or compared.ok)
+    if json:
+        say_json(asdict(found) | ({"same_as": asdict(compared)} if compared is not None else {}))
+        raise typer.Exit(0 if ok else 1)
+    console = make_console()
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
+    console.print(f"recomputed: {counts}", soft_wrap=True)
+    for stage in found.stages:
+        line = visible(f"{stage.state}  {stage.name:<10}  {stage.sentence}", lines=False)
+        console.print(line, style=STYLES[stage.state], soft_wrap=True)
+    for problem in found.problems:
+        console.print(visible(f"{problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
+    for left in found.not_covered:
+        console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
+    if not found.ok:
+        console.print(f"NOT INTACT: {len(found.problems)} problems", style="bold red")
+    else:
+        console.print(f"intact: {folder}", style="green", soft_wrap=True)
+    if compared is not None:
+        console.print(visible(compared.sentence, lines=False), style="green" if compared.ok else "bold red", soft_wrap=True)
+    if not ok:
+        raise typer.Exit(1)
