@@ -38,7 +38,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for folder in FOLDERS for path i
 EXPERIMENTS = sorted(path for path in (ROOT / "infra" / "docs" / "experiments").glob("*.md") if path.name != "README.md")
 REASON = re.compile(r"(copy|mark|text|unsafe|input|error|worker)\.[a-z_]+|oom|deadline")
 EVENT = re.compile(r"(run|shard)\.[a-z_]+")
-FILE_NAMES = ("run.json", "run.toml")
+FILE_NAMES = ("run.json", "run.tsr", "run.toml")
 TO_COME = {"infra/docs/report.png"}  # made by a run of the demo
 
 
