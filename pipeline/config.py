@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline.fields import REQUIRED, choice, flag, line, number, several, table
+from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table
 from pipeline.settings import settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
+HARD_STOP = ("unsafe.",)
 
 
 @settings
@@ -108,6 +109,20 @@ class MarksConfig:
 
 
 @settings
+class KeepConfig:
+    """What is kept of samples that were not released."""
+
+    held: bool = flag(
+        True, "keep the full pictures of samples in review, rejected or quarantined, apart from the released ones, for review"
+    )
+    hard_stop: tuple[Annotated[str, entry()], ...] = several(
+        HARD_STOP, 100,
+        "categories, or how they begin, of which nothing but digests is kept once a guard whose action is `reject` confirmed "
+        "them: no picture and no thumbnail",
+    )  # fmt: skip
+
+
+@settings
 class RunConfig:
     """One run file. Relative paths start from its folder."""
 
@@ -137,3 +152,4 @@ class RunConfig:
     embedder: EmbedderConfig = table(EmbedderConfig)
     adapters: tuple[AdapterConfig, ...] = several((), 16, "adapters that erase marks; none: those that ship for the model")
     marks: MarksConfig = table(MarksConfig)
+    keep: KeepConfig = table(KeepConfig)

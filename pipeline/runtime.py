@@ -241,6 +241,8 @@ class Runtime:
             actions={guard.name: guard.action for guard in self.in_force},
             image_format=c.image_format,
             retention_days=c.retention_days,
+            keep_held=c.keep.held,
+            hard_stop=c.keep.hard_stop,
             software_version=importlib.metadata.version("clearance"),
             worker_id=worker_id,
         )

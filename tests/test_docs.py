@@ -161,10 +161,11 @@ def file_lines(cls: type[Any]) -> Iterator[str]:
 
 def schema_lines(table: str) -> Iterator[str]:
     from pipeline.audit.event_parts import events_schema
-    from pipeline.audit.schema import attempts_schema, samples_schema
+    from pipeline.audit.schema import attempts_schema, kept_schema, samples_schema
 
     yield from ("| column | type | what it says |", "|---|---|---|")
-    for column in {"samples": samples_schema, "attempts": attempts_schema, "event columns": events_schema}[table]():
+    schemas = {"samples": samples_schema, "attempts": attempts_schema, "kept": kept_schema, "event columns": events_schema}
+    for column in schemas[table]():
         kind = re.sub(r"\b(list|fixed_size_list)<(item|element): ", r"\1<", str(column.type))
         yield f"| `{column.name}` | `{kind}` | {column.metadata[b'doc'].decode()} |"
 
@@ -202,6 +203,7 @@ GENERATED = {
     "guards": (REFERENCE, guard_lines),
     "samples": (REFERENCE, lambda: schema_lines("samples")),
     "attempts": (REFERENCE, lambda: schema_lines("attempts")),
+    "kept": (REFERENCE, lambda: schema_lines("kept")),
     "event columns": (REFERENCE, lambda: schema_lines("event columns")),
     "event kinds": (REFERENCE, kind_lines),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),

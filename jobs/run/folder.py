@@ -290,12 +290,12 @@ def _not_ours(out: Path) -> list[str]:
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
     from pipeline.audit.ledger import RUN_FILE
-    from pipeline.audit.shards import COMMITS, TABLES, is_leftover
+    from pipeline.audit.shards import COMMITS, EVERY_TABLE, is_leftover
 
     files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENT_LINES, EVENTS_HEAD_FILE, RUN_FILE}
     found = []
     for entry in entries(out):
-        if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, *TABLES):
+        if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, *EVERY_TABLE):
             inner = entries(out, entry.name)
             found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and _written(entry.name, e.name))]
         elif entry.kind != "file" or not (entry.name in files or is_leftover("", entry.name)):

@@ -24,7 +24,7 @@ from jobs.run.openers import openers
 from jobs.run.prompts import read_prompts
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.config import MarksConfig, RunConfig
+from pipeline.config import KeepConfig, MarksConfig, RunConfig
 from pipeline.fields import stored as stored_entry
 from pipeline.methods import STEERING
 from pipeline.notes import Note
@@ -147,6 +147,8 @@ class Plan:
             del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
         else:
             del settings["marks"]["keys"]
+        if self.config.keep == KeepConfig():
+            del settings["keep"]  # for the same reason
         parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": _requests_digest(self.requests)}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}

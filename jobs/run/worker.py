@@ -177,7 +177,11 @@ def commit(
     context: RunContext,
     markers: Markers | None = None,
 ) -> ShardReceipt:
-    """Mark the accepted pictures, and write a shard's samples and attempts in the order of its requests."""
+    """Write a shard's samples, with the accepted pictures marked, its attempts and the pictures kept of what was not released.
+
+    All are in the order of its requests.
+    """
+    from pipeline.audit.kept import kept_files, kept_table
     from pipeline.audit.records import attempt_table, sample_table
     from pipeline.audit.shards import commit_shard
 
@@ -187,5 +191,11 @@ def commit(
             f"{len(requests)} requests went in, {len(samples)} samples came out"
         )  # a bug, never a user's mistake
     ordered = [by_row[request.row_no] for request in requests]
-    table = sample_table(ordered, context, shard_id, markers)
-    return commit_shard(folder, shard_id, table, attempt_table(ordered, context, shard_id))
+    kept = kept_files(ordered, context)
+    return commit_shard(
+        folder,
+        shard_id,
+        sample_table(ordered, context, shard_id, markers, kept=kept),
+        attempt_table(ordered, context, shard_id),
+        kept_table(ordered, kept, context, shard_id),
+    )

@@ -19,7 +19,7 @@ from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.requests import fits, written_version
-from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
+from pipeline.audit.schema import KEPT, SCHEMA_VERSION, is_readable, schema_of
 from pipeline.audit.shards import ShardFile, ShardReceipt
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _REPEATED = {
     "samples": {"schema_version": "schema_version", "run_id": "run_id", "dataset_id": "dataset_id", "shard_id": "shard_id",
                 "policy_sha256": "policy_sha256", "writer": "worker_id"},
     "attempts": {"schema_version": "schema_version", "run_id": "run_id", "shard_id": "shard_id"},
+    KEPT: {"schema_version": "schema_version", "run_id": "run_id", "shard_id": "shard_id"},
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,19 @@ def header(table: str, shard_id: str, context: RunContext) -> dict[str, Any]:
 def chain_start(shard_header: Mapping[str, Any]) -> str:
     """The first ``prev_sha256`` of a shard."""
     return hashlib.sha256(canonical(shard_header)).hexdigest()
+
+
+def chained(rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_header: Mapping[str, Any]) -> pa.Table:
+    """A table of the rows, each with its digest and that of the row before, and the shard header in its metadata."""
+    import pyarrow as pa
+
+    done, prev = [], chain_start(shard_header)
+    for row in rows:
+        row["prev_sha256"] = prev
+        prev = row["record_sha256"] = record_digest(row, prev)
+        done.append(row)
+    metadata = {**(schema.metadata or {}), b"clearance": canonical(shard_header)}
+    return pa.Table.from_pylist(done, schema=schema.with_metadata(metadata))
 
 
 def table_header(schema: pa.Schema) -> dict[str, Any]:

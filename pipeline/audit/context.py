@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.audit.commitments import default_salt
+from pipeline.config import HARD_STOP
 from pipeline.outcome import Adapter
 
 
@@ -39,6 +40,8 @@ class RunContext:
         salt: hex; keys the prompt commitments. Empty: derived from the data set's name, which makes commitments
             repeatable but not secret. Pass a secret one when prompts are personal data.
         embedding_dim: length of the stored embeddings; -1 stores them as lists of any length.
+        keep_held: keep the full pictures of samples that were not released (:mod:`pipeline.audit.kept`).
+        hard_stop: beginnings of categories of which, once rejected, digests alone are kept.
         anchors: what the shards' headers name of the run folder.
     """
 
@@ -70,6 +73,8 @@ class RunContext:
     software_version: str = ""
     worker_id: str = ""
     embedding_dim: int = -1
+    keep_held: bool = True
+    hard_stop: tuple[str, ...] = HARD_STOP
     anchors: Anchors = field(default_factory=Anchors)
     actions: Mapping[str, str] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from index.errors import IntegrityError
 from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.audit.event_parts import EVENTS_FOLDER
-from pipeline.audit.shards import COMMITS, TABLES
+from pipeline.audit.shards import COMMITS, EVERY_TABLE
 
 REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 LEASE_FILE = ".lease"
@@ -17,7 +17,7 @@ LEASE_FILE = ".lease"
 
 def strangers(folder: Path, known: Collection[str]) -> Iterator[tuple[str, str]]:
     """What lies among the shards and no commit names, as (where, what). A reader of such a folder would read it too."""
-    for name in (*TABLES, COMMITS):
+    for name in (*EVERY_TABLE, COMMITS):
         try:
             found = entries(folder, name)
         except IntegrityError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from guards.base import Finding
 from index.errors import InputError, IntegrityError
 from index.fingerprint import iscc, pdq, pdq_hex, pixel_digest
 from index.reference import Match
-from pipeline.audit.chain import canonical, chain_start, header, record_digest, sample_identity
+from pipeline.audit.chain import chained, header, sample_identity
 from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
+from pipeline.audit.kept import is_hard_stop
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
-from pipeline.marking.encode import thumbnail
+from pipeline.marking.encode import Encoded, thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
 from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Sample
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str, markers: Markers | None = None) -> pa.Table:
+def sample_table(
+    samples: Sequence[Sample],
+    context: RunContext,
+    shard_id: str,
+    markers: Markers | None = None,
+    *,
+    kept: Mapping[int, Encoded] | None = None,
+) -> pa.Table:
     """One row per sample, in the order given, chained.
 
     Args:
@@ -39,6 +47,7 @@ def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str, 
         context: what all rows share.
         shard_id: the shard.
         markers: what accepted pictures are marked with, beside XMP.
+        kept: the pictures that are kept of samples that were not released, by row number.
 
     Returns:
         A table of :func:`samples_schema` with the shard header in its metadata.
@@ -52,26 +61,21 @@ def sample_table(samples: Sequence[Sample], context: RunContext, shard_id: str, 
         raise IntegrityError(
             f"{len(twice)} sample(s) appear twice", where=f"shard {shard_id}", fix="Give every request its own key or seed"
         )
-    rows = (_sample_row(sample, marked(sample, context, markers), context, shard_id) for sample in samples)
-    return _chained(rows, samples_schema(context.embedding_dim), header("samples", shard_id, context))
+    files = {row_no: file.file_sha256 for row_no, file in (kept or {}).items()}
+    rows = (
+        {
+            **_sample_row(sample, marked(sample, context, markers), context, shard_id),
+            "kept_sha256": files.get(sample.request.row_no),
+        }
+        for sample in samples
+    )
+    return chained(rows, samples_schema(context.embedding_dim), header("samples", shard_id, context))
 
 
 def attempt_table(samples: Sequence[Sample], context: RunContext, shard_id: str) -> pa.Table:
     """One row per attempt of the samples, in order, chained. Empty when no sample got as far as a picture."""
     rows = (_attempt_row(attempt, sample, context, shard_id) for sample in samples for attempt in sample.attempts)
-    return _chained(rows, attempts_schema(), header("attempts", shard_id, context))
-
-
-def _chained(rows: Iterator[dict[str, Any]], schema: pa.Schema, shard_header: Mapping[str, Any]) -> pa.Table:
-    import pyarrow as pa
-
-    done, prev = [], chain_start(shard_header)
-    for row in rows:
-        row["prev_sha256"] = prev
-        prev = row["record_sha256"] = record_digest(row, prev)
-        done.append(row)
-    metadata = {**(schema.metadata or {}), b"clearance": canonical(shard_header)}
-    return pa.Table.from_pylist(done, schema=schema.with_metadata(metadata))
+    return chained(rows, attempts_schema(), header("attempts", shard_id, context))
 
 
 def marked(sample: Sample, context: RunContext, markers: Markers | None = None) -> MarkedPicture | None:
@@ -112,7 +116,6 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         "prompt_ref": "",
         "columns": None,
         "columns_commit": None,
-        "kept_sha256": None,
         "prompt_truncated": bool(sample.prompt_truncated),
         "base_seed": _seed(request.seed, request.key),
         "attempts": len(sample.attempts),
@@ -219,7 +222,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
     if pixel_digest(attempt.picture) != attempt.pixel_sha256:
         raise IntegrityError("the picture does not match its recorded digest", where=where)
     sample_id = sample_identity(sample.request, context)
-    small = thumbnail(attempt.picture)
+    small = None if is_hard_stop(attempt, context) else thumbnail(attempt.picture)
     failed = sample.outcome is Outcome.ERROR and attempt is sample.attempts[-1]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -238,8 +241,8 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "guidance_norms": [float(norm) for norm in attempt.guidance_norms],
         "update_norms": [float(norm) for norm in attempt.update_norms],
         "pixel_sha256": attempt.pixel_sha256,
-        "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"},
-        "thumbnail_sha256": hashlib.sha256(small).hexdigest(),
+        "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"} if small is not None else None,
+        "thumbnail_sha256": hashlib.sha256(small).hexdigest() if small is not None else None,
         "findings": [_finding(f, context) for f in attempt.findings],
         "nearest": [_match(m) for m in attempt.nearest],
         "decision": str(attempt.decision.verdict),

@@ -254,7 +254,7 @@ ATTEMPT_COLUMNS = (
     Column("update_norms", "list of number", "norm of the latent's change at the same steps"),
     Column("pixel_sha256", "text", "digest of the picture's RGB bytes"),
     Column("thumbnail", "picture", "WebP of at most 128 pixels, exact when the picture is no larger (payload)"),
-    Column("thumbnail_sha256", "text", "digest of the thumbnail's file"),
+    Column("thumbnail_sha256", "text", "digest of the thumbnail's file; null: a hard stop ended it, and no picture is kept"),
     Column("findings", "list of finding", "everything every guard reported"),
     Column("nearest", "list of match", "nearest references, best first"),
     Column("decision", "text", "accept, steer, review or reject", DICTIONARY),
@@ -272,6 +272,24 @@ ATTEMPT_COLUMNS = (
     *LINK_COLUMNS,
 )
 
+KEPT = "kept"
+KEPT_COLUMNS = (
+    Column("schema_version", "whole", "version of this schema", since=3),
+    Column("run_id", "text", "the run that wrote the row", DICTIONARY, since=3),
+    Column("shard_id", "text", "the shard, the unit of commit", DICTIONARY, since=3),
+    Column("row_no", "long", "position of the request in the input, from 0", STATISTICS, since=3),
+    Column("sample_id", "text", "the sample, which was not released", STATISTICS, since=3),
+    Column("request_key", "text", "the caller's key", STATISTICS, since=3),
+    Column("attempt", "whole", "the attempt that it is the picture of, the last one", since=3),
+    Column("image", "picture", "the full picture's file, without loss (payload)", since=3),
+    Column("media_type", "text", "media type of image", DICTIONARY, since=3),
+    Column("width", "whole", "pixels", since=3),
+    Column("height", "whole", "pixels", since=3),
+    Column("pixel_sha256", "text", "digest of the picture's RGB bytes", since=3),
+    Column("kept_sha256", "text", "digest of the file; the same as in samples", since=3),
+    *(column._replace(since=3) for column in LINK_COLUMNS),
+)
+
 
 def stored_as(how: Store) -> frozenset[str]:
     """Names of the columns and struct fields that are stored that way."""
@@ -279,7 +297,7 @@ def stored_as(how: Store) -> frozenset[str]:
 
 
 def _every() -> Iterator[Column]:
-    for columns in (SAMPLE_COLUMNS, ATTEMPT_COLUMNS, *STRUCTS.values()):
+    for columns in (SAMPLE_COLUMNS, ATTEMPT_COLUMNS, KEPT_COLUMNS, *STRUCTS.values()):
         yield from columns
 
 
@@ -329,8 +347,16 @@ def attempts_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     return _schema(ATTEMPT_COLUMNS, "thumbnail", version)
 
 
+@cache
+def kept_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Schema of the table of kept pictures, as a version wrote it."""
+    return _schema(KEPT_COLUMNS, "image", version)
+
+
 def schema_of(table: str, version: int = SCHEMA_VERSION) -> pa.Schema:
     """Schema of the table of that name, as a version wrote it."""
+    if table == KEPT:
+        return kept_schema(version)
     return samples_schema(version=version) if table == "samples" else attempts_schema(version)
 
 

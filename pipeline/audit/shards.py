@@ -27,12 +27,13 @@ from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.storage import TEMPORARY, cannot_write
 from pipeline.audit.event_parts import EVENTS_FOLDER
-from pipeline.audit.schema import Store, stored_as
+from pipeline.audit.schema import KEPT, Store, stored_as
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COMMITS, TABLES = "commits", ("samples", "attempts")
+EVERY_TABLE = (*TABLES, KEPT)  # the last where a shard has such pictures
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
 
 
@@ -41,7 +42,7 @@ class ShardFile:
     """One data file of a shard.
 
     Attributes:
-        table: ``samples`` or ``attempts``.
+        table: ``samples``, ``attempts`` or ``kept``.
         path: relative to the run folder.
         sha256: digest of the file. bytes: its size. rows: rows in it.
         chain_head: ``record_sha256`` of its last row (the chain's start when it has none).
@@ -106,7 +107,7 @@ class ShardReceipt:
                 files=tuple(_file(file, plain["shard_id"]) for file in plain["files"]),
                 outcomes={_typed(name, str): _typed(count, int) for name, count in plain["outcomes"].items()},
             )
-            whole = receipt.marker == data and tuple(file.table for file in receipt.files) == TABLES
+            whole = receipt.marker == data and tuple(file.table for file in receipt.files) in (TABLES, EVERY_TABLE)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
@@ -135,7 +136,9 @@ def _file(plain: Mapping[str, Any], shard_id: str) -> ShardFile:
     return file
 
 
-def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Table) -> ShardReceipt:
+def commit_shard(
+    folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Table, kept: pa.Table | None = None
+) -> ShardReceipt:
     """Write a shard's tables and commit them; only a committed shard is visible.
 
     A second commit of the same shard replaces nothing and returns the first one's receipt.
@@ -145,6 +148,7 @@ def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Ta
         shard_id: letters, digits, ``.``, ``_`` and ``-``.
         samples: from :func:`pipeline.audit.records.sample_table`.
         attempts: from :func:`pipeline.audit.records.attempt_table`.
+        kept: from :func:`pipeline.audit.kept.kept_table`; without rows no file is written.
 
     Raises:
         RunStopped: the folder cannot be written (disk full, permissions), or another session of the run swept it meanwhile;
@@ -166,7 +170,8 @@ def commit_shard(folder: Path, shard_id: str, samples: pa.Table, attempts: pa.Ta
         with ExitStack() as stack:
             parts = [
                 _Part.stage(stack, folder, name, shard_id, table)
-                for name, table in zip(TABLES, (samples, attempts), strict=True)
+                for name, table in zip(EVERY_TABLE, (samples, attempts, kept), strict=True)
+                if table is not None and (name != KEPT or table.num_rows)
             ]
             outcomes = Counter(samples.column("outcome").to_pylist())
             receipt = ShardReceipt(
@@ -230,7 +235,7 @@ def sweep(folder: Path) -> list[Path]:
         IntegrityError: a commit marker was changed, or a folder of the run is a link.
     """
     # In this order: see the module's docstring.
-    noted = [f"{name}/{leaf}" for name in TABLES for leaf in _leftovers(folder, name)]
+    noted = [f"{name}/{leaf}" for name in EVERY_TABLE for leaf in _leftovers(folder, name)]
     removed = [path for leaf in _leftovers(folder, COMMITS) if storage.remove(folder, path := f"{COMMITS}/{leaf}")]
     kept = {file.path for receipt in committed(folder).values() for file in receipt.files}
     # An append of an event that goes on meanwhile writes its part again.
@@ -243,7 +248,7 @@ def is_leftover(folder: str, name: str) -> bool:
     """Whether a file of that name, in that folder of a run, may be removed when no commit names it: only we write such."""
     if not folder:
         return re.fullmatch(rf"{re.escape(TEMPORARY)}.+-[0-9a-f]{{12}}", name) is not None
-    return name.startswith(TEMPORARY) or (folder in TABLES and re.fullmatch(r"part-.+\.parquet", name) is not None)
+    return name.startswith(TEMPORARY) or (folder in EVERY_TABLE and re.fullmatch(r"part-.+\.parquet", name) is not None)
 
 
 def _leftovers(folder: Path, name: str) -> list[str]:

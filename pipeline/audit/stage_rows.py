@@ -18,6 +18,7 @@ from pipeline.audit.binding import RunBinding, header_problems, row_problems, sc
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment, salt_id
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
+from pipeline.audit.schema import KEPT
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
@@ -59,6 +60,7 @@ class Rows:
         self.samples: dict[str, tuple[str, dict[str, Any]]] = {}
         self.outcomes: Counter[str] = Counter()
         self.content = ContentTree()
+        self._kept: dict[str, tuple[str, str, str]] = {}  # sample_id → where, kept_sha256, pixel_sha256
         self._attempts: dict[str, dict[int, tuple[str, str, str]]] = {}  # sample_id → number → where, pixel_sha256, content
 
     def check(self, receipts: Mapping[str, ShardReceipt]) -> None:
@@ -74,8 +76,8 @@ class Rows:
             return
         rows = f"{counts['samples']:,} samples and {counts['attempts']:,} attempts"
         self.found.compared(CHAINS, f"every row of {rows} has the digest stated in it and follows the row before it")
-        kinds = ("pictures", "pixels", "thumbnails", "embeddings")
-        numbers = ", ".join(f"{counts[name]:,} {name}" for name in kinds if counts[name])
+        kinds = ("pictures", "pixels", "kept_pictures", "thumbnails", "embeddings")
+        numbers = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in kinds if counts[name])
         if numbers:
             self.found.compared(PICTURES, f"{numbers} match their digests")
         else:
@@ -154,10 +156,18 @@ class Rows:
                 problems = row_problems(row, file.table, shard_header)
                 self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
                 try:
-                    self._sample(row, where, shard_header) if file.table == "samples" else self._attempt(row, where)
+                    self._row(file.table, row, where, shard_header)
                 except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
                     self.found.problem(CHAINS, where, f"holds a value that no row has ({first_line(error)})")
         return prev
+
+    def _row(self, table: str, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
+        if table == "samples":
+            self._sample(row, where, shard_header)
+        elif table == KEPT:
+            self._kept_row(row, where)
+        else:
+            self._attempt(row, where)
 
     def _links(self, row: Mapping[str, Any], prev: str, where: str) -> None:
         if row["prev_sha256"] != prev:
@@ -171,8 +181,9 @@ class Rows:
         if row["sample_id"] in self.samples:
             first = self.samples[row["sample_id"]][0]
             self.found.problem(CHAINS, f"{where} column sample_id", f"the sample has a row already: {first}")
-        kept = ("attempts", "accepted_attempt", "pixel_sha256", "outcome", "row_no")
-        self.samples[row["sample_id"]] = (where, {"content": sample_digest(row), **{name: row[name] for name in kept}})
+        noted = ("attempts", "accepted_attempt", "pixel_sha256", "outcome", "row_no")
+        about = {"content": sample_digest(row), "kept_sha256": row.get("kept_sha256"), **{name: row[name] for name in noted}}
+        self.samples[row["sample_id"]] = (where, about)
         self._picture(row, where)
         embedding = row["embedding"]
         if (embedding is None) != (row["embedding_sha256"] is None):
@@ -228,7 +239,24 @@ class Rows:
             self.found.problem(CHAINS, f"{where} column attempt", f"the attempt has a row already: {first}")
         numbers[row["attempt"]] = (where, row["pixel_sha256"], attempt_digest(row))
         data = (row["thumbnail"] or {}).get("bytes")
-        self._match(f"{where} column thumbnail", data or b"", row["thumbnail_sha256"], "thumbnails")
+        if data is not None or row["thumbnail_sha256"] is not None:  # a hard stop keeps no thumbnail
+            self._match(f"{where} column thumbnail", data or b"", row["thumbnail_sha256"], "thumbnails")
+
+    def _kept_row(self, row: Mapping[str, Any], where: str) -> None:
+        if row["sample_id"] in self._kept:
+            first = self._kept[row["sample_id"]][0]
+            self.found.problem(CHAINS, f"{where} column sample_id", f"a picture of this sample is kept already: {first}")
+        self._kept[row["sample_id"]] = (where, row["kept_sha256"], row["pixel_sha256"])
+        data = (row["image"] or {}).get("bytes")
+        if data is None:
+            self.found.problem(PICTURES, f"{where} column image", "the picture is missing")
+            return
+        self._match(f"{where} column image", data, row["kept_sha256"], "kept_pictures")
+        try:
+            if pixel_digest(decode(data)[0]) != row["pixel_sha256"]:
+                self.found.problem(PICTURES, f"{where} column pixel_sha256", "the decoded pixels do not match")
+        except IntegrityError as error:
+            self.found.problem(PICTURES, f"{where} column image", error.what)
 
     def _match(self, where: str, data: bytes, digest: str, count: str) -> None:
         self.found.counts[count] += 1
@@ -241,6 +269,7 @@ class Rows:
             made = self._attempts.pop(sample_id, {})
             if type(row["row_no"]) is int:
                 self.content.add(row["row_no"], content_digest(row["content"], [made[n][2] for n in sorted(made)]))
+            self._whole_kept(sample_id, where, row)
             if row["attempts"] is None:
                 self.found.problem(CHAINS, f"{where} column attempts", "is empty")
                 continue
@@ -254,6 +283,18 @@ class Rows:
             if final is not None and final in made and made[final][1] != row["pixel_sha256"]:
                 what = f"is not that of attempt {final} ({made[final][0]})"
                 self.found.problem(CHAINS, f"{where} column pixel_sha256", what)
+        for where, *_ in self._kept.values():
+            self.found.problem(CHAINS, where, "belongs to no sample")
         for made in self._attempts.values():
             for where, *_ in made.values():
                 self.found.problem(CHAINS, where, "belongs to no sample")
+
+    def _whole_kept(self, sample_id: str, where: str, row: Mapping[str, Any]) -> None:
+        place, kept, pixels = self._kept.pop(sample_id, ("", None, None))
+        if kept != row["kept_sha256"]:
+            what = f"is not that of {place}" if place else "names a picture that is not kept"
+            self.found.problem(CHAINS, f"{where} column kept_sha256", what)
+        elif kept is not None and pixels != row["pixel_sha256"]:
+            self.found.problem(CHAINS, f"{place} column pixel_sha256", f"is not that of {where}")
+        elif kept is not None and row["outcome"] in ACCEPTED:
+            self.found.problem(CHAINS, f"{where} column kept_sha256", f"does not go with outcome {row['outcome']}")

@@ -20,7 +20,7 @@ from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.ledger import RUN_FILE
-from pipeline.audit.shards import COMMITS, TABLES
+from pipeline.audit.shards import COMMITS, EVERY_TABLE
 from pipeline.audit.stage import FILES, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_events, scan_run_events
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
@@ -95,7 +95,7 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     rows.check(receipts)
     found.add(FILES, strangers(folder, {file.path for receipt in receipts.values() for file in receipt.files}))
     check_statement(statement, receipts, rows)
-    covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *TABLES}
+    covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *EVERY_TABLE}
     if statement is not None:
         covered |= check_plan_files(folder, statement, found)
     check_events(folder, statement, events, binding.plan_file_sha256, found)

@@ -17,7 +17,7 @@ from pipeline.audit.chain import chain_start, record_digest, sample_identity, ta
 from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
-from pipeline.audit.schema import attempts_schema, samples_schema
+from pipeline.audit.schema import attempts_schema, kept_schema, samples_schema
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode, encode, thumbnail, xmp_packet
 from pipeline.outcome import Adapter, Outcome, Request, Sample
 
@@ -27,7 +27,7 @@ Make = Callable[..., RunContext]
 
 def listing() -> str:
     lines = []
-    for name, schema in (("samples", samples_schema(256)), ("attempts", attempts_schema())):
+    for name, schema in (("samples", samples_schema(256)), ("attempts", attempts_schema()), ("kept", kept_schema())):
         lines += [f"[{name}]", *(f"{field.name}: {field.type}" for field in schema), ""]
     return "\n".join(lines)
 
@@ -38,7 +38,7 @@ def test_schema_is_the_golden_one() -> None:
 
 
 def test_every_column_is_documented() -> None:
-    for schema in (samples_schema(), attempts_schema()):
+    for schema in (samples_schema(), attempts_schema(), kept_schema()):
         assert all(field.metadata[b"doc"] for field in schema)
 
 
