@@ -8,14 +8,16 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from index.errors import ClearanceError, ConfigError
 from index.shipped import STICKERS
+from pipeline.keys import ENVIRONMENT, NEW, STATEMENT_PUBLIC, Keys, key_id
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -33,11 +35,12 @@ class Line:
     what: str
 
 
-def examine(weights: Path | None = None) -> list[Line]:
+def examine(weights: Path | None = None, keys: str = "") -> list[Line]:
     """Everything ``clearance doctor`` prints, in order.
 
     Args:
         weights: folder of the shipped weights; by default the one inside ``pipeline``.
+        keys: folder of keys; by default the one that the environment names.
     """
     return [
         *_python(),
@@ -45,6 +48,7 @@ def examine(weights: Path | None = None) -> list[Line]:
         *_device(),
         *_names(),
         *_guards(),
+        *check_keys(keys),
         *check_weights(weights or STICKERS.parent),
     ]
 
@@ -184,6 +188,83 @@ def _guards() -> Iterator[Line]:
     if _version("ultralytics"):
         told = "AGPL-3.0: offering it over a network, or shipping weights trained with it, obliges you to publish your source"
         yield Line("ultralytics", "note", told)
+
+
+def check_keys(named: str = "", environ: Mapping[str, str] | None = None) -> Iterator[Line]:
+    """The folder of keys, and which marks a run would carry with it today.
+
+    Args:
+        named: the folder; empty: the one that ``CLEARANCE_KEYS`` of the environment names.
+        environ: the environment; by default the process's own.
+    """
+    try:
+        keys = Keys.find(named, base=Path.cwd(), environ=environ)
+    except ConfigError as error:
+        yield Line("keys", "missing", f"{error.where}: {error.what}: {error.fix}")
+        return
+    if keys.folder is None:
+        none = f"no folder: {ENVIRONMENT} is not set, though a run file may name one (marks.keys); {NEW}"
+        yield Line("keys", "note", none)
+    else:
+        yield Line("keys", "ok", f"{keys.folder}, named by {keys.named_by if not named else 'you'}")
+    yield from (Line("keys", "note", warning) for warning in keys.warnings())
+    yield Line("mark XMP", "ok", "every accepted picture states its digital source type; anybody can remove it")
+    yield _kind(_c2pa, keys, "mark C2PA")
+    yield _kind(_watermark, keys, "mark watermark")
+    yield _kind(_statement, keys, "key of statements")
+    yield _kind(_salt, keys, "salt of prompts")
+
+
+def _kind(look: Callable[[Keys, str], Line], keys: Keys, topic: str) -> Line:
+    """One kind of key; a damaged one is a line, and the others are looked at all the same."""
+    try:
+        return look(keys, topic)
+    except ClearanceError as error:
+        return Line(topic, "missing", f"{error.where}: {error.what}: {error.fix}")
+
+
+def _c2pa(keys: Keys, topic: str) -> Line:
+    from pipeline.config import MarksConfig
+    from pipeline.marking.markers import signing_key
+
+    key = signing_key(MarksConfig(), keys)
+    if key is None:
+        return Line(topic, "note", "pictures carry no manifest: there is no c2pa.key")
+    from pipeline.marking.c2pa import C2paSigner
+
+    C2paSigner(key)  # signs a picture and reads it back
+    until = f"certificate {key.key_id} of {key.subject} until {key.not_after:%Y-%m-%d}; no time stamp: readers refuse it later"
+    if key.test:
+        return Line(topic, "note", f"a test certificate: it will not be trusted by anyone else; {until}")
+    return Line(topic, "ok", f"signed, and read back here; {until}")
+
+
+def _watermark(keys: Keys, topic: str) -> Line:
+    from pipeline.marking.watermark import DEFAULT, PUBLIC_KEY, watermark_class
+    from pipeline.marking.watermark import key_id as watermark_id
+
+    key = keys.watermark()
+    cls = watermark_class(DEFAULT)
+    size = f"{cls.probe()}, from {cls.least_side} pixels of the shorter side"
+    if key is None or key == PUBLIC_KEY:
+        return Line(topic, "note", f"{size}, with the published key: everybody can find, remove and imitate it")
+    return Line(topic, "ok", f"{size}, with key {watermark_id(key)} of this deployment")
+
+
+def _statement(keys: Keys, topic: str) -> Line:
+    public = keys.statement_public()
+    if keys.statement() is None or public is None:
+        return Line(topic, "note", "none: a run's statement is not signed")
+    return Line(
+        topic, "ok", f"Ed25519, {key_id('statement', public.public_bytes_raw())}; give {STATEMENT_PUBLIC} to those who verify"
+    )
+
+
+def _salt(keys: Keys, topic: str) -> Line:
+    salt = keys.salt()
+    if not salt:
+        return Line(topic, "note", "none: the commitment of a prompt that can be guessed reveals it")
+    return Line(topic, "ok", f"secret, {key_id('salt', bytes.fromhex(salt))}")
 
 
 def check_weights(folder: Path) -> Iterator[Line]:

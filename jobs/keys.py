@@ -130,7 +130,9 @@ def _files(days: int) -> dict[str, bytes]:
     return files
 
 
-def c2pa_test_chain(days: int = DAYS, *, now: datetime | None = None) -> dict[str, bytes]:
+def c2pa_test_chain(
+    days: int = DAYS, *, now: datetime | None = None, organisation: str = f"Clearance {TEST}"
+) -> dict[str, bytes]:
     """A C2PA signer that calls itself a test: private key, certificate, and the root that a test trusts.
 
     The root's private key is thrown away: nothing else is ever issued under it. The certificate follows the C2PA
@@ -139,6 +141,7 @@ def c2pa_test_chain(days: int = DAYS, *, now: datetime | None = None) -> dict[st
     Args:
         days: until both certificates end.
         now: the time they are made at.
+        organisation: in every subject; without the word TEST in it the chain no longer says what it is.
 
     Returns:
         File name → bytes.
@@ -151,7 +154,7 @@ def c2pa_test_chain(days: int = DAYS, *, now: datetime | None = None) -> dict[st
     now = now or datetime.now(UTC)
     ends = now + timedelta(days=days)
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name, name = _name(f"Clearance {TEST} root, nobody trusts it"), _name(f"Clearance {TEST} signer")
+    root_name, name = _name("root, nobody trusts it", organisation), _name("signer", organisation)
 
     def signed(builder: CertificateBuilder) -> Certificate:
         return builder.sign(root_key, hashes.SHA256())
@@ -187,11 +190,11 @@ def _begun(subject: Name, issuer: Name, key: EllipticCurvePrivateKey, now: datet
     )
 
 
-def _name(common: str) -> Name:
+def _name(role: str, organisation: str) -> Name:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    parts = {NameOID.ORGANIZATION_NAME: f"Clearance {TEST}", NameOID.COMMON_NAME: common}
+    parts = {NameOID.ORGANIZATION_NAME: organisation, NameOID.COMMON_NAME: f"{organisation} {role}"}
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts.items()])
 
 

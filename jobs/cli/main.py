@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, read_run_file, run_folder
+from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
@@ -84,6 +85,7 @@ app = typer.Typer(
 app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")
 app.add_typer(keys_app, name="keys")
+app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(hold_app, name="hold")
 
 
@@ -253,14 +255,16 @@ def report(run: RunFolder, json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: clearance doctor")
-def doctor() -> None:
-    """List what this machine and installation can do. Exits with 1 if something required is missing."""
+def doctor(
+    keys: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of keys; by default the one in CLEARANCE_KEYS.")] = "",
+) -> None:
+    """List what this machine, installation and keys can do. Exits with 1 if something required is missing or damaged."""
     from rich.text import Text
 
     from jobs.doctor import examine
 
     table = grid()
-    lines = examine()
+    lines = examine(keys=keys)
     for line in lines:
         style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
         table.add_row(Text(f"{line.state:8}{line.topic}", style), line.what)

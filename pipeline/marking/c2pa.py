@@ -51,7 +51,8 @@ class Manifest:
         source_type: the IPTC digital source type of ``c2pa.created``.
         bindings: algorithms of its soft bindings.
         problems: what the SDK found wrong, by C2PA's codes.
-        unreadable: the file cannot be read at all.
+        unreadable: why there is something in a manifest's place that cannot be read.
+        elsewhere: the file names a manifest at this address, which was not fetched.
     """
 
     present: bool = False
@@ -64,6 +65,7 @@ class Manifest:
     bindings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     unreadable: str = ""
+    elsewhere: str = ""
 
 
 @dataclass
@@ -192,7 +194,7 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
             state, results = reader.get_validation_state(), reader.get_validation_results() or {}
             active = reader.get_active_manifest() or {}
     except c2pa.C2paError as error:
-        return Manifest() if isinstance(error, c2pa.C2paError.ManifestNotFound) else _damaged(error)
+        return _without(error)
     signature = active.get("signature_info") or {}
     names = (signature.get("common_name"), signature.get("issuer"))
     said = [one.get("data") or {} for one in active.get("assertions") or [] if isinstance(one, dict)]
@@ -212,9 +214,16 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
     )
 
 
-def _damaged(error: Exception) -> Manifest:
-    """A file whose manifest, or the file itself, the SDK cannot read."""
-    return Manifest(unreadable=_line(error))
+def _without(error: Exception) -> Manifest:
+    """What it means that the SDK gave no manifest."""
+    import c2pa
+
+    if isinstance(error, c2pa.C2paError.ManifestNotFound | c2pa.C2paError.NotSupported):
+        return Manifest()
+    text = _line(error)
+    if text.startswith("Remote:"):
+        return Manifest(elsewhere=text.split()[-1])
+    return Manifest(unreadable=text)
 
 
 def _context(anchors: bytes = b"") -> Any:
