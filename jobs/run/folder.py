@@ -181,9 +181,10 @@ def failed_keys(folder: Path) -> list[str]:
 
 def _begin(folder: Path, plan: Plan, place: Place) -> None:
     """Write what a run begins with."""
-    from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
+    from pipeline.audit.coverage import LEASE_FILE
     from pipeline.audit.event_parts import EVENTS_HEAD_FILE
     from pipeline.audit.events import event_files
+    from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
     from pipeline.audit.shards import sweep
 
     try:
@@ -286,10 +287,11 @@ def _plan_file(folder: Path) -> str:
 
 def _not_ours(out: Path) -> list[str]:
     """What lies in a folder that no run writes. Commit markers are not looked for here."""
-    from pipeline.audit.coverage import LEASE_FILE, REPORT_HTML, REPORT_JSON
+    from pipeline.audit.coverage import LEASE_FILE
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
     from pipeline.audit.ledger import RUN_FILE
+    from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
     from pipeline.audit.shards import COMMITS, EVERY_TABLE, is_leftover
 
     files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENT_LINES, EVENTS_HEAD_FILE, RUN_FILE}

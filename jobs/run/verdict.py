@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
+from pipeline.audit.events import scan_events
 from pipeline.audit.ledger import NEVER_SEALED, RUN_FILE
+from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, report_state
 from pipeline.audit.stage import FILES, Problem
 from pipeline.audit.stage_proof import NOBODY, Trust
 from pipeline.audit.verify import Verification, verify
 
 
-def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Verification:
+def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, reports: bool = True) -> Verification:
     """Recompute every digest of a run folder, and hold plan, requests and shards against one another.
 
     Args:
         folder: the run folder.
         salt, trust: as :func:`pipeline.audit.verify.verify`.
+        reports: whether a report that was changed is a problem; who writes it again does not mind.
 
     Raises:
         InputError: there is no such folder, or it holds no run.
@@ -30,6 +33,7 @@ def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> 
     from pipeline.audit.shards import committed
 
     found = verify(folder, salt, trust)
+    found = _with_reports(folder, found) if reports else found
     try:
         receipts = committed(folder)
         if is_first_version(folder, receipts):
@@ -94,6 +98,22 @@ def compare_runs(folder: Path, other: Path) -> SameAs:
         what=found.what,
         problems=problems,
     )
+
+
+def _with_reports(folder: Path, found: Verification) -> Verification:
+    """The same with what is known of the reports in the folder: they are no part of the record, and may be written again."""
+    events, _ = scan_events(folder)
+    states = {name: report_state(folder, name, events) for name in (REPORT_HTML, REPORT_JSON)}
+    left = [Problem(p.where, states[p.where][1]) if p.where in states else p for p in found.not_covered]
+    changed = [
+        Problem(name, f"{why}; `clearance report` writes it again")
+        for name, (state, why) in states.items()
+        if state == "changed"
+    ]
+    found = replace(found, not_covered=tuple(p for p in left if p.where not in {problem.where for problem in changed}))
+    for problem in changed:
+        found = found.with_problem(FILES, problem)
+    return found
 
 
 def damage(problems: Sequence[Any]) -> list[tuple[str, str]]:

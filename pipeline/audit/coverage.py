@@ -9,9 +9,10 @@ from index.errors import IntegrityError
 from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.audit.event_parts import EVENTS_FOLDER
+from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.shards import COMMITS, EVERY_TABLE
 
-REPORT_HTML, REPORT_JSON = "report.html", "report.json"
+PAGES = "pages"
 LEASE_FILE = ".lease"
 
 
@@ -55,6 +56,8 @@ def uncovered(folder: Path, covered: Collection[str]) -> Iterator[tuple[str, str
 def _why(folder: Path, entry: Entry) -> str:
     if entry.kind == "link":
         return "a link; nothing behind it was looked at"
+    if entry.kind == "folder" and entry.name == PAGES:
+        return f"pages of {len(entries(folder, PAGES))} requests; `clearance report --pages` writes them again"
     if entry.kind == "folder":
         return f"a folder that is not the run's, with {len(entries(folder, entry.name))} entries"
     if entry.kind == "other":

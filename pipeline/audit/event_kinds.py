@@ -15,6 +15,7 @@ KINDS: dict[str, str] = {
     "run.sealed": "`run.json` was written; with its digest",
     "run.signed": "`run.json` was signed; with the id of the key, and the digest of `run.dsse.json`",
     "run.stamped": "an authority stamped the run; with the digest of its answer, and of the file that it is over",
+    "run.reported": "a report was written; with the digests of `report.html` and `report.json`",
     "shard.retried": "a worker died, and its shard was given to another",
     "shard.given_up": "a worker died of the shard for the third time; the shard's requests became error rows",
     "review.exported": "samples were handed to people who review them",

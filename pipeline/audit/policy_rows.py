@@ -21,7 +21,7 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     in_force = {key.loc: key.absent for key in keys(Policy) if key.absent}
     order = sorted((policy or {}).items(), key=lambda item: (item[0] not in ("name", "version"), isinstance(item[1], dict)))
     for name, value in order:
-        if name in LADDERS:
+        if name in LADDERS or name == "about":  # the report shows who answers for it apart from the rules
             continue
         if name == "guards":
             rows += [(f"guard {one.get('name')}", _listed({k: v for k, v in one.items() if k != "name"})) for one in value]
@@ -31,7 +31,7 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
                 (name, _listed({key: in_force.get((name, key)) if item is None else item for key, item in value.items()}))
             )
         else:
-            rows.append((name, _plain(in_force.get((name,)) if value is None else value)))
+            rows.append((name, plain_value(in_force.get((name,)) if value is None else value)))
     return rows
 
 
@@ -57,12 +57,13 @@ def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]])
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} = {_plain(value)}" for key, value in settings.items())
+    return ", ".join(f"{key.replace('_', ' ')} = {plain_value(value)}" for key, value in settings.items())
 
 
-def _plain(value: Any) -> str:
+def plain_value(value: Any) -> str:
+    """A value of a policy as words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value) or "none"
+        return ", ".join(plain_value(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else "none" if value in ("", None) else str(value)

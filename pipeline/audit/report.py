@@ -1,34 +1,35 @@
-"""The report: one self-contained page for the person responsible for a run, and its numbers as JSON beside it.
+"""The report: one self-contained page for the person who answers for a run, and its content as JSON beside it.
 
-The numbers come from :mod:`pipeline.audit.contents`; here they become pictures, tables and sentences.
+The content comes from :mod:`pipeline.audit.contents`; here the pictures and the requests that are shown are fetched, and both
+files are written. Everything that the page says stands in the JSON; the page adds the pictures, named there by digest.
 """
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from index.printable import visible
-from index.rate import Rate, percent
+from index.errors import ClearanceError
 from index.storage import write_file
-from pipeline.audit import charts
 from pipeline.audit.contents import report_numbers
-from pipeline.audit.ledger import attempt_rows, sample_rows
-from pipeline.audit.policy_rows import ladders, policy_rows
+from pipeline.audit.events import scan_events
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.page import render_report, sections
+from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, with_digest
+from pipeline.audit.sections.beside import Beside, PictureOf, Unsteered
+from pipeline.audit.sections.checks import checks
+from pipeline.audit.sections.entry import attempt_id, entries, entry_of
 from pipeline.audit.showcase import Showcase
+from pipeline.audit.state import fold
 from pipeline.marking.encode import thumbnail
 from pipeline.outcome import ACCEPTED
 
-REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 PAIRS, SHEET, LISTED, GALLERY = 12, 60, 40, 12  # how much is shown; the page always says how many there are
 CLEARED = 12
-PictureOf = Callable[[str], "np.ndarray | None"]
+ENTRIES = 150  # requests shown in full, those named first in the page first
 
 
 def write_report(
@@ -38,6 +39,7 @@ def write_report(
     *,
     salt: str | None = None,
     copy_check: Mapping[str, Any] | None = None,
+    beside: Beside | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Write ``report.html`` and ``report.json`` into a run folder.
 
@@ -47,100 +49,88 @@ def write_report(
         titles: titles of references by ref_id; those stored with the samples are used otherwise.
         salt: the run's prompt salt when it had a secret one; see :func:`pipeline.audit.verify.verify`.
         copy_check: the record of the copy check of a run that was not sealed; a sealed one has it in ``run.json``.
+        beside: what the report shows beside the content of the folder.
 
     Returns:
-        The path of the page, and the numbers in ``report.json``.
+        The path of the page, and the content of ``report.json``.
 
     Raises:
         InputError: there is no such run folder.
         IntegrityError: it holds no committed sample that can be read, or a row that cannot be counted.
         ClearanceError: the report cannot be written.
     """
-    showcase = Showcase(PAIRS, LISTED)
-    numbers = report_numbers(folder, salt, copy_check=copy_check, also=[showcase], columns=Showcase.COLUMNS)
-    page = _render(folder, numbers, showcase, picture_of or (lambda ref_id: None), dict(titles or {}))
-    # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
-    data = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-    write_file(folder, REPORT_JSON, data + b"\n")
-    write_file(folder, REPORT_HTML, page.encode())
-    return folder / REPORT_HTML, numbers
-
-
-# --- the page --------------------------------------------------------------------------------------------------------------
-
-
-def _render(folder: Path, numbers: dict[str, Any], showcase: Showcase, picture_of: PictureOf, titles: Mapping[str, str]) -> str:
-    import jinja2
-    from markupsafe import Markup
-
-    m, sim, pairs = numbers["measures"], numbers["similarity"], showcase.pairs()
-    cleared, gallery = numbers["cleared"][:CLEARED], numbers["references"][:GALLERY]
-    sheet, prompts = _sheet(folder, int(m["accepted"]["value"]), {row["sample_id"] for row in cleared})
-    thumbnails = _thumbnails(folder, {row["sample_id"] for row in (*pairs, *sheet, *showcase.held, *cleared)})
-    references: dict[str, str] = {}
-
-    def reference(ref_id: str) -> str:
-        if ref_id not in references:
-            picture = picture_of(ref_id) if ref_id else None
-            references[ref_id] = "" if picture is None else _uri(thumbnail(picture))
-        return references[ref_id]
-
-    def title(ref_id: str, stored: str = "") -> str:
-        return titles.get(ref_id) or stored or ref_id
-
-    def picture(sample_id: str, attempt: int | None) -> str:
-        return "" if attempt is None else thumbnails.get((sample_id, attempt), "")
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=_shown, trim_blocks=True, lstrip_blocks=True,
+    beside, showcase = beside or Beside(), Showcase(PAIRS, LISTED)
+    content = report_numbers(
+        folder, salt, copy_check=copy_check, beside=beside, also=[showcase], columns=Showcase.COLUMNS
     )  # fmt: skip
-    environment.filters.update(pct=_percent, whole=lambda value: percent(value, 0), short=_short, real=_real, sim=_similarity)
-    environment.globals["interval"] = lambda rate, colour=charts.RELEASED: (
-        Markup(charts.interval(rate["low"], rate["high"], rate["value"], colour)) if rate["value"] is not None else ""
-    )
-    environment.globals["bounds"] = lambda rate: Rate.of(rate["k"], rate["n"]).bounds
-    environment.globals["rate_text"] = lambda rate: "not measured" if rate is None else str(Rate(**rate))
-    return environment.get_template("report.html.j2").render(
-        n=numbers,
-        m=m,
-        run=numbers["run"],
-        integrity=numbers["integrity"],
-        sentences=numbers["sentences"],
-        check=numbers["copy_check"],
-        funnel=Markup(charts.funnel(_bars(m), m["requested"]["value"])),
-        histogram=Markup(_histogram(sim)) if sim["threshold"] is not None and _measured(sim) else None,
-        pairs=[
-            {
-                **pair,
-                "before": picture(pair["sample_id"], pair["first"]),
-                "after": picture(pair["sample_id"], pair["last"]),
-                "reference": reference(pair["ref_id"]),
-                "title": title(pair["ref_id"], pair["title"]),
-            }
-            for pair in pairs
-        ],
-        pairs_total=showcase.pairs_total,
-        cleared=[
-            {
-                **row,
-                "prompt": prompts.get(row["sample_id"]),
-                "src": picture(row["sample_id"], row["attempt"]),
-                "reference": reference(row["ref_id"]),
-                "title": title(row["ref_id"], row["title"]),
-            }
-            for row in cleared
-        ],
-        sheet=[{**row, "src": picture(row["sample_id"], row["accepted_attempt"])} for row in sheet],
-        held=[{**row, "src": picture(row["sample_id"], row["last"])} for row in showcase.held],
-        held_total=showcase.held_total,
-        errors=showcase.errors,
-        errors_total=showcase.errors_total,
-        gallery=[{**r, "title": title(r["ref_id"], r["title"]), "src": reference(r["ref_id"])} for r in gallery],
-        policy=policy_rows(numbers["policy"]),
-        ladders=ladders(numbers["policy"]),
-        folder=folder.name,
-    )
+    pictures = _show(folder, content, showcase, beside)
+    shown = [row["ref_id"] for row in (*content["pairs"]["rows"], *content["closest"]["rows"], *content["cleared"][:CLEARED])]
+    shown += [row["ref_id"] for row in content["references"][:GALLERY]]
+    shown += [finding["ref_id"] for row in content["held"]["rows"] for finding in row["findings"]]
+    pictures |= reference_pictures(shown, picture_of)
+    content["titles"] = dict(titles or {})
+    content["pictures"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(pictures.items())}
+    # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
+    data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+    write_file(folder, REPORT_JSON, data + b"\n")
+    write_file(folder, REPORT_HTML, with_digest(render_report(content, pictures)))
+    return folder / REPORT_HTML, content
+
+
+def _show(folder: Path, content: dict[str, Any], showcase: Showcase, beside: Beside) -> dict[str, bytes]:
+    """Put the requests that are shown into the content; returns the pictures of their attempts, by id."""
+    pairs, cleared, closest = showcase.pairs(), content["cleared"], content["closest"]["rows"]
+    sheet, prompts = _sheet(folder, int(content["measures"]["accepted"]["value"]), {row["sample_id"] for row in cleared})
+    unsteered = beside.unsteered({pair["sample_id"] for pair in pairs if pair["caught"]})
+    for row in cleared:
+        row |= {"prompt": prompts.get(row["sample_id"]), "picture": attempt_id(row["sample_id"], row["attempt"])}
+    for row in closest:
+        row["picture"] = attempt_id(row["sample_id"], row["attempt"])
+    content["pairs"] = {
+        "rows": [_pair(pair, unsteered.get(pair["sample_id"])) for pair in pairs],
+        "total": showcase.pairs_total,
+    }
+    content["held"] = {"rows": [{**h, "picture": _last(h)} for h in showcase.held], "total": showcase.held_total}
+    content["errors"] = {"rows": showcase.errors, "total": showcase.errors_total}
+    content["sheet"] = {
+        "rows": [{**row, "picture": attempt_id(row["sample_id"], row["accepted_attempt"])} for row in sheet]
+    }  # fmt: skip
+    content["shown_of"] = {"cleared": CLEARED, "references": GALLERY}
+    content["given_up"] = [event for event in content["events"] if event["kind"] == "shard.given_up"]
+    content["retried"] = sum(event["kind"] == "shard.retried" for event in content["events"])
+    content["sections"], content["checks"] = sections(), checks(folder.name, content)
+    named = (*pairs, *closest, *cleared[:CLEARED], *showcase.held, *showcase.errors, *sheet)
+    ids = list(dict.fromkeys(row["sample_id"] for row in named))
+    content["entries"], pictures = _entries(folder, ids[:ENTRIES], set(ids))
+    return pictures | {f"unsteered:{sample_id}": one.thumbnail for sample_id, one in unsteered.items()}
+
+
+def _last(held: Mapping[str, Any]) -> str | None:
+    return None if held["last"] is None else attempt_id(held["sample_id"], held["last"])
+
+
+def _pair(pair: dict[str, Any], unsteered: Unsteered | None) -> dict[str, Any]:
+    """A steered request with the ids of its pictures, and what is known of its seed without steering."""
+    named = {
+        "before": None if pair["first"] is None else attempt_id(pair["sample_id"], pair["first"]),
+        "after": attempt_id(pair["sample_id"], pair["last"]),
+    }
+    if unsteered is None:
+        return {**pair, **named, "unsteered": None}
+    scores = {match["ref_id"]: match["similarity"] for match in unsteered.nearest}
+    own = scores.get(pair["ref_id"])
+    return {
+        **pair,
+        **named,
+        "unsteered": {
+            "run_id": unsteered.run_id,
+            "folder": unsteered.folder,
+            "picture": f"unsteered:{pair['sample_id']}",
+            "own": own,
+            "at_most": min(scores.values(), default=None) if own is None and pair["ref_id"] else None,
+            "nearest": max(scores.values(), default=None),
+        },
+    }
 
 
 def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -159,103 +149,35 @@ def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, A
     return sheet, prompts
 
 
-def _thumbnails(folder: Path, wanted: set[str]) -> dict[tuple[str, int], str]:
-    """The pictures of the attempts of some samples, by sample and number of the attempt."""
-    rows = attempt_rows(folder, ["sample_id", "attempt", "thumbnail"], damaged=[])
-    return {
-        (row["sample_id"], row["attempt"]): _uri((row["thumbnail"] or {}).get("bytes"))
-        for row in rows
-        if row["sample_id"] in wanted
-    }
+def _entries(folder: Path, in_full: list[str], wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """The requests shown in full, in the order of their rows, and the pictures of all in ``wanted``."""
+    events, _ = scan_events(folder)
+    state, about = fold(events), events_by_sample(events)
+    shown, pictures, full = [], dict[str, bytes](), set(in_full)
+    damaged: list[ClearanceError] = []  # what is left out is said on the cover
+    for ended, thumbnails in entries(folder, wanted, damaged=damaged):
+        pictures |= thumbnails
+        sample_id = str(ended.sample["sample_id"])
+        if sample_id in full:
+            entry = entry_of(ended, state.of(sample_id), about.get(sample_id, []))
+            shown.append({**entry, "anchor": f"r-{sample_id[:16]}"})
+    return sorted(shown, key=lambda entry: int(entry["row_no"])), pictures
 
 
-def _bars(m: Mapping[str, Any]) -> list[charts.Bar]:
-    def value(name: str) -> int:
-        return int(m[name]["value"])
-
-    whole = value("requested")
-
-    def share(name: str) -> str:
-        return _percent(value(name) / whole) if whole else ""
-
-    flagged = ((value("caught"), charts.STOPPED), (value("acted_on"), charts.HELD), (value("observed"), charts.NEUTRAL))
-    accepted = ((value("accepted_at_once"), charts.RELEASED), (value("accepted_after_steering"), charts.STEERED))
-    split = f"{share('accepted')} · {value('accepted_at_once')} at once, {value('accepted_after_steering')} after steering"
-    parts = (("caught", "in mid-flight"), ("acted_on", "on the picture"), ("observed", "only observed"))
-    found = ", ".join(f"{value(name)} {where}" for name, where in parts if value(name))
-    bars = [
-        charts.Bar("Requested", ((whole, charts.NEUTRAL),), "100\u00a0%"),
-        charts.Bar(
-            "Generated", ((value("generated"), charts.NEUTRAL),), f"{share('generated')} · {value('pictures')} pictures"
-        ),
-        charts.Bar("Flagged at first", flagged, f"{share('flagged')} · {found}" if found else share("flagged")),
-        charts.Bar("Steered", ((value("steered"), charts.HELD),), share("steered")),
-        charts.Bar("Accepted", accepted, split),
-    ]
-    looked = (("copy_rate_accepted", "– too near", charts.STOPPED), ("cleared_rate_accepted", "– near, cleared", charts.HELD))
-    for name, label, colour in looked:
-        if m[name]["n"]:
-            note = "after both looks" if name == "copy_rate_accepted" else "by the second look"
-            bars.append(charts.Bar(label, ((m[name]["k"], colour),), note))
-    if m["would_be_flagged_rate"]["k"]:
-        bars.append(charts.Bar("– observed", ((m["would_be_flagged_rate"]["k"], charts.STOPPED),), "would have been flagged"))
-    ends = (("Review", "review", charts.HELD), ("Rejected", "rejected", charts.STOPPED))
-    rare = (("Quarantined", "quarantined", charts.STOPPED), ("Error", "error", charts.STOPPED))
-    bars += [charts.Bar(label, ((value(name), colour),), share(name)) for label, name, colour in ends]
-    return bars + [charts.Bar(label, ((value(name), colour),), share(name)) for label, name, colour in rare if value(name)]
+def events_by_sample(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The events that name samples, by sample_id."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        for sample_id in event.get("samples") or ():
+            found.setdefault(str(sample_id), []).append(event)
+    return found
 
 
-def _measured(sim: Mapping[str, Any]) -> bool:
-    return any(any(counts) for counts in sim.values() if isinstance(counts, list))
-
-
-def _histogram(sim: Mapping[str, Any]) -> str:
-    first = sum(map(sum, (sim["first_below"], sim["first_reached"])))
-    accepted = sum(map(sum, (sim["accepted"], sim["accepted_cleared"], sim["accepted_too_near"])))
-    panels = [
-        charts.Panel(
-            f"First pictures ({first})", ((sim["first_below"], charts.NEUTRAL), (sim["first_reached"], charts.STOPPED))
-        ),
-        charts.Panel(
-            f"Final pictures ({accepted} accepted, {sum(sim['held_back'])} held back)",
-            (
-                (sim["accepted"], charts.RELEASED), (sim["accepted_cleared"], charts.STEERED),
-                (sim["accepted_too_near"], charts.STOPPED), (sim["held_back"], charts.HELD),
-            ),
-        ),
-    ]  # fmt: skip
-    return charts.similarity(panels, sim["threshold"], lowest=sim["lowest"], width_of_bin=sim["bin"])
-
-
-def _shown(value: Any) -> Any:
-    """Text as a page may hold it: what would not be seen, or would turn the reading direction, is escaped."""
-    return visible(value) if type(value) is str else value
-
-
-def _uri(data: bytes | None) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else percent(value)
-
-
-def _similarity(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
-
-
-def _real(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int) or (value.is_integer() and abs(value) >= 10):
-        return f"{int(value):,}"
-    text = f"{value:.2f}" if abs(value) < 10 else f"{value:,.1f}"
-    return text.replace("-", "−")
-
-
-def _short(digest: str | None) -> str:
-    """The start of a digest, and what stands before it: "calibration-d9e7afbf…"."""
-    if not digest or len(digest) <= 20:
-        return digest or "–"
-    name, dash, digits = digest.rpartition("-")
-    return f"{name}{dash}{digits[:8]}…" if name and re.fullmatch("[0-9a-f]{9,}", digits) else f"{digest[:12]}…"
+def reference_pictures(ref_ids: Iterable[str], picture_of: PictureOf | None) -> dict[str, bytes]:
+    """Small pictures of references by id, of those that may be shown."""
+    found = {}
+    for ref_id in dict.fromkeys(ref_ids):
+        picture = picture_of(ref_id) if ref_id and picture_of is not None else None
+        if picture is not None:
+            found[f"reference:{ref_id}"] = thumbnail(picture)
+    return found

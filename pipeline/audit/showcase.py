@@ -44,7 +44,11 @@ class Showcase:
         if sample["outcome"] in HELD:
             self.held_total += 1
             if len(self.held) < self._listed:
-                findings = [{name: f[name] for name in ("guard", "score", "confirmed")} for f in triggered(sample["findings"])]
+                names = ("guard", "category", "score", "threshold", "confirmed", "detail")
+                findings = [
+                    {**{name: f[name] for name in names}, "ref_id": f.get("ref_id") or ""}
+                    for f in triggered(sample["findings"])
+                ]
                 last = attempts[-1]["attempt"] if attempts else None
                 self.held.append({**shown, "findings": findings, "last": last})
         elif sample["outcome"] == Outcome.ERROR:
@@ -79,8 +83,17 @@ def before_and_after(sample: Row, attempts: Sequence[Row]) -> dict[str, Any]:
         # Against the same reference where it is still among the nearest: the fair comparison.
         "sim_after": after["similarity"] if after else None,
         "sim_nearest": nearest[0]["similarity"] if nearest else None,
+        "nearest_before": _nearest(first) if not stopped else None,
+        "nearest_after": _nearest(last),
+        "least_listed": min((match["similarity"] for match in last["nearest"]), default=None),
         "steps": [str(one["intervention"]["kind"]) for one in attempts[0 if stopped else 1 :] if one["intervention"]],
     }
+
+
+def _nearest(attempt: Row) -> dict[str, Any] | None:
+    """The reference in force that is nearest to an attempt's picture."""
+    match = next(iter(in_force(attempt["nearest"])), None)
+    return match and {name: match.get(name, "") for name in ("ref_id", "title", "similarity")}
 
 
 def _copied(first: Row) -> str:

@@ -50,5 +50,5 @@ def test_an_absent_key_says_what_is_in_force() -> None:
 def test_the_page_shows_both_ladders_and_no_python(make_run: Any, tmp_path: Path) -> None:
     path, _ = write_report(make_run(tmp_path / "run").folder)
     page = path.read_text(encoding="utf-8")
-    assert "1. <b>erase</b></td><td>focus = 4</td>" in page
+    assert "1. erase</th><td>focus = 4</td>" in page
     assert "&#39;kind&#39;" not in page and "{'kind'" not in page

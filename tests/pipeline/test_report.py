@@ -45,6 +45,12 @@ def run(make_run: Make, tmp_path: Path) -> Any:
     return make_run(tmp_path / "run")
 
 
+def part(page: str, name: str) -> str:
+    """One section of a page."""
+    start = page.index(f'<section id="{name}"')
+    return page[start : page.index("</section>", start)]
+
+
 def uri(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(data).decode()
 
@@ -137,7 +143,7 @@ def test_before_and_after_pictures_are_in_the_page(run: Any) -> None:
 
 def test_every_released_picture_is_on_the_sheet(run: Any) -> None:
     page = write_report(run.folder)[0].read_text(encoding="utf-8")
-    sheet = page[page.index('<section id="sheet">') : page.index('<section id="method">')]
+    sheet = part(page, "sheet")
     assert len(re.findall("<img", sheet)) == 12
     shown = [decode(base64.b64decode(data))[0].tobytes() for data in re.findall(r"webp;base64,([^\"]+)", sheet)]
     released = [s.final.picture.tobytes() for s in run.samples if s.accepted_attempt is not None]
@@ -145,18 +151,25 @@ def test_every_released_picture_is_on_the_sheet(run: Any) -> None:
 
 
 class Outside(HTMLParser):
-    """Collects whatever a browser would fetch, and tags that do not close."""
+    """Collects whatever a browser would fetch or run, the ids and the links inside the page, and tags that do not close."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched: list[str] = []
+        self.links: set[str] = set()
+        self.ids: list[str] = []
         self.scripts = 0
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script" or any(name.startswith("on") for name, _ in attrs)
-        self.fetched += [f"{tag} {v}" for k, v in attrs if k in ("src", "href", "srcset", "xlink:href", "data") and v]
-        if tag not in ("img", "meta", "br", "link"):
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        for name, value in attrs:
+            if tag == "a" and name == "href" and value and value.startswith("#"):
+                self.links.add(value[1:])
+            elif name in ("src", "href", "srcset", "xlink:href", "data") and value:
+                self.fetched.append(f"{tag} {value}")
+        if tag not in ("img", "meta", "br", "link", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -166,13 +179,29 @@ class Outside(HTMLParser):
         assert self.open and self.open.pop() == tag, (tag, self.getpos())
 
 
-def test_page_is_self_contained_and_well_formed(run: Any) -> None:
-    page = write_report(run.folder)[0].read_text(encoding="utf-8")
+@pytest.fixture
+def parsed(run: Any) -> Outside:
     parser = Outside()
-    parser.feed(page)
-    assert parser.open == [] and parser.scripts == 0
-    assert parser.fetched and all(place.startswith("img data:image/webp;base64,") for place in parser.fetched)
+    parser.feed(write_report(run.folder)[0].read_text(encoding="utf-8"))
+    return parser
+
+
+def test_page_is_self_contained_and_well_formed(parsed: Outside) -> None:
+    assert parsed.open == [] and parsed.scripts == 0
+    assert parsed.fetched and all(place.startswith("img data:image/webp;base64,") for place in parsed.fetched)
+
+
+def test_style_fetches_nothing(run: Any) -> None:
+    page = write_report(run.folder)[0].read_text(encoding="utf-8")
     assert "url(" not in page and "@import" not in page and "<link" not in page
+
+
+def test_every_link_leads_somewhere_in_the_page(parsed: Outside) -> None:
+    assert parsed.links and parsed.links <= set(parsed.ids)
+
+
+def test_no_id_stands_twice(parsed: Outside) -> None:
+    assert [name for name, count in Counter(parsed.ids).items() if count > 1] == []
 
 
 def test_verdict_is_recomputed(run: Any) -> None:
@@ -263,7 +292,7 @@ def check() -> dict[str, Any]:
 
 
 def first_page(page: str) -> str:
-    return text_of(page[: page.index('<section id="pairs">')])
+    return text_of(page[: page.index('<section id="pairs"')])
 
 
 def test_page_one_shows_what_the_second_look_cleared_beside_the_zero(tmp_path: Path) -> None:
@@ -275,7 +304,7 @@ def test_page_one_shows_what_the_second_look_cleared_beside_the_zero(tmp_path: P
 def test_cleared_pictures_are_shown_beside_their_reference(tmp_path: Path) -> None:
     reference = np.full((32, 32, 3), 77, np.uint8)
     page = write_report(sealed(tmp_path, one_of_each()), {"ref": reference}.get)[0].read_text(encoding="utf-8")
-    section = page[page.index('<section id="copies">') : page.index('<section id="results">')]
+    section = part(page, "copies")
     assert uri(thumbnail(one_of_each()[1].attempts[0].picture)) in section
     assert uri(thumbnail(reference)) in section
     assert "similarity 0.910, at or above the threshold 0.800. Second look: 0.010." in text_of(section)
@@ -295,7 +324,7 @@ def test_recall_stands_on_page_one_and_in_the_section_of_copies(tmp_path: Path, 
     sentence = "This check finds 91 % of edited copies (88–94 %, 428 measured); it misses the rest."
     assert "91 % of edited copies are found by this check 391 of 428 measured" in first_page(page)
     assert sentence in first_page(page)
-    section = text_of(page[page.index('<section id="copies">') : page.index('<section id="results">')])
+    section = text_of(part(page, "copies"))
     assert sentence in section and "391 of 428 (91.4 %; 88 %–93.7 %, 95 %)" in section and "150 held-out names" in section
 
 
@@ -303,7 +332,7 @@ def test_a_check_that_misses_most_is_warned_of_on_top(tmp_path: Path, check: dic
     low = check | {"recall": {**check["recall"], "hits": 20, "n": 428}, "forced": True}
     page = write_report(sealed(tmp_path, one_of_each(), copy_check=low))[0].read_text(encoding="utf-8")
     warning = "Warning. The copy check misses too much to be relied on: it finds 5 % of edited copies (3–7 %, 428 measured)"
-    assert warning in text_of(page[: page.index('<section id="summary">')])
+    assert warning in text_of(page[: page.index('<section id="summary"')])
 
 
 def test_a_threshold_of_the_policy_has_no_recall(tmp_path: Path) -> None:
@@ -422,6 +451,8 @@ def test_an_erased_prompt_leaves_the_key(tmp_path: Path) -> None:
         data = pq.ParquetFile(path).read()
         erased = pa.nulls(data.num_rows, pa.string())
         pq.write_table(data.set_column(data.column_names.index("prompt"), data.schema.field("prompt"), erased), path)
-    page = text_of(write_report(folder)[0].read_text(encoding="utf-8"))
-    assert page.count("key-4") == 2  # before and after, and on the sheet
+    whole = write_report(folder)[0].read_text(encoding="utf-8")
+    page = text_of(whole)
     assert "thing 4" not in page
+    for name in ("pairs", "sheet", "entries"):
+        assert "key-4" in part(whole, name), name

@@ -1,0 +1,148 @@
+"""What people did about a run, out of its events: reviews and what they overturned, claims and takedowns, other changes.
+
+The keys of an event's ``details`` are those that the commands of :mod:`jobs.review` and :mod:`jobs.takedown` write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+from pipeline.audit.numbers import rate
+from pipeline.audit.requests import Row
+from pipeline.outcome import ACCEPTED, Outcome
+
+LISTED = 40
+CLAIMS = ("takedown.applied", "reaudit.done", "sample.quarantined", "sample.released")
+CHANGES = ("policy.changed", "index.changed")
+Event = Mapping[str, Any]
+
+
+class Waiting:
+    """Which requests were sent to a person, and when they ended: what the times of decisions are counted from.
+
+    It holds one entry a decision or open review, never one a picture.
+    """
+
+    def __init__(self, decided: Sequence[Event]) -> None:
+        self._about = {str(sample_id) for event in decided for sample_id in event.get("samples") or ()}
+        self.keys: dict[str, str] = {}
+        self.ended: dict[str, datetime] = {}
+        self.born: dict[str, str] = {}
+        self.reviews: set[str] = set()
+
+    def add(self, sample: Row, attempts: Sequence[Row]) -> None:
+        review = sample["outcome"] == Outcome.REVIEW
+        if review:
+            self.reviews.add(str(sample["sample_id"]))
+        if review or sample["sample_id"] in self._about:
+            self.keys[str(sample["sample_id"])] = str(sample["request_key"])
+            self.ended[str(sample["sample_id"])] = sample["finished_at"]
+            self.born[str(sample["sample_id"])] = str(sample["outcome"])
+
+
+def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -> dict[str, Any]:
+    """Reviews: how many wait, every decision, which of them overturned what the run had decided, and how long they took."""
+    decisions = [row for event in events if event["kind"] == "review.decided" for row in _decisions(event, waiting)]
+    last = {row["sample_id"]: row for row in decisions}
+    asked = [row for row in last.values() if row["born"] == Outcome.REVIEW]
+    audited = [row for row in last.values() if row["born"] in ACCEPTED]
+    accepted = sum(row["decision"] in ACCEPTED for row in asked)
+    hours = sorted(row["hours"] for row in decisions if row["hours"] is not None)
+    open_now = waiting.reviews - set(last)
+    return {
+        "queue": {
+            "open": len(open_now),
+            "asked": len(waiting.reviews),
+            "keys": sorted(waiting.keys[sample_id] for sample_id in open_now)[:LISTED],
+        },
+        "decided": len(last),
+        "accepted": rate(accepted, len(asked), "count(last review.decided of samples born as review: accepted) / decided"),
+        "overturned": rate(
+            sum(row["overturned"] for row in last.values()),
+            len(last),
+            "count(last review.decided that goes against the outcome at birth) / decided",
+        ),
+        "audited": rate(
+            sum(row["decision"] not in ACCEPTED for row in audited),
+            len(audited),
+            "count(last review.decided of samples born as accepted: not accepted) / those looked at",
+        ),
+        "hours": {"median": median(hours) if hours else None, "most": hours[-1] if hours else None, "n": len(hours)},
+        "roles": dict(sorted(Counter(row["actor"] for row in decisions).items())),
+        "contradictions": contradictions,
+        "decisions": decisions[-LISTED:],
+        "decisions_total": len(decisions),
+        "exports": [_event(event) for event in events if event["kind"] == "review.exported"],
+    }  # fmt: skip
+
+
+def _decisions(event: Event, waiting: Waiting) -> list[dict[str, Any]]:
+    details = event.get("details") or {}
+    decision = str(details.get("outcome") or "")
+    rows = []
+    for sample_id in event.get("samples") or ():
+        born, ended = waiting.born.get(sample_id, ""), waiting.ended.get(sample_id)
+        at = datetime.fromisoformat(str(event["at"]))
+        rows.append(
+            {
+                **_event(event),
+                "sample_id": sample_id,
+                "request_key": waiting.keys.get(sample_id, str(details.get("request_key") or sample_id)),
+                "decision": decision,
+                "born": born,
+                "overturned": _overturned(born, decision),
+                "hours": max(0.0, (at - ended).total_seconds() / 3600) if ended is not None else None,
+            }
+        )
+    return rows
+
+
+def _overturned(born: str, decision: str) -> bool:
+    """Whether a decision goes against the outcome at birth. A review asked for one: no decision of it goes against it."""
+    if born in ACCEPTED:
+        return decision not in ACCEPTED
+    return born in (Outcome.REJECTED, Outcome.QUARANTINED) and decision in ACCEPTED
+
+
+def claims(events: Sequence[Event], contact: str) -> dict[str, Any]:
+    """Claims and takedowns with what was done and the digests of their receipts, and where a claim is filed."""
+    history = [_event(event) for event in events if event["kind"] in CLAIMS]
+    counts = Counter(event["kind"] for event in history)
+    return {
+        "contact": contact,
+        "takedowns": counts["takedown.applied"],
+        "reaudits": counts["reaudit.done"],
+        "quarantined": sum(event["samples"] for event in history if event["kind"] == "sample.quarantined"),
+        "released": sum(event["samples"] for event in history if event["kind"] == "sample.released"),
+        "history": history[-LISTED:],
+        "history_total": len(history),
+    }
+
+
+def changes(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Changes of policy and index that were written into the run's events."""
+    return [_event(event) for event in events if event["kind"] in CHANGES]
+
+
+def _event(event: Event) -> dict[str, Any]:
+    """An event as the report lists it: its samples by number, its details as short words."""
+    return {
+        "seq": int(event["seq"]),
+        "at": str(event["at"]),
+        "kind": str(event["kind"]),
+        "actor": str(event["actor"]),
+        "person": str(event.get("person") or ""),
+        "reason": str(event["reason"]),
+        "samples": len(event.get("samples") or ()),
+        "details": {str(key): value for key, value in (event.get("details") or {}).items()},
+        "digests": dict(event.get("digests") or {}),
+    }
+
+
+def listed(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Every event as the report lists it."""
+    return [_event(event) for event in events]
