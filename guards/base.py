@@ -1,7 +1,7 @@
 """A guard is a named, versioned check that looks at finished pictures and reports findings.
 
-A guard reports; it never decides. Thresholds are operating points handed to it by the policy and repeated in each
-finding, so that a row can be judged again from what is stored.
+A guard reports; it never decides. Thresholds are operating points that the policy sets. Every finding repeats its threshold, so
+that a decision can be checked again from the stored rows.
 
 A guard is declared in one class: name, categories, licence, what a policy may set (:class:`GuardClass`).
 """
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing one guard saw (or measured and did not see) in one picture.
+    """One thing that one guard measured in one picture, triggered or not.
 
     Attributes:
         guard: name of the guard, e.g. ``copies``.
@@ -38,9 +38,9 @@ class Finding:
         score: larger is worse; comparable only within one guard and category.
         threshold: the operating point in force; the finding is triggered when ``score >= threshold``.
         confirmed: a second, independent look agreed (always True for guards that have no second look).
-        box: x0, y0, x1, y1 as fractions of width and height, when the guard has a place.
-        ref_id: the reference that the finding is about; empty where there is none. What steering acts on.
-        detail: short text for people: a code's payload, the words that were read, the reference's title.
+        box: x0, y0, x1, y1 as fractions of width and height, where the guard locates the finding.
+        ref_id: the reference that the finding is about, on which steering acts; empty where there is none.
+        detail: short text for people: a code's payload, the recognised words, the reference's title.
 
     Raises:
         InputError: score or threshold is not a finite number.
@@ -57,7 +57,7 @@ class Finding:
     detail: str = ""
 
     def __post_init__(self) -> None:
-        # No comparison with NaN holds, and none with an infinite threshold: nothing would ever be triggered.
+        # Comparisons with NaN or an infinite threshold are always false: the finding would never be triggered.
         if not (math.isfinite(self.score) and math.isfinite(self.threshold)):
             what = f"a score is not a finite number ({self.category}: {self.score} against {self.threshold})"
             raise InputError(what, where=f"guard {self.guard}", fix="Look at the picture, and at the guard's weights")
@@ -77,7 +77,7 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a guard is on this machine, found without loading it.
+    """A guard's version and weights on this machine, found without loading it.
 
     Attributes:
         version: of its code and weights; that of the opened guard.
@@ -109,7 +109,7 @@ class Guard(Protocol):
 
 
 class GuardClass(Protocol):
-    """What a guard's class declares: all that registry, policy, documents and ``clearance doctor`` take from it.
+    """The declarations of a guard's class; registry, policy, documents and ``clearance doctor`` read nothing else.
 
     ``probe`` finds packages and files and loads nothing; ``open`` loads. Both take the policy's settings of the guard (its
     ``threshold``, and for a guard from another package its ``options``). They raise
@@ -171,7 +171,7 @@ def import_package(module: str, *, guard: str, install: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever its own code raises
+    except Exception as error:  # its code may raise anything
         what = f"the package {module} cannot be imported ({type(error).__name__}: {error})"
         raise GuardUnavailable(what, where=f"guard {guard}", fix=install) from error
 

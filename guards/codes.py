@@ -1,6 +1,6 @@
 """The codes guard, for machine-readable codes that decode: zxing-cpp, with the payload as evidence.
 
-A generated smear that only looks like a QR code does not decode; the marks guard is there for those.
+A generated smear that only resembles a QR code does not decode; the marks guard finds those.
 """
 
 from __future__ import annotations

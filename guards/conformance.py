@@ -1,4 +1,4 @@
-"""The conformance suite: what every guard must hold, one that ships or one of another package."""
+"""The conformance suite: the promises that every guard must keep, a shipped one and one of another package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_guard(guard: Guard, pictures: np.ndarray) -> None:
 
     Args:
         guard: the guard, freshly constructed or not.
-        pictures: uint8 RGB (N, H, W, 3), at least three, some with and some without what the guard looks for.
+        pictures: uint8 RGB (N, H, W, 3), at least three, some with a finding and some without.
 
     Raises:
         AssertionError: naming the promise that the guard breaks.
@@ -56,7 +56,7 @@ def check_guard(guard: Guard, pictures: np.ndarray) -> None:
         try:
             guard.check(wrong)
         except InputError as error:
-            _require(bool(error.fix), f"the error about {what} input says what to do")
+            _require(bool(error.fix), f"the error about {what} input names a fix")
         else:
             raise AssertionError(f"{guard.name}: {what} input is refused with InputError")
 

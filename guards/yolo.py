@@ -39,15 +39,15 @@ def make_detector(description: dict[str, Any] | str) -> Any:
     Args:
         description: the network as ultralytics describes it (a dictionary), or the name of one of its YAML files.
     """
-    os.environ.setdefault("YOLO_VERBOSE", "false")  # its logger writes to stdout, which belongs to our callers
-    os.environ.setdefault("YOLO_OFFLINE", "true")  # asks no server whether it is online, or for its newest release
+    os.environ.setdefault("YOLO_VERBOSE", "false")  # its logger writes to stdout, which is for results
+    os.environ.setdefault("YOLO_OFFLINE", "true")  # no request to a server about connectivity or new releases
     from index.torchvision_ops import ensure
 
     ensure()
     from PIL import Image
 
     # ultralytics replaces PIL.Image.open for the whole process with one that wants a further package where a file is no
-    # picture; everybody else here relies on PIL's own.
+    # picture; the rest of the process relies on PIL's own.
     genuine = Image.open
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 

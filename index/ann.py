@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 FLAT_LIMIT = 20_000
-SPARE = 32  # candidates beyond what was asked for, for the exact re-ranking
+SPARE = 32  # candidates beyond the k wanted, for the exact re-ranking
 
 
 def build(vectors: np.ndarray, ids: np.ndarray, *, flat_limit: int = FLAT_LIMIT) -> Any:

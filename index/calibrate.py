@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from index.embed import Embedder
 
 CURVE_POINTS = 41
-ENOUGH = 100  # copies from which more of them say little more
+ENOUGH = 100  # copies; more of them hardly narrow the interval
 
 
 NEVER = 2.0  # a second look's score that is never reached
@@ -37,7 +37,7 @@ class OperatingPoint:
     """When a picture counts as too near a reference.
 
     Attributes:
-        threshold: cosine at and above which it does.
+        threshold: cosine at and above which a picture counts as too near.
         confirm_threshold: score of the second look from which it agrees.
         look_from: cosine from which the second look is taken at all; at most ``threshold``.
         alone_threshold: score from which the second look suffices although the cosine stays below ``threshold``.
@@ -62,7 +62,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """An operating point and what it is worth.
+    """An operating point with its measured rates.
 
     Attributes:
         calibration_id: digest of everything below.
@@ -80,8 +80,8 @@ class Calibration:
         curve: (threshold, recall, false positive rate) from strict to loose.
         max_false_positive_rate: the limit that chose the threshold.
         source: what was compared, for a reader.
-        min_recall: the least recall it was held to, by the lower end of the interval; 0 where none was required.
-        forced: it misses ``min_recall`` and was written all the same.
+        min_recall: the recall that the lower end of the interval had to reach; 0 where none was required.
+        forced: the interval does not reach ``min_recall``, and the calibration was written anyway.
     """
 
     calibration_id: str
@@ -118,11 +118,11 @@ class Calibration:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What this operating point is worth, as plain data for JSON, tables and reports: everything but the curve."""
+        """The operating point and its rates as plain data for JSON, tables and reports: everything but the curve."""
         return {name: value for name, value in asdict(self).items() if name != "curve"}
 
     def held_to(self, min_recall: float, *, force: bool = False) -> Calibration:
-        """The same, with the recall that it was held to on record.
+        """The same calibration with the required recall recorded.
 
         Args:
             min_recall: the lower end of the recall's interval must reach it.
@@ -149,11 +149,9 @@ class Calibration:
                 share = math.ceil(1000 * false_alarms) / 1000
                 advice.append(f"allow more false alarms (--false-alarms {share:g}, which flags {percent(found.value)})")
                 break
-        advice += ["look whether the harmless pictures hold copies of the works", "use an embedder that knows such pictures"]
+        advice += ["check that no harmless picture is a copy of a work", "use an embedder that knows such pictures"]
         first = "; ".join(advice)
-        return (
-            f"{first[0].upper()}{first[1:]}. --force writes it all the same, and runs release the copies that it does not flag"
-        )
+        return f"{first[0].upper()}{first[1:]}. --force writes it anyway; runs then release the copies that it does not flag"
 
     def save(self, path: Path) -> None:
         """Write JSON.
@@ -184,7 +182,7 @@ class Calibration:
             calibration = cls(**stored)
             _require_types(calibration)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"is no calibration ({type(error).__name__}: {error})"
+            what = f"is not a calibration ({type(error).__name__}: {error})"
             raise InputError(what, where=str(path), fix="Run clearance index calibrate again") from None
         if _identified(calibration).calibration_id != calibration.calibration_id:
             fix = "Run clearance index calibrate again"
@@ -203,7 +201,7 @@ _LATER = {"min_recall": 0.0, "forced": False}  # left out of the digest at these
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"{name} is {value!r}, no finite number")
+        raise ValueError(f"{name} is {value!r}, not a finite number")
     return float(value)
 
 
@@ -211,18 +209,18 @@ def _rate(stored: Any, name: str) -> Rate:
     rate = Rate(**stored)
     numbers = [_number(value, name) for value in (rate.value, rate.low, rate.high, rate.hits, rate.n)]
     if not 0 <= numbers[1] <= numbers[2] <= 1 or not 0 <= numbers[0] <= 1 or not 0 <= rate.hits <= rate.n:
-        raise ValueError(f"{name} is no share with its interval")
+        raise ValueError(f"{name} is not a share with its interval")
     return rate
 
 
 def _require_types(calibration: Calibration) -> None:
-    """Refuse numbers that are none or out of range, even under a matching digest: such a threshold would flag nothing."""
+    """Refuse values that are not numbers or out of range, even under a matching digest: such a threshold would flag nothing."""
     for name, (low, high) in _SCORES.items():
         if not low <= _number(getattr(calibration, name), name) <= high:
             raise ValueError(f"{name} is {getattr(calibration, name)}, not within {low} to {high}")
     for name in ("calibration_id", "embedder_id", "index_id", "source"):
         if not isinstance(getattr(calibration, name), str):
-            raise ValueError(f"{name} is no text")
+            raise ValueError(f"{name} is not text")
     if not isinstance(calibration.forced, bool):
         raise ValueError("forced is neither true nor false")
     if None in (calibration.recall, calibration.false_positive_rate, calibration.precision):
@@ -263,7 +261,7 @@ def calibrate(
         index_id, source: recorded.
 
     Raises:
-        InputError: no copies, no near misses, or numbers that are none.
+        InputError: no copies, no near misses, or values that are not finite numbers.
     """
     similarity, copy = np.asarray(similarity, np.float64), np.asarray(copy, bool)
     if similarity.shape != copy.shape or similarity.ndim != 1 or not np.isfinite(similarity).all():
@@ -282,13 +280,13 @@ def calibrate(
     if looked is not None and max_added_rate is not None:
         seen = ~np.isnan(looked)
         look_from = min(threshold, float(np.quantile(copies, 0.01)))
-        asked = (similarity >= look_from) & ~flagged & seen
+        looked_at = (similarity >= look_from) & ~flagged & seen
         may_be_added = int(np.floor(max_added_rate * len(misses) + 1e-9))
-        alone_threshold = _above(np.sort(looked[asked & ~copy]), may_be_added)
+        alone_threshold = _above(np.sort(looked[looked_at & ~copy]), may_be_added)
         sure = np.sort(looked[flagged & copy & seen])
         if len(sure) and max_vetoed_rate:
             veto_below = min(float(sure[int(max_vetoed_rate * len(sure))]), confirm_threshold / 2)
-        either = (flagged & ~(looked < veto_below)) | (asked & (looked >= alone_threshold))
+        either = (flagged & ~(looked < veto_below)) | (looked_at & (looked >= alone_threshold))
     agreed = None if looked is None else flagged & ~(looked < confirm_threshold)
     ends = np.quantile(similarity, (0.0, 1.0))
     points = np.linspace(ends[1], ends[0], CURVE_POINTS)
@@ -363,7 +361,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _identified(calibration: Calibration) -> Calibration:
-    said = asdict(replace(calibration, calibration_id=""))
-    said = {name: value for name, value in said.items() if name not in _LATER or value != _LATER[name]}
-    plain = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    content = asdict(replace(calibration, calibration_id=""))
+    content = {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return replace(calibration, calibration_id="calibration-" + hashlib.sha256(plain.encode()).hexdigest()[:16])

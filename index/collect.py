@@ -35,7 +35,7 @@ class Reading:
         keep_pictures: whether the pictures of works that state nothing are kept; None: if their basis allows a copy.
         columns: our column → the source's, where they differ; for sheets, Parquet and the JSON of tar files.
         picture_column: of Parquet files; empty: found by its name and kind.
-        leave_out: go on without pictures that cannot be read, instead of refusing them all.
+        leave_out: continue without pictures that cannot be read, instead of refusing the source.
     """
 
     rights_basis: str = "claim"
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(kw_only=True)
 class Seen:
-    """What became of everything that was seen. Every picture ends as a work or is left out.
+    """The result of reading a source. Every picture becomes a work or is left out.
 
     Attributes:
         pictures: files, rows and samples that are pictures, those left out included.
@@ -60,7 +60,7 @@ class Seen:
         left_out: pictures that cannot be read: (name, reason).
         others: files that are no pictures: (name, what they are).
         unlisted: pictures that the sheet does not list; they are claims.
-        one_colour: pictures that show nothing but one colour: likely not what they should be.
+        one_colour: pictures of a single colour, which are probably damaged.
     """
 
     pictures: int = 0
@@ -204,8 +204,8 @@ class Works:
             self.seen.pictures += 1
             self.seen.left_out.append((name, record.problem))
             return
-        said = {ours: record.fields.get(self.how.columns.get(ours, ours)) for ours in KNOWN}
-        fields = {ours: _plain(value) for ours, value in said.items() if _plain(value)}
+        values = {ours: record.fields.get(self.how.columns.get(ours, ours)) for ours in KNOWN}
+        fields = {ours: _plain(value) for ours, value in values.items() if _plain(value)}
         self._check(fields, shown(record.place))
         title = Path(shown(record.name)).stem if "/" not in record.name else shown(record.name)
         yield from self._work(record.content, name, title, fields, shown(record.place))
@@ -267,7 +267,7 @@ def _spread(picture: np.ndarray) -> int:
 
 
 def _plain(value: Any) -> str:
-    """A value of a row as text; nothing for what means nothing."""
+    """A value of a row as text; empty for a missing value."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     return ("yes" if value else "no") if isinstance(value, bool) else str(value).strip()

@@ -2,9 +2,9 @@
 
 The embedder's cosine is learned. The second look is not: the reference is laid over the picture, mirrored or not,
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small
-patches (each free to move a little) are compared where the reference has something to show. Meta's PDQ hash is compared
-too: it is useless for strongly edited copies and good for plain ones. A logistic model of those numbers, fitted
-on drawings by :mod:`jobs.lab.world.calibrate_copies`, gives the score.
+patches (each free to move a little) are compared where the reference is not empty ground. Meta's PDQ hash is compared too: it
+is useless for strongly edited copies and good for plain ones. A logistic model of those numbers, fitted on drawings by
+:mod:`jobs.lab.world.calibrate_copies`, gives the score.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from index.fingerprint import pdq
 
-SIDE = 64  # both pictures are looked at in this size
+SIDE = 64  # both pictures are compared at this size
 SCALES = (0.62, 0.7, 0.79, 0.89, 1.0, 1.12, 1.26)
 TURNS = (-14.0, 0.0, 14.0)  # degrees; the refinement does the rest
 FEATURES = ("brightness", "edges", "patches", "worst_patches", "pdq")
@@ -34,7 +34,7 @@ def second_look_id() -> str:
 
 
 def confirm(picture: np.ndarray, reference: np.ndarray) -> float:
-    """How surely the picture shows the reference's very drawing.
+    """The score that the picture shows the same drawing as the reference.
 
     Args:
         picture: uint8 RGB (H, W, 3), any size.
@@ -148,7 +148,7 @@ def _placements(seen: np.ndarray, wanted: np.ndarray) -> Iterator[tuple[np.ndarr
         try:
             _, warp = cv2.findTransformECC(template, image, warps[-1].copy(), cv2.MOTION_AFFINE, criteria, None, blur)
         except cv2.error:
-            continue  # it did not converge: the placement before stands
+            continue  # no convergence: the previous placement is kept
         if 0.3 < abs(float(np.linalg.det(warp[:, :2]))) < 4:
             warps.append(np.asarray(warp, np.float32))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -1,6 +1,6 @@
-"""Make edited copies of a picture, as people make them to hide a copy and denoisers by imperfect memory.
+"""Make edited copies of a picture, like those that hide a copy and those that a denoiser draws from imperfect memory.
 
-They teach the world's embedder what a copy is, and they stand for copies when a threshold is calibrated.
+The world's embedder is trained on them, and they stand for copies when a threshold is calibrated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def edit(
     Args:
         picture: uint8 RGB (H, W, 3).
         inside: its foreground, float32 (H, W), from :func:`foregrounds`.
-        rng: decides everything.
+        rng: source of every random choice.
         mark: draws a mark on one picture in five; None: no marks.
 
     Returns:

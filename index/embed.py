@@ -270,7 +270,7 @@ class OpenCLIPEmbedder:
         # In float64 and row by row, so that the length is one to the last bit that float32 can hold.
         wide = calls.run(run, count).numpy().astype(np.float64)
         length = np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))
-        if not (np.isfinite(length) & (length > 0)).all():  # such a vector is near to nothing: whatever it is of would pass
+        if not (np.isfinite(length) & (length > 0)).all():  # such a vector is near to no reference: its picture would pass
             fix = "Draw the picture again; if others end so too, the embedder's weights are broken"
             raise ModelError("a vector has no direction: it is zero or not finite", where=calls.network, fix=fix)
         unit: np.ndarray = (wide / length).astype(np.float32)

@@ -14,7 +14,7 @@ from index.shipped import STICKERS
 SHIPPED = "stickers"
 LOCAL, HUB = "local-dir:", "hf-hub:"
 HUB_WEIGHTS = "open_clip_pytorch_model.bin"
-LOCAL_FILE = "local-file:"  # before a checkpoint file that an index remembers, so that it is not taken for a tag
+LOCAL_FILE = "local-file:"  # prefix of a checkpoint file that an index stores, so that it is not taken for a tag
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class EmbedderSource:
 
     @classmethod
     def of_record(cls, stored: Any) -> EmbedderSource:
-        """Out of :meth:`record`; nothing stored is nothing known.
+        """The source from its :meth:`record`; where nothing is stored, nothing is known.
 
         Raises:
-            ValueError: it is no record.
+            ValueError: it is not a record.
         """
         if stored is None:
             return cls()
         if not isinstance(stored, Mapping) or not all(isinstance(value, str) for value in stored.values()):
-            raise ValueError(f"{stored!r} does not say how to open an embedder")
+            raise ValueError(f"{stored!r} does not name an embedder")
         return cls(stored.get("model", ""), stored.get("pretrained", ""))
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def folder_of(model: str, *, allow_download: bool) -> Path | None:
     if model.startswith(LOCAL):
         folder = Path(model.removeprefix(LOCAL))
         if not folder.is_dir():
-            raise ModelError("is no folder", where=f"embedder {folder}", fix="Name an existing folder in open_clip's format")
+            raise ModelError("is not a folder", where=f"embedder {folder}", fix="Name an existing folder in open_clip's format")
         return folder
     if model.startswith(HUB) and not allow_download:
         from huggingface_hub import snapshot_download
@@ -118,7 +118,7 @@ def downloaded(model: str, tag: str) -> tuple[Path, dict[str, Any]] | None:
     repository, _, name = str(settings.get("hf_hub", "")).rpartition("/")
     if not repository:
         return None
-    # As open_clip asks for them: safetensors first.
+    # In open_clip's order: safetensors first.
     names = [Path(name).with_suffix(".safetensors").name, name] if name else ["open_clip_model.safetensors", HUB_WEIGHTS]
     for candidate in names:
         found = try_to_load_from_cache(repository, candidate)

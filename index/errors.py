@@ -42,7 +42,7 @@ class IndexMismatch(ClearanceError):
 
 
 class GuardUnavailable(ClearanceError):
-    """A guard that the policy demands cannot run here (missing package, missing weights)."""
+    """A guard that the policy requires cannot run here (missing package, missing weights)."""
 
 
 class WatermarkUnavailable(ClearanceError):
@@ -58,7 +58,7 @@ class OutOfMemory(ClearanceError, MemoryError):
 
 
 class SteeringFailed(ClearanceError):
-    """What steers one sample raised, or drove its latent out of all bounds; that sample ends, the others go on."""
+    """The steering of one sample failed or drove its latent out of all bounds; the sample ends, the others continue."""
 
 
 class PlanMismatch(ClearanceError):
@@ -70,4 +70,4 @@ class IntegrityError(ClearanceError):
 
 
 class RunStopped(ClearanceError):
-    """A run that could not go on: disk full, no worker starts, another run holds the folder. Committed shards are kept."""
+    """A run that cannot continue: disk full, no worker starts, another run holds the folder. Committed shards are kept."""

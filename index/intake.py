@@ -60,7 +60,7 @@ class Conflict:
 
 @dataclass(kw_only=True)
 class Taken:
-    """What became of the works that an index was given.
+    """The result of taking works into an index.
 
     Attributes:
         ref_ids: of every work, in order.
@@ -225,12 +225,12 @@ class Intake:
             yield pa.table(columns)
 
     def done(self) -> None:
-        """The works are in force: what was kept for another try goes."""
+        """The works are in force: remove what was kept for another try."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _read_blocks(folder: Path, embedder_id: str) -> dict[str, tuple[Path, int, bool]]:
-    """What an earlier try embedded with the same embedder; blocks that are not whole or another embedder's are removed."""
+    """Works that an earlier try embedded with the same embedder; incomplete blocks and another embedder's are removed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

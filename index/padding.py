@@ -1,8 +1,8 @@
-"""Network calls of one fixed number of rows, halved when the memory does not hold them.
+"""Network calls with one fixed number of rows, halved when memory runs out.
 
-With a fixed shape a row's result does not depend on its neighbours, byte for byte; with a varying one it does. So the last
-call is padded. Where memory runs out the shape is halved, for good, and the work of that call begins again: what one
-:meth:`PaddedCalls.run` returns always has one shape, and the shapes that a process has had are kept, for the audit.
+With a fixed shape a row's result does not depend on its neighbours, byte for byte; with a varying shape it does. So the last
+call is padded. Where memory runs out the shape is halved permanently, and the work of that call begins again: all results of
+one :meth:`PaddedCalls.run` come from one shape, and the shapes that a process has had are kept for the audit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from index.errors import OutOfMemory
 if TYPE_CHECKING:
     import torch
 
-SAYS = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")  # the last: ONNX Runtime
+PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")  # the last: ONNX Runtime
 
 
 class PaddedCalls:
@@ -24,7 +24,7 @@ class PaddedCalls:
     Args:
         rows: of a call, as configured.
         network: its name, for people.
-        fix: what they can do when not even one row fits.
+        fix: advice for when not even one row fits.
 
     Attributes:
         shapes: rows of a call: as configured, and after every halving. The last is in force.
@@ -74,7 +74,7 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     words = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in words for phrase in SAYS)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in words for phrase in PHRASES)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Comparisons with known answers, for calibrating a threshold: labelled by people, or made from the index itself."""
+"""Comparisons with known answers, for calibrating a threshold: labelled by a person, or made from the index itself."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
 
 
 class MadePairs:
-    """Pairs made from an index, see :func:`make_pairs`; afterwards it is known what they were made of.
+    """Pairs made from an index, see :func:`make_pairs`; the attributes are filled while the pairs are made.
 
     Attributes:
         measured: ids of the references of which copies were made.
-        strangers: works that were given and are not in the index.
+        strangers: given works that are not in the index.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class MadePairs:
         ref_id = content_digest(work.picture)[:16]
         same = [reference for reference in self._index.references() if reference.ref_id == ref_id]
         if same and same[0].status in MATCHING:
-            what = f"is reference {ref_id} itself ({same[0].title}), so it is no harmless picture"
+            what = f"is reference {ref_id} itself ({same[0].title}), so it is not a harmless picture"
             raise InputError(what, where=work.place, fix="Take it out of the harmless pictures, or set the reference's status")
         return [work.picture, *_edited(work.picture, rng, 1)]
 

@@ -1,7 +1,7 @@
-"""Read pictures as people see them: any format that Pillow opens, whatever the file is called, as 8-bit RGB.
+"""Read pictures as a viewer shows them: any format that Pillow opens, whatever the file's name, as 8-bit RGB.
 
-What decides is the content, not the name. Deep and float pictures are brought to 8 bits, transparency becomes white, a stored
-turn (EXIF orientation) is applied. Of an animation or of several pages the frames that show something are told apart.
+The content decides, not the name. Deep and float pictures are reduced to 8 bits, transparency becomes white, a stored rotation
+(EXIF orientation) is applied. Of an animation or of several pages the frames with different content are separate pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Source = Path | bytes | IO[bytes]
 NOT_OPENED = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
 ONE_PICTURE = {"PSD", "MPO", "ICO", "ICNS", "CUR"}  # what they hold beside it is the same picture: layers, sizes, depth
 PAGES = {"TIFF", "DCX", "FITS"}  # formats whose frames are pages, each a work of its own
-# Endings of pictures that Pillow does not open here: such a file is no picture to us, but it is one to its owner.
+# Endings of pictures that Pillow does not open here: Clearance cannot read such a file, but its owner takes it for a picture.
 FOREIGN = (
     ".heic .heif .hif .jxl .svg .svgz .eps .ai .wmf .emf .exr .hdr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .xcf .kra .psb .jxr "
     ".wdp .cdr .cin .dpx"
@@ -92,7 +92,7 @@ def why_no_picture(source: Path | bytes, name: str = "") -> str | None:
 
 
 def read_picture(source: Source, *, where: str = "") -> np.ndarray:
-    """The picture as people see it: uint8 RGB (H, W, 3); transparency becomes white, a stored turn is applied.
+    """The picture as a viewer shows it: uint8 RGB (H, W, 3); transparency becomes white, a stored rotation is applied.
 
     Of an animation or of several pages it is the first frame that shows at least half as much as the one that shows most: the
     first is often blank.
@@ -183,7 +183,7 @@ def _foreign(head: bytes) -> str | None:
 def _no_file(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "cannot be read (a link to nothing)"
-    return "cannot be read (it does not exist)" if not path.exists() else "cannot be read (it is no file)"
+    return "cannot be read (it does not exist)" if not path.exists() else "cannot be read (it is not a file)"
 
 
 def _fix(name: str) -> str:
@@ -251,7 +251,7 @@ def _distance(thumbs: np.ndarray, other: int) -> np.ndarray:
 
 
 def _seen(image: Image) -> np.ndarray:
-    """The frame in force as people see it: uint8 RGB (H, W, 3)."""
+    """The current frame as a viewer shows it: uint8 RGB (H, W, 3)."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 

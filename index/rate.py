@@ -19,7 +19,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def percent(value: float, digits: int | None = None) -> str:
-    """A share as people read it: "7.6 %", from 10 to 90 % without the decimal; only 0 is "0 %", and only 1 is "100 %".
+    """A share for display: "7.6 %", from 10 to 90 % without the decimal; only 0 is "0 %", and only 1 is "100 %".
 
     Args:
         value: the share.

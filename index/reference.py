@@ -1,4 +1,4 @@
-"""A reference is a work that must not be copied: its classes on the way into an index, inside one, and found near a picture."""
+"""A reference is a work that must not be copied: the classes for one before, in, and found by an index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from index.errors import InputError
 
 MATCHING = ("active", "disputed")  # statuses that can match; a disputed claim protects until it is settled
 STATUSES = ("active", "disputed", "allowed")  # what a work can be given, strictest first
-RETIRED = "retired"  # what only an index gives
+RETIRED = "retired"  # a status that only an index sets
 PREFIX = 4  # digits of an id that are needed at least
 BASES = ("licensed", "claim", "registry", "memorisation_probe", "own_mark")
 COLUMNS = ("title", "source_uri", "rightsholder", "rights_basis", "licence", "status", "claim_id")

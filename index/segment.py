@@ -33,7 +33,7 @@ class Segment:
         entry: the snapshot's entry of the segment: ``name``, ``files``.
 
     Attributes:
-        references: in the order of the rows, without what only the snapshot knows (times, tombstones, amendments).
+        references: in the order of the rows, without the snapshot's part (times, tombstones, amendments).
         ref_ids, keys: their ids, and the same as FAISS stores them (see :func:`key_of`).
         vectors: their embeddings, float32 (rows, dim).
 
@@ -50,7 +50,7 @@ class Segment:
         try:
             self._read()
         except Exception as error:
-            # Under a matching digest the file may still be anybody's: Arrow, NumPy and Python raise what they like.
+            # A matching digest does not make the file valid: Arrow, NumPy and Python raise many types of errors.
             what = f"holds no references ({type(error).__name__}: {error})"
             raise IntegrityError(what, where=str(self._path), fix=RESTORE) from None
         self._ann: Any = None
@@ -64,7 +64,7 @@ class Segment:
         table = file.read(columns=[*names, "embedding"])
         columns = {name: table.column(name).to_pylist() for name in names}
         if any(not isinstance(value, str) for column in columns.values() for value in column):
-            raise ValueError("a value is no text")
+            raise ValueError("a value is not text")
         odd = set(columns["status"]) - set(STATUSES)
         if odd:  # such a reference would match nothing
             raise ValueError(f"unknown status {odd.pop()!r}")

@@ -1,4 +1,4 @@
-"""Snapshots of an index: what is in force, its history, and the one pointer that moves.
+"""Snapshots of an index: the state in force, its history, and the one pointer that moves.
 
 A snapshot is a JSON file named after its own sha256 and never changes; ``CURRENT`` names the one in force. Its history is the
 index's journal: what happened, when, to which references, and the ``index_id`` after it.
@@ -23,7 +23,7 @@ from index.reference import COLUMNS, STATUSES
 
 FORMAT = 2  # of the file; 1 had neither amendments nor the embedder's source
 READABLE = (1, 2)
-CONTENT = 1  # of what the index id is made of; it stays, so that equal content keeps its id
+CONTENT = 1  # version of the content that the index id digests; it stays, so that equal content keeps its id
 FILES = {"references.parquet", "vectors.faiss"}  # of a segment
 
 
@@ -65,13 +65,13 @@ class Snapshot:
         )
 
     def content(self) -> bytes:
-        """As it is written."""
+        """The snapshot as it is written."""
         plain = {"format": FORMAT, **asdict(self)}
         return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def of_content(cls, stored: Any) -> Snapshot:
-        """Out of :meth:`content`, once parsed.
+        """The snapshot from its :meth:`content`, parsed.
 
         Raises:
             ValueError, TypeError, KeyError: a part is missing or of another kind.
@@ -79,14 +79,14 @@ class Snapshot:
         segments, tombstones, history = ([*_items(stored[name])] for name in ("segments", "tombstones", "history"))
         for entry in segments:
             if not re.fullmatch("[0-9a-f]{32}", entry["name"]) or set(entry["files"]) != FILES:
-                raise ValueError(f"{entry!r} is no segment")
+                raise ValueError(f"{entry!r} is not a segment")
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry["files"].values()):
                 raise ValueError(f"{entry!r} names no digests")
         for event in history:
             if not math.isfinite(event["at"]) or not all(
                 isinstance(event[name], str) for name in ("event", "reason", "index_id")
             ):
-                raise ValueError(f"{event!r} is no event")
+                raise ValueError(f"{event!r} is not an event")
             if any(not isinstance(ref_id, str) for ref_id in _items(event["ref_ids"])):
                 raise ValueError(f"{event!r} names no references")
         amendments = stored.get("amendments", {})
@@ -124,14 +124,14 @@ class Snapshot:
 
 def index_id_of(embedder_id: str, dim: int, row_digests: Sequence[str], tombstones: Sequence[str]) -> str:
     """Content address of an index, independent of the order and the segments its rows are stored in."""
-    said = {
+    content = {
         "format": CONTENT,
         "embedder_id": embedder_id,
         "dim": dim,
         "rows": sorted(row_digests),
         "tombstones": sorted(tombstones),
     }
-    return "index-" + hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+    return "index-" + hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 def current(folder: Path) -> str:
@@ -165,7 +165,7 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
     digest = current(folder)
     if not digest and not os.path.exists(pointer):
         fix = "Build one: clearance index build REFERENCES --out FOLDER"
-        raise InputError("is no reference index", where=str(folder), fix=fix)
+        raise InputError("is not a reference index", where=str(folder), fix=fix)
     path = snapshot_path(folder, digest)
     if not re.fullmatch("[0-9a-f]{64}", digest) or not os.path.exists(path):
         raise IntegrityError("names no snapshot of this index", where=str(pointer), fix=RESTORE)
@@ -176,7 +176,7 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
         if version in READABLE:
             return digest, Snapshot.of_content(stored)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"is no snapshot of an index ({type(error).__name__}: {error})"
+        what = f"is not a snapshot of an index ({type(error).__name__}: {error})"
         raise IntegrityError(what, where=str(path), fix=RESTORE) from None
     raise InputError(
         f"is an index of format {version}, this version reads {READABLE[0]} to {READABLE[-1]}",
@@ -195,11 +195,11 @@ def put_in_force(folder: Path, snapshot: Snapshot) -> str:
 
 def _items(value: Any) -> Sequence[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no list")
+        raise ValueError(f"{value!r} is not a list")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value

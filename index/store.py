@@ -1,4 +1,4 @@
-"""The reference index: what must not be copied.
+"""The reference index: the works that must not be copied.
 
 On disk an index is a folder::
 
@@ -12,8 +12,8 @@ A snapshot and a segment are named after their content and never change; what ch
 in the snapshot. ``index_id`` is the digest of what the index *holds* (embedder, references, embeddings, tombstones), not of how
 it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it.
 
-Where one picture comes under several names, at once or later, the strictest status is in force: a work that somebody claims is
-not free because somebody else called it so. :meth:`ReferenceIndex.set_status` corrects one.
+Where one picture has several names, at once or later, the strictest status is in force: a claimed work does not become free
+because another source calls it free. :meth:`ReferenceIndex.set_status` corrects a status.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ReferenceIndex:
 
     def __init__(self, folder: Path, snapshot_sha256: str, snapshot: Snapshot) -> None:
         self.folder = folder
-        self.taken = Taken()  # what became of the works of the last build or addition
+        self.taken = Taken()  # the result of the last build or addition
         self._load(snapshot_sha256, snapshot)
 
     # --- making and opening ---------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class ReferenceIndex:
 
         Args:
             folder: must not hold anything else.
-            items: the works; those with identical pictures are one reference, of the strictest status among them (see
+            items: the works; works with identical pictures become one reference with the strictest status among them (see
                 :attr:`taken` afterwards).
             embedder: its id is bound to the index, and how to open it is remembered.
             flat_limit: from how many references on the search is approximate before the exact re-ranking.
@@ -195,7 +195,7 @@ class ReferenceIndex:
                 f"embeddings of shape {embeddings.shape} do not fit an index of {self.dim} dimensions", where=str(self.folder),
                 fix=f"Use the embedder of the index: {self.embedder_id}",
             )  # fmt: skip
-        if not np.isfinite(embeddings).all():  # NaN is near to nothing: a picture would pass as unlike everything
+        if not np.isfinite(embeddings).all():  # NaN is near to no reference: the picture would pass
             raise InputError("an embedding is not finite", where="search", fix="Look at the picture, and at the embedder")
         if k < 1:
             raise InputError(f"k is {k}", where="search", fix="Ask for at least one neighbour")
@@ -306,7 +306,7 @@ class ReferenceIndex:
             for ref_id, work in taken.amended.items():
                 segment, row = self._place(ref_id)
                 stored = amended(segment.references[row], amendments.get(ref_id, {}))
-                if work.status != stored.status:  # one that only comes back says nothing new
+                if work.status != stored.status:  # the same status again is no news
                     now = {name: getattr(work, name) for name in COLUMNS}
                     amendments[ref_id] = _differences(segment.references[row], now)
             changed = sorted({*taken.new, *taken.revived, *taken.amended})

@@ -1,14 +1,14 @@
 """Make torchvision importable beside a CPU build of torch.
 
 torchvision's Linux wheels are linked against CUDA. Beside a CPU build of torch (several GB smaller, so right for a machine
-without a GPU) its compiled operators do not load. torchvision then registers a fake kernel for an operator nobody defined:
+without a GPU) its compiled operators do not load. torchvision then registers a fake kernel for an undefined operator:
 ``import torchvision`` fails, and with it open_clip, transformers and diffusers. Nothing here needs those operators, except
 a detector's non-maximum suppression.
 
 ``ensure()`` defines non-maximum suppression in plain torch, and the other operators' names, where the compiled ones are
-absent. ``watch()`` makes that happen by itself when torchvision is first imported. So that it does in every interpreter of
-an environment with Clearance in it, the wheel also installs this file as ``clearance_torchvision.py``, beside a ``.pth`` file
-that calls ``watch()`` when Python starts: hence no imports up here. Code that may run without being installed calls
+absent. ``watch()`` arranges this for the first import of torchvision. The wheel also installs this file as
+``clearance_torchvision.py``, beside a ``.pth`` file that calls ``watch()`` when Python starts, so that every interpreter of the
+environment is covered; therefore the module has no imports at its top. Code that may run without being installed calls
 ``ensure()`` before its first import of open_clip, transformers or diffusers.
 """
 
@@ -39,7 +39,7 @@ class TorchvisionWatch:
         def prepared(module: Any) -> None:
             try:
                 ensure()
-            except Exception as error:  # torchvision's own error comes next, and says more
+            except Exception as error:  # torchvision's own error comes next, with more detail
                 print(f"clearance: torchvision's operators cannot be replaced ({error})", file=sys.stderr)
             execute(module)
 

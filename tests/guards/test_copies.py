@@ -163,7 +163,7 @@ def test_the_second_look_may_suffice_alone(clean: np.ndarray) -> None:
     assert not any(finding.triggered for finding in unsure)
 
 
-def test_nobody_looks_twice_below_look_from(clean: np.ndarray) -> None:
+def test_there_is_no_second_look_below_look_from(clean: np.ndarray) -> None:
     asked: list[int] = []
     settings = {"threshold": 1.01, "look_from": 1.005, "alone_threshold": 0.0}
     found = guard([(work("apple"), clean[0])], confirm=lambda *_: float(asked.append(1) or 1), **settings).check(clean[:1])[0]

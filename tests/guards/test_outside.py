@@ -143,7 +143,7 @@ def test_without_its_name_in_the_policy_it_is_not_used(install: Package) -> None
     assert not guards_in_force(RunConfig(prompts="-"), only(), "d", "")
 
 
-def test_its_own_defaults_hold_where_the_policy_says_nothing(install: Package) -> None:
+def test_its_own_defaults_hold_where_the_policy_sets_nothing(install: Package) -> None:
     install()
     policy = only(OutsideGuard(name="brightness"))
     (guard,), _ = open_guards({"brightness": policy.guards[0]})
@@ -170,7 +170,7 @@ def test_an_option_it_does_not_know_is_refused(install: Package) -> None:
         open_guards({"brightness": OutsideGuard(name="brightness", options=("rough",))})
 
 
-def test_a_guard_that_nobody_brings_is_refused_and_the_likely_slip_named(install: Package) -> None:
+def test_an_unknown_guard_is_refused_and_the_likely_slip_named(install: Package) -> None:
     install()
     with pytest.raises(ConfigError, match=r"unknown guard 'brightnes'\. Did you mean 'brightness'\?"):
         guards_in_force(RunConfig(prompts="-"), only(OutsideGuard(name="brightnes")), "d", "")

@@ -68,7 +68,7 @@ def test_allowed_payloads_reach_the_codes_guard() -> None:
 
 
 @pytest.mark.usefixtures("_no_unsafe")
-def test_describe_says_what_is_here_and_what_is_not() -> None:
+def test_describe_lists_available_and_missing_guards() -> None:
     lines = {line.name: line for line in describe()}
     assert list(lines) == list(guard_classes())
     assert (

@@ -1,4 +1,4 @@
-"""The unsafe guard runs, is calm about drawings, and says when its package is missing."""
+"""The unsafe guard runs, does not flag drawings, and names its package when it is missing."""
 
 from __future__ import annotations
 

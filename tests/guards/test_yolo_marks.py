@@ -1,4 +1,4 @@
-"""The YOLO marks guard: honest about its licence and what is missing, and a real detector where ultralytics is installed."""
+"""The YOLO marks guard: it states its licence and what is missing, and detects marks where ultralytics is installed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def marked(kind: str, count: int, designs: tuple[int, ...]) -> tuple[np.ndarray,
     return np.stack([np.asarray(picture) for picture, _ in pairs]), np.array([box for _, box in pairs]) / 64
 
 
-def test_without_the_package_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_it_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "ultralytics" else find(n, *a))
     with pytest.raises(GuardUnavailable, match=r"ultralytics is not installed.*pip install 'clearance\[yolo\]'.*AGPL-3\.0"):
@@ -81,7 +81,7 @@ def test_it_conforms(guard: YoloMarksGuard) -> None:
 
 @needs_ultralytics
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_finds_marks_and_says_where(guard: YoloMarksGuard, kind: str) -> None:
+def test_it_finds_marks_and_their_places(guard: YoloMarksGuard, kind: str) -> None:
     pictures, truth = marked(kind, 16, (0, 1, 2))
     column = KINDS.index(kind)
     hits = [(row[column].box, box) for row, box in zip(guard.check(pictures), truth, strict=True) if row[column].triggered]

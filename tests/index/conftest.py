@@ -43,8 +43,8 @@ def drawing(seed: int, side: int = 64) -> np.ndarray:
     return out
 
 
-def work(seed: int, **said: object) -> NewReference:
-    return NewReference(title=f"work {seed}", picture=drawing(seed), **{"keep_picture": True, **said})  # type: ignore[arg-type]
+def work(seed: int, **columns: object) -> NewReference:
+    return NewReference(title=f"work {seed}", picture=drawing(seed), **{"keep_picture": True, **columns})  # type: ignore[arg-type]
 
 
 @pytest.fixture

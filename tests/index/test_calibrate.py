@@ -94,7 +94,7 @@ def test_an_edited_threshold_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"threshold": 1}', "\x00"])
 def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "c.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"c\.json.*is no calibration"):
+    with pytest.raises(InputError, match=r"c\.json.*is not a calibration"):
         Calibration.load(tmp_path / "c.json")
 
 
@@ -237,13 +237,13 @@ def test_odd_values_are_refused_even_under_a_matching_digest(tmp_path: Path, cha
     plain = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     stored["calibration_id"] = "calibration-" + hashlib.sha256(plain.encode()).hexdigest()[:16]
     (tmp_path / "c.json").write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(InputError, match="is no calibration"):
+    with pytest.raises(InputError, match="is not a calibration"):
         Calibration.load(tmp_path / "c.json")
 
 
 def test_a_folder_in_the_place_of_a_calibration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.json").mkdir()
-    with pytest.raises(InputError, match="is no calibration"):
+    with pytest.raises(InputError, match="is not a calibration"):
         Calibration.load(tmp_path / "c.json")
     with pytest.raises(InputError, match="cannot be written"):
         calibrate("e", *scores()).save(tmp_path / "gone" / "c.json")

@@ -93,7 +93,7 @@ def test_where_nothing_can_be_read_nothing_is_left_out(tmp_path: Path) -> None:
         read(tmp_path, leave_out=True)
 
 
-def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_is_refused_with_its_content(tmp_path: Path) -> None:
     put(tmp_path, {"a.txt": b"text", "b.zip": b"PK\x03\x04"})
     with pytest.raises(InputError, match=r"holds no pictures, only a\.txt \(no picture\), b\.zip"):
         Works(tmp_path)
@@ -110,7 +110,7 @@ def test_linked_folders_and_pictures_are_read_and_circles_end(tmp_path: Path) ->
     works, source = read(tmp_path / "lib", leave_out=True)
     assert sorted(work.origin for work in works) == ["linked.png", "own/cat.png", "partner/fox.png", "partner/owl.png"]
     assert source.seen.left_out == [
-        ("pipe", "cannot be read (it is no file)"), ("own/self", "cannot be read (a link to nothing)")
+        ("pipe", "cannot be read (it is not a file)"), ("own/self", "cannot be read (a link to nothing)")
     ]  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_pictures_of_one_colour_are_named(tmp_path: Path) -> None:
     [({}, "claim", False), ({"rights_basis": "licensed"}, "licensed", True), ({"keep_pictures": True}, "claim", True),
      ({"rights_basis": "licensed", "keep_pictures": False}, "licensed", False)],
 )  # fmt: skip
-def test_basis_and_keeping_of_works_that_say_nothing(tmp_path: Path, how: dict[str, Any], basis: str, keep: bool) -> None:
+def test_basis_and_keeping_of_works_that_state_nothing(tmp_path: Path, how: dict[str, Any], basis: str, keep: bool) -> None:
     put(tmp_path, {"a.png": png(1)})
     [work] = read(tmp_path, **how)[0]
     assert (work.rights_basis, work.keep_picture) == (basis, keep)
@@ -195,7 +195,7 @@ def test_pictures_that_the_sheet_does_not_list_are_claims_and_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "reason"),
     [
         ("a.png,Cat, sitting,active,claim,C-1", "line 3: has 6 columns, the header has 5"),
         ("a.png,Cat,active", "line 3: has 3 columns, the header has 5"),
@@ -204,10 +204,10 @@ def test_pictures_that_the_sheet_does_not_list_are_claims_and_named(tmp_path: Pa
         (",Cat,active,claim,", "line 3: names no file"),
     ],
 )
-def test_a_line_that_means_something_else_is_refused_with_its_number(tmp_path: Path, line: str, says: str) -> None:
+def test_a_line_that_means_something_else_is_refused_with_its_number(tmp_path: Path, line: str, reason: str) -> None:
     put(tmp_path, {"a.png": png(1)})
     sheet(tmp_path, '"a.png","One, two",active,claim,', line)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=reason):
         Works(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_a_sheet_may_be_saved_with_other_delimiters_and_empty_lines(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("header", "says"),
+    ("header", "reason"),
     [
         ("file,Title", r"unknown columns: Title \(did you mean 'title'\?\)"),
         ("file,title,title", "has the column 'title' twice"),
@@ -237,9 +237,9 @@ def test_a_sheet_may_be_saved_with_other_delimiters_and_empty_lines(tmp_path: Pa
         ("file,file_name", "has both 'file' and 'file_name'"),
     ],
 )
-def test_a_header_that_says_something_else_is_refused(tmp_path: Path, header: str, says: str) -> None:
+def test_an_unknown_header_is_refused(tmp_path: Path, header: str, reason: str) -> None:
     sheet(put(tmp_path, {"a.png": png(1)}), header=header)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=reason):
         Works(tmp_path)
 
 
@@ -270,7 +270,7 @@ def test_a_file_is_found_however_its_accents_and_slashes_are_written(tmp_path: P
     assert source.seen.unlisted == []
 
 
-def test_a_file_that_is_listed_twice_is_read_twice_and_told_apart(tmp_path: Path) -> None:
+def test_a_file_that_is_listed_twice_is_two_works_with_origins_of_their_own(tmp_path: Path) -> None:
     sheet(put(tmp_path, {"a.png": png(1)}), "a.png,Cat,allowed,licensed,", "a.png,Cat,active,claim,C-1")
     works, _ = read(tmp_path)
     assert [(w.origin, w.status) for w in works] == [("a.png", "allowed"), ("a.png (line 3)", "active")]
@@ -364,8 +364,8 @@ def tar(path: Path, files: dict[str, bytes], kind: str = "w") -> Path:
 
 
 def test_samples_of_a_webdataset(tmp_path: Path) -> None:
-    said = json.dumps({"status": "disputed", "title": "Cat", "width": 64}).encode()
-    files = {"a/1.jpg": png(1), "a/1.json": said, "a/2.png": png(2), "a/2.txt": "a füchs".encode(), "about.txt": b"set"}
+    about = json.dumps({"status": "disputed", "title": "Cat", "width": 64}).encode()
+    files = {"a/1.jpg": png(1), "a/1.json": about, "a/2.png": png(2), "a/2.txt": "a füchs".encode(), "about.txt": b"set"}
     works, source = read(tar(tmp_path / "s.tar", files))
     assert [(w.title, w.status, w.origin) for w in works] == [
         ("Cat", "disputed", "s.tar: a/1"), ("a/2", "active", "s.tar: a/2")

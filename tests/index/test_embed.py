@@ -128,7 +128,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         OpenCLIPEmbedder.open("hf-hub:nobody/nothing")
     with pytest.raises(ModelError, match="has no weights"):
         OpenCLIPEmbedder.open("ViT-B-32")
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         OpenCLIPEmbedder.open(f"local-dir:{tmp_path / 'nowhere'}")
     with pytest.raises(ModelError, match=r"no open_clip_config\.json"):
         OpenCLIPEmbedder.open(str(tmp_path))
@@ -192,7 +192,7 @@ def test_relative_paths_start_from_the_folder_they_are_read_in(tmp_path: Path, m
     opened = OpenCLIPEmbedder.open("local-dir:mine", base=tmp_path / "project")
     assert opened.source == EmbedderSource(f"local-dir:{tmp_path / 'project' / 'mine'}")
     assert OpenCLIPEmbedder.open("mine", base=tmp_path / "project").source == opened.source
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         OpenCLIPEmbedder.open("local-dir:mine")
 
 
@@ -217,8 +217,8 @@ def test_names_stay_as_they_are(source: EmbedderSource, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [[], "stickers", {"model": 1}])
-def test_what_is_no_record_is_refused(stored: Any) -> None:
-    with pytest.raises(ValueError, match="does not say how"):
+def test_data_that_is_not_a_record_is_refused(stored: Any) -> None:
+    with pytest.raises(ValueError, match="does not name an embedder"):
         EmbedderSource.of_record(stored)
 
 

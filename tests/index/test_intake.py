@@ -98,7 +98,7 @@ def test_a_stopped_build_leaves_no_index_and_is_not_done_twice(tmp_path: Path) -
     first, second, whole = Counting(), Counting(), Counting()
     with pytest.raises(Stopped):
         ReferenceIndex.build(tmp_path / "i", stream(range(3 * BLOCK), stop_at=2 * BLOCK + 3), first)
-    with pytest.raises(InputError, match="is no reference index"):
+    with pytest.raises(InputError, match="is not a reference index"):
         ReferenceIndex.open(tmp_path / "i")
     index = ReferenceIndex.build(tmp_path / "i", stream(range(3 * BLOCK)), second)
     assert (sum(first.calls), sum(second.calls)) == (2 * BLOCK, BLOCK)

@@ -78,7 +78,7 @@ def test_any_value_of_another_kind_is_refused_or_harmless(folder: Path) -> None:
 @pytest.mark.parametrize("snapshot", ODD)
 def test_a_snapshot_that_is_none_is_refused(folder: Path, snapshot: Any) -> None:
     forge(folder, snapshot)
-    with pytest.raises(IntegrityError, match="is no snapshot"):
+    with pytest.raises(IntegrityError, match="is not a snapshot"):
         ReferenceIndex.open(folder)
 
 
@@ -96,11 +96,11 @@ def test_a_segment_does_not_lie_outside_the_folder(folder: Path, tmp_path: Path)
     shutil.move(folder / "segments" / changed["segments"][0]["name"], tmp_path / "elsewhere")
     changed["segments"][0]["name"] = "../../elsewhere"
     forge(folder, changed)
-    with pytest.raises(IntegrityError, match="is no segment"):
+    with pytest.raises(IntegrityError, match="is not a segment"):
         ReferenceIndex.open(folder)
 
 
-def test_an_index_of_a_later_format_is_told(folder: Path) -> None:
+def test_an_index_of_a_later_format_is_refused_by_name(folder: Path) -> None:
     forge(folder, {**snapshot_of(folder), "format": 3})
     with pytest.raises(InputError, match="is an index of format 3"):
         ReferenceIndex.open(folder)
@@ -116,7 +116,7 @@ def test_an_index_of_the_first_format_is_still_read(folder: Path) -> None:
     assert {reference.status for reference in ReferenceIndex.open(folder).references()} == {"active"}
 
 
-def test_an_index_that_remembers_no_embedder_asks_for_it(folder: Path) -> None:
+def test_an_index_without_a_recorded_embedder_needs_one_named(folder: Path) -> None:
     forge(folder, {**snapshot_of(folder), "source": {"model": "", "pretrained": ""}})
     with pytest.raises(IndexMismatch) as refused:
         ReferenceIndex.open(folder, "openclip-other")
@@ -188,5 +188,5 @@ def test_something_else_in_the_place_of_a_file_is_refused(folder: Path, place: s
 
 def test_a_file_in_the_place_of_the_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i").write_bytes(b"")
-    with pytest.raises(InputError, match="is no reference index"):
+    with pytest.raises(InputError, match="is not a reference index"):
         ReferenceIndex.open(tmp_path / "i")

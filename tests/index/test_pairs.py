@@ -94,7 +94,7 @@ def test_labelled_pairs_name_files_or_references(index: ReferenceIndex, embedder
         ([("a.png", "a.png")], ("picture", "reference"), "no column 'label'"),
     ],
 )
-def test_bad_sheets_are_told(
+def test_bad_sheets_are_refused(
     index: ReferenceIndex, tmp_path: Path, rows: list[tuple[str, str, str]], header: tuple[str, ...], told: str
 ) -> None:
     Image.fromarray(drawing(1)).save(tmp_path / "a.png")

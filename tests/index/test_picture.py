@@ -1,4 +1,4 @@
-"""Every format and kind of pixel enters as people see it: like the PNG of the same picture."""
+"""Every format and kind of pixel is read as a viewer shows it: like the PNG of the same picture."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_deep_pixels_keep_their_tones(values: np.ndarray) -> None:
         (GREY.astype("<u2") * 16),
     ],
 )  # fmt: skip
-def test_ranges_that_nobody_states_are_stretched_and_never_black(values: np.ndarray) -> None:
+def test_unstated_ranges_are_stretched_and_never_black(values: np.ndarray) -> None:
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, "TIFF")
     got = read_picture(stream.getvalue())[..., 0]
@@ -272,7 +272,7 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["cat.PNG", "cat.jpg", "cat.txt", "cat"])
-def test_a_picture_is_told_by_its_content(name: str, tmp_path: Path) -> None:
+def test_a_picture_is_recognised_by_its_content(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(file_of("WEBP", "RGB"))
     assert why_no_picture(tmp_path / name) is None
 
@@ -292,7 +292,9 @@ def test_a_picture_is_told_by_its_content(name: str, tmp_path: Path) -> None:
         ("no-suffix-either", b"\xff\xd8\xff\xe0 a broken JPEG", "cannot be read"),
     ],
 )
-def test_what_should_be_a_picture_and_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_what_should_be_a_picture_and_cannot_be_read_is_refused_with_its_reason(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadablePicture, match=reason) as refused:
         why_no_picture(tmp_path / name)
@@ -317,13 +319,17 @@ def test_other_files_are_none(tmp_path: Path, name: str, content: bytes, what: s
     assert why_no_picture(tmp_path / name) == what
 
 
-def test_a_link_to_nothing_a_folder_and_a_pipe_are_told(tmp_path: Path) -> None:
+def test_a_link_to_nothing_a_folder_and_a_pipe_are_named(tmp_path: Path) -> None:
     import os
 
     (tmp_path / "gone.png").symlink_to("nowhere")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    for name, reason in (("gone.png", "a link to nothing"), ("folder.png", "it is no file"), ("pipe.png", "it is no file")):
+    for name, reason in (
+        ("gone.png", "a link to nothing"),
+        ("folder.png", "it is not a file"),
+        ("pipe.png", "it is not a file"),
+    ):
         with pytest.raises(UnreadablePicture, match=reason):
             why_no_picture(tmp_path / name)
 

@@ -1,4 +1,4 @@
-"""A work that somebody claims is protected, whoever else called it free, in whatever order and through whatever command."""
+"""A claimed work is protected, even where another source calls it free, in any order and through any command."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ STOCK = {"title": "Stock cat", "rights_basis": "licensed", "origin": "a_stock.pn
 REF = content_digest(drawing(1))[:16]
 
 
-def named(status: str, **said: object) -> NewReference:
-    return NewReference(picture=drawing(1), status=status, **said)  # type: ignore[arg-type]
+def named(status: str, **columns: object) -> NewReference:
+    return NewReference(picture=drawing(1), status=status, **columns)  # type: ignore[arg-type]
 
 
 def found(index: ReferenceIndex, embedder: GridEmbedder) -> bool:
@@ -57,7 +57,7 @@ def test_a_later_addition_can_make_it_stricter_only(
     index.verify()
 
 
-def test_two_steps_say_what_one_build_says(tmp_path: Path, embedder: GridEmbedder) -> None:
+def test_two_steps_give_the_statuses_of_one_build(tmp_path: Path, embedder: GridEmbedder) -> None:
     both = [named("allowed", **STOCK), named("active", **CLAIM)]
     at_once = ReferenceIndex.build(tmp_path / "a", both, embedder)
     in_steps = ReferenceIndex.build(tmp_path / "b", both[:1], embedder)

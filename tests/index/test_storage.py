@@ -127,7 +127,7 @@ def test_a_file_system_that_cannot_sync_folders_is_good_enough(folder: Path, err
     assert storage.read_file(folder, "file") == b"x"
 
 
-def test_a_folder_sync_that_fails_is_said(folder: Path) -> None:
+def test_a_folder_sync_that_fails_is_reported(folder: Path) -> None:
     with storage.using(FolderSync(errno.EIO)), pytest.raises(RunStopped, match="storage failed"):
         storage.write_file(folder, "file", b"x")
 
@@ -159,7 +159,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("error", REASONS)
-def test_a_write_that_fails_says_where_why_and_what_to_do(folder: Path, error: int) -> None:
+def test_a_write_that_fails_names_place_reason_and_fix(folder: Path, error: int) -> None:
     reason, fix = REASONS[error]
     with storage.using(Refusing(error)), pytest.raises(RunStopped, match=reason) as caught:
         storage.write_file(folder, "new/file", b"x")

@@ -33,7 +33,7 @@ def near(index: ReferenceIndex, embedder: GridEmbedder, seed: int, k: int = 3) -
 # --- life ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_reference_can_be_asked_for_alone(tmp_path: Path, embedder: GridEmbedder) -> None:
+def test_one_reference_can_be_read_alone(tmp_path: Path, embedder: GridEmbedder) -> None:
     index = build(tmp_path / "i", [1, 2, 3], embedder)
     (query,) = embedder.images(drawing(7)[None])
     for match in index.search(query[None], 3)[0]:
@@ -141,7 +141,7 @@ def test_identical_pictures_are_one_reference(tmp_path: Path, embedder: GridEmbe
     assert index.index_id == before and len(index) == 2
 
 
-def test_many_small_additions_are_merged_without_changing_what_it_says(tmp_path: Path, embedder: GridEmbedder) -> None:
+def test_many_small_additions_are_merged_without_changing_the_content(tmp_path: Path, embedder: GridEmbedder) -> None:
     index = build(tmp_path / "i", [0], embedder)
     for seed in range(1, MAX_SEGMENTS + 2):
         index.add([work(seed)], embedder)
@@ -239,7 +239,7 @@ def test_an_index_is_not_built_over_another(tmp_path: Path, embedder: GridEmbedd
     build(tmp_path / "i", [1], embedder)
     with pytest.raises(InputError, match="already holds an index"):
         build(tmp_path / "i", [2], embedder)
-    with pytest.raises(InputError, match="is no reference index"):
+    with pytest.raises(InputError, match="is not a reference index"):
         ReferenceIndex.open(tmp_path / "nowhere")
 
 
@@ -335,20 +335,20 @@ def test_a_plain_folder_of_pictures(tmp_path: Path) -> None:
     assert [w.title for w in read_references(tmp_path / "drawing-2.png")] == ["drawing-2"]
 
 
-def test_metadata_says_the_rest(tmp_path: Path) -> None:
+def test_metadata_gives_the_rest(tmp_path: Path) -> None:
     save(tmp_path, [1, 2, 3])
-    said = {"title": "One", "rightsholder": "Ada", "source_uri": "https://example.org/1", "licence": "MIT"}
-    blank = dict.fromkeys(said, "")
+    columns = {"title": "One", "rightsholder": "Ada", "source_uri": "https://example.org/1", "licence": "MIT"}
+    blank = dict.fromkeys(columns, "")
     sheet(
         tmp_path,
         [
-            {"file": "drawing-1.png", **said, "rights_basis": "licensed", "keep_picture": ""},
+            {"file": "drawing-1.png", **columns, "rights_basis": "licensed", "keep_picture": ""},
             {"file": "drawing-2.png", **blank, "rights_basis": "", "keep_picture": "yes"},
             {"file": "drawing-3.png", **blank, "rights_basis": "own_mark", "keep_picture": "no"},
         ],
     )
     one, two, three = read_references(tmp_path)
-    assert (one.title, one.rightsholder, one.source_uri, one.licence) == tuple(said.values())[:2] + tuple(said.values())[2:]
+    assert (one.title, one.rightsholder, one.source_uri, one.licence) == tuple(columns.values())
     assert (one.rights_basis, one.keep_picture) == ("licensed", True)
     assert (two.title, two.rights_basis, two.keep_picture) == ("drawing-2", "claim", True)
     assert (three.rights_basis, three.keep_picture) == ("own_mark", False)
