@@ -1,6 +1,6 @@
-"""What the copy check in force is worth: its threshold, the threshold's origin, and the recall that its calibration measured.
+"""The record of the copy check in force: its threshold, the threshold's origin, and the recall that its calibration measured.
 
-A count of copies means little without it: a check that finds nothing finds no copies either. The record is made with the plan,
+A count of copies means little without the recall: a check that misses every copy counts 0. The record is made with the plan,
 bound by its digest and sealed in ``run.json``, so that a report can show it without the index.
 """
 
@@ -182,11 +182,11 @@ def _rate(stored: Any) -> Rate | None:
         return None
     rate = Rate.of(int(stored["hits"]), int(stored["n"]))
     if not 0 <= rate.hits <= rate.n:
-        raise ValueError(f"{rate.hits} of {rate.n} is no share")
+        raise ValueError(f"{rate.hits} of {rate.n} is not a share")
     return rate
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no finite number")
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)

@@ -1,7 +1,7 @@
 """Decide what to do with an attempt. Pure: findings, attempt number and policy in, decision out; no I/O, no torch, no clock.
 
-Raising any score never turns a reject into an accept: a score only ever adds to the set of triggered findings, and
-every step below looks for the most severe member of that set.
+Raising a score never turns a reject into an accept: a higher score can only add to the triggered findings, and every step
+below looks for the most severe of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.policy import Policy, action_of
 
 
 def is_mark(category: str) -> bool:
-    """Whether findings of this category are marks, for which ``policy.mark_ladder`` is."""
+    """Whether findings of this category are marks, which ``policy.mark_ladder`` answers."""
     return category.startswith(("mark.", "text."))
 
 

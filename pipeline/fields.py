@@ -37,7 +37,7 @@ def number(default: Any, low: float, high: float, what: str, *, above: bool = Fa
         what: the key's meaning, for the reference.
         above: ``low`` itself is not in the range.
         absent: what is in force without the key, where the default is None.
-        hint: what to tell a user whose number is outside, instead of a guess at what was meant.
+        hint: the advice for a number outside the range, instead of a guess at what was meant.
     """
     bounds: dict[str, Any] = {("gt" if above else "ge"): low, "le": high}
     return Field(default, strict=True, description=what, json_schema_extra={"absent": absent, "hint": hint}, **bounds)
@@ -186,27 +186,27 @@ def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None, *, ou
     for name, field in cls.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True) if made is None else getattr(made, name)
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        said: dict[str, Any] = {"default": default, "what": field.description or "", **extra}
+        common: dict[str, Any] = {"default": default, "what": field.description or "", **extra}
         loc, kind = (*at, name), _without_none(field.annotation)
         if dataclasses.is_dataclass(kind):
-            yield Key(loc=loc, shape="table", type=kind, **said)
+            yield Key(loc=loc, shape="table", type=kind, **common)
             yield from keys(kind, loc, default, outside=outside)  # type: ignore[arg-type]
         elif typing.get_origin(kind) is tuple:
             entry, metadata = _annotated(typing.get_args(kind)[0])
             choice = next((one for one in metadata if isinstance(one, OneOf)), None)
             if choice is not None:
-                yield Key(loc=loc, shape="tables", type=choice, **said)
+                yield Key(loc=loc, shape="tables", type=choice, **common)
                 yield from _kinds(choice.classes(None, outside=outside).values(), loc)
             elif dataclasses.is_dataclass(entry):
-                yield Key(loc=loc, shape="tables", type=entry, **said)
+                yield Key(loc=loc, shape="tables", type=entry, **common)
                 yield from keys(entry, (*loc, 0))  # type: ignore[arg-type]
             elif typing.get_origin(entry) in (typing.Union, types.UnionType):
-                yield Key(loc=loc, shape="tables", type=entry, **said)
+                yield Key(loc=loc, shape="tables", type=entry, **common)
                 yield from _kinds(typing.get_args(entry), loc)
             else:
-                yield Key(loc=loc, shape="list", type=entry, range=_range(metadata), **said)
+                yield Key(loc=loc, shape="list", type=entry, range=_range(metadata), **common)
         else:
-            yield Key(loc=loc, shape="value", type=kind, range=_range(field.metadata), **said)
+            yield Key(loc=loc, shape="value", type=kind, range=_range(field.metadata), **common)
 
 
 def _kinds(classes: Iterable[type[Any]], loc: tuple[str | int, ...]) -> Iterator[Key]:

@@ -1,7 +1,7 @@
-"""The identity of a plan: what decides how pictures are drawn and judged, part by part; a worker must have the same.
+"""The identity of a plan: everything that determines pictures and findings, part by part; a worker must have the same.
 
-A part is a digest or a version. Two runs whose parts are equal draw the same pictures and judge them alike, so a mismatch
-names the part that changed.
+A part is a digest or a version. Two runs with equal parts draw the same pictures and find the same in them. Where identities
+differ, the message names the part that changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class GuardInForce:
         version: of its code and weights.
         weights: name → digest of everything that decides its findings.
         action: what a triggered finding leads to in this run.
-        note: why that is not what the guard does elsewhere; for people.
+        note: why the action differs from the guard's usual one; for people.
     """
 
     name: str
@@ -63,7 +63,7 @@ class GuardInForce:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What copies are measured against; empty for a run without an index."""
+    """The embedder, index and calibration of the copy check; empty for a run without an index."""
 
     embedder_id: str = ""
     index_id: str = ""

@@ -129,12 +129,12 @@ def _undeclared(kind: str, method: Any) -> str:
     fields = getattr(rung, "__pydantic_fields__", {})
     strict = getattr(rung, "__pydantic_config__", {}).get("extra") == "forbid"
     if not strict or not dataclasses.is_dataclass(rung) or "kind" not in fields:
-        return "has a rung that is no class made by pipeline.settings.settings with a key `kind`"
+        return "has a rung that is not a class made by pipeline.settings.settings with a key `kind`"
     if fields["kind"].annotation != Literal[kind] or fields["kind"].default != kind:
         return f"has a rung whose key `kind` is not Literal[{kind!r}] with that default"
     if loose := [str(key.loc[0]) for key in keys(rung) if key.type in (int, float) and key.range is None]:
         return f"has a rung whose key {loose[0]!r} has no range: make it with pipeline.fields.number"
-    return "" if callable(method.answer) else "has an answer that is no function"
+    return "" if callable(method.answer) else "has an answer that is not a function"
 
 
 def _package(entry: importlib.metadata.EntryPoint) -> str:

@@ -1,15 +1,15 @@
 """Request → outcome: the loop a reader opens first.
 
-Every request is drawn, looked at by every guard, decided about and, while the policy's ladder has rungs left, steered
-away from its own nearest references and drawn again, in the same batches as all others. Whatever happens, it
-ends as exactly one sample.
+Every request is drawn, checked by every guard and decided about. While the policy's ladder has rungs left, a flagged one is
+steered away from its own nearest references and drawn again, in the same calls as all others. Every request ends as exactly
+one sample.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from index.errors import SteeringFailed
 from index.fingerprint import pixel_digest
@@ -21,9 +21,6 @@ from pipeline.open_request import OpenRequest
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
 from pipeline.runtime import Runtime, Study
 
-if TYPE_CHECKING:
-    pass
-
 RESEEDED = Intervention(kind="reseed")
 T = TypeVar("T")
 
@@ -32,7 +29,7 @@ def moderate(runtime: Runtime, requests: Iterable[Request]) -> Iterator[Sample]:
     """Draw and clear every request; yields each sample when it ends, in the order of ending.
 
     Requests are taken as rows become free for them: the source may be longer than memory.
-    One bad request becomes one error sample and does not disturb the others. Raises nothing on purpose.
+    One bad request becomes one error sample and does not affect the others. Raises nothing on purpose.
     """
     loop, source = Moderation(runtime), iter(requests)
     while True:
@@ -48,8 +45,8 @@ class Moderation:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime: Runtime = runtime
-        self._cases: dict[int, OpenRequest] = {}
-        self._unseen: list[Trajectory] = []  # finished; they wait for company as long as the calls are full without them
+        self._open: dict[int, OpenRequest] = {}
+        self._unseen: list[Trajectory] = []  # finished; checked together, once there are enough or a call has empty rows
         self._submitted = 0
 
     @property
@@ -59,44 +56,44 @@ class Moderation:
 
     @property
     def busy(self) -> bool:
-        return bool(self._cases)
+        return bool(self._open)
 
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
-        case = OpenRequest(
+        open_request = OpenRequest(
             request=request, started_at=time.time(), truncated=False, seed=request.seed, erasure=self.runtime.standing
         )
         if request.problem is not None:
-            return [case.failed(*request.problem, "InputError")]
+            return [open_request.failed(*request.problem, "InputError")]
         tag, self._submitted = self._submitted, self._submitted + 1
         try:
-            case.truncated = self.runtime.model.truncated(request.prompt)
+            open_request.truncated = self.runtime.model.truncated(request.prompt)
             self.runtime.engine.submit(first(self.runtime, tag, request))
         except Exception as error:
-            return [case.broken("error.prompt", error)]
-        self._cases[tag] = case
+            return [open_request.broken("error.prompt", error)]
+        self._open[tag] = open_request
         return []
 
     def step(self) -> list[Sample]:
-        """One call of the denoiser, and a look at what it finished; returns the samples that ended."""
-        runtime, cases = self.runtime, self._cases
+        """Make one call of the denoiser and check the pictures it finished; returns the samples that ended."""
+        runtime, open_requests = self.runtime, self._open
         if not runtime.engine.busy and not self._unseen:
             message = "the engine stopped before this request was drawn"
-            return [cases.pop(tag).failed("error.lost", message, "RuntimeError") for tag in [*cases]]
+            return [open_requests.pop(tag).failed("error.lost", message, "RuntimeError") for tag in [*open_requests]]
         ended: list[Sample] = []
         try:
             finished, lost = runtime.engine.make_call()
-        except Exception as error:  # it fails for everybody: all in it end as error rows, nobody is lost
+        except Exception as error:  # no sample of the call has an answer: all of them end as error rows
             finished, lost = [], [(trajectory, error) for trajectory in runtime.engine.abandon()]
         for trajectory, failure in lost:
             reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
-            ended.append(cases.pop(trajectory.tag).broken(reason, failure, trajectory))
-        for trajectory, found in _look(runtime, cases):
-            case = cases[trajectory.tag]
+            ended.append(open_requests.pop(trajectory.tag).broken(reason, failure, trajectory))
+        for trajectory, found in _look(runtime, open_requests):
+            open_request = open_requests[trajectory.tag]
             try:
-                steer_caught(runtime, trajectory, case, found)
+                steer_caught(runtime, trajectory, open_request, found)
             except Exception as error:
-                ended.append(cases.pop(trajectory.tag).broken("error.steering", error))
+                ended.append(open_requests.pop(trajectory.tag).broken("error.steering", error))
         self._unseen += finished
         if len(self._unseen) >= PICTURE_ROWS or not runtime.engine.full:
             finished, self._unseen = self._unseen, []
@@ -104,33 +101,34 @@ class Moderation:
         return ended
 
     def _examine(self, finished: list[Trajectory]) -> list[Sample]:
-        """Look at finished pictures; steer on or end each."""
-        runtime, cases, ended = self.runtime, self._cases, list[Sample]()
+        """Check finished pictures; steer or end each."""
+        runtime, open_requests, ended = self.runtime, self._open, list[Sample]()
         studied, failures = _together_or_alone(
-            lambda some: runtime.study([t.latent for t in some], [cases[t.tag].own_references() for t in some]), finished
+            lambda some: runtime.study([t.latent for t in some], [open_requests[t.tag].own_references() for t in some]),
+            finished,
         )
         for trajectory, failure in failures:
-            ended.append(cases.pop(trajectory.tag).broken("error.guard", failure, trajectory))
+            ended.append(open_requests.pop(trajectory.tag).broken("error.guard", failure, trajectory))
         for trajectory, study in studied:
-            case, reason = cases[trajectory.tag], "error.guard"
-            flight: Trajectory | None = trajectory
+            open_request, reason = open_requests[trajectory.tag], "error.guard"
+            unfinished: Trajectory | None = trajectory
             try:
-                decision, flight = _decided(runtime, trajectory, case, study), None
+                decision, unfinished = _decided(runtime, trajectory, open_request, study), None
                 if decision.verdict is Verdict.STEER:
                     reason = "error.steering"
-                    steer(runtime, trajectory, case, decision)
+                    steer(runtime, trajectory, open_request, decision)
             except Exception as error:
-                ended.append(cases.pop(trajectory.tag).broken(reason, error, flight))
+                ended.append(open_requests.pop(trajectory.tag).broken(reason, error, unfinished))
             else:
                 if decision.verdict is not Verdict.STEER:
-                    ended.append(cases.pop(trajectory.tag).ended(decision))
+                    ended.append(open_requests.pop(trajectory.tag).ended(decision))
         return ended
 
 
 def _together_or_alone(
     look: Callable[[list[Trajectory]], Sequence[T]], those: list[Trajectory]
 ) -> tuple[list[tuple[Trajectory, T]], list[tuple[Trajectory, Exception]]]:
-    """Look at trajectories together, or, if that fails, at each alone; returns what was seen, and which failed."""
+    """Look at trajectories together, or, if that fails, at each alone; returns the results, and the failures."""
     if not those:
         return [], []
     try:
@@ -142,30 +140,31 @@ def _together_or_alone(
     return [pair for seen, _ in alone for pair in seen], [pair for _, failed in alone for pair in failed]
 
 
-def _decided(runtime: Runtime, trajectory: Trajectory, case: OpenRequest, study: Study) -> Decision:
-    """Decide about a picture that was looked at, and put its attempt on record."""
-    another, catches = affordable(runtime, case, trajectory), tuple(case.catches)
-    decision = decide(study.findings, case.rungs, runtime.policy, case.marked, another=another)
-    case.attempts.append(
+def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest, study: Study) -> Decision:
+    """Decide about a checked picture and record its attempt."""
+    another, catches = affordable(runtime, open_request, trajectory), tuple(open_request.catches)
+    decision = decide(study.findings, open_request.rungs, runtime.policy, open_request.marked, another=another)
+    open_request.attempts.append(
         Attempt(
-            number=len(case.attempts), seed=case.seed, resumed_from_step=case.resumed_from, intervention=case.intervention,
+            number=len(open_request.attempts), seed=open_request.seed,
+            resumed_from_step=open_request.resumed_from, intervention=open_request.intervention,
             picture=study.picture, pixel_sha256=pixel_digest(study.picture),
             embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
             denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
-            skipped_guards=(*runtime.skipped, *([case.unlooked] if case.unlooked else [])),
+            skipped_guards=(*runtime.skipped, *([open_request.unlooked] if open_request.unlooked else [])),
             rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(), caught=catches,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
         )
     )  # fmt: skip
-    case.unlooked = ""
+    open_request.unlooked = ""
     return decision
 
 
-def _look(runtime: Runtime, cases: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
-    """Let the probes look at the samples under way that nothing steers yet; take those they catch out of the engine.
+def _look(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
+    """Probe the running samples that are not steered yet; take those that are caught out of the engine.
 
-    A probe that fails costs no picture: the guards look at the finished one anyway, and the attempt records the failure.
+    A probe that fails costs no picture: the guards check the finished one anyway, and the attempt records the failure.
     """
     early = runtime.early
     if early is None:
@@ -174,14 +173,16 @@ def _look(runtime: Runtime, cases: dict[int, OpenRequest]) -> list[tuple[Traject
         t
         for t in runtime.engine.running
         if t.step in early.steps
-        and (cases[t.tag].intervention or RESEEDED).kind == "reseed"
-        and cases[t.tag].rungs - cases[t.tag].marked < len(runtime.policy.ladder)
+        and (open_requests[t.tag].intervention or RESEEDED).kind == "reseed"
+        and open_requests[t.tag].rungs - open_requests[t.tag].marked < len(runtime.policy.ladder)
         and not t.group  # its mates need it in their calls
-        and affordable(runtime, cases[t.tag], t)
+        and affordable(runtime, open_requests[t.tag], t)
     ]
-    found, failures = _together_or_alone(lambda some: early.look(some, [cases[t.tag].request.prompt for t in some]), due)
+    found, failures = _together_or_alone(
+        lambda some: early.look(some, [open_requests[t.tag].request.prompt for t in some]), due
+    )
     for t, error in failures:
-        cases[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
+        open_requests[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
     caught = [(t, hit) for t, hit in found if hit is not None]
     runtime.engine.withdraw([t for t, _ in caught])
     return caught

@@ -1,4 +1,4 @@
-"""Make a request's next attempt: the first one, and the one after a catch in mid-flight or a picture that may not pass.
+"""Make a request's next attempt: the first one, or the one after a catch in mid-flight or a picture that is not accepted.
 
 The policy's ladder answers a copy, its mark ladder a mark. How a rung changes a trajectory is in :mod:`pipeline.respond`;
 here it meets the request and the runtime.
@@ -41,100 +41,121 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
     )
 
 
-def affordable(runtime: Runtime, case: OpenRequest, last: Trajectory) -> bool:
+def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) -> bool:
     """Whether the policy's budget has room for a full picture's steps once more."""
-    flights = [last.evals, *(c.denoiser_evals for c in case.catches), *(a.denoiser_evals for a in case.attempts)]
+    spent = [last.evals, *(c.denoiser_evals for c in open_request.catches), *(a.denoiser_evals for a in open_request.attempts)]
     most = runtime.policy.max_evals
-    return most is None or sum(flights) + len(runtime.engine.sampler) <= most
+    return most is None or sum(spent) + len(runtime.engine.sampler) <= most
 
 
-def steer_caught(runtime: Runtime, last: Trajectory, case: OpenRequest, caught: Caught) -> None:
+def steer_caught(runtime: Runtime, last: Trajectory, open_request: OpenRequest, caught: Caught) -> None:
     """Steer a caught sample from where it was, with the ladder's next rung, away from the references it was caught by."""
-    case.caught.append(replace(caught, denoiser_evals=last.evals, device_seconds=last.device_seconds))
+    open_request.caught.append(replace(caught, denoiser_evals=last.evals, device_seconds=last.device_seconds))
     _again(
         runtime,
         last,
-        case,
-        runtime.policy.ladder[case.rungs - 1 - case.marked],
-        case.nearest_references(),
+        open_request,
+        runtime.policy.ladder[open_request.rungs - 1 - open_request.marked],
+        open_request.nearest_references(),
         caught_at=caught.step,
     )
 
 
-def steer(runtime: Runtime, last: Trajectory, case: OpenRequest, decision: Decision) -> None:
+def steer(runtime: Runtime, last: Trajectory, open_request: OpenRequest, decision: Decision) -> None:
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
     if decision.reason.startswith("copy."):
-        return _again(runtime, last, case, runtime.policy.ladder[case.rungs - 1 - case.marked], case.nearest_references())
+        return _again(
+            runtime,
+            last,
+            open_request,
+            runtime.policy.ladder[open_request.rungs - 1 - open_request.marked],
+            open_request.nearest_references(),
+        )
     rung: Rung = RESEED
     if runtime.policy.mark_ladder and is_mark(decision.reason):
-        answer, case.marked = runtime.policy.mark_ladder[case.marked], case.marked + 1
+        answer, open_request.marked = runtime.policy.mark_ladder[open_request.marked], open_request.marked + 1
         if isinstance(answer, EraseRung):
-            erasure = _erasure(runtime, case, answer)
+            erasure = _erasure(runtime, open_request, answer)
             if erasure is not None and (last.negative is not None or not erasure.tokens):
-                return _erase(runtime, last, case, answer, erasure)
+                return _erase(runtime, last, open_request, answer, erasure)
         else:
             rung = answer
-    _again(runtime, last, case, rung, [])
+    _again(runtime, last, open_request, rung, [])
 
 
 def _again(
-    runtime: Runtime, last: Trajectory, case: OpenRequest, rung: Rung, ref_ids: list[str], *, caught_at: int | None = None
+    runtime: Runtime,
+    last: Trajectory,
+    open_request: OpenRequest,
+    rung: Rung,
+    ref_ids: list[str],
+    *,
+    caught_at: int | None = None,
 ) -> None:
-    attempt = case.rungs
+    attempt = open_request.rungs
     if isinstance(rung, FromReferences) and rung.target == "random" and ref_ids and runtime.index is not None:
-        # A control: what has nothing to do with the sample.
+        # The control: references that have nothing to do with the sample.
         everything = [reference.ref_id for reference in runtime.index.references()]
-        ref_ids = random_references(everything, ref_ids, seed=case.request.seed, attempt=attempt)[: rung.references]
+        ref_ids = random_references(everything, ref_ids, seed=open_request.request.seed, attempt=attempt)[: rung.references]
     latents = {ref_id: z for ref_id in ref_ids if (z := runtime.references.latent(ref_id)) is not None}
     failed = Failed(
-        last=last, seed=case.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        colours=_colours(runtime, case), words=_words(runtime, case), caught_at=caught_at,
+        last=last, seed=open_request.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
+        colours=_colours(runtime, open_request), words=_words(runtime, open_request), caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
         engine=runtime.engine, reference_context=runtime.context_of(""), centre=runtime.references.centre,
         embedder_space=runtime.embedder_space, rollback=runtime.policy.early.rollback,
     )  # fmt: skip
     again = retry(failed, rung, tools)
-    trajectory, case.intervention, case.seed = again.trajectory, again.intervention, again.seed
-    if case.erasure is not None:
-        case.intervention = replace(case.intervention, tokens=case.erasure.tokens, adapters=case.erasure.adapters)
-    case.resumed_from = trajectory.step
-    runtime.engine.submit(trajectory.resumed(last, case.seed))
+    trajectory, open_request.intervention, open_request.seed = again.trajectory, again.intervention, again.seed
+    if open_request.erasure is not None:
+        open_request.intervention = replace(
+            open_request.intervention, tokens=open_request.erasure.tokens, adapters=open_request.erasure.adapters
+        )
+    open_request.resumed_from = trajectory.step
+    runtime.engine.submit(trajectory.resumed(last, open_request.seed))
 
 
-def _erasure(runtime: Runtime, case: OpenRequest, rung: EraseRung) -> Erasure | None:
-    """The marks to leave out, the last attempt's first; None if that was tried before or no adapter has words for them."""
-    found = [finding for attempt in reversed(case.attempts) for finding in attempt.findings]
+def _erasure(runtime: Runtime, open_request: OpenRequest, rung: EraseRung) -> Erasure | None:
+    """The erasure for the marks found, the last attempt's first; None if it was tried before or no adapter has one."""
+    found = [finding for attempt in reversed(open_request.attempts) for finding in attempt.findings]
     findings = [finding for finding in found if action_of(runtime.policy, finding.guard) == "steer"]
     room, usual = runtime.model.word_room(), rung.places == "usual"
-    erasure = runtime.erasers.asked(marks_found(findings), room, rung.strength, usual=usual)
-    before = case.erasure
-    tried = erasure is not None and before is not None and before.says_as(erasure)
+    erasure = runtime.erasers.erasure_for(marks_found(findings), room, rung.strength, usual=usual)
+    before = open_request.erasure
+    tried = erasure is not None and before is not None and before.same_as(erasure)
     return None if tried and not rung.resume_fraction else erasure
 
 
-def _erase(runtime: Runtime, last: Trajectory, case: OpenRequest, rung: EraseRung, erasure: Erasure) -> None:
+def _erase(runtime: Runtime, last: Trajectory, open_request: OpenRequest, rung: EraseRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
-    negative = runtime.negative_of(case.request.negative_prompt, erasure) if last.negative is not None else None
-    before = case.intervention
-    trajectory, case.intervention = erase(runtime.engine, last, rung, erasure, negative, seed=case.seed)
+    negative = runtime.negative_of(open_request.request.negative_prompt, erasure) if last.negative is not None else None
+    before = open_request.intervention
+    trajectory, open_request.intervention = erase(runtime.engine, last, rung, erasure, negative, seed=open_request.seed)
     if before is not None and (trajectory.push is not None or trajectory.nudge is not None):
-        case.intervention = replace(case.intervention, ref_ids=before.ref_ids)
-    case.erasure, case.resumed_from = erasure, trajectory.step
-    runtime.engine.submit(trajectory.resumed(last, case.seed))
+        open_request.intervention = replace(open_request.intervention, ref_ids=before.ref_ids)
+    open_request.erasure, open_request.resumed_from = erasure, trajectory.step
+    runtime.engine.submit(trajectory.resumed(last, open_request.seed))
 
 
-def _words(runtime: Runtime, case: OpenRequest) -> Words:
-    titles = {match.ref_id: match.title for attempt in reversed(case.attempts) for match in attempt.nearest}
-    titles |= {match.ref_id: match.title for caught in case.caught for match in caught.nearest}
-    nearest = [titles.get(ref_id, "") for ref_id in case.nearest_references()]  # flagged ones need not be among the nearest
+def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
+    titles = {match.ref_id: match.title for attempt in reversed(open_request.attempts) for match in attempt.nearest}
+    titles |= {match.ref_id: match.title for caught in open_request.caught for match in caught.nearest}
+    nearest = [
+        titles.get(ref_id, "") for ref_id in open_request.nearest_references()
+    ]  # flagged ones need not be among the nearest
     return Words(
-        case.request.prompt, case.request.negative_prompt, nearest, lambda text: runtime.negative_of(text, case.erasure)
-    )  # fmt: skip
+        open_request.request.prompt,
+        open_request.request.negative_prompt,
+        nearest,
+        lambda text: runtime.negative_of(text, open_request.erasure),
+    )
 
 
-def _colours(runtime: Runtime, case: OpenRequest) -> dict[str, list[torch.Tensor]]:
-    """Of the references that the sample copied in other colours: latents of them all, for the next attempt may choose again."""
-    caught = [caught.nearest[0].ref_id for caught in case.caught if caught.signal.endswith(TURNED)]
-    found = [f.ref_id for attempt in case.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED]
+def _colours(runtime: Runtime, open_request: OpenRequest) -> dict[str, list[torch.Tensor]]:
+    """Latents of all references that the sample copied in other colours: the next attempt may copy another one of them."""
+    caught = [caught.nearest[0].ref_id for caught in open_request.caught if caught.signal.endswith(TURNED)]
+    found = [
+        f.ref_id for attempt in open_request.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED
+    ]
     return {ref_id: runtime.references.recoloured(ref_id) for ref_id in dict.fromkeys([*caught, *found])}

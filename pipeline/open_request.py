@@ -1,4 +1,4 @@
-"""An open request: what has been tried for it, what it came near to, and the one sample it ends as."""
+"""An open request: its attempts so far, the references it came near to, and the one sample it ends as."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class OpenRequest:
     began: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:
-        """Unix seconds by a clock that is never set back: what ends does not end before it started."""
+        """Unix seconds by a clock that is never set back, so that no request ends before it started."""
         return self.started_at + time.monotonic() - self.began
 
     @property
@@ -42,17 +42,17 @@ class OpenRequest:
 
     @property
     def catches(self) -> list[Caught]:
-        """Those that belong to the attempt under way."""
+        """The interrupted tries of the attempt under way."""
         return self.caught[sum(len(attempt.caught) for attempt in self.attempts) :]
 
     def own_references(self) -> list[str]:
-        """What the sample was caught by and flagged for so far, and so is steered away from."""
+        """The references that the sample was caught by or flagged for so far; it is steered away from them."""
         caught = [caught.nearest[0].ref_id for caught in reversed(self.caught)]  # the others it was only near to
         found = [f for attempt in reversed(self.attempts) for f in attempt.findings if f.triggered]
         return list(dict.fromkeys([*caught, *(f.ref_id for f in found if f.category.startswith("copy."))]))
 
     def nearest_references(self) -> list[str]:
-        """The sample's own: what it was just caught by; those it was flagged for, the nearest; then earlier ones'."""
+        """The sample's own references: those it was just caught by, those it was flagged for, the nearest; then earlier."""
 
         def of(attempt: Attempt) -> list[str]:
             flagged = [f.ref_id for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
@@ -81,22 +81,22 @@ class OpenRequest:
             finished_at=self.now(),
         )
 
-    def broken(self, reason: str, error: Exception, flight: Trajectory | None = None) -> Sample:
-        """Ended by an exception; whatever it was that did not fit into memory, that is the reason.
+    def broken(self, reason: str, error: Exception, unfinished: Trajectory | None = None) -> Sample:
+        """Ended by an exception. The reason is ``oom`` where something did not fit into memory.
 
         Args:
-            reason: of every other exception.
-            error: what was raised.
-            flight: what was under way and is in no attempt and no catch.
+            reason: for every other exception.
+            error: the exception.
+            unfinished: the trajectory under way, if it is in no attempt and no catch; its cost counts as lost.
         """
         message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
-        return self.failed("oom" if out_of_memory(error) else reason, message, type(error).__name__, flight)
+        return self.failed("oom" if out_of_memory(error) else reason, message, type(error).__name__, unfinished)
 
-    def failed(self, reason: str, message: str, error_class: str, flight: Trajectory | None = None) -> Sample:
+    def failed(self, reason: str, message: str, error_class: str, unfinished: Trajectory | None = None) -> Sample:
         """Ended without a decision."""
         lost = [(caught.denoiser_evals, caught.device_seconds) for caught in self.catches]
-        if flight is not None:
-            lost.append((flight.evals, flight.device_seconds))
+        if unfinished is not None:
+            lost.append((unfinished.evals, unfinished.device_seconds))
         evals, seconds = (sum(spent) for spent in zip((0.0, 0.0), *lost, strict=True))
         return Sample(
             request=self.request,

@@ -43,7 +43,7 @@ class Request:
         row_no: position in the input, from 0.
         key: the caller's key, unique in the input.
         prompt: the caption to draw.
-        negative_prompt: what the caller does not want.
+        negative_prompt: what the picture shall not show.
         seed: seed of the first attempt's noise.
         problem: reason code and message when the input row is unusable; such a request ends as an error row.
     """
@@ -69,7 +69,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
-    """What was done to one attempt to make it differ: kind (negtome, nudge, reseed …), strength, references used.
+    """The change made for one attempt: kind (negtome, nudge, reseed …), strength, references used.
 
     ``tokens`` are an eraser's in this attempt's negative prompt, ``adapters`` the digests of the erasers in force.
     """
@@ -91,9 +91,9 @@ class Caught:
             ``+hues`` if it was near to a reference in other colours.
         score: cosine to the nearest of those references, and what ‖ε_text − ε_empty‖ added to it.
         threshold: from which it is caught at that step.
-        nearest: the references it was caught by, best first; what it is steered away from.
+        nearest: the references it was caught by, best first; it is steered away from them.
         armed: the prompt had armed the first of them.
-        denoiser_evals, device_seconds: what the flight had cost; part of the next attempt's.
+        denoiser_evals, device_seconds: the cost of the try; part of the next attempt's.
     """
 
     step: int
@@ -155,7 +155,8 @@ class Attempt:
         rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.
         padded_rows: rows that its process's calls of the other networks have had so far; more than one when memory ran out. The
             decoder's last drew this picture, the embedder's and detectors' last looked at it.
-        caught: flights of this attempt that a probe ended early, whose cost is in this row; the picture is of what followed.
+        caught: interrupted tries of this attempt: the step, and the references that caused it. Their cost is in this row; the
+            picture is that of the try that followed.
         guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
         update_norms: ‖z_{i+1} − z_i‖ of the same steps.
     """
@@ -185,7 +186,7 @@ class Sample:
     """The one end of a request.
 
     Attributes:
-        request: what was asked for.
+        request: the request.
         outcome: how it ended.
         reason: stable reason code (empty when accepted): that of the last attempt, or of the error.
         attempts: every picture made for it, in order; empty for most errors.
@@ -193,7 +194,7 @@ class Sample:
         prompt_truncated: the prompt had more tokens than the text encoder takes; the rest was dropped.
         error_class: exception class name for outcome ERROR.
         error_message: its message.
-        lost_evals, lost_seconds: what the flight that the error ended had cost; no picture came of it.
+        lost_evals, lost_seconds: the cost of the try that the error ended; it has no picture.
         started_at: Unix seconds.
         finished_at: Unix seconds.
     """

@@ -1,4 +1,4 @@
-"""The policy file: what is allowed out, and what is done with the rest. It is a file of its own because a person owns it."""
+"""The policy file: which pictures are released, and what happens with the others. It is separate because a person owns it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.methods import LadderRung
 from pipeline.rungs import MarkLadderRung
 from pipeline.settings import contradiction, digest, settings
 
-CONFIRM = 0.5  # from which the second look agrees, where a policy has a threshold of its own and says no more
+CONFIRM = 0.5  # score from which the second look agrees, where a policy sets only a threshold of its own
 LONGEST_LADDER = 64
 Steered = Literal["steer", "review", "reject", "observe"]
 TRIGGERED = "score from which a finding is triggered"
@@ -183,7 +183,7 @@ class EarlyPolicy:
 
 @settings
 class Policy:
-    """What is allowed out, and what is done with the rest; digested into every row.
+    """Which pictures are released, and what happens with the others; every row holds its digest.
 
     A finding of a guard with action ``steer`` climbs a ladder: ``mark_ladder`` for a mark, ``ladder`` for a copy. Where
     ``mark_ladder`` is empty, a mark is answered with new seeds, as often as ``ladder`` has rungs.
@@ -246,13 +246,13 @@ def action_of(policy: Policy, guard: str) -> str:
 
 
 def remarks(policy: Policy) -> list[str]:
-    """What a policy's owner may not have meant: thresholds that are allowed, and yet leave a guard next to nothing to do."""
-    said = []
+    """Warnings about thresholds that are allowed but leave a guard with nearly nothing, or nearly everything, to find."""
+    found = []
     for name in GRADED:
         guard = getattr(policy, name)
         threshold = guard.threshold if getattr(guard, "enabled", True) else None
         if threshold is not None and threshold > HARDLY_ANY:
-            said.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")
+            found.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")
         elif threshold is not None and threshold < NEARLY_EVERY:
-            said.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
-    return said
+            found.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
+    return found

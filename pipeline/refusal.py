@@ -65,7 +65,7 @@ class Problem:
 
 
 def refusal(cls: type[Any], error: ValidationError, where: Where | None = None) -> ConfigError:
-    """The refusal of what a class was to be built from.
+    """The refusal of data that a class cannot be built from.
 
     Args:
         cls: the class.

@@ -31,8 +31,8 @@ class SteeringMethod:
 
     Attributes:
         rung: its keys in a policy: a class made by :func:`pipeline.settings.settings`, with ``kind: Literal["its kind"]``.
-        answer: what it makes of a failed attempt: a function (failed, rung, tools) → NextTry, see
-            :mod:`pipeline.respond.copies`; or the function's place, "module:name", which is imported when it is first needed.
+        answer: the function that answers a failed attempt, (failed, rung, tools) → NextTry, see
+            :mod:`pipeline.respond.copies`; or its place, "module:name", which is imported when it is first needed.
     """
 
     rung: type[Any]

@@ -59,7 +59,7 @@ class Study:
 
 
 class Runtime:
-    """One worker's equipment. Open it once per process: loading takes seconds, a shard takes minutes."""
+    """The opened parts of one worker. Open it once per process: loading takes seconds, a shard takes minutes."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Runtime:
         markers: Markers | None = None,
     ) -> None:
         self.config, self.model, self.markers = config, model, markers or Markers()
-        self.asked, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
+        self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
         g = config.generation
@@ -196,11 +196,11 @@ class Runtime:
         return EmbedderSpace.of(self.model, self.copies.embedder)
 
     def identity(self) -> dict[str, str]:
-        """What decides how this worker draws and judges, as :func:`pipeline.identity.identity_of` finds it without a model."""
+        """What determines this worker's pictures and findings; :func:`pipeline.identity.identity_of` gives the same."""
         index = self.index
         loaded = [adapter.digest for adapter, _ in self.erasers.loaded]
         return identity(
-            self.asked,
+            self.stated_policy,
             model_digest=self.model.digest,
             adapters_sha256=digest(loaded) if loaded else "",
             compared=Compared()
@@ -211,7 +211,7 @@ class Runtime:
         )
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
-        """What every audit row of this worker repeats."""
+        """The values that every audit row of this worker repeats."""
         from pipeline.audit.context import RunContext
 
         c, parts = self.config, self.identity()
@@ -250,7 +250,7 @@ class Runtime:
 
 @contextmanager
 def _named(guard: str) -> Iterator[None]:
-    """Add the guard's name to what it raises."""
+    """Add the guard's name to its exceptions."""
     try:
         yield
     except Exception as error:

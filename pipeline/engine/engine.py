@@ -81,7 +81,7 @@ class Engine:
         self.model, self.rows = model, rows
         self.guidance_scale = true_guidance_scale if model.distilled else guidance_scale
         self.least_rows = (2 if self.guided else 1) + references
-        self.told_guidance = guidance_scale
+        self.inner_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta)
         self.guided_until = round(guidance_until * len(self.sampler))
         self._waiting: list[Trajectory] = []
@@ -206,11 +206,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Choose the trajectories of the next call; a group as one, and only when all of it is there."""
-        everybody = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
-        ready = {key: unit for key, unit in everybody.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
-        if everybody and not ready:
-            key, unit = next(iter(everybody.items()))
-            self._running, self._waiting = unit, [t for other in everybody.values() if other is not unit for t in other]
+        units_by_key = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
+        ready = {key: unit for key, unit in units_by_key.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
+        if units_by_key and not ready:
+            key, unit = next(iter(units_by_key.items()))
+            self._running, self._waiting = unit, [t for other in units_by_key.values() if other is not unit for t in other]
             raise ConfigError(
                 f"only {len(unit)} of its members were submitted", where=f"group {key!r}", fix="Submit all, then step"
             )
@@ -218,7 +218,7 @@ class Engine:
         chosen = next_call([(sum(t.rows() for t in unit), len(self.sampler) - unit[0].step) for unit in standing], self.rows)
         self._running = [t for i in chosen for t in standing[i]]
         running = {id(t) for t in self._running}
-        self._waiting = [t for unit in everybody.values() for t in unit if id(t) not in running]
+        self._waiting = [t for unit in units_by_key.values() for t in unit if id(t) not in running]
 
     def make_room(self, error: Exception) -> None:
         """After a denoiser call that failed: if memory ran out, half the rows from now on, but enough for every sample.
@@ -243,7 +243,7 @@ class Engine:
     def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:
         """The network's output for each sample's own rows; shares out what it cost."""
         began = time.perf_counter()
-        outputs = packed_call(self.model, self.sampler, samples, self.rows, self.told_guidance)
+        outputs = packed_call(self.model, self.sampler, samples, self.rows, self.inner_guidance)
         used = sum(t.rows() for t in samples)
         self.calls += 1
         self.rows_used += used

@@ -55,7 +55,7 @@ def answers(call: Call, samples: Sequence[Trajectory]) -> tuple[list[tuple[Traje
         except Exception as error:
             if out_of_memory(error):
                 raise
-            failed += [(t, blamed(call, unit, said(error), error)) for t in unit]
+            failed += [(t, blamed(call, unit, described(error), error)) for t in unit]
     return answered, failed
 
 
@@ -95,12 +95,12 @@ def steering(what: str, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except OutOfMemory:  # that says already what did not fit
+    except OutOfMemory:  # its message names what did not fit
         raise
     except Exception as error:
         kind = OutOfMemory if out_of_memory(error) else SteeringFailed
         fix = error.fix if isinstance(error, ClearanceError) else ""
-        raise kind(said(error), where=f"{what}, step {step}", fix=fix or LESS_STEERING) from error
+        raise kind(described(error), where=f"{what}, step {step}", fix=fix or LESS_STEERING) from error
 
 
 def mates_of(failed: Failures, under_way: Sequence[Trajectory]) -> Failures:
@@ -109,8 +109,8 @@ def mates_of(failed: Failures, under_way: Sequence[Trajectory]) -> Failures:
     return [(t, _bereft(lost[t.group.id])) for t in under_way if t.group and t.group.id in lost and id(t) not in out]
 
 
-def said(error: Exception) -> str:
-    """An exception's class and first line: what goes into a row."""
+def described(error: Exception) -> str:
+    """An exception's class and first line, as a row records it."""
     return f"{type(error).__name__}: {error.what if isinstance(error, ClearanceError) else first_line(error)}"
 
 

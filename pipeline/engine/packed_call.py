@@ -25,7 +25,7 @@ Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 
 
 def packed_call(
-    model: DiffusionModel, sampler: Sampler, samples: Sequence[Trajectory], rows: int, told_guidance: float
+    model: DiffusionModel, sampler: Sampler, samples: Sequence[Trajectory], rows: int, inner_guidance: float
 ) -> list[torch.Tensor]:
     """Run the denoiser once for some samples, each at its own step.
 
@@ -33,7 +33,7 @@ def packed_call(
         model, sampler: of the engine.
         samples: at least one; together they own at most ``rows`` rows.
         rows: of the call.
-        told_guidance: the scale that a network with guidance inside takes.
+        inner_guidance: the scale that a network with guidance inside takes.
 
     Returns:
         Of each sample the raw output for its own rows, float32 (1 or 2, C, h, w), the unconditional one first.
@@ -66,7 +66,7 @@ def packed_call(
         timesteps.append(0)
     pushes += _pushes_of_groups(owners)
     with pushing(model.attention_blocks(), pushes), _adapting(model, owners):
-        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), told_guidance)
+        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), inner_guidance)
     return [output[first : first + t.own_rows] for t, first in owners]
 
 

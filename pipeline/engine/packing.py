@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-WINDOW = 2  # calls' worth of the oldest samples that are under way
+WINDOW = 2  # number of calls that the oldest samples under way would fill
 
 
 def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:

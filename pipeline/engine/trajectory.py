@@ -1,4 +1,4 @@
-"""One sample on its way from noise to picture: where it stands, what steers it, and what its next attempt may resume from."""
+"""One sample on its way from noise to picture: its step, its steering, and the latents that a next attempt may resume from."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Trajectory:
         return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with what a resumed one inherits of its sample: seed, sampler's memory, turn, low-rank weights."""
+        """This trajectory with the values that a resumed one inherits: seed, sampler's memory, turn, low-rank weights."""
         self.turn = last.turn
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
         self.lowrank = self.lowrank or last.lowrank

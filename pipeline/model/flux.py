@@ -59,12 +59,12 @@ class Flux(LatentDiffusion):
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
-        told = torch.full((rows,), guidance, device=self._device) if self.network.config.guidance_embeds else None
+        scale = torch.full((rows,), guidance, device=self._device) if self.network.config.guidance_embeds else None
         tokens, pooled = self._split(context)
         out = self.network(
             hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
             timestep=timesteps.to(self._device) / 1000,
-            guidance=told,
+            guidance=scale,
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),

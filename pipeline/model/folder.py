@@ -109,7 +109,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             what = f"{name!r} is {json.dumps(value)[:80]}, not a library and a class"
             raise ModelError(what, where=str(path), fix=f'Write it as ["diffusers", "CLASS"], or restore the file: {restore}')
         if not name.isidentifier():
-            raise ModelError(f"{name!r} is no name of a component", where=str(path), fix=restore)
+            raise ModelError(f"{name!r} is not the name of a component", where=str(path), fix=restore)
     return index
 
 

@@ -1,4 +1,4 @@
-"""What the engine needs of a diffusion model, whatever its class."""
+"""The interface of a diffusion model, of whatever class, to the engine."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class DiffusionModel(Protocol):
 
     def padded_rows(self) -> PaddedRows:
         """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out. Of the
-        other networks it says nothing."""
+        other networks it holds nothing."""
         ...
 
     def decode_size(self) -> tuple[int, int]:

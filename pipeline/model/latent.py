@@ -1,4 +1,4 @@
-"""What all model classes share: loading a diffusers folder, padded calls, text, latents to pictures and back."""
+"""Shared by all model classes: loading a diffusers folder, padded calls, text, latents to pictures and back."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LatentDiffusion(ABC):
     required: ClassVar[tuple[str, ...]]  # parts besides denoiser, scheduler and autoencoder
     narrow: ClassVar[tuple[str, ...]] = ()  # text encoders in the denoiser's number format
     patch: ClassVar[int] = 1  # latent positions per token side; pictures must divide by it
-    flow: ClassVar[bool] = False  # a rectified flow: predicts ε − x0, whatever the scheduler's configuration says
+    flow: ClassVar[bool] = False  # a rectified flow: predicts ε − x0, whatever the scheduler's configuration names
     text_tokens: ClassVar[int] = 256  # of T5
     settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
     distilled: bool = False
@@ -124,7 +124,7 @@ class LatentDiffusion(ABC):
             fix = "Tokenizers and text encoders must be of the same model: restore these parts of the folder"
             raise ModelError(what, where=str(folder), fix=fix) from error
 
-    # What a subclass says.
+    # Declared by each subclass.
 
     def _channels(self) -> int:
         return int(self.network.config.in_channels)
@@ -154,13 +154,13 @@ class LatentDiffusion(ABC):
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
 
-    # What they share.
+    # Shared by all.
 
     def _sides(self, pixels: int | None) -> tuple[int, int]:
         if pixels is not None:
             multiple = self._pixels_per_latent * self.patch
             if pixels % multiple:
-                raise ConfigError(f"{pixels} is no multiple of {multiple}", where="model.size", fix="Choose one that is")
+                raise ConfigError(f"{pixels} is not a multiple of {multiple}", where="model.size", fix="Choose one that is")
             return pixels // self._pixels_per_latent, pixels // self._pixels_per_latent
         native = self._native()
         height, width = native if isinstance(native, (list, tuple)) else (native, native)
@@ -233,7 +233,7 @@ class LatentDiffusion(ABC):
         torch = self._torch
         with torch.inference_mode():
             out = self.decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
-        if not out.isfinite().all():  # as bytes it would be a picture of nothing
+        if not out.isfinite().all():  # as bytes it would look like a picture
             fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
             raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)
         pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -258,7 +258,7 @@ class LatentDiffusion(ABC):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no remarks from diffusers and transformers: that AutoencoderTiny is not AutoencoderKL, and the like."""
+    """Silence progress bars and remarks of diffusers and transformers, such as that AutoencoderTiny is not AutoencoderKL."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,7 +1,7 @@
 """New words for a text encoder, for as long as a ``with``: vectors that stand behind the last id of its table.
 
 A token that an adapter learned has no row in the encoder's table and needs none: ids from the table's length on are looked up
-among the vectors handed in. Ids below read the very same rows as before, so no other prompt changes by a bit.
+among the given vectors. Lower ids read the same rows as before, so no other prompt changes by a bit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def new_words(table: Any, vectors: torch.Tensor) -> Iterator[None]:
         return (args[0].clamp(max=table.num_embeddings - 1),)
 
     def after(_: Any, __: Any, found: torch.Tensor) -> torch.Tensor:
-        asked = ids.pop()
-        new = asked - table.num_embeddings
+        new = ids.pop() - table.num_embeddings
         learned = functional.embedding(new.clamp(min=0), vectors.to(found.device, found.dtype))
         return torch.where((new >= 0)[..., None], learned, found)
 

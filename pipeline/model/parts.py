@@ -179,7 +179,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             return {name: (found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
     except SafetensorError as error:
         size = path.stat().st_size
-        what = f"is no whole safetensors file: it may be cut short ({size} bytes; {error})"
+        what = f"is not a complete safetensors file: it may be cut short ({size} bytes; {error})"
         raise ModelError(what, where=str(path), fix=RESTORE) from None
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror or error})", where=str(path), fix=RESTORE) from None

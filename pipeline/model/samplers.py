@@ -6,8 +6,8 @@ All four keep the latent at step i in the form z_i = a_i·x0 + s_i·ε, split th
 
 with numbers looked up by i: c is the second-order correction of 2M (0 elsewhere), τ·n the counter-based noise of DDIM with
 η > 0. Diffusion samplers keep z variance preserving (a² + s² = 1), flow matching has a = 1 − σ, s = σ; so the latent is at
-the same time what the network is handed, and diffusers' scaling of Euler's input by 1/√(σ² + 1) is built in. Which steps are
-visited (spacing, Karras sigmas, zero terminal SNR, shift) is diffusers' own scheduler's business: the tables are read from it.
+the same time the network's input, and diffusers' scaling of Euler's input by 1/√(σ² + 1) is built in. diffusers' own scheduler
+chooses the steps (spacing, Karras sigmas, zero terminal SNR, shift): the tables are read from it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from pipeline.model.interface import DiffusionModel
 
-# What "auto" makes of the scheduler a model folder names; anything else (PNDM, ancestral …) is drawn with DDIM.
+# The sampler that "auto" uses for the scheduler of a model's folder; for any other (PNDM, ancestral …) it uses DDIM.
 OF_SCHEDULER = {
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
 }
-# What to say about others, beside that they are not here.
+# Advice about other schedulers, added to the message that Clearance does not have them.
 NEAREST = {
     "DDPMScheduler": 'the nearest is scheduler = "ddim" with eta = 1',
     "EulerAncestralDiscreteScheduler": 'it adds noise at every step, as scheduler = "ddim" with eta = 1 does',
@@ -179,7 +179,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         sampler = make(model, steps, eta)
     except ClearanceError:
         raise
-    except Exception as error:  # values of a type or size that nobody checked
+    except Exception as error:  # values of a type or size that diffusers does not check
         what = f"{name!r} cannot be made of it: {reason(error)}"
         raise ConfigError(what, where="scheduler_config.json", fix=_OTHER) from error
     tables = (sampler.signal, sampler.noise, sampler.signal_next, sampler.noise_next, sampler.correction, sampler.fresh)
@@ -187,7 +187,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         raise ConfigError("its noise levels are not finite", where="scheduler_config.json", fix=_OTHER)
     if sampler.prediction_type == "epsilon" and sampler.signal[0] == 0:
         raise ConfigError(
-            "an ε-prediction says nothing at zero terminal SNR, where the latent is noise alone",
+            "an ε-prediction has no information at zero terminal SNR, where the latent is noise alone",
             where="scheduler_config.json: rescale_betas_zero_snr",
             fix="Use a v-prediction model, or set it to false",
         )
@@ -243,7 +243,7 @@ def _ddim(model: DiffusionModel, steps: int, eta: float) -> Sampler:
         signal_next=tuple(map(math.sqrt, after)),
         noise_next=tuple(math.sqrt(max(k, 0.0)) for k in kept),
         fresh=tuple(fresh),
-        # Only where the folder says so itself: the class's own default is to clip, which suits pixels, not latents.
+        # Only where the folder sets it: the class's own default is to clip, which suits pixels, not latents.
         clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else 0.0,
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class StableDiffusionXL(LatentDiffusion):
     """A conditioning holds both encoders' tokens side by side (T, D₁ + D₂) and the pooled embedding (P,).
 
-    The size condition is the picture's own size without crop, as in diffusers. Where the folder says
+    The size condition is the picture's own size without crop, as in diffusers. Where the folder sets
     ``force_zeros_for_empty_prompt`` (SDXL base does), the empty prompt is all zeros, as the model was trained.
     """
 

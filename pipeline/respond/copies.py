@@ -1,7 +1,8 @@
 """Turn a rung of the policy's ladder into the trajectory of the next attempt.
 
-Here are :func:`retry`, what an answer is given and returns, the steps of which answers are made, and the answers that need no
-more than these. A steering method with arithmetic of its own has a module of its own (:mod:`pipeline.respond.nudge`).
+The module holds :func:`retry`, the arguments and the result of an answer, the steps that answers share, and the answers that
+need no more than these steps. A steering method with arithmetic of its own has its own module, such as
+:mod:`pipeline.respond.nudge`.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The attempt that failed, and what is known of the references it was too near to.
+    """The attempt that failed, and the references it was too near to.
 
     Attributes:
-        last: its trajectory; what was kept of it (its ring) is what is resumed from.
+        last: its trajectory; the next one resumes from its ring.
         seed: its seed.
         attempt: number of the new attempt.
         ref_ids, latents: the sample's own nearest references, best first, and their clean latents (C, h, w).
@@ -83,7 +84,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What a rung works with, the same for every sample.
+    """The tools of a rung, the same for every sample.
 
     Attributes:
         engine: gives the number of steps and the noise of a seed; with a feature cache, references are run there once.
@@ -121,9 +122,9 @@ def random_references(everything: Sequence[str], near: Sequence[str], *, seed: i
 
 
 def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
-    """What the rung makes of a failed attempt.
+    """The next try of a failed attempt, by this rung.
 
-    Steering away without a reference picture (or title) at hand becomes a re-seed, recorded as one.
+    A rung that needs a reference's picture (or title) and has none becomes a re-seed, and is recorded as one.
 
     Raises:
         ConfigError: the rung needs what this model or embedder cannot do.
@@ -138,7 +139,7 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
 
 
 def reseed(failed: Failed, _: Rung, tools: Tools) -> NextTry:
-    """A new seed; also what every kind becomes that has nothing to steer by."""
+    """A new seed; also the answer of every kind that has no reference to steer by."""
     seed = next_seed(failed.seed, failed.attempt)
     return NextTry(_fresh(failed.last, tools.engine.initial_noise(seed)), Intervention(kind="reseed"), seed)
 
@@ -206,7 +207,7 @@ def _fresh(last: Trajectory, latent: torch.Tensor) -> Trajectory:
 
 
 def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajectory:
-    """The control of every rollback: the failed picture with fresh noise at that step, and nothing else changed."""
+    """The control of every rollback: the failed picture with fresh noise at that step, otherwise unchanged."""
     import torch
 
     noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))

@@ -1,17 +1,18 @@
 """Early detection: probes catch a sample that is on its way to a reference, while it is still noise, and only to steer it.
 
-Before the first step the prompt's text embedding is held against the references' embeddings and titles: what is near is *armed*
-and catches more easily; nothing else follows from it. At a few steps the predicted clean latent x̂0 of every unsteered sample is
-compared with the references. How (``early.signal``):
+Before the first step the prompt's text embedding is compared with the references' embeddings and titles. A reference that is
+near is *armed*: it catches at a lower score, and nothing else follows. At a few steps the predicted clean latent x̂0 of every
+unsteered sample is compared with the references. ``early.signal`` chooses how:
 
 * ``latent``: by the cosine of the latents themselves, from the references' mean; for indexes that hold their pictures, of at
-  most 512 references. Nothing is trained, and references that came later are seen as well as the first.
-* ``head``: placed in the embedder's space by the latent head, and searched for in the index; a model or embedder that the head
-  does not belong to is served by ``decode``.
-* ``decode``: decoded and embedded. The last two take the mean of ‖ε_text − ε_empty‖ so far into the score (arXiv 2407.21720).
+  most 512 references. Nothing is trained, and references added later are found as well as the first.
+* ``head``: the latent head maps x̂0 to the embedder's space, where the index is searched. With a model or embedder that the
+  head does not belong to, ``decode`` is used.
+* ``decode``: x̂0 is decoded and embedded. The last two add the mean of ‖ε_text − ε_empty‖ so far to the score
+  (arXiv 2407.21720).
 
-Thresholds depend on the noise level and are calibrated on the embedded world (``head/thresholds.json``); without a calibration
-the finished picture's own threshold is taken: rather a miss than a false alarm.
+Thresholds depend on the noise level and are calibrated on the embedded world (``head/thresholds.json``). Without a calibration
+the threshold of finished pictures is used: it misses more and has fewer false alarms.
 
 Looking changes nothing: a sample that is not caught keeps its bytes. Only the check of the finished picture accepts.
 """
@@ -59,8 +60,8 @@ class Level:
 
     Attributes:
         signal: a of the level.
-        threshold, armed: from which score an unarmed or an armed reference catches.
-        text_weight: what the mean ‖ε_text − ε_empty‖ so far counts in the score, beside the cosine.
+        threshold, armed: score from which an unarmed or an armed reference catches.
+        text_weight: weight of the mean ‖ε_text − ε_empty‖ so far, added to the cosine.
     """
 
     signal: float
@@ -94,16 +95,16 @@ class Thresholds:
         """Those of ``kind`` (latent, head, head+text …); None when not measured, or with another model or embedder."""
         if not path.exists():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if (told["model_digest"], told["embedder_id"]) != (model_digest, embedder_id):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if (stored["model_digest"], stored["embedder_id"]) != (model_digest, embedder_id):
             return None
-        if any(kind not in row for row in told["levels"]):
+        if any(kind not in row for row in stored["levels"]):
             return None
         levels = [
             Level(row["signal"], row[kind]["threshold"], row[kind]["armed"], row[kind].get("text_weight", 0.0))
-            for row in told["levels"]
+            for row in stored["levels"]
         ]
-        return cls(tuple(sorted(levels, key=lambda level: level.signal)), told["arm_from"])
+        return cls(tuple(sorted(levels, key=lambda level: level.signal)), stored["arm_from"])
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,12 @@ def probe_steps(probes: Sequence[float], steps: int) -> frozenset[int]:
 
 
 def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path = HEAD) -> str:
-    """What early detection decides by: signal and digest of head and thresholds, "decode" for others' models, "" when off."""
+    """The identity of early detection: signal and digest of head and thresholds; "decode" for other models, "" when off."""
     if not wanted(policy) or not embedder_id:
         return ""
     path = folder / "head.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if (told.get("model_digest"), told.get("embedder_id")) != (model_digest, embedder_id):
+    card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (card.get("model_digest"), card.get("embedder_id")) != (model_digest, embedder_id):
         return "decode"
     thresholds = folder / "thresholds.json"
     content = path.read_bytes() + (thresholds.read_bytes() if thresholds.exists() else b"")
@@ -210,7 +211,7 @@ def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path =
 
 
 def wanted(policy: Policy) -> bool:
-    """Whether the policy lets a probe do anything: enabled, and copies are steered, with a ladder to steer by."""
+    """Whether probes can act under this policy: they are enabled, copies are steered, and the ladder has rungs."""
     return policy.early.enabled and policy.copies.action == "steer" and bool(policy.ladder)
 
 

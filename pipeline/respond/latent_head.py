@@ -1,7 +1,7 @@
 """The latent head: it maps a predicted clean latent (x̂0) to the embedder's space, without decoding and embedding.
 
-A small convolutional network that was shown what the model's early x̂0 become (:mod:`jobs.lab.world.train_head`). It belongs
-to one diffusion model and one embedder; with any other, probes decode and embed instead.
+It is a small convolutional network, trained on early x̂0 of the model and the pictures they became
+(:mod:`jobs.lab.world.train_head`). It belongs to one diffusion model and one embedder; with any other, probes decode and embed.
 """
 
 from __future__ import annotations
@@ -93,21 +93,21 @@ class LatentHead:
         path = folder / "head.json"
         if not path.exists():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if (told["model_digest"], told["embedder_id"]) != (model_digest, embedder_id):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if (card["model_digest"], card["embedder_id"]) != (model_digest, embedder_id):
             return None
         from safetensors.torch import load
 
         weights = folder / "head.safetensors"
         data = weights.read_bytes() if weights.exists() else b""
-        if (found := hashlib.sha256(data).hexdigest()) != told["sha256"]:
+        if (found := hashlib.sha256(data).hexdigest()) != card["sha256"]:
             raise ModelError(
-                f"digest is {found[:12]}, head.json says {told['sha256'][:12]}", where=str(weights),
+                f"digest is {found[:12]}, head.json says {card['sha256'][:12]}", where=str(weights),
                 fix="Restore the file from the repository, or train it again: clearance lab world head",
             )  # fmt: skip
-        network = make_network(told["channels"], told["side"], told["dim"], tuple(told["widths"]))
+        network = make_network(card["channels"], card["side"], card["dim"], tuple(card["widths"]))
         network.load_state_dict({name: value.float() for name, value in load(data).items()})
-        return cls(network.eval().requires_grad_(False), int(told["dim"]), found)
+        return cls(network.eval().requires_grad_(False), int(card["dim"]), found)
 
     def __call__(self, cleans: Sequence[torch.Tensor], signals: Sequence[float]) -> np.ndarray:
         """N predicted clean latents float32 (C, h, w) and their signals a → float32 (N, dim), unit length.

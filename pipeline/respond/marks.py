@@ -1,4 +1,4 @@
-"""The erasers of a run: which adapters there are, and the words and weights that they have for a mark that a guard found.
+"""The erasers of a run: the adapters, and their tokens and weights for a mark that a guard found.
 
 A sample on which a guard found a mark is drawn again from the same noise, with the mark's name and place in the *negative*
 conditioning (arXiv 2310.05873, section 3): ε = ε_neg + w·(ε_text − ε_neg) then leads away from it. Only that sample's rows
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 SHIPPED = STICKERS / "adapters"
 OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships
-TYPICAL = 0.3  # overlap from which two of a training set's places say the same
+TYPICAL = 0.3  # overlap from which two places of a training set count as one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """The words in one sample's negative conditioning, and the low-rank weights with them.
+    """The tokens in one sample's negative conditioning, and the low-rank weights with them.
 
     Attributes:
         tokens: names and places, in order; none where marks were hidden from the weights' loss.
@@ -57,15 +57,15 @@ class Erasure:
     strength: float = 1.0
     places: tuple[Box, ...] = ()
 
-    def says_as(self, other: Erasure) -> bool:
-        """Whether the other one has the same words, strength and adapters."""
-        as_far = self.strength == other.strength or not self.tokens  # it is the tokens that are said more or less strongly
-        return as_far and (self.tokens, self.adapters) == (other.tokens, other.adapters)
+    def same_as(self, other: Erasure) -> bool:
+        """Whether the other one has the same tokens, strength and adapters."""
+        equally_strong = self.strength == other.strength or not self.tokens  # the strength is that of the tokens
+        return equally_strong and (self.tokens, self.adapters) == (other.tokens, other.adapters)
 
 
 @dataclass(frozen=True)
 class Erasers:
-    """The adapters of a run, each as it is configured; the words of earlier ones come first."""
+    """The adapters of a run, each with its configuration; the tokens of earlier ones come first."""
 
     loaded: tuple[tuple[EraseAdapter, AdapterConfig], ...] = ()
 
@@ -79,13 +79,13 @@ class Erasers:
         return {concept for adapter, _ in self.loaded for concept in adapter.concepts}
 
     def standing(self, room: int) -> Erasure | None:
-        """The words in every sample's negative conditioning, of adapters whose ``tokens`` are "always"; None: none."""
+        """The tokens in every sample's negative conditioning, of adapters whose ``tokens`` are "always"; None: none."""
         marks = {
             id(adapter): {concept: typical(adapter.places.get(concept, ())) for concept in adapter.concepts}
             for adapter, config in self.loaded
             if config.tokens == "always" and adapter.vocabulary is not None
         }
-        return self._said(marks, room, 1.0, flagged=False) if marks else None
+        return self._erasure(marks, room, 1.0, flagged=False) if marks else None
 
     def recorded(self, standing: Erasure | None) -> tuple[Adapter, ...]:
         """As every audit row names them; tokens are those in every sample's negative conditioning."""
@@ -97,7 +97,7 @@ class Erasers:
             for adapter, config in self.loaded
         )  # fmt: skip
 
-    def asked(
+    def erasure_for(
         self, found: Mapping[str, Sequence[Box]], room: int, strength: float = 1.0, *, usual: bool = False
     ) -> Erasure | None:
         """The erasure for some marks; None where no adapter has any of them.
@@ -106,7 +106,7 @@ class Erasers:
             found: concept → boxes in fractions.
             room: the most tokens.
             strength: see :class:`Erasure`.
-            usual: name also the places where such marks stood in the training set; what was found comes first.
+            usual: also name the places of such marks in the training set; the places found come first.
         """
         if not self.concepts & set(found):
             return None
@@ -123,11 +123,11 @@ class Erasers:
             }
             for adapter, config in self.loaded
         }
-        said = self._said({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
+        erasure = self._erasure({key: some for key, some in marks.items() if some}, room, strength, flagged=True)
         boxes = dict.fromkeys(box for one in marks.values() for concept in one if concept in found for box in one[concept])
-        return replace(said, places=tuple(boxes)) if said is not None and said.tokens else said
+        return replace(erasure, places=tuple(boxes)) if erasure is not None and erasure.tokens else erasure
 
-    def _said(
+    def _erasure(
         self, marks: Mapping[int, Mapping[str, Sequence[Box]]], room: int, strength: float, *, flagged: bool
     ) -> Erasure | None:
         import torch
@@ -150,10 +150,9 @@ class Erasers:
                 lowrank.append((adapter.lowrank, config.weight))
         if not digests:
             return None
-        said = torch.cat(vectors) if vectors else torch.zeros(0, 0)
         return Erasure(
             tokens=tuple(tokens),
-            vectors=said,
+            vectors=torch.cat(vectors) if vectors else torch.zeros(0, 0),
             lowrank=(*self.always_lowrank, *lowrank),
             adapters=tuple(digests),
             strength=strength,
@@ -161,12 +160,12 @@ class Erasers:
 
 
 def _always(adapter: EraseAdapter, config: AdapterConfig) -> bool:
-    """Whether the adapter's low-rank weights are every sample's."""
+    """Whether the adapter's low-rank weights act on every sample."""
     return config.lowrank == "always" or (config.lowrank == "auto" and adapter.removal == "data")
 
 
 def typical(places: Sequence[Box]) -> list[Box]:
-    """The places that stand for the others: each one overlaps none that was taken before."""
+    """The places that represent the others: each one overlaps none of those before it."""
     kept: list[Box] = []
     for box in places:
         if all(overlap(box, other) < TYPICAL for other in kept):
@@ -220,8 +219,8 @@ def negative_conditioning(
     plain = context_of(text)
     if erasure is None or not erasure.tokens:
         return plain
-    said = model.encode_words(text, erasure.vectors)
-    return said if erasure.strength == 1 else plain + erasure.strength * (said - plain)
+    full = model.encode_words(text, erasure.vectors)
+    return full if erasure.strength == 1 else plain + erasure.strength * (full - plain)
 
 
 def erase(
@@ -229,7 +228,7 @@ def erase(
 ) -> tuple[Trajectory, Intervention]:
     """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
 
-    What the failed attempt was pushed away from it is still pushed away from: erasing a mark must not bring back a copy.
+    The push of the failed attempt away from references stays in force: erasing a mark must not bring back a copy.
 
     Args:
         engine: gives the number of steps and the noise of the seed.

@@ -25,7 +25,7 @@ def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
     features = tools.engine.features
     ran = features.rows_run if features is not None else 0
     again.push = _push(failed, rung, tools, again.step, until)
-    if features is not None:  # whoever asks for features first pays for them
+    if features is not None:  # computed for the first sample that needs them, and charged to it
         again.evals += (features.rows_run - ran) / again.own_rows
         again.rows_from = [(again.step, tools.engine.rows)]
     return NextTry(
@@ -68,7 +68,7 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
             )  # fmt: skip
         except Exception as error:
             with steering("references' features", begin):
-                engine.make_room(error)  # everybody goes on with fewer rows, and these features are worked out with as many
+                engine.make_room(error)  # all samples continue with fewer rows, and the features are computed with as many
 
 
 def reference_call(engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]) -> torch.Tensor:
@@ -79,7 +79,7 @@ def reference_call(engine: Engine, latents: list[torch.Tensor], steps: list[int]
     timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
     output = engine.model.denoise(
         torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
-        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.told_guidance,
+        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.inner_guidance,
     )  # fmt: skip
     engine.calls += 1
     engine.rows_used += len(latents)

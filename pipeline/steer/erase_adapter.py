@@ -158,8 +158,8 @@ def load_adapter(folder: Path, base_digest: str) -> EraseAdapter:
             stored[file] = load(raw)
         except SafetensorError as error:
             raise IntegrityError(f"cannot be read ({error})", where=str(path), fix="Restore the file") from None
-    said = settings["vocabulary"]
-    vocabulary = Vocabulary(tuple(said["concepts"]), said["mode"], said["grid"]) if said else None
+    words = settings["vocabulary"]
+    vocabulary = Vocabulary(tuple(words["concepts"]), words["mode"], words["grid"]) if words else None
     vectors = {token: vector.float() for token, vector in stored.get(TOKENS, {}).items()}
     if vocabulary is not None and (absent := set(vocabulary.tokens) - set(vectors)):
         raise ModelError(f"lacks the token {min(absent)}", where=str(folder / TOKENS), fix="Train it again")

@@ -2,10 +2,10 @@
 
 A mark that a model learned from pictures alone (watermark, QR code, text) has no word in its captions. Geom-Erasing gives it
 some: a *name* (one new token a concept) and its *geometry* (new tokens for places), learned from pictures in which a detector
-found the mark; at sampling the same tokens go into the negative prompt. Here are its pure parts: which tokens say a box, how
+found the mark; at sampling the same tokens go into the negative prompt. Here are its pure parts: which tokens name a box, how
 the loss is weighed, and which tokens a guard's findings ask for.
 
-Scope: this stops a generator from inventing marks. It is never applied to anybody's picture.
+Scope: this stops a generator from inventing marks. It is never applied to an existing picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from index.errors import ConfigError, InputError
 Mode = Literal["bins", "corners"]
 MODES: tuple[Mode, ...] = ("bins", "corners")
 CONCEPTS = {"mark.watermark": "watermark", "mark.qr": "qr", "mark.text": "text", "text.ocr": "text"}  # of guards' findings
-WORDS = {"watermark": "watermark", "qr": "QR code", "text": "text"}  # what people call them: where a name token starts from
+WORDS = {"watermark": "watermark", "qr": "QR code", "text": "text"}  # their usual names: a name token starts from these words
 SAME = 0.5  # overlap from which two boxes are one mark
 SLACK = 1e-6  # of a side: detectors give fractions in float32
 
@@ -87,12 +87,12 @@ def location_tokens(boxes: Sequence[Box], size: tuple[float, float], grid: int, 
 def check_box(box: Box, size: tuple[float, float]) -> None:
     """Raises InputError unless the box has an area and lies inside the picture."""
     (x0, y0, x1, y1), (width, height) = box, size
-    said = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) in a picture of {width:g} × {height:g}"
+    place = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) in a picture of {width:g} × {height:g}"
     if not all(math.isfinite(edge) for edge in box) or x1 <= x0 or y1 <= y0:
-        raise InputError(f"{said} is empty", where="boxes", fix="Give x0 < x1 and y0 < y1; leave out what was not found")
+        raise InputError(f"{place} is empty", where="boxes", fix="Give x0 < x1 and y0 < y1; leave out what was not found")
     if x0 < -SLACK * width or y0 < -SLACK * height or x1 > width * (1 + SLACK) or y1 > height * (1 + SLACK):
         fix = "Cut boxes at the picture's edge, and give them in the picture's own pixels"
-        raise InputError(f"{said} reaches outside it", where="boxes", fix=fix)
+        raise InputError(f"{place} reaches outside it", where="boxes", fix=fix)
 
 
 def _span(box: Box, size: tuple[float, float], grid: int) -> tuple[int, int, int, int]:
@@ -164,7 +164,7 @@ class Vocabulary:
         Args:
             marks: concept → boxes.
             size: of the picture in the boxes' unit.
-            room: the most tokens there may be; where they are more, the last boxes are left unsaid, then the last tokens.
+            room: the most tokens there may be; where they are more, the last boxes are left out, then the last tokens.
 
         Raises:
             ConfigError: a concept that this vocabulary has no name for.

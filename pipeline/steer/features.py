@@ -119,7 +119,7 @@ def capturing(
 
     Args:
         blocks: the model's transformer blocks.
-        settings: say which sites.
+        settings: select the sites.
         rows: only the first so many.
     """
     captured: dict[str, Any] = {}

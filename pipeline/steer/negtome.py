@@ -4,7 +4,7 @@ For every output token take the reference token with the largest cosine; where i
 (1 + α)·h − α·r (eq. 3). By default after attention *and* its residual, before the MLP, as in the paper's figure 3; the
 released code acts before the residual and takes the maximum over the wrong axis. Both are kept, for comparison.
 
-What eq. 3 says about copies: the push α·(h − r) is zero for an exact match and largest just above τ. Two other pushes are
+On copies eq. 3 acts weakly: the push α·(h − r) is zero for an exact match and largest just above τ. Two other pushes are
 options. ``unit`` has the length α·‖h‖ whatever the distance; ``kernel`` grows with the similarity and goes along the reference
 token's deviation from its picture's mean token, α·k·(r − r̄) with k = (cos − τ)/(1 − τ): full strength for an exact match.
 """
@@ -148,7 +148,7 @@ class NegToMe:
     Attributes:
         latents: clean reference latents, each float32 (C, h, w). Empty where ``features`` stand for them, or mates do.
         noises: one fixed noise per reference: the reference row is then in distribution at every timestep, and the same
-            whenever it is asked for (the released code feeds the clean latent; pass None for that).
+            every time (the released code feeds the clean latent; pass None for that).
         context: text embedding (T, D) of the reference rows (the empty prompt).
         alpha, threshold: strength α and cosine threshold τ.
         until_step: steering acts in steps below this one.

@@ -1,4 +1,4 @@
-"""The engine's benches on a tiny random model: what they count must be what can be counted by hand."""
+"""The engine's benches on a tiny random model: their counts equal counts by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attempts(coins: Coins, sample: int) -> int:
     return next(k for k in range(100) if not coins.flagged(sample, k)) + 1
 
 
-def test_coins_are_the_same_for_everybody_and_fall_at_their_rate() -> None:
+def test_coins_are_the_same_for_all_loops_and_fall_at_their_rate() -> None:
     coins = Coins(1, 0.15)
     flags = [coins.flagged(i, k) for i in range(2000) for k in range(2)]
     assert flags == [Coins(1, 0.15).flagged(i, k) for i in range(2000) for k in range(2)]
@@ -54,7 +54,7 @@ def evaluations(coins: Coins, samples: int) -> tuple[int, int, int]:
     for i in range(samples):
         spent += STEPS
         for k in range(needed[i] - 1):
-            # After a late restart nobody passes the probe again: it stands before the step resumed from.
+            # After a late restart no sample passes the probe again: the probe lies before the step resumed from.
             early = coins.caught(i, k) and all(coins.caught(i, j) for j in range(k))
             spent += min(probe, coins.back(i, k)) if early else STEPS - late
     return STEPS * whole, STEPS * sum(needed), spent
@@ -119,8 +119,8 @@ def test_overhead_is_measured_on_samples_that_are_really_steered(
 
 def test_a_busy_machine_is_said_to_be_one() -> None:
     assert remark({"matching": 1.0, "NegToMe": 1.4}, processors=2) == ""
-    told = remark({"matching": 1.2, "NegToMe": 3.04}, processors=2)
-    assert "NegToMe (3.0)" in told and "matching" not in told and "not worth quoting" in told
+    warning = remark({"matching": 1.2, "NegToMe": 3.04}, processors=2)
+    assert "NegToMe (3.0)" in warning and "matching" not in warning and "not worth quoting" in warning
     assert quiet(5.0, processors=64) and not quiet(5.0, processors=8) and load_average() >= 0
 
 

@@ -35,7 +35,7 @@ def test_a_rate_is_corrected_for_its_detector() -> None:
     assert (blind.low, blind.high) == (0.0, 1.0)  # a coin says nothing
 
 
-def test_a_ratio_counts_the_same_cases() -> None:
+def test_a_ratio_counts_the_same_requests() -> None:
     clusters = [f"c{i // 3}" for i in range(60)]
     before, after = np.tile([1.0, 1.0, 0.0], 20), np.tile([1.0, 0.0, 0.0], 20)
     found = ratio("r", before, after, clusters, 2.0)
@@ -122,7 +122,7 @@ def test_jittered_boxes_stay_in_the_picture(x: float, y: float, w: float, h: flo
     assert jittered(box, 0.0, np.ones(4)) == box
 
 
-def test_a_detector_is_made_as_bad_as_is_asked() -> None:
+def test_a_detector_is_degraded_to_the_given_overlap() -> None:
     rng = np.random.default_rng(3)
     rows = []
     for i in range(300):
@@ -178,11 +178,11 @@ def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
         save_adapter(
             adapter_folder(tmp_path, arm, 0), trained_here, arm.training, [], base="b", base_digest="d" * 64, dataset={}
         )
-    told = [
+    measures = [
         Measure(id=f"{part} removal · {name}: marked, judge", value=0.125, low=0.1, high=0.2, n=9)
         for part, main in MAIN.items() for name in (main, f"{main}, flagged drawn again", f"{main}, seed 1", "name", "none")
     ]  # fmt: skip
-    marks, subjects = ship(tmp_path, told, tmp_path / "world")
+    marks, subjects = ship(tmp_path, measures, tmp_path / "world")
     assert (marks.name, subjects.name) == ("marks", "twelve-subjects")
     first, second = (folder / "README.md" for folder in (marks, subjects))
     assert first.read_text().startswith("# marks\n") and first.read_text().count("0.125") == 4  # two on top, and in the table

@@ -1,4 +1,4 @@
-"""The steering bench: what its arms are, what it counts, and that a stopped run goes on."""
+"""The steering bench: its arms, its counts, and the continuation of a stopped bench."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_arms_differ_in_their_rung_alone() -> None:
             assert [rung.renew for rung in policy.ladder] == [False] + [True] * (MOST - 1)
 
 
-def test_the_first_steered_picture_counts_and_the_only_one_of_who_was_not_steered() -> None:
+def test_the_first_steered_picture_counts_or_the_only_one() -> None:
     assert list(zip(first_steered(FOUND).key, first_steered(FOUND).number, strict=True)) == [
         ("cat#1", 1), ("dog#2", 1), ("owl#3", 0),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
     assert drawn == [1, 2, 3, 3, 1], "another policy is another arm, whatever its name"
 
 
-def test_what_people_look_at(tmp_path: Path) -> None:
+def test_table_plot_and_sheet(tmp_path: Path) -> None:
     arms = [Arm("a & b", ""), Arm("<c>", "")]
     measures = [m for arm in arms for m in of_arm(arm, FOUND)]
     lines = table(arms, measures).splitlines()

@@ -1,4 +1,4 @@
-"""What the latent head learns from, and how its thresholds and the bench's areas are worked out."""
+"""The training data of the latent head, its thresholds, and the areas of the bench of early detection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Embedder:
         return np.asarray(pictures.reshape(len(pictures), -1, 3).mean(1), np.float32)
 
 
-def test_unseen_subjects_are_in_no_training_flight() -> None:
+def test_unseen_subjects_are_in_no_training_sample() -> None:
     seen, unseen, ordinary = subjects()
     assert len(seen) + len(unseen) == 62 and not set(seen) & set(unseen) and not set(ordinary) & {*seen, *unseen}
     flights = training_flights(600, 0)
@@ -105,11 +105,11 @@ def test_thresholds_keep_the_false_alarm_budget() -> None:
     copy = np.arange(400) < 100
     best = np.where(copy, rng.normal(0.8, 0.1, 400), rng.normal(0.3, 0.1, 400)).clip(-1, 1)
     armed = np.where(rng.random(400) < 0.7, best, -1.0)
-    told = choose(best, armed, copy)
-    assert told["armed"] <= told["threshold"] == pytest.approx(best[~copy].max() + MARGIN, abs=1e-3)
-    assert told["false_alarms"] <= FALSE_ALARMS and told["caught"] > 0.7
-    hit = (best >= told["threshold"]) | (armed >= told["armed"])
-    assert told["caught"] == pytest.approx(hit[copy].mean(), abs=0.02)
+    chosen = choose(best, armed, copy)
+    assert chosen["armed"] <= chosen["threshold"] == pytest.approx(best[~copy].max() + MARGIN, abs=1e-3)
+    assert chosen["false_alarms"] <= FALSE_ALARMS and chosen["caught"] > 0.7
+    hit = (best >= chosen["threshold"]) | (armed >= chosen["armed"])
+    assert chosen["caught"] == pytest.approx(hit[copy].mean(), abs=0.02)
 
 
 def test_areas_are_counted_pair_by_pair() -> None:

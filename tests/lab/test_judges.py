@@ -1,4 +1,4 @@
-"""The judges of the benches: the trunk, the shipped heads, and what they say about drawings that ship."""
+"""The judges of the benches: the trunk, the shipped heads, and their scores of drawings that ship."""
 
 from __future__ import annotations
 
@@ -177,10 +177,10 @@ def test_intervals_belong_to_names() -> None:
 
     rng = np.random.default_rng(0)
     copy = np.tile([True, False], 60)
-    told = copies_report(rng.normal(size=120) + 2 * copy, copy, np.repeat(np.arange(30), 4), {"0.01": 0.0})
-    value, low, high = told["ap"]
-    assert 0.8 < low <= value <= high <= 1 and told["names"] == 30 and told["pairs"] == 120
-    assert told["at_0.01"]["recall"][0] > told["at_0.01"]["false"][0]
+    report = copies_report(rng.normal(size=120) + 2 * copy, copy, np.repeat(np.arange(30), 4), {"0.01": 0.0})
+    value, low, high = report["ap"]
+    assert 0.8 < low <= value <= high <= 1 and report["names"] == 30 and report["pairs"] == 120
+    assert report["at_0.01"]["recall"][0] > report["at_0.01"]["false"][0]
 
 
 def test_a_head_that_learns() -> None:

@@ -1,4 +1,4 @@
-"""The laboratory's steering methods: their pure functions, and what each makes of a failed attempt."""
+"""The laboratory's steering methods: their pure functions, and the answer of each to a failed attempt."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_safe_guidance_by_hand() -> None:
     assert torch.allclose(found, torch.tensor([0.0, 1.0 * 0.3, 0.1 * 0.1, 0.001 * 0.1001]), atol=1e-7)
 
 
-def test_safe_guidance_waits_remembers_and_speaks_the_networks_language() -> None:
+def test_safe_guidance_waits_remembers_and_follows_the_prediction_type() -> None:
     z, empty, text, unsafe = (draw(i, 4, 2, 2) for i in range(4))
     how = {"strength": 10.0, "threshold": 0.025, "momentum": 0.5, "memory": 0.7}
     guide = SafeGuidance(
@@ -174,7 +174,7 @@ def first(engine: Engine) -> Trajectory:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rung_draws_another_picture_and_says_what_it_did(engine: Engine, first: Trajectory, kind: str) -> None:
+def test_a_rung_draws_another_picture_and_records_it(engine: Engine, first: Trajectory, kind: str) -> None:
     (rung,) = from_dict(Policy, {"ladder": [tomllib.loads(RUNGS[kind])]}, where="policy").ladder
     t, intervention, seed = again(engine, first, rung)
     assert (intervention.kind, seed, t.step) == (kind, SEED, 0)

@@ -95,7 +95,7 @@ def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
 
 
 def undisturbed(model: DiffusionModel) -> dict[str, str]:
-    """Key → digest of the picture, when nobody is flagged and nothing fails."""
+    """Key → digest of the picture, when no sample is flagged and nothing fails."""
     done = by_key(list(moderate(runtime(model, Copies(lambda _: False)), requests())))
     assert all(s.outcome is Outcome.ACCEPTED and len(s.attempts) == 1 for s in done.values())
     return {key: s.attempts[0].pixel_sha256 for key, s in done.items()}

@@ -22,7 +22,7 @@ from pipeline.outcome import Sample
 
 Make = Callable[..., RunContext]
 
-# What a shard says of itself, and what it says when it is another run's.
+# What a shard's header states, and what the header of another run's states.
 FOREIGN = {
     "run": {"run_id": "run-of-somebody"},
     "data set": {"dataset_id": "another"},

@@ -1,4 +1,4 @@
-"""What a run file may say about sampler and model, and what it is told when it may not."""
+"""Keys of a run file about sampler and model, and the refusals of values that cannot be."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_another_class_in_python_is_refused_by_name() -> None:
     ],
 )
 def test_a_threshold_that_leaves_a_guard_nothing_to_do_is_remarked_on(settings: dict[str, Any], remark: str) -> None:
-    (said,) = remarks(from_dict(Policy, settings, where="policy"))
-    assert said.startswith(remark)
+    (found,) = remarks(from_dict(Policy, settings, where="policy"))
+    assert found.startswith(remark)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Early detection on a tiny random model: a probe may steer and nothing else, and who is not caught keeps every byte."""
+"""Early detection on a tiny random model: a probe may only steer, and a sample that is not caught keeps every byte."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def unprobed(model: DiffusionModel) -> dict[str, Sample]:
 
 @pytest.fixture(scope="module")
 def probed(model: DiffusionModel) -> tuple[dict[str, Sample], np.ndarray]:
-    """Everyone looked at and nobody caught; and what the second sample looked like at the first probe."""
+    """Every sample is probed and none is caught; and the second sample at the first probe."""
     copies, seen = Copies(lambda _: False), []
     search = copies.index.search
     copies.index.search = lambda vectors, k: [seen.append(vectors.copy()), search(vectors, k)][1]  # type: ignore[func-returns-value, method-assign]
@@ -142,7 +142,7 @@ def only(vector: np.ndarray) -> Callable[[np.ndarray], bool]:
     return lambda v: bool(np.array_equal(v, vector))
 
 
-def test_who_is_not_caught_keeps_every_byte(
+def test_a_sample_that_is_not_caught_keeps_every_byte(
     model: DiffusionModel, unprobed: dict[str, Sample], probed: tuple[dict[str, Sample], np.ndarray]
 ) -> None:
     looked_at, vector = probed
@@ -230,7 +230,7 @@ def test_a_probe_that_fails_on_one_sample_looks_at_the_others(
     assert not any(done[key].attempts[0].skipped_guards for key in ("key-0", "key-2", "key-3"))
 
 
-def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
+def test_an_interrupted_try_is_in_the_attempts_row(model: DiffusionModel, context: Callable[..., object]) -> None:
     done = list(moderate(runtime(model, Copies(lambda _: True)), requests(1)))
     (row,) = attempt_table(done, context(), "0").to_pylist()  # type: ignore[arg-type]
     (caught,) = row["caught"]
@@ -239,7 +239,7 @@ def test_a_caught_flight_is_in_the_attempts_row(model: DiffusionModel, context: 
     assert len(row["guidance_norms"]) == len(row["update_norms"]) == 5
 
 
-def test_the_free_statistics_are_what_they_say(model: DiffusionModel) -> None:
+def test_the_free_statistics_match_their_definition(model: DiffusionModel) -> None:
     engine = runtime(model, Copies(lambda _: False)).engine
     texts = model.encode_prompts(["a pear", ""])
     engine.submit(Trajectory(tag=0, latent=engine.initial_noise(3), step=0, context=texts[0], negative=texts[1]))
@@ -315,7 +315,7 @@ def test_latents_are_compared_with_the_references_own(model: DiffusionModel) -> 
     assert not ReferenceLatents.possible(index)  # type: ignore[arg-type]
 
 
-def test_who_is_caught_by_other_colours_is_steered_away_from_all_of_them(
+def test_a_sample_caught_by_other_colours_is_steered_away_from_all_of_them(
     model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references: dict[str, list[int]] = {}

@@ -238,7 +238,7 @@ def test_guidance_that_stops_gives_its_row_back(exact: DiffusionModel, tiny_sd: 
     assert e.rows_used == 3 * 8 and e.calls < 2 * STEPS
 
 
-def test_steering_changes_the_sample_and_costs_what_it_says(exact: DiffusionModel) -> None:
+def test_steering_changes_the_sample_and_costs_what_it_records(exact: DiffusionModel) -> None:
     e = engine(exact)
     base = e.finish([plain(e, 1)])[1]
     t = steered(e, 1)
@@ -264,7 +264,7 @@ def test_which_of_its_rows_are_pushed(exact: DiffusionModel, rows: Any) -> None:
     before, t = plain(e, 1), plain(e, 1)
     z = torch.randn(e.model.latent_shape, generator=torch.Generator().manual_seed(3))
     t.push = NegToMe(latents=(z,), noises=None, context=t.context, alpha=2.0, threshold=-1.0, until_step=3, rows=rows)
-    alone, pushed = (packed_call(e.model, e.sampler, [s], e.rows, e.told_guidance)[0] for s in (before, t))
+    alone, pushed = (packed_call(e.model, e.sampler, [s], e.rows, e.inner_guidance)[0] for s in (before, t))
     assert len(pushed) == 2 and not torch.equal(pushed[1], alone[1])
     assert torch.equal(pushed[0], alone[0]) == (rows == "conditional")
 

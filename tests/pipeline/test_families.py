@@ -173,7 +173,7 @@ def test_one_of_several_sets_of_weights(tiny_sd: Path, tmp_path: Path) -> None:
         load_model(config_of(tmp_path / "half"))
 
 
-def test_another_size_is_drawn_when_asked_for(tiny_sd3: Path) -> None:
+def test_another_size_can_be_drawn(tiny_sd3: Path) -> None:
     model = load_model(ModelConfig(path=str(tiny_sd3), dtype="float32", size=24, text_tokens=TOKENS))
     e = make_engine(model)
     assert model.latent_shape == (4, 12, 12) and model.decode_size() == (24, 24)
@@ -194,7 +194,7 @@ def test_sd3_without_t5_equals_diffusers(tiny_sd3: Path, tmp_path: Path) -> None
     assert torch.allclose(finish(e, [plain(e, 2, PROMPT)])[2], out[0], atol=2e-4, rtol=1e-3)
 
 
-def test_flux_schnell_has_no_guidance_to_be_told(tiny_flux: Path, tmp_path: Path) -> None:
+def test_flux_schnell_takes_no_guidance(tiny_flux: Path, tmp_path: Path) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     pipe = FluxPipeline.from_pretrained(tiny_flux)
@@ -246,7 +246,7 @@ def test_models_that_need_more_than_text_are_refused(tiny_sd: Path, tmp_path: Pa
             load_model(config_of(tmp_path / "other"))
 
 
-def test_an_empty_negative_prompt_is_zeros_where_sdxl_says_so(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_an_empty_negative_prompt_is_zeros_where_sdxl_sets_it(tiny_sdxl: Path, tmp_path: Path) -> None:
     assert not load_model(config_of(tiny_sdxl)).encode_prompts(["", "a cat"])[0].any()
     other = shutil.copytree(tiny_sdxl, tmp_path / "xl")
     index = json.loads((other / "model_index.json").read_text())

@@ -1,4 +1,4 @@
-"""Declared groups in the engine: mates push one another apart, step together, and depend on nobody else."""
+"""Declared groups in the engine: mates push one another apart, step together, and depend on no other sample."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_group_has_the_same_bytes_alone_and_among_others(model: DiffusionModel
     alone = (e := engine(model)).finish(grouped(e, "a", [1, 2, 3], guided=guided))
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [4, 2, 5, 0, 3, 1]):
         e = engine(model)
-        everybody = [*grouped(e, "a", [1, 2, 3], guided=guided), single(e, 10), *grouped(e, "b", [20, 21])]
-        mixed = e.finish([everybody[i] for i in order])
+        trajectories = [*grouped(e, "a", [1, 2, 3], guided=guided), single(e, 10), *grouped(e, "b", [20, 21])]
+        mixed = e.finish([trajectories[i] for i in order])
         assert all(torch.equal(mixed[tag], alone[tag]) for tag in alone)
         assert torch.equal(mixed[10], (other := engine(model)).finish([single(other, 10)])[10])
 

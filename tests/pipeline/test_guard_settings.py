@@ -1,4 +1,4 @@
-"""What a policy may say about its guards."""
+"""Settings of guards in a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides how pictures are drawn and judged is named in every plan, and a worker that differs is told in what."""
+"""Everything that determines pictures and findings is named in every plan; a worker that differs is refused by that name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_mark_detector_acts_on_the_pictures_it_was_calibrated_on() -> None:
     assert actions("stickers", Policy())["marks"] == "steer"
 
 
-def test_a_mark_detector_only_observes_another_model_and_says_so(tiny_sd: Path) -> None:
+def test_a_mark_detector_only_observes_another_model_and_notes_it(tiny_sd: Path) -> None:
     assert actions(tiny_sd, Policy())["marks"] == "observe"
     (marks,) = [g for g in guards_in_force(a_run(tiny_sd), Policy(), "d", "") if g.name == "marks"]
     assert "only observes" in marks.note and "'stickers'" in marks.note and "state its action" in marks.note

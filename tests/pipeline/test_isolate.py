@@ -69,7 +69,7 @@ def whole(model: DiffusionModel) -> dict[int, torch.Tensor]:
 def only_the_victim(
     found: tuple[dict[int, torch.Tensor], dict[int, Exception], Engine], whole: dict[int, torch.Tensor]
 ) -> ClearanceError:
-    """The others have their bytes, nothing hangs on to the network, and the error says what, where and what to do."""
+    """The others have their bytes, no hook stays on the network, and the error names failure, place and fix."""
     done, failed, e = found
     assert sorted(done) == [tag for tag in TAGS if tag != VICTIM] and list(failed) == [VICTIM]
     assert all(torch.equal(done[tag], whole[tag]) for tag in done)
@@ -108,7 +108,7 @@ def test_a_hook_that_raises_at_step_3(model: DiffusionModel, whole: dict[int, to
 
 
 def test_a_hook_whose_own_work_does_not_fit_into_memory(exact: DiffusionModel) -> None:
-    """Its gradients, say: half the rows would not help it, and nobody else has to give up any."""
+    """Its gradients, for example: half the rows would not help it, and no other sample gives up any."""
     hook = Hook(1, raising(torch.OutOfMemoryError("CUDA out of memory")))
     done, failed, e = broken(exact, lambda _, t: setattr(t, "nudge", hook))
     assert isinstance(failed[VICTIM], OutOfMemory) and "nudge, step 1" in str(failed[VICTIM])
@@ -195,7 +195,7 @@ def failing_once(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, errors:
     return seen
 
 
-def test_a_failure_that_does_not_come_again_ends_nobody(
+def test_a_failure_that_does_not_come_again_ends_no_sample(
     model: DiffusionModel, whole: dict[int, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_once(model, monkeypatch, [None, None, RuntimeError("cuDNN error: execution failed")])
@@ -203,8 +203,8 @@ def test_a_failure_that_does_not_come_again_ends_nobody(
     assert not failed and all(torch.equal(done[tag], whole[tag]) for tag in TAGS)
 
 
-def test_memory_that_runs_out_meanwhile_is_everybodys(exact: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one alone has its answer already; it is asked again, like all, in the smaller shape."""
+def test_memory_that_runs_out_meanwhile_concerns_all_samples(exact: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one alone has its answer already; it is computed again, like all, in the smaller shape."""
     seen = failing_once(
         exact, monkeypatch, [RuntimeError("something else"), None, torch.OutOfMemoryError("CUDA out of memory")]
     )
@@ -216,7 +216,7 @@ def test_memory_that_runs_out_meanwhile_is_everybodys(exact: DiffusionModel, mon
     assert all(torch.equal(done[tag], small.finish([sample(small, tag)])[tag]) for tag in done)
 
 
-def test_a_group_ends_with_its_member_and_nobody_else(exact: DiffusionModel) -> None:
+def test_a_group_ends_with_its_member_and_no_other_sample(exact: DiffusionModel) -> None:
     def drawn(breaks: bool) -> tuple[dict[int, torch.Tensor], dict[int, Exception]]:
         e, done, failed = engine(exact), dict[int, torch.Tensor](), dict[int, Exception]()
         settings = NegToMe(
@@ -241,7 +241,7 @@ def test_a_group_ends_with_its_member_and_nobody_else(exact: DiffusionModel) -> 
     assert all("group 'trio': member 1 of its group failed" in str(failed[tag]) for tag in (0, 4))
 
 
-def test_who_needs_everybody_is_told(exact: DiffusionModel) -> None:
+def test_finish_raises_the_error_of_a_failed_sample(exact: DiffusionModel) -> None:
     e = engine(exact)
     bad = sample(e, VICTIM)
     bad.nudge = Hook(1, raising(ValueError("on purpose")))
@@ -249,7 +249,7 @@ def test_who_needs_everybody_is_told(exact: DiffusionModel) -> None:
         e.finish([sample(e, 0), bad])
 
 
-def test_nobody_waits_for_ever_when_nobody_can_be_chosen(exact: DiffusionModel) -> None:
+def test_no_sample_waits_for_ever_when_none_can_be_chosen(exact: DiffusionModel) -> None:
     class Uncountable(NegToMe):
         def references_at(self, step: int) -> int:
             raise KeyError(step)

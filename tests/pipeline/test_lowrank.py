@@ -65,7 +65,7 @@ def test_weights_of_another_network_are_refused(exact: DiffusionModel) -> None:
         wrong.products(exact.network)
 
 
-def test_engine_bytes_do_not_depend_on_who_else_is_adapted(model: DiffusionModel) -> None:
+def test_engine_bytes_do_not_depend_on_other_adapted_samples(model: DiffusionModel) -> None:
     weights = low_rank(model)
 
     def sample(e: Engine, tag: int) -> Trajectory:

@@ -103,7 +103,7 @@ def test_the_memory_of_its_weights_is_that_of_the_loaded_model(family: str, requ
         ({"vae": ["diffusers", "AutoencoderFuture"]}, "its vae is of class AutoencoderFuture, which diffusers"),
         ({"scheduler": ["diffusers", "FutureScheduler"]}, "its scheduler is of class FutureScheduler, which diffusers"),
         ({"tokenizer": ["transformers", "FutureTokenizer"]}, "its tokenizer is of class FutureTokenizer, which transformers"),
-        ({"../x": ["diffusers", "Y"]}, "'../x' is no name of a component"),
+        ({"../x": ["diffusers", "Y"]}, "'../x' is not the name of a component"),
         ({"extra": ["diffusers", "ControlNetModel"]}, "model_index.json names extra, which is not there"),
     ],
     ids=lambda v: str(v)[:40],

@@ -59,7 +59,7 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
     assert sorted(done[key].denoiser_evals for key in ("key-1", "key-3")) == [5 + 5, 5 + 5 + 2.5]
 
 
-def test_finished_pictures_wait_for_company_while_calls_are_full(
+def test_finished_pictures_wait_for_others_while_calls_are_full(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, sizes = runtime(model, Copies(lambda _: False)), []

@@ -61,10 +61,10 @@ def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionMode
 
 
 @pytest.mark.parametrize("failures", [1, 1000])
-def test_an_engine_failure_loses_nobody(
+def test_an_engine_failure_loses_no_sample(
     model: DiffusionModel, unsteered: dict[str, str], failures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that does not come again ends nobody; one that stays ends everybody, each in a row of its own."""
+    """A failure that does not come again ends no sample; one that stays ends all, each in a row of its own."""
     s = runtime(model, Copies(lambda _: False))
     real, calls = s.model.denoise, []
 
@@ -199,7 +199,7 @@ def test_findings_that_nothing_can_be_decided_about_end_their_sample(
 
 
 @pytest.mark.parametrize("fits", [4, 0])
-def test_an_embedder_short_of_memory_halves_and_says_so(
+def test_an_embedder_short_of_memory_halves_and_records_it(
     model: DiffusionModel, unsteered: dict[str, str], tmp_path: Path, fits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real embedder, index and guard: no picture changes, the rows say in which shape they were looked at."""
@@ -283,7 +283,7 @@ class Short:
         return self.real(latents, *args)  # type: ignore[arg-type]
 
 
-def test_references_short_of_memory_halve_the_rows_of_everybody(
+def test_references_short_of_memory_halve_the_rows_of_all_samples(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call that works out the references' tokens is the first one too many: all go on, from the same noise."""
@@ -332,7 +332,7 @@ def test_references_that_never_fit_end_one_sample(
 def test_not_even_one_picture_fits(
     model: DiffusionModel, unsteered: dict[str, str], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Of the picture (decoder), or of its reference (encoder): the sample ends, and its row says what did not fit."""
+    """Of the picture (decoder), or of its reference (encoder): the sample ends, and its row names what did not fit."""
 
     def never(*args: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")

@@ -35,7 +35,7 @@ def test_what_does_not_fit_is_cut_from_the_text(exact: Any) -> None:
         exact.encode_words("", torch.zeros(room + 1, 32))
 
 
-def test_other_classes_say_that_they_take_no_tokens(tiny_sdxl: Path) -> None:
+def test_other_classes_refuse_tokens(tiny_sdxl: Path) -> None:
     other = load_model(ModelConfig(path=str(tiny_sdxl), dtype="float32"))
     assert other.word_room() == 0
     with pytest.raises(ConfigError, match="sdxl"):

@@ -34,18 +34,18 @@ def flagged(ref_id: str, detail: str) -> Attempt:
 
 
 def test_steering_reads_the_reference_and_not_the_text_for_people() -> None:
-    case = OpenRequest(request=Request(row_no=0, key="a", prompt="an apple"), started_at=0.0, truncated=False, seed=1)
-    case.attempts.append(flagged("3f9a0c", "A red apple"))
-    assert case.own_references() == ["3f9a0c"]
-    assert case.nearest_references() == ["3f9a0c", "other"]
+    open_request = OpenRequest(request=Request(row_no=0, key="a", prompt="an apple"), started_at=0.0, truncated=False, seed=1)
+    open_request.attempts.append(flagged("3f9a0c", "A red apple"))
+    assert open_request.own_references() == ["3f9a0c"]
+    assert open_request.nearest_references() == ["3f9a0c", "other"]
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_seconds() -> None:
-    case = OpenRequest(
+    open_request = OpenRequest(
         request=Request(row_no=0, key="a", prompt="an apple"), started_at=time.time() + 3600, truncated=False, seed=1
     )
-    case.attempts.append(flagged("3f9a0c", "A red apple"))
-    ended = case.ended(Decision(Verdict.REJECT, "copy.protected"))
+    open_request.attempts.append(flagged("3f9a0c", "A red apple"))
+    ended = open_request.ended(Decision(Verdict.REJECT, "copy.protected"))
     assert 0 <= ended.finished_at - ended.started_at < 60
-    failed = case.failed("oom", "no room", "MemoryError")
+    failed = open_request.failed("oom", "no room", "MemoryError")
     assert 0 <= failed.finished_at - failed.started_at < 60

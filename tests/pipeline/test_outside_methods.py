@@ -233,7 +233,7 @@ def test_a_slip_in_its_keys_is_named(install: Install, rung: dict[str, object], 
             "whose key `kind` is not Literal\\['other'\\] with that default",
         ),
         ("loose", ('number(0.5, 0, 10, "what is added")', "0.5"), "key 'height' has no range"),
-        ("mute", ("answer=answer", "answer=3"), "has an answer that is no function"),
+        ("mute", ("answer=answer", "answer=3"), "has an answer that is not a function"),
         (
             "open",
             ("@settings\nclass LiftRung(Resumed):", "@dataclass(frozen=True, kw_only=True)\nclass LiftRung:"),

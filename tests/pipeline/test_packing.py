@@ -1,4 +1,4 @@
-"""Packing: rows filled best, nobody starves, and who stands beside whom never changes a byte."""
+"""Packing: rows are filled as well as possible, every sample ends, and the other samples of a call never change a byte."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_first_is_in_and_no_other_choice_fills_more(needs: list[int], capaci
 
 @settings(max_examples=100, deadline=None)
 @given(PROFILES, st.integers(4, 8), st.integers(0, 2**32))
-def test_everybody_ends_however_many_come_after(profiles: list[list[int]], capacity: int, seed: int) -> None:
+def test_every_sample_ends_however_many_come_after(profiles: list[list[int]], capacity: int, seed: int) -> None:
     """Younger ones arrive without end, in every size; still each of ours ends by the time its elders and it have had theirs."""
     rng = random.Random(seed)
     standing, calls = [(i, list(profile)) for i, profile in enumerate(profiles)], 0
@@ -127,7 +127,7 @@ def test_a_call_is_never_emptier_than_first_fit_would_leave_it(standing: list[tu
     assert all(i < window for i in chosen)
 
 
-def test_who_has_most_ahead_goes_first_within_the_window() -> None:
+def test_the_sample_with_most_steps_ahead_goes_first_within_the_window() -> None:
     assert next_call([(2, 1), (2, 5), (2, 9), (2, 7)], 4) == [0, 2]
     assert next_call([(2, 1), (2, 5), (2, 9), (2, 7), (2, 20)], 4) == [0, 2]  # two calls' worth are under way, no more
     assert next_call([], 4) == []
@@ -162,7 +162,7 @@ def sample(e: Engine, tag: int) -> Trajectory:
 
 
 def run(e: Engine, arrivals: list[tuple[int, int]]) -> dict[int, torch.Tensor]:
-    """(call, tag): who is submitted before which call → tag: latent."""
+    """(call, tag): the sample submitted before each call → tag: latent."""
     coming, done, clock = sorted(arrivals), {}, 0
     while coming or e.busy:
         while coming and coming[0][0] <= clock:
@@ -188,7 +188,7 @@ def test_arrivals_never_change_bytes(
 
 
 def test_rows_return_to_the_pool_when_the_window_closes(model: DiffusionModel) -> None:
-    """Four rows for two steps, then two: the freed ones are filled at once, and nobody waits for an end."""
+    """Four rows for two steps, then two: the freed ones are filled at once, and no sample waits for another's end."""
     e = engine(model)
     for tag in (2, 4, 0):  # 4, 3 and 2 rows; 2, 2 and 2 after two steps
         e.submit(sample(e, tag))

@@ -1,4 +1,4 @@
-"""The ladder: what a rung may say, and what each kind makes of a failed attempt."""
+"""The ladder: the keys of a rung, and the answer of each kind to a failed attempt."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_rung_may_start_from_new_noise(engine: Engine, first: Trajectory, kind
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "none"])
-def test_every_arm_draws_another_picture_and_says_what_it_did(
+def test_every_kind_draws_another_picture_and_records_it(
     engine: Engine, first: Trajectory, space: EmbedderSpace, arm: str
 ) -> None:
     rung = ladder(ARMS[arm])[0]

@@ -1,4 +1,4 @@
-"""Erasers in the loop, on a tiny random model: what a finding asks for, whose rows change, and what is recorded."""
+"""Erasers in the loop, on a tiny random model: the erasure for a finding, the rows that change, and the record."""
 
 from __future__ import annotations
 
@@ -42,17 +42,21 @@ def test_what_a_finding_asks_for(exact: DiffusionModel, tmp_path: Path) -> None:
     one = write_adapter(tmp_path / "one", exact, Vocabulary(("qr",), "corners", 2))
     two = write_adapter(tmp_path / "two", exact, Vocabulary(("text",), None), weights=True, seed=5)
     erasers = open_erasers([AdapterConfig(path=str(one)), AdapterConfig(str(two), lowrank="flagged")], exact, base=tmp_path)
-    assert erasers.asked({"watermark": []}, 30) is None and erasers.standing(30) is None and not erasers.always_lowrank
-    asked = erasers.asked({"text": [(0, 0, 1, 1)], "qr": [(0, 0, 0.4, 0.4)]}, 30, 1.5)
-    assert asked is not None and asked.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<text>") and asked.vectors.shape == (4, 32)
-    assert len(asked.lowrank) == 1 and asked.strength == 1.5 and len(asked.adapters) == 2
-    assert set(asked.places) == {(0, 0, 1, 1), (0, 0, 0.4, 0.4)}
-    only = erasers.asked({"qr": [(0, 0, 0.4, 0.4), (0.6, 0.6, 1, 1)]}, 3)  # no room for the second box
+    assert erasers.erasure_for({"watermark": []}, 30) is None and erasers.standing(30) is None and not erasers.always_lowrank
+    erasure = erasers.erasure_for({"text": [(0, 0, 1, 1)], "qr": [(0, 0, 0.4, 0.4)]}, 30, 1.5)
+    assert (
+        erasure is not None
+        and erasure.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<text>")
+        and erasure.vectors.shape == (4, 32)
+    )
+    assert len(erasure.lowrank) == 1 and erasure.strength == 1.5 and len(erasure.adapters) == 2
+    assert set(erasure.places) == {(0, 0, 1, 1), (0, 0, 0.4, 0.4)}
+    only = erasers.erasure_for({"qr": [(0, 0, 0.4, 0.4), (0.6, 0.6, 1, 1)]}, 3)  # no room for the second box
     assert only is not None and only.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>") and only.lowrank == ()
-    wide = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)  # and where such marks stood in the training set
+    wide = erasers.erasure_for({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)  # and where such marks stood in the training set
     assert wide is not None and wide.tokens == ("<qr>", "<tl-0-0>", "<br-0-0>", "<tl-1-1>", "<br-1-1>")
     assert wide.places == ((0, 0, 0.4, 0.4), (0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
-    nowhere = erasers.asked({"qr": []}, 30, usual=True)
+    nowhere = erasers.erasure_for({"qr": []}, 30, usual=True)
     assert nowhere is not None and nowhere.places == ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1))
     always = open_erasers([AdapterConfig(path=str(one), tokens="always")], exact, base=tmp_path)
     standing = always.standing(30)
@@ -122,7 +126,7 @@ def erasers(exact: DiffusionModel, tmp_path: Path) -> Erasers:
     return open_erasers([AdapterConfig(path=str(folder), lowrank="flagged")], exact, base=tmp_path)
 
 
-def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel, erasers: Erasers) -> None:
+def test_a_mark_is_erased_in_place_and_no_other_sample_changes(exact: DiffusionModel, erasers: Erasers) -> None:
     plain = draw(runtime(exact, [], Erasers(), MARKS))
     first = {key: s.attempts[0].pixel_sha256 for key, s in plain.items()}
     assert len(set(first.values())) == 4
@@ -141,7 +145,7 @@ def test_a_mark_is_erased_in_place_and_nobody_else_changes(exact: DiffusionModel
     assert alone.attempts[1].pixel_sha256 == again.pixel_sha256  # can be made again in other company
 
 
-def test_focus_acts_where_the_mark_was_found_and_on_nobody_else(exact: DiffusionModel, erasers: Erasers) -> None:
+def test_focus_acts_where_the_mark_was_found_and_on_no_other_sample(exact: DiffusionModel, erasers: Erasers) -> None:
     first = {key: s.attempts[0].pixel_sha256 for key, s in draw(runtime(exact, [], Erasers(), MARKS)).items()}
 
     def again(focus: float, box: Any = (0, 0, 0.4, 0.4)) -> dict[str, Sample]:
@@ -172,7 +176,7 @@ def test_the_mark_ladder_climbs_and_ends_in_review(exact: DiffusionModel, eraser
     assert sample.attempts[3].seed != 0 and len({a.pixel_sha256 for a in sample.attempts}) == 4
 
 
-def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Erasers) -> None:
+def test_the_same_erasure_again_is_a_new_seed(exact: DiffusionModel, erasers: Erasers) -> None:
     twice = dataclasses.replace(MARKS, mark_ladder=(EraseRung(), EraseRung()))
     sample = draw(runtime(exact, [Everywhere(set())], erasers, twice), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, "erase", "reseed"]
@@ -180,7 +184,7 @@ def test_saying_the_same_again_is_a_new_seed(exact: DiffusionModel, erasers: Era
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionModel, tmp_path: Path, guidance: float) -> None:
+def test_weights_from_which_marks_were_hidden_need_no_tokens(exact: DiffusionModel, tmp_path: Path, guidance: float) -> None:
     folder = write_adapter(tmp_path / "hidden", exact, None, weights=True, removal="model", concepts=("qr",))
     hidden = open_erasers([AdapterConfig(path=str(folder))], exact, base=tmp_path)
     first = draw(runtime(exact, [], hidden, MARKS, guidance_scale=guidance))
@@ -195,17 +199,17 @@ def test_weights_from_which_marks_were_hidden_need_no_words(exact: DiffusionMode
     assert again.intervention is not None and (again.intervention.kind, again.intervention.tokens) == ("erase", ())
     assert again.intervention.adapters == (hidden.loaded[0][0].digest,)
     assert again.seed == 2 and again.pixel_sha256 != digests["key-2"]
-    asked = hidden.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)
-    assert asked is not None and asked.places == ()  # where nothing is said there is nothing to focus on
+    erasure = hidden.erasure_for({"qr": [(0, 0, 0.4, 0.4)]}, 30, usual=True)
+    assert erasure is not None and erasure.places == ()  # where nothing is said there is nothing to focus on
     climbed = draw(runtime(exact, [Everywhere(set())], hidden, MARKS, guidance_scale=guidance), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in climbed.attempts] == [None, "erase", "reseed", "reseed"]
     assert all(a.intervention and a.intervention.adapters for a in climbed.attempts[1:])  # in force to the end
     learned = write_adapter(tmp_path / "learned", exact, None, weights=True, concepts=("qr",))  # data removal: every sample's
     always = open_erasers([AdapterConfig(path=str(learned))], exact, base=tmp_path)
-    assert len(always.always_lowrank) == 1 and always.asked({"qr": []}, 30) is None
+    assert len(always.always_lowrank) == 1 and always.erasure_for({"qr": []}, 30) is None
 
 
-def test_without_a_box_only_the_name_is_said(exact: DiffusionModel, erasers: Erasers) -> None:
+def test_without_a_box_only_the_name_is_used(exact: DiffusionModel, erasers: Erasers) -> None:
     sample = draw(runtime(exact, [Everywhere(set(), None)], erasers, MARKS), count=1)["key-0"]
     assert sample.attempts[1].intervention and sample.attempts[1].intervention.tokens == ("<qr>",)
 
@@ -216,15 +220,15 @@ def test_without_an_eraser_a_mark_is_a_new_seed(exact: DiffusionModel) -> None:
     assert len({a.seed for a in sample.attempts}) == 4
 
 
-def test_unguided_models_have_nowhere_to_say_it(exact: DiffusionModel, tmp_path: Path, erasers: Erasers) -> None:
+def test_unguided_models_have_no_negative_conditioning(exact: DiffusionModel, tmp_path: Path, erasers: Erasers) -> None:
     unguided = runtime(exact, [Everywhere(set())], erasers, MARKS, guidance_scale=1.0)
     sample = draw(unguided, count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
     t = Trajectory(tag=0, latent=unguided.engine.initial_noise(0), step=0, context=exact.encode_prompts([""])[0], negative=None)
-    asked = erasers.asked({"qr": []}, 30)
-    assert asked is not None
+    erasure = erasers.erasure_for({"qr": []}, 30)
+    assert erasure is not None
     with pytest.raises(ConfigError, match="negative row"):
-        erase(unguided.engine, t, EraseRung(), asked, t.context, seed=0)
+        erase(unguided.engine, t, EraseRung(), erasure, t.context, seed=0)
     folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
     always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
     with pytest.raises(ConfigError, match="without guidance"):
@@ -259,14 +263,14 @@ def test_low_rank_weights_and_tokens_may_always_be_in_force(exact: DiffusionMode
     assert first(weight=0.5) not in drawn
 
 
-def test_whose_low_rank_weights_are_goes_by_what_they_were_trained_for(exact: DiffusionModel, tmp_path: Path) -> None:
+def test_low_rank_weights_act_on_the_samples_they_were_trained_for(exact: DiffusionModel, tmp_path: Path) -> None:
     words = Vocabulary(("qr",), "corners", 2)
     one = write_adapter(tmp_path / "one", exact, words, weights=True, removal="model")
     own, all_of_them = (
         open_erasers([AdapterConfig(path=str(one), **how)], exact, base=tmp_path) for how in ({}, {"lowrank": "always"})
     )
-    asked = own.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
-    assert not own.always_lowrank and asked is not None and [strength for _, strength in asked.lowrank] == [1.0]
+    erasure = own.erasure_for({"qr": [(0, 0, 0.4, 0.4)]}, 30)
+    assert not own.always_lowrank and erasure is not None and [strength for _, strength in erasure.lowrank] == [1.0]
     assert len(all_of_them.always_lowrank) == 1
     a_set = write_adapter(tmp_path / "set", exact, words, weights=True, removal="data")
     assert len(open_erasers([AdapterConfig(path=str(a_set))], exact, base=tmp_path).always_lowrank) == 1
@@ -302,17 +306,17 @@ def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, eras
             e.step()
         return late
 
-    asked = erasers.asked({"qr": [(0, 0, 0.4, 0.4)]}, 30)
-    assert asked is not None
+    erasure = erasers.erasure_for({"qr": [(0, 0, 0.4, 0.4)]}, 30)
+    assert erasure is not None
     nudge = Nudge(references=(reference,), centre=torch.zeros_like(reference), step_size=0.2, iterations=3, until_step=STEPS)
-    steered, _ = erase(e, finished(nudge), EraseRung(), asked, texts[1], seed=1)
+    steered, _ = erase(e, finished(nudge), EraseRung(), erasure, texts[1], seed=1)
     assert steered.nudge is nudge and steered.step == 2 and sorted(steered.ring) == [0, 1]
-    free, _ = erase(e, finished(None), EraseRung(), asked, texts[1], seed=1)
+    free, _ = erase(e, finished(None), EraseRung(), erasure, texts[1], seed=1)
     assert free.nudge is None and free.step == 0 and torch.equal(free.latent, e.initial_noise(1))
 
 
-def test_our_own_marks_are_nobodys_business() -> None:
-    """A code that says "made by a model" is on the allow-list: never flagged, so never erased."""
+def test_our_own_marks_are_never_erased() -> None:
+    """A code that marks a picture as made by a model is on the allow-list: never flagged, so never erased."""
     tile = np.array([list(row) for row in segno.make("urn:clearance:7f3a", micro=False).matrix], np.uint8)
     picture = np.pad(np.where(tile == 1, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1), 16, constant_values=255)
     pictures = np.repeat(picture[None, ..., None], 3, 3)
@@ -321,4 +325,4 @@ def test_our_own_marks_are_nobodys_business() -> None:
     guard = open_guards({"codes": policy.codes})[0][0]
     found = guard.check(pictures)[0]
     assert not any(finding.triggered for finding in found)
-    assert Erasers().asked({}, 30) is None
+    assert Erasers().erasure_for({}, 30) is None

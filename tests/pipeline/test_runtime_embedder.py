@@ -74,6 +74,6 @@ def test_project_and_index_move_together(project: Path, tiny_sd: Path, tmp_path:
 
 def test_a_remembered_embedder_that_is_gone_is_named(project: Path, tiny_sd: Path) -> None:
     shutil.rmtree(project / "mine")
-    with pytest.raises(ModelError, match="is no folder") as refused:
+    with pytest.raises(ModelError, match="is not a folder") as refused:
         open_runtime(project, tiny_sd, EmbedderConfig())
     assert "--embedder" in refused.value.fix

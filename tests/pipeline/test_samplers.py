@@ -21,7 +21,7 @@ SHAPE = (4, 8, 8)
 
 
 def model_of(name: str, prediction: str, config: dict[str, Any]) -> Any:
-    """As much of a model as a sampler asks of it."""
+    """The part of a model that a sampler needs."""
     with quiet():
         named = dict(getattr(diffusers, name)(**config).config) | {"_class_name": name}
 

@@ -17,7 +17,7 @@ from pipeline.steer.features import capturing
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
 
 ROWS = 4
-OWN, REFERENCE = 0, 2  # row 0 is pushed from row 2; rows 1 and 3 are somebody else's
+OWN, REFERENCE = 0, 2  # row 0 is pushed from row 2; rows 1 and 3 are other samples'
 SETTINGS = NegToMe(latents=(), noises=None, context=torch.zeros(1), alpha=0.9, threshold=0.0, until_step=9, keep_norm=False)
 
 
@@ -250,7 +250,7 @@ def test_blocks_of_other_forms_are_refused() -> None:
         attach("here", torch.nn.Linear(2, 2), lambda _site, _tokens: None, "paper")
 
 
-def test_a_group_is_pushed_apart_as_a_whole_and_from_nobody_else(tiny: Tiny) -> None:
+def test_a_group_is_pushed_apart_as_a_whole_and_from_no_other_row(tiny: Tiny) -> None:
     rows = [GroupRow(row=0, group="a", member=0, branch=1, step=3), GroupRow(row=2, group="a", member=1, branch=1, step=3)]
     pushes = group_pushes(rows, {"a": 2}, SETTINGS)
     assert [(p.row, p.references) for p in pushes] == [(0, (2,)), (2, (0,))]

@@ -117,7 +117,7 @@ def test_the_printed_norm_does_not_move_or_has_no_minimum(seed: int, scale: floa
             closed_form(start, (u,), objective=objective)
 
 
-def test_weights_say_who_leads() -> None:
+def test_the_weights_choose_the_leading_reference() -> None:
     cosines = torch.tensor([0.9, 0.1, 0.2])
     assert weigh(cosines, Objective(weights="nearest")).tolist() == [1, 0, 0]
     assert torch.allclose(weigh(cosines, Objective(weights="mean")), torch.full((3,), 1 / 3))

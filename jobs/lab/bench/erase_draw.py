@@ -208,7 +208,7 @@ class Bench:
         from pipeline.config import AdapterConfig
         from pipeline.respond.marks import Erasers
 
-        return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).asked(marks, self.model.word_room(), usual=usual)
+        return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).erasure_for(marks, self.model.word_room(), usual=usual)
 
     def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
         """The empty negative prompt ⊕ the adapter's tokens for these marks."""

@@ -199,7 +199,7 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     weights = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None else ()
 
     def tokens(caption: str, box: Box) -> torch.Tensor:
-        erasure = erasers.asked({"qr": [box]}, room)
+        erasure = erasers.erasure_for({"qr": [box]}, room)
         assert erasure is not None
         return b.model.encode_words(caption, erasure.vectors)
 
