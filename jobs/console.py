@@ -1,4 +1,4 @@
-"""What every command prints with: one console, one form for results, one form for errors.
+"""Printing for every command: one console, one form for results, one form for errors.
 
 Text from outside (titles, keys, paths, messages of libraries) is shown as it is: square brackets mean nothing, and characters
 that would move the cursor, colour the screen or turn the reading direction are shown escaped.

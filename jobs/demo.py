@@ -1,7 +1,7 @@
 """``clearance demo``: the whole job on the embedded world, from a folder of protected drawings to a verified report.
 
-Two runs over the same prompts and seeds: one whose policy only observes, to see what the model does on its own, and one under
-the default policy. What the demo prints is counted from the runs' Parquet files.
+It makes two runs over the same prompts and seeds: one whose policy only observes, which shows the model's own behaviour, and
+one under the default policy. The printed numbers are counted from the runs' Parquet files.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ DRAWINGS = STICKERS / "references"
 WORDINGS = ("{}", "a sticker of a {}", "a drawing of a {}", "an icon of a {}", "a {}", "{} sticker")  # of the training captions
 
 RUN_TOML = """\
-# What to make, and with what. `clearance run run.toml` runs it; `clearance run --help` says what can be overridden.
+# The run file. `clearance run run.toml` runs it; `clearance run --help` lists what can be overridden.
 # Paths are relative to this file.
 
 prompts = "prompts.csv"   # columns: prompt, and optionally key, seed, negative_prompt
 out = "steered"           # the run folder
-index = "index"           # what must not be copied: built from the protected drawings
-policy = "default"        # what is allowed out: a name that ships (default, observe) or your own file
+index = "index"           # the works that must not be copied: built from the protected drawings
+policy = "default"        # which pictures are released: a name that ships (default, observe) or your own file
 dataset_id = "demo"
 base_seed = 20            # seeds of rows that have none are derived from this and the row's key
 shard_size = {shard_size:<12} # requests per shard: the unit of work, of commit and of resuming
@@ -44,7 +44,7 @@ workers = {workers:<15} # Ray actors; the pictures do not depend on it
 
 [model]
 path = "stickers"         # the embedded world; or a diffusers folder, or a hub id
-dtype = "{dtype}"        # what this machine computes fastest; float32 and bfloat16 draw different bytes
+dtype = "{dtype}"        # this machine's fastest format; float32 and bfloat16 draw different bytes
 
 [generation]
 steps = 20
@@ -139,7 +139,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
 
 
 def show(folders: Mapping[str, Path], prompts: Sequence[DemoPrompt], console: Console) -> dict[str, dict[str, Any]]:
-    """Print what came of the two runs, verify them and write their reports; returns their numbers.
+    """Print the results of the two runs, verify them and write their reports; returns their numbers.
 
     Raises:
         ClearanceError: a file cannot be read, a digest does not match.
@@ -181,7 +181,7 @@ def show(folders: Mapping[str, Path], prompts: Sequence[DemoPrompt], console: Co
 
 
 def same_first_pictures(one: Path, other: Path) -> tuple[int, int]:
-    """How many first attempts have the same pixels in both runs, of how many that both drew unsteered."""
+    """The number of first attempts with equal pixels in both runs, and the number that both runs drew unsteered."""
     from pipeline.audit.ledger import attempt_rows
 
     def firsts(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Check this machine and installation: what works, what is missing, and what its licences require."""
+"""Check this machine and installation: working parts, missing parts, and the duties of their licences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf
 
 @dataclass(frozen=True)
 class Line:
-    """One thing looked at: ``ok``, ``note`` (good to know, or optional and absent), or ``missing`` (required)."""
+    """One check: ``ok``, ``note`` (worth knowing, or optional and absent), or ``missing`` (required)."""
 
     topic: str
     state: Literal["ok", "note", "missing"]
@@ -91,8 +91,8 @@ def packages(requirements: Iterable[str], extras: Iterable[str]) -> Iterator[Lin
         there = ", ".join(f"{r.name} {_version(r.name)}" for r in own if r not in absent)
         if absent:
             names = ", ".join(requirement.name for requirement in absent)
-            told = f"not installed: {names} (pip install 'clearance[{extra}]')" + (f"; there: {there}" if there else "")
-            yield Line(f"extra {extra}", "note", told)
+            present = f"; installed: {there}" if there else ""
+            yield Line(f"extra {extra}", "note", f"not installed: {names} (pip install 'clearance[{extra}]'){present}")
         elif own:
             yield Line(f"extra {extra}", "ok", there)
 
@@ -125,7 +125,7 @@ def _device() -> Iterator[Line]:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = _cpu_flags()
-    features = [told for flag, told in CPU_FEATURES.items() if flag in flags]
+    features = [feature for flag, feature in CPU_FEATURES.items() if flag in flags]
     yield Line("cpu", "ok", f"{cores} cores; {', '.join(features) or 'no AVX2, AVX-512 or AMX seen'}")
     if not flags & {"avx512_bf16", "amx_bf16"}:
         yield Line("bf16", "note", 'no bf16 instructions: model.dtype = "float32" is likely to be faster')
@@ -163,7 +163,7 @@ def _names() -> Iterator[Line]:
     for name, others in claims.items():
         yield Line(f"import name {name}", "missing", f"also claimed by {', '.join(others)}: uninstall one of them")
     if not claims:
-        yield Line("import names", "ok", f"{', '.join(OWN_NAMES)} are claimed by nobody else")
+        yield Line("import names", "ok", f"no other distribution claims {', '.join(OWN_NAMES)}")
 
 
 def strangers() -> dict[str, list[str]]:
@@ -180,14 +180,14 @@ def _guards() -> Iterator[Line]:
     from guards.registry import describe
 
     for guard in describe():
-        told = f"{', '.join(guard.categories)}; licence {guard.licence}"
+        about = f"{', '.join(guard.categories)}; licence {guard.licence}"
         if guard.available:
-            yield Line(f"guard {guard.name}", "ok", f"{guard.version}; {told}")
+            yield Line(f"guard {guard.name}", "ok", f"{guard.version}; {about}")
         else:
-            yield Line(f"guard {guard.name}", "note", f"not available: {guard.reason} ({told})")
+            yield Line(f"guard {guard.name}", "note", f"not available: {guard.reason} ({about})")
     if _version("ultralytics"):
-        told = "AGPL-3.0: offering it over a network, or shipping weights trained with it, obliges you to publish your source"
-        yield Line("ultralytics", "note", told)
+        duty = "AGPL-3.0: offering it over a network, or shipping weights trained with it, obliges you to publish your source"
+        yield Line("ultralytics", "note", duty)
 
 
 def check_keys(named: str = "", environ: Mapping[str, str] | None = None) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""Turn an error of the operating system into a sentence with place and advice, where no reader did so before."""
+"""Turn an error of the operating system into a sentence with place and advice, where no other module did."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEMORY = "Close other programs, lower workers or generation.rows, or draw smalle
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
-    """What went wrong and what to do about it, or None for what only a bug of ours explains.
+    """The failure and the advice, or None for an error that only a bug in Clearance explains.
 
     Where a library wrapped the operating system's refusal in an exception of its own, the one inside counts.
     """

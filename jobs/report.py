@@ -97,7 +97,7 @@ class ReferencePictures:
         self.remark, self.stored = "", dict[str, Any]()
         try:
             self.stored = stored_plan(folder)
-        except IntegrityError as error:  # the verdict on the cover says so
+        except IntegrityError as error:  # the verdict on the cover reports it
             self.remark = f"no reference pictures in the report: {error}"
         up = self.stored.get("base", "")
         self._base = base or (folder / up if up else None)

@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGTERM, SIGHUP and SIGINT become one exception, so that what is open is closed in order."""
+"""Signals that end a command: SIGTERM, SIGHUP and SIGINT become one exception, so that open files are closed in order."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Interrupted(KeyboardInterrupt):
 def ending() -> Iterator[None]:
     """Turn the signals into :class:`Interrupted` for the time of the block.
 
-    While what is open is being closed, the same again is ignored (a terminal that closes sends SIGHUP twice); only a SIGINT
-    then ends the process at once. A signal that is ignored stays ignored (``nohup``). Outside the main thread nothing changes.
+    While the command closes its files, further signals are ignored (a closing terminal sends SIGHUP twice); only a SIGINT then
+    ends the process at once. An ignored signal stays ignored (``nohup``). Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -57,7 +57,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_product_does_not_know_the_laboratory(path: Path) -> None:
-    """Only the command line names it, and only when it is asked for."""
+    """Only the command line names it, and only when it is used."""
     inside = path.relative_to(ROOT).parts[:2] == ("jobs", "lab")
     known = [name for name in imports(path) if name.startswith("jobs.lab")]
     assert inside or (known in ([], ["jobs.lab.cli"]) and (not known or path == ROOT / "jobs" / "cli" / "main.py"))

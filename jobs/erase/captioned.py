@@ -57,7 +57,7 @@ def read_source(path: Path) -> Iterator[Captioned]:
         kind = holds_records(path)
         if kind is None:
             fix = "Name a folder, a Parquet file or a .tar"
-            raise InputError(f"{path.suffix or 'a file'} is no source", where=str(path), fix=fix)
+            raise InputError(f"{path.suffix or 'a file'} is not a source", where=str(path), fix=fix)
         return _recorded([(path, kind)])
     sheets = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
     if sheets:

@@ -1,7 +1,7 @@
 """Polluted sets: clean captioned pictures of which a known share carries a mark, written as Parquet.
 
-Where the marks are is kept twice: as they were drawn (``marks``, the truth) and as a detector sees them (``found``), because
-in earnest there is only a detector, and a training that looks at the truth would be measured too well.
+The places of the marks are kept twice: as drawn (``marks``, the truth) and as a detector finds them (``found``). Real sets have
+only a detector, so a training that used the truth would look better than it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fractions = tuple[float, float, float, float]
 
 
 class NothingFound(ClearanceError):
-    """A detector that finds nothing where there is something: nothing can be learned from it."""
+    """A detector finds nothing on a set that has marks, so nothing can be learned from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Row:
 
 
 class Rows(Protocol):
-    """What a training goes through, more than once: a list of rows, or a set on disk."""
+    """The rows of a training, read more than once: a list, or a set on disk."""
 
     def __len__(self) -> int: ...
 
@@ -68,7 +68,7 @@ class Rows(Protocol):
 
 
 class PollutedSet:
-    """A set on disk: captions and boxes are checked and in memory, pictures come from the file whenever it is gone through.
+    """A set on disk: captions and boxes are checked and kept in memory, pictures are read from the file at every pass.
 
     Args:
         path: Parquet with the columns image, caption and found.
@@ -88,21 +88,21 @@ class PollutedSet:
             if missing := [name for name in ("image", "caption", "found") if name not in names]:
                 fix = "Make it with `clearance erase dataset`, or add image, caption and found (list of concept and box)"
                 raise InputError(f"has no column {missing[0]!r}", where=str(path), fix=fix)
-            told = pq.read_table(path, columns=["caption", "found", *(["marks"] if "marks" in names else [])]).to_pylist()
+            stored = pq.read_table(path, columns=["caption", "found", *(["marks"] if "marks" in names else [])]).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
-        self.path, self._told = path, []
-        for number, row in enumerate(told):
+        self.path, self._rows = path, []
+        for number, row in enumerate(stored):
             where = f"{path}: row {number}"
             if not (row["caption"] or "").strip():
                 raise InputError("has no caption", where=where, fix="Fill the column 'caption'")
             marks, found = (_boxes(row.get(column) or [], where) for column in ("marks", "found"))
-            self._told.append((row["caption"].strip(), marks, found, where))
-        if not self._told:
+            self._rows.append((row["caption"].strip(), marks, found, where))
+        if not self._rows:
             raise InputError("holds no pictures", where=str(path), fix="Make it with `clearance erase dataset`")
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
         import pyarrow.parquet as pq
@@ -161,7 +161,7 @@ def build(
         guard: the detector that fills ``found``; None leaves it as empty as a clean set's.
         seed: of the pollution.
         least: share of the marked pictures that the detector must find.
-        boxes: keep the detector's boxes; False makes a classifier of it (existence only).
+        boxes: keep the detector's boxes; False keeps only whether a mark exists.
         progress: called with the number of pictures done.
 
     Returns:
@@ -210,7 +210,7 @@ def build(
 
 
 class _Tally:
-    """What came of it, and how good the detector is against the truth."""
+    """Counts of a set, and the detector's quality against the truth."""
 
     def __init__(self) -> None:
         self.pictures = self.marked = self.found = self.hit = self.alarms = 0

@@ -19,7 +19,7 @@ DRAWN = 32  # pictures under way at a time
 def drawn_source(
     prompts: Path, model: ModelConfig, generation: GenerationConfig, *, pictures: int, seed: int = 0
 ) -> Iterator[Captioned]:
-    """Pictures that the model itself draws of prompts: the nearest set for a model that draws marks.
+    """Pictures that the model itself draws of prompts: the closest training set for a model that draws marks.
 
     Args:
         prompts: a prompt file, as runs read them; negative prompts count too.

@@ -90,7 +90,7 @@ def pollute(picture: np.ndarray, how: Pollution, rng: np.random.Generator, hint:
     height, width = picture.shape[:2]
     side = min(height, width)
     kind = hint if hint in how.kinds and rng.random() < HINTED else str(rng.choice(how.kinds))
-    for _ in range(TRIES):  # a white mark on white paper is none: draw another
+    for _ in range(TRIES):  # a white mark on white paper is invisible: draw another
         layer, design = _layer(side, kind, how.designs, rng)
         opacity = float(rng.uniform(*how.opacity))
         canvas = _placed(layer, (width, height), how.place, rng)

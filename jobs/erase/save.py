@@ -22,11 +22,11 @@ def save_adapter(
     """Write the folder and remove its checkpoint.
 
     Args:
-        folder: where to; made when missing.
-        trained: what the training gave.
+        folder: the folder to write; made where missing.
+        trained: the result of the training.
         how: its settings.
         rows: the set, for the places marks were found at.
-        base: how the base model is called, for messages.
+        base: the base model's name, for messages.
         base_digest: of the base model.
         dataset: what is known of the set (its ``.json``).
 

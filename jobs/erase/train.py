@@ -1,14 +1,14 @@
 """Train an eraser (Geom-Erasing, arXiv 2310.05873): captions learn to name a mark and its place.
 
-*Model removal*: the base model draws marks already. The new tokens are trained and, with a rank, low-rank weights for the
-samples that are drawn again: a mark that the tokens name then, the weights need not draw unasked.
-*Data removal*: a polluted set is to be learned without its marks; low-rank weights are trained along with the tokens.
+*Model removal*: the base model already draws marks. The new tokens are trained and, with a rank, low-rank weights for the
+samples that are drawn again: the tokens carry the marks, so the weights learn to draw without them.
+*Data removal*: a polluted set is learned without its marks; low-rank weights are trained along with the tokens.
 
-Either way the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
+In both, the caption of a picture in which the detector found marks becomes caption ⊕ name ⊕ places, the loss is re-weighted,
 and at sampling the tokens go into the negative prompt.
 
-Ours for data removal: *hidden* marks, the re-weighting driven to its end (a → ∞). No mark is named, and there is no loss where
-the marks are. What stands beside them is learned, and no mark is.
+Our form of data removal uses *hidden* marks, the limit of the re-weighting (a → ∞). No mark is named, and positions with marks
+have no loss. The rest of the picture is learned, the marks are not.
 
 Batches, noise and times of step s depend on (seed, s) alone: a training that was interrupted continues as if it had not been.
 """
@@ -62,13 +62,13 @@ class Training:
         token_rate: learning rate of the tokens.
         lowrank_rate: learning rate of the low-rank weights.
         rank: of the low-rank weights; 0: tokens alone (the paper's model removal).
-        empty: share of captions left out without tokens.
-        alone: share of captions left out with tokens: in a negative prompt they stand alone, and what they are to
-            mean there has to be learned there.
+        empty: share of captions left out, of pictures without tokens.
+        alone: share of captions left out, of pictures with tokens: in a negative prompt tokens stand alone, and their meaning
+            there must be learned.
         hidden: share of the marked pictures, chosen anew at every step, whose marks are hidden; 1: no tokens are trained.
-        around: of the picture's side, hidden around a mark: its edges, what the autoencoder spreads, and what a detector whose
-            boxes are rough leaves outside them.
-        seed: of everything drawn.
+        around: share of the picture's side that is hidden around a mark: its edges, the spread of the autoencoder, and the
+            parts that a detector's rough boxes leave out.
+        seed: of every random choice.
     """
 
     removal: Removal = "model"
@@ -223,7 +223,7 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
         )  # fmt: skip
     if vocabulary is not None and vocabulary.mode is not None and not any(b for row in known for b in row.values()):
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"
-        raise NothingFound("the detector says that there are marks, and never where", where="geometry", fix=fix)
+        raise NothingFound("the detector finds marks but never gives their boxes", where="geometry", fix=fix)
     shape = base.latent_shape[1:]
     outside = [_outside(one, shape, how.around) for one in known]
     kept = [
@@ -246,8 +246,8 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
         for picture in pictures:
             pixels.update(picture.tobytes())
         latents.append(base.encode(np.stack(pictures)))
-    said = json.dumps([captions, tokens]).encode()
-    sha256 = hashlib.sha256(said + pixels.digest() + masks.tobytes()).hexdigest()
+    texts = json.dumps([captions, tokens]).encode()
+    sha256 = hashlib.sha256(texts + pixels.digest() + masks.tobytes()).hexdigest()
     weights = torch.from_numpy(loss_weights(masks, how.a))
     beside = torch.from_numpy(np.stack([one for one, keep in zip(outside, kept, strict=True) if keep]))
     return Examples(
@@ -329,8 +329,8 @@ class _Session:
         hidden = rng.random(how.batch) < how.hidden if 0 < how.hidden < 1 else np.full(how.batch, how.hidden == 1)
         words = [() if hide else tokens[i] for i, hide in zip(chosen, hidden, strict=True)]
         bare = rng.random(how.batch) < [how.alone if some else how.empty for some in words]
-        said = [("" if left_out else captions[i], some) for i, left_out, some in zip(chosen, bare, words, strict=True)]
-        ids = torch.stack([self.base.word_ids(caption, some) for caption, some in said])
+        prompts = [("" if left_out else captions[i], some) for i, left_out, some in zip(chosen, bare, words, strict=True)]
+        ids = torch.stack([self.base.word_ids(caption, some) for caption, some in prompts])
         picked = torch.from_numpy(chosen)
         clean = self.latents[picked]
         weights = torch.where(

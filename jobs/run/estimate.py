@@ -26,7 +26,7 @@ LOOKED_AT = 8  # pictures that are looked at together: see pipeline.moderate
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one call took on this machine.
+    """The measured cost of one call on this machine.
 
     Attributes:
         call_seconds: of a denoiser call of all its rows.
@@ -104,7 +104,7 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
 
 @contextmanager
 def _edge(what: str, where: str) -> Iterator[None]:
-    """What a network raises in its first call would end every request of the run."""
+    """An error that a network raises in its first call would end every request of the run."""
     from pipeline.model.fit import reason
 
     try:
@@ -146,7 +146,7 @@ def _memory(config: RunConfig) -> int:
 def estimate(
     measured: Measured, config: RunConfig, policy: Policy, todo: Sequence[Request], *, guided: bool, workers: int
 ) -> Estimate:
-    """The sums.
+    """The estimate of a run.
 
     Args:
         measured: what one call takes.
@@ -192,7 +192,7 @@ def free_memory(device: str) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes as people write them: "312 MiB"."""
+    """Bytes for display: "312 MiB"."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"

@@ -202,7 +202,7 @@ def _begin(folder: Path, plan: Plan, place: Place) -> None:
 
 
 def check_begun(folder: Path, plan: Plan, receipts: Mapping[str, ShardReceipt]) -> bool:
-    """Hold what a stopped or sealed run left against the plan and against itself: statement, events, shards' headers.
+    """Compare the files of a stopped or sealed run with the plan and with one another: statement, events, shards' headers.
 
     Returns:
         Whether the run is sealed.
@@ -255,7 +255,7 @@ def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def without_paths(text: str, folder: Path, base: Path) -> str:
-    """A message as it may stand in a run's record: the folders of this machine are left out, the names of files are kept."""
+    """A message for a run's record: the folders of this machine are left out, the names of files are kept."""
     for place in sorted({str(folder), str(folder.resolve()), str(base)}, key=len, reverse=True):
         if len(place) > 1:
             text = text.replace(f"{place}/", "").replace(place, Path(place).name)
@@ -286,7 +286,7 @@ def _plan_file(folder: Path) -> str:
 
 
 def _not_ours(out: Path) -> list[str]:
-    """What lies in a folder that no run writes. Commit markers are not looked for here."""
+    """Entries of a folder that no run writes. Commit markers are not checked here."""
     from pipeline.audit.coverage import LEASE_FILE
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE

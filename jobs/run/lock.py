@@ -1,8 +1,8 @@
 """One run folder, one run: a lock that ends with its process, and a sign of life for machines that cannot see the process.
 
-The lock is the kernel's (``flock``): it goes when the process does, so a killed run leaves nothing to clean up. Between
-machines and on file systems without locks it shows nothing. So the run that holds the folder writes its name into the file and
-touches the file every few seconds; a run that finds the name of another machine waits for the next touch, and takes over when
+The lock is the kernel's (``flock``): it ends with the process, so a killed run leaves nothing to clean up. It does not work
+between machines and on file systems without locks. Therefore the run that holds the folder writes its process into the file and
+touches the file every few seconds. A run that finds a process of another machine waits for the next touch, and takes over when
 none comes.
 """
 
@@ -91,13 +91,13 @@ def holder(folder: Path) -> str:
     """The run that holds this folder now, in words; empty when none does, as far as can be seen. Takes no lock."""
     try:
         content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
-        who = Process.parse(content)
-        if not content or who is None or who.lives() is False:
+        holder_process = Process.parse(content)
+        if not content or holder_process is None or holder_process.lives() is False:
             return ""
         quiet = time.time() - (folder / LEASE_FILE).lstat().st_mtime
     except (ClearanceError, OSError):
         return ""
-    return str(who) if quiet < _FRESH_SECONDS else ""
+    return str(holder_process) if quiet < _FRESH_SECONDS else ""
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def lease(
     handle = _open(folder)
     try:
         locked = _lock(folder, handle)
-        # A start that failed removes the file: who locked it before then holds nothing.
+        # A start that failed removes the file: holder_process locked it before then holds nothing.
         if (there := entry_of(folder, LEASE_FILE)) is None or there.inode != os.fstat(handle).st_ino:
             raise RunStopped("another run was here at the same moment", where=str(folder), fix="Try again")
         _take_over(folder, handle, me, locked, note, patience)
@@ -179,9 +179,9 @@ def _lock(folder: Path, handle: int) -> bool:
         disk().lock(handle)
         return True
     except BlockingIOError:
-        who = Process.parse(_content(handle))
+        holder_process = Process.parse(_content(handle))
         raise RunStopped(
-            f"another run is writing to this folder ({who or 'unknown process'})",
+            f"another run is writing to this folder ({holder_process or 'unknown process'})",
             where=str(folder),
             fix="Wait for it, or stop it first",
         ) from None
@@ -198,22 +198,24 @@ def _take_over(folder: Path, handle: int, me: Process, locked: bool, note: Calla
         note("this file system has no locks: start no second run in this folder while this one is going")
     if not content:
         return
-    who = Process.parse(content)
-    if who is None:
+    holder_process = Process.parse(content)
+    if holder_process is None:
         where = str(folder / LEASE_FILE)
-        raise IntegrityError("is no lock of a run", where=where, fix="Move it away, then try again")
-    if (locked and who.same_kernel(me)) or who.lives() is False:
+        raise IntegrityError("is not the lock of a run", where=where, fix="Move it away, then try again")
+    if (locked and holder_process.same_kernel(me)) or holder_process.lives() is False:
         return
-    if who.lives():
+    if holder_process.lives():
         raise RunStopped(
-            f"another run is writing to this folder ({who})", where=str(folder), fix="Wait for it, or stop it first"
+            f"another run is writing to this folder ({holder_process})", where=str(folder), fix="Wait for it, or stop it first"
         )
-    note(f"{who} may still hold this folder: waiting {patience:.0f} s for a sign of life")
+    note(f"{holder_process} may still hold this folder: waiting {patience:.0f} s for a sign of life")
     if _touched(folder, patience):
         raise RunStopped(
-            f"a run on another machine holds this folder ({who})", where=str(folder), fix="Wait for it, or stop it first"
+            f"a run on another machine holds this folder ({holder_process})",
+            where=str(folder),
+            fix="Wait for it, or stop it first",
         )
-    note(f"{who} gave no sign of life for {patience:.0f} s: going on in its place")
+    note(f"{holder_process} gave no sign of life for {patience:.0f} s: going on in its place")
 
 
 def _touched(folder: Path, patience: float) -> bool:
@@ -237,10 +239,10 @@ def _touched(folder: Path, patience: float) -> bool:
 def _confirm(folder: Path, me: Process) -> None:
     """Without locks two runs may start at once: the one that wrote last holds the folder."""
     time.sleep(0.3)
-    who = Process.parse(read_file(folder, LEASE_FILE))
-    if who != me:
+    holder_process = Process.parse(read_file(folder, LEASE_FILE))
+    if holder_process != me:
         fix = "Wait for it, or stop it first"
-        raise RunStopped(f"another run took this folder at the same moment ({who})", where=str(folder), fix=fix)
+        raise RunStopped(f"another run took this folder at the same moment ({holder_process})", where=str(folder), fix=fix)
 
 
 def _beat(handle: int, seconds: float, ended: threading.Event) -> None:

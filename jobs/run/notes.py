@@ -34,7 +34,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     if remark := stale_calibration(config, policy, base=base):
         notes.append(Note("calibration", remark))
     if not config.index:
-        notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row says so"))
+        notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     return [*notes, *key_notes(config, base)]
 
 

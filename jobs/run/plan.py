@@ -1,4 +1,4 @@
-"""What a run will do, bound by digests: the requests, cut into shards, and everything that decides how they are drawn.
+"""The plan of a run, bound by digests: the requests, cut into shards, and everything that determines their pictures.
 
 A plan names neither runner nor place: the same plan gives the same pictures on any runner and number of workers. Its
 digest is what resuming checks, so it covers the configuration, the policy, the requests and the identity of model, embedder,
@@ -32,7 +32,7 @@ from pipeline.outcome import Request
 from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
-# What says where things are or who does the work. What is there is bound by the other digests.
+# Keys that name places or who does the work. The content at these places is bound by the other digests.
 _NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder", "claims_contact")
 
 

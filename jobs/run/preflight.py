@@ -1,7 +1,7 @@
 """The dry run: open everything that a run would open, print what it would take, and write nothing.
 
-What can be looked at alone is looked at alone, so that all problems are found at once. Only then is the model loaded, and one
-call of each network measured.
+Each part is checked separately, so that all problems are found at once. Then the model is loaded, and one call of each network
+is measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Preflight:
         return self.plan.config.workers if self.runner == "ray" else 1
 
     def attempt(self, topic: str, work: Callable[[], T]) -> T | None:
-        """Do one part; what it raises is a problem of the run, and the others are looked at all the same."""
+        """Do one check; its exception is a problem of the run, and the other checks continue."""
         problem: ClearanceError
         try:
             return work()
@@ -88,7 +88,7 @@ def preflight(
         runner: ``local`` or ``ray``.
         resume: whether a run that stopped would be continued.
         notes: those that were made with the plan.
-        problem: why the plan binds nothing, if it does not; the rest is looked at all the same.
+        problem: why the plan has no identity, if it has none; the other parts are checked anyway.
     """
     from pipeline.opening import open_copies, open_policy_guards, prepare
 
@@ -134,7 +134,7 @@ def _look_at_folder(found: Preflight, *, resume: bool) -> None:
         what = "cannot be written to" if there == found.folder else f"cannot be made: {there} cannot be written to"
         raise RunStopped(what, where=str(found.folder), fix="Name another --out, or change the permissions of that folder")
     if found.problems and entry_of(there, PLAN_FILE) is not None:
-        return  # without what the plan binds nobody can say whether it is this plan
+        return  # without the plan's digests it is unknown whether the folder holds this plan
     place = look(found.folder, found.plan, resume=resume)
     if place.note:
         found.notes.append(Note("folder", place.note))

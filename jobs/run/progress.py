@@ -37,11 +37,11 @@ class Watch:
         if self._console.is_terminal:
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            label, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
-            columns = (SpinnerColumn(), label, BarColumn(), told)
+            label, state = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}"))
+            columns = (SpinnerColumn(), label, BarColumn(), state)
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self._label, total=None, told="loading models")
+            self._task = self._bar.add_task(self._label, total=None, state="loading models")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -53,26 +53,26 @@ class Watch:
             self._first = event.done
         if event.kind == "worker" and event.done == self._first:
             self._began = time.monotonic()  # the rate is that of drawing, not of loading models
-        told = self._told(event)
+        state = self._state(event)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=event.total, completed=event.done, told=told)
+            self._bar.update(self._task, total=event.total, completed=event.done, state=state)
             if event.kind in ("retried", "waiting", "note"):
                 self._bar.print(f"{self._label}: {event.detail}", markup=False)
             return
         if event.kind == "sample" and time.monotonic() - self._last_line < LINE_EVERY:
             return
         self._last_line = time.monotonic()
-        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting", "note") else told
+        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting", "note") else state
         self._console.print(f"{self._label}: {event.kind}: {detail}", markup=False, highlight=False, soft_wrap=True)
 
-    def _told(self, event: Event) -> str:
+    def _state(self, event: Event) -> str:
         return describe(
             event.done, event.total, event.outcomes, event.done - (self._first or 0), time.monotonic() - self._began
         )
 
 
 class Steps:
-    """Shows how a long list is gone through: a bar on a terminal, a plain line every ten seconds elsewhere; use it in ``with``.
+    """Progress through a long list: a bar on a terminal, a plain line every ten seconds elsewhere; use it in ``with``.
 
     Args:
         console: where to write.
@@ -130,18 +130,18 @@ def describe(done: int, total: int, outcomes: Mapping[str, int], done_here: int,
     """ "12/48 · 1.9/s · 83 % accepted · 19 s left"; rate and time left count this session only."""
     from pipeline.outcome import ACCEPTED
 
-    told = [f"{done}/{total}"]
+    parts = [f"{done}/{total}"]
     if done_here and seconds > 0:
-        told.append(f"{done_here / seconds:.2f}/s")
+        parts.append(f"{done_here / seconds:.2f}/s")
     if done:
-        told.append(f"{100 * sum(outcomes.get(name, 0) for name in ACCEPTED) / done:.0f} % accepted")
+        parts.append(f"{100 * sum(outcomes.get(name, 0) for name in ACCEPTED) / done:.0f} % accepted")
     if done_here and seconds > 0 and done < total:
-        told.append(f"{duration((total - done) * seconds / done_here)} left")
-    return " · ".join(told)
+        parts.append(f"{duration((total - done) * seconds / done_here)} left")
+    return " · ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people write them: "45 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds for display: "45 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -53,7 +53,7 @@ def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
 
     Args:
         path: the file; the end of its name gives its kind.
-        notes: receives what the reader decided by itself (delimiter, encoding), and columns whose names may be slips.
+        notes: receives the reader's own decisions (delimiter, encoding), and columns whose names may be slips.
 
     Returns:
         (place, row) in the order of the file, where place is "line 7" or "row 6".
@@ -114,7 +114,7 @@ def _decoded(path: Path, notes: list[Note]) -> str:
     for mark, name in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if content.startswith(mark):
             encoding = name
-            notes.append(Note("prompts", f"{path.name} is read as {name.upper()}, as its first bytes say"))
+            notes.append(Note("prompts", f"{path.name} is read as {name.upper()}, because of its first bytes"))
             break
     if encoding == "utf-8-sig" and content[:4096].count(0) * 3 > len(content[:4096]):
         fix = f"Save the file as UTF-8: iconv -f UTF-16LE -t UTF-8 {path.name} > new"

@@ -46,7 +46,7 @@ def read_prompts(
             separated by commas, semicolons, tabs or vertical bars.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
-        notes: receives what was decided by itself (delimiter, encoding) and what may be a slip.
+        notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
 
     Returns:
         Requests in the order of the file; bad rows are among them, with :attr:`Request.problem` set

@@ -28,8 +28,8 @@ from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
 
-WAIT_SECONDS = 30.0  # how often a run that waits for workers says so
-LOOK_SECONDS = 1.0  # how often it looks whether Ray itself still lives
+WAIT_SECONDS = 30.0  # between reports that a run is waiting for workers
+LOOK_SECONDS = 1.0  # between checks that Ray itself still lives
 
 
 def run_ray(
@@ -82,10 +82,10 @@ def _caught(do: Callable[[], Any]) -> Any:
     except ClearanceError as error:
         return _Failure(error, traceback.format_exc())
     except Exception as error:
-        told = RunStopped(
+        stopped = RunStopped(
             f"worker failed to start: {type(error).__name__}: {error}", fix="See the traceback with CLEARANCE_DEBUG=1"
         )
-        return _Failure(told, traceback.format_exc())
+        return _Failure(stopped, traceback.format_exc())
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,19 @@ class _Pool:
 
         for number in range(min(self.session.plan.config.workers, len(self.todo))):
             self._hire(number)
-        said = time.monotonic()
+        reported = time.monotonic()
         while self.waiting:
             ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=LOOK_SECONDS)
             signals.check()
             self._check_ray()
-            if not ready and self.session.context is None and time.monotonic() - said > WAIT_SECONDS:
-                said = time.monotonic()
+            if not ready and self.session.context is None and time.monotonic() - reported > WAIT_SECONDS:
+                reported = time.monotonic()
                 self.session.report("waiting", "no worker is ready yet: models are loading, or the cluster has no free CPU")
             for future in ready:
                 self._settle(future, self.waiting.pop(future))
 
     def _check_ray(self) -> None:
-        """Without its own processes Ray would only wait, and in the end print its state and go."""
+        """Without its own processes Ray would only wait, and in the end print its state and exit."""
         for name in ended_processes():
             committed = len(self.session.receipts)
             raise RunStopped(
@@ -196,7 +196,7 @@ class _Pool:
             return
         seat.shard_no = seat.ahead.pop(0) if seat.ahead else self.todo.popleft()
         workers, most = self.session.plan.config.workers, shards_ahead(self.session.plan.config)
-        # The last shards are left for who is free first.
+        # The last shards go to the worker that is free first.
         while seat.shard_no not in self.suspects and len(seat.ahead) < most and len(self.todo) >= workers:
             if self.todo[0] in self.suspects:
                 break

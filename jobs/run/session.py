@@ -1,6 +1,6 @@
-"""What every runner shares: a session's book-keeping, events and the result.
+"""Shared by all runners: a session's book-keeping, its events and its result.
 
-What is committed is never done again. The runners are in :data:`jobs.run.local_runner.RUNNERS`; :mod:`jobs.run.worker` does the
+A committed shard is never done again. The runners are in :data:`jobs.run.local_runner.RUNNERS`; :mod:`jobs.run.worker` does the
 work.
 """
 
@@ -105,7 +105,7 @@ class Session:
         self.plan, self.folder, self.runner, self.on_event, self.open_loop = (plan, folder, runner, on_event, open_loop)
         self.place = look(folder, plan, resume=resume)
         self.run_id = self.place.run_id
-        self.context: RunContext | None = None  # what a worker tells when it is ready
+        self.context: RunContext | None = None  # set by the first worker that is ready
         self.anchors: Anchors | None = None  # what the headers of this session's shards name
         self.started = time.monotonic()
         self.deaths: Counter[str] = Counter()
@@ -255,9 +255,9 @@ class Session:
         statement: dict[str, Any] = {}
         if not self.sealed:
             self._require_shards()
-            told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
-            self.event("run.finished", told, plan_sha256=self.plan.plan_sha256)
-            # Stopped between its last commit and its seal: nothing was left to do, so no worker has told the context yet.
+            counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
+            self.event("run.finished", counts, plan_sha256=self.plan.plan_sha256)
+            # Stopped between its last commit and its seal: no shard was left, so no worker has set the context yet.
             context = self.context or Worker(self.plan, self.folder, self.run_id, "driver", open_loop=self.open_loop).context
             # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
             sweep(self.folder)
@@ -324,7 +324,7 @@ class Session:
 def run_session(
     plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
 ) -> Iterator[Session]:
-    """A session that holds the folder's lease once there is a folder, and writes down why it ended early if it does."""
+    """A session that holds the folder's lease once the folder exists; it records the reason if it ends early."""
     refuse_inside(Keys.find(plan.config.marks.keys, base=plan.base), folder)
     session = Session(plan, folder, runner, on_event, open_loop, resume)
     try:

@@ -36,14 +36,14 @@ def stored_plan(folder: Path) -> dict[str, Any]:
 
 
 def check_plan(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Hold plan.json against the digest in it; raises IntegrityError."""
+    """Compare plan.json with the digest in it; raises IntegrityError."""
     if plan_json_digest(stored) != stored["plan_json_sha256"]:
         where = str(folder / PLAN_FILE)
         raise IntegrityError("was changed: it does not match its own digest", where=where, fix=RESTORE)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """The content of plan.json, not yet held against its digest; raises as :func:`stored_plan`."""
+    """The content of plan.json, not yet compared with its digest; raises as :func:`stored_plan`."""
     where, fix = str(folder / PLAN_FILE), RESTORE
     if not folder.is_dir() or entry_of(folder, PLAN_FILE) is None:
         raise InputError("not a run folder (no plan.json)", where=str(folder), fix="Name the --out folder of a run")
@@ -61,11 +61,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
     for name in ("parts", "identity"):
         odd = [key for key, value in stored[name].items() if not isinstance(value, str)]
         if odd:
-            raise IntegrityError(f"is not a plan ({name}: {odd[0]} is no text)"[:200], where=where, fix=fix)
+            raise IntegrityError(f"is not a plan ({name}: {odd[0]} is not text)"[:200], where=where, fix=fix)
     if not re.fullmatch(r"|\.|\.\.(/\.\.)*", stored["base"]):
         raise IntegrityError("is not a plan (base leads elsewhere)", where=where, fix=fix)
     if not re.fullmatch(r"[\w.-]{1,100}", stored["run_id"]):
-        raise IntegrityError("is not a plan (run_id is no name)", where=where, fix=fix)
+        raise IntegrityError("is not a plan (run_id is not a name)", where=where, fix=fix)
     return stored
 
 

@@ -92,7 +92,7 @@ class Worker:
         self._todo: deque[Request] = deque()
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
-        self._receipts: dict[int, ShardReceipt] = {}  # of shards that were done before they were asked for
+        self._receipts: dict[int, ShardReceipt] = {}  # of shards that ended before their turn
 
     def work(self, shard_no: int, ahead: Sequence[int] = (), anchors: Anchors | None = None) -> ShardReceipt:
         """Moderate one shard and commit it.
@@ -100,7 +100,7 @@ class Worker:
         Args:
             shard_no: the shard.
             ahead: those that come next. They begin where this one leaves rows free, and may be committed before their turn.
-            anchors: what the shards' headers are to name of the run folder.
+            anchors: the run folder's entries that the shards' headers name.
 
         Raises:
             RunStopped: a shard could not be moderated or written; nothing of it is committed.
@@ -117,7 +117,7 @@ class Worker:
                 if self._loop.busy:
                     self._end(self._loop.step())
                 elif not self._todo and shard_no in self._ended:
-                    self._commit(shard_no)  # which says that samples are missing
+                    self._commit(shard_no)  # raises: samples are missing
             return self._receipts.pop(shard_no)
         except ClearanceError:
             raise

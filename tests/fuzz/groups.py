@@ -255,7 +255,7 @@ def _odd_parquet(path: Path, rng: random.Random) -> str:
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds next to nothing."""
+    """A PNG whose header states a size and that holds nearly no data."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

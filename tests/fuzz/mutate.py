@@ -78,11 +78,11 @@ def _places(data: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def break_folder(folder: Path, rng: random.Random, *, json_first: float = 0.5) -> str:
-    """Damage one file of a folder: what JSON says with the given share, else bytes."""
+    """Damage one file of a folder: values of a JSON file with the given probability, else bytes of any file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    told = [path for path in files if path.suffix == ".json"]
-    if told and rng.random() < json_first:
-        return break_json(rng.choice(told), rng)
+    described = [path for path in files if path.suffix == ".json"]
+    if described and rng.random() < json_first:
+        return break_json(rng.choice(described), rng)
     if rng.random() < 0.1:
         inner = [path for path in folder.rglob("*") if path.is_dir()]
         if inner:

@@ -225,7 +225,7 @@ def test_a_guard_that_only_observes_is_named_before_anything_is_drawn(run_file: 
     assert "the guard marks only observes" in shown.output
 
 
-def test_unexpected_errors_say_how_to_see_more(
+def test_unexpected_errors_name_the_way_to_a_traceback(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, opening: Callable[..., None]
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
@@ -238,7 +238,7 @@ def test_unexpected_errors_say_how_to_see_more(
     assert isinstance(call("run", run_file).exception, ZeroDivisionError)
 
 
-def test_a_runtime_that_does_not_open_is_said_once(run_file: Path, opening: Callable[..., None]) -> None:
+def test_a_runtime_that_does_not_open_is_reported_once(run_file: Path, opening: Callable[..., None]) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 

@@ -135,7 +135,7 @@ def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path
     assert (built / "calibration.json").read_bytes() == kept
 
 
-def test_calibrate_says_when_the_pairs_cannot_show_the_rate(built: Path) -> None:
+def test_calibrate_warns_when_the_pairs_cannot_show_the_rate(built: Path) -> None:
     done = call("calibrate", built)
     assert done.exit_code == 0 and "cannot show a rate" in done.output and "nothing harmless was given" in done.output
 
@@ -178,17 +178,17 @@ def test_build_counts_and_names_everything(fake: None, tmp_path: Path) -> None:
     assert "no pictures (1): notes.txt (no picture)" in done.output
 
 
-def test_json_says_the_same_as_data(fake: None, tmp_path: Path) -> None:
+def test_json_holds_the_same_as_data(fake: None, tmp_path: Path) -> None:
     works = noise(tmp_path / "works", ["apple", "fox", "twice/fox"])
     (works / "notes.txt").write_text("hello")
     Image.new("1", (20_000, 20_000)).save(works / "bomb.png")
-    said = json.loads(call("build", works, "--out", tmp_path / "i", "--leave-out", "--json").stdout)
-    assert (said["pictures"], said["references"], said["with_picture"]) == (4, 2, 0)
-    assert said["duplicates"] == [{"file": "twice/fox.png", "of": "fox.png"}]
-    assert said["left_out"] == [{"file": "bomb.png", "reason": "cannot be read (more than 179 million pixels)"}]
-    assert said["other_files"] == [{"file": "notes.txt", "is": "no picture"}]
-    assert said["index_id"] == ReferenceIndex.open(tmp_path / "i").index_id
-    assert said["pictures"] + said["further_frames"] == len(said["new"]) + len(said["duplicates"]) + len(said["left_out"])
+    shown = json.loads(call("build", works, "--out", tmp_path / "i", "--leave-out", "--json").stdout)
+    assert (shown["pictures"], shown["references"], shown["with_picture"]) == (4, 2, 0)
+    assert shown["duplicates"] == [{"file": "twice/fox.png", "of": "fox.png"}]
+    assert shown["left_out"] == [{"file": "bomb.png", "reason": "cannot be read (more than 179 million pixels)"}]
+    assert shown["other_files"] == [{"file": "notes.txt", "is": "no picture"}]
+    assert shown["index_id"] == ReferenceIndex.open(tmp_path / "i").index_id
+    assert shown["pictures"] + shown["further_frames"] == len(shown["new"]) + len(shown["duplicates"]) + len(shown["left_out"])
 
 
 def test_a_claim_on_a_work_called_free_is_in_force(fake: None, tmp_path: Path) -> None:
@@ -293,20 +293,20 @@ def test_what_is_forced_is_on_record_wherever_it_is_read(blind: Path, tmp_path: 
     info = call("info", blind).output
     assert "FORCED" in info
     assert str(found.recall).replace("\u00a0", " ") in info.replace("\u00a0", " ")
-    said = json.loads(call("info", blind, "--json").stdout)["calibration"]
-    assert (said["forced"], said["min_recall"], said["recall"]["n"]) == (True, 0.5, 32)
+    shown = json.loads(call("info", blind, "--json").stdout)["calibration"]
+    assert (shown["forced"], shown["min_recall"], shown["recall"]["n"]) == (True, 0.5, 32)
 
 
-def test_info_says_what_the_calibration_is_worth(built: Path, tmp_path: Path) -> None:
+def test_info_shows_the_rates_of_the_calibration(built: Path, tmp_path: Path) -> None:
     harmless = draw(tmp_path / "harmless", ["pear", "plum", "kiwi"])
     nothing = json.loads(call("info", built, "--json").stdout)
     assert nothing["calibration"] is None
     assert nothing["calibration_state"].startswith("none: run clearance index calibrate")
     call("calibrate", built, "--harmless", harmless, "--copies", 3, "--false-alarms", 0.2, "--min-recall", 0.4)
     found = Calibration.load(built / "calibration.json")
-    said = json.loads(call("info", built, "--json").stdout)
-    assert said["calibration"] == json.loads(json.dumps(found.summary()))
-    assert said["calibration_state"].endswith("measured on this index")
+    shown = json.loads(call("info", built, "--json").stdout)
+    assert shown["calibration"] == json.loads(json.dumps(found.summary()))
+    assert shown["calibration_state"].endswith("measured on this index")
     call("add", built, draw(tmp_path / "more", ["bee"]))
     changed = json.loads(call("info", built, "--json").stdout)
     assert "the index has changed, calibrate again" in changed["calibration_state"]
@@ -329,7 +329,7 @@ def test_a_column_that_names_no_two_is_refused(fake: None, tmp_path: Path, colum
 # --- the embedder -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_command_asks_for_the_embedder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_command_needs_the_embedder_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     shutil.copytree(weights_folder(), project / "mine")
     noise(project / "works", ["fox", "bee"])
@@ -339,8 +339,8 @@ def test_no_command_asks_for_the_embedder_again(tmp_path: Path, monkeypatch: pyt
     found = json.loads(call("search", "project/index", "project/works/fox.png", "--k", 1, "--json").stdout)
     assert [row["title"] for row in found] == ["fox"]
     assert call("add", "project/index", noise(tmp_path / "more", ["owl"])).exit_code == 0
-    said = json.loads(call("info", "project/index", "--json").stdout)
-    assert said["embedder"] == {"model": "local-dir:../mine", "pretrained": ""}
+    shown = json.loads(call("info", "project/index", "--json").stdout)
+    assert shown["embedder"] == {"model": "local-dir:../mine", "pretrained": ""}
 
 
 def test_progress_goes_to_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +356,7 @@ def test_progress_goes_to_lines_without_a_terminal(capsys: pytest.CaptureFixture
     assert lines[-1].startswith("embedding: 3/3 · ")
 
 
-def test_a_stopped_build_says_how_it_goes_on(fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_build_names_how_to_continue(fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: FakeEmbedder, pictures: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt
 
@@ -369,7 +369,7 @@ def test_a_stopped_build_says_how_it_goes_on(fake: None, tmp_path: Path, monkeyp
     assert call("build", works, "--out", tmp_path / "i").exit_code == 0
 
 
-def test_pace_without_a_total_says_how_fast() -> None:
+def test_pace_without_a_total_shows_the_speed() -> None:
     from jobs.run.progress import pace
 
     assert pace(30, None, 10.0) == "30 · 3.00/s"

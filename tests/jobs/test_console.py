@@ -91,8 +91,8 @@ def test_what_the_system_refuses_is_a_sentence_with_its_place(number: int) -> No
 
 
 def test_two_places_and_bytes_are_named() -> None:
-    told = explain(OSError(errno.EXDEV, "Invalid cross-device link", b"a\xff", None, "b"))
-    assert told == ("a\udcff → b: Invalid cross-device link", "Look at that path, then repeat the command")
+    explained = explain(OSError(errno.EXDEV, "Invalid cross-device link", b"a\xff", None, "b"))
+    assert explained == ("a\udcff → b: Invalid cross-device link", "Look at that path, then repeat the command")
 
 
 def test_the_refusal_inside_another_exception_counts() -> None:
@@ -110,8 +110,8 @@ def test_memory_is_a_sentence(error: MemoryError) -> None:
 def test_torchs_own_memory_error_is_one() -> None:
     import torch
 
-    told = explain(torch.OutOfMemoryError("CUDA out of memory"))
-    assert told is not None and told[0] == "out of memory (CUDA out of memory)"
+    explained = explain(torch.OutOfMemoryError("CUDA out of memory"))
+    assert explained is not None and explained[0] == "out of memory (CUDA out of memory)"
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), KeyError("y"), TypeError("unhashable"), ValueError("z")])

@@ -211,7 +211,7 @@ def test_the_record_is_bound_by_the_plan(folder: Path, plan: Plan, record: dict[
         Plan.load(folder)
 
 
-def test_a_policy_that_sets_the_threshold_says_so() -> None:
+def test_a_threshold_set_by_the_policy_is_named() -> None:
     policy = Policy(copies=replace(Policy().copies, threshold=0.85))
     record = copy_check_record(RunConfig(prompts="p.csv", index="index"), policy, STICKERS_EMBEDDER, base=Path("nowhere"))
     check = CopyCheck.read(record, "plan.json")

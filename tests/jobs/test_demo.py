@@ -31,7 +31,7 @@ def test_prompts_are_of_all_kinds_and_have_keys_of_their_own(samples: int) -> No
     assert {prompt.kind for prompt in prompts} == {"protected", "ordinary", "prone"}
 
 
-def test_the_default_demo_asks_for_what_is_promised() -> None:
+def test_the_default_demo_has_the_promised_prompts() -> None:
     prompts = demo_prompts(48)
     assert Counter(prompt.kind for prompt in prompts) == {"protected": 24, "ordinary": 16, "prone": 8}
     captions = [name.replace("-", " ") for name in PROTECTED]
@@ -48,25 +48,25 @@ def test_the_demo_end_to_end(
     opening(loop=open_loop, identity=lambda config, policy, base: IDENTITY)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
-    said = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=160, record=True, file=io.StringIO())
     out = tmp_path / "demo"
-    counted = run_demo(out, samples=6, runner="local", console=said)
+    counted = run_demo(out, samples=6, runner="local", console=console)
     assert [counted[name]["measures"]["requested"]["value"] for name in ("steered", "observed")] == [6, 6]
-    text = said.export_text()
+    text = console.export_text()
     assert "of 3 protected captions copy" in text and "reproducible: 6 of 6" in text
     assert "verified: steered" in text and f"report:   {out / 'steered' / 'report.html'}" in text
     config = read_toml(RunConfig, out / "run.toml")
     assert len(read_prompts(out / config.prompts)) == 6
 
     before = (out / "steered" / "run.json").read_bytes()
-    run_demo(out, samples=6, runner="local", console=said)
+    run_demo(out, samples=6, runner="local", console=console)
     assert (out / "steered" / "run.json").read_bytes() == before
     with pytest.raises(PlanMismatch, match="other prompts"):
-        run_demo(out, samples=7, runner="local", console=said)
+        run_demo(out, samples=7, runner="local", console=console)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").touch()
     with pytest.raises(PlanMismatch, match="not a demo folder"):
-        run_demo(tmp_path / "home", samples=6, runner="local", console=said)
+        run_demo(tmp_path / "home", samples=6, runner="local", console=console)
 
 
 def test_counts_are_those_of_what_is_stored(
@@ -85,7 +85,7 @@ def test_counts_are_those_of_what_is_stored(
     assert count_run(folder, {"row-000000"}).requested == 1
 
 
-def test_progress_is_told_in_words() -> None:
+def test_progress_is_described_in_words() -> None:
     assert describe(12, 48, {"accepted": 9, "error": 3}, 12, 6.0) == "12/48 · 2.00/s · 75 % accepted · 18 s left"
     assert describe(0, 48, {}, 0, 0.0) == "0/48"
     assert describe(24, 48, {"accepted": 24}, 12, 6.0) == "24/48 · 2.00/s · 100 % accepted · 12 s left"

@@ -40,7 +40,7 @@ def test_weights_that_do_not(tmp_path: Path, harm: str) -> None:
     assert line.state == "missing" and "restore" in line.what
 
 
-def test_the_names_are_claimed_by_nobody_else() -> None:
+def test_no_other_distribution_claims_the_names() -> None:
     assert doctor.strangers() == {}
 
 
@@ -135,7 +135,7 @@ def test_a_package_that_is_too_old_is_missing() -> None:
     assert ">=999 is required: pip install 'numpy>=999'" in line.what
 
 
-def test_a_package_for_other_pythons_is_not_asked_for() -> None:
+def test_a_package_for_other_pythons_is_not_required() -> None:
     assert list(doctor.packages(["no-such-package; python_version < '3'"], [])) == []
 
 

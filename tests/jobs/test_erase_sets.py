@@ -36,7 +36,7 @@ def test_the_box_surrounds_what_changed(kind: str, designs: Any) -> None:
         assert visible[y0:y1, x0:x1].sum() == visible.sum() > 30
 
 
-def test_ratio_opacity_and_place_are_as_asked() -> None:
+def test_ratio_opacity_and_place_are_as_configured() -> None:
     rng = np.random.default_rng(1)
     marks = [pollute(blank(), Pollution(kinds=("qr",), ratio=0.3), rng)[1] for _ in range(300)]
     assert 0.22 < sum(mark is not None for mark in marks) / 300 < 0.38
@@ -96,7 +96,7 @@ def test_pollution_refuses_what_it_does_not_know(wrong: dict[str, Any]) -> None:
     assert error.value.fix
 
 
-def test_a_mark_nobody_can_see_is_an_error() -> None:
+def test_an_invisible_mark_is_an_error() -> None:
     with pytest.raises(ConfigError, match="cannot be seen"):
         pollute(blank(colour=120), Pollution(kinds=("watermark",), ratio=1.0, opacity=(0.05, 0.05)), np.random.default_rng(0))
 
@@ -140,7 +140,7 @@ def test_samples_of_a_tar_are_read_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "reason"),
     [
         ({"1.png": None}, "1 of 1 pictures have no caption"),
         ({"1.png": None, "1.json": b'{"url": "x"}'}, "no column holds captions"),
@@ -153,15 +153,15 @@ def test_samples_of_a_tar_are_read_by_name(tmp_path: Path) -> None:
         ({}, "holds no pictures"),
     ],
 )
-def test_what_is_wrong_with_a_tar_is_said(files: dict[str, bytes | None], said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_tar_is_named(files: dict[str, bytes | None], reason: str, tmp_path: Path) -> None:
     png = (folder_of(tmp_path / "a", {"one": None}) / "one.png").read_bytes()
     tar_of(tmp_path / "s.tar", {name: data if data is not None else png for name, data in files.items()})
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=reason) as error:
         list(read_source(tmp_path / "s.tar"))
     assert error.value.fix and "s.tar" in str(error.value)
 
 
-def test_a_tar_that_was_cut_short_is_said(tmp_path: Path) -> None:
+def test_a_tar_that_was_cut_short_is_named(tmp_path: Path) -> None:
     png = (folder_of(tmp_path / "a", {"one": None}) / "one.png").read_bytes()
     tar_of(tmp_path / "s.tar", {f"{i}.{end}": png if end == "png" else b"a cat" for i in range(3) for end in ("png", "txt")})
     whole = (tmp_path / "s.tar").read_bytes()
@@ -170,7 +170,7 @@ def test_a_tar_that_was_cut_short_is_said(tmp_path: Path) -> None:
         list(read_source(tmp_path / "s.tar"))
 
 
-def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_source_is_named(tmp_path: Path) -> None:
     bare = folder_of(tmp_path / "bare", {"one": "a cat", "two": None, "three": None})
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -181,13 +181,13 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
     broken = folder_of(tmp_path / "broken", {"one": "a cat"})
     (broken / "one.png").write_bytes(b"no picture")
     pq.write_table(pa.table({"caption": ["a hen"]}), tmp_path / "n.parquet")
-    cases = [
+    sources = [
         (bare, "2 of 3 pictures have no caption"), (empty, "holds no pictures"), (tmp_path / "nowhere", "does not exist"),
         (listed, "no column holds captions"), (gap, "1 of 1 pictures have no caption"), (broken, "cannot be read"),
         (tmp_path / "n.parquet", "no column holds pictures"),
     ]  # fmt: skip
-    for path, said in cases:
-        with pytest.raises(InputError, match=said) as error:
+    for path, reason in sources:
+        with pytest.raises(InputError, match=reason) as error:
             list(read_source(path))
         assert error.value.fix
 
@@ -229,7 +229,7 @@ def test_a_set_keeps_truth_and_sight_apart(tmp_path: Path) -> None:
     assert again["sha256"] == summary["sha256"]
 
 
-def test_a_classifier_says_only_that_there_is_something(tmp_path: Path) -> None:
+def test_a_classifier_gives_no_boxes(tmp_path: Path) -> None:
     path, _ = a_set(tmp_path / "set.parquet", boxes=False)
     found = [row.found for row in PollutedSet(path) if row.marks]
     assert found and all(seen == {"qr": []} for seen in found)

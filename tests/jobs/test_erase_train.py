@@ -58,21 +58,21 @@ def test_model_removal_with_a_rank_learns_the_unmarked_pictures_too(tiny_sd: Pat
 
 
 @pytest.mark.parametrize(("empty", "alone"), [(0.0, 1.0), (1.0, 0.0)])
-def test_tokens_are_learned_alone_as_often_as_asked(
+def test_tokens_are_learned_alone_as_often_as_configured(
     tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: float, alone: float
 ) -> None:
     from pipeline.model.sd import StableDiffusion
 
-    said: list[tuple[bool, bool]] = []  # whether tokens, whether a caption
+    used: list[tuple[bool, bool]] = []  # whether tokens, whether a caption
 
     def word_ids(self: StableDiffusion, text: str, tokens: Sequence[int] = ()) -> torch.Tensor:
-        said.append((bool(tokens), bool(text)))
+        used.append((bool(tokens), bool(text)))
         return whole(self, text, tokens)
 
     whole = StableDiffusion.word_ids
     monkeypatch.setattr(StableDiffusion, "word_ids", word_ids)
     run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, rank=2, empty=empty, alone=alone))
-    trained = said[-SHORT.steps * SHORT.batch :]
+    trained = used[-SHORT.steps * SHORT.batch :]
     assert set(trained) == {(True, alone == 0), (False, empty == 0)}
 
 
@@ -98,7 +98,7 @@ def test_plain_fine_tuning_has_no_tokens(tiny_sd: Path, tmp_path: Path) -> None:
     assert not trained.vectors and trained.lowrank
 
 
-def test_hidden_marks_are_no_loss_and_nothing_is_said_of_them(tiny_sd: Path, tmp_path: Path) -> None:
+def test_hidden_marks_have_no_loss_and_no_tokens(tiny_sd: Path, tmp_path: Path) -> None:
     how = dataclasses.replace(SHORT, removal="data", rank=2, hidden=1.0)
     rows = some_rows()
     base = load_model(ModelConfig(path=str(tiny_sd), dtype="float32"))
@@ -127,7 +127,7 @@ def test_pictures_whose_marks_could_be_anywhere_are_left_out(tiny_sd: Path, tmp_
         run(tiny_sd, tmp_path / "two", how, everywhere)
 
 
-def test_without_boxes_only_existence_can_be_taught(tiny_sd: Path, tmp_path: Path) -> None:
+def test_without_boxes_only_existence_can_be_learned(tiny_sd: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingFound, match="never where"):
         run(tiny_sd, tmp_path / "one", rows=some_rows(boxes=False))
     trained = run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, mode="none"), some_rows(boxes=False))
@@ -197,8 +197,8 @@ def assert_same_as_diffusers(tiny_sd: Path, folder: Path, base: Any, loaded: Any
     for token in tokens:
         pipe.load_textual_inversion({token: loaded.vectors[token]}, token=token)
     with torch.inference_mode():
-        told, _ = pipe.encode_prompt("a red apple <qr> <br-1-0>", torch.device("cpu"), 1, False)
-    assert torch.allclose(told[0], base.encode_words("a red apple", loaded.embed(tokens)), atol=1e-4)
+        result, _ = pipe.encode_prompt("a red apple <qr> <br-1-0>", torch.device("cpu"), 1, False)
+    assert torch.allclose(result[0], base.encode_words("a red apple", loaded.embed(tokens)), atol=1e-4)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_from_a_folder_to_an_adapter(tiny_sd: Path, tmp_path: Path) -> None:
     again = call(*arguments)
     assert again.exit_code == 2 and "finished adapter" in again.output
     hidden = [*arguments[:3], tmp_path / "hidden", *arguments[4:], "--removal", "data", "--rank", 2]
-    for tokens in ((), ("--tokens", "corners")):  # who asks for tokens gets them; else marks are hidden
+    for tokens in ((), ("--tokens", "corners")):  # with --tokens an adapter has tokens; else marks are hidden
         folder = hidden[3].with_name(f"hidden{len(tokens)}")
         done = call(*hidden[:3], folder, *hidden[4:], *tokens)
         assert done.exit_code == 0, done.output
@@ -236,11 +236,11 @@ def test_from_a_folder_to_an_adapter(tiny_sd: Path, tmp_path: Path) -> None:
     assert both.exit_code == 2 and "there are no tokens" in both.output
 
 
-def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
+def test_commands_name_what_is_wrong(tmp_path: Path) -> None:
     bare = folder_of(tmp_path / "bare", {"one": None})
-    told = call("dataset", bare, "--out", tmp_path / "x.parquet")
-    assert told.exit_code == 2 and "no caption" in told.output and "metadata.jsonl" in told.output
-    told = call("dataset", bare, "--out", tmp_path / "x.parquet", "--opacity", "much")
-    assert told.exit_code == 2 and "0.4-1" in told.output
-    told = call("train", tmp_path / "none.parquet", "--out", tmp_path / "a")
-    assert told.exit_code == 2 and "no such set" in told.output
+    result = call("dataset", bare, "--out", tmp_path / "x.parquet")
+    assert result.exit_code == 2 and "no caption" in result.output and "metadata.jsonl" in result.output
+    result = call("dataset", bare, "--out", tmp_path / "x.parquet", "--opacity", "much")
+    assert result.exit_code == 2 and "0.4-1" in result.output
+    result = call("train", tmp_path / "none.parquet", "--out", tmp_path / "a")
+    assert result.exit_code == 2 and "no such set" in result.output

@@ -132,7 +132,7 @@ def test_an_empty_folder_is_taken(make_plan: MakePlan, tmp_path: Path, open_loop
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_without_a_commit_is_taken_over_and_says_so(
+def test_a_folder_without_a_commit_is_taken_over_with_a_note(
     make_plan: MakePlan, tmp_path: Path, open_loop: Open, resume: bool
 ) -> None:
     old = make_plan(["disk-full"])
@@ -153,7 +153,7 @@ def test_a_folder_without_a_commit_is_taken_over_and_says_so(
 
 
 @pytest.mark.parametrize("foreign", ["thesis.txt", "samples/notes.txt", "plots/", "commits/readme"])
-def test_a_folder_with_somebody_elses_files_is_not_taken_over(
+def test_a_folder_with_other_files_is_not_taken_over(
     make_plan: MakePlan, tmp_path: Path, open_loop: Open, foreign: str
 ) -> None:
     folder, _ = open_folder(tmp_path / "run", make_plan(PROMPTS))
@@ -172,7 +172,7 @@ def test_a_folder_with_a_commit_is_not_taken_over(make_plan: MakePlan, stopped: 
     assert contents(stopped) == before
 
 
-def test_a_file_in_the_folders_place_is_said(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+def test_a_file_in_the_folders_place_is_refused(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(PlanMismatch, match="is a file, not a folder"):
         run_local(make_plan(["cat"]), tmp_path / "run", open_loop=open_loop)
@@ -182,7 +182,7 @@ def test_a_file_in_the_folders_place_is_said(make_plan: MakePlan, tmp_path: Path
 
 
 def redo_plan(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change plan.json and redo the digest in it, as somebody who knows the format could."""
+    """Change plan.json and compute the digest in it again, as an attacker who knows the format could."""
     plain = json.loads((folder / "plan.json").read_bytes())
     del plain["plan_json_sha256"]
     change(plain)
@@ -231,7 +231,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a number as text": (lambda f: redo_plan(f, lambda p: p.update(requests="5")), "plan.json"),
     "parts as a list": (lambda f: redo_plan(f, lambda p: p.update(parts=[])), "plan.json"),
     "a base elsewhere": (lambda f: redo_plan(f, lambda p: p.update(base="/etc")), "plan.json"),
-    "a part that is no text": (lambda f: redo_plan(f, lambda p: p["parts"].update(policy=7)), "plan.json"),
+    "a part that is not text": (lambda f: redo_plan(f, lambda p: p["parts"].update(policy=7)), "plan.json"),
     "the plan is a list": (lambda f: (f / "plan.json").write_text("[]"), "plan.json"),
     "the plan is not UTF-8": (lambda f: (f / "plan.json").write_bytes(b"\xff\xfe\xff"), "plan.json"),
     "the plan is very deep": (lambda f: (f / "plan.json").write_text("[" * 100_000), "plan.json"),

@@ -140,7 +140,7 @@ def test_a_lock_that_is_another_files_second_name_is_not_emptied(
     assert victim.read_bytes() == b"the victim's bytes"
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "a file of somebody else"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "another program's file"])
 def test_something_else_in_the_locks_place(plan: Plan, stopped: Path, open_loop: Open, kind: str) -> None:
     lock = stopped / ".lease"
     lock.unlink()

@@ -25,8 +25,8 @@ ELSEWHERE = Process(
 )
 
 
-def write(folder: Path, who: Process) -> None:
-    (folder / ".lease").write_text(json.dumps(asdict(who)))
+def write(folder: Path, process: Process) -> None:
+    (folder / ".lease").write_text(json.dumps(asdict(process)))
 
 
 def ended() -> Process:
@@ -46,7 +46,7 @@ def test_the_holder_is_named_and_the_next_is_refused(tmp_path: Path) -> None:
     assert holder(tmp_path) == "" and (tmp_path / ".lease").read_bytes() == b""
 
 
-def test_asking_who_holds_it_never_refuses_a_run_that_starts(tmp_path: Path) -> None:
+def test_looking_up_the_holder_never_refuses_a_run_that_starts(tmp_path: Path) -> None:
     """`status` in a loop beside runs that start: it takes no lock."""
     ended = threading.Event()
 
@@ -67,7 +67,7 @@ def test_asking_who_holds_it_never_refuses_a_run_that_starts(tmp_path: Path) -> 
             thread.join()
 
 
-def test_asking_writes_nothing_and_makes_nothing(tmp_path: Path) -> None:
+def test_looking_up_the_holder_writes_nothing_and_makes_nothing(tmp_path: Path) -> None:
     assert holder(tmp_path) == "" and list(tmp_path.iterdir()) == []
     write(tmp_path, ELSEWHERE)
     before = (tmp_path / ".lease").stat()
@@ -128,7 +128,7 @@ def test_a_run_gives_signs_of_life(tmp_path: Path) -> None:
         assert (tmp_path / ".lease").stat().st_mtime_ns > before
 
 
-def test_a_machine_that_gave_no_sign_for_long_is_not_said_to_run(tmp_path: Path) -> None:
+def test_a_machine_without_a_sign_for_long_is_not_shown_as_running(tmp_path: Path) -> None:
     write(tmp_path, ELSEWHERE)
     assert "elsewhere" in holder(tmp_path)
     os.utime(tmp_path / ".lease", (time.time() - 3600,) * 2)
@@ -191,7 +191,7 @@ def test_a_lock_that_fails_is_a_sentence(tmp_path: Path) -> None:
 def test_what_is_no_lock_is_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lease").write_text(content, errors="surrogateescape")
     before = (tmp_path / ".lease").read_bytes()
-    with pytest.raises(IntegrityError, match="is no lock of a run"), lease(tmp_path):
+    with pytest.raises(IntegrityError, match="is not the lock of a run"), lease(tmp_path):
         pass
     assert (tmp_path / ".lease").read_bytes() == before and holder(tmp_path) == ""
 

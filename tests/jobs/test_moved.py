@@ -1,4 +1,4 @@
-"""A project with its model, index and embedder moves to another folder, and nothing in its run says where it was."""
+"""A project with its model, index and embedder moves to another folder; its run names no place of the old one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def searched(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_project_that_moved_is_resumed_and_says_nowhere_where_it_was(project: Path, tmp_path: Path) -> None:
+def test_a_project_that_moved_is_resumed_and_names_no_old_place(project: Path, tmp_path: Path) -> None:
     with storage.using(FullAfterTheFirstShard()):
         stopped = call("run", project / "run.toml")
     assert stopped.exit_code == 2 and "disk is full" in stopped.stderr, stopped.output

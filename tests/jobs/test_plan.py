@@ -64,7 +64,7 @@ def test_plan_survives_pickle_and_folder(make_plan: MakePlan, tmp_path: Path) ->
     assert open_folder(folder, plan, resume=True) == (folder, run_id)
 
 
-def test_folder_of_the_same_plan_says_resume(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_folder_of_the_same_plan_needs_resume(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan(PROMPTS)
     open_folder(tmp_path / "run", plan)
     with pytest.raises(PlanMismatch, match="--resume"):
@@ -72,7 +72,7 @@ def test_folder_of_the_same_plan_says_resume(make_plan: MakePlan, tmp_path: Path
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_folder_of_another_plan_says_what_changed(make_plan: MakePlan, tmp_path: Path, resume: bool) -> None:
+def test_folder_of_another_plan_is_refused_with_what_changed(make_plan: MakePlan, tmp_path: Path, resume: bool) -> None:
     folder, _ = open_folder(tmp_path / "run", make_plan(PROMPTS))
     (folder / "commits").mkdir()
     (folder / "commits" / "000000-00000000.json").touch()  # something was committed; without it the plan may be replaced

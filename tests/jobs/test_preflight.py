@@ -410,7 +410,7 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
         check_room(2 * 2**30, 2**30, tmp_path)
 
 
-def test_sizes_as_people_say_them() -> None:
+def test_sizes_are_written_in_binary_units() -> None:
     assert [size(n) for n in (0, 1023, 1024, 1536, 5 * 2**20, 2**40)] == [
         "0 bytes", "1023 bytes", "1 KiB", "1.5 KiB", "5 MiB", "1 TiB",
     ]  # fmt: skip

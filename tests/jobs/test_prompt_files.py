@@ -124,12 +124,12 @@ def test_a_gap_is_no_seed_as_programs_write_it(tmp_path: Path, gap: str) -> None
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.txt"])
-def test_encodings_that_say_what_they_are(tmp_path: Path, encoding: str, name: str) -> None:
+def test_encodings_with_a_mark_are_recognised(tmp_path: Path, encoding: str, name: str) -> None:
     text = {"p.csv": "prompt\nein Bär\n", "p.jsonl": '{"prompt": "ein Bär"}\n', "p.txt": "ein Bär\n"}[name]
     assert [r.prompt for r in read_prompts(write(tmp_path, name, text.encode(encoding)))] == ["ein Bär"]
 
 
-def test_encodings_that_do_not_are_refused_with_the_place(tmp_path: Path) -> None:
+def test_encodings_without_a_mark_are_refused_with_the_place(tmp_path: Path) -> None:
     latin = refused(write(tmp_path, "p.csv", "prompt\nein Bär\n".encode("latin-1")))
     assert latin.what == "not UTF-8 text (byte 12): line 2 holds 0xe4"
     assert "iconv -f WINDOWS-1252 -t UTF-8 p.csv" in latin.fix

@@ -145,7 +145,9 @@ def test_bug_in_a_shard_stops_the_run_with_the_traceback_behind(make_plan: MakeP
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_runtime_that_does_not_open_says_why(make_plan: MakePlan, tmp_path: Path, open_refusing: Open) -> None:
+def test_a_runtime_that_does_not_open_is_refused_with_its_reason(
+    make_plan: MakePlan, tmp_path: Path, open_refusing: Open
+) -> None:
     plan = make_plan(PROMPTS)
     with pytest.raises(ModelError, match="weights are missing"):
         run_local(plan, started(plan, tmp_path / "run"), open_loop=open_refusing)

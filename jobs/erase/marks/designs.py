@@ -1,4 +1,4 @@
-"""Synthetic marks in great variety, each with its exact box: what the mark detectors learn a *kind* of mark from.
+"""Synthetic marks in great variety, each with its exact box: the mark detectors learn each *kind* of mark from them.
 
 The numbered designs of :mod:`jobs.erase.marks.overlays` are few: a detector trained on them learns those designs. Here a
 watermark is anything translucent laid over a drawing (words, tiled words, grids, stripes, bands, seals, rings,

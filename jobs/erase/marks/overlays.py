@@ -92,7 +92,7 @@ def _qr(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[Im
 
 
 def _text(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[Image.Image, Box]:
-    """A word that nobody asked for: bottom, top, on a plate; held out: vertical, outlined."""
+    """An unwanted word: bottom, top, on a plate; held out: vertical, outlined."""
     side = picture.width
     word = str(rng.choice(WORDS if design < 3 else WORDS[::2]))
     size = side // 4 if len(word) <= 4 else side // 5
