@@ -163,7 +163,7 @@ def schema_lines(table: str) -> Iterator[str]:
     from pipeline.audit.event_parts import events_schema
     from pipeline.audit.schema import attempts_schema, kept_schema, samples_schema
 
-    yield from ("| column | type | what it says |", "|---|---|---|")
+    yield from ("| column | type | meaning |", "|---|---|---|")
     schemas = {"samples": samples_schema, "attempts": attempts_schema, "kept": kept_schema, "event columns": events_schema}
     for column in schemas[table]():
         kind = re.sub(r"\b(list|fixed_size_list)<(item|element): ", r"\1<", str(column.type))
