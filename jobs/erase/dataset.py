@@ -109,7 +109,7 @@ class PollutedSet:
 
         with pq.ParquetFile(self.path) as file:
             images = (image for batch in file.iter_batches(BATCH, columns=["image"]) for image in batch["image"].to_pylist())
-            for number, (image, (caption, marks, found, where)) in enumerate(zip(images, self._told, strict=True)):
+            for number, (image, (caption, marks, found, where)) in enumerate(zip(images, self._rows, strict=True)):
                 stored = image if isinstance(image, dict) else {"bytes": image}
                 yield Row(
                     name=stored.get("path") or str(number),

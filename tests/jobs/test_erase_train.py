@@ -128,7 +128,7 @@ def test_pictures_whose_marks_could_be_anywhere_are_left_out(tiny_sd: Path, tmp_
 
 
 def test_without_boxes_only_existence_can_be_learned(tiny_sd: Path, tmp_path: Path) -> None:
-    with pytest.raises(NothingFound, match="never where"):
+    with pytest.raises(NothingFound, match="never gives their boxes"):
         run(tiny_sd, tmp_path / "one", rows=some_rows(boxes=False))
     trained = run(tiny_sd, tmp_path / "one", dataclasses.replace(SHORT, mode="none"), some_rows(boxes=False))
     assert set(trained.vectors) == {"<qr>"}

@@ -107,7 +107,7 @@ def test_arms_that_ended_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest
     class Drawn:
         samples = ()
 
-    def draw(_runtime: object, _names: object, seeds: tuple[int, ...], _told: str) -> type[Drawn]:
+    def draw(_runtime: object, _names: object, seeds: tuple[int, ...], _label: str) -> type[Drawn]:
         if seeds[0] == 3 and 3 not in drawn:
             drawn.append(3)
             raise KeyboardInterrupt
