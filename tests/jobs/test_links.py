@@ -150,7 +150,7 @@ def test_something_else_in_the_locks_place(plan: Plan, stopped: Path, open_loop:
         os.mkfifo(lock)
     else:
         lock.write_text("years of work")
-    with pytest.raises(IntegrityError, match=r"is not a file|is no lock"):
+    with pytest.raises(IntegrityError, match=r"is not a file|is not the lock"):
         run_local(plan, stopped, open_loop=open_loop)
     assert kind in ("folder", "pipe") or lock.read_text() == "years of work"
 

@@ -178,7 +178,7 @@ def test_another_size_can_be_drawn(tiny_sd3: Path) -> None:
     e = make_engine(model)
     assert model.latent_shape == (4, 12, 12) and model.decode_size() == (24, 24)
     assert model.decode(finish(e, [plain(e, 1)])[1][None]).shape == (1, 24, 24, 3)
-    with pytest.raises(ConfigError, match=r"model\.size: 18 is no multiple of 4"):
+    with pytest.raises(ConfigError, match=r"model\.size: 18 is not a multiple of 4"):
         load_model(ModelConfig(path=str(tiny_sd3), size=18))
 
 

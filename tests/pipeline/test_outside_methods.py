@@ -237,9 +237,9 @@ def test_a_slip_in_its_keys_is_named(install: Install, rung: dict[str, object], 
         (
             "open",
             ("@settings\nclass LiftRung(Resumed):", "@dataclass(frozen=True, kw_only=True)\nclass LiftRung:"),
-            "no class made by pipeline.settings.settings",
+            "not a class made by pipeline.settings.settings",
         ),
-        ("plain", ("rung=LiftRung", "rung=int"), "no class made by pipeline.settings.settings"),
+        ("plain", ("rung=LiftRung", "rung=int"), "not a class made by pipeline.settings.settings"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
