@@ -17,7 +17,7 @@ from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.local_runner import run_local
 from jobs.run.notes import key_notes
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import run_ray
+from jobs.run.ray_runner import _Actor, run_ray
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import MarksConfig, RunConfig
@@ -98,6 +98,18 @@ def test_the_environment_names_keys_for_workers_of_ray(
 ) -> None:
     folder = run_ray(make_plan(PROMPTS, workers=2), tmp_path / "run", open_loop=open_loop).folder
     assert signers(folder, in_environment) == expected(in_environment)
+
+
+def test_a_machines_own_keys_come_before_the_drivers(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, in_environment: Keys
+) -> None:
+    """A cluster's machine may keep the keys elsewhere."""
+    actor = _Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, keys=str(tmp_path / "the drivers"))
+    assert os.environ[ENVIRONMENT] == str(in_environment.folder)
+    assert actor.open().worker_id == "ray-0"
+    del os.environ[ENVIRONMENT]
+    _Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, keys=str(in_environment.folder))
+    assert os.environ[ENVIRONMENT] == str(in_environment.folder)
 
 
 def test_a_worker_that_cannot_sign_is_refused(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:

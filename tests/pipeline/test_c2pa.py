@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from index.errors import ConfigError, IntegrityError, RunStopped
 from index.fingerprint import iscc, pixel_digest
@@ -140,6 +142,44 @@ def test_two_signatures_of_one_picture_differ(signer: C2paSigner) -> None:
     assert signed(signer).file_sha256 != signed(signer).file_sha256
 
 
+def test_a_chain_with_a_certificate_between_is_carried_whole(tmp_path: Path) -> None:
+    """Root, intermediate, signer: the file carries the last two, and a reader that knows the root alone trusts it."""
+    root, between, leaf = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    certificates = [
+        issued("root", root, "root", root, ca=True),
+        issued("between", between, "root", root, ca=True),
+        issued("signer", leaf, "between", between, ca=False),
+    ]
+    pems = [one.public_bytes(serialization.Encoding.PEM) for one in certificates]
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "c2pa.key").write_bytes(leaf.private_bytes(*form))
+    (tmp_path / "c2pa.pem").write_bytes(pems[2] + pems[1])
+    (tmp_path / "c2pa-anchor.pem").write_bytes(pems[0] + c2pa_test_chain()["c2pa-anchor.pem"])
+    found = Keys(tmp_path)
+    file = signed(C2paSigner(key_of(found)))
+    assert read_manifest(file.data, file.media_type, found.anchors()).trusted and not key_of(found).test
+
+
+def issued(name: str, key: Any, issuer: str, by: Any, *, ca: bool) -> x509.Certificate:
+    def named(common: str) -> x509.Name:
+        pairs = ((NameOID.COMMON_NAME, common), (NameOID.ORGANIZATION_NAME, "Our Company"))
+        return x509.Name([x509.NameAttribute(oid, value) for oid, value in pairs])
+
+    others = "content_commitment key_encipherment data_encipherment key_agreement crl_sign encipher_only decipher_only"
+    now, uses = datetime.now(UTC), dict.fromkeys(others.split(), False)
+    made = (
+        x509.CertificateBuilder(named(issuer), named(name), key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=30))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(**uses, digital_signature=not ca, key_cert_sign=ca), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
+    )
+    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+    return (made if ca else made.add_extension(purpose, critical=False)).sign(by, hashes.SHA256())
+
+
 # --- the manifest ----------------------------------------------------------------------------------------------------------
 
 
@@ -187,8 +227,6 @@ def test_a_certificate_that_ends_while_a_run_goes_stops_it(tmp_path: Path) -> No
 
 def test_a_certificate_that_the_sdk_refuses_is_found_when_it_is_opened(keys: Keys, tmp_path: Path) -> None:
     """A self-signed certificate without a purpose."""
-    from cryptography import x509
-
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mine")])
     now = datetime.now(UTC)

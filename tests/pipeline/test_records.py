@@ -64,6 +64,21 @@ def test_a_finding_names_its_reference(samples: Sequence[Sample], context: Make)
     assert named == [[row["nearest"][0]["ref_id"]] for row in rows] and len(named) >= 8
 
 
+@pytest.mark.parametrize(
+    ("settings", "version"),
+    [
+        ({"model_revision": "refs/pr/4"}, "refs/pr/4"),
+        ({"model_revision": "", "model_digest": "ab" * 32}, "sha256:abababababababab"),
+        ({"model_revision": "", "model_digest": ""}, ""),
+    ],
+)
+def test_a_picture_names_the_version_of_its_model(
+    samples: Sequence[Sample], context: Make, settings: dict[str, str], version: str
+) -> None:
+    row = sample_table(samples, context(**settings), "s0").to_pylist()[0]
+    assert f'AISystemVersionUsed="{version}"'.encode() in decode(row["image"]["bytes"])[1]
+
+
 def test_one_row_per_request_and_per_attempt(samples: Sequence[Sample], context: Make) -> None:
     rows = sample_table(samples, context(), "s0").to_pylist()
     attempts = attempt_table(samples, context(), "s0").to_pylist()
