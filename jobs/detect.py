@@ -91,7 +91,7 @@ class Detection:
         ClearanceError: a key or a run cannot be read, or a watermark cannot run here.
     """
 
-    def __init__(self, keys: Keys, runs: Sequence[Path] = (), schemes: Sequence[str] = (DEFAULT,)) -> None:
+    def __init__(self, keys: Sequence[Keys] = (), runs: Sequence[Path] = (), schemes: Sequence[str] = (DEFAULT,)) -> None:
         self.detector, self.runs = Detector(keys, schemes), tuple(runs)
         self.released = Released(runs) if runs else None
         self.tags = {f"{run_tag(str(stored_plan(run)['plan_sha256'])):08x}": run.name for run in runs}

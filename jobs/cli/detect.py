@@ -22,9 +22,9 @@ def detect(
         typer.Option("--run", metavar="RUN", help="A run folder whose released pictures to compare with; may be repeated."),
     ] = None,
     keys: Annotated[
-        str,
-        typer.Option(metavar="FOLDER", help="Folder of keys: watermark key, and roots of C2PA signers."),
-    ] = "",
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Folders of keys, earlier ones too; by default the one in CLEARANCE_KEYS."),
+    ] = None,
     watermark: Annotated[
         list[str] | None, typer.Option("--watermark", metavar="NAME", help="Watermarks to look for; may be repeated.")
     ] = None,
@@ -41,7 +41,8 @@ def detect(
     from pipeline.marking.watermark import DEFAULT
 
     runs = [run_folder(one)[0] for one in run or []]
-    detection = Detection(Keys.find(keys, base=Path.cwd()), runs, watermark or [DEFAULT])
+    folders = [Keys.find(str(one), base=Path.cwd()) for one in keys or []] or [Keys.find(base=Path.cwd())]
+    detection = Detection(folders, runs, watermark or [DEFAULT])
     if json:
         looked = [one.plain() for one in detection.look(place)]
         say_json({"files": looked, "summary": detection.summary.plain()})

@@ -38,8 +38,8 @@ class Layer:
 
     Attributes:
         name: of the layer.
-        state: ``pass``: the mark is there and holds; ``fail``: it is there and does not hold; ``absent``: it is not there;
-            ``skip``: it was not looked for.
+        state: ``pass``: the mark is there and holds; ``fail``: it is there and does not hold (XMP, C2PA and its signer);
+            ``absent``: it is not there; ``skip``: it was not looked for.
         what: what was found, one sentence.
         false_alarms: how often the look passes on a file that does not carry the mark.
         facts: the same for programs.
@@ -56,7 +56,8 @@ class Detector:
     """Looks at one file after the other with the keys of a deployment.
 
     Args:
-        keys: roots that are trusted, and the key of the watermark; without any, the published watermark key alone is tried.
+        keys: folders of keys, those in use and earlier ones: roots that are trusted, and keys of watermarks. The published
+            watermark key is tried as well.
         schemes: watermarks to look for, by name.
 
     Raises:
@@ -64,9 +65,10 @@ class Detector:
         WatermarkUnavailable: a watermark cannot run here.
     """
 
-    def __init__(self, keys: Keys, schemes: Sequence[str] = (DEFAULT,)) -> None:
-        self.anchors, own = keys.anchors(), keys.watermark()
-        self.keys = [*([own] if own is not None else []), PUBLIC_KEY]
+    def __init__(self, keys: Sequence[Keys] = (), schemes: Sequence[str] = (DEFAULT,)) -> None:
+        self.anchors = b"\n".join(anchors for one in keys if (anchors := one.anchors()))
+        own = [key for one in keys if (key := one.watermark()) is not None]
+        self.keys = list(dict.fromkeys([*own, PUBLIC_KEY]))
         self.watermarks: list[Watermark] = [watermark_class(name).open() for name in schemes]
 
     def look(self, data: bytes) -> list[Layer]:
@@ -95,14 +97,11 @@ class Detector:
             found = watermark.look(picture, key)
             if found.found:
                 return Layer(name=name, state="pass", false_alarms=rate, **_told(found, key))
-        bound = [one for one in manifest.bindings if one.rpartition(".")[2] == watermark.name]
-        if manifest.intact and bound:
-            what = f"the manifest names {bound[0]}, and the pixels do not carry it: the manifest was put around another picture"
-            return Layer(name=name, state="fail", what=what, false_alarms=rate)
         small = min(picture.shape[:2]) < cls.least_side
-        what = f"not found with {len(self.keys)} key{'s' if len(self.keys) > 1 else ''}" + (
-            f"; pictures below {cls.least_side} pixels are not marked" if small else ""
-        )
+        what = f"not found with {len(self.keys)} key{'s' if len(self.keys) > 1 else ''}"
+        what += f"; pictures below {cls.least_side} pixels are not marked" if small else ""
+        if manifest.intact and any(one.rpartition(".")[2] == watermark.name for one in manifest.bindings):
+            what += "; the manifest names one, so it was made with another key"  # the pixels are those that were signed
         return Layer(name=name, state="absent", what=what, false_alarms=rate)
 
 
