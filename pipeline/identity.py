@@ -24,10 +24,11 @@ from pipeline.model.folder import folder_digest, resolve
 from pipeline.policy import Policy, guard_tables, policy_digest
 from pipeline.respond.early import early_id
 from pipeline.respond.marks import adapters_digest
+from pipeline.salt import salt_parts, secret_salt
 
 LIBRARIES = (
-    "clearance", "torch", "diffusers", "transformers", "open-clip-torch", "opencv-python-headless", "pillow", "onnxruntime",
-    "rapidocr", "zxing-cpp",
+    "clearance", "torch", "torchvision", "diffusers", "transformers", "tokenizers", "open-clip-torch", "numpy", "faiss-cpu",
+    "opencv-python-headless", "pillow", "pdqhash", "onnxruntime", "rapidocr", "zxing-cpp",
 )  # fmt: skip
 FAMILY = "stickers"  # the embedded world's
 
@@ -114,9 +115,10 @@ def policy_in_force(policy: Policy, guards: Sequence[GuardInForce]) -> Policy:
 
 def identity(
     policy: Policy, *, model_digest: str, adapters_sha256: str, compared: Compared, guards: Sequence[GuardInForce],
-    marks: Mapping[str, str],
+    secrets: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """Every part of the identity, by name; ``marks``: what :func:`pipeline.marking.markers.marks_parts` gives."""
+    """Every part of the identity, by name; ``secrets``: those of :func:`pipeline.marking.markers.marks_parts` and
+    :func:`pipeline.salt.salt_parts`."""
     parts = {
         "model_digest": model_digest,
         "embedder_id": compared.embedder_id,
@@ -130,7 +132,7 @@ def identity(
         parts |= guard.parts()
     outside = versions({rung.kind for rung in policy.ladder})
     parts |= {f"{STEERING}{kind}": version for kind, version in outside.items()}
-    return parts | dict(marks) | {f"library.{name}": _version(name) for name in LIBRARIES}
+    return parts | dict(secrets) | {f"library.{name}": _version(name) for name in LIBRARIES}
 
 
 def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, str]:
@@ -150,9 +152,10 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
     guards = guards_in_force(config, policy, model_digest, compared.embedder_id)
     adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
-    marks = marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
+    keys = Keys.find(config.marks.keys, base=base)
+    secrets = marks_parts(config.marks, keys) | salt_parts(secret_salt(keys))
     return identity(
-        policy, model_digest=model_digest, adapters_sha256=adapters_sha256, compared=compared, guards=guards, marks=marks
+        policy, model_digest=model_digest, adapters_sha256=adapters_sha256, compared=compared, guards=guards, secrets=secrets
     )
 
 

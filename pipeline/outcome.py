@@ -45,6 +45,7 @@ class Request:
         prompt: the caption to draw.
         negative_prompt: what the picture shall not show.
         seed: seed of the first attempt's noise.
+        columns: the caller's own columns of the input row, as one JSON object; empty: there are none.
         problem: reason code and message when the input row is unusable; such a request ends as an error row.
     """
 
@@ -53,6 +54,7 @@ class Request:
     prompt: str
     negative_prompt: str = ""
     seed: int = 0
+    columns: str = ""
     problem: tuple[str, str] | None = None
 
 

@@ -32,6 +32,7 @@ from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
 from pipeline.rungs import NegToMeRung
+from pipeline.salt import salt_parts, secret_salt
 from pipeline.settings import digest
 from pipeline.steer.features import FeatureCache
 
@@ -78,6 +79,7 @@ class Runtime:
         markers: Markers | None = None,
     ) -> None:
         self.config, self.model, self.markers = config, model, markers or Markers()
+        self.salt = ""  # the deployment's, set where keys were looked for
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
@@ -133,23 +135,26 @@ class Runtime:
     ) -> Runtime:  # fmt: skip
         """Load the model for guards that are open already; arguments as from :func:`open_policy_guards` and
         :func:`open_copies`."""
-        markers = open_markers(config.marks, Keys.find(config.marks.keys, base=base))  # before anything takes long
+        keys = Keys.find(config.marks.keys, base=base)  # before anything takes long
+        markers, salt = open_markers(config.marks, keys), secret_salt(keys)
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
         found = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
         opened = {"copies", *(guard.name for guard in guards)}  # one that is here and cannot be opened is not in force
         in_force = [guard for guard in found if guard.name in opened]
         if copies is None:
-            return cls(
+            runtime = cls(
                 config, policy, model, guards=guards, skipped=[*skipped, "copies: no index in the run file"],
-                threshold=policy.copies.threshold or 0.0, erasers=erasers, in_force=in_force,
+                threshold=policy.copies.threshold or 0.0, erasers=erasers, in_force=in_force, markers=markers,
+            )  # fmt: skip
+        else:
+            runtime = cls(
+                config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
+                calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, in_force=in_force,
                 markers=markers,
             )  # fmt: skip
-        return cls(
-            config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
-            calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, in_force=in_force,
-            markers=markers,
-        )  # fmt: skip
+        runtime.salt = salt
+        return runtime
 
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
         """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references
@@ -207,7 +212,7 @@ class Runtime:
             if index is None
             else Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=self.calibration_id),
             guards=self.in_force,
-            marks=self.markers.parts,
+            secrets={**self.markers.parts, **salt_parts(self.salt)},
         )
 
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
@@ -241,6 +246,7 @@ class Runtime:
             actions={guard.name: guard.action for guard in self.in_force},
             image_format=c.image_format,
             retention_days=c.retention_days,
+            salt=self.salt,
             keep_held=c.keep.held,
             hard_stop=c.keep.hard_stop,
             software_version=importlib.metadata.version("clearance"),

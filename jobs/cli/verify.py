@@ -18,6 +18,10 @@ KeyFile = Annotated[
 RootsFile = Annotated[
     Path | None, typer.Option("--tsa-roots", metavar="PEM", help="Root certificates of time stamping authorities you trust.")
 ]
+SaltFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Secret salt of the prompts; without it CLEARANCE_SALT, or that of the folder of keys."),
+]
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
 
@@ -29,6 +33,7 @@ def verify(
     keys: KeysFolder = None,
     key: KeyFile = None,
     tsa_roots: RootsFile = None,
+    salt_file: SaltFile = None,
     json: AsJson = False,
 ) -> None:
     """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
@@ -39,11 +44,13 @@ def verify(
 
     from jobs.proof import trust_in
     from jobs.run.verdict import compare_runs, verify_run
+    from pipeline.salt import salt_in, secret_salt
 
     folder, _ = run_folder(run)
     other = run_folder(same_as)[0] if same_as is not None else None
     deployment = keys_of(run, keys)
-    found = verify_run(folder, deployment.salt() or None, trust_in(deployment, key, tsa_roots))
+    salt = salt_in(salt_file) if salt_file is not None else secret_salt(deployment)
+    found = verify_run(folder, salt or None, trust_in(deployment, key, tsa_roots))
     compared = compare_runs(folder, other) if other is not None else None
     ok = found.ok and (compared is None or compared.ok)
     if json:

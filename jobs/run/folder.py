@@ -28,6 +28,7 @@ from index.storage import (
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import difference, plan_json_digest, stored_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.salt import PART as SALT
 
 if TYPE_CHECKING:
     from pipeline.audit.shards import ShardReceipt
@@ -87,6 +88,13 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         return Place("begun", stored["run_id"], digest)
     changed = difference(plan.parts, before.parts)
     if theirs or markers(out) or entry_of(out, "run.json") is not None:
+        if _without_salt(plan.parts) == _without_salt(before.parts):
+            there, here = (parts.get(SALT) or "the public one" for parts in (before.parts, plan.parts))
+            raise PlanMismatch(
+                f"the prompts of this run are recorded under another salt: {there} there, {here} here",
+                where=str(out),
+                fix="Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with",
+            )
         raise PlanMismatch(
             f"the folder belongs to another plan ({changed})",
             where=str(out),
@@ -94,6 +102,10 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         )
     note = f"nothing was committed under the plan that the folder held ({changed}): this plan takes its place"
     return Place("replaced", run_id, digest, note)
+
+
+def _without_salt(parts: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in parts.items() if name != SALT}
 
 
 @contextmanager

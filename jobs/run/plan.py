@@ -175,6 +175,8 @@ class Plan:
             "problem_code": pa.array([r.problem[0] if r.problem else "" for r in self.requests], pa.string()),
             "problem": pa.array([r.problem[1] if r.problem else "" for r in self.requests], pa.string()),
         }
+        if any(r.columns for r in self.requests):
+            columns["columns"] = pa.array([r.columns for r in self.requests], pa.string())
         stream = io.BytesIO()
         write_parquet(pa.table(columns), stream)
         return stream.getvalue()
@@ -300,7 +302,11 @@ def _readable(policy: Mapping[str, Any], identity: Mapping[str, str]) -> dict[st
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:
-    rows = [[r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None] for r in requests]
+    rows: list[list[Any]] = [
+        [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None] for r in requests
+    ]
+    for row, request in zip(rows, requests, strict=True):
+        row += [request.columns] if request.columns else []  # a plan without such columns keeps the digest it had before
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -328,5 +334,6 @@ def _request(row: Mapping[str, Any]) -> Request:
         prompt=row["prompt"],
         negative_prompt=row["negative_prompt"],
         seed=row["seed"],
+        columns=row.get("columns") or "",
         problem=problem,
     )

@@ -19,7 +19,7 @@ from typing import Any
 from index.errors import InputError
 from pipeline.notes import Note
 
-COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are ignored
+COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are the caller's own, and travel into the rows
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 OTHER_KINDS = {  # by the end of the name, or by the first bytes
     ".json": ("one JSON document", "Write one JSON object a line and name the file .jsonl: jq -c '.[]' FILE > prompts.jsonl"),
@@ -80,7 +80,7 @@ def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
 
 
 def _require_prompt(columns: list[str], path: Path, notes: list[Note]) -> None:
-    repeated = [name for name in COLUMNS if columns.count(name) > 1]
+    repeated = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
     if repeated:
         raise InputError(f"column {repeated[0]!r} appears twice", where=str(path), fix="Keep one of them")
     if "prompt" not in columns:
@@ -91,7 +91,8 @@ def _require_prompt(columns: list[str], path: Path, notes: list[Note]) -> None:
     for name in columns:
         meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
         if name not in COLUMNS and meant and meant[0] not in columns:
-            notes.append(Note("prompts", f"column {name!r} is not used; if it is meant as {meant[0]!r}, rename it"))
+            what = f"column {name!r} is kept as a column of your own; if it is meant as {meant[0]!r}, rename it"
+            notes.append(Note("prompts", what))
 
 
 def _content(path: Path) -> bytes:
@@ -213,16 +214,14 @@ def _not_csv(error: csv.Error, path: Path, began: int, line: int) -> InputError:
 
 
 class _Twice(ValueError):
-    """A JSON object that names one of our columns twice."""
+    """A JSON object that names one column twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        for name in COLUMNS:
-            if names.count(name) > 1:
-                raise _Twice(f"{name!r} appears twice")
+        raise _Twice(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
     return row
 
 
@@ -280,13 +279,15 @@ def _parquet(path: Path, notes: list[Note]) -> Rows:
         "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
         "seed": lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
     }
-    wanted = [name for name in COLUMNS if name in schema.names]
-    for name in wanted:
+    for name in (name for name in COLUMNS if name in schema.names):
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not fits[name](kind) and not pa.types.is_null(kind):
             need = {"key": "text or integers", "seed": "integers"}.get(name, "text")
             raise InputError(f"column {name!r} is {kind}, not {need}", where=str(path), fix=f"Write {name!r} as {need}")
+    wanted = [name for name in schema.names if name and not _holds_bytes(schema.field(name).type)]
+    for name in (name for name in schema.names if name not in wanted):
+        notes.append(Note("prompts", f"column {name!r} holds bytes and is not kept; write it as text to have it in the rows"))
     number = 0
     try:
         for batch in file.iter_batches(columns=wanted):
@@ -295,6 +296,17 @@ def _parquet(path: Path, notes: list[Note]) -> Rows:
                 number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({error})", where=f"{path}: row {number}", fix="Write the file again") from None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    every = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in every)
 
 
 def _is_text(kind: Any) -> bool:

@@ -10,15 +10,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from index.errors import InputError
-from jobs.run.prompt_files import BadRow, Row, read_rows
+from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
 from pipeline.notes import Note
 from pipeline.outcome import Request
 
 MAX_SEED = 2**63 - 1  # fits Arrow's int64 and torch's generator
+MOST_COLUMNS = 16_384  # bytes of a row's own columns, as JSON
 EXACT = 2**53  # below it every whole number is a float of its own
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 GAPS = {"", "nan", "none", "null", "<na>"}  # how programs write "no number" into a text file
@@ -31,6 +35,7 @@ ADVICE = {
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
     "input.bad_prompt": "Write the prompt as text",
     "input.empty_key": "Give the row a key of its own, or remove the column 'key'",
+    "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
 }
 
@@ -42,15 +47,16 @@ def read_prompts(
 
     Args:
         path: ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
-            ``negative_prompt`` (further columns are ignored), or ``.txt`` with one prompt a line. The fields of a CSV may be
-            separated by commas, semicolons, tabs or vertical bars.
+            ``negative_prompt``, or ``.txt`` with one prompt a line. Further columns are the caller's own and travel into the
+            rows. The fields of a CSV may be separated by commas, semicolons, tabs or vertical bars.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
 
     Returns:
         Requests in the order of the file; bad rows are among them, with :attr:`Request.problem` set
-        (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``).
+        (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``,
+        ``input.bad_column``).
 
     Raises:
         InputError: the file as a whole cannot be used, or none of its rows can.
@@ -91,13 +97,14 @@ def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *
     """One input row → its requests; the first problem found is the one that is recorded, with the row's place."""
     problem: Problem | None
     if isinstance(row, BadRow):
-        prompt, negative, key, seed, problem = "", "", _fallback(number), None, ("input.bad_row", row.what)
+        prompt, negative, key, seed, columns, problem = "", "", _fallback(number), None, "", ("input.bad_row", row.what)
     else:
         prompt, prompt_problem = _prompt(row.get("prompt"))
         negative, negative_problem = _negative(row.get("negative_prompt"))
         key, key_problem = _key(row, number)
         seed, seed_problem = _seed(row.get("seed"))
-        problem = prompt_problem or key_problem or seed_problem or negative_problem
+        columns, columns_problem = _own_columns(row)
+        problem = prompt_problem or key_problem or seed_problem or negative_problem or columns_problem
     if problem is not None:
         problem = problem[0], f"{place}: {problem[1]}"
     for repeat in range(samples):
@@ -108,7 +115,13 @@ def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *
             actual = seed if repeat == 0 else derived_seed(seed, key, repeat)
         name = f"{key}#{repeat + 1}" if samples > 1 else key
         yield Request(
-            row_no=first_row_no + repeat, key=name, prompt=prompt, negative_prompt=negative, seed=actual, problem=problem
+            row_no=first_row_no + repeat,
+            key=name,
+            prompt=prompt,
+            negative_prompt=negative,
+            seed=actual,
+            columns=columns,
+            problem=problem,
         )
 
 
@@ -154,6 +167,41 @@ def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
         return fallback, ("input.empty_key", f"the key is {type(value).__name__}, not text; recorded as {fallback}")
     text, problem = _encodable(value)
     return (fallback, ("input.empty_key", f"the key is not valid text; recorded as {fallback}")) if problem else (text, None)
+
+
+def _own_columns(row: Mapping[str, Any]) -> tuple[str, Problem | None]:
+    """The caller's own columns as one JSON object; "" where there are none."""
+    own = {name: value for name, value in row.items() if name and name not in COLUMNS}
+    if not own:
+        return "", None
+    parts = {}
+    for name, value in own.items():
+        try:
+            parts[name] = f"{_json(name)}:{_json(value)}"
+        except (TypeError, ValueError, RecursionError) as error:
+            return "", ("input.bad_column", f"column {name[:60]!r} holds what JSON cannot write ({error})")
+    text = "{" + ",".join(parts.values()) + "}"
+    size = len(text.encode())
+    if size > MOST_COLUMNS:
+        largest = max(parts, key=lambda name: len(parts[name]))
+        what = f"the row's own columns are {size:,} bytes as JSON, more than {MOST_COLUMNS:,}; the largest is {largest[:60]!r}"
+        return "", ("input.bad_column", what)
+    return text, None
+
+
+def _json(value: Any) -> str:
+    """Compact JSON; a gap (NaN) is null, times are ISO 8601, decimals are text. Half a surrogate pair stays an escape."""
+    plain = None if isinstance(value, float) and value != value else value
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_text)
+    return json.dumps(plain, allow_nan=False, separators=(",", ":"), default=_as_text) if UNSTORABLE.search(text) else text
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID | timedelta):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def _seed(value: Any) -> tuple[int | None, Problem | None]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import IntegrityError
-from pipeline.audit.commitments import prompt_commitment, salt_id
+from pipeline.audit.commitments import prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.schema import LINKS, PAYLOADS, SCHEMA_VERSION
 from pipeline.outcome import Request
+from pipeline.salt import salt_id
 
 if TYPE_CHECKING:
     import pyarrow as pa

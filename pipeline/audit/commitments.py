@@ -12,11 +12,6 @@ def default_salt(dataset_id: str) -> str:
     return hashlib.sha256(b"clearance prompt commitment\0" + dataset_id.encode()).hexdigest()
 
 
-def salt_id(salt: str) -> str:
-    """A name for a salt that does not reveal it, so that a verifier can check that it holds the right one."""
-    return hashlib.sha256(b"clearance salt id\0" + bytes.fromhex(salt)).hexdigest()[:16]
-
-
 def prompt_commitment(prompt: str, negative_prompt: str, salt: str) -> str:
     """HMAC-SHA256 over prompt and negative prompt, keyed by the salt (hex)."""
     message = json.dumps([prompt, negative_prompt], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -20,13 +20,13 @@ from index.errors import ClearanceError, InputError, IntegrityError
 from index.storage import digest_of, entry_of, parse_object, read_file, write_file
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.chain import canonical
-from pipeline.audit.commitments import salt_id
 from pipeline.audit.content import content_root
 from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.requests import rows_in
 from pipeline.audit.shards import committed, markers, receipt_of
 from pipeline.audit.tree import merkle_root
+from pipeline.salt import salt_id
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://clearance.dev/run/v1"

@@ -19,7 +19,7 @@ from index.errors import InputError, IntegrityError
 from index.fingerprint import iscc, pdq, pdq_hex, pixel_digest
 from index.reference import Match
 from pipeline.audit.chain import chained, header, sample_identity
-from pipeline.audit.commitments import prompt_commitment
+from pipeline.audit.commitments import columns_commitment, prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.kept import is_hard_stop
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
@@ -114,8 +114,8 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         "negative_prompt": request.negative_prompt,
         "prompt_commit": prompt_commitment(request.prompt, request.negative_prompt, context.prompt_salt),
         "prompt_ref": "",
-        "columns": None,
-        "columns_commit": None,
+        "columns": request.columns or None,
+        "columns_commit": columns_commitment(request.columns or None, context.prompt_salt),
         "prompt_truncated": bool(sample.prompt_truncated),
         "base_seed": _seed(request.seed, request.key),
         "attempts": len(sample.attempts),

@@ -16,13 +16,14 @@ from index.padding import first_line
 from index.storage import open_file
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
-from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment, salt_id
+from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.schema import KEPT
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
 from pipeline.outcome import ACCEPTED
+from pipeline.salt import salt_id
 
 if TYPE_CHECKING:
     import pyarrow as pa

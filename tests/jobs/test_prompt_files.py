@@ -87,8 +87,8 @@ def test_a_column_that_may_be_a_slip_is_a_note(tmp_path: Path) -> None:
     notes: list[Note] = []
     read_prompts(write(tmp_path, "p.csv", "prompt,Seed,Negative Prompt,origin\na cat,1,dog,x\n"), notes=notes)
     assert [note.text for note in notes] == [
-        "column 'Seed' is not used; if it is meant as 'seed', rename it",
-        "column 'Negative Prompt' is not used; if it is meant as 'negative_prompt', rename it",
+        "column 'Seed' is kept as a column of your own; if it is meant as 'seed', rename it",
+        "column 'Negative Prompt' is kept as a column of your own; if it is meant as 'negative_prompt', rename it",
     ]
 
 

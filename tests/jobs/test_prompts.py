@@ -12,6 +12,7 @@ from index.errors import InputError
 from jobs.run.prompts import derived_seed, read_prompts
 
 CSV = 'prompt,key,seed,negative_prompt,origin\n"a cat, sleeping",a,7,dog,x\nan owl,b,,,y\n'
+ORIGINS = ["x", "y"]  # a column of the caller's own
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -28,8 +29,10 @@ def write_table(folder: Path, columns: dict[str, Any]) -> Path:
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     rows = [{"prompt": "a cat, sleeping", "key": "a", "seed": 7, "negative_prompt": "dog"}, {"prompt": "an owl", "key": "b"}]
     from_csv = read_prompts(write(tmp_path, "p.csv", CSV), base_seed=3)
+    rows = [{**row, "origin": origin} for row, origin in zip(rows, ORIGINS, strict=True)]
     from_jsonl = read_prompts(write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows))), base_seed=3)
     table = {"prompt": [r["prompt"] for r in rows], "key": ["a", "b"], "seed": [7, None], "negative_prompt": ["dog", None]}
+    table |= {"origin": ORIGINS}
     assert from_csv == from_jsonl == read_prompts(write_table(tmp_path, table), base_seed=3)
     first, second = from_csv
     assert (first.row_no, first.key, first.prompt, first.negative_prompt, first.seed) == (0, "a", "a cat, sleeping", "dog", 7)
