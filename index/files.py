@@ -45,27 +45,13 @@ def read_known(path: Path, sha256: str) -> bytes:
     try:
         content: bytes = path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise IntegrityError("does not match its recorded sha256", where=str(path), fix=RESTORE)
     return content
 
 
-def require_known(path: Path, sha256: str) -> None:
-    """The same check without holding the file in memory.
-
-    Raises:
-        IntegrityError: it is missing, cannot be read, or a byte of it changed.
-    """
-    try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if found != sha256:
-        raise IntegrityError("does not match its recorded sha256", where=str(path), fix=RESTORE)
-
-
-def _unreadable(path: Path, error: OSError) -> IntegrityError:
+def unreadable(path: Path, error: OSError) -> IntegrityError:
+    """The sentence for a file of an index that cannot be read."""
     what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
     return IntegrityError(what, where=str(path), fix=RESTORE)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,11 +87,12 @@ class Intake:
     Args:
         folder: of the index.
         embedder: turns pictures into vectors.
-        known: the references that the index has.
+        known: the reference of an id that the index has; None where it has none.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder, known: Mapping[str, Reference]) -> None:
-        self.folder, self._embedder, self._known = folder / "building", embedder, dict(known)
+    def __init__(self, folder: Path, embedder: Embedder, known: Callable[[str], Reference | None]) -> None:
+        self.folder, self._embedder, self._known = folder / "building", embedder, known
+        self._changed: dict[str, Reference] = {}  # of the known ones, those that a work has changed
         self._fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
         self._fresh: dict[str, NewReference] = {}  # by content digest, without pictures
         self._blocks: dict[str, tuple[Path, int, bool]] = {}  # where each is embedded: block, row, whether with picture
@@ -124,8 +125,9 @@ class Intake:
         digest = content_digest(work.picture)
         ref_id = digest[:16]
         self.taken.ref_ids.append(ref_id)
-        if ref_id in self._known:
-            return self._compare(ref_id, digest, work)
+        known = self._changed.get(ref_id) or self._known(ref_id)
+        if known is not None:
+            return self._compare(known, digest, work)
         first = self._fresh.get(digest)
         if first is None:
             self._fresh[digest] = replace(work, picture=NO_PICTURE)
@@ -144,9 +146,9 @@ class Intake:
                 self._embed()
         return None
 
-    def _compare(self, ref_id: str, digest: str, work: NewReference) -> None:
+    def _compare(self, known: Reference, digest: str, work: NewReference) -> None:
         """Compare a work with the reference of its picture: the stricter status counts; a retired one takes the work's."""
-        known = self._known[ref_id]
+        ref_id = known.ref_id
         if known.content_sha256 != digest:
             fix = "Report this: it is one in 10^9"
             raise IntegrityError("two pictures share one reference id", where=work.place, fix=fix)
@@ -157,7 +159,7 @@ class Intake:
             self.taken.conflicts.append(Conflict(ref_id, work.place, work.status, known.status))
         if stricter(work.status, known.status):
             self.taken.amended[ref_id] = replace(work, picture=NO_PICTURE)
-            self._known[ref_id] = replace(known, status=work.status)
+            self._changed[ref_id] = replace(known, status=work.status)
 
     # --- embedding ------------------------------------------------------------------------------------------------
 

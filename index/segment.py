@@ -1,13 +1,20 @@
-"""Segments of an index: immutable parts of it, each a table of references and the FAISS index over their embeddings."""
+"""Segments of an index: immutable parts of it, mapped into memory and read where a search or a question needs them.
+
+Since format 3 a segment is a folder of six files::
+
+    references.arrow   metadata in Arrow's file format, as it lies in memory     vectors.f32    embeddings, float32 (rows, dim)
+    pictures.parquet   the pictures that may be kept                             vectors.faiss  candidates for the search
+    keys.i64           the ids as numbers, sorted, and the row of each           digests.bin    a sha256 of every row
+
+What can change about a reference (tombstones, amendments) is the snapshot's. :mod:`index.old_segment` reads formats 1 and 2.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,99 +22,185 @@ from typing import Any
 
 import numpy as np
 
-from index import storage
 from index.errors import IntegrityError
-from index.files import RESTORE, read_known, require_known, settle, write_whole
+from index.files import RESTORE
 from index.fingerprint import content_digest
-from index.reference import COLUMNS, MATCHING, STATUSES, Reference
+from index.known import require_known
+from index.reference import COLUMNS, MATCHING, STATUSES, Reference, amended
 
-TABLE, VECTORS = "references.parquet", "vectors.faiss"
+TABLE, PICTURES, VECTORS, ANN = "references.arrow", "pictures.parquet", "vectors.f32", "vectors.faiss"
+KEYS, DIGESTS = "keys.i64", "digests.bin"
+FILES = frozenset({TABLE, PICTURES, VECTORS, ANN, KEYS, DIGESTS})
+TEXTS = ("ref_id", "content_sha256", "pdq", *COLUMNS)
 GROUPS = 16  # row groups whose pictures stay in memory; a group is some 16 MB (:mod:`index.intake`)
 
 
 class Segment:
-    """One immutable part of an index: its rows in memory, pictures and FAISS index read when first needed.
+    """One immutable part of an index.
 
     Args:
         folder: of the index.
-        entry: the snapshot's entry of the segment: ``name``, ``files``.
+        entry: the snapshot's entry of the segment: ``name``, ``rows``, ``files``.
+        dim: length of the embeddings.
+        afresh: read every file again, also those that were checked on this machine.
 
     Attributes:
-        references: in the order of the rows, without the snapshot's part (times, tombstones, amendments).
-        ref_ids, keys: their ids, and the same as FAISS stores them (see :func:`key_of`).
-        vectors: their embeddings, float32 (rows, dim).
+        rows: number of references.
+        vectors: their embeddings, float32 (rows, dim), mapped.
 
     Raises:
         IntegrityError: a file is missing, was changed, or does not hold references.
     """
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, entry: Mapping[str, Any], dim: int, *, afresh: bool = False) -> None:
         self.folder = folder / "segments" / entry["name"]
-        self._files: dict[str, str] = entry["files"]
-        for name, digest in self._files.items():
-            require_known(self.folder / name, digest)
-        self._path = self.folder / TABLE
+        self.rows, self.dim = int(entry["rows"]), dim
+        self.vectors: np.ndarray
+        self._sorted: np.ndarray
+        self._row: np.ndarray
+        read = [require_known(self.folder / name, digest, afresh=afresh) for name, digest in entry["files"].items()]
         try:
-            self._read()
+            self._open()
+            if any(read):  # what was whole when it was checked is whole still
+                self._check()
+        except IntegrityError:
+            raise
         except Exception as error:
             # A matching digest does not make the file valid: Arrow, NumPy and Python raise many types of errors.
             what = f"holds no references ({type(error).__name__}: {error})"
-            raise IntegrityError(what, where=str(self._path), fix=RESTORE) from None
+            raise IntegrityError(what, where=str(self.folder / self._table_name), fix=RESTORE) from None
         self._ann: Any = None
         self._group = lru_cache(maxsize=GROUPS)(self._pictures_of)
 
-    def _read(self) -> None:
-        import pyarrow.parquet as pq
+    _table_name, _pictures_name = TABLE, PICTURES
 
-        file = pq.ParquetFile(self._path)
-        names = ["ref_id", "content_sha256", "pdq", *COLUMNS]
-        table = file.read(columns=[*names, "embedding"])
-        columns = {name: table.column(name).to_pylist() for name in names}
-        if any(not isinstance(value, str) for column in columns.values() for value in column):
-            raise ValueError("a value is not text")
-        odd = set(columns["status"]) - set(STATUSES)
+    def _open(self) -> None:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.folder / TABLE)) as source:
+            self._table = pa.ipc.open_file(source).read_all()
+        self.vectors = self._mapped(VECTORS, "<f4", (self.rows, self.dim))
+        self._sorted, self._row = self._mapped(KEYS, "<i8", (2, self.rows))
+
+    def _mapped(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        path = self.folder / name
+        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+        if path.stat().st_size != size:
+            raise IntegrityError(f"has {path.stat().st_size} bytes, not {size}", where=str(path), fix=RESTORE)
+        return np.memmap(path, dtype, "r", shape=shape) if size else np.zeros(shape, dtype)
+
+    def _check(self) -> None:
+        """What no search should stumble over, and none should miss."""
+        if self._table.num_rows != self.rows:
+            raise ValueError(f"{self._table.num_rows} rows, not {self.rows}")
+        for name in TEXTS:
+            column = self._table.column(name)
+            if str(column.type) not in ("string", "large_string") or column.null_count:
+                raise ValueError(f"a value of {name} is not text")
+        kept = self._table.column("kept")
+        if str(kept.type) != "bool" or kept.null_count:
+            raise ValueError("a value of kept is neither yes nor no")
+        odd = set(self._table.column("status").unique().to_pylist()) - set(STATUSES)
         if odd:  # such a reference would match nothing
             raise ValueError(f"unknown status {odd.pop()!r}")
-        self.references = [Reference(**{name: columns[name][row] for name in names}) for row in range(table.num_rows)]
-        self.ref_ids: list[str] = columns["ref_id"]
-        self.keys = np.array([key_of(ref_id) for ref_id in self.ref_ids], np.int64)
-        embeddings = table.column("embedding").combine_chunks()
-        self.vectors: np.ndarray = np.asarray(embeddings.flatten(), np.float32).reshape(table.num_rows, -1)
-        if not np.isfinite(self.vectors).all():
-            raise ValueError("an embedding is not finite")
-        self._row = {int(key): row for row, key in enumerate(self.keys)}
-        groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-        self._starts = np.cumsum([0, *groups])
+        for start in range(0, self.rows, 2**16):
+            if not np.isfinite(self.vectors[start : start + 2**16]).all():
+                raise ValueError("an embedding is not finite")
+        keys = np.fromiter((key_of(ref_id) for ref_id in self.ref_ids()), np.int64, self.rows)
+        if not np.array_equal(keys[self._row], self._sorted) or (np.diff(self._sorted) < 0).any():
+            raise IntegrityError("knows other references", where=str(self.folder / KEYS), fix=RESTORE)
+
+    # --- rows -----------------------------------------------------------------------------------------------------
+
+    def ref_ids(self) -> Iterator[str]:
+        """The ids of all rows, in order."""
+        for chunk in self._table.column("ref_id").chunks:
+            yield from chunk.to_pylist()
+
+    def ids_in_order(self) -> Iterator[str]:
+        """The same, sorted by their keys."""
+        column = self._table.column("ref_id")
+        return (column[int(row)].as_py() for row in self._row)
+
+    def find(self, ref_id: str) -> int | None:
+        """The row of an id; None when it is not here."""
+        try:
+            key = key_of(ref_id)
+        except ValueError:
+            return None
+        at = int(np.searchsorted(self._sorted, key))
+        while at < self.rows and self._sorted[at] == key:
+            row = int(self._row[at])
+            if self.ref_id(row) == ref_id:
+                return row
+            at += 1
+        return None
+
+    def ref_id(self, row: int) -> str:
+        return str(self._table.column("ref_id")[row].as_py())
+
+    def reference(self, row: int) -> Reference:
+        """A row as stored, without the snapshot's part (times, tombstones, amendments)."""
+        return Reference(**{name: self._table.column(name)[row].as_py() for name in TEXTS})
+
+    def references(self) -> Iterator[Reference]:
+        """Every row as stored."""
+        for batch in self._table.select(TEXTS).to_batches():
+            columns = [column.to_pylist() for column in batch.columns]
+            yield from (Reference(**dict(zip(TEXTS, row, strict=True))) for row in zip(*columns, strict=True))
+
+    @cached_property
+    def stored_inactive(self) -> np.ndarray:
+        """Row numbers of the references that were written with a status that cannot match."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        can = pc.is_in(self._table.column("status"), value_set=pa.array(MATCHING))
+        return np.flatnonzero(~np.asarray(can.to_numpy(zero_copy_only=False), bool)) if self.rows else np.zeros(0, np.int64)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """bool (rows,): whether the row's picture is kept."""
+        return np.asarray(self._table.column("kept").to_numpy(), bool)
+
+    def keeps(self, row: int) -> bool:
+        return bool(self._table.column("kept")[row].as_py())
+
+    # --- searching ------------------------------------------------------------------------------------------------
 
     def ann(self) -> Any:
         """The FAISS index of this segment."""
         if self._ann is None:
             from index import ann
 
-            content = read_known(self.folder / VECTORS, self._files[VECTORS])
             try:
-                self._ann = ann.from_bytes(content)
-            except Exception as error:
-                # FAISS raises bare RuntimeErrors
-                what = f"holds no vectors ({error})"
-                raise IntegrityError(what, where=str(self.folder / VECTORS), fix=RESTORE) from None
+                self._ann = ann.mapped(self.folder / ANN)
+                if (self._ann.ntotal, self._ann.d) != (self.rows, self.dim):
+                    raise ValueError(f"{self._ann.ntotal} vectors of {self._ann.d} dimensions")
+            except Exception as error:  # FAISS raises bare RuntimeErrors
+                first = (str(error).splitlines() or [""])[0][:200]
+                raise IntegrityError(f"holds no vectors ({first})", where=str(self.folder / ANN), fix=RESTORE) from None
         return self._ann
 
-    def active(self, references: Mapping[str, Reference]) -> np.ndarray | None:
-        """Keys that can match; None when all can."""
-        can = np.array([references[ref_id].status in MATCHING for ref_id in self.ref_ids], bool)
-        return None if can.all() else self.keys[can]
+    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[list[tuple[float, str]]]:
+        """Candidates of every query, each with its exact cosine (float64 products of the stored float32) and its id.
 
-    def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Row numbers of keys.
-
-        Raises:
-            IntegrityError: FAISS knows a key that the table does not.
+        Args:
+            queries: float32 (N, dim). k: how many neighbours are wanted in the end.
+            allowed: the rows that may match, as :func:`index.ann.bits`; None: all.
         """
-        try:
-            return np.array([self._row[int(key)] for key in keys], np.int64)
-        except KeyError:
-            raise IntegrityError("knows other references", where=str(self.folder / VECTORS), fix=RESTORE) from None
+        from index import ann
+
+        found = []
+        for query, proposed in zip(queries, ann.candidates(self.ann(), queries, k, allowed), strict=True):
+            rows = proposed[proposed >= 0]
+            cosines = np.sum(self.vectors[rows].astype(np.float64) * query.astype(np.float64), axis=1)
+            best = np.argsort(-cosines, kind="stable")
+            last = cosines[best[min(k, len(best)) - 1]] if len(best) else 0.0  # ties go by id, so all of them are returned
+            found.append([(float(cosines[at]), self.ref_id(int(rows[at]))) for at in best if cosines[at] >= last])
+        return found
+
+    # --- pictures and digests -------------------------------------------------------------------------------------
 
     def picture(self, row: int) -> np.ndarray | None:
         """The picture of a row, if kept."""
@@ -118,128 +211,87 @@ class Segment:
         try:
             return _decode(content)
         except Exception as error:
-            what = f"the picture of reference {self.ref_ids[row]} cannot be read ({error})"
-            raise IntegrityError(what, where=str(self._path), fix=RESTORE) from None
+            what = f"the picture of reference {self.ref_id(row)} cannot be read ({error})"
+            raise IntegrityError(what, where=str(self.folder / self._pictures_name), fix=RESTORE) from None
 
-    def _pictures_of(self, group: int) -> Any:
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        metadata = self._pictures().metadata
+        return np.cumsum([0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))])
+
+    def _pictures(self) -> Any:
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self._path).read_row_group(group, columns=["picture"]).column("picture")
+            file = pq.ParquetFile(self.folder / self._pictures_name)
+            if file.metadata.num_rows != self.rows:
+                raise ValueError(f"{file.metadata.num_rows} rows, not {self.rows}")
+            return file
         except Exception as error:
-            raise IntegrityError(f"its pictures cannot be read ({error})", where=str(self._path), fix=RESTORE) from None
+            where = str(self.folder / self._pictures_name)
+            raise IntegrityError(f"its pictures cannot be read ({error})", where=where, fix=RESTORE) from None
+
+    def _pictures_of(self, group: int) -> Any:
+        try:
+            return self._pictures().read_row_group(group, columns=["picture"]).column("picture")
+        except IntegrityError:
+            raise
+        except Exception as error:
+            where = str(self.folder / self._pictures_name)
+            raise IntegrityError(f"its pictures cannot be read ({error})", where=where, fix=RESTORE) from None
 
     def tables(self) -> Iterator[Any]:
-        """Everything, as Arrow tables, one row group after the other."""
-        import pyarrow.parquet as pq
+        """Everything, as Arrow tables with the columns that :func:`index.segment_writer.write_segment` takes."""
+        import pyarrow as pa
 
-        file = pq.ParquetFile(self._path)
-        for group in range(file.metadata.num_row_groups):
-            yield file.read_row_group(group)
+        for group in range(len(self._starts) - 1):
+            start, stop = int(self._starts[group]), int(self._starts[group + 1])
+            flat = pa.array(np.ascontiguousarray(self.vectors[start:stop]).reshape(-1))
+            table = self._table.select(TEXTS).slice(start, stop - start)
+            table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, self.dim))
+            yield table.append_column("picture", self._pictures_of(group))
+
+    def digest(self, row: int, changes: Mapping[str, str]) -> bytes:
+        """The digest of a row with other values in some columns; without any, the one that was stored."""
+        if not changes:
+            return bytes(self._digests[row])
+        return row_digest(amended(self.reference(row), changes), self.keeps(row), self.vectors[row])
 
     @cached_property
-    def kept(self) -> np.ndarray:
-        """bool (rows,): whether the row's picture is kept."""
-        import pyarrow.parquet as pq
-
-        metadata, kept = pq.ParquetFile(self._path).metadata, [np.zeros(0, bool)]
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            column = next(i for i in range(group.num_columns) if group.column(i).path_in_schema == "picture")
-            statistics = group.column(column).statistics
-            absent = statistics.null_count if statistics is not None and statistics.has_null_count else -1
-            if absent in (0, group.num_rows):  # all or none: no need to read them
-                kept.append(np.full(group.num_rows, not absent))
-            else:
-                kept.append(np.asarray(self._pictures_of(number).is_valid().to_numpy(), bool))
-        return np.concatenate(kept)
-
-    def row_digests(self, amendments: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """One sha256 per reference over its metadata as amended, hashes and embedding, and whether the picture is kept."""
-        out = []
-        for row, (reference, kept) in enumerate(zip(self.references, self.kept, strict=True)):
-            content = {**asdict(reference), **amendments.get(reference.ref_id, {}), "kept": bool(kept)}
-            for moment in ("added_at", "retired_at"):
-                content.pop(moment)  # times are history, not content
-            plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-            out.append(hashlib.sha256(plain.encode() + b"\n" + self.vectors[row].astype("<f4").tobytes()).hexdigest())
-        return out
+    def _digests(self) -> np.ndarray:
+        return self._mapped(DIGESTS, "u1", (self.rows, 32))
 
     def check_rows(self) -> None:
-        """Pictures against their digests, FAISS ids against the rows.
+        """Pictures against their digests, rows against theirs, FAISS against the rows.
 
         Raises:
             IntegrityError: naming the file (and reference) that does not match.
         """
-        for row, reference in enumerate(self.references):
+        self._check()
+        for row, (reference, kept) in enumerate(zip(self.references(), self.kept, strict=True)):
             picture = self.picture(row)
-            same = picture is None or content_digest(picture) == reference.content_sha256
+            same = (picture is not None) == kept and (picture is None or content_digest(picture) == reference.content_sha256)
             if not same or reference.ref_id != reference.content_sha256[:16]:
-                raise IntegrityError(f"reference {reference.ref_id} is not its picture", where=str(self._path), fix=RESTORE)
-        if self.ann().ntotal != len(self.ref_ids):
-            raise IntegrityError("does not hold every reference", where=str(self.folder / VECTORS), fix=RESTORE)
+                where = str(self.folder / self._pictures_name)
+                raise IntegrityError(f"reference {reference.ref_id} is not its picture", where=where, fix=RESTORE)
+            if row_digest(reference, bool(kept), self.vectors[row]) != self.digest(row, {}):
+                where = str(self.folder / DIGESTS)
+                raise IntegrityError(f"has another digest for reference {reference.ref_id}", where=where, fix=RESTORE)
+        self.ann()
+
+
+def row_digest(reference: Reference, kept: bool, vector: np.ndarray) -> bytes:
+    """sha256 over a reference's metadata, its embedding float32 (dim,), and whether its picture is kept."""
+    content = {**asdict(reference), "kept": kept}
+    for moment in ("added_at", "retired_at"):
+        content.pop(moment)  # times are history, not content
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(plain.encode() + b"\n" + vector.astype("<f4").tobytes()).digest()
 
 
 def key_of(ref_id: str) -> int:
-    """A reference id (16 hexadecimal digits) as the positive 63-bit key that FAISS stores."""
+    """A reference id (16 hexadecimal digits) as a positive number of 63 bits."""
     return int(ref_id, 16) >> 1
-
-
-def write_segment(folder: Path, tables: Iterable[Any], dim: int, flat_limit: int | None) -> dict[str, Any]:
-    """Write a segment's two files under a name made of their digests.
-
-    Args:
-        folder: of the index.
-        tables: Arrow tables with the columns of a segment, each written as one row group; never two in memory.
-        dim: length of the embeddings.
-        flat_limit: from how many references on the search is approximate before the exact re-ranking; None: as usual.
-
-    Returns:
-        Its entry in the snapshot.
-    """
-    from index import ann
-
-    segments = folder / "segments"
-    handle, temporary = tempfile.mkstemp(dir=segments, prefix=storage.TEMPORARY)
-    os.close(handle)
-    try:
-        keys, vectors = _write_table(Path(temporary), tables, dim)
-        order = np.argsort(keys)  # FAISS is built the same in whatever order the works came
-        limit = ann.FLAT_LIMIT if flat_limit is None else flat_limit
-        content = ann.to_bytes(ann.build(vectors[order], keys[order], flat_limit=limit))
-        with open(temporary, "rb") as stream:
-            files = {TABLE: hashlib.file_digest(stream, "sha256").hexdigest(), VECTORS: hashlib.sha256(content).hexdigest()}
-        name = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
-        (segments / name).mkdir(exist_ok=True)
-        settle(Path(temporary), segments / name / TABLE)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    write_whole(segments / name / VECTORS, content)
-    return {"name": name, "rows": len(keys), "files": files}
-
-
-def _write_table(path: Path, tables: Iterable[Any], dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write the table; returns FAISS keys int64 (N,) and embeddings float32 (N, dim) in the order of its rows."""
-    import pyarrow.parquet as pq
-
-    keys, vectors, writer = [np.zeros(0, np.int64)], [np.zeros((0, dim), np.float32)], None
-    try:
-        for table in tables:
-            if writer is None:
-                compression = {name: "none" if name in ("picture", "embedding") else "zstd" for name in table.column_names}
-                compression["embedding.list.element"] = "none"
-                writer = pq.ParquetWriter(
-                    path, table.schema, compression=compression, use_dictionary=False, write_page_checksum=True
-                )
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-            keys.append(np.array([key_of(ref_id) for ref_id in table.column("ref_id").to_pylist()], np.int64))
-            flat = np.asarray(table.column("embedding").combine_chunks().flatten(), np.float32)
-            vectors.append(flat.reshape(table.num_rows, dim))
-    finally:
-        if writer is not None:
-            writer.close()
-    return np.concatenate(keys), np.concatenate(vectors)
 
 
 def encode(picture: np.ndarray) -> bytes:

@@ -1,17 +1,16 @@
-"""Snapshots of an index: the state in force, its history, and the one pointer that moves.
+"""Snapshots of an index: the state in force, and the one pointer that moves.
 
-A snapshot is a JSON file named after its own sha256 and never changes; ``CURRENT`` names the one in force. Its history is the
-index's journal: what happened, when, to which references, and the ``index_id`` after it.
+A snapshot is a JSON file named after its own sha256 and never changes; ``CURRENT`` names the one in force. It is small whatever
+the index holds, so that a change is one small write: rows are in the segments, what happened is in the journal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from typing import Any
 from index.embedder_source import EmbedderSource
 from index.errors import InputError, IntegrityError
 from index.files import RESTORE, read_known, write_whole
+from index.journal import event_of, items, text
+from index.old_segment import OLD_FILES
 from index.reference import COLUMNS, STATUSES
+from index.segment import FILES
+from index.set_hash import SetHash
 
-FORMAT = 2  # of the file; 1 had neither amendments nor the embedder's source
-READABLE = (1, 2)
-CONTENT = 1  # version of the content that the index id digests; it stays, so that equal content keeps its id
-FILES = {"references.parquet", "vectors.faiss"}  # of a segment
+FORMAT = 3  # of the file; 1 had neither amendments nor the embedder's source, 2 held its history and no hash of its rows
+READABLE = (1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,61 +35,59 @@ class Snapshot:
     Attributes:
         embedder_id, dim: the embedder it is bound to, and the length of its vectors.
         segments: of each its folder's ``name``, its ``rows``, and ``files``: name → sha256.
+        set_hash: of the digests of all rows as amended (:class:`index.set_hash.SetHash`); None: of a format that had none.
         tombstones: ids of retired references, sorted.
-        history: oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, ``index_id``.
         index_id: see :func:`index_id_of`.
         amendments: what has changed about a reference since its segment was written: id → column → value.
         source: what the embedder was opened from, with paths relative to the index; no part of the id.
+        journal: the journal's last leaf (:mod:`index.journal`); empty: there is none.
+        history: what happened before there was a journal, oldest first.
     """
 
     embedder_id: str
     dim: int
     segments: tuple[dict[str, Any], ...]
     tombstones: tuple[str, ...]
-    history: tuple[dict[str, Any], ...]
     index_id: str
+    set_hash: str | None = ""
     amendments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     source: EmbedderSource = field(default_factory=EmbedderSource)
+    journal: str = ""
+    history: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def empty(cls, embedder_id: str, dim: int, source: EmbedderSource | None = None) -> Snapshot:
         """Of an index without references."""
-        index_id = index_id_of(embedder_id, dim, [], [])
+        sums = SetHash().hex()
+        index_id = index_id_of(embedder_id, dim, sums, [])
         return cls(
-            embedder_id=embedder_id,
-            dim=dim,
-            segments=(),
-            tombstones=(),
-            history=(),
-            index_id=index_id,
+            embedder_id=embedder_id, dim=dim, segments=(), tombstones=(), index_id=index_id, set_hash=sums,
             source=source or EmbedderSource(),
-        )
+        )  # fmt: skip
 
     def content(self) -> bytes:
         """The snapshot as it is written."""
         plain = {"format": FORMAT, **asdict(self)}
+        del plain["history"]
         return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def of_content(cls, stored: Any) -> Snapshot:
-        """The snapshot from its :meth:`content`, parsed.
+        """Out of :meth:`content`, or a file of an earlier format, once parsed.
 
         Raises:
             ValueError, TypeError, KeyError: a part is missing or of another kind.
         """
-        segments, tombstones, history = ([*_items(stored[name])] for name in ("segments", "tombstones", "history"))
+        early = stored["format"] < FORMAT
+        segments, tombstones = ([*items(stored[name])] for name in ("segments", "tombstones"))
         for entry in segments:
-            if not re.fullmatch("[0-9a-f]{32}", entry["name"]) or set(entry["files"]) != FILES:
+            if not re.fullmatch("[0-9a-f]{32}", entry["name"]) or set(entry["files"]) not in (FILES, OLD_FILES):
                 raise ValueError(f"{entry!r} is not a segment")
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry["files"].values()):
                 raise ValueError(f"{entry!r} names no digests")
-        for event in history:
-            if not math.isfinite(event["at"]) or not all(
-                isinstance(event[name], str) for name in ("event", "reason", "index_id")
-            ):
-                raise ValueError(f"{event!r} is not an event")
-            if any(not isinstance(ref_id, str) for ref_id in _items(event["ref_ids"])):
-                raise ValueError(f"{event!r} names no references")
+            if type(entry["rows"]) is not int or entry["rows"] < 0:
+                raise ValueError(f"{entry!r} names no number of rows")
+        history = [event_of(event) for event in items(stored["history"])] if early else []
         amendments = stored.get("amendments", {})
         for ref_id, changed in amendments.items():
             if not set(changed) <= set(COLUMNS) or not all(isinstance(value, str) for value in changed.values()):
@@ -96,41 +95,41 @@ class Snapshot:
             if changed.get("status", "active") not in STATUSES:
                 raise ValueError(f"{ref_id!r} has the status {changed['status']!r}")
         dim = stored["dim"]
-        if not isinstance(dim, int) or dim < 1 or any(not isinstance(ref_id, str) for ref_id in tombstones):
+        if type(dim) is not int or dim < 1 or any(not isinstance(ref_id, str) for ref_id in tombstones):
             raise ValueError("dim or tombstones")
+        set_hash = None if early else SetHash(text(stored["set_hash"])).hex()
+        journal = "" if early else text(stored["journal"])
+        if journal and not re.fullmatch("[0-9a-f]{64}", journal):
+            raise ValueError(f"{journal!r} is not a digest")
         return cls(
-            embedder_id=_text(stored["embedder_id"]),
+            embedder_id=text(stored["embedder_id"]),
             dim=dim,
             segments=tuple(segments),
             tombstones=tuple(tombstones),
-            history=tuple(history),
-            index_id=_text(stored["index_id"]),
+            index_id=text(stored["index_id"]),
+            set_hash=set_hash,
             amendments=amendments,
             source=EmbedderSource.of_record(stored.get("source")),
+            journal=journal,
+            history=tuple(history),
         )
 
-    def moments(self) -> tuple[dict[str, float], dict[str, float]]:
-        """When each reference was first added and last retired: two maps from its id to seconds."""
-        added: dict[str, float] = {}
-        retired: dict[str, float] = {}
-        for event in self.history:
-            for ref_id in event["ref_ids"]:
-                if event["event"] == "retired":
-                    retired[ref_id] = event["at"]
-                else:
-                    added.setdefault(ref_id, event["at"])
-        return added, retired
 
-
-def index_id_of(embedder_id: str, dim: int, row_digests: Sequence[str], tombstones: Sequence[str]) -> str:
+def index_id_of(embedder_id: str, dim: int, set_hash: str, tombstones: Collection[str]) -> str:
     """Content address of an index, independent of the order and the segments its rows are stored in."""
+    content = {"format": 2, "embedder_id": embedder_id, "dim": dim, "rows": set_hash, "tombstones": sorted(tombstones)}
+    return _address(content)
+
+
+def early_index_id_of(embedder_id: str, dim: int, row_digests: Collection[str], tombstones: Collection[str]) -> str:
+    """The content address that formats 1 and 2 had, from the digests (hex) of all rows."""
     content = {
-        "format": CONTENT,
-        "embedder_id": embedder_id,
-        "dim": dim,
-        "rows": sorted(row_digests),
-        "tombstones": sorted(tombstones),
-    }
+        "format": 1, "embedder_id": embedder_id, "dim": dim, "rows": sorted(row_digests), "tombstones": sorted(tombstones),
+    }  # fmt: skip
+    return _address(content)
+
+
+def _address(content: Mapping[str, Any]) -> str:
     return "index-" + hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
@@ -191,15 +190,3 @@ def put_in_force(folder: Path, snapshot: Snapshot) -> str:
     write_whole(snapshot_path(folder, digest), content)
     write_whole(folder / "CURRENT", f"{digest}\n".encode())
     return digest
-
-
-def _items(value: Any) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not a list")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
-    return value

@@ -3,14 +3,14 @@
 On disk an index is a folder::
 
     CURRENT                       names the snapshot in force; replaced atomically, the only file that ever changes
-    snapshots/<sha256>.json       embedder, segments with their files' digests, tombstones, history (:mod:`index.snapshot`)
-    segments/<digest>/            references and the candidates for the search (:mod:`index.segment`)
-        references.parquet        metadata, embedding, PDQ hash, and the picture where it may be kept
-        vectors.faiss
+    snapshots/<sha256>.json       embedder, segments with their files' digests, tombstones, amendments (:mod:`index.snapshot`)
+    journal/<sha256>.json         what happened, one leaf a change (:mod:`index.journal`)
+    segments/<digest>/            references, embeddings, pictures, candidates for the search (:mod:`index.segment`)
 
-A snapshot and a segment are named after their content and never change; what changes about a reference later is an amendment
-in the snapshot. ``index_id`` is the digest of what the index *holds* (embedder, references, embeddings, tombstones), not of how
-it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it.
+Snapshots, leaves and segments are named after their content and never change; what changes about a reference later is an
+amendment in the snapshot. ``index_id`` is the digest of what the index *holds* (embedder, references, embeddings, tombstones),
+not of how it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it. Segments are
+mapped into memory, and their rows are found where they lie: an index of a million references opens at once.
 
 Where one picture has several names, at once or later, the strictest status is in force: a claimed work does not become free
 because another source calls it free. :meth:`ReferenceIndex.set_status` corrects a status.
@@ -18,9 +18,11 @@ because another source calls it free. :meth:`ReferenceIndex.set_status` corrects
 
 from __future__ import annotations
 
+import heapq
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -28,20 +30,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index import storage
+from index import journal, storage
 from index.embedder_source import EmbedderSource
-from index.errors import IndexMismatch, InputError, IntegrityError
-from index.files import RESTORE
+from index.errors import IndexMismatch, InputError
 from index.intake import Intake, Taken, alone
+from index.journal import Change
 from index.reference import COLUMNS, RETIRED, STATUSES, Match, NewReference, Reference, amended, the_id
-from index.segment import Segment, write_segment
-from index.snapshot import Snapshot, current, index_id_of, put_in_force, read_snapshot, snapshot_path
+from index.segment import Segment
+from index.segment_writer import write_segment
+from index.segments import allowed_rows, hash_of_rows, open_segment, to_merge
+from index.snapshot import Snapshot, current, index_id_of, put_in_force, read_snapshot
 
 if TYPE_CHECKING:
     from index.embed import Embedder
 
-MAX_SEGMENTS = 8  # more are merged into one at the next add
-OWN = {"CURRENT", "snapshots", "segments", "building", "calibration.json"}  # what a folder may hold beforehand
+MAX_SEGMENTS = 8  # with more, those that are not large are merged at the next add
+OWN = {"CURRENT", "snapshots", "segments", "journal", "building", "calibration.json"}  # what a folder may hold beforehand
 
 
 class ReferenceIndex:
@@ -94,7 +98,7 @@ class ReferenceIndex:
 
     @classmethod
     def open(cls, folder: Path, embedder_id: str | None = None) -> ReferenceIndex:
-        """Open an index; every file's digest is checked.
+        """Open an index; every file's digest is checked, a large file's once on a machine (:mod:`index.known`).
 
         Args:
             folder: the index.
@@ -138,16 +142,61 @@ class ReferenceIndex:
         return self._snapshot.dim
 
     def __len__(self) -> int:
-        return len(self._references)
+        return sum(segment.rows for segment in self._segments)
+
+    @property
+    def matching(self) -> int:
+        """How many references can match: neither retired nor allowed."""
+        counted = zip(self._segments, self._allowed, strict=True)
+        return sum(segment.rows if allowed is None else int(np.unpackbits(allowed).sum()) for segment, allowed in counted)
+
+    @property
+    def kept(self) -> int:
+        """How many references have their picture in the index."""
+        return sum(int(segment.kept.sum()) for segment in self._segments)
+
+    def ids(self) -> Iterator[str]:
+        """The id of every reference, retired and allowed ones included, in order; nothing is held in memory."""
+        # Keys drop an id's last bit, so that two neighbours may come the wrong way round: they are one in 10^12.
+        return heapq.merge(*(segment.ids_in_order() for segment in self._segments))
 
     def references(self) -> list[Reference]:
-        """Every reference, retired and allowed ones included, ordered by id."""
-        return [self._references[ref_id] for ref_id in sorted(self._references)]
+        """Every reference, retired and allowed ones included, ordered by id. Of a large index this is a large list."""
+        added, retired = journal.moments(self.history())
+        found = (self._in_force(stored) for segment in self._segments for stored in segment.references())
+        timed = [
+            replace(r, added_at=added.get(r.ref_id, 0.0), retired_at=retired.get(r.ref_id) if r.status == RETIRED else None)
+            for r in found
+        ]
+        return sorted(timed, key=lambda reference: reference.ref_id)
+
+    def _in_force(self, stored: Reference) -> Reference:
+        """A reference as the snapshot has it, without times."""
+        now = amended(stored, self._snapshot.amendments.get(stored.ref_id, {}))
+        return replace(now, status=RETIRED) if stored.ref_id in self._gone else now
+
+    def reference(self, ref_id: str) -> Reference:
+        """One reference as it is now, without its times.
+
+        Raises:
+            InputError: no such reference.
+        """
+        segment, row = self._place(ref_id)
+        return self._in_force(segment.reference(row))
+
+    def get(self, ref_id: str) -> Reference | None:
+        """The same; None where there is no such reference."""
+        place = self._find(ref_id)
+        return None if place is None else self._in_force(place[0].reference(place[1]))
 
     def history(self) -> list[dict[str, Any]]:
         """What happened, oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, and the ``index_id`` after it;
-        where a status was set, the ``change``."""
-        return [dict(entry) for entry in self._snapshot.history]
+        where a status was set, the ``change``.
+
+        Raises:
+            IntegrityError: a leaf of the journal is missing or was changed.
+        """
+        return [dict(event) for event in (*self._snapshot.history, *journal.read(self.folder, self._snapshot.journal))]
 
     def picture(self, ref_id: str) -> np.ndarray | None:
         """The reference's picture uint8 RGB (H, W, 3), or None where only its hashes are kept.
@@ -165,7 +214,7 @@ class ReferenceIndex:
             InputError: no such reference.
         """
         segment, row = self._place(ref_id)
-        return bool(segment.kept[row])
+        return segment.keeps(row)
 
     def embedding(self, ref_id: str) -> np.ndarray:
         """The reference's embedding float32 (dim,)."""
@@ -188,8 +237,6 @@ class ReferenceIndex:
             IndexMismatch: vectors of another length.
             InputError: a vector that is not finite, or k below 1.
         """
-        from index import ann
-
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise IndexMismatch(
                 f"embeddings of shape {embeddings.shape} do not fit an index of {self.dim} dimensions", where=str(self.folder),
@@ -200,12 +247,9 @@ class ReferenceIndex:
         if k < 1:
             raise InputError(f"k is {k}", where="search", fix="Ask for at least one neighbour")
         found: list[list[tuple[float, str]]] = [[] for _ in embeddings]
-        for segment in self._segments:
-            proposals = ann.candidates(segment.ann(), embeddings, k, segment.active(self._references))
-            for query, proposed, hits in zip(embeddings, proposals, found, strict=True):
-                rows = segment.rows(proposed[proposed >= 0])
-                cosines = np.sum(segment.vectors[rows].astype(np.float64) * query.astype(np.float64), axis=1)
-                hits.extend(zip(cosines.tolist(), (segment.ref_ids[row] for row in rows.tolist()), strict=True))
+        for segment, allowed in zip(self._segments, self._allowed, strict=True):
+            for hits, nearest in zip(found, segment.nearest(embeddings, k, allowed), strict=True):
+                hits.extend(nearest)
         return [
             [self._match(ref_id, cosine) for cosine, ref_id in sorted(hits, key=lambda hit: (-hit[0], hit[1]))[:k]]
             for hits in found
@@ -221,7 +265,7 @@ class ReferenceIndex:
         return self._match(ref_id, float(np.sum(segment.vectors[row].astype(np.float64) * embedding.astype(np.float64))))
 
     def _match(self, ref_id: str, cosine: float) -> Match:
-        reference = self._references[ref_id]
+        reference = self.reference(ref_id)
         return Match(
             ref_id=ref_id,
             title=reference.title,
@@ -252,10 +296,10 @@ class ReferenceIndex:
         """
         for ref_id in ref_ids:
             self._place(ref_id)
-        gone = set(self._snapshot.tombstones)
-        new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in gone]
+        new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in self._gone]
         if new:
-            self._commit(self._snapshot.segments, gone | set(new), self._snapshot.amendments, "retired", new, reason)
+            change = Change("retired", new, reason)
+            self._commit(self._snapshot.segments, self._gone | set(new), self._snapshot.amendments, change)
 
     def set_status(self, ref_id: str, status: str, reason: str = "") -> str:
         """Give one reference another status; returns the one before. Setting it back gives the index its former id.
@@ -272,7 +316,7 @@ class ReferenceIndex:
             fix = f"One of: {', '.join((*STATUSES, RETIRED))}"
             raise InputError(f"status is {status!r}", where=f"reference {ref_id}", fix=fix)
         segment, row = self._place(ref_id)
-        before, gone = self._references[ref_id].status, set(self._snapshot.tombstones)
+        before, gone = self.reference(ref_id).status, set(self._gone)
         if status == before:
             return before
         amendments = {key: dict(value) for key, value in self._snapshot.amendments.items()}
@@ -281,11 +325,11 @@ class ReferenceIndex:
         else:
             gone.discard(ref_id)
             now = {**amendments.get(ref_id, {}), "status": status}
-            amendments[ref_id] = _differences(segment.references[row], now)
+            amendments[ref_id] = _differences(segment.reference(row), now)
+        event = "retired" if status == RETIRED else "status"
         self._commit(
-            self._snapshot.segments, gone, amendments, "retired" if status == RETIRED else "status", [ref_id], reason,
-            change=f"{before} → {status}",
-        )  # fmt: skip
+            self._snapshot.segments, gone, amendments, Change(event, [ref_id], reason, {"change": f"{before} → {status}"})
+        )
         return before
 
     def _append(self, items: Iterable[NewReference], embedder: Embedder, *, flat_limit: int | None, event: str) -> list[str]:
@@ -293,28 +337,29 @@ class ReferenceIndex:
         with alone(self.folder):
             self._require_unchanged()
             for left in (self.folder / "segments").glob(f"{storage.TEMPORARY}*"):  # of a build that was killed
-                left.unlink(missing_ok=True)
-            intake = Intake(self.folder, embedder, self._references)
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+            intake = Intake(self.folder, embedder, self.get)
             taken = intake.take(items)
             segments = list(self._snapshot.segments)
             if taken.new:
-                old = self._segments if len(segments) >= MAX_SEGMENTS else []
+                old = to_merge(self._segments) if len(segments) >= MAX_SEGMENTS else []
                 tables = chain((table for segment in old for table in segment.tables()), intake.tables())
-                segments = [entry for entry in segments if not old]
+                merged = {segment.folder.name for segment in old}
+                segments = [entry for entry in segments if entry["name"] not in merged]
                 segments.append(write_segment(self.folder, tables, self.dim, flat_limit))
             amendments = {key: dict(value) for key, value in self._snapshot.amendments.items()}
             for ref_id, work in taken.amended.items():
                 segment, row = self._place(ref_id)
-                stored = amended(segment.references[row], amendments.get(ref_id, {}))
-                if work.status != stored.status:  # the same status again is no news
-                    now = {name: getattr(work, name) for name in COLUMNS}
-                    amendments[ref_id] = _differences(segment.references[row], now)
+                written = segment.reference(row)
+                if (
+                    work.status != amended(written, amendments.get(ref_id, {})).status
+                ):  # the same status again is no news
+                    amendments[ref_id] = _differences(written, {name: getattr(work, name) for name in COLUMNS})
             changed = sorted({*taken.new, *taken.revived, *taken.amended})
             if changed or event == "built":
                 stricter = [f"{c.ref_id} {c.before} → {c.kept}" for c in taken.conflicts if c.ref_id in taken.amended]
                 reason = f"stricter now: {', '.join(stricter)}" if stricter else ""
-                gone = set(self._snapshot.tombstones) - set(taken.revived)
-                self._commit(segments, gone, amendments, event, changed, reason)
+                self._commit(segments, self._gone - set(taken.revived), amendments, Change(event, changed, reason))
             intake.done()
         self.taken = taken
         return taken.ref_ids
@@ -324,19 +369,19 @@ class ReferenceIndex:
             raise IndexMismatch("the index changed on disk since it was opened", where=str(self.folder), fix="Open it again")
 
     def _commit(
-        self, segments: Sequence[dict[str, Any]], tombstones: set[str], amendments: Mapping[str, Mapping[str, str]],
-        event: str, ref_ids: list[str], reason: str, **more: str,
-    ) -> None:  # fmt: skip
+        self, entries: Sequence[dict[str, Any]], gone: set[str], amendments: Mapping[str, Mapping[str, str]], change: Change
+    ) -> None:
         """Put a new snapshot in force, unless another process did meanwhile."""
         self._require_unchanged()
+        before = self._snapshot
         amendments = {ref_id: changed for ref_id, changed in amendments.items() if changed}
-        rows = [digest for entry in segments for digest in Segment(self.folder, entry).row_digests(amendments)]
-        gone = tuple(sorted(tombstones))
-        index_id = index_id_of(self.embedder_id, self.dim, rows, gone)
-        entry = {"at": time.time(), "event": event, "ref_ids": ref_ids, "reason": reason, "index_id": index_id, **more}
+        segments = self._opened(entries)
+        sums = hash_of_rows(segments, entries, amendments).hex()
+        index_id = index_id_of(self.embedder_id, self.dim, sums, gone)
+        leaf = journal.append(self.folder, before.journal, [*before.history, change.event_at(time.time(), index_id)])
         snapshot = replace(
-            self._snapshot, segments=tuple(segments), tombstones=gone, history=(*self._snapshot.history, entry),
-            index_id=index_id, amendments=amendments,
+            before, segments=tuple(entries), tombstones=tuple(sorted(gone)), index_id=index_id, amendments=amendments,
+            set_hash=sums, journal=leaf, history=(),
         )  # fmt: skip
         self._load(put_in_force(self.folder, snapshot), snapshot)
 
@@ -348,48 +393,43 @@ class ReferenceIndex:
         Raises:
             IntegrityError: naming the file (and reference) that does not match.
         """
-        snapshot_sha256, snapshot = read_snapshot(self.folder)
-        rows: list[str] = []
-        for entry in snapshot.segments:
-            segment = Segment(self.folder, entry)
-            segment.check_rows()
-            rows += segment.row_digests(snapshot.amendments)
-        expected = index_id_of(snapshot.embedder_id, snapshot.dim, rows, snapshot.tombstones)
-        if expected != snapshot.index_id:
-            where = str(snapshot_path(self.folder, snapshot_sha256))
-            raise IntegrityError(f"names {snapshot.index_id}, its content is {expected}", where=where, fix=RESTORE)
+        from index.check import check
+
+        check(self.folder)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _load(self, snapshot_sha256: str, snapshot: Snapshot) -> None:
         self._snapshot_sha256, self._snapshot = snapshot_sha256, snapshot
-        self._segments = [Segment(self.folder, entry) for entry in snapshot.segments]
-        added, retired = snapshot.moments()
-        gone = set(snapshot.tombstones)
-        self._references: dict[str, Reference] = {}
-        self._where: dict[str, tuple[Segment, int]] = {}
-        for segment in self._segments:
-            if segment.vectors.shape[1] != snapshot.dim:
-                what = f"holds vectors of {segment.vectors.shape[1]} dimensions, the index has {snapshot.dim}"
-                raise IntegrityError(what, where=str(segment.folder), fix=RESTORE)
-            for row, stored in enumerate(segment.references):
-                now = amended(stored, snapshot.amendments.get(stored.ref_id, {}))
-                reference = replace(now, added_at=added.get(stored.ref_id, 0.0))
-                if stored.ref_id in gone:
-                    reference = replace(reference, status=RETIRED, retired_at=retired.get(stored.ref_id))
-                self._references[stored.ref_id] = reference
-                self._where[stored.ref_id] = (segment, row)
+        self._segments = self._opened(snapshot.segments)
+        self._gone = set(snapshot.tombstones)
+        self._allowed = [allowed_rows(segment, snapshot.amendments, self._gone) for segment in self._segments]
+
+    def _opened(self, entries: Sequence[Mapping[str, Any]]) -> list[Segment]:
+        """The segments of some entries; those that are open stay so."""
+        there = {segment.folder.name: segment for segment in getattr(self, "_segments", [])}
+        return [there.get(entry["name"]) or open_segment(self.folder, entry, self._snapshot.dim) for entry in entries]
 
     def full_id(self, beginning: str) -> str:
         """The id that begins so; raises as :func:`index.reference.the_id`."""
-        return the_id(beginning, self._where, where=str(self.folder))
+        if self._find(beginning) is not None:
+            return beginning
+        return the_id(
+            beginning, [ref_id for ref_id in self.ids() if ref_id.startswith(beginning.lower())], where=str(self.folder)
+        )
+
+    def _find(self, ref_id: str) -> tuple[Segment, int] | None:
+        for segment in self._segments:
+            if (row := segment.find(ref_id)) is not None:
+                return segment, row
+        return None
 
     def _place(self, ref_id: str) -> tuple[Segment, int]:
-        try:
-            return self._where[ref_id]
-        except KeyError:
+        place = self._find(ref_id)
+        if place is None:
             fix = "List them: clearance index info --json"
-            raise InputError("no such reference", where=f"{self.folder}: {ref_id}", fix=fix) from None
+            raise InputError("no such reference", where=f"{self.folder}: {ref_id}", fix=fix)
+        return place
 
 
 def _differences(stored: Reference, now: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from jobs.run.stored_plan import stored_plan
 if TYPE_CHECKING:
     import numpy as np
 
-    from index.reference import Reference
     from index.store import ReferenceIndex
     from pipeline.audit.sections.beside import Beside
     from pipeline.audit.stage_proof import Trust
@@ -105,14 +104,14 @@ class ReferencePictures:
     def __call__(self, ref_id: str) -> np.ndarray | None:
         """uint8 (H, W, 3), or None where the index does not keep the picture, or is not there."""
         try:
-            return None if self._index is None or ref_id not in self._known else self._index.picture(ref_id)
+            return None if self._index is None or self._index.get(ref_id) is None else self._index.picture(ref_id)
         except ClearanceError as error:
             self.remark = f"no reference pictures in the report: {error}"
             return None
 
     def about(self, ref_id: str) -> Mapping[str, str]:
         """Rightsholder, licence, source and claim of a reference; nothing where the index is not there."""
-        known = self._known.get(ref_id)
+        known = self._index.get(ref_id) if self._index is not None else None
         names = ("rightsholder", "licence", "source_uri", "claim_id")
         return {} if known is None else {name: str(getattr(known, name)) for name in names}
 
@@ -135,7 +134,3 @@ class ReferencePictures:
         except (KeyError, TypeError, ClearanceError) as error:
             self.remark = f"no reference pictures in the report: {error}"
             return None
-
-    @cached_property
-    def _known(self) -> dict[str, Reference]:
-        return {work.ref_id: work for work in self._index.references()} if self._index is not None else {}

@@ -95,7 +95,7 @@ def _again(
     attempt = open_request.rungs
     if isinstance(rung, FromReferences) and rung.target == "random" and ref_ids and runtime.index is not None:
         # The control: references that have nothing to do with the sample.
-        everything = [reference.ref_id for reference in runtime.index.references()]
+        everything = list(runtime.index.ids())
         ref_ids = random_references(everything, ref_ids, seed=open_request.request.seed, attempt=attempt)[: rung.references]
     latents = {ref_id: z for ref_id in ref_ids if (z := runtime.references.latent(ref_id)) is not None}
     failed = Failed(

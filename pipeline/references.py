@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ class References:
         zeros = torch.zeros(self.model.latent_shape)
         if self.index is None:
             return zeros
-        ids = sorted(reference.ref_id for reference in self.index.references())[:CENTRE_REFERENCES]
+        ids = islice(self.index.ids(), CENTRE_REFERENCES)
         latents = [z for ref_id in ids if (z := self.latent(ref_id)) is not None]
         return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
 

@@ -97,7 +97,7 @@ class Runtime:
         if copies is not None and wanted(policy):
             latents = None
             if ReferenceLatents.possible(copies.index):
-                many = len(copies.index.references()) * policy.copies.hues > COLOURED
+                many = len(copies.index) * policy.copies.hues > COLOURED
                 latents = ReferenceLatents(
                     copies.index, self.references.latent, lambda: self.references.centre,
                     *(() if many else (self.references.recoloured,)),

@@ -96,7 +96,7 @@ def index_build(
     say(f"{out}: {counts}; index {index.index_id}")
     for line in intake_lines(index, works):
         say(line)
-    kept = int(sum(index.keeps(reference.ref_id) for reference in index.references()))
+    kept = index.kept
     if kept < len(index):
         say(f"{len(index) - kept} of them without their picture (keep_picture): copies are found, but not steered away from")
 

@@ -34,7 +34,7 @@ def intake_data(index: ReferenceIndex, works: Works) -> dict[str, Any]:
         "pictures": seen.pictures,
         "further_frames": seen.frames,
         "references": len(index),
-        "with_picture": sum(index.keeps(reference.ref_id) for reference in index.references()),
+        "with_picture": index.kept,
         "new": taken.new,
         "duplicates": [{"file": file, "of": first} for file, first in taken.duplicates],
         "in_the_index_already": [{"file": file, "ref_id": ref_id} for file, ref_id in taken.known],
@@ -100,7 +100,7 @@ def state_table(index: ReferenceIndex) -> Table:
     table.add_row("index", index.index_id)
     table.add_row("embedder", f"{index.embedder_id}, opened from: {index.embedder_source}")
     table.add_row("references", str(len(references)))
-    table.add_row("with picture", str(sum(index.keeps(reference.ref_id) for reference in references)))
+    table.add_row("with picture", str(index.kept))
     for name in ("status", "rights_basis", "licence"):
         counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
         table.add_row(name, ", ".join(f"{count} {value}" for value, count in counts.most_common()))

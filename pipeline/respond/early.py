@@ -138,8 +138,9 @@ class ReferenceLatents:
     @staticmethod
     def possible(index: ReferenceIndex) -> bool:
         """Whether latents can stand for the index: not too many references, and each with its picture."""
-        references = [r for r in index.references() if r.status not in HARMLESS]
-        return 0 < len(references) <= LATENTS and all(index.picture(r.ref_id) is not None for r in references)
+        if not 0 < index.matching <= LATENTS:
+            return False
+        return all(index.keeps(r.ref_id) for r in index.references() if r.status not in HARMLESS)
 
     @classmethod
     def encoded(cls, index: ReferenceIndex, model: DiffusionModel, hues: int) -> ReferenceLatents:
@@ -318,8 +319,8 @@ class EarlyDetector:
         texts = self.copies.embedder.texts(prompts)
         found = self.copies.index.search(texts, max(8, self.copies.k))
         if self._titles is None:
-            references = self.copies.index.references()
-            titled = [r for r in references if r.title and r.status not in HARMLESS] if len(references) <= TITLES else []
+            references = self.copies.index.references() if len(self.copies.index) <= TITLES else []
+            titled = [r for r in references if r.title and r.status not in HARMLESS]
             vectors = self.copies.embedder.texts([r.title for r in titled]) if titled else np.zeros((0, texts.shape[1]))
             self._titles = [r.ref_id for r in titled], np.asarray(vectors, np.float32)
         out = []

@@ -16,6 +16,8 @@ from index.collect import read_references
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.fingerprint import content_digest
 from index.reference import NewReference
+from index.segment import FILES
+from index.set_hash import SetHash
 from index.store import MAX_SEGMENTS, ReferenceIndex
 
 from .conftest import GridEmbedder, drawing, work
@@ -213,13 +215,13 @@ def test_digests_that_were_recomputed_do_not_hide_a_swapped_picture(tmp_path: Pa
     index = build(tmp_path / "i", [1], embedder)
     build(tmp_path / "j", [2], embedder)
     ours, theirs = (next((tmp_path / n / "segments").iterdir()) for n in ("i", "j"))
-    for name in ("references.parquet", "vectors.faiss"):
+    for name in FILES:
         (ours / name).write_bytes((theirs / name).read_bytes())
     current = tmp_path / "i" / "CURRENT"
     snapshot = json.loads((tmp_path / "i" / "snapshots" / f"{current.read_text().strip()}.json").read_text())
-    snapshot["segments"][0]["files"] = {
-        n: hashlib.sha256((ours / n).read_bytes()).hexdigest() for n in snapshot["segments"][0]["files"]
-    }
+    snapshot["segments"][0]["files"] = {n: hashlib.sha256((ours / n).read_bytes()).hexdigest() for n in FILES}
+    sums = SetHash().add([(theirs / "digests.bin").read_bytes()]).hex()
+    snapshot["set_hash"] = snapshot["segments"][0]["set_hash"] = sums
     content = json.dumps(snapshot).encode()
     (tmp_path / "i" / "snapshots" / f"{hashlib.sha256(content).hexdigest()}.json").write_bytes(content)
     current.write_text(hashlib.sha256(content).hexdigest())
@@ -276,22 +278,30 @@ def test_unknown_words_are_refused(tmp_path: Path, embedder: GridEmbedder, said:
 # --- large indexes -------------------------------------------------------------------------------------------------
 
 
-def test_the_approximate_path_agrees_with_brute_force() -> None:
+def test_the_approximate_path_agrees_with_brute_force(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    keys = rng.choice(2**62, 3000, replace=False).astype(np.int64)
-    index = ann.build(vectors, keys, flat_limit=100)
-    assert type(index).__name__ == "IndexIVFScalarQuantizer"
+    index = ann.build(vectors, flat_limit=100)
+    assert type(index).__name__ == "IndexIVFPQFastScan"
     copies = vectors[::10] + 0.03 * rng.normal(size=(300, 32)).astype(np.float32)
-    retired = keys[::30]
-    active = np.setdiff1d(keys, retired)
-    again = ann.from_bytes(ann.to_bytes(index))
-    for source in (index, again):
+    allowed = np.ones(3000, bool)
+    allowed[::30] = False
+    ann.write(index, tmp_path / "a")
+    for source in (index, ann.mapped(tmp_path / "a")):
         everything = ann.candidates(source, copies, 3)
-        assert all(key in row for key, row in zip(keys[::10], everything, strict=True))
-        assert not np.isin(ann.candidates(source, copies, 3, active), retired).any()
-    assert ann.to_bytes(ann.build(vectors, keys, flat_limit=100)) == ann.to_bytes(index)
+        assert all(row in found for row, found in zip(range(0, 3000, 10), everything, strict=True))
+        some = ann.candidates(source, copies, 3, ann.bits(allowed))
+        assert allowed[some[some >= 0]].all() and all(
+            row in found for row, found in zip(range(0, 3000, 10), some, strict=True) if row % 30
+        )
+
+
+def test_the_same_vectors_give_the_same_index(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(900, 16)).astype(np.float32)
+    for name in "ab":
+        ann.write(ann.build(vectors, flat_limit=100), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_an_index_over_the_flat_limit_finds_the_same_copies(tmp_path: Path, embedder: GridEmbedder) -> None:
