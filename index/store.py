@@ -351,9 +351,7 @@ class ReferenceIndex:
             for ref_id, work in taken.amended.items():
                 segment, row = self._place(ref_id)
                 written = segment.reference(row)
-                if (
-                    work.status != amended(written, amendments.get(ref_id, {})).status
-                ):  # the same status again is no news
+                if work.status != amended(written, amendments.get(ref_id, {})).status:  # the same status again is no news
                     amendments[ref_id] = _differences(written, {name: getattr(work, name) for name in COLUMNS})
             changed = sorted({*taken.new, *taken.revived, *taken.amended})
             if changed or event == "built":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,6 +30,17 @@ class Index:
 
     def references(self) -> list[Reference]:
         return [Reference(ref_id=REF, title="grey", content_sha256="", pdq="")]
+
+    matching = 1
+
+    def __len__(self) -> int:
+        return 1
+
+    def ids(self) -> Iterator[str]:
+        return iter([REF])
+
+    def keeps(self, ref_id: str) -> bool:
+        return True
 
     def picture(self, ref_id: str) -> np.ndarray:
         return np.full((16, 16, 3), 128, np.uint8)
