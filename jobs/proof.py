@@ -116,6 +116,22 @@ def stamp(folder: Path, url: str, tsa_roots: Path | None = None) -> Stamp:
     return stamp_run(folder, url, _read(tsa_roots) if tsa_roots else b"")
 
 
+def write_small_verifier(path: Path) -> None:
+    """Write :mod:`pipeline.audit.verifier.clearance_verify` as a file of its own; it imports nothing of Clearance.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from importlib.resources import files
+
+    text = files("pipeline.audit.verifier").joinpath("clearance_verify.py").read_bytes()
+    try:
+        path.write_bytes(text)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or type(error).__name__})"
+        raise InputError(what, where=str(path), fix="Name a file in a folder that this user can write to") from None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -118,6 +118,7 @@ def test_nobody_else_claims_the_import_names() -> None:
 # --- size and shape --------------------------------------------------------------------------------------------------------
 
 LINES = 450  # of a module
+ONE_FILE = {"pipeline/audit/verifier/clearance_verify.py"}  # handed to others as one file, so it may be long
 FIELDS = 4  # of a dataclass, from which on it is made by names: a field put in between shifts the rest in silence
 PARAMETERS, BY_NAME = 8, 12  # of a function; the second number counts those that are named in every call as well
 TRITON = {("pipeline/steer/fused.py", "match")}  # a kernel gets every pointer, size and constant as a parameter
@@ -126,7 +127,8 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_module_is_long(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+    limit = 2 * LINES if path.relative_to(ROOT).as_posix() in ONE_FILE else LINES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
 def made_by_position(tree: ast.Module) -> list[str]:

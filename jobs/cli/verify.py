@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from index.errors import InputError
 from index.printable import visible
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.cli.arguments import AsJson, KeysFolder, keys_of, run_folder
 from jobs.console import make_console, say_json
 
 KeyFile = Annotated[
@@ -25,8 +26,21 @@ SaltFile = Annotated[
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
 
+OptionalRun = Annotated[
+    Path | None, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+]
+VerifierFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-verifier",
+        metavar="FILE",
+        help="Write a verifier that needs Python and pyarrow alone, for people who do not install Clearance.",
+    ),
+]
+
+
 def verify(
-    run: RunFolder,
+    run: OptionalRun = None,
     same_as: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?")
     ] = None,
@@ -34,6 +48,7 @@ def verify(
     key: KeyFile = None,
     tsa_roots: RootsFile = None,
     salt_file: SaltFile = None,
+    write_verifier: VerifierFile = None,
     json: AsJson = False,
 ) -> None:
     """Recompute every digest of a run, in named stages. Exits with 1 and names the place if one does not match.
@@ -46,6 +61,15 @@ def verify(
     from jobs.run.verdict import compare_runs, verify_run
     from pipeline.salt import salt_in, secret_salt
 
+    if write_verifier is not None:
+        from jobs.proof import write_small_verifier
+
+        write_small_verifier(write_verifier)
+        make_console(stderr=json).print(f"written: {write_verifier}; python {write_verifier.name} RUN", soft_wrap=True)
+        if run is None:
+            return
+    if run is None:
+        raise InputError("no run was named", where="verify", fix="Name a run folder: clearance verify RUN")
     folder, _ = run_folder(run)
     other = run_folder(same_as)[0] if same_as is not None else None
     deployment = keys_of(run, keys)

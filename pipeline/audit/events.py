@@ -158,7 +158,7 @@ def event_files(folder: Path) -> list[str]:
 def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Read every event and check the whole chain: the events that can be read, and every problem as (where, what)."""
     events, problems = scan_lines(folder, EVENTS_START)
-    prev_part, parts = "", list[str]()
+    prev_part, parts = "", dict[str, str]()  # digests by name
     try:
         found = sorted(entries(folder, EVENTS_FOLDER), key=lambda entry: (len(entry.name), entry.name))
     except ClearanceError as error:
@@ -180,13 +180,13 @@ def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str
             problems.append((where, f"should begin with event {count}: parts before it are missing, or it was renamed"))
         if part.prev_part_sha256 != prev_part:
             problems.append(
-                (parts[-1] if parts else where, f"is not the part that {where} was chained to: changed, removed or exchanged")
+                (next(reversed(parts), where), f"is not the part that {where} was chained to: changed, removed or exchanged")
             )
         problems += chain_problems(part.rows, where, count, events_head(events))
         events += [plain_event(row) for row in part.rows]
         prev_part = part.sha256
-        parts.append(where)
-    return events, problems + _end_problems(folder, events, parts, prev_part)
+        parts[where] = part.sha256
+    return events, problems + _end_problems(folder, events, parts)
 
 
 # --- appending -------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _old_end(folder: Path) -> _End:
     """Where events without a part end: in ``events.jsonl``, or before the first event."""
     parts = [name for name in event_files(folder) if name != EVENT_LINES]
     events, problems = scan_lines(folder, EVENTS_START)
-    problems += _end_problems(folder, events, parts, "")
+    problems += _end_problems(folder, events, dict.fromkeys(parts, ""))
     if problems == [NO_HEAD] and _is_first_version(folder):
         problems = []
     if parts and parts[0] != part_name(len(events)):
@@ -341,11 +341,9 @@ def _settle(folder: Path, end: _End) -> None:
         end = now
 
 
-def _end_problems(
-    folder: Path, events: Sequence[Mapping[str, Any]], parts: Sequence[str], last_sha256: str
-) -> list[tuple[str, str]]:
-    """Compare ``events-head.json`` with the events and parts that are there."""
-    last = parts[-1] if parts else ""
+def _end_problems(folder: Path, events: Sequence[Mapping[str, Any]], parts: dict[str, str]) -> list[tuple[str, str]]:
+    """Compare ``events-head.json`` with the events and parts (digests by name) that are there."""
+    last = next(reversed(parts), "")
     try:
         if entry_of(folder, EVENTS_HEAD_FILE) is None:
             if len(parts) > 1:
@@ -359,6 +357,6 @@ def _end_problems(
     where = end.part or (EVENTS_FOLDER if parts else EVENT_LINES)
     if len(events) < end.number:
         return [(where, f"events are missing: {EVENTS_HEAD_FILE} counts {end.number}, {len(events)} are here")]
-    if events_head(events[: end.number]) != end.head or (end.part == last and end.part_sha256 != last_sha256):
+    if events_head(events[: end.number]) != end.head or (end.part and parts.get(end.part) != end.part_sha256):
         return [(where, f"is not what {EVENTS_HEAD_FILE} names: events were changed")]
     return []

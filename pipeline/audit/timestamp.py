@@ -57,6 +57,7 @@ def post(url: str, request: bytes) -> bytes:
     """
     if not url.lower().startswith(("http://", "https://")):
         raise InputError("is not a URL of a time stamping authority", where=url, fix="Name one that begins with https://")
+    data: bytes
     asked = urllib.request.Request(url, request, {"Content-Type": "application/timestamp-query"})
     try:
         with urllib.request.urlopen(asked, timeout=SECONDS) as answer:

@@ -179,6 +179,15 @@ def test_nothing_is_appended_to_events_that_lost_their_end(run: Path, what: str)
     assert caught.value.fix and files(run) == before
 
 
+def test_every_character_of_the_head_file_is_covered(run: Path) -> None:
+    """The name of the last part too: a head that names another part, with a digest of its own, is found."""
+    path = run / "events-head.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert scan_events(run)[1], whole[place : place + 9]
+
+
 def test_every_byte_of_every_part_is_covered(run: Path) -> None:
     for first in (0, 2, 3):
         whole = part(run, first).read_bytes()

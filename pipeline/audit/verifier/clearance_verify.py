@@ -1,0 +1,772 @@
+"""Verify a run of Clearance with this one file, Python 3.11 or newer, and pyarrow: it shares no code with Clearance.
+
+    python clearance_verify.py RUN [--salt HEX] [--json] [--extract FOLDER]
+
+It recomputes the digests of a run folder and prints named stages: pass, fail or skip, with the reason. Exit code 0: no stage
+failed; 1: something does not match; 2: there is no such folder. Nobody has to trust the program that wrote the record: this
+file can be read in an hour. It writes nothing, except what ``--extract`` asks for.
+
+What it does not do, and names: it decodes no picture (stage pictures compares the stored bytes with their digests), and it has
+no Ed25519 and no X.509. For those two stages it compares what needs no key, and prints the openssl commands for the rest.
+
+Digests are SHA-256. Canonical JSON is ``json.dumps(sort_keys, separators=(",", ":"))`` in ASCII, times as ISO 8601 with
+microseconds in UTC. ``record_sha256`` of a row is over the canonical JSON of [its columns without payloads and links, the
+digest of the row before]; the first row follows the shard's header. Shards are leaves of an RFC 6962 tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from io import BufferedReader
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+STAGES = ("files", "chains", "tree", "statement", "signature", "time stamp", "pictures", "prompts", "events")
+TABLES = {
+    "samples": ("image", "embedding", "prompt", "negative_prompt", "columns"),
+    "attempts": ("thumbnail",),
+    "kept": ("image",),
+}
+PAYLOADS = {name for columns in TABLES.values() for name in columns}
+LINKS = {"prev_sha256", "record_sha256"}
+ACCEPTED = ("accepted", "accepted_after_steering")
+BOUND = ("run_id", "dataset_id", "plan_sha256", "policy_sha256", "salt_id")
+REPEATED = {
+    "samples": ("schema_version", "run_id", "dataset_id", "shard_id", "policy_sha256", "worker_id"),
+    "attempts": ("schema_version", "run_id", "shard_id"),
+    "kept": ("schema_version", "run_id", "shard_id"),
+}
+SAMPLE_CONTENT = ("row_no", "request_key", "base_seed", "outcome", "reason", "accepted_attempt")
+ATTEMPT_CONTENT = ("attempt", "seed", "resumed_from_step", "pixel_sha256", "decision", "reason", "skipped_guards")
+VERDICT, CHANGED = ("guard", "category", "triggered", "confirmed"), ("kind", "strength", "ref_ids", "tokens", "adapters")
+EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
+LEFT = {"report.html": "a report", "report.json": "a report", ".lease": "the run's lock"}
+
+
+Row = dict[str, Any]
+
+
+class Wrong(Exception):
+    """Something in the folder is not what it has to be."""
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    raise TypeError(type(value).__name__)
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain).encode()
+
+
+def sha256(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def merkle_root(digests: list[str]) -> str:
+    """RFC 6962, section 2.1."""
+
+    def subtree(level: list[bytes]) -> bytes:
+        if len(level) == 1:
+            return level[0]
+        split = 1 << ((len(level) - 1).bit_length() - 1)
+        return hashlib.sha256(b"\1" + subtree(level[:split]) + subtree(level[split:])).digest()
+
+    leaves = [hashlib.sha256(b"\0" + bytes.fromhex(digest)).digest() for digest in digests]
+    return subtree(leaves).hex() if leaves else hashlib.sha256(b"").hexdigest()
+
+
+def cells(column: pa.Array) -> list[memoryview | None]:
+    """The bytes of every cell of a binary column, without a copy; None where it is null."""
+    if not pa.types.is_binary(column.type):
+        raise Wrong(f"holds {column.type}, not binary")
+    _, offsets, data = column.buffers()
+    at = memoryview(offsets).cast("i")[column.offset :]
+    view = memoryview(data) if data is not None else memoryview(b"")
+    return [view[at[n] : at[n + 1]] if there else None for n, there in enumerate(column.is_valid().to_pylist())]
+
+
+def vectors(column: pa.Array) -> list[memoryview | None]:
+    """The little-endian bytes of every cell of a column of lists of half floats."""
+    found: list[memoryview | None] = []
+    for cell in column:
+        if not cell.is_valid:
+            found.append(None)
+            continue
+        values = cell.values
+        if not pa.types.is_float16(values.type):
+            raise Wrong(f"holds {column.type}, not half floats")
+        buffer = memoryview(values.buffers()[1]) if len(values) else memoryview(b"")
+        found.append(buffer[2 * values.offset : 2 * (values.offset + len(values))])
+    return found
+
+
+class Run:
+    """A run folder that is being verified."""
+
+    def __init__(self, folder: str, salt: str = "") -> None:
+        self.folder, self.salt = folder, salt
+        self.problems: dict[tuple[str, str, str], None] = {}  # stage, where, what; in the order found
+        self.sentence: dict[str, str] = {}
+        self.skip: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self.left: list[tuple[str, str]] = []
+        self.samples: dict[str, tuple[str, Row, str]] = {}
+        self.attempts: dict[str, dict[int, tuple[str, str, str]]] = {}
+        self.kept: dict[str, tuple[str, Any, Any]] = {}
+        self.outcomes: dict[str, int] = {}
+        self.content: list[tuple[int, str]] = []
+        self.signed: tuple[bytes, list[Row]] | None = None
+
+    def wrong(self, stage: str, where: str, what: str) -> None:
+        self.problems.setdefault((stage, where, what))
+
+    def count(self, name: str, more: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + more
+
+    def open(self, name: str) -> BufferedReader:
+        """A regular file of the folder; no part of its path may be a link."""
+        place = self.folder
+        for part in name.split("/")[:-1]:
+            place = os.path.join(place, part)
+            if not stat.S_ISDIR(os.lstat(place).st_mode):
+                raise Wrong("lies behind a link, or behind something that is no folder")
+        try:
+            handle = os.open(os.path.join(self.folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise Wrong(f"cannot be opened ({error.strerror})") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Wrong("is not a file")
+        return os.fdopen(handle, "rb")
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return stream.read()
+
+    def there(self, name: str) -> bool:
+        return os.path.lexists(os.path.join(self.folder, name))
+
+    def names(self, name: str) -> list[str]:
+        """What is in a folder of the run, by name; nothing when it is not there."""
+        path = os.path.join(self.folder, name) if name else self.folder
+        if not os.path.lexists(path):
+            return []
+        if name and not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise Wrong("is not a folder")
+        return sorted(os.listdir(path))
+
+    def verify(self) -> Run:
+        statement = self.read_statement()
+        receipts = self.read_receipts()
+        events = self.read_events()
+        self.known = {event["record_sha256"] for event in events}
+        predicate = (statement or {}).get("predicate")
+        self.stated = predicate if isinstance(predicate, dict) else {}
+        try:
+            self.plan = sha256(self.read("plan.json")) if self.there("plan.json") else ""
+        except Wrong:
+            self.plan = ""
+        erased = Erasures(events)
+        for shard_id, receipt in receipts.items():
+            for file in receipt["files"]:
+                self.check_file(shard_id, file, erased)
+        self.check_whole(receipts)
+        self.check_folders(receipts)
+        files = self.check_statement(statement, receipts, events)
+        for path in erased.paths - files - {file["path"] for receipt in receipts.values() for file in receipt["files"]}:
+            self.wrong("events", path, "an event erased payloads from it, and it is no file of the run")
+        self.check_events(statement, events)
+        self.check_signature(events)
+        self.check_time_stamp(events)
+        self.check_uncovered(files)
+        return self
+
+    def stages(self) -> Iterator[tuple[str, str, str]]:
+        for name in STAGES:
+            found = [(where, what) for stage, where, what in self.problems if stage == name]
+            if found:
+                yield name, "fail", f"{len(found)} problems, the first in {found[0][0]}"
+            elif name in self.skip or name not in self.sentence:
+                yield name, "skip", self.skip.get(name, "nothing in the folder belongs to this stage")
+            else:
+                yield name, "pass", self.sentence[name]
+
+    # --- statement, markers and events ---------------------------------------------------------------------------------------
+
+    def read_statement(self) -> Row | None:
+        if not self.there("run.json"):
+            self.wrong("statement", "run.json", "is missing: the run was never sealed, or the file was removed")
+            return None
+        try:
+            data = self.read("run.json")
+            statement: Row = json.loads(data)
+            body = {**statement, "predicate": {**statement["predicate"]}}
+            stated = body["predicate"].pop("statement_sha256")
+            written = json.dumps(json.loads(canonical(statement)), sort_keys=True, indent=1).encode() + b"\n"
+            whole = stated == sha256(canonical(body)) and written == data
+            kind = (statement["_type"], statement["predicateType"])
+        except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.wrong("statement", "run.json", f"cannot be read as a statement ({error})")
+            return None
+        self.count("files")
+        if not whole:
+            self.wrong("statement", "run.json", "was changed: its digest does not match its content")
+        elif kind != ("https://in-toto.io/Statement/v1", "https://clearance.dev/run/v1"):
+            self.wrong("statement", "run.json", f"is another kind of statement: {kind[1]}")
+        return statement
+
+    def read_receipts(self) -> dict[str, Any]:
+        receipts: dict[str, Any] = {}
+        try:
+            names = [name[:-5] for name in self.names("commits") if name.endswith(".json") and not name.startswith(".")]
+        except Wrong as error:
+            self.wrong("files", "commits", str(error))
+            return {}
+        for shard_id in names:
+            self.count("files")
+            try:
+                receipts[shard_id] = self.receipt(shard_id)
+                self.count("shards")
+            except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self.wrong("files", f"commits/{shard_id}.json", f"is not the commit marker that was written ({error})")
+        return receipts
+
+    def receipt(self, shard_id: str) -> Row:
+        data = self.read(f"commits/{shard_id}.json")
+        marker = json.loads(data)
+        digest = marker.pop("digest")
+        kinds = {"table": str, "path": str, "sha256": str, "bytes": int, "rows": int, "chain_head": str}
+        for file in marker["files"]:
+            path = rf"{file['table']}/part-{re.escape(shard_id)}-[0-9a-f]{{16}}(-[0-9a-f]+)?\.parquet"
+            if {name: type(value) for name, value in file.items()} != kinds or not re.fullmatch(path, file["path"]):
+                raise Wrong("names a file that is not its own")
+        shape = {"shard_id": str, "rows": int, "attempts": int, "files": list, "outcomes": dict}
+        tables = [file["table"] for file in marker["files"]]
+        if {name: type(value) for name, value in marker.items()} != shape or tables not in (
+            ["samples", "attempts"],
+            ["samples", "attempts", "kept"],
+        ):
+            raise Wrong("has other keys or files")
+        if json.dumps({**marker, "digest": digest}, sort_keys=True, indent=1).encode() + b"\n" != data:
+            raise Wrong("has other bytes")
+        if digest != sha256(canonical(marker)) or marker["shard_id"] != shard_id:
+            raise Wrong("does not match its digest, or is another shard's")
+        return {**marker, "digest": digest, "marker_sha256": sha256(data)}
+
+    def read_events(self) -> list[Row]:
+        """All events that can be read; every break of their chain is a problem."""
+        events, prev, prev_part, parts = list[Row](), EVENTS_START, "", dict[str, str]()
+
+        def chain(rows: list[Row], where: str) -> None:
+            nonlocal prev
+            for event in rows:
+                body = {name: value for name, value in event.items() if name != "record_sha256"}
+                if sha256(canonical(body)) != event["record_sha256"]:
+                    self.wrong("events", where, f"event {event['seq']} was changed")
+                elif event["prev_sha256"] != prev or event["seq"] != len(events):
+                    self.wrong("events", where, f"the chain is broken at event {len(events)}")
+                prev = event["record_sha256"]
+                events.append(event)
+
+        try:
+            if self.there("events.jsonl"):
+                self.count("files")
+                data = self.read("events.jsonl")
+                rows = [json.loads(line) for line in data.split(b"\n")[:-1]]
+                chain(rows, "events.jsonl")
+                if b"".join(canonical(row) + b"\n" for row in rows) != data:
+                    self.wrong("events", "events.jsonl", "has other bytes than were written")
+        except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.wrong("events", "events.jsonl", f"cannot be read ({error})")
+        try:
+            names = sorted(self.names("events"), key=lambda name: (len(name), name))
+        except Wrong as error:
+            self.wrong("events", "events", str(error))
+            names = []
+        for name in names:
+            where = f"events/{name}"
+            if name.startswith(".tmp-"):
+                self.left.append((where, "a leftover of an unfinished write"))
+                continue
+            try:
+                data = self.read(where)
+                self.count("files")
+                table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+                table.validate(full=True)
+                rows = [{**row, "digests": dict(row["digests"])} for row in table.to_pylist()]
+                if not rows or not re.fullmatch(r"\d{8,}\.parquet", name) or name != f"{len(events):08d}.parquet":
+                    self.wrong("events", where, "is not the part that has to be here: parts are missing, or it was renamed")
+                if table.schema.metadata[b"clearance_prev_part_sha256"].decode() != prev_part:
+                    self.wrong("events", where, "the part before it was changed, removed or exchanged")
+                if any(canonical(json.loads(row["details"])).decode() != row["details"] for row in rows):
+                    self.wrong("events", where, "holds details that no writer writes")
+                chain(rows, where)
+                prev_part = sha256(data)
+                parts[where] = prev_part
+            except Exception as error:  # the reader of damaged bytes may raise anything
+                self.wrong("events", where, f"cannot be read as events ({str(error)[:120]})")
+        self.check_events_head(events, parts)
+        return events
+
+    def check_events_head(self, events: list[Row], parts: dict[str, str]) -> None:
+        where = "events-head.json"
+        if not self.there(where):
+            if len(parts) > 1 or (len(events) > 1 and "events/00000000.parquet" not in parts and not self.old()):
+                self.wrong("events", where, "is missing; it names the last event")
+            return
+        try:
+            self.count("files")
+            data = self.read(where)
+            head = json.loads(data)
+            count, part = head["count"], head.get("part", "")
+            whole = (
+                type(count) is int
+                and canonical(head) + b"\n" == data
+                and head.keys() <= {"count", "head", "part", "part_sha256"}
+            )
+            if not whole or count < 1:
+                self.wrong("events", where, "was changed: it names no event")
+            elif len(events) < count:
+                self.wrong("events", part or where, f"events are missing: {where} counts {count}, {len(events)} are here")
+            elif events[count - 1]["record_sha256"] != head["head"]:
+                self.wrong("events", part or where, f"is not what {where} names: events were changed")
+            elif part and parts.get(part) != head["part_sha256"]:
+                self.wrong("events", part, f"is not what {where} names: events were changed")
+        except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.wrong("events", where, f"cannot be read ({error})")
+
+    def old(self) -> bool:
+        """Runs of the schema's first version had no file beside their events."""
+        versions = set()
+        for table in ("samples", "attempts"):
+            for name in self.names(table):
+                try:
+                    with self.open(f"{table}/{name}") as stream:
+                        versions.add(
+                            json.loads(pq.ParquetFile(stream).schema_arrow.metadata[b"clearance"]).get("schema_version")
+                        )
+                except Exception:  # the reader of damaged bytes may raise anything
+                    versions.add(None)
+        return versions == {1}
+
+    # --- the rows ------------------------------------------------------------------------------------------------------------
+
+    def check_file(self, shard_id: str, file: dict[str, Any], erased: Erasures) -> None:
+        where = file["path"]
+        now = erased.now(where, file["sha256"], file["bytes"])
+        if now.broken:
+            self.wrong("events", where, now.broken)
+        try:
+            with self.open(where) as stream:
+                self.count("files")
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                self.count("bytes", stream.tell())
+                whole = digest == now.sha256 and stream.tell() == now.bytes
+                if not whole:
+                    self.wrong("files", where, "the file was changed: its digest is not that of marker and erasures")
+                self.check_rows(shard_id, file, pq.ParquetFile(stream), now)
+        except Wrong as error:
+            self.wrong("files", where, f"{error}; shard {shard_id} committed it")
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.wrong("files", where, f"cannot be read ({str(error)[:120]})")
+
+    def check_rows(self, shard_id: str, file: dict[str, Any], parquet: pq.ParquetFile, now: Now) -> None:
+        where, table, schema = file["path"], file["table"], parquet.schema_arrow
+        header = json.loads(schema.metadata[b"clearance"])
+        wanted = {**{name: self.stated[name] for name in BOUND if name in self.stated}, "shard_id": shard_id, "table": table}
+        for name, value in wanted.items():
+            if header.get(name) != value:
+                self.wrong(
+                    "chains", where, f"is not this run's: its {name} is {str(header.get(name))[:64]}, not {str(value)[:64]}"
+                )
+        if self.plan and header.get("plan_file_sha256", "") not in ("", self.plan):
+            self.wrong("chains", "plan.json", f"is not the plan that shard {shard_id} was written under")
+        if header.get("events_head", "") and header["events_head"] not in self.known:
+            self.wrong("chains", "events", f"lack the event that shard {shard_id} was written under")
+        if len(set(schema.names)) < len(schema.names):
+            raise Wrong("has a column twice")
+        prev, number = sha256(canonical(header)), -1
+        committed = [name for name in schema.names if name not in PAYLOADS]
+        for batch in parquet.iter_batches(batch_size=64):
+            batch.validate(full=True)
+            payloads = {name: self.payload(batch, name) for name in TABLES[table] if name in schema.names}
+            for n, row in enumerate(batch.select(committed).to_pylist()):
+                number += 1
+                place = f"{where} row {number}"
+                self.count(table)
+                body = {name: value for name, value in row.items() if name not in LINKS}
+                if row["prev_sha256"] != prev:
+                    self.wrong("chains", place, "the chain is broken: a row before was changed or removed")
+                if sha256(canonical([body, str(row["prev_sha256"])])) != row["record_sha256"]:
+                    self.wrong("chains", place, "a committed column of this row was changed")
+                prev = str(row["record_sha256"])
+                for column in REPEATED[table]:
+                    stated = header.get("writer" if column == "worker_id" else column, row[column])
+                    if row[column] != stated:
+                        self.wrong("chains", f"{place} column {column}", "is not what the file's header states")
+                mine = {name: values[n] for name, values in payloads.items()}
+                gone = {name for name in mine if row["sample_id"] in now.erased.get(name, ())}
+                self.count("erased", len(gone))
+                for name in gone:
+                    if mine[name] is not None:
+                        self.wrong("pictures", f"{place} column {name}", "an event names it as erased, and it is here")
+                getattr(self, f"row_of_{table}")(row, mine, gone, place, header)
+        if number + 1 != file["rows"]:
+            self.wrong("chains", where, f"holds {number + 1} rows; its commit marker states {file['rows']}")
+        if prev != file["chain_head"]:
+            self.wrong("chains", where, "the chain does not end where the commit marker states")
+
+    def payload(self, batch: pa.RecordBatch, name: str) -> list[Any]:
+        column = batch.column(name)
+        if pa.types.is_struct(column.type):
+            return cells(pc.struct_field(column, "bytes"))
+        return vectors(column) if name == "embedding" else column.to_pylist()
+
+    def match(self, what: str, data: Any, digest: str | None, place: str) -> None:
+        if (data is None) != (digest is None):
+            self.wrong("pictures", place, "is missing" if data is None else "has no digest")
+        elif data is not None:
+            self.count(what)
+            if sha256(data) != digest:
+                self.wrong("pictures", place, "the stored bytes do not match their digest")
+
+    def row_of_samples(self, row: Row, mine: Row, gone: set[str], place: str, header: Row) -> None:
+        if row["sample_id"] in self.samples:
+            self.wrong("chains", place, f"the sample has a row already: {self.samples[row['sample_id']][0]}")
+        content = sha256(canonical({name: row[name] for name in SAMPLE_CONTENT}))
+        self.samples[row["sample_id"]] = (place, row, content)
+        self.outcomes[row["outcome"]] = self.outcomes.get(row["outcome"], 0) + 1
+        if "image" not in gone:
+            self.match("pictures", mine.get("image"), row["file_sha256"], f"{place} column image")
+        if "embedding" not in gone:
+            self.match("embeddings", mine.get("embedding"), row["embedding_sha256"], f"{place} column embedding")
+        default = sha256(b"clearance prompt commitment\0" + str(header.get("dataset_id", "")).encode())
+        ids = {sha256(b"clearance salt id\0" + bytes.fromhex(salt))[:16]: salt for salt in (default, self.salt) if salt}
+        if header.get("salt_id") not in ids:
+            self.count("prompts_unchecked")
+            return
+        salt = bytes.fromhex(ids[header["salt_id"]])
+        if "prompt" not in gone and "negative_prompt" not in gone:
+            both = [mine["prompt"] or "", mine["negative_prompt"] or ""]
+            text = json.dumps(both, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+            self.count("prompts")
+            if hmac.new(salt, text, "sha256").hexdigest() != row["prompt_commit"]:
+                self.wrong("prompts", f"{place} column prompt", "does not match its commitment")
+        if "columns" not in gone:
+            own = mine.get("columns")
+            text = b"clearance columns\0" + (own or "").encode("utf-8", "surrogatepass")
+            commit = None if own is None else hmac.new(salt, text, "sha256").hexdigest()
+            if commit != row.get("columns_commit"):
+                self.wrong("prompts", f"{place} column columns", "does not match its commitment")
+
+    def row_of_attempts(self, row: Row, mine: Row, gone: set[str], place: str, header: Row) -> None:
+        numbers = self.attempts.setdefault(row["sample_id"], {})
+        if row["attempt"] in numbers:
+            self.wrong("chains", place, f"the attempt has a row already: {numbers[row['attempt']][0]}")
+        done = row["intervention"]
+        content = {
+            **{name: row[name] for name in ATTEMPT_CONTENT},
+            "findings": [[finding[name] for name in VERDICT] for finding in row["findings"]],
+            "intervention": None if done is None else {name: done[name] for name in CHANGED},
+        }
+        numbers[row["attempt"]] = (place, row["pixel_sha256"], sha256(canonical(content)))
+        if "thumbnail" not in gone:
+            self.match("thumbnails", mine.get("thumbnail"), row["thumbnail_sha256"], f"{place} column thumbnail")
+
+    def row_of_kept(self, row: Row, mine: Row, gone: set[str], place: str, header: Row) -> None:
+        if row["sample_id"] in self.kept:
+            self.wrong("chains", place, f"a picture of this sample is kept already: {self.kept[row['sample_id']][0]}")
+        self.kept[row["sample_id"]] = (place, row["kept_sha256"], row["pixel_sha256"])
+        if "image" not in gone:
+            self.match("kept_pictures", mine.get("image"), row["kept_sha256"], f"{place} column image")
+
+    def check_whole(self, receipts: dict[str, Any]) -> None:
+        """Hold the tables against one another."""
+        for sample_id, (where, row, content) in self.samples.items():
+            made = self.attempts.pop(sample_id, {})
+            if type(row["row_no"]) is int:
+                self.content.append((row["row_no"], sha256(canonical([content, [made[n][2] for n in sorted(made)]]))))
+            place, kept, pixels = self.kept.pop(sample_id, ("", None, None))
+            if kept != row.get("kept_sha256"):
+                self.wrong("chains", f"{where} column kept_sha256", f"is not that of {place or 'a picture that is kept'}")
+            elif kept is not None and (pixels != row["pixel_sha256"] or row["outcome"] in ACCEPTED):
+                self.wrong("chains", f"{where} column kept_sha256", "does not go with its pixels or its outcome")
+            if sorted(made) != list(range(row["attempts"] if row["attempts"] is not None else -1)):
+                self.wrong("chains", f"{where} column attempts", f"is {row['attempts']}; the attempts table has {sorted(made)}")
+            accepted = row["accepted_attempt"]
+            if (accepted is not None) != (row["outcome"] in ACCEPTED):
+                self.wrong("chains", f"{where} column accepted_attempt", f"does not go with outcome {row['outcome']}")
+            final = accepted if accepted is not None else max(made, default=None)
+            if final in made and made[final][1] != row["pixel_sha256"]:
+                self.wrong("chains", f"{where} column pixel_sha256", f"is not that of attempt {final}")
+        rest = [place for place, *_ in self.kept.values()] + [p for made in self.attempts.values() for p, *_ in made.values()]
+        for place in rest:
+            self.wrong("chains", place, "belongs to no sample")
+        self.say_rows(receipts)
+
+    def say_rows(self, receipts: dict[str, Any]) -> None:
+        count = self.counts.get
+        if not receipts:
+            self.skip.update(dict.fromkeys(("chains", "pictures", "prompts"), "no shard was committed"))
+            return
+        rows = f"{count('samples', 0)} samples, {count('attempts', 0)} attempts, {count('kept', 0)} kept pictures"
+        self.sentence["chains"] = f"{rows}: every row has the digest stated in it and follows the row before"
+        kinds = [f"{count(name)} {name}" for name in ("pictures", "kept_pictures", "thumbnails", "embeddings") if count(name)]
+        erased = f"; {count('erased')} payloads are erased, as events name them" if count("erased") else ""
+        self.sentence["pictures"] = f"{', '.join(kinds) or 'nothing'}: the bytes match their digests; not decoded here{erased}"
+        self.sentence["prompts"] = f"{count('prompts', 0)} prompts match their commitments"
+        if count("prompts_unchecked"):
+            self.skip["prompts"] = f"{count('prompts_unchecked')} prompts are under a secret salt that was not given (--salt)"
+
+    # --- the whole -----------------------------------------------------------------------------------------------------------
+
+    def check_folders(self, receipts: dict[str, Any]) -> None:
+        known = {file["path"] for receipt in receipts.values() for file in receipt["files"]}
+        for folder in (*TABLES, "commits"):
+            try:
+                for name in self.names(folder):
+                    where = f"{folder}/{name}"
+                    fine = where in known if folder != "commits" else name.endswith(".json") and not name.startswith(".")
+                    if not fine:
+                        self.wrong("files", where, "belongs to no committed shard")
+            except Wrong as error:
+                self.wrong("files", folder, str(error))
+
+    def check_statement(self, statement: Row | None, receipts: dict[str, Any], events: list[Row]) -> set[str]:
+        """Hold the statement against shards and plan; returns the names of the plan's files."""
+        if statement is None:
+            self.skip["tree"] = "the run was not sealed"
+            return set()
+        try:
+            said = {one["name"]: (one["digest"]["sha256"], one["annotations"]["rows"]) for one in statement["subject"]}
+            predicate = statement["predicate"]
+            counts, root, shards = predicate["counts"], predicate["merkle_root"], predicate["shards"]
+            numbers = (counts["samples"], counts["attempts"], counts["outcomes"])
+            over = predicate["events"]["count"]
+        except (KeyError, TypeError, AttributeError):
+            self.wrong("statement", "run.json", "lacks subjects, counts, events or the Merkle root")
+            return set()
+        erased = Erasures(events[:over] if type(over) is int and over >= 0 else [])
+        here: dict[str, tuple[str, int]] = {}
+        for shard_id, receipt in receipts.items():
+            here[f"commits/{shard_id}.json"] = (receipt["marker_sha256"], receipt["rows"])
+            for file in receipt["files"]:
+                here[file["path"]] = (erased.now(file["path"], file["sha256"], file["bytes"]).sha256, file["rows"])
+        for name in sorted(here.keys() | said.keys()):
+            if here.get(name) != said.get(name):
+                self.wrong("statement", name, "is not as run.json states it: added, removed or changed after sealing")
+        digests = {shard_id: receipt["digest"] for shard_id, receipt in receipts.items()}
+        if root != merkle_root(list(digests.values())) or shards != digests:
+            self.wrong("tree", "run.json", "the Merkle root or the shards' digests do not match the commit markers")
+        content = merkle_root([digest for _, digest in sorted(self.content, key=lambda one: one[0])])
+        if predicate.get("content_root") not in (None, content):
+            self.wrong("tree", "run.json", "the content root does not match the rows")
+        self.sentence["tree"] = f"the Merkle root over {len(receipts)} shards is the one in run.json: {root}"
+        recount = (self.counts.get("samples", 0), self.counts.get("attempts", 0), dict(sorted(self.outcomes.items())))
+        if recount != numbers or predicate.get("requested", len(self.samples)) != len(self.samples):
+            self.wrong("statement", "run.json", f"{numbers} are stated, {recount} are found")
+        self.sentence["statement"] = f"run.json has its own digest, and its {len(said)} files and its counts are those found"
+        plan = predicate.get("plan")
+        files = plan.get("files") if isinstance(plan, dict) else None
+        return self.check_plan(files, events) if isinstance(files, dict) else set()
+
+    def check_plan(self, files: Row, events: list[Row]) -> set[str]:
+        for name, digest in files.items():
+            self.count("files")
+            now = Erasures(events).now(name, digest, 0)
+            try:
+                if sha256(self.read(name)) != now.sha256:
+                    self.wrong("files", name, "the file was changed: its digest does not match run.json and erasures")
+                if now.broken:
+                    self.wrong("events", name, now.broken)
+            except Wrong as error:
+                self.wrong("files", name, f"{error}; the plan names it")
+        return set(files)
+
+    def check_events(self, statement: Row | None, events: list[Row]) -> None:
+        if events:
+            self.sentence["events"] = f"each of {len(events)} events follows the one before it"
+        for event in events:
+            if self.plan and event["digests"].get("plan_file_sha256", self.plan) != self.plan:
+                self.wrong("files", "plan.json", f"is not the plan that event {event['seq']} names")
+        sealed = [event for event in events if event["kind"] == "run.sealed"]
+        self.sentence["files"] = f"{self.counts.get('files', 0)} files are there, with the digests stated of them"
+        if statement is None:
+            if sealed:
+                self.wrong("statement", "run.json", "the run was sealed; its statement is gone")
+            return
+        stated = self.stated.get("events")
+        count, head = (stated.get("count"), stated.get("head")) if isinstance(stated, dict) else (None, None)
+        before = events[: count if type(count) is int and count >= 0 else 0]
+        if type(count) is not int or len(before) < count or (before[-1]["record_sha256"] if before else EVENTS_START) != head:
+            self.wrong("events", "events", "events that run.json was sealed over are missing or changed")
+        if not sealed:
+            self.wrong("events", "events", "hold no event of sealing")
+        elif sealed[-1]["digests"].get("run_sha256") != sha256(self.read("run.json")):
+            self.wrong("statement", "run.json", "is not the statement that the last sealing event names")
+
+    def check_signature(self, events: list[Row]) -> None:
+        where, event = "run.dsse.json", last(events, "run.signed")
+        if not self.there(where):
+            if event:
+                self.wrong("signature", where, f"is missing; event {event['seq']} names a signature")
+            self.skip["signature"] = "the run was not signed"
+            return
+        try:
+            data = self.read(where)
+            envelope = json.loads(data)
+            kind, payload, signatures = envelope["payloadType"], base64.b64decode(envelope["payload"]), envelope["signatures"]
+            keys = ", ".join(one["keyid"] for one in signatures)
+            if kind != "application/vnd.in-toto+json" or not keys:
+                self.wrong("signature", where, "holds no in-toto statement, or no signature")
+            if payload != self.read("run.json"):
+                self.wrong("signature", where, "signs another statement than run.json")
+            if not event or event["digests"].get("envelope_sha256") != sha256(data):
+                self.wrong("signature", where, "is not the envelope that the last event of signing names")
+            self.signed = (b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload), signatures)
+        except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.wrong("signature", where, f"cannot be read as an envelope ({error})")
+            return
+        openssl = "openssl pkeyutl -verify -pubin -inkey statement.pub -rawin -in DIR/signed -sigfile DIR/signature-0"
+        self.skip["signature"] = f"made with key {keys}; no Ed25519 here: --extract DIR, then {openssl}"
+
+    def check_time_stamp(self, events: list[Row]) -> None:
+        where, event = "run.tsr", last(events, "run.stamped")
+        if not self.there(where):
+            if event:
+                self.wrong("time stamp", where, f"is missing; event {event['seq']} names a time stamp")
+            self.skip["time stamp"] = "the run has no time stamp"
+            return
+        try:
+            data = self.read(where)
+            if not event or event["digests"].get("tsr_sha256") != sha256(data):
+                self.wrong("time stamp", where, "is not the time stamp that the last event of stamping names")
+            files = [name for name in ("run.dsse.json", "run.json") if self.there(name)]
+            over = [name for name in files if hashlib.sha256(self.read(name)).digest() in data]
+            if not over:
+                self.wrong("time stamp", where, "does not hold the digest of run.dsse.json or run.json as they are now")
+            openssl = f"openssl ts -verify -in run.tsr -data {(over or files or ['run.json'])[0]} -CAfile ROOTS.pem"
+            self.skip["time stamp"] = f"no X.509 here: {openssl}"
+        except Wrong as error:
+            self.wrong("time stamp", where, str(error))
+
+    def check_uncovered(self, files: set[str]) -> None:
+        ours = {
+            "run.json",
+            "run.dsse.json",
+            "run.tsr",
+            "events",
+            "events.jsonl",
+            "events-head.json",
+            "commits",
+            *TABLES,
+            *files,
+        }
+        for name in self.names(""):
+            path = os.path.join(self.folder, name)
+            if name not in ours and not (name == ".lease" and not os.path.islink(path) and os.lstat(path).st_size == 0):
+                self.left.append((name, LEFT.get(name, "not a file of the run, or one that no statement names")))
+
+
+def last(events: list[Row], kind: str) -> Row | None:
+    return next((event for event in reversed(events) if event["kind"] == kind), None)
+
+
+class Now(NamedTuple):
+    """What a file has to be now, and the cells in it that events name as emptied: sample ids by column."""
+
+    sha256: str
+    bytes: int
+    erased: dict[str, set[str]]
+    broken: str
+
+
+class Erasures:
+    """The files from which events name payloads as erased."""
+
+    def __init__(self, events: list[Row]) -> None:
+        self.files: dict[str, list[tuple[int, Row]]] = {}
+        for event in events:
+            found = event.get("details") or {}
+            details = json.loads(found) if isinstance(found, str) else found
+            for file in details.get("files", ()) if event["kind"] == "payload.erased" else ():
+                self.files.setdefault(file["path"], []).append((event["seq"], file))
+
+    @property
+    def paths(self) -> set[str]:
+        return set(self.files)
+
+    def now(self, path: str, digest: str, size: int) -> Now:
+        known, erased, broken = {digest}, dict[str, set[str]](), ""
+        for number, file in self.files.get(path, ()):
+            if file["before_sha256"] not in known and not broken:
+                broken = f"event {number} erased payloads from a file of another digest than this ever had"
+            digest, size = file["after_sha256"], file["after_bytes"]
+            known.add(digest)
+            for column, samples in file["columns"].items():
+                erased.setdefault(column, set()).update(samples)
+        return Now(digest, size, erased, broken)
+
+
+def extract(run: Run, folder: str) -> None:
+    """Write what was signed and its signatures, for openssl."""
+    if run.signed is None:
+        return
+    os.makedirs(folder, exist_ok=True)
+    signed, signatures = run.signed
+    for name, data in [("signed", signed)] + [(f"signature-{n}", base64.b64decode(s["sig"])) for n, s in enumerate(signatures)]:
+        with open(os.path.join(folder, name), "wb") as stream:
+            stream.write(data)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Verify a run of Clearance with Python and pyarrow alone.")
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("--salt", default="", metavar="HEX", help="the secret salt of the prompts' commitments")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--extract", default="", metavar="FOLDER", help="write what was signed, and the signatures, for openssl"
+    )
+    asked = parser.parse_args(arguments)
+    if not os.path.isdir(asked.run):
+        print(f"there is no such run folder: {asked.run}", file=sys.stderr)
+        return 2
+    run = Run(asked.run, asked.salt).verify()
+    if asked.extract:
+        extract(run, asked.extract)
+    stages = list(run.stages())
+    if asked.json:
+        problems = [{"stage": stage, "where": where, "what": what} for stage, where, what in run.problems]
+        named = [{"name": name, "state": state, "sentence": sentence} for name, state, sentence in stages]
+        left = [{"where": where, "what": what} for where, what in run.left]
+        print(
+            json.dumps({"ok": not problems, "stages": named, "problems": problems, "counts": run.counts, "not_covered": left})
+        )
+        return 1 if problems else 0
+    for name, state, sentence in stages:
+        print(ascii(f"{state}  {name:<10}  {sentence}")[1:-1])
+    for _, where, what in list(run.problems)[:200]:
+        print(ascii(f"{where}: {what}")[1:-1])
+    for where, what in run.left:
+        print(ascii(f"not covered: {where} ({what})")[1:-1])
+    print("NOT INTACT" if run.problems else "intact")
+    return 1 if run.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The verifier in one file: it runs where there is nothing but Python and pyarrow, and sees what the large one sees."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli.main import app
+from pipeline.audit.stage import STAGES
+from pipeline.audit.verifier import clearance_verify
+from pipeline.audit.verifier.clearance_verify import Run, main
+from pipeline.audit.verify import verify
+from tests.proofs import openssl
+from tests.tampering.kinds import KINDS
+from tests.tampering.runs import Runs, copy_of, make_runs
+
+# Runs a file in an interpreter that finds the standard library and pyarrow, and nothing else that is installed.
+ALONE = """
+import importlib.abc, runpy, sys
+
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top != "pyarrow" and not top.startswith("_"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Nothing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return make_runs(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verifier") / "clearance_verify.py"
+    result = CliRunner().invoke(app, ["verify", "--write-verifier", str(path)])
+    assert result.exit_code == 0 and "written" in result.output
+    return path
+
+
+def alone(file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", ALONE, str(file), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parent)
+
+
+def test_it_verifies_an_intact_run_without_anything_else(written: Path, runs: Runs) -> None:
+    done = alone(written, runs.whole)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split("  ") for line in done.stdout.splitlines()]
+    assert [line[1].strip() for line in lines[: len(STAGES)]] == list(STAGES)
+    states = {line[1].strip(): line[0] for line in lines[: len(STAGES)]}
+    assert {name for name, state in states.items() if state == "skip"} == {"signature", "time stamp"}
+    assert "openssl ts -verify -in run.tsr -data run.dsse.json" in done.stdout and done.stdout.endswith("intact\n")
+
+
+def test_the_import_of_anything_else_would_fail(written: Path, tmp_path: Path) -> None:
+    for name in ("numpy", "torch", "pipeline.audit.verify", "cryptography"):
+        (tmp_path / "x.py").write_text(f"import {name}")
+        assert "is not here" in alone(tmp_path / "x.py").stderr
+
+
+def test_it_finds_a_tampering_there(written: Path, runs: Runs, tmp_path: Path) -> None:
+    folder = copy_of(runs.whole, tmp_path / "run")
+    path = sorted(folder.glob("kept/*"))[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    done = alone(written, folder, "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and not found["ok"]
+    assert path.relative_to(folder).as_posix() in {problem["where"] for problem in found["problems"]}
+
+
+def test_a_folder_that_is_not_there(written: Path, tmp_path: Path) -> None:
+    done = alone(written, tmp_path / "absent")
+    assert done.returncode == 2 and "no such run folder" in done.stderr
+
+
+def test_what_it_extracts_is_what_openssl_checks(runs: Runs, tmp_path: Path) -> None:
+    assert main([str(runs.whole), "--extract", str(tmp_path)]) == 0
+    assert runs.keys.folder is not None
+    pem = runs.keys.folder / "statement.pub"
+    named = ("-inkey", pem, "-rawin", "-in", tmp_path / "signed", "-sigfile", tmp_path / "signature-0")
+    assert openssl("pkeyutl", "-verify", "-pubin", *named).returncode == 0
+    (tmp_path / "signed").write_bytes((tmp_path / "signed").read_bytes() + b" ")
+    assert openssl("pkeyutl", "-verify", "-pubin", *named).returncode != 0
+
+
+def test_it_counts_what_the_large_one_counts(runs: Runs) -> None:
+    ours, small = verify(runs.whole).counts, Run(str(runs.whole)).verify().counts
+    shared = ("samples", "attempts", "kept", "pictures", "kept_pictures", "thumbnails", "embeddings", "prompts", "shards")
+    assert {name: small.get(name) for name in shared} == {name: ours.get(name) for name in shared}
+
+
+def test_runs_of_older_versions_verify(tmp_path: Path) -> None:
+    for archive in sorted((Path(__file__).parents[1] / "data").glob("run-v*.zip")):
+        shutil.unpack_archive(archive, tmp_path / archive.stem)
+        for folder in (path.parent for path in (tmp_path / archive.stem).rglob("run.json")):
+            assert list(Run(str(folder)).verify().problems) == [], archive.name
+
+
+def test_it_says_what_it_does_not_decode(runs: Runs) -> None:
+    assert "not decoded here" in Run(str(runs.whole)).verify().sentence["pictures"]
+
+
+def test_a_secret_salt_skips_the_prompts(make_salted: Path) -> None:
+    states = {name: state for name, state, _ in Run(str(make_salted)).verify().stages()}
+    assert states["prompts"] == "skip"
+    states = {name: state for name, state, _ in Run(str(make_salted), "3b7f" * 8).verify().stages()}
+    assert states["prompts"] == "pass"
+
+
+@pytest.fixture
+def make_salted(tmp_path: Path) -> Path:
+    from pipeline.audit.events import append_event
+    from pipeline.audit.ledger import run_predicate, seal
+    from pipeline.audit.records import attempt_table, sample_table
+    from pipeline.audit.shards import commit_shard
+    from tests.pipeline.conftest import a_context, every_outcome
+
+    context, samples = a_context(salt="3b7f" * 8), every_outcome()
+    append_event(tmp_path, "run.started", "runner", "started")
+    commit_shard(tmp_path, "0", sample_table(samples, context, "0"), attempt_table(samples, context, "0"))
+    seal(tmp_path, run_predicate(context))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_both_verifiers_agree_on_200_tamperings(runs: Runs, tmp_path: Path) -> None:
+    """Beside the verdict, the stages that fail: a tampering is not found by one for another reason than by the other."""
+    kinds = [kind for kind in KINDS if not (kind.stopped or kind.by_pixels or kind.by_key)]
+    apart: list[str] = []
+    stages = 0
+    for number in range(200):
+        kind = kinds[number % len(kinds)]
+        folder = copy_of(runs.whole, tmp_path / "run")
+        kind.apply(folder, random.Random(10_000 + number), runs)
+        large, small = verify(folder), Run(str(folder)).verify()
+        if large.ok == bool(small.problems):
+            apart.append(f"{kind.name} ({10_000 + number}): {large.problems[:1]} {list(small.problems)[:1]}")
+        failed = {stage.name for stage in large.stages if stage.state == "fail"}
+        stages += bool(failed & {name for name, state, _ in small.stages() if state == "fail"}) or large.ok
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert apart == []
+    assert stages == 200
+
+
+def test_the_file_names_what_it_needs() -> None:
+    text = Path(clearance_verify.__file__).read_text(encoding="utf-8")
+    assert "import numpy" not in text and "from pipeline" not in text and "from index" not in text
