@@ -35,6 +35,7 @@ from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities
 from pipeline.audit.verify import Verification, verify
 from pipeline.copy_check import CopyCheck
+from pipeline.marking.markers import SIGNED
 
 REPORT_VERSION = 3
 CLOSEST = 12  # released pictures shown beside their nearest reference
@@ -147,7 +148,7 @@ def report_numbers(
         "people": people(events, tables.waiting, len(state.contradictions)),
         "claims": claims(events, str(config.get("claims_contact") or "")),
         "changes": changes(events),
-        "marks": tables.marks.rows(beside.robustness),
+        "marks": tables.marks.rows(beside.robustness, str(_table(predicate.get("identity")).get(SIGNED, ""))),
         "retention": tables.retention.rows(listed(events), tables.in_force.holds)
         | {"days": predicate.get("retention_days", config.get("retention_days"))},
         "guard_seconds": [],

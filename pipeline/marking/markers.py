@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.marking.c2pa import C2paSigner
 
 SIGNED = "marks.c2pa"  # the part of a plan's identity
+TEST_SIGNED = "signed by a test certificate"  # its value where the certificate calls itself one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,15 @@ def open_markers(config: MarksConfig, keys: Keys) -> Markers:
 
 
 def marks_parts(config: MarksConfig, keys: Keys) -> dict[str, str]:
-    """What a plan binds of the marks beside the run file: whether files are signed, by whomever.
+    """What a plan binds of the marks beside the run file: whether files are signed, and whether by a test certificate.
 
     A certificate may be renewed between two sessions of a run: its id is in every row instead.
 
     Raises:
         ConfigError: as :func:`signing_key`.
     """
-    return {SIGNED: "signed"} if signing_key(config, keys) is not None else {}
+    key = signing_key(config, keys)
+    return {} if key is None else {SIGNED: TEST_SIGNED if key.test else "signed"}
 
 
 def signing_key(config: MarksConfig, keys: Keys) -> C2paKey | None:

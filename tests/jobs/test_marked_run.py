@@ -18,6 +18,7 @@ from jobs.run.local_runner import run_local
 from jobs.run.notes import key_notes
 from jobs.run.plan import Plan
 from jobs.run.ray_runner import _Actor, run_ray
+from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import MarksConfig, RunConfig
@@ -115,7 +116,7 @@ def test_a_machines_own_keys_come_before_the_drivers(
 def test_a_worker_that_cannot_sign_is_refused(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
     plan = make_plan(PROMPTS, marks=MarksConfig(keys="keys"))
     without = replace(plan, config=replace(plan.config, marks=MarksConfig()))
-    with pytest.raises(PlanMismatch, match=r"marks\.c2pa signed there, none here"):
+    with pytest.raises(PlanMismatch, match=r"marks\.c2pa signed by a test certificate there, none here"):
         run_local(without, tmp_path / "run", open_loop=open_loop)
     assert not (tmp_path / "run").exists()
 
@@ -157,6 +158,13 @@ def test_a_run_around_its_keys_is_refused(make_plan: MakePlan, tmp_path: Path, o
     with pytest.raises(ConfigError, match="lies in the folder of the run"):
         run_local(plan, tmp_path / "run", open_loop=open_loop)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["keys"]
+
+
+def test_the_report_names_a_test_signer(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    folder = run_local(make_plan(PROMPTS, marks=MarksConfig(keys="keys")), tmp_path / "run", open_loop=open_loop).folder
+    measures = {row["measure"]: row for row in report_numbers(folder)["marks"]["code_of_practice"]}
+    assert measures["1.1.1"]["state"] == "all pictures, by a test signer"
+    assert "The certificate calls itself a test: nobody else trusts it." in measures["1.1.1"]["note"]
 
 
 def test_a_test_certificate_and_its_end_are_noted(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_whether_pictures_are_signed_is_bound_and_the_certificate_is_not(make_pl
         new_keys(tmp_path / name)
         plans.append(make_plan(PROMPTS, marks=MarksConfig(keys=name)))
     assert plans[0].plan_sha256 == plans[1].plan_sha256 != make_plan(PROMPTS).plan_sha256
-    assert plans[0].parts["marks.c2pa"] == "signed"
+    assert plans[0].parts["marks.c2pa"] == "signed by a test certificate"
 
 
 def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: MakePlan) -> None:

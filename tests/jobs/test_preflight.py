@@ -106,7 +106,7 @@ def test_a_dry_run_tries_the_keys(project: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert found["opened"]["C2PA"] == "signed by Clearance TEST signer, Clearance TEST"
     assert "a test certificate, nobody else trusts it" in result.stderr
-    assert found["parts"]["marks.c2pa"] == "signed"
+    assert found["parts"]["marks.c2pa"] == "signed by a test certificate"
 
 
 @pytest.mark.parametrize("c2pa", ["auto", "required"])

@@ -28,7 +28,7 @@ from pipeline.keys import C2paKey, Keys
 from pipeline.marking.c2pa import C2paSigner, Manifest, SoftBinding, manifest_of, read_manifest
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, MEDIA_TYPES, decode, encode
 from pipeline.marking.mark import MarkedPicture, Origin, mark
-from pipeline.marking.markers import Markers, marks_parts, open_markers
+from pipeline.marking.markers import TEST_SIGNED, Markers, marks_parts, open_markers
 
 ORIGIN = Origin("some model", "3", "Clearance 9")
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -255,7 +255,7 @@ def test_half_a_signer_is_never_taken_for_none(keys: Keys, tmp_path: Path) -> No
 
 
 def test_a_worker_that_would_not_sign_has_another_identity(keys: Keys) -> None:
-    assert marks_parts(MarksConfig(), keys) == open_markers(MarksConfig(), keys).parts == {"marks.c2pa": "signed"}
+    assert marks_parts(MarksConfig(), keys) == open_markers(MarksConfig(), keys).parts == {"marks.c2pa": TEST_SIGNED}
     assert marks_parts(MarksConfig(), Keys()) == marks_parts(MarksConfig(c2pa="off"), keys) == {}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.audit.numbers import rate
 from pipeline.audit.requests import Row
 from pipeline.audit.schema import samples_schema
+from pipeline.marking.coverage import marks_coverage
 from pipeline.outcome import ACCEPTED
 
 _WORTH = 50  # PDQ's own quality below which its hash means little
@@ -99,8 +100,13 @@ class MarksTable:
         expression = f"count(samples where accepted and {condition}) / accepted"
         return {"name": name, "what": what, "carried": rate(count, self._counts["released"], expression), "facts": list(facts)}
 
-    def rows(self, bench: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The layers, the robustness table of the schemes in use, and the table of the Code of Practice."""
+    def rows(self, bench: Mapping[str, Any] | None, signed: str = "") -> dict[str, Any]:
+        """The layers, the robustness table of the schemes in use, and the table of the Code of Practice.
+
+        Args:
+            bench: the robustness table.
+            signed: what the plan binds of the signature of pictures.
+        """
         layers = self.layers()
         by_name = {layer["name"]: layer["carried"] for layer in layers}
         return {
@@ -108,58 +114,8 @@ class MarksTable:
             "keys": sorted(self._keys),
             "schemes": sorted(self._schemes),
             "robustness": bench,
-            "code_of_practice": code_of_practice(by_name),
+            "code_of_practice": marks_coverage(by_name, signed=signed, watermark_keys=self._keys),
         }
 
 
 _REASONS = {"off": "switched off, or no key", "too_small": "the picture is too small"}
-
-
-def code_of_practice(carried: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the EU Code of Practice on marking asks of a provider, measure by measure, and the evidence in this record."""
-
-    def evidence(*layers: str) -> list[str]:
-        words = {
-            "xmp": "XMP that names the source type",
-            "c2pa": "a signed C2PA manifest",
-            "watermark": "an imperceptible watermark",
-            "pdq": "a PDQ fingerprint in the record",
-            "iscc": "an ISCC fingerprint in the record",
-        }
-        return [f"{words[name]}: {carried[name]['k']} of {carried[name]['n']}" for name in layers]
-
-    def state(*layers: str) -> str:
-        full = [carried[name]["n"] and carried[name]["k"] == carried[name]["n"] for name in layers]
-        some = [carried[name]["k"] for name in layers]
-        return "all pictures" if all(full) else "some pictures" if any(some) else "no picture"
-
-    return [
-        {
-            "measure": "1.1.1",
-            "asks": "Digitally signed metadata that says how the content was made",
-            "state": state("c2pa"),
-            "evidence": evidence("c2pa", "xmp"),
-            "note": "XMP alone is not signed.",
-        },
-        {
-            "measure": "1.1.2",
-            "asks": "An imperceptible mark in the content itself",
-            "state": state("watermark"),
-            "evidence": evidence("watermark"),
-            "note": "",
-        },
-        {
-            "measure": "1.1.3",
-            "asks": "Where chosen: fingerprints, or a log to look content up in",
-            "state": "all pictures" if "all pictures" in (state("pdq"), state("iscc")) else state("pdq", "iscc"),
-            "evidence": evidence("pdq", "iscc"),
-            "note": "The released rows are the registry.",
-        },
-        {
-            "measure": "1.2",
-            "asks": "Marks are kept, and are not removed",
-            "state": "stated",
-            "evidence": ["no step after marking changes a file; file_sha256 holds its digest"],
-            "note": "This record ends where the files are handed on.",
-        },
-    ]
