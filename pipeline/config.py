@@ -144,6 +144,12 @@ class RunConfig:
         "webp", "WebP is lossless; JPEG has quality 95, and its pixels cannot be verified from the file"
     )
     retention_days: int = number(0, 0, 36_500, "fills `retain_until`; 0: no limit")
+    retention_days_held: int = number(
+        90,
+        0,
+        36_500,
+        "days after which pictures that were not released are due to be erased, thumbnails too; 0: as retention_days",
+    )
     claims_contact: str = line(
         "", "where someone files a claim about a picture (an address, a page); reports show it. Not part of the plan"
     )

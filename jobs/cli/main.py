@@ -19,6 +19,7 @@ from jobs.cli.erase import app as erase_app
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
+from jobs.cli.retention import app as retention_app
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.verify import verify
@@ -87,6 +88,7 @@ app.add_typer(erase_app, name="erase")
 app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(hold_app, name="hold")
+app.add_typer(retention_app, name="retention")
 
 
 def main() -> None:

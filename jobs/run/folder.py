@@ -213,8 +213,13 @@ def _begin(folder: Path, plan: Plan, place: Place) -> None:
         raise
 
 
-def check_begun(folder: Path, plan: Plan, receipts: Mapping[str, ShardReceipt]) -> bool:
+def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardReceipt]) -> bool:
     """Compare the files of a stopped or sealed run with the plan and with one another: statement, events, shards' headers.
+
+    Args:
+        folder: the run folder.
+        plan: its plan; None: what plan.json states, for a run whose prompts were erased.
+        receipts: its committed shards.
 
     Returns:
         Whether the run is sealed.
@@ -233,18 +238,21 @@ def check_begun(folder: Path, plan: Plan, receipts: Mapping[str, ShardReceipt]) 
                 what = f"is not the plan that the run started with: another {name} stands in event {event['seq']}"
                 raise IntegrityError(what, where=str(folder / PLAN_FILE), fix="Restore it from a copy")
     sealed = _sealed(folder, events)
-    unknown = sorted(set(receipts) - {shard.shard_id for shard in plan.shards})
+    shard_ids = [shard.shard_id for shard in plan.shards] if plan else [str(shard["shard_id"]) for shard in stored["shards"]]
+    unknown = sorted(set(receipts) - set(shard_ids))
     if unknown:
         where, fix = str(folder / f"commits/{unknown[0]}.json"), "Move it away, or start the run again in a new folder"
         raise IntegrityError(f"commits shard {unknown[0]}, which the plan does not know", where=where, fix=fix)
-    header = {"run_id": stored["run_id"], "plan_sha256": plan.plan_sha256, "policy_sha256": plan.parts["policy"]}
-    run = RunBinding({**header, "dataset_id": plan.config.dataset_id}, digest).known(events)
+    sha256, parts = (plan.plan_sha256, plan.parts) if plan else (stored["plan_sha256"], stored["parts"])
+    dataset_id = plan.config.dataset_id if plan else stored["config"]["dataset_id"]
+    header = {"run_id": stored["run_id"], "plan_sha256": sha256, "policy_sha256": parts["policy"], "dataset_id": dataset_id}
+    run = RunBinding(header, digest).known(events)
     for where, what in shard_problems(folder, receipts, run):
         fix = "Restore it from a copy"
         if not sealed:
             fix += "; or delete the commit marker of that shard, and --resume draws the shard again"
         raise IntegrityError(what, where=f"{folder}/{where}", fix=fix)
-    lost = [shard.shard_id for shard in plan.shards if shard.shard_id not in receipts]
+    lost = [shard_id for shard_id in shard_ids if shard_id not in receipts]
     if sealed and lost:
         where = str(folder / f"commits/{lost[0]}.json")
         raise IntegrityError("is missing; the run was sealed with it", where=where, fix="Restore it from a copy")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from index.embedder_source import LOCAL
-from index.errors import ConfigError, InputError, IntegrityError
+from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.run.openers import openers
 from jobs.run.prompts import read_prompts
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
@@ -143,6 +143,8 @@ class Plan:
             del settings["model"][name]
         for adapter in settings["adapters"]:
             del adapter["path"]
+        if self.config.retention_days_held == RunConfig.retention_days_held:
+            del settings["retention_days_held"]  # as marks below
         if dataclasses.replace(self.config.marks, keys="") == MarksConfig():
             del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
         else:
@@ -319,11 +321,26 @@ def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
     where, fix = str(folder / REQUESTS_FILE), RESTORE
     data = read_file(folder, REQUESTS_FILE)
     if hashlib.sha256(data).hexdigest() != sha256:
+        if prompts_erased(folder):
+            what = "prompts of this run were erased; its requests cannot be drawn again"
+            raise PlanMismatch(what, where=where, fix="Start a new run from the prompts file")
         raise IntegrityError(f"was changed: it is not the file that {PLAN_FILE} names", where=where, fix=fix)
     try:
         return tuple(_request(row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist())
     except Exception as error:  # the reader of damaged bytes may raise anything
         raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=fix) from None
+
+
+def prompts_erased(folder: Path) -> bool:
+    """Whether events say that prompts were erased from the requests of a run.
+
+    Raises:
+        IntegrityError: the events were changed.
+    """
+    from pipeline.audit.erasure import Erasures
+    from pipeline.audit.events import read_events
+
+    return REQUESTS_FILE in Erasures.of(read_events(folder)).paths
 
 
 def _request(row: Mapping[str, Any]) -> Request:

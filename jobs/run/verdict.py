@@ -28,7 +28,7 @@ def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, 
         InputError: there is no such folder, or it holds no run.
     """
     from jobs.run.folder import check_begun
-    from jobs.run.plan import Plan
+    from jobs.run.plan import Plan, prompts_erased
     from pipeline.audit.binding import PLAN_FILE, is_first_version
     from pipeline.audit.shards import committed
 
@@ -39,7 +39,8 @@ def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, 
         if is_first_version(folder, receipts):
             left = Problem(PLAN_FILE, "its digest was checked, its content was not: the first version wrote it in another form")
             return replace(found, not_covered=(*found.not_covered, left))
-        check_begun(folder, Plan.load(folder), receipts)
+        # Without prompts the requests do not have the digest that the plan binds; the statement and the events name theirs.
+        check_begun(folder, None if prompts_erased(folder) else Plan.load(folder), receipts)
     except ClearanceError as error:
         where = error.where.removeprefix(f"{folder}/")
         if not any(problem.where == where or problem.where.startswith(f"{where} ") for problem in found.problems):

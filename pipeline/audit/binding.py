@@ -17,6 +17,7 @@ from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
+from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.requests import fits, written_version
 from pipeline.audit.schema import KEPT, SCHEMA_VERSION, is_readable, schema_of
@@ -46,15 +47,18 @@ class RunBinding:
         header: the values of those of :data:`BOUND` that are known.
         plan_file_sha256: digest of ``plan.json``; empty: not compared.
         events: digests of the run's events; None: not compared.
+        erasures: the files that events say were changed since they were committed, because payloads were erased.
     """
 
     header: Mapping[str, Any]
     plan_file_sha256: str = ""
     events: frozenset[str] | None = field(default=None, repr=False)
+    erasures: Erasures = field(default_factory=Erasures, repr=False)
 
     def known(self, events: Sequence[Mapping[str, Any]]) -> RunBinding:
-        """With the events that a shard may have been written under."""
-        return replace(self, events=frozenset(str(event["record_sha256"]) for event in events))
+        """With the events that a shard may have been written under, and what they say was erased."""
+        digests = frozenset(str(event["record_sha256"]) for event in events)
+        return replace(self, events=digests, erasures=Erasures.of(events))
 
 
 def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding) -> Iterator[tuple[str, str]]:
@@ -62,9 +66,10 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
     for receipt in receipts.values():
         for file in receipt.files:
             try:
-                entry = entry_of(folder, file.path)
-                if entry is not None and entry.kind == "file" and entry.size != file.bytes:
-                    yield file.path, f"is not the file that was committed: it has {entry.size} bytes, not {file.bytes}"
+                entry, now = entry_of(folder, file.path), run.erasures.now(file.path, file.sha256, file.bytes)
+                if entry is not None and entry.kind == "file" and entry.size != now.bytes:
+                    what = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
+                    yield file.path, f"is not the file {what}: it has {entry.size} bytes, not {now.bytes}"
                     continue
                 shard_header = table_header(_schema(folder, file.path))
             except ClearanceError as error:

@@ -125,10 +125,11 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
     subjects = []
     for shard_id, receipt in receipts.items():
         for file in receipt.files:
-            if digest_of(folder, file.path) != file.sha256:
+            there = run.erasures.now(file.path, file.sha256, file.bytes)
+            if digest_of(folder, file.path) != there.sha256:
                 where = str(folder / file.path)
                 raise IntegrityError("is not the file that was committed", where=where, fix="Restore it from a copy")
-            subjects.append({"name": file.path, "digest": {"sha256": file.sha256}, "annotations": {"rows": file.rows}})
+            subjects.append({"name": file.path, "digest": {"sha256": there.sha256}, "annotations": {"rows": file.rows}})
         marker = {"sha256": hashlib.sha256(receipt.marker).hexdigest()}
         subjects.append({"name": f"commits/{shard_id}.json", "digest": marker, "annotations": {"rows": receipt.rows}})
     outcomes: Counter[str] = Counter()

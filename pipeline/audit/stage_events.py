@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from index.errors import ClearanceError
 from index.storage import digest_of
 from pipeline.audit.binding import PLAN_FILE
+from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import NO_HEAD, event_files, events_head, scan_events
 from pipeline.audit.ledger import RUN_FILE, SEALED
@@ -58,3 +59,10 @@ def check_events(
         found.problem(EVENTS, EVENTS_FOLDER, "holds no event of sealing")
     elif sealed[-1]["digests"].get("run_sha256") != digest_of(folder, RUN_FILE):
         found.problem(STATEMENT, RUN_FILE, "is not the statement that the last sealing event names")
+
+
+def check_erasures(erasures: Erasures, known: Collection[str], found: Findings) -> None:
+    """Every file that an event erased payloads from is a file of the run."""
+    for path in erasures.paths:
+        if path not in known:
+            found.problem(EVENTS, path, "an event erased payloads from it, and it is no file that a commit or the plan names")

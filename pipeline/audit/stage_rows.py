@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from pipeline.audit.binding import RunBinding, header_problems, row_problems, sc
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
+from pipeline.audit.erasure import FileNow
 from pipeline.audit.schema import KEPT
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
-from pipeline.audit.stage import CHAINS, FILES, PICTURES, PROMPTS, Findings
+from pipeline.audit.stage import CHAINS, EVENTS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
 from pipeline.outcome import ACCEPTED
 from pipeline.salt import salt_id
@@ -62,6 +64,7 @@ class Rows:
         self.outcomes: Counter[str] = Counter()
         self.content = ContentTree()
         self._kept: dict[str, tuple[str, str, str]] = {}  # sample_id → where, kept_sha256, pixel_sha256
+        self._erased: frozenset[str] = frozenset()  # columns of the present row whose payloads events name as erased
         self._attempts: dict[str, dict[int, tuple[str, str, str]]] = {}  # sample_id → number → where, pixel_sha256, content
 
     def check(self, receipts: Mapping[str, ShardReceipt]) -> None:
@@ -79,8 +82,11 @@ class Rows:
         self.found.compared(CHAINS, f"every row of {rows} has the digest stated in it and follows the row before it")
         kinds = ("pictures", "pixels", "kept_pictures", "thumbnails", "embeddings")
         numbers = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in kinds if counts[name])
+        erased = f"; {counts['erased']:,} payloads are erased, as events name them" if counts["erased"] else ""
         if numbers:
-            self.found.compared(PICTURES, f"{numbers} match their digests")
+            self.found.compared(PICTURES, f"{numbers} match their digests{erased}")
+        elif erased:
+            self.found.compared(PICTURES, f"nothing is left to compare{erased}")
         else:
             self.found.skipped(PICTURES, "no row holds a picture, a thumbnail or an embedding")
         self.found.compared(PROMPTS, f"{counts['prompts']:,} prompts match their commitments")
@@ -93,10 +99,13 @@ class Rows:
             with open_file(self.folder, file.path) as stream:
                 self.found.counts["files"] += 1
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-                intact = stream.tell() == file.bytes and sha256 == file.sha256
+                now = self.binding.erasures.now(file.path, file.sha256, file.bytes)
+                intact = stream.tell() == now.bytes and sha256 == now.sha256
                 if not intact:
-                    self.found.problem(FILES, file.path, "the file was changed: its digest does not match its commit marker")
-                table = self._read(stream, file.path, intact=intact)
+                    self.found.problem(FILES, file.path, now.other(sha256))
+                if now.broken:
+                    self.found.problem(EVENTS, file.path, now.broken)
+                table = self._read(stream, file.path, intact=intact or sha256 in now.earlier)
         except (ClearanceError, OSError) as error:
             what = error.what if isinstance(error, ClearanceError) else f"cannot be read ({first_line(error)})"
             self.found.problem(FILES, file.path, f"{what}; shard {receipt.shard_id} committed it")
@@ -114,7 +123,7 @@ class Rows:
         self.found.add(CHAINS, header_problems(shard_header, receipt.shard_id, file, self.binding))
         if table.num_rows != file.rows:
             self.found.problem(CHAINS, file.path, f"holds {table.num_rows} rows; its commit marker says {file.rows}")
-        head = self._table(table, file, shard_header)
+        head = self._table(table, file, shard_header, now if intact else replace(now, whole=False))
         if head != file.chain_head:
             self.found.problem(CHAINS, file.path, "the chain does not end where the commit marker says")
 
@@ -138,7 +147,7 @@ class Rows:
             self.found.problem(FILES, where, f"cannot be read as Parquet ({first_line(error)})")
             return None
 
-    def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any]) -> str:
+    def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any], now: FileNow) -> str:
         """Recompute the chain of a file; returns the digest that it ends with."""
         prev = chain_start(shard_header)
         number = -1
@@ -154,6 +163,7 @@ class Rows:
                 self.found.counts[file.table] += 1
                 self._links(row, prev, where)
                 prev = str(row["record_sha256"])
+                self._erased = self._erased_of(row, where, now)
                 problems = row_problems(row, file.table, shard_header)
                 self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
                 try:
@@ -169,6 +179,18 @@ class Rows:
             self._kept_row(row, where)
         else:
             self._attempt(row, where)
+
+    def _erased_of(self, row: Mapping[str, Any], where: str, now: FileNow) -> frozenset[str]:
+        """The columns whose payloads events name as erased; one that is here nevertheless is a problem."""
+        erased = set()
+        for column in (name for name, samples in now.erased.items() if row["sample_id"] in samples):
+            value = row.get(column)
+            if value is None or (isinstance(value, dict) and value.get("bytes") is None):
+                erased.add(column)
+                self.found.counts["erased"] += 1
+            elif now.whole:
+                self.found.problem(PICTURES, f"{where} column {column}", "an event names it as erased, and it is here")
+        return frozenset(erased)
 
     def _links(self, row: Mapping[str, Any], prev: str, where: str) -> None:
         if row["prev_sha256"] != prev:
@@ -187,7 +209,9 @@ class Rows:
         self.samples[row["sample_id"]] = (where, about)
         self._picture(row, where)
         embedding = row["embedding"]
-        if (embedding is None) != (row["embedding_sha256"] is None):
+        if "embedding" in self._erased:
+            pass
+        elif (embedding is None) != (row["embedding_sha256"] is None):
             self.found.problem(PICTURES, f"{where} column embedding", "the embedding or its digest is missing")
         elif embedding is not None:
             stored = np.asarray(embedding, dtype="<f2").tobytes()
@@ -195,6 +219,8 @@ class Rows:
         self._prompt(row, where, shard_header)
 
     def _picture(self, row: Mapping[str, Any], where: str) -> None:
+        if "image" in self._erased:
+            return
         data = (row["image"] or {}).get("bytes")
         if (data is None) != (row["file_sha256"] is None):
             what = "the picture is missing" if data is None else "a picture without a digest"
@@ -226,11 +252,15 @@ class Rows:
         if not salt:
             self.found.counts["prompts_unchecked"] += 1  # a secret salt that nobody passed: the stage says so
             return
-        if prompt_commitment(row["prompt"] or "", row["negative_prompt"] or "", salt) != row["prompt_commit"]:
+        if "prompt" in self._erased:
+            pass
+        elif row["prompt"] is None or row["negative_prompt"] is None:
+            self.found.problem(PROMPTS, f"{where} column prompt", "the prompt is missing")
+        elif prompt_commitment(row["prompt"], row["negative_prompt"], salt) != row["prompt_commit"]:
             self.found.problem(PROMPTS, f"{where} column prompt", "the prompt does not match its commitment")
         else:
             self.found.counts["prompts"] += 1
-        if columns_commitment(row.get("columns"), salt) != row.get("columns_commit"):
+        if "columns" not in self._erased and columns_commitment(row.get("columns"), salt) != row.get("columns_commit"):
             self.found.problem(PROMPTS, f"{where} column columns", "the columns do not match their commitment")
 
     def _attempt(self, row: Mapping[str, Any], where: str) -> None:
@@ -239,6 +269,8 @@ class Rows:
             first = numbers[row["attempt"]][0]
             self.found.problem(CHAINS, f"{where} column attempt", f"the attempt has a row already: {first}")
         numbers[row["attempt"]] = (where, row["pixel_sha256"], attempt_digest(row))
+        if "thumbnail" in self._erased:
+            return
         data = (row["thumbnail"] or {}).get("bytes")
         if data is not None or row["thumbnail_sha256"] is not None:  # a hard stop keeps no thumbnail
             self._match(f"{where} column thumbnail", data or b"", row["thumbnail_sha256"], "thumbnails")
@@ -248,6 +280,8 @@ class Rows:
             first = self._kept[row["sample_id"]][0]
             self.found.problem(CHAINS, f"{where} column sample_id", f"a picture of this sample is kept already: {first}")
         self._kept[row["sample_id"]] = (where, row["kept_sha256"], row["pixel_sha256"])
+        if "image" in self._erased:
+            return
         data = (row["image"] or {}).get("bytes")
         if data is None:
             self.found.problem(PICTURES, f"{where} column image", "the picture is missing")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
 from index.storage import digest_of
+from pipeline.audit.erasure import Erasures
 from pipeline.audit.ledger import RUN_FILE, scan_statement
 from pipeline.audit.shards import ShardReceipt
-from pipeline.audit.stage import FILES, STATEMENT, TREE, Findings
+from pipeline.audit.stage import EVENTS, FILES, STATEMENT, TREE, Findings
 from pipeline.audit.stage_rows import Rows
 from pipeline.audit.tree import merkle_root
 
@@ -26,8 +27,17 @@ def read_statement(folder: Path, found: Findings) -> dict[str, Any] | None:
     return statement
 
 
-def check_statement(statement: Mapping[str, Any] | None, receipts: Mapping[str, ShardReceipt], rows: Rows) -> None:
-    """Hold what a statement says of the shards against the shards; stages tree and statement."""
+def check_statement(
+    statement: Mapping[str, Any] | None,
+    receipts: Mapping[str, ShardReceipt],
+    rows: Rows,
+    events: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Hold what a statement says of the shards against the shards; stages tree and statement.
+
+    The subjects have the digests that the files had at sealing: those of the markers, after what was erased before. What was
+    erased since is in the events.
+    """
     found = rows.found
     if statement is None:
         found.skipped(TREE, NOT_SEALED)
@@ -41,7 +51,9 @@ def check_statement(statement: Mapping[str, Any] | None, receipts: Mapping[str, 
         found.problem(STATEMENT, RUN_FILE, "lacks subjects, counts or the Merkle root")
         found.skipped(TREE, f"{RUN_FILE} states no tree")
         return
-    _check_subjects(stated, receipts, found)
+    over = predicate["events"].get("count") if isinstance(predicate.get("events"), dict) else 0
+    sealed_over = Erasures.of(events[:over] if type(over) is int and over >= 0 else ())
+    _check_subjects(stated, receipts, sealed_over, found)
     if root != merkle_root([receipt.digest for receipt in receipts.values()]):
         found.problem(TREE, RUN_FILE, "the Merkle root does not match the committed shards")
     if shards != {shard_id: receipt.digest for shard_id, receipt in receipts.items()}:
@@ -60,11 +72,14 @@ def check_statement(statement: Mapping[str, Any] | None, receipts: Mapping[str, 
     found.compared(STATEMENT, f"{RUN_FILE} has its own digest, and its {len(stated):,} files and its counts are those found")
 
 
-def _check_subjects(stated: Mapping[str, tuple[str, int]], receipts: Mapping[str, ShardReceipt], found: Findings) -> None:
+def _check_subjects(
+    stated: Mapping[str, tuple[str, int]], receipts: Mapping[str, ShardReceipt], erasures: Erasures, found: Findings
+) -> None:
     there: dict[str, tuple[str, int]] = {}
     for shard_id, receipt in receipts.items():
         there[f"commits/{shard_id}.json"] = (hashlib.sha256(receipt.marker).hexdigest(), receipt.rows)
-        there.update({file.path: (file.sha256, file.rows) for file in receipt.files})
+        for file in receipt.files:
+            there[file.path] = (erasures.now(file.path, file.sha256, file.bytes).sha256, file.rows)
     for name in sorted(there.keys() | stated.keys()):
         if name not in stated:
             found.problem(STATEMENT, name, f"is not among the subjects of {RUN_FILE}: added after sealing")
@@ -74,7 +89,7 @@ def _check_subjects(stated: Mapping[str, tuple[str, int]], receipts: Mapping[str
             found.problem(STATEMENT, name, f"digest or rows differ from those in {RUN_FILE}")
 
 
-def check_plan_files(folder: Path, statement: Mapping[str, Any], found: Findings) -> set[str]:
+def check_plan_files(folder: Path, statement: Mapping[str, Any], erasures: Erasures, found: Findings) -> set[str]:
     """Hold the files that a statement names under ``plan.files`` (plan, requests) to their digests; stage files.
 
     Returns:
@@ -86,8 +101,12 @@ def check_plan_files(folder: Path, statement: Mapping[str, Any], found: Findings
     for name, digest in files.items() if isinstance(files, dict) else ():
         found.counts["files"] += 1
         try:
-            if digest_of(folder, name) != digest:
-                found.problem(FILES, name, f"the file was changed: its digest does not match {RUN_FILE}")
+            now, digest_now = erasures.now(name, str(digest), 0), digest_of(folder, name)
+            if digest_now != now.sha256:
+                changed = f"the file was changed: its digest does not match {RUN_FILE}"
+                found.problem(FILES, name, now.other(digest_now) if now.earlier else changed)
+            if now.broken:
+                found.problem(EVENTS, name, now.broken)
         except ClearanceError as error:
             found.problem(FILES, name, f"{error.what}; the plan names it")
     return set(files) if isinstance(files, dict) else set()

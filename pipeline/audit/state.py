@@ -10,18 +10,19 @@ nothing else. What the events must hold:
   it; a release that names no claim ends all. A release may name the ``outcome`` that is then in force.
 * ``hold.set``, ``hold.lifted``: ``samples``, none meaning the whole run; ``details["matter"]``, what for. A hold ends when the
   same matter is lifted where it was set: one of the run's by lifting the run's, one of a sample's by lifting the sample's.
-* ``payload.erased``: ``details["files"]``, see :mod:`pipeline.audit.erasure`.
+* ``payload.erased``: ``details["files"]``, see :class:`pipeline.audit.erasure.ErasedFile`.
 * ``review.decided`` and ``sample.released`` may state ``details["retain_until"]`` (ISO 8601), a new end of retention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.audit.erasure import ERASED, erased_files
 from pipeline.audit.event_kinds import KINDS
 from pipeline.audit.events import read_events
 from pipeline.outcome import Outcome
@@ -128,9 +129,9 @@ def fold(events: Sequence[Mapping[str, Any]]) -> State:
             continue
         if kind in _HOLDS and not event["samples"]:
             holds = _HOLDS[kind](holds, _matter(event))
-        for sample_id in _concerned(event):
+        for sample_id, columns in _concerned(event).items():
             before = samples.get(sample_id, _UNTOUCHED)
-            samples[sample_id] = replace(EFFECTS[kind](before, event, sample_id), events=(*before.events, seq))
+            samples[sample_id] = replace(EFFECTS[kind](before, event, columns), events=(*before.events, seq))
             if kind == "review.decided":
                 outcome = event["details"]["outcome"]
                 if sample_id in decisions and decisions[sample_id][1] != outcome:
@@ -150,7 +151,7 @@ def _without(some: tuple[str, ...], one: str) -> tuple[str, ...]:
 def _unfit(event: Mapping[str, Any]) -> str:
     """Why an event cannot change anything; empty when it can."""
     details, kind = event["details"], event["kind"]
-    if kind == "payload.erased":
+    if kind == ERASED:
         return "" if any(True for _ in erased_files(event)) else "names no file"
     if kind not in _HOLDS and not event["samples"]:
         return "names no sample"
@@ -162,22 +163,15 @@ def _unfit(event: Mapping[str, Any]) -> str:
     return ""
 
 
-def _concerned(event: Mapping[str, Any]) -> list[str]:
-    if event["kind"] != "payload.erased":
-        return list(dict.fromkeys(event["samples"]))
-    return list(dict.fromkeys(sample_id for file in erased_files(event) for sample_id in file["samples"]))
-
-
-def erased_files(event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The files of an event ``payload.erased`` that are named in full; see :class:`pipeline.audit.erasure.ErasedFile`."""
-    texts = ("path", "table", "before_sha256", "after_sha256")
-    files = event["details"].get("files")
-    for file in files if isinstance(files, list) else ():
-        if not isinstance(file, dict) or not all(isinstance(file.get(name), str) for name in texts):
-            continue
-        lists = (file.get("columns"), file.get("samples"))
-        if all(isinstance(one, list) and all(isinstance(item, str) for item in one) for one in lists):
-            yield file
+def _concerned(event: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """The samples that an event concerns, with the columns that it names as erased."""
+    if event["kind"] != ERASED:
+        return dict.fromkeys(event["samples"], frozenset())
+    columns: dict[str, set[str]] = {}
+    for column, samples in (item for file in erased_files(event) for item in file.columns.items()):
+        for sample_id in samples:
+            columns.setdefault(sample_id, set()).add(column)
+    return {sample_id: frozenset(names) for sample_id, names in columns.items()}
 
 
 def _matter(event: Mapping[str, Any]) -> str:
@@ -194,36 +188,36 @@ def _until(event: Mapping[str, Any]) -> datetime | None:
 
 # --- what an event of each kind changes ------------------------------------------------------------------------------------
 
-Effect = Callable[[SampleState, Mapping[str, Any], str], SampleState]
+# state before, event, columns that it names as erased → state after
+Effect = Callable[[SampleState, Mapping[str, Any], frozenset[str]], SampleState]
 
 
-def _exported(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+def _exported(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     return state if state.review_state == DECIDED else replace(state, review_state=EXPORTED)
 
 
-def _decided(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+def _decided(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     until = _until(event) or state.retain_until
     return replace(state, decided=event["details"]["outcome"], review_state=DECIDED, retain_until=until)
 
 
-def _quarantined(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+def _quarantined(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     return replace(state, claims=_with(state.claims, [str(event["details"].get("claim", ""))]))
 
 
-def _released(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+def _released(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     details = event["details"]
     claims = _without(state.claims, str(details["claim"])) if "claim" in details else ()
     until = _until(event) or state.retain_until
     return replace(state, claims=claims, decided=details.get("outcome") or state.decided, retain_until=until)
 
 
-def _held(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
+def _held(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     return replace(state, holds=_HOLDS[event["kind"]](state.holds, _matter(event)))
 
 
-def _erased(state: SampleState, event: Mapping[str, Any], sample_id: str) -> SampleState:
-    columns = [column for file in erased_files(event) if sample_id in file["samples"] for column in file["columns"]]
-    return replace(state, erased=state.erased | frozenset(columns))
+def _erased(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
+    return replace(state, erased=state.erased | columns)
 
 
 _HOLDS: dict[str, Callable[[tuple[str, ...], str], tuple[str, ...]]] = {
@@ -237,5 +231,5 @@ EFFECTS: dict[str, Effect] = {
     "sample.released": _released,
     "hold.set": _held,
     "hold.lifted": _held,
-    "payload.erased": _erased,
+    ERASED: _erased,
 }

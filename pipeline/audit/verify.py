@@ -22,10 +22,11 @@ from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.shards import COMMITS, EVERY_TABLE
 from pipeline.audit.stage import FILES, Findings, Problem, Stage
-from pipeline.audit.stage_events import check_events, scan_run_events
+from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
 from pipeline.audit.stage_rows import Rows, read_receipts
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
+from pipeline.audit.state import fold
 from pipeline.audit.timestamp import STAMP_FILE
 from pipeline.audit.tree import merkle_root
 
@@ -93,16 +94,19 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     binding = _binding(folder, statement).known(events)
     rows = Rows(folder, binding, salt, found)
     rows.check(receipts)
-    found.add(FILES, strangers(folder, {file.path for receipt in receipts.values() for file in receipt.files}))
-    check_statement(statement, receipts, rows)
+    committed = {file.path for receipt in receipts.values() for file in receipt.files}
+    found.add(FILES, strangers(folder, committed))
+    check_statement(statement, receipts, rows, events)
     covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *EVERY_TABLE}
-    if statement is not None:
-        covered |= check_plan_files(folder, statement, found)
+    plan_files = check_plan_files(folder, statement, binding.erasures, found) if statement is not None else set()
+    covered |= plan_files
+    check_erasures(binding.erasures, committed | plan_files, found)
     check_events(folder, statement, events, binding.plan_file_sha256, found)
     check_signature(folder, events, trust, found)
     check_time_stamp(folder, events, trust, found)
     found.compared(FILES, f"{found.counts['files']:,} files are there, with the digests that markers and statement state")
-    left = tuple(Problem(*one) for one in uncovered(folder, covered))
+    ignored = ((f"event {seq}", why) for seq, why in fold(events).ignored)
+    left = tuple(Problem(*one) for one in (*uncovered(folder, covered), *ignored))
     problems = found.problems
     return Verification(
         ok=not problems,

@@ -91,6 +91,7 @@ class FakeRuntime:
             dtype="float32", device_kind="cpu", rows=16, threads=1, index_id=IDENTITY["index_id"], embedder_id="e",
             calibration_id="c", copy_threshold=0.8, policy_id="p",
             policy_sha256=policy_digest(self.policy), policy_name="default", worker_id=worker_id, embedding_dim=4,
+            retention_days=self.config.retention_days,
         )  # fmt: skip
 
     def sample(self, request: Request) -> Sample:

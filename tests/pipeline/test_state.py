@@ -26,7 +26,8 @@ def decided(outcome: str, *samples: str) -> tuple[Any, ...]:
 
 
 def erased(columns: list[str], *samples: str) -> tuple[Any, ...]:
-    file = {"path": "samples/x.parquet", "table": "samples", "columns": columns, "samples": list(samples)}
+    cells = {column: list(samples) for column in columns}
+    file = {"path": "samples/x.parquet", "table": "samples", "columns": cells, "after_bytes": 7}
     return ("payload.erased", samples, {"files": [file | {"before_sha256": "aa", "after_sha256": "bb"}]})
 
 

@@ -1,0 +1,271 @@
+"""Erase payloads of samples: pictures, prompts, embeddings, user columns, thumbnails. Every chain stays intact.
+
+Payloads enter the chain of the rows as digests alone, so that a row whose payload is gone has the digest that it had. The
+digest of its *file* changes, and what explains that is an event (:mod:`pipeline.audit.erasure`).
+
+**The order of writes**, for one shard after the other, and for the file of the plan's requests:
+
+1. The new content of every file is made in memory, read back and compared: nothing but the cells to be emptied differs.
+2. The event ``payload.erased`` is appended, with the digests before and after. It is refused if any other event came since
+   the events were read: a legal hold that is set in that moment is seen.
+3. Each file is replaced, whole.
+
+A stop before 2 has changed nothing. A stop after 2 leaves files that still hold what an event names as erased: the
+verifier finds the digest from before the event, and names the file and the event. :func:`unfinished` finds them the same way,
+and erasing again finishes it with an event of its own, which begins at the digest that the file has. The other order would
+leave files that nobody can tell from damaged ones. Reports show thumbnails and prompts; they are removed first, because they
+can be written again.
+
+What this does not reach: copies, exports and backups of the run, blocks that a disk or a snapshot keeps of the old files, and
+what the rows keep by design: request keys, reasons, findings with the text that a guard read, fingerprints of the picture, and
+commitments to the prompt. Under the default salt whoever guesses a prompt can check the guess against its commitment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from index.errors import IntegrityError, RunStopped
+from index.padding import first_line
+from index.storage import digest_of, entries, entry_of, read_file, remove, write_file
+from pipeline.audit.binding import REQUESTS_FILE
+from pipeline.audit.coverage import REPORT_HTML, REPORT_JSON
+from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
+from pipeline.audit.events import NewEvent, append_events, read_events
+from pipeline.audit.ledger import sample_rows, scan_statement
+from pipeline.audit.requests import rows_in
+from pipeline.audit.schema import PAYLOADS
+from pipeline.audit.shards import ShardReceipt, committed, write_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PAGES = "pages"
+REQUESTS = "requests"  # the table in the file of the plan's requests, whose rows have keys instead of sample ids
+# What people ask to have erased, and the columns that hold it, of whatever table has them.
+PICTURE, PROMPT, EMBEDDING, COLUMNS = "picture", "prompt", "embedding", "columns"
+KINDS: dict[str, frozenset[str]] = {
+    PICTURE: frozenset({"image", "thumbnail"}),
+    PROMPT: frozenset({"prompt", "negative_prompt"}),
+    EMBEDDING: frozenset({"embedding"}),
+    COLUMNS: frozenset({"columns"}),
+}
+_RESTORE = "Run `clearance verify`, and restore the file from a copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What was erased, or would be.
+
+    Attributes:
+        cells: number of payloads, by column. samples: how many samples they belong to. files: the files that changed.
+        events: numbers of the events that were written. removed: reports that were removed.
+    """
+
+    cells: Mapping[str, int]
+    samples: int
+    files: tuple[str, ...]
+    events: tuple[int, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+def erase_payloads(
+    folder: Path, wanted: Mapping[str, Collection[str]], event: NewEvent, *, known: int, dry_run: bool = False
+) -> Erased:
+    """Erase payloads of samples.
+
+    The caller holds the run's lease, and has found no hold on the samples in the events that it counts in ``known``.
+
+    Args:
+        folder: the run folder.
+        wanted: columns by sample_id.
+        event: who erases, and why; kind, samples and files are filled in.
+        known: how many events the caller has read.
+        dry_run: change nothing, and return what would be erased.
+
+    Raises:
+        IntegrityError: a file is not the one that was committed, or cannot be read.
+        RunStopped: another event came meanwhile, or a file cannot be written; what was begun is finished by erasing again.
+    """
+    erasures = Erasures.of(read_events(folder))
+    cells: dict[str, int] = {}
+    samples: set[str] = set()
+    files: list[str] = []
+    numbers: list[int] = []
+    removed: tuple[str, ...] = ()
+    for changes in _every_change(folder, wanted, erasures):
+        if not dry_run and not removed and not files:
+            removed = _remove_reports(folder)
+        for file, _ in changes:
+            files.append(file.path)
+            for column, ids in file.columns.items():
+                cells[column] = cells.get(column, 0) + len(ids)
+                samples |= set(ids)
+        if dry_run:
+            continue
+        touched = sorted({one for file, _ in changes for ids in file.columns.values() for one in ids})
+        made = NewEvent(
+            kind=ERASED,
+            actor=event.actor,
+            person=event.person,
+            reason=event.reason,
+            samples=touched,
+            details={**event.details, "files": [file.plain() for file, _ in changes]},
+        )
+        numbers.append(int(append_events(folder, [made], known=known)[0]["seq"]))
+        known += 1
+        for file, data in changes:
+            try:
+                write_file(folder, file.path, data)
+            except RunStopped as error:
+                fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
+                raise RunStopped(error.what, where=error.where, fix=fix) from error
+    return Erased(cells=cells, samples=len(samples), files=tuple(files), events=tuple(numbers), removed=removed)
+
+
+def unfinished(folder: Path) -> dict[str, set[str]]:
+    """Columns by sample_id that events name as erased and that are still in their files, or in them again.
+
+    Raises:
+        IntegrityError: the events were changed.
+    """
+    erasures = Erasures.of(read_events(folder))
+    there = {file.path: (file.sha256, file.bytes) for receipt in committed(folder).values() for file in receipt.files}
+    there[REQUESTS_FILE] = (_requests_sha256(folder), 0)
+    wanted: dict[str, set[str]] = {}
+    for path in erasures.paths:
+        if path in there and (now := erasures.now(path, *there[path])).earlier and digest_of(folder, path) in now.earlier:
+            for column, samples in now.erased.items():
+                for sample_id in samples:
+                    wanted.setdefault(sample_id, set()).add(column)
+    return wanted
+
+
+# --- what changes ----------------------------------------------------------------------------------------------------------
+
+Change = tuple[ErasedFile, bytes]
+
+
+def _every_change(folder: Path, wanted: Mapping[str, Collection[str]], erasures: Erasures) -> Iterator[list[Change]]:
+    """The files that change with their new content, shard by shard, and last the plan's requests."""
+    for receipt in committed(folder).values():
+        mine = _samples_of(folder, receipt) & wanted.keys()
+        if not mine:
+            continue
+        changes = []
+        for file in receipt.files:
+            now = erasures.now(file.path, file.sha256, file.bytes)
+            known = {now.sha256, *now.earlier}
+            change = _change(folder, file.path, file.table, known, {one: wanted[one] for one in mine})
+            if change is not None:
+                changes.append(change)
+        if changes:
+            yield changes
+    if any("prompt" in columns or "columns" in columns for columns in wanted.values()):
+        keys = {row["request_key"]: row["sample_id"] for row in sample_rows(folder, ["request_key", "sample_id"])}
+        now = erasures.now(REQUESTS_FILE, _requests_sha256(folder), 0)
+        if now.sha256 and entry_of(folder, REQUESTS_FILE) is not None:
+            change = _change(folder, REQUESTS_FILE, REQUESTS, {now.sha256, *now.earlier}, wanted, keys)
+            if change is not None:
+                yield [change]
+
+
+def _samples_of(folder: Path, receipt: ShardReceipt) -> set[str]:
+    path = next(file.path for file in receipt.files if file.table == "samples")
+    return {row["sample_id"] for _, row in rows_in(folder, path, "samples", ["sample_id"])}
+
+
+def _change(
+    folder: Path,
+    path: str,
+    table: str,
+    known: Collection[str],
+    wanted: Mapping[str, Collection[str]],
+    keys: Mapping[str, str] | None = None,
+) -> Change | None:
+    """One file without the payloads; None when it holds none of them. ``keys``: sample ids by key, where rows have no other."""
+    import pyarrow.parquet as pq
+
+    data = read_file(folder, path)
+    before = hashlib.sha256(data).hexdigest()
+    if before not in known:
+        raise IntegrityError("is not the file that was committed", where=str(folder / path), fix=_RESTORE)
+    try:
+        old = pq.ParquetFile(BytesIO(data)).read()
+        names = old.column("sample_id" if keys is None else "key").to_pylist()
+    except Exception as error:  # the reader of damaged bytes may raise anything
+        raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / path), fix=_RESTORE) from None
+    ids = names if keys is None else [keys.get(name, "") for name in names]
+    new, emptied = old, dict[str, tuple[str, ...]]()
+    for column in (name for name in old.schema.names if name in PAYLOADS):
+        there = _present(old, column)
+        rows = [n for n, one in enumerate(ids) if there[n] and column in wanted.get(one, ())]
+        if rows:
+            emptied[column] = tuple(dict.fromkeys(ids[n] for n in rows))
+            new = _without(new, column, rows)
+    if not emptied:
+        return None
+    stream = BytesIO()
+    write_parquet(new, stream)
+    _require_same(old, stream, emptied, str(folder / path))
+    written = stream.getvalue()
+    after = hashlib.sha256(written).hexdigest()
+    about = ErasedFile(
+        seq=-1, path=path, table=table, columns=emptied, before_sha256=before, after_sha256=after, after_bytes=len(written)
+    )
+    return about, written
+
+
+def _present(table: pa.Table, column: str) -> list[bool]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = table.column(column)
+    if pa.types.is_struct(cells.type):
+        cells = pc.struct_field(cells, "bytes")
+    there: list[bool] = pc.is_valid(cells).to_pylist()
+    return there
+
+
+def _without(table: pa.Table, column: str, rows: Collection[int]) -> pa.Table:
+    """The table with null in those rows of a column."""
+    import pyarrow as pa
+
+    gone, place, first, chunks = set(rows), table.schema.get_field_index(column), 0, []
+    for chunk in table.column(column).chunks:
+        numbers = [None if first + n in gone else n for n in range(len(chunk))]
+        chunks.append(chunk.take(pa.array(numbers, pa.int64())))
+        first += len(chunk)
+    return table.set_column(place, table.schema.field(place), pa.chunked_array(chunks, type=table.schema.field(place).type))
+
+
+def _require_same(old: pa.Table, stream: BytesIO, emptied: Mapping[str, Collection[str]], where: str) -> None:
+    """Nothing but the cells that were to be emptied differs in what was written."""
+    import pyarrow.parquet as pq
+
+    stream.seek(0)
+    back = pq.ParquetFile(stream, page_checksum_verification=True).read()
+    kept = [name for name in old.schema.names if name not in emptied]
+    same = back.schema.equals(old.schema, check_metadata=True) and back.select(kept).equals(old.select(kept))
+    if not same:
+        raise IntegrityError("would change in more than its payloads", where=where, fix="Nothing was erased; report this")
+
+
+def _requests_sha256(folder: Path) -> str:
+    """The digest that the sealed statement names for the plan's requests; empty when it names none."""
+    statement, _ = scan_statement(folder)
+    plan = ((statement or {}).get("predicate") or {}).get("plan") or {}
+    return str((plan.get("files") or {}).get(REQUESTS_FILE, "")) if isinstance(plan, dict) else ""
+
+
+def _remove_reports(folder: Path) -> tuple[str, ...]:
+    """Reports show thumbnails and prompts; `clearance report` writes them again without what was erased."""
+    pages = [
+        f"{PAGES}/{entry.name}" for entry in entries(folder, PAGES) if entry.kind == "file" and entry.name.endswith(".html")
+    ]
+    return tuple(name for name in (REPORT_HTML, REPORT_JSON, *pages) if entry_of(folder, name) and remove(folder, name))

@@ -1,0 +1,546 @@
+"""Retention and erasure: what is due on a date, what a hold keeps, and a run that verifies before, after and in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from index.errors import ClearanceError, InputError, PlanMismatch, RunStopped
+from index.storage import Disk, using
+from jobs.by import By
+from jobs.cli import main as cli
+from jobs.hold import change_hold
+from jobs.report import report_run
+from jobs.retention import apply_retention, erase_keys, show_retention
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
+from jobs.run.verdict import verify_run
+from pipeline.audit.by_key import samples_by_key
+from pipeline.audit.erase import unfinished
+from pipeline.audit.events import append_event, read_events
+from pipeline.audit.ledger import attempt_rows, sample_rows
+from pipeline.audit.state import state_of
+
+PRIVACY = By(role="privacy", reason="request 31", person="p9")
+CLEAN = "cat"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"folder": tmp_path_factory.mktemp("runs") / "run"}
+
+
+@pytest.fixture
+def run(
+    pristine: dict[str, Path], make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]
+) -> Path:  # fmt: skip
+    """Two shards: an accepted, a rejected, a steered and another accepted sample; retention of 365 and 30 days."""
+    if not pristine["folder"].exists():
+        plan = make_plan(["cat", "copy of an owl", "steered fox", "elk"], retention_days=365, retention_days_held=30)
+        run_local(plan, pristine["folder"], open_loop=open_loop)
+    return Path(shutil.copytree(pristine["folder"], tmp_path / "run"))
+
+
+@pytest.fixture
+def keys(run: Path) -> list[str]:
+    return [row["request_key"] for row in sample_rows(run, ["request_key"])]
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["request_key"]: row for row in sample_rows(folder)}
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return [row for path in sorted(folder.glob("kept/*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def thumbnails(folder: Path, key: str) -> list[Any]:
+    return [row["thumbnail"] for row in attempt_rows(folder) if row["request_key"] == key]
+
+
+def stored_bytes(folder: Path) -> bytes:
+    """Every file of a run, and every cell of its tables uncompressed."""
+    import pyarrow.parquet as pq
+
+    found = b""
+    for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
+        found += path.read_bytes()
+        if path.suffix == ".parquet":
+            found += repr(pq.ParquetFile(path).read().to_pylist()).encode()
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- erasing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_erased_is_gone_from_every_file_and_the_run_verifies(run: Path, keys: list[str]) -> None:
+    report_run(run)
+    before = rows(run)[keys[0]]
+    picture = before["image"]["bytes"]
+    assert before["prompt"] == "cat" and picture in stored_bytes(run) and verify_run(run).ok
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    after = rows(run)[keys[0]]
+    assert {name: after[name] for name in ("image", "prompt", "negative_prompt", "embedding")} == dict.fromkeys(
+        ("image", "prompt", "negative_prompt", "embedding")
+    )
+    assert thumbnails(run, keys[0]) == [None]
+    assert repr(picture).encode() not in stored_bytes(run) and b"'prompt': 'cat'" not in stored_bytes(run)
+    found = verify_run(run)
+    assert found.ok, found.problems
+    assert found.counts["erased"] == 5  # image, prompt, negative prompt, embedding, one thumbnail
+
+
+def test_everything_else_of_the_row_and_every_other_row_stays(run: Path, keys: list[str]) -> None:
+    before = rows(run)
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    after, payloads = rows(run), {"image", "prompt", "negative_prompt", "embedding"}
+    assert {name: value for name, value in after[keys[0]].items() if name not in payloads} == {
+        name: value for name, value in before[keys[0]].items() if name not in payloads
+    }
+    assert [after[key] for key in keys[1:]] == [before[key] for key in keys[1:]]
+
+
+def test_markers_and_statement_are_not_touched(run: Path, keys: list[str]) -> None:
+    before = contents(run)
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    after = contents(run)
+    for name in (name for name in before if name.startswith("commits/") or name in ("run.json", "plan.json")):
+        assert after[name] == before[name], name
+
+
+def test_the_event_names_files_digests_samples_and_columns(run: Path, keys: list[str]) -> None:
+    import hashlib
+
+    before = contents(run)
+    erase_keys(run, [keys[0]], ["picture"], PRIVACY)
+    event = read_events(run)[-1]
+    sample_id = samples_by_key(run, [keys[0]])[keys[0]]
+    assert (event["kind"], event["actor"], event["person"], event["samples"]) == (
+        "payload.erased",
+        "privacy",
+        "p9",
+        [sample_id],
+    )
+    files = {file["table"]: file for file in event["details"]["files"]}
+    assert {table: file["columns"] for table, file in files.items()} == {
+        "samples": {"image": [sample_id]},
+        "attempts": {"thumbnail": [sample_id]},
+    }
+    for file in files.values():
+        assert file["before_sha256"] == hashlib.sha256(before[file["path"]]).hexdigest()
+        assert file["after_sha256"] == hashlib.sha256((run / file["path"]).read_bytes()).hexdigest()
+    assert state_of(run).of(sample_id).erased == {"image", "thumbnail"}
+
+
+@pytest.mark.parametrize(
+    ("what", "columns"),
+    [
+        ("picture", {"image", "thumbnail"}),
+        ("prompt", {"prompt", "negative_prompt"}),
+        ("embedding", {"embedding"}),
+    ],
+)
+def test_one_kind_of_payload_can_be_erased_alone(run: Path, keys: list[str], what: str, columns: set[str]) -> None:
+    erased = erase_keys(run, [keys[0]], [what], PRIVACY)
+    assert set(erased.cells) == columns and verify_run(run).ok
+    row = rows(run)[keys[0]]
+    assert {name for name in ("image", "prompt", "embedding") if row[name] is None} == columns & {
+        "image",
+        "prompt",
+        "embedding",
+    }
+
+
+def test_a_kept_picture_of_what_was_not_released_is_erased_too(run: Path, keys: list[str]) -> None:
+    assert [row["request_key"] for row in kept(run) if row["image"]] == [keys[1]]
+    erased = erase_keys(run, [keys[1]], ["picture"], PRIVACY)
+    assert erased.cells == {"image": 1, "thumbnail": 1} and verify_run(run).ok
+    assert [row["image"] for row in kept(run)] == [None]
+    forge(run, lambda plain: plain[0].update(image=None), "kept")
+    assert not verify_run(run).ok
+
+
+def test_erasing_twice_changes_nothing_the_second_time(run: Path, keys: list[str]) -> None:
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    before = contents(run)
+    again = erase_keys(run, [keys[0]], [], PRIVACY)
+    assert again.cells == {} and again.events == ()
+    assert {name: data for name, data in contents(run).items() if name != ".lease"} == {
+        name: data for name, data in before.items() if name != ".lease"
+    }
+
+
+def test_erasing_one_sample_after_another_of_the_same_shard(run: Path, keys: list[str]) -> None:
+    for key in keys[:2]:
+        erase_keys(run, [key], [], PRIVACY)
+    assert verify_run(run).ok and [rows(run)[key]["prompt"] for key in keys[:3]] == [None, None, "steered fox"]
+
+
+def test_reports_that_show_what_is_erased_are_removed(run: Path, keys: list[str]) -> None:
+    report_run(run)
+    erased = erase_keys(run, [keys[0]], [], PRIVACY)
+    assert set(erased.removed) == {"report.html", "report.json"}
+    assert not (run / "report.html").exists() and not (run / "report.json").exists()
+    report_run(run)
+    assert verify_run(run).ok
+
+
+def test_a_dry_run_lists_the_same_and_changes_nothing(run: Path, keys: list[str]) -> None:
+    report_run(run)
+    before = contents(run)
+    would = erase_keys(run, [keys[0]], [], PRIVACY, dry_run=True)
+    assert contents(run) == before
+    did = erase_keys(run, [keys[0]], [], PRIVACY)
+    assert (would.cells, would.files) == (did.cells, did.files)
+
+
+def test_a_sample_under_hold_is_not_erased(run: Path, keys: list[str]) -> None:
+    change_hold(run, "hold.set", [keys[1]], "x v. y", By(role="counsel", reason="claim"))
+    before = contents(run)
+    with pytest.raises(InputError, match=r"is under a legal hold \(x v\. y\); nothing was erased"):
+        erase_keys(run, [keys[0], keys[1]], [], PRIVACY)
+    assert {name: data for name, data in contents(run).items() if name != ".lease"} == {
+        name: data for name, data in before.items() if name != ".lease"
+    }
+    change_hold(run, "hold.lifted", [keys[1]], "x v. y", By(role="counsel", reason="settled"))
+    assert erase_keys(run, [keys[1]], [], PRIVACY).samples == 1
+
+
+def test_a_hold_that_comes_in_the_last_moment_is_seen(run: Path, keys: list[str]) -> None:
+    class Between(Disk):
+        done = False
+
+        def link(self, old: str, new: str, *, at: int) -> None:
+            if not Between.done:
+                Between.done = True
+                append_event(run, "hold.set", "counsel", "x", details={"matter": "m"})
+            super().link(old, new, at=at)
+
+    with using(Between()), pytest.raises(RunStopped, match="by another process meanwhile"):
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    assert rows(run)[keys[0]]["image"] is not None and verify_run(run).ok
+
+
+def test_a_run_whose_prompts_were_erased_cannot_be_drawn_again_and_says_so(run: Path, keys: list[str]) -> None:
+    erase_keys(run, [keys[0]], ["prompt"], PRIVACY)
+    with pytest.raises(PlanMismatch, match="prompts of this run were erased"):
+        Plan.load(run)
+
+
+def test_an_unfinished_run_is_refused(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> None:
+    with pytest.raises(RunStopped):
+        run_local(make_plan(["cat", "owl", "disk-full"]), tmp_path / "run", open_loop=open_loop)
+    with pytest.raises(InputError, match="is not sealed"):
+        erase_keys(tmp_path / "run", ["x"], [], PRIVACY)
+
+
+def test_a_file_that_was_changed_is_not_written_over(run: Path, keys: list[str]) -> None:
+    path = sorted(run.glob("attempts/*.parquet"))[0]
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ClearanceError, match="is not the file that was committed") as caught:
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    assert path.name in caught.value.where
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------------
+
+
+class StopsAt(Disk):
+    """A disk that is pulled out at the n-th change of a name: an event, its head, a file, a report."""
+
+    def __init__(self, number: int) -> None:
+        self.left, self.hit = number, False
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.hit = True
+            raise OSError(5, "pulled out")
+
+    def link(self, old: str, new: str, *, at: int) -> None:
+        self._count()
+        super().link(old, new, at=at)
+
+    def replace(self, old: str, new: str, *, at: int) -> None:
+        self._count()
+        super().replace(old, new, at=at)
+
+    def unlink(self, name: str, *, at: int) -> None:
+        if not name.startswith((".tmp-", ".lease")):
+            self._count()
+        super().unlink(name, at=at)
+
+
+STEPS = range(13)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_stop_between_any_two_steps_is_found_or_harmless_and_erasing_again_finishes(
+    run: Path, keys: list[str], steps: int
+) -> None:
+    """Two shards: two reports removed, then for each shard an event, its head, two files; the same for the requests."""
+    report_run(run)
+    disk = StopsAt(steps)
+    with using(disk):
+        try:
+            erase_keys(run, [keys[0], keys[2]], [], PRIVACY)
+        except RunStopped as error:
+            assert disk.hit and ("events" in error.where or "finishes the erasure" in error.fix), error
+    left, found = unfinished(run), verify_run(run)
+    assert found.ok == (not left), found.problems
+    for problem in found.problems:
+        assert "interrupted" in problem.what or "not the file that its last erasure left" in problem.what, problem
+    erase_keys(run, [keys[0], keys[2]], [], PRIVACY)
+    assert verify_run(run).ok and unfinished(run) == {}
+    after = rows(run)
+    assert [after[key]["image"] for key in (keys[0], keys[2])] == [None, None]
+    assert [after[key]["prompt"] for key in keys] == [None, "copy of an owl", None, "elk"]
+
+
+def test_the_steps_above_are_all_there_are(run: Path, keys: list[str]) -> None:
+    report_run(run)
+    disk = StopsAt(len(STEPS))
+    with using(disk):
+        erase_keys(run, [keys[0], keys[2]], [], PRIVACY)
+    assert not disk.hit, "one step more: raise STEPS"
+
+
+def test_retention_finishes_what_was_interrupted(run: Path, keys: list[str]) -> None:
+    with using(StopsAt(2)), pytest.raises(RunStopped):
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    assert not verify_run(run).ok
+    done = apply_retention(run, PRIVACY)
+    assert done.unfinished == 1 and done.due == {} and verify_run(run).ok
+
+
+def test_an_interrupted_erasure_waits_for_a_hold_that_came_later(run: Path, keys: list[str]) -> None:
+    with using(StopsAt(2)), pytest.raises(RunStopped):
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    change_hold(run, "hold.set", [keys[0]], "m", PRIVACY)
+    assert apply_retention(run, PRIVACY).erased.cells == {}
+
+
+# --- verifying after an erasure --------------------------------------------------------------------------------------------
+
+
+def test_an_older_copy_of_the_file_is_found(run: Path, keys: list[str]) -> None:
+    path = sorted(run.glob("samples/*.parquet"))[0]
+    old = path.read_bytes()
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    path.write_bytes(old)
+    problems = verify_run(run).problems
+    assert any(p.where == f"samples/{path.name}" and "an older copy was restored" in p.what for p in problems)
+
+
+def forge(run: Path, change: Callable[[list[dict[str, Any]]], None], table: str = "samples") -> Path:
+    """Change rows of the first file of a table without an event."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = sorted(run.glob(f"{table}/*.parquet"))[0]
+    before = pq.ParquetFile(path).read()
+    plain = before.to_pylist()
+    change(plain)
+    pq.write_table(pa.Table.from_pylist(plain, schema=before.schema), path)
+    return path
+
+
+@pytest.mark.parametrize("column", ["image", "prompt", "negative_prompt", "embedding"])
+def test_a_payload_that_is_missing_without_an_event_is_a_problem(run: Path, keys: list[str], column: str) -> None:
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    forge(run, lambda plain: plain[1].update({column: None}) if column != "image" else plain[0].update(image=None))
+    assert not verify_run(run).ok
+    if column != "image":  # row 1 was rejected and has no picture
+        place = "prompt" if column == "negative_prompt" else column
+        assert any(p.where.endswith(f"row 1 column {place}") for p in verify_run(run).problems), verify_run(run).problems
+
+
+def test_an_event_that_names_more_than_was_erased_is_a_problem(run: Path, keys: list[str]) -> None:
+    """Somebody adds an event that calls another picture erased; the picture is there."""
+    import hashlib
+
+    path = sorted(run.glob("samples/*.parquet"))[0]
+    digest, ids = hashlib.sha256(path.read_bytes()).hexdigest(), list(samples_by_key(run, keys[:1]).values())
+    file = {"path": f"samples/{path.name}", "table": "samples", "columns": {"image": ids}, "after_bytes": path.stat().st_size}
+    append_event(run, "payload.erased", "x", "x", details={"files": [file | {"before_sha256": digest, "after_sha256": digest}]})
+    assert [p.what for p in verify_run(run).problems] == ["an event names it as erased, and it is here"]
+
+
+def test_an_event_about_a_file_of_another_digest_is_a_problem(run: Path, keys: list[str]) -> None:
+    erase_keys(run, [keys[0]], ["picture"], PRIVACY)
+    file = read_events(run)[-1]["details"]["files"][0] | {"before_sha256": "ab" * 32}
+    append_event(run, "payload.erased", "x", "x", details={"files": [file]})
+    assert any("which this never was" in p.what for p in verify_run(run).problems)
+
+
+def test_an_event_about_a_file_that_no_commit_names_is_a_problem(run: Path) -> None:
+    file = {"path": "samples/none.parquet", "table": "samples", "columns": {}, "after_bytes": 1}
+    append_event(run, "payload.erased", "x", "x", details={"files": [file | {"before_sha256": "a", "after_sha256": "b"}]})
+    assert any(p.where == "samples/none.parquet" and "no file that a commit" in p.what for p in verify_run(run).problems)
+
+
+def test_an_unknown_kind_of_event_is_named_and_no_problem(run: Path) -> None:
+    append_event(run, "weather.changed", "sky", "rain")
+    found = verify_run(run)
+    assert found.ok and any("weather.changed" in left.what for left in found.not_covered)
+
+
+# --- retention -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(run: Path) -> datetime:
+    return max(row["finished_at"] for row in sample_rows(run, ["finished_at"]))
+
+
+def at(moment: datetime, days: int) -> Callable[[], datetime]:
+    return lambda: moment + timedelta(days=days, minutes=1)
+
+
+def test_nothing_is_due_before_its_time(run: Path, finished: datetime) -> None:
+    before = contents(run)
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 29))
+    assert applied.due == {} and applied.erased.cells == {}
+    assert {name for name, data in contents(run).items() if before.get(name) != data} <= {".lease"}
+
+
+def test_pictures_that_were_not_released_are_due_first(run: Path, keys: list[str], finished: datetime) -> None:
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 30))
+    assert applied.due == {"not released: picture": 1}
+    assert thumbnails(run, keys[1]) == [None] and rows(run)[keys[1]]["prompt"] == "copy of an owl"
+    assert [row["image"] for row in kept(run)] == [None]
+    assert rows(run)[keys[0]]["image"] is not None and verify_run(run).ok
+
+
+def test_everything_is_due_at_the_end_of_retention(run: Path, keys: list[str], finished: datetime) -> None:
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 365))
+    assert applied.due == {
+        "released: picture, embedding, prompt, columns": 3,
+        "not released: picture": 1,
+        "not released: embedding, prompt, columns": 1,
+    }
+    assert {(row["image"], row["prompt"], row["embedding"] is None) for row in rows(run).values()} == {(None, None, True)}
+    assert verify_run(run).ok
+    assert apply_retention(run, PRIVACY, clock=at(finished, 365)).due == {}, "and then nothing is"
+
+
+def test_the_event_of_retention_has_counts_and_digests(run: Path, finished: datetime) -> None:
+    head = read_events(run)[-1]["record_sha256"]
+    apply_retention(run, PRIVACY, clock=at(finished, 30))
+    *_, erasing, event = read_events(run)
+    assert (event["kind"], erasing["kind"]) == ("retention.applied", "payload.erased")
+    assert event["details"]["payloads"] == {"image": 1, "thumbnail": 1} and event["details"]["events"] == [erasing["seq"]]
+    assert event["digests"] == {"events_before_sha256": head, "events_after_sha256": erasing["record_sha256"]}
+
+
+def test_a_dry_run_of_retention_changes_nothing(run: Path, finished: datetime) -> None:
+    before = contents(run)
+    applied = apply_retention(run, PRIVACY, dry_run=True, clock=at(finished, 365))
+    assert applied.due and applied.erased.cells["image"] == 4 and contents(run) == before
+
+
+def test_what_is_held_is_left_and_named(run: Path, keys: list[str], finished: datetime) -> None:
+    change_hold(run, "hold.set", [keys[0]], "m", PRIVACY)
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 365))
+    assert applied.held == (keys[0],) and rows(run)[keys[0]]["image"] is not None
+    assert rows(run)[keys[3]]["image"] is None
+
+
+def test_a_hold_of_the_run_leaves_everything(run: Path, finished: datetime) -> None:
+    change_hold(run, "hold.set", None, "m", PRIVACY)
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 365))
+    assert applied.due == {} and len(applied.held) == 4 and applied.erased.cells == {}
+
+
+def test_a_picture_in_an_open_review_is_not_due(run: Path, keys: list[str], finished: datetime) -> None:
+    ids = list(samples_by_key(run, [keys[1]]).values())
+    append_event(run, "review.decided", "reviewer", "look again", samples=ids, details={"outcome": "review"})
+    assert apply_retention(run, PRIVACY, clock=at(finished, 30)).waiting == (keys[1],)
+    append_event(run, "review.decided", "reviewer", "no", samples=ids, details={"outcome": "rejected"})
+    assert apply_retention(run, PRIVACY, clock=at(finished, 30)).due == {"not released: picture": 1}
+
+
+def test_the_outcome_in_force_decides_which_retention_holds(run: Path, keys: list[str], finished: datetime) -> None:
+    ids = list(samples_by_key(run, [keys[1]]).values())
+    append_event(run, "review.decided", "reviewer", "fine", samples=ids, details={"outcome": "accepted"})
+    assert apply_retention(run, PRIVACY, clock=at(finished, 30)).due == {}
+    append_event(run, "sample.quarantined", "officer", "claim", samples=ids, details={"claim": "c"})
+    assert apply_retention(run, PRIVACY, clock=at(finished, 30)).due == {"not released: picture": 1}
+
+
+def test_a_decision_may_shorten_or_lengthen_retention(run: Path, keys: list[str], finished: datetime) -> None:
+    ids = list(samples_by_key(run, [keys[0]]).values())
+    until = (finished + timedelta(days=2)).isoformat()
+    details = {"outcome": "accepted", "retain_until": until}
+    append_event(run, "review.decided", "reviewer", "fine", samples=ids, details=details)
+    assert apply_retention(run, PRIVACY, dry_run=True, clock=at(finished, 2)).due == {
+        "released: picture, embedding, prompt, columns": 1
+    }
+
+
+def test_without_a_limit_nothing_is_ever_due(
+    make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]
+) -> None:
+    plan = make_plan(["cat", "copy"], retention_days=0, retention_days_held=0)
+    folder = run_local(plan, tmp_path / "free", open_loop=open_loop).folder
+    later = lambda: datetime.now(UTC) + timedelta(days=36_000)  # noqa: E731
+    assert apply_retention(folder, PRIVACY, clock=later).due == {}
+    assert {one["no_limit"] == one["number"] for one in show_retention(folder, clock=later)} == {True}
+
+
+def test_the_default_of_the_shorter_retention_leaves_the_plan_as_it_was(make_plan: Callable[..., Plan]) -> None:
+    default, other = make_plan(["cat"]), make_plan(["cat"], retention_days_held=91)
+    assert default.config.retention_days_held == 90
+    assert default.parts["config"] != other.parts["config"]
+    assert default.plan_sha256 == make_plan(["cat"], retention_days_held=90).plan_sha256
+
+
+def test_show_counts_what_is_there(run: Path, keys: list[str], finished: datetime) -> None:
+    shown = {(one["samples"], tuple(one["payloads"])): one for one in show_retention(run, clock=at(finished, 30))}
+    released = shown["released", ("picture", "embedding", "prompt", "columns")]
+    assert (released["number"], released["due"]) == (3, 0)
+    assert shown["not released", ("picture",)]["due"] == 1
+    erase_keys(run, [keys[0]], [], PRIVACY)
+    again = {one["samples"]: one["number"] for one in show_retention(run) if "picture" in one["payloads"]}
+    assert again["released"] == 2
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def commands(run: Path, keys: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    yield run, keys
+
+
+def test_the_commands(commands: tuple[Path, list[str]]) -> None:
+    run, keys = commands
+    shown = call("retention", "show", run)
+    assert shown.exit_code == 0 and "not released" in shown.output
+    assert json.loads(call("retention", "show", run, "--json").stdout)[0]["number"] == 3
+    by = ("--by", "records", "--reason", "monthly")
+    assert "nothing is left to erase" in call("retention", "apply", run, *by).output
+    dry = call("retention", "erase", run, "--key", keys[0], *by, "--dry-run")
+    assert "dry run: nothing was changed" in dry.output and rows(run)[keys[0]]["image"] is not None
+    done = call("retention", "erase", run, "--key", keys[0], *by, "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["payloads"]["image"] == 1
+    assert call("verify", run).exit_code == 0
+    odd = call("retention", "erase", run, "--key", keys[0], "--what", "everything", *by)
+    assert odd.exit_code == 2 and "picture, prompt, embedding, columns" in odd.output
