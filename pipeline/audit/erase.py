@@ -34,10 +34,11 @@ from index.errors import IntegrityError, RunStopped
 from index.padding import first_line
 from index.storage import digest_of, entries, entry_of, read_file, remove, write_file
 from pipeline.audit.binding import REQUESTS_FILE
-from pipeline.audit.coverage import REPORT_HTML, REPORT_JSON
+from pipeline.audit.coverage import PAGES
 from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
 from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.ledger import sample_rows, scan_statement
+from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.requests import rows_in
 from pipeline.audit.schema import PAYLOADS
 from pipeline.audit.shards import ShardReceipt, committed, write_parquet
@@ -45,7 +46,6 @@ from pipeline.audit.shards import ShardReceipt, committed, write_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PAGES = "pages"
 REQUESTS = "requests"  # the table in the file of the plan's requests, whose rows have keys instead of sample ids
 # What people ask to have erased, and the columns that hold it, of whatever table has them.
 PICTURE, PROMPT, EMBEDDING, COLUMNS = "picture", "prompt", "embedding", "columns"

@@ -151,7 +151,18 @@ def test_whether_pictures_are_signed_is_bound_and_the_certificate_is_not(make_pl
 def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: MakePlan) -> None:
     """A run that an earlier version began can be read and resumed."""
     settings = asdict(make_plan(PROMPTS).config)
-    for name in ("workers", "out", "prompts", "index", "policy", "embedder", "claims_contact", "marks", "keep", "retention_days_held"):
+    for name in (
+        "workers",
+        "out",
+        "prompts",
+        "index",
+        "policy",
+        "embedder",
+        "claims_contact",
+        "marks",
+        "keep",
+        "retention_days_held",
+    ):
         del settings[name]
     del settings["model"]["path"], settings["model"]["allow_download"]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)
