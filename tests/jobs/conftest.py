@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from guards.base import Finding
-from index.errors import ModelError
+from index.errors import ModelError, RunStopped
 from index.fingerprint import pixel_digest
 from index.reference import Match
+from jobs.run.local_runner import run_local
 from jobs.run.openers import Openers, using
 from jobs.run.plan import Plan
 from pipeline.audit.context import RunContext
+from pipeline.audit.shards import committed
 from pipeline.config import RunConfig
 from pipeline.keys import Keys
 from pipeline.marking.markers import marks_parts, open_markers
@@ -172,6 +174,33 @@ def _plan(base: Path, prompts: Sequence[str], *, rules: Policy | None = None, **
     config = RunConfig(**{"prompts": "prompts.txt", "shard_size": 2} | settings)
     marks = marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
     return Plan.make(config, rules or Policy(), base, identity=IDENTITY | marks)
+
+
+@pytest.fixture
+def prompts() -> list[str]:
+    """The prompts of ``plan``; a module may have others. The worker stops at "disk-full" until the file ``space`` exists."""
+    return ["cat", "owl", "disk-full", "dog", "fox"]
+
+
+@pytest.fixture
+def plan(make_plan: Callable[..., Plan], prompts: list[str]) -> Plan:
+    return make_plan(prompts)
+
+
+@pytest.fixture
+def stopped(plan: Plan, tmp_path: Path, open_loop: Callable[..., FakeModeration]) -> Path:
+    """The folder of a run that stopped with some of its shards committed; a resumed run ends."""
+    with pytest.raises(RunStopped):
+        run_local(plan, tmp_path / "run", open_loop=open_loop)
+    (tmp_path / "space").touch()
+    assert 0 < len(committed(tmp_path / "run")) < len(plan.shards)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def sealed(plan: Plan, stopped: Path, open_loop: Callable[..., FakeModeration]) -> Path:
+    run_local(plan, stopped, open_loop=open_loop)
+    return stopped
 
 
 @pytest.fixture(scope="session")
