@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.model.device import check_device, device_notes, devices
 from pipeline.model.families import check_model, load_model
 from pipeline.model.samplers import OF_SCHEDULER, sampler_of
 
@@ -371,58 +370,6 @@ def test_other_forms_of_a_scheduler_that_is_here_are_noted() -> None:
     assert "order 3; dpmsolver++ of order 2 is used" in sampler_of(third, flow=False)[1]
     heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
     assert sampler_of(heun, flow=True)[0] == "flow_match_euler" and "two evaluations" in sampler_of(heun, flow=True)[1]
-
-
-# --- devices ---------------------------------------------------------------------------------------------------------------
-
-INSTEAD = 'set device = "cpu", or run on a machine with'
-PLAIN, GPUS, APPLE = ["cpu"], ["cpu", "cuda:0", "cuda:1"], ["cpu", "mps"]
-
-
-@pytest.mark.parametrize(
-    ("name", "there", "what", "fix"),
-    [
-        ("gpu", GPUS, "there is no device 'gpu'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
-        ("gpu", PLAIN, "there is no device 'gpu'", 'Did you mean "cuda"? This machine has cpu'),
-        ("gpu:1", GPUS, "there is no device 'gpu:1'", 'Did you mean "cuda:1"? This machine has cpu, cuda:0, cuda:1'),
-        ("CUDA", GPUS, "there is no device 'CUDA'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
-        ("cuda0", GPUS, "there is no device 'cuda0'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
-        ("cuda:7", GPUS, "there is no device 'cuda:7'", "This machine has cpu, cuda:0, cuda:1: use one of these"),
-        ("cuda:x", GPUS, "there is no device 'cuda:x'", 'Did you mean "cuda"? This machine has cpu, cuda:0, cuda:1'),
-        ("", PLAIN, "there is no device ''", "This machine has cpu"),
-        ("meta", PLAIN, "there is no device 'meta'", "This machine has cpu"),
-        ("cpu:3", PLAIN, "there is no device 'cpu:3'", "This machine has cpu: use one of these"),
-        ("mps", PLAIN, "'mps' cannot be used", f"This machine has cpu: {INSTEAD} Apple silicon"),
-        ("cuda", APPLE, "'cuda' cannot be used", f"This machine has cpu, mps: {INSTEAD} a GPU"),
-    ],
-)  # fmt: skip
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str, there: list[str], what: str, fix: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_device(name, there)
-    assert caught.value.what.startswith(what) and caught.value.fix == fix and caught.value.where == "model.device"
-
-
-@pytest.mark.parametrize(
-    ("name", "there"), [("cpu", PLAIN), ("cpu:0", PLAIN), ("cuda", GPUS), ("cuda:1", GPUS), ("mps", APPLE)]
-)
-def test_a_device_that_is_there_passes(name: str, there: list[str]) -> None:
-    check_device(name, there)
-
-
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
-def test_loading_checks_the_device_of_this_machine(tiny_sd: Path, name: str) -> None:
-    assert "cpu" in devices()
-    with pytest.raises(ConfigError, match=f"'{name}'.*This machine has cpu"):
-        load_model(config_of(tiny_sd, device=name))
-
-
-def test_a_faster_device_that_is_not_used_is_noted() -> None:
-    (note,) = device_notes(ModelConfig(device="cpu", dtype="float32"), GPUS)
-    assert (note.topic, note.text) == (
-        "device", 'pictures are drawn on the CPU although this machine has cuda:0: set model.device = "cuda"'
-    )  # fmt: skip
-    assert device_notes(ModelConfig(device="cpu", dtype="float32"), PLAIN) == []
-    assert [note.topic for note in device_notes(ModelConfig(device="cuda", dtype="float32"), GPUS)] == ["dtype"]
 
 
 # --- anything --------------------------------------------------------------------------------------------------------------
