@@ -13,13 +13,15 @@ from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError
 from jobs import signals
-from jobs.cli.arguments import AsJson, RunFile, RunFolder, read_run_file, run_folder
+from jobs.cli.arguments import AsJson, RunFile, RunFolder, keys_of, read_run_file, run_folder
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
 from jobs.cli.retention import app as retention_app
+from jobs.cli.report import print_report, report
+from jobs.cli.show import show
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.verify import verify
@@ -195,7 +197,7 @@ def run(
     console = make_console(stderr=json)
     print_counts(folder, console)
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)
-    _write_report(folder, base, json=json)
+    print_report(folder, base, keys_of(run_file, None), json=json)
     if result.outcomes.get("error"):
         text = (
             f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed --out NEW repeats them"
@@ -250,10 +252,8 @@ app.command(epilog="Example: clearance sign runs/monday --keys ~/clearance-keys"
 app.command(epilog="Example: clearance stamp runs/monday --tsa https://tsa.example.org")(stamp)
 
 
-@app.command(epilog="Example: clearance report runs/monday")
-def report(run: RunFolder, json: AsJson = False) -> None:
-    """Write report.html and report.json of a run. Exits with 1 if the run is damaged."""
-    _write_report(*run_folder(run), json=json)
+app.command(epilog="Example: clearance report runs/monday --pages")(report)
+app.command(epilog="Example: clearance show runs/monday cat-7")(show)
 
 
 @app.command(epilog="Example: clearance doctor")
@@ -318,26 +318,6 @@ def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: An
         raise typer.Exit(2)
     if not json:
         say("dry run: nothing was drawn and nothing was written")
-
-
-def _write_report(folder: Path, base: Path | None, *, json: bool = False) -> None:
-    from jobs.report import report_run
-    from jobs.run.verdict import damage
-
-    with busy("writing the report"):
-        path, numbers, remark = report_run(folder, base)
-    console = make_console(stderr=json)
-    for line in (f"report: {path}", remark):
-        if line:
-            console.print(line, soft_wrap=True)
-    if json:
-        say_json(numbers)
-    if found := damage(numbers["integrity"]["problems"]):
-        where, what = found[0]
-        more = f" ({len(found)} problems in all)" if len(found) > 1 else ""
-        fix = f"Restore what changed from a copy; `clearance verify {folder}` lists everything"
-        say_error(f"the run is damaged: {where}: {what}{more}", fix)
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

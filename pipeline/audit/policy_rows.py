@@ -40,13 +40,16 @@ def ladders(policy: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str,
 
     Of a kind that does not ship every key is shown: the report is the same wherever it is made.
     """
-    found = []
-    for key, (title, kinds) in LADDERS.items():
-        rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
-        defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in kinds}
-        if rungs:
-            found.append((title, [(str(one.get("kind", "")), _changed(one, defaults)) for one in rungs]))
-    return found
+    rungs = {key: rungs_of(policy, key) for key in LADDERS}
+    return [(title, rungs[key]) for key, (title, _) in LADDERS.items() if rungs[key]]
+
+
+def rungs_of(policy: Mapping[str, Any] | None, key: str) -> list[tuple[str, str]]:
+    """The rungs of one ladder, as :func:`ladders` gives them."""
+    kinds = LADDERS[key][1]
+    defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in kinds}
+    rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
+    return [(str(one.get("kind", "")), _changed(one, defaults)) for one in rungs]
 
 
 def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> str:

@@ -68,7 +68,7 @@ def write_report(
     shown += [row["ref_id"] for row in content["references"][:GALLERY]]
     shown += [finding["ref_id"] for row in content["held"]["rows"] for finding in row["findings"]]
     pictures |= reference_pictures(shown, picture_of)
-    content["titles"] = dict(titles or {})
+    content["titles"] = titles_in(content["entries"]) | dict(titles or {})
     content["pictures"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(pictures.items())}
     # A lone surrogate, which UTF-8 cannot hold, becomes its escape.
     data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
@@ -80,7 +80,8 @@ def write_report(
 def _show(folder: Path, content: dict[str, Any], showcase: Showcase, beside: Beside) -> dict[str, bytes]:
     """Put the requests that are shown into the content; returns the pictures of their attempts, by id."""
     pairs, cleared, closest = showcase.pairs(), content["cleared"], content["closest"]["rows"]
-    sheet, prompts = _sheet(folder, int(content["measures"]["accepted"]["value"]), {row["sample_id"] for row in cleared})
+    named = (*pairs, *closest, *cleared[:CLEARED], *showcase.held, *showcase.errors)
+    sheet, prompts, shards = _sheet(folder, int(content["measures"]["accepted"]["value"]), {row["sample_id"] for row in named})
     unsteered = beside.unsteered({pair["sample_id"] for pair in pairs if pair["caught"]})
     for row in cleared:
         row |= {"prompt": prompts.get(row["sample_id"]), "picture": attempt_id(row["sample_id"], row["attempt"])}
@@ -99,9 +100,8 @@ def _show(folder: Path, content: dict[str, Any], showcase: Showcase, beside: Bes
     content["given_up"] = [event for event in content["events"] if event["kind"] == "shard.given_up"]
     content["retried"] = sum(event["kind"] == "shard.retried" for event in content["events"])
     content["sections"], content["checks"] = sections(), checks(folder.name, content)
-    named = (*pairs, *closest, *cleared[:CLEARED], *showcase.held, *showcase.errors, *sheet)
-    ids = list(dict.fromkeys(row["sample_id"] for row in named))
-    content["entries"], pictures = _entries(folder, ids[:ENTRIES], set(ids))
+    ids = list(dict.fromkeys(row["sample_id"] for row in (*named, *sheet)))
+    content["entries"], pictures = _entries(folder, ids[:ENTRIES], set(ids), shards)
     return pictures | {f"unsteered:{sample_id}": one.thumbnail for sample_id, one in unsteered.items()}
 
 
@@ -133,35 +133,48 @@ def _pair(pair: dict[str, Any], unsteered: Unsteered | None) -> dict[str, Any]:
     }
 
 
-def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _sheet(folder: Path, total: int, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str], set[str]]:
     """Accepted samples for the sheet, at most SHEET, evenly spaced over ``total`` of them: it must not show only the start.
-    And the prompts of the samples in ``wanted``."""
+
+    Also the prompts of the samples in ``wanted``, and the shards in which they and those of the sheet stand.
+    """
     places = set(range(total)) if total <= SHEET else {i * total // SHEET for i in range(SHEET)}
-    sheet, prompts, number = [], {}, 0
-    columns = ["sample_id", "request_key", "prompt", "outcome", "accepted_attempt"]
+    sheet, prompts, shards, number = [], dict[str, str](), set[str](), 0
+    columns = ["sample_id", "request_key", "prompt", "outcome", "accepted_attempt", "shard_id"]
     for row in sample_rows(folder, columns, damaged=[]):  # what is left out is said on the cover
+        shard_id = str(row.pop("shard_id"))
         if row["sample_id"] in wanted:
             prompts[row["sample_id"]] = row["prompt"]
+            shards.add(shard_id)
         if row["outcome"] in ACCEPTED:
             if number in places:
                 sheet.append(row)
+                shards.add(shard_id)
             number += 1
-    return sheet, prompts
+    return sheet, prompts, shards
 
 
-def _entries(folder: Path, in_full: list[str], wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def _entries(
+    folder: Path, in_full: list[str], wanted: set[str], shards: set[str]
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """The requests shown in full, in the order of their rows, and the pictures of all in ``wanted``."""
     events, _ = scan_events(folder)
     state, about = fold(events), events_by_sample(events)
     shown, pictures, full = [], dict[str, bytes](), set(in_full)
     damaged: list[ClearanceError] = []  # what is left out is said on the cover
-    for ended, thumbnails in entries(folder, wanted, damaged=damaged):
+    for ended, thumbnails in entries(folder, wanted, shards=shards, damaged=damaged):
         pictures |= thumbnails
         sample_id = str(ended.sample["sample_id"])
         if sample_id in full:
             entry = entry_of(ended, state.of(sample_id), about.get(sample_id, []))
             shown.append({**entry, "anchor": f"r-{sample_id[:16]}"})
     return sorted(shown, key=lambda entry: int(entry["row_no"])), pictures
+
+
+def titles_in(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Titles of the references that requests came near to, by ref_id, as their rows have them."""
+    near = (match for entry in shown for attempt in entry["attempts"] for match in attempt["nearest"])
+    return {str(match["ref_id"]): str(match["title"]) for match in near if match["title"]}
 
 
 def events_by_sample(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

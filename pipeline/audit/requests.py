@@ -33,6 +33,7 @@ def ended_requests(
     sample_columns: Collection[str],
     attempt_columns: Collection[str],
     *,
+    shards: Collection[str] | None = None,
     damaged: list[ClearanceError] | None = None,
 ) -> Iterator[Ended]:
     """Every request of a run's committed shards, in the order of shards and rows; those of an unfinished run too.
@@ -41,12 +42,15 @@ def ended_requests(
         folder: the run folder.
         sample_columns: of the samples table, to read beside ``sample_id``.
         attempt_columns: of the attempts table, to read beside ``sample_id`` and ``attempt``.
+        shards: only those; all when not given.
         damaged: when given, a shard that cannot be read is left out as a whole and its error appended here.
 
     Raises:
         IntegrityError: a file is missing, cannot be read, or a column in it is not of its type (and ``damaged`` is not given).
     """
     for shard_id in markers(folder):
+        if shards is not None and shard_id not in shards:
+            continue
         try:
             ended = _ended(folder, shard_id, {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns})
         except ClearanceError as error:

@@ -30,20 +30,24 @@ def attempt_id(sample_id: str, attempt: int) -> str:
 
 
 def entries(
-    folder: Path, wanted: Collection[str] | None = None, *, damaged: list[ClearanceError] | None = None
+    folder: Path,
+    wanted: Collection[str] | None = None,
+    *,
+    shards: Collection[str] | None = None,
+    damaged: list[ClearanceError] | None = None,
 ) -> Iterator[tuple[Ended, dict[str, bytes]]]:
     """The requests of a run with all their columns but the large payloads, and the thumbnails of their attempts by id.
 
     Args:
         folder: the run folder.
-        wanted: only these, by sample_id; all when not given.
+        wanted: only these, by sample_id; all when not given. shards: they stand in these; all are read when not given.
         damaged: when given, a shard that cannot be read is left out and its error appended here.
 
     Raises:
         IntegrityError: a file cannot be read (and ``damaged`` is not given).
     """
     samples = [name for name in samples_schema().names if name not in _LEFT_OUT]
-    for ended in ended_requests(folder, samples, attempts_schema().names, damaged=damaged):
+    for ended in ended_requests(folder, samples, attempts_schema().names, shards=shards, damaged=damaged):
         if wanted is None or ended.sample["sample_id"] in wanted:
             yield ended, _thumbnails(ended)
 

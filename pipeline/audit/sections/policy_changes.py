@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.audit.policy_rows import plain_value
+from pipeline.audit.policy_rows import LADDERS, plain_value, rungs_of
 
 _NOT_RULES = ("about", "name", "version")
 _ABSENT = object()
@@ -13,7 +13,19 @@ _ABSENT = object()
 
 def policy_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, str]]:
     """The keys whose values differ, as rows of ``key``, ``before`` and ``now``; name, version and ``about`` are no rules."""
-    one, other = (dict(_flat({k: v for k, v in each.items() if k not in _NOT_RULES})) for each in (before, now))
+    return _differences(_rules(before), _rules(now))
+
+
+def _rules(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules of a policy by key; a rung of a ladder is one of them, in words."""
+    rules = dict(_flat({key: value for key, value in policy.items() if key not in (*_NOT_RULES, *LADDERS)}))
+    for key in LADDERS:
+        for number, (kind, settings) in enumerate(rungs_of(policy, key), 1):
+            rules[f"{key}, rung {number}"] = f"{kind}: {settings}"
+    return rules
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {"key": key, "before": _shown(one.get(key, _ABSENT)), "now": _shown(other.get(key, _ABSENT))}
         for key in dict.fromkeys((*one, *other))
@@ -23,12 +35,7 @@ def policy_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[di
 
 def run_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a run's statement says otherwise than that of the run before it: model, references, check, guards, drawing."""
-    one, other = _facts(before), _facts(now)
-    return [
-        {"key": key, "before": _shown(one.get(key, _ABSENT)), "now": _shown(other.get(key, _ABSENT))}
-        for key in dict.fromkeys((*one, *other))
-        if one.get(key, _ABSENT) != other.get(key, _ABSENT)
-    ]
+    return _differences(_facts(before), _facts(now))
 
 
 def _facts(predicate: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -97,9 +98,8 @@ def _beginning(digest: str) -> int:
 
 
 def hash_of(pdq: str) -> int:
-    """A PDQ hash folded to 64 bits: equal hashes stay equal."""
-    whole = int(pdq, 16)
-    return (whole ^ (whole >> 64) ^ (whole >> 128) ^ (whole >> 192)) & (2**64 - 1)
+    """A PDQ hash as 64 bits: equal hashes stay equal, and two that differ fall together once in 2⁶⁴."""
+    return int.from_bytes(hashlib.blake2b(pdq.lower().encode(), digest_size=8).digest(), "big")
 
 
 def _repeated(hashes: array[int]) -> int:

@@ -1,0 +1,51 @@
+"""``clearance report``: the report of a run, and a page for each request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.console import busy, make_console, say_error, say_json
+
+if TYPE_CHECKING:
+    from pipeline.keys import Keys
+
+Pages = Annotated[bool, typer.Option("--pages", help="Also write a page for every request, into RUN/pages.")]
+
+
+def report(run: RunFolder, pages: Pages = False, keys: KeysFolder = None, json: AsJson = False) -> None:
+    """Write report.html and report.json of a run. Exits with 1 if the run is damaged."""
+    folder, base = run_folder(run)
+    if pages:
+        from jobs.show import write_pages
+
+        with busy("writing the pages"):
+            count = write_pages(folder, base)
+        make_console(stderr=json).print(f"pages: {count} in {folder / 'pages'}", soft_wrap=True)
+    print_report(folder, base, keys_of(run, keys), json=json)
+
+
+def print_report(folder: Path, base: Path | None, keys: Keys | None = None, *, json: bool = False) -> None:
+    """Write the report, say where it is, and end with exit code 1 if the run is damaged."""
+    from jobs.proof import trust_in
+    from jobs.report import report_run
+    from jobs.run.verdict import damage
+
+    with busy("writing the report"):
+        salt, trust = (None, None) if keys is None else (keys.salt() or None, trust_in(keys))
+        path, content, remark = report_run(folder, base, salt=salt, trust=trust)
+    console = make_console(stderr=json)
+    for line in (f"report: {path}", remark):
+        if line:
+            console.print(line, soft_wrap=True)
+    if json:
+        say_json(content)
+    if found := damage(content["integrity"]["problems"]):
+        where, what = found[0]
+        more = f" ({len(found)} problems in all)" if len(found) > 1 else ""
+        fix = f"Restore what changed from a copy; `clearance verify {folder}` lists everything"
+        say_error(f"the run is damaged: {where}: {what}{more}", fix)
+        raise typer.Exit(1)

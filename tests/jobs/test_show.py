@@ -1,0 +1,186 @@
+"""``clearance show`` and ``report``: one request in full, pages, and a report that an event names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from index.errors import InputError
+from jobs.cli.main import app
+from jobs.earlier import OtherRun, previous_run, runs_beside, unsteered
+from jobs.report import report_run
+from jobs.run.local_runner import run_local
+from jobs.run.verdict import verify_run
+from jobs.show import lines, show_request, write_pages
+from pipeline.audit.events import append_event, read_events
+from pipeline.audit.ledger import sample_rows
+
+
+@pytest.fixture
+def run(make_plan: Any, open_loop: Any, tmp_path: Path) -> Path:
+    plan = make_plan(["accepted"] * 3 + ["steered", "review"])
+    return run_local(plan, tmp_path / "monday", open_loop=open_loop).folder
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def first_key(folder: Path) -> str:
+    return next(row["request_key"] for row in sample_rows(folder, ["request_key"]))
+
+
+def test_a_request_is_found_by_key_and_by_the_beginning_of_its_id(run: Path) -> None:
+    entry = show_request(run, first_key(run)).entry
+    assert show_request(run, entry["sample_id"][:12]).entry["request_key"] == entry["request_key"]
+
+
+def test_an_unknown_key_names_the_likely_slip(run: Path) -> None:
+    key = first_key(run)
+    with pytest.raises(InputError) as error:
+        show_request(run, f"{key}x")
+    assert key in error.value.fix
+
+
+def test_every_attempt_and_finding_is_shown(run: Path) -> None:
+    shown = show_request(run, first_key(run)).entry
+    names = [name.strip() for name, _ in lines(shown)]
+    assert "attempt 0" in names and "copies" in [name.lstrip("! ") for name in names]
+
+
+def test_a_decision_after_the_run_is_in_force(run: Path) -> None:
+    entry = show_request(run, first_key(run)).entry
+    append_event(run, "review.decided", "counsel", "a likeness", samples=[entry["sample_id"]], details={"outcome": "rejected"})
+    told = dict(lines(show_request(run, first_key(run)).entry))
+    assert told["  in force now"] == "rejected" and "review.decided by counsel: a likeness" in told.values()
+
+
+def test_show_prints_json(run: Path) -> None:
+    result = call("show", run, first_key(run), "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["request_key"] == first_key(run)
+
+
+def test_show_writes_a_page_of_its_own(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert call("show", run, first_key(run), "--out", out).exit_code == 0
+    page = out.read_text(encoding="utf-8")
+    assert "Clearance · one request" in page and "<script" not in page and "Attempt 0" in page
+
+
+def test_pages_are_written_for_every_request_and_are_no_damage(run: Path) -> None:
+    count = write_pages(run)
+    assert count == 5 == len(list((run / "pages").glob("*.html")))
+    found = verify_run(run)
+    assert found.ok and any("pages of 5 requests" in left.what for left in found.not_covered)
+
+
+@pytest.mark.parametrize(("key", "name"), [
+    ("cat 7", "cat 7.html"), ("a/b", "a%2Fb.html"), ("..", "abc.html"), ("x" * 300, "abc.html"), ("", "abc.html"),
+])  # fmt: skip
+def test_a_page_is_named_by_the_key_where_a_disk_takes_it(key: str, name: str) -> None:
+    from jobs.show import Shown
+
+    assert Shown(entry={"request_key": key, "sample_id": "abc"}, pictures={}).page_name == name
+
+
+# --- the report ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_named_by_an_event(run: Path) -> None:
+    report_run(run)
+    event = read_events(run)[-1]
+    assert event["kind"] == "run.reported" and set(event["digests"]) == {"report_html_sha256", "report_json_sha256"}
+
+
+def test_verifying_says_that_a_report_is_as_written(run: Path) -> None:
+    report_run(run)
+    left = {problem.where: problem.what for problem in verify_run(run).not_covered}
+    assert "names its digest" in left["report.html"] and "names its digest" in left["report.json"]
+
+
+def test_verifying_finds_a_report_that_was_changed(run: Path) -> None:
+    report_run(run)
+    page = run / "report.html"
+    page.write_bytes(page.read_bytes().replace(b"accepted", b"acceptea", 1))
+    found = verify_run(run)
+    assert not found.ok and [problem.where for problem in found.problems] == ["report.html"]
+
+
+def test_a_changed_report_can_be_written_again(run: Path) -> None:
+    report_run(run)
+    (run / "report.html").write_text("mine", encoding="utf-8")
+    _, content, _ = report_run(run)
+    assert content["integrity"]["ok"] and verify_run(run).ok
+
+
+def test_a_report_of_a_damaged_run_says_so_on_top_and_exits_with_1(run: Path) -> None:
+    part = next((run / "samples").iterdir())
+    part.write_bytes(part.read_bytes()[:-1] + b"X")
+    result = call("report", run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert result.exit_code == 1 and "The record is not whole" in page[: page.index("<nav")]
+
+
+def test_a_changed_plan_is_damage_in_the_report_too(run: Path) -> None:
+    plan = run / "plan.json"
+    plan.write_bytes(plan.read_bytes().replace(b'"shard_size": 2', b'"shard_size": 3'))
+    assert call("report", run).exit_code == 1
+
+
+# --- other runs of the data set --------------------------------------------------------------------------------------------
+
+
+def other(folder: Path, started: float, **more: Any) -> OtherRun:
+    return OtherRun(folder=folder, predicate={"started_at": started, "run_id": folder.name, **more})
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[OtherRun]:
+    made = []
+    for name, started in (("late", 30.0), ("middle", 20.0), ("early", 10.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(name, encoding="utf-8")
+        made.append(other(tmp_path / name, started, plan_sha256=f"plan-{name}"))
+    return made
+
+
+def test_the_run_before_is_the_latest_that_began_before_this_one(three: list[OtherRun]) -> None:
+    found = previous_run({"started_at": 25.0}, three)
+    assert found is not None and (found["folder"], found["named"]) == ("middle", False)
+
+
+def test_a_run_that_this_one_names_comes_first(three: list[OtherRun]) -> None:
+    found = previous_run({"started_at": 25.0, "plan": {"parent_plan_sha256": "plan-early"}}, three)
+    assert found is not None and (found["folder"], found["named"]) == ("early", True)
+
+
+def test_the_first_run_has_none_before_it(three: list[OtherRun]) -> None:
+    assert previous_run({"started_at": 5.0}, three) is None
+
+
+def test_only_runs_of_the_data_set_are_looked_at(run: Path) -> None:
+    twin = shutil.copytree(run, run.parent / "tuesday")
+    dataset = json.loads((run / "run.json").read_bytes())["predicate"]["dataset_id"]
+    assert [found.folder for found in runs_beside(run, dataset)] == [twin.resolve()]
+    assert runs_beside(run, "another") == []
+
+
+def test_an_unsteered_picture_of_the_same_seed_is_found(run: Path) -> None:
+    shutil.copytree(run, run.parent / "tuesday")
+    predicate = json.loads((run / "run.json").read_bytes())["predicate"]
+    sample_id = show_request(run, first_key(run)).entry["sample_id"]
+    others = runs_beside(run, predicate["dataset_id"])
+    assert set(unsteered(predicate, others, [sample_id])) == {sample_id}
+
+
+def test_a_run_of_another_model_has_no_picture_of_the_same_seed(run: Path) -> None:
+    shutil.copytree(run, run.parent / "tuesday")
+    predicate = json.loads((run / "run.json").read_bytes())["predicate"]
+    sample_id = show_request(run, first_key(run)).entry["sample_id"]
+    mine = {**predicate, "model": {**predicate["model"], "digest": "another"}}
+    assert unsteered(mine, runs_beside(run, predicate["dataset_id"]), [sample_id]) == {}
