@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError, InputError
 from pipeline.keys import STATEMENT, Keys, key_id
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Signer
 
     from pipeline.audit.envelope import Signature
+    from pipeline.audit.receipt import Receipt
     from pipeline.audit.stage_proof import Trust
     from pipeline.audit.timestamp import Stamp
 
@@ -116,6 +119,37 @@ def stamp(folder: Path, url: str, tsa_roots: Path | None = None) -> Stamp:
     return stamp_run(folder, url, _read(tsa_roots) if tsa_roots else b"")
 
 
+def receipt(folder: Path, keys: Keys, *, key: str = "", shard: str = "") -> Receipt:
+    """A receipt (COSE) that a request or a shard is in a run; raises as :mod:`pipeline.audit.receipt` does.
+
+    Raises:
+        ConfigError: there is no key to sign with. InputError: neither or both were named.
+    """
+    from pipeline.audit.receipt import receipt_of_request, receipt_of_shard
+
+    if bool(key) == bool(shard):
+        raise InputError("a receipt is for one request or one shard", where="receipt", fix="Name --key KEY or --shard ID")
+    private = keys.statement()
+    if private is None:
+        where = str(keys.folder / STATEMENT) if keys.folder else "keys"
+        raise ConfigError("there is no key to sign a receipt with", where=where, fix="Name a folder with --keys")
+    name = key_id(PURPOSE, private.public_key().public_bytes_raw())
+    return receipt_of_request(folder, key, private, name) if key else receipt_of_shard(folder, shard, private, name)
+
+
+def write_receipt(folder: Path, keys: Keys, out: Path, *, key: str = "", shard: str = "") -> dict[str, Any]:
+    """Write a receipt, and beside it what its leaf is made of; returns the latter.
+
+    Raises:
+        InputError: a file cannot be written; or as :func:`receipt`.
+    """
+    made = receipt(folder, keys, key=key, shard=shard)
+    about = {name: value for name, value in asdict(made).items() if name != "data"}
+    _write(out, made.data)
+    _write(out.with_name(f"{out.name}.json"), json.dumps(about, indent=1, default=str).encode() + b"\n")
+    return about
+
+
 def write_small_verifier(path: Path) -> None:
     """Write :mod:`pipeline.audit.verifier.clearance_verify` as a file of its own; it imports nothing of Clearance.
 
@@ -124,9 +158,12 @@ def write_small_verifier(path: Path) -> None:
     """
     from importlib.resources import files
 
-    text = files("pipeline.audit.verifier").joinpath("clearance_verify.py").read_bytes()
+    _write(path, files("pipeline.audit.verifier").joinpath("clearance_verify.py").read_bytes())
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
-        path.write_bytes(text)
+        path.write_bytes(data)
     except OSError as error:
         what = f"cannot be written ({error.strerror or type(error).__name__})"
         raise InputError(what, where=str(path), fix="Name a file in a folder that this user can write to") from None

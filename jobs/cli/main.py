@@ -22,6 +22,7 @@ from jobs.cli.keys import app as keys_app
 from jobs.cli.report import print_report, report
 from jobs.cli.retention import app as retention_app
 from jobs.cli.show import show
+from jobs.cli.receipt import receipt
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.verify import verify
@@ -250,6 +251,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
 app.command(epilog="Example: clearance verify runs/monday --key statement.pub")(verify)
 app.command(epilog="Example: clearance sign runs/monday --keys ~/clearance-keys")(sign)
 app.command(epilog="Example: clearance stamp runs/monday --tsa https://tsa.example.org")(stamp)
+app.command(epilog="Example: clearance receipt runs/monday --key cat-7 --keys ~/clearance-keys --out cat-7.receipt")(receipt)
 
 
 app.command(epilog="Example: clearance report runs/monday --pages")(report)

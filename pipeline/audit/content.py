@@ -85,6 +85,20 @@ def content_root(folder: Path) -> str:
     return tree.root
 
 
+def requests_content(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of every request what must repeat: ``sample``, ``attempts``, and the ``leaf`` that they make in the tree.
+
+    Raises:
+        ClearanceError: a shard cannot be read.
+    """
+    for ended in _ended(folder):
+        yield {
+            "sample": {name: ended.sample[name] for name in SAMPLE_CONTENT},
+            "attempts": [attempt_content(row) for row in ended.attempts],
+            "leaf": _leaf(ended)[1],
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two runs compared by content.
