@@ -23,6 +23,7 @@ from jobs.cli.report import print_report, report
 from jobs.cli.retention import app as retention_app
 from jobs.cli.show import show
 from jobs.cli.receipt import receipt
+from jobs.cli.retention import app as retention_app
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.verify import verify
