@@ -19,11 +19,10 @@ from jobs.cli.erase import app as erase_app
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
+from jobs.cli.receipt import receipt
 from jobs.cli.report import print_report, report
 from jobs.cli.retention import app as retention_app
 from jobs.cli.show import show
-from jobs.cli.receipt import receipt
-from jobs.cli.retention import app as retention_app
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.verify import verify
