@@ -26,7 +26,10 @@ def detect(
         typer.Option(metavar="FOLDER", help="Folders of keys, earlier ones too; by default the one in CLEARANCE_KEYS."),
     ] = None,
     watermark: Annotated[
-        list[str] | None, typer.Option("--watermark", metavar="NAME", help="Watermarks to look for; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--watermark", metavar="NAME", help="Watermarks to look for; may be repeated. off: none, which is faster."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print data.")] = False,
 ) -> None:
@@ -42,7 +45,8 @@ def detect(
 
     runs = [run_folder(one)[0] for one in run or []]
     folders = [Keys.find(str(one), base=Path.cwd()) for one in keys or []] or [Keys.find(base=Path.cwd())]
-    detection = Detection(folders, runs, watermark or [DEFAULT])
+    schemes = [name for name in watermark or [DEFAULT] if name != "off"]
+    detection = Detection(folders, runs, schemes)
     if json:
         looked = [one.plain() for one in detection.look(place)]
         say_json({"files": looked, "summary": detection.summary.plain()})

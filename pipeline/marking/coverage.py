@@ -75,7 +75,10 @@ def _signed_note(carried: Carried, signed: str) -> str:
     if not _any(carried, "c2pa"):
         return "XMP alone is not signed, and anybody can write and remove it."
     test = "The certificate calls itself a test: nobody else trusts it. " if signed == TEST_SIGNED else ""
-    return f"{test}No manifest has a time stamp: readers refuse it after its certificate has ended."
+    return (
+        f"{test}No manifest has a time stamp: readers refuse it after its certificate has ended. "
+        "A time stamp of the run covers the digests of its files."
+    )
 
 
 def _watermark_note(carried: Carried, keys: Collection[str]) -> str:

@@ -108,6 +108,11 @@ def test_one_file_shows_every_layer_with_its_false_alarms(released: list[bytes],
     assert result.stdout.count("false alarms:") == 5
 
 
+def test_the_watermark_may_be_left_out(released: list[bytes], tmp_path: Path) -> None:
+    layers = found(tmp_path, "--watermark", "off", code=0)["summary"]["layers"]
+    assert set(layers) == {"XMP", "C2PA", "C2PA signer", "fingerprint"}
+
+
 @pytest.mark.parametrize("place", ["nothing", "folder"])
 def test_a_place_without_pictures(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
