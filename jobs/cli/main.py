@@ -16,6 +16,7 @@ from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, keys_of, read_run_file, run_folder
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
+from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
@@ -92,6 +93,7 @@ app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(hold_app, name="hold")
 app.add_typer(retention_app, name="retention")
+app.command("export", epilog="Example: clearance export runs/monday --to exported --format webdataset")(export)
 
 
 def main() -> None:

@@ -307,7 +307,7 @@ def _plan_file(folder: Path) -> str:
 
 def _not_ours(out: Path) -> list[str]:
     """Entries of a folder that no run writes. Commit markers are not checked here."""
-    from pipeline.audit.coverage import LEASE_FILE
+    from pipeline.audit.coverage import CARD_FILE, LEASE_FILE
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
     from pipeline.audit.ledger import RUN_FILE
@@ -315,8 +315,11 @@ def _not_ours(out: Path) -> list[str]:
     from pipeline.audit.shards import COMMITS, EVERY_TABLE, is_leftover
 
     files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENT_LINES, EVENTS_HEAD_FILE, RUN_FILE}
+    there = entries(out)
+    if any(entry.name == PLAN_FILE for entry in there):
+        files.add(CARD_FILE)  # elsewhere a README.md is somebody's own
     found = []
-    for entry in entries(out):
+    for entry in there:
         if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, *EVERY_TABLE):
             inner = entries(out, entry.name)
             found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and _written(entry.name, e.name))]

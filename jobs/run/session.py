@@ -247,6 +247,7 @@ class Session:
 
     def finish(self, workers: int) -> RunResult:
         """Seal the run and return its result. Needs :attr:`context` unless the run was sealed before."""
+        from jobs.export.card import write_run_card
         from pipeline.audit.envelope import sign_run
         from pipeline.audit.ledger import seal
         from pipeline.audit.shards import sweep
@@ -265,6 +266,7 @@ class Session:
             self.sealed = True
             if self._signer is not None:
                 sign_run(self.folder, self._signer, f"runner.{self.runner}")
+            write_run_card(self.folder, statement)
         self.report("finished")
         receipts = tuple(self.receipts[shard.shard_id] for shard in self.plan.shards)
         return RunResult(

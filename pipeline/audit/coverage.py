@@ -13,6 +13,7 @@ from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.shards import COMMITS, EVERY_TABLE
 
 PAGES = "pages"
+CARD_FILE = "README.md"  # by which readers of data sets find the samples
 LEASE_FILE = ".lease"
 
 
@@ -64,6 +65,8 @@ def _why(folder: Path, entry: Entry) -> str:
         return "neither a file nor a folder"
     if entry.name in (REPORT_HTML, REPORT_JSON):
         return "a report; `clearance report` writes it again"
+    if entry.name == CARD_FILE:
+        return "a card for readers of data sets; it states nothing that is checked"
     if entry.name in (PLAN_FILE, REQUESTS_FILE):
         return "a file of the plan; no statement names its digest"
     if entry.name == LEASE_FILE:

@@ -1,0 +1,66 @@
+"""``clearance export``: the samples of a run that are released now, for those who train on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.console import make_console, say_json
+
+To = Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder; nothing is overwritten.", show_default=False)]
+FormatName = Annotated[str, typer.Option("--format", help="parquet, webdataset, folder, or one that a package brings.")]
+Only = Annotated[
+    str,
+    typer.Option(help="Outcomes in force now, separated by commas: accepted, held, all, or names of outcomes such as review."),
+]
+Columns = Annotated[
+    str, typer.Option(help="Columns, separated by commas; own: all columns of the prompts file; all: every column.")
+]
+
+
+def export(
+    run: RunFolder,
+    to: To,
+    format: FormatName = "parquet",
+    only: Only = "accepted",
+    columns: Columns = "",
+    keys: KeysFolder = None,
+    json: AsJson = False,
+) -> None:
+    """Write the samples of a run that are accepted now into a new folder, with pictures, own columns and a card.
+
+    What a claim or a review changed since the run counts. Every picture is compared with its digest.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from jobs.export.write import export_run
+
+    folder, _ = run_folder(run)
+    console = make_console(stderr=True)
+    shown = (
+        TextColumn("exporting"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("export", total=1)
+        exported = export_run(
+            folder,
+            to,
+            format=format,
+            only=only,
+            columns=[name.strip() for name in columns.split(",")] if columns else None,
+            keys=keys_of(run, keys),
+            on_sample=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if json:
+        say_json({"folder": str(to), **exported.plain()})
+        return
+    out = make_console()
+    out.print(f"exported: {exported.samples} samples ({exported.only}) as {exported.format} in {to}", soft_wrap=True)
+    for reason, count in exported.left_out.items():
+        out.print(f"left out: {count} ({reason})", soft_wrap=True)

@@ -1,0 +1,45 @@
+"""A run as a table in memory: one line for pandas, polars or anything else that reads Arrow.
+
+>>> from jobs.export.load import load
+>>> frame = load("runs/monday").to_pandas()
+>>> frame = polars.from_arrow(load("runs/monday", pictures=False))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def load(run: str | Path, only: str = "accepted", columns: Sequence[str] | None = None, *, pictures: bool = True) -> pa.Table:
+    """The samples of a run that are accepted now, with the caller's own columns as columns.
+
+    Args:
+        run: the run folder.
+        only, columns: see :class:`jobs.export.select.Selection`.
+        pictures: with the column ``image`` (``{"bytes", "path"}``); all of them are in memory then.
+
+    Raises:
+        InputError: there is no such folder, or an unknown outcome or column.
+        ClearanceError: a shard cannot be read, or was changed.
+    """
+    import pyarrow as pa
+
+    from index.errors import InputError
+    from jobs.export.select import Selection
+    from jobs.export.write import marker_of
+
+    folder = Path(run)
+    if not folder.is_dir():
+        raise InputError("there is no such run folder", where=str(folder), fix="Name the --out folder of a run")
+    selection = Selection(folder, only, columns, mark=marker_of(folder, None))
+    rows = (
+        {**item.values, **({"image": {"bytes": item.image, "path": f"{item.sample_id}.{item.suffix}"}} if pictures else {})}
+        for item in selection.items()
+    )
+    schema = selection.schema
+    return pa.Table.from_pylist(list(rows), schema=schema if pictures else schema.remove(0).remove_metadata())

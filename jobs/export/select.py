@@ -1,0 +1,221 @@
+"""Select what of a run is exported: by the outcome in force, which events may have changed since the rows were written.
+
+A sample that was quarantined after its row was written is no longer accepted, and one that a person accepted in review is: its
+picture is then the one that was kept, marked as released pictures are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import InputError, IntegrityError
+from jobs.export.own import OwnColumn, own_columns
+from pipeline.audit.requests import VERIFY, Row, rows_in
+from pipeline.audit.schema import KEPT, SAMPLE_COLUMNS, samples_schema
+from pipeline.audit.shards import markers, receipt_of
+from pipeline.audit.state import State, state_of
+from pipeline.marking.encode import SUFFIXES
+from pipeline.outcome import ACCEPTED, Outcome
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.marking.mark import MarkedPicture
+
+DEFAULT = (
+    "sample_id request_key prompt negative_prompt base_seed width height outcome model_id model_revision model_licence "
+    "digital_source_type pixel_sha256 file_sha256 pdq iscc watermark_scheme c2pa_present"
+).split()
+GROUPS: dict[str, frozenset[str]] = {
+    "accepted": frozenset(map(str, ACCEPTED)),
+    "held": frozenset(map(str, (Outcome.REVIEW, Outcome.REJECTED, Outcome.QUARANTINED))),
+    "all": frozenset(map(str, Outcome)),
+}
+OWN, EVERY = "own", "all"
+_NEEDED = ("sample_id", "request_key", "outcome", "image", "media_type", "file_sha256", "kept_sha256", "columns")
+Mark = Callable[[bytes, Row], "MarkedPicture"]  # a kept picture and its row → the file that is released
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One sample that is exported.
+
+    Attributes:
+        sample_id: its id; letters and digits, so that it may be a file's name.
+        suffix: ending of the picture's file, without a dot. image: the file.
+        values: the other columns, in their order.
+    """
+
+    sample_id: str
+    suffix: str
+    image: bytes
+    values: dict[str, Any]
+
+
+class Selection:
+    """The samples and columns of a run that are exported.
+
+    Args:
+        folder: the run folder; of an unfinished run, what is committed.
+        only: outcomes in force, separated by commas: names of outcomes, ``accepted`` (at once or after steering), ``held``
+            (review, rejected, quarantined) or ``all``.
+        columns: names of columns of ``samples`` and of the caller's own; ``all``: every column; ``own``: all of the caller's.
+            None: a selection that most readers want, and the caller's own.
+        mark: marks the kept picture of a sample that was accepted in review.
+
+    Attributes:
+        names: the columns beside ``image``.
+        own: the caller's columns among them.
+        total: samples selected. left_out: samples that were selected and have no picture, by reason.
+
+    Raises:
+        InputError: an unknown outcome or column.
+        IntegrityError: the events of the run were changed.
+        ClearanceError: a shard cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, only: str = "accepted", columns: Sequence[str] | None = None, *, mark: Mark | None = None
+    ) -> None:
+        self.folder, self.mark = folder, mark
+        self.outcomes = outcomes_named(only)
+        self.left_out: Counter[str] = Counter()
+        self._state: State = state_of(folder)
+        self.total = 0
+        every = [column.name for column in SAMPLE_COLUMNS if column.name not in ("image", "columns")]
+        every_own = own_columns(self._counted(), taken={*every, "image"})
+        self.names, self.own = _chosen(columns, every, every_own)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow types of ``image`` and of the columns, in their order; the image carries the ``huggingface`` feature."""
+        import pyarrow as pa
+
+        stored, own = samples_schema(), {column.name: column.type for column in self.own}
+        fields = [pa.field("image", stored.field("image").type)]
+        fields += [pa.field(name, own[name] if name in own else stored.field(name).type) for name in self.names]
+        feature = {"info": {"features": {"image": {"_type": "Image"}}}}
+        return pa.schema(fields, metadata={"huggingface": json.dumps(feature)})
+
+    def items(self) -> Iterator[Item]:
+        """The samples, in the order of shards and rows; at most one shard's kept pictures are in memory.
+
+        Raises:
+            IntegrityError: a picture is not the one that its row states.
+        """
+        self.left_out.clear()
+        own = {column.name: column for column in self.own}
+        stored = [name for name in self.names if name not in own]
+        for shard_id in markers(self.folder):
+            kept: dict[str, bytes] | None = None
+            for row in self._rows_of(shard_id, [*_NEEDED, *stored]):
+                if row["kept_sha256"] is not None and kept is None:
+                    kept = self._kept(shard_id)
+                image = self._image(row, kept or {})
+                if image is None:
+                    continue
+                values = json.loads(row["columns"]) if own and row["columns"] else {}
+                yield Item(
+                    sample_id=row["sample_id"],
+                    suffix=SUFFIXES[row["media_type"]],
+                    image=image,
+                    values={name: own[name].value(values) if name in own else row[name] for name in self.names},
+                )
+
+    def _counted(self) -> Iterator[str | None]:
+        """The own columns of the selected rows, while the rows are counted."""
+        for shard_id in markers(self.folder):
+            for row in self._rows_of(shard_id, ["sample_id", "outcome", "columns"]):
+                self.total += 1
+                yield row["columns"]
+
+    def _rows_of(self, shard_id: str, columns: Sequence[str]) -> Iterator[Row]:
+        for file in receipt_of(self.folder, shard_id).files:
+            for _, row in rows_in(self.folder, file.path, "samples", set(columns)) if file.table == "samples" else ():
+                row["outcome"] = self._state.outcome(row)
+                if row["outcome"] in self.outcomes:
+                    yield row
+
+    def _kept(self, shard_id: str) -> dict[str, bytes]:
+        found = {}
+        for file in receipt_of(self.folder, shard_id).files:
+            for _, row in rows_in(self.folder, file.path, KEPT, ["sample_id", "image"]) if file.table == KEPT else ():
+                if row["image"] is not None and row["image"]["bytes"] is not None:
+                    found[row["sample_id"]] = row["image"]["bytes"]
+        return found
+
+    def _image(self, row: Row, kept: dict[str, bytes]) -> bytes | None:
+        """The picture of a row, as its digest states it; None, and counted, where there is none."""
+        released = (row["image"] or {}).get("bytes")
+        data = released if released is not None else kept.get(row["sample_id"])
+        stated = row["file_sha256"] if released is not None else row["kept_sha256"]
+        if data is None:
+            gone = row["file_sha256"] is not None or row["kept_sha256"] is not None
+            self.left_out["its picture was erased" if gone else "no picture of it was kept"] += 1
+            return None
+        if hashlib.sha256(data).hexdigest() != stated:
+            where = f"{self.folder}: sample {row['sample_id']} (key {row['request_key']!r})"
+            raise IntegrityError("the picture does not match its digest", where=where, fix=VERIFY)
+        if released is None:
+            row["media_type"] = _media_type(data)
+            if row["outcome"] in GROUPS["accepted"] and self.mark is not None:
+                file = self.mark(data, row)
+                row.update({name: getattr(file, name) for name in _OF_THE_FILE if name in row})
+                return file.data
+        return data
+
+
+_OF_THE_FILE = (
+    "media_type file_sha256 stored_pixel_sha256 digital_source_type xmp_present c2pa_present c2pa_key_id watermark_scheme "
+    "watermark_score watermark_key_id watermark_reason visible_label"
+).split()
+
+
+def _media_type(data: bytes) -> str:
+    return "image/png" if data.startswith(b"\x89PNG") else "image/webp"  # what pictures are kept as
+
+
+def outcomes_named(only: str) -> frozenset[str]:
+    """The outcomes that a selection names.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    found: set[str] = set()
+    for name in (part.strip() for part in only.split(",")):
+        known = {**GROUPS, **{str(outcome): frozenset({str(outcome)}) for outcome in Outcome if outcome != Outcome.ACCEPTED}}
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            fix = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(known)}"
+            raise InputError(f"there is no outcome {name!r}", where="--only", fix=fix)
+        found |= known[name]
+    return frozenset(found)
+
+
+def _chosen(
+    columns: Sequence[str] | None, every: Sequence[str], own: Sequence[OwnColumn]
+) -> tuple[list[str], tuple[OwnColumn, ...]]:
+    """The names of the columns that are exported, and the caller's own among them."""
+    own_names = [column.name for column in own]
+    wanted = [*DEFAULT, *own_names] if columns is None else []
+    for name in columns or ():
+        if name == EVERY:
+            wanted += [*every, *own_names]
+        elif name == OWN and OWN not in own_names:
+            wanted += own_names
+        elif name in every or name in own_names:
+            wanted.append(name)
+        elif name != "image":  # it is always there
+            near = get_close_matches(name, [*own_names, *every], 1)
+            fix = f"Did you mean {near[0]!r}?" if near else f"Use columns of samples, {OWN} or {EVERY}"
+            raise InputError(f"there is no column {name!r}", where="--columns", fix=fix)
+    names = list(dict.fromkeys(wanted))
+    return names, tuple(column for column in own if column.name in names)

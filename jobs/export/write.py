@@ -1,0 +1,166 @@
+"""Export a run: selected, written under a temporary name, and named when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import InputError
+from index.storage import cannot_write, require_writable
+from jobs.export.card import About, croissant, export_card
+from jobs.export.formats import format_named
+from jobs.export.select import Item, Mark, Selection
+from pipeline.audit.coverage import CARD_FILE
+from pipeline.audit.ledger import scan_statement, stated_roots
+from pipeline.audit.requests import Row
+
+if TYPE_CHECKING:
+    from pipeline.keys import Keys
+    from pipeline.marking.mark import MarkedPicture
+    from pipeline.marking.markers import Markers
+
+MANIFEST, CROISSANT = "export.json", "croissant.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export wrote: the content of ``export.json``.
+
+    Attributes:
+        folder: the export. format: its format. only: the outcomes asked for.
+        run_id: of the run; roots: what its statement states (empty: the run is not sealed).
+        samples: samples written. left_out: samples selected and not written, by reason.
+        columns: the columns beside the picture.
+        files: data files, with digest and size.
+    """
+
+    folder: Path
+    format: str
+    only: str
+    run_id: str
+    roots: dict[str, str]
+    samples: int
+    left_out: dict[str, int]
+    columns: tuple[str, ...]
+    files: tuple[dict[str, Any], ...] = field(default=())
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, without the place on this machine."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
+
+
+def export_run(
+    run: Path,
+    to: Path,
+    *,
+    format: str = "parquet",
+    only: str = "accepted",
+    columns: Sequence[str] | None = None,
+    keys: Keys | None = None,
+    on_sample: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Export samples of a run into a new folder.
+
+    Args:
+        run: the run folder.
+        to: the folder to make; it must not be there, or be empty.
+        format: see :mod:`jobs.export.formats`.
+        only, columns: see :class:`jobs.export.select.Selection`.
+        keys: marks pictures of samples that were accepted in review; None: they get XMP alone.
+        on_sample: called with the number of samples written and of those selected.
+
+    Raises:
+        InputError: ``to`` is taken or lies in the run; no sample is selected; an unknown format, outcome or column.
+        IntegrityError: the events were changed, or a picture is not the one that its row states.
+        RunStopped: it cannot be written; nothing is left then.
+    """
+    kind = format_named(format)
+    to = Path(os.path.abspath(to))
+    _require_free(run, to)
+    selection = Selection(run, only, columns, mark=marker_of(run, keys))
+    if not selection.total:
+        fix = "Choose others with --only; `clearance status` shows how the samples ended"
+        raise InputError(f"no sample is {only} now", where=str(run), fix=fix)
+    require_writable(to)
+    temporary = to.with_name(f".{to.name}.unfinished-{secrets.token_hex(4)}")
+    written = 0
+
+    def counted() -> Iterator[Item]:
+        nonlocal written
+        for item in selection.items():
+            yield item
+            written += 1
+            on_sample(written, selection.total)
+
+    try:
+        temporary.mkdir(parents=True)
+        kind.write(counted(), selection.schema, temporary)
+        about = About.of(run, scan_statement(run)[0])
+        exported = Exported(
+            folder=to, format=format, only=only, run_id=about.run_id, roots=stated_roots(run), samples=written,
+            left_out=dict(selection.left_out), columns=tuple(selection.names), files=tuple(_files(temporary)),
+        )  # fmt: skip
+        (temporary / CARD_FILE).write_text(export_card(about, exported, kind), encoding="utf-8")
+        data = croissant(about, selection.schema, kind, exported.files)
+        (temporary / CROISSANT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_text(json.dumps(exported.plain(), indent=1) + "\n", encoding="utf-8")
+        if to.is_dir():
+            to.rmdir()  # it is empty
+        temporary.rename(to)
+    except OSError as error:
+        raise cannot_write(error, to) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return exported
+
+
+def marker_of(run: Path, keys: Keys | None) -> Mark:
+    """What marks the kept picture of a sample that was accepted in review, as the run marks those that it releases."""
+    statement, _ = scan_statement(run)
+    found = (statement or {}).get("predicate")
+    predicate: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    @cache
+    def markers() -> Markers:
+        from pipeline.config import MarksConfig
+        from pipeline.keys import Keys
+        from pipeline.marking.markers import open_markers
+        from pipeline.settings import from_dict
+
+        marks = {name: value for name, value in (predicate.get("config") or {}).get("marks", {}).items() if name != "keys"}
+        return open_markers(from_dict(MarksConfig, marks, where="marks"), keys or Keys())
+
+    def mark_kept(data: bytes, row: Row) -> MarkedPicture:
+        from pipeline.marking.encode import decode
+        from pipeline.marking.mark import Origin, mark
+
+        model = predicate.get("model") or {}
+        version = model.get("revision") or (f"sha256:{model['digest'][:16]}" if model.get("digest") else "")
+        software = f"Clearance {predicate.get('software_version', '')}".strip()
+        origin = Origin(str(model.get("id", "")), version, software)
+        return mark(decode(data)[0], str(predicate.get("image_format", "webp")), origin, markers())
+
+    return mark_kept
+
+
+def _require_free(run: Path, to: Path) -> None:
+    inside = run.resolve() in (to.resolve(), *to.resolve().parents)
+    if inside:
+        raise InputError("lies in the run folder", where=str(to), fix="Name a folder outside it with --to")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError("is there already, and nothing is overwritten", where=str(to), fix="Name a new folder with --to")
+
+
+def _files(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        yield {"path": path.relative_to(folder).as_posix(), "sha256": sha256, "bytes": path.stat().st_size}
