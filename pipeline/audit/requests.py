@@ -125,7 +125,7 @@ def written_version(schema: pa.Schema) -> int:
         version = table_header(schema).get("schema_version")
     except IntegrityError:
         return SCHEMA_VERSION
-    return version if is_readable(version) else SCHEMA_VERSION
+    return int(version) if version is not None and is_readable(version) else SCHEMA_VERSION
 
 
 def _filling(found: pa.DataType, now: pa.DataType) -> Callable[[Any], Any] | None:
