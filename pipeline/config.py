@@ -102,6 +102,11 @@ class MarksConfig:
         "auto",
         "signed C2PA manifest. auto: where the folder of keys can sign; required: a run without a key that signs is refused",
     )
+    signer: str = line(
+        "",
+        "key service that signs C2PA manifests with the key of `c2pa.pem`, as securesystemslib names it (`awskms:…`, "
+        "`gcpkms:…`, `azurekms:…`, `hv:…`, `hsm:…`); empty: `c2pa.key` signs",
+    )
     training: Literal["not_allowed", "allowed", "unstated"] = choice(
         "not_allowed",
         "what C2PA manifests state of training and data mining with the picture (`cawg.training-mining`); unstated: nothing",

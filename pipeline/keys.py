@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
 
@@ -54,7 +54,7 @@ class C2paKey:
     """What signs C2PA manifests.
 
     Attributes:
-        key_pem: the private key, PEM, not encrypted.
+        key_pem: the private key, PEM, not encrypted; empty: it stays elsewhere, in a key service.
         chain_pem: its certificate and those between it and the root, PEM, the signer's first.
         algorithm: C2PA's name of the signature algorithm: ``es256``, ``es384``, ``es512``, ``ps256``, ``ed25519``.
         key_id: 16 hex digits of the digest of the signer's certificate (DER).
@@ -158,13 +158,18 @@ class Keys:
         private = self.statement()
         return private.public_key() if private is not None else self._public()
 
-    def c2pa(self) -> C2paKey | None:
+    def c2pa(self, *, elsewhere: bool = False) -> C2paKey | None:
         """What signs C2PA manifests; None: there is neither key nor chain. An ended certificate is returned, not refused.
+
+        Args:
+            elsewhere: the private key stays in a key service: only the chain is read.
 
         Raises:
             ConfigError: one of the two files is missing or damaged, or they do not belong together.
         """
-        key, chain = self._read(C2PA_KEY), self._read(C2PA_CHAIN)
+        key, chain = None if elsewhere else self._read(C2PA_KEY), self._read(C2PA_CHAIN)
+        if elsewhere and chain is not None:
+            return _c2pa_key(b"", chain, "", self._where(C2PA_CHAIN))
         if key is None and chain is None:
             return None
         if key is None or chain is None:
@@ -319,12 +324,16 @@ def _certificates(data: bytes, where: str) -> list[Certificate]:
 def _c2pa_key(key_data: bytes, chain_data: bytes, key_where: str, chain_where: str) -> C2paKey:
     from cryptography.hazmat.primitives import hashes, serialization
 
-    private, chain = _private_key(key_data, key_where), _certificates(chain_data, chain_where)
-    algorithm, signer = _algorithm(private, key_where), chain[0]
-    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if signer.public_key().public_bytes(*form) != private.public_key().public_bytes(*form):  # type: ignore[attr-defined]
-        fix = f"Put the certificate of {C2PA_KEY} first in it"
-        raise ConfigError(f"its first certificate does not belong to {C2PA_KEY}", where=chain_where, fix=fix)
+    chain = _certificates(chain_data, chain_where)
+    signer, public = chain[0], chain[0].public_key()
+    if key_data:
+        private: Any = _private_key(key_data, key_where)
+        _algorithm(private.public_key(), key_where)
+        form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        if public.public_bytes(*form) != private.public_key().public_bytes(*form):
+            fix = f"Put the certificate of {C2PA_KEY} first in it"
+            raise ConfigError(f"its first certificate does not belong to {C2PA_KEY}", where=chain_where, fix=fix)
+    algorithm = _algorithm(public, chain_where)
     for below, above in itertools.pairwise(chain):
         try:
             below.verify_directly_issued_by(above)
@@ -345,18 +354,18 @@ def _c2pa_key(key_data: bytes, chain_data: bytes, key_where: str, chain_where: s
     )
 
 
-def _algorithm(private: object, where: str) -> str:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+def _algorithm(public: object, where: str) -> str:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-    if isinstance(private, EllipticCurvePrivateKey):
+    if isinstance(public, EllipticCurvePublicKey):
         curves = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
-        if private.curve.name in curves:
-            return curves[private.curve.name]
-    if isinstance(private, RSAPrivateKey) and private.key_size >= 2048:
+        if public.curve.name in curves:
+            return curves[public.curve.name]
+    if isinstance(public, RSAPublicKey) and public.key_size >= 2048:
         return "ps256"
-    if isinstance(private, Ed25519PrivateKey):
+    if isinstance(public, Ed25519PublicKey):
         return "ed25519"
     fix = "C2PA takes elliptic keys (P-256, P-384, P-521), Ed25519, and RSA from 2048 bits"
     raise ConfigError("is a key of a kind that C2PA does not take", where=where, fix=fix)

@@ -45,7 +45,7 @@ def key_notes(config: RunConfig, base: Path) -> list[Note]:
         ConfigError: a key is damaged.
     """
     keys = Keys.find(config.marks.keys, base=base)
-    key = keys.c2pa() if config.marks.c2pa != "off" else None
+    key = keys.c2pa(elsewhere=bool(config.marks.signer)) if config.marks.c2pa != "off" else None
     notes = [Note("keys", warning) for warning in keys.warnings()]
     if key is None:
         return notes

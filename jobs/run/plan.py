@@ -145,10 +145,10 @@ class Plan:
             del adapter["path"]
         if self.config.retention_days_held == RunConfig.retention_days_held:
             del settings["retention_days_held"]  # as marks below
-        if dataclasses.replace(self.config.marks, keys="") == MarksConfig():
+        if dataclasses.replace(self.config.marks, keys="", signer="") == MarksConfig():
             del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
         else:
-            del settings["marks"]["keys"]
+            del settings["marks"]["keys"], settings["marks"]["signer"]
         if self.config.keep == KeepConfig():
             del settings["keep"]  # for the same reason
         parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": _requests_digest(self.requests)}
@@ -200,7 +200,7 @@ class Plan:
         config["embedder"]["model"] = prefix + self._portable(model.removeprefix(LOCAL))
         for adapter in config["adapters"]:
             adapter["path"] = self._portable(adapter["path"])
-        config["marks"]["keys"] = self._portable(config["marks"]["keys"])
+        config["marks"]["keys"], config["marks"]["signer"] = self._portable(config["marks"]["keys"]), ""
         up = folder.resolve()
         steps = [".."] * (len(up.parts) - len(self.base.parts)) if up.is_relative_to(self.base) else []
         base = "/".join(steps) or ("." if up == self.base else "")

@@ -39,8 +39,10 @@ def open_markers(config: MarksConfig, keys: Keys) -> Markers:
     key, signer = signing_key(config, keys), None
     if key is not None:
         from pipeline.marking.c2pa import C2paSigner
+        from pipeline.marking.key_service import service
 
-        signer = C2paSigner(key, training=config.training)
+        sign = service(config.signer, key) if config.signer else None
+        signer = C2paSigner(key, training=config.training, sign=sign)
     return Markers(signer=signer, parts=marks_parts(config, keys))
 
 
@@ -62,10 +64,11 @@ def signing_key(config: MarksConfig, keys: Keys) -> C2paKey | None:
     Raises:
         ConfigError: it is damaged, its certificate has ended, or a manifest is required and there is no key.
     """
-    key = keys.c2pa() if config.c2pa != "off" else None
+    key = keys.c2pa(elsewhere=bool(config.signer)) if config.c2pa != "off" else None
     where = f"marks.c2pa: {keys.folder}" if keys.folder is not None else "marks.c2pa"
     if key is None and config.c2pa == "required":
         fix = f"Name a folder with c2pa.key and c2pa.pem as marks.keys; {NEW}"
+        fix = "Put the certificate of its key into c2pa.pem of the folder of keys" if config.signer else fix
         raise ConfigError("a C2PA manifest is required, and there is no key that signs it", where=where, fix=fix)
     if key is not None and (why := key.expired()):
         fix = 'Put a certificate that is valid today into c2pa.pem and its key into c2pa.key, or set marks.c2pa = "off"'

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -19,8 +21,12 @@ from jobs.cli.main import app
 from jobs.keys import new_keys
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
+from jobs.run.stored_plan import stored_plan
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import MarksConfig
+from pipeline.keys import Keys
+from pipeline.marking.tile import TileWatermark
+from pipeline.marking.watermark import run_tag
 
 MakePlan = Callable[..., Plan]
 Open = Callable[..., Any]
@@ -106,6 +112,22 @@ def test_one_file_shows_every_layer_with_its_false_alarms(released: list[bytes],
     for name in ("XMP: pass", "C2PA: pass", "C2PA signer: skip", "watermark tile: absent", "fingerprint: skip"):
         assert name in result.stdout
     assert result.stdout.count("false alarms:") == 5
+
+
+def test_the_tag_in_a_watermark_leads_to_its_run(released: list[bytes], tmp_path: Path) -> None:
+    """Of a picture that lost its metadata and is in no row, such as a part of a collage."""
+    key = Keys(tmp_path / "keys").watermark()
+    assert key is not None
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    tag = run_tag(str(stored_plan(tmp_path / "run")["plan_sha256"]))
+    for name, payload in (("own", tag), ("other", tag ^ 1)):
+        soft = np.clip((cv2.GaussianBlur(noise, (0, 0), 5).astype(int) - 128) * 6 + 128, 0, 255).astype(np.uint8)
+        Image.fromarray(TileWatermark().embed(soft, key, payload)).save(tmp_path / f"{name}.png")
+    for name, run in (("own", "run"), ("other", None)):
+        result = call("detect", tmp_path / f"{name}.png", "--keys", tmp_path / "keys", "--run", tmp_path / "run", "--json")
+        layers = {layer["name"]: layer for layer in json.loads(result.stdout)["files"][0]["layers"]}
+        assert layers["watermark tile"]["state"] == "pass" and layers["fingerprint"]["state"] == "absent"
+        assert layers["watermark tile"]["facts"].get("run") == run
 
 
 def test_the_watermark_may_be_left_out(released: list[bytes], tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_p
     (tmp_path / "keys").mkdir()
     plain, off = make_plan(PROMPTS), make_plan(PROMPTS, marks=MarksConfig(c2pa="off"))
     assert make_plan(PROMPTS, marks=MarksConfig(keys="keys")).plan_sha256 == plain.plan_sha256
-    moved = MarksConfig(keys=str(tmp_path), c2pa="off")
+    moved = MarksConfig(keys=str(tmp_path), c2pa="off", signer="awskms:somewhere")
     assert make_plan(PROMPTS, marks=moved).plan_sha256 == off.plan_sha256 != plain.plan_sha256
 
 
@@ -172,3 +172,5 @@ def test_a_run_folder_keeps_the_name_of_the_keys_alone(make_plan: MakePlan, tmp_
     (tmp_path / "secret place" / "keys").mkdir(parents=True)
     plan = replace(make_plan(PROMPTS, marks=MarksConfig(keys=str(tmp_path / "secret place" / "keys"))), base=tmp_path / "other")
     assert plan.portable(tmp_path)["config"]["marks"]["keys"] == "keys"
+    served = replace(plan, config=replace(plan.config, marks=MarksConfig(signer="awskms:our-account")))
+    assert served.portable(tmp_path)["config"]["marks"]["signer"] == ""

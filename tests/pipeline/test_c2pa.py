@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -305,6 +305,44 @@ def test_what_a_service_raises_reaches_the_user(keys: Keys) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(RunStopped, match=r"could not be signed \(the service does not answer\)"):
             signed(signer)
+
+
+@pytest.mark.parametrize("kind", ["es256", "es384", "ed25519"])
+def test_a_run_file_names_a_key_service(tmp_path: Path, kind: str) -> None:
+    """securesystemslib's scheme for a file stands for those of services."""
+    makes: dict[str, Callable[[], Any]] = {
+        "es256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "es384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }
+    root, leaf = ec.generate_private_key(ec.SECP256R1()), makes[kind]()
+    pem = serialization.Encoding.PEM
+    form = (pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "in the service").write_bytes(leaf.private_bytes(*form))
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    (folder / "c2pa.pem").write_bytes(issued("signer", leaf, "root", root, ca=False).public_bytes(pem))
+    (folder / "c2pa-anchor.pem").write_bytes(issued("root", root, "root", root, ca=True).public_bytes(pem))
+    keys, uri = Keys(folder), f"file2:{tmp_path / 'in the service'}"
+    markers = open_markers(MarksConfig(signer=uri, c2pa="required"), keys)
+    file = mark(PICTURE, "png", ORIGIN, markers)
+    assert read_manifest(file.data, file.media_type, keys.anchors()).trusted and file.c2pa_present
+    with pytest.raises(ConfigError, match=r"c2pa\.pem is of no use without it"):
+        open_markers(MarksConfig(), keys)
+
+
+@pytest.mark.parametrize("uri", ["nothing:x", "file2:/no/such/key", "x"])
+def test_a_key_service_that_cannot_be_used(keys: Keys, uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be used as a signer|pictures cannot be signed"):
+        open_markers(MarksConfig(signer=uri), keys)
+
+
+def test_a_key_service_that_signs_with_another_key_is_found_before_drawing(keys: Keys, tmp_path: Path) -> None:
+    other = ec.generate_private_key(ec.SECP256R1())
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "other").write_bytes(other.private_bytes(*form))
+    with pytest.raises(ConfigError):
+        open_markers(MarksConfig(signer=f"file2:{tmp_path / 'other'}"), keys)
 
 
 # --- other people's tools --------------------------------------------------------------------------------------------------
