@@ -101,17 +101,20 @@ class CopiesGuard:
         """Check uint8 RGB (N, H, W, 3): two findings per picture, one per category."""
         return [list(examination.findings) for examination in self.examine(pictures)]
 
-    def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
+    def examine(
+        self, pictures: np.ndarray, own: Sequence[Sequence[str]] = (), *, embeddings: np.ndarray | None = None
+    ) -> list[Examination]:
         """Embed, search and confirm uint8 RGB (N, H, W, 3); one examination per picture.
 
         Args:
             pictures: the pictures.
             own: ids of every picture's own references; empty: no picture has any.
+            embeddings: float32 (N, D), where they are known from before the pictures were marked; made when not given.
         """
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
             return []
-        embeddings = self.embedder.images(pictures)
+        embeddings = self.embedder.images(pictures) if embeddings is None else embeddings
         found = self.index.search(embeddings, self.k)
         rows = zip(pictures, embeddings, found, own or [()] * len(pictures), self._in_other_colours(pictures), strict=True)
         return [self._examine(*row) for row in rows]

@@ -276,8 +276,8 @@ class ReferenceIndex:
 
     # --- changing -------------------------------------------------------------------------------------------------
 
-    def add(self, items: Iterable[NewReference], embedder: Embedder) -> list[str]:
-        """Add works; returns their ids in order, and :attr:`taken` lists what became of them.
+    def add(self, items: Iterable[NewReference], embedder: Embedder, reason: str = "") -> list[str]:
+        """Add works; returns their ids in order, and :attr:`taken` lists what became of them. The history keeps the reason.
 
         A picture that is already there stays, unless the work's status is stricter: then the work's columns count. If it
         was retired, it matches again, with the work's status.
@@ -286,7 +286,7 @@ class ReferenceIndex:
             IndexMismatch: another embedder, or the index changed on disk since it was opened.
             InputError: a work is not usable.
         """
-        return self._append(items, embedder, flat_limit=None, event="added")
+        return self._append(items, embedder, flat_limit=None, event="added", reason=reason)
 
     def retire(self, ref_ids: Sequence[str], reason: str = "") -> None:
         """Retire references at once: they match no more and stay on record. Retiring twice changes nothing.
@@ -332,7 +332,9 @@ class ReferenceIndex:
         )
         return before
 
-    def _append(self, items: Iterable[NewReference], embedder: Embedder, *, flat_limit: int | None, event: str) -> list[str]:
+    def _append(
+        self, items: Iterable[NewReference], embedder: Embedder, *, flat_limit: int | None, event: str, reason: str = ""
+    ) -> list[str]:
         self.require_embedder(embedder.embedder_id)
         with alone(self.folder):
             self._require_unchanged()
@@ -356,8 +358,9 @@ class ReferenceIndex:
             changed = sorted({*taken.new, *taken.revived, *taken.amended})
             if changed or event == "built":
                 stricter = [f"{c.ref_id} {c.before} → {c.kept}" for c in taken.conflicts if c.ref_id in taken.amended]
-                reason = f"stricter now: {', '.join(stricter)}" if stricter else ""
-                self._commit(segments, self._gone - set(taken.revived), amendments, Change(event, changed, reason))
+                said = [*([reason] if reason else []), *([f"stricter now: {', '.join(stricter)}"] if stricter else [])]
+                change = Change(event, changed, "; ".join(said))
+                self._commit(segments, self._gone - set(taken.revived), amendments, change)
             intake.done()
         self.taken = taken
         return taken.ref_ids

@@ -94,8 +94,8 @@ def entry() -> Any:
     return Field(max_length=LONGEST, pattern=PRINTABLE)
 
 
-def several(default: tuple[Any, ...], most: int, what: str, *, least: int = 0) -> Any:
-    """A list of values or tables, from ``least`` to ``most`` of them."""
+def several(default: Any, most: int, what: str, *, least: int = 0) -> Any:
+    """A list of values or tables, from ``least`` to ``most`` of them; ``default`` REQUIRED makes the key required."""
     return Field(default, min_length=least, max_length=most, description=what)
 
 

@@ -1,0 +1,142 @@
+"""The picture of a sample, as the run keeps it: the released file, the full one kept apart, or an exact small one.
+
+What is read is held against its digest, because a decision rests on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index.errors import IntegrityError
+from index.fingerprint import pixel_digest
+from pipeline.audit.requests import VERIFY, Row, rows_in
+from pipeline.audit.schema import KEPT
+from pipeline.audit.shards import markers, receipt_of
+from pipeline.audit.stored import chosen_rows
+
+COLUMNS = (
+    "sample_id",
+    "outcome",
+    "image",
+    "pixel_sha256",
+    "file_sha256",
+    "kept_sha256",
+)  # of the samples, that a picture is found by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """The picture of a sample.
+
+    Attributes:
+        picture: uint8 RGB (H, W, 3); None where there is none to look at.
+        data: the file's bytes, in the format of ``suffix`` ("webp", "png", "jpeg").
+        exact: its pixels are those that the guards saw; False: a mark or a label was put on them since.
+        why: why there is no picture; empty where there is one.
+    """
+
+    picture: np.ndarray | None = field(default=None, repr=False)
+    data: bytes = field(default=b"", repr=False)
+    suffix: str = ""
+    exact: bool = False
+    why: str = ""
+
+
+def pictures_of(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
+    """The pictures of some rows of one samples file.
+
+    Args:
+        folder: the run folder.
+        path: the file that the rows are in.
+        rows: with :data:`COLUMNS`.
+
+    Returns:
+        sample_id → its picture, or why there is none.
+
+    Raises:
+        IntegrityError: the attempts of the shard cannot be read.
+    """
+    found = {row["sample_id"]: _released(row) for row in rows if row.get("image") is not None or row.get("file_sha256")}
+    return found | _held(folder, path, [row for row in rows if row["sample_id"] not in found])
+
+
+def _released(row: Row) -> Shown:
+    data = (row.get("image") or {}).get("bytes")
+    if not data:
+        return Shown(why="its picture was erased")
+    if hashlib.sha256(data).hexdigest() != row["file_sha256"]:
+        return Shown(why="its file is not the one that was committed")
+    return _decoded(data, str(row["pixel_sha256"]))
+
+
+def _decoded(data: bytes, pixel_sha256: str) -> Shown:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        picture = np.asarray(image.convert("RGB"))
+    except Exception as error:  # a decoder of damaged bytes may raise anything
+        return Shown(why=f"its file cannot be decoded ({type(error).__name__})")
+    exact = pixel_digest(picture) == pixel_sha256
+    return Shown(picture=picture, data=data, suffix=(image.format or "").lower(), exact=exact)
+
+
+def _held(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
+    """Of samples that were not released: the full picture that is kept apart, else the last small one, if it is exact."""
+    if not rows:
+        return {}
+    beside = _beside(folder, path)
+    pixels = {row["sample_id"]: str(row["pixel_sha256"] or "") for row in rows}
+    found = {
+        sample_id: Shown(why="no picture of it is kept" if digest else "no picture was made")
+        for sample_id, digest in pixels.items()
+    }
+    found |= _small(folder, beside["attempts"], pixels)
+    digests = {row["sample_id"]: str(row["kept_sha256"]) for row in rows if row.get("kept_sha256")}
+    if digests and KEPT in beside:
+        found |= _full(folder, beside[KEPT], digests, pixels)
+    return found
+
+
+def _full(folder: Path, path: str, digests: Mapping[str, str], pixels: Mapping[str, str]) -> dict[str, Shown]:
+    ids = [str(row["sample_id"]) for _, row in rows_in(folder, path, KEPT, ("sample_id",))]
+    mine = [number for number, sample_id in enumerate(ids) if sample_id in digests]
+    found = {}
+    for _, row in chosen_rows(folder, path, mine, ("sample_id", "image")):
+        sample_id, data = row["sample_id"], (row["image"] or {}).get("bytes")
+        if not data:
+            found[sample_id] = Shown(why="its picture was erased")
+        elif hashlib.sha256(data).hexdigest() != digests[sample_id]:
+            found[sample_id] = Shown(why="its file is not the one that was committed")
+        else:
+            found[sample_id] = _decoded(data, pixels[sample_id])
+    return found
+
+
+def _small(folder: Path, path: str, pixels: Mapping[str, str]) -> dict[str, Shown]:
+    last: dict[str, Any] = {}
+    for _, row in rows_in(folder, path, "attempts", ("sample_id", "attempt", "thumbnail", "pixel_sha256")):
+        if row["pixel_sha256"] and row["pixel_sha256"] == pixels.get(row["sample_id"]):
+            last[row["sample_id"]] = row["thumbnail"]
+    found = {}
+    for sample_id, stored in last.items():
+        if stored is not None and stored["bytes"]:
+            shown = _decoded(stored["bytes"], pixels[sample_id])
+            found[sample_id] = shown if shown.exact or shown.why else Shown(why="only a smaller picture of it is kept")
+    return found
+
+
+def _beside(folder: Path, path: str) -> Mapping[str, str]:
+    """The files of the shard that a file is of, by table."""
+    for shard_id in markers(folder):
+        files = {file.table: file.path for file in receipt_of(folder, shard_id).files}
+        if files["samples"] == path:
+            return files
+    raise IntegrityError("is no file of a committed shard", where=path, fix=VERIFY)
