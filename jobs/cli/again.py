@@ -1,0 +1,72 @@
+"""What the commands share that look at finished runs again: their options, the index and its embedder, a line of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from index.errors import InputError
+from jobs.console import busy, make_console
+
+if TYPE_CHECKING:
+    from index.embed import OpenCLIPEmbedder
+    from index.store import ReferenceIndex
+
+Index = Annotated[Path | None, typer.Option(help="The index folder.", show_default=False)]
+Receipts = Annotated[Path, typer.Option("--receipts", help="Folder that the receipt is written to.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Look, and change nothing: neither the index nor a run.")]
+EveryPicture = Annotated[
+    bool,
+    typer.Option("--every-picture", help="Look at every stored picture in full, not only at those whose embeddings come near."),
+]
+By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it.")]
+OfIndex = Annotated[
+    str,
+    typer.Option("--embedder", help="The place of the index's embedder, if it moved.", show_default="as the index remembers"),
+]
+EVERY = 100_000  # samples between two lines of progress
+
+
+def open_index(index: Path | None) -> ReferenceIndex:
+    """The index that is named.
+
+    Raises:
+        InputError: none is named, or there is none.
+    """
+    from index.store import ReferenceIndex
+
+    if index is None:
+        raise InputError("no index is named", where="--index", fix="Name the folder of the reference index")
+    return ReferenceIndex.open(index)
+
+
+def open_embedder(store: ReferenceIndex, name: str) -> OpenCLIPEmbedder:
+    """The embedder that the index is bound to.
+
+    Raises:
+        ModelError: it cannot be opened. IndexMismatch: it is another one.
+    """
+    from index.bound_embedder import embedder_of
+
+    with busy("loading the embedder"):
+        return embedder_of(store, name)
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[str, int], None]]:
+    """Print, on stderr, how many embeddings of a large run are compared; and, when it is stopped, how to continue."""
+    console, said = make_console(stderr=True), dict[str, int]()
+
+    def progress(run: str, compared: int) -> None:
+        if compared // EVERY > said.get(run, 0):
+            said[run] = compared // EVERY
+            console.print(f"{run}: {compared} embeddings compared", soft_wrap=True)
+
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("What is done stays done; the same command does the rest") from None

@@ -1,0 +1,330 @@
+"""Look at a run again: screen its stored embeddings, then let the copies guard decide on the pictures that came near.
+
+Nothing is drawn. The guard is the one that runs have, with the same operating point, so that a picture gets the findings that
+it would get today. Where the marks or a label changed a picture after the guards saw it, the stored embedding stands for the
+picture that they saw, and the bars lie lower by what float16 may have moved it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from guards.base import Finding
+from guards.copies import HARMLESS, PROBE, CopiesGuard, Examination
+from index.errors import ClearanceError
+from index.near import ROUNDING, Views, near
+from index.reference import Match
+from pipeline.audit.pictures import COLUMNS, pictures_of
+from pipeline.audit.requests import Row
+from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_of
+
+if TYPE_CHECKING:
+    from index.calibrate import OperatingPoint
+    from index.chosen import ChosenReferences
+    from index.embed import Embedder
+    from index.store import ReferenceIndex
+
+AT_ONCE = 32  # pictures in memory
+ROW_COLUMNS = (*COLUMNS, "request_key", "findings", "nearest")
+PICTURE, EMBEDDING = "picture", "embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """What a run is held against.
+
+    Attributes:
+        references: the whole index, or a claim's references. embedder: theirs.
+        point: the guard's operating point. k: references it keeps. hues: parts of the circle of hues.
+        views: what stored embeddings are compared with.
+        every_picture: look at every picture, whatever its embedding is near to.
+    """
+
+    references: ReferenceIndex | ChosenReferences
+    embedder: Embedder
+    point: OperatingPoint
+    k: int
+    hues: int
+    views: Views
+    every_picture: bool = False
+
+    @classmethod
+    def of(
+        cls, references: ReferenceIndex | ChosenReferences, embedder: Embedder, *, point: OperatingPoint, k: int, hues: int
+    ) -> Standard:
+        """An index, with the k that runs have; or chosen references, of which none is crowded out by others that are nearer."""
+        from index.store import ReferenceIndex
+
+        if isinstance(references, ReferenceIndex):
+            ids = [reference.ref_id for reference in references.references() if reference.status not in HARMLESS]
+            zero = np.zeros((0, references.dim), np.float32)
+            vectors = np.stack([references.embedding(ref_id) for ref_id in ids]) if ids else zero
+        else:
+            ids, vectors, k = references.ref_ids, references.vectors, max(1, len(references))
+        views = Views.of(ids, vectors, references.picture, embedder, point=point, hues=hues)
+        return cls(references=references, embedder=embedder, point=point, k=k, hues=hues, views=views)
+
+    def guard(self, *, colours: bool, rounded: bool) -> CopiesGuard:
+        """The guard: with the search for other colours or without it, its bars lower by the rounding or not."""
+        return _guard(self, colours, rounded)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@cache
+def _guard(standard: Standard, colours: bool, rounded: bool) -> CopiesGuard:
+    point = standard.point
+    if rounded:
+        point = replace(point, threshold=point.threshold - ROUNDING, look_from=min(point.look_from, point.threshold) - ROUNDING)
+    index: ReferenceIndex = standard.references  # type: ignore[assignment]  # chosen ones answer what the guard asks
+    return CopiesGuard(index, standard.embedder, point=point, k=standard.k, hues=standard.hues if colours else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A sample that deserved a look, and what was seen.
+
+    Attributes:
+        sample_id, request_key: the sample. born: its outcome in the row.
+        by: what was looked at, ``picture`` or ``embedding`` (where no picture is kept, so that nothing could clear it).
+        findings: of the copies guard. nearest: references near it, best first.
+        row: findings and nearest references in its row, as they were born.
+    """
+
+    sample_id: str
+    request_key: str
+    born: str
+    by: str
+    findings: tuple[Finding, ...]
+    nearest: tuple[Match, ...]
+    row: Mapping[str, list[Row]] = field(repr=False, default_factory=dict)
+
+    @property
+    def hits(self) -> list[Finding]:
+        """The findings that reach their threshold, the worst first."""
+        return sorted(
+            (f for f in self.findings if f.triggered), key=lambda f: (f.confirmed, f.score - f.threshold), reverse=True
+        )
+
+    def match(self, ref_id: str) -> Match | None:
+        """What is known of it and one reference."""
+        return next((match for match in self.nearest if match.ref_id == ref_id), None)
+
+
+@dataclass(kw_only=True)
+class Looked:
+    """What came of looking at a run.
+
+    Attributes:
+        compared: samples whose embedding, or picture, was compared.
+        seen: those that deserved a look.
+        cleared: of those, how many the embedder finds near and the second look cleared.
+        unreached: what could not be looked at: (sample id or file, why).
+    """
+
+    compared: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    cleared: int = 0
+    unreached: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def hits(self) -> list[Seen]:
+        return [one for one in self.seen if one.hits]
+
+
+@dataclass(kw_only=True)
+class _Candidate:
+    """A sample to look at: its stored embedding, or why there is none, and whether its colours may be others."""
+
+    sample_id: str
+    vector: np.ndarray | None = None
+    colours: bool = False
+    why: str = ""
+
+
+Wanted = Callable[[str, str], bool]
+
+
+def look(
+    folder: Path,
+    standard: Standard,
+    *,
+    wanted: Wanted = lambda sample_id, outcome: True,
+    own: Mapping[str, Sequence[str]] | None = None,
+    only: Collection[str] | None = None,
+    progress: Callable[[int], None] = lambda compared: None,
+) -> Looked:
+    """Look at a run again.
+
+    Args:
+        folder: the run folder.
+        standard: what it is held against.
+        wanted: whether a sample matters: its id and its outcome in the row.
+        own: sample id → the references that it was steered away from, which always get the second look.
+        only: when given, these samples are looked at in full, and no others.
+        progress: called with the number of samples compared so far.
+
+    Returns:
+        What was seen. A file that cannot be read is among what was not reached.
+    """
+    found, own = Looked(), own or {}
+    chooser = _Chooser(standard, own, only)
+    candidates = _screen(folder, chooser, found, wanted, progress)
+    for path, rows in candidates.items():
+        try:
+            _Looker(folder, standard, own, found).look_at(path, rows)
+        except ClearanceError as error:
+            found.unreached.append((error.where or path, error.what))
+    found.unreached.sort()
+    return found
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Which samples of a batch deserve a look."""
+
+    standard: Standard
+    own: Mapping[str, Sequence[str]]
+    only: Collection[str] | None
+
+    def choose(self, batch: Embeddings) -> dict[int, _Candidate]:
+        """By row of the file."""
+        if self.only is not None or self.standard.every_picture:
+            ids = batch.ids.to_pylist()
+            chosen = {n: True for n, one in enumerate(ids) if self.only is None or one in self.only}
+        else:
+            rows, views, _ = near(batch.vectors, self.standard.views)
+            chosen = dict.fromkeys(rows.tolist(), False)
+            if self.own:
+                chosen |= {n: False for n, one in enumerate(batch.ids.to_pylist()) if one in self.own}
+            chosen |= dict.fromkeys(rows[self.standard.views.turned[views]].tolist(), True)
+        return {
+            int(batch.rows[n]): _Candidate(sample_id=batch.ids[n].as_py(), vector=batch.vectors[n].copy(), colours=colours)
+            for n, colours in chosen.items()
+        }
+
+    def concerns(self, sample_id: str) -> bool:
+        return self.only is None or sample_id in self.only
+
+
+def _screen(
+    folder: Path, chooser: _Chooser, found: Looked, wanted: Wanted, progress: Callable[[int], None]
+) -> dict[str, dict[int, _Candidate]]:
+    """The samples that deserve a look, by file and row."""
+    candidates: dict[str, dict[int, _Candidate]] = {}
+    damaged: list[ClearanceError] = []
+    lost: dict[str, str] = {}
+    for batch in embeddings(folder, int(chooser.standard.embedder.dim), damaged=damaged):
+        mine = chooser.choose(batch)
+        candidates.setdefault(batch.path, {}).update(mine)
+        found.compared += len(batch.rows) if chooser.only is None else len(mine)
+        without = dict.fromkeys(batch.erased, "its embedding was erased")
+        without |= dict.fromkeys(batch.changed, "its embedding is not the one that was committed")
+        without |= {sample_id: "it has no embedding" for sample_id, outcome in batch.absent if outcome != "error"}
+        lost |= {sample_id: why for sample_id, why in without.items() if chooser.concerns(sample_id)}
+        progress(found.compared)
+    found.unreached += [(error.where, error.what) for error in damaged]
+    _without_embedding(folder, lost, candidates)
+    return {path: kept for path, rows in candidates.items() if (kept := _of_those(folder, path, rows, wanted))}
+
+
+def _without_embedding(folder: Path, lost: Mapping[str, str], candidates: dict[str, dict[int, _Candidate]]) -> None:
+    """Samples without a usable embedding are looked at in any case, if there is a picture."""
+    for part in samples_of(folder, damaged=[]) if lost else ():
+        for row, sample_id in enumerate(part.ids):
+            if sample_id in lost:
+                why = lost[sample_id]
+                candidates.setdefault(part.path, {})[row] = _Candidate(sample_id=sample_id, colours=True, why=why)
+
+
+def _of_those(folder: Path, path: str, rows: dict[int, _Candidate], wanted: Wanted) -> dict[int, _Candidate]:
+    if not rows:
+        return {}
+    try:
+        outcomes = {row: str(read["outcome"]) for row, read in chosen_rows(folder, path, rows, ["outcome"])}
+    except ClearanceError:  # it is met again, and named, where the pictures are read
+        return rows
+    return {row: one for row, one in rows.items() if wanted(one.sample_id, outcomes[row])}
+
+
+@dataclass(frozen=True)
+class _Looker:
+    """Looks at the pictures of one run, and notes what it sees."""
+
+    folder: Path
+    standard: Standard
+    own: Mapping[str, Sequence[str]]
+    found: Looked
+
+    def look_at(self, path: str, rows: Mapping[int, _Candidate]) -> None:
+        """The candidates of one file, a block of pictures at a time."""
+        block: list[tuple[_Candidate, Row]] = []
+        for number, row in chosen_rows(self.folder, path, rows, ROW_COLUMNS):
+            block.append((rows[number], row))
+            if len(block) >= AT_ONCE:
+                self._block(path, block)
+                block = []
+        self._block(path, block)
+
+    def _block(self, path: str, block: Sequence[tuple[_Candidate, Row]]) -> None:
+        pictures = pictures_of(self.folder, path, [row for _, row in block])
+        groups: dict[tuple[tuple[int, ...], bool, bool], list[tuple[_Candidate, Row, np.ndarray]]] = {}
+        for candidate, row in block:
+            shown = pictures[candidate.sample_id]
+            if shown.picture is None:
+                self._by_embedding(candidate, row, shown.why)
+                continue
+            rounded = not shown.exact and candidate.vector is not None
+            kind = (shown.picture.shape, candidate.colours, rounded)
+            groups.setdefault(kind, []).append((candidate, row, shown.picture))
+        for (_, colours, rounded), those in groups.items():
+            guard = self.standard.guard(colours=colours, rounded=rounded)
+            vectors = [one.vector for one, _, _ in those if one.vector is not None]
+            known = np.stack(vectors).astype(np.float32) if rounded else None
+            own = [self.own.get(one.sample_id, ()) for one, _, _ in those]
+            looks = guard.examine(np.stack([picture for _, _, picture in those]), own, embeddings=known)
+            for (candidate, row, _), examined in zip(those, looks, strict=True):
+                self._note(candidate, row, examined)
+
+    def _note(self, candidate: _Candidate, row: Row, examined: Examination) -> None:
+        seen = _seen(candidate, row, PICTURE, examined.findings, examined.nearest)
+        bar = self.standard.point.threshold
+        near_one = any(match.similarity >= bar and match.status not in HARMLESS for match in examined.nearest)
+        self.found.cleared += near_one and not seen.hits
+        self.found.seen.append(seen)
+
+    def _by_embedding(self, candidate: _Candidate, row: Row, why: str) -> None:
+        """Without a picture: what the embedder finds too near is a hit, for nothing can clear it; the rest is unknown."""
+        standard, bar = self.standard, self.standard.point.threshold - ROUNDING
+        matches: list[Match] = []
+        if candidate.vector is not None:
+            found = standard.references.search(candidate.vector.astype(np.float32)[None], standard.k)[0]
+            matches = [match for match in found if match.status not in HARMLESS]
+        if matches and matches[0].similarity >= bar:
+            best = matches[0]
+            finding = Finding(
+                guard=CopiesGuard.name, version=standard.guard(colours=False, rounded=False).version,
+                category="copy.memorised" if best.rights_basis == PROBE else "copy.protected",
+                score=best.similarity, threshold=bar, ref_id=best.ref_id, detail=best.title,
+            )  # fmt: skip
+            self.found.seen.append(_seen(candidate, row, EMBEDDING, (finding,), tuple(matches)))
+        reasons = ", and ".join(part for part in (candidate.why, why) if part)
+        self.found.unreached.append((candidate.sample_id, f"{reasons}: it was not looked at"))
+
+
+def _seen(candidate: _Candidate, row: Row, by: str, findings: Iterable[Finding], nearest: Iterable[Match]) -> Seen:
+    return Seen(
+        sample_id=candidate.sample_id, request_key=str(row["request_key"]), born=str(row["outcome"]), by=by,
+        findings=tuple(findings), nearest=tuple(nearest),
+        row={"findings": row["findings"] or [], "nearest": row["nearest"] or []},
+    )  # fmt: skip

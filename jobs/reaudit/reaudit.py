@@ -1,0 +1,223 @@
+"""Hold finished runs against other rules: another policy, another threshold, another state of the index. Nothing is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ClearanceError
+from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
+from jobs.reaudit.judge import OUT_OR_HELD, sort_hits
+from jobs.reaudit.look import EMBEDDING, Looked, Seen, Standard, look
+from jobs.reaudit.result import COLOURS, Change, RunResult
+from jobs.reaudit.rows import LADDER_USED_UP, OtherGuards, held_for_copies, own_references
+from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
+from pipeline.audit.events import NewEvent, append_events, events_head, read_events
+from pipeline.decide import decide
+from pipeline.outcome import Verdict
+from pipeline.policy import Policy, policy_digest
+
+if TYPE_CHECKING:
+    from index.calibrate import OperatingPoint
+    from index.embed import Embedder
+    from index.store import ReferenceIndex
+
+ACTOR = "reaudit"
+CLAIM = "re-audit"  # what its quarantines are for; a later re-audit may end them, a claim's only the claim
+DONE = "reaudit.done"
+FORMAT = "clearance re-audit receipt 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What runs are held against.
+
+    Attributes:
+        policy: the policy; None: each run's own.
+        point: the operating point; None: that of the policy, or each run's own.
+        threshold: in place of the operating point's.
+        actor: the role. person: its pseudonym.
+        dry_run: change nothing. every_picture: look at every picture.
+    """
+
+    policy: Policy | None = None
+    point: OperatingPoint | None = None
+    threshold: float | None = None
+    actor: str = ACTOR
+    person: str = ""
+    dry_run: bool = False
+    every_picture: bool = False
+
+    def point_for(self, facts: RunFacts) -> OperatingPoint:
+        """The operating point that a run is held against."""
+        point = self.point or facts.point
+        if self.threshold is None:
+            return point
+        return replace(point, threshold=self.threshold, look_from=min(point.look_from, self.threshold))
+
+    def policy_for(self, facts: RunFacts) -> Policy:
+        return self.policy or facts.policy
+
+    def plain(self) -> dict[str, Any]:
+        """For events and receipts."""
+        return {
+            "policy": self.policy.name if self.policy is not None else "",
+            "policy_sha256": policy_digest(self.policy) if self.policy is not None else "",
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(kw_only=True)
+class Done:
+    """What came of a re-audit: rules, index and its id, runs, when."""
+
+    rules: Rules
+    index: str
+    index_id: str
+    runs: list[RunResult] = field(default_factory=list)
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def gaps(self) -> list[str]:
+        """Why it is not complete; empty where it is."""
+        return [gap for run in self.runs for gap in run.gaps()]
+
+    def plain(self) -> dict[str, Any]:
+        """The receipt as plain data."""
+        return {
+            "format": FORMAT, "at": self.at, "dry_run": self.rules.dry_run, "rules": self.rules.plain(),
+            "by": {"role": self.rules.actor, "person": self.rules.person},
+            "index": {"folder": self.index, "index_id": self.index_id},
+            "runs": [run.plain() for run in self.runs], "complete": not self.gaps, "not_complete_because": self.gaps,
+        }  # fmt: skip
+
+
+def reaudit(
+    index: ReferenceIndex,
+    embedder: Embedder,
+    rules: Rules,
+    runs: Sequence[str],
+    *,
+    progress: Callable[[str, int], None] = lambda run, compared: None,
+) -> Done:
+    """Look at runs again, and hold back or release what the rules ask for.
+
+    Args:
+        index: the index, in the state to hold them against.
+        embedder: the one that the index is bound to.
+        rules: the rules.
+        runs: run folders. One that cannot be reached is named in the result; the others are dealt with.
+        progress: called with the run and the number of samples compared.
+    """
+    done = Done(rules=rules, index=str(index.folder), index_id=index.index_id)
+    standards: dict[tuple[Any, ...], Standard] = {}
+
+    def standard_of(facts: RunFacts) -> Standard:
+        copies = rules.policy_for(facts).copies
+        key = (rules.point_for(facts), copies.k, copies.hues)
+        if key not in standards:
+            made = Standard.of(index, embedder, point=key[0], k=copies.k, hues=copies.hues)
+            standards[key] = replace(made, every_picture=rules.every_picture)
+        return standards[key]
+
+    for run in runs:
+        result = RunResult(run=run)
+        done.runs.append(result)
+        try:
+            facts = RunFacts.of(Path(run), embedder.embedder_id)
+            result.run_id = facts.run_id
+            with alone_in(facts.folder, dry_run=rules.dry_run):
+                _one(facts, standard_of(facts), done, result, progress)
+        except ClearanceError as error:
+            result.why_not = why(error)
+    return done
+
+
+def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, progress: Callable[[str, int], None]) -> None:
+    rules, standing = done.rules, Standing.of(facts.folder)
+    policy = in_force(rules.policy_for(facts), facts)
+    result.events = (standing.head, standing.head)
+    held = held_for_copies(facts.folder, standing)
+    looked = look(
+        facts.folder,
+        standard,
+        wanted=lambda sample_id, born: sample_id in held or standing.outcome(sample_id, born) in OUT_OR_HELD,
+        own=own_references(facts.folder),
+        progress=lambda compared: progress(result.run, compared),
+    )
+
+    def acts(seen: Seen) -> bool:
+        return decide(seen.findings, LADDER_USED_UP, policy, another=False).verdict is not Verdict.ACCEPT
+
+    out = replace(looked, seen=[seen for seen in looked.seen if seen.sample_id not in held])
+    sort_hits(out, standing, result, claim=CLAIM, acts=acts)
+    result.hits = len(looked.hits)
+    blind = {where for where, _ in looked.unreached}
+    near = {seen.sample_id for seen in looked.hits if acts(seen)}
+    others = OtherGuards(facts.policy, policy)
+    marked = others.held(facts.folder, standing, CLAIM)
+    result.quarantined += [
+        change for change in marked if change.sample_id not in near and CLAIM not in standing.held_for(change.sample_id)
+    ]
+    result.unreached += [(f"guard {name}", "did not run then; its findings would need the pictures") for name in others.unknown]
+    _release(looked, standing, result, near | blind | {change.sample_id for change in marked})
+    result.held_at_birth += [change for sample_id, change in held.items() if sample_id not in near | blind]
+    _notes(facts, standard, result)
+    events = _events(facts, done, result, standing)
+    if events and not rules.dry_run:
+        append_events(facts.folder, events)
+        result.events = (standing.head, events_head(read_events(facts.folder)))
+
+
+def _release(looked: Looked, standing: Standing, result: RunResult, stays: Collection[str]) -> None:
+    """Samples that an earlier re-audit held back and that these rules let go. What a claim holds, a claim lets go."""
+    seen = {one.sample_id: one for one in looked.seen}
+    for sample_id in standing.held():
+        if CLAIM in standing.held_for(sample_id) and sample_id not in stays:
+            one = seen.get(sample_id)
+            key, by = (one.request_key, one.by) if one is not None else ("", EMBEDDING)
+            result.released.append(Change(sample_id=sample_id, request_key=key, before="quarantined", by=by))
+
+
+def _notes(facts: RunFacts, standard: Standard, result: RunResult) -> None:
+    if facts.committed < facts.shards:
+        result.notes.append(
+            f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at."
+        )
+    if standard.hues > 1 and not standard.every_picture:
+        result.notes.append(COLOURS)
+
+
+def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing) -> list[NewEvent]:
+    """What is to be written of a run; nothing where the last re-audit says the same and nothing changes."""
+    rules = done.rules
+    before = facts.stored["identity"]
+    digests = {"index_before": str(before.get("index_id", "")), "index_after": done.index_id}
+    details = {"rules": rules.plain(), "counts": result.counts(), "not_reached": [[w, t] for w, t in result.unreached]}
+
+    def event(kind: str, reason: str, samples: Sequence[str], more: Mapping[str, Any]) -> NewEvent:
+        return NewEvent(
+            kind=kind, actor=rules.actor, person=rules.person, reason=reason, samples=samples, details=more, digests=digests
+        )
+
+    changes = []
+    if result.quarantined:
+        ids = [change.sample_id for change in result.quarantined]
+        looks = {change.sample_id: change.look() for change in result.quarantined}
+        changes.append(
+            event(QUARANTINED, f"{len(ids)} samples would not be released today", ids, {"claim": CLAIM, "looks": looks})
+        )
+    if result.released:
+        ids = [change.sample_id for change in result.released]
+        changes.append(event(RELEASED, f"{len(ids)} samples are not held back by these rules", ids, {"claim": CLAIM}))
+    if not changes and any(
+        event["kind"] == DONE and event["details"].get("rules") == details["rules"] and event["digests"] == digests
+        and event["details"].get("not_reached") == details["not_reached"]
+        for event in standing.events
+    ):  # fmt: skip
+        return []
+    reason = f"{result.compared} samples compared again: {len(result.quarantined)} held back, {len(result.released)} released"
+    return [event(DONE, reason, (), details), *changes]

@@ -1,0 +1,126 @@
+"""What rows alone tell a re-audit: findings of the other guards, references of steered samples, samples held for copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guards.base import Finding
+from jobs.reaudit.result import Change
+from jobs.reaudit.standing import Standing
+from pipeline.audit.ledger import attempt_rows
+from pipeline.audit.requests import Row
+from pipeline.audit.stored import chosen_rows, samples_of
+from pipeline.decide import decide
+from pipeline.outcome import Verdict
+from pipeline.policy import Policy, guard_tables
+
+LADDER_USED_UP = 1_000_000
+HELD = frozenset({"review", "rejected"})
+COPY = "copy."
+
+
+def own_references(folder: Path) -> dict[str, list[str]]:
+    """Of every steered sample: the references that its last attempt was steered away from, as the run's own guard knew them."""
+    own: dict[str, list[str]] = {}
+    before: dict[str, list[str]] = {}
+    for row in attempt_rows(folder, ["sample_id", "attempt", "findings", "caught"]):
+        sample_id = row["sample_id"]
+        caught = [one["ref_ids"][0] for one in row["caught"] or [] if one["ref_ids"]]
+        flagged = [f["ref_id"] for f in row["findings"] or [] if f["triggered"] and str(f["category"]).startswith(COPY)]
+        known = before.get(sample_id, [])
+        if mine := list(dict.fromkeys([*caught, *known])):
+            own[sample_id] = mine
+        before[sample_id] = [*known, *caught, *flagged]
+    return {sample_id: refs for sample_id, refs in own.items() if refs}
+
+
+def held_for_copies(folder: Path, standing: Standing) -> dict[str, Change]:
+    """Samples that the run itself held back as copies, and that no person has decided about."""
+    found = {}
+    for part in samples_of(folder):
+        pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
+        rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
+        for _, row in chosen_rows(folder, part.path, rows, ("sample_id", "request_key", "outcome", "reason", "findings")):
+            if str(row["reason"]).startswith(COPY):
+                refs = tuple(sorted(copies_of(row)))
+                before = standing.outcome(row["sample_id"], row["outcome"])
+                key, category = str(row["request_key"]), str(row["reason"])
+                found[row["sample_id"]] = Change(
+                    sample_id=row["sample_id"], request_key=key, before=before, ref_ids=refs, category=category
+                )
+    return found
+
+
+def copies_of(row: Row) -> set[str]:
+    """The references that the copies guard found a row's picture too near to."""
+    triggered = (f for f in row["findings"] or [] if f["triggered"] and str(f["category"]).startswith(COPY))
+    return {str(finding["ref_id"]) for finding in triggered}
+
+
+@dataclass(frozen=True)
+class OtherGuards:
+    """The guards beside the copies guard, judged again from the scores in the rows.
+
+    A finding holds its score, so another threshold needs no picture. Other settings of a guard decide what it sees; where they
+    differ, or where a guard did not run, the rows do not tell.
+    """
+
+    then: Policy
+    now: Policy
+    unknown: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        then, now = guard_tables(self.then), guard_tables(self.now)
+        for name, table in now.items():
+            if table.enabled and (name not in then or not then[name].enabled):
+                self.unknown.append(name)
+
+    @property
+    def differ(self) -> bool:
+        """Whether any threshold or action differs, so that rows may be judged differently."""
+        return guard_tables(self.then) != guard_tables(self.now)
+
+    def held(self, folder: Path, standing: Standing, claim: str) -> list[Change]:
+        """Samples that are out, or held back for that claim, and that these rules would not let out, but for copies."""
+        if not self.differ and not any(claim in standing.held_for(sample_id) for sample_id in standing.held()):
+            return []
+        rows = _out(folder, standing, claim)
+        return [change for row, before in rows for change in self._judged(row, before)]
+
+    def _judged(self, row: Row, before: str) -> Iterator[Change]:
+        tables = guard_tables(self.now)
+        findings = [again for one in row["findings"] or [] if (again := _again(one, tables)) is not None]
+        decision = decide(findings, LADDER_USED_UP, self.now, LADDER_USED_UP, another=False)
+        if decision.verdict is not Verdict.ACCEPT:
+            worst = max((f for f in findings if f.triggered), key=lambda f: f.score - f.threshold)
+            yield Change(
+                sample_id=row["sample_id"],
+                request_key=str(row["request_key"]),
+                before=before,
+                category=worst.category,
+                by="row",
+            )
+
+
+def _again(stored: Row, tables: Mapping[str, object]) -> Finding | None:
+    table = tables.get(stored["guard"])
+    if table is None or not getattr(table, "enabled", False):
+        return None
+    threshold = getattr(table, "threshold", None)
+    return Finding(
+        guard=stored["guard"], version=stored["version"], category=stored["category"], score=stored["score"],
+        threshold=stored["threshold"] if threshold is None else threshold, confirmed=stored["confirmed"],
+    )  # fmt: skip
+
+
+def _out(folder: Path, standing: Standing, claim: str) -> Iterator[tuple[Row, str]]:
+    columns: Sequence[str] = ("sample_id", "request_key", "outcome", "findings")
+    for part in samples_of(folder):
+        pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
+        rows = [
+            row for row, (sample_id, born) in pairs if standing.is_out(sample_id, born) or claim in standing.held_for(sample_id)
+        ]
+        for _, row in chosen_rows(folder, part.path, rows, columns):
+            yield row, standing.outcome(row["sample_id"], row["outcome"])

@@ -1,0 +1,95 @@
+"""What events made of a run's samples, as far as looking again must respect it: claims that hold them, people's decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.events import events_head, read_events
+from pipeline.audit.state import State, fold
+from pipeline.outcome import ACCEPTED
+
+QUARANTINED, RELEASED, DECIDED = "sample.quarantined", "sample.released", "review.decided"
+OUT = frozenset(str(outcome) for outcome in ACCEPTED)  # outcomes with which a picture is out in the world
+
+
+@dataclass(kw_only=True)
+class _History:
+    """Of one sample: claim → references it is held for; all references named so far; those named when a person accepted it."""
+
+    held_for: dict[str, set[str]] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    settled: set[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The state of a run's samples.
+
+    Attributes:
+        events: all of them. state: folded from them.
+    """
+
+    events: Sequence[Mapping[str, Any]] = field(repr=False)
+    state: State = field(repr=False)
+    _samples: Mapping[str, _History] = field(repr=False)
+
+    @classmethod
+    def of(cls, folder: Path) -> Standing:
+        """Read a run's events.
+
+        Raises:
+            IntegrityError: the events were changed.
+        """
+        events = read_events(folder)
+        samples: dict[str, _History] = {}
+        for event in events:
+            if event["kind"] in (QUARANTINED, RELEASED, DECIDED):
+                for sample_id in event["samples"]:
+                    _take(samples.setdefault(sample_id, _History()), event, sample_id)
+        return cls(events=events, state=fold(events), _samples=samples)
+
+    @property
+    def head(self) -> str:
+        """Digest of the last event."""
+        return events_head(self.events)
+
+    def outcome(self, sample_id: str, born: str) -> str:
+        """The outcome in force of a sample that was born with another."""
+        return self.state.outcome({"sample_id": sample_id, "outcome": born})
+
+    def is_out(self, sample_id: str, born: str) -> bool:
+        """Whether its picture is out: accepted, and not held back since."""
+        return self.outcome(sample_id, born) in OUT
+
+    def held_for(self, sample_id: str) -> Mapping[str, set[str]]:
+        """The claims that hold a sample, and the references that each names."""
+        return self._samples[sample_id].held_for if sample_id in self._samples else {}
+
+    def settled_by_person(self, sample_id: str) -> set[str] | None:
+        """References that events had named when a person accepted it; None where no person did, or one rejected it since."""
+        return self._samples[sample_id].settled if sample_id in self._samples else None
+
+    def held(self) -> list[str]:
+        """Ids of the samples that a claim holds."""
+        return [sample_id for sample_id, found in self._samples.items() if found.held_for]
+
+
+def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
+    details = event["details"]
+    claim = str(details.get("claim", ""))
+    if event["kind"] == QUARANTINED:
+        looks = details.get("looks")
+        look = looks.get(sample_id, {}) if isinstance(looks, dict) else {}
+        named = {str(ref_id) for ref_id in look.get("ref_ids", ())} if isinstance(look, dict) else set()
+        history.held_for.setdefault(claim, set()).update(named)
+        history.named |= named
+    elif event["kind"] == RELEASED:
+        if "claim" in details:
+            history.held_for.pop(claim, None)
+        else:
+            history.held_for.clear()
+    else:
+        history.settled = set(history.named) if details.get("outcome") in OUT else None

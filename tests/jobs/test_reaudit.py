@@ -1,0 +1,336 @@
+"""Looking again at runs of drawings, with the real embedder and the real copies guard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from index.embed import OpenCLIPEmbedder
+from index.errors import IndexMismatch
+from index.store import ReferenceIndex
+from jobs.cli import main as cli
+from jobs.reaudit.facts import RunFacts
+from jobs.reaudit.look import Seen, Standard, look
+from jobs.reaudit.reaudit import Rules, reaudit
+from jobs.reaudit.standing import Standing
+from pipeline.audit.events import append_event, read_events
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.requests import Row
+from pipeline.policy import MarksPolicy
+from tests.jobs.drawn_run import OBSERVE, STRICT, draw, drawing, make_index
+from tests.pipeline.test_stored import rewrite
+
+REVIEWED = {"outcome": "accepted"}
+
+
+class World(NamedTuple):
+    base: Path
+    index: ReferenceIndex
+    embedder: OpenCLIPEmbedder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """An index, a run that only observes, and one that acts."""
+    base = tmp_path_factory.mktemp("drawn")
+    index, embedder = make_index(base / "index")
+    draw(base, index, embedder, policy=OBSERVE, out="observed")
+    draw(base, index, embedder, policy=STRICT, out="strict")
+    return World(base, index, embedder)
+
+
+@pytest.fixture
+def world(drawn: World, tmp_path: Path) -> Iterator[World]:
+    """A copy of it that a test may change."""
+    shutil.copytree(drawn.base, tmp_path / "world")
+    yield World(tmp_path / "world", ReferenceIndex.open(tmp_path / "world" / "index"), drawn.embedder)
+
+
+def standard(world: World, run: str = "observed") -> Standard:
+    facts = RunFacts.of(world.base / run, world.index.embedder_id)
+    copies = facts.policy.copies
+    return Standard.of(world.index, world.embedder, point=facts.point, k=copies.k, hues=copies.hues)
+
+
+def rows(folder: Path) -> dict[str, Row]:
+    return {row["request_key"]: row for row in sample_rows(folder)}
+
+
+def born(row: Row) -> set[tuple[str, str, float]]:
+    """The copies that the run's guard found."""
+    found = (f for f in row["findings"] if f["triggered"] and f["category"].startswith("copy."))
+    return {(f["category"], f["ref_id"], f["score"]) for f in found}
+
+
+def again(seen: Seen) -> set[tuple[str, str, float]]:
+    return {(finding.category, finding.ref_id, finding.score) for finding in seen.hits}
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    """Outcomes in force, by request key."""
+    standing = Standing.of(folder)
+    return {key: standing.outcome(row["sample_id"], row["outcome"]) for key, row in rows(folder).items()}
+
+
+def run_again(world: World, run: str = "observed", **rules: Any) -> Any:
+    return reaudit(world.index, world.embedder, Rules(**rules), [str(world.base / run)]).runs[0]
+
+
+# --- the screen and the guard ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["observed", "strict"])
+def test_it_flags_exactly_what_the_guard_flagged(drawn: World, run: str) -> None:
+    found = {seen.request_key: again(seen) for seen in look(drawn.base / run, standard(drawn, run)).hits}
+    assert found == {key: flagged for key, row in rows(drawn.base / run).items() if (flagged := born(row))}
+
+
+def test_the_run_holds_every_kind_of_finding_that_is_compared(drawn: World) -> None:
+    found = {category for row in rows(drawn.base / "observed").values() for category, _, _ in born(row)}
+    assert found == {"copy.protected", "copy.geometry", "copy.recoloured"}
+
+
+def test_it_does_not_look_at_what_is_near_to_nothing(drawn: World) -> None:
+    looked = look(drawn.base / "observed", standard(drawn))
+    assert looked.compared == 22
+    assert "other-ant" not in {seen.request_key for seen in looked.seen}
+
+
+def test_every_picture_can_be_looked_at(drawn: World) -> None:
+    looked = look(drawn.base / "observed", dataclasses.replace(standard(drawn), every_picture=True))
+    assert len(looked.seen) == 22
+    assert {s.request_key for s in looked.hits} == {key for key, row in rows(drawn.base / "observed").items() if born(row)}
+
+
+def test_an_erased_embedding_leaves_the_picture_to_look_at(world: World) -> None:
+    _erase(world, "copy-anchor", "embedding")
+    found = look(world.base / "observed", standard(world))
+    assert "copy-anchor" in {seen.request_key for seen in found.hits} and not found.unreached
+
+
+def test_an_erased_picture_leaves_the_embedding_and_is_named(world: World) -> None:
+    sample_id = _erase(world, "copy-anchor", "image")
+    found = look(world.base / "observed", standard(world))
+    seen = next(seen for seen in found.seen if seen.request_key == "copy-anchor")
+    assert seen.by == "embedding" and [hit.category for hit in seen.hits] == ["copy.protected"]
+    assert [where for where, _ in found.unreached] == [sample_id]
+
+
+def test_without_embedding_and_picture_it_is_named_and_nothing_is_claimed(world: World) -> None:
+    sample_id = _erase(world, "copy-anchor", "image")
+    _erase(world, "copy-anchor", "embedding")
+    found = look(world.base / "observed", standard(world))
+    assert "copy-anchor" not in {seen.request_key for seen in found.seen}
+    assert found.unreached == [(sample_id, "its embedding was erased, and its picture was erased: it was not looked at")]
+
+
+def test_a_marked_picture_is_judged_by_the_embedding_of_the_unmarked_one(world: World) -> None:
+    """Its pixels are not those that the guards saw, so the stored embedding stands for them."""
+    _put(world, "copy-anchor", "pixel_sha256", "0" * 64)
+    seen = next(s for s in look(world.base / "observed", standard(world)).hits if s.request_key == "copy-anchor")
+    exact = next(
+        score for category, _, score in born(rows(world.base / "observed")["copy-anchor"]) if category == "copy.protected"
+    )
+    score = next(hit.score for hit in seen.hits if hit.category == "copy.protected")
+    assert score != exact and score == pytest.approx(exact, abs=2**-11)
+
+
+def _erase(world: World, key: str, column: str) -> str:
+    return _put(world, key, column, None)
+
+
+def _put(world: World, key: str, column: str, value: Any) -> str:
+    """Put a value into one row; returns the sample id."""
+    from pipeline.audit.stored import samples_of
+
+    folder = world.base / "observed"
+    sample_id = rows(folder)[key]["sample_id"]
+    part = next(part for part in samples_of(folder) if sample_id in part.ids)
+    rewrite(folder, part.path, column, value, part.ids.index(sample_id))
+    return str(sample_id)
+
+
+# --- what comes of it ------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_only_observes_holds_nothing_back(world: World) -> None:
+    found = run_again(world)
+    assert (len(found.quarantined), len(found.observed)) == (0, 12)
+    assert set(outcomes(world.base / "observed").values()) == {"accepted"}
+
+
+def test_a_stricter_policy_holds_back_what_it_would_not_release(world: World) -> None:
+    found = run_again(world, policy=STRICT)
+    assert {change.request_key for change in found.quarantined} == {
+        key for key, row in rows(world.base / "observed").items() if born(row)
+    }
+    held = {key for key, outcome in outcomes(world.base / "observed").items() if outcome == "quarantined"}
+    assert held == {change.request_key for change in found.quarantined}
+
+
+def test_a_dry_run_finds_the_same_and_writes_nothing(world: World) -> None:
+    before = read_events(world.base / "observed")
+    found = run_again(world, policy=STRICT, dry_run=True)
+    assert len(found.quarantined) == 12
+    assert read_events(world.base / "observed") == before
+
+
+def test_the_same_again_changes_nothing(world: World) -> None:
+    run_again(world, policy=STRICT)
+    before = read_events(world.base / "observed")
+    found = run_again(world, policy=STRICT)
+    assert (len(found.quarantined), found.held_already, found.changed) == (0, 12, False)
+    assert read_events(world.base / "observed") == before
+
+
+def test_what_an_earlier_one_held_back_is_released_by_milder_rules(world: World) -> None:
+    run_again(world, policy=STRICT)
+    found = run_again(world)
+    assert len(found.released) == 12
+    assert set(outcomes(world.base / "observed").values()) == {"accepted"}
+
+
+def test_what_a_claim_holds_back_is_not_released_by_rules(world: World) -> None:
+    folder = world.base / "observed"
+    sample_id = rows(folder)["other-ant"]["sample_id"]
+    append_event(folder, "sample.quarantined", "takedown", "claimed", samples=[sample_id], details={"claim": "claim-1"})
+    assert not run_again(world).released
+    assert outcomes(folder)["other-ant"] == "quarantined"
+
+
+def test_a_lower_threshold_adds_and_a_higher_one_takes_away(world: World) -> None:
+    low, high = (run_again(world, policy=STRICT, threshold=t, dry_run=True).hits for t in (0.4, 0.999))
+    assert low >= 12 > high
+
+
+def test_a_persons_acceptance_of_the_same_reference_stands(world: World) -> None:
+    folder = world.base / "observed"
+    sample_id = rows(folder)["copy-bell"]["sample_id"]
+    append_event(folder, "review.decided", "compliance", "licensed", samples=[sample_id], details=REVIEWED)
+    found = run_again(world, policy=STRICT)
+    assert [change.request_key for change in found.by_person] == ["copy-bell"]
+    assert outcomes(folder)["copy-bell"] == "accepted"
+
+
+def test_another_threshold_of_another_guard_needs_no_picture(world: World) -> None:
+    rules = dataclasses.replace(OBSERVE, marks=MarksPolicy(threshold=0.25, action="reject"))
+    found = run_again(world, policy=rules)
+    assert len(found.quarantined) == 22
+    assert {change.category for change in found.quarantined} == {"mark.watermark"}
+    assert len(run_again(world).released) == 22
+
+
+def test_samples_that_the_run_held_back_are_named_once_nothing_speaks_against_them(world: World) -> None:
+    strict = rows(world.base / "strict")
+    assert strict["copy-bell"]["outcome"] == "rejected"
+    bell = next(reference for reference in world.index.references() if reference.title == "bell")
+    world.index.retire([bell.ref_id])
+    found = run_again(world, "strict")
+    assert "copy-bell" in {change.request_key for change in found.held_at_birth}
+    assert "copy-anchor" not in {change.request_key for change in found.held_at_birth}
+    assert outcomes(world.base / "strict")["copy-bell"] == "rejected"
+
+
+def test_references_that_came_later_count(world: World) -> None:
+    from index.reference import NewReference
+
+    assert not run_again(world, policy=STRICT, dry_run=True).changed
+    world.index.add([NewReference(title="ant", picture=drawing("ant"), keep_picture=True)], world.embedder)
+    found = run_again(world, policy=STRICT)
+    assert {"other-ant", "moved-ant"} <= {change.request_key for change in found.quarantined}
+
+
+# --- runs that cannot be looked at -----------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_embedder_is_named(world: World) -> None:
+    with pytest.raises(IndexMismatch, match="its embeddings are of embedder openclip-"):
+        RunFacts.of(world.base / "observed", "openclip-other")
+
+
+def test_a_run_under_way_is_left_alone(world: World) -> None:
+    from jobs.run.lock import lease
+
+    before = read_events(world.base / "observed")
+    with lease(world.base / "observed"):
+        found = run_again(world, policy=STRICT)
+    assert not found.reached and "is under way" in found.why_not
+    assert read_events(world.base / "observed") == before
+
+
+def test_a_run_without_index_has_nothing_to_compare(world: World, tmp_path: Path) -> None:
+    plan = json.loads((world.base / "observed" / "plan.json").read_text())
+    del plan["identity"]["embedder_id"]
+    _write_plan(world.base / "observed", plan)
+    assert "without a reference index" in run_again(world).why_not
+
+
+def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
+    from jobs.run.stored_plan import plan_json_digest
+
+    plan["plan_json_sha256"] = plan_json_digest(plan)
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_folder_that_moved_away_is_named_and_the_others_are_reached(world: World) -> None:
+    names = [str(world.base / "moved"), str(world.base / "observed")]
+    done = reaudit(world.index, world.embedder, Rules(), names)
+    assert [run.reached for run in done.runs] == [False, True]
+    assert len(done.gaps) == 1 and "no such folder" in done.gaps[0]
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_looked_at(world: World) -> None:
+    from pipeline.audit.stored import sample_files
+
+    path = next(sample_files(world.base / "observed"))
+    (world.base / "observed" / path).write_bytes(b"gone")
+    found = look(world.base / "observed", standard(world))
+    assert found.compared == 14
+    assert path in {where for where, _ in found.unreached}
+
+
+def test_a_run_that_moved_as_a_whole_is_looked_at_where_it_is(world: World, tmp_path: Path) -> None:
+    shutil.move(world.base / "observed", tmp_path / "elsewhere")
+    done = reaudit(world.index, world.embedder, Rules(policy=STRICT), [str(tmp_path / "elsewhere")])
+    assert len(done.runs[0].quarantined) == 12
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
+
+
+def call(world: World, *arguments: object) -> Any:
+    receipts = ["--index", str(world.base / "index"), "--receipts", str(world.base / "receipts")]
+    return CliRunner().invoke(cli.app, ["reaudit", *map(str, arguments), *receipts], terminal_width=200)
+
+
+def test_the_command_writes_a_receipt_and_says_complete(world: World) -> None:
+    done = call(world, world.base / "observed", "--dry-run", "--json")
+    data = json.loads(done.stdout)
+    assert (done.exit_code, data["complete"], data["dry_run"]) == (0, True, True)
+    assert json.loads(Path(data["receipt"]).read_text())["runs"] == data["runs"]
+
+
+def test_the_command_never_says_complete_where_a_run_was_not_reached(world: World) -> None:
+    done = call(world, world.base / "nowhere", "--dry-run")
+    assert done.exit_code == 1
+    assert "NOT COMPLETE" in done.stdout and "Complete:" not in done.stdout
+
+
+def test_rounding_never_hides_a_picture_at_the_threshold(drawn: World) -> None:
+    """With the threshold at exactly a picture's similarity, the screen keeps it although float16 may have moved it below."""
+    copies = {key: row for key, row in rows(drawn.base / "observed").items() if key.startswith("copy-")}
+    for key, row in copies.items():
+        exact = max(match["similarity"] for match in row["nearest"])
+        base = standard(drawn)
+        point = dataclasses.replace(base.point, threshold=float(exact), look_from=float(exact), alone_threshold=2.0)
+        at = Standard.of(drawn.index, drawn.embedder, point=point, k=3, hues=1)
+        assert key in {seen.request_key for seen in look(drawn.base / "observed", at).hits}
+        assert np.isfinite(exact)
