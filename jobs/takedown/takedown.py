@@ -1,0 +1,289 @@
+"""Carry a claim out: the index changes at once, then every named run is looked at again from its stored embeddings.
+
+The order makes a stop harmless. First the index, so that nothing new is released from then on; then run after run, each with
+its events in one part. The same command again finds what is done and does the rest; once all is done, it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guards.copies import HARMLESS
+from index.errors import ClearanceError, InputError
+from jobs.reaudit.facts import RunFacts, alone_in, why
+from jobs.reaudit.judge import concerns, sort_hits
+from jobs.reaudit.look import Standard, look
+from jobs.reaudit.result import COLOURS, RunResult
+from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
+from jobs.takedown.claim import FiledClaim
+from jobs.takedown.retire import release
+from pipeline.audit.events import NewEvent, append_events, events_head, read_events
+
+if TYPE_CHECKING:
+    from index.chosen import ChosenReferences
+    from index.embed import Embedder
+    from index.reference import NewReference
+    from index.store import ReferenceIndex
+
+ACTOR = "takedown"
+APPLIED = "takedown.applied"
+ADD, RETIRE = "add", "retire"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a claim asks for.
+
+    Attributes:
+        filed: the claim. action: ``add`` references, or ``retire`` them.
+        works: the pictures to add. ref_ids: the references to retire.
+        actor: the role that carries it out. person: its pseudonym.
+        dry_run: change nothing. every_picture: look at every picture of the runs.
+    """
+
+    filed: FiledClaim
+    action: str
+    works: Sequence[NewReference] = ()
+    ref_ids: Sequence[str] = ()
+    actor: str = ACTOR
+    person: str = ""
+    dry_run: bool = False
+    every_picture: bool = False
+
+
+@dataclass(kw_only=True)
+class Done:
+    """What came of a claim.
+
+    Attributes:
+        order: the claim.
+        index: the index's folder. before, after: the index id. changed: whether it changed (or would, in a dry run).
+        references: of each: id, title, and what became of it. harmless: ids of all that forbid nothing, after a retirement.
+        runs: what came of each run.
+        at: when it was carried out.
+    """
+
+    order: Order
+    index: str
+    before: str
+    after: str = ""
+    changed: bool = False
+    references: list[dict[str, str]] = field(default_factory=list)
+    harmless: set[str] = field(default_factory=set)
+    runs: list[RunResult] = field(default_factory=list)
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def gaps(self) -> list[str]:
+        """Why the claim is not carried out in full; empty where it is."""
+        return [gap for run in self.runs for gap in run.gaps()]
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether all of it was done before."""
+        return not self.changed and not any(run.changed or run.quarantined or run.released for run in self.runs)
+
+
+Progress = Callable[[str, int], None]
+
+
+def silent(run: str, compared: int) -> None:
+    """Reports no progress."""
+
+
+def carry_out(
+    index: ReferenceIndex, embedder: Embedder, order: Order, runs: Sequence[str], *, progress: Progress = silent
+) -> Done:
+    """Carry a claim out.
+
+    Args:
+        index: the index; it changes first.
+        embedder: the one that the index is bound to.
+        order: the claim.
+        runs: run folders. One that cannot be reached is named in the result; the others are dealt with.
+        progress: called with the run and the number of samples compared.
+
+    Raises:
+        InputError: nothing is claimed, a reference does not exist, or a run is named twice.
+        IndexMismatch: another process is changing the index.
+    """
+    _require_runs(runs)
+    done = Done(order=order, index=str(index.folder), before=index.index_id, after=index.index_id)
+    if order.action == ADD:
+        held_against: ReferenceIndex | ChosenReferences = _added(index, embedder, order, done)
+    else:
+        held_against = _retired(index, order, done)
+    work = _Work(held_against=held_against, embedder=embedder, done=done, progress=progress)
+    done.runs += [work.reach(run) for run in runs]
+    return done
+
+
+def _require_runs(runs: Sequence[str]) -> None:
+    if not runs:
+        raise InputError("names no run", where="--runs", fix="Name the runs that may hold copies of the works")
+    resolved = [str(Path(run).resolve()) for run in runs]
+    twice = sorted({run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1})
+    if twice:
+        raise InputError(f"names a run twice: {twice[0]}", where="--runs", fix="Name every run once")
+
+
+# --- the index -------------------------------------------------------------------------------------------------------------
+
+
+def _added(index: ReferenceIndex, embedder: Embedder, order: Order, done: Done) -> ChosenReferences:
+    """The claim's works as references, added to the index unless this is a dry run."""
+    from index.chosen import ChosenReferences
+    from index.reference import MATCHING
+
+    claim_id = order.filed.claim_id
+    works = [replace(work, claim_id=work.claim_id or claim_id) for work in order.works]
+    for work in works:
+        if work.status not in MATCHING:
+            what = f"a claimed work has the status {work.status!r}"
+            raise InputError(
+                what, where=f"reference {work.place!r}", fix="Remove the status from its metadata: it would match nothing"
+            )
+    known = {reference.ref_id: reference.status for reference in index.references()}
+    chosen = ChosenReferences.of_works(works, embedder)
+    if not order.dry_run:
+        index.add(works, embedder, reason=f"{claim_id}: {order.filed.claim.basis}")
+        done.after = index.index_id
+    for ref_id, match in chosen.matches.items():
+        state = "new" if ref_id not in known else f"known, {known[ref_id]}"
+        done.references.append({"ref_id": ref_id, "title": match.title, "state": state})
+    done.changed = (
+        done.before != done.after
+        if not order.dry_run
+        else any(ref_id not in known or known[ref_id] not in MATCHING for ref_id in chosen.matches)
+    )
+    return chosen
+
+
+def _retired(index: ReferenceIndex, order: Order, done: Done) -> ReferenceIndex | ChosenReferences:
+    """Retire the claim's references unless this is a dry run; returns the index as it is without them."""
+    from index.chosen import ChosenReferences
+    from index.reference import RETIRED
+
+    known = {reference.ref_id: reference for reference in index.references()}
+    full = list(dict.fromkeys(index.full_id(ref_id) for ref_id in order.ref_ids))
+    for ref_id in full:
+        done.references.append({"ref_id": ref_id, "title": known[ref_id].title, "state": f"was {known[ref_id].status}"})
+    done.changed = any(known[ref_id].status != RETIRED for ref_id in full)
+    done.harmless = {*full, *(ref_id for ref_id, reference in known.items() if reference.status in HARMLESS)}
+    if order.dry_run:
+        return ChosenReferences.of_index(index, [ref_id for ref_id in known if ref_id not in full])
+    index.retire(full, reason=f"{order.filed.claim_id}: {order.filed.claim.basis}")
+    done.after = index.index_id
+    return index
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """What every run is held against."""
+
+    held_against: ReferenceIndex | ChosenReferences
+    embedder: Embedder
+    done: Done
+    progress: Progress
+    _standards: dict[tuple[Any, ...], Standard] = field(default_factory=dict)
+
+    def standard_of(self, facts: RunFacts) -> Standard:
+        """The guard as the run had it, held against what the claim is about."""
+        copies = facts.policy.copies
+        key = (facts.point, copies.k, copies.hues)
+        if key not in self._standards:
+            made = Standard.of(self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues)
+            self._standards[key] = replace(made, every_picture=self.done.order.every_picture)
+        return self._standards[key]
+
+    def reach(self, run: str) -> RunResult:
+        """One run: looked at, and its events written; or why it was not reached."""
+        order, result = self.done.order, RunResult(run=run)
+        try:
+            facts = RunFacts.of(Path(run), self.embedder.embedder_id)
+            result.run_id = facts.run_id
+            with alone_in(facts.folder, dry_run=order.dry_run):
+                standing = Standing.of(facts.folder)
+                result.events = (standing.head, standing.head)
+                events = self._look(facts, standing, result)
+                if events and not order.dry_run:
+                    append_events(facts.folder, events)
+                    result.events = (standing.head, events_head(read_events(facts.folder)))
+        except ClearanceError as error:
+            result.why_not = why(error)
+        return result
+
+    def _look(self, facts: RunFacts, standing: Standing, result: RunResult) -> list[NewEvent]:
+        """Look at a run; returns the events that tell of it."""
+        order, standard = self.done.order, self.standard_of(facts)
+        _notes(facts, standard, result)
+        if order.action == ADD:
+            looked = look(
+                facts.folder, standard, wanted=concerns(standing), progress=lambda compared: self.progress(result.run, compared)
+            )
+            sort_hits(looked, standing, result, claim=order.filed.claim_id)
+            return _events(self.done, result, standing, {})
+        retired = {one["ref_id"] for one in self.done.references}
+        lets_go = release(facts, standing, standard, retired, self.done.harmless, result)
+        return _events(self.done, result, standing, lets_go)
+
+
+def _notes(facts: RunFacts, standard: Standard, result: RunResult) -> None:
+    if facts.committed < facts.shards:
+        result.notes.append(
+            f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at."
+        )
+    if not standard.every_picture and facts.policy.copies.hues > 1:
+        result.notes.append(COLOURS)
+    if facts.policy.copies.hues == 1:
+        result.notes.append(
+            "The run's policy does not look for copies in other colours (copies.hues = 1), and neither did this."
+        )
+
+
+def _events(done: Done, result: RunResult, standing: Standing, lets_go: Mapping[str, list[str]]) -> list[NewEvent]:
+    """What is to be written of a run; nothing where all of it stands there already."""
+    order, claim = done.order, done.order.filed.plain()
+    refs = [one["ref_id"] for one in done.references]
+    digests = {"claim_sha256": order.filed.sha256, "index_before": done.before, "index_after": done.after}
+    details = {
+        "claim": claim["id"], "about": claim, "action": order.action, "references": refs, "counts": result.counts(),
+        "not_reached": [[where, what] for where, what in result.unreached],
+    }  # fmt: skip
+
+    def event(kind: str, reason: str, samples: Sequence[str], more: Mapping[str, Any]) -> NewEvent:
+        return NewEvent(
+            kind=kind, actor=order.actor, person=order.person, reason=reason, samples=samples, details=more, digests=digests
+        )
+
+    changes = []
+    if result.quarantined:
+        ids = [change.sample_id for change in result.quarantined]
+        looks = {change.sample_id: change.look() for change in result.quarantined}
+        reason = f"{len(ids)} samples are too near to what {claim['id']} claims"
+        changes.append(event(QUARANTINED, reason, ids, {"claim": claim["id"], "looks": looks}))
+    for held_for, ids in lets_go.items():
+        reason = f"the references that {len(ids)} samples were held back for are retired, and nothing else is found in them"
+        changes.append(event(RELEASED, reason, ids, {"claim": held_for, "because_of": claim["id"]}))
+    if not changes and _applied_before(standing, details):
+        return []
+    reason = (
+        f"{order.action} {len(refs)} references: {len(result.quarantined)} samples held back, {len(result.released)} released"
+    )
+    return [event(APPLIED, reason, (), details), *changes]
+
+
+def _applied_before(standing: Standing, details: dict[str, Any]) -> bool:
+    """Whether an event says of this claim what would be said now."""
+    same = ("claim", "action", "references", "not_reached")
+    return any(
+        event["kind"] == APPLIED and all(event["details"].get(name) == details[name] for name in same)
+        for event in standing.events
+    )

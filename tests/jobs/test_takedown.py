@@ -1,0 +1,315 @@
+"""Claims carried out on runs of drawings, with the real embedder and the real copies guard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from index.errors import ConfigError, InputError
+from index.reference import NewReference
+from index.store import ReferenceIndex
+from jobs.cli import main as cli
+from jobs.takedown.claim import EXAMPLE, FiledClaim, read_claim
+from jobs.takedown.receipt import lines, receipt, write_receipt
+from jobs.takedown.takedown import ADD, RETIRE, Done, Order, carry_out
+from pipeline.audit.events import append_event, read_events
+from tests.jobs.drawn_run import OBSERVE, draw, drawing, make_index
+from tests.jobs.test_reaudit import World, outcomes, rows
+
+CLAIM = """
+claimant = "rights holder A"
+date = 2026-11-28
+basis = "author of the drawing"
+works = ["Ant"]
+contact = "secret@example.org"
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> World:
+    base = tmp_path_factory.mktemp("claimed")
+    index, embedder = make_index(base / "index")
+    draw(base, index, embedder, policy=OBSERVE, out="observed")
+    return World(base, index, embedder)
+
+
+@pytest.fixture
+def world(drawn: World, tmp_path: Path) -> Iterator[World]:
+    shutil.copytree(drawn.base, tmp_path / "world")
+    yield World(tmp_path / "world", ReferenceIndex.open(tmp_path / "world" / "index"), drawn.embedder)
+
+
+def claim_of(world: World, text: str = CLAIM) -> FiledClaim:
+    path = world.base / "claim.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_claim(path)
+
+
+def ant(**more: Any) -> NewReference:
+    return NewReference(title="ant", picture=drawing("ant"), **more)
+
+
+def take_down(world: World, runs: Sequence[str] = ("observed",), **order: Any) -> Done:
+    asked = Order(**{"filed": claim_of(world), "action": ADD, "works": [ant()]} | order)
+    return carry_out(world.index, world.embedder, asked, [str(world.base / run) for run in runs])
+
+
+def withdraw(world: World, ref_ids: Sequence[str], **order: Any) -> Done:
+    filed = claim_of(world, CLAIM.replace("author of the drawing", "withdrawn"))
+    return take_down(world, **{"filed": filed, "action": RETIRE, "works": (), "ref_ids": ref_ids} | order)
+
+
+def ref_of(done: Done) -> str:
+    return done.references[0]["ref_id"]
+
+
+# --- adding ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_index_changes_and_copies_are_held_back(world: World) -> None:
+    done = take_down(world)
+    assert done.before != done.after == ReferenceIndex.open(world.base / "index").index_id
+    assert {change.request_key for change in done.runs[0].quarantined} == {"other-ant", "moved-ant"}
+    assert {key for key, outcome in outcomes(world.base / "observed").items() if outcome == "quarantined"} == {
+        "other-ant",
+        "moved-ant",
+    }
+
+
+def test_the_second_look_uses_the_claims_picture_although_the_index_may_not_keep_it(world: World) -> None:
+    done = take_down(world)
+    assert not world.index.keeps(ref_of(done))
+    assert all(change.confirm is not None for change in done.runs[0].quarantined)
+
+
+def test_every_record_names_the_claim(world: World) -> None:
+    done = take_down(world, actor="claims desk", person="c3")
+    claim_id, events = done.order.filed.claim_id, read_events(world.base / "observed")[-2:]
+    assert [event["kind"] for event in events] == ["takedown.applied", "sample.quarantined"]
+    assert {event["details"]["claim"] for event in events} == {claim_id}
+    assert {(event["actor"], event["person"]) for event in events} == {("claims desk", "c3")}
+    assert events[0]["digests"]["index_before"] == done.before and events[0]["digests"]["index_after"] == done.after
+    entry = world.index.history()[-1]
+    assert entry["event"] == "added" and entry["reason"].startswith(claim_id)
+    assert next(r for r in world.index.references() if r.ref_id == ref_of(done)).claim_id == claim_id
+
+
+def test_the_contact_stays_in_the_claim_file(world: World) -> None:
+    done = take_down(world)
+    everywhere = json.dumps([receipt(done), read_events(world.base / "observed"), world.index.history()])
+    assert "secret@example.org" not in everywhere and "rights holder A" in everywhere
+
+
+def test_the_same_claim_again_changes_nothing_and_says_so(world: World) -> None:
+    take_down(world)
+    events, index_id = read_events(world.base / "observed"), world.index.index_id
+    done = take_down(world)
+    assert done.nothing_new and done.runs[0].held_already == 2
+    assert read_events(world.base / "observed") == events and world.index.index_id == index_id
+    assert any("Nothing changed" in line for line in lines(done))
+
+
+def test_a_run_that_is_named_later_gets_what_it_lacks(world: World) -> None:
+    take_down(world)
+    shutil.copytree(world.base / "observed", world.base / "later")
+    (world.base / "first").mkdir()
+    draw(world.base, world.index, world.embedder, policy=OBSERVE, out="fresh", shown={"x-ant": drawing("ant")})
+    done = take_down(world, ["observed", "fresh"])
+    assert [len(run.quarantined) for run in done.runs] == [0, 1]
+
+
+def test_a_dry_run_finds_the_same_and_changes_nothing(world: World) -> None:
+    events = read_events(world.base / "observed")
+    done = take_down(world, dry_run=True)
+    assert {change.request_key for change in done.runs[0].quarantined} == {"other-ant", "moved-ant"}
+    assert ReferenceIndex.open(world.base / "index").index_id == done.before
+    assert read_events(world.base / "observed") == events
+    assert not (world.base / "observed" / ".lease").exists() or not (world.base / "observed" / ".lease").read_bytes()
+
+
+def test_a_picture_that_a_person_accepted_after_the_claim_is_left_alone(world: World) -> None:
+    take_down(world)
+    folder = world.base / "observed"
+    sample_id = rows(folder)["moved-ant"]["sample_id"]
+    append_event(folder, "review.decided", "compliance", "another work", samples=[sample_id], details={"outcome": "accepted"})
+    append_event(folder, "sample.released", "compliance", "accepted", samples=[sample_id], details={})
+    done = take_down(world)
+    assert [change.request_key for change in done.runs[0].by_person] == ["moved-ant"]
+    assert outcomes(folder)["moved-ant"] == "accepted"
+
+
+def test_a_reference_that_the_owner_called_allowed_protects_again(world: World) -> None:
+    world.index.add([ant(keep_picture=True, status="allowed")], world.embedder)
+    done = take_down(world)
+    assert done.references[0]["state"] == "known, allowed" and len(done.runs[0].quarantined) == 2
+
+
+def test_a_work_that_would_match_nothing_is_refused_before_anything_changes(world: World) -> None:
+    before = world.index.index_id
+    with pytest.raises(InputError, match="status 'allowed'"):
+        take_down(world, works=[ant(status="allowed")])
+    assert ReferenceIndex.open(world.base / "index").index_id == before
+
+
+# --- what cannot be reached ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_reached_is_named_and_the_receipt_is_not_complete(world: World) -> None:
+    done = take_down(world, ["nowhere", "observed"])
+    data = receipt(done)
+    assert (data["complete"], data["runs"][0]["reached"], data["runs"][1]["reached"]) == (False, False, True)
+    assert "no such folder" in data["not_complete_because"][0]
+    text = "\n".join(lines(done))
+    assert "NOT COMPLETE" in text and "Complete:" not in text
+
+
+def test_the_index_is_changed_although_no_run_is_reached(world: World) -> None:
+    done = take_down(world, ["nowhere"])
+    assert ReferenceIndex.open(world.base / "index").index_id == done.after != done.before
+
+
+def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:
+    from pipeline.audit.stored import samples_of
+    from tests.pipeline.test_stored import rewrite
+
+    folder = world.base / "observed"
+    sample_id = rows(folder)["other-ant"]["sample_id"]
+    part = next(part for part in samples_of(folder) if sample_id in part.ids)
+    rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
+    done = take_down(world)
+    assert not receipt(done)["complete"]
+    change = next(change for change in done.runs[0].quarantined if change.sample_id == sample_id)
+    assert change.by == "embedding" and change.confirm is None
+
+
+def test_no_run_and_one_run_twice_are_refused(world: World) -> None:
+    for runs, what in (([], "names no run"), (["observed", "observed"], "twice")):
+        with pytest.raises(InputError, match=what):
+            take_down(world, runs)
+
+
+# --- retiring --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_retired_reference_lets_go_of_what_nothing_else_holds(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    done = withdraw(world, [ref_id[:8]])
+    assert {change.request_key for change in done.runs[0].released} == {"other-ant", "moved-ant"}
+    assert set(outcomes(world.base / "observed").values()) == {"accepted"}
+    assert next(r for r in world.index.references() if r.ref_id == ref_id).status == "retired"
+
+
+def test_a_sample_that_another_claim_holds_stays_held_back(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    folder = world.base / "observed"
+    sample_id = rows(folder)["moved-ant"]["sample_id"]
+    append_event(folder, "sample.quarantined", "takedown", "claimed too", samples=[sample_id], details={"claim": "another"})
+    done = withdraw(world, [ref_id])
+    assert [change.request_key for change in done.runs[0].released] == ["other-ant"]
+    assert outcomes(folder)["moved-ant"] == "quarantined"
+
+
+def test_a_sample_near_another_reference_stays_held_back(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    other = NewReference(title="ant again", picture=drawing("ant")[:, ::-1].copy(), keep_picture=True)
+    world.index.add([other], world.embedder)
+    done = withdraw(world, [ref_id])
+    assert not done.runs[0].released and done.runs[0].hits == 2
+
+
+def test_retiring_again_changes_nothing(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    withdraw(world, [ref_id])
+    events = read_events(world.base / "observed")
+    assert withdraw(world, [ref_id]).nothing_new
+    assert read_events(world.base / "observed") == events
+
+
+def test_retiring_can_be_tried_first(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    done = withdraw(world, [ref_id], dry_run=True)
+    assert len(done.runs[0].released) == 2
+    assert outcomes(world.base / "observed")["other-ant"] == "quarantined"
+    assert ReferenceIndex.open(world.base / "index").index_id == done.before
+
+
+def test_without_its_picture_a_sample_stays_held_back(world: World) -> None:
+    from pipeline.audit.stored import samples_of
+    from tests.pipeline.test_stored import rewrite
+
+    ref_id = ref_of(take_down(world))
+    folder = world.base / "observed"
+    sample_id = rows(folder)["other-ant"]["sample_id"]
+    part = next(part for part in samples_of(folder) if sample_id in part.ids)
+    rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
+    done = withdraw(world, [ref_id])
+    assert [change.request_key for change in done.runs[0].released] == ["moved-ant"]
+    assert not receipt(done)["complete"]
+
+
+# --- claim, receipt, command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (("claimant", "claimnt"), "did you mean 'claimant'|Did you mean 'claimant'"),
+        (("2026-11-28", '"28.11.2026"'), "is no day"),
+        (('works = ["Ant"]', "works = []"), "must not be empty"),
+        (('basis = "author of the drawing"', ""), "missing key 'basis'"),
+    ],
+)
+def test_a_claim_that_cannot_be_used_is_refused(world: World, change: tuple[str, str], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        claim_of(world, CLAIM.replace(*change))
+
+
+def test_the_example_is_a_claim(world: World) -> None:
+    assert claim_of(world, EXAMPLE).claim.claimant == "rights holder A"
+
+
+def test_the_receipt_is_written_twice_and_covers_itself(world: World) -> None:
+    import hashlib
+
+    path, text = write_receipt(take_down(world), world.base / "receipts")
+    data = json.loads(path.read_text())
+    digest = data.pop("receipt_sha256")
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert hashlib.sha256(canonical.encode()).hexdigest() == digest
+    assert digest in text.read_text()
+
+
+def call(world: World, *arguments: object) -> Any:
+    given = ["takedown", "--index", world.base / "index", "--receipts", world.base / "receipts", *arguments]
+    return CliRunner().invoke(cli.app, [str(one) for one in given], terminal_width=200)
+
+
+def test_the_command_carries_a_claim_out(world: World) -> None:
+    claim_of(world)
+    Image.fromarray(drawing("ant")).save(world.base / "ant.png")
+    arguments = ("--runs", world.base / "observed", "--add", world.base / "ant.png", "--claim", world.base / "claim.toml")
+    done = call(world, *arguments, "--json")
+    data = json.loads(done.stdout)
+    assert (done.exit_code, data["complete"], data["runs"][0]["counts"]["quarantined"]) == (0, True, 2)
+    gone = call(world, "--runs", world.base / "gone", "--add", world.base / "ant.png", "--claim", world.base / "claim.toml")
+    assert gone.exit_code == 1 and "NOT REACHED" in gone.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"), [((), "no claim file"), (("--claim", "claim.toml"), "either --add or --retire")]
+)
+def test_the_command_names_what_is_missing(world: World, arguments: tuple[str, ...], what: str) -> None:
+    done = call(world, *arguments)
+    assert done.exit_code == 2 and what in done.stderr
+
+
+def test_the_command_prints_an_example() -> None:
+    done = CliRunner().invoke(cli.app, ["takedown", "--example"])
+    assert done.stdout == EXAMPLE
