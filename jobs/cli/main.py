@@ -24,8 +24,11 @@ from jobs.cli.receipt import receipt
 from jobs.cli.report import print_report, report
 from jobs.cli.retention import app as retention_app
 from jobs.cli.show import show
+from jobs.cli.reaudit import app as reaudit_app
+from jobs.cli.review import app as review_app
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
+from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.explain import explain
@@ -94,6 +97,9 @@ app.command("detect", epilog="Example: clearance detect pictures/ --run runs/mon
 app.add_typer(hold_app, name="hold")
 app.add_typer(retention_app, name="retention")
 app.command("export", epilog="Example: clearance export runs/monday --to exported --format webdataset")(export)
+app.add_typer(review_app, name="review")
+app.add_typer(takedown_app)
+app.add_typer(reaudit_app)
 
 
 def main() -> None:

@@ -1,0 +1,115 @@
+"""The review queue of a run: samples that wait for a person, those held back later, and accepted ones drawn for an audit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from index.errors import InputError
+from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
+from pipeline.audit.pictures import COLUMNS
+from pipeline.audit.requests import Row
+from pipeline.audit.stored import rows_of, samples_of
+from pipeline.outcome import Outcome
+
+QUEUE, HELD, AUDIT = "queue", "quarantine", "audit"
+ROW_COLUMNS = (*COLUMNS, "request_key", "reason", "prompt", "attempts", "findings", "nearest", "finished_at")
+WHY = {
+    QUEUE: "The run could not decide: {reason}",
+    HELD: "Held back after the run: {reason}",
+    AUDIT: "Accepted by the run; drawn at random for an audit",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A sample that waits for a person.
+
+    Attributes:
+        sample_id: the sample. born: its outcome in the row. outcome: the one in force.
+        purpose: ``queue``, ``quarantine`` or ``audit``.
+        reason: why it waits, in a few words.
+        claims: what holds it back, if anything does.
+        looks: what events say of it and the references that hold it back.
+    """
+
+    sample_id: str
+    born: str
+    outcome: str
+    purpose: str
+    reason: str = ""
+    claims: tuple[str, ...] = ()
+    looks: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+
+def waiting(folder: Path, standing: Standing) -> Iterator[Waiting]:
+    """The samples that no person has decided about: outcome review, and those held back since. In the order of the rows.
+
+    Raises:
+        ClearanceError: a file cannot be read.
+    """
+    latest = _latest(standing)
+    for part in samples_of(folder):
+        for sample_id, born in zip(part.ids, part.outcomes, strict=True):
+            outcome = standing.outcome(sample_id, born)
+            if outcome == Outcome.QUARANTINED:
+                event = latest.get(sample_id)
+                if event is None or event["kind"] != DECIDED:
+                    yield _held(sample_id, born, standing)
+            elif outcome == Outcome.REVIEW:
+                yield Waiting(sample_id=sample_id, born=born, outcome=outcome, purpose=QUEUE)
+
+
+def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiting]:
+    """Accepted samples drawn at random, each with the same chance; none that a person has decided about.
+
+    The draw depends on the run, the seed and what was decided before, so it can be repeated.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    latest = _latest(standing)
+    fit = sorted(
+        (sample_id, born)
+        for part in samples_of(folder)
+        for sample_id, born in zip(part.ids, part.outcomes, strict=True)
+        if standing.is_out(sample_id, born) and (sample_id not in latest or latest[sample_id]["kind"] != DECIDED)
+    )
+    if len(fit) < count:
+        what = f"asks for {count} accepted samples, and {len(fit)} are there that nobody has looked at"
+        raise InputError(what, where="--random", fix="Ask for fewer")
+    chosen = sorted(random.Random(seed).sample(fit, count))
+    return [
+        Waiting(sample_id=sample_id, born=born, outcome=standing.outcome(sample_id, born), purpose=AUDIT)
+        for sample_id, born in chosen
+    ]
+
+
+def rows_for(folder: Path, those: Collection[Waiting]) -> Iterator[tuple[Waiting, str, Row]]:
+    """What the rows hold of samples, with the file each row is in; in the order of the rows."""
+    by_id = {one.sample_id: one for one in those}
+    for path, _, row in rows_of(folder, by_id.keys(), ROW_COLUMNS):
+        yield by_id[row["sample_id"]], path, row
+
+
+def _latest(standing: Standing) -> dict[str, Any]:
+    """The last event that decided about each sample."""
+    return {
+        sample_id: event
+        for event in standing.events
+        if event["kind"] in (DECIDED, QUARANTINED, RELEASED)
+        for sample_id in event["samples"]
+    }
+
+
+def _held(sample_id: str, born: str, standing: Standing) -> Waiting:
+    claims = standing.held_for(sample_id)
+    events = [e for e in standing.events if e["kind"] == QUARANTINED and sample_id in e["samples"]]
+    looks = [look for e in events if isinstance(look := (e["details"].get("looks") or {}).get(sample_id), dict)]
+    return Waiting(
+        sample_id=sample_id, born=born, outcome=str(Outcome.QUARANTINED), purpose=HELD, reason=", ".join(claims) or "held back",
+        claims=tuple(claims), looks=tuple(looks),
+    )  # fmt: skip

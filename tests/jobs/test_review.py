@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from index.errors import InputError
+from jobs.cli import main as cli
+from jobs.reaudit.standing import Standing
+from jobs.review.decisions import Decision, decide_one, import_file
+from jobs.review.export import Wanted, export, render
+from jobs.review.queue import drawn, waiting
+from jobs.run.local_runner import run_local
+from pipeline.audit.events import append_event, read_events
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.requests import Row
+
+PROMPTS = ["cat", "a copy", "steered", "stubborn", "dog", "lemon", "", "bell"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]) -> Path:
+    """A run with accepted, rejected and failed samples; one accepted and one rejected wait for a person."""
+    plan = make_plan(PROMPTS, dataset_id="d")
+    run_local(plan, tmp_path / "run", open_loop=open_loop)
+    cat = _row(tmp_path / "run", "row-000000")["sample_id"]
+    append_event(
+        tmp_path / "run", "sample.quarantined", "takedown", "claimed", samples=[cat],
+        details={"claim": "claim-1", "looks": {cat: {"ref_ids": ["ref"], "similarity": 0.9, "confirm": None}}},
+    )  # fmt: skip
+    return tmp_path / "run"
+
+
+def _row(folder: Path, key: str) -> Row:
+    return next(row for row in sample_rows(folder) if row["request_key"] == key)
+
+
+def outcome(folder: Path, key: str) -> str:
+    row = _row(folder, key)
+    return Standing.of(folder).outcome(row["sample_id"], row["outcome"])
+
+
+def line(folder: Path, key: str, decision: str = "accept", **more: Any) -> dict[str, Any]:
+    row = _row(folder, key)
+    run_id = json.loads((folder / "plan.json").read_text())["run_id"]
+    return {
+        "run_id": run_id, "sample_id": row["sample_id"], "request_key": key, "pixel_sha256": row["pixel_sha256"],
+        "purpose": "queue", "decision": decision, "reason": "nothing_wrong" if decision == "accept" else "copy", "note": "",
+        "decided_at": "2026-11-28T16:00:00Z", "seconds": 2.5,
+    } | more  # fmt: skip
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    path = folder.parent / "decisions.jsonl"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines), encoding="utf-8")
+    return path
+
+
+def decisions(folder: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder) if event["kind"] == "review.decided"]
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_held_back_after_the_run_waits_for_a_person(run: Path) -> None:
+    assert [(one.purpose, one.claims) for one in waiting(run, Standing.of(run))] == [("quarantine", ("claim-1",))]
+
+
+def test_what_a_person_has_decided_waits_no_more(run: Path) -> None:
+    import_file(run, write(run, line(run, "row-000000", "reject")), actor="compliance")
+    assert [*waiting(run, Standing.of(run))] == []
+
+
+def test_a_draw_is_repeatable_and_takes_accepted_ones_alone(run: Path) -> None:
+    standing = Standing.of(run)
+    one, same, other = (drawn(run, standing, 3, seed) for seed in (5, 5, 6))
+    assert one == same != other
+    assert {waiting.outcome for waiting in one} <= {"accepted", "accepted_after_steering"}
+
+
+def test_every_accepted_sample_can_be_drawn(run: Path) -> None:
+    standing = Standing.of(run)
+    seen = {one.sample_id for seed in range(40) for one in drawn(run, standing, 1, seed)}
+    assert len(seen) == 4  # steered, dog, lemon, bell: the cat is held back
+
+
+def test_more_than_there_are_cannot_be_drawn(run: Path) -> None:
+    with pytest.raises(InputError, match="5 accepted samples, and 4 are there"):
+        drawn(run, Standing.of(run), 5, 0)
+
+
+# --- exporting -------------------------------------------------------------------------------------------------------------
+
+
+def exported(run: Path, **wanted: Any) -> tuple[Path, list[dict[str, Any]]]:
+    to = run.parent / "queue"
+    export(run, to, Wanted(**wanted), lambda ref_id: None, actor="compliance")
+    return to, [json.loads(one) for one in (to / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_an_export_holds_rows_pictures_and_the_page(run: Path) -> None:
+    to, rows = exported(run, random=2, seed=1)
+    assert sorted(row["purpose"] for row in rows) == ["audit", "audit", "quarantine"]
+    assert all((to / row["picture"]).read_bytes() for row in rows)
+    assert "Review queue" in (to / "queue.html").read_text(encoding="utf-8")
+
+
+def test_an_export_is_an_event_that_names_who_was_drawn_and_the_seed(run: Path) -> None:
+    _, rows = exported(run, random=2, seed=9)
+    events = {event["details"]["purpose"]: event for event in read_events(run) if event["kind"] == "review.exported"}
+    assert set(events) == {"quarantine", "audit"}
+    assert events["audit"]["samples"] == sorted(row["sample_id"] for row in rows if row["purpose"] == "audit")
+    assert events["audit"]["details"]["seed"] == 9
+
+
+def test_the_rows_can_be_parquet(run: Path) -> None:
+    export(run, run.parent / "q", Wanted(format="parquet"), lambda ref_id: None, actor="compliance")
+    assert pq.read_table(run.parent / "q" / "rows.parquet").column("request_key").to_pylist() == ["row-000000"]
+
+
+def test_an_export_never_lands_in_the_run_or_over_something(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis").touch()
+    for place, what in ((run / "queue", "lies in the run folder"), (tmp_path / "full", "not a new folder")):
+        with pytest.raises(InputError, match=what):
+            export(run, place, Wanted(), lambda ref_id: None, actor="compliance")
+
+
+def test_an_empty_queue_says_so(run: Path) -> None:
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance")
+    with pytest.raises(InputError, match="no sample waits"):
+        export(run, run.parent / "q", Wanted(), lambda ref_id: None, actor="compliance")
+
+
+def test_a_prompt_cannot_leave_its_place_in_the_page() -> None:
+    evil = "</script><script>alert(1)</script>\u2028"
+    text = render({"items": [{"prompt": evil}], "reasons": []})
+    data = text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert "alert(1)</script>" not in text
+    assert json.loads(data)["items"][0]["prompt"] == evil
+
+
+# --- importing -------------------------------------------------------------------------------------------------------------
+
+
+def test_decisions_become_events_in_one_part(run: Path) -> None:
+    parts = len([*(run / "events").iterdir()])
+    lines = [line(run, "row-000000", "reject"), line(run, "row-000004", "reject", purpose="audit", note="too near")]
+    found = import_file(run, write(run, *lines), actor="compliance", person="r7")
+    assert (found.decisions, found.rejected, found.audited, found.overturned) == (2, 2, 1, 1)
+    events = decisions(run)
+    assert {(event["actor"], event["person"]) for event in events} == {("compliance", "r7")}
+    assert (
+        events[1]["details"] | {"code": "copy", "purpose": "audit", "seconds": 2.5, "note": "too near"} == events[1]["details"]
+    )
+    assert outcome(run, "row-000004") == "rejected"
+    assert len([*(run / "events").iterdir()]) == parts + 1
+
+
+def test_accepting_what_was_held_back_releases_it(run: Path) -> None:
+    assert outcome(run, "row-000000") == "quarantined"
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance")
+    assert outcome(run, "row-000000") == "accepted"
+
+
+def test_rejecting_what_was_held_back_leaves_it_held_back(run: Path) -> None:
+    import_file(run, write(run, line(run, "row-000000", "reject")), actor="compliance")
+    assert outcome(run, "row-000000") == "quarantined"
+
+
+def test_the_same_file_again_changes_nothing_and_says_so(run: Path) -> None:
+    path = write(run, line(run, "row-000000"), line(run, "row-000004"))
+    import_file(run, path, actor="compliance")
+    before = read_events(run)
+    found = import_file(run, path, actor="compliance")
+    assert found.before and found.decisions == 2
+    assert read_events(run) == before
+
+
+def test_parquet_is_taken_too(run: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([line(run, "row-000000")]), run.parent / "d.parquet")
+    assert import_file(run, run.parent / "d.parquet", actor="compliance").accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"sample_id": "feed" * 8}, "line 2 names sample 'feed.*', which this run does not have"),
+        ({"run_id": "another"}, "line 2 is of run 'another'"),
+        ({"pixel_sha256": "0" * 64}, "line 2 was made on another picture"),
+        ({"decision": "maybe"}, "line 2 decides 'maybe'"),
+        ({"reason": "copy"}, "line 2 gives the reason 'copy' to accept"),
+        ({"reason": "mood"}, "line 2 gives the reason 'mood'"),
+        ({"verdict": 1}, "line 2 has the unknown key 'verdict'"),
+        ({"decision": "reject", "reason": "other"}, "line 2 gives the reason 'other', which needs a note"),
+        ({"decided_at": "soon"}, "line 2 was decided at 'soon'"),
+        ({"seconds": -1}, "line 2 took '-1' seconds"),
+        ({"purpose": "fun"}, "line 2 has the purpose 'fun'"),
+        ({"sample_id": ""}, "line 2 lacks 'sample_id'"),
+    ],
+)
+def test_one_bad_line_refuses_the_whole_file(run: Path, change: dict[str, Any], what: str) -> None:
+    before = read_events(run)
+    with pytest.raises(InputError, match=what):
+        import_file(run, write(run, line(run, "row-000000"), line(run, "row-000004") | change), actor="compliance")
+    assert read_events(run) == before
+
+
+@pytest.mark.parametrize(("text", "what"), [("{half", "line 2 is no JSON object"), ("[1]", "line 2 is no JSON object")])
+def test_what_is_no_line_is_named(run: Path, text: str, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        import_file(run, write(run, line(run, "row-000000"), text), actor="compliance")
+
+
+def test_an_empty_file_and_a_missing_one_are_refused(run: Path) -> None:
+    with pytest.raises(InputError, match="holds no decision"):
+        import_file(run, write(run), actor="compliance")
+    with pytest.raises(InputError, match="cannot be read"):
+        import_file(run, run.parent / "nowhere.jsonl", actor="compliance")
+
+
+def test_two_decisions_about_one_sample_are_refused(run: Path) -> None:
+    with pytest.raises(InputError, match=r"line 2 decides about sample .* again, as line 1 does"):
+        import_file(run, write(run, line(run, "row-000004"), line(run, "row-000004", "reject")), actor="compliance")
+
+
+def test_a_decision_that_stands_is_not_replaced_by_a_file(run: Path) -> None:
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance", person="r7")
+    with pytest.raises(InputError, match=r"again: compliance \(r7\) on .* did, in event"):
+        import_file(run, write(run, line(run, "row-000000", "reject")), actor="compliance")
+
+
+def test_a_sample_that_was_held_back_since_can_be_decided_again(run: Path) -> None:
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance")
+    sample_id = _row(run, "row-000000")["sample_id"]
+    append_event(run, "sample.quarantined", "takedown", "claimed", samples=[sample_id], details={"claim": "claim-2"})
+    assert import_file(run, write(run, line(run, "row-000000", "reject")), actor="compliance").rejected == 1
+
+
+def test_every_line_that_is_wrong_is_named(run: Path) -> None:
+    lines = [line(run, "row-000000", run_id="x"), line(run, "row-000004"), line(run, "row-000005", reason="mood")]
+    with pytest.raises(InputError, match=r"line 1 .*line 3 "):
+        import_file(run, write(run, *lines), actor="compliance")
+
+
+# --- one decision ----------------------------------------------------------------------------------------------------------
+
+
+def one(decision: str = "reject", **more: Any) -> Decision:
+    reason = "copy" if decision == "reject" else "licensed"
+    return Decision(line=0, sample_id="", pixel_sha256="", decision=decision, reason=reason, **more)
+
+
+def test_one_sample_is_decided_by_its_key(run: Path) -> None:
+    decide_one(run, "row-000004", one(), actor="compliance")
+    assert outcome(run, "row-000004") == "rejected"
+
+
+def test_a_rejected_sample_can_be_accepted_by_a_person(run: Path) -> None:
+    assert outcome(run, "row-000001") == "rejected"
+    decide_one(run, "row-000001", one("accept"), actor="compliance")
+    assert outcome(run, "row-000001") == "accepted"
+
+
+def test_a_decision_is_replaced_only_on_purpose(run: Path) -> None:
+    decide_one(run, "row-000004", one(), actor="compliance")
+    with pytest.raises(InputError, match="again"):
+        decide_one(run, "row-000004", one("accept"), actor="compliance")
+    decide_one(run, "row-000004", one("accept", overrule=True), actor="head of compliance")
+    assert outcome(run, "row-000004") == "accepted"
+
+
+def test_a_sample_without_picture_cannot_be_decided(run: Path) -> None:
+    with pytest.raises(InputError, match="no picture was made"):
+        decide_one(run, "row-000006", one(), actor="compliance")
+
+
+# --- commands --------------------------------------------------------------------------------------------------------------
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["review", *map(str, arguments)], terminal_width=200)
+
+
+def test_the_list_shows_what_waits(run: Path) -> None:
+    data = json.loads(call("list", run, "--json").stdout)
+    assert [(row["request_key"], row["reason"]) for row in data["waiting"]] == [("row-000000", "claim-1")]
+    assert "1 sample waits" in call("list", run).stdout
+
+
+def test_export_and_import_as_commands(run: Path) -> None:
+    done = call("export", run, "--to", run.parent / "q", "--random", "1", "--by", "compliance", "--json")
+    assert json.loads(done.stdout)["counts"] == {"quarantine": 1, "audit": 1}
+    path = write(run, line(run, "row-000000"))
+    assert "1 accepted" in call("import", run, path, "--by", "compliance").stdout
+    assert "nothing changed" in call("import", run, path, "--by", "compliance").stdout
+
+
+def test_decide_as_a_command_takes_a_sentence_as_reason(run: Path) -> None:
+    done = call("decide", run, "--key", "row-000004", "--reject", "--reason", "the ears are the same", "--by", "compliance")
+    assert done.exit_code == 0
+    assert decisions(run)[-1]["details"]["note"] == "the ears are the same"
+    wrong = call("decide", run, "--key", "row-000005", "--accept", "--reason", "copy", "--by", "compliance")
+    assert wrong.exit_code == 2 and "no reason to accept" in wrong.stderr
+
+
+def test_a_run_that_is_verified_stays_intact_after_decisions(run: Path) -> None:
+    from jobs.run.verdict import verify_run
+
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance")
+    assert verify_run(run).ok
+
+
+def test_a_moved_run_takes_decisions(run: Path, tmp_path: Path) -> None:
+    path = write(run, line(run, "row-000000"))
+    shutil.move(run, tmp_path / "elsewhere")
+    assert import_file(tmp_path / "elsewhere", path, actor="compliance").accepted == 1

@@ -1,0 +1,125 @@
+"""The page of the review queue in a real browser: keys, decisions, the file that is downloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.review.decisions import import_file
+from jobs.review.export import Wanted, export
+from jobs.run.local_runner import run_local
+from tests.jobs.browser import Page, browse
+
+
+@pytest.fixture
+def queue(tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]) -> Path:
+    """Four accepted samples drawn for an audit, exported."""
+    run_local(make_plan(["cat", "dog", "lemon", "bell"]), tmp_path / "run", open_loop=open_loop)
+    export(tmp_path / "run", tmp_path / "queue", Wanted(random=4, seed=1), lambda ref_id: None, actor="compliance")
+    return tmp_path / "queue"
+
+
+async def text(page: Page, name: str) -> str:
+    return str(await page.run(f"document.getElementById('{name}').textContent"))
+
+
+async def open_queue(page: Page, queue: Path) -> None:
+    await page.size(1200, 900)
+    await page.open((queue / "queue.html").as_uri())
+
+
+async def downloaded(page: Page, folder: Path) -> list[dict[str, Any]]:
+    await page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    await page.press("d")
+    for _ in range(100):
+        if found := [*folder.glob("*.jsonl")]:
+            return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines()]
+        await asyncio.sleep(0.05)
+    raise AssertionError("nothing was downloaded")
+
+
+def test_keys_decide_and_the_download_is_imported(queue: Path, tmp_path: Path) -> None:
+    got: list[dict[str, Any]] = []
+
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        for key in ("a", "r", "2"):
+            await page.press(key)
+        assert await text(page, "count") == "3 of 4 decided, 1 left"
+        await page.press("9")  # another reason: it needs a note first
+        assert "note" in await text(page, "said")
+        await page.type("two tails")
+        await page.press("Enter")
+        await page.press("9")
+        assert await page.run("document.getElementById('end').hidden") is False
+        got.extend(await downloaded(page, tmp_path))
+        assert page.errors == []
+        assert all(address.startswith(("file:", "blob:")) for address in page.requests)
+
+    browse(tmp_path / "profile", visit)
+    assert [(one["decision"], one["reason"]) for one in got] == [
+        ("accept", "nothing_wrong"), ("reject", "copy"), ("accept", "another_work"), ("reject", "other"),
+    ]  # fmt: skip
+    assert got[3]["note"] == "two tails" and all(one["seconds"] >= 0 for one in got)
+    file = next(tmp_path.glob("decisions-*.jsonl"))
+    found = import_file(tmp_path / "run", file, actor="compliance")
+    assert (found.audited, found.overturned) == (4, 2)
+
+
+def test_skip_back_and_undo(queue: Path, tmp_path: Path) -> None:
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        first = await text(page, "title")
+        await page.press("s")
+        second = await text(page, "title")
+        assert second != first
+        await page.press("b")
+        assert await text(page, "title") == first
+        await page.press("r")
+        assert await text(page, "title") == second
+        await page.press("u")
+        assert await text(page, "title") == first
+        assert await text(page, "count") == "0 of 4 decided, 4 left"
+        assert await page.run("document.getElementById('save').disabled") is True
+
+    browse(tmp_path / "profile", visit)
+
+
+def test_decisions_survive_a_closed_page(queue: Path, tmp_path: Path) -> None:
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        await page.press("a")
+        await open_queue(page, queue)
+        assert await text(page, "count") == "1 of 4 decided, 3 left"
+
+    browse(tmp_path / "profile", visit)
+
+
+def test_a_note_is_typed_without_deciding(queue: Path, tmp_path: Path) -> None:
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        await page.run("document.getElementById('note').focus()")
+        for key in "ars1":
+            await page.press(key)
+        assert await page.run("document.getElementById('note').value") == "ars1"
+        assert await text(page, "count") == "0 of 4 decided, 4 left"
+
+    browse(tmp_path / "profile", visit)
+
+
+def test_it_fits_a_phone_and_everything_has_a_name(queue: Path, tmp_path: Path) -> None:
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        await page.size(390, 844)
+        assert await page.run("document.documentElement.scrollWidth") <= 390
+        assert await page.run("[...document.images].every(image => image.alt && image.naturalWidth > 0)")
+        assert await page.run("[...document.querySelectorAll('button')].every(button => button.textContent.trim())")
+        assert await page.run("[...document.querySelectorAll('th')].every(head => head.scope)")
+        assert await page.run("document.querySelector('label[for=note]') !== null && document.documentElement.lang === 'en'")
+
+    browse(tmp_path / "profile", visit)
