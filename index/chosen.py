@@ -10,7 +10,7 @@ import numpy as np
 from index.embed import Embedder, embed_each
 from index.errors import InputError
 from index.fingerprint import content_digest
-from index.reference import MATCHING, Match, NewReference
+from index.reference import MATCHING, RETIRED, Match, NewReference
 from index.store import ReferenceIndex
 
 AT_ONCE = 64  # works embedded at a time
@@ -39,8 +39,7 @@ class ChosenReferences:
         Raises:
             InputError: no such reference.
         """
-        known = {reference.ref_id: reference for reference in index.references()}
-        chosen = [known[index.full_id(ref_id)] for ref_id in dict.fromkeys(ref_ids)]
+        chosen = [index.reference(index.full_id(ref_id)) for ref_id in dict.fromkeys(ref_ids)]
         found = [reference for reference in chosen if reference.status in MATCHING]
         return cls(
             embedder_id=index.embedder_id,
@@ -95,6 +94,36 @@ class ChosenReferences:
         cosines = np.sum(self.vectors.astype(np.float64) * embedding.astype(np.float64), axis=1)  # as an index computes it
         placed = dict(zip(self.matches, cosines.tolist(), strict=True))
         return lambda ref_id: replace(self.matches[ref_id], similarity=placed[ref_id])
+
+
+@dataclass(frozen=True)
+class IndexWithout:
+    """An index as it would be without some references; for trying a retirement.
+
+    Attributes:
+        index: the index. gone: ids of the references.
+    """
+
+    index: ReferenceIndex
+    gone: frozenset[str]
+
+    @property
+    def embedder_id(self) -> str:
+        return self.index.embedder_id
+
+    def search(self, embeddings: np.ndarray, k: int) -> list[list[Match]]:
+        """The k nearest of the others, best first."""
+        found = self.index.search(embeddings, k + len(self.gone))
+        return [[match for match in matches if match.ref_id not in self.gone][:k] for matches in found]
+
+    def compare(self, embedding: np.ndarray, ref_id: str) -> Match:
+        """One embedding against one reference; one that is gone counts as retired."""
+        match = self.index.compare(embedding, ref_id)
+        return replace(match, status=RETIRED) if ref_id in self.gone else match
+
+    def picture(self, ref_id: str) -> np.ndarray | None:
+        """The reference's picture uint8 RGB, or None."""
+        return self.index.picture(ref_id)
 
 
 def _match(ref_id: str, title: str, rights_basis: str, status: str) -> Match:

@@ -106,7 +106,9 @@ def review_import(
         say(f"{found.decisions} decisions: {found.accepted} accepted, {found.rejected} rejected{audit}")
 
 
-@app.command("decide", epilog="Example: clearance review decide runs/monday --key 17 --accept --reason licensed --by compliance")
+@app.command(
+    "decide", epilog="Example: clearance review decide runs/monday --key 17 --accept --reason licensed --by compliance"
+)
 def review_decide(
     run: RunFolder,
     key: Annotated[str, typer.Option(help="The request's key, or the sample id.", show_default=False)],

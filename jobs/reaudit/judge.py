@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs.reaudit.look import Looked, Seen
-from jobs.reaudit.result import Change, RunResult
+from jobs.reaudit.facts import RunFacts
+from jobs.reaudit.look import Looked, Seen, Standard
+from jobs.reaudit.result import COLOURS, LARGE, Change, RunResult
 from jobs.reaudit.standing import Standing
 
 OUT_OR_HELD = frozenset({"accepted", "accepted_after_steering", "review", "quarantined"})
@@ -51,3 +52,15 @@ def settled(seen: Seen, change: Change, standing: Standing) -> bool:
         return False
     shown = {str(finding["ref_id"]) for finding in seen.row.get("findings", ()) if finding["triggered"]}
     return set(change.ref_ids) <= named | shown
+
+
+def notes(facts: RunFacts, standard: Standard) -> list[str]:
+    """What a reader must know beside the numbers of a run."""
+    found = []
+    if facts.committed < facts.shards:
+        found.append(f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at.")
+    if standard.hues == 1:
+        found.append("The policy does not look for copies in other colours (copies.hues = 1), and neither did this.")
+    elif not standard.every_picture:
+        found.append(COLOURS if standard.views is not None else LARGE)
+    return found

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
 from guards.base import Finding
 from guards.copies import HARMLESS, PROBE, CopiesGuard, Examination
+from index.chosen import ChosenReferences, IndexWithout
 from index.errors import ClearanceError
 from index.near import ROUNDING, Views, near
 from index.reference import Match
@@ -26,11 +27,12 @@ from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_o
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
-    from index.chosen import ChosenReferences
     from index.embed import Embedder
     from index.store import ReferenceIndex
 
 AT_ONCE = 32  # pictures in memory
+MOST_VIEWED = 10_000  # references that are embedded in all their colours for one re-audit
+References = Union["ReferenceIndex", ChosenReferences, IndexWithout]
 ROW_COLUMNS = (*COLUMNS, "request_key", "findings", "nearest")
 PICTURE, EMBEDDING = "picture", "embedding"
 
@@ -42,33 +44,53 @@ class Standard:
     Attributes:
         references: the whole index, or a claim's references. embedder: theirs.
         point: the guard's operating point. k: references it keeps. hues: parts of the circle of hues.
-        views: what stored embeddings are compared with.
+        views: what stored embeddings are compared with; None: the index's own search proposes, without other colours.
         every_picture: look at every picture, whatever its embedding is near to.
     """
 
-    references: ReferenceIndex | ChosenReferences
+    references: References
     embedder: Embedder
     point: OperatingPoint
     k: int
     hues: int
-    views: Views
+    views: Views | None
     every_picture: bool = False
 
     @classmethod
     def of(
-        cls, references: ReferenceIndex | ChosenReferences, embedder: Embedder, *, point: OperatingPoint, k: int, hues: int
+        cls,
+        references: References,
+        embedder: Embedder,
+        *,
+        point: OperatingPoint,
+        k: int,
+        hues: int,
+        every_picture: bool = False,
     ) -> Standard:
         """An index, with the k that runs have; or chosen references, of which none is crowded out by others that are nearer."""
-        from index.store import ReferenceIndex
+        views = None
+        if isinstance(references, ChosenReferences):
+            k = max(1, len(references))
+            ids, vectors = references.ref_ids, references.vectors
+            views = Views.of(ids, vectors, references.picture, embedder, point=point, hues=hues)
+        elif not every_picture and _index_of(references).matching <= MOST_VIEWED:
+            index = _index_of(references)
+            ids = [ref_id for ref_id in index.ids() if index.reference(ref_id).status not in HARMLESS]
+            zero = np.zeros((0, index.dim), np.float32)
+            vectors = np.stack([index.embedding(ref_id) for ref_id in ids]) if ids else zero
+            views = Views.of(ids, vectors, index.picture, embedder, point=point, hues=hues)
+        return cls(
+            references=references, embedder=embedder, point=point, k=k, hues=hues, views=views, every_picture=every_picture
+        )
 
-        if isinstance(references, ReferenceIndex):
-            ids = [reference.ref_id for reference in references.references() if reference.status not in HARMLESS]
-            zero = np.zeros((0, references.dim), np.float32)
-            vectors = np.stack([references.embedding(ref_id) for ref_id in ids]) if ids else zero
-        else:
-            ids, vectors, k = references.ref_ids, references.vectors, max(1, len(references))
-        views = Views.of(ids, vectors, references.picture, embedder, point=point, hues=hues)
-        return cls(references=references, embedder=embedder, point=point, k=k, hues=hues, views=views)
+    def candidates(self, vectors: np.ndarray) -> dict[int, bool]:
+        """Rows of stored embeddings float16 (N, D) that deserve a look, and whether for their colours as well."""
+        if self.views is not None:
+            rows, views, _ = near(vectors, self.views)
+            return dict.fromkeys(rows.tolist(), False) | dict.fromkeys(rows[self.views.turned[views]].tolist(), True)
+        bar = min(self.point.threshold, self.point.look_from) - ROUNDING
+        found = self.references.search(vectors.astype(np.float32), 1)
+        return {row: False for row, matches in enumerate(found) if matches and matches[0].similarity >= bar}
 
     def guard(self, *, colours: bool, rounded: bool) -> CopiesGuard:
         """The guard: with the search for other colours or without it, its bars lower by the rounding or not."""
@@ -152,6 +174,10 @@ class _Candidate:
     why: str = ""
 
 
+def _index_of(references: References) -> ReferenceIndex:
+    return references.index if isinstance(references, IndexWithout) else references  # type: ignore[return-value]
+
+
 Wanted = Callable[[str, str], bool]
 
 
@@ -203,11 +229,10 @@ class _Chooser:
             ids = batch.ids.to_pylist()
             chosen = {n: True for n, one in enumerate(ids) if self.only is None or one in self.only}
         else:
-            rows, views, _ = near(batch.vectors, self.standard.views)
-            chosen = dict.fromkeys(rows.tolist(), False)
-            if self.own:
-                chosen |= {n: False for n, one in enumerate(batch.ids.to_pylist()) if one in self.own}
-            chosen |= dict.fromkeys(rows[self.standard.views.turned[views]].tolist(), True)
+            chosen = self.standard.candidates(batch.vectors)
+            for n, one in enumerate(batch.ids.to_pylist()) if self.own else ():
+                if one in self.own:
+                    chosen.setdefault(n, False)
         return {
             int(batch.rows[n]): _Candidate(sample_id=batch.ids[n].as_py(), vector=batch.vectors[n].copy(), colours=colours)
             for n, colours in chosen.items()

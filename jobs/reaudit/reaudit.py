@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError
 from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
-from jobs.reaudit.judge import OUT_OR_HELD, sort_hits
+from jobs.reaudit.judge import OUT_OR_HELD, notes, sort_hits
 from jobs.reaudit.look import EMBEDDING, Looked, Seen, Standard, look
-from jobs.reaudit.result import COLOURS, Change, RunResult
+from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import LADDER_USED_UP, OtherGuards, held_for_copies, own_references
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
 from pipeline.audit.events import NewEvent, append_events, events_head, read_events
@@ -119,8 +119,9 @@ def reaudit(
         copies = rules.policy_for(facts).copies
         key = (rules.point_for(facts), copies.k, copies.hues)
         if key not in standards:
-            made = Standard.of(index, embedder, point=key[0], k=copies.k, hues=copies.hues)
-            standards[key] = replace(made, every_picture=rules.every_picture)
+            standards[key] = Standard.of(
+                index, embedder, point=key[0], k=copies.k, hues=copies.hues, every_picture=rules.every_picture
+            )
         return standards[key]
 
     for run in runs:
@@ -165,7 +166,7 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     result.unreached += [(f"guard {name}", "did not run then; its findings would need the pictures") for name in others.unknown]
     _release(looked, standing, result, near | blind | {change.sample_id for change in marked})
     result.held_at_birth += [change for sample_id, change in held.items() if sample_id not in near | blind]
-    _notes(facts, standard, result)
+    result.notes += notes(facts, standard)
     events = _events(facts, done, result, standing)
     if events and not rules.dry_run:
         append_events(facts.folder, events)
@@ -180,15 +181,6 @@ def _release(looked: Looked, standing: Standing, result: RunResult, stays: Colle
             one = seen.get(sample_id)
             key, by = (one.request_key, one.by) if one is not None else ("", EMBEDDING)
             result.released.append(Change(sample_id=sample_id, request_key=key, before="quarantined", by=by))
-
-
-def _notes(facts: RunFacts, standard: Standard, result: RunResult) -> None:
-    if facts.committed < facts.shards:
-        result.notes.append(
-            f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at."
-        )
-    if standard.hues > 1 and not standard.every_picture:
-        result.notes.append(COLOURS)
 
 
 def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing) -> list[NewEvent]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from index.storage import write_file
-from jobs.reaudit.result import COLOURS, Change, RunResult
+from jobs.reaudit.result import LIMITS, Change, RunResult
 
 if TYPE_CHECKING:
     from jobs.reaudit.reaudit import Done
@@ -47,8 +47,7 @@ def lines(done: Done) -> Iterator[str]:
 def gap_lines(runs: Sequence[RunResult]) -> Iterator[str]:
     """Whether all of it was reached, and why not; and what the way of looking may miss."""
     gaps = [gap for run in runs for gap in run.gaps()]
-    if any(COLOURS in run.notes for run in runs):
-        yield f"Note: {COLOURS}"
+    yield from (f"Note: {limit}" for limit in LIMITS if any(limit in run.notes for run in runs))
     if not gaps:
         yield "Complete: every named run was reached, and every embedding was compared."
         return
@@ -80,7 +79,7 @@ def run_lines(run: RunResult, *, dry_run: bool) -> Iterator[str]:
         yield f"  {len(run.unreached)} not looked at:"
         yield from (f"    {where}: {what}" for where, what in run.unreached[:NAMED])
         yield from more(len(run.unreached))
-    yield from (f"  note: {note}" for note in run.notes if note != COLOURS)
+    yield from (f"  note: {note}" for note in run.notes if note not in LIMITS)
     if run.changed:
         yield f"  events: the last one was {run.events[0][:16]} and is {run.events[1][:16]}"
 

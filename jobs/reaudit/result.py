@@ -12,6 +12,11 @@ COLOURS = (
     "Copies in other colours were searched for through the references with their colours turned. That is nearly as good as "
     "turning those of every picture (267 of 268 were found when it was measured); --every-picture does the latter."
 )
+LARGE = (
+    "Copies in other colours were not searched for: the index is too large to turn every reference's colours. --every-picture "
+    "turns every picture's."
+)
+LIMITS = (COLOURS, LARGE)  # said once, whatever the number of runs
 
 
 @dataclass(frozen=True, kw_only=True)

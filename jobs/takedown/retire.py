@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.look import EMBEDDING, Standard, look
@@ -17,7 +17,7 @@ def release(
     standing: Standing,
     standard: Standard,
     retired: Collection[str],
-    harmless: Collection[str],
+    harmless: Callable[[str], bool],
     result: RunResult,
 ) -> Mapping[str, list[str]]:
     """Find the samples that a retired reference held back and that nothing else does.
@@ -30,7 +30,7 @@ def release(
         standing: the state of its samples.
         standard: the index as it is without the retired references.
         retired: ids of the references that this claim retires.
-        harmless: ids of all references that forbid nothing.
+        harmless: whether a reference forbids nothing.
         result: filled here.
 
     Returns:
@@ -39,7 +39,7 @@ def release(
     over: dict[str, list[str]] = {}
     for sample_id in standing.held():
         held_for = standing.held_for(sample_id)
-        ended = [claim for claim, refs in held_for.items() if refs & set(retired) and refs <= set(harmless)]
+        ended = [claim for claim, refs in held_for.items() if refs & set(retired) and all(map(harmless, refs))]
         if ended:
             over[sample_id] = ended
     looked = look(facts.folder, standard, only=over)

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from guards.copies import HARMLESS
 from index.errors import ClearanceError, InputError
 from jobs.reaudit.facts import RunFacts, alone_in, why
-from jobs.reaudit.judge import concerns, sort_hits
-from jobs.reaudit.look import Standard, look
-from jobs.reaudit.result import COLOURS, RunResult
+from jobs.reaudit.judge import concerns, notes, sort_hits
+from jobs.reaudit.look import References, Standard, look
+from jobs.reaudit.result import RunResult
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
 from jobs.takedown.claim import FiledClaim
 from jobs.takedown.retire import release
 from pipeline.audit.events import NewEvent, append_events, events_head, read_events
 
 if TYPE_CHECKING:
-    from index.chosen import ChosenReferences
+    from index.chosen import ChosenReferences, IndexWithout
     from index.embed import Embedder
     from index.reference import NewReference
     from index.store import ReferenceIndex
@@ -62,7 +62,7 @@ class Done:
     Attributes:
         order: the claim.
         index: the index's folder. before, after: the index id. changed: whether it changed (or would, in a dry run).
-        references: of each: id, title, and what became of it. harmless: ids of all that forbid nothing, after a retirement.
+        references: of each: id, title, and what became of it.
         runs: what came of each run.
         at: when it was carried out.
     """
@@ -73,7 +73,6 @@ class Done:
     after: str = ""
     changed: bool = False
     references: list[dict[str, str]] = field(default_factory=list)
-    harmless: set[str] = field(default_factory=set)
     runs: list[RunResult] = field(default_factory=list)
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -114,10 +113,10 @@ def carry_out(
     _require_runs(runs)
     done = Done(order=order, index=str(index.folder), before=index.index_id, after=index.index_id)
     if order.action == ADD:
-        held_against: ReferenceIndex | ChosenReferences = _added(index, embedder, order, done)
+        held_against: References = _added(index, embedder, order, done)
     else:
         held_against = _retired(index, order, done)
-    work = _Work(held_against=held_against, embedder=embedder, done=done, progress=progress)
+    work = _Work(index=index, held_against=held_against, embedder=embedder, done=done, progress=progress)
     done.runs += [work.reach(run) for run in runs]
     return done
 
@@ -147,8 +146,8 @@ def _added(index: ReferenceIndex, embedder: Embedder, order: Order, done: Done) 
             raise InputError(
                 what, where=f"reference {work.place!r}", fix="Remove the status from its metadata: it would match nothing"
             )
-    known = {reference.ref_id: reference.status for reference in index.references()}
     chosen = ChosenReferences.of_works(works, embedder)
+    known = {ref_id: found.status for ref_id in chosen.ref_ids if (found := index.get(ref_id)) is not None}
     if not order.dry_run:
         index.add(works, embedder, reason=f"{claim_id}: {order.filed.claim.basis}")
         done.after = index.index_id
@@ -163,19 +162,18 @@ def _added(index: ReferenceIndex, embedder: Embedder, order: Order, done: Done) 
     return chosen
 
 
-def _retired(index: ReferenceIndex, order: Order, done: Done) -> ReferenceIndex | ChosenReferences:
+def _retired(index: ReferenceIndex, order: Order, done: Done) -> ReferenceIndex | IndexWithout:
     """Retire the claim's references unless this is a dry run; returns the index as it is without them."""
-    from index.chosen import ChosenReferences
+    from index.chosen import IndexWithout
     from index.reference import RETIRED
 
-    known = {reference.ref_id: reference for reference in index.references()}
-    full = list(dict.fromkeys(index.full_id(ref_id) for ref_id in order.ref_ids))
-    for ref_id in full:
-        done.references.append({"ref_id": ref_id, "title": known[ref_id].title, "state": f"was {known[ref_id].status}"})
-    done.changed = any(known[ref_id].status != RETIRED for ref_id in full)
-    done.harmless = {*full, *(ref_id for ref_id, reference in known.items() if reference.status in HARMLESS)}
+    known = {full: index.reference(full) for full in map(index.full_id, order.ref_ids)}
+    full = [*known]
+    for ref_id, reference in known.items():
+        done.references.append({"ref_id": ref_id, "title": reference.title, "state": f"was {reference.status}"})
+    done.changed = any(reference.status != RETIRED for reference in known.values())
     if order.dry_run:
-        return ChosenReferences.of_index(index, [ref_id for ref_id in known if ref_id not in full])
+        return IndexWithout(index, frozenset(full))
     index.retire(full, reason=f"{order.filed.claim_id}: {order.filed.claim.basis}")
     done.after = index.index_id
     return index
@@ -186,9 +184,10 @@ def _retired(index: ReferenceIndex, order: Order, done: Done) -> ReferenceIndex 
 
 @dataclass(kw_only=True)
 class _Work:
-    """What every run is held against."""
+    """What every run is held against, and the index as a whole."""
 
-    held_against: ReferenceIndex | ChosenReferences
+    index: ReferenceIndex
+    held_against: References
     embedder: Embedder
     done: Done
     progress: Progress
@@ -199,8 +198,10 @@ class _Work:
         copies = facts.policy.copies
         key = (facts.point, copies.k, copies.hues)
         if key not in self._standards:
-            made = Standard.of(self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues)
-            self._standards[key] = replace(made, every_picture=self.done.order.every_picture)
+            self._standards[key] = Standard.of(
+                self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues,
+                every_picture=self.done.order.every_picture or self.done.order.action == RETIRE,
+            )  # fmt: skip
         return self._standards[key]
 
     def reach(self, run: str) -> RunResult:
@@ -220,10 +221,16 @@ class _Work:
             result.why_not = why(error)
         return result
 
+    def _harmless(self, ref_id: str) -> bool:
+        """Whether a reference forbids nothing, once the claim is carried out."""
+        reference = self.index.get(ref_id)
+        gone = any(one["ref_id"] == ref_id for one in self.done.references)
+        return gone or reference is None or reference.status in HARMLESS
+
     def _look(self, facts: RunFacts, standing: Standing, result: RunResult) -> list[NewEvent]:
         """Look at a run; returns the events that tell of it."""
         order, standard = self.done.order, self.standard_of(facts)
-        _notes(facts, standard, result)
+        result.notes += notes(facts, standard)
         if order.action == ADD:
             looked = look(
                 facts.folder, standard, wanted=concerns(standing), progress=lambda compared: self.progress(result.run, compared)
@@ -231,21 +238,8 @@ class _Work:
             sort_hits(looked, standing, result, claim=order.filed.claim_id)
             return _events(self.done, result, standing, {})
         retired = {one["ref_id"] for one in self.done.references}
-        lets_go = release(facts, standing, standard, retired, self.done.harmless, result)
+        lets_go = release(facts, standing, standard, retired, self._harmless, result)
         return _events(self.done, result, standing, lets_go)
-
-
-def _notes(facts: RunFacts, standard: Standard, result: RunResult) -> None:
-    if facts.committed < facts.shards:
-        result.notes.append(
-            f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at."
-        )
-    if not standard.every_picture and facts.policy.copies.hues > 1:
-        result.notes.append(COLOURS)
-    if facts.policy.copies.hues == 1:
-        result.notes.append(
-            "The run's policy does not look for copies in other colours (copies.hues = 1), and neither did this."
-        )
 
 
 def _events(done: Done, result: RunResult, standing: Standing, lets_go: Mapping[str, list[str]]) -> list[NewEvent]:

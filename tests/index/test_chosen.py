@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.chosen import ChosenReferences
+from index.chosen import ChosenReferences, IndexWithout
 from index.embed import Embedder
 from index.errors import InputError
 from index.store import ReferenceIndex
@@ -49,3 +49,12 @@ def test_a_stranger_is_refused(embedder: Embedder) -> None:
     chosen = ChosenReferences.of_works([work(1)], embedder)
     with pytest.raises(InputError, match="not among"):
         chosen.compare(chosen.vectors[0], "feedfeedfeedfeed")
+
+
+def test_an_index_without_some_references_finds_the_others(tmp_path: Path, embedder: Embedder) -> None:
+    index = ReferenceIndex.build(tmp_path / "index", [work(seed) for seed in range(5)], embedder)
+    query = embedder.images(drawing(1)[None])
+    first, *others = index.search(query, 5)[0]
+    without = IndexWithout(index, frozenset({first.ref_id}))
+    assert without.search(query, 3) == [others[:3]]
+    assert without.compare(query[0], first.ref_id).status == "retired"

@@ -334,3 +334,17 @@ def test_rounding_never_hides_a_picture_at_the_threshold(drawn: World) -> None:
         at = Standard.of(drawn.index, drawn.embedder, point=point, k=3, hues=1)
         assert key in {seen.request_key for seen in look(drawn.base / "observed", at).hits}
         assert np.isfinite(exact)
+
+
+def test_a_large_index_proposes_by_its_own_search_and_says_what_that_misses(drawn: World) -> None:
+    from jobs.reaudit.judge import notes
+    from jobs.reaudit.result import LARGE
+
+    large = dataclasses.replace(standard(drawn), views=None)
+    found = {seen.request_key for seen in look(drawn.base / "observed", large).hits}
+    expected = {
+        key for key, row in rows(drawn.base / "observed").items()
+        if any(category in ("copy.protected", "copy.geometry") for category, _, _ in born(row))
+    }  # fmt: skip
+    assert expected <= found
+    assert notes(RunFacts.of(drawn.base / "observed", drawn.index.embedder_id), large) == [LARGE]
