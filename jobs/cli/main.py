@@ -20,12 +20,12 @@ from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.keys import app as keys_app
+from jobs.cli.reaudit import app as reaudit_app
 from jobs.cli.receipt import receipt
 from jobs.cli.report import print_report, report
 from jobs.cli.retention import app as retention_app
-from jobs.cli.show import show
-from jobs.cli.reaudit import app as reaudit_app
 from jobs.cli.review import app as review_app
+from jobs.cli.show import show
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.takedown import app as takedown_app
