@@ -7,14 +7,15 @@ and its object the guard's class (:class:`guards.base.GuardClass`). It is used b
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint
 from typing import Any, Protocol, TypeVar, cast
 
 from guards.base import Defaults, Guard, GuardClass, Probe
+from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, GuardUnavailable
 
 T = TypeVar("T")
@@ -69,19 +70,13 @@ def guard_classes() -> dict[str, GuardClass]:
     return {name: _class_at(place) for name, place in SHIPPED.items()}
 
 
-def outside_guards() -> dict[str, importlib.metadata.EntryPoint]:
+def outside_guards() -> dict[str, EntryPoint]:
     """The guards of other packages, by name.
 
     Raises:
         ConfigError: two packages have a guard of one name, or a package has one of ours.
     """
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        if entry.name in SHIPPED or entry.name == "copies" or (entry.name in found and entry.value != found[entry.name].value):
-            what = f"there are two guards called {entry.name!r}, one of them {entry.value} of {_package(entry)}"
-            raise ConfigError(what, where=f"entry points {GROUP}", fix="Uninstall the package that you do not want")
-        found[entry.name] = entry
-    return found
+    return entries(GROUP, taken={*SHIPPED, "copies"}, called="guards")
 
 
 def guard_class(name: str) -> GuardClass:
@@ -100,14 +95,9 @@ def guard_class(name: str) -> GuardClass:
         fix = f"Did you mean {near[0]!r}?" if near else f"Known guards: {', '.join(known)}"
         raise ConfigError(f"unknown guard {name!r}", where="policy", fix=fix)
     entry = others[name]
-    try:
-        cls = entry.load()
-    except Exception as error:  # importing the package may raise anything
-        what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
-        raise GuardUnavailable(what, where=f"guard {name}", fix="Install the package again") from error
+    cls = load(entry, where=f"guard {name}", error=GuardUnavailable)
     if lacks := _undeclared(name, cls):
-        what, fix = f"{entry.value} of {_package(entry)} {lacks}", "See guards/base.py: GuardClass"
-        raise ConfigError(what, where=f"guard {name}", fix=fix)
+        raise ConfigError(f"{origin(entry)} {lacks}", where=f"guard {name}", fix="See guards/base.py: GuardClass")
     return cast(GuardClass, cls)
 
 
@@ -205,10 +195,6 @@ def _undeclared(name: str, cls: Any) -> str:
         return f"states no defaults: a finite threshold, and an action out of {', '.join(ACTIONS)}"
     absent = [method for method in ("probe", "open", "check") if not callable(getattr(cls, method, None))]
     return f"has no {absent[0]}()" if absent else ""
-
-
-def _package(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an unknown package"
 
 
 def _class_at(place: str) -> GuardClass:

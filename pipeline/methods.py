@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from typing import Annotated, Any, Literal, cast, get_args
 
+from index.entry_points import entries, load, origin, package
 from index.errors import ConfigError
 from pipeline.fields import OneOf, keys
 from pipeline.rungs import METHODS, MarkRung, Rung, SteeringMethod
@@ -41,20 +42,13 @@ def register(method: SteeringMethod) -> None:
     _registered[method.kind] = method
 
 
-def outside_methods() -> dict[str, importlib.metadata.EntryPoint]:
+def outside_methods() -> dict[str, EntryPoint]:
     """The methods of other packages, by kind; imports none of them.
 
     Raises:
         ConfigError: two packages have a method of one kind, or a package has one of a kind that ships.
     """
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        taken = entry.name in TAKEN or entry.name in _registered
-        if taken or (entry.name in found and entry.value != found[entry.name].value):
-            what = f"there are two kinds of rung called {entry.name!r}, one of them {entry.value} of {_package(entry)}"
-            raise ConfigError(what, where=f"entry points {GROUP}", fix="Uninstall the package that you do not want")
-        found[entry.name] = entry
-    return found
+    return entries(GROUP, taken={*TAKEN, *_registered}, called="kinds of rung")
 
 
 def known_kinds() -> list[str]:
@@ -74,14 +68,10 @@ def method_of(kind: str) -> SteeringMethod | None:
     entry = outside_methods().get(kind)
     if entry is None:
         return None
-    try:
-        method = entry.load()
-    except Exception as error:  # whatever the package's own code raises when it is imported
-        what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
-        raise ConfigError(what, where=f"steering method {kind!r}", fix="Install the package again") from error
+    where = f"steering method {kind!r}"
+    method = load(entry, where=where, error=ConfigError)
     if lacks := _undeclared(kind, method):
-        what, fix = f"{entry.value} of {_package(entry)} {lacks}", "See pipeline/rungs.py: SteeringMethod"
-        raise ConfigError(what, where=f"steering method {kind!r}", fix=fix)
+        raise ConfigError(f"{origin(entry)} {lacks}", where=where, fix="See pipeline/rungs.py: SteeringMethod")
     _loaded[kind] = method
     return cast(SteeringMethod, method)
 
@@ -102,7 +92,7 @@ def versions(kinds: set[str]) -> dict[str, str]:
     found = {}
     for kind, entry in outside_methods().items():
         if kind in kinds:
-            found[kind] = f"{_package(entry)} {entry.dist.version}" if entry.dist is not None else entry.value
+            found[kind] = f"{package(entry)} {entry.dist.version}" if entry.dist is not None else entry.value
     return found
 
 
@@ -135,10 +125,6 @@ def _undeclared(kind: str, method: Any) -> str:
     if loose := [str(key.loc[0]) for key in keys(rung) if key.type in (int, float) and key.range is None]:
         return f"has a rung whose key {loose[0]!r} has no range: make it with pipeline.fields.number"
     return "" if callable(method.answer) else "has an answer that is not a function"
-
-
-def _package(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an unknown package"
 
 
 LadderRung = Annotated[Rung, OneOf(_rung_classes, known_kinds)]

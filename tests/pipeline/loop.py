@@ -51,10 +51,10 @@ class Copies:
 
     def __init__(self, flags: Callable[[np.ndarray], bool], confirmed: bool = True, category: str = "copy.protected") -> None:
         self.flags, self.confirmed, self.category = flags, confirmed, category
-        self.asked: list[tuple[str, list[str]]] = []  # picture, its own references
+        self.examined: list[tuple[str, list[str]]] = []  # picture, its own references
 
     def examine(self, pictures: np.ndarray, own: Sequence[Sequence[str]] = ()) -> list[Examination]:
-        self.asked += [(sha(picture), list(ids)) for picture, ids in zip(pictures, own, strict=True)]
+        self.examined += [(sha(picture), list(ids)) for picture, ids in zip(pictures, own, strict=True)]
         out = []
         for picture in pictures:
             score = 0.95 if self.flags(picture) else 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,9 +44,11 @@ from pipeline.rungs import NudgeRung, Rung
 from pipeline.runtime import Runtime
 from pipeline.settings import from_dict
 
+from . import loop
+from .loop import REF
+
 LADDER = (NudgeRung(step_size=0.1), NudgeRung(step_size=0.2, resume_fraction=0.4))
 EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
-REF = hashlib.sha256(b"reference").hexdigest()[:16]
 
 
 class Embedder:
@@ -62,33 +64,17 @@ class Embedder:
         return np.array([[1.0, 0, 0] if "apple" in caption else [0, 1.0, 0] for caption in captions], np.float32)
 
 
-class Index:
+class Index(loop.Index):
     """One reference; how near a vector comes to it is up to the test."""
 
-    embedder_id, index_id = "embedder", "index"
-
     def __init__(self, near: Callable[[np.ndarray], bool]) -> None:
-        self.near, self.asked = near, 0
+        self.near, self.searched = near, 0
 
     def references(self) -> list[Reference]:
         return [Reference(ref_id=REF, title="red apple", content_sha256="", pdq="")]
 
-    matching = 1
-
-    def __len__(self) -> int:
-        return 1
-
-    def ids(self) -> Iterator[str]:
-        return iter([REF])
-
-    def keeps(self, ref_id: str) -> bool:
-        return True
-
-    def picture(self, ref_id: str) -> np.ndarray:
-        return np.full((16, 16, 3), 128, np.uint8)
-
     def search(self, embeddings: np.ndarray, k: int) -> list[list[Match]]:
-        self.asked += len(embeddings)
+        self.searched += len(embeddings)
         return [[Match(ref_id=REF, title="red apple", similarity=0.9 if self.near(v) else 0.1)] for v in embeddings]
 
 

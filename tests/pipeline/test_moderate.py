@@ -51,10 +51,10 @@ def test_flagged_samples_are_steered_and_their_neighbours_do_not_change(
         assert s.attempts[1].intervention and s.attempts[1].intervention.kind == "negtome"
         assert s.attempts[1].intervention.ref_ids == (REF,)
         assert s.attempts[1].pixel_sha256 != unsteered[key]
-        assert (s.attempts[1].pixel_sha256, [REF]) in copies.asked, (
+        assert (s.attempts[1].pixel_sha256, [REF]) in copies.examined, (
             "a steered picture is compared with what it was steered from"
         )
-    assert sum(bool(ids) for _, ids in copies.asked) == 2
+    assert sum(bool(ids) for _, ids in copies.examined) == 2
     # Both are pushed from one reference; its five rows were run once, for the one that came first.
     assert sorted(done[key].denoiser_evals for key in ("key-1", "key-3")) == [5 + 5, 5 + 5 + 2.5]
 
