@@ -26,7 +26,7 @@ from jobs.by import By
 from pipeline.audit.by_key import samples_by_key
 from pipeline.audit.erase import COLUMNS, EMBEDDING, KINDS, PICTURE, PROMPT, Erased, erase_payloads, unfinished
 from pipeline.audit.events import NewEvent, append_events, events_head, read_events
-from pipeline.audit.ledger import SEALED
+from pipeline.audit.ledger import SEALED, scan_statement
 from pipeline.audit.requests import ended_requests
 from pipeline.audit.state import State, fold
 from pipeline.outcome import ACCEPTED, Outcome
@@ -112,6 +112,7 @@ def items_of(folder: Path, state: State, days_held: int) -> Iterator[Item]:
         days_held: ``retention_days_held`` of the run file.
     """
     rest = (EMBEDDING, PROMPT, COLUMNS)
+    alike: dict[frozenset[str], frozenset[str]] = {}  # a run of a million samples has few sets of columns
     for ended in ended_requests(folder, _ROW, ["thumbnail_sha256"]):
         row = ended.sample
         own, outcome = state.of(row["sample_id"]), state.outcome(row)
@@ -125,6 +126,7 @@ def items_of(folder: Path, state: State, days_held: int) -> Iterator[Item]:
         for table, what, end, waits in rules:
             columns = there & frozenset[str]().union(*(KINDS[kind] for kind in what))
             if columns:
+                columns = alike.setdefault(columns, columns)
                 yield Item(row["sample_id"], row["request_key"], table, what, columns, end, own.holds, waits)
 
 
@@ -138,10 +140,18 @@ def _there(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> fro
 
 
 def days_held_of(folder: Path) -> int:
-    """``retention_days_held`` as the run was planned; 0 for runs from before there was this key."""
+    """``retention_days_held`` of a run, from its statement, else from its plan; 0 for runs from before there was this key.
+
+    Raises:
+        InputError, IntegrityError: a run without a statement whose plan cannot be read.
+    """
     from jobs.run.stored_plan import stored_plan
 
-    return int(stored_plan(folder)["config"].get("retention_days_held", 0))
+    statement, _ = scan_statement(folder)
+    predicate = statement.get("predicate") if statement is not None else stored_plan(folder)
+    config = predicate.get("config") if isinstance(predicate, dict) else None
+    days = config.get("retention_days_held", 0) if isinstance(config, dict) else 0
+    return days if type(days) is int and days >= 0 else 0
 
 
 def show_retention(folder: Path, *, clock: Clock = utc_now) -> list[dict[str, Any]]:
@@ -190,19 +200,19 @@ def apply_retention(folder: Path, by: By, *, dry_run: bool = False, clock: Clock
     with _held(folder, dry_run=dry_run):
         events = read_events(folder)
         state, now = fold(events), clock()
-        wanted: dict[str, set[str]] = {}
+        wanted: dict[str, frozenset[str]] = {}
         due: Counter[str] = Counter()
         held: dict[str, None] = {}
         waiting: dict[str, None] = {}
         for item in items_of(folder, state, days_held_of(folder)):
             if item.due(now):
-                wanted.setdefault(item.sample_id, set()).update(item.columns)
+                wanted[item.sample_id] = wanted[item.sample_id] | item.columns if item.sample_id in wanted else item.columns
                 due[f"{item.table}: {', '.join(item.what)}"] += 1
             elif item.until is not None and item.until <= now:
                 (held if item.holds else waiting)[item.key] = None
         begun = {one: columns for one, columns in unfinished(folder).items() if not state.of(one).holds}
         for sample_id, columns in begun.items():
-            wanted.setdefault(sample_id, set()).update(columns)
+            wanted[sample_id] = wanted.get(sample_id, frozenset()) | columns
         event = NewEvent(kind="payload.erased", actor=by.role, person=by.person, reason=by.reason, details={"why": "retention"})
         erased = erase_payloads(folder, wanted, event, known=len(events), dry_run=dry_run)
         found = Applied(

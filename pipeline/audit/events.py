@@ -138,7 +138,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
         IntegrityError: a byte of them changed, or events are missing; the message names the part.
     """
     events, problems = scan_events(folder)
-    if problems:
+    if problems and not (problems == [NO_HEAD] and _is_first_version(folder)):
         where, what = problems[0]
         raise IntegrityError(what, where=f"{folder}/{where}", fix=RESTORE)
     return events

@@ -198,7 +198,7 @@ SAMPLE_COLUMNS = (
     Column("watermark_reason", "text", "why the stored picture has no watermark; empty: it has one", DICTIONARY, since=3),
     Column("visible_label", "flag", "a visible label that names it as made by a model is drawn into the picture", since=3),
     Column("c2pa_key_id", "text", "digest prefix of the certificate that signed the C2PA manifest", DICTIONARY, since=3),
-    Column("review_state", "text", "open for outcome review, none otherwise", DICTIONARY),
+    Column("review_state", "text", "open for outcome review, none otherwise; what became of it is in the events", DICTIONARY),
     Column("error_class", "text", "exception class for outcome error", DICTIONARY),
     Column("error_message", "text", "its message"),
     Column(
@@ -212,8 +212,8 @@ SAMPLE_COLUMNS = (
     Column("software_version", "text", "version of Clearance", DICTIONARY),
     Column("started_at", "time", "when work on the request started"),
     Column("finished_at", "time", "when it ended", STATISTICS),
-    Column("retain_until", "time", "end of retention; null: no limit", STATISTICS),
-    Column("legal_hold", "flag", "must not be erased"),
+    Column("retain_until", "time", "end of retention, as the row was written; null: no limit", STATISTICS),
+    Column("legal_hold", "flag", "false: rows are written before there can be a hold; holds are events"),
     *LINK_COLUMNS,
 )
 ATTEMPT_COLUMNS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.hold import change_hold
 from jobs.report import report_run
 from jobs.retention import apply_retention, erase_keys, show_retention
 from jobs.run.local_runner import run_local
+from jobs.run.lock import lease
 from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 from pipeline.audit.by_key import samples_by_key
@@ -242,6 +244,25 @@ def test_a_run_whose_prompts_were_erased_cannot_be_drawn_again_and_says_so(run: 
     erase_keys(run, [keys[0]], ["prompt"], PRIVACY)
     with pytest.raises(PlanMismatch, match="prompts of this run were erased"):
         Plan.load(run)
+
+
+def test_a_folder_that_another_process_holds_is_refused(run: Path, keys: list[str]) -> None:
+    with lease(run), pytest.raises(RunStopped):
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    assert rows(run)[keys[0]]["image"] is not None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_payloads_of_a_run_of_an_earlier_version_can_be_erased(version: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(Path(__file__).parents[1] / "data" / f"run-v{version}.zip") as packed:
+        packed.extractall(tmp_path)
+    old = tmp_path / "run"
+    keys = [row["request_key"] for row in sample_rows(old, ["request_key"])]
+    before = (old / "events.jsonl").read_bytes()
+    assert erase_keys(old, keys[:1], [], PRIVACY).samples == 1
+    assert verify_run(old).problems == () and (old / "events.jsonl").read_bytes() == before
+    assert [row["prompt"] is None for row in sample_rows(old)] == [True, False, False, False]
+    assert all(one["due"] == 0 for one in show_retention(old))
 
 
 def test_an_unfinished_run_is_refused(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> None:

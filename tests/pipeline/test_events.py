@@ -16,6 +16,7 @@ from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
 from index.storage import Disk, using
 from pipeline.audit.chain import canonical
 from pipeline.audit.events import EVENTS_START, NewEvent, append_event, append_events, read_events, scan_events
+from pipeline.audit.shards import sweep
 from pipeline.audit.verify import verify
 
 HEAD = "events-head.json"
@@ -296,6 +297,14 @@ def test_a_sweep_in_the_middle_of_an_append_does_not_lose_the_event(run: Path) -
     with using(Sweeps()):
         append_event(run, "hold.set", "counsel", "a claim")
     assert len(read_events(run)) == 6
+
+
+def test_a_sweep_removes_what_a_killed_append_left(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", shards=1).folder
+    before = files(folder)
+    (folder / "events" / ".tmp-00000009.parquet-0123456789ab").write_bytes(b"half")
+    sweep(folder)
+    assert files(folder) == before
 
 
 # --- runs of earlier versions ----------------------------------------------------------------------------------------------
