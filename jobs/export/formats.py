@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from index.entry_points import entries, load, origin
 from index.errors import InputError
 from jobs.export.select import Item
 
@@ -39,17 +40,19 @@ def format_named(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        InputError: there is none, or what a package brings under that name is no format.
+        InputError: there is none, its package cannot be imported, or what it brings is no format.
+        ConfigError: two packages bring one name, or a package brings one of ours.
     """
     if name in SHIPPED:
-        found = import_module(f"jobs.export.{name}").FORMAT
-    else:
-        points = {point.name: point for point in entry_points(group=GROUP)}
-        if name not in points:
-            fix = f"Use {', '.join((*SHIPPED, *points))}; packages bring more as entry points {GROUP}"
-            raise InputError(f"there is no format {name!r}", where="--format", fix=fix)
-        found = points[name].load()
+        return cast(Format, import_module(f"jobs.export.{name}").FORMAT)
+    others = entries(GROUP, taken=SHIPPED, called="formats of exports")
+    if name not in others:
+        known = [*SHIPPED, *others]
+        near = get_close_matches(name, known, 1)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(known)}; packages bring more as entry points {GROUP}"
+        raise InputError(f"there is no format {name!r}", where="--format", fix=fix)
+    found = load(others[name], where="--format", error=InputError)
     if not isinstance(found, Format):
-        what = f"the package's {name!r} is a {type(found).__name__}, not a jobs.export.formats.Format"
-        raise InputError(what, where=GROUP, fix="Report this to the package's authors")
+        what = f"{origin(others[name])} is a {type(found).__name__}, not a format"
+        raise InputError(what, where=f"entry points {GROUP}", fix="See jobs/export/formats.py: Format")
     return found
