@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -72,6 +72,7 @@ def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -
             "count(last review.decided of samples born as accepted: not accepted) / those looked at",
         ),
         "hours": {"median": median(hours) if hours else None, "most": hours[-1] if hours else None, "n": len(hours)},
+        "seconds": _seconds(events),
         "roles": dict(sorted(Counter(row["actor"] for row in decisions).items())),
         "contradictions": contradictions,
         "decisions": decisions[-LISTED:],
@@ -80,13 +81,20 @@ def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -
     }  # fmt: skip
 
 
+def _seconds(events: Sequence[Event]) -> dict[str, Any]:
+    """How long people looked at what they decided about, where the queue page measured it."""
+    found = [(event.get("details") or {}).get("seconds") for event in events if event["kind"] == "review.decided"]
+    known = sorted(float(value) for value in found if isinstance(value, int | float))
+    return {"median": median(known) if known else None, "n": len(known)}
+
+
 def _decisions(event: Event, waiting: Waiting) -> list[dict[str, Any]]:
     details = event.get("details") or {}
     decision = str(details.get("outcome") or "")
     rows = []
     for sample_id in event.get("samples") or ():
         born, ended = waiting.born.get(sample_id, ""), waiting.ended.get(sample_id)
-        at = datetime.fromisoformat(str(event["at"]))
+        at = _decided_at(event)
         rows.append(
             {
                 **_event(event),
@@ -99,6 +107,15 @@ def _decisions(event: Event, waiting: Waiting) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _decided_at(event: Event) -> datetime:
+    """When the person decided; decisions that were imported state it, and were written into the events later."""
+    try:
+        stated = datetime.fromisoformat(str((event.get("details") or {}).get("decided_at")))
+        return stated if stated.tzinfo is not None else stated.replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromisoformat(str(event["at"]))
 
 
 def _overturned(born: str, decision: str) -> bool:
@@ -129,7 +146,7 @@ def changes(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def _event(event: Event) -> dict[str, Any]:
-    """An event as the report lists it: its samples by number, its details as short words."""
+    """An event as the report lists it: its samples by number, and no details of single samples and files."""
     return {
         "seq": int(event["seq"]),
         "at": str(event["at"]),
@@ -138,7 +155,7 @@ def _event(event: Event) -> dict[str, Any]:
         "person": str(event.get("person") or ""),
         "reason": str(event["reason"]),
         "samples": len(event.get("samples") or ()),
-        "details": {str(key): value for key, value in (event.get("details") or {}).items()},
+        "details": {str(key): value for key, value in (event.get("details") or {}).items() if key not in ("looks", "files")},
         "digests": dict(event.get("digests") or {}),
     }
 
