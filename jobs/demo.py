@@ -36,7 +36,8 @@ RUN_TOML = """\
 prompts = "prompts.csv"   # columns: prompt, and optionally key, seed, negative_prompt
 out = "steered"           # the run folder
 index = "index"           # the works that must not be copied: built from the protected drawings
-policy = "default"        # which pictures are released: a name that ships (default, observe) or your own file
+policy = "policy.toml"    # which pictures are released: your own file, or a name that ships (default, observe)
+claims_contact = "claims@example.org (an example: set your own)" # where a claim about a picture is filed; reports show it
 dataset_id = "demo"
 base_seed = 20            # seeds of rows that have none are derived from this and the row's key
 shard_size = {shard_size:<12} # requests per shard: the unit of work, of commit and of resuming
@@ -54,6 +55,14 @@ threads = 1
 
 [embedder]
 model = "stickers"
+"""
+
+ABOUT_TOML = """
+# Who answers for this policy. Reports show it; it is no part of the policy's digest, so the rules are those that ship.
+[about]
+owner = "head of synthetic data (an example)"
+approver = "general counsel (an example)"
+approved_on = 2026-11-28
 """
 
 
@@ -194,7 +203,7 @@ def same_first_pictures(one: Path, other: Path) -> tuple[int, int]:
 
 
 def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
-    """Write prompts.csv and run.toml, or check that those of an earlier demo are the same prompts."""
+    """Write prompts.csv, run.toml and policy.toml, or check that those of an earlier demo are the same prompts."""
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
     writer.writerow(["prompt", "key", "kind"])
@@ -212,6 +221,11 @@ def _write_inputs(out: Path, prompts: list[DemoPrompt]) -> None:
 
         text = RUN_TOML.format(shard_size=shard_size, workers=WORKERS, dtype=native_dtype())
         (out / "run.toml").write_text(text, encoding="utf-8")
+    if not (out / "policy.toml").exists():
+        from jobs.run.plan import shipped_policies
+
+        rules = shipped_policies()["default"].read_text(encoding="utf-8")
+        (out / "policy.toml").write_text(f"{rules.rstrip()}\n{ABOUT_TOML}", encoding="utf-8")
 
 
 def build_index(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:

@@ -61,6 +61,7 @@ def beside_run(folder: Path, pictures: ReferencePictures) -> Beside:
     from jobs.run.plan import read_policy
     from pipeline.audit.ledger import RUN_FILE
     from pipeline.audit.sections.beside import Beside
+    from pipeline.marking.robustness import measured
 
     stored = pictures.stored
     try:
@@ -77,6 +78,7 @@ def beside_run(folder: Path, pictures: ReferencePictures) -> Beside:
         previous=previous_run(mine or {"started_at": stored.get("created_at")}, others),
         index=pictures.facts(str(mine.get("index_id", ""))),
         about=pictures.about,
+        robustness=measured(),
         unsteered=lambda sample_ids: unsteered(mine, others, sample_ids),
     )
 

@@ -154,6 +154,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
             skipped_guards=(*runtime.skipped, *([open_request.unlooked] if open_request.unlooked else [])),
             rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(), caught=catches,
+            guard_seconds=study.guard_seconds,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
         )
     )  # fmt: skip

@@ -159,6 +159,7 @@ class Attempt:
             decoder's last drew this picture, the embedder's and detectors' last looked at it.
         caught: interrupted tries of this attempt: the step, and the references that caused it. Their cost is in this row; the
             picture is that of the try that followed.
+        guard_seconds: (guard, seconds of the clock that it took), shared out over the pictures that it looked at together.
         guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
         update_norms: ‖z_{i+1} − z_i‖ of the same steps.
     """
@@ -179,6 +180,7 @@ class Attempt:
     rows_from: tuple[tuple[int, int], ...] = ()
     padded_rows: PaddedRows = field(default_factory=PaddedRows)
     caught: tuple[Caught, ...] = ()
+    guard_seconds: tuple[tuple[str, float], ...] = ()
     guidance_norms: tuple[float, ...] = ()
     update_norms: tuple[float, ...] = ()
 

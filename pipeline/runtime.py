@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Study:
     embedding: np.ndarray
     findings: tuple[Finding, ...]
     nearest: tuple[Match, ...]
+    guard_seconds: tuple[tuple[str, float], ...] = ()  # by guard, shared out over the pictures looked at together
 
 
 class Runtime:
@@ -165,16 +167,18 @@ class Runtime:
         findings: list[list[Finding]] = [[] for _ in pictures]
         embeddings: list[np.ndarray] = [np.zeros(0, np.float32) for _ in pictures]
         nearest: list[tuple[Match, ...]] = [() for _ in pictures]
+        spent: dict[str, float] = {}
         if self.copies is not None:
-            with _named("copies"):
+            with _named("copies"), _timed("copies", spent):
                 for i, examination in enumerate(self.copies.examine(pictures, own)):
                     findings[i] += examination.findings
                     embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
         for guard in self.guards:
-            with _named(guard.name):
+            with _named(guard.name), _timed(guard.name, spent):
                 for i, found in enumerate(guard.check(pictures)):
                     findings[i] += found
-        return [Study(*parts) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
+        each = tuple((name, seconds / len(pictures)) for name, seconds in spent.items())
+        return [Study(*parts, each) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
 
     def padded_rows(self) -> PaddedRows:
         """Rows that the calls of model, embedder and mark detectors have had so far."""
@@ -252,6 +256,14 @@ class Runtime:
             software_version=importlib.metadata.version("clearance"),
             worker_id=worker_id,
         )
+
+
+@contextmanager
+def _timed(guard: str, spent: dict[str, float]) -> Iterator[None]:
+    """Write down the seconds of the clock that a block took, under the guard's name."""
+    start = time.perf_counter()
+    yield
+    spent[guard] = spent.get(guard, 0.0) + time.perf_counter() - start
 
 
 @contextmanager

@@ -258,15 +258,20 @@ class Plan:
         return plan
 
 
+def shipped_policies() -> dict[str, Path]:
+    """The files of the policies that ship, by name."""
+    from pipeline import policies
+
+    return {path.stem: path for folder in policies.__path__ for path in Path(folder).glob("*.toml")}
+
+
 def read_policy(name: str, base: Path) -> Policy:
     """The policy of that name among those that ship, or the policy file at that path (relative to ``base``).
 
     Raises:
         ConfigError: there is no such policy, or it holds an unknown key.
     """
-    from pipeline import policies
-
-    shipped = {path.stem: path for folder in policies.__path__ for path in Path(folder).glob("*.toml")}
+    shipped = shipped_policies()
     if name in shipped:
         return read_toml(Policy, shipped[name])
     path = base / name

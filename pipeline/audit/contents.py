@@ -24,6 +24,7 @@ from pipeline.audit.sections import funnel
 from pipeline.audit.sections.beside import Beside
 from pipeline.audit.sections.closest import ClosestTable
 from pipeline.audit.sections.controls import controls
+from pipeline.audit.sections.guard_time import GuardTime
 from pipeline.audit.sections.in_force import InForce
 from pipeline.audit.sections.marks import MarksTable
 from pipeline.audit.sections.people import Waiting, changes, claims, listed, people
@@ -46,7 +47,7 @@ _FACTS = (
 _SINGLE = ["media_type", "worker_id", "skipped_guards"]
 COLUMNS = sorted(
     {
-        *_FACTS, *_SINGLE, *ClosestTable.COLUMNS, *MarksTable.columns(), *RetentionTable.COLUMNS, *TrainingTable.columns(),
+        *_FACTS, *_SINGLE, *ClosestTable.COLUMNS, *MarksTable.COLUMNS, *RetentionTable.COLUMNS, *TrainingTable.COLUMNS,
     }
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ class _Tables:
         self.counts, self.facts, self.guards, self.interventions = Counts(), _Facts(), GuardTable(), InterventionTable()
         self.likeness, self.references, self.cleared = Similarities(), ReferenceTable(), ClearedTable()
         self.closest, self.marks, self.retention = ClosestTable(CLOSEST), MarksTable(), RetentionTable()
-        self.training, self.in_force = TrainingTable(), InForce(state)
+        self.training, self.in_force, self.guard_time = TrainingTable(), InForce(state), GuardTime()
         self.waiting = Waiting([event for event in events if event["kind"] == "review.decided"])
 
     def all(self) -> list[Counting]:
@@ -109,7 +110,9 @@ def report_numbers(
     events, _ = scan_events(folder)  # problems are part of the verdict
     state = fold(events)
     tables = _Tables(events, state)
-    count_into([*tables.all(), *also], folder, sample_columns=[*COLUMNS, *columns], damaged=damaged)
+    count_into(
+        [*tables.all(), *also], folder, sample_columns=[*COLUMNS, *columns], attempt_columns=GuardTime.COLUMNS, damaged=damaged
+    )
     counts = tables.counts
     if not counts.requested:
         if damaged:
@@ -151,7 +154,7 @@ def report_numbers(
         "marks": tables.marks.rows(beside.robustness, str(_table(predicate.get("identity")).get(SIGNED, ""))),
         "retention": tables.retention.rows(listed(events), tables.in_force.holds)
         | {"days": predicate.get("retention_days", config.get("retention_days"))},
-        "guard_seconds": [],
+        "guard_seconds": tables.guard_time.rows(),
         "training": tables.training.rows(),
         "controls": controls(),
         "bill_of_materials": _bill(predicate.get("bill_of_materials")),

@@ -250,6 +250,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "skipped_guards": list(attempt.skipped_guards),
         "denoiser_evals": float(attempt.denoiser_evals),
         "device_seconds": float(attempt.device_seconds),
+        "guard_seconds": [{"guard": name, "seconds": float(seconds)} for name, seconds in attempt.guard_seconds],
         "error_class": sample.error_class if failed else "",
         "error_message": sample.error_message if failed else "",
     }

@@ -106,6 +106,10 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("weight", "number"),
         Column("tokens", "list of text"),
     ),
+    "guard time": (
+        Column("guard", "text", store=DICTIONARY, since=3),
+        Column("seconds", "number", since=3),
+    ),
     "rows from": (
         Column("step", "whole"),
         Column("rows", "whole"),
@@ -262,6 +266,12 @@ ATTEMPT_COLUMNS = (
     Column("skipped_guards", "list of text", "optional guards that could not run"),
     Column("denoiser_evals", "number", "denoiser evaluations, in guided steps"),
     Column("device_seconds", "number", "device time, shared out over the rows of each batch"),
+    Column(
+        "guard_seconds",
+        "list of guard time",
+        "seconds of the clock that each guard took, shared out over the pictures that it looked at together",
+        since=3,
+    ),
     Column(
         "error_class",
         "text",

@@ -14,10 +14,12 @@ from jobs import demo
 from jobs.demo import demo_prompts, run_demo
 from jobs.lab.world.catalogue import PROTECTED
 from jobs.run.local_runner import run_local
+from jobs.run.plan import read_policy
 from jobs.run.progress import describe, duration
 from jobs.run.prompts import read_prompts
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
+from pipeline.policy import policy_digest
 from pipeline.settings import read_toml
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
@@ -90,3 +92,15 @@ def test_progress_is_described_in_words() -> None:
     assert describe(0, 48, {}, 0, 0.0) == "0/48"
     assert describe(24, 48, {"accepted": 24}, 12, 6.0) == "24/48 · 2.00/s · 100 % accepted · 12 s left"
     assert [duration(seconds) for seconds in (4, 200, 7500)] == ["4 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_the_policy_of_the_demo_has_the_rules_that_ship_and_an_owner(tmp_path: Path) -> None:
+    demo._write_inputs(tmp_path, demo_prompts(3))
+    mine, shipped = read_policy("policy.toml", tmp_path), read_policy("default", tmp_path)
+    assert policy_digest(mine) == policy_digest(shipped)
+    assert mine.about.owner and mine.about.approver and mine.about.approved_on
+
+
+def test_the_run_file_of_the_demo_names_where_to_claim(tmp_path: Path) -> None:
+    demo._write_inputs(tmp_path, demo_prompts(3))
+    assert "example" in read_toml(RunConfig, tmp_path / "run.toml").claims_contact

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.errors import IntegrityError
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.events import append_event
 from pipeline.audit.ledger import sample_rows
@@ -18,10 +19,11 @@ from pipeline.audit.report_digest import REPORTED, digests_of, report_state
 from pipeline.audit.sections.beside import Beside, Unsteered
 from pipeline.audit.sections.checks import checks
 from pipeline.audit.sections.closest import ClosestTable
-from pipeline.marking.coverage import marks_coverage
 from pipeline.audit.sections.people import Waiting, claims, people
 from pipeline.audit.sections.policy_changes import policy_changes, run_changes
 from pipeline.audit.sections.training import TrainingTable, hash_of, own_columns
+from pipeline.marking.coverage import marks_coverage
+from pipeline.marking.robustness import measured, robustness_table
 from pipeline.policy import Policy
 
 from ..counted import one_of_each, sealed
@@ -227,6 +229,44 @@ def test_measures_of_the_code_of_practice_have_their_evidence(counts: dict[str, 
 def test_layers_count_what_the_files_carry(folder: Path) -> None:
     layers = {layer["name"]: layer["carried"] for layer in report_numbers(folder)["marks"]["layers"]}
     assert (layers["xmp"]["k"], layers["xmp"]["n"]) == (6, 6) and layers["watermark"]["k"] == 0
+
+
+def cell(attack: str, found: int, scheme: str = "tile", side: int = 256, kind: str = "all") -> dict[str, Any]:
+    return {"scheme": scheme, "side": side, "kind": kind, "attack": attack, "found": found, "n": 100}
+
+
+def test_the_robustness_table_is_of_the_schemes_in_use() -> None:
+    cells = [cell("none", 100), cell("JPEG 50", 90), cell("none", 50, scheme="other"), cell("none", 1, kind="drawing")]
+    table = robustness_table({"cells": cells, "unmarked": {"searching": {"alarms": 0, "looks": 3000}}}, ["tile/1"])
+    assert table is not None and table["columns"] == ["tile, 256 px"]
+    assert [row["name"] for row in table["rows"]] == ["none", "JPEG 50"]
+    assert "0 of 3000" in table["notes"][0]
+
+
+def test_nothing_measured_is_no_table() -> None:
+    assert robustness_table(None, ["tile"]) is None and robustness_table({"cells": [], "unmarked": {}}, ["tile"]) is None
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "robustness.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(IntegrityError, match="no result of the marks bench"):
+        measured(tmp_path / "robustness.json")
+
+
+def test_guard_time_is_summed_by_guard(tmp_path: Path) -> None:
+    timed = [
+        dataclasses.replace(
+            s, attempts=tuple(dataclasses.replace(a, guard_seconds=(("copies", 0.5), ("text", 0.25))) for a in s.attempts)
+        )
+        for s in one_of_each()
+    ]
+    first, second = report_numbers(sealed(tmp_path, timed))["guard_seconds"]
+    assert (first["guard"], first["seconds"]["value"], first["each"]["value"]) == ("copies", 5.5, 0.5)
+    assert second["seconds"]["value"] == 2.75
+
+
+def test_a_run_without_guard_time_says_so(folder: Path) -> None:
+    assert "time of the guards is not recorded" in page_of(folder)
 
 
 def row(outcome: str, pixel: str, pdq: str = "0" * 64, **more: Any) -> dict[str, Any]:

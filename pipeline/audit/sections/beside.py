@@ -52,7 +52,7 @@ class Beside:
         index: what the index holds now: ``index_id``, ``references``, ``rightsholders``, ``bases``, ``statuses``, ``history``.
         about: rightsholder, licence, source and claim of a reference, by ref_id.
         unsteered: pictures of the same requests and seeds without steering, by sample_id.
-        robustness: the measured table of the watermark schemes; None where none ships.
+        robustness: what the marks bench measured of the watermark schemes; None where none ships.
     """
 
     verification: Verification | None = None

@@ -12,12 +12,11 @@ from typing import Any
 
 from pipeline.audit.numbers import rate
 from pipeline.audit.requests import Row
-from pipeline.audit.schema import samples_schema
 from pipeline.marking.coverage import marks_coverage
+from pipeline.marking.robustness import robustness_table
 from pipeline.outcome import ACCEPTED
 
 _WORTH = 50  # PDQ's own quality below which its hash means little
-_LATER = ("watermark_key_id", "watermark_reason", "visible_label", "c2pa_key_id", "iscc")  # columns of schema version 3
 
 
 class MarksTable:
@@ -25,6 +24,7 @@ class MarksTable:
 
     COLUMNS = (
         "xmp_present", "c2pa_present", "watermark_scheme", "watermark_score", "digital_source_type", "pdq", "pdq_quality",
+        "watermark_key_id", "watermark_reason", "visible_label", "c2pa_key_id", "iscc",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -35,12 +35,6 @@ class MarksTable:
         self._signers: set[str] = set()
         self._sources: set[str] = set()
         self._lowest: float | None = None
-
-    @classmethod
-    def columns(cls) -> list[str]:
-        """What it needs of the samples, as far as this version's schema has it."""
-        known = set(samples_schema().names)
-        return [*cls.COLUMNS, *(name for name in _LATER if name in known)]
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         if sample["outcome"] not in ACCEPTED:
@@ -104,7 +98,7 @@ class MarksTable:
         """The layers, the robustness table of the schemes in use, and the table of the Code of Practice.
 
         Args:
-            bench: the robustness table.
+            bench: what the marks bench measured; None where none ships.
             signed: what the plan binds of the signature of pictures.
         """
         layers = self.layers()
@@ -113,7 +107,7 @@ class MarksTable:
             "layers": layers,
             "keys": sorted(self._keys),
             "schemes": sorted(self._schemes),
-            "robustness": bench,
+            "robustness": robustness_table(bench, self._schemes),
             "code_of_practice": marks_coverage(by_name, signed=signed, watermark_keys=self._keys),
         }
 

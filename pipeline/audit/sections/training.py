@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.audit.numbers import rate
 from pipeline.audit.requests import Row
-from pipeline.audit.schema import samples_schema
 from pipeline.outcome import ACCEPTED
 
 MOST_VALUES = 20  # of a user's column, for it to be counted by value
@@ -24,18 +23,13 @@ _WORTH = 50  # PDQ's own quality below which its hash means little
 class TrainingTable:
     """Sizes, kinds of file, repeated pictures, prompts, and what became of the values of the user's own columns."""
 
-    COLUMNS = ("width", "height", "media_type", "pixel_sha256", "pdq", "pdq_quality", "prompt_commit")
+    COLUMNS = ("width", "height", "media_type", "pixel_sha256", "pdq", "pdq_quality", "prompt_commit", "columns")
 
     def __init__(self) -> None:
         self._sizes: Counter[str] = Counter()
         self._files: Counter[str] = Counter()
         self._pixels, self._pdq, self._prompts = array("Q"), array("Q"), array("Q")
         self._values: dict[str, dict[str, list[int]] | None] = {}  # column → value → requested, released; None: too many
-
-    @classmethod
-    def columns(cls) -> list[str]:
-        """What it needs of the samples, as far as this version's schema has it."""
-        return [*cls.COLUMNS, *({"columns"} & set(samples_schema().names))]
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         released = sample["outcome"] in ACCEPTED
