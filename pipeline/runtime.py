@@ -50,7 +50,7 @@ COLOURED = 1024  # references in all colours that probes search, each encoded on
 FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A finished picture and all findings of the guards."""
 
@@ -178,7 +178,10 @@ class Runtime:
                 for i, found in enumerate(guard.check(pictures)):
                     findings[i] += found
         each = tuple((name, seconds / len(pictures)) for name, seconds in spent.items())
-        return [Study(*parts, each) for parts in zip(pictures, embeddings, map(tuple, findings), nearest, strict=True)]
+        return [
+            Study(picture=picture, embedding=embedding, findings=tuple(found), nearest=near, guard_seconds=each)
+            for picture, embedding, found, near in zip(pictures, embeddings, findings, nearest, strict=True)
+        ]
 
     def padded_rows(self) -> PaddedRows:
         """Rows that the calls of model, embedder and mark detectors have had so far."""
