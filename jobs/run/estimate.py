@@ -71,7 +71,8 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
     """
     import torch
 
-    from pipeline.marking.encode import encode, thumbnail
+    from pipeline.marking.encode import thumbnail
+    from pipeline.marking.mark import Origin, mark
 
     model, g = runtime.model, config.generation
     context = runtime.context_of("")
@@ -94,7 +95,7 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
         rows, call_seconds = _timed(call, g.rows)
     with _edge("decoder or guards", "model"):
         _, look_seconds = _timed(look, LOOKED_AT)
-    stored = encode(pictures[0], config.image_format, b"").data
+    stored = mark(pictures[0], config.image_format, Origin("model", "", "Clearance"), runtime.markers).data  # with its marks
     height, width = pictures[0].shape[:2]
     return Measured(
         call_seconds=call_seconds, rows=rows, look_seconds=look_seconds / LOOKED_AT,

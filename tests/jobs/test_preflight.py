@@ -100,6 +100,7 @@ def test_what_a_good_run_takes(project: Path) -> None:
 
 
 def test_a_dry_run_tries_the_keys(project: Path) -> None:
+    plain = dry(project)[1]
     new_keys(project / "keys")
     (project / "run.toml").write_text(RUN.format(more='marks = { keys = "keys", c2pa = "required" }', model=""))
     result, found = dry(project)
@@ -107,6 +108,7 @@ def test_a_dry_run_tries_the_keys(project: Path) -> None:
     assert found["opened"]["C2PA"] == "signed by Clearance TEST signer, Clearance TEST"
     assert "a test certificate, nobody else trusts it" in result.stderr
     assert found["parts"]["marks.c2pa"] == "signed by a test certificate"
+    assert 3_000 < found["measured"]["picture_bytes"] - plain["measured"]["picture_bytes"] < 5_000
 
 
 @pytest.mark.parametrize("c2pa", ["auto", "required"])
