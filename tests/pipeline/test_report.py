@@ -32,7 +32,9 @@ from pipeline.audit.verify import verify
 from pipeline.config import RunConfig
 from pipeline.copy_check import copy_check_record
 from pipeline.marking.encode import decode, thumbnail
+from pipeline.outcome import Caught, Outcome, Verdict
 from pipeline.policy import Policy
+from tests.pipeline.conftest import a_context, a_sample, an_attempt, drawing
 
 from ..counted import commit, one_of_each, sealed
 
@@ -277,6 +279,16 @@ def test_who_was_caught_in_mid_flight_has_a_reference_and_no_first_picture() -> 
 
 
 # --- what the page must not hide -------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_which_every_sample_was_caught_in_mid_flight_is_reported(tmp_path: Path) -> None:
+    """No first picture finished, so the first panel of the histogram is empty."""
+    drawn = an_attempt(0, drawing(1, [90, 40, 160]), 0.4, Verdict.ACCEPT, kind="negtome")
+    caught = Caught(step=3, signal="latent", score=0.9, threshold=0.8, nearest=drawn.nearest)
+    samples = [a_sample(0, Outcome.ACCEPTED_AFTER_STEERING, [replace(drawn, caught=(caught,))])]
+    commit_shard(tmp_path, "0", sample_table(samples, a_context(), "0"), attempt_table(samples, a_context(), "0"))
+    page = write_report(tmp_path)[0].read_text(encoding="utf-8")
+    assert "First pictures (0)" in page and "Final pictures" in page
 
 
 def text_of(page: str) -> str:
