@@ -358,8 +358,8 @@ class ReferenceIndex:
             changed = sorted({*taken.new, *taken.revived, *taken.amended})
             if changed or event == "built":
                 stricter = [f"{c.ref_id} {c.before} → {c.kept}" for c in taken.conflicts if c.ref_id in taken.amended]
-                said = [*([reason] if reason else []), *([f"stricter now: {', '.join(stricter)}"] if stricter else [])]
-                change = Change(event, changed, "; ".join(said))
+                reasons = [*([reason] if reason else []), *([f"stricter now: {', '.join(stricter)}"] if stricter else [])]
+                change = Change(event, changed, "; ".join(reasons))
                 self._commit(segments, self._gone - set(taken.revived), amendments, change)
             intake.done()
         self.taken = taken

@@ -1,4 +1,4 @@
-"""The run file: what to make, and with what."""
+"""The run file: prompts, model and generation, index and policy, and the run folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GenerationConfig:
         1.0, 0, 1, "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free"
     )
     scheduler: Literal["auto", "ddim", "euler", "dpmpp_2m", "flow_match_euler"] = choice(
-        "auto", "auto: what the model's folder names, as far as it is one of the four, else ddim"
+        "auto", "auto: the one that the model's folder names, if it is one of the four, otherwise ddim"
     )
     eta: float = number(0.0, 0, 1, "ddim: share of fresh noise per step, 0 to 1")
     rows: int = number(

@@ -168,10 +168,11 @@ class EarlyPolicy:
 
     enabled: bool = flag(False, "look at samples in mid-flight; a probe may only steer. The shipped policy turns it on")
     signal: Literal["latent", "head", "decode"] = choice(
-        "latent", "what x̂0 is compared by: the references' latents, the latent head, or the decoded picture's embedding"
+        "latent",
+        "how probes compare x̂0 with the references: by latents, the head's embedding, or the decoded picture's",
     )
     probes: tuple[Annotated[float, within(0.001, 0.999)], ...] = several(
-        (0.1, 0.2, 0.3), 32, "at which shares of the steps unsteered samples are looked at", least=1
+        (0.1, 0.2, 0.3), 32, "shares of the steps after which unsteered samples are probed", least=1
     )
     threshold: float | None = number(
         None, 0, 1, "similarity from which a sample is caught; absent: the calibrated ones, by noise level", above=True,
@@ -200,18 +201,18 @@ class Policy:
     yolo: YoloPolicy = table(YoloPolicy)
     guards: tuple[OutsideGuard, ...] = several((), 32, "guards of other packages")
     early: EarlyPolicy = table(EarlyPolicy)
-    ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "what each next attempt does about a copy, rung by rung")
+    ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "the answers to a copy, one rung for each next attempt")
     mark_ladder: tuple[MarkLadderRung, ...] = several(
-        (), LONGEST_LADDER, "what each next attempt does about a mark, rung by rung"
+        (), LONGEST_LADDER, "the answers to a mark, one rung for each next attempt"
     )
     when_exhausted: Literal["review", "rejected"] = choice(
         "review", "outcome of a doubtful request whose ladder is used up; a confirmed copy is rejected in any case"
     )
     max_evals: float | None = number(
         None, 0, 1_000_000,
-        "denoiser evaluations a request may spend; no attempt is begun that a full picture's steps could take beyond it; "
-        "absent: as many as the ladders ask for",
-        above=True, absent="as many as the ladders ask for",
+        "denoiser evaluations that a request may spend; an attempt begins only if a full picture's steps fit into the rest; "
+        "absent: as many as the ladders need",
+        above=True, absent="as many as the ladders need",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -145,7 +145,7 @@ def test_only_failed_writes_a_new_run(run_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("toml", "arguments", "told"),
+    ("toml", "arguments", "message"),
     [
         ('prompts = "prompts.csv"\nshard_sise = 2\n', [], "Did you mean 'shard_size'?"),
         ('prompts = "none.csv"\nout = "x"\n', [], "prompt file does not exist"),
@@ -156,17 +156,17 @@ def test_only_failed_writes_a_new_run(run_file: Path) -> None:
         ("prompts = \n", [], "not valid TOML"),
     ],
 )
-def test_bad_input_is_two_lines_and_exit_2(run_file: Path, toml: str, arguments: list[str], told: str) -> None:
+def test_bad_input_is_two_lines_and_exit_2(run_file: Path, toml: str, arguments: list[str], message: str) -> None:
     run_file.write_text(toml)
     refused = call("run", run_file, *arguments)
     assert refused.exit_code == 2
     lines = refused.stderr.splitlines()
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  fix: ")
-    assert told in refused.stderr
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("run", "policy", "told"),
+    ("run", "policy", "message"),
     [
         (
             'prompts = "prompts.csv"\nretention_days = -30\n',
@@ -182,12 +182,12 @@ def test_bad_input_is_two_lines_and_exit_2(run_file: Path, toml: str, arguments:
         ('prompts = "prompts.csv"\n', '[ladder]\nkind = "reseed"\n', "own.toml, line 1: ladder: must be a list of tables"),
     ],
 )
-def test_a_wrong_value_stops_before_anything_is_written(run_file: Path, run: str, policy: str, told: str) -> None:
+def test_a_wrong_value_stops_before_anything_is_written(run_file: Path, run: str, policy: str, message: str) -> None:
     run_file.write_text(run)
     (run_file.parent / "own.toml").write_text(policy)
     refused = call("run", run_file, "--out", "run", *(["--policy", "own.toml"] if policy else []))
     assert refused.exit_code == 2
-    assert told in refused.stderr
+    assert message in refused.stderr
     assert not (run_file.parent / "run").exists()
 
 
@@ -301,11 +301,11 @@ def test_verify_names_what_it_did_not_look_at(run_file: Path) -> None:
     assert done.exit_code == 0 and [line.split()[2] for line in lines] == [
         "away", "mine", "notes.txt", "report.html", "report.json",
     ]  # fmt: skip
-    told = json.loads(call("verify", folder, "--json").stdout)
-    assert told["ok"] and [left["where"] for left in told["not_covered"]] == [line.split()[2] for line in lines]
+    result = json.loads(call("verify", folder, "--json").stdout)
+    assert result["ok"] and [left["where"] for left in result["not_covered"]] == [line.split()[2] for line in lines]
     next(folder.glob("samples/*")).unlink()
-    told = call("verify", folder, "--json")
-    assert told.exit_code == 1 and json.loads(told.stdout)["problems"][0]["where"].startswith("samples/")
+    result = call("verify", folder, "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)["problems"][0]["where"].startswith("samples/")
 
 
 def test_an_unfinished_run_is_reported_without_being_called_damaged(run_file: Path) -> None:

@@ -44,7 +44,7 @@ def test_settings_are_words_and_ladders_are_not_among_them() -> None:
 def test_an_absent_key_says_what_is_in_force() -> None:
     rows = dict(policy_rows(shipped()))
     assert rows["copies"].startswith("threshold = the calibrated operating point of the index, ")
-    assert rows["max_evals"] == "as many as the ladders ask for"
+    assert rows["max_evals"] == "as many as the ladders need"
 
 
 def test_the_page_shows_both_ladders_and_no_python(make_run: Any, tmp_path: Path) -> None:

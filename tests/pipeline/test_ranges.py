@@ -143,7 +143,7 @@ def test_the_likely_slip_is_named(cls: type[Any], data: dict[str, Any], hint: st
         ({"copies": {"threshold": 0.0}}, "remove the key to use the calibrated operating point of the index"),
         ({"early": {"enabled": True, "threshold": 0}}, "remove the key to use the calibrated ones, by noise level"),
         ({"marks": {"threshold": 0}}, "remove the key to use the default 0.5"),
-        ({"max_evals": 0}, "remove the key to use as many as the ladders ask for"),
+        ({"max_evals": 0}, "remove the key to use as many as the ladders need"),
     ],
     ids=str,
 )
