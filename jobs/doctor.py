@@ -261,10 +261,12 @@ def _statement(keys: Keys, topic: str) -> Line:
 
 
 def _salt(keys: Keys, topic: str) -> Line:
-    salt = keys.salt()
+    from pipeline.salt import salt_id, secret_salt
+
+    salt = secret_salt(keys)
     if not salt:
         return Line(topic, "note", "none: the commitment of a prompt that can be guessed reveals it")
-    return Line(topic, "ok", f"secret, {key_id('salt', bytes.fromhex(salt))}")
+    return Line(topic, "ok", f"secret, {salt_id(salt)}")
 
 
 def check_weights(folder: Path) -> Iterator[Line]:

@@ -41,6 +41,7 @@ PURPOSES = {
 RUN_FILES = ("plan.json", "run.json")  # a folder with one of them is a run folder
 LARGEST = 1 << 20  # bytes of a key file
 WATERMARK_BYTES, SALT_BYTES = 32, 16
+SALT_ID = "salt id"  # the purpose in the id of a salt, which rows, plans and statements hold (:mod:`pipeline.salt`)
 NEW = "`clearance keys new FOLDER` makes a folder of keys"
 
 
@@ -197,7 +198,7 @@ class Keys:
             WATERMARK: watermark and key_id("watermark", watermark),
             STATEMENT_PUBLIC: public and key_id("statement", public.public_bytes_raw()),
             C2PA_CHAIN: c2pa and c2pa.key_id,
-            SALT: salt and key_id("salt", bytes.fromhex(salt)),
+            SALT: salt and key_id(SALT_ID, bytes.fromhex(salt)),
         }
         return {name: str(value) for name, value in found.items() if value}
 

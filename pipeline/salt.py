@@ -6,23 +6,21 @@ find it in the record; under a secret one only who holds the salt can.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from index.errors import ConfigError, InputError
-from pipeline.keys import Keys
+from pipeline.keys import SALT_BYTES, SALT_ID, Keys, key_id
 
 VARIABLE = "CLEARANCE_SALT"
 PART = "salt_id"  # the part of a plan's identity; runs under the public salt have none
-LEAST_BYTES = 16
 _HOW = 'It is at least 32 hexadecimal digits: python -c "import secrets; print(secrets.token_hex(32))"'
 
 
 def salt_id(salt: str) -> str:
     """A name for a salt that does not reveal it, so that a verifier can check that it holds the right one."""
-    return hashlib.sha256(b"clearance salt id\0" + bytes.fromhex(salt)).hexdigest()[:16]
+    return key_id(SALT_ID, bytes.fromhex(salt))
 
 
 def salt_parts(salt: str) -> dict[str, str]:
@@ -62,6 +60,6 @@ def _checked(text: str, where: str) -> str:
         salt = bytes.fromhex(text)
     except ValueError:
         raise ConfigError("is not hexadecimal", where=where, fix=_HOW) from None
-    if len(salt) < LEAST_BYTES:
-        raise ConfigError(f"has {len(salt)} bytes, at least {LEAST_BYTES} are needed", where=where, fix=_HOW)
+    if len(salt) < SALT_BYTES:
+        raise ConfigError(f"has {len(salt)} bytes, at least {SALT_BYTES} are needed", where=where, fix=_HOW)
     return salt.hex()

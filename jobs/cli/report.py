@@ -33,9 +33,11 @@ def print_report(folder: Path, base: Path | None, keys: Keys | None = None, *, j
     from jobs.proof import trust_in
     from jobs.report import report_run
     from jobs.run.verdict import damage
+    from pipeline.keys import Keys
+    from pipeline.salt import secret_salt
 
     with busy("writing the report"):
-        salt, trust = (None, None) if keys is None else (keys.salt() or None, trust_in(keys))
+        salt, trust = secret_salt(keys or Keys()) or None, trust_in(keys) if keys is not None else None
         path, content, remark = report_run(folder, base, salt=salt, trust=trust)
     console = make_console(stderr=json)
     for line in (f"report: {path}", remark):

@@ -27,7 +27,8 @@ from jobs.export.write import export_run
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
-from pipeline.audit.events import append_event
+from pipeline.audit.erase import erase_payloads
+from pipeline.audit.events import NewEvent, append_event, read_events
 from pipeline.audit.kept import kept_pictures
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig
@@ -211,6 +212,18 @@ def test_samples_without_a_picture_are_counted(run: Path, tmp_path: Path) -> Non
     exported = export_run(run, tmp_path / "all", only="all")
     assert (exported.samples, exported.left_out) == (5, {"no picture of it was kept": 1})
     assert "* left out: 1 (no picture of it was kept)" in (tmp_path / "all" / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_erased_picture_is_absent_and_counted(own_run: Path, tmp_path: Path) -> None:
+    about = NewEvent(kind="payload.erased", actor="privacy", reason="on request")
+    wanted = {ids(own_run)["a"]: ["image"], ids(own_run)["b"]: ["columns"], ids(own_run)["c"]: ["image"]}
+    erase_payloads(own_run, wanted, about, known=len(read_events(own_run)))
+    exported = export_run(own_run, tmp_path / "export")
+    assert exported.left_out == {"its picture was erased": 1}
+    rows = {row["request_key"]: row["category"] for row, _ in by_polars(tmp_path / "export")}
+    assert rows == {"b": None, "f": "insects"}
+    assert export_run(own_run, tmp_path / "held", only="held").left_out == {"its picture was erased": 1}
+    assert verify_run(own_run).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -149,6 +150,20 @@ def test_the_command_takes_it_from_a_file(plan: Callable[[], Plan], tmp_path: Pa
     given = CliRunner().invoke(app, ["verify", str(folder), "--salt-file", str(tmp_path / "salt")], env={"COLUMNS": "300"})
     assert "skip  prompts" in without.stdout and "pass  prompts" in given.stdout
     assert (without.exit_code, given.exit_code) == (0, 0)
+
+
+def test_the_report_takes_it_from_the_environment(plan: Callable[[], Plan], tmp_path: Path) -> None:
+    os.environ[VARIABLE] = SALT
+    folder = ran(plan, tmp_path / "run")
+    shown = CliRunner().invoke(app, ["report", str(folder), "--json"])
+    stages = {stage["name"]: stage["state"] for stage in json.loads(shown.stdout)["integrity"]["stages"]}
+    assert stages["prompts"] == "pass"
+
+
+def test_its_id_is_the_one_that_a_folder_of_keys_shows(tmp_path: Path) -> None:
+    (tmp_path / "salt").write_text(SALT)
+    (tmp_path / "salt").chmod(0o600)
+    assert Keys(tmp_path).ids()["salt"] == salt_id(SALT)
 
 
 def test_a_real_runtime_has_the_salt_and_its_id(tmp_path: Path, tiny_sd: Path) -> None:
