@@ -87,4 +87,6 @@ def _summary(detection: Detection) -> None:
         table.add_row(name, ", ".join(f"{states[state]} {state}" for state in sorted(states)))
     make_console().print(table)
     if not summary.files and summary.other_files:
-        say("The pictures of a run are in its Parquet files; export them first.")
+        say(
+            "The pictures of a run are in its Parquet files: `clearance export RUN --format folder --to FOLDER` takes them out."
+        )

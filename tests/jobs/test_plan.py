@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
-from jobs.keys import new_keys
+from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, local_folder
 from pipeline.config import GenerationConfig, MarksConfig
@@ -140,10 +141,11 @@ def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_p
 
 
 def test_whether_pictures_are_signed_is_bound_and_the_certificate_is_not(make_plan: MakePlan, tmp_path: Path) -> None:
-    plans = []
-    for name in ("one", "two"):
-        new_keys(tmp_path / name)
-        plans.append(make_plan(PROMPTS, marks=MarksConfig(keys=name)))
+    new_keys(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "renewed")
+    for name, data in c2pa_test_chain().items():
+        (tmp_path / "renewed" / name).write_bytes(data)
+    plans = [make_plan(PROMPTS, marks=MarksConfig(keys=name)) for name in ("one", "renewed")]
     assert plans[0].plan_sha256 == plans[1].plan_sha256 != make_plan(PROMPTS).plan_sha256
     assert plans[0].parts["marks.c2pa"] == "signed by a test certificate"
 
