@@ -19,6 +19,7 @@ from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
+from jobs.cli.index_doctor import app as index_doctor_app
 from jobs.cli.keys import app as keys_app
 from jobs.cli.reaudit import app as reaudit_app
 from jobs.cli.receipt import receipt
@@ -90,6 +91,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
 )
+index_app.add_typer(index_doctor_app)
 app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")
 app.add_typer(keys_app, name="keys")
@@ -219,6 +221,8 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     """Show how far a run is, and its results so far. Reads its folder alone."""
     from index.storage import entry_of
     from jobs.funnel import lines, read_counts, rows
+    from jobs.reaudit.standing import Standing
+    from jobs.review.queue import in_force
     from jobs.run.lock import holder
     from jobs.run.stored_plan import stored_plan
     from pipeline.audit.envelope import signed_by
@@ -241,9 +245,15 @@ def status(run: RunFolder, json: AsJson = False) -> None:
         "requests": f"{counts.requested} of {stored['requests']} ended",
         **stated_roots(folder),
     }
+    now = in_force(folder, Standing.of(folder))
     if json:
-        say_json(about | plain(counts, check))
+        in_numbers = {"outcomes_in_force": dict(sorted(now.outcomes.items())), "review_queue": now.waiting}
+        say_json(about | in_numbers | plain(counts, check))
         return
+    about |= {
+        "in force": ", ".join(f"{count} {outcome}" for outcome, count in sorted(now.outcomes.items())) or "nothing yet",
+        "review queue": f"{now.waiting} wait for a person" if now.waiting else "empty",
+    }
     table = grid()
     for name, value in {
         **about,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from index.errors import InputError
 from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
@@ -61,6 +62,24 @@ def waiting(folder: Path, standing: Standing) -> Iterator[Waiting]:
                     yield _held(sample_id, born, standing)
             elif outcome == Outcome.REVIEW:
                 yield Waiting(sample_id=sample_id, born=born, outcome=outcome, purpose=QUEUE)
+
+
+class InForce(NamedTuple):
+    """The outcomes in force, counted, and how many samples wait for a person."""
+
+    outcomes: Counter[str]
+    waiting: int
+
+
+def in_force(folder: Path, standing: Standing) -> InForce:
+    """Count a run's samples by the outcome in force.
+
+    Raises:
+        ClearanceError: a file cannot be read.
+    """
+    pairs = ((i, born) for part in samples_of(folder) for i, born in zip(part.ids, part.outcomes, strict=True))
+    outcomes = Counter(standing.outcome(sample_id, born) for sample_id, born in pairs)
+    return InForce(outcomes, sum(1 for _ in waiting(folder, standing)))
 
 
 def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiting]:

@@ -323,3 +323,14 @@ def test_a_moved_run_takes_decisions(run: Path, tmp_path: Path) -> None:
     path = write(run, line(run, "row-000000"))
     shutil.move(run, tmp_path / "elsewhere")
     assert import_file(tmp_path / "elsewhere", path, actor="compliance").accepted == 1
+
+
+def test_status_shows_the_queue_and_the_outcomes_in_force(run: Path) -> None:
+    status = CliRunner().invoke(cli.app, ["status", str(run), "--json"])
+    data = json.loads(status.stdout)
+    assert (data["review_queue"], data["outcomes_in_force"]["quarantined"]) == (1, 1)
+    import_file(run, write(run, line(run, "row-000000")), actor="compliance")
+    after = json.loads(CliRunner().invoke(cli.app, ["status", str(run), "--json"]).stdout)
+    assert after["review_queue"] == 0 and "quarantined" not in after["outcomes_in_force"]
+    assert after["outcomes_in_force"]["accepted"] == data["outcomes_in_force"]["accepted"] + 1
+    assert "review queue" in CliRunner().invoke(cli.app, ["status", str(run)]).stdout
