@@ -105,3 +105,16 @@ def test_copies_are_looked_for_among_own_and_nearest_references() -> None:
     assert copies_own(FakeJudges(), made, works).tolist() == [True, False, True]  # type: ignore[arg-type]
     runtime = SimpleNamespace(index=SimpleNamespace(picture=lambda _: works["thing 1"]))
     assert copies_any(FakeJudges(), made, runtime).tolist() == [False, True, True]  # type: ignore[arg-type]
+
+
+def test_a_made_up_run_is_looked_at_and_its_planted_copies_are_found(tmp_path: Path) -> None:
+    from index.calibrate import OperatingPoint
+    from jobs.lab.bench.reaudit import HUES, LOOK_FROM, PLANTED, REFERENCES, THRESHOLD, Projected, make_run, references
+    from jobs.reaudit.look import Standard, look
+
+    make_run(tmp_path, 3000)
+    point = OperatingPoint(threshold=THRESHOLD, look_from=LOOK_FROM)
+    looked = look(tmp_path, Standard.of(references(), Projected(), point=point, k=3, hues=HUES))
+    planted = set(json.loads((tmp_path / "planted.json").read_text()))
+    assert looked.compared == 3000 and len(planted) == REFERENCES * PLANTED
+    assert {seen.sample_id for seen in looked.hits} == planted

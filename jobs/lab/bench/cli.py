@@ -119,3 +119,18 @@ def early(
     from jobs.lab.bench.early import bench
 
     bench(out, quick=quick, work=work)
+
+
+@app.command()
+def reaudit(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="The made-up run is kept here: 1.2 GB.")] = Path("reaudit-bench"),
+) -> None:
+    """A million stored embeddings against a hundred new references, on two threads: seconds, memory, what is found.
+
+    Example: clearance lab bench reaudit --quick
+    """
+    from jobs.lab.bench.reaudit import bench
+
+    bench(out, quick=quick, work=work)
