@@ -161,3 +161,21 @@ def test_a_changed_page_no_longer_matches_its_digest(folder: Path, change: Any) 
 def test_the_browser_is_forbidden_to_fetch_and_to_run(markup: Markup) -> None:
     policy = next(attrs["content"] for attrs in markup.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+OFFICER = Path(__file__).parents[2] / "infra" / "docs" / "officer.md"
+
+
+def questions() -> list[tuple[int, list[str]]]:
+    """The officer's questions by number, and the titles of the sections that answer them."""
+    rows = re.findall(r"^\| (\d+)\. [^|]+\| ([^|]+) \|", OFFICER.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(int(number), titles.split("; ")) for number, titles in rows]
+
+
+def test_the_officers_eighteen_questions_are_all_there() -> None:
+    assert [number for number, _ in questions()] == [*range(1, 19)]
+
+
+@pytest.mark.parametrize(("number", "titles"), questions())
+def test_every_question_names_sections_that_the_page_has(number: int, titles: list[str]) -> None:
+    assert set(titles) <= {title for _, title in SECTIONS}
