@@ -108,6 +108,11 @@ def test_a_rung_that_is_new_is_one_row() -> None:
     assert row == {"key": "mark_ladder, rung 1", "before": "not there", "now": "reseed: all at their defaults"}
 
 
+def test_the_order_of_keys_is_no_difference() -> None:
+    rung = {"kind": "nudge", "window": 0.4, "enough": 0.3}
+    assert policy_changes({"ladder": [rung]}, {"ladder": [dict(sorted(rung.items()))]}) == []
+
+
 def test_an_approval_is_no_difference_of_rules() -> None:
     assert policy_changes({"about": {"owner": "a"}, "name": "x"}, {"about": {"owner": "b"}, "name": "y"}) == []
 
@@ -317,7 +322,8 @@ def test_the_same_seed_without_steering_stands_in_the_place_of_a_picture_that_ne
     nearest = ({"ref_id": "ref", "similarity": 0.97}, {"ref_id": "far", "similarity": 0.2})
     other = Unsteered(run_id="run-9", folder="observed", nearest=nearest, thumbnail=small)
     page = page_of(folder, beside=Beside(unsteered=lambda wanted: {caught: other} if caught in wanted else {}))
-    assert "Same seed, unsteered" in page and "to its reference 0.970" in page and "from run observed" in page
+    pair = page[page.index("<b>Unsteered</b>") :]
+    assert "similarity 0.970<br>nearest 0.970" in pair and "Unsteered, the same seed, in run observed." in pair
 
 
 def test_without_another_run_it_says_that_it_is_not_known(folder: Path) -> None:

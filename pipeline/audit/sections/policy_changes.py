@@ -20,7 +20,8 @@ def _rules(policy: Mapping[str, Any]) -> dict[str, Any]:
     """The rules of a policy by key; a rung of a ladder is one of them, in words."""
     rules = dict(_flat({key: value for key, value in policy.items() if key not in (*_NOT_RULES, *LADDERS)}))
     for key in LADDERS:
-        for number, (kind, settings) in enumerate(rungs_of(policy, key), 1):
+        ordered = [dict(sorted(rung.items())) for rung in policy.get(key) or ()]  # a statement sorts its keys, a file does not
+        for number, (kind, settings) in enumerate(rungs_of({key: ordered}, key), 1):
             rules[f"{key}, rung {number}"] = f"{kind}: {settings}"
     return rules
 
