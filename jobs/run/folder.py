@@ -66,6 +66,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         RunStopped: it cannot be written to.
     """
     from pipeline.audit.shards import markers
+    from pipeline.audit.state import state_of
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
     require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
@@ -100,6 +101,9 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
             where=str(out),
             fix="Name another --out, or bring back what changed and use --resume",
         )
+    if holds := state_of(out).holds:
+        what = f"the folder is under a legal hold ({', '.join(holds)}), and the new plan would take its place"
+        raise PlanMismatch(what, where=str(out), fix="Name another --out; see `clearance hold show`")
     note = f"nothing was committed under the plan that the folder held ({changed}): this plan takes its place"
     return Place("replaced", run_id, digest, note)
 

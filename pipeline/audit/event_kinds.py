@@ -28,6 +28,6 @@ KINDS: dict[str, str] = {
     "hold.set": "a legal hold: of these samples, or of the whole run, nothing may be erased",
     "hold.lifted": "a legal hold ends",
     "retention.applied": "what was kept longer than the retention allows was erased; with counts",
-    "policy.changed": "another policy or threshold is in force; with the digests before and after",
-    "index.changed": "references were added or retired; with the index before and after",
+    "policy.changed": "for programs of your own, Clearance writes none: another policy is in force; with both digests",
+    "index.changed": "for programs of your own, Clearance writes none: references changed; with the index before and after",
 }

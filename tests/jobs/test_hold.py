@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from index.errors import InputError, RunStopped
+from index.errors import InputError, PlanMismatch, RunStopped
 from index.storage import Disk, using
 from jobs.by import By
 from jobs.cli import main as cli
@@ -110,6 +110,21 @@ def test_another_event_that_comes_between_reading_and_writing_stops_the_change(r
     with using(Between()), pytest.raises(RunStopped, match="by another process meanwhile"):
         change_hold(run, "hold.set", None, "m", COUNSEL)
     assert [event["actor"] for event in read_events(run) if event["kind"] == "hold.set"] == ["another"]
+
+
+def test_a_folder_under_hold_is_not_given_to_another_plan(
+    make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]
+) -> None:
+    """Nothing was committed in it, so that another plan would take it; the events would be lost."""
+    with pytest.raises(RunStopped):
+        run_local(make_plan(["disk-full"]), tmp_path / "held", open_loop=open_loop)
+    change_hold(tmp_path / "held", "hold.set", None, "m", COUNSEL)
+    before = read_events(tmp_path / "held")
+    with pytest.raises(PlanMismatch, match=r"under a legal hold \(m\)"):
+        run_local(make_plan(["cat"]), tmp_path / "held", open_loop=open_loop)
+    assert read_events(tmp_path / "held") == before
+    change_hold(tmp_path / "held", "hold.lifted", None, "m", COUNSEL)
+    assert run_local(make_plan(["cat"]), tmp_path / "held", open_loop=open_loop).outcomes == {"accepted": 1}
 
 
 def test_the_commands(run: Path, keys: list[str]) -> None:

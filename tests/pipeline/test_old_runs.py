@@ -71,6 +71,13 @@ def test_an_old_run_is_reported(old: Path) -> None:
     assert "The record is not whole" not in page.read_text(encoding="utf-8")
 
 
+def test_the_report_of_an_old_run_has_no_digest_and_is_no_problem(old: Path) -> None:
+    (old / "report.html").write_text("<!doctype html><p>a report of an earlier version</p>\n")
+    found = verify_run(old)
+    left = {one.where: one.what for one in found.not_covered}
+    assert found.problems == () and left["report.html"] == "a report of an earlier version, which states no digest"
+
+
 @pytest.mark.parametrize("kind", ["samples/*.parquet", "attempts/*.parquet", "plan.json", "requests.parquet", "events.jsonl"])
 def test_a_changed_old_run_is_found(old: Path, kind: str) -> None:
     path = sorted(old.glob(kind))[0]
