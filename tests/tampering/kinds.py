@@ -35,6 +35,7 @@ class Kind:
     Attributes:
         apply: does it. expected: how it must come out.
         stopped: it is done to a stopped run, and found when that is continued, or afterwards.
+        erased: it is done to a run from which payloads were erased.
         by_pixels: only decoding the picture finds it, which the small verifier names as not done.
         by_key: only the key, which lies outside the folder, finds it.
     """
@@ -42,6 +43,7 @@ class Kind:
     apply: Apply
     expected: Found = "problem"
     stopped: bool = False
+    erased: bool = False
     by_pixels: bool = False
     by_key: bool = False
 
@@ -356,6 +358,64 @@ def _rows(folder: Path, path: str) -> forge.Rows:
     return [row for row in pq.ParquetFile(folder / path).read().to_pylist() if row["image"] is not None]
 
 
+# --- erasures ----------------------------------------------------------------------------------------------------------------
+
+
+def _erased_files(runs: Runs) -> list[str]:
+    """Files that the erasure changed."""
+    names = [path.relative_to(runs.erased).as_posix() for path in sorted(runs.erased.rglob("*.parquet"))]
+    shared = [name for name in names if (runs.unerased / name).exists()]
+    return [name for name in shared if (runs.erased / name).read_bytes() != (runs.unerased / name).read_bytes()]
+
+
+def an_erased_payload_put_back(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    name = rng.choice(_erased_files(runs))
+    shutil.copy(runs.unerased / name, folder / name)
+    return (name,)
+
+
+def a_further_payload_emptied_beside_an_erasure(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    names = [name for name in _erased_files(runs) if name.startswith(("samples", "attempts", "kept"))]
+    name = rng.choice(names)
+    table = forge.table_of(folder / name)
+    there = [(n, c) for n, row in enumerate(table.to_pylist()) for c in ("image", "thumbnail", "embedding") if row.get(c)]
+    if not there:  # the erasure took everything: one more row is removed instead
+        changed = table.slice(1)
+    else:
+        at, column = rng.choice(there)
+        changed = forge.rewritten(table, lambda rows: rows[at].update({column: None}), rechain=False)
+    with (folder / name).open("wb") as stream:
+        write_parquet(changed, stream)
+    return (name,)
+
+
+def an_erasure_without_its_event(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    """The events are those from before: the chain ends whole, and too early."""
+    shutil.rmtree(folder / "events")
+    shutil.copytree(runs.unerased / "events", folder / "events")
+    shutil.copy(runs.unerased / "events-head.json", folder)
+    return tuple(_erased_files(runs))
+
+
+def a_row_changed_under_cover_of_an_erasure(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    """File digest and event are redone, as an erasure would: what is committed of the row contradicts."""
+    from pipeline.audit.erasure import ERASED, ErasedFile
+    from pipeline.audit.events import append_event
+
+    shard_id, table = _editable(folder, rng)
+    file = next(file for file in committed(folder)[shard_id].files if file.table == table)
+    path, before = folder / file.path, forge.sha256(folder / file.path)
+    changed = forge.rewritten(forge.table_of(path), _edit(rng, table), rechain=rng.random() < 0.5)
+    with path.open("wb") as stream:
+        write_parquet(changed, stream)
+    named = ErasedFile(
+        seq=-1, path=file.path, table=table, columns={}, before_sha256=before, after_sha256=forge.sha256(path),
+        after_bytes=path.stat().st_size,
+    )  # fmt: skip
+    append_event(folder, ERASED, "privacy", "asked for", details={"files": [named.plain()]})
+    return (file.path,)
+
+
 # --- statement and events --------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +589,10 @@ KINDS: tuple[Kind, ...] = (
         the_last_events_removed_with_their_head, events_exchanged_or_renamed, the_events_of_another_run,
         an_event_changed_with_its_chain, a_signature_changed_removed_or_exchanged, a_time_stamp_changed_removed_or_exchanged,
     )),
+    *(Kind(apply=apply, erased=True) for apply in (
+        an_erased_payload_put_back, a_further_payload_emptied_beside_an_erasure, an_erasure_without_its_event,
+    )),
+    Kind(apply=a_row_changed_under_cover_of_an_erasure),
     Kind(apply=a_picture_exchanged_with_its_digest, by_pixels=True),
     Kind(apply=a_signature_by_another_key, by_key=True),
     Kind(apply=everything_forged_anew, by_key=True),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, RunStopped
+from jobs.by import By
 from jobs.proof import sign
+from jobs.retention import erase_keys
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from pipeline.audit.events import append_event
@@ -34,6 +36,7 @@ class Runs:
         other: the same plan run again, signed and stamped by the same people: the best forgery there is.
         stopped: stopped after its first shard. finished: the same plan, run whole by others.
         foreign: another plan.
+        unerased, erased: one run, before and after the payloads of two of its samples were erased.
         keys: of the deployment. authority: that stamped. trust: what a careful verifier names.
     """
 
@@ -44,6 +47,8 @@ class Runs:
     stopped: Path
     finished: Path
     foreign: Path
+    unerased: Path
+    erased: Path
     keys: Keys
     authority: Authority
     trust: Trust
@@ -79,6 +84,11 @@ def make_runs(base: Path) -> Runs:
     (base / "two" / "space").unlink()
     (base / "three").mkdir()
     foreign = run_local(_plan(base / "three", ("lion", "horse")), base / "foreign", open_loop=open_fake).folder
+    unerased = run_local(plan, base / "unerased", open_loop=open_fake).folder
+    sign(unerased, keys)
+    erased = copy_of(unerased, base / "erased")
+    chosen = [str(row["request_key"]) for row in sample_rows(erased) if row["outcome"] in ("accepted", "rejected")][:2]
+    erase_keys(erased, chosen, (), By(role="privacy", reason="asked for"))
     assert keys.folder is not None
     trust = trust_in(Keys(), keys.folder / "statement.pub", authority.root)
     return Runs(
@@ -87,6 +97,8 @@ def make_runs(base: Path) -> Runs:
         stopped=base / "stopped",
         finished=base / "finished",
         foreign=foreign,
+        unerased=unerased,
+        erased=erased,
         keys=keys,
         authority=authority,
         trust=trust,

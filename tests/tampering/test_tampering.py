@@ -40,7 +40,7 @@ def names(places: tuple[str, ...], problems: tuple[Problem, ...]) -> bool:
 
 def judge(kind: Kind, seed: int, runs: Runs, place: Path) -> str:
     """Do it and look; returns what is wrong with the answer, nothing when it is right."""
-    folder = copy_of(runs.stopped if kind.stopped else runs.whole, place)
+    folder = copy_of(runs.stopped if kind.stopped else runs.erased if kind.erased else runs.whole, place)
     places = kind.apply(folder, random.Random(seed), runs)
     if kind.stopped:
         return continued(folder, places, runs)
@@ -85,7 +85,7 @@ def continued(folder: Path, places: tuple[str, ...], runs: Runs) -> str:
 
 def test_the_untouched_runs_verify_by_both(runs: Runs, tmp_path: Path) -> None:
     """Otherwise everything that is found below would show nothing."""
-    for folder in (runs.whole, runs.other, runs.foreign):
+    for folder in (runs.whole, runs.other, runs.foreign, runs.unerased, runs.erased):
         trust: Trust = runs.trust if folder != runs.foreign else NOBODY
         found: Verification = verify_run(folder, trust=trust)
         assert found.ok and {s.state for s in found.stages} <= {"pass", "skip"}, found.problems
@@ -97,6 +97,13 @@ def test_the_untouched_runs_verify_by_both(runs: Runs, tmp_path: Path) -> None:
     run_local(runs.plan, stopped, open_loop=open_fake, resume=True)
     (runs.plan.base / "space").unlink()
     assert verify_run(stopped).ok
+
+
+def test_an_erasure_passes_both_and_is_counted_by_both(runs: Runs) -> None:
+    ours, small = verify(runs.erased), Run(str(runs.erased)).verify()
+    assert ours.ok and not small.problems
+    assert ours.counts["erased"] == small.counts["erased"] > 4
+    assert "erased, as events name them" in small.sentence["pictures"]
 
 
 def test_the_runs_have_what_is_tampered_with(runs: Runs) -> None:

@@ -134,3 +134,14 @@ def reaudit(
     from jobs.lab.bench.reaudit import bench
 
     bench(out, quick=quick, work=work)
+
+
+@app.command()
+def audit(out: Out = DOCS, quick: Quick = False) -> None:
+    """Measure what the audit costs beside drawing, beside writing the same bytes plainly, and in the small verifier.
+
+    Example: clearance lab bench audit --quick
+    """
+    from jobs.lab.bench.audit import bench
+
+    bench(out, quick=quick)
