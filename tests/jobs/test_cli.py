@@ -299,7 +299,7 @@ def test_verify_names_what_it_did_not_look_at(run_file: Path) -> None:
     done = call("verify", folder)
     lines = [line for line in done.output.splitlines() if line.startswith("not covered: ")]
     assert done.exit_code == 0 and [line.split()[2] for line in lines] == [
-        "away", "mine", "notes.txt", "report.html", "report.json",
+        "README.md", "away", "mine", "notes.txt", "report.html", "report.json",
     ]  # fmt: skip
     result = json.loads(call("verify", folder, "--json").stdout)
     assert result["ok"] and [left["where"] for left in result["not_covered"]] == [line.split()[2] for line in lines]
