@@ -32,8 +32,9 @@ def own_references(folder: Path) -> dict[str, list[str]]:
         known = before.get(sample_id, [])
         if mine := list(dict.fromkeys([*caught, *known])):
             own[sample_id] = mine
-        before[sample_id] = [*known, *caught, *flagged]
-    return {sample_id: refs for sample_id, refs in own.items() if refs}
+        if found := [*known, *caught, *flagged]:
+            before[sample_id] = found
+    return own
 
 
 def held_for_copies(folder: Path, standing: Standing) -> dict[str, Change]:

@@ -93,6 +93,27 @@ def test_it_flags_exactly_what_the_guard_flagged(drawn: World, run: str) -> None
     assert found == {key: flagged for key, row in rows(drawn.base / run).items() if (flagged := born(row))}
 
 
+@pytest.mark.slow
+def test_it_flags_exactly_what_the_guard_flagged_on_drawn_pictures(tmp_path: Path) -> None:
+    """The demo's world from prompt to picture: the denoiser that ships, the whole index, a policy that only observes."""
+    from index.collect import Reading, Works
+    from jobs.demo import DRAWINGS, demo_prompts
+    from jobs.run.local_runner import run_local
+    from jobs.run.plan import Plan, read_policy
+    from pipeline.config import RunConfig
+
+    embedder = OpenCLIPEmbedder.open("stickers")
+    index = ReferenceIndex.build(tmp_path / "index", Works(DRAWINGS, Reading(keep_pictures=True)), embedder)
+    lines = [f"{prompt.key},{prompt.prompt}" for prompt in demo_prompts(12)]
+    (tmp_path / "prompts.csv").write_text("\n".join(["key,prompt", *lines]) + "\n", encoding="utf-8")
+    config = RunConfig(prompts="prompts.csv", index="index", dataset_id="demo", base_seed=20, shard_size=6)
+    run_local(Plan.make(config, read_policy("observe", tmp_path), tmp_path), tmp_path / "observed")
+    world = World(tmp_path, index, embedder)
+    found = {seen.request_key: again(seen) for seen in look(tmp_path / "observed", standard(world)).hits}
+    assert found == {key: flagged for key, row in rows(tmp_path / "observed").items() if (flagged := born(row))}
+    assert len(found) >= 3
+
+
 def test_the_run_holds_every_kind_of_finding_that_is_compared(drawn: World) -> None:
     found = {category for row in rows(drawn.base / "observed").values() for category, _, _ in born(row)}
     assert found == {"copy.protected", "copy.geometry", "copy.recoloured"}

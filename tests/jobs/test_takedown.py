@@ -158,6 +158,32 @@ def test_a_work_that_would_match_nothing_is_refused_before_anything_changes(worl
     assert ReferenceIndex.open(world.base / "index").index_id == before
 
 
+def test_the_run_stays_intact_for_those_who_verify_it(world: World) -> None:
+    from jobs.run.verdict import verify_run
+
+    ref_id = ref_of(take_down(world))
+    withdraw(world, [ref_id])
+    assert verify_run(world.base / "observed").ok
+
+
+def test_a_run_that_never_ended_is_looked_at_as_far_as_it_is_committed(world: World) -> None:
+    folder = world.base / "observed"
+    (folder / "run.json").unlink()
+    sorted((folder / "commits").iterdir())[-1].unlink()  # moved-ant is in the last shard
+    done = take_down(world)
+    assert "2 of 3 shards are committed" in done.runs[0].notes[0]
+    assert {change.request_key for change in done.runs[0].quarantined} == {"other-ant"}
+
+
+def test_two_at_once_do_not_mix_their_events(world: World) -> None:
+    from jobs.run.lock import lease
+
+    with lease(world.base / "observed"):
+        done = take_down(world)
+    assert "is under way" in done.runs[0].why_not and not receipt(done)["complete"]
+    assert len(take_down(world).runs[0].quarantined) == 2
+
+
 # --- what cannot be reached ------------------------------------------------------------------------------------------------
 
 
