@@ -41,13 +41,17 @@ PURPOSES = {
 RUN_FILES = ("plan.json", "run.json")  # a folder with one of them is a run folder
 LARGEST = 1 << 20  # bytes of a key file
 WATERMARK_BYTES, SALT_BYTES = 32, 16
-SALT_ID = "salt id"  # the purpose in the id of a salt, which rows, plans and statements hold (:mod:`pipeline.salt`)
 NEW = "`clearance keys new FOLDER` makes a folder of keys"
 
 
 def key_id(purpose: str, data: bytes) -> str:
     """Id of a key: 16 hex digits of a digest over its purpose and its public or random bytes. It reveals nothing of the key."""
     return hashlib.sha256(f"{purpose} key ".encode() + data).hexdigest()[:16]
+
+
+def salt_digest(salt: str) -> str:
+    """Id of a salt (hex), in the form that shards' headers have had since the first version of the schema."""
+    return hashlib.sha256(b"clearance salt id\0" + bytes.fromhex(salt)).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ class Keys:
             WATERMARK: watermark and key_id("watermark", watermark),
             STATEMENT_PUBLIC: public and key_id("statement", public.public_bytes_raw()),
             C2PA_CHAIN: c2pa and c2pa.key_id,
-            SALT: salt and key_id(SALT_ID, bytes.fromhex(salt)),
+            SALT: salt and salt_digest(salt),
         }
         return {name: str(value) for name, value in found.items() if value}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from index.errors import ConfigError, InputError
-from pipeline.keys import SALT_BYTES, SALT_ID, Keys, key_id
+from pipeline.keys import SALT_BYTES, Keys, salt_digest
 
 VARIABLE = "CLEARANCE_SALT"
 PART = "salt_id"  # the part of a plan's identity; runs under the public salt have none
@@ -20,7 +20,7 @@ _HOW = 'It is at least 32 hexadecimal digits: python -c "import secrets; print(s
 
 def salt_id(salt: str) -> str:
     """A name for a salt that does not reveal it, so that a verifier can check that it holds the right one."""
-    return key_id(SALT_ID, bytes.fromhex(salt))
+    return salt_digest(salt)
 
 
 def salt_parts(salt: str) -> dict[str, str]:
