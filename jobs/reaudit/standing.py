@@ -81,9 +81,7 @@ def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
     details = event["details"]
     claim = str(details.get("claim", ""))
     if event["kind"] == QUARANTINED:
-        looks = details.get("looks")
-        look = looks.get(sample_id, {}) if isinstance(looks, dict) else {}
-        named = {str(ref_id) for ref_id in look.get("ref_ids", ())} if isinstance(look, dict) else set()
+        named = set(references_of(details, sample_id))
         history.held_for.setdefault(claim, set()).update(named)
         history.named |= named
     elif event["kind"] == RELEASED:
@@ -93,3 +91,11 @@ def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
             history.held_for.clear()
     else:
         history.settled = set(history.named) if details.get("outcome") in OUT else None
+
+
+def references_of(details: Mapping[str, Any], sample_id: str) -> list[str]:
+    """The references that an event ``sample.quarantined`` names for a sample; none where its details say nothing of it."""
+    looks = details.get("looks")
+    look = looks.get(sample_id) if isinstance(looks, Mapping) else None
+    named = look.get("ref_ids") if isinstance(look, Mapping) else None
+    return [str(ref_id) for ref_id in named] if isinstance(named, list) else []

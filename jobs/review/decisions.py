@@ -155,6 +155,7 @@ def _problems(folder: Path, standing: Standing, decisions: Sequence[Decision]) -
         sample_id: event for event in standing.events if event["kind"] in (DECIDED, QUARANTINED, RELEASED)
         for sample_id in event["samples"]
     }  # fmt: skip
+    decided = {sample_id: event for event in standing.events if event["kind"] == DECIDED for sample_id in event["samples"]}
     problems: list[tuple[int, str]] = []
     first: dict[str, int] = {}
     for one in decisions:
@@ -172,20 +173,19 @@ def _problems(folder: Path, standing: Standing, decisions: Sequence[Decision]) -
             problems.append((one.line, f"was made on another picture: its pixel_sha256 is {theirs}…, the row's {ours}…"))
         elif row["outcome"] == Outcome.ERROR:
             problems.append((one.line, f"decides about sample {one.sample_id}, which ended as an error"))
-        elif (event := _decided(latest.get(one.sample_id), standing)) is not None and not one.overrule:
+        elif not one.overrule and (event := _decided(latest.get(one.sample_id), decided.get(one.sample_id))) is not None:
             by = f"{event['actor']}{' (' + event['person'] + ')' if event['person'] else ''} on {str(event['at'])[:10]}"
             problems.append((one.line, f"decides about sample {one.sample_id} again: {by} did, in event {event['seq']}"))
     return problems
 
 
-def _decided(event: Mapping[str, Any] | None, standing: Standing) -> Mapping[str, Any] | None:
-    """The decision of a person that stands, if the last event about a sample is one (or a release that came with it)."""
+def _decided(event: Mapping[str, Any] | None, decision: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The decision of a person that stands: the last event about a sample is one, or a release that came with it."""
     if event is None or event["kind"] == QUARANTINED:
         return None
     if event["kind"] == RELEASED and event["details"].get("because_of") != "review":
         return None
-    of = event["samples"][0]
-    return next((e for e in reversed(standing.events) if e["kind"] == DECIDED and of in e["samples"]), None)
+    return decision
 
 
 def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:

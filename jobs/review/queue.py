@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,14 +52,14 @@ def waiting(folder: Path, standing: Standing) -> Iterator[Waiting]:
     Raises:
         ClearanceError: a file cannot be read.
     """
-    latest = _latest(standing)
+    latest, looks = _latest(standing), _looks(standing)
     for part in samples_of(folder):
         for sample_id, born in zip(part.ids, part.outcomes, strict=True):
             outcome = standing.outcome(sample_id, born)
             if outcome == Outcome.QUARANTINED:
                 event = latest.get(sample_id)
                 if event is None or event["kind"] != DECIDED:
-                    yield _held(sample_id, born, standing)
+                    yield _held(sample_id, born, standing, looks.get(sample_id, ()))
             elif outcome == Outcome.REVIEW:
                 yield Waiting(sample_id=sample_id, born=born, outcome=outcome, purpose=QUEUE)
 
@@ -124,10 +124,19 @@ def _latest(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _held(sample_id: str, born: str, standing: Standing) -> Waiting:
+def _looks(standing: Standing) -> dict[str, list[dict[str, Any]]]:
+    """What events say of the samples that they hold back, and of the references that they are near to."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in standing.events:
+        looks = event["details"].get("looks") if event["kind"] == QUARANTINED else None
+        for sample_id, look in looks.items() if isinstance(looks, dict) else ():
+            if isinstance(look, dict) and isinstance(look.get("ref_ids"), list):
+                found.setdefault(sample_id, []).append(look)
+    return found
+
+
+def _held(sample_id: str, born: str, standing: Standing, looks: Sequence[dict[str, Any]]) -> Waiting:
     claims = standing.held_for(sample_id)
-    events = [e for e in standing.events if e["kind"] == QUARANTINED and sample_id in e["samples"]]
-    looks = [look for e in events if isinstance(look := (e["details"].get("looks") or {}).get(sample_id), dict)]
     return Waiting(
         sample_id=sample_id, born=born, outcome=str(Outcome.QUARANTINED), purpose=HELD, reason=", ".join(claims) or "held back",
         claims=tuple(claims), looks=tuple(looks),

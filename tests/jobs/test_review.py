@@ -334,3 +334,13 @@ def test_status_shows_the_queue_and_the_outcomes_in_force(run: Path) -> None:
     assert after["review_queue"] == 0 and "quarantined" not in after["outcomes_in_force"]
     assert after["outcomes_in_force"]["accepted"] == data["outcomes_in_force"]["accepted"] + 1
     assert "review queue" in CliRunner().invoke(cli.app, ["status", str(run)]).stdout
+
+
+@pytest.mark.parametrize("looks", [None, 7, {"x": 1}, {"SAMPLE": 3}, {"SAMPLE": {"ref_ids": 4}}, {"SAMPLE": {}}])
+def test_an_event_of_another_program_is_taken_as_it_is(run: Path, looks: Any) -> None:
+    sample_id = _row(run, "row-000004")["sample_id"]
+    looks = {sample_id if key == "SAMPLE" else key: value for key, value in looks.items()} if isinstance(looks, dict) else looks
+    append_event(run, "sample.quarantined", "other", "claimed", samples=[sample_id], details={"claim": "c", "looks": looks})
+    assert {one.reason for one in waiting(run, Standing.of(run))} == {"claim-1", "c"}
+    export(run, run.parent / "q", Wanted(), lambda ref_id: None, actor="compliance")
+    assert outcome(run, "row-000004") == "quarantined"
