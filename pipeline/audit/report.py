@@ -101,6 +101,10 @@ def _show(folder: Path, content: dict[str, Any], showcase: Showcase, beside: Bes
     content["retried"] = sum(event["kind"] == "shard.retried" for event in content["events"])
     content["sections"], content["checks"] = sections(), checks(folder.name, content)
     ids = list(dict.fromkeys(row["sample_id"] for row in (*named, *sheet)))
+    state = fold(scan_events(folder)[0])
+    parts = ("pairs", "closest", "held", "errors", "sheet")
+    for row in (*cleared, *(row for part in parts for row in content[part]["rows"])):
+        row["outcome_in_force"] = state.outcome(row)
     content["entries"], pictures = _entries(folder, ids[:ENTRIES], set(ids), shards)
     return pictures | {f"unsteered:{sample_id}": one.thumbnail for sample_id, one in unsteered.items()}
 

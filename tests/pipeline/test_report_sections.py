@@ -201,6 +201,15 @@ def test_a_decision_after_the_run_is_in_force_and_on_the_cover(folder: Path) -> 
     assert "Changed since the run." in page and "harmless words" in page
 
 
+def test_a_picture_that_is_held_back_since_says_so_wherever_it_is_shown(folder: Path) -> None:
+    held = [ids(folder)["key-1"]]
+    append_event(folder, "sample.quarantined", "counsel", "claim 12", samples=held, details={"claim": "12"})
+    page = page_of(folder)
+    for name in ("copies", "sheet"):
+        part = page[page.index(f'<section id="{name}"') :]
+        assert "now quarantined" in part[: part.index("</section>")], name
+
+
 def test_a_hold_and_an_erasure_are_shown(folder: Path) -> None:
     append_event(folder, "hold.set", "counsel", "inquiry 7", details={"matter": "7"})
     content = report_numbers(folder)
