@@ -19,6 +19,7 @@ from pipeline.keys import (
     SECRETS,
     STATEMENT,
     STATEMENT_PUBLIC,
+    TEST_ORGANISATION,
     WATERMARK,
     WATERMARK_BYTES,
     Keys,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateBuilder, KeyUsage, Name
 
 DAYS = 90  # that a test certificate holds
-TEST = "TEST"  # a word of every subject of a test chain; pipeline.keys looks for it
 BACKDATED = timedelta(hours=1)  # a worker's clock may be late
 
 
@@ -131,7 +131,7 @@ def _files(days: int) -> dict[str, bytes]:
 
 
 def c2pa_test_chain(
-    days: int = DAYS, *, now: datetime | None = None, organisation: str = f"Clearance {TEST}"
+    days: int = DAYS, *, now: datetime | None = None, organisation: str = TEST_ORGANISATION
 ) -> dict[str, bytes]:
     """A C2PA signer that calls itself a test: private key, certificate, and the root that a test trusts.
 
@@ -141,7 +141,7 @@ def c2pa_test_chain(
     Args:
         days: until both certificates end.
         now: the time they are made at.
-        organisation: in every subject; without the word TEST in it the chain no longer says what it is.
+        organisation: in every subject; another one is not recognised as a test.
 
     Returns:
         File name → bytes.

@@ -23,7 +23,7 @@ from index.errors import ConfigError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, ObjectIdentifier
 
 ENVIRONMENT = "CLEARANCE_KEYS"
 WATERMARK, STATEMENT, STATEMENT_PUBLIC, SALT = "watermark.key", "statement.key", "statement.pub", "salt"
@@ -41,6 +41,8 @@ PURPOSES = {
 RUN_FILES = ("plan.json", "run.json")  # a folder with one of them is a run folder
 LARGEST = 1 << 20  # bytes of a key file
 WATERMARK_BYTES, SALT_BYTES = 32, 16
+TEST_ORGANISATION = "Clearance TEST"  # in every certificate that `clearance keys new` makes
+TESTING = "TESTING_ONLY"  # in the test certificates that the C2PA publishes
 NEW = "`clearance keys new FOLDER` makes a folder of keys"
 
 
@@ -66,7 +68,7 @@ class C2paKey:
         serial: the certificate's serial number, decimal, as readers of a manifest give it.
         subject: of the signer's certificate.
         not_before, not_after: when the certificate begins and ends, the earliest end of the chain.
-        test: the certificate's subject names itself a test.
+        test: the certificate is one of `clearance keys new`, or of the C2PA's own for tests: nobody trusts it.
     """
 
     key_pem: bytes
@@ -355,7 +357,7 @@ def _c2pa_key(key_data: bytes, chain_data: bytes, key_where: str, chain_where: s
         subject=_subject(signer),
         not_before=max(one.not_valid_before_utc for one in chain),
         not_after=min(one.not_valid_after_utc for one in chain),
-        test="TEST" in _subject(signer).upper().split(),
+        test=any(name == TEST_ORGANISATION or TESTING in name for name in _names(signer)),
     )
 
 
@@ -380,9 +382,10 @@ def _subject(certificate: Certificate) -> str:
     """Common name and organisation of a certificate, for people."""
     from cryptography.x509.oid import NameOID
 
-    names = [
-        str(part.value)
-        for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)
-        for part in certificate.subject.get_attributes_for_oid(oid)
-    ]
+    names = [*_names(certificate, NameOID.COMMON_NAME), *_names(certificate, NameOID.ORGANIZATION_NAME)]
     return ", ".join(names) or "a subject without a name"
+
+
+def _names(certificate: Certificate, oid: ObjectIdentifier | None = None) -> list[str]:
+    """The names in a certificate's subject, or those of one kind."""
+    return [str(part.value) for part in certificate.subject if oid is None or part.oid == oid]

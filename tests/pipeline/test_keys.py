@@ -185,6 +185,17 @@ def test_a_certificate_that_has_ended_says_when(keys: Path) -> None:
     assert key.expired(key.not_after - timedelta(seconds=1)) == "" and key.expired(key.not_after)
 
 
+@pytest.mark.parametrize(
+    ("organisation", "test"),
+    [("Clearance TEST", True), ("C2PA FOR TESTING_ONLY", True), ("Test Laboratory GmbH", False), ("TEST", False)],
+)
+def test_a_certificate_is_called_a_test_only_if_it_is_known_as_one(keys: Path, organisation: str, test: bool) -> None:
+    for name, data in c2pa_test_chain(organisation=organisation).items():
+        (keys / name).write_bytes(data)
+    key = Keys(keys).c2pa()
+    assert key is not None and key.test is test
+
+
 def test_secrets_as_an_orchestrator_mounts_them_are_read(keys: Path, tmp_path: Path) -> None:
     mounted = tmp_path / "mounted"
     mounted.mkdir()
