@@ -112,7 +112,7 @@ class _Page:
         environment.globals.update(
             anchor=self._anchor,
             bounds=lambda rate: Rate.of(rate["k"], rate["n"]).bounds,
-            details=_details,
+            details=details_of,
             interval=interval,
             note=self._note,
             other_notes=self._other_notes,
@@ -192,13 +192,25 @@ def _ticks(low: float) -> list[float]:
     return [tick / 10 for tick in range(round(low * 10), 11, 2)]
 
 
-def _details(event: Mapping[str, Any]) -> str:
+def details_of(event: Mapping[str, Any]) -> str:
     """Details and digests of an event as one line: what belongs to it, short."""
-    parts = [
-        f"{name.replace('_', ' ')} {_words(value)}" for name, value in event["details"].items() if value not in ("", None, [])
-    ]
+    told = {name: _told(value) for name, value in event["details"].items()}
+    parts = [f"{name.replace('_', ' ')} {text}" for name, text in told.items() if text]
     parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in event["digests"].items() if value]
     return "; ".join(part if len(part) <= 160 else f"{part[:160]}…" for part in parts) or "–"
+
+
+def _told(value: Any) -> str:
+    """One detail of an event in words: what is empty or zero is left out, digests are short."""
+    if isinstance(value, Mapping):
+        inner = {name: _told(item) for name, item in value.items()}
+        return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in inner.items() if text)
+    if isinstance(value, list | tuple):
+        return ", ".join(text for item in value if (text := _told(item)))
+    if value is None or value == "" or (value == 0 and not isinstance(value, bool)):
+        return ""
+    text = _words(value)
+    return short(text) if re.fullmatch("[0-9a-f]{32,}", text) else text
 
 
 def _shown(value: Any) -> Any:

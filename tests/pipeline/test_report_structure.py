@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.page import SECTIONS, render_report
+from pipeline.audit.page import SECTIONS, details_of, render_report
 from pipeline.audit.report import write_report
 from pipeline.audit.report_digest import own_digest_matches, with_digest
 
@@ -179,3 +179,10 @@ def test_the_officers_eighteen_questions_are_all_there() -> None:
 @pytest.mark.parametrize(("number", "titles"), questions())
 def test_every_question_names_sections_that_the_page_has(number: int, titles: list[str]) -> None:
     assert set(titles) <= {title for _, title in SECTIONS}
+
+
+def test_details_of_an_event_leave_out_what_is_empty_and_shorten_digests() -> None:
+    details = {"claim": "claim-7", "counts": {"hits": 1, "released": 0}, "not_reached": [], "file": "a" * 64, "note": ""}
+    assert details_of({"details": details, "digests": {"receipt": "b" * 64}}) == (
+        "claim claim-7; counts hits 1; file aaaaaaaaaaaa…; receipt bbbbbbbbbbbb…"
+    )
