@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +124,16 @@ class RunResult:
         }  # fmt: skip
 
     def plain(self) -> dict[str, Any]:
-        """For receipts."""
+        """For receipts: this run's part, its digest, and the events before and after."""
+        digest = {"part_sha256": self.part_sha256()}
+        return self._part() | digest | {"events_before": self.events[0], "events_after": self.events[1]}
+
+    def part_sha256(self) -> str:
+        """Digest of this run's part of a receipt, which the run's own event names."""
+        canonical = json.dumps(self._part(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _part(self) -> dict[str, Any]:
         lists: Mapping[str, Sequence[Change]] = {
             "quarantined": self.quarantined, "released": self.released, "accepted_by_a_person": self.by_person,
             "observed": self.observed, "held_at_birth": self.held_at_birth,
@@ -130,8 +141,7 @@ class RunResult:
         return {
             "run": self.run, "run_id": self.run_id, "reached": self.reached, "why_not": self.why_not, "counts": self.counts(),
             **{name: [change.plain() for change in changes] for name, changes in lists.items()},
-            "not_reached": [{"what": where, "why": what} for where, what in self.unreached],
-            "notes": self.notes, "events_before": self.events[0], "events_after": self.events[1],
+            "not_reached": [{"what": where, "why": what} for where, what in self.unreached], "notes": self.notes,
         }  # fmt: skip
 
 

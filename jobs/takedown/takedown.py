@@ -246,7 +246,10 @@ def _events(done: Done, result: RunResult, standing: Standing, lets_go: Mapping[
     """What is to be written of a run; nothing where all of it stands there already."""
     order, claim = done.order, done.order.filed.plain()
     refs = [one["ref_id"] for one in done.references]
-    digests = {"claim_sha256": order.filed.sha256, "index_before": done.before, "index_after": done.after}
+    digests = {
+        "claim_sha256": order.filed.sha256, "index_before": done.before, "index_after": done.after,
+        "receipt_part_sha256": result.part_sha256(),
+    }  # fmt: skip
     details = {
         "claim": claim["id"], "about": claim, "action": order.action, "references": refs, "counts": result.counts(),
         "not_reached": [[where, what] for where, what in result.unreached],

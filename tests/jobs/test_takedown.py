@@ -312,6 +312,17 @@ def test_the_receipt_is_written_twice_and_covers_itself(world: World) -> None:
     assert digest in text.read_text()
 
 
+def test_the_runs_event_names_its_part_of_the_receipt(world: World) -> None:
+    import hashlib
+
+    done = take_down(world)
+    part = receipt(done)["runs"][0]
+    named = read_events(world.base / "observed")[-1]["digests"]["receipt_part_sha256"]
+    content = {key: value for key, value in part.items() if key not in ("part_sha256", "events_before", "events_after")}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert named == part["part_sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def call(world: World, *arguments: object) -> Any:
     given = ["takedown", "--index", world.base / "index", "--receipts", world.base / "receipts", *arguments]
     return CliRunner().invoke(cli.app, [str(one) for one in given], terminal_width=200)
