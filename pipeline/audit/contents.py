@@ -15,6 +15,7 @@ from typing import Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.storage import digest_of, entry_of, read_object
+from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.events import scan_events
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.numbers import Counting, Counts, count_into
@@ -34,6 +35,7 @@ from pipeline.audit.sections.training import TrainingTable
 from pipeline.audit.state import State, fold
 from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities
+from pipeline.audit.timestamp import STAMP_FILE
 from pipeline.audit.verify import Verification, verify
 from pipeline.copy_check import CopyCheck
 from pipeline.marking.markers import SIGNED
@@ -240,6 +242,8 @@ def _integrity(folder: Path, verification: Verification, predicate: Mapping[str,
         "problems": [{"where": problem.where, "what": problem.what} for problem in verification.problems],
         "counts": dict(verification.counts),
         "stages": [{"name": stage.name, "state": stage.state, "sentence": stage.sentence} for stage in verification.stages],
+        "signed": entry_of(folder, ENVELOPE_FILE) is not None,
+        "stamped": entry_of(folder, STAMP_FILE) is not None,
         "run_sha256": digest_of(folder, RUN_FILE) if sealed is not None and sealed.kind == "file" else "",
         "merkle_root": str(predicate.get("merkle_root", "")),
     }

@@ -184,3 +184,15 @@ def test_a_run_of_another_model_has_no_picture_of_the_same_seed(run: Path) -> No
     sample_id = show_request(run, first_key(run)).entry["sample_id"]
     mine = {**predicate, "model": {**predicate["model"], "digest": "another"}}
     assert unsteered(mine, runs_beside(run, predicate["dataset_id"]), [sample_id]) == {}
+
+
+def test_a_secret_salt_of_the_environment_checks_the_prompts_of_the_report(
+    make_plan: Any, open_loop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEARANCE_SALT", "ab" * 32)
+    folder = run_local(make_plan(["cat"]), tmp_path / "secret", open_loop=open_loop).folder
+    assert call("report", folder).exit_code == 0
+    stages = {
+        stage["name"]: stage["state"] for stage in json.loads((folder / "report.json").read_bytes())["integrity"]["stages"]
+    }
+    assert stages["prompts"] == "pass"

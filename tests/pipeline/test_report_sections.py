@@ -108,6 +108,11 @@ def test_a_rung_that_is_new_is_one_row() -> None:
     assert row == {"key": "mark_ladder, rung 1", "before": "not there", "now": "reseed: all at their defaults"}
 
 
+def test_an_absent_key_says_what_is_in_force_in_a_difference() -> None:
+    (row,) = policy_changes({"marks": {"action": "observe"}}, {"marks": {"action": None}})
+    assert row["before"] == "observe" and row["now"].startswith("steer on the family of models")
+
+
 def test_the_order_of_keys_is_no_difference() -> None:
     rung = {"kind": "nudge", "window": 0.4, "enough": 0.3}
     assert policy_changes({"ladder": [rung]}, {"ladder": [dict(sorted(rung.items()))]}) == []

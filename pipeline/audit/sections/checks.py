@@ -11,6 +11,11 @@ def checks(folder: str, content: Mapping[str, Any]) -> list[dict[str, str]]:
     stages = {stage["name"]: stage["state"] for stage in content["integrity"].get("stages", ())}
     found = [
         _check("Clearance", f"clearance verify {folder}", "every digest, chain and stage above; names file, row and column"),
+        _check(
+            "Python and pyarrow alone",
+            f"clearance verify --write-verifier clearance_verify.py; python clearance_verify.py {folder}",
+            "the same, by one file that shares no code with the program and can be handed to others",
+        ),
         _check("sha256sum", f"sha256sum {folder}/run.json", "the anchor, to compare with the copy kept elsewhere"),
         _check(
             "sed and sha256sum",
@@ -23,15 +28,24 @@ def checks(folder: str, content: Mapping[str, Any]) -> list[dict[str, str]]:
             "the counts of this page, from the rows themselves",
         ),
     ]
-    if stages.get("signature") != "skip" and "signature" in stages:
-        shows = "the Ed25519 signature of the statement, in its DSSE envelope"
-        found.append(_check("securesystemslib (in-toto)", f"{folder}/run.dsse.json", shows))
-    if stages.get("time stamp") != "skip" and "time stamp" in stages:
-        found.append(
+    if stages.get("signature", "skip") != "skip" or content["integrity"].get("signed"):
+        found += [
             _check(
-                "OpenSSL", f"openssl ts -verify -in {folder}/run.tsr -token_in …", "the RFC 3161 time stamp of the statement"
-            )
-        )
+                "OpenSSL",
+                "openssl pkeyutl -verify -pubin -inkey statement.pub -rawin …",
+                "the Ed25519 signature in run.dsse.json",
+            ),
+            _check("securesystemslib (in-toto)", f"{folder}/run.dsse.json", "the same signature, in its DSSE envelope"),
+            _check(
+                "scitt-cose, or any verifier of COSE receipts",
+                f"clearance receipt {folder} --key KEY --out KEY.receipt",
+                "that one request is in the sealed run, without the rest of it",
+            ),
+        ]
+    if stages.get("time stamp", "skip") != "skip" or content["integrity"].get("stamped"):
+        stamped = "run.dsse.json" if content["integrity"].get("signed") else "run.json"
+        command = f"openssl ts -verify -in {folder}/run.tsr -data {folder}/{stamped} -CAfile ROOTS.pem"
+        found.append(_check("OpenSSL", command, "the RFC 3161 time stamp"))
     if content["measures"]["xmp_rate"]["k"]:
         found.append(_check("ExifTool", "exiftool -XMP:all FILE", "the XMP of a released picture"))
     if content["measures"]["c2pa_rate"]["k"]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.audit.policy_rows import LADDERS, plain_value, rungs_of
+from pipeline.fields import keys
+from pipeline.policy import Policy
 
 _NOT_RULES = ("about", "name", "version")
 _ABSENT = object()
@@ -19,6 +21,8 @@ def policy_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[di
 def _rules(policy: Mapping[str, Any]) -> dict[str, Any]:
     """The rules of a policy by key; a rung of a ladder is one of them, in words."""
     rules = dict(_flat({key: value for key, value in policy.items() if key not in (*_NOT_RULES, *LADDERS)}))
+    in_force = {".".join(map(str, key.loc)): key.absent for key in keys(Policy) if key.absent}
+    rules = {key: in_force.get(key) if value is None else value for key, value in rules.items()}
     for key in LADDERS:
         ordered = [dict(sorted(rung.items())) for rung in policy.get(key) or ()]  # a statement sorts its keys, a file does not
         for number, (kind, settings) in enumerate(rungs_of({key: ordered}, key), 1):
