@@ -159,3 +159,40 @@ def test_both_verifiers_agree_on_200_tamperings(runs: Runs, tmp_path: Path) -> N
 def test_the_file_names_what_it_needs() -> None:
     text = Path(clearance_verify.__file__).read_text(encoding="utf-8")
     assert "import numpy" not in text and "from pipeline" not in text and "from index" not in text
+
+
+def test_an_erasure_that_names_half_a_file_erases_nothing(runs: Runs, tmp_path: Path) -> None:
+    """The details of an event are anybody's, and the chain of events fits."""
+    from pipeline.audit.events import append_event
+
+    folder = copy_of(runs.whole, tmp_path / "run")
+    append_event(folder, "payload.erased", "privacy", "asked for", details={"files": [{"path": 7}, 3]})
+    assert verify(folder).ok and not Run(str(folder)).verify().problems
+
+
+def with_numbers(folder: Path, column: str, value: object) -> None:
+    """A column of the first shard's samples in another type, with a marker that fits."""
+    import pyarrow as pa
+
+    from pipeline.audit.shards import committed
+    from tests.tampering.forge import recommit
+
+    def change(table: pa.Table) -> pa.Table:
+        place = table.schema.get_field_index(column)
+        return table.set_column(place, column, pa.array([value] * table.num_rows))
+
+    recommit(folder, sorted(committed(folder))[0], {"samples": change})
+
+
+def test_what_nobody_foresaw_is_a_problem_and_no_traceback(runs: Runs, tmp_path: Path) -> None:
+    folder = copy_of(runs.whole, tmp_path / "run")
+    with_numbers(folder, "attempts", "many")
+    problems = Run(str(folder)).verify().problems
+    assert any("cannot be verified to the end (TypeError" in what for _, _, what in problems)
+
+
+def test_an_outcome_of_another_type_is_found(runs: Runs, tmp_path: Path) -> None:
+    folder = copy_of(runs.whole, tmp_path / "run")
+    with_numbers(folder, "outcome", 7)
+    problems = Run(str(folder)).verify().problems
+    assert problems and not any("to the end" in what for _, _, what in problems)
