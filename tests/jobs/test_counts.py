@@ -117,10 +117,10 @@ def of_json(numbers: dict[str, Any]) -> dict[str, int]:
 
 
 def bars(page: str) -> dict[str, int]:
-    """Labels and numbers of the funnel."""
-    chart = page[page.index('aria-label="Funnel') :].split("</svg>")[0]
-    labels = re.findall(r'text-anchor="end"[^>]*>([^<]+)</text>', chart)
-    return dict(zip(map(unescape, labels), map(int, re.findall(r">(\d+)<tspan", chart)), strict=True))
+    """Labels and numbers of the table of bars."""
+    table = page[page.index('<table class="bars">') :].split("</table>")[0]
+    found = re.findall(r'<th scope="row">([^<]+)</th>.*?<td class="total">(\d+)</td>', table)
+    return {unescape(label): int(number) for label, number in found}
 
 
 def plain_text(text: str) -> str:
@@ -145,7 +145,7 @@ def test_the_report_has_the_same_counts(folder: Path) -> None:
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == printed
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert bars(page) == {bar: EXPECTED[label] for label, (_, bar) in SAME.items() if bar} | {"Generated": 9}
-    rows = re.findall(r"<tr><td class=\"nowrap\">(.*?)</td><td class=\"n nowrap\">(.*?)</td>", page)
+    rows = re.findall(r'<th scope="row" class="nowrap">(.*?)</th><td class="n nowrap" data-label="Value">(.*?)</td>', page)
     listed = {name: value for name, value in rows if value.isdigit()}
     counted = {
         name.replace("_", " "): label for label, (name, _) in SAME.items() if not name.endswith("_rate") and "rate_" not in name
