@@ -22,7 +22,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ TURNS = 1024  # steps of a phase
 ONE = 1 << 14  # amplitude of a wave in whole numbers
 UNIT = 64  # root mean square of the finished pattern
 SYNC_OF_FIVE = (0, 3)  # of five waves, in order of frequency, these tell where the tile stands
-REACH = 16  # waves have up to so many periods in a tile
+REACH = 15  # waves have up to so many periods in a tile
 
 # Strength in sixteenths of a grey level, root mean square: in flat places, for each level of activity, and at most.
 FLAT, BUSY, MOST = 30, 14, 48
@@ -62,9 +62,15 @@ class Waves:
     phase: np.ndarray
     owner: np.ndarray
 
-    @property
+    @cached_property
     def sync(self) -> np.ndarray:
         return self.owner < 0
+
+    @cached_property
+    def back(self) -> np.ndarray:
+        """Turns a wave's coefficient back by its phase."""
+        turns: np.ndarray = np.exp(-2j * np.pi / TURNS * self.phase)
+        return turns
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class TileWatermark:
         return cls.version
 
     @classmethod
-    def open(cls) -> TileWatermark:
+    def open(cls, *, allow_download: bool = False) -> TileWatermark:
         return cls()
 
     def embed(self, picture: np.ndarray, key: bytes, payload: int) -> np.ndarray:
@@ -102,7 +108,7 @@ class TileWatermark:
         high, wide = picture.shape[:2]
         repeats = (-(-high // TILE), -(-wide // TILE))
         pattern = np.tile(tile(key, payload), repeats)[:high, :wide]
-        change = (strength(picture) * pattern + 8 * UNIT) // (16 * UNIT)
+        change = (strength(picture) * pattern + (1 << 9)) >> 10  # sixteenths of a level × 64ths of the pattern
         marked: np.ndarray = np.clip(picture + change[..., None], 0, 255).astype(np.uint8)
         return marked
 
@@ -196,7 +202,7 @@ def strength(picture: np.ndarray) -> np.ndarray:
     side = 7
     sums = cv2.boxFilter(luma.astype(np.float32), -1, (side, side), normalize=False)
     spread = np.abs(luma * side**2 - sums.astype(np.int32))
-    activity = cv2.boxFilter(spread.astype(np.float32), -1, (side, side), normalize=False).astype(np.int64)
+    activity = cv2.boxFilter(spread.astype(np.float32), -1, (side, side), normalize=False).astype(np.int32)
     there = np.minimum(FLAT + activity * BUSY // (4 * side**4), MOST)
     there = cv2.erode(there.astype(np.float32), np.ones((side, side), np.uint8)).astype(np.int32)
     at_end = (luma <= ENDS) | (luma >= 255 - ENDS)
@@ -222,7 +228,7 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def spectrum(flat: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """Fourier coefficients of float32 (H, W) at every wave of a tile that was scaled: complex (33, 33), by ky and kx + 16."""
+    """Fourier coefficients of float32 (H, W) at every wave of a tile that was scaled: complex (31, 31), by ky and kx + 15."""
     periods = np.arange(-REACH, REACH + 1)
     high, wide = flat.shape
     x = (np.arange(wide) + 0.5) / scale_x - 0.5
@@ -230,18 +236,20 @@ def spectrum(flat: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
     along_x = np.outer(x, periods[REACH:]) * (2 * np.pi / TILE)
     parts = np.concatenate([np.cos(along_x), -np.sin(along_x)], 1).astype(np.float32)
     rows = np.ascontiguousarray(flat) @ parts
-    half = np.exp(-1j * (2 * np.pi / TILE) * np.outer(periods, y)) @ (rows[:, : REACH + 1] + 1j * rows[:, REACH + 1 :])
+    along_y = np.exp(np.outer(periods[REACH:], y) * (-2j * np.pi / TILE)).astype(np.complex64)
+    along_y = np.concatenate([np.conj(along_y[:0:-1]), along_y])
+    half = along_y @ (rows[:, : REACH + 1] + 1j * rows[:, REACH + 1 :])
     full: np.ndarray = np.concatenate([np.conj(half[::-1, :0:-1]), half], 1)
     return full
 
 
 def _read(coefficients: np.ndarray, known: Waves) -> np.ndarray:
-    """Every wave's weighted unit phasor, turned back by the key's phase: complex (n,); the weights depend on size alone."""
-    at = coefficients[known.k[:, 1] + REACH, known.k[:, 0] + REACH]
+    """Every wave's weighted unit phasor, turned back by the key's phase: complex (…, n); the weights depend on size alone."""
+    at = coefficients[..., known.k[:, 1] + REACH, known.k[:, 0] + REACH]
     size = np.abs(at) + 1e-12
     # A wave far stronger than the others is the picture's own; a weak one says little about its phase.
-    weight = np.minimum(size / np.median(size), 1.0)
-    phasors: np.ndarray = weight * at / size * np.exp(-2j * np.pi / TURNS * known.phase)
+    weight = np.minimum(size / np.median(size, axis=-1, keepdims=True), 1.0)
+    phasors: np.ndarray = weight * at / size * known.back
     return phasors
 
 
@@ -256,11 +264,14 @@ def _deviation(phasors: np.ndarray) -> float:
 
 
 def _scores(phasors: np.ndarray, known: Waves, side: int = TILE) -> np.ndarray:
-    """The same for every shift of the tile: (side, side), by y and x in steps of 64 / side pixels."""
+    """The same for (m, n) phasors at every shift of the tile: (m, side, side), by y and x in steps of 64 / side pixels."""
+    sync = phasors[:, known.sync]
     k = known.k[known.sync]
-    grid = np.zeros((side, side), np.complex64)
-    grid[k[:, 1] % side, k[:, 0] % side] = phasors[known.sync]
-    found: np.ndarray = np.fft.ifft2(grid).real * (side * side / _deviation(phasors[known.sync]))
+    grid = np.zeros((len(sync), side, side // 2 + 1), np.complex64)
+    # The transform adds the waves of negative kx, which are the conjugates of these; those of kx = 0 stand there once.
+    grid[:, k[:, 1] % side, k[:, 0]] = sync * np.where(k[:, 0] > 0, 0.5, 1.0)
+    deviation = np.sqrt((np.abs(sync) ** 2).sum(1) / 2) + 1e-12
+    found: np.ndarray = np.fft.irfft2(grid, (side, side)) * (side * side / deviation)[:, None, None]
     return found
 
 
@@ -274,10 +285,10 @@ def _search(flat: np.ndarray, known: Waves, likely: Iterable[float]) -> tuple[Pl
     tried, places = 0, []
     for scale in dict.fromkeys([*likely, *scales]):
         coefficients = spectrum(middle, scale, scale)
-        for orientation in range(len(ORIENTATIONS)):
-            score = float(_scores(_read(turned(coefficients, orientation), known), known).max())
-            places.append(Place(score, orientation, scale))
-            tried += TILE * TILE
+        upright = np.stack([turned(coefficients, orientation) for orientation in range(len(ORIENTATIONS))])
+        scores = _scores(_read(upright, known), known)
+        tried += scores.size
+        places += [Place(float(best), orientation, scale) for orientation, best in enumerate(scores.max((1, 2)))]
     best, best_coefficients = Place(-math.inf, 0, 1.0), np.zeros((0, 0), np.complex128)
     for candidate in sorted(places, key=lambda place: -place.score)[:CANDIDATES]:
         upright = turned(flat, candidate.orientation)
@@ -285,7 +296,7 @@ def _search(flat: np.ndarray, known: Waves, likely: Iterable[float]) -> tuple[Pl
             scale = candidate.scale * (1 + fine)
             coefficients = spectrum(upright, scale, scale)
             side = 2 * TILE
-            scores = _scores(_read(coefficients, known), known, side)
+            scores = _scores(_read(coefficients, known)[None], known, side)[0]
             tried += scores.size
             if scores.max() > best.score:
                 row, column = divmod(int(scores.argmax()), side)

@@ -18,10 +18,13 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 
 from index.errors import ClearanceError, ConfigError, InputError, WatermarkUnavailable
+from pipeline.keys import key_id as id_of_key
 
 GROUP = "clearance.watermarks"
 SHIPPED = {
     "tile": "pipeline.marking.tile:TileWatermark",
+    "rivagan": "pipeline.marking.rivagan:RivaganWatermark",
+    "trustmark": "pipeline.marking.trustmark:TrustmarkWatermark",
 }
 DEFAULT = "tile"  # what `watermark = "auto"` means
 NO_NAME = ("", "auto", "off")
@@ -92,7 +95,7 @@ class WatermarkClass(Protocol):
     """What a scheme's class declares: all that registry, documents, reports and ``clearance doctor`` take from it.
 
     Attributes:
-        name: its name in the run file and in rows.
+        name: its name in the run file and in rows. version: of its code and weights.
         licence: of code and weights.
         least_side: pixels of the shorter side from which a picture is marked.
         false_alarm: stated rate at which a look finds the mark in pictures that do not carry it.
@@ -101,6 +104,7 @@ class WatermarkClass(Protocol):
     """
 
     name: str
+    version: str
     licence: str
     least_side: int
     false_alarm: float
@@ -109,7 +113,7 @@ class WatermarkClass(Protocol):
 
     @classmethod
     def probe(cls) -> str:
-        """Its version on this machine, found without loading anything.
+        """Check that it can run here, without loading anything; returns its version.
 
         Raises:
             WatermarkUnavailable: a package or its weights are missing.
@@ -117,8 +121,11 @@ class WatermarkClass(Protocol):
         ...
 
     @classmethod
-    def open(cls) -> Watermark:
+    def open(cls, *, allow_download: bool = False) -> Watermark:
         """Load it.
+
+        Args:
+            allow_download: a scheme that can fetch its weights may do so.
 
         Raises:
             WatermarkUnavailable: a package or its weights are missing.
@@ -140,8 +147,8 @@ class WatermarkInfo:
 
 
 def key_id(key: bytes) -> str:
-    """The name of a key in rows and reports: ``public`` for the published one, else the first 16 digits of its digest."""
-    return PUBLIC if key == PUBLIC_KEY else hashlib.sha256(b"watermark key " + key).hexdigest()[:16]
+    """The name of a key in rows and reports: ``public`` for the published one, else :func:`pipeline.keys.key_id`."""
+    return PUBLIC if key == PUBLIC_KEY else id_of_key("watermark", key)
 
 
 def run_tag(plan_sha256: str) -> int:
@@ -244,6 +251,8 @@ def _undeclared(name: str, cls: Any) -> str:
         return f"calls itself {getattr(cls, 'name', None)!r} and not {name!r}"
     if not isinstance(getattr(cls, "licence", None), str) or not cls.licence:
         return "states no licence"
+    if not isinstance(getattr(cls, "version", None), str) or not cls.version:
+        return "states no version"
     if type(getattr(cls, "least_side", None)) is not int or cls.least_side < 1:
         return "states no least_side: pixels of the shorter side, 1 or more"
     rate = getattr(cls, "false_alarm", None)

@@ -53,7 +53,7 @@ class Corner:
         return cls.version
 
     @classmethod
-    def open(cls):
+    def open(cls, *, allow_download=False):
         return cls()
 
     def _bits(self, data):
@@ -136,6 +136,7 @@ def test_a_package_that_cannot_be_imported_is_an_error(install: Install) -> None
     [
         (('name = "corner"', 'name = "edge"'), "calls itself 'edge'"),
         (('licence = "MIT"', 'licence = ""'), "no licence"),
+        (('version = "corner 1"', 'version = ""'), "no version"),
         (("least_side = 96", "least_side = 0"), "no least_side"),
         (("false_alarm = 1e-9", "false_alarm = 2.0"), "no false_alarm"),
         (("payload_bits = 32", "payload_bits = 8"), "no payload_bits"),
