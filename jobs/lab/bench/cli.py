@@ -145,3 +145,21 @@ def audit(out: Out = DOCS, quick: Quick = False) -> None:
     from jobs.lab.bench.audit import bench
 
     bench(out, quick=quick)
+
+
+@app.command()
+def marks(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="What was measured is kept here; a stopped bench goes on.")] = Path("bench-marks"),
+    world: Annotated[Path, typer.Option(help="The built world: its packages hold the drawings.")] = Path("world"),
+    photographs: Annotated[Path | None, typer.Option(help="A folder of photographs; without it, drawings alone.")] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many minutes; the next call goes on.")] = 600.0,
+) -> None:
+    """What survives of the watermarks, attack by attack, and how often they are found where there are none.
+
+    Example: clearance lab bench marks --world world --photographs photographs
+    """
+    from jobs.lab.bench.marks import bench
+
+    bench(out, quick=quick, work=work, world=world, photographs=photographs, minutes=minutes)

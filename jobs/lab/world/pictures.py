@@ -63,18 +63,23 @@ def fetch(vendor: str, work: Path) -> dict[str, Any]:
     return icons
 
 
+def svg_of(icons: dict[str, Any], name: str) -> str:
+    """One icon as an SVG file, with a margin of 4 %."""
+    icon = icons["icons"][name]
+    width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+    margin = 0.04 * max(width, height)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{-margin} {-margin} {width + 2 * margin} {height + 2 * margin}">{icon["body"]}</svg>'
+    )
+
+
 def render(icons: dict[str, Any], name: str) -> np.ndarray:
     """Render one icon on white: uint8 (SIZE, SIZE, 3). Rendered four times larger, then averaged down."""
     import resvg_py
     from PIL import Image
 
-    icon = icons["icons"][name]
-    width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
-    margin = 0.04 * max(width, height)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{-margin} {-margin} {width + 2 * margin} {height + 2 * margin}">{icon["body"]}</svg>'
-    )
+    svg = svg_of(icons, name)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE))
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     canvas = Image.new("RGBA", picture.size, "white")
