@@ -13,6 +13,7 @@ import numpy as np
 
 from guards.base import Box, Defaults, Finding, Probe, require_pictures
 from guards.mark_weights import WEIGHTS, MarkWeights
+from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
 
@@ -69,13 +70,13 @@ class MarksGuard:
         self.calls = PaddedCalls(BATCH, "guard marks", LESS)
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found.
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
 
         Raises:
             OutOfMemory: not even one picture fits into memory.
         """
         require_pictures(pictures, guard=self.name)
-        scores, logits = self._score(pictures)
+        scores, logits = self._score(without_own_label(pictures))
         cells = sigmoid(logits)  # not shifted: the operating point decides whether to act, not where the mark is
         return [[self._finding(k, float(row[k]), cells[i, k]) for k in range(3)] for i, row in enumerate(scores)]
 

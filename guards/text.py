@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
+from guards.own_label import without_own_label
 from guards.words import LEAST_SIGNS, SURE, Word, counts, merged
 from index.errors import GuardUnavailable, IntegrityError
 
@@ -95,13 +96,13 @@ class TextGuard:
         return {**self.__dict__, "_engine": None}
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): one finding per picture, with the words and the box around them.
+        """Check uint8 RGB (N, H, W, 3): one finding per picture, with the words and the box around them. Our own label is none.
 
         Raises:
             IntegrityError: the recogniser cannot read its weights.
         """
         require_pictures(pictures, guard=self.name)
-        return [[self._one(picture)] for picture in pictures]
+        return [[self._one(picture)] for picture in without_own_label(pictures)]
 
     def _one(self, picture: np.ndarray) -> Finding:
         read = self._words(picture)

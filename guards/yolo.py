@@ -18,6 +18,7 @@ from guards.base import Box, Defaults, Finding, Probe, import_package, require_p
 from guards.mark_network import KINDS, SIDE
 from guards.mark_weights import WEIGHTS, MarkWeights
 from guards.marks import LESS, sigmoid, squeeze
+from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
 
@@ -130,7 +131,7 @@ class YoloMarksGuard:
             raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found.
+        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
 
         Raises:
             OutOfMemory: not even one picture fits into memory.
@@ -140,7 +141,7 @@ class YoloMarksGuard:
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
             return []
-        small = np.stack([squeeze(picture, SIDE) for picture in pictures])
+        small = np.stack([squeeze(picture, SIDE) for picture in without_own_label(pictures)])
 
         def run(rows: list[int]) -> torch.Tensor:
             x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 255
