@@ -49,6 +49,7 @@ def examine(weights: Path | None = None, keys: str = "") -> list[Line]:
         *_names(),
         *_guards(),
         *check_keys(keys),
+        *watermarks(),
         *check_weights(weights or STICKERS.parent),
     ]
 
@@ -267,6 +268,18 @@ def _salt(keys: Keys, topic: str) -> Line:
     if not salt:
         return Line(topic, "note", "none: the commitment of a prompt that can be guessed reveals it")
     return Line(topic, "ok", f"secret, {salt_id(salt)}")
+
+
+def watermarks() -> Iterator[Line]:
+    """One line for every watermark: its version, the least side of a picture and its licence; or why it cannot be made here."""
+    from pipeline.marking.watermark import DEFAULT, describe_watermarks
+
+    for mark in describe_watermarks():
+        about = f"from {mark.least_side} px; licence {mark.licence}"
+        if mark.available:
+            yield Line(f"watermark {mark.name}", "ok", f"{mark.version}; {about}" + ("; the default" * (mark.name == DEFAULT)))
+        else:
+            yield Line(f"watermark {mark.name}", "note", f"not available: {mark.reason} ({about})")
 
 
 def check_weights(folder: Path) -> Iterator[Line]:

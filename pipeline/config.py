@@ -111,6 +111,16 @@ class MarksConfig:
         "not_allowed",
         "what C2PA manifests state of training and data mining with the picture (`cawg.training-mining`); unstated: nothing",
     )
+    watermark: str = line(
+        "auto",
+        "imperceptible watermark: `auto` (the tile, from 128 pixels of the shorter side on), `off`, or a scheme's name; its "
+        "key is `watermark.key` in the folder of keys, else a published one that everybody can find and imitate",
+        least=1,
+    )
+    label: Literal["off", "AI generated", "KI-generiert", "Généré par IA", "Generado por IA", "Generato con IA"] = choice(
+        "off", "visible label drawn into the lower right corner of accepted pictures, from 64 pixels of the shorter side on"
+    )
+    allow_download: bool = flag(False, "a watermark may fetch its weights (`trustmark`)")
 
 
 @settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,7 +36,42 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
         notes.append(Note("calibration", remark))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
-    return [*notes, *key_notes(config, base)]
+    return [*notes, *key_notes(config, base), *watermark_notes(config, base, config.model.size or _trained_side(folder))]
+
+
+def watermark_notes(config: RunConfig, base: Path, side: int | None = None) -> list[Note]:
+    """That the watermark's key is the published one, where pictures are large enough to be marked.
+
+    Args:
+        config: the run file. base: its folder.
+        side: of the pictures in pixels; None: not known.
+
+    Raises:
+        ConfigError: the key is damaged, or there is no such watermark.
+    """
+    from pipeline.marking.watermark import chosen, watermark_class
+
+    scheme = chosen(config.marks.watermark)
+    if not scheme or (side is not None and side < watermark_class(scheme).least_side):
+        return []
+    if Keys.find(config.marks.keys, base=base).watermark() is not None:
+        return []
+    text = (
+        "there is no watermark.key: the published key marks the pictures, so that everybody can find the mark and imitate it; "
+        "`clearance keys new FOLDER` makes a key of your own"
+    )
+    return [Note("watermark", text)]
+
+
+def _trained_side(folder: Path) -> int | None:
+    """Side in pixels of the pictures that a model was trained on; None where its folder does not state it in the usual way."""
+    try:
+        (network,) = [path for name in ("unet", "transformer") if (path := folder / name / "config.json").is_file()]
+        latent = json.loads(network.read_text(encoding="utf-8"))["sample_size"]
+        blocks = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
+        return int(min(latent) if isinstance(latent, list) else latent) * 2 ** (len(blocks) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def key_notes(config: RunConfig, base: Path) -> list[Note]:

@@ -26,6 +26,7 @@ from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schem
 from pipeline.marking.encode import Encoded, thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
+from pipeline.marking.watermark import run_tag
 from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Sample
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def marked(sample: Sample, context: RunContext, markers: Markers | None = None) 
         where = f"request {sample.request.key!r}"
         raise IntegrityError("accepted without an accepted attempt", where=where, fix="Report this")
     software = f"Clearance {context.software_version}".strip()
-    origin = Origin(context.model_id, context.model_version, software)
+    origin = Origin(context.model_id, context.model_version, software, run_tag(context.plan_sha256))
     return mark(sample.final.picture, context.image_format, origin, markers)
 
 

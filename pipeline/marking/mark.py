@@ -1,7 +1,7 @@
 """Mark an accepted picture: its pixels become a file that names its origin, and what the file carries is read back from it.
 
-The order is fixed: pixels, encoding with XMP in the same save, the C2PA manifest; nothing touches the bytes afterwards. A
-watermark would come before the encoding; none is made yet, and the result records it.
+The order is fixed: pixels, visible label, watermark, encoding with XMP in the same save, the C2PA manifest; nothing touches the
+bytes afterwards. A watermark that the file does not show any more is not claimed: its reason is recorded in its place.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from index.errors import IntegrityError
 from index.fingerprint import iscc, pixel_digest
 from pipeline.marking.c2pa import ISCC_BINDING, C2paSigner, Manifest, SoftBinding, read_manifest
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, SUFFIXES, Encoded, decode, encode, xmp_packet
+from pipeline.marking.label import labelled
 from pipeline.marking.markers import Markers
+from pipeline.marking.watermark import key_id
+
+TOO_SMALL, LOST = "too_small", "not_found_after_encoding"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a picture's marks name: the AI system, its version, and the software that ran it."""
+    """What a picture's marks name: the AI system, its version, the software that ran it, and the 32 bits of the watermark."""
 
     ai_system: str
     ai_version: str
     software: str
+    tag: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,9 @@ class MarkedPicture:
         c2pa_present: a C2PA manifest was read back from the finished file, intact. c2pa_key_id: of the certificate that signed
             it; empty: none.
         iscc: the ISCC image code that the manifest names; empty: there is no manifest.
-        watermark_scheme: the watermark in its pixels; empty: none. watermark_score: how surely it was found again.
-        watermark_key_id: of its key. watermark_reason: why there is none.
+        watermark_scheme: the watermark that was found again in the file; empty: none. watermark_score: how surely; None: none.
+        watermark_key_id: of its key; ``public``: the published one. watermark_reason: why there is none: ``off``,
+            ``too_small``, ``not_found_after_encoding`` (flat pictures; the pixels carry it, and no look finds it).
         visible_label: a label that names it as made by a model is drawn into it.
     """
 
@@ -90,12 +96,19 @@ def mark(
         IntegrityError: the picture is not (H, W, 3), or the finished file cannot be read, or not as it was signed.
         RunStopped: the manifest could not be signed.
     """
-    signer = markers.signer if markers is not None else None
+    markers = markers or Markers()
     packet = xmp_packet(ai_system=origin.ai_system, ai_version=origin.ai_version, software=origin.software)
-    stored = save(picture, image_format, packet)
-    code = iscc(picture) if signer is not None else ""
+    shown, has_label = labelled(picture, markers.label)
+    made, reason = _watermarked(shown, markers, origin.tag)
+    stored = save(made, image_format, packet)
+    watermark = InFile(reason=reason) if reason or markers.watermark is None else _found_again(stored, markers)
+    signer, code = markers.signer, ""
     if signer is not None:
-        stored = _signed(stored, signer, origin, [SoftBinding(ISCC_BINDING, code)])
+        code = iscc(picture)
+        bindings = [SoftBinding(ISCC_BINDING, code)]
+        if watermark.scheme:
+            bindings.append(SoftBinding(f"clearance.{watermark.scheme}", f"{origin.tag:08x}", in_pixels=True))
+        stored = _signed(stored, signer, origin, bindings)
     manifest = _read_back(stored, signer)
     pixels, xmp = decode(stored.data)  # a library may drop metadata silently
     return MarkedPicture(
@@ -109,7 +122,41 @@ def mark(
         c2pa_present=manifest.intact,
         c2pa_key_id=signer.key.key_id if signer is not None and signer.signed(manifest) else "",
         iscc=code,
+        watermark_scheme=watermark.scheme,
+        watermark_score=watermark.score,
+        watermark_key_id=watermark.key_id,
+        watermark_reason=watermark.reason,
+        visible_label=has_label,
     )
+
+
+@dataclass(frozen=True)
+class InFile:
+    """The watermark that a file shows: scheme, score and id of the key; or the reason why it shows none."""
+
+    scheme: str = ""
+    score: float | None = None
+    key_id: str = ""
+    reason: str = ""
+
+
+def _watermarked(picture: np.ndarray, markers: Markers, tag: int) -> tuple[np.ndarray, str]:
+    """The picture with the watermark, and the reason where it gets none."""
+    if markers.watermark is None:
+        return picture, markers.without
+    if min(picture.shape[:2]) < markers.watermark.least_side:
+        return picture, TOO_SMALL
+    return markers.watermark.embed(picture, markers.watermark_key, tag), ""
+
+
+def _found_again(file: Encoded, markers: Markers) -> InFile:
+    """What a look at the finished pixels finds. A manifest is put into the file without decoding it, and changes none."""
+    assert markers.watermark is not None
+    pixels, _ = decode(file.data)
+    seen = markers.watermark.look(pixels, markers.watermark_key, size_hint=(pixels.shape[1], pixels.shape[0]))
+    if not seen.found:
+        return InFile(reason=LOST)
+    return InFile(markers.watermark.name, seen.score, key_id(markers.watermark_key))
 
 
 def _signed(file: Encoded, signer: C2paSigner, origin: Origin, bindings: list[SoftBinding]) -> Encoded:

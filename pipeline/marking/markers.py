@@ -12,9 +12,10 @@ from pipeline.keys import NEW, C2paKey, Keys
 
 if TYPE_CHECKING:
     from pipeline.marking.c2pa import C2paSigner
+    from pipeline.marking.watermark import Watermark
 
-SIGNED = "marks.c2pa"  # the part of a plan's identity
-TEST_SIGNED = "signed by a test certificate"  # its value where the certificate calls itself one
+SIGNED, WATERMARK, WATERMARK_KEY = "marks.c2pa", "marks.watermark", "marks.watermark_key"  # parts of a plan's identity
+TEST_SIGNED = "signed by a test certificate"  # the first one's value where the certificate calls itself one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,17 @@ class Markers:
 
     Attributes:
         signer: signs the C2PA manifests; None: files get none.
+        watermark: the scheme; None: pictures get none. watermark_key: its key.
+        without: why pictures get no watermark: ``off``.
+        label: the visible label's text; ``off``: none.
         parts: what a plan binds of it: a worker that would mark otherwise is refused.
     """
 
     signer: C2paSigner | None = None
+    watermark: Watermark | None = None
+    watermark_key: bytes = field(default=b"", repr=False)
+    without: str = ""
+    label: str = "off"
     parts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -34,8 +42,12 @@ def open_markers(config: MarksConfig, keys: Keys) -> Markers:
     """Open what the run file asks for and the keys allow.
 
     Raises:
-        ConfigError: a key is damaged, its certificate has ended or cannot sign, or a required mark cannot be made.
+        ConfigError: a key is damaged, its certificate has ended or cannot sign, or a required mark cannot be made; or there is
+            no such watermark.
+        WatermarkUnavailable: the watermark's package or weights are missing.
     """
+    from pipeline.marking.watermark import chosen, watermark_class
+
     key, signer = signing_key(config, keys), None
     if key is not None:
         from pipeline.marking.c2pa import C2paSigner
@@ -43,19 +55,46 @@ def open_markers(config: MarksConfig, keys: Keys) -> Markers:
 
         sign = service(config.signer, key) if config.signer else None
         signer = C2paSigner(key, training=config.training, sign=sign)
-    return Markers(signer=signer, parts=marks_parts(config, keys))
+    scheme = chosen(config.watermark)
+    return Markers(
+        signer=signer,
+        watermark=watermark_class(scheme).open(allow_download=config.allow_download) if scheme else None,
+        watermark_key=watermark_key(keys) if scheme else b"",
+        without="" if scheme else "off",
+        label=config.label,
+        parts=marks_parts(config, keys),
+    )
+
+
+def watermark_key(keys: Keys) -> bytes:
+    """The deployment's key for watermarks; without one the published key, with which everybody can find and imitate them.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    from pipeline.marking.watermark import PUBLIC_KEY
+
+    return keys.watermark() or PUBLIC_KEY
 
 
 def marks_parts(config: MarksConfig, keys: Keys) -> dict[str, str]:
-    """What a plan binds of the marks beside the run file: whether files are signed, and whether by a test certificate.
+    """What a plan binds of the marks beside the run file: signed or not, by a test certificate or not; watermark and key id.
 
     A certificate may be renewed between two sessions of a run: its id is in every row instead.
 
     Raises:
-        ConfigError: as :func:`signing_key`.
+        ConfigError: as :func:`signing_key`, and where the watermark's key is damaged or there is no such watermark.
+        WatermarkUnavailable: the watermark's package or weights are missing.
     """
-    key = signing_key(config, keys)
-    return {} if key is None else {SIGNED: TEST_SIGNED if key.test else "signed"}
+    from pipeline.marking.watermark import chosen, key_id, watermark_class
+
+    signs = signing_key(config, keys)
+    parts = {} if signs is None else {SIGNED: TEST_SIGNED if signs.test else "signed"}
+    if scheme := chosen(config.watermark):
+        cls = watermark_class(scheme)
+        parts[WATERMARK] = cls.version if config.allow_download else cls.probe()
+        parts[WATERMARK_KEY] = key_id(watermark_key(keys))
+    return parts
 
 
 def signing_key(config: MarksConfig, keys: Keys) -> C2paKey | None:

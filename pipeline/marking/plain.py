@@ -35,7 +35,7 @@ def mark_picture(
     save: str | Path = "",
     marks: MarksConfig | None = None,
 ) -> bytes:
-    """The file of a generated picture with every mark that the keys allow: XMP, and a signed C2PA manifest.
+    """The file of a generated picture with every mark that the keys allow: XMP, watermark, and a signed C2PA manifest.
 
     Args:
         image: a picture of PIL's, or uint8 RGB (H, W, 3).

@@ -77,7 +77,7 @@ class FakeModeration:
 
 
 class FakeRuntime:
-    """Obeys words in the prompt: copy, stubborn, steered, disk-full, crash, lose, die-once, die-always."""
+    """Obeys words in the prompt: large, copy, stubborn, steered, disk-full, crash, lose, die-once, die-always."""
 
     def __init__(self, config: RunConfig, policy: Policy, base: Path) -> None:
         self.config, self.policy, self.base = config, policy, base
@@ -128,6 +128,8 @@ class FakeRuntime:
 
     def _attempt(self, request: Request, number: int, similarity: float, verdict: Verdict) -> Attempt:
         picture = np.random.default_rng([request.seed, number]).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        if "large" in request.prompt:
+            picture = picture[:8, :8].repeat(32, 0).repeat(32, 1)
         reason = "" if verdict is Verdict.ACCEPT else "copy.protected"
         return Attempt(
             number=number,

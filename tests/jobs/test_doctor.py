@@ -129,6 +129,15 @@ def test_keys_that_are_not_there_and_keys_that_are_open_to_all(tmp_path: Path) -
     assert [line.state for line in lines] == ["ok", "note"] and "chmod 600" in lines[1].what
 
 
+def test_every_watermark_is_listed_with_its_licence() -> None:
+    lines = {line.topic: line for line in doctor.watermarks()}
+    assert lines["watermark tile"].state == "ok" and "licence Apache-2.0; the default" in lines["watermark tile"].what
+    for name in ("rivagan", "trustmark"):
+        line = lines[f"watermark {name}"]
+        assert "licence MIT" in line.what and "default" not in line.what
+        assert line.state == "ok" or "pip install" in line.what or "models" in line.what
+
+
 def test_a_package_that_is_too_old_is_missing() -> None:
     [line] = doctor.packages(["numpy>=999"], [])
     assert line.state == "missing"

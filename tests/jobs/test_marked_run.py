@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from guards.own_label import own_label
 from index.errors import ConfigError, PlanMismatch
+from index.fingerprint import pixel_digest
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.local_runner import run_local
-from jobs.run.notes import key_notes
+from jobs.run.notes import key_notes, notes_of, watermark_notes
 from jobs.run.plan import Plan
 from jobs.run.ray_runner import _Actor, run_ray
 from pipeline.audit.contents import report_numbers
@@ -24,6 +26,10 @@ from pipeline.audit.verify import verify
 from pipeline.config import MarksConfig, RunConfig
 from pipeline.keys import ENVIRONMENT, Keys
 from pipeline.marking.c2pa import read_manifest
+from pipeline.marking.encode import decode
+from pipeline.marking.tile import TileWatermark
+from pipeline.marking.watermark import key_id, run_tag
+from pipeline.policy import Policy
 
 PROMPTS = ["cat", "a copy", "a steered owl", "", "fox"]
 MakePlan = Callable[..., Plan]
@@ -175,3 +181,52 @@ def test_a_test_certificate_and_its_end_are_noted(tmp_path: Path) -> None:
     assert "a test certificate, nobody else trusts it" in notes[0]
     assert "from then on readers call its manifests invalid" in notes[1]
     assert key_notes(replace(config, marks=MarksConfig(keys="keys", c2pa="off")), tmp_path) == []
+
+
+def test_the_published_watermark_key_is_noted_where_pictures_are_large_enough(tmp_path: Path) -> None:
+    config = RunConfig(prompts="p.csv")
+    for side in (128, 512, None):
+        (note,) = watermark_notes(config, tmp_path, side)
+        assert note.topic == "watermark" and "everybody can find the mark and imitate it" in note.text
+    assert watermark_notes(config, tmp_path, 127) == []
+    assert watermark_notes(replace(config, marks=MarksConfig(watermark="off")), tmp_path, 512) == []
+    new_keys(tmp_path / "keys")
+    assert watermark_notes(replace(config, marks=MarksConfig(keys="keys")), tmp_path, 512) == []
+
+
+def test_the_side_is_read_from_the_models_folder(tmp_path: Path) -> None:
+    small = RunConfig(prompts="p.csv")
+    assert "watermark" not in {note.topic for note in notes_of(small, Policy(), tmp_path)}  # the embedded world: 64 pixels
+    large = replace(small, model=replace(small.model, size=256))
+    assert "watermark" in {note.topic for note in notes_of(large, Policy(), tmp_path)}
+
+
+def test_a_run_of_larger_pictures_is_watermarked_labelled_and_verifies(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys
+) -> None:
+    marks = MarksConfig(keys="keys", label="AI generated")
+    plan = make_plan(["large cat", "a copy", "fox"], marks=marks)
+    result = run_local(plan, tmp_path / "run", open_loop=open_loop)
+    large, copy, small = sample_rows(result.folder)
+    key = keys.watermark()
+    assert key is not None
+    assert (large["watermark_scheme"], large["watermark_key_id"]) == ("tile", key_id(key))
+    assert (large["watermark_reason"], large["visible_label"], large["c2pa_present"]) == ("", True, True)
+    pixels = decode(large["image"]["bytes"])[0]
+    seen = TileWatermark().look(pixels, key)
+    assert (seen.found, seen.payload, seen.score) == (True, run_tag(plan.plan_sha256), large["watermark_score"])
+    assert own_label(pixels) is not None
+    assert large["pixel_sha256"] != large["stored_pixel_sha256"] == pixel_digest(pixels)
+    assert (copy["watermark_scheme"], copy["watermark_reason"], copy["visible_label"]) == ("", "", False)
+    assert (small["watermark_scheme"], small["watermark_reason"], small["visible_label"]) == ("", "too_small", True)
+    manifest = read_manifest(large["image"]["bytes"], large["media_type"], keys.anchors())
+    assert manifest.trusted and "clearance.tile" in manifest.bindings
+    assert verify(result.folder).ok
+
+
+def test_another_watermark_key_is_another_plan(make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys) -> None:
+    plan = make_plan(["cat"], marks=MarksConfig(keys="keys"))
+    assert keys.folder is not None
+    (keys.folder / "watermark.key").write_text("7a" * 32)
+    with pytest.raises(PlanMismatch, match=r"marks\.watermark_key"):
+        run_local(plan, tmp_path / "run", open_loop=open_loop)
