@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.marking.watermark import Watermark
 
 SIGNED, WATERMARK, WATERMARK_KEY = "marks.c2pa", "marks.watermark", "marks.watermark_key"  # parts of a plan's identity
-TEST_SIGNED = "signed by a test certificate"  # the first one's value where the certificate calls itself one
+TEST_SIGNED = "signed by a test certificate"  # the value of marks.c2pa where the certificate calls itself one
 
 
 @dataclass(frozen=True, kw_only=True)
