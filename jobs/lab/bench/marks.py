@@ -38,11 +38,11 @@ HARD = ("to .5", "to .75", "to 1.5", "cropped to 75 %", "cropped to 25 %", "turn
 # a search (a hundred times as dear).
 PLAN = (
     ("tile", 64, 20, 0), ("tile", 128, 75, 15), ("tile", 256, 150, 50), ("tile", 512, 150, 50), ("tile", 1024, 40, 15),
-    ("rivagan", 256, 12, 12), ("rivagan", 512, 4, 4),
+    ("rivagan", 256, 6, 6),
 )  # fmt: skip
 QUICK = (("tile", 64, 2, 0), ("tile", 256, 3, 2))
 SEARCHES = ((160, 2200), (256, 1400), (512, 400))  # side, and unmarked looks that search
-IN_PLACE = ((128, 4000), (256, 4000), (512, 2000))
+IN_PLACE = ((128, 2000), (256, 2000), (512, 500))
 RECOVERY, FALSE_ALARMS = 0.98, 1e-3
 
 
