@@ -25,8 +25,8 @@ from pipeline.marking.markers import Markers, open_markers
 from pipeline.marking.tile import TileWatermark
 from pipeline.marking.watermark import PUBLIC_KEY
 
-ORIGIN = Origin("some model", "3", "Clearance 9")
 TAG = 0x12345678
+ORIGIN = Origin("some model", "3", "Clearance 9", TAG)
 FORMATS = ["png", "jpeg", "webp"]
 
 
@@ -66,8 +66,12 @@ def states(data: bytes, *keys: Keys) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_every_layer_passes(keys: Keys, markers: Markers, watermarked: np.ndarray, image_format: str) -> None:
-    assert states(mark(watermarked, image_format, ORIGIN, markers).data, keys) == ("pass", "pass", "pass", "pass")
+def test_every_layer_passes(keys: Keys, markers: Markers, image_format: str) -> None:
+    file = mark(painted(), image_format, ORIGIN, markers)
+    found = looks(file.data, keys)
+    assert [layer.state for layer in found.values()] == ["pass", "pass", "pass", "pass"]
+    assert found["watermark tile"].facts["payload"] == f"{TAG:08x}"
+    assert found["C2PA"].facts["bindings"] == ["io.iscc.v0", "clearance.tile"]
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -180,9 +184,9 @@ def test_a_mark_of_another_key_that_the_manifest_names_is_no_failure(keys: Keys)
     assert "the manifest names one, so it was made with another key" in found["watermark tile"].what
 
 
-def test_earlier_keys_are_tried_too(keys: Keys, markers: Markers, watermarked: np.ndarray, tmp_path: Path) -> None:
+def test_earlier_keys_are_tried_too(keys: Keys, markers: Markers, tmp_path: Path) -> None:
     new_keys(tmp_path / "keys")
-    data = mark(watermarked, "png", ORIGIN, markers).data
+    data = mark(painted(), "png", ORIGIN, markers).data
     assert states(data, Keys(tmp_path / "keys"))[2:] == ("fail", "absent")
     assert states(data, Keys(tmp_path / "keys"), keys)[2:] == ("pass", "pass")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from jobs.keys import c2pa_test_chain, new_keys
 from pipeline.config import MarksConfig
 from pipeline.keys import Keys
 from pipeline.marking.c2pa import read_manifest
+from pipeline.marking.detect import Detector
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, MEDIA_TYPES, decode
 from pipeline.marking.plain import mark_picture
 
@@ -37,7 +39,17 @@ def test_two_lines_mark_a_picture(keys: Path, image_format: Any) -> None:
     assert image_format == "jpeg" or np.array_equal(pixels, PIXELS)
 
 
-def test_without_keys_there_is_xmp_alone() -> None:
+def test_a_picture_that_is_large_enough_carries_the_watermark_of_the_deployment(keys: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    soft = np.clip((cv2.GaussianBlur(noise, (0, 0), 5).astype(int) - 128) * 6 + 128, 0, 255).astype(np.uint8)
+    layers = {layer.name: layer for layer in Detector([Keys(keys)]).look(mark_picture(soft, model="some model", keys=keys))}
+    assert {name: layer.state for name, layer in layers.items()} == {
+        "XMP": "pass", "C2PA": "pass", "C2PA signer": "pass", "watermark tile": "pass"
+    }  # fmt: skip
+    assert layers["watermark tile"].facts["key_id"] == Keys(keys).ids()["watermark.key"]
+
+
+def test_a_small_picture_without_keys_carries_xmp_alone() -> None:
     data = mark_picture(PIXELS, model="some model")
     assert not read_manifest(data, "image/webp").present and DIGITAL_SOURCE_TYPE.encode() in decode(data)[1]
 
