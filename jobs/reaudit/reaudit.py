@@ -217,4 +217,4 @@ def _says(event: Mapping[str, Any], details: Mapping[str, Any], digests: Mapping
     """Whether an earlier re-audit found the same under the same rules."""
     if event["kind"] != DONE:
         return False
-    return details.items() <= event["details"].items() and digests.items() <= event["digests"].items()
+    return bool(details.items() <= event["details"].items() and digests.items() <= event["digests"].items())
