@@ -69,7 +69,8 @@ def _trained_side(folder: Path) -> int | None:
         (network,) = [path for name in ("unet", "transformer") if (path := folder / name / "config.json").is_file()]
         latent = json.loads(network.read_text(encoding="utf-8"))["sample_size"]
         blocks = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
-        return int(min(latent) if isinstance(latent, list) else latent) * 2 ** (len(blocks) - 1)
+        side: int = int(min(latent) if isinstance(latent, list) else latent) * 2 ** (len(blocks) - 1)
+        return side
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

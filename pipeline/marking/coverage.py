@@ -77,7 +77,7 @@ def _signed_note(carried: Carried, signed: str) -> str:
     test = "The certificate calls itself a test: nobody else trusts it. " if signed == TEST_SIGNED else ""
     return (
         f"{test}No manifest has a time stamp: readers refuse it after its certificate has ended. "
-        "A time stamp of the run covers the digests of its files."
+        "A time stamp of the run, where there is one, covers the digests of its files."
     )
 
 
