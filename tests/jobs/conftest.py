@@ -171,11 +171,20 @@ def make_plan(tmp_path: Path) -> Callable[..., Plan]:
     return partial(_plan, tmp_path)
 
 
+def fake_identity(config: RunConfig, policy: Policy, base: Path) -> dict[str, str]:
+    """What a plan binds of the fake runtime: model and index that are made up, and the marks that are real."""
+    return IDENTITY | marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
+
+
+@pytest.fixture
+def identity() -> Callable[..., dict[str, str]]:
+    return fake_identity
+
+
 def _plan(base: Path, prompts: Sequence[str], *, rules: Policy | None = None, **settings: Any) -> Plan:
     (base / "prompts.txt").write_text("\n".join(prompts) + "\n")
     config = RunConfig(**{"prompts": "prompts.txt", "shard_size": 2} | settings)
-    marks = marks_parts(config.marks, Keys.find(config.marks.keys, base=base))
-    return Plan.make(config, rules or Policy(), base, identity=IDENTITY | marks)
+    return Plan.make(config, rules or Policy(), base, identity=fake_identity(config, rules or Policy(), base))
 
 
 @pytest.fixture

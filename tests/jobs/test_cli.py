@@ -15,8 +15,6 @@ from typer.testing import CliRunner, Result
 from index.errors import ModelError
 from jobs.cli import main as cli
 
-IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
-
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
@@ -35,10 +33,14 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 @pytest.fixture
 def run_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any], opening: Callable[..., None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_loop: Callable[..., Any],
+    opening: Callable[..., None],
+    identity: Callable[..., dict[str, str]],
 ) -> Path:
     """A run file whose runtime is the fake one."""
-    opening(loop=open_loop, identity=lambda config, policy, base: IDENTITY)
+    opening(loop=open_loop, identity=identity)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
     (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 2\n')
@@ -238,11 +240,13 @@ def test_unexpected_errors_name_the_way_to_a_traceback(
     assert isinstance(call("run", run_file).exception, ZeroDivisionError)
 
 
-def test_a_runtime_that_does_not_open_is_reported_once(run_file: Path, opening: Callable[..., None]) -> None:
+def test_a_runtime_that_does_not_open_is_reported_once(
+    run_file: Path, opening: Callable[..., None], identity: Callable[..., dict[str, str]]
+) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 
-    opening(loop=refuse, identity=lambda config, policy, base: IDENTITY)
+    opening(loop=refuse, identity=identity)
     failed = call("run", run_file)
     assert failed.exit_code == 2 and failed.stderr.count("weights are missing") == 1
 
@@ -316,10 +320,12 @@ def test_an_unfinished_run_is_reported_without_being_called_damaged(run_file: Pa
     assert call("status", run_file).exit_code == 0
 
 
-def test_a_failed_start_leaves_no_folder(run_file: Path, opening: Callable[..., None]) -> None:
+def test_a_failed_start_leaves_no_folder(
+    run_file: Path, opening: Callable[..., None], identity: Callable[..., dict[str, str]]
+) -> None:
     def refuse(*_: Any) -> Any:
         raise ModelError("weights are missing", where="w", fix="Fetch them")
 
-    opening(loop=refuse, identity=lambda config, policy, base: IDENTITY)
+    opening(loop=refuse, identity=identity)
     assert call("run", run_file).exit_code == 2
     assert not (run_file.parent / "run").exists()

@@ -22,8 +22,6 @@ from pipeline.config import RunConfig
 from pipeline.policy import policy_digest
 from pipeline.settings import read_toml
 
-IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
-
 
 @pytest.mark.parametrize("samples", [3, 10, 48, 200])
 def test_prompts_are_of_all_kinds_and_have_keys_of_their_own(samples: int) -> None:
@@ -42,12 +40,16 @@ def test_the_default_demo_has_the_promised_prompts() -> None:
 
 
 def test_the_demo_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_loop: Callable[..., Any], opening: Callable[..., None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_loop: Callable[..., Any],
+    opening: Callable[..., None],
+    identity: Callable[..., dict[str, str]],
 ) -> None:
     def no_index(folder: Path, config: RunConfig, say: Any) -> None:
         folder.mkdir(exist_ok=True)
 
-    opening(loop=open_loop, identity=lambda config, policy, base: IDENTITY)
+    opening(loop=open_loop, identity=identity)
     monkeypatch.setattr(demo, "build_index", no_index)
     monkeypatch.setattr(demo, "RUN_TOML", demo.RUN_TOML.replace('index = "index"', 'index = ""'))
     console = Console(width=160, record=True, file=io.StringIO())
