@@ -54,7 +54,7 @@ def robustness_table(result: Mapping[str, Any] | None, schemes: Collection[str])
         for attack in dict.fromkeys(cell["attack"] for cell in cells)
     ]
     notes = [
-        f"False alarms, looking {how}: {Rate.of(int(entry['alarms']), int(entry['looks']))} unmarked pictures."
+        f"False alarms on unmarked pictures, {how}: {Rate.of(int(entry['alarms']), int(entry['looks']))}."
         for how, entry in (result or {})["unmarked"].items()
     ]
     return {
