@@ -76,8 +76,8 @@ class Commands(TyperGroup):
             # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
             if type(error).__module__.startswith(("typer.", "click.")):
                 raise
-            if told := explain(error):
-                say_error(*told)
+            if sentences := explain(error):
+                say_error(*sentences)
                 raise typer.Exit(2) from None
             say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
             raise typer.Exit(70) from None

@@ -194,19 +194,19 @@ def _ticks(low: float) -> list[float]:
 
 def details_of(event: Mapping[str, Any]) -> str:
     """Details and digests of an event as one line: what belongs to it, short."""
-    told = {name: _told(value) for name, value in event["details"].items()}
-    parts = [f"{name.replace('_', ' ')} {text}" for name, text in told.items() if text]
+    texts = {name: _as_text(value) for name, value in event["details"].items()}
+    parts = [f"{name.replace('_', ' ')} {text}" for name, text in texts.items() if text]
     parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in event["digests"].items() if value]
     return "; ".join(part if len(part) <= 160 else f"{part[:160]}…" for part in parts) or "–"
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """One detail of an event in words: what is empty or zero is left out, digests are short."""
     if isinstance(value, Mapping):
-        inner = {name: _told(item) for name, item in value.items()}
+        inner = {name: _as_text(item) for name, item in value.items()}
         return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in inner.items() if text)
     if isinstance(value, list | tuple):
-        return ", ".join(text for item in value if (text := _told(item)))
+        return ", ".join(text for item in value if (text := _as_text(item)))
     if value is None or value == "" or (value == 0 and not isinstance(value, bool)):
         return ""
     text = _words(value)

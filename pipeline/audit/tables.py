@@ -66,14 +66,14 @@ class GuardTable:
         table = []
         for (guard, category), versions in sorted(self._versions.items()):
             counts, settings = self._counts[(guard, category)], policy.get(guard)
-            asked = str(settings.get("action") or "") if isinstance(settings, dict) else ""
+            stated = str(settings.get("action") or "") if isinstance(settings, dict) else ""
             named = f"any(findings: guard = {guard} and category = {category} and triggered)"
             gone = f"of first pictures with {named} that were steered: share whose final picture has none"
             table.append(
                 {
                     "guard": guard,
                     "category": category,
-                    "action": ", ".join(sorted(self._actions[(guard, category)])) or asked,
+                    "action": ", ".join(sorted(self._actions[(guard, category)])) or stated,
                     "versions": sorted(versions),
                     "thresholds": sorted(self._thresholds[(guard, category)]),
                     "first": rate(

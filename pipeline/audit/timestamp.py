@@ -58,9 +58,9 @@ def post(url: str, request: bytes) -> bytes:
     if not url.lower().startswith(("http://", "https://")):
         raise InputError("is not a URL of a time stamping authority", where=url, fix="Name one that begins with https://")
     data: bytes
-    asked = urllib.request.Request(url, request, {"Content-Type": "application/timestamp-query"})
+    question = urllib.request.Request(url, request, {"Content-Type": "application/timestamp-query"})
     try:
-        with urllib.request.urlopen(asked, timeout=SECONDS) as answer:
+        with urllib.request.urlopen(question, timeout=SECONDS) as answer:
             kind, data = answer.headers.get_content_type(), answer.read(LARGEST + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

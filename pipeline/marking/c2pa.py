@@ -197,8 +197,8 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
         return _without(error)
     signature = active.get("signature_info") or {}
     names = (signature.get("common_name"), signature.get("issuer"))
-    said = [one.get("data") or {} for one in active.get("assertions") or [] if isinstance(one, dict)]
-    created = [action for one in said for action in one.get("actions") or [] if action.get("action") == "c2pa.created"]
+    assertions = [one.get("data") or {} for one in active.get("assertions") or [] if isinstance(one, dict)]
+    created = [action for one in assertions for action in one.get("actions") or [] if action.get("action") == "c2pa.created"]
     generators = active.get("claim_generator_info") or []
     failures = (results.get("activeManifest") or {}).get("failure") or []
     return Manifest(
@@ -209,7 +209,7 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
         serial=str(signature.get("cert_serial_number") or ""),
         generator=" ".join(str(generators[0].get(part, "")) for part in ("name", "version")).strip() if generators else "",
         source_type=str(created[0].get("digitalSourceType", "")) if created else "",
-        bindings=tuple(str(one["alg"]) for one in said if "alg" in one and "blocks" in one),
+        bindings=tuple(str(one["alg"]) for one in assertions if "alg" in one and "blocks" in one),
         problems=tuple(sorted({str(failure.get("code")) for failure in failures})),
     )
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, InputError, WatermarkUnavailable
 from pipeline.keys import key_id as id_of_key
 
@@ -161,20 +162,13 @@ def run_tag(plan_sha256: str) -> int:
     return int(plan_sha256[:8], 16)
 
 
-def outside_watermarks() -> dict[str, importlib.metadata.EntryPoint]:
+def outside_watermarks() -> dict[str, EntryPoint]:
     """The schemes of other packages, by name.
 
     Raises:
         ConfigError: two packages have a scheme of one name, or a package has one of ours.
     """
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        taken = entry.name in SHIPPED or entry.name in NO_NAME
-        if taken or (entry.name in found and entry.value != found[entry.name].value):
-            what = f"there are two watermarks called {entry.name!r}, one of them {entry.value} of {_package(entry)}"
-            raise ConfigError(what, where=f"entry points {GROUP}", fix="Uninstall the package that you do not want")
-        found[entry.name] = entry
-    return found
+    return entries(GROUP, taken={*SHIPPED, *NO_NAME}, called="watermarks")
 
 
 def watermark_class(name: str) -> WatermarkClass:
@@ -194,13 +188,9 @@ def watermark_class(name: str) -> WatermarkClass:
         fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}"
         raise ConfigError(f"unknown watermark {name!r}", where="marks.watermark", fix=fix)
     entry = others[name]
-    try:
-        cls = entry.load()
-    except Exception as error:  # whatever the package's own code raises when it is imported
-        what = f"{entry.value} of {_package(entry)} cannot be imported ({type(error).__name__}: {error})"
-        raise WatermarkUnavailable(what, where=f"watermark {name}", fix="Install the package again") from error
+    cls = load(entry, where=f"watermark {name}", error=WatermarkUnavailable)
     if lacks := _undeclared(name, cls):
-        what, fix = f"{entry.value} of {_package(entry)} {lacks}", "See pipeline/marking/watermark.py: WatermarkClass"
+        what, fix = f"{origin(entry)} {lacks}", "See pipeline/marking/watermark.py: WatermarkClass"
         raise ConfigError(what, where=f"watermark {name}", fix=fix)
     return cast(WatermarkClass, cls)
 
@@ -264,7 +254,3 @@ def _undeclared(name: str, cls: Any) -> str:
         return "states no psnr_floor: a number of dB"
     absent = [method for method in ("probe", "open", "embed", "look") if not callable(getattr(cls, method, None))]
     return f"has no {absent[0]}()" if absent else ""
-
-
-def _package(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an unknown package"

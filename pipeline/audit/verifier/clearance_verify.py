@@ -563,7 +563,7 @@ class Run:
             self.skip["tree"] = "the run was not sealed"
             return set()
         try:
-            said = {one["name"]: (one["digest"]["sha256"], one["annotations"]["rows"]) for one in statement["subject"]}
+            stated = {one["name"]: (one["digest"]["sha256"], one["annotations"]["rows"]) for one in statement["subject"]}
             predicate = statement["predicate"]
             counts, root, shards = predicate["counts"], predicate["merkle_root"], predicate["shards"]
             numbers = (counts["samples"], counts["attempts"], counts["outcomes"])
@@ -577,8 +577,8 @@ class Run:
             here[f"commits/{shard_id}.json"] = (receipt["marker_sha256"], receipt["rows"])
             for file in receipt["files"]:
                 here[file["path"]] = (erased.now(file["path"], file["sha256"], file["bytes"]).sha256, file["rows"])
-        for name in sorted(here.keys() | said.keys()):
-            if here.get(name) != said.get(name):
+        for name in sorted(here.keys() | stated.keys()):
+            if here.get(name) != stated.get(name):
                 self.wrong("statement", name, "is not as run.json states it: added, removed or changed after sealing")
         digests = {shard_id: receipt["digest"] for shard_id, receipt in receipts.items()}
         if root != merkle_root(list(digests.values())) or shards != digests:
@@ -590,7 +590,7 @@ class Run:
         recount = (self.counts.get("samples", 0), self.counts.get("attempts", 0), dict(sorted(self.outcomes.items())))
         if recount != numbers or predicate.get("requested", len(self.samples)) != len(self.samples):
             self.wrong("statement", "run.json", f"{numbers} are stated, {recount} are found")
-        self.sentence["statement"] = f"run.json has its own digest, and its {len(said)} files and its counts are those found"
+        self.sentence["statement"] = f"run.json has its own digest, and its {len(stated)} files and its counts are those found"
         plan = predicate.get("plan")
         files = plan.get("files") if isinstance(plan, dict) else None
         return self.check_plan(files, events) if isinstance(files, dict) else set()
@@ -761,15 +761,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--extract", default="", metavar="FOLDER", help="write what was signed, and the signatures, for openssl"
     )
-    asked = parser.parse_args(arguments)
-    if not os.path.isdir(asked.run):
-        print(f"there is no such run folder: {asked.run}", file=sys.stderr)
+    options = parser.parse_args(arguments)
+    if not os.path.isdir(options.run):
+        print(f"there is no such run folder: {options.run}", file=sys.stderr)
         return 2
-    run = Run(asked.run, asked.salt).verify()
-    if asked.extract:
-        extract(run, asked.extract)
+    run = Run(options.run, options.salt).verify()
+    if options.extract:
+        extract(run, options.extract)
     stages = list(run.stages())
-    if asked.json:
+    if options.json:
         problems = [{"stage": stage, "where": where, "what": what} for stage, where, what in run.problems]
         named = [{"name": name, "state": state, "sentence": sentence} for name, state, sentence in stages]
         left = [{"where": where, "what": what} for where, what in run.left]
