@@ -59,7 +59,7 @@ def run(folder: Path, runner: str) -> None:
     base = folder.parent
     (base / "prompts.txt").write_text("\n".join(f"owl {i}" for i in range(40)))
     config = RunConfig(prompts="prompts.txt", shard_size=2, workers=2)
-    plan = Plan.make(config, Policy(), base, identity=FAKES.IDENTITY)
+    plan = Plan.make(config, Policy(), base, identity=FAKES.fake_identity(config, Policy(), base))
 
     def say(event: Event) -> None:
         print(event.kind, os.nice(0), flush=True)

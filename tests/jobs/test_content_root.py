@@ -20,7 +20,7 @@ from pipeline.audit.ledger import sample_rows, stated_roots
 from pipeline.audit.shards import committed
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
-from tests.jobs.conftest import IDENTITY, open_fake
+from tests.jobs.conftest import fake_identity, open_fake
 from tests.jobs.test_signals import end, running
 
 MakePlan = Callable[..., Plan]
@@ -43,7 +43,8 @@ def test_a_run_that_was_killed_and_resumed_has_the_root_of_one_that_was_not(tmp_
 
     run_local(plan, killed, open_loop=open_fake)
     (whole.parent / "prompts.txt").write_bytes((killed.parent / "prompts.txt").read_bytes())
-    again = Plan.make(RunConfig(prompts="prompts.txt", shard_size=2, workers=2), Policy(), whole.parent, identity=IDENTITY)
+    config = RunConfig(prompts="prompts.txt", shard_size=2, workers=2)
+    again = Plan.make(config, Policy(), whole.parent, identity=fake_identity(config, Policy(), whole.parent))
     run_local(again, whole, open_loop=open_fake)
 
     assert plan.plan_sha256 == again.plan_sha256

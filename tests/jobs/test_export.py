@@ -34,7 +34,7 @@ from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode
 from pipeline.policy import Policy
-from tests.jobs.conftest import IDENTITY, open_fake
+from tests.jobs.conftest import fake_identity, open_fake
 
 PROMPTS = """prompt,key,category,weight
 cat,a,pets,1
@@ -52,7 +52,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a, b and f are accepted (b after steering), c and d rejected and kept, e is an error."""
     base = tmp_path_factory.mktemp("project")
     (base / "prompts.csv").write_text(PROMPTS)
-    plan = Plan.make(RunConfig(prompts="prompts.csv", shard_size=2), Policy(), base, identity=IDENTITY)
+    config = RunConfig(prompts="prompts.csv", shard_size=2)
+    plan = Plan.make(config, Policy(), base, identity=fake_identity(config, Policy(), base))
     return run_local(plan, base / "run", open_loop=open_fake).folder
 
 
@@ -165,7 +166,8 @@ def test_a_readme_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("cat\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
-    plan = Plan.make(RunConfig(prompts="prompts.txt"), Policy(), tmp_path, identity=IDENTITY)
+    config = RunConfig(prompts="prompts.txt")
+    plan = Plan.make(config, Policy(), tmp_path, identity=fake_identity(config, Policy(), tmp_path))
     with pytest.raises(PlanMismatch, match=r"not empty \(README.md\)"):
         run_local(plan, tmp_path / "out", open_loop=open_fake)
 

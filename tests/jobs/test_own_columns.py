@@ -22,7 +22,7 @@ from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig
 from pipeline.notes import Note
 from pipeline.policy import Policy
-from tests.jobs.conftest import IDENTITY, open_fake
+from tests.jobs.conftest import fake_identity, open_fake
 
 TRICKY: list[Any] = [
     0, -7, 2**60, 1.5, True, False, None, "", "ä\u2028“\"'\\", "😀", ["a", 1, None], {"deep": {"er": [1.0]}},
@@ -121,7 +121,8 @@ def test_every_picture_of_a_row_has_them(tmp_path: Path) -> None:
 def plan_of(tmp_path: Path) -> Callable[[str], Plan]:
     def make(text: str) -> Plan:
         write(tmp_path, "prompts.csv", text)
-        return Plan.make(RunConfig(prompts="prompts.csv", shard_size=2), Policy(), tmp_path, identity=IDENTITY)
+        config = RunConfig(prompts="prompts.csv", shard_size=2)
+        return Plan.make(config, Policy(), tmp_path, identity=fake_identity(config, Policy(), tmp_path))
 
     return make
 

@@ -26,7 +26,7 @@ from pipeline.keys import Keys
 from pipeline.policy import CodesPolicy, Policy, TextPolicy, UnsafePolicy
 from pipeline.runtime import Runtime
 from pipeline.salt import PART, VARIABLE, salt_id, salt_in, salt_parts, secret_salt
-from tests.jobs.conftest import IDENTITY, FakeModeration, FakeRuntime
+from tests.jobs.conftest import FakeModeration, FakeRuntime, fake_identity
 
 SALT, OTHER = "5a" * 32, "a5" * 32
 
@@ -60,8 +60,9 @@ def plan(tmp_path: Path) -> Callable[[], Plan]:
     (tmp_path / "prompts.txt").write_text("a cat\nan owl\na copy\na disk-full fox\n")
 
     def make() -> Plan:
-        identity = IDENTITY | salt_parts(secret_salt(Keys()))
-        return Plan.make(RunConfig(prompts="prompts.txt", shard_size=1), Policy(), tmp_path, identity=identity)
+        config = RunConfig(prompts="prompts.txt", shard_size=1)
+        identity = fake_identity(config, Policy(), tmp_path) | salt_parts(secret_salt(Keys()))
+        return Plan.make(config, Policy(), tmp_path, identity=identity)
 
     return make
 
