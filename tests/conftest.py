@@ -12,11 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from index.torchvision_ops import ensure
 
 ensure()
+
+# The same inputs each time, so that a change fails by its own fault; new ones are looked for with CLEARANCE_FUZZ.
+hypothesis.settings.register_profile("suite", derandomize=True)
+if "CLEARANCE_FUZZ" not in os.environ:
+    hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")

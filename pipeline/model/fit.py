@@ -6,6 +6,8 @@ diffusers and transformers fill what is missing with random numbers and go on, w
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ def check_fit(part: Part) -> list[Note]:
     """
     cls = check_class(part.name, part.library, part.class_name, part.folder.parent)
     try:
-        missing, unexpected, shapes = (_transformers if part.library == "transformers" else _diffusers)(cls, part)
+        with _limited_to(part):
+            missing, unexpected, shapes = (_transformers if part.library == "transformers" else _diffusers)(cls, part)
     except ClearanceError:
         raise
     except Exception as error:
@@ -69,6 +72,32 @@ def check_class(name: str, library: str, class_name: str, folder: Path) -> Any:
         what = f"its {name} is of class {class_name}, which {library} {module.__version__} does not have"
         raise ModelError(what, where=where, fix=f"Use a {library} that has it, or another model")
     return cls
+
+
+@contextmanager
+def _limited_to(part: Part) -> Iterator[None]:
+    """Stop a network that grows far beyond its weights: one number in config.json can ask for a million layers.
+
+    Raises:
+        ModelError: the network has registered more parameters than the weights could fill.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    # Weights of older versions hold several of today's tensors in one, and some are derived or tied.
+    most, made = 4 * len(part.tensors) + 1000, 0
+
+    def count(module: Any, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += parameter is not None
+        if made > most:
+            what = f"asks for a network of more than {most} tensors; its weights hold {len(part.tensors)}"
+            raise ModelError(what, where=str(part.folder / "config.json"), fix=RESTORE)
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 Difference = tuple[list[str], list[str], list[tuple[str, Any, Any]]]  # missing, unexpected, (name, shape here, shape wanted)

@@ -381,6 +381,19 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("unet", "transformer_layers_per_block"), ("unet", "layers_per_block"), ("vae", "layers_per_block"),
+     ("text_encoder", "num_hidden_layers")],
+)  # fmt: skip
+def test_a_number_that_asks_for_a_million_layers_is_refused_at_once(tiny_sd: Path, tmp_path: Path, part: str, key: str) -> None:
+    folder = shutil.copytree(tiny_sd, tmp_path / "model")
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 10**6}))
+    with pytest.raises(ModelError, match="asks for a network of more than"):
+        load_model(config_of(folder))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_any_json_of_the_folder_is_taken_or_refused(
