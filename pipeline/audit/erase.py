@@ -196,7 +196,7 @@ def _change(
     if before not in known:
         raise IntegrityError("is not the file that was committed", where=str(folder / path), fix=_RESTORE)
     try:
-        old = pq.ParquetFile(BytesIO(data)).read()
+        old = pq.ParquetFile(BytesIO(data)).read(use_threads=False)
         names = old.column("sample_id" if keys is None else "key").to_pylist()
     except Exception as error:  # the reader of damaged bytes may raise anything
         raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / path), fix=_RESTORE) from None
@@ -249,7 +249,7 @@ def _require_same(old: pa.Table, stream: BytesIO, emptied: Mapping[str, Collecti
     import pyarrow.parquet as pq
 
     stream.seek(0)
-    back = pq.ParquetFile(stream, page_checksum_verification=True).read()
+    back = pq.ParquetFile(stream, page_checksum_verification=True).read(use_threads=False)
     kept = [name for name in old.schema.names if name not in emptied]
     same = back.schema.equals(old.schema, check_metadata=True) and back.select(kept).equals(old.select(kept))
     if not same:

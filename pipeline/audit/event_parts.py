@@ -91,7 +91,7 @@ def read_part(folder: Path, name: str) -> Part:
     where = str(folder / name)
     data = read_file(folder, name)
     try:
-        table = pq.ParquetFile(BytesIO(data), page_checksum_verification=True).read()
+        table = pq.ParquetFile(BytesIO(data), page_checksum_verification=True).read(use_threads=False)
         table.validate(full=True)
         rows = table.to_pylist()
         for row in rows:

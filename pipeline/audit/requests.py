@@ -103,7 +103,7 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
             complete = {
                 name: fill for name in there if (fill := _filling(file.schema_arrow.field(name).type, now.field(name).type))
             }
-            batches = file.iter_batches(batch_size=64, columns=there)
+            batches = file.iter_batches(batch_size=64, columns=there, use_threads=False)
         except IntegrityError:
             raise
         except Exception as error:  # the reader of damaged bytes may raise anything

@@ -85,7 +85,7 @@ def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:
         try:
             file = pq.ParquetFile(stream)
             columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
             for batch in batches:
                 yield _batch(batch, path, first, dim)
                 first += batch.num_rows
@@ -151,7 +151,7 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
                 stop = start + file.metadata.row_group(group).num_rows
                 mine = wanted[(wanted >= start) & (wanted < stop)]
                 if len(mine):
-                    table = file.read_row_group(group, columns=there).take(pa.array(mine - start))
+                    table = file.read_row_group(group, columns=there, use_threads=False).take(pa.array(mine - start))
                     yield from zip(mine.tolist(), table.to_pylist(), strict=True)
                 start = stop
         except Exception as error:  # as above
@@ -177,7 +177,7 @@ def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None) -> 
     for path in sample_files(folder, damaged=damaged):
         try:
             with open_file(folder, path) as stream:
-                table = pq.ParquetFile(stream).read(columns=["sample_id", "outcome"])
+                table = pq.ParquetFile(stream).read(columns=["sample_id", "outcome"], use_threads=False)
             yield Samples(path, table.column("sample_id").to_pylist(), table.column("outcome").to_pylist())
         except ClearanceError as error:
             if damaged is None:

@@ -315,7 +315,7 @@ class Run:
             try:
                 data = self.read(where)
                 self.count("files")
-                table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+                table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
                 table.validate(full=True)
                 rows = [{**row, "digests": dict(row["digests"])} for row in table.to_pylist()]
                 if not rows or not re.fullmatch(r"\d{8,}\.parquet", name) or name != f"{len(events):08d}.parquet":
@@ -412,7 +412,7 @@ class Run:
             raise Wrong("has a column twice")
         prev, number = sha256(canonical(header)), -1
         committed = [name for name in schema.names if name not in PAYLOADS]
-        for batch in parquet.iter_batches(batch_size=64):
+        for batch in parquet.iter_batches(batch_size=64, use_threads=False):
             batch.validate(full=True)
             payloads = {name: self.payload(batch, name) for name in TABLES[table] if name in schema.names}
             for n, row in enumerate(batch.select(committed).to_pylist()):
