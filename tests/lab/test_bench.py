@@ -118,3 +118,18 @@ def test_a_made_up_run_is_looked_at_and_its_planted_copies_are_found(tmp_path: P
     planted = set(json.loads((tmp_path / "planted.json").read_text()))
     assert looked.compared == 3000 and len(planted) == REFERENCES * PLANTED
     assert {seen.sample_id for seen in looked.hits} == planted
+
+
+RESULTS = sorted((Path(__file__).parents[2] / "infra" / "docs" / "bench").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_verdict_of_a_result_is_what_its_number_says(path: Path) -> None:
+    measures = json.loads(path.read_text(encoding="utf-8")).get("measures", [])
+    assert measures, "a result file without measures"
+    wrong = [
+        m["id"]
+        for m in measures
+        if isinstance(m, dict) and m["met"] is not Measure(**{k: v for k, v in m.items() if k != "met"}).met
+    ]
+    assert wrong == []
