@@ -24,6 +24,13 @@ from pipeline.audit.shards import committed
 ROOT = Path(__file__).resolve().parents[2]
 MakePlan = Callable[..., Plan]
 Open = Callable[..., Any]
+ENDING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+
+
+def _default_signals() -> None:
+    """A suite that a shell runs in the background has SIGINT ignored, and so would the command."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -33,8 +40,9 @@ def running(folder: Path, runner: str = "local", *before: str) -> Iterator[subpr
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "COLUMNS": "300"}
     environment.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+        preexec_fn=_default_signals,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -53,9 +61,6 @@ def end(process: subprocess.Popen[str], number: int) -> tuple[int, list[str]]:
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     return process.returncode, [line for line in stderr.splitlines() if line.strip()]
-
-
-ENDING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
 def check_ended(folder: Path, number: int, code: int, lines: list[str]) -> None:
