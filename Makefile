@@ -24,8 +24,8 @@ $(STAMP):
 demo: install ## the main job on the embedded world; prints where the report is
 	$(BIN)/clearance demo --out $(OUT)
 
-test: install ## the whole test suite
-	$(BIN)/python -m pytest -q $(ARGS)
+test: install ## the whole test suite, in as many processes as there are processors (at most 4)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -33,6 +33,17 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """A suite that was started with nohup, or by a shell in the background, has some of them ignored."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    _default_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @contextmanager
 def running(folder: Path, runner: str = "local", *before: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, until its first shard is committed."""
