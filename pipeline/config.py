@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table
 from pipeline.settings import settings
@@ -138,10 +140,29 @@ class KeepConfig:
 
 
 @settings
+class ColumnsConfig:
+    """The columns of the prompt files, where they have other names than ours."""
+
+    prompt: str = line("", "column of the prompts; empty: `prompt`")
+    key: str = line("", "column of the keys, text or integers, each once; empty: `key`, where the file has it")
+    seed: str = line("", "column of the seeds, whole numbers; empty: `seed`, where the file has it")
+    negative_prompt: str = line("", "column of the negative prompts; empty: `negative_prompt`, where the file has it")
+
+
+def _one_or_many(value: Any) -> Any:
+    return ([value] if value else []) if isinstance(value, str) else value
+
+
+@settings
 class RunConfig:
     """One run file. Relative paths start from its folder."""
 
-    prompts: str = line(REQUIRED, "prompt file: `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.txt` (one prompt a line)", least=1)
+    prompts: Annotated[tuple[Annotated[str, entry()], ...], BeforeValidator(_one_or_many)] = several(
+        REQUIRED, 10_000,
+        "prompt files: `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.txt` (one prompt a line); one name or several, of files, "
+        "folders or patterns. See [Prompts](#prompts)",
+        least=1,
+    )  # fmt: skip
     out: str = line("", "run folder; `--out` overrides it")
     dataset_id: str = line("default", "the data set the samples belong to; part of every `sample_id`")
     base_seed: int = number(
@@ -168,6 +189,7 @@ class RunConfig:
     claims_contact: str = line(
         "", "where someone files a claim about a picture (an address, a page); reports show it. Not part of the plan"
     )
+    columns: ColumnsConfig = table(ColumnsConfig)
     model: ModelConfig = table(ModelConfig)
     generation: GenerationConfig = table(GenerationConfig)
     embedder: EmbedderConfig = table(EmbedderConfig)

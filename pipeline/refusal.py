@@ -140,6 +140,8 @@ def _sentences(problem: Problem, message: str) -> tuple[str, str]:
     if problem.type == "too_long":
         most, count = problem.context["max_length"], problem.context["actual_length"]
         return f"must have at most {most} entries, not {count}", "Take some out"
+    if problem.type == "too_short" and key is not None and key.default is REQUIRED:
+        return "must not be empty", f'Write {problem.name} = "…"'
     if problem.type == "too_short":
         return "must not be empty", f"Write at least {problem.context['min_length']}, or remove the key to use the default"
     return message[:1].lower() + message[1:], "See infra/docs/reference.md for what the key may be"

@@ -350,7 +350,7 @@ def test_examples_parse(path: Path) -> None:
         assert policy.name != "default", "a policy of one's own needs a name of its own"
         return
     config = read_toml(RunConfig, path)
-    assert (path.parent / config.prompts).is_file()
+    assert all((path.parent / name).is_file() for name in config.prompts)
     policy = read_policy(config.policy, path.parent)
     if config.embedder.model != "stickers":
         assert policy.copies.threshold, "only the embedded world has a calibrated threshold"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,8 @@ def read_run_file(path: Path) -> tuple[RunConfig, Path]:
     if model != "stickers" and (base / model).is_dir():
         model = str(base / model)
     adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
-    paths = {name: os.path.expanduser(getattr(config, name)) for name in ("prompts", "index", "policy")}
+    paths: dict[str, Any] = {name: os.path.expanduser(getattr(config, name)) for name in ("index", "policy")}
+    paths["prompts"] = tuple(map(os.path.expanduser, config.prompts))
     marks = replace(config.marks, keys=os.path.expanduser(config.marks.keys))
     return replace(config, **paths, model=replace(config.model, path=model), adapters=adapters, marks=marks), base
 

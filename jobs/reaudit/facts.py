@@ -124,7 +124,7 @@ def point_of_policy(policy: Policy, index: ReferenceIndex) -> OperatingPoint:
     from pipeline.config import RunConfig
     from pipeline.opening import operating_point
 
-    config = RunConfig(prompts="prompts.csv", index=str(index.folder.resolve()))
+    config = RunConfig(prompts=("prompts.csv",), index=str(index.folder.resolve()))
     return operating_point(config, policy, index.embedder_id, base=Path())[1]
 
 

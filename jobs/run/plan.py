@@ -21,7 +21,7 @@ from typing import Any
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.run.openers import openers
-from jobs.run.prompts import read_prompts
+from jobs.run.prompts import prompts_of
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import KeepConfig, MarksConfig, RunConfig
@@ -33,7 +33,7 @@ from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
-_NOT_BOUND = ("workers", "out", "prompts", "index", "policy", "embedder", "claims_contact")
+_NOT_BOUND = ("workers", "out", "prompts", "columns", "index", "policy", "embedder", "claims_contact")
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class Plan:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.
         """
         base = base.resolve()
-        path = base / config.prompts
-        requests = read_prompts(path, base_seed=config.base_seed, samples_per_prompt=config.samples_per_prompt, notes=notes)
+        seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
+        requests = prompts_of(config.prompts, base, columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
         if only is not None:
             keys = set(only)
             absent = keys - {request.key for request in requests}
             if absent:
                 raise InputError(
                     f"key {sorted(absent)[0]!r} is no longer in the prompts",
-                    where=str(path),
+                    where=", ".join(config.prompts),
                     fix="Keep the keys of failed rows",
                 )
             requests = [request for request in requests if request.key in keys]
@@ -191,7 +191,9 @@ class Plan:
         """
         config = dataclasses.asdict(self.config)
         config["out"] = ""
-        for name in ("prompts", "index", "policy"):
+        names = [self._portable(name) for name in config["prompts"]]
+        config["prompts"] = names[0] if len(names) == 1 else names
+        for name in ("index", "policy"):
             config[name] = self._portable(config[name])
         for section, name in ((config["model"], "path"), (config["embedder"], "pretrained")):
             section[name] = self._portable(section[name])

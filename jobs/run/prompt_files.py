@@ -20,6 +20,7 @@ from index.errors import InputError
 from pipeline.notes import Note
 
 COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are the caller's own, and travel into the rows
+USUAL = ("caption", "text", "prompts", "captions", "description", "instruction", "sentence")  # what data sets call a prompt
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 OTHER_KINDS = {  # by the end of the name, or by the first bytes
     ".json": ("one JSON document", "Write one JSON object a line and name the file .jsonl: jq -c '.[]' FILE > prompts.jsonl"),
@@ -48,12 +49,30 @@ Row = Mapping[str, Any] | BadRow
 Rows = Iterator[tuple[str, Row]]
 
 
-def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
+@dataclass(frozen=True)
+class Names:
+    """What the columns of a file are called: ours → the file's own name, where the run file states one (``[columns]``)."""
+
+    of: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.of.get(column) or column
+
+    def renamed(self, row: Row) -> Row:
+        """The row under our names. A column that another stands in for is left out."""
+        if isinstance(row, BadRow) or not self.of:
+            return row
+        own = {name: value for name, value in row.items() if name not in COLUMNS and name not in self.of.values()}
+        return own | {column: row[self[column]] for column in COLUMNS if self[column] in row}
+
+
+def read_rows(path: Path, notes: list[Note], columns: Mapping[str, str] | None = None) -> list[tuple[str, Row]]:
     """All rows of a prompt file.
 
     Args:
         path: the file; the end of its name gives its kind.
         notes: receives the reader's own decisions (delimiter, encoding), and columns whose names may be slips.
+        columns: what the file calls our columns, where it is another name.
 
     Returns:
         (place, row) in the order of the file, where place is "line 7" or "row 6".
@@ -76,23 +95,44 @@ def read_rows(path: Path, notes: list[Note]) -> list[tuple[str, Row]]:
         kind, fix = OTHER_KINDS.get(suffix, ("", ""))
         what = f"unknown kind of prompt file {suffix!r}" + (f": it is {kind}" if kind else "")
         raise InputError(what, where=str(path), fix=fix.replace("FILE", path.name) or f"Use one of {', '.join(READERS)}")
-    return list(READERS[suffix](path, notes))
+    names = Names({ours: theirs for ours, theirs in (columns or {}).items() if theirs})
+    return [(place, names.renamed(row)) for place, row in READERS[suffix](path, notes, names)]
 
 
-def _require_prompt(columns: list[str], path: Path, notes: list[Note]) -> None:
+def _require_columns(columns: list[str], path: Path, notes: list[Note], names: Names) -> None:
     repeated = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
     if repeated:
         raise InputError(f"column {repeated[0]!r} appears twice", where=str(path), fix="Keep one of them")
-    if "prompt" not in columns:
-        near = get_close_matches("prompt", columns, 1, cutoff=0.5)
-        shown = ", ".join(columns[:20]) + (" …" if len(columns) > 20 else "")
-        fix = f"Rename column {near[0]!r} to 'prompt'" if near else f"Name a column 'prompt' (found: {shown or 'none'})"
+    shown = ", ".join(columns[:20]) + (" …" if len(columns) > 20 else "")
+    for ours, theirs in names.of.items():
+        if theirs not in columns:
+            near = _likely(theirs, columns)
+            guess = f'write columns.{ours} = "{near}"' if near else "correct the name"
+            fix = f"In the run file, {guess}; this file has: {shown or 'none'}"
+            raise InputError(f"there is no column {theirs!r} (columns.{ours})", where=str(path), fix=fix)
+        if ours != theirs and ours in columns:
+            notes.append(Note("prompts", f"column {ours!r} is left out: columns.{ours} names {theirs!r} in its place"))
+    if names["prompt"] not in columns:
+        if near := _likely("prompt", columns):
+            fix = f"Rename column {near!r} to 'prompt'"
+            if near.strip().lower() in USUAL:  # no slip: it is called so
+                fix += f', or write columns.prompt = "{near}" in the run file; found: {shown}'
+        else:
+            fix = f"Name a column 'prompt' (found: {shown or 'none'}), or state its name in the run file: columns.prompt"
         raise InputError("column 'prompt' is missing", where=str(path), fix=fix)
     for name in columns:
         meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
-        if name not in COLUMNS and meant and meant[0] not in columns:
+        if name not in (*COLUMNS, *names.of.values()) and meant and names[meant[0]] not in columns:
             what = f"column {name!r} is kept as a column of your own; if it is meant as {meant[0]!r}, rename it"
             notes.append(Note("prompts", what))
+
+
+def _likely(wanted: str, columns: list[str]) -> str:
+    """The column that is probably meant; empty: none is."""
+    plain = {name.strip().lower(): name for name in reversed(columns) if name}
+    near = get_close_matches(wanted.strip().lower(), plain, 1, cutoff=0.5)
+    usual = [plain[name] for name in USUAL if name in plain] if wanted == "prompt" else []
+    return plain[near[0]] if near else usual[0] if usual else ""
 
 
 def _content(path: Path) -> bytes:
@@ -139,7 +179,11 @@ def _lines(text: str) -> list[str]:
     return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
 
 
-def _text(path: Path, notes: list[Note]) -> Rows:
+def _text(path: Path, notes: list[Note], names: Names) -> Rows:
+    if names.of:
+        column, theirs = next(iter(names.of.items()))
+        fix = "Name Parquet, CSV or JSONL files, or take columns out of the run file"
+        raise InputError(f"text has no columns, and columns.{column} names {theirs!r}", where=str(path), fix=fix)
     lines = _lines(_decoded(path, notes))
     while lines and not lines[-1]:
         lines.pop()
@@ -147,20 +191,20 @@ def _text(path: Path, notes: list[Note]) -> Rows:
         yield f"line {number}", {"prompt": line}
 
 
-def _delimiter(text: str) -> tuple[str, bool]:
+def _delimiter(text: str, prompt: str) -> tuple[str, bool]:
     """What separates the fields, and whether the first line names it (``sep=;``, which spreadsheets write)."""
     first = text[:4096].split("\n", 1)[0].split("\r", 1)[0]
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], True
     found = {mark: [name.strip() for name in next(csv.reader([first], delimiter=mark), [])] for mark in DELIMITERS}
-    with_prompt = [mark for mark, columns in found.items() if "prompt" in columns]
+    with_prompt = [mark for mark, columns in found.items() if prompt in columns]
     # Without one, the message about the missing column should show the columns as they are meant.
     return (with_prompt or sorted(found, key=lambda mark: -len(found[mark])))[0], False
 
 
-def _csv(path: Path, notes: list[Note]) -> Rows:
+def _csv(path: Path, notes: list[Note], names: Names) -> Rows:
     text = _decoded(path, notes)
-    mark, declared = _delimiter(text)
+    mark, declared = _delimiter(text, names["prompt"])
     if declared:
         text = text.split("\n", 1)[1] if "\n" in text else ""
     name = DELIMITERS.get(mark, repr(mark))
@@ -177,7 +221,7 @@ def _csv(path: Path, notes: list[Note]) -> Rows:
             break
         if columns is None:
             columns = [value.strip() for value in values]
-            _require_prompt(columns, path, notes)
+            _require_columns(columns, path, notes, names)
         elif len(values) == len(columns):
             rows.append((f"line {began}", dict(zip(columns, values, strict=True))))
         elif values:  # an entirely blank line is no row
@@ -187,8 +231,8 @@ def _csv(path: Path, notes: list[Note]) -> Rows:
     if columns is not None and mark != ",":
         notes.append(Note("prompts", f"the fields of {path.name} are separated by {name}s"))
     yield from rows
-    if columns == ["prompt"]:
-        notes += _perhaps_fields([row["prompt"] for _, row in rows if not isinstance(row, BadRow)])
+    if columns == [names["prompt"]]:
+        notes += _perhaps_fields([row[columns[0]] for _, row in rows if not isinstance(row, BadRow)])
 
 
 def _perhaps_fields(prompts: list[str]) -> list[Note]:
@@ -225,7 +269,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _jsonl(path: Path, notes: list[Note]) -> Rows:
+def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
     columns: dict[str, None] = {}
     rows: list[tuple[str, Row]] = []
     text = _decoded(path, notes)
@@ -250,10 +294,10 @@ def _jsonl(path: Path, notes: list[Note]) -> Rows:
             row = BadRow(f'a {type(row).__name__}, not an object: write {{"prompt": "…"}}')
         rows.append((f"line {number}", row))
     if columns or any(not isinstance(row, BadRow) for _, row in rows):
-        _require_prompt(list(columns), path, notes)
-    has_keys = "key" in columns  # a row without its key is then a bad row, as it is in a table
+        _require_columns(list(columns), path, notes, names)
+    has_keys = names["key"] in columns  # a row without its key is then a bad row, as it is in a table
     for place, row in rows:
-        yield place, ({"key": None, **row} if has_keys and not isinstance(row, BadRow) else row)
+        yield place, ({names["key"]: None, **row} if has_keys and not isinstance(row, BadRow) else row)
 
 
 def _is_array(text: str) -> bool:
@@ -263,7 +307,7 @@ def _is_array(text: str) -> bool:
         return False
 
 
-def _parquet(path: Path, notes: list[Note]) -> Rows:
+def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -272,18 +316,18 @@ def _parquet(path: Path, notes: list[Note]) -> Rows:
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write the file again") from None
-    _require_prompt(list(schema.names), path, notes)
+    _require_columns(list(schema.names), path, notes, names)
     fits: dict[str, Callable[[Any], bool]] = {
         "prompt": _is_text,
         "negative_prompt": _is_text,
         "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
         "seed": lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
     }
-    for name in (name for name in COLUMNS if name in schema.names):
+    for column, name in ((column, names[column]) for column in COLUMNS if names[column] in schema.names):
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not fits[name](kind) and not pa.types.is_null(kind):
-            need = {"key": "text or integers", "seed": "integers"}.get(name, "text")
+        if not fits[column](kind) and not pa.types.is_null(kind):
+            need = {"key": "text or integers", "seed": "integers"}.get(column, "text")
             raise InputError(f"column {name!r} is {kind}, not {need}", where=str(path), fix=f"Write {name!r} as {need}")
     wanted = [name for name in schema.names if name and not _holds_bytes(schema.field(name).type)]
     for name in (name for name in schema.names if name not in wanted):
@@ -315,6 +359,6 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-READERS: dict[str, Callable[[Path, list[Note]], Rows]] = {
+READERS: dict[str, Callable[[Path, list[Note], Names], Rows]] = {
     ".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".txt": _text,
 }  # fmt: skip

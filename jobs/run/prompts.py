@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from uuid import UUID
 
 from index.errors import InputError
 from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
+from jobs.run.prompt_sources import Source, sources_of
 from pipeline.notes import Note
 from pipeline.outcome import Request
 
@@ -43,48 +44,87 @@ ADVICE = {
 def read_prompts(
     path: Path, *, base_seed: int = 0, samples_per_prompt: int = 1, notes: list[Note] | None = None
 ) -> list[Request]:
-    """Read requests from a prompt file.
+    """Read requests from one prompt file; see :func:`read_sources`."""
+    return read_sources([Source(path)], base_seed=base_seed, samples_per_prompt=samples_per_prompt, notes=notes)
+
+
+def prompts_of(
+    names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None, **seeds: int
+) -> list[Request]:
+    """Read requests from all that a run file names: files, folders, patterns.
 
     Args:
-        path: ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
+        names, base: see :func:`jobs.run.prompt_sources.sources_of`.
+        columns, notes, seeds: see :func:`read_sources`.
+
+    Raises:
+        InputError: as :func:`read_sources`; there is no such file.
+    """
+    notes = [] if notes is None else notes
+    return read_sources(sources_of(names, base, notes), columns=columns, notes=notes, **seeds)
+
+
+def read_sources(
+    sources: Sequence[Source],
+    *,
+    columns: Mapping[str, str] | None = None,
+    base_seed: int = 0,
+    samples_per_prompt: int = 1,
+    notes: list[Note] | None = None,
+) -> list[Request]:
+    """Read requests from prompt files, one after the other; rows are numbered through all of them.
+
+    Args:
+        sources: ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
             ``negative_prompt``, or ``.txt`` with one prompt a line. Further columns are the caller's own and travel into the
             rows. The fields of a CSV may be separated by commas, semicolons, tabs or vertical bars.
+        columns: what the files call these columns, where it is another name.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
 
     Returns:
-        Requests in the order of the file; bad rows are among them, with :attr:`Request.problem` set
+        Requests in the order of the files; bad rows are among them, with :attr:`Request.problem` set
         (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``,
         ``input.bad_column``).
 
     Raises:
-        InputError: the file as a whole cannot be used, or none of its rows can.
+        InputError: a file as a whole cannot be used, or none of its rows can; two rows have one key.
     """
-    rows = read_rows(path, [] if notes is None else notes)
+    notes = [] if notes is None else notes
+    requests: list[Request] = []
+    seen: dict[str, str] = {}
+    number = 0
+    for source in sources:
+        rows = read_rows(source.path, notes, columns)
+        _require_prompts(rows, source.path)
+        began = len(requests)
+        for place, row in rows:
+            where = f"{source.label}: {place}" if source.label else place
+            for request in _requests(number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
+                if request.key in seen:
+                    at = f"{seen[request.key]} and {where}"
+                    fix = "Give every row a key of its own"
+                    raise InputError(f"duplicate key {request.key!r}", where=f"{source.path}: {at}", fix=fix)
+                seen[request.key] = where
+                requests.append(request)
+            number += 1
+        mine = requests[began:]
+        if all(request.problem for request in mine):
+            code, what = mine[0].problem or ("", "")
+            many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
+            raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE[code])
+    notes[:] = dict.fromkeys(notes)  # files of one kind give the same note
+    return requests
+
+
+def _require_prompts(rows: Sequence[tuple[str, Row]], path: Path) -> None:
     if not rows:
         raise InputError("no prompts in this file", where=str(path), fix="Write at least one row")
     values = [row.get("prompt") for _, row in rows if not isinstance(row, BadRow)]
     if values and not any(isinstance(value, str | None) for value in values):
         kind = type(values[0]).__name__
         raise InputError(f"column 'prompt' holds {kind}, not text", where=str(path), fix="Write the prompts as text")
-    requests: list[Request] = []
-    seen: dict[str, str] = {}
-    for number, (place, row) in enumerate(rows):
-        for request in _requests(number, place, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
-            if request.key in seen:
-                raise InputError(
-                    f"duplicate key {request.key!r}",
-                    where=f"{path}: {seen[request.key]} and {place}",
-                    fix="Give every row a key of its own",
-                )
-            seen[request.key] = place
-            requests.append(request)
-    if all(request.problem for request in requests):
-        code, what = requests[0].problem or ("", "")
-        many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
-        raise InputError(f"{many}{what}", where=str(path), fix=ADVICE[code])
-    return requests
 
 
 def derived_seed(base_seed: int, key: str, repeat: int) -> int:

@@ -60,7 +60,7 @@ def test_the_demo_end_to_end(
     assert "of 3 protected captions copy" in text and "reproducible: 6 of 6" in text
     assert "verified: steered" in text and f"report:   {out / 'steered' / 'report.html'}" in text
     config = read_toml(RunConfig, out / "run.toml")
-    assert len(read_prompts(out / config.prompts)) == 6
+    assert len(read_prompts(out / config.prompts[0])) == 6
 
     before = (out / "steered" / "run.json").read_bytes()
     run_demo(out, samples=6, runner="local", console=console)

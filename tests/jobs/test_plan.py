@@ -157,6 +157,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "workers",
         "out",
         "prompts",
+        "columns",
         "index",
         "policy",
         "embedder",

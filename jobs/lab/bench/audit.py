@@ -126,7 +126,7 @@ def _drawn(base: Path, keys: Path, prompts: list[str]) -> tuple[float, float]:
     base.mkdir()
     (base / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     config = RunConfig(
-        prompts="prompts.txt",
+        prompts=("prompts.txt",),
         shard_size=12,
         generation=GenerationConfig(steps=20, guidance_scale=3.0, rows=16, threads=1),
         marks=MarksConfig(keys=str(keys)),

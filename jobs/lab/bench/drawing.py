@@ -55,7 +55,7 @@ def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = Non
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
     drawn_with = ModelConfig() if model is None else ModelConfig(path=str(model))
-    config = RunConfig(prompts="-", index="index", model=drawn_with, generation=GenerationConfig(threads=1))
+    config = RunConfig(prompts=("-",), index="index", model=drawn_with, generation=GenerationConfig(threads=1))
     return Runtime.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
