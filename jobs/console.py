@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from index.printable import visible
+from jobs.log import log_in_use
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,8 @@ def make_console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(visible(text), **options)
 
-    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+    # Where a machine reads the log, tables and bars are left out.
+    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=log_in_use() is not None)
 
 
 def lenient_streams() -> None:
@@ -68,10 +70,16 @@ def say_json(data: Any) -> None:
 
 def say_note(note: Note) -> None:
     """On stderr, so that stdout holds results alone."""
+    if log := log_in_use():
+        log("note", topic=note.topic, message=note.text)
+        return
     make_console(stderr=True).print(visible(f"note: {note.topic}: {note.text}", lines=False), soft_wrap=True)
 
 
 def say_error(what: str, fix: str) -> None:
+    if log := log_in_use():
+        log("error", level="error", message=what, fix=fix)
+        return
     console = make_console(stderr=True)
     console.print(f"error: {visible(what, lines=False)}", style="bold red", soft_wrap=True)
     if fix:

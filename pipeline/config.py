@@ -154,6 +154,17 @@ def _one_or_many(value: Any) -> Any:
 
 
 @settings
+class MetricsConfig:
+    """Metrics for Prometheus, of the local runner; on Ray they leave through Ray's own exporter. Not part of the plan."""
+
+    port: int = number(0, 0, 65535, "serve them at this port while the run goes; 0: nowhere")
+    address: str = line("127.0.0.1", "of the interface that the port is opened at; `0.0.0.0`: every one, as in a pod", least=1)
+    textfile: str = line(
+        "", "write them to this file, which ends in `.prom`, for node_exporter's textfile collector; empty: to none"
+    )
+
+
+@settings
 class RunConfig:
     """One run file. Relative paths start from its folder."""
 
@@ -196,3 +207,4 @@ class RunConfig:
     adapters: tuple[AdapterConfig, ...] = several((), 16, "adapters that erase marks; none: those that ship for the model")
     marks: MarksConfig = table(MarksConfig)
     keep: KeepConfig = table(KeepConfig)
+    metrics: MetricsConfig = table(MetricsConfig)

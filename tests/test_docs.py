@@ -29,6 +29,7 @@ from pipeline.rungs import NegToMeRung
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "infra" / "docs" / "reference.md"
 ARCHITECTURE = ROOT / "infra" / "docs" / "architecture.md"
+OPERATIONS = ROOT / "infra" / "docs" / "operations.md"
 LABORATORY = ROOT / "jobs" / "lab" / "README.md"
 EXAMPLES = sorted((ROOT / "infra" / "examples").glob("*.toml"))
 AUDIT = ROOT / "pipeline" / "audit"
@@ -173,6 +174,22 @@ def kind_lines() -> Iterator[str]:
     yield from (f"| `{kind}` | {when} |" for kind, when in KINDS.items())
 
 
+def metric_lines() -> Iterator[str]:
+    from jobs.run.metrics import METRICS
+
+    yield from ("| metric | type | labels | what |", "|---|---|---|---|")
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |"
+
+
+def log_lines() -> Iterator[str]:
+    from jobs.log import FIELDS
+
+    yield from ("| field | what |", "|---|---|")
+    yield from (f"| `{name}` | {text} |" for name, text in FIELDS.items())
+
+
 def module_lines(folders: Iterable[str], aside: str = "") -> Iterator[str]:
     """One line per module: the first sentence of its docstring."""
     for folder in folders:
@@ -206,6 +223,8 @@ GENERATED = {
     "event kinds": (REFERENCE, kind_lines),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
+    "metrics": (OPERATIONS, metric_lines),
+    "log fields": (OPERATIONS, log_lines),
     "floors": (ARCHITECTURE, floor_lines),
     "modules": (ARCHITECTURE, lambda: module_lines(PACKAGES, aside="jobs/lab")),
     "laboratory commands": (LABORATORY, lambda: command_lines(laboratory_commands())),

@@ -33,6 +33,7 @@ from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
 from jobs.explain import explain
+from jobs.log import Log, log_in_use, of_one_command, use, wanted
 
 if TYPE_CHECKING:
     from jobs.run.plan import Plan
@@ -46,7 +47,7 @@ class Commands(TyperGroup):
     """Commands whose errors end as one line with what was wrong, and one with what to do."""
 
     def invoke(self, ctx: Any) -> Any:
-        with signals.ending():
+        with signals.ending(), of_one_command():
             return self._invoke(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -158,6 +159,10 @@ def run(
         typer.Option("--only-failed", help="Repeat the requests that ended as errors in the run file's `out`, into --out."),
     ] = False,
     policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="json: one object a line on stderr instead of text. By default CLEARANCE_LOG_FORMAT, else text."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Generate, clear and record every request of a run file."""
@@ -165,13 +170,19 @@ def run(
 
     from jobs.funnel import print_counts
     from jobs.run.folder import failed_keys, look
+    from jobs.run.listeners import LogEvents, all_of, prompts_of
     from jobs.run.local_runner import RUNNERS
+    from jobs.run.metric_sinks import sink_of
+    from jobs.run.metrics import RunMeter, using
     from jobs.run.notes import device_notes_of, notes_of
     from jobs.run.plan import local_folder
     from jobs.run.progress import Watch, duration
     from jobs.run.stored_plan import stored_plan
     from pipeline.audit.envelope import signed_by
 
+    plans: list[Plan] = []
+    if wanted(log_format or ""):
+        use(Log(prompts=lambda: prompts_of(plans[-1]) if plans else []))
     config, base = read_run_file(run_file)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
     notes: list[Note] = []
@@ -196,15 +207,17 @@ def run(
             raise
     if dry_run:
         return _dry_run(plan, folder, runner, json=json, resume=resume, notes=notes, problem=problem)
+    plans.append(plan)
     look(folder, plan, resume=resume)  # before models are loaded
     notes += notes_of(plan.config, plan.policy, plan.base)
     notes += device_notes_of(config.model) if runner == "local" else []  # Ray's workers may be on other machines
     plan = replace(plan, notes=tuple(dict.fromkeys(notes)))
     for note in plan.notes:
         say_note(note)
-    err = make_console(stderr=True)
-    with Watch(err, folder.name) as watch:
-        result = RUNNERS[runner](plan, folder, watch, resume=resume)
+    sink = sink_of(config.metrics, runner, base)
+    with using(sink), RunMeter(sink, plan) as meter, Watch(make_console(stderr=True), folder.name) as watch:
+        listeners = [watch, meter, *([LogEvents(log)] if (log := log_in_use()) else [])]
+        result = RUNNERS[runner](plan, folder, all_of(listeners), resume=resume)
     console = make_console(stderr=json)
     print_counts(folder, console)
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)

@@ -33,7 +33,7 @@ from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
-_NOT_BOUND = ("workers", "out", "prompts", "columns", "index", "policy", "embedder", "claims_contact")
+_NOT_BOUND = ("workers", "out", "prompts", "columns", "index", "policy", "embedder", "claims_contact", "metrics")
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ class Plan:
         """
         config = dataclasses.asdict(self.config)
         config["out"] = ""
+        del config["metrics"]  # of this machine alone
         names = [self._portable(name) for name in config["prompts"]]
         config["prompts"] = names[0] if len(names) == 1 else names
         for name in ("index", "policy"):

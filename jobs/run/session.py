@@ -48,6 +48,9 @@ class Event:
         total: requests of the plan.
         outcomes: ended requests by outcome.
         detail: a sentence for people.
+        run_id: the run's id.
+        shards_open: shards of the plan that are not committed.
+        shard, worker: which of them it is about; empty where it is about none.
     """
 
     kind: Literal["started", "worker", "sample", "shard", "retried", "waiting", "note", "finished"]
@@ -55,6 +58,10 @@ class Event:
     total: int
     outcomes: Mapping[str, int]
     detail: str = ""
+    run_id: str = ""
+    shards_open: int = 0
+    shard: str = ""
+    worker: str = ""
 
 
 OnEvent = Callable[[Event], None]
@@ -133,12 +140,12 @@ class Session:
             total.update(outcomes)
         return total
 
-    def report(self, kind: Any, detail: str = "") -> None:
+    def report(self, kind: Any, detail: str = "", *, shard: str = "", worker: str = "") -> None:
         signals.check()
-        outcomes = self.outcomes()
-        self.on_event(
-            Event(kind=kind, done=outcomes.total(), total=len(self.plan.requests), outcomes=dict(outcomes), detail=detail)
-        )
+        outcomes, about = self.outcomes(), {"detail": detail, "shard": shard, "worker": worker, "run_id": self.run_id}
+        shards_open = len(self.plan.shards) - len(self.receipts)
+        done, total = outcomes.total(), len(self.plan.requests)
+        self.on_event(Event(kind=kind, done=done, total=total, outcomes=dict(outcomes), shards_open=shards_open, **about))
 
     def event(self, kind: str, reason: str, **digests: str) -> None:
         from pipeline.audit.events import NewEvent, append_events
@@ -188,7 +195,7 @@ class Session:
             self.begin()
         if self.context is None and self.anchors is not None:
             self.context = dataclasses.replace(context, anchors=self.anchors)
-        self.report("worker", f"worker {worker_id} is ready")
+        self.report("worker", f"worker {worker_id} is ready", worker=worker_id)
 
     def close(self, error: BaseException | None) -> None:
         """Write down why the run ended early, if it did, and let the folder go."""
@@ -211,7 +218,7 @@ class Session:
     def committed(self, receipt: ShardReceipt) -> None:
         self._under_way.pop(receipt.shard_id, None)
         self.receipts[receipt.shard_id] = receipt
-        self.report("shard", f"shard {receipt.shard_id} committed")
+        self.report("shard", f"shard {receipt.shard_id} committed", shard=receipt.shard_id)
 
     def worker_died(self, shard_id: str, worker_id: str, cause: str) -> int:
         """Write a death down; returns how many workers this shard has cost."""
@@ -222,7 +229,7 @@ class Session:
         cause = without_paths(cause, self.folder, self.plan.base)
         reason = f"worker {worker_id} died at shard {shard_id} (death {deaths}); shard {what}: {cause}"
         self.event("shard.retried" if not given_up else "shard.given_up", reason)
-        self.report("retried", reason)
+        self.report("retried", reason, shard=shard_id, worker=worker_id)
         return deaths
 
     def give_up(self, shard_no: int) -> None:

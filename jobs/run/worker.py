@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 from index.errors import ClearanceError, PlanMismatch, RunStopped
 from index.storage import advice
 from jobs.run.folder import without_paths
+from jobs.run.listeners import LogShards
+from jobs.run.metrics import ShardMeter
 from jobs.run.openers import openers
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import difference
@@ -93,6 +96,7 @@ class Worker:
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
         self._receipts: dict[int, ShardReceipt] = {}  # of shards that ended before their turn
+        self._meter, self._log = ShardMeter(), LogShards(plan, run_id, worker_id)
 
     def work(self, shard_no: int, ahead: Sequence[int] = (), anchors: Anchors | None = None) -> ShardReceipt:
         """Moderate one shard and commit it.
@@ -108,6 +112,7 @@ class Worker:
         shard_id = self.plan.shards[shard_no].shard_id
         if anchors is not None:
             self.context = dataclasses.replace(self.context, anchors=anchors)
+        self._meter.begin(resting=not self._ended)
         try:
             for number in (shard_no, *ahead):
                 self._take(number)
@@ -151,10 +156,13 @@ class Worker:
         shard, samples = self.plan.shards[shard_no], self._ended.pop(shard_no)
         for request in shard.requests:
             del self._shard_of[request.row_no]
-        samples = [self._portable(sample) for sample in samples]
+        samples, began = [self._portable(sample) for sample in samples], time.monotonic()
         self._receipts[shard_no] = commit(
             self.folder, shard.shard_id, shard.requests, samples, self.context, self._loop.runtime.markers
         )
+        seconds = time.monotonic() - began
+        self._meter.committed(samples, seconds)
+        self._log.committed(shard.shard_id, samples, seconds)
 
     def _portable(self, sample: Sample) -> Sample:
         if not sample.error_message:

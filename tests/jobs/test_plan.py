@@ -162,6 +162,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "policy",
         "embedder",
         "claims_contact",
+        "metrics",
         "marks",
         "keep",
         "retention_days_held",

@@ -1,0 +1,161 @@
+"""Where metrics go: a port that Prometheus scrapes, a file for node_exporter's textfile collector, or Ray's own exporter."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ConfigError, RunStopped
+from jobs.run.metrics import METRICS, Nowhere, Sink
+
+if TYPE_CHECKING:
+    from pipeline.config import MetricsConfig
+
+WRITE_EVERY = 5.0  # seconds between two versions of the file
+
+
+def sink_of(config: MetricsConfig, runner: str, base: Path) -> Sink:
+    """The sink that a run file asks for; on Ray, Ray's.
+
+    Args:
+        config: that table of the run file.
+        runner: `local` or `ray`.
+        base: folder that relative paths in it start from.
+
+    Raises:
+        RunStopped: the port is taken, or the file cannot be written.
+    """
+    if runner == "ray":
+        return ray_sink()
+    if config.port or config.textfile:
+        textfile = str(base / Path(config.textfile).expanduser()) if config.textfile else ""
+        return PrometheusSink(port=config.port, address=config.address, textfile=textfile)
+    return Nowhere()
+
+
+class PrometheusSink:
+    """Counts in this process, with ``prometheus_client``.
+
+    Args:
+        port: to serve them at; 0: none.
+        address: of the interface that it is served at.
+        textfile: to write them to; empty: none. It is replaced whole, so that a reader never sees half of it.
+
+    Raises:
+        RunStopped: the port is taken, or the file cannot be written.
+    """
+
+    def __init__(self, *, port: int = 0, address: str = "127.0.0.1", textfile: str = "") -> None:
+        import prometheus_client as prometheus
+
+        self.registry = prometheus.CollectorRegistry()
+        kinds: dict[str, Any] = {"counter": prometheus.Counter, "gauge": prometheus.Gauge}
+        self._metrics: dict[str, Any] = {}
+        for name, metric in METRICS.items():
+            more: dict[str, Any] = {"labelnames": metric.labels, "registry": self.registry}
+            if metric.kind == "histogram":
+                self._metrics[name] = prometheus.Histogram(name, metric.text, buckets=metric.buckets, **more)
+            else:
+                self._metrics[name] = kinds[metric.kind](name, metric.text, **more)
+        self._textfile, self._written = textfile, 0.0
+        self._server: Any = None
+        if port:
+            try:
+                self._server, _ = prometheus.start_http_server(port, addr=address, registry=self.registry)
+            except OSError as error:
+                raise RunStopped(
+                    f"metrics cannot be served at {address}:{port} ({error.strerror or error})",
+                    where="metrics.port",
+                    fix="Choose another port, or 0 for none",
+                ) from error
+        if textfile:
+            if not textfile.endswith(".prom"):
+                fix = "Let its name end in .prom, as node_exporter's textfile collector wants it"
+                raise ConfigError("is not the name of a metrics file", where=f"metrics.textfile: {textfile}", fix=fix)
+            self.flush(now=True)
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        self._child(name, labels).inc(value)
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        self._child(name, labels).set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        self._metrics[name].observe(value)
+
+    def flush(self, *, now: bool = False) -> None:
+        import prometheus_client as prometheus
+
+        if not self._textfile or not (now or time.monotonic() - self._written > WRITE_EVERY):
+            return
+        first, self._written = not self._written, time.monotonic()
+        try:
+            prometheus.write_to_textfile(self._textfile, self.registry)
+        except OSError as error:
+            if not first:  # a run does not stop for its metrics; the collector reports a file that has become old
+                return
+            raise RunStopped(
+                f"the metrics file cannot be written ({error.strerror or error})",
+                where=f"metrics.textfile: {self._textfile}",
+                fix="Make its folder, or remove the key",
+            ) from error
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _child(self, name: str, labels: dict[str, str]) -> Any:
+        metric = self._metrics[name]
+        return metric.labels(**labels) if labels else metric
+
+
+class RaySink:
+    """Counts through ``ray.util.metrics``: every node's agent exports what its processes counted, ``ray_`` before the names.
+
+    What comes before Ray was started in this process is left out; gauges are set again with every event.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        if value > 0 and (metric := self._metric(name)) is not None:  # Ray refuses to add 0
+            metric.inc(value, tags=labels)
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        if (metric := self._metric(name)) is not None:
+            metric.set(value, tags=labels)
+
+    def observe(self, name: str, value: float) -> None:
+        if (metric := self._metric(name)) is not None:
+            metric.observe(value)
+
+    def flush(self, *, now: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+    def _metric(self, name: str) -> Any:
+        import ray
+        from ray.util import metrics
+
+        if not ray.is_initialized():
+            return None
+        if name not in self._metrics:
+            metric = METRICS[name]
+            if metric.kind == "histogram":
+                made: Any = metrics.Histogram(
+                    name, description=metric.text, boundaries=list(metric.buckets), tag_keys=metric.labels
+                )
+            else:
+                kind = {"counter": metrics.Counter, "gauge": metrics.Gauge}[metric.kind]
+                made = kind(name, description=metric.text, tag_keys=metric.labels)
+            self._metrics[name] = made
+        return self._metrics[name]
+
+
+@cache
+def ray_sink() -> RaySink:
+    """The one of this process: Ray knows each name once."""
+    return RaySink()

@@ -1,0 +1,295 @@
+"""What a run measures of itself, for Prometheus: one table of all names, and what counts into it.
+
+Workers count a shard when it is committed (:class:`ShardMeter`), so that the counters agree with the rows: a worker that dies
+has counted nothing of the shard that it was at. The driver sets how far the run is (:class:`RunMeter`). The numbers leave the
+process as :mod:`jobs.run.metric_sinks` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from index.errors import ClearanceError
+from pipeline.outcome import Sample
+
+if TYPE_CHECKING:
+    from jobs.run.plan import Plan
+    from jobs.run.session import Event
+
+RAY_PREFIX = "ray_"  # Ray puts it before every name; infra/monitoring takes it away when it scrapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One line of the table.
+
+    Attributes:
+        name: as Prometheus knows it. kind: its type. labels: their names.
+        text: what it is, with its unit.
+        buckets: upper bounds of a histogram.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name=name, kind="counter", text=text, labels=labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name=name, kind="gauge", text=text, labels=labels)
+
+
+_TABLE = (
+    # counted by workers when a shard is committed
+    _counter("clearance_requests_total", "requests that ended, by outcome", "outcome"),
+    _counter("clearance_pictures_total", "pictures drawn and checked: the attempts of all requests"),
+    _counter(
+        "clearance_flags_total",
+        "pictures on which a guard's finding reached its threshold, by guard and by the finding's category",
+        "guard",
+        "reason",
+    ),
+    _counter("clearance_probe_catches_total", "tries that a probe stopped before their picture was finished"),
+    _counter("clearance_evaluations_total", "denoiser evaluations, waste included; a step with guidance is 1"),
+    _counter("clearance_device_seconds_total", "seconds of denoiser calls, shared out over the requests in them"),
+    _counter("clearance_guard_seconds_total", "seconds that a guard took", "guard"),
+    _counter("clearance_guard_skipped_total", "pictures that an optional guard could not look at", "guard"),
+    _counter("clearance_errors_total", "requests that ended as errors, by reason code and class", "reason", "error_class"),
+    _counter(
+        "clearance_denoiser_seconds_total",
+        "seconds of workers that were at a shard, by what the denoiser did: computing or waiting",
+        "state",
+    ),
+    _counter("clearance_commits_total", "shards committed"),
+    Metric(
+        name="clearance_commit_seconds",
+        kind="histogram",
+        text="seconds that a commit took, marking and encoding included; on Ray the sum is approximate",
+        buckets=(0.1, 0.3, 1, 3, 10, 30, 100),
+    ),
+    _gauge("clearance_queue_depth", "samples that wait in a worker, by queue", "queue"),
+    # set by the driver
+    _gauge("clearance_run_info", "1; its labels name the run and its data set", "run_id", "dataset_id"),
+    _gauge("clearance_run_active", "1 while the run goes, 0 once it has ended or stopped"),
+    _gauge("clearance_requests_open", "requests of the plan that have not ended"),
+    _gauge("clearance_shards_open", "shards of the plan that are not committed"),
+    _gauge("clearance_workers_ready", "workers that have loaded their models, those that died meanwhile included"),
+    _counter("clearance_worker_deaths_total", "workers that died; their shards are leased again or given up"),
+    _gauge(
+        "clearance_last_commit_timestamp_seconds",
+        "Unix time of the last commit; before the first one, of the start of the session",
+    ),
+    _gauge("clearance_lease_timestamp_seconds", "Unix time at which the run's lease was last seen to be renewed"),
+    _gauge("clearance_index_changed_timestamp_seconds", "Unix time of the last change of the reference index"),
+    _gauge("clearance_calibration_changed_timestamp_seconds", "Unix time at which the calibration in force was written"),
+    _gauge("clearance_calibration_stale", "1 where the calibration was measured on another state of the index, else 0"),
+)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+
+class Sink(Protocol):
+    """Where the numbers go."""
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram."""
+
+    def flush(self, *, now: bool = False) -> None:
+        """Write out what is not fetched; rarely, unless ``now``."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class Nowhere:
+    """A sink that counts nothing."""
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None: ...
+    def put(self, name: str, value: float, **labels: str) -> None: ...
+    def observe(self, name: str, value: float) -> None: ...
+    def flush(self, *, now: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+_sink: ContextVar[Sink] = ContextVar("metrics", default=Nowhere())  # noqa: B039 (it keeps no state)
+
+
+@contextlib.contextmanager
+def using(sink: Sink) -> Iterator[None]:
+    """Count into this sink for the time of the block; then close it."""
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+        sink.close()
+
+
+def sink_in_use() -> Sink:
+    """That of :func:`using`; in a worker of Ray, Ray's own."""
+    sink = _sink.get()
+    if isinstance(sink, Nowhere) and in_ray_worker():
+        from jobs.run.metric_sinks import ray_sink
+
+        return ray_sink()
+    return sink
+
+
+def in_ray_worker() -> bool:
+    """Whether this process is a worker of Ray. Elsewhere Ray is not even imported for the answer."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+
+
+class ShardMeter:
+    """Counts what a worker commits."""
+
+    def __init__(self, sink: Sink | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sink = sink if sink is not None else sink_in_use()
+        self._clock = clock
+        self._since = clock()
+        self._computed = self._worked = 0.0  # of denoiser_seconds, where the runtime does not count them itself
+        self._counted = Counter[str]()  # of denoiser_seconds, what was added so far
+
+    def begin(self, *, resting: bool) -> None:
+        """The worker takes up a shard. Where it had none before (it was ``resting``), that time is not counted as waiting."""
+        if resting:
+            self._since = self._clock()
+
+    def committed(self, samples: Sequence[Sample], seconds: float, activity: Mapping[str, Any] | None = None) -> None:
+        """A shard was committed.
+
+        Args:
+            samples: of the shard.
+            seconds: that the commit took.
+            activity: of the runtime, if it counts: ``computed`` and ``waited`` in seconds, and ``queues`` by name.
+        """
+        sink = self._sink
+        for sample in samples:
+            _count(sink, sample)
+        sink.add("clearance_commits_total")
+        sink.observe("clearance_commit_seconds", seconds)
+        if activity is None:
+            now = self._clock()
+            self._computed += sum(sample.device_seconds for sample in samples)
+            self._worked, self._since = self._worked + now - self._since, now
+            activity = {"computed": self._computed, "waited": self._worked - self._computed}
+        for state, name in (("computing", "computed"), ("waiting", "waited")):
+            more = activity[name] - self._counted[state]
+            if more > 0:
+                self._counted[state] += more
+                sink.add("clearance_denoiser_seconds_total", more, state=state)
+        for queue, depth in activity.get("queues", {}).items():
+            sink.put("clearance_queue_depth", depth, queue=queue)
+        sink.flush()
+
+
+def _count(sink: Sink, sample: Sample) -> None:
+    sink.add("clearance_requests_total", outcome=str(sample.outcome))
+    if sample.error_class:
+        sink.add("clearance_errors_total", reason=sample.reason, error_class=sample.error_class)
+    sink.add("clearance_pictures_total", len(sample.attempts))
+    sink.add("clearance_evaluations_total", sample.denoiser_evals)
+    sink.add("clearance_device_seconds_total", sample.device_seconds)
+    for attempt in sample.attempts:
+        sink.add("clearance_probe_catches_total", len(attempt.caught))
+        for guard, reason in {(one.guard, one.category) for one in attempt.findings if one.triggered}:
+            sink.add("clearance_flags_total", guard=guard, reason=reason)
+        for guard, seconds in attempt.guard_seconds:
+            sink.add("clearance_guard_seconds_total", seconds, guard=guard)
+        for skipped in attempt.skipped_guards:
+            sink.add("clearance_guard_skipped_total", guard=skipped.partition(":")[0])
+
+
+class RunMeter:
+    """A listener for :class:`jobs.run.session.Event` that sets how far a run is; use it in ``with``.
+
+    Args:
+        sink: where the numbers go.
+        plan: of the run.
+        lease: gives the Unix time at which the run's lease was last renewed; None: unknown.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        plan: Plan,
+        *,
+        lease: Callable[[], float | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._sink, self._plan, self._lease, self._clock = sink, plan, lease, clock
+        self._committed: float | None = None
+        self._workers = 0
+        self._times = times_of(plan)
+
+    def __enter__(self) -> RunMeter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sink.put("clearance_run_active", 0)
+        self._sink.flush(now=True)
+
+    def __call__(self, event: Event) -> None:
+        sink = self._sink
+        if event.kind == "shard" or self._committed is None:
+            self._committed = self._clock()
+        self._workers += event.kind == "worker"
+        if event.kind == "retried":
+            sink.add("clearance_worker_deaths_total")
+        sink.put("clearance_run_info", 1, run_id=event.run_id, dataset_id=self._plan.config.dataset_id)
+        if (renewed := self._lease()) is not None:
+            sink.put("clearance_lease_timestamp_seconds", renewed)
+        values = {
+            "clearance_run_active": float(event.kind != "finished"),
+            "clearance_requests_open": event.total - event.done,
+            "clearance_shards_open": event.shards_open,
+            "clearance_workers_ready": self._workers,
+            "clearance_last_commit_timestamp_seconds": self._committed,
+            **self._times,
+        }
+        for name, value in values.items():
+            sink.put(name, value)
+        sink.flush(now=event.kind in ("started", "finished"))
+
+
+def times_of(plan: Plan) -> dict[str, float]:
+    """When index and calibration of a plan were last changed, as metrics; what cannot be seen is left out."""
+    from index.store import ReferenceIndex
+    from pipeline.opening import stale_calibration
+
+    found: dict[str, float] = {}
+    if not plan.config.index:
+        return found
+    place = plan.base / plan.config.index
+    with contextlib.suppress(ClearanceError, OSError):  # what opens the index for the run reports it
+        history = ReferenceIndex.open(place).history()
+        if history:
+            found["clearance_index_changed_timestamp_seconds"] = max(event["at"] for event in history)
+    with contextlib.suppress(ClearanceError, OSError):
+        stale = stale_calibration(plan.config, plan.policy, base=plan.base)
+        found["clearance_calibration_stale"] = float(bool(stale))
+    calibration = place / "calibration.json"
+    if isinstance(calibration, Path):
+        with contextlib.suppress(OSError):
+            found["clearance_calibration_changed_timestamp_seconds"] = calibration.stat().st_mtime
+    return found
