@@ -7,6 +7,7 @@ from pathlib import Path
 
 from index import storage
 from index.errors import IntegrityError
+from index.places import local
 
 RESTORE = "Restore the folder from a backup, or build the index again"
 
@@ -17,9 +18,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with storage.staged(path.parent, path.name, lambda stream: stream.write(content), make=False) as (at, temporary, leaf):
+    with local.staged(path.parent, path.name, lambda stream: stream.write(content), make=False) as (at, temporary, leaf):
         storage.disk().replace(temporary, leaf, at=at)
-        storage.sync_folder(at)
+        local.sync_folder(at)
 
 
 def settle(temporary: Path, path: Path) -> None:
@@ -32,8 +33,8 @@ def settle(temporary: Path, path: Path) -> None:
         storage.disk().fsync(stream.fileno())
     temporary.chmod(0o644)
     temporary.replace(path)
-    with storage.inside(path.parent, "") as at:
-        storage.sync_folder(at)
+    with local.inside(path.parent, "") as at:
+        local.sync_folder(at)
 
 
 def read_known(path: Path, sha256: str) -> bytes:

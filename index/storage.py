@@ -1,193 +1,79 @@
-"""The one door to storage: files opened without following links, written whole, and every failure a sentence.
+"""The one door to storage: local and mounted folders, and folders on object stores; every failure is a sentence.
 
-Run folders and indexes go through it. A run folder is often on storage that many can reach. So nothing in it leads out of it:
-its own folders and files are opened relative to a handle of the folder above and never through a link, and only regular files
-are read. The run folder itself may be reached through a link; that is its owner's choice.
+Run folders and indexes go through it. A *place* is a local path, or ``s3://bucket/folder`` and the like
+(:class:`index.places.object_folder.ObjectFolder`); :func:`place` makes one from text. Names are paths inside a place, with
+``/``. Files are written whole or not at all; the first of several writers of one name wins where that matters
+(:func:`create_once`, :func:`replace_if`, :func:`commit`).
+
+How that is done is a matter of the kind of place: :mod:`index.places.local`, :mod:`index.places.remote`. The kinds of object
+stores are a table by scheme: :mod:`index.places.schemes`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import secrets
-import stat
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass
-from io import BufferedRandom, BufferedReader
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, TypeVar
 
-from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
+from index.errors import IntegrityError
+from index.places import local, remote
+from index.places.backend import TEMPORARY, Entry, Part, Place, Stored, Tagged
+from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, is_lasting, using
+from index.places.local import NO_LINK, inside
+from index.places.object_folder import ObjectFolder
+from index.places.remote import require_held
+from index.places.schemes import is_uri, place
 
-TEMPORARY = ".tmp-"
+__all__ = [
+    "NO_LINK", "TEMPORARY", "Disk", "Entry", "ObjectFolder", "Part", "Stored", "Tagged", "advice", "cannot_read",
+    "cannot_write", "disk", "inside", "is_lasting", "is_uri", "place", "require_held", "using",
+]  # fmt: skip
 
-# Some network file systems cannot bring a folder to the disk (CIFS, some FUSE mounts); then there is nothing to wait for.
-_NO_FOLDER_SYNC = frozenset(
-    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
-)
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-
-_CONTINUE = "then continue with --resume"
-_WHY: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("the disk is full", f"Free some space, {_CONTINUE}"),
-    errno.EDQUOT: ("the disk quota is used up", f"Free some space or raise the quota, {_CONTINUE}"),
-    errno.EIO: ("the storage failed (input/output error)", f"Check the disk or the network mount, {_CONTINUE}"),
-    errno.ESTALE: ("the network folder went away (stale file handle)", f"Mount it again, {_CONTINUE}"),
-    errno.ENOTCONN: ("the network folder is not connected", f"Mount it again, {_CONTINUE}"),
-    errno.ETIMEDOUT: ("the network folder does not answer", f"Wait until it answers, {_CONTINUE}"),
-    errno.EROFS: ("the folder is mounted read-only", "Mount it writable, or name a folder elsewhere with --out"),
-    errno.EACCES: ("permission denied", "Give this user the right to write there, or name a folder elsewhere with --out"),
-    errno.EPERM: ("permission denied", "Give this user the right to write there, or name a folder elsewhere with --out"),
-    errno.EFBIG: ("the file is larger than this file system allows", "Use a smaller shard_size, or another file system"),
-}
-NO_LINK = "Put a real file or folder in its place; the run folder as a whole may be a link"
+_T = TypeVar("_T")
+AT_ONCE = 16  # requests to an object store under way together
 
 
-class Disk:
-    """The system calls that a run folder depends on. A test puts a disk with faults in its place: see :func:`using`."""
-
-    def open(self, name: str, flags: int, mode: int = 0o666, *, at: int | None = None) -> int:
-        return os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=at)
-
-    def fsync(self, handle: int) -> None:
-        os.fsync(handle)
-
-    def replace(self, old: str, new: str, *, at: int) -> None:
-        os.replace(old, new, src_dir_fd=at, dst_dir_fd=at)
-
-    def link(self, old: str, new: str, *, at: int) -> None:
-        os.link(old, new, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
-
-    def unlink(self, name: str, *, at: int) -> None:
-        os.unlink(name, dir_fd=at)
-
-    def make_folder(self, name: str, *, at: int | None = None) -> None:
-        os.mkdir(name, dir_fd=at)
-
-    def writable(self, folder: Path) -> bool:
-        return os.access(folder, os.W_OK | os.X_OK)
-
-    def lock(self, handle: int) -> None:
-        """Lock without waiting; BlockingIOError when another process holds the lock."""
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _of(folder: Path) -> Place:
+    return remote if isinstance(folder, ObjectFolder) else local
 
 
-_disk: ContextVar[Disk] = ContextVar("disk", default=Disk())  # noqa: B039 (a disk keeps no state)
+def is_remote(folder: Path) -> bool:
+    """Whether a place lies on an object store."""
+    return isinstance(folder, ObjectFolder)
 
 
-def disk() -> Disk:
-    """The disk in use."""
-    return _disk.get()
+# --- folders ---------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def using(other: Disk) -> Iterator[None]:
-    """Use another disk for the time of the block."""
-    token = _disk.set(other)
-    try:
-        yield
-    finally:
-        _disk.reset(token)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One name in a folder.
-
-    Attributes:
-        name: the name. kind: what it is.
-        inode: with this number, a file that took the same name meanwhile is recognised.
-        size: bytes of a file.
-    """
-
-    name: str
-    kind: Literal["file", "folder", "link", "other"]
-    inode: int
-    size: int
-
-
-# --- errors ----------------------------------------------------------------------------------------------------------------
-
-
-def cannot_write(error: OSError, where: Path | str) -> RunStopped:
-    """The sentence for a write that failed."""
-    reason, fix = _WHY.get(error.errno or 0, ("", ""))
-    reason = reason or f"cannot be written ({error.strerror or type(error).__name__})"
-    return RunStopped(reason, where=str(where), fix=fix or "Check the path and its permissions")
-
-
-def cannot_read(error: OSError, where: Path | str) -> ClearanceError:
-    """The sentence for a read that failed."""
-    reason = f"cannot be read ({error.strerror or type(error).__name__})"
-    return InputError(reason, where=str(where), fix="Check its permissions and the disk or network mount, then try again")
-
-
-def advice(error: OSError) -> str:
-    """What to do about a failure of the storage."""
-    return _WHY.get(error.errno or 0, ("", f"Mend the storage, {_CONTINUE}"))[1]
-
-
-def is_lasting(error: OSError) -> bool:
-    """Whether the error is the storage's (full, gone, broken), not that of one file."""
-    return error.errno in _WHY
+def is_folder(folder: Path) -> bool:
+    """Whether the place is a folder that is there. On an object store: whether anything lies in it."""
+    return _of(folder).is_folder(folder)
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder in which nothing can be made, or the folder above one that is still missing. Writes nothing.
+    """Refuse a place in which nothing can be made. Writes nothing.
 
     Raises:
-        RunStopped: it is mounted read-only, or this user may not write there.
+        RunStopped: it is mounted read-only, this user may not write there, or the object store denies access or is away.
     """
-    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
-    try:
-        reason = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
-        if place.is_dir() and not disk().writable(place):
-            raise OSError(reason, os.strerror(reason))
-    except OSError as error:
-        raise cannot_write(error, place) from error
+    _of(folder).require_writable(folder)
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def inside(folder: Path, name: str = "", *, make: bool = False) -> Iterator[int]:
-    """A handle of the run folder, or of the folder ``name`` in it, for the time of the block.
-
-    Args:
-        folder: the run folder.
-        name: a path in it; none of its parts may be a link.
-        make: make what is missing.
+def make(folder: Path, name: str = "") -> None:
+    """Make the folder, and the folder ``name`` in it, where they are missing.
 
     Raises:
-        IntegrityError: a part of the path is a link, or not a folder.
-        OSError: it cannot be opened (FileNotFoundError: it is not there).
+        RunStopped: it cannot be made. IntegrityError: a part of the path is a link, or not a folder.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY
-    if make:
-        _make_root(folder)
-    handles = [disk().open(str(folder), flags)]
-    try:
-        for part in _parts(name) if name else ():
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    disk().make_folder(part, at=handles[-1])
-            try:
-                handles.append(disk().open(part, flags | os.O_NOFOLLOW, at=handles[-1]))
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    what = "is a link" if _is_link(part, handles[-1]) else "is not a folder"
-                    raise IntegrityError(what, where=str(folder / name), fix=NO_LINK) from None
-                raise
-        yield handles[-1]
-    finally:
-        for handle in handles:
-            os.close(handle)
+    _of(folder).make(folder, name)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder if nothing is in it; failures are not raised."""
+    _of(folder).remove_empty(folder)
 
 
 def entries(folder: Path, name: str = "") -> list[Entry]:
@@ -197,59 +83,32 @@ def entries(folder: Path, name: str = "") -> list[Entry]:
         IntegrityError: a part of the path is a link, or not a folder.
         InputError: it cannot be read.
     """
-    try:
-        with inside(folder, name) as at:
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(at)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise cannot_read(error, folder / name) from error
-    return [Entry(leaf, _kind(info.st_mode), info.st_ino, info.st_size) for leaf, info in sorted(found, key=lambda f: f[0])]
+    return _of(folder).entries(folder, name)
 
 
 def entry_of(folder: Path, name: str) -> Entry | None:
     """What has that name in the run folder; None when nothing has."""
-    parent, leaf = _split(name)
-    try:
-        with inside(folder, parent) as at:
-            info = os.stat(leaf, dir_fd=at, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise cannot_read(error, folder / name) from error
-    return Entry(leaf, _kind(info.st_mode), info.st_ino, info.st_size)
+    return _of(folder).entry_of(folder, name)
+
+
+def fenced(folder: Path, name: str, token: str) -> Path:
+    """The place as one holder sees it: :func:`commit` and :func:`require_held` are refused there once its file ``name`` holds
+    another token. A local folder is returned as it is: there the kernel's lock does that work.
+    """
+    return folder.fenced(name, token) if isinstance(folder, ObjectFolder) else folder
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
 def open_file(folder: Path, name: str) -> BufferedReader:
-    """Open a regular file of the run folder for reading.
+    """Open a regular file of the run folder for reading. The stream is seekable; of a large object, what is read is fetched.
 
     Raises:
         IntegrityError: it is missing, a link, a folder or another thing in a file's place.
         InputError: it cannot be read.
     """
-    parent, leaf = _split(name)
-    where = str(folder / name)
-    try:
-        with inside(folder, parent) as at:
-            # Without O_NONBLOCK a pipe in a file's place would wait for a writer.
-            handle = disk().open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, at=at)
-    except FileNotFoundError:
-        raise IntegrityError("is missing", where=where, fix="Restore it from a copy") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise IntegrityError("is a link", where=where, fix=NO_LINK) from None
-        if error.errno in (errno.ENXIO, errno.ENODEV):
-            raise IntegrityError("is not a file", where=where, fix="Restore it from a copy") from None
-        raise cannot_read(error, where) from error
-    kind = _kind(os.fstat(handle).st_mode)
-    if kind != "file":
-        os.close(handle)
-        what = "is a folder in a file's place" if kind == "folder" else "is not a file"
-        raise IntegrityError(what, where=where, fix="Move it away and restore the file from a copy")
-    return os.fdopen(handle, "rb")
+    return _of(folder).open_file(folder, name)
 
 
 def read_file(folder: Path, name: str) -> bytes:
@@ -259,6 +118,11 @@ def read_file(folder: Path, name: str) -> bytes:
             return stream.read()
         except OSError as error:
             raise cannot_read(error, folder / name) from error
+
+
+def read_tagged(folder: Path, name: str) -> Tagged | None:
+    """A small file with the tag of its version, for :func:`replace_if`, and its age; None when it is missing."""
+    return _of(folder).read_tagged(folder, name)
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -295,6 +159,18 @@ def digest_of(folder: Path, name: str) -> str:
             raise cannot_read(error, folder / name) from error
 
 
+def each(folder: Path, do: Callable[[str], _T], names: Iterable[str]) -> Iterator[_T]:
+    """Do the same with many names of a place, in order; on an object store several at a time, because each is a request."""
+    if not is_remote(folder):
+        yield from map(do, names)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from [one.result() for one in [pool.submit(copy_context().run, do, name) for name in names]]
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------------
 
 
@@ -307,68 +183,56 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
         RunStopped: it cannot be written.
         IntegrityError: a folder on the way is a link.
     """
-    try:
-        with staged(folder, name, lambda stream: stream.write(data)) as (at, temporary, leaf):
-            disk().replace(temporary, leaf, at=at)
-            sync_folder(at)
-    except OSError as error:
-        raise cannot_write(error, folder / name) from error
+    _of(folder).write_file(folder, name, data)
 
 
-@contextlib.contextmanager
-def staged(
-    folder: Path, name: str, fill: Callable[[BufferedRandom], Any], *, make: bool = True
-) -> Iterator[tuple[int, str, str]]:
-    """A filled temporary file, on the disk, beside where ``name`` is to stand; gone after the block unless it was moved.
+def write_from(folder: Path, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
+    """The same for content that a function writes, so that it need not be in memory; raises as :func:`write_file`."""
+    _of(folder).write_from(folder, name, fill)
 
-    With ``make``, missing folders are made.
 
-    Yields:
-        A handle of the folder both are in, the temporary name and the final one.
+def create_once(folder: Path, name: str, data: bytes) -> bool:
+    """Write a file if nothing has its name yet. Of several writers the first one wins.
+
+    Returns:
+        Whether it was written; False: something had the name, and stays.
 
     Raises:
-        OSError: it cannot be written.
+        As :func:`write_file`.
+    """
+    return _of(folder).create_once(folder, name, data)
+
+
+def replace_if(folder: Path, name: str, data: bytes, tag: str) -> str | None:
+    """Replace a file if it is still the version that :func:`read_tagged` saw.
+
+    Returns:
+        The tag of the new version; None: somebody else replaced or removed it meanwhile, and nothing was written.
+
+    Raises:
+        As :func:`write_file`.
+    """
+    return _of(folder).replace_if(folder, name, data, tag)
+
+
+def commit(folder: Path, parts: Sequence[Part], marker: str, content: Callable[[Sequence[Stored]], bytes]) -> bool:
+    """Store data files, and last of all the marker that makes them count, if nothing has its name yet.
+
+    Args:
+        folder: the place.
+        parts: the data files; their paths are unlike those of any other writer.
+        marker: path of the marker.
+        content: makes its bytes from what was stored.
+
+    Returns:
+        Whether this marker is in force; False: another one had the name, and nothing of these parts stays.
+
+    Raises:
+        FileNotFoundError: a sweep removed the temporary files meanwhile. OSError, RunStopped: it cannot be written, or the
+            place is another holder's by now (:func:`fenced`). Unless an answer was lost, nothing of the parts stays.
         IntegrityError: a folder on the way is a link.
     """
-    parent, leaf = _split(name)
-    with inside(folder, parent, make=make) as at:
-        temporary = temporary_name(leaf)
-        try:
-            handle = disk().open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, at=at)
-            with os.fdopen(handle, "wb+") as stream:
-                fill(stream)
-                stream.flush()
-                disk().fsync(stream.fileno())
-            yield at, temporary, leaf
-        finally:
-            with contextlib.suppress(OSError):
-                disk().unlink(temporary, at=at)
-
-
-def temporary_name(leaf: str) -> str:
-    """A name that no other writer uses."""
-    return f"{TEMPORARY}{leaf}-{secrets.token_hex(6)}"
-
-
-def put_once(at: int, temporary: str, leaf: str) -> None:
-    """Give a temporary file its name if nothing has that name yet.
-
-    Raises:
-        FileExistsError: something has. FileNotFoundError: the temporary file is gone.
-        OSError: it cannot be done.
-    """
-    # A hard link fails when the name exists: that is the compare-and-swap that makes the first writer win.
-    try:
-        disk().link(temporary, leaf, at=at)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(leaf, dir_fd=at, follow_symlinks=False)
-            raise FileExistsError(leaf) from None
-        disk().replace(temporary, leaf, at=at)
+    return _of(folder).commit(folder, parts, marker, content)
 
 
 def remove(folder: Path, name: str, *, inode: int | None = None) -> bool:
@@ -382,56 +246,4 @@ def remove(folder: Path, name: str, *, inode: int | None = None) -> bool:
     Returns:
         Whether something was removed; failures are not raised: a leftover does no harm.
     """
-    parent, leaf = _split(name)
-    try:
-        with inside(folder, parent) as at:
-            if inode is not None and os.stat(leaf, dir_fd=at, follow_symlinks=False).st_ino != inode:
-                return False
-            disk().unlink(leaf, at=at)
-            return True
-    except (OSError, IntegrityError):
-        return False
-
-
-def sync_folder(at: int) -> None:
-    """Bring a folder's names to the disk, where the file system can."""
-    try:
-        disk().fsync(at)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
-
-
-def _make_root(folder: Path) -> None:
-    missing = [folder, *folder.parents]
-    missing = missing[: next((i for i, path in enumerate(missing) if path.exists()), len(missing))]
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            disk().make_folder(str(path))
-
-
-def _parts(name: str) -> list[str]:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise IntegrityError(f"{name!r} is not a path inside a run folder", where=name, fix="Restore the file that names it")
-    return parts
-
-
-def _split(name: str) -> tuple[str, str]:
-    *parents, leaf = _parts(name)
-    return "/".join(parents), leaf
-
-
-def _kind(mode: int) -> Literal["file", "folder", "link", "other"]:
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "link" if stat.S_ISLNK(mode) else "other"
-
-
-def _is_link(name: str, at: int) -> bool:
-    try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
+    return _of(folder).remove(folder, name, inode)

@@ -236,3 +236,48 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     ).save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"
+
+
+# --- object stores ---------------------------------------------------------------------------------------------------------
+
+BUCKET = "clearance-tests"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server of this process, with one bucket."""
+    import logging
+
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    known = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=endpoint, **known).create_bucket(Bucket=BUCKET)  # type: ignore[call-overload]
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URI of a folder on that server, of this test's own, with the credentials in the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    for name, value in {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return f"s3://{BUCKET}/{_own(request)}"
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> str:
+    """The URI of a folder in the memory of this process, of this test's own."""
+    return f"memory://tests/{_own(request)}"
+
+
+def _own(request: pytest.FixtureRequest) -> str:
+    import re
+    import secrets
+
+    return f"{re.sub('[^A-Za-z0-9_.-]+', '-', request.node.name)}-{secrets.token_hex(4)}"

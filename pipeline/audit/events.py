@@ -1,7 +1,7 @@
 """What happened to a run: a table in parts, ``events/NNNNNNNN.parquet``; each event is chained by digest to the one before.
 
 A part is named by the number of its first event and holds one event or many. An append writes one new part and rewrites none.
-The name can be given once (:func:`index.storage.put_once`): of two processes that append at the same moment the second one
+The name can be given once (:func:`index.storage.create_once`): of two processes that append at the same moment the second one
 finds the name taken, reads on, and chains its events behind the other's.
 
 Beside the parts stands ``events-head.json``: the number of events, the last one's digest, the last part and its digest, so that
@@ -26,18 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
-from index.storage import (
-    TEMPORARY,
-    cannot_write,
-    entries,
-    entry_of,
-    parse_object,
-    put_once,
-    read_file,
-    staged,
-    sync_folder,
-    write_file,
-)
+from index.storage import TEMPORARY, create_once, entries, entry_of, parse_object, read_file, write_file
 from pipeline.audit.chain import canonical
 from pipeline.audit.event_lines import EVENT_LINES, scan_lines
 from pipeline.audit.event_parts import (
@@ -124,7 +113,7 @@ def append_events(folder: Path, events: Sequence[NewEvent], *, known: int | None
         rows = _rows(events, end)
         data = part_bytes(rows, end.part_sha256)
         name = part_name(end.number)
-        if _put(folder, name, data):
+        if create_once(folder, name, data):
             after = _End(end.number + len(rows), str(rows[-1]["record_sha256"]), name, hashlib.sha256(data).hexdigest())
             _settle(folder, after)
             return [plain_event(row) for row in rows]
@@ -313,22 +302,6 @@ def _follow(folder: Path, end: _End) -> _End:
             raise IntegrityError(what, where=f"{folder}/{name}", fix=RESTORE)
         end = _End(end.number + len(part.rows), str(part.rows[-1]["record_sha256"]), name, part.sha256)
     return end
-
-
-def _put(folder: Path, name: str, data: bytes) -> bool:
-    """Write a part under a name that nothing has yet; False when something has."""
-    while True:
-        try:
-            with staged(folder, name, lambda stream: stream.write(data)) as (at, temporary, leaf):
-                put_once(at, temporary, leaf)
-                sync_folder(at)
-            return True
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            continue  # the session of a run swept the temporary file away
-        except OSError as error:
-            raise cannot_write(error, folder / name) from error
 
 
 def _settle(folder: Path, end: _End) -> None:

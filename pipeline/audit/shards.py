@@ -3,10 +3,9 @@
 A shard exists when ``commits/<shard_id>.json`` exists; everything else is a leftover. Two workers that finish the same shard
 never touch each other's files, and the first marker wins.
 
-A worker may outlive its run for a moment and commit while the next run sweeps. The order of steps keeps a marker from ever
-standing without its files: a worker writes its marker under a temporary name *before* its data files take their places; the
-sweep notes the data files, removes the temporary markers, and only then looks which markers there are. So a data file that the
-sweep noted belongs to a marker that the sweep sees, or to one that can no longer come.
+A worker may outlive its run for a moment and commit while the next run sweeps. In a local folder the order of steps keeps a
+marker from ever standing without its files (:mod:`index.places.local`). An object store has no temporary names: there the sweep
+takes nothing until every shard of the run is committed, and a late marker finds its name taken.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BufferedRandom
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from index.storage import TEMPORARY, cannot_write
+from index.storage import TEMPORARY, Part, Stored, cannot_write
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.schema import KEPT, Store, stored_as
 
@@ -158,56 +155,41 @@ def commit_shard(
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", shard_id):
         raise ClearanceError(f"shard id {shard_id!r} is not a file name", where="shard_id", fix="Use letters, digits, . _ -")
     marker = f"{COMMITS}/{shard_id}.json"
-    try:
-        with storage.inside(folder, COMMITS, make=True):
-            pass
-    except OSError as error:
-        raise cannot_write(error, folder) from error
+    storage.make(folder, COMMITS)
     if storage.entry_of(folder, marker) is not None:
         return receipt_of(folder, shard_id)
-    placed: list[str] = []
+    tables = {
+        name: table
+        for name, table in zip(EVERY_TABLE, (samples, attempts, kept), strict=True)
+        if table is not None and (name != KEPT or table.num_rows)
+    }
+
+    def receipt(stored: Sequence[Stored]) -> ShardReceipt:
+        return ShardReceipt(
+            shard_id=shard_id,
+            rows=samples.num_rows,
+            attempts=attempts.num_rows,
+            files=tuple(_shard_file(*one, part) for one, part in zip(tables.items(), stored, strict=True)),
+            outcomes=dict(sorted(Counter(samples.column("outcome").to_pylist()).items())),
+        )
+
+    made: list[ShardReceipt] = []
+
+    def content(stored: Sequence[Stored]) -> bytes:
+        made.append(receipt(stored))
+        return made[0].marker
+
     try:
-        with ExitStack() as stack:
-            parts = [
-                _Part.stage(stack, folder, name, shard_id, table)
-                for name, table in zip(EVERY_TABLE, (samples, attempts, kept), strict=True)
-                if table is not None and (name != KEPT or table.num_rows)
-            ]
-            outcomes = Counter(samples.column("outcome").to_pylist())
-            receipt = ShardReceipt(
-                shard_id=shard_id,
-                rows=samples.num_rows,
-                attempts=attempts.num_rows,
-                files=tuple(part.file for part in parts),
-                outcomes=dict(sorted(outcomes.items())),
-            )
-            at, temporary, leaf = stack.enter_context(
-                storage.staged(folder, marker, lambda stream: stream.write(receipt.marker))
-            )
-            for part in parts:
-                placed.append(part.file.path)
-                part.place()
-            storage.put_once(at, temporary, leaf)
-            storage.sync_folder(at)
-        return receipt
-    except FileExistsError:  # somebody else committed this shard meanwhile
-        for path in placed:
-            storage.remove(folder, path)
-        return receipt_of(folder, shard_id)
-    except BaseException as error:
-        # A marker that did land commits the shard, whatever failed after it (the fsync of its folder, say).
-        if not _has(folder, marker):
-            for path in placed:
-                storage.remove(folder, path)
-        if isinstance(error, FileNotFoundError):
-            raise RunStopped(
-                f"shard {shard_id} was not committed: its temporary files were removed meanwhile",
-                where=str(folder),
-                fix="Another session of this run took over, or the folder was deleted; see `clearance status`",
-            ) from error
-        if isinstance(error, OSError):
-            raise cannot_write(error, folder) from error
-        raise
+        ours = storage.commit(folder, [_part(name, shard_id, table) for name, table in tables.items()], marker, content)
+    except FileNotFoundError as error:
+        raise RunStopped(
+            f"shard {shard_id} was not committed: its temporary files were removed meanwhile",
+            where=str(folder),
+            fix="Another session of this run took over, or the folder was deleted; see `clearance status`",
+        ) from error
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    return made[0] if ours else receipt_of(folder, shard_id)  # False: somebody else committed this shard meanwhile
 
 
 def committed(folder: Path) -> dict[str, ShardReceipt]:
@@ -216,7 +198,8 @@ def committed(folder: Path) -> dict[str, ShardReceipt]:
     Raises:
         IntegrityError: a commit marker was changed, or something else stands in its place.
     """
-    return {name: receipt_of(folder, name) for name in markers(folder)}
+    names = markers(folder)
+    return dict(zip(names, storage.each(folder, lambda name: receipt_of(folder, name), names), strict=True))
 
 
 def markers(folder: Path) -> list[str]:
@@ -225,8 +208,13 @@ def markers(folder: Path) -> list[str]:
     return [name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def sweep(folder: Path) -> list[Path]:
+def sweep(folder: Path, *, complete: bool = False) -> list[Path]:
     """Remove what unfinished commits left behind. Only for the session that holds the folder's lease.
+
+    Args:
+        folder: the run folder.
+        complete: every shard of the run is committed. Until then nothing is swept on an object store: a worker that is cut off
+            from its driver may still put a marker for data that it has stored, and cannot once the name is taken.
 
     Returns:
         The files removed.
@@ -234,7 +222,9 @@ def sweep(folder: Path) -> list[Path]:
     Raises:
         IntegrityError: a commit marker was changed, or a folder of the run is a link.
     """
-    # In this order: see the module's docstring.
+    if storage.is_remote(folder) and not complete:
+        return []
+    # In this order: see index.places.local.
     noted = [f"{name}/{leaf}" for name in EVERY_TABLE for leaf in _leftovers(folder, name)]
     removed = [path for leaf in _leftovers(folder, COMMITS) if storage.remove(folder, path := f"{COMMITS}/{leaf}")]
     kept = {file.path for receipt in committed(folder).values() for file in receipt.files}
@@ -287,47 +277,21 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [physical.column(i).path for i in range(len(physical))]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A data file on the disk under a temporary name."""
-
-    file: ShardFile
-    at: int
-    temporary: str
-
-    @classmethod
-    def stage(cls, stack: ExitStack, folder: Path, name: str, shard_id: str, table: pa.Table) -> _Part:
-        from pipeline.audit.chain import chain_start, table_header
-
-        head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
-        made: dict[str, Any] = {}
-
-        def fill(stream: BufferedRandom) -> None:
-            write_parquet(table, stream)
-            stream.flush()
-            stream.seek(0)
-            made["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-            made["bytes"] = stream.tell()
-
-        at, temporary, _ = stack.enter_context(storage.staged(folder, f"{name}/part-{shard_id}", fill))
+def _part(name: str, shard_id: str, table: pa.Table) -> Part:
+    def path(sha256: str) -> str:
         # The digest tells what is in it; the rest is this writer's alone, so that nobody else removes it by mistake.
-        path = f"{name}/part-{shard_id}-{made['sha256'][:16]}-{secrets.token_hex(4)}.parquet"
-        return cls(
-            ShardFile(table=name, path=path, sha256=made["sha256"], bytes=made["bytes"], rows=table.num_rows, chain_head=head),
-            at,
-            temporary,
-        )
+        return f"{name}/part-{shard_id}-{sha256[:16]}-{secrets.token_hex(4)}.parquet"
 
-    def place(self) -> None:
-        storage.disk().replace(self.temporary, self.file.path.rpartition("/")[2], at=self.at)
-        storage.sync_folder(self.at)
+    return Part(f"{name}/part-{shard_id}", lambda stream: write_parquet(table, stream), path)
 
 
-def _has(folder: Path, name: str) -> bool:
-    try:
-        return storage.entry_of(folder, name) is not None
-    except ClearanceError:
-        return False
+def _shard_file(name: str, table: pa.Table, stored: Stored) -> ShardFile:
+    from pipeline.audit.chain import chain_start, table_header
+
+    head = table.column("record_sha256")[-1].as_py() if table.num_rows else chain_start(table_header(table.schema))
+    return ShardFile(
+        table=name, path=stored.path, sha256=stored.sha256, bytes=stored.bytes, rows=table.num_rows, chain_head=head
+    )
 
 
 def receipt_of(folder: Path, shard_id: str) -> ShardReceipt:

@@ -177,12 +177,6 @@ class NoLinks(Disk):
 
 def test_without_hard_links_the_first_still_wins(folder: Path) -> None:
     with storage.using(NoLinks()):
-        for content in (b"first", b"second"):
-            with storage.staged(folder, "once", lambda stream, data=content: stream.write(data)) as (at, temporary, leaf):  # type: ignore[misc]
-                if content == b"first":
-                    storage.put_once(at, temporary, leaf)
-                else:
-                    with pytest.raises(FileExistsError):
-                        storage.put_once(at, temporary, leaf)
+        assert storage.create_once(folder, "once", b"first") and not storage.create_once(folder, "once", b"second")
     assert storage.read_file(folder, "once") == b"first"
     assert sorted(path.name for path in folder.iterdir()) == ["once", "samples"]

@@ -1,0 +1,354 @@
+"""Places on object stores: the same operations as in a local folder, against a server that speaks S3 and against memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import storage
+from index.errors import ClearanceError, ConfigError, InputError, IntegrityError, RunStopped
+from index.places import schemes
+from index.places.backend import Stored
+from index.places.objects import ObjectStore
+from index.storage import ObjectFolder, Part
+
+KINDS = ["local", "memory", "s3"]
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / "run" if request.param == "local" else storage.place(request.getfixturevalue(request.param))
+
+
+def test_what_was_written_is_listed_and_read(folder: Path) -> None:
+    assert not storage.is_folder(folder)
+    assert storage.entries(folder) == []
+    storage.write_file(folder, "a/b.json", b'{"x": 1}')
+    storage.write_file(folder, "a/b.json", b'{"x": 2}')
+    storage.write_file(folder, "c", b"")
+    assert storage.is_folder(folder)
+    assert [(entry.name, entry.kind) for entry in storage.entries(folder)] == [("a", "folder"), ("c", "file")]
+    assert [(entry.name, entry.size) for entry in storage.entries(folder, "a")] == [("b.json", 8)]
+    assert storage.read_object(folder, "a/b.json") == {"x": 2}
+    assert storage.digest_of(folder, "c") == hashlib.sha256(b"").hexdigest()
+    assert storage.entry_of(folder, "a/none") is None
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    storage.write_file(folder, "there", b"x")
+    with pytest.raises(IntegrityError, match="is missing") as caught:
+        storage.read_file(folder, "gone")
+    assert caught.value.where == f"{folder}/gone"
+
+
+def test_a_removed_file_is_gone_and_an_exchanged_one_stays(folder: Path) -> None:
+    storage.write_file(folder, "file", b"x")
+    seen = storage.entry_of(folder, "file")
+    assert seen is not None
+    storage.remove(folder, "file")
+    storage.write_file(folder, "other", b"keeps the number of the first one from being given again")
+    storage.write_file(folder, "file", b"another")
+    if storage.entry_of(folder, "file") != seen:
+        assert not storage.remove(folder, "file", inode=seen.inode)
+    assert storage.remove(folder, "file")
+    assert not storage.remove(folder, "file")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//b", ".", "a\0b"])
+def test_a_name_that_leads_out_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(IntegrityError, match="not a path inside"):
+        storage.write_file(folder, name, b"x")
+
+
+def test_a_large_file_is_read_in_pieces(folder: Path) -> None:
+    content = os.urandom(2**24 + 12_345)
+    storage.write_from(folder, "large", lambda stream: stream.write(content))
+    with storage.open_file(folder, "large") as stream:
+        assert stream.seek(-7, os.SEEK_END) == len(content) - 7
+        assert stream.read() == content[-7:]
+        stream.seek(5)
+        assert stream.read(10) == content[5:15]
+    assert storage.digest_of(folder, "large") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_reader_sees_one_version(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = storage.place(request.getfixturevalue(kind))
+    storage.write_file(folder, "large", bytes(2**23 + 1))
+    with storage.open_file(folder, "large") as stream:
+        storage.write_file(folder, "large", bytes(2**23 + 2))
+        with pytest.raises(InputError, match="replaced or removed while it was read"):
+            stream.read()
+
+
+def test_the_first_of_several_writers_wins(folder: Path) -> None:
+    assert storage.create_once(folder, "once", b"first")
+    assert not storage.create_once(folder, "once", b"second")
+    assert storage.read_file(folder, "once") == b"first"
+
+
+def test_a_file_is_replaced_only_by_whoever_saw_its_last_version(folder: Path) -> None:
+    assert storage.read_tagged(folder, "pointer") is None
+    storage.create_once(folder, "pointer", b"1")
+    seen = storage.read_tagged(folder, "pointer")
+    assert seen is not None and seen.data == b"1" and -2 < seen.age < 60
+    second = storage.replace_if(folder, "pointer", b"2", seen.tag)
+    assert second is not None
+    assert storage.replace_if(folder, "pointer", b"3", seen.tag) is None
+    assert storage.replace_if(folder, "pointer", b"4", second) is not None
+    assert storage.read_file(folder, "pointer") == b"4"
+
+
+def race(work: Callable[[int], Any], writers: int = 8) -> list[Any]:
+    """What so many threads return that begin at the same moment."""
+    begin, found = threading.Barrier(writers), [None] * writers
+
+    def run(number: int) -> None:
+        begin.wait()
+        found[number] = work(number)
+
+    threads = [threading.Thread(target=copy_context().run, args=(run, number)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def parts(number: int) -> list[Part]:
+    return [part(name, f"{name} {number}".encode()) for name in ("samples", "attempts")]
+
+
+def part(name: str, data: bytes) -> Part:
+    return Part(f"{name}/part", lambda stream: stream.write(data), lambda digest: f"{name}/{digest}")
+
+
+def names(stored: Any) -> bytes:
+    return "\n".join(one.path for one in stored).encode()
+
+
+def test_of_eight_commits_one_wins_and_the_others_leave_nothing(folder: Path) -> None:
+    won = race(lambda number: storage.commit(folder, parts(number), "commits/1.json", names))
+    assert sorted(won) == [False] * 7 + [True]
+    committed = storage.read_file(folder, "commits/1.json").decode().split()
+    assert [f"{kind}/{e.name}" for kind in ("samples", "attempts") for e in storage.entries(folder, kind)] == committed
+    assert storage.read_file(folder, committed[0]) == f"samples {won.index(True)}".encode()
+
+
+def test_what_a_commit_stored_is_what_its_marker_is_made_from(folder: Path) -> None:
+    seen: list[Stored] = []
+
+    def content(stored: Any) -> bytes:
+        seen.extend(stored)
+        return b"marker"
+
+    assert storage.commit(folder, parts(3), "commits/1.json", content)
+    assert [(one.bytes, one.sha256) for one in seen] == [
+        (len(data), hashlib.sha256(data).hexdigest()) for data in (b"samples 3", b"attempts 3")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_who_lost_the_folder_commits_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = storage.place(request.getfixturevalue(kind))
+    mine, theirs = (storage.fenced(folder, "lease", token) for token in ("mine", "theirs"))
+    storage.write_file(folder, "lease", b'{"token": "mine"}')
+    assert storage.commit(mine, parts(1), "commits/1.json", names)
+    storage.write_file(folder, "lease", b'{"token": "theirs"}')
+    with pytest.raises(RunStopped, match="another run took this folder over"):
+        storage.commit(mine, parts(2), "commits/2.json", names)
+    assert [entry.name for entry in storage.entries(folder, "commits")] == ["1.json"]
+    assert len(storage.entries(folder, "samples")) == 1
+    assert storage.commit(theirs, parts(2), "commits/2.json", names)
+
+
+# --- answers that are lost, stores that fail -------------------------------------------------------------------------------
+
+
+class Faulty(ObjectStore):
+    """A store whose next requests of one kind fail: before they are carried out, or after."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import MemoryStore
+
+        super().__init__(root, MemoryStore())
+        self.fails: dict[str, str] = {}  # by the end of the key: before, after
+
+    def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        when = next((when for end, when in self.fails.items() if kind == "put" and key.endswith(end)), "")
+        if when != "before":
+            done = super().request(kind, key, do, writing=writing)
+        if when:
+            del self.fails[next(end for end in self.fails if key.endswith(end))]
+            raise RunStopped("the object store does not answer", where=f"{self.root}/{key}")
+        return done
+
+
+@pytest.fixture
+def faulty() -> Any:
+    store = Faulty("faulty://store")
+    with schemes.using({"faulty": lambda _: store}):
+        yield store
+
+
+def test_a_commit_whose_answer_was_lost_is_a_commit(faulty: Faulty) -> None:
+    folder = storage.place("faulty://store/run")
+    faulty.fails = {"1.json": "after"}
+    assert storage.commit(folder, parts(1), "commits/1.json", names)
+    assert len(storage.entries(folder, "samples")) == 1
+
+
+def test_a_commit_that_failed_leaves_no_marker(faulty: Faulty) -> None:
+    folder = storage.place("faulty://store/run")
+    faulty.fails = {"1.json": "before"}
+    with pytest.raises(RunStopped, match="does not answer"):
+        storage.commit(folder, parts(1), "commits/1.json", names)
+    assert storage.entries(folder, "commits") == []
+    assert storage.commit(folder, parts(2), "commits/1.json", names)
+
+
+def test_a_commit_whose_data_failed_leaves_nothing(faulty: Faulty) -> None:
+    folder = storage.place("faulty://store/run")
+    [first, second] = parts(1)
+    faulty.fails = {hashlib.sha256(b"attempts 1").hexdigest(): "before"}
+    with pytest.raises(RunStopped, match="does not answer"):
+        storage.commit(folder, [first, second], "commits/1.json", names)
+    assert storage.entries(folder) == []
+
+
+def test_a_request_that_is_sent_again_finds_its_own_work(faulty: Faulty) -> None:
+    folder = storage.place("faulty://store/run")
+    assert storage.create_once(folder, "once", b"mine")
+    assert storage.create_once(folder, "once", b"mine")
+    seen = storage.read_tagged(folder, "once")
+    assert seen is not None
+    now = storage.replace_if(folder, "once", b"next", seen.tag)
+    assert storage.replace_if(folder, "once", b"next", seen.tag) == now
+
+
+SENTENCES = {
+    "no bucket": ("there is no such bucket", "check its name"),
+    "no keys": ("no credentials that the object store accepts", "AWS_ACCESS_KEY_ID"),
+    "denied": ("denies access", "right to list"),
+    "away": ("does not answer", "network"),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_store_that_refuses_is_a_sentence_without_secrets(case: str, writing: bool) -> None:
+    from obstore import exceptions
+
+    secret = "?X-Amz-Signature=hidden"
+    text = f"Error performing PUT http://127.0.0.1/b{secret} in 2 ms"
+    errors: dict[str, Exception] = {
+        "no bucket": exceptions.GenericError(f"{text} - status code: 404 Not Found: <Code>NoSuchBucket</Code>"),
+        "no keys": exceptions.PermissionDeniedError(f"{text} - status code: 403: <Code>InvalidAccessKeyId</Code>"),
+        "denied": exceptions.PermissionDeniedError(f"{text} - status code: 403: <Code>AccessDenied</Code>"),
+        "away": exceptions.GenericError(f"{text} - error sending request"),
+    }
+
+    def fail() -> None:
+        raise errors[case]
+
+    with pytest.raises(RunStopped if writing else InputError) as caught:
+        ObjectStore("s3://b", None).request("put", "k", fail, writing=writing)
+    what, fix = SENTENCES[case]
+    assert what in caught.value.what and fix in caught.value.fix
+    assert "hidden" not in str(caught.value) and caught.value.where.startswith("s3://b")
+
+
+def test_a_failure_nobody_foresaw_keeps_its_text_without_secrets() -> None:
+    def fail() -> None:
+        raise ValueError("odd answer from http://user:SECRET@host/b?sig=SECRET\nDebug source:\nSECRET")
+
+    with pytest.raises(InputError, match="odd answer from http://host/b") as caught:
+        ObjectStore("s3://b", None).request("get", "k", fail)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
+    folder = storage.place("s3://nobody-made-this/run")
+    with pytest.raises(InputError, match="no such bucket"):
+        storage.entries(folder)
+    with pytest.raises(RunStopped, match="no such bucket") as caught:
+        storage.require_writable(folder)
+    assert caught.value.where == "s3://nobody-made-this"
+
+
+# --- names -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_uri_is_a_place_and_a_path_a_path(tmp_path: Path) -> None:
+    place = storage.place("s3://bucket/runs/monday/")
+    assert isinstance(place, ObjectFolder)
+    assert (str(place), place.name, str(place.parent)) == ("s3://bucket/runs/monday", "monday", "s3://bucket/runs")
+    assert str(place / "commits/1.json") == "s3://bucket/runs/monday/commits/1.json"
+    assert storage.place("runs/monday", tmp_path) == tmp_path / "runs/monday"
+    assert storage.place("file:///srv/runs") == Path("/srv/runs")
+    assert tmp_path / place == place
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://key:secret@bucket/run", "s3://bucket/run?sig=secret", "s3://key:secret@bucket?a=secret"]
+)
+def test_a_uri_with_credentials_is_refused_without_repeating_them(text: str) -> None:
+    with pytest.raises(ConfigError, match="without credentials") as caught:
+        storage.place(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///run", "s3://bucket/a//b", "s3://bucket/../x"])
+def test_what_is_no_place_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a place"):
+        storage.place(text)
+
+
+def test_an_unknown_scheme_names_the_likely_slip() -> None:
+    with pytest.raises(ConfigError, match=r"nothing here opens s3a://") as caught:
+        storage.place("s3a://bucket/run")
+    assert "Did you mean s3://?" in caught.value.fix
+
+
+def test_a_place_travels_to_another_process() -> None:
+    place = storage.fenced(storage.place("s3://bucket/run"), "lease", "token")
+    there = pickle.loads(pickle.dumps(place))
+    assert there == place and there.fence == ("lease", "token")
+
+
+LOCAL_ONLY: dict[str, Callable[[Any], Any]] = {
+    "fspath": os.fspath,
+    "open": open,
+    "a local copy of its name": Path,
+    "read": lambda place: place.read_bytes(),
+    "write": lambda place: place.write_bytes(b""),
+    "make": lambda place: place.mkdir(),
+    "stat": lambda place: place.stat(),
+    "list": lambda place: list(place.iterdir()),
+}
+
+
+@pytest.mark.parametrize("use", LOCAL_ONLY)
+def test_nothing_takes_a_place_on_an_object_store_for_a_local_path(use: str) -> None:
+    with pytest.raises(ClearanceError, match="works on local folders only"):
+        LOCAL_ONLY[use](storage.place("s3://bucket/run"))
+
+
+def test_another_package_adds_a_scheme_by_an_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = tmp_path / "toy-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[clearance.storage]\ntoy = toy_store:open\n")
+    (tmp_path / "toy_store.py").write_text("from index.places.objects import Memory\nopen = Memory.open\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = storage.place("toy://shelf/run")
+    storage.write_file(folder, "x", b"1")
+    assert storage.read_file(storage.place("toy://shelf/run"), "x") == b"1"
