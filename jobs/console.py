@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from index.printable import visible
 from jobs.log import log_in_use
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.notes import Note
+
+
+Volume = Literal["quiet", "usual", "verbose"]
+_volume: ContextVar[Volume] = ContextVar("volume", default="usual")
+
+
+def set_volume(volume: Volume) -> None:
+    """How much beside the results is printed: quiet: errors alone; verbose: a line for each step, and no bars."""
+    _volume.set(volume)
+
+
+def volume() -> Volume:
+    return _volume.get()
+
+
+def draws(console: Console) -> bool:
+    """Whether a moving bar can be drawn: on a terminal that understands more than lines, and not when every step is a line."""
+    return console.is_terminal and not console.is_dumb_terminal and volume() == "usual"
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -54,7 +73,11 @@ def busy(what: str) -> AbstractContextManager[object]:
     from rich.text import Text
 
     console = make_console(stderr=True)
-    return console.status(Text(visible(what, lines=False))) if console.is_terminal else nullcontext()
+    if draws(console):
+        return console.status(Text(visible(what, lines=False)))
+    if volume() == "verbose":
+        console.print(what, soft_wrap=True)
+    return nullcontext()
 
 
 def say(text: str) -> None:
@@ -72,6 +95,8 @@ def say_note(note: Note) -> None:
     """On stderr, so that stdout holds results alone."""
     if log := log_in_use():
         log("note", topic=note.topic, message=note.text)
+        return
+    if volume() == "quiet":
         return
     make_console(stderr=True).print(visible(f"note: {note.topic}: {note.text}", lines=False), soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from index.errors import ConfigError, InputError
-from jobs.console import busy, grid, make_console, say
+from jobs.console import busy, draws, grid, make_console, say, volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -167,12 +167,12 @@ def train(
     config = ModelConfig(path=model, device=device)
     console = make_console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} · loss {task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not draws(console)) as bar:
         task = bar.add_task("training", total=steps, loss="…")
 
         def told(step: int, loss: float) -> None:
             bar.update(task, completed=step, loss=f"{loss:.4f}")
-            if not console.is_terminal and (step % 50 == 0 or step == steps):
+            if not draws(console) and volume() != "quiet" and (step % 50 == 0 or step == steps):
                 console.print(f"step {step} of {steps}, loss {loss:.4f}", highlight=False)
 
         try:

@@ -9,6 +9,7 @@ import typer
 
 from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
 from jobs.console import make_console, say_json
+from jobs.run.progress import Steps
 
 To = Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder; nothing is overwritten.", show_default=False)]
 FormatName = Annotated[str, typer.Option("--format", help="parquet, webdataset, folder, or one that a package brings.")]
@@ -34,20 +35,10 @@ def export(
 
     What a claim or a review changed since the run counts. Every picture is compared with its digest.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from jobs.export.write import export_run
 
     folder, _ = run_folder(run)
-    console = make_console(stderr=True)
-    shown = (
-        TextColumn("exporting"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("export", total=1)
+    with Steps(make_console(stderr=True), "exporting", None) as steps:
         exported = export_run(
             folder,
             to,
@@ -55,7 +46,7 @@ def export(
             only=only,
             columns=[name.strip() for name in columns.split(",")] if columns else None,
             keys=keys_of(run, keys),
-            on_sample=lambda done, total: bar.update(task, completed=done, total=total),
+            on_sample=steps.at,
         )
     if json:
         say_json({"folder": str(to), **exported.plain()})

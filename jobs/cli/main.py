@@ -31,7 +31,7 @@ from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
 from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
-from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note
+from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note, set_volume
 from jobs.explain import explain
 from jobs.log import Log, log_in_use, of_one_command, use, wanted
 
@@ -41,10 +41,18 @@ if TYPE_CHECKING:
     from pipeline.notes import Note
 
 Runner = Literal["local", "ray"]
+EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
 
 
 class Commands(TyperGroup):
     """Commands whose errors end as one line with what was wrong, and one with what to do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options of the whole command line may stand behind the command too."""
+        own = args.index("--") if "--" in args else len(args)
+        early = [one for one in args[:own] if one in EVERYWHERE]
+        rest = [one for one in args[:own] if one not in EVERYWHERE]
+        return super().parse_args(ctx, early + rest + args[own:])  # type: ignore[no-any-return]
 
     def invoke(self, ctx: Any) -> Any:
         with signals.ending(), of_one_command():
@@ -87,7 +95,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
@@ -124,8 +132,16 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors alone: no progress, no notes. On any command.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print a line for every step, in place of a bar. On any command.")
+    ] = False,
 ) -> None:
-    pass
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose exclude one another", where="", fix="Leave one of them out")
+    set_volume("quiet" if quiet else "verbose" if verbose else "usual")
 
 
 @app.command(epilog="Example: clearance demo --out clearance-demo --runner local")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from jobs.console import draws, volume
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -14,27 +16,30 @@ if TYPE_CHECKING:
     from jobs.run.session import Event
 
 T = TypeVar("T")
-LINE_EVERY = 10.0  # seconds between plain lines about samples
+LINE_EVERY, LINE_AT_LEAST = 10.0, 300.0  # seconds between plain lines: at the start, and later in a long run
+SLOWER = 0.02  # of the time so far: a run of a night writes hundreds of lines, not thousands
+TOLD = ("started", "worker", "retried", "waiting", "note")  # events that have a sentence of their own
 
 
 class Watch:
     """A listener for :class:`jobs.run.session.Event`; use it in ``with``.
 
     Args:
-        console: where to write; a bar when it is a terminal.
+        console: where to write; a bar when it is a terminal, nothing when quiet.
         label: what is running.
+        clock: gives seconds.
     """
 
-    def __init__(self, console: Console, label: str) -> None:
-        self._console, self._label = console, label
-        self._began = time.monotonic()
+    def __init__(self, console: Console, label: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._label, self._clock = console, label, clock
+        self._began = clock()
         self._first: int | None = None  # what was done before this session
-        self._last_line = 0.0
+        self._lines = _Lines(clock)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Watch:
-        if self._console.is_terminal:
+        if draws(self._console):
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
             label, state = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}"))
@@ -52,27 +57,40 @@ class Watch:
         if self._first is None:
             self._first = event.done
         if event.kind == "worker" and event.done == self._first:
-            self._began = time.monotonic()  # the rate is that of drawing, not of loading models
+            self._began = self._clock()  # the rate is that of drawing, not of loading models
         state = self._state(event)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=event.total, completed=event.done, state=state)
             if event.kind in ("retried", "waiting", "note"):
                 self._bar.print(f"{self._label}: {event.detail}", markup=False)
             return
-        if event.kind == "sample" and time.monotonic() - self._last_line < LINE_EVERY:
+        if not self._lines.due(always=event.kind in (*TOLD, "finished")):
             return
-        self._last_line = time.monotonic()
-        detail = event.detail if event.kind in ("started", "worker", "retried", "waiting", "note") else state
+        detail = event.detail if event.kind in TOLD else state
         self._console.print(f"{self._label}: {event.kind}: {detail}", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self, event: Event) -> str:
-        return describe(
-            event.done, event.total, event.outcomes, event.done - (self._first or 0), time.monotonic() - self._began
-        )
+        return describe(event.done, event.total, event.outcomes, event.done - (self._first or 0), self._clock() - self._began)
+
+
+class _Lines:
+    """When the next plain line is due. Quiet: never; verbose: always."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = self._last = clock()
+
+    def due(self, *, always: bool = False) -> bool:
+        now = self._clock()
+        wait = min(max(LINE_EVERY, SLOWER * (now - self._began)), LINE_AT_LEAST)
+        if volume() == "quiet" or not (always or volume() == "verbose" or now - self._last >= wait):
+            return False
+        self._last = now
+        return True
 
 
 class Steps:
-    """Progress through a long list: a bar on a terminal, a plain line every ten seconds elsewhere; use it in ``with``.
+    """Progress through a long list: a bar on a terminal, a plain line now and then elsewhere; use it in ``with``.
 
     Args:
         console: where to write.
@@ -82,11 +100,11 @@ class Steps:
 
     def __init__(self, console: Console, label: str, total: int | None) -> None:
         self._console, self._label, self._total = console, label, total
-        self._began = self._last_line = time.monotonic()
+        self._began, self._lines = time.monotonic(), _Lines()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Steps:
-        if self._console.is_terminal:
+        if draws(self._console):
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[how]}"))
@@ -104,15 +122,18 @@ class Steps:
         count = 0
         for count, item in enumerate(items, start=1):
             yield item
-            self._show(done() if done is not None else count)
+            self.at(done() if done is not None else count)
 
-    def _show(self, done: int) -> None:
-        now = time.monotonic()
-        how = pace(done, self._total, now - self._began)
+    def at(self, done: int, total: int | None = None) -> None:
+        """So many steps are done; ``total``: there are so many, where that was not known before."""
+        if total is not None and total != self._total:
+            self._total = total
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], total=total)
+        how = pace(done, self._total, time.monotonic() - self._began)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, how=how)
-        elif now - self._last_line >= LINE_EVERY:
-            self._last_line = now
+        elif self._lines.due():
             self._console.print(f"{self._label}: {how}", soft_wrap=True)
 
 
