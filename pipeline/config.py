@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table
+from pipeline.fields import REQUIRED, choice, entry, flag, line, number, number_or_auto, several, table
 from pipeline.settings import settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
@@ -182,7 +182,23 @@ class RunConfig:
     )  # fmt: skip
     samples_per_prompt: int = number(1, 1, 10_000, "pictures per row; above 1 the keys end in `#1`, `#2`, …")
     shard_size: int = number(16, 1, 10_000, "requests per shard: the unit of work, of commit and of resuming")
-    workers: int = number(1, 1, 1024, "Ray actors; the local runner has one worker. Not part of the plan")
+    workers: int | Literal["auto"] = number_or_auto(
+        "auto", 1, 1024,
+        'Ray actors. "auto": one for each share of a GPU in the cluster, or, on CPUs, one for each CPU that its threads need, '
+        "and never more than there are open shards. The local runner has one worker. Not part of the plan",
+    )  # fmt: skip
+    device_share: float = number(
+        1.0, 0, 1, "share of a GPU that each Ray actor takes: 0.5 puts two on one GPU. Not part of the plan", above=True
+    )
+    deadline_seconds: float = number(
+        0, 0, 604_800,
+        "seconds after which a request without a verdict ends as an error row `error.deadline`; 0: none. Not part of the plan",
+    )  # fmt: skip
+    max_error_rate: float = number(
+        0.25, 0, 1,
+        "share of requests that may end as errors: a run beyond it exits with 4, and stops early once 100 requests and 4 "
+        "shards have ended; 1: no limit. Not part of the plan",
+    )  # fmt: skip
     index: str = line("", "index folder; empty: the copies guard does not run, and every row records it")
     policy: str = line(
         "default", "a policy that ships (`default`, `observe`) or a policy file; `--policy` overrides it", least=1

@@ -43,6 +43,28 @@ def number(default: Any, low: float, high: float, what: str, *, above: bool = Fa
     return Field(default, strict=True, description=what, json_schema_extra={"absent": absent, "hint": hint}, **bounds)
 
 
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class _OrAuto:
+    """A whole number, or the word "auto"; pydantic checks a union of the two with errors that name neither."""
+
+    low: int
+    high: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        whole = core_schema.int_schema(strict=True, ge=self.low, le=self.high)
+        return core_schema.no_info_wrap_validator_function(lambda value, check: value if value == AUTO else check(value), whole)
+
+
+def number_or_auto(default: Any, low: int, high: int, what: str) -> Any:
+    """A whole number from ``low`` to ``high``, or the word "auto": ``workers: int | Literal["auto"] = number_or_auto(…)``."""
+    made = Field(default, description=what)
+    made.metadata.append(_OrAuto(low, high))
+    return made
+
+
 class Stored:
     """An entry of a stored list of tables, with its keys as they were, whether or not its class is here; see :func:`stored`."""
 
@@ -127,8 +149,13 @@ class Range:
     high: float
     above: bool = False
 
-    def __contains__(self, value: float) -> bool:
-        return finite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
+    def __contains__(self, value: Any) -> bool:
+        return (
+            not isinstance(value, str)
+            and finite(value)
+            and (self.low < value if self.above else self.low <= value)
+            and value <= self.high
+        )
 
     def __str__(self) -> str:
         if self.above:
@@ -141,8 +168,10 @@ def finite(value: float) -> bool:
     return isinstance(value, int) or math.isfinite(value)
 
 
-def shown(value: float) -> str:
-    """A number as people write it: 10,000 and 0.001."""
+def shown(value: float | str) -> str:
+    """A number as people write it: 10,000 and 0.001; a word in quotes."""
+    if isinstance(value, str):
+        return f'"{value}"'
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.10g}"
@@ -162,6 +191,7 @@ class Key:
         what: its meaning.
         absent: what is in force without it, where the default is None.
         hint: see :func:`number`.
+        auto: the word "auto" may stand there too.
     """
 
     loc: tuple[str | int, ...]
@@ -172,6 +202,7 @@ class Key:
     what: str = ""
     absent: str = ""
     hint: str = ""
+    auto: bool = False
 
 
 def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None, *, outside: bool = False) -> Iterator[Key]:
@@ -205,6 +236,8 @@ def keys(cls: type[Any], at: tuple[str | int, ...] = (), made: Any = None, *, ou
                 yield from _kinds(typing.get_args(entry), loc)
             else:
                 yield Key(loc=loc, shape="list", type=entry, range=_range(metadata), **common)
+        elif auto := next((one for one in field.metadata if isinstance(one, _OrAuto)), None):
+            yield Key(loc=loc, shape="value", type=int, range=Range(auto.low, auto.high), auto=True, **common)
         else:
             yield Key(loc=loc, shape="value", type=kind, range=_range(field.metadata), **common)
 

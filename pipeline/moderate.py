@@ -74,6 +74,20 @@ class Moderation:
         self._open[tag] = open_request
         return []
 
+    def give_up(self, row_no: int, reason: str, message: str) -> list[Sample]:
+        """End an open request at once, as an error; returns its sample, or nothing where it is not open.
+
+        What is still to come of it (a picture that guards look at) is dropped; the other requests keep their bytes.
+        """
+        tags = [tag for tag, one in self._open.items() if one.request.row_no == row_no]
+        ended = []
+        for tag in tags:
+            under_way = [*self.runtime.engine.take_out(tag), *(t for t in self._unseen if t.tag == tag)]
+            self._unseen = [t for t in self._unseen if t.tag != tag]
+            open_request = self._open.pop(tag)
+            ended.append(open_request.failed(reason, message, "DeadlineExceeded", under_way[0] if under_way else None))
+        return ended
+
     def step(self) -> list[Sample]:
         """Make one call of the denoiser and check the pictures it finished; returns the samples that ended."""
         runtime, open_requests = self.runtime, self._open

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from index.errors import ConfigError
-from pipeline.fields import CONTRADICTION, REQUIRED, Key, OneOf, finite, keys, shown
+from pipeline.fields import AUTO, CONTRADICTION, REQUIRED, Key, OneOf, finite, keys, shown
 
 UNKNOWN = "unexpected_keyword_argument"
 SHOWN = 60  # characters of a value that a message repeats
@@ -219,6 +219,7 @@ def _number(problem: Problem, key: Key) -> tuple[str, str]:
     else:
         default = ", ".join(map(shown, key.default)) if isinstance(key.default, tuple) else shown(key.default)
         fix = f"Set it {key.range}, or remove the key to use the default {default}"
+    fix += ', or write "auto"' if key.auto and key.default != AUTO else ""
     meant = key.hint or _meant(value, key)
     return f"must be {kind}{key.range}, not {seen(value)}", f"{meant} {fix}".strip()
 

@@ -123,7 +123,7 @@ def type_of(key: Key) -> str:
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     if typing.get_origin(key.type) is typing.Literal:
         return " \\| ".join(f'`"{one}"`' for one in typing.get_args(key.type))
-    name = names[key.type]
+    name = names[key.type] + (' or `"auto"`' if key.auto else "")
     return f"list of {name}s" if key.shape == "list" else name
 
 

@@ -33,7 +33,10 @@ from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
-_NOT_BOUND = ("workers", "out", "prompts", "columns", "index", "policy", "embedder", "claims_contact", "metrics")
+_NOT_BOUND = (
+    "workers", "device_share", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index", "policy", "embedder",
+    "claims_contact", "metrics",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,13 @@ class Engine:
         """The trajectories under way; after :meth:`make_call` each has just taken the step before its own."""
         return tuple(self._running)
 
+    def take_out(self, tag: int) -> list[Trajectory]:
+        """Take a sample out, whether it runs or waits; returns its trajectory. Mates of its group end with the next call."""
+        out = [t for t in (*self._running, *self._waiting) if t.tag == tag]
+        self._running = [t for t in self._running if t.tag != tag]
+        self._waiting = [t for t in self._waiting if t.tag != tag]
+        return out
+
     def withdraw(self, trajectories: Sequence[Trajectory]) -> None:
         """Take running trajectories out: ended, or to be resumed in another way; their rows are free at the next call."""
         out = {id(trajectory) for trajectory in trajectories}

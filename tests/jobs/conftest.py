@@ -71,6 +71,12 @@ class FakeModeration:
         self.standing.append(request)
         return []
 
+    def give_up(self, row_no: int, reason: str, message: str) -> list[Sample]:
+        out = [request for request in self.standing if request.row_no == row_no]
+        self.standing = [request for request in self.standing if request.row_no != row_no]
+        now = {"started_at": time.time(), "finished_at": time.time()}
+        return [Sample(request=r, outcome=Outcome.ERROR, reason=reason, error_message=message, **now) for r in out]
+
     def step(self) -> list[Sample]:
         self.steps += 1
         return [self.sample(self.standing.pop(-1 if self.steps % 2 else 0))]

@@ -31,7 +31,10 @@ def test_shards_are_contiguous_and_named_by_their_first_row(make_plan: MakePlan)
     assert [a.shard_id == b.shard_id for a, b in zip(plan.shards, other.shards, strict=True)] == [True, False, True]
 
 
-@pytest.mark.parametrize("settings", [{"workers": 4}, {"out": "elsewhere"}, {"index": "moved"}, {"policy": "copied.toml"}])
+@pytest.mark.parametrize("settings", [
+    {"workers": 4}, {"workers": "auto"}, {"device_share": 0.5}, {"deadline_seconds": 60}, {"max_error_rate": 1},
+    {"out": "elsewhere"}, {"index": "moved"}, {"policy": "copied.toml"},
+])  # fmt: skip
 def test_digest_does_not_depend_on_who_and_where(make_plan: MakePlan, settings: dict[str, object]) -> None:
     assert make_plan(PROMPTS, **settings).plan_sha256 == make_plan(PROMPTS).plan_sha256
 
@@ -155,6 +158,9 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
     settings = asdict(make_plan(PROMPTS).config)
     for name in (
         "workers",
+        "device_share",
+        "deadline_seconds",
+        "max_error_rate",
         "out",
         "prompts",
         "columns",

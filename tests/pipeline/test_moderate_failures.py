@@ -21,7 +21,7 @@ from pipeline.audit.records import attempt_table, sample_table
 from pipeline.config import ModelConfig
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.moderate import moderate
+from pipeline.moderate import Moderation, moderate
 from pipeline.next_attempt import first
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.respond import negtome
@@ -348,3 +348,23 @@ def test_not_even_one_picture_fits(
     ended = done.values() if part == "decode" else [done["key-0"]]
     assert all(x.outcome is Outcome.ERROR and x.reason == "oom" for x in ended) and len(done) == 5
     assert all(f"{part}r: not even one row" in x.error_message and "model.dtype" in x.error_message for x in ended)
+
+
+@pytest.mark.parametrize("calls", [0, 2, 5])
+def test_a_request_that_is_given_up_ends_at_once_and_its_neighbours_keep_their_bytes(
+    model: DiffusionModel, unsteered: dict[str, str], calls: int
+) -> None:
+    """Waiting, in the middle of its steps, or drawn and not looked at yet."""
+    loop, ended = Moderation(runtime(model, Copies(lambda p: False))), list[Sample]()
+    for request in requests(9):
+        loop.submit(request)
+    for _ in range(calls):
+        ended += loop.step()
+    ((lost, *more), again) = loop.give_up(0, "error.deadline", "late"), loop.give_up(0, "error.deadline", "late")
+    assert (lost.request.row_no, lost.outcome, lost.reason, lost.error_message) == (0, Outcome.ERROR, "error.deadline", "late")
+    assert (more, again) == ([], []) and lost.lost_evals == calls  # the oldest is in every call
+    while loop.busy:
+        ended += loop.step()
+    assert len(ended) == 8
+    drawn = {s.request.key: s.attempts[0].pixel_sha256 for s in ended}
+    assert {key: drawn.get(key, "") for key in unsteered} == unsteered | {"key-0": ""}

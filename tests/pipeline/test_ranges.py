@@ -72,7 +72,7 @@ def test_every_number_has_a_finite_range(cls: type[Any], key: Key) -> None:
 def test_the_default_is_in_the_range(cls: type[Any], key: Key) -> None:
     assert key.range is not None
     for value in key.default if key.shape == "list" else [key.default]:
-        assert value is None or value in key.range
+        assert value is None or value in key.range or (key.auto and value == "auto")
 
 
 @every_number
@@ -127,6 +127,8 @@ def test_what_is_of_another_type_is_refused_with_the_key(cls: type[Any], key: Ke
         (RunConfig, {"base_seed": -1}, "No number stands for a random seed."),
         (RunConfig, {"generation": {"guidance_until": 80}}, "Did you mean 0.8?"),
         (RunConfig, {"workers": "4"}, "Write it without quotes: 4."),
+        (RunConfig, {"workers": "all"}, 'Set it from 1 to 1024, or remove the key to use the default "auto"'),
+        (RunConfig, {"max_error_rate": 25}, "Did you mean 0.25?"),
         (RunConfig, {"adapters": [{"path": "a", "weight": 80}]}, "Did you mean 0.8?"),
     ],
     ids=str,
@@ -231,7 +233,8 @@ def numbers(made: Any) -> list[tuple[Range, float]]:
         if key.shape == "tables" and 0 not in key.loc:
             found += [pair for entry in key.default for pair in numbers(entry)]
         elif key.range is not None and key.default is not None:
-            found += [(key.range, one) for one in (key.default if key.shape == "list" else [key.default])]
+            values = key.default if key.shape == "list" else [key.default]
+            found += [(key.range, one) for one in values if not (key.auto and one == "auto")]
     return found
 
 

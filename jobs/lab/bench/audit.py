@@ -82,6 +82,9 @@ class TimedLoop:
     def step(self) -> list[Sample]:
         return self._timed(self._loop.step)
 
+    def give_up(self, row_no: int, reason: str, message: str) -> list[Sample]:
+        return self._loop.give_up(row_no, reason, message)
+
     def _timed(self, do: Callable[[], list[Sample]]) -> list[Sample]:
         began = time.process_time()
         samples = do()
