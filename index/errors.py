@@ -71,3 +71,7 @@ class IntegrityError(ClearanceError):
 
 class RunStopped(ClearanceError):
     """A run that cannot continue: disk full, no worker starts, another run holds the folder. Committed shards are kept."""
+
+
+class TooManyErrors(RunStopped):
+    """More of a run's requests ended as errors than the run file allows."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from index.errors import ClearanceError, ConfigError
+from index.errors import ClearanceError, ConfigError, TooManyErrors
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, keys_of, read_run_file, run_folder
 from jobs.cli.detect import detect
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Runner = Literal["local", "ray"]
 EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
+TOO_MANY_ERRORS = 4  # the exit code of a run beyond max_error_rate
 
 
 class Commands(TyperGroup):
@@ -73,7 +74,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except ClearanceError as error:
             say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
-            raise typer.Exit(2) from None
+            raise typer.Exit(TOO_MANY_ERRORS if isinstance(error, TooManyErrors) else 2) from None
         except KeyboardInterrupt as stopped:
             number = signals.received() or signal.SIGINT
             kept = str(stopped) or "What was committed is kept; continue a run with --resume"
@@ -179,12 +180,17 @@ def run(
         Literal["text", "json"] | None,
         typer.Option(help="json: one object a line on stderr instead of text. By default CLEARANCE_LOG_FORMAT, else text."),
     ] = None,
+    max_error_rate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of requests that may end as errors (0.25); overrides the run file's."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Generate, clear and record every request of a run file."""
+    """Generate, clear and record every request of a run file. Exits with 4 if more of them ended as errors than are allowed."""
     from dataclasses import replace
 
     from jobs.funnel import print_counts
+    from jobs.run.error_budget import LISTED
     from jobs.run.folder import failed_keys, look
     from jobs.run.listeners import LogEvents, all_of, prompts_of
     from jobs.run.local_runner import RUNNERS
@@ -200,6 +206,8 @@ def run(
     if wanted(log_format or ""):
         use(Log(prompts=lambda: prompts_of(plans[-1]) if plans else []))
     config, base = read_run_file(run_file)
+    if max_error_rate is not None:
+        config = replace(config, max_error_rate=max_error_rate)
     folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
     notes: list[Note] = []
     restriction: dict[str, Any] = {"notes": notes}
@@ -243,6 +251,9 @@ def run(
             f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed --out NEW repeats them"
         )
         console.print(text, soft_wrap=True)
+    if result.too_many_errors:
+        say_error(f"{folder}: {result.too_many_errors}", f"{LISTED}; --max-error-rate sets another limit")
+        raise typer.Exit(TOO_MANY_ERRORS)
 
 
 @app.command(epilog="Example: clearance status runs/monday")

@@ -21,8 +21,10 @@ from index.errors import RunStopped
 from index.storage import digest_of
 from jobs import signals
 from jobs.proof import signer_of
+from jobs.run.error_budget import beyond, stop_beyond
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
+from jobs.run.retries import MOST_DEATHS, REASONS, Cause
 from jobs.run.stored_plan import stored_plan
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
@@ -32,8 +34,6 @@ from pipeline.outcome import Outcome, Sample
 if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
-
-DEATHS_PER_SHARD = 3  # after so many dead workers a shard is given up and recorded as errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class RunResult:
         deaths: worker deaths by shard id.
         statement: what run.json holds.
         seconds: wall time of this session.
+        too_many_errors: a sentence where more requests ended as errors than ``max_error_rate`` allows; else empty.
     """
 
     run_id: str
@@ -98,6 +99,7 @@ class RunResult:
     deaths: dict[str, int] = field(default_factory=dict)
     statement: dict[str, Any] = field(default_factory=dict, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    too_many_errors: str = ""
 
 
 class Session:
@@ -116,7 +118,9 @@ class Session:
         self.anchors: Anchors | None = None  # what the headers of this session's shards name
         self.started = time.monotonic()
         self.deaths: Counter[str] = Counter()
+        self._causes: Counter[tuple[str, Cause]] = Counter()  # deaths by shard and cause
         self.receipts: dict[str, ShardReceipt] = {}
+        self._here: Counter[str] = Counter()  # outcomes in the shards that this session committed
         self.sealed = False
         keys = Keys.find(plan.config.marks.keys, base=plan.base)
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
@@ -218,29 +222,32 @@ class Session:
     def committed(self, receipt: ShardReceipt) -> None:
         self._under_way.pop(receipt.shard_id, None)
         self.receipts[receipt.shard_id] = receipt
+        self._here.update(receipt.outcomes)
         self.report("shard", f"shard {receipt.shard_id} committed", shard=receipt.shard_id)
+        stop_beyond(self._here, self.plan.config.max_error_rate, self.plan.config.shard_size, self.folder)
 
-    def worker_died(self, shard_id: str, worker_id: str, cause: str) -> int:
-        """Write a death down; returns how many workers this shard has cost."""
+    def worker_died(self, shard_id: str, worker_id: str, cause: Cause, what: str) -> bool:
+        """Write a death down; returns whether the shard has cost as many workers as it may, for that cause."""
         self.deaths[shard_id] += 1
-        deaths = self.deaths[shard_id]
-        given_up = deaths >= DEATHS_PER_SHARD
-        what = "given up" if given_up else "leased again"
-        cause = without_paths(cause, self.folder, self.plan.base)
-        reason = f"worker {worker_id} died at shard {shard_id} (death {deaths}); shard {what}: {cause}"
+        self._causes[shard_id, cause] += 1
+        deaths = self._causes[shard_id, cause]
+        given_up = deaths >= MOST_DEATHS[cause]
+        then = "given up" if given_up else "leased again"
+        what = without_paths(what, self.folder, self.plan.base)
+        reason = f"worker {worker_id} died at shard {shard_id} (death {self.deaths[shard_id]}); shard {then}: {what}"
         self.event("shard.retried" if not given_up else "shard.given_up", reason)
         self.report("retried", reason, shard=shard_id, worker=worker_id)
-        return deaths
+        return given_up
 
-    def give_up(self, shard_no: int) -> None:
+    def give_up(self, shard_no: int, cause: Cause) -> None:
         """Commit every request of a shard that keeps killing its workers as an error row."""
         shard, now = self.plan.shards[shard_no], time.time()
-        message = f"{DEATHS_PER_SHARD} workers died while moderating shard {shard.shard_id}"
+        message = f"{self._causes[shard.shard_id, cause]} workers died while moderating shard {shard.shard_id}"
         samples = [
             Sample(
                 request=request,
                 outcome=Outcome.ERROR,
-                reason="worker.died",
+                reason=REASONS[cause],
                 error_class="WorkerDied",
                 error_message=message,
                 started_at=now,
@@ -260,9 +267,12 @@ class Session:
         from pipeline.audit.shards import sweep
 
         outcomes = dict(sorted(self.outcomes().items()))
+        too_many_errors = beyond(outcomes, self.plan.config.max_error_rate)
         statement: dict[str, Any] = {}
         if not self.sealed:
             self._require_shards()
+            if too_many_errors:
+                self.event("run.error_rate", too_many_errors, plan_sha256=self.plan.plan_sha256)
             counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
             self.event("run.finished", counts, plan_sha256=self.plan.plan_sha256)
             # Stopped between its last commit and its seal: no shard was left, so no worker has set the context yet.
@@ -287,6 +297,7 @@ class Session:
             deaths=dict(self.deaths),
             statement=statement,
             seconds=time.monotonic() - self.started,
+            too_many_errors=too_many_errors,
         )
 
     def _require_shards(self) -> None:

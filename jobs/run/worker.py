@@ -21,6 +21,7 @@ from jobs.run.listeners import LogShards
 from jobs.run.metrics import ShardMeter
 from jobs.run.openers import openers
 from jobs.run.plan import Plan
+from jobs.run.retries import with_retries
 from jobs.run.stored_plan import difference
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
@@ -52,6 +53,7 @@ class LoopLike(Protocol):
     def busy(self) -> bool: ...
     def submit(self, request: Request) -> list[Sample]: ...
     def step(self) -> list[Sample]: ...
+    def give_up(self, row_no: int, reason: str, message: str) -> list[Sample]: ...
 
 
 OpenLoop = Callable[[RunConfig, Policy, Path], LoopLike]
@@ -67,6 +69,7 @@ class Worker:
         worker_id: recorded in every row.
         open_loop: how to open a runtime and its loop; the default is that of :mod:`jobs.run.openers`.
         on_sample: called with each sample when it ends, before its shard is committed.
+        pause: waits before a commit is tried again, in seconds.
 
     Raises:
         ClearanceError: the runtime cannot be opened, or model and index here are not those of the plan.
@@ -81,8 +84,9 @@ class Worker:
         *,
         open_loop: OpenLoop | None = None,
         on_sample: Callable[[Sample], None] | None = None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.plan, self.folder, self.on_sample = plan, folder, on_sample
+        self.plan, self.folder, self.on_sample, self._pause = plan, folder, on_sample, pause
         self._loop = (open_loop or openers().loop)(plan.config, plan.policy, plan.base)
         here = self._loop.runtime.identity()
         if here != plan.identity:
@@ -97,6 +101,8 @@ class Worker:
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
         self._receipts: dict[int, ShardReceipt] = {}  # of shards that ended before their turn
         self._meter, self._log = ShardMeter(), LogShards(plan, run_id, worker_id)
+        self._begun: dict[int, float] = {}  # row → when the loop got it, of those under way; the oldest first
+        self.calling_since: float | None = None  # when the loop was called, while it has not answered
 
     def work(self, shard_no: int, ahead: Sequence[int] = (), anchors: Anchors | None = None) -> ShardReceipt:
         """Moderate one shard and commit it.
@@ -118,9 +124,10 @@ class Worker:
                 self._take(number)
             while shard_no not in self._receipts:
                 while self._loop.room and self._todo:
-                    self._end(self._loop.submit(self._todo.popleft()))
+                    self._submit(self._todo.popleft())
                 if self._loop.busy:
-                    self._end(self._loop.step())
+                    self._end(self._call(self._loop.step))
+                    self._end_overdue()
                 elif not self._todo and shard_no in self._ended:
                     self._commit(shard_no)  # raises: samples are missing
             return self._receipts.pop(shard_no)
@@ -143,8 +150,31 @@ class Worker:
         self._shard_of |= {request.row_no: shard_no for request in requests}
         self._todo += requests
 
+    def _submit(self, request: Request) -> None:
+        self._begun[request.row_no] = time.monotonic()
+        self._end(self._call(lambda: self._loop.submit(request)))
+
+    def _call(self, do: Callable[[], list[Sample]]) -> list[Sample]:
+        self.calling_since = time.monotonic()
+        try:
+            return do()
+        finally:
+            self.calling_since = None
+
+    def _end_overdue(self) -> None:
+        """End the requests that have no verdict after ``deadline_seconds`` as error rows."""
+        deadline = self.plan.config.deadline_seconds
+        while deadline and self._begun:
+            row_no, since = next(iter(self._begun.items()))
+            if time.monotonic() - since <= deadline:
+                return
+            del self._begun[row_no]
+            message = f"no verdict within {deadline:g} s (deadline_seconds)"
+            self._end(self._loop.give_up(row_no, "error.deadline", message))
+
     def _end(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
+            self._begun.pop(sample.request.row_no, None)
             if self.on_sample is not None:
                 self.on_sample(sample)
             shard_no = self._shard_of[sample.request.row_no]
@@ -157,8 +187,10 @@ class Worker:
         for request in shard.requests:
             del self._shard_of[request.row_no]
         samples, began = [self._portable(sample) for sample in samples], time.monotonic()
-        self._receipts[shard_no] = commit(
-            self.folder, shard.shard_id, shard.requests, samples, self.context, self._loop.runtime.markers
+        markers = self._loop.runtime.markers
+        self._receipts[shard_no] = with_retries(  # a second commit of a shard replaces nothing
+            lambda: commit(self.folder, shard.shard_id, shard.requests, samples, self.context, markers),
+            self._pause,
         )
         seconds = time.monotonic() - began
         self._meter.committed(samples, seconds)
