@@ -112,9 +112,10 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
     """
     from jobs.run.local_runner import RUNNERS
+    from jobs.run.placement import Need
     from jobs.run.plan import Plan, read_policy
     from jobs.run.progress import Watch, duration
-    from jobs.run.ray_runner import ray_session
+    from jobs.run.ray_cluster import cluster
     from pipeline.config import RunConfig
     from pipeline.settings import read_toml
 
@@ -134,7 +135,7 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
     policies = {"observed": "observe", "steered": config.policy}
     with ExitStack() as stack:
         if runner == "ray":
-            stack.enter_context(ray_session(WORKERS))  # one Ray for both runs
+            stack.enter_context(cluster(Need.of(config), WORKERS))  # one Ray for both runs
         for name, folder in folders.items():
             settings = dataclasses.replace(config, policy=policies[name], out=str(folder))
             plan = Plan.make(settings, read_policy(policies[name], base), base)

@@ -6,6 +6,7 @@ is measured.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
 from jobs.run.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.run.notes import device_notes_of, notes_of
+from jobs.run.placement import cores, workers_here
 from jobs.run.progress import duration
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -60,7 +62,14 @@ class Preflight:
 
     @property
     def workers(self) -> int:
-        return self.plan.config.workers if self.runner == "ray" else 1
+        """Side by side; on a cluster, as many as this machine would have."""
+        if self.runner != "ray":
+            return 1
+        from pipeline.model.device import devices
+
+        config, shards = self.plan.config, math.ceil(len(self.todo) / self.plan.config.shard_size)
+        gpus = sum(device.startswith("cuda") for device in devices()) if config.model.device.startswith("cuda") else 0
+        return workers_here(config, shards, gpus=gpus)
 
     def attempt(self, topic: str, work: Callable[[], T]) -> T | None:
         """Do one check; its exception is a problem of the run, and the other checks continue."""
@@ -165,13 +174,13 @@ def _look_at_device(found: Preflight) -> bool:
         return False
     found.notes += device_notes_of(config.model)
     gpus = sum(device.startswith("cuda") for device in devices())
-    if config.model.device.startswith("cuda") and found.workers > gpus:
-        text = f"{found.workers} workers want a GPU each and this machine has {gpus}: the others wait, or need more machines"
+    if config.model.device.startswith("cuda") and found.workers * config.device_share > gpus:
+        each = "a GPU" if config.device_share == 1 else f"{config.device_share:g} of a GPU"
+        text = f"{found.workers} workers want {each} each and this machine has {gpus}: the others wait, or need more machines"
         found.notes.append(Note("device", text))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = found.workers * config.generation.threads
-    if config.model.device.startswith("cpu") and wanted > cores:
-        text = f"{found.workers} workers of {config.generation.threads} threads on {cores} cores share them: expect longer"
+    if config.model.device.startswith("cpu") and wanted > cores():
+        text = f"{found.workers} workers of {config.generation.threads} threads on {cores()} cores share them: expect longer"
         found.notes.append(Note("device", text))
     return True
 

@@ -17,9 +17,11 @@ from index.errors import ConfigError, PlanMismatch
 from index.fingerprint import pixel_digest
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.local_runner import run_local
+from jobs.run.lock import Process
 from jobs.run.notes import key_notes, notes_of, watermark_notes
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import _Actor, run_ray
+from jobs.run.ray_actor import Actor, Driver
+from jobs.run.ray_runner import run_ray
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
@@ -111,11 +113,12 @@ def test_a_machines_own_keys_come_before_the_drivers(
     make_plan: MakePlan, tmp_path: Path, open_loop: Open, in_environment: Keys
 ) -> None:
     """A cluster's machine may keep the keys elsewhere."""
-    actor = _Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, keys=str(tmp_path / "the drivers"))
+    drivers = [Driver(process=Process.this(), keys=str(keys)) for keys in (tmp_path / "the drivers", in_environment.folder)]
+    actor = Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, drivers[0])
     assert os.environ[ENVIRONMENT] == str(in_environment.folder)
-    assert actor.open().worker_id == "ray-0"
+    assert actor.open().context.worker_id == "ray-0"
     del os.environ[ENVIRONMENT]
-    _Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, keys=str(in_environment.folder))
+    Actor(make_plan(PROMPTS), tmp_path / "run", "run", "ray-0", open_loop, drivers[1])
     assert os.environ[ENVIRONMENT] == str(in_environment.folder)
 
 

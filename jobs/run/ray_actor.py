@@ -1,0 +1,161 @@
+"""The worker as a Ray actor: as nice as its machine's Ray, and gone as soon as its driver or its machine's Ray is."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.errors import ClearanceError, RunStopped
+from jobs.run.lock import Process
+from jobs.run.plan import Plan
+from jobs.run.worker import OpenLoop, Worker
+from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
+
+if TYPE_CHECKING:
+    from pipeline.audit.context import Anchors, RunContext
+
+NICENESS = "RAY_worker_niceness"  # Ray's own setting; without it Ray gives its workers 15, and any other program the processor
+HUNG = 2.0  # deadlines after which a call that has not returned counts as one that never will
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """What a worker knows of the process that runs the plan.
+
+    Attributes:
+        process: the process. niceness: its own.
+        keys: its folder of keys, for machines that name none; empty: it has none.
+    """
+
+    process: Process
+    niceness: int = 0
+    keys: str = ""
+
+    @classmethod
+    def this(cls) -> Driver:
+        keys = os.environ.get(KEYS_VARIABLE, "")
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        return cls(process=Process.this(), niceness=niceness, keys=os.path.abspath(os.path.expanduser(keys)) if keys else "")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker answers when it is ready: the rows' context, and where it is (Ray's id of the machine)."""
+
+    context: RunContext
+    node_id: str
+    niceness: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a value, so that its class and text arrive unwrapped."""
+
+    error: ClearanceError
+    trace: str
+
+
+class Actor:
+    """One :class:`Worker`, opened and used from afar."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, driver: Driver
+    ) -> None:
+        self._arguments = (_here(plan), folder, run_id, worker_id)
+        self._open_loop = open_loop
+        self._worker: Worker | None = None
+        if driver.keys:  # the driver's folder, unless this machine has its own
+            os.environ.setdefault(KEYS_VARIABLE, driver.keys)
+
+    def open(self) -> Any:
+        def opened() -> Opened:
+            import ray
+
+            self._worker = Worker(*self._arguments, open_loop=self._open_loop)
+            node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+            return Opened(self._worker.context, node_id, os.getpriority(os.PRIO_PROCESS, 0))
+
+        return _caught(opened)
+
+    def work(self, shard_no: int, ahead: Sequence[int], anchors: Anchors) -> Any:
+        assert self._worker is not None
+        worker = self._worker
+        return _caught(lambda: worker.work(shard_no, ahead, anchors))
+
+    def hangs(self, seconds: float) -> bool:
+        """Whether a call of the worker's loop has not returned for so long."""
+        since = self._worker.calling_since if self._worker is not None else None
+        return since is not None and time.monotonic() - since > seconds
+
+
+class ActorProcess(Actor):
+    """An actor that has a process of its own."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, driver: Driver
+    ) -> None:
+        super().__init__(plan, folder, run_id, worker_id, open_loop, driver)
+        be_as_nice_as_ray()
+        patience = HUNG * plan.config.deadline_seconds or math.inf
+        threading.Thread(target=self._watch, args=(driver.process, patience), name="driver", daemon=True).start()
+
+    def _watch(self, driver: Process, patience: float) -> None:
+        """End this process with its driver, with its machine's Ray, or when it hangs.
+
+        Ray ends the actors of a driver that is gone too, and takes up to 20 s for it. What a worker wrote of a shard that it
+        had not committed is swept by the next session. A driver on another machine cannot be seen from here: there Ray's way
+        remains.
+        """
+        ended, seen = select.poll(), driver.lives()
+        for pid in (driver.pid if seen else 0, os.getppid()):
+            if (handle := _handle(pid)) is not None:
+                ended.register(handle, select.POLLIN)
+        while not ended.poll(1000):
+            if (seen and not driver.lives()) or self.hangs(patience):
+                break
+        os._exit(1)
+
+
+def _handle(pid: int) -> int | None:
+    """A handle that becomes readable when a process ends, also one that nobody waits for; None where there is no such thing."""
+    with suppress(OSError, AttributeError):
+        return os.pidfd_open(pid) if pid > 1 else None
+    return None
+
+
+def _here(plan: Plan) -> Plan:
+    """Ray shows each worker its own GPU alone, as the first: the run file's number counts those of the driver's machine."""
+    if not plan.config.model.device.startswith("cuda:"):
+        return plan
+    return replace(plan, config=replace(plan.config, model=replace(plan.config.model, device="cuda")))
+
+
+def be_as_nice_as_ray() -> None:
+    """Undo the niceness that Ray gives its workers, where this user may; a cluster that sets it on purpose keeps it."""
+    if NICENESS in os.environ:
+        return
+    with suppress(OSError):
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getppid())
+        for thread in os.listdir("/proc/self/task"):  # Linux keeps it per thread; later ones inherit it
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+
+
+def _caught(do: Callable[[], Any]) -> Any:
+    try:
+        return do()
+    except ClearanceError as error:
+        return Failure(error, traceback.format_exc())
+    except Exception as error:
+        stopped = RunStopped(
+            f"worker failed to start: {type(error).__name__}: {error}", fix="See the traceback with CLEARANCE_DEBUG=1"
+        )
+        return Failure(stopped, traceback.format_exc())

@@ -1,0 +1,184 @@
+"""The Ray that a run works on: the one that is initialised, a cluster that RAY_ADDRESS names, or one of the run's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from index.errors import RunStopped
+from jobs.run.placement import Need, cores
+from jobs.run.ray_actor import NICENESS
+
+GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answer; Ray itself waits 60 s and then exits
+OBJECTS = 128 * 2**20  # bytes of a Ray of our own: plan and receipts go through it, pictures do not
+CLIENT = "ray://"
+ASK_SECONDS = 1.0  # between questions to the control service; how long an answer of Ray's is waited for
+SHUTDOWN_SECONDS = 20.0  # a Ray whose processes were killed may never let go
+
+
+class Cluster:
+    """A Ray that is there.
+
+    Args:
+        own: it was started for this run and ends with it: no machine joins it.
+    """
+
+    def __init__(self, *, own: bool) -> None:
+        from ray._private import worker
+
+        self.own = own
+        node = getattr(worker, "_global_node", None)
+        self._started: Mapping[str, Any] = getattr(node, "all_processes", None) or {}
+        self._raylet = "" if self._started else _text(node, "raylet_socket_name")
+        self._raylet_pid = _listener(self._raylet) if self._raylet else 0
+        self._gcs = "" if self._started else _text(node, "gcs_address")
+        self._gcs_seen = self._gcs_asked = time.monotonic()
+        self._machines: dict[str, Mapping[str, float]] = {}
+
+    @property
+    def answers(self) -> bool:
+        """Whether its control service answered when it was last asked; without it most calls of Ray wait for a minute."""
+        return self._gcs_seen == self._gcs_asked
+
+    def ended(self) -> str:
+        """What of Ray has ended that this process cannot do without; empty: nothing.
+
+        Without it Ray would only wait, and in the end print its state and exit.
+        """
+        for name in ("raylet", "gcs_server"):
+            if any(info.process.poll() is not None for info in self._started.get(name, ())):
+                return f"Ray's process {name} died"
+        if self._raylet_pid and not _lives(self._raylet_pid):
+            return "Ray's process raylet of this machine died"
+        if self._gcs and time.monotonic() - self._gcs_asked > ASK_SECONDS:
+            answers, self._gcs_asked = _answers(self._gcs), time.monotonic()
+            if answers:
+                self._gcs_seen = self._gcs_asked
+        if not self.answers and self._gcs_asked - self._gcs_seen > GCS_PATIENCE_SECONDS:
+            return f"Ray's control service at {self._gcs} has not answered for {GCS_PATIENCE_SECONDS:.0f} s"
+        return ""
+
+    def machines(self) -> dict[str, Mapping[str, float]]:
+        """The resources of every machine that lives, by Ray's id of it; as last known while Ray does not answer."""
+        import ray
+
+        nodes: Any = ray.nodes
+
+        def ask() -> None:
+            self._machines = {str(node["NodeID"]): node["Resources"] for node in nodes() if node["Alive"]}
+
+        if self.answers:
+            within(ASK_SECONDS, ask)
+        return self._machines
+
+
+@contextmanager
+def cluster(need: Need, workers: int | None = None) -> Iterator[Cluster]:
+    """Ray, quiet: the one that is there, the one RAY_ADDRESS names, or one of our own for the time of the block.
+
+    Args:
+        need: what each worker asks for.
+        workers: how many there shall be room for in a Ray of our own; None: as many as this machine holds.
+
+    Raises:
+        RunStopped: Ray is not installed or does not start, or RAY_ADDRESS names it in a way that is not supported.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(NICENESS, "0")
+    try:
+        import ray
+    except ImportError:
+        raise RunStopped(
+            "the package ray is not installed", where="--runner ray", fix="Install ray, or use --runner local"
+        ) from None
+    if ray.is_initialized():
+        yield Cluster(own=False)
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(CLIENT):
+        raise RunStopped(
+            "a run cannot be driven through Ray Client, which ends it with its connection",
+            where=f"RAY_ADDRESS={address}",
+            fix="Submit it: `ray job submit --address http://HEAD:8265 -- clearance run RUN.toml --runner ray`; or start it on "
+            "a machine of the cluster with RAY_ADDRESS=auto",
+        )
+    with ExitStack() as stack:
+        _start(address, need.cpus * workers if workers is not None else cores())
+        stack.callback(lambda: within(SHUTDOWN_SECONDS, ray.shutdown))
+        yield Cluster(own=not address)
+
+
+def _start(address: str, cpus: int) -> None:
+    import logging
+
+    import ray
+
+    own: dict[str, Any] = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except Exception as error:
+        raise RunStopped(
+            f"Ray does not start ({type(error).__name__}: {error})",
+            where=f"RAY_ADDRESS={address}" if address else "this machine",
+            fix="Use --runner local, or check RAY_ADDRESS",
+        ) from error
+    _quieten(handlers)
+
+
+def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Keep Ray from taking SIGTERM for itself and from printing the state of a node that died."""
+    from ray._private import worker
+
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+
+
+def within(seconds: float, do: Callable[[], object]) -> None:
+    """Do something in a thread of its own, and wait for it so long at most: a Ray that is gone answers after a minute."""
+    thread = threading.Thread(target=do, name="ray", daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _text(node: Any, name: str) -> str:
+    return str(getattr(node, name, "") or "")
+
+
+def _listener(path: str) -> int:
+    """The process that listens on a socket of this machine; 0 where that cannot be found out."""
+    with suppress(OSError, AttributeError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
+        there.settimeout(1)
+        there.connect(path)
+        pid, _, _ = struct.unpack("3i", there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        return int(pid)
+    return 0
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process lives; one that has ended and that nobody waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
+            return stream.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            return True
+    except (OSError, ValueError):
+        return False
