@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, RunFolder, keys_of, read_run_file, run_folder
+from jobs.cli.dead_letters import Errors, SaveErrors, show_dead_letters
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
@@ -257,7 +258,7 @@ def run(
 
 
 @app.command(epilog="Example: clearance status runs/monday")
-def status(run: RunFolder, json: AsJson = False) -> None:
+def status(run: RunFolder, errors: Errors = False, save_errors: SaveErrors = None, json: AsJson = False) -> None:
     """Show how far a run is, and its results so far. Reads its folder alone."""
     from index.storage import entry_of
     from jobs.funnel import lines, read_counts, rows
@@ -272,6 +273,8 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     from pipeline.audit.timestamp import stamped_at
 
     folder, _ = run_folder(run)
+    if errors or save_errors is not None:
+        return show_dead_letters(folder, save_errors, json=json)
     stored, receipts = stored_plan(folder), committed(folder)
     counts, check = read_counts(folder)
     sealed = entry_of(folder, "run.json") is not None

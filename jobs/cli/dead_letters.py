@@ -1,0 +1,38 @@
+"""``clearance status RUN --errors``: the requests that ended as errors, and a prompt file of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.console import make_console, say, say_json
+
+Errors = Annotated[bool, typer.Option("--errors", help="List the requests that ended as errors, each with its reason.")]
+SaveErrors = Annotated[
+    Path | None,
+    typer.Option("--save-errors", metavar="FILE.jsonl", help="Write them as a prompt file, with their keys and seeds."),
+]
+
+
+def show_dead_letters(folder: Path, save: Path | None, *, json: bool) -> None:
+    """Print the dead letters of a run, and write them where that is asked for."""
+    from dataclasses import asdict
+
+    from jobs.dead_letters import dead_letters, save_prompts
+
+    letters = list(dead_letters(folder))
+    if save is not None:
+        save_prompts(letters, save)
+    if json:
+        say_json({"errors": len(letters), "requests": [asdict(letter) for letter in letters]})
+        return
+    from rich.table import Table
+
+    if letters:
+        table = Table("key", "reason", "message")
+        for letter in letters:
+            table.add_row(letter.key, letter.reason, letter.error_message)
+        make_console().print(table)
+    say(f"{len(letters)} requests ended as errors" + (f"; written to {save}" if save is not None else ""))
