@@ -38,6 +38,7 @@ from jobs.log import Log, log_in_use, of_one_command, use, wanted
 
 if TYPE_CHECKING:
     from jobs.run.plan import Plan
+    from jobs.run.session import OnEvent
     from pipeline.config import RunConfig
     from pipeline.notes import Note
 
@@ -241,7 +242,9 @@ def run(
         say_note(note)
     sink = sink_of(config.metrics, runner, base)
     with using(sink), RunMeter(sink, plan) as meter, Watch(make_console(stderr=True), folder.name) as watch:
-        listeners = [watch, meter, *([LogEvents(log)] if (log := log_in_use()) else [])]
+        listeners: list[OnEvent] = [watch, meter]
+        if log := log_in_use():
+            listeners.append(LogEvents(log))
         result = RUNNERS[runner](plan, folder, all_of(listeners), resume=resume)
     console = make_console(stderr=json)
     print_counts(folder, console)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from jobs.run.plan import Plan
     from jobs.run.session import Event
 
+TICK_SECONDS = 10.0
 RAY_PREFIX = "ray_"  # Ray puts it before every name; infra/monitoring takes it away when it scrapes
 
 
@@ -241,11 +243,16 @@ class RunMeter:
         self._committed: float | None = None
         self._workers = 0
         self._times = times_of(plan)
+        self._ended = threading.Event()
+        self._ticking = threading.Thread(target=self._tick, name="metrics", daemon=True)
 
     def __enter__(self) -> RunMeter:
+        self._ticking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._ticking.join()
         self._sink.put("clearance_run_active", 0)
         self._sink.flush(now=True)
 
@@ -257,8 +264,6 @@ class RunMeter:
         if event.kind == "retried":
             sink.add("clearance_worker_deaths_total")
         sink.put("clearance_run_info", 1, run_id=event.run_id, dataset_id=self._plan.config.dataset_id)
-        if (renewed := self._lease()) is not None:
-            sink.put("clearance_lease_timestamp_seconds", renewed)
         values = {
             "clearance_run_active": float(event.kind != "finished"),
             "clearance_requests_open": event.total - event.done,
@@ -269,7 +274,18 @@ class RunMeter:
         }
         for name, value in values.items():
             sink.put(name, value)
+        self._renewed()
         sink.flush(now=event.kind in ("started", "finished"))
+
+    def _renewed(self) -> None:
+        if (renewed := self._lease()) is not None:
+            self._sink.put("clearance_lease_timestamp_seconds", renewed)
+
+    def _tick(self) -> None:
+        """Between events, which a long shard keeps apart."""
+        while not self._ended.wait(TICK_SECONDS):
+            self._renewed()
+            self._sink.flush()
 
 
 def times_of(plan: Plan) -> dict[str, float]:

@@ -82,6 +82,7 @@ def test_every_way_of_installing_brings_the_files(version: str, tmp_path: Path) 
         names = set(archive.namelist())
         hook = archive.read("clearance_torchvision.py")
     assert {"clearance_torchvision.py", "clearance_torchvision.pth"} <= names
+    assert ("index/torchvision_ops.py" in names) == (version == "standard")
     assert hook == (ROOT / "index" / "torchvision_ops.py").read_bytes()
 
 

@@ -1,0 +1,1 @@
+../index/torchvision_ops.py
