@@ -13,6 +13,9 @@ SEEDS = 2**63 - 1  # what the tables' columns hold
 HARD_STOP = ("unsafe.",)
 
 
+Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "lcm", "tcd", "flow_match_euler"]
+
+
 @settings
 class ModelConfig:
     """The diffusion model."""
@@ -44,10 +47,10 @@ class GenerationConfig:
     guidance_until: float = number(
         1.0, 0, 1, "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free"
     )
-    scheduler: Literal["auto", "ddim", "euler", "dpmpp_2m", "flow_match_euler"] = choice(
-        "auto", "auto: the one that the model's folder names, if it is one of the four, otherwise ddim"
+    scheduler: Scheduler = choice(
+        "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest"
     )
-    eta: float = number(0.0, 0, 1, "ddim: share of fresh noise per step, 0 to 1")
+    eta: float = number(0.0, 0, 1, "ddim: share of fresh noise per step, 0 to 1; tcd: γ, for which its authors use 0.3")
     rows: int = number(
         16, 4, 1024,
         "rows of every denoiser call, fixed; a sample takes two, and one more per reference it is pushed away from",

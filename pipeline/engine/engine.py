@@ -26,7 +26,8 @@ from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, ste
 from pipeline.engine.packed_call import packed_call, reference_latents, units
 from pipeline.engine.packing import WINDOW, next_call
 from pipeline.model.interface import LESS
-from pipeline.model.samplers import counter_noise, make_sampler
+from pipeline.model.sampler import counter_noise
+from pipeline.model.samplers import make_sampler
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.model.samplers import Sampler
+    from pipeline.model.sampler import Sampler
 
 Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 

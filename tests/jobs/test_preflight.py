@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from index.errors import RunStopped
+from index.errors import ConfigError, RunStopped
 from jobs.cli import main as cli
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
@@ -350,11 +350,9 @@ def texts(project: Path, policy: Policy) -> dict[str, str]:
 
 def test_substitutions_are_notes(project: Path) -> None:
     spoil(project / "model" / "model_index.json", lambda i: i | {"safety_checker": ["stable_diffusion", "Checker"]})
-    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "UniPCMultistepScheduler"})
+    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "PNDMScheduler"})
     off = texts(project, Policy(unsafe=UnsafePolicy(enabled=False)))
-    assert off["scheduler"].startswith(
-        "the model's folder names UniPCMultistepScheduler, which Clearance does not have; 'ddim'"
-    )
+    assert off["scheduler"].startswith("the model's folder names PNDMScheduler, which Clearance does not have; 'ddim'")
     assert off["safety checker"] == (
         "the folder's safety checker is not loaded; Clearance's own guard for unsafe content is off "
         "(unsafe.enabled in the policy)"
@@ -362,6 +360,12 @@ def test_substitutions_are_notes(project: Path) -> None:
     on = texts(project, Policy(unsafe=UnsafePolicy(action="reject")))["safety checker"]
     assert on.endswith("is on, with action reject") or "is not available here" in on
     assert off["copies"].startswith("the run file names no index")
+
+
+def test_a_scheduler_that_is_not_here_is_refused_in_the_dry_run(project: Path) -> None:
+    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "UniPCMultistepScheduler"})
+    with pytest.raises(ConfigError, match=r'generation\.scheduler: .*Set it to "dpmpp_2m"'):
+        texts(project, Policy())
 
 
 def test_a_scheduler_that_was_chosen_is_no_note(project: Path) -> None:

@@ -340,20 +340,37 @@ def test_to_compare_names_and_shapes_takes_no_memory(tmp_path: Path) -> None:
     assert weights > 1000 and taken < 100  # MiB
 
 
-SWAPPED = {
-    "EulerAncestralDiscreteScheduler": "eta = 1", "LCMScheduler": "its base model", "UniPCMultistepScheduler": '"dpmpp_2m"',
-    "HeunDiscreteScheduler": '"euler"', "PNDMScheduler": "generation.scheduler chooses", "DPMSolverSDEScheduler": "eta = 1",
-    "DDPMScheduler": "eta = 1", "SomethingNew": "generation.scheduler chooses",
+@pytest.mark.parametrize(
+    ("named", "advice"), {"PNDMScheduler": "generation.scheduler chooses", "DDPMScheduler": "with eta = 1"}.items()
+)
+def test_a_scheduler_that_training_scripts_leave_behind_is_noted(named: str, advice: str) -> None:
+    used, text = sampler_of({"_class_name": named}, flow=False)
+    assert used == "ddim"
+    assert text.startswith(f"the model's folder names {named}, which Clearance does not have; 'ddim' is used")
+    assert advice in text
+
+
+NOT_HERE = {
+    "UniPCMultistepScheduler": '"dpmpp_2m"', "HeunDiscreteScheduler": '"euler"', "DPMSolverSDEScheduler": '"dpmpp_2m_sde"',
+    "SomethingNew": '"ddim"', "FlowMatchEulerDiscreteScheduler": '"ddim"',
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("named", "advice"), SWAPPED.items())
-def test_a_scheduler_that_is_swapped_is_noted(named: str, advice: str) -> None:
-    used, text = sampler_of({"_class_name": named}, flow=False)
-    assert used == "ddim"
-    assert (
-        text.startswith(f"the model's folder names {named}, which Clearance does not have; 'ddim' is used") and advice in text
-    )
+@pytest.mark.parametrize(("named", "instead"), NOT_HERE.items())
+def test_a_scheduler_that_is_not_here_is_refused_with_the_nearest(named: str, instead: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        sampler_of({"_class_name": named}, flow=False)
+    assert f"names {named}, which Clearance does not have" in refused.value.what
+    assert f"Set it to {instead}" in refused.value.fix
+
+
+def test_schedulers_of_flows_that_are_not_here_are_refused() -> None:
+    with pytest.raises(ConfigError, match="FlowMatchHeun") as refused:
+        sampler_of({"_class_name": "FlowMatchHeunDiscreteScheduler"}, flow=True)
+    assert '"flow_match_euler"' in refused.value.fix and "two network calls" in refused.value.fix
+    with pytest.raises(ConfigError, match="UniPC") as refused:
+        sampler_of({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, flow=True)
+    assert '"dpmpp_2m"' in refused.value.fix
 
 
 @pytest.mark.parametrize("named", OF_SCHEDULER)
@@ -362,14 +379,13 @@ def test_a_scheduler_that_is_here_is_no_note(named: str) -> None:
 
 
 def test_other_forms_of_a_scheduler_that_is_here_are_noted() -> None:
-    sde = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
-    assert sampler_of(sde, flow=False)[1] == (
-        "the model's folder asks for sde-dpmsolver++ of order 2; dpmsolver++ of order 2 is used"
+    solver = {"_class_name": "DPMSolverMultistepScheduler"}
+    assert sampler_of(solver | {"algorithm_type": "sde-dpmsolver++"}, flow=False) == ("dpmpp_2m_sde", "")
+    assert sampler_of(solver | {"use_flow_sigmas": True}, flow=True) == ("dpmpp_2m", "")
+    assert sampler_of(solver | {"algorithm_type": "dpmsolver"}, flow=False)[1] == (
+        "the model's folder asks for dpmsolver of order 2; dpmsolver++ of order 2 is used"
     )
-    third = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}
-    assert "order 3; dpmsolver++ of order 2 is used" in sampler_of(third, flow=False)[1]
-    heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
-    assert sampler_of(heun, flow=True)[0] == "flow_match_euler" and "two evaluations" in sampler_of(heun, flow=True)[1]
+    assert "order 3; dpmsolver++ of order 2 is used" in sampler_of(solver | {"solver_order": 3}, flow=False)[1]
 
 
 # --- anything --------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from index.errors import ConfigError
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
-from pipeline.model.samplers import Sampler, counter_noise, make_sampler
+from pipeline.model.sampler import Sampler, counter_noise
+from pipeline.model.samplers import make_sampler
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 SHAPE = (4, 8, 8)
@@ -52,11 +54,26 @@ DIFFUSION = [
     ("DPMSolverMultistepScheduler", {"solver_type": "heun", "final_sigmas_type": "sigma_min"}, ("epsilon",)),
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
 ]
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+# diffusers draws their noise from a generator; here it is handed in.
+NOISY = [
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}, ("epsilon", "v_prediction")),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, ("epsilon",)),
+    ("LCMScheduler", {}, ("epsilon", "v_prediction", "sample")),
+    ("LCMScheduler", {"rescale_betas_zero_snr": True, "clip_sample": True}, ("v_prediction",)),
+    ("TCDScheduler", {}, ("epsilon", "v_prediction", "sample")),
+    ("DPMSolverMultistepScheduler", SDE, ("epsilon", "v_prediction")),
+    ("DPMSolverMultistepScheduler", SDE | {"use_karras_sigmas": True}, ("epsilon",)),
+    ("DPMSolverMultistepScheduler", SDE | {"solver_type": "heun", "final_sigmas_type": "sigma_min"}, ("epsilon",)),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}, ("flow_prediction",)),
+]  # fmt: skip
 FLOW: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, ("flow_prediction",)),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, ("flow_prediction",)),
     ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True, "shift_terminal": 0.02}, ("flow_prediction",)),
-]
+    ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+     ("flow_prediction",)),
+]  # fmt: skip
 CASES = [(name, more, p) for name, more, predictions in (*DIFFUSION, *FLOW) for p in predictions]
 
 
@@ -91,6 +108,55 @@ def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], predicti
     assert worst < (5e-5 if "rescale_betas_zero_snr" in more else 2e-5), worst
 
 
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize(
+    ("name", "more", "prediction"),
+    [(name, more, p) for name, more, predictions in NOISY for p in predictions],
+    ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x,
+)
+def test_noisy_samplers_equal_diffusers_step_by_step(
+    name: str, more: dict[str, Any], prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow, tcd = prediction == "flow_prediction", name == "TCDScheduler"
+    config = more if flow else SD | more | {"prediction_type": prediction}
+    if name not in ("LCMScheduler", "TCDScheduler"):
+        config = {key: value for key, value in config.items() if key != "clip_sample"}
+    model = model_of(name, prediction, config)
+    sampler = make_sampler(model, steps, eta=0.3 if tcd else 0.0)
+    theirs = model.scheduled(getattr(diffusers, name), steps)
+    assert [float(t) for t in sampler.timesteps] == [float(t) for t in theirs.timesteps]
+    assert len(sampler.fresh) == steps and any(sampler.fresh)
+    handed: list[torch.Tensor] = []
+    module = sys.modules[type(theirs).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: handed[-1], raising=False)
+    monkeypatch.setattr(torch, "randn_like", lambda *_, **__: handed[-1])
+    z, other, before = sampler.initial_scale * randn(0), randn(0) * getattr(theirs, "init_noise_sigma", 1.0), None
+    worst = 0.0
+    for i, t in enumerate(theirs.timesteps):
+        handed.append(counter_noise(3, i, SHAPE))
+        with quiet():
+            seen = theirs.scale_model_input(other, t) if hasattr(theirs, "scale_model_input") else other
+            eta = {"eta": 0.3} if tcd else {}
+            other = theirs.step(0.5 * seen.tanh() + randn(i + 1), t, other, **eta).prev_sample
+        clean, noise = sampler.clean(z, 0.5 * z.tanh() + randn(i + 1), i)
+        z, before = sampler.advance(clean, noise, i, before=before, fresh=handed[-1]), clean
+        scale = 1 / (1 + float(theirs.sigmas[i + 1]) ** 2) ** 0.5 if name.startswith("EulerA") else 1.0
+        worst = max(worst, float((z - scale * other).abs().max() / z.abs().max()))
+    assert worst < 2e-5, worst
+
+
+def test_a_flow_of_another_folder_takes_second_order_steps_on_its_own_noise_levels() -> None:
+    """On a straight path, where x̂0 never changes, every sampler arrives at the same place."""
+    model = model_of("FlowMatchEulerDiscreteScheduler", "flow_prediction", {"shift": 3.0})
+    first, second = make_sampler(model, 8), make_sampler(model, 8, "dpmpp_2m")
+    assert second.timesteps == first.timesteps and second.noise == first.noise and second.correction[1] == 0  # from pure noise
+    x0, z, before = randn(1), randn(0), None
+    for i in range(8):
+        clean, noise = second.clean(z, (z - x0) / second.noise[i], i)
+        z, before = second.advance(clean, noise, i, before=before), clean
+    assert torch.allclose(z, x0, atol=1e-5)
+
+
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_ddim_with_noise_equals_diffusers(prediction: str, eta: float) -> None:
@@ -122,6 +188,10 @@ ONE_OF_EACH = [
     ("EulerDiscreteScheduler", "epsilon", {}, 0.0),
     ("DPMSolverMultistepScheduler", "epsilon", {}, 0.0),
     ("FlowMatchEulerDiscreteScheduler", "flow_prediction", {"shift": 3.0}, 0.0),
+    ("EulerAncestralDiscreteScheduler", "epsilon", {}, 0.0),
+    ("LCMScheduler", "epsilon", {}, 0.0),
+    ("TCDScheduler", "epsilon", {}, 0.3),
+    ("DPMSolverMultistepScheduler", "epsilon", {"algorithm_type": "sde-dpmsolver++"}, 0.0),
 ]
 
 
@@ -165,6 +235,12 @@ def test_auto_takes_what_the_folder_names() -> None:
     assert make("PNDMScheduler").name == "ddim" and make("EulerDiscreteScheduler").name == "euler"
     assert make("EulerDiscreteScheduler", sampler="dpmpp_2m").name == "dpmpp_2m"
     assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction").name == "flow_match_euler"
+    assert make("EulerAncestralDiscreteScheduler").name == "euler_a" and make("LCMScheduler").name == "lcm"
+    assert make("TCDScheduler", eta=0.3).name == "tcd (η = 0.3)" and make("TCDScheduler").fresh == ()
+    assert make("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++").name == "dpmpp_2m_sde"
+    on_flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    assert make("DPMSolverMultistepScheduler", "flow_prediction", **on_flow).name == "dpmpp_2m"
+    assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True).name.endswith("(stochastic)")
 
 
 def test_what_does_not_go_together_is_refused() -> None:
@@ -178,8 +254,8 @@ def test_what_does_not_go_together_is_refused() -> None:
         make(thresholding=True)
     with pytest.raises(ConfigError, match="zero terminal SNR"):
         make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(ConfigError, match="stochastic_sampling"):
-        make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True)
+    with pytest.raises(ConfigError, match="invert_sigmas"):
+        make("FlowMatchEulerDiscreteScheduler", "flow_prediction", invert_sigmas=True)
 
 
 @pytest.mark.parametrize(
