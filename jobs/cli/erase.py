@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from index.errors import ConfigError, InputError
-from jobs.console import busy, draws, grid, make_console, say, volume
+from jobs.cli.arguments import AsJson
+from jobs.console import busy, draws, grid, make_console, say, say_json, volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +55,7 @@ def dataset(
     model: Annotated[str, typer.Option(help='The model of drawn: sources: "stickers" or a diffusers folder.')] = "stickers",
     device: Annotated[str, typer.Option(help="Where to draw: cpu or cuda.")] = "cpu",
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Put marks on clean captioned pictures, and write down where they are and where a detector sees them."""
     from jobs.erase.dataset import build
@@ -77,7 +79,7 @@ def dataset(
     with busy("polluting"):
         pictures = _source(source, variants, seed, ModelConfig(path=model, device=device))
         found = build(pictures, out, how, _open_detector(detector, threshold), seed=seed, boxes=boxes)
-    _print(found, out)
+    _print(found, out, as_json=as_json)
 
 
 @app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model")
@@ -127,6 +129,7 @@ def train(
     model: Annotated[str, typer.Option(help='The base model: "stickers" or a diffusers folder.')] = "stickers",
     device: Device = "cpu",
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Train an eraser (Geom-Erasing) and write it as an adapter; called again after a stop, it continues."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -178,12 +181,13 @@ def train(
         try:
             trained = run(rows, config, how, out, progress=told)
         except KeyboardInterrupt:
-            say(f"stopped; the same command continues in {out}")
+            make_console(stderr=as_json).print(f"stopped; the same command continues in {out}", soft_wrap=True)
             raise typer.Exit(130) from None
     said = save_adapter(
         out, trained, how, rows, base=model, base_digest=folder_digest(resolve(config)), dataset=_known(dataset)
     )  # fmt: skip
-    _print({"removal": removal, **(said["vocabulary"] or {}), "minutes": said["training"]["minutes"], **said["files"]}, out)
+    summary = {"removal": removal, **(said["vocabulary"] or {}), "minutes": said["training"]["minutes"], **said["files"]}
+    _print(summary, out, as_json=as_json)
 
 
 def _known(path: Path) -> dict[str, Any]:
@@ -212,7 +216,10 @@ def _open_detector(name: str, threshold: float) -> Guard | None:
     return open_guards({name: GuardPolicy(threshold=threshold)})[0][0]
 
 
-def _print(values: dict[str, Any], out: Path) -> None:
+def _print(values: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"out": str(out), **values})
+        return
     table = grid()
     for name, value in values.items():
         table.add_row(name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))

@@ -13,8 +13,7 @@ from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from jobs import signals
-from jobs.cli.arguments import AsJson, RunFile, RunFolder, keys_of, read_run_file, run_folder
-from jobs.cli.dead_letters import Errors, SaveErrors, show_dead_letters
+from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
@@ -30,6 +29,7 @@ from jobs.cli.review import app as review_app
 from jobs.cli.show import show
 from jobs.cli.sign import sign
 from jobs.cli.stamp import stamp
+from jobs.cli.status import status
 from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note, set_volume
@@ -190,6 +190,7 @@ def run(
 ) -> None:
     """Generate, clear and record every request of a run file. Exits with 4 if more of them ended as errors than are allowed."""
     from dataclasses import replace
+    from functools import partial
 
     from jobs.funnel import print_counts
     from jobs.run.error_budget import LISTED
@@ -197,7 +198,7 @@ def run(
     from jobs.run.listeners import LogEvents, all_of, prompts_of
     from jobs.run.local_runner import RUNNERS
     from jobs.run.metric_sinks import sink_of
-    from jobs.run.metrics import RunMeter, using
+    from jobs.run.metrics import RunMeter, renewed, using
     from jobs.run.notes import device_notes_of, notes_of
     from jobs.run.plan import local_folder
     from jobs.run.progress import Watch, duration
@@ -241,7 +242,11 @@ def run(
     for note in plan.notes:
         say_note(note)
     sink = sink_of(config.metrics, runner, base)
-    with using(sink), RunMeter(sink, plan) as meter, Watch(make_console(stderr=True), folder.name) as watch:
+    with (
+        using(sink),
+        RunMeter(sink, plan, lease=partial(renewed, folder)) as meter,
+        Watch(make_console(stderr=True), folder.name) as watch,
+    ):
         listeners: list[OnEvent] = [watch, meter]
         if log := log_in_use():
             listeners.append(LogEvents(log))
@@ -260,58 +265,7 @@ def run(
         raise typer.Exit(TOO_MANY_ERRORS)
 
 
-@app.command(epilog="Example: clearance status runs/monday")
-def status(run: RunFolder, errors: Errors = False, save_errors: SaveErrors = None, json: AsJson = False) -> None:
-    """Show how far a run is, and its results so far. Reads its folder alone."""
-    from index.storage import entry_of
-    from jobs.funnel import lines, read_counts, rows
-    from jobs.reaudit.standing import Standing
-    from jobs.review.queue import in_force
-    from jobs.run.lock import holder
-    from jobs.run.stored_plan import stored_plan
-    from pipeline.audit.envelope import signed_by
-    from pipeline.audit.ledger import stated_roots
-    from pipeline.audit.shards import committed
-    from pipeline.audit.summary import plain
-    from pipeline.audit.timestamp import stamped_at
-
-    folder, _ = run_folder(run)
-    if errors or save_errors is not None:
-        return show_dead_letters(folder, save_errors, json=json)
-    stored, receipts = stored_plan(folder), committed(folder)
-    counts, check = read_counts(folder)
-    sealed = entry_of(folder, "run.json") is not None
-    held = holder(folder)
-    about = {
-        "run": str(stored["run_id"]),
-        "plan": str(stored["plan_sha256"]),
-        "proof": f"{signed_by(folder)}; {stamped_at(folder)}",
-        "state": "sealed" if sealed else f"running: {held}" if held else "stopped; continue with --resume",
-        "shards": f"{len(receipts)} of {len(stored['shards'])} committed",
-        "requests": f"{counts.requested} of {stored['requests']} ended",
-        **stated_roots(folder),
-    }
-    now = in_force(folder, Standing.of(folder))
-    if json:
-        in_numbers = {"outcomes_in_force": dict(sorted(now.outcomes.items())), "review_queue": now.waiting}
-        say_json(about | in_numbers | plain(counts, check))
-        return
-    about |= {
-        "in force": ", ".join(f"{count} {outcome}" for outcome, count in sorted(now.outcomes.items())) or "nothing yet",
-        "review queue": f"{now.waiting} wait for a person" if now.waiting else "empty",
-    }
-    table = grid()
-    for name, value in {
-        **about,
-        **{f"  because {reason}": str(count) for reason, count in counts.reasons.most_common()},
-        **{label: values[0] for label, values in rows({"run": counts}).items()},
-    }.items():
-        table.add_row(name, value)
-    make_console().print(table)
-    for line in lines(counts, check):
-        say(line)
-
-
+app.command(epilog="Example: clearance status runs/monday --watch")(status)
 app.command(epilog="Example: clearance verify runs/monday --key statement.pub")(verify)
 app.command(epilog="Example: clearance sign runs/monday --keys ~/clearance-keys")(sign)
 app.command(epilog="Example: clearance stamp runs/monday --tsa https://tsa.example.org")(stamp)
@@ -325,6 +279,7 @@ app.command(epilog="Example: clearance show runs/monday cat-7")(show)
 @app.command(epilog="Example: clearance doctor")
 def doctor(
     keys: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of keys; by default the one in CLEARANCE_KEYS.")] = "",
+    json: AsJson = False,
 ) -> None:
     """List what this machine, installation and keys can do. Exits with 1 if something required is missing or damaged."""
     from rich.text import Text
@@ -333,10 +288,13 @@ def doctor(
 
     table = grid()
     lines = examine(keys=keys)
-    for line in lines:
+    if json:
+        say_json([{"topic": line.topic, "state": line.state, "what": line.what} for line in lines])
+    for line in lines if not json else ():
         style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
         table.add_row(Text(f"{line.state:8}{line.topic}", style), line.what)
-    make_console().print(table)
+    if not json:
+        make_console().print(table)
     missing = [line for line in lines if line.state == "missing"]
     if missing:
         say_error(

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from index.errors import ClearanceError
+from index.storage import read_tagged
+from pipeline.audit.coverage import LEASE_FILE
 from pipeline.outcome import Sample
 
 if TYPE_CHECKING:
@@ -286,6 +288,15 @@ class RunMeter:
         while not self._ended.wait(TICK_SECONDS):
             self._renewed()
             self._sink.flush()
+
+
+def renewed(folder: Path) -> float | None:
+    """Unix time at which a run's lease was last renewed; None where there is none, or it cannot be read."""
+    try:
+        found = read_tagged(folder, LEASE_FILE)
+    except ClearanceError:
+        return None
+    return time.time() - found.age if found is not None and found.data else None
 
 
 def times_of(plan: Plan) -> dict[str, float]:

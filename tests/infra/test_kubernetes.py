@@ -7,9 +7,11 @@ import os
 import re
 import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -38,7 +40,9 @@ MANIFESTS = [
     if path.name != "kustomization.yaml"
     for document in yaml.safe_load_all(path.read_text())
 ]
-RAYJOBS = [document for _, document in MANIFESTS if document["kind"] == "RayJob"]
+RAYJOBS = sorted(
+    (document for _, document in MANIFESTS if document["kind"] == "RayJob"), key=lambda job: len(job["metadata"]["name"])
+)  # that on the volume first
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -262,7 +266,7 @@ def test_the_entrypoint_of_the_manifest_runs_by_ray_job_submit(tmp_path: Path) -
     """On a cluster of this machine, with the folders of the pods replaced by temporary ones."""
     work, etc = tmp_path / "work", tmp_path / "etc"
     work.mkdir(), etc.mkdir()
-    (work / "prompts.csv").write_text("prompt,key\na red apple,a\na blue car,b\n,c\n")
+    (work / "prompts.csv").write_text("prompt,key\na red apple,a\na blue car,b\n,c\na cat,d\nan owl,e\n")
 
     def here(text: str) -> str:
         return text.replace("/etc/clearance", str(etc)).replace("/data", str(work)).replace("{date}", "2026-01-01")
@@ -285,29 +289,30 @@ def test_the_entrypoint_of_the_manifest_runs_by_ray_job_submit(tmp_path: Path) -
         "clearance", "index", "build", str(ROOT / "pipeline/weights/stickers/references"), "--out", str(work / "index")
     )
     assert built.returncode == 0, built.stderr
-    ports = [
-        "--port=26379",
-        "--dashboard-port=28265",
-        "--disable-usage-stats",
-        "--num-cpus=2",
-        "--object-store-memory=150000000",
-    ]
-    started = command("ray", "start", "--head", *ports)
+    port, dashboard = free_port(), free_port()
+    head = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    # Ended by its process alone: `ray stop` would end every Ray of this machine.
+    started = subprocess.Popen(
+        [*head, "--num-cpus=2", "--object-store-memory=150000000"],
+        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        submit = [
-            "ray",
-            "job",
-            "submit",
-            "--address=http://127.0.0.1:28265",
-            "--",
-            *shlex.split(here(RAYJOBS[0]["spec"]["entrypoint"])),
-        ]
-        done = command(*submit)
+        deadline = time.monotonic() + 120
+        while command("ray", "job", "list", f"--address=http://127.0.0.1:{dashboard}").returncode:
+            assert started.poll() is None and time.monotonic() < deadline
+        entrypoint = shlex.split(here(RAYJOBS[0]["spec"]["entrypoint"]))
+        done = command("ray", "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--", *entrypoint)
         assert done.returncode == 0, done.stdout + done.stderr
         status = command("clearance", "status", str(work / "runs/2026-01-01"), "--json")
-        assert json.loads(status.stdout)["state"] == "sealed"
+        assert json.loads(status.stdout)["now"]["state"] == "sealed"
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
         assert lines[-1]["event"] == "finished" and lines[-1]["outcomes"]["error"] == 1
     finally:
-        command("ray", "stop", "--force")
+        started.terminate()
+        started.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -329,3 +329,26 @@ def test_a_failed_start_leaves_no_folder(
     opening(loop=refuse, identity=identity)
     assert call("run", run_file).exit_code == 2
     assert not (run_file.parent / "run").exists()
+
+
+# Commands without --json, and why.
+WITHOUT_JSON: dict[str, str] = {}
+
+
+def test_every_command_has_json_or_says_why_not() -> None:
+    """The laboratory's commands are left out: each writes a JSON file, which is its result."""
+    everything, without = typer.main.get_command(cli.app), set()
+    for path in ALL:
+        command = everything
+        for name in path:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        if "--json" not in {option for parameter in command.params for option in parameter.opts}:
+            without.add(" ".join(path))
+    assert without == set(WITHOUT_JSON)
+
+
+def test_the_doctor_has_json() -> None:
+    shown = call("doctor", "--json")
+    lines = json.loads(shown.stdout)
+    assert {line["topic"] for line in lines} >= {"python", "torch"}
+    assert {line["state"] for line in lines} <= {"ok", "note", "missing"}

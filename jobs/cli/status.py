@@ -1,0 +1,118 @@
+"""``clearance status``: how far a run is, and its results so far."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.cli.arguments import AsJson, RunFolder, run_folder
+from jobs.cli.dead_letters import Errors, SaveErrors, show_dead_letters
+from jobs.console import grid, make_console, say, say_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jobs.status import Look
+
+
+def status(
+    run: RunFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again until the run has ended; exits with 1 if it stopped.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 10,
+    errors: Errors = False,
+    save_errors: SaveErrors = None,
+    json: AsJson = False,
+) -> None:
+    """Show how far a run is, and its results so far. Reads its folder alone."""
+    folder, _ = run_folder(run)
+    if errors or save_errors is not None:
+        return show_dead_letters(folder, save_errors, json=json)
+    if watch:
+        return _watch(folder, every, json=json)
+    return _show(folder, json=json)
+
+
+def _watch(folder: Path, every: float, *, json: bool) -> None:
+    """Look until the run is sealed or has stopped: on a terminal in one place, elsewhere a line each time."""
+    from json import dumps
+
+    from rich.live import Live
+
+    from jobs.status import RUNNING, SEALED, Watched
+
+    console, watched = make_console(), Watched(folder)
+    moving = console.is_terminal and not json
+    with Live(console=console, auto_refresh=False) if moving else _Nothing() as live:
+        while True:
+            found = watched.look()
+            if json:
+                print(dumps(found.plain()), flush=True)
+            elif moving:
+                live.update(_table(found), refresh=True)
+            else:
+                say(" · ".join(f"{name}: {value}" for name, value in found.lines().items()))
+            if found.state != RUNNING:
+                break
+            time.sleep(every)
+    if found.state != SEALED:
+        raise typer.Exit(1)
+
+
+class _Nothing:
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _table(found: Look) -> Table:
+    table = grid()
+    for name, value in found.lines().items():
+        table.add_row(name, value)
+    return table
+
+
+def _show(folder: Path, *, json: bool) -> None:
+    from jobs.funnel import lines, read_counts, rows
+    from jobs.reaudit.standing import Standing
+    from jobs.review.queue import in_force
+    from jobs.run.stored_plan import stored_plan
+    from jobs.status import Watched
+    from pipeline.audit.envelope import signed_by
+    from pipeline.audit.ledger import stated_roots
+    from pipeline.audit.summary import plain
+    from pipeline.audit.timestamp import stamped_at
+
+    found = Watched(folder).look()
+    counts, check = read_counts(folder)
+    about = {
+        "run": found.run_id,
+        "plan": str(stored_plan(folder)["plan_sha256"]),
+        "proof": f"{signed_by(folder)}; {stamped_at(folder)}",
+        **found.lines(),
+        **stated_roots(folder),
+    }
+    now = in_force(folder, Standing.of(folder))
+    if json:
+        in_numbers = {"outcomes_in_force": dict(sorted(now.outcomes.items())), "review_queue": now.waiting}
+        say_json(about | {"now": found.plain()} | in_numbers | plain(counts, check))
+        return
+    about |= {
+        "in force": ", ".join(f"{count} {outcome}" for outcome, count in sorted(now.outcomes.items())) or "nothing yet",
+        "review queue": f"{now.waiting} wait for a person" if now.waiting else "empty",
+    }
+    table = grid()
+    for name, value in {
+        **about,
+        **{f"  because {reason}": str(count) for reason, count in counts.reasons.most_common()},
+        **{label: values[0] for label, values in rows({"run": counts}).items()},
+    }.items():
+        table.add_row(name, value)
+    make_console().print(table)
+    for line in lines(counts, check):
+        say(line)
