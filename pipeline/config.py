@@ -177,7 +177,11 @@ class RunConfig:
         "folders or patterns. See [Prompts](#prompts)",
         least=1,
     )  # fmt: skip
-    out: str = line("", "run folder; `--out` overrides it")
+    out: str = line(
+        "",
+        "run folder; `--out` overrides it. It may hold `{date}`, `{number}` and `{dataset}`; see "
+        "[Data sets of several runs](#data-sets-of-several-runs)",
+    )
     dataset_id: str = line("default", "the data set the samples belong to; part of every `sample_id`")
     base_seed: int = number(
         0, 0, SEEDS, "seeds of rows that have none are derived from this and the row's key",

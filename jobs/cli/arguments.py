@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from index.errors import InputError
 
 if TYPE_CHECKING:
+    from jobs.run.chain import Chain
     from pipeline.config import RunConfig
     from pipeline.keys import Keys
 
@@ -51,16 +53,68 @@ def read_run_file(path: Path) -> tuple[RunConfig, Path]:
 
 
 def run_folder(run: Path) -> tuple[Path, Path | None]:
-    """The run folder, and the folder of the run file that names it (None when the folder itself was named)."""
+    """The run folder, and the folder of the run file that names it (None when the folder itself was named).
+
+    Raises:
+        InputError: there is none, or several runs are named and the command takes one.
+    """
+    chain, folder, base = runs_named(run)
+    if chain is not None:
+        what = f"names a data set of {len(chain.members)} runs, and this command takes one run"
+        raise InputError(what, where=str(run), fix=f"Name one of them; the latest is {chain.last.folder}")
+    return folder, base
+
+
+def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
+    """What a RUN names: the runs of a data set where there are several (else None), a run folder, the run file's folder.
+
+    A folder of runs names its data set. So does a run file whose ``out`` has a placeholder.
+    """
+    from index.storage import entry_of, is_folder
+    from jobs.run.chain import Chain, latest
+    from pipeline.audit.binding import PLAN_FILE
+
     base = None
     if run.suffix == ".toml" and run.is_file():
-        from jobs.run.plan import local_folder
+        from jobs.run.out import Out
 
         config, base = read_run_file(run)
-        run = local_folder(config.out, base)
-    if not run.is_dir():
+        out = Out.of(config.out, base, config.dataset_id)
+        run = out.folder
+        if out.pattern:
+            there = out.runs()
+            if (last := latest(there)) is None:
+                raise InputError("there is no run yet", where=str(run / out.pattern), fix="Run it first: clearance run")
+            chain = Chain.of(last, there)
+            return (chain if len(chain.members) > 1 else None), chain.last.folder, base
+    if not is_folder(run):
         raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
-    return run, base
+    if entry_of(run, PLAN_FILE) is None and runs_inside(run):
+        chain = Chain.inside(run)
+        return (chain if len(chain.members) > 1 else None), chain.last.folder, base
+    return None, run, base
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """The run folders that lie in a folder which is no run itself."""
+    from index.storage import entries, entry_of
+    from pipeline.audit.binding import PLAN_FILE
+
+    names = [entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
+    return [folder / name for name in names if entry_of(folder / name, PLAN_FILE) is not None]
+
+
+def every_run(named: Sequence[str]) -> list[str]:
+    """Runs by name; a folder of runs stands for all of them, so that a claim reaches every one."""
+    from index.storage import entry_of, is_folder
+    from pipeline.audit.binding import PLAN_FILE
+
+    found: list[str] = []
+    for name in named:
+        folder = Path(name)
+        inside = runs_inside(folder) if is_folder(folder) and entry_of(folder, PLAN_FILE) is None else []
+        found += map(str, inside) if inside else [name]
+    return found
 
 
 def keys_of(run: Path, named: Path | None) -> Keys:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, runs_named
 from jobs.console import make_console, say_json
 from jobs.run.progress import Steps
 
@@ -31,16 +31,17 @@ def export(
     keys: KeysFolder = None,
     json: AsJson = False,
 ) -> None:
-    """Write the samples of a run that are accepted now into a new folder, with pictures, own columns and a card.
+    """Write the samples of a run or data set that are accepted now into a new folder, with pictures, own columns and a card.
 
     What a claim or a review changed since the run counts. Every picture is compared with its digest.
     """
+    from jobs.dataset import sources_of
     from jobs.export.write import export_run
 
-    folder, _ = run_folder(run)
+    chain, folder, _ = runs_named(run)
     with Steps(make_console(stderr=True), "exporting", None) as steps:
         exported = export_run(
-            folder,
+            folder if chain is None else sources_of(chain),
             to,
             format=format,
             only=only,

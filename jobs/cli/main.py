@@ -173,9 +173,11 @@ def run(
     runner: Annotated[
         Runner, typer.Option(help="local: one worker in this process; ray: as many as the run file sets.")
     ] = "local",
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Draw the requests that the data set in `out` does not hold, in a further run.")
+    ] = False,
     only_failed: Annotated[
-        bool,
-        typer.Option("--only-failed", help="Repeat the requests that ended as errors in the run file's `out`, into --out."),
+        bool, typer.Option("--only-failed", help="Repeat the requests of `out` that ended as errors, in a further run.")
     ] = False,
     policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
     log_format: Annotated[
@@ -194,15 +196,14 @@ def run(
 
     from jobs.funnel import print_counts
     from jobs.run.error_budget import LISTED
-    from jobs.run.folder import failed_keys, look
+    from jobs.run.folder import look
     from jobs.run.listeners import LogEvents, all_of, prompts_of
     from jobs.run.local_runner import RUNNERS
     from jobs.run.metric_sinks import sink_of
     from jobs.run.metrics import RunMeter, renewed, using
     from jobs.run.notes import device_notes_of, notes_of
-    from jobs.run.plan import local_folder
     from jobs.run.progress import Watch, duration
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.which import which_run
     from pipeline.audit.envelope import signed_by
 
     plans: list[Plan] = []
@@ -211,14 +212,14 @@ def run(
     config, base = read_run_file(run_file)
     if max_error_rate is not None:
         config = replace(config, max_error_rate=max_error_rate)
-    folder = local_folder(out, Path.cwd()) if out else local_folder(config.out, base)
+    which = which_run(config, base, out, resume=resume, only_new=only_new, only_failed=only_failed)
+    folder = which.folder
     notes: list[Note] = []
-    restriction: dict[str, Any] = {"notes": notes}
-    if only_failed:
-        before = local_folder(config.out, base)
-        if folder == before:
-            raise ConfigError("--only-failed writes a new run", where=str(folder), fix="Name another folder with --out")
-        restriction |= {"only": failed_keys(before), "parent": str(stored_plan(before)["plan_sha256"])}
+    if which.about:
+        make_console(stderr=json).print(which.about, soft_wrap=True)
+    if which.nothing:
+        return say_json({"nothing_to_draw": which.about}) if json else say("nothing to draw: no run was begun")
+    restriction: dict[str, Any] = {"notes": notes, "only": which.only, "parent": which.parent}
     problem = None
     try:
         plan = _plan(config, base, folder, policy, **restriction)
@@ -256,9 +257,7 @@ def run(
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)
     print_report(folder, base, keys_of(run_file, None), json=json)
     if result.outcomes.get("error"):
-        text = (
-            f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed --out NEW repeats them"
-        )
+        text = f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed repeats them"
         console.print(text, soft_wrap=True)
     if result.too_many_errors:
         say_error(f"{folder}: {result.too_many_errors}", f"{LISTED}; --max-error-rate sets another limit")

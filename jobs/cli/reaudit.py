@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli.again import By, DryRun, EveryPicture, Index, OfIndex, Receipts, open_embedder, open_index, watching
-from jobs.cli.arguments import AsJson, Person
+from jobs.cli.arguments import AsJson, Person, every_run
 from jobs.console import say, say_json
 
 app = typer.Typer()
@@ -16,7 +16,10 @@ app = typer.Typer()
 
 @app.command(epilog="Example: clearance reaudit runs/monday --index index --policy default --dry-run")
 def reaudit(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders; a folder of runs stands for all in it.", show_default=False),
+    ],
     index: Index = None,
     policy: Annotated[str, typer.Option(help="Policy file or name.", show_default="each run's own")] = "",
     threshold: Annotated[
@@ -49,7 +52,7 @@ def reaudit(
     model = open_embedder(store, embedder)
     more: dict[str, Any] = {"actor": by, "person": person, "dry_run": dry_run, "every_picture": every_picture}
     with watching() as progress:
-        done = hold(store, model, Rules(**rules, **more), runs, progress=progress)
+        done = hold(store, model, Rules(**rules, **more), every_run(runs), progress=progress)
     path = write_receipt(done, receipts)
     if as_json:
         say_json(done.plain() | {"receipt": str(path)})

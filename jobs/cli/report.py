@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from index.errors import InputError
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, runs_named
+from jobs.cli.dataset import show_report
 from jobs.console import busy, make_console, say_error, say_json
 
 if TYPE_CHECKING:
@@ -17,8 +19,12 @@ Pages = Annotated[bool, typer.Option("--pages", help="Also write a page for ever
 
 
 def report(run: RunFolder, pages: Pages = False, keys: KeysFolder = None, json: AsJson = False) -> None:
-    """Write report.html and report.json of a run. Exits with 1 if the run is damaged."""
-    folder, base = run_folder(run)
+    """Write report.html and report.json of a run; of a data set, those of its runs too. Exits with 1 if a run is damaged."""
+    chain, folder, base = runs_named(run)
+    if chain is not None:
+        if pages:
+            raise InputError("a data set of several runs was named", where="--pages", fix="Name one of the runs")
+        return show_report(chain, base, keys_of(run, keys), json=json)
     if pages:
         from jobs.show import write_pages
 

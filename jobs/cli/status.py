@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.arguments import AsJson, RunFolder, run_folder
+from jobs.cli.arguments import AsJson, RunFolder, run_folder, runs_named
+from jobs.cli.dataset import show_data_set
 from jobs.cli.dead_letters import Errors, SaveErrors, show_dead_letters
 from jobs.console import grid, make_console, say, say_json
 
@@ -28,12 +29,14 @@ def status(
     save_errors: SaveErrors = None,
     json: AsJson = False,
 ) -> None:
-    """Show how far a run is, and its results so far. Reads its folder alone."""
-    folder, _ = run_folder(run)
+    """Show how far a run is, and its results so far; of a folder of runs, the data set. Reads its folder alone."""
     if errors or save_errors is not None:
-        return show_dead_letters(folder, save_errors, json=json)
-    if watch:
+        return show_dead_letters(run_folder(run)[0], save_errors, json=json)
+    chain, folder, _ = runs_named(run)
+    if watch:  # of several runs the latest: the others do not change
         return _watch(folder, every, json=json)
+    if chain is not None:
+        return show_data_set(chain, json=json)
     return _show(folder, json=json)
 
 

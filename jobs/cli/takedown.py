@@ -9,7 +9,7 @@ import typer
 
 from index.errors import InputError
 from jobs.cli.again import By, DryRun, EveryPicture, Index, OfIndex, Receipts, open_embedder, open_index, watching
-from jobs.cli.arguments import AsJson, Person
+from jobs.cli.arguments import AsJson, Person, every_run
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
@@ -19,7 +19,10 @@ app = typer.Typer()
 def takedown(
     index: Index = None,
     runs: Annotated[
-        list[str] | None, typer.Option("--runs", metavar="RUN", help="A run folder; once for each run.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--runs", metavar="RUN", help="A run folder, or a folder of runs: all in it; once for each.", show_default=False
+        ),
     ] = None,
     add: Annotated[
         Path | None,
@@ -77,7 +80,7 @@ def takedown(
     )  # fmt: skip
     model = open_embedder(store, embedder)
     with watching() as progress:
-        done = carry_out(store, model, order, runs or [], progress=progress)
+        done = carry_out(store, model, order, every_run(runs or []), progress=progress)
     path, text = write_receipt(done, receipts)
     data = receipt(done)
     if as_json:

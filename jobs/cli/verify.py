@@ -9,7 +9,8 @@ import typer
 
 from index.errors import InputError
 from index.printable import visible
-from jobs.cli.arguments import AsJson, KeysFolder, keys_of, run_folder
+from jobs.cli.arguments import AsJson, KeysFolder, keys_of, run_folder, runs_named
+from jobs.cli.dataset import show_verified
 from jobs.console import make_console, say_json
 
 KeyFile = Annotated[
@@ -70,10 +71,14 @@ def verify(
             return
     if run is None:
         raise InputError("no run was named", where="verify", fix="Name a run folder: clearance verify RUN")
-    folder, _ = run_folder(run)
+    chain, folder, _ = runs_named(run)
+    if chain is not None and same_as is not None:
+        raise InputError("a data set of several runs was named", where="--same-as", fix="Name one run on both sides")
     other = run_folder(same_as)[0] if same_as is not None else None
     deployment = keys_of(run, keys)
     salt = salt_in(salt_file) if salt_file is not None else secret_salt(deployment)
+    if chain is not None:
+        return show_verified(chain, salt or None, trust_in(deployment, key, tsa_roots), json=json)
     found = verify_run(folder, salt or None, trust_in(deployment, key, tsa_roots))
     compared = compare_runs(folder, other) if other is not None else None
     ok = found.ok and (compared is None or compared.ok)

@@ -88,15 +88,20 @@ Pictures that were not released are not part of this data set. `clearance verify
 
 def export_card(about: About, exported: Exported, kind: Format) -> str:
     """The card of an export."""
+    runs = [one["run_id"] for one in exported.runs]
+    source = f"run {about.run_id}" if not runs else f"{len(runs)} runs ({', '.join(runs)}), of each request the latest outcome,"
+    roots = {about.run_id: exported.roots} if not runs else {one["run_id"]: one["roots"] for one in exported.runs}
+    proof = "".join(
+        f"* content root of run {run}: `{of.get('content_root', 'none, it was not sealed')}`\n" for run, of in roots.items()
+    )
     left = "".join(f"* left out: {count} ({reason})\n" for reason, count in exported.left_out.items())
     return f"""{_front(about, kind.data_files)}
 # {about.dataset_id}
 
-{exported.samples} generated pictures with their rows, exported from run {about.run_id} by Clearance as {kind.what}.
+{exported.samples} generated pictures with their rows, exported from {source} by Clearance as {kind.what}.
 Outcome in force at the export: {exported.only}.
 
-{_facts(about)}{left}* content root of the run: `{exported.roots.get("content_root", "none, the run was not sealed")}`
-
+{_facts(about)}{left}{proof}
 Every picture was made by a model, and its file states it (IPTC digital source type in XMP). `export.json` lists the data files
 with their digests.
 """

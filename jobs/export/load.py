@@ -30,13 +30,13 @@ def load(run: str | Path, only: str = "accepted", columns: Sequence[str] | None 
     import pyarrow as pa
 
     from index.errors import InputError
-    from jobs.export.select import Selection
+    from jobs.export.select import Selection, Source
     from jobs.export.write import marker_of
 
     folder = Path(run)
     if not folder.is_dir():
         raise InputError("there is no such run folder", where=str(folder), fix="Name the --out folder of a run")
-    selection = Selection(folder, only, columns, mark=marker_of(folder, None))
+    selection = Selection([Source(folder=folder, mark=marker_of(folder, None))], only, columns)
     rows = (
         {**item.values, **({"image": {"bytes": item.image, "path": f"{item.sample_id}.{item.suffix}"}} if pictures else {})}
         for item in selection.items()

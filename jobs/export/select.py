@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -60,16 +60,30 @@ class Item:
     values: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A run that samples are exported from.
+
+    Attributes:
+        folder: the run folder; of an unfinished run, what is committed.
+        counted: keys of the requests whose outcome is in force; None: all. Others were repeated by a later run.
+        mark: marks the kept picture of a sample that was accepted in review.
+    """
+
+    folder: Path
+    counted: Container[str] | None = None
+    mark: Mark | None = None
+
+
 class Selection:
-    """The samples and columns of a run that are exported.
+    """The samples and columns of a run, or of the runs of a data set, that are exported.
 
     Args:
-        folder: the run folder; of an unfinished run, what is committed.
+        runs: the run folder, or several runs in their order.
         only: outcomes in force, separated by commas: names of outcomes, ``accepted`` (at once or after steering), ``held``
             (review, rejected, quarantined) or ``all``.
         columns: names of columns of ``samples`` and of the caller's own; ``all``: every column; ``own``: all of the caller's.
             None: a selection that most readers want, and the caller's own.
-        mark: marks the kept picture of a sample that was accepted in review.
 
     Attributes:
         names: the columns beside ``image``.
@@ -82,13 +96,11 @@ class Selection:
         ClearanceError: a shard cannot be read.
     """
 
-    def __init__(
-        self, folder: Path, only: str = "accepted", columns: Sequence[str] | None = None, *, mark: Mark | None = None
-    ) -> None:
-        self.folder, self.mark = folder, mark
+    def __init__(self, runs: Path | Sequence[Source], only: str = "accepted", columns: Sequence[str] | None = None) -> None:
+        self.runs = [Source(folder=runs)] if isinstance(runs, Path) else list(runs)
         self.outcomes = outcomes_named(only)
         self.left_out: Counter[str] = Counter()
-        self._state: State = state_of(folder)
+        self._states: dict[Path, State] = {run.folder: state_of(run.folder) for run in self.runs}
         self.total = 0
         every = [column.name for column in SAMPLE_COLUMNS if column.name not in ("image", "columns")]
         every_own = own_columns(self._counted(), taken={*every, "image"})
@@ -114,45 +126,42 @@ class Selection:
         self.left_out.clear()
         own = {column.name: column for column in self.own}
         stored = [name for name in self.names if name not in own]
-        for shard_id in markers(self.folder):
-            kept: dict[str, bytes] | None = None
-            for row in self._rows_of(shard_id, [*_NEEDED, *stored]):
-                if row["kept_sha256"] is not None and kept is None:
-                    kept = self._kept(shard_id)
-                image = self._image(row, kept or {})
-                if image is None:
-                    continue
-                values = json.loads(row["columns"]) if own and row["columns"] else {}
-                yield Item(
-                    sample_id=row["sample_id"],
-                    suffix=SUFFIXES[row["media_type"]],
-                    image=image,
-                    values={name: own[name].value(values) if name in own else row[name] for name in self.names},
-                )
+        for run in self.runs:
+            for shard_id in markers(run.folder):
+                kept: dict[str, bytes] | None = None
+                for row in self._rows_of(run, shard_id, [*_NEEDED, *stored]):
+                    if row["kept_sha256"] is not None and kept is None:
+                        kept = _kept(run.folder, shard_id)
+                    image = self._image(run, row, kept or {})
+                    if image is None:
+                        continue
+                    values = json.loads(row["columns"]) if own and row["columns"] else {}
+                    yield Item(
+                        sample_id=row["sample_id"],
+                        suffix=SUFFIXES[row["media_type"]],
+                        image=image,
+                        values={name: own[name].value(values) if name in own else row[name] for name in self.names},
+                    )
 
     def _counted(self) -> Iterator[str | None]:
         """The own columns of the selected rows, while the rows are counted."""
-        for shard_id in markers(self.folder):
-            for row in self._rows_of(shard_id, ["sample_id", "outcome", "columns"]):
-                self.total += 1
-                yield row["columns"]
+        for run in self.runs:
+            for shard_id in markers(run.folder):
+                for row in self._rows_of(run, shard_id, ["sample_id", "request_key", "outcome", "columns"]):
+                    self.total += 1
+                    yield row["columns"]
 
-    def _rows_of(self, shard_id: str, columns: Sequence[str]) -> Iterator[Row]:
-        for file in receipt_of(self.folder, shard_id).files:
-            for _, row in rows_in(self.folder, file.path, "samples", set(columns)) if file.table == "samples" else ():
-                row["outcome"] = self._state.outcome(row)
+    def _rows_of(self, run: Source, shard_id: str, columns: Sequence[str]) -> Iterator[Row]:
+        state = self._states[run.folder]
+        for file in receipt_of(run.folder, shard_id).files:
+            for _, row in rows_in(run.folder, file.path, "samples", set(columns)) if file.table == "samples" else ():
+                if run.counted is not None and row["request_key"] not in run.counted:
+                    continue
+                row["outcome"] = state.outcome(row)
                 if row["outcome"] in self.outcomes:
                     yield row
 
-    def _kept(self, shard_id: str) -> dict[str, bytes]:
-        found = {}
-        for file in receipt_of(self.folder, shard_id).files:
-            for _, row in rows_in(self.folder, file.path, KEPT, ["sample_id", "image"]) if file.table == KEPT else ():
-                if row["image"] is not None and row["image"]["bytes"] is not None:
-                    found[row["sample_id"]] = row["image"]["bytes"]
-        return found
-
-    def _image(self, row: Row, kept: dict[str, bytes]) -> bytes | None:
+    def _image(self, run: Source, row: Row, kept: dict[str, bytes]) -> bytes | None:
         """The picture of a row, as its digest states it; None, and counted, where there is none."""
         released = (row["image"] or {}).get("bytes")
         data = released if released is not None else kept.get(row["sample_id"])
@@ -162,15 +171,24 @@ class Selection:
             self.left_out["its picture was erased" if gone else "no picture of it was kept"] += 1
             return None
         if hashlib.sha256(data).hexdigest() != stated:
-            where = f"{self.folder}: sample {row['sample_id']} (key {row['request_key']!r})"
+            where = f"{run.folder}: sample {row['sample_id']} (key {row['request_key']!r})"
             raise IntegrityError("the picture does not match its digest", where=where, fix=VERIFY)
         if released is None:
             row["media_type"] = _media_type(data)
-            if row["outcome"] in GROUPS["accepted"] and self.mark is not None:
-                file = self.mark(data, row)
+            if row["outcome"] in GROUPS["accepted"] and run.mark is not None:
+                file = run.mark(data, row)
                 row.update({name: getattr(file, name) for name in _OF_THE_FILE if name in row})
                 return file.data
         return data
+
+
+def _kept(folder: Path, shard_id: str) -> dict[str, bytes]:
+    found = {}
+    for file in receipt_of(folder, shard_id).files:
+        for _, row in rows_in(folder, file.path, KEPT, ["sample_id", "image"]) if file.table == KEPT else ():
+            if row["image"] is not None and row["image"]["bytes"] is not None:
+                found[row["sample_id"]] = row["image"]["bytes"]
+    return found
 
 
 _OF_THE_FILE = (

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from index.errors import InputError
 from index.storage import cannot_write, require_writable
 from jobs.export.card import About, croissant, export_card
 from jobs.export.formats import format_named
-from jobs.export.select import Item, Mark, Selection
+from jobs.export.select import Item, Mark, Selection, Source
 from pipeline.audit.coverage import CARD_FILE
 from pipeline.audit.ledger import scan_statement, stated_roots
 from pipeline.audit.requests import Row
@@ -36,7 +36,9 @@ class Exported:
 
     Attributes:
         folder: the export. format: its format. only: the outcomes asked for.
-        run_id: of the run; roots: what its statement states (empty: the run is not sealed).
+        run_id: of the run; roots: what its statement states (empty: the run is not sealed). Of several runs: the latest's id,
+            and no roots, because none is over all of them.
+        runs: of several runs, the id and the roots of each.
         samples: samples written. left_out: samples selected and not written, by reason.
         columns: the columns beside the picture.
         files: data files, with digest and size.
@@ -51,6 +53,7 @@ class Exported:
     left_out: dict[str, int]
     columns: tuple[str, ...]
     files: tuple[dict[str, Any], ...] = field(default=())
+    runs: tuple[dict[str, Any], ...] = field(default=())
 
     def plain(self) -> dict[str, Any]:
         """For JSON, without the place on this machine."""
@@ -58,7 +61,7 @@ class Exported:
 
 
 def export_run(
-    run: Path,
+    run: Path | Sequence[Source],
     to: Path,
     *,
     format: str = "parquet",
@@ -70,7 +73,7 @@ def export_run(
     """Export samples of a run into a new folder.
 
     Args:
-        run: the run folder.
+        run: the run folder; or the runs of a data set in their order, marked by this function.
         to: the folder to make; it must not be there, or be empty.
         format: see :mod:`jobs.export.formats`.
         only, columns: see :class:`jobs.export.select.Selection`.
@@ -84,11 +87,14 @@ def export_run(
     """
     kind = format_named(format)
     to = Path(os.path.abspath(to))
-    _require_free(run, to)
-    selection = Selection(run, only, columns, mark=marker_of(run, keys))
+    runs = [Source(folder=run)] if isinstance(run, Path) else list(run)
+    last = runs[-1].folder
+    for one in runs:
+        _require_free(one.folder, to)
+    selection = Selection([replace(one, mark=marker_of(one.folder, keys)) for one in runs], only, columns)
     if not selection.total:
         fix = "Choose others with --only; `clearance status` shows how the samples ended"
-        raise InputError(f"no sample is {only} now", where=str(run), fix=fix)
+        raise InputError(f"no sample is {only} now", where=str(last), fix=fix)
     require_writable(to)
     temporary = to.with_name(f".{to.name}.unfinished-{secrets.token_hex(4)}")
     written = 0
@@ -103,10 +109,15 @@ def export_run(
     try:
         temporary.mkdir(parents=True)
         kind.write(counted(), selection.schema, temporary)
-        about = About.of(run, scan_statement(run)[0])
+        about = About.of(last, scan_statement(last)[0])
+        every = [
+            {"run_id": About.of(f, scan_statement(f)[0]).run_id, "roots": stated_roots(f)} for f in (r.folder for r in runs)
+        ]
+        several = len(runs) > 1
         exported = Exported(
-            folder=to, format=format, only=only, run_id=about.run_id, roots=stated_roots(run), samples=written,
-            left_out=dict(selection.left_out), columns=tuple(selection.names), files=tuple(_files(temporary)),
+            folder=to, format=format, only=only, run_id=about.run_id, roots={} if several else stated_roots(last),
+            samples=written, left_out=dict(selection.left_out), columns=tuple(selection.names),
+            files=tuple(_files(temporary)), runs=tuple(every) if several else (),
         )  # fmt: skip
         (temporary / CARD_FILE).write_text(export_card(about, exported, kind), encoding="utf-8")
         data = croissant(about, selection.schema, kind, exported.files)

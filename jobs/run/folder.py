@@ -96,11 +96,10 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
                 where=str(out),
                 fix="Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with",
             )
-        raise PlanMismatch(
-            f"the folder belongs to another plan ({changed})",
-            where=str(out),
-            fix="Name another --out, or bring back what changed and use --resume",
-        )
+        fix = "Name another --out, or bring back what changed and use --resume"
+        if {name for name in plan.parts if plan.parts[name] != before.parts.get(name)} == {"requests"}:
+            fix = "Name another --out; --only-new draws what is new there, as a further run of the data set"
+        raise PlanMismatch(f"the folder belongs to another plan ({changed})", where=str(out), fix=fix)
     if holds := state_of(out).holds:
         what = f"the folder is under a legal hold ({', '.join(holds)}), and the new plan would take its place"
         raise PlanMismatch(what, where=str(out), fix="Name another --out; see `clearance hold show`")
@@ -174,7 +173,7 @@ def failed_keys(folder: Path) -> list[str]:
     """Keys of the requests of a finished run that ended as errors, in the order of the run.
 
     Raises:
-        InputError: the run is not finished, or nothing failed.
+        InputError: the run is not finished.
         IntegrityError: what is there was changed.
     """
     from pipeline.audit.ledger import sample_rows
@@ -189,10 +188,7 @@ def failed_keys(folder: Path) -> list[str]:
             where=str(folder),
             fix="Finish it with --resume first",
         )
-    keys = [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
-    if not keys:
-        raise InputError("no request of this run failed", where=str(folder), fix="There is nothing to repeat")
-    return keys
+    return [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
 
 
 def _begin(folder: Path, plan: Plan, place: Place) -> None:

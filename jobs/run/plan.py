@@ -60,7 +60,7 @@ class Plan:
         base: absolute folder that relative paths in ``config`` start from.
         requests: every request, in order.
         identity: digests of model, embedder, index, calibration and policy; of the guards, and versions of libraries.
-        parent: plan digest of the run whose failed requests this plan repeats; empty otherwise.
+        parent: plan digest of the run that this one continues, with new requests or repeats of failed ones; empty: none.
         guards: the guards in force: name, version, digests of weights, action (see :mod:`pipeline.identity`).
         copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
         notes: what the run does differently from what its files let expect; goes into the run's events, binds nothing.
@@ -95,16 +95,15 @@ class Plan:
             policy: the policy in force.
             base: folder that relative paths in ``config`` start from.
             identity: digests of models and index; computed from the configuration when not given.
-            only: keys to restrict the plan to (see ``--only-failed``).
-            parent: plan digest of the run those keys failed in.
+            only: keys to restrict the plan to (see :mod:`jobs.run.which`).
+            parent: plan digest of the run that this one continues.
             notes: receives what the prompts were read as; see :func:`jobs.run.prompts.read_prompts`.
 
         Raises:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.
         """
         base = base.resolve()
-        seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
-        requests = prompts_of(config.prompts, base, columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
+        requests = requests_of(config, base, notes)
         if only is not None:
             keys = set(only)
             absent = keys - {request.key for request in requests}
@@ -262,6 +261,12 @@ class Plan:
             raise IntegrityError(f"stored plan does not match its digest ({changed})", where=str(folder / PLAN_FILE), fix=fix)
         check_plan(folder, stored)
         return plan
+
+
+def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
+    """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.prompts_of`."""
+    seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
+    return prompts_of(config.prompts, base.resolve(), columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -234,7 +234,7 @@ class Counts:
         }
 
 
-def count_run(folder: Path, keys: Collection[str] | None = None) -> Counts:
+def count_run(folder: Path, keys: Container[str] | None = None) -> Counts:
     """Count the committed shards of a run folder, finished or not.
 
     Args:
@@ -255,7 +255,7 @@ def count_into(
     *,
     sample_columns: Collection[str] = (),
     attempt_columns: Collection[str] = (),
-    keys: Collection[str] | None = None,
+    keys: Container[str] | None = None,
     damaged: list[ClearanceError] | None = None,
 ) -> None:
     """Hand every request of a run to several countings, in one pass.

@@ -196,8 +196,7 @@ def test_failed_requests_become_a_plan_of_their_own(make_plan: MakePlan, tmp_pat
     check_whole(result, part)
     assert result.outcomes == {"accepted": 1}
     assert result.statement["predicate"]["plan"]["parent_plan_sha256"] == plan.plan_sha256
-    with pytest.raises(InputError, match="no request of this run failed"):
-        failed_keys(result.folder)
+    assert failed_keys(result.folder) == []
 
 
 def test_errors_cross_processes() -> None:

@@ -1,0 +1,230 @@
+"""The runs of one data set: those that continue one another, found by the ``parent`` in their plans.
+
+A run is never changed by a later one: each has its own folder, plan, record and seal. A later run holds requests that are new,
+or repeats of requests that ended as errors. Of a request that several runs hold, the outcome of the latest is in force; the
+rows of the others stay where they are and count nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from index.errors import InputError, PlanMismatch
+from index.storage import entries, entry_of, is_folder
+from jobs.run.stored_plan import stored_plan
+from pipeline.audit.binding import PLAN_FILE
+from pipeline.audit.ledger import RUN_FILE
+from pipeline.outcome import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One run: its folder, and its plan.json."""
+
+    folder: Path
+    stored: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def plan_sha256(self) -> str:
+        return str(self.stored["plan_sha256"])
+
+    @property
+    def parent(self) -> str:
+        """Plan digest of the run that it continues; empty: it is the first."""
+        return str(self.stored["parent"])
+
+    @property
+    def dataset_id(self) -> str:
+        return str(self.stored["config"]["dataset_id"])
+
+    @property
+    def sealed(self) -> bool:
+        return entry_of(self.folder, RUN_FILE) is not None
+
+
+def member(folder: Path) -> Member | None:
+    """The run in a folder; None where there is none.
+
+    Raises:
+        IntegrityError: its plan was changed.
+    """
+    if not is_folder(folder) or entry_of(folder, PLAN_FILE) is None:
+        return None
+    return Member(folder=folder, stored=stored_plan(folder))
+
+
+def in_order(members: Sequence[Member]) -> list[Member]:
+    """Runs in the order in which they began; none before the one that it continues, whatever their clocks said."""
+    by_time = sorted(members, key=lambda one: (one.stored["created_at"], one.folder.name))
+    depth: dict[Path, int] = {}
+
+    def depth_of(one: Member) -> int:
+        if one.folder not in depth:
+            depth[one.folder] = 0  # ends a circle, which digests forbid
+            before = _parent(one, by_time)
+            depth[one.folder] = 0 if before is None else 1 + depth_of(before)
+        return depth[one.folder]
+
+    return sorted(by_time, key=depth_of)
+
+
+def _parent(one: Member, members: Sequence[Member]) -> Member | None:
+    """The run that one continues. A plan may have been run twice: then the latest that began before."""
+    same = [other for other in members if one.parent and other.plan_sha256 == one.parent and other.folder != one.folder]
+    before = [other for other in same if other.stored["created_at"] <= one.stored["created_at"]]
+    return (before or same or [None])[-1]
+
+
+def latest(members: Sequence[Member]) -> Member | None:
+    """The run that began last; None where there is none."""
+    return max(members, key=lambda one: (one.stored["created_at"], one.folder.name), default=None)
+
+
+class _AllBut:
+    """Every key but some."""
+
+    def __init__(self, others: frozenset[str]) -> None:
+        self._others = others
+
+    def __contains__(self, key: object) -> bool:
+        return key not in self._others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """The runs of one data set, the oldest first; at least one."""
+
+    members: tuple[Member, ...]
+
+    @classmethod
+    def of(cls, last: Member, members: Sequence[Member]) -> Chain:
+        """The runs that belong to the same data set as one of them.
+
+        Raises:
+            InputError: the run that one of them continues is not there.
+        """
+        ordered = in_order(members)
+        roots = {one.folder: _root(one, ordered).folder for one in ordered}
+        return cls(members=tuple(one for one in ordered if roots[one.folder] == roots[last.folder]))
+
+    @classmethod
+    def inside(cls, folder: Path) -> Chain:
+        """The data set whose runs are the folders in a folder.
+
+        Raises:
+            InputError: it holds no run, or runs that do not continue one another.
+        """
+        names = [entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
+        found = in_order([one for name in names if (one := member(folder / name)) is not None])
+        if not found:
+            fix = "Name the --out folder of a run, its run file, or a folder of runs that continue one another"
+            raise InputError("not a run folder (no plan.json)", where=str(folder), fix=fix)
+        last = max(found, key=lambda one: one.stored["created_at"])
+        chain = cls.of(last, found)
+        if len(chain.members) < len(found):
+            what = f"holds {len(found)} runs, which do not all continue one another: they are several data sets"
+            raise InputError(what, where=str(folder), fix=f"Name one of the runs; the latest is {last.folder}")
+        return chain
+
+    @property
+    def last(self) -> Member:
+        return self.members[-1]
+
+    @property
+    def dataset_id(self) -> str:
+        return self.last.dataset_id
+
+    def unfinished(self) -> Member | None:
+        """The latest run that is not sealed."""
+        return next((one for one in reversed(self.members) if not one.sealed), None)
+
+    @cached_property
+    def counted(self) -> tuple[Container[str], ...]:
+        """For each run the keys of the requests whose outcome is in force: those that no later run has ended.
+
+        Raises:
+            IntegrityError: a shard cannot be read.
+        """
+        later: set[str] = set()
+        found: list[Container[str]] = []
+        for one in reversed(self.members):
+            found.append(_AllBut(frozenset(later)))
+            if one is not self.members[0]:
+                later |= set(_ended(one.folder))
+        return tuple(reversed(found))
+
+    def superseded(self) -> int:
+        """Rows that a later run has replaced."""
+        pairs = zip(self.members, self.counted, strict=True)
+        return sum(key not in counted for one, counted in pairs for key in _ended(one.folder))
+
+    def failed(self) -> list[str]:
+        """Keys of the requests whose outcome in force is an error; raises as :func:`jobs.run.folder.failed_keys`."""
+        from jobs.run.folder import failed_keys
+
+        pairs = zip(self.members, self.counted, strict=True)
+        return [key for one, counted in pairs for key in failed_keys(one.folder) if key in counted]
+
+    def new(self, requests: Sequence[Request]) -> list[str]:
+        """Keys of the requests that no run of the data set holds.
+
+        Raises:
+            PlanMismatch: a request that is there had another prompt or seed.
+        """
+        there = dict(self._requests())
+        changed = [one for one in requests if (old := there.get(one.key)) is not None and _differs(old, one)]
+        if changed:
+            first, old = changed[0], there[changed[0].key]
+            assert old is not None
+            was = f"{_short(old.prompt)} with seed {old.seed} there, {_short(first.prompt)} with seed {first.seed} now"
+            raise PlanMismatch(
+                f"{len(changed)} of the requests that the data set holds have another prompt or seed now; "
+                f"the first is {first.key!r}: {was}",
+                where=str(self.last.folder.parent),
+                fix="Give a row that changed a new key. Rows without a key get one from their number: add new ones at the end",
+            )
+        return [one.key for one in requests if one.key not in there]
+
+    def _requests(self) -> Iterator[tuple[str, Request | None]]:
+        """Every request by key; None where its prompt was erased."""
+        from jobs.run.plan import Plan, prompts_erased
+
+        for one in self.members:
+            if prompts_erased(one.folder):
+                yield from ((key, None) for key in _ended(one.folder))
+            else:
+                yield from ((request.key, request) for request in Plan.load(one.folder).requests)
+
+
+def _root(one: Member, members: Sequence[Member]) -> Member:
+    seen = {one.folder}
+    while one.parent:
+        before = _parent(one, members)
+        if before is None or before.folder in seen:
+            fix = "Put the folder of that run beside it"
+            what = f"the run that it continues is not there (plan {one.parent[:12]})"
+            raise InputError(what, where=str(one.folder), fix=fix)
+        seen.add(before.folder)
+        one = before
+    return one
+
+
+def _ended(folder: Path) -> list[str]:
+    from pipeline.audit.ledger import sample_rows
+
+    return [str(row["request_key"]) for row in sample_rows(folder, ["request_key"])]
+
+
+def _differs(old: Request, now: Request) -> bool:
+    """Whether a request is another than it was. One that could not be drawn may have been mended."""
+    if old.problem is not None:
+        return False
+    return (old.prompt, old.negative_prompt, old.seed) != (now.prompt, now.negative_prompt, now.seed)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")
