@@ -24,6 +24,7 @@ from pipeline.audit.schema import KEPT
 from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
 from pipeline.audit.stage import CHAINS, EVENTS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
+from pipeline.marking.mark import LOST
 from pipeline.outcome import ACCEPTED
 from pipeline.salt import salt_id
 
@@ -237,7 +238,8 @@ class Rows:
             return
         if row["media_type"] in LOSSLESS:
             self.found.counts["pixels"] += 1
-            stored, changed = row.get("stored_pixel_sha256"), row["watermark_scheme"] or row.get("visible_label")
+            lost = row.get("watermark_reason") == LOST  # the pixels carry a watermark that no look finds
+            stored, changed = row.get("stored_pixel_sha256"), row["watermark_scheme"] or lost or row.get("visible_label")
             # A picture that neither label nor watermark changed has the digest it was born with.
             named = {"stored_pixel_sha256": stored is not None, "pixel_sha256": stored is None or not changed}
             digest = pixel_digest(pixels)

@@ -233,3 +233,28 @@ def test_another_watermark_key_is_another_plan(make_plan: MakePlan, tmp_path: Pa
     (keys.folder / "watermark.key").write_text("7a" * 32)
     with pytest.raises(PlanMismatch, match=r"marks\.watermark_key"):
         run_local(plan, tmp_path / "run", open_loop=open_loop)
+
+
+def test_a_run_verifies_whose_pictures_carry_a_watermark_that_no_look_finds(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open
+) -> None:
+    """The mark changed their pixels, and their rows claim none."""
+
+    def opened(*arguments: Any) -> Any:
+        loop = open_loop(*arguments)
+        small = loop.runtime._attempt
+
+        def attempt(*of: Any) -> Any:
+            made = small(*of)
+            noise = made.picture.repeat(2, 0).repeat(2, 1)
+            return replace(made, picture=noise, pixel_sha256=pixel_digest(noise))
+
+        loop.runtime._attempt = attempt
+        return loop
+
+    folder = run_local(make_plan(["cat", "owl"]), tmp_path / "run", open_loop=opened).folder
+    reasons = [(row["watermark_scheme"], row["watermark_reason"]) for row in sample_rows(folder)]
+    assert reasons == [("", "not_found_after_encoding")] * 2
+    assert [row["stored_pixel_sha256"] == row["pixel_sha256"] for row in sample_rows(folder)] == [False, False]
+    verification = verify(folder)
+    assert verification.ok, verification.problems
