@@ -234,7 +234,7 @@ class Pool:
             self._fewer += 1  # another one in its place would take the same memory
         if seat.shard_no is None:
             self.opening_deaths[cause] += 1
-            session.report("retried", f"worker {seat.worker_id} died while loading the models: {what}")
+            session.worker_lost(seat.worker_id, "while it loaded the models", what)
             if self.opening_deaths[cause] >= MOST_DEATHS[cause]:
                 raise RunStopped(
                     f"{self.opening_deaths[cause]} workers died while loading the models ({what})",
@@ -247,6 +247,8 @@ class Pool:
             shard_id = session.plan.shards[shard_no].shard_id
             self.suspects.add(shard_no)
             if shard_id in done:  # it died between its commit and its answer
+                if shard_no == seat.shard_no:
+                    session.worker_lost(seat.worker_id, f"after it had committed shard {shard_id}", what)
                 session.committed(done[shard_id])
             elif shard_no != seat.shard_no or not session.worker_died(shard_id, seat.worker_id, cause, what):
                 self.todo.append(shard_no)  # at the back: a poisonous shard should not hold up the others

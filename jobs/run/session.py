@@ -239,6 +239,13 @@ class Session:
         self.report("retried", reason, shard=shard_id, worker=worker_id)
         return given_up
 
+    def worker_lost(self, worker_id: str, when: str, what: str) -> None:
+        """Write down a death that cost no shard."""
+        reason = without_paths(f"worker {worker_id} died {when}: {what}", self.folder, self.plan.base)
+        if self.begun:
+            self.event("worker.lost", reason)
+        self.report("retried", reason, worker=worker_id)
+
     def give_up(self, shard_no: int, cause: Cause) -> None:
         """Commit every request of a shard that keeps killing its workers as an error row."""
         shard, now = self.plan.shards[shard_no], time.time()
