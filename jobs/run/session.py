@@ -243,7 +243,7 @@ class Session:
         """Write down a death that cost no shard."""
         reason = without_paths(f"worker {worker_id} died {when}: {what}", self.folder, self.plan.base)
         if self.begun:
-            self.event("worker.lost", reason)
+            self.event("run.worker_lost", reason)
         self.report("retried", reason, worker=worker_id)
 
     def give_up(self, shard_no: int, cause: Cause) -> None:

@@ -19,7 +19,7 @@ KINDS: dict[str, str] = {
     "run.reported": "a report was written; with the digests of `report.html` and `report.json`",
     "shard.retried": "a worker died, and its shard was given to another",
     "shard.given_up": "the shard cost as many workers as it may (three, or ten machines); its requests became error rows",
-    "worker.lost": "a worker died without a shard: it loaded its models, or had just committed",
+    "run.worker_lost": "a worker died without a shard: it loaded its models, or had just committed",
     "review.exported": "samples were handed to people who review them",
     "review.decided": "a person decided about samples; `outcome` is in force from then on",
     "takedown.applied": "a claim was carried out; with the references that it added or retired",

@@ -105,7 +105,7 @@ def test_nothing_is_lost_and_nothing_is_twice(
         if not ends:
             run_local(plan_in(tmp_path), out, open_loop=opener(tmp_path, Kill()))
     plan, kinds = plan_in(tmp_path), [event["kind"] for event in read_events(out)]
-    assert kinds.count("shard.retried") + kinds.count("worker.lost") == (1 if ends else 0)
+    assert kinds.count("shard.retried") + kinds.count("run.worker_lost") == (1 if ends else 0)
     assert [row["request_key"] for row in sample_rows(out)] == [request.key for request in plan.requests]
     assert verify_run(out).ok
     assert stated_roots(out)["content_root"] == quiet["content_root"]
