@@ -23,7 +23,7 @@ from jobs.run.stored_plan import stored_plan
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.requests import rows_in
-from pipeline.audit.shards import ShardReceipt, markers, receipt_of
+from pipeline.audit.shards import ShardReceipt, markers, receipts_of
 from pipeline.outcome import ACCEPTED
 
 LATEST = 64  # shards from which rate and activity are taken
@@ -138,7 +138,7 @@ class Watched:
         folder = self.folder
         stored, events = stored_plan(folder), read_events(folder)
         done = markers(folder)
-        self._receipts |= {shard: receipt_of(folder, shard) for shard in done if shard not in self._receipts}
+        self._receipts |= receipts_of(folder, [shard for shard in done if shard not in self._receipts])
         outcomes = sum((Counter(self._receipts[shard].outcomes) for shard in done), Counter[str]())
         held, sealed = holder(folder), entry_of(folder, RUN_FILE) is not None
         kinds = [event["kind"] for event in events]

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
+from jobs.cli.compact import compact
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
@@ -110,6 +111,7 @@ app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(hold_app, name="hold")
 app.add_typer(retention_app, name="retention")
+app.command("compact", epilog="Example: clearance compact runs/monday")(compact)
 app.command("export", epilog="Example: clearance export runs/monday --to exported --format webdataset")(export)
 app.add_typer(review_app, name="review")
 app.add_typer(takedown_app)
@@ -188,6 +190,9 @@ def run(
         float | None,
         typer.Option(min=0, max=1, help="Share of requests that may end as errors (0.25); overrides the run file's."),
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="At the end write the shards' small files into large parts.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Generate, clear and record every request of a run file. Exits with 4 if more of them ended as errors than are allowed."""
@@ -253,6 +258,12 @@ def run(
             listeners.append(LogEvents(log))
         result = RUNNERS[runner](plan, folder, all_of(listeners), resume=resume)
     console = make_console(stderr=json)
+    if compact:
+        from jobs.by import By
+        from jobs.cli.compact import REASON, compact_folder
+
+        done = compact_folder(folder, By(role=f"runner.{runner}", reason=REASON), keys_of(run_file, None))
+        console.print(f"{done.removed} small files became {len(done.parts)} parts")
     print_counts(folder, console)
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)
     print_report(folder, base, keys_of(run_file, None), json=json)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError
 from jobs.export.own import OwnColumn, own_columns
-from pipeline.audit.requests import VERIFY, Row, rows_in
+from pipeline.audit.layout import Unit, units
+from pipeline.audit.requests import VERIFY, Row, rows_of_unit
 from pipeline.audit.schema import KEPT, SAMPLE_COLUMNS, samples_schema
-from pipeline.audit.shards import markers, receipt_of
 from pipeline.audit.state import State, state_of
 from pipeline.marking.encode import SUFFIXES
 from pipeline.outcome import ACCEPTED, Outcome
@@ -118,7 +118,8 @@ class Selection:
         return pa.schema(fields, metadata={"huggingface": json.dumps(feature)})
 
     def items(self) -> Iterator[Item]:
-        """The samples, in the order of shards and rows; at most one shard's kept pictures are in memory.
+        """The samples, in the order of shards and rows; at most one unit's kept pictures are in memory
+        (:func:`pipeline.audit.layout.units`).
 
         Raises:
             IntegrityError: a picture is not the one that its row states.
@@ -127,11 +128,11 @@ class Selection:
         own = {column.name: column for column in self.own}
         stored = [name for name in self.names if name not in own]
         for run in self.runs:
-            for shard_id in markers(run.folder):
+            for unit in units(run.folder):
                 kept: dict[str, bytes] | None = None
-                for row in self._rows_of(run, shard_id, [*_NEEDED, *stored]):
+                for row in self._rows_of(run, unit, [*_NEEDED, *stored]):
                     if row["kept_sha256"] is not None and kept is None:
-                        kept = _kept(run.folder, shard_id)
+                        kept = _kept(run.folder, unit)
                     image = self._image(run, row, kept or {})
                     if image is None:
                         continue
@@ -146,20 +147,19 @@ class Selection:
     def _counted(self) -> Iterator[str | None]:
         """The own columns of the selected rows, while the rows are counted."""
         for run in self.runs:
-            for shard_id in markers(run.folder):
-                for row in self._rows_of(run, shard_id, ["sample_id", "request_key", "outcome", "columns"]):
+            for unit in units(run.folder):
+                for row in self._rows_of(run, unit, ["sample_id", "request_key", "outcome", "columns"]):
                     self.total += 1
                     yield row["columns"]
 
-    def _rows_of(self, run: Source, shard_id: str, columns: Sequence[str]) -> Iterator[Row]:
+    def _rows_of(self, run: Source, unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
         state = self._states[run.folder]
-        for file in receipt_of(run.folder, shard_id).files:
-            for _, row in rows_in(run.folder, file.path, "samples", set(columns)) if file.table == "samples" else ():
-                if run.counted is not None and row["request_key"] not in run.counted:
-                    continue
-                row["outcome"] = state.outcome(row)
-                if row["outcome"] in self.outcomes:
-                    yield row
+        for _, row in rows_of_unit(run.folder, unit, "samples", set(columns)):
+            if run.counted is not None and row["request_key"] not in run.counted:
+                continue
+            row["outcome"] = state.outcome(row)
+            if row["outcome"] in self.outcomes:
+                yield row
 
     def _image(self, run: Source, row: Row, kept: dict[str, bytes]) -> bytes | None:
         """The picture of a row, as its digest states it; None, and counted, where there is none."""
@@ -182,12 +182,11 @@ class Selection:
         return data
 
 
-def _kept(folder: Path, shard_id: str) -> dict[str, bytes]:
+def _kept(folder: Path, unit: Unit) -> dict[str, bytes]:
     found = {}
-    for file in receipt_of(folder, shard_id).files:
-        for _, row in rows_in(folder, file.path, KEPT, ["sample_id", "image"]) if file.table == KEPT else ():
-            if row["image"] is not None and row["image"]["bytes"] is not None:
-                found[row["sample_id"]] = row["image"]["bytes"]
+    for _, row in rows_of_unit(folder, unit, KEPT, ["sample_id", "image"]):
+        if row["image"] is not None and row["image"]["bytes"] is not None:
+            found[row["sample_id"]] = row["image"]["bytes"]
     return found
 
 

@@ -246,7 +246,7 @@ def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardRec
     sha256, parts = (plan.plan_sha256, plan.parts) if plan else (stored["plan_sha256"], stored["parts"])
     dataset_id = plan.config.dataset_id if plan else stored["config"]["dataset_id"]
     header = {"run_id": stored["run_id"], "plan_sha256": sha256, "policy_sha256": parts["policy"], "dataset_id": dataset_id}
-    run = RunBinding(header, digest).known(events)
+    run = RunBinding(header=header, plan_file_sha256=digest).known(events)
     for where, what in shard_problems(folder, receipts, run):
         fix = "Restore it from a copy"
         if not sealed:
@@ -307,6 +307,7 @@ def _plan_file(folder: Path) -> str:
 
 def _not_ours(out: Path) -> list[str]:
     """Entries of a folder that no run writes. Commit markers are not checked here."""
+    from pipeline.audit.compacted import PARTS
     from pipeline.audit.coverage import CARD_FILE, LEASE_FILE
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
@@ -320,7 +321,7 @@ def _not_ours(out: Path) -> list[str]:
         files.add(CARD_FILE)  # elsewhere a README.md is somebody's own
     found = []
     for entry in there:
-        if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, *EVERY_TABLE):
+        if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, PARTS, *EVERY_TABLE):
             inner = entries(out, entry.name)
             found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and _written(entry.name, e.name))]
         elif entry.kind != "file" or not (entry.name in files or is_leftover("", entry.name)):
@@ -329,9 +330,12 @@ def _not_ours(out: Path) -> list[str]:
 
 
 def _written(folder: str, name: str) -> bool:
+    from pipeline.audit.compacted import PARTS, is_part_file
     from pipeline.audit.event_parts import EVENTS_FOLDER, is_part
     from pipeline.audit.shards import COMMITS, is_leftover
 
     if folder == EVENTS_FOLDER:
         return is_part(name) or name.startswith(TEMPORARY)
+    if folder == PARTS:
+        return is_part_file(name) or name.startswith(TEMPORARY)
     return is_leftover(folder, name) or (folder == COMMITS and name.endswith(".json") and not name.startswith("."))

@@ -17,6 +17,7 @@ from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import entry_of, open_file
 from pipeline.audit.chain import table_header
+from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_named, index_problems, parts_index
 from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.requests import fits, written_version
@@ -39,7 +40,7 @@ _REPEATED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunBinding:
     """What the headers of a run's shards must hold.
 
@@ -48,21 +49,27 @@ class RunBinding:
         plan_file_sha256: digest of ``plan.json``; empty: not compared.
         events: digests of the run's events; None: not compared.
         erasures: the files that events say were changed since they were committed, because payloads were erased.
+        index_sha256: digest of the index of parts that the last event of a compaction names; None: not compared.
     """
 
     header: Mapping[str, Any]
     plan_file_sha256: str = ""
     events: frozenset[str] | None = field(default=None, repr=False)
     erasures: Erasures = field(default_factory=Erasures, repr=False)
+    index_sha256: str | None = None
 
     def known(self, events: Sequence[Mapping[str, Any]]) -> RunBinding:
         """With the events that a shard may have been written under, and what they say was erased."""
         digests = frozenset(str(event["record_sha256"]) for event in events)
-        return replace(self, events=digests, erasures=Erasures.of(events))
+        return replace(self, events=digests, erasures=Erasures.of(events), index_sha256=index_named(events))
 
 
 def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding) -> Iterator[tuple[str, str]]:
     """Committed files that are missing, of another size or another run's, as (where, what). Reads headers, not rows."""
+    index = parts_index(folder)
+    if index is not None:
+        yield from _part_problems(folder, index, receipts, run)
+        return
     for receipt in receipts.values():
         for file in receipt.files:
             try:
@@ -78,9 +85,40 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
             yield from header_problems(shard_header, receipt.shard_id, file, run)
 
 
+def _part_problems(
+    folder: Path, index: PartsIndex, receipts: Mapping[str, ShardReceipt], run: RunBinding
+) -> Iterator[tuple[str, str]]:
+    """The same of a compacted run: its index, its parts, and the headers that the index keeps of the shards."""
+    if run.index_sha256 is not None:
+        yield from index_problems(index, run.index_sha256)
+    for part in index.parts:
+        try:
+            entry, now = entry_of(folder, part.path), run.erasures.now(part.path, part.sha256, part.bytes)
+        except ClearanceError as error:
+            yield part.path, error.what
+            continue
+        if entry is None or entry.kind != "file":
+            yield part.path, "is missing" if entry is None else f"is a {entry.kind}"
+        elif entry.size != now.bytes:
+            yield part.path, f"is not the part that was written: it has {entry.size} bytes, not {now.bytes}"
+    for receipt in receipts.values():
+        for file in receipt.files:
+            own = index.slices[receipt.shard_id].get(file.table)
+            if own is None or own.rows != file.rows:
+                yield PARTS_INDEX, f"does not name the {file.rows} rows of {file.path}"
+            else:
+                yield from header_problems(header_of(own.header), receipt.shard_id, file, run)
+
+
 def is_first_version(folder: Path, receipts: Mapping[str, ShardReceipt]) -> bool:
     """Whether every committed file is of the schema's first version, under which plans and events had another form."""
     versions = set()
+    try:
+        if (index := parts_index(folder)) is not None:
+            headers = {one.header for own in index.slices.values() for one in own.values()}
+            return {header_of(text).get("schema_version") for text in headers} == {1}
+    except ClearanceError:  # whoever reads the index for itself names it
+        return False
     for file in (file for receipt in receipts.values() for file in receipt.files):
         try:
             versions.add(table_header(_schema(folder, file.path)).get("schema_version"))

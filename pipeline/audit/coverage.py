@@ -8,6 +8,7 @@ from pathlib import Path
 from index.errors import IntegrityError
 from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.audit.compacted import PARTS, PARTS_INDEX, PartsIndex
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.shards import COMMITS, EVERY_TABLE
@@ -17,8 +18,16 @@ CARD_FILE = "README.md"  # by which readers of data sets find the samples
 LEASE_FILE = ".lease"
 
 
-def strangers(folder: Path, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What lies among the shards and no commit names, as (where, what). A reader of such a folder would read it too."""
+def strangers(folder: Path, known: Collection[str], index: PartsIndex | None = None) -> Iterator[tuple[str, str]]:
+    """What lies among the shards and no commit names, as (where, what). A reader of such a folder would read it too.
+
+    In a compacted run that is also what its parts took the place of.
+    """
+    if index is not None:
+        parts = {PARTS_INDEX, *(part.path for part in index.parts)}
+        for entry in _found(folder, PARTS):
+            if (where := f"{PARTS}/{entry.name}") not in parts or entry.kind != "file":
+                yield where, "is no part that the index of parts names; `clearance compact` removes leftovers"
     for name in (*EVERY_TABLE, COMMITS):
         try:
             found = entries(folder, name)
@@ -29,6 +38,8 @@ def strangers(folder: Path, known: Collection[str]) -> Iterator[tuple[str, str]]
             where = f"{name}/{entry.name}"
             if entry.name.startswith(TEMPORARY) and entry.kind == "file":
                 yield where, "is a leftover of an unfinished write; resuming the run sweeps it away"
+            elif index is not None and (where in known or (name == COMMITS and entry.name[:-5] in index.markers)):
+                yield where, "is in the parts too: compacting goes on, or was stopped; `clearance compact` removes it"
             elif name == COMMITS:
                 if not entry.name.endswith(".json") or entry.name.startswith("."):
                     yield where, "is no commit marker"
@@ -37,6 +48,13 @@ def strangers(folder: Path, known: Collection[str]) -> Iterator[tuple[str, str]]
                     where,
                     "belongs to no committed shard" + (f" (a {entry.kind})" if entry.kind in ("folder", "link") else ""),
                 )
+
+
+def _found(folder: Path, name: str) -> list[Entry]:
+    try:
+        return entries(folder, name)
+    except IntegrityError:  # a link in the folder's place: the index that was read is not there any more
+        return []
 
 
 def uncovered(folder: Path, covered: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -59,6 +77,8 @@ def _why(folder: Path, entry: Entry) -> str:
         return "a link; nothing behind it was looked at"
     if entry.kind == "folder" and entry.name == PAGES:
         return f"pages of {len(entries(folder, PAGES))} requests; `clearance report --pages` writes them again"
+    if entry.kind == "folder" and entry.name == PARTS:
+        return "parts of a compaction that goes on or was stopped; no reader uses them yet, `clearance compact` finishes it"
     if entry.kind == "folder":
         return f"a folder that is not the run's, with {len(entries(folder, entry.name))} entries"
     if entry.kind == "other":

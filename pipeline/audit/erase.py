@@ -5,7 +5,7 @@ digest of its *file* changes, and what explains that is an event (:mod:`pipeline
 
 **The order of writes**, for one shard after the other, and for the file of the plan's requests:
 
-1. The new content of every file is made in memory, read back and compared: nothing but the cells to be emptied differs.
+1. The new content of every file is made beside it, read back and compared: nothing but the cells to be emptied differs.
 2. The event ``payload.erased`` is appended, with the digests before and after. It is refused if any other event came since
    the events were read: a legal hold that is set in that moment is seen.
 3. Each file is replaced, whole.
@@ -24,16 +24,23 @@ commitments to the prompt. Under the default salt whoever guesses a prompt can c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import copyfileobj
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING
 
 from index.errors import IntegrityError, RunStopped
 from index.padding import first_line
-from index.storage import digest_of, entries, entry_of, read_file, remove, write_file
+from index.storage import digest_of, entries, entry_of, open_file, remove, write_from
 from pipeline.audit.binding import REQUESTS_FILE
+from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
+from pipeline.audit.compact import tidy
+from pipeline.audit.compacted import parts_index
 from pipeline.audit.coverage import PAGES
 from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
 from pipeline.audit.events import NewEvent, append_events, read_events
@@ -41,7 +48,7 @@ from pipeline.audit.ledger import sample_rows, scan_statement
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.requests import rows_in
 from pipeline.audit.schema import PAYLOADS
-from pipeline.audit.shards import ShardReceipt, committed, write_parquet
+from pipeline.audit.shards import ShardReceipt, committed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,6 +99,8 @@ def erase_payloads(
         IntegrityError: a file is not the one that was committed, or cannot be read.
         RunStopped: another event came meanwhile, or a file cannot be written; what was begun is finished by erasing again.
     """
+    if not dry_run:
+        tidy(folder)  # a compaction that was stopped may have left a second copy of what is erased
     erasures = Erasures.of(read_events(folder))
     cells: dict[str, int] = {}
     samples: set[str] = set()
@@ -99,32 +108,36 @@ def erase_payloads(
     numbers: list[int] = []
     removed: tuple[str, ...] = ()
     for changes in _every_change(folder, wanted, erasures):
-        if not dry_run and not removed and not files:
-            removed = _remove_reports(folder)
-        for file, _ in changes:
-            files.append(file.path)
-            for column, ids in file.columns.items():
-                cells[column] = cells.get(column, 0) + len(ids)
-                samples |= set(ids)
-        if dry_run:
-            continue
-        touched = sorted({one for file, _ in changes for ids in file.columns.values() for one in ids})
-        made = NewEvent(
-            kind=ERASED,
-            actor=event.actor,
-            person=event.person,
-            reason=event.reason,
-            samples=touched,
-            details={**event.details, "files": [file.plain() for file, _ in changes]},
-        )
-        numbers.append(int(append_events(folder, [made], known=known)[0]["seq"]))
-        known += 1
-        for file, data in changes:
-            try:
-                write_file(folder, file.path, data)
-            except RunStopped as error:
-                fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
-                raise RunStopped(error.what, where=error.where, fix=fix) from error
+        with ExitStack() as contents:
+            for _, content in changes:
+                contents.callback(content.close)
+            if not dry_run and not removed and not files:
+                removed = _remove_reports(folder)
+            for file, _ in changes:
+                files.append(file.path)
+                for column, ids in file.columns.items():
+                    cells[column] = cells.get(column, 0) + len(ids)
+                    samples |= set(ids)
+            if dry_run:
+                continue
+            touched = sorted({one for file, _ in changes for ids in file.columns.values() for one in ids})
+            made = NewEvent(
+                kind=ERASED,
+                actor=event.actor,
+                person=event.person,
+                reason=event.reason,
+                samples=touched,
+                details={**event.details, "files": [file.plain() for file, _ in changes]},
+            )
+            numbers.append(int(append_events(folder, [made], known=known)[0]["seq"]))
+            known += 1
+            for file, content in changes:
+                try:
+                    content.seek(0)
+                    write_from(folder, file.path, partial(copyfileobj, content))
+                except RunStopped as error:
+                    fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
+                    raise RunStopped(error.what, where=error.where, fix=fix) from error
     return Erased(cells=cells, samples=len(samples), files=tuple(files), events=tuple(numbers), removed=removed)
 
 
@@ -136,6 +149,8 @@ def unfinished(folder: Path) -> dict[str, set[str]]:
     """
     erasures = Erasures.of(read_events(folder))
     there = {file.path: (file.sha256, file.bytes) for receipt in committed(folder).values() for file in receipt.files}
+    if (index := parts_index(folder)) is not None:
+        there = {part.path: (part.sha256, part.bytes) for part in index.parts}
     there[REQUESTS_FILE] = (_requests_sha256(folder), 0)
     wanted: dict[str, set[str]] = {}
     for path in erasures.paths:
@@ -148,22 +163,34 @@ def unfinished(folder: Path) -> dict[str, set[str]]:
 
 # --- what changes ----------------------------------------------------------------------------------------------------------
 
-Change = tuple[ErasedFile, bytes]
+Change = tuple[ErasedFile, IO[bytes]]  # and its new content, which who takes it closes
+_IN_MEMORY = 32 * 2**20  # of a file's new content; what is larger waits on the disk of this machine
 
 
 def _every_change(folder: Path, wanted: Mapping[str, Collection[str]], erasures: Erasures) -> Iterator[list[Change]]:
-    """The files that change with their new content, shard by shard, and last the plan's requests."""
-    for receipt in committed(folder).values():
+    """The files that change with their new content, shard by shard or part by part, and last the plan's requests."""
+    index = parts_index(folder)
+    for part in index.parts if index is not None else ():
+        now = erasures.now(part.path, part.sha256, part.bytes)
+        change = _change(folder, part.path, part.table, {now.sha256, *now.earlier}, wanted)
+        if change is not None:
+            yield [change]
+    for receipt in committed(folder).values() if index is None else ():
         mine = _samples_of(folder, receipt) & wanted.keys()
         if not mine:
             continue
-        changes = []
-        for file in receipt.files:
-            now = erasures.now(file.path, file.sha256, file.bytes)
-            known = {now.sha256, *now.earlier}
-            change = _change(folder, file.path, file.table, known, {one: wanted[one] for one in mine})
-            if change is not None:
-                changes.append(change)
+        changes: list[Change] = []
+        try:
+            for file in receipt.files:
+                now = erasures.now(file.path, file.sha256, file.bytes)
+                known = {now.sha256, *now.earlier}
+                change = _change(folder, file.path, file.table, known, {one: wanted[one] for one in mine})
+                if change is not None:
+                    changes.append(change)
+        except BaseException:
+            for _, content in changes:
+                content.close()
+            raise
         if changes:
             yield changes
     if any("prompt" in columns or "columns" in columns for columns in wanted.values()):
@@ -189,36 +216,74 @@ def _change(
     keys: Mapping[str, str] | None = None,
 ) -> Change | None:
     """One file without the payloads; None when it holds none of them. ``keys``: sample ids by key, where rows have no other."""
+    with open_file(folder, path) as stream:
+        before = hashlib.file_digest(stream, "sha256").hexdigest()
+        if before not in known:
+            raise IntegrityError("is not the file that was committed", where=str(folder / path), fix=_RESTORE)
+        try:
+            return _emptied(stream, path, table, (before, wanted, keys))
+        except IntegrityError:
+            raise
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / path), fix=_RESTORE) from None
+
+
+_What = tuple[str, Mapping[str, Collection[str]], Mapping[str, str] | None]  # digest before, columns by sample_id, ids by key
+
+
+def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | None:
     import pyarrow.parquet as pq
 
-    data = read_file(folder, path)
-    before = hashlib.sha256(data).hexdigest()
-    if before not in known:
-        raise IntegrityError("is not the file that was committed", where=str(folder / path), fix=_RESTORE)
+    before, wanted, keys = what
+    name = "sample_id" if keys is None else "key"
+    stream.seek(0)
+    there = pq.ParquetFile(stream).read(columns=[name], use_threads=False).column(name).to_pylist()
+    if not any((one if keys is None else keys.get(one, "")) in wanted for one in there):
+        return None
+    emptied: dict[str, dict[str, None]] = {}
+
+    def blocks() -> Iterator[pa.Table]:
+        for block in read_blocks(stream):
+            names = block.column(name).to_pylist()
+            ids = names if keys is None else [keys.get(one, "") for one in names]
+            yield _without_payloads(block, ids, wanted, emptied)
+
+    content: IO[bytes] = SpooledTemporaryFile(max_size=_IN_MEMORY)  # type: ignore[assignment] # noqa: SIM115 (see Change)
     try:
-        old = pq.ParquetFile(BytesIO(data)).read(use_threads=False)
-        names = old.column("sample_id" if keys is None else "key").to_pylist()
-    except Exception as error:  # the reader of damaged bytes may raise anything
-        raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / path), fix=_RESTORE) from None
-    ids = names if keys is None else [keys.get(name, "") for name in names]
-    new, emptied = old, dict[str, tuple[str, ...]]()
-    for column in (name for name in old.schema.names if name in PAYLOADS):
-        there = _present(old, column)
+        hashed = Hashed(content)
+        write_blocks(hashed, blocks())
+        if emptied:
+            _require_same(stream, content, emptied, path)
+    except BaseException:
+        content.close()
+        raise
+    if not emptied:
+        content.close()
+        return None
+    about = ErasedFile(
+        seq=-1,
+        path=path,
+        table=table,
+        columns={column: tuple(ids) for column, ids in emptied.items()},
+        before_sha256=before,
+        after_sha256=hashed.sha256,
+        after_bytes=hashed.size,
+    )
+    return about, content
+
+
+def _without_payloads(
+    block: pa.Table, ids: Sequence[str], wanted: Mapping[str, Collection[str]], emptied: dict[str, dict[str, None]]
+) -> pa.Table:
+    """A block without the payloads to be emptied; they are noted in ``emptied``."""
+    new = block
+    for column in (name for name in block.schema.names if name in PAYLOADS):
+        there = _present(block, column)
         rows = [n for n, one in enumerate(ids) if there[n] and column in wanted.get(one, ())]
         if rows:
-            emptied[column] = tuple(dict.fromkeys(ids[n] for n in rows))
+            emptied.setdefault(column, {}).update(dict.fromkeys(ids[n] for n in rows))
             new = _without(new, column, rows)
-    if not emptied:
-        return None
-    stream = BytesIO()
-    write_parquet(new, stream)
-    _require_same(old, stream, emptied, str(folder / path))
-    written = stream.getvalue()
-    after = hashlib.sha256(written).hexdigest()
-    about = ErasedFile(
-        seq=-1, path=path, table=table, columns=emptied, before_sha256=before, after_sha256=after, after_bytes=len(written)
-    )
-    return about, written
+    return new
 
 
 def _present(table: pa.Table, column: str) -> list[bool]:
@@ -244,16 +309,14 @@ def _without(table: pa.Table, column: str, rows: Collection[int]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.chunked_array(chunks, type=table.schema.field(place).type))
 
 
-def _require_same(old: pa.Table, stream: BytesIO, emptied: Mapping[str, Collection[str]], where: str) -> None:
+def _require_same(old: IO[bytes], new: IO[bytes], emptied: Collection[str], where: str) -> None:
     """Nothing but the cells that were to be emptied differs in what was written."""
-    import pyarrow.parquet as pq
-
-    stream.seek(0)
-    back = pq.ParquetFile(stream, page_checksum_verification=True).read(use_threads=False)
-    kept = [name for name in old.schema.names if name not in emptied]
-    same = back.schema.equals(old.schema, check_metadata=True) and back.select(kept).equals(old.select(kept))
-    if not same:
-        raise IntegrityError("would change in more than its payloads", where=where, fix="Nothing was erased; report this")
+    for before, after in zip_longest(read_blocks(old), read_blocks(new)):
+        same = before is not None and after is not None and after.schema.equals(before.schema, check_metadata=True)
+        kept = [name for name in before.schema.names if name not in emptied] if same else []
+        if not same or not alike(after.select(kept), before.select(kept)):
+            what = "would change in more than its payloads"
+            raise IntegrityError(what, where=where, fix="Nothing was erased of it; report this")
 
 
 def _requests_sha256(folder: Path) -> str:

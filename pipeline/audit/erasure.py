@@ -12,7 +12,7 @@ This module reads events; :mod:`pipeline.audit.erase` erases.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ERASED = "payload.erased"
@@ -88,6 +88,12 @@ class FileNow:
     earlier: Mapping[str, int] = field(default_factory=dict)
     broken: str = ""
     whole: bool = True
+
+    def also(self, before: FileNow) -> FileNow:
+        """The same with the cells that were erased in the file that these rows came from."""
+        columns = {*self.erased, *before.erased}
+        cells = {column: self.erased.get(column, frozenset()) | before.erased.get(column, frozenset()) for column in columns}
+        return replace(self, erased=cells)
 
     def other(self, sha256: str) -> str:
         """Why a digest is not that of this file, as a sentence without its subject."""

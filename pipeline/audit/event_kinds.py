@@ -16,6 +16,7 @@ KINDS: dict[str, str] = {
     "run.sealed": "`run.json` was written; with its digest",
     "run.signed": "`run.json` was signed; with the id of the key, and the digest of `run.dsse.json`",
     "run.stamped": "an authority stamped the run; with the digest of its answer, and of the file that it is over",
+    "run.compacted": "the files of the run's shards became few large parts; with the digest of `parts/index.parquet`",
     "run.reported": "a report was written; with the digests of `report.html` and `report.json`",
     "shard.retried": "a worker died, and its shard was given to another",
     "shard.given_up": "the shard cost as many workers as it may (three, or ten machines); its requests became error rows",

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from index.errors import ClearanceError
 from pipeline.audit.chain import chained, header, sample_identity
 from pipeline.audit.context import RunContext
+from pipeline.audit.layout import data_files
 from pipeline.audit.requests import rows_in
 from pipeline.audit.schema import KEPT, SCHEMA_VERSION, kept_schema
-from pipeline.audit.shards import markers, receipt_of
 from pipeline.marking.encode import SUFFIXES, Encoded, encode, xmp_packet
 from pipeline.outcome import Attempt, Outcome, Sample
 
@@ -114,20 +114,19 @@ def kept_pictures(folder: Path, *, pictures: bool = True, damaged: list[Clearanc
     Raises:
         ClearanceError: a shard cannot be read (and ``damaged`` is not given).
     """
-    columns = ["sample_id", "request_key", "attempt", "media_type", *(["image", "kept_sha256"] if pictures else [])]
-    for shard_id in markers(folder):
+    columns = ["shard_id", "sample_id", "request_key", "attempt", "media_type", *(["image", "kept_sha256"] if pictures else [])]
+    for path in data_files(folder, KEPT, damaged=damaged):
         try:
-            for file in receipt_of(folder, shard_id).files:
-                for _, row in rows_in(folder, file.path, KEPT, columns) if file.table == KEPT else ():
-                    yield KeptPicture(
-                        sample_id=row["sample_id"],
-                        request_key=row["request_key"],
-                        shard_id=shard_id,
-                        attempt=row["attempt"],
-                        data=(row.get("image") or {}).get("bytes"),
-                        media_type=row["media_type"],
-                        path=file.path,
-                    )
+            for _, row in rows_in(folder, path, KEPT, columns):
+                yield KeptPicture(
+                    sample_id=row["sample_id"],
+                    request_key=row["request_key"],
+                    shard_id=row["shard_id"],
+                    attempt=row["attempt"],
+                    data=(row.get("image") or {}).get("bytes"),
+                    media_type=row["media_type"],
+                    path=path,
+                )
         except ClearanceError as error:
             if damaged is None:
                 raise

@@ -20,11 +20,13 @@ from index.errors import ClearanceError, InputError, IntegrityError
 from index.storage import digest_of, entry_of, parse_object, read_file, write_file
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.chain import canonical
+from pipeline.audit.compacted import parts_index
 from pipeline.audit.content import content_root
 from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
+from pipeline.audit.layout import data_files
 from pipeline.audit.requests import rows_in
-from pipeline.audit.shards import committed, markers, receipt_of
+from pipeline.audit.shards import committed
 from pipeline.audit.tree import merkle_root
 from pipeline.salt import salt_id
 
@@ -118,8 +120,12 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
         InputError: the predicate is not plain JSON data.
         RunStopped: the folder cannot be written.
     """
+    if parts_index(folder) is not None:
+        what = "is compacted: its statement names files that are in large parts now"
+        raise IntegrityError(what, where=str(folder), fix="A compacted run stays sealed as it is; nothing can be added to it")
     receipts, events = committed(folder), read_events(folder)
-    run = RunBinding({name: statement_predicate[name] for name in BOUND if name in statement_predicate}).known(events)
+    bound = {name: statement_predicate[name] for name in BOUND if name in statement_predicate}
+    run = RunBinding(header=bound).known(events)
     for where, what in shard_problems(folder, receipts, run):
         raise IntegrityError(what, where=f"{folder}/{where}", fix="Restore it from a copy, or start the run in a new folder")
     subjects = []
@@ -241,11 +247,9 @@ def attempt_rows(
 def _rows_of(
     folder: Path, name: str, columns: Sequence[str] | None, damaged: list[ClearanceError] | None
 ) -> Iterator[dict[str, Any]]:
-    for shard_id in markers(folder):
+    for path in data_files(folder, name, damaged=damaged):
         try:
-            for file in receipt_of(folder, shard_id).files:
-                if file.table == name:
-                    yield from (row for _, row in rows_in(folder, file.path, name, columns))
+            yield from (row for _, row in rows_in(folder, path, name, columns))
         except ClearanceError as error:
             if damaged is None:
                 raise

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from index.errors import IntegrityError
 from index.fingerprint import pixel_digest
-from pipeline.audit.requests import VERIFY, Row, rows_in
+from pipeline.audit.layout import Unit, unit_of
+from pipeline.audit.requests import Row, rows_in, rows_of_unit
 from pipeline.audit.schema import KEPT
-from pipeline.audit.shards import markers, receipt_of
 from pipeline.audit.stored import chosen_rows
 
 COLUMNS = (
@@ -92,24 +91,30 @@ def _held(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
     """Of samples that were not released: the full picture that is kept apart, else the last small one, if it is exact."""
     if not rows:
         return {}
-    beside = _beside(folder, path)
     pixels = {row["sample_id"]: str(row["pixel_sha256"] or "") for row in rows}
     found = {
         sample_id: Shown(why="no picture of it is kept" if digest else "no picture was made")
         for sample_id, digest in pixels.items()
     }
-    found |= _small(folder, beside["attempts"], pixels)
     digests = {row["sample_id"]: str(row["kept_sha256"]) for row in rows if row.get("kept_sha256")}
-    if digests and KEPT in beside:
-        found |= _full(folder, beside[KEPT], digests, pixels)
+    beside = list(unit_of(folder, path, _numbers(folder, path, pixels)))
+    for unit in beside:
+        found |= _small(folder, unit, pixels)
+    for unit in beside if digests else ():  # after the small ones: a full picture takes the place of a small one
+        found |= _full(folder, unit, digests, pixels)
     return found
 
 
-def _full(folder: Path, path: str, digests: Mapping[str, str], pixels: Mapping[str, str]) -> dict[str, Shown]:
-    ids = [str(row["sample_id"]) for _, row in rows_in(folder, path, KEPT, ("sample_id",))]
-    mine = [number for number, sample_id in enumerate(ids) if sample_id in digests]
+def _numbers(folder: Path, path: str, wanted: Collection[str]) -> list[int]:
+    """The rows of some samples in a samples file; a large part holds those of many shards."""
+    return [number for number, row in rows_in(folder, path, "samples", ("sample_id",)) if row["sample_id"] in wanted]
+
+
+def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[str, str]) -> dict[str, Shown]:
+    ids = rows_of_unit(folder, unit, KEPT, ("sample_id",))
+    mine = [number for number, row in ids if row["sample_id"] in digests]
     found = {}
-    for _, row in chosen_rows(folder, path, mine, ("sample_id", "image")):
+    for _, row in chosen_rows(folder, unit.tables[KEPT].path, mine, ("sample_id", "image")) if mine else ():
         sample_id, data = row["sample_id"], (row["image"] or {}).get("bytes")
         if not data:
             found[sample_id] = Shown(why="its picture was erased")
@@ -120,9 +125,9 @@ def _full(folder: Path, path: str, digests: Mapping[str, str], pixels: Mapping[s
     return found
 
 
-def _small(folder: Path, path: str, pixels: Mapping[str, str]) -> dict[str, Shown]:
+def _small(folder: Path, unit: Unit, pixels: Mapping[str, str]) -> dict[str, Shown]:
     last: dict[str, Any] = {}
-    for _, row in rows_in(folder, path, "attempts", ("sample_id", "attempt", "thumbnail", "pixel_sha256")):
+    for _, row in rows_of_unit(folder, unit, "attempts", ("sample_id", "attempt", "thumbnail", "pixel_sha256")):
         if row["pixel_sha256"] and row["pixel_sha256"] == pixels.get(row["sample_id"]):
             last[row["sample_id"]] = row["thumbnail"]
     found = {}
@@ -131,12 +136,3 @@ def _small(folder: Path, path: str, pixels: Mapping[str, str]) -> dict[str, Show
             shown = _decoded(stored["bytes"], pixels[sample_id])
             found[sample_id] = shown if shown.exact or shown.why else Shown(why="only a smaller picture of it is kept")
     return found
-
-
-def _beside(folder: Path, path: str) -> Mapping[str, str]:
-    """The files of the shard that a file is of, by table."""
-    for shard_id in markers(folder):
-        files = {file.table: file.path for file in receipt_of(folder, shard_id).files}
-        if files["samples"] == path:
-            return files
-    raise IntegrityError("is no file of a committed shard", where=path, fix=VERIFY)

@@ -10,11 +10,12 @@ from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import open_file
 from pipeline.audit.chain import table_header
+from pipeline.audit.layout import Unit, units
 from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
-from pipeline.audit.shards import markers, receipt_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 VERIFY = "Run `clearance verify`, and restore the file from a copy"
 Row = dict[str, Any]
@@ -48,11 +49,9 @@ def ended_requests(
     Raises:
         IntegrityError: a file is missing, cannot be read, or a column in it is not of its type (and ``damaged`` is not given).
     """
-    for shard_id in markers(folder):
-        if shards is not None and shard_id not in shards:
-            continue
+    for unit in units(folder, shards, damaged=damaged):
         try:
-            ended = _ended(folder, shard_id, {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns})
+            ended = _ended(folder, unit, {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns})
         except ClearanceError as error:
             if damaged is None:
                 raise
@@ -61,19 +60,26 @@ def ended_requests(
             yield from ended
 
 
-def _ended(folder: Path, shard_id: str, sample_columns: set[str], attempt_columns: set[str]) -> list[Ended]:
-    paths = {file.table: file.path for file in receipt_of(folder, shard_id).files}
+def _ended(folder: Path, unit: Unit, sample_columns: set[str], attempt_columns: set[str]) -> list[Ended]:
     attempts: dict[str, list[Row]] = {}
-    for _, row in rows_in(folder, paths["attempts"], "attempts", attempt_columns):
+    for _, row in rows_of_unit(folder, unit, "attempts", attempt_columns):
         attempts.setdefault(row["sample_id"], []).append(row)
     ended = []
-    for number, row in rows_in(folder, paths["samples"], "samples", sample_columns):
+    for number, row in rows_of_unit(folder, unit, "samples", sample_columns):
         mine = sorted(attempts.pop(row["sample_id"], []), key=lambda one: int(one["attempt"]))
-        ended.append(Ended(row, mine, f"{paths['samples']} row {number}"))
+        ended.append(Ended(row, mine, f"{unit.tables['samples'].path} row {number}"))
     return ended
 
 
-def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
+def rows_of_unit(folder: Path, unit: Unit, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
+    """The rows of a table in a unit, with their numbers in their file; none where it has no such table."""
+    if (own := unit.tables.get(table)) is not None:
+        yield from rows_in(folder, own.path, table, columns, first=own.first, count=own.rows)
+
+
+def rows_in(
+    folder: Path, path: str, table: str, columns: Collection[str] | None = None, *, first: int = 0, count: int | None = None
+) -> Iterator[tuple[int, Row]]:
     """Rows of one data file, with their numbers; at most 64 of them are in memory.
 
     A file of an earlier version of the schema gives rows of the present one: what it lacks is None.
@@ -83,15 +89,16 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
         path: the file, relative to it.
         table: ``samples`` or ``attempts``.
         columns: what to read; every column of the schema when not given.
+        first, count: from which row on, and how many; all when not given. Only row groups that hold them are read.
 
     Raises:
-        IntegrityError: the file is missing or a link, cannot be read, or a column in it is not of its type.
+        IntegrityError: the file is missing or a link, ends before, cannot be read, or a column in it is not of its type.
     """
     import pyarrow.parquet as pq
 
     now = schema_of(table)
     names = sorted(columns) if columns is not None else now.names
-    number = 0
+    number = first
     with open_file(folder, path) as stream:
         try:
             file = pq.ParquetFile(stream)
@@ -103,7 +110,7 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
             complete = {
                 name: fill for name in there if (fill := _filling(file.schema_arrow.field(name).type, now.field(name).type))
             }
-            batches = file.iter_batches(batch_size=64, columns=there, use_threads=False)
+            batches = _batches(file, there, first, count)
         except IntegrityError:
             raise
         except Exception as error:  # the reader of damaged bytes may raise anything
@@ -117,6 +124,26 @@ def rows_in(folder: Path, path: str, table: str, columns: Collection[str] | None
                     row[name] = fill(row[name])
                 yield number, row
                 number += 1
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], first: int, count: int | None) -> Iterator[pa.RecordBatch]:
+    """Batches of at most 64 rows: those of some consecutive rows, or all."""
+    if not first and count is None:
+        yield from file.iter_batches(batch_size=64, columns=columns, use_threads=False)
+        return
+    stop = file.metadata.num_rows if count is None else first + count
+    if stop > file.metadata.num_rows:
+        raise ValueError(f"it ends at row {file.metadata.num_rows}, before row {stop}")
+    groups, start, at = list[int](), 0, 0
+    for group in range(file.metadata.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        if end > first and start < stop:
+            at = at if groups else start
+            groups.append(group)
+        start = end
+    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=columns, use_threads=False) if groups else ():
+        yield batch.slice(max(0, first - at), max(0, min(stop, at + batch.num_rows) - max(first, at)))
+        at += batch.num_rows
 
 
 def written_version(schema: pa.Schema) -> int:

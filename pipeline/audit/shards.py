@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.storage import TEMPORARY, Part, Stored, cannot_write
+from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, parts_index
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.schema import KEPT, Store, stored_as
 
@@ -198,12 +199,22 @@ def committed(folder: Path) -> dict[str, ShardReceipt]:
     Raises:
         IntegrityError: a commit marker was changed, or something else stands in its place.
     """
-    names = markers(folder)
+    return receipts_of(folder, markers(folder))
+
+
+def receipts_of(folder: Path, names: Sequence[str]) -> dict[str, ShardReceipt]:
+    """Receipts of some committed shards; raises as :func:`committed`."""
+    index = parts_index(folder)
+    if index is not None:
+        return {name: receipt_in(index, name) for name in names}
     return dict(zip(names, storage.each(folder, lambda name: receipt_of(folder, name), names), strict=True))
 
 
 def markers(folder: Path) -> list[str]:
     """Shard ids of the commit markers there are, whatever is in them."""
+    index = parts_index(folder)
+    if index is not None:
+        return list(index.markers)
     names = [entry.name for entry in storage.entries(folder, COMMITS)]
     return [name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")]
 
@@ -252,19 +263,21 @@ def write_parquet(table: pa.Table, stream: IO[bytes]) -> None:
     """
     import pyarrow.parquet as pq
 
+    pq.write_table(table, stream, row_group_size=ROW_GROUP_ROWS, **parquet_options(table.schema))
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How each column of a table is stored: the arguments of ``pyarrow.parquet.ParquetWriter``."""
     plain, few, keys = (stored_as(how) for how in (Store.PLAIN, Store.DICTIONARY, Store.STATISTICS))
-    leaves = {path: path.split(".") for path in _leaves(table.schema)}
-    pq.write_table(
-        table,
-        stream,
-        row_group_size=ROW_GROUP_ROWS,
-        compression={path: "none" if parts[-1] in plain else "zstd" for path, parts in leaves.items()},
-        use_dictionary=[path for path, parts in leaves.items() if parts[-1] in few],
-        write_statistics=[path for path, parts in leaves.items() if len(parts) == 1 and parts[0] in keys],
-        write_page_checksum=True,
-        write_page_index=True,
-        store_schema=True,
-    )
+    leaves = {path: path.split(".") for path in _leaves(schema)}
+    return {
+        "compression": {path: "none" if parts[-1] in plain else "zstd" for path, parts in leaves.items()},
+        "use_dictionary": [path for path, parts in leaves.items() if parts[-1] in few],
+        "write_statistics": [path for path, parts in leaves.items() if len(parts) == 1 and parts[0] in keys],
+        "write_page_checksum": True,
+        "write_page_index": True,
+        "store_schema": True,
+    }
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
@@ -297,9 +310,19 @@ def _shard_file(name: str, table: pa.Table, stored: Stored) -> ShardFile:
 def receipt_of(folder: Path, shard_id: str) -> ShardReceipt:
     """The receipt of one committed shard; raises as :func:`committed`."""
     where = f"{COMMITS}/{shard_id}.json"
-    receipt = ShardReceipt.parse(storage.read_file(folder, where), where=str(folder / where))
+    return _own(ShardReceipt.parse(storage.read_file(folder, where), where=str(folder / where)), shard_id, str(folder / where))
+
+
+def receipt_in(index: PartsIndex, shard_id: str) -> ShardReceipt:
+    """The receipt of one shard of a compacted run; raises as :func:`committed`."""
+    if shard_id not in index.markers:
+        raise IntegrityError(f"names no shard {shard_id!r}", where=PARTS_INDEX, fix="Run `clearance verify`")
+    return _own(ShardReceipt.parse(index.markers[shard_id], where=PARTS_INDEX), shard_id, PARTS_INDEX)
+
+
+def _own(receipt: ShardReceipt, shard_id: str, where: str) -> ShardReceipt:
     if receipt.shard_id != shard_id:
-        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=str(folder / where), fix="Rename it back")
+        raise IntegrityError(f"is the marker of shard {receipt.shard_id!r}", where=where, fix="Rename it back")
     return receipt
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,10 +20,11 @@ from index.storage import open_file
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment
+from pipeline.audit.compacted import PARTS_INDEX, LargePart, PartsIndex, header_of, parts_index
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.erasure import FileNow
 from pipeline.audit.schema import KEPT
-from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_of
+from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_in, receipt_of
 from pipeline.audit.stage import CHAINS, EVENTS, FILES, PICTURES, PROMPTS, Findings
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
 from pipeline.marking.mark import LOST
@@ -30,14 +33,34 @@ from pipeline.salt import salt_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
-def read_receipts(folder: Path, found: Findings) -> dict[str, ShardReceipt]:
+def read_index(folder: Path, found: Findings) -> PartsIndex | None:
+    """The index of a compacted run's parts; None where there is none that can be read. Stage files."""
+    try:
+        index = parts_index(folder)
+    except ClearanceError as error:
+        found.problem(FILES, PARTS_INDEX, error.what)
+        return None
+    found.counts["files"] += index is not None
+    return index
+
+
+def read_receipts(folder: Path, found: Findings, index: PartsIndex | None = None) -> dict[str, ShardReceipt]:
     """The commit markers that can be read, by shard id; stage files."""
     receipts: dict[str, ShardReceipt] = {}
+    if index is not None:
+        for shard_id in index.markers:
+            try:
+                receipts[shard_id] = receipt_in(index, shard_id)
+                found.counts["shards"] += 1
+            except ClearanceError as error:
+                found.problem(FILES, PARTS_INDEX, f"{error.what}: shard {shard_id}")
+        return receipts
     try:
         names = markers(folder)
-    except IntegrityError as error:
+    except ClearanceError as error:
         found.problem(FILES, COMMITS, error.what)
         return {}
     for shard_id in names:
@@ -68,11 +91,17 @@ class Rows:
         self._erased: frozenset[str] = frozenset()  # columns of the present row whose payloads events name as erased
         self._attempts: dict[str, dict[int, tuple[str, str, str]]] = {}  # sample_id → number → where, pixel_sha256, content
 
-    def check(self, receipts: Mapping[str, ShardReceipt]) -> None:
+    def check(self, receipts: Mapping[str, ShardReceipt], index: PartsIndex | None = None) -> None:
         """Recompute the rows of every shard, and say what each stage compared."""
+        if index is not None:
+            for part in index.parts:
+                self._part(part, index, receipts)
         for receipt in receipts.values():
             for file in receipt.files:
-                self._file(receipt, file)
+                if index is None:
+                    self._file(receipt, file)
+                elif file.table not in index.slices[receipt.shard_id]:
+                    self.found.problem(FILES, PARTS_INDEX, f"names no part for {file.path}")
         self._whole()
         counts = self.found.counts
         if not receipts:
@@ -95,18 +124,74 @@ class Rows:
             why = "their commitments are under a secret salt that was not given"
             self.found.skipped(PROMPTS, f"{counts['prompts_unchecked']:,} prompts were not compared: {why}")
 
+    def _part(self, part: LargePart, index: PartsIndex, receipts: Mapping[str, ShardReceipt]) -> None:
+        """A part of a compacted run: every shard's chain in it, from the header that the index keeps."""
+        import pyarrow.parquet as pq
+
+        slices = index.in_part(part)
+        now = self.binding.erasures.now(part.path, part.sha256, part.bytes)
+        try:
+            with open_file(self.folder, part.path) as stream:
+                intact, known = self._same(stream, part.path, now)
+                if not known:
+                    self._damaged_columns(stream, part.path)
+                file = pq.ParquetFile(stream)
+                if difference := schema_difference(part.table, file.schema_arrow):
+                    self.found.problem(CHAINS, part.path, difference)
+                    return
+                if [own.first for _, own in slices] != [0, *ends(slices)][: len(slices)] or [part.rows] != ends(slices)[-1:]:
+                    self.found.problem(CHAINS, PARTS_INDEX, f"does not name every row of {part.path} once")
+                    return
+                rows, number = _checked_rows(file), 0
+                for shard_id, own in slices:
+                    receipt = receipts.get(shard_id)
+                    mine = [one for one in receipt.files if one.table == part.table] if receipt is not None else []
+                    if receipt is None or not mine:
+                        self.found.problem(FILES, PARTS_INDEX, f"names rows of shard {shard_id} that no marker states")
+                        return
+                    before = self.binding.erasures.now(mine[0].path, mine[0].sha256, mine[0].bytes)
+                    self.found.add(EVENTS, [(mine[0].path, before.broken)] if before.broken else [])
+                    own_now = replace(now.also(before), whole=intact)
+                    head = self._slice(islice(rows, own.rows), mine[0], (part.path, number), own.header, own_now)
+                    number += own.rows
+                    if head != mine[0].chain_head or own.rows != mine[0].rows:
+                        what = (
+                            f"rows {own.first} to {number - 1}: the chain of shard {shard_id} does not end as its marker says"
+                        )
+                        self.found.problem(CHAINS, part.path, what)
+                if next(rows, None) is not None:
+                    self.found.problem(CHAINS, part.path, f"holds more than the {part.rows} rows that {PARTS_INDEX} states")
+        except ClearanceError as error:
+            self.found.problem(FILES, part.path, f"{error.what}; {PARTS_INDEX} names it")
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.found.problem(FILES, part.path, f"cannot be read as Parquet ({first_line(error)})")
+
+    def _slice(
+        self, rows: Iterable[Mapping[str, Any]], file: ShardFile, place: tuple[str, int], header: str, now: FileNow
+    ) -> str:
+        """Recompute the chain of a shard inside a part; returns the digest that it ends with."""
+        shard_header = header_of(header)
+        shard_id = str(shard_header.get("shard_id"))
+        self.found.add(CHAINS, header_problems(shard_header, shard_id, file, self.binding))
+        return self._chain(rows, file.table, place, shard_header, now)
+
+    def _same(self, stream: BufferedReader, path: str, now: FileNow) -> tuple[bool, bool]:
+        """Whether a file is the one that it has to be; and whether it is that, or was that once."""
+        self.found.counts["files"] += 1
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        intact = stream.tell() == now.bytes and sha256 == now.sha256
+        if not intact:
+            self.found.problem(FILES, path, now.other(sha256))
+        if now.broken:
+            self.found.problem(EVENTS, path, now.broken)
+        return intact, intact or sha256 in now.earlier
+
     def _file(self, receipt: ShardReceipt, file: ShardFile) -> None:
+        now = self.binding.erasures.now(file.path, file.sha256, file.bytes)
         try:
             with open_file(self.folder, file.path) as stream:
-                self.found.counts["files"] += 1
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-                now = self.binding.erasures.now(file.path, file.sha256, file.bytes)
-                intact = stream.tell() == now.bytes and sha256 == now.sha256
-                if not intact:
-                    self.found.problem(FILES, file.path, now.other(sha256))
-                if now.broken:
-                    self.found.problem(EVENTS, file.path, now.broken)
-                table = self._read(stream, file.path, intact=intact or sha256 in now.earlier)
+                intact, known = self._same(stream, file.path, now)
+                table = self._read(stream, file.path, intact=known)
         except (ClearanceError, OSError) as error:
             what = error.what if isinstance(error, ClearanceError) else f"cannot be read ({first_line(error)})"
             self.found.problem(FILES, file.path, f"{what}; shard {receipt.shard_id} committed it")
@@ -134,13 +219,7 @@ class Rows:
 
         try:
             if not intact:
-                checked = pq.ParquetFile(stream, page_checksum_verification=True)
-                for name in checked.schema_arrow.names:
-                    try:
-                        checked.read(columns=[name])
-                    except Exception:
-                        damaged = "a page of this column does not match its checksum"
-                        self.found.problem(FILES, f"{where} column {name}", damaged)
+                self._damaged_columns(stream, where)
             # Arrow's pool of threads, young when the process ends, aborted 1 exit in 14 (pyarrow 26).
             table = pq.ParquetFile(stream).read(use_threads=False)
             table.validate(full=True)
@@ -149,29 +228,48 @@ class Rows:
             self.found.problem(FILES, where, f"cannot be read as Parquet ({first_line(error)})")
             return None
 
+    def _damaged_columns(self, stream: IO[bytes], where: str) -> None:
+        import pyarrow.parquet as pq
+
+        checked = pq.ParquetFile(stream, page_checksum_verification=True)
+        for name in checked.schema_arrow.names:
+            try:
+                for group in range(checked.metadata.num_row_groups):
+                    checked.read_row_group(group, columns=[name], use_threads=False)
+            except Exception:
+                self.found.problem(FILES, f"{where} column {name}", "a page of this column does not match its checksum")
+
     def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any], now: FileNow) -> str:
         """Recompute the chain of a file; returns the digest that it ends with."""
+        try:
+            rows = (row for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist())
+            return self._chain(rows, file.table, (file.path, 0), shard_header, now)
+        except (UnicodeDecodeError, ValueError) as error:
+            self.found.problem(CHAINS, file.path, f"cannot be read ({error})")
+            return ""
+
+    def _chain(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        table: str,
+        place: tuple[str, int],
+        shard_header: Mapping[str, Any],
+        now: FileNow,
+    ) -> str:
+        """Recompute a shard's chain; ``place``: the file, and the number of the first row in it."""
         prev = chain_start(shard_header)
-        number = -1
-        for batch in table.to_batches(max_chunksize=64):
+        for number, row in enumerate(rows, place[1]):
+            where = f"{place[0]} row {number}"
+            self.found.counts[table] += 1
+            self._links(row, prev, where)
+            prev = str(row["record_sha256"])
+            self._erased = self._erased_of(row, where, now)
+            problems = row_problems(row, table, shard_header)
+            self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
             try:
-                rows = batch.to_pylist()
-            except (UnicodeDecodeError, ValueError) as error:
-                self.found.problem(CHAINS, f"{file.path} after row {number}", f"cannot be read ({error})")
-                return ""
-            for row in rows:
-                number += 1
-                where = f"{file.path} row {number}"
-                self.found.counts[file.table] += 1
-                self._links(row, prev, where)
-                prev = str(row["record_sha256"])
-                self._erased = self._erased_of(row, where, now)
-                problems = row_problems(row, file.table, shard_header)
-                self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
-                try:
-                    self._row(file.table, row, where, shard_header)
-                except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
-                    self.found.problem(CHAINS, where, f"holds a value that no row has ({first_line(error)})")
+                self._row(table, row, where, shard_header)
+            except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
+                self.found.problem(CHAINS, where, f"holds a value that no row has ({first_line(error)})")
         return prev
 
     def _row(self, table: str, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
@@ -336,3 +434,15 @@ class Rows:
             self.found.problem(CHAINS, f"{place} column pixel_sha256", f"is not that of {where}")
         elif kept is not None and row["outcome"] in ACCEPTED:
             self.found.problem(CHAINS, f"{where} column kept_sha256", f"does not go with outcome {row['outcome']}")
+
+
+def ends(slices: Iterable[tuple[str, Any]]) -> list[int]:
+    """The number of the row after each slice."""
+    return [own.first + own.rows for _, own in slices]
+
+
+def _checked_rows(file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+    """The rows of a part, each batch checked for what a forged file may hold."""
+    for batch in file.iter_batches(batch_size=64, use_threads=False):
+        batch.validate(full=True)
+        yield from batch.to_pylist()

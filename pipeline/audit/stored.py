@@ -16,8 +16,8 @@ import numpy as np
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
 from index.storage import open_file
+from pipeline.audit.layout import data_files
 from pipeline.audit.requests import VERIFY, Row
-from pipeline.audit.shards import markers, receipt_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,13 +68,7 @@ def embeddings(folder: Path, dim: int, *, damaged: list[ClearanceError] | None =
 
 def sample_files(folder: Path, *, damaged: list[ClearanceError] | None = None) -> Iterator[str]:
     """Paths of the samples' files of every committed shard, in order; raises as :func:`embeddings`."""
-    for shard_id in markers(folder):
-        try:
-            yield next(file.path for file in receipt_of(folder, shard_id).files if file.table == "samples")
-        except ClearanceError as error:
-            if damaged is None:
-                raise
-            damaged.append(error)
+    yield from data_files(folder, "samples", damaged=damaged)
 
 
 def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:

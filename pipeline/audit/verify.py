@@ -15,6 +15,7 @@ from typing import Any
 from index.errors import InputError
 from index.storage import digest_of, entry_of
 from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
+from pipeline.audit.compacted import PARTS, index_problems
 from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.event_lines import EVENT_LINES
@@ -24,7 +25,7 @@ from pipeline.audit.shards import COMMITS, EVERY_TABLE
 from pipeline.audit.stage import FILES, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
-from pipeline.audit.stage_rows import Rows, read_receipts
+from pipeline.audit.stage_rows import Rows, read_index, read_receipts
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
 from pipeline.audit.state import fold
 from pipeline.audit.timestamp import STAMP_FILE
@@ -89,15 +90,19 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
         raise InputError("there is no such run folder", where=str(folder), fix="Name the folder that holds run.json")
     found = Findings()
     statement = read_statement(folder, found)
-    receipts = read_receipts(folder, found)
+    index = read_index(folder, found)
+    receipts = read_receipts(folder, found, index)
     events = scan_run_events(folder, found, first_version=is_first_version(folder, receipts))
     binding = _binding(folder, statement).known(events)
     rows = Rows(folder, binding, salt, found)
-    rows.check(receipts)
-    committed = {file.path for receipt in receipts.values() for file in receipt.files}
-    found.add(FILES, strangers(folder, committed))
+    rows.check(receipts, index)
+    small = {file.path for receipt in receipts.values() for file in receipt.files}
+    committed = small | ({part.path for part in index.parts} if index is not None else set())
+    found.add(FILES, strangers(folder, small, index))
+    found.add(FILES, index_problems(index, binding.index_sha256 or "") if index is not None else ())
     check_statement(statement, receipts, rows, events)
     covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *EVERY_TABLE}
+    covered |= {PARTS} if index is not None else set()
     plan_files = check_plan_files(folder, statement, binding.erasures, found) if statement is not None else set()
     covered |= plan_files
     check_erasures(binding.erasures, committed | plan_files, found)
@@ -126,4 +131,4 @@ def _binding(folder: Path, statement: Mapping[str, Any] | None) -> RunBinding:
     stated = predicate if isinstance(predicate, dict) else {}
     plan = entry_of(folder, PLAN_FILE)
     digest = digest_of(folder, PLAN_FILE) if plan is not None and plan.kind == "file" else ""
-    return RunBinding({name: stated[name] for name in BOUND if name in stated}, digest)
+    return RunBinding(header={name: stated[name] for name in BOUND if name in stated}, plan_file_sha256=digest)

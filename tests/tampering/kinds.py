@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.shards import committed, write_parquet
 from pipeline.audit.timestamp import STAMP_FILE
-from tests.tampering import forge
+from tests.tampering import forge, in_parts
 from tests.tampering.runs import REPORTS, Runs
 
 Found = Literal["problem", "not covered"]
@@ -35,7 +35,7 @@ class Kind:
     Attributes:
         apply: does it. expected: how it must come out.
         stopped: it is done to a stopped run, and found when that is continued, or afterwards.
-        erased: it is done to a run from which payloads were erased.
+        erased: it is done to a run from which payloads were erased. compacted: to one whose small files became large parts.
         by_pixels: only decoding the picture finds it, which the small verifier names as not done.
         by_key: only the key, which lies outside the folder, finds it.
     """
@@ -44,12 +44,19 @@ class Kind:
     expected: Found = "problem"
     stopped: bool = False
     erased: bool = False
+    compacted: bool = False
     by_pixels: bool = False
     by_key: bool = False
 
     @property
     def name(self) -> str:
         return self.apply.__name__.replace("_", " ")
+
+    def victim(self, runs: Runs) -> Path:
+        """The run that it is done to a copy of."""
+        if self.compacted:
+            return runs.compacted
+        return runs.stopped if self.stopped else runs.erased if self.erased else runs.whole
 
 
 # --- bytes of files --------------------------------------------------------------------------------------------------------
@@ -593,6 +600,11 @@ KINDS: tuple[Kind, ...] = (
         an_erased_payload_put_back, a_further_payload_emptied_beside_an_erasure, an_erasure_without_its_event,
     )),
     Kind(apply=a_row_changed_under_cover_of_an_erasure),
+    *(Kind(apply=apply, compacted=True) for apply in (
+        in_parts.a_bit_of_a_part_or_of_their_index, in_parts.a_part_cut_removed_or_exchanged,
+        in_parts.rows_of_a_part_edited_and_all_named_again, in_parts.an_index_edited_and_named_again,
+        in_parts.the_index_of_another_run, a_statement_changed_with_its_digest, event_parts_removed,
+    )),
     Kind(apply=a_picture_exchanged_with_its_digest, by_pixels=True),
     Kind(apply=a_signature_by_another_key, by_key=True),
     Kind(apply=everything_forged_anew, by_key=True),

@@ -10,6 +10,7 @@ from typing import Any
 
 from index.errors import ClearanceError, RunStopped
 from jobs.by import By
+from jobs.compact import compact_run
 from jobs.proof import sign
 from jobs.retention import erase_keys
 from jobs.run.local_runner import run_local
@@ -36,6 +37,7 @@ class Runs:
         other: the same plan run again, signed and stamped by the same people: the best forgery there is.
         stopped: stopped after its first shard. finished: the same plan, run whole by others.
         foreign: another plan.
+        compacted: ``whole`` with its small files in large parts.
         unerased, erased: one run, before and after the payloads of two of its samples were erased.
         keys: of the deployment. authority: that stamped. trust: what a careful verifier names.
     """
@@ -47,6 +49,7 @@ class Runs:
     stopped: Path
     finished: Path
     foreign: Path
+    compacted: Path
     unerased: Path
     erased: Path
     keys: Keys
@@ -89,6 +92,8 @@ def make_runs(base: Path) -> Runs:
     erased = copy_of(unerased, base / "erased")
     chosen = [str(row["request_key"]) for row in sample_rows(erased) if row["outcome"] in ("accepted", "rejected")][:2]
     erase_keys(erased, chosen, (), By(role="privacy", reason="asked for"))
+    compacted = copy_of(folders["whole"], base / "compacted")
+    compact_run(compacted, By(role="operator", reason="fewer files"), part_bytes=60_000)
     assert keys.folder is not None
     trust = trust_in(Keys(), keys.folder / "statement.pub", authority.root)
     return Runs(
@@ -97,6 +102,7 @@ def make_runs(base: Path) -> Runs:
         stopped=base / "stopped",
         finished=base / "finished",
         foreign=foreign,
+        compacted=compacted,
         unerased=unerased,
         erased=erased,
         keys=keys,

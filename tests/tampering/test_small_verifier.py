@@ -143,7 +143,7 @@ def test_both_verifiers_agree_on_200_tamperings(runs: Runs, tmp_path: Path) -> N
     stages = 0
     for number in range(200):
         kind = kinds[number % len(kinds)]
-        folder = copy_of(runs.erased if kind.erased else runs.whole, tmp_path / "run")
+        folder = copy_of(kind.victim(runs), tmp_path / "run")
         kind.apply(folder, random.Random(10_000 + number), runs)
         large, small = verify(folder), Run(str(folder)).verify()
         if large.ok == bool(small.problems):

@@ -40,7 +40,7 @@ def names(places: tuple[str, ...], problems: tuple[Problem, ...]) -> bool:
 
 def judge(kind: Kind, seed: int, runs: Runs, place: Path) -> str:
     """Do it and look; returns what is wrong with the answer, nothing when it is right."""
-    folder = copy_of(runs.stopped if kind.stopped else runs.erased if kind.erased else runs.whole, place)
+    folder = copy_of(kind.victim(runs), place)
     places = kind.apply(folder, random.Random(seed), runs)
     if kind.stopped:
         return continued(folder, places, runs)
@@ -85,7 +85,7 @@ def continued(folder: Path, places: tuple[str, ...], runs: Runs) -> str:
 
 def test_the_untouched_runs_verify_by_both(runs: Runs, tmp_path: Path) -> None:
     """Otherwise everything that is found below would show nothing."""
-    for folder in (runs.whole, runs.other, runs.foreign, runs.unerased, runs.erased):
+    for folder in (runs.whole, runs.other, runs.foreign, runs.unerased, runs.erased, runs.compacted):
         trust: Trust = runs.trust if folder != runs.foreign else NOBODY
         found: Verification = verify_run(folder, trust=trust)
         assert found.ok and {s.state for s in found.stages} <= {"pass", "skip"}, found.problems

@@ -11,7 +11,8 @@ no Ed25519 and no X.509. For those two stages it compares what needs no key, and
 
 Digests are SHA-256. Canonical JSON is ``json.dumps(sort_keys, separators=(",", ":"))`` in ASCII, times as ISO 8601 with
 microseconds in UTC. ``record_sha256`` of a row is over the canonical JSON of [its columns without payloads and links, the
-digest of the row before]; the first row follows the shard's header. Shards are leaves of an RFC 6962 tree.
+digest of the row before]; the first row follows the shard's header. Shards are leaves of an RFC 6962 tree. In a compacted run
+the rows of many shards are in one part; ``parts/index.parquet`` keeps each shard's marker, header, and the place of its rows.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from io import BufferedReader
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -54,6 +56,7 @@ SAMPLE_CONTENT = ("row_no", "request_key", "base_seed", "outcome", "reason", "ac
 ATTEMPT_CONTENT = ("attempt", "seed", "resumed_from_step", "pixel_sha256", "decision", "reason", "skipped_guards")
 VERDICT, CHANGED = ("guard", "category", "triggered", "confirmed"), ("kind", "strength", "ref_ids", "tokens", "adapters")
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
+INDEX = "parts/index.parquet"  # of a run whose small files became large parts
 LEFT = {"report.html": "a report", "report.json": "a report", ".lease": "the run's lock"}
 
 
@@ -131,6 +134,7 @@ class Run:
         self.kept: dict[str, tuple[str, Any, Any]] = {}
         self.outcomes: dict[str, int] = {}
         self.content: list[tuple[int, str]] = []
+        self.index: Row | None = None
         self.signed: tuple[bytes, list[Row]] | None = None
 
     def wrong(self, stage: str, where: str, what: str) -> None:
@@ -181,6 +185,7 @@ class Run:
 
     def steps(self) -> Run:
         statement = self.read_statement()
+        self.index = self.read_index()
         receipts = self.read_receipts()
         events = self.read_events()
         self.known = {event["record_sha256"] for event in events}
@@ -191,13 +196,17 @@ class Run:
         except Wrong:
             self.plan = ""
         erased = Erasures(events)
-        for shard_id, receipt in receipts.items():
-            for file in receipt["files"]:
-                self.check_file(shard_id, file, erased)
+        if self.index is None:
+            for shard_id, receipt in receipts.items():
+                for file in receipt["files"]:
+                    self.check_file(shard_id, file, erased)
+        else:
+            self.check_parts(receipts, erased, last(events, "run.compacted"))
         self.check_whole(receipts)
         self.check_folders(receipts)
         files = self.check_statement(statement, receipts, events)
-        for path in erased.paths - files - {file["path"] for receipt in receipts.values() for file in receipt["files"]}:
+        parts = {part["path"] for part in self.index["parts"]} if self.index is not None else set()
+        for path in erased.paths - files - parts - {file["path"] for one in receipts.values() for file in one["files"]}:
             self.wrong("events", path, "an event erased payloads from it, and it is no file of the run")
         self.check_events(statement, events)
         self.check_signature(events)
@@ -239,8 +248,37 @@ class Run:
             self.wrong("statement", "run.json", f"is another kind of statement: {kind[1]}")
         return statement
 
+    def read_index(self) -> Row | None:
+        """Where the rows of a compacted run are; None when it is not compacted."""
+        if not self.there(INDEX):
+            return None
+        try:
+            self.count("files")
+            data = self.read(INDEX)
+            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+            table.validate(full=True)
+            parts = json.loads(table.schema.metadata[b"clearance_parts"])
+            for part in parts:
+                if not re.fullmatch(rf"parts/{part['table']}-\d{{5,}}-[0-9a-f]{{8}}\.parquet", part["path"]):
+                    raise Wrong(f"names {part['path']}, which is no part")
+            shards = {row["shard_id"]: row for row in table.to_pylist()}
+            if len(shards) != table.num_rows or len({part["path"] for part in parts}) != len(parts):
+                raise Wrong("names a shard or a part twice")
+            return {"parts": parts, "shards": shards, "sha256": sha256(data)}
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.wrong("files", INDEX, f"cannot be read as the index of parts ({str(error)[:120]})")
+            return None
+
     def read_receipts(self) -> dict[str, Any]:
         receipts: dict[str, Any] = {}
+        for shard_id, row in self.index["shards"].items() if self.index is not None else ():
+            try:
+                receipts[shard_id] = self.receipt(shard_id, row["marker"])
+                self.count("shards")
+            except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self.wrong("files", INDEX, f"holds another marker of shard {shard_id} than was written ({error})")
+        if self.index is not None:
+            return receipts
         try:
             names = [name[:-5] for name in self.names("commits") if name.endswith(".json") and not name.startswith(".")]
         except Wrong as error:
@@ -249,14 +287,13 @@ class Run:
         for shard_id in names:
             self.count("files")
             try:
-                receipts[shard_id] = self.receipt(shard_id)
+                receipts[shard_id] = self.receipt(shard_id, self.read(f"commits/{shard_id}.json"))
                 self.count("shards")
             except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 self.wrong("files", f"commits/{shard_id}.json", f"is not the commit marker that was written ({error})")
         return receipts
 
-    def receipt(self, shard_id: str) -> Row:
-        data = self.read(f"commits/{shard_id}.json")
+    def receipt(self, shard_id: str, data: bytes) -> Row:
         marker = json.loads(data)
         digest = marker.pop("digest")
         kinds = {"table": str, "path": str, "sha256": str, "bytes": int, "rows": int, "chain_head": str}
@@ -362,6 +399,8 @@ class Run:
     def old(self) -> bool:
         """Runs of the schema's first version had no file beside their events."""
         versions = set()
+        if self.index is not None:
+            return {json.loads(row["samples_header"]).get("schema_version") for row in self.index["shards"].values()} == {1}
         for table in ("samples", "attempts"):
             for name in self.names(table):
                 try:
@@ -378,26 +417,70 @@ class Run:
     def check_file(self, shard_id: str, file: dict[str, Any], erased: Erasures) -> None:
         where = file["path"]
         now = erased.now(where, file["sha256"], file["bytes"])
-        if now.broken:
-            self.wrong("events", where, now.broken)
         try:
             with self.open(where) as stream:
-                self.count("files")
-                size = os.fstat(stream.fileno()).st_size
-                self.count("bytes", size)
-                # Mapped, so that neither the digest nor the reader of Parquet copies the pictures.
-                data = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) if size else b""
-                if sha256(data) != now.sha256 or size != now.bytes:
-                    self.wrong("files", where, "the file was changed: its digest is not that of marker and erasures")
-                self.check_rows(shard_id, file, pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))), now)
+                self.check_rows(shard_id, file, pq.ParquetFile(pa.BufferReader(self.mapped(stream, where, now))), now)
         except Wrong as error:
             self.wrong("files", where, f"{error}; shard {shard_id} committed it")
         except Exception as error:  # the reader of damaged bytes may raise anything
             self.wrong("files", where, f"cannot be read ({str(error)[:120]})")
 
+    def check_parts(self, receipts: dict[str, Any], erased: Erasures, event: Row | None) -> None:
+        """The parts of a compacted run: every shard's chain in them, from the header that the index keeps."""
+        assert self.index is not None
+        if event is None or event["digests"].get("index_sha256") != self.index["sha256"]:
+            self.wrong("files", INDEX, "is not the index that the last event of a compaction names")
+        checked: set[tuple[str, str]] = set()
+        for number, part in enumerate(self.index["parts"]):
+            where, table, now = part["path"], part["table"], erased.now(part["path"], part["sha256"], part["bytes"])
+            shards = [(row[f"{table}_first"], name, row) for name, row in self.index["shards"].items()]
+            shards = sorted((one for one in shards if one[2][f"{table}_part"] == number), key=lambda one: one[0])
+            try:
+                with self.open(where) as stream:
+                    rows = self.rows_of(table, pq.ParquetFile(pa.BufferReader(self.mapped(stream, where, now))))
+                    at = 0
+                    for first, name, row in shards:
+                        file = next(file for file in receipts[name]["files"] if file["table"] == table)
+                        before = erased.now(file["path"], file["sha256"], file["bytes"])
+                        columns = {*now.erased, *before.erased}
+                        cells = {c: now.erased.get(c, set()) | before.erased.get(c, set()) for c in columns}
+                        if first != at or before.broken:
+                            self.wrong("chains", where, before.broken or f"shard {name} does not begin at row {at}")
+                        header = json.loads(row[f"{table}_header"])
+                        self.check_header(name, table, where, header)
+                        mine = islice(rows, row[f"{table}_rows"])
+                        self.check_chain(mine, {**file, "path": where, "first": at}, header, now._replace(erased=cells))
+                        at += row[f"{table}_rows"]
+                        checked.add((name, table))
+                    if at != part["rows"] or next(rows, None) is not None:
+                        self.wrong("chains", where, f"holds other rows than the {part['rows']} that the index states")
+            except Wrong as error:
+                self.wrong("files", where, f"{error}; {INDEX} names it")
+            except Exception as error:  # the reader of damaged bytes may raise anything
+                self.wrong("files", where, f"cannot be read ({str(error)[:120]})")
+        for name, receipt in receipts.items():
+            for file in receipt["files"]:
+                if (name, file["table"]) not in checked:
+                    self.wrong("files", INDEX, f"leads to no rows of {file['path']}")
+
+    def mapped(self, stream: BufferedReader, where: str, now: Now) -> Any:
+        """A file's bytes, mapped, so that neither the digest nor the reader of Parquet copies the pictures."""
+        self.count("files")
+        size = os.fstat(stream.fileno()).st_size
+        self.count("bytes", size)
+        data = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) if size else b""
+        if now.broken:
+            self.wrong("events", where, now.broken)
+        if sha256(data) != now.sha256 or size != now.bytes:
+            self.wrong("files", where, "the file was changed: its digest is not the one that is stated, erasures followed")
+        return pa.py_buffer(data)
+
     def check_rows(self, shard_id: str, file: dict[str, Any], parquet: pq.ParquetFile, now: Now) -> None:
-        where, table, schema = file["path"], file["table"], parquet.schema_arrow
-        header = json.loads(schema.metadata[b"clearance"])
+        header = json.loads(parquet.schema_arrow.metadata[b"clearance"])
+        self.check_header(shard_id, file["table"], file["path"], header)
+        self.check_chain(self.rows_of(file["table"], parquet), file, header, now)
+
+    def check_header(self, shard_id: str, table: str, where: str, header: Row) -> None:
         wanted = {**{name: self.stated[name] for name in BOUND if name in self.stated}, "shard_id": shard_id, "table": table}
         for name, value in wanted.items():
             if header.get(name) != value:
@@ -408,36 +491,45 @@ class Run:
             self.wrong("chains", "plan.json", f"is not the plan that shard {shard_id} was written under")
         if header.get("events_head", "") and header["events_head"] not in self.known:
             self.wrong("chains", "events", f"lack the event that shard {shard_id} was written under")
-        if len(set(schema.names)) < len(schema.names):
+
+    def rows_of(self, table: str, parquet: pq.ParquetFile) -> Iterator[tuple[Row, Row]]:
+        """The rows of a file: what is committed of each, and its payloads."""
+        names = parquet.schema_arrow.names
+        if len(set(names)) < len(names):
             raise Wrong("has a column twice")
-        prev, number = sha256(canonical(header)), -1
-        committed = [name for name in schema.names if name not in PAYLOADS]
+        committed = [name for name in names if name not in PAYLOADS]
         for batch in parquet.iter_batches(batch_size=64, use_threads=False):
             batch.validate(full=True)
-            payloads = {name: self.payload(batch, name) for name in TABLES[table] if name in schema.names}
+            payloads = {name: self.payload(batch, name) for name in TABLES[table] if name in names}
             for n, row in enumerate(batch.select(committed).to_pylist()):
-                number += 1
-                place = f"{where} row {number}"
-                self.count(table)
-                body = {name: value for name, value in row.items() if name not in LINKS}
-                if row["prev_sha256"] != prev:
-                    self.wrong("chains", place, "the chain is broken: a row before was changed or removed")
-                if sha256(canonical([body, str(row["prev_sha256"])])) != row["record_sha256"]:
-                    self.wrong("chains", place, "a committed column of this row was changed")
-                prev = str(row["record_sha256"])
-                for column in REPEATED[table]:
-                    stated = header.get("writer" if column == "worker_id" else column, row[column])
-                    if row[column] != stated:
-                        self.wrong("chains", f"{place} column {column}", "is not what the file's header states")
-                mine = {name: values[n] for name, values in payloads.items()}
-                gone = {name for name in mine if row["sample_id"] in now.erased.get(name, ())}
-                self.count("erased", len(gone))
-                for name in gone:
-                    if mine[name] is not None:
-                        self.wrong("pictures", f"{place} column {name}", "an event names it as erased, and it is here")
-                getattr(self, f"row_of_{table}")(row, mine, gone, place, header)
-        if number + 1 != file["rows"]:
-            self.wrong("chains", where, f"holds {number + 1} rows; its commit marker states {file['rows']}")
+                yield row, {name: values[n] for name, values in payloads.items()}
+
+    def check_chain(self, rows: Iterable[tuple[Row, Row]], file: Row, header: Row, now: Now) -> None:
+        """A shard's chain in one table; ``first`` of the file is the number of the shard's first row in it."""
+        where, table, first = file["path"], file["table"], file.get("first", 0)
+        prev, number = sha256(canonical(header)), first - 1
+        for row, mine in rows:
+            number += 1
+            place = f"{where} row {number}"
+            self.count(table)
+            body = {name: value for name, value in row.items() if name not in LINKS}
+            if row["prev_sha256"] != prev:
+                self.wrong("chains", place, "the chain is broken: a row before was changed or removed")
+            if sha256(canonical([body, str(row["prev_sha256"])])) != row["record_sha256"]:
+                self.wrong("chains", place, "a committed column of this row was changed")
+            prev = str(row["record_sha256"])
+            for column in REPEATED[table]:
+                stated = header.get("writer" if column == "worker_id" else column, row[column])
+                if row[column] != stated:
+                    self.wrong("chains", f"{place} column {column}", "is not what the shard's header states")
+            gone = {name for name in mine if row["sample_id"] in now.erased.get(name, ())}
+            self.count("erased", len(gone))
+            for name in gone:
+                if mine[name] is not None:
+                    self.wrong("pictures", f"{place} column {name}", "an event names it as erased, and it is here")
+            getattr(self, f"row_of_{table}")(row, mine, gone, place, header)
+        if number + 1 - first != file["rows"]:
+            self.wrong("chains", where, f"holds {number + 1 - first} rows; the commit marker states {file['rows']}")
         if prev != file["chain_head"]:
             self.wrong("chains", where, "the chain does not end where the commit marker states")
 
@@ -546,12 +638,15 @@ class Run:
     # --- the whole -----------------------------------------------------------------------------------------------------------
 
     def check_folders(self, receipts: dict[str, Any]) -> None:
-        known = {file["path"] for receipt in receipts.values() for file in receipt["files"]}
-        for folder in (*TABLES, "commits"):
+        known, parts = {file["path"] for receipt in receipts.values() for file in receipt["files"]}, self.index is not None
+        if self.index is not None:  # nothing else is left of the small files
+            known = {INDEX, *(part["path"] for part in self.index["parts"])}
+        for folder in (*TABLES, "commits", *(["parts"] if parts else [])):
             try:
                 for name in self.names(folder):
                     where = f"{folder}/{name}"
-                    fine = where in known if folder != "commits" else name.endswith(".json") and not name.startswith(".")
+                    marker = folder == "commits" and not parts and name.endswith(".json") and not name.startswith(".")
+                    fine = marker or where in known
                     if not fine:
                         self.wrong("files", where, "belongs to no committed shard")
             except Wrong as error:
@@ -686,6 +781,7 @@ class Run:
             "commits",
             *TABLES,
             *files,
+            *(["parts"] if self.index is not None else []),
         }
         for name in self.names(""):
             path = os.path.join(self.folder, name)

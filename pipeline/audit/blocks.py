@@ -1,0 +1,84 @@
+"""Write and read data files block by block: a file of any size passes through the memory of some 64 rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.audit.shards import ROW_GROUP_ROWS, parquet_options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Hashed:
+    """A stream that is written from front to back, with the digest and the size of what was written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._hash, self.size, self.closed = stream, hashlib.sha256(), 0, False
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self.closed = True  # the stream below is its owner's to close
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def write_blocks(stream: IO[bytes] | Hashed, blocks: Iterator[pa.Table]) -> int:
+    """Write one block or more into one file, stored as shards are, in row groups of 64; returns the number of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = next(blocks)
+    rows = int(first.num_rows)
+    with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), first.schema, **parquet_options(first.schema)) as writer:
+        writer.write_table(first, row_group_size=ROW_GROUP_ROWS)
+        for block in blocks:
+            writer.write_table(block, row_group_size=ROW_GROUP_ROWS)
+            rows += block.num_rows
+    return rows
+
+
+def read_blocks(stream: IO[bytes]) -> Iterator[pa.Table]:
+    """The rows of a file, at most 64 at a time, page checksums compared; one table without rows where it has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stream.seek(0)
+    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    some = False
+    for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, use_threads=False):
+        some = True
+        yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+    if not some:
+        yield file.schema_arrow.empty_table()
+
+
+def alike(one: pa.Table, other: pa.Table) -> bool:
+    """Whether two tables have the same schema and rows; where both hold not-a-number, that counts as the same."""
+    if not one.schema.equals(other.schema, check_metadata=True):
+        return False
+    # Not-a-number equals nothing, itself included; then what is printed of the rows is compared.
+    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
