@@ -22,6 +22,7 @@ from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.index_doctor import app as index_doctor_app
 from jobs.cli.keys import app as keys_app
+from jobs.cli.policy import app as policy_app
 from jobs.cli.reaudit import app as reaudit_app
 from jobs.cli.receipt import receipt
 from jobs.cli.report import print_report, report
@@ -109,6 +110,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")
 app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
+app.add_typer(policy_app, name="policy")
 app.add_typer(hold_app, name="hold")
 app.add_typer(retention_app, name="retention")
 app.command("compact", epilog="Example: clearance compact runs/monday")(compact)
