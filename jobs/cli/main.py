@@ -21,6 +21,7 @@ from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.index_doctor import app as index_doctor_app
+from jobs.cli.init import init
 from jobs.cli.keys import app as keys_app
 from jobs.cli.policy import app as policy_app
 from jobs.cli.reaudit import app as reaudit_app
@@ -112,6 +113,7 @@ app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(policy_app, name="policy")
 app.add_typer(hold_app, name="hold")
+app.command("init", epilog="Example: clearance init my-run --model models/sd15 --index my-index")(init)
 app.add_typer(retention_app, name="retention")
 app.command("compact", epilog="Example: clearance compact runs/monday")(compact)
 app.command("export", epilog="Example: clearance export runs/monday --to exported --format webdataset")(export)

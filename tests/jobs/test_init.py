@@ -1,0 +1,91 @@
+"""`clearance init`: files that a run can begin with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from index.errors import InputError
+from jobs.cli import main as cli
+from jobs.cli.arguments import read_run_file
+from jobs.init import Options, init
+from jobs.policies import named, slips
+from jobs.run.plan import read_policy, requests_of
+from pipeline.policy import policy_digest
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+def test_the_files_of_the_embedded_world_are_read_as_they_are(tmp_path: Path) -> None:
+    written = init(tmp_path / "my run!", Options())
+    assert [path.name for path in written] == ["run.toml", "policy.toml", "prompts.csv"]
+    config, base = read_run_file(written[0])
+    assert (config.model.path, config.index, config.dataset_id, config.model.dtype) == ("stickers", "", "my-run", "float32")
+    requests = requests_of(config, base)
+    assert len(requests) == 6 and not any(request.problem for request in requests)
+    assert json.loads(requests[0].columns) == {"topic": "example"}
+
+
+def test_the_policy_has_the_rules_that_ship_under_another_name(tmp_path: Path) -> None:
+    init(tmp_path, Options())
+    policy = named("policy.toml", tmp_path).policy
+    assert policy is not None and policy.name == "my-policy"
+    from dataclasses import replace
+
+    assert policy_digest(replace(policy, name="default")) == policy_digest(read_policy("default", tmp_path))
+    assert [one for one in slips(policy) if "not available" not in one] == ["nobody is named who answers for it: about.owner"]
+
+
+def test_own_model_index_and_prompts_are_named_from_the_folder(
+    tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "works-index").mkdir()
+    (tmp_path / 'odd "name".csv').write_text("prompt\ncat\n")
+    written = init(
+        Path("deep/run"), Options(model=str(tiny_sd), index="works-index", prompts=['odd "name".csv', "in/*.parquet"])
+    )
+    assert [path.name for path in written] == ["run.toml", "policy.toml"]
+    config, base = read_run_file(written[0])
+    assert Path(config.model.path).resolve() == tiny_sd.resolve()
+    assert (base / config.index).resolve() == tmp_path / "works-index"
+    assert config.prompts == ('../../odd "name".csv', "../../in/*.parquet")
+
+
+def test_a_hub_id_stays_one_and_nothing_is_fetched_unasked(tmp_path: Path) -> None:
+    config, _ = read_run_file(init(tmp_path, Options(model="owner/name"))[0])
+    assert (config.model.path, config.model.allow_download) == ("owner/name", False)
+
+
+@pytest.mark.parametrize("name", ["run.toml", "policy.toml", "prompts.csv"])
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        init(tmp_path, Options())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    init(tmp_path, Options())
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [Options(index="nowhere"), Options(prompts=["nowhere.csv"])])
+def test_what_is_named_must_be_there(tmp_path: Path, options: Options) -> None:
+    with pytest.raises(InputError, match="there is no such"):
+        init(tmp_path / "x", options)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_its_run_passes_the_dry_run(tmp_path: Path) -> None:
+    done = call("init", tmp_path / "first", "--json")
+    (run_file, *_) = json.loads(done.stdout)["written"]
+    shown = json.loads(call("run", run_file, "--dry-run", "--json").stdout)
+    assert (shown["ok"], shown["to_draw"], shown["problems"]) == (True, 6, [])
