@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "infra" / "docs" / "reference.md"
 ARCHITECTURE = ROOT / "infra" / "docs" / "architecture.md"
 OPERATIONS = ROOT / "infra" / "docs" / "operations.md"
+CAPACITY = ROOT / "infra" / "docs" / "capacity.md"
 LABORATORY = ROOT / "jobs" / "lab" / "README.md"
 EXAMPLES = sorted((ROOT / "infra" / "examples").glob("*.toml"))
 AUDIT = ROOT / "pipeline" / "audit"
@@ -183,6 +184,28 @@ def metric_lines() -> Iterator[str]:
         yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |"
 
 
+def capacity_inputs() -> Iterator[str]:
+    from jobs.capacity.inputs import DEFAULTS, DEVICES
+
+    yield from ("| input | value | source |", "|---|---|---|")
+    yield from (f"| `rate`, {name} | {known.value:g} | {known.source} |" for name, known in DEVICES.items())
+    yield from (f"| `{name}` | {known.value:g} | {known.source} |" for name, known in DEFAULTS.items())
+
+
+def capacity_steps() -> Iterator[str]:
+    """The same night at three sizes, as the command prints it."""
+    from jobs.capacity.arithmetic import Order, capacity
+    from jobs.capacity.inputs import DEFAULTS, DEVICES
+
+    inputs = {"rate": DEVICES["h200"], **DEFAULTS}
+    sizes = ((1_000_000, 200_000), (100_000_000, 10_000_000), (1_000_000_000, 1_000_000_000))
+    nights = [capacity(Order(pictures=n, hours=8, references=m), inputs).steps for n, m in sizes]
+    heads = " | ".join(f"{n:,} pictures, {m:,} references" for n, m in sizes)
+    yield from (f"| | {heads} | made of |", "|---|---|---|---|---|")
+    for each in zip(*nights, strict=True):
+        yield f"| {each[0].name} | {' | '.join(step.value for step in each)} | {each[-1].how} |"
+
+
 def log_lines() -> Iterator[str]:
     from jobs.log import FIELDS
 
@@ -224,6 +247,8 @@ GENERATED = {
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
     "metrics": (OPERATIONS, metric_lines),
+    "capacity inputs": (CAPACITY, capacity_inputs),
+    "capacity steps": (CAPACITY, capacity_steps),
     "log fields": (OPERATIONS, log_lines),
     "floors": (ARCHITECTURE, floor_lines),
     "modules": (ARCHITECTURE, lambda: module_lines(PACKAGES, aside="jobs/lab")),

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
+from jobs.cli.capacity import capacity
 from jobs.cli.compact import compact
 from jobs.cli.detect import detect
 from jobs.cli.erase import app as erase_app
@@ -280,6 +281,7 @@ def run(
 
 
 app.command(epilog="Example: clearance status runs/monday --watch")(status)
+app.command(epilog="Example: clearance capacity --pictures 1000000 --hours 8 --device h100")(capacity)
 app.command(epilog="Example: clearance verify runs/monday --key statement.pub")(verify)
 app.command(epilog="Example: clearance sign runs/monday --keys ~/clearance-keys")(sign)
 app.command(epilog="Example: clearance stamp runs/monday --tsa https://tsa.example.org")(stamp)

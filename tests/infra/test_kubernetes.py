@@ -291,9 +291,12 @@ def test_the_entrypoint_of_the_manifest_runs_by_ray_job_submit(tmp_path: Path) -
     assert built.returncode == 0, built.stderr
     port, dashboard = free_port(), free_port()
     head = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    others = [
+        f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "dashboard-agent-grpc", "ray-client-server")
+    ]
     # Ended by its process alone: `ray stop` would end every Ray of this machine.
     started = subprocess.Popen(
-        [*head, "--num-cpus=2", "--object-store-memory=150000000"],
+        [*head, *others, "--num-cpus=2", "--object-store-memory=150000000"],
         env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -301,7 +304,11 @@ def test_the_entrypoint_of_the_manifest_runs_by_ray_job_submit(tmp_path: Path) -
         while command("ray", "job", "list", f"--address=http://127.0.0.1:{dashboard}").returncode:
             assert started.poll() is None and time.monotonic() < deadline
         entrypoint = shlex.split(here(RAYJOBS[0]["spec"]["entrypoint"]))
-        done = command("ray", "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--", *entrypoint)
+        for _ in range(20):
+            done = command("ray", "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--", *entrypoint)
+            if "No available agent" not in done.stderr:  # the dashboard answers before the node's agent does
+                break
+            time.sleep(3)
         assert done.returncode == 0, done.stdout + done.stderr
         status = command("clearance", "status", str(work / "runs/2026-01-01"), "--json")
         assert json.loads(status.stdout)["now"]["state"] == "sealed"

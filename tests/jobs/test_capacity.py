@@ -1,0 +1,153 @@
+"""The simulation against what can be worked out by hand, and the arithmetic on top of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from index.errors import InputError
+from jobs.capacity.arithmetic import Order, capacity
+from jobs.capacity.inputs import DEFAULTS, DEVICES, of_run
+from jobs.capacity.simulate import Machine, Outcome, Work, simulate
+from jobs.cli import main as cli
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
+
+MACHINE = Machine(
+    rate=2.0, steps=20, rows=16, reference_rows=0, guard_seconds=0.1, guard_processors=2, commit_seconds=0, deaths=0,
+    restart_seconds=60,
+)  # fmt: skip
+WORK = Work(
+    requests=2000, shard_size=16, flagged=0, again=0, tries=4, caught=0, probe_at=0.25, back=3, from_step=8
+)  # fmt: skip
+
+
+def outcome(workers: int = 2, *, machine: dict[str, Any] | None = None, work: dict[str, Any] | None = None) -> Outcome:
+    return simulate(replace(MACHINE, **(machine or {})), replace(WORK, **(work or {})), workers=workers)
+
+
+def test_without_flags_a_worker_yields_its_plain_speed() -> None:
+    found = outcome()
+    assert found.evaluations == 1 and found.busy == pytest.approx(1, abs=0.005) and found.yield_ == pytest.approx(1, abs=0.01)
+
+
+def test_flags_without_a_probe_cost_the_steps_that_are_drawn_again() -> None:
+    found = outcome(work={"flagged": 0.2, "again": 0.0, "requests": 6000})
+    assert found.evaluations == pytest.approx(1 + 0.2 * 12 / 20, rel=0.01)
+    assert found.yield_ == pytest.approx(1 / found.evaluations, rel=0.02)
+
+
+def test_a_probe_makes_a_flag_cost_the_steps_back_alone() -> None:
+    found = outcome(work={"flagged": 0.2, "again": 0.0, "caught": 1.0, "requests": 6000})
+    assert found.evaluations == pytest.approx(1 + 0.2 * 3 / 20, rel=0.01)
+
+
+def test_a_reference_row_costs_half_an_evaluation_a_step() -> None:
+    found = outcome(machine={"reference_rows": 1}, work={"flagged": 0.2, "again": 0.0, "requests": 6000})
+    assert found.evaluations == pytest.approx(1 + 0.2 * 12 / 20 * 1.5, rel=0.01)
+
+
+def test_what_is_flagged_in_every_try_is_held_back() -> None:
+    found = outcome(work={"flagged": 1.0, "again": 1.0, "tries": 2, "requests": 320})
+    assert found.accepted == 0 and found.requests > 300
+
+
+def test_a_commit_that_keeps_the_worker_costs_its_time() -> None:
+    found = outcome(machine={"commit_seconds": 2.0})  # 16 pictures take 8 s
+    assert found.yield_ == pytest.approx(8 / 10, rel=0.02) and found.busy == pytest.approx(0.8, rel=0.03)
+
+
+def test_guards_that_are_too_slow_are_what_a_night_takes() -> None:
+    found = outcome(machine={"guard_seconds": 1.0, "guard_processors": 1})
+    assert found.yield_ == pytest.approx(1 / 2.0, rel=0.03)  # one picture a second and worker
+
+
+def test_workers_that_die_lose_open_shards_and_no_request() -> None:
+    calm, deadly = outcome(4), outcome(4, machine={"deaths": 30})
+    assert deadly.deaths > 3 and 0 < deadly.redrawn <= deadly.deaths * 64
+    assert deadly.requests >= 0.95 * 2000 and deadly.requests == deadly.accepted
+    assert deadly.yield_ < calm.yield_ and deadly.commits == -(-deadly.requests // 16)
+
+
+def test_any_number_of_workers_yields_the_same() -> None:
+    few = outcome(2, work={"flagged": 0.15, "again": 0.15, "requests": 4000})
+    many = outcome(8, work={"flagged": 0.15, "again": 0.15, "requests": 16_000})
+    assert many.yield_ == pytest.approx(few.yield_, rel=0.02)
+
+
+def test_the_same_arguments_give_the_same_outcome() -> None:
+    assert outcome(work={"flagged": 0.3, "again": 0.3}) == outcome(work={"flagged": 0.3, "again": 0.3})
+
+
+def steps_of(**order: Any) -> dict[str, str]:
+    found = capacity(Order(**{"pictures": 1_000_000, "hours": 8, "references": 200_000} | order), INPUTS)
+    return {step.name: step.value for step in found.steps}
+
+
+INPUTS = {"rate": DEVICES["h200"], **DEFAULTS}
+
+
+def test_a_thousand_times_the_pictures_take_a_thousand_times_the_devices() -> None:
+    one, thousand = (capacity(Order(pictures=n, hours=8, references=0), INPUTS).devices for n in (10**7, 10**10))
+    assert thousand == pytest.approx(1000 * one, rel=0.01)
+
+
+def test_devices_cost_and_bytes_follow_from_the_steps() -> None:
+    steps = steps_of(price=3.6)
+    each = float(steps["a device draws"].split()[0].replace(",", ""))
+    assert int(steps["devices"]) == -(-1_000_000 // int(each))
+    seconds = float(steps["device seconds"].split()[0])
+    assert seconds == pytest.approx(8 * 3600 / each, abs=0.006)
+    assert float(steps["cost"].split()[0]) == pytest.approx(3.6 * seconds / 3600, rel=0.01)
+    assert steps["bytes"] == "2.0 TB" and steps["objects"] == "187,500"
+
+
+def test_an_index_takes_what_its_references_take() -> None:
+    steps = steps_of(references=1_000_000_000)
+    assert steps["index, a worker"] == "64.0 GB" and steps["search"].startswith("16 parts")
+
+
+def test_every_input_names_its_source_and_its_place_in_the_repository_exists() -> None:
+    import re
+
+    root = Path(__file__).resolve().parents[2]
+    for name, known in (INPUTS | DEVICES).items():
+        assert known.source, name
+        assert all((root / place).exists() for place in re.findall(r"(?:infra|jobs)/[\w/.]+\w", known.source))
+
+
+@pytest.fixture
+def run(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> Path:
+    run_local(make_plan(["cat", "a steered owl", "a copy", "fox"]), tmp_path / "run", open_loop=open_loop)
+    return tmp_path / "run"
+
+
+def test_a_run_gives_its_own_numbers(run: Path) -> None:
+    found = of_run(run)
+    assert found["rate"].value == pytest.approx(10)  # 20 steps in a tenth of a second, wholly its own
+    assert found["flagged"].value == 0.5 and found["steps"].value == 20
+    assert "4 requests" in found["rate"].source
+
+
+def test_a_run_without_pictures_is_refused(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Any) -> None:
+    run_local(make_plan(["a copy"]), tmp_path / "run", open_loop=open_loop)
+    with pytest.raises(InputError, match="no picture was accepted"):
+        of_run(tmp_path / "run")
+
+
+def test_the_command_prints_and_has_json_and_names_a_wrong_input(run: Path) -> None:
+    def call(*arguments: str) -> Any:
+        return CliRunner().invoke(cli.app, ["capacity", *arguments], terminal_width=200)
+
+    assert "device seconds" in call("--pictures", "1000").stdout
+    plain = json.loads(call("--run", str(run), "--set", "deaths=0", "--json").stdout)
+    assert plain["inputs"]["rate"]["value"] == pytest.approx(10) and plain["inputs"]["deaths"]["source"] == "--set"
+    wrong = call("--set", "flaged=0.1")
+    assert wrong.exit_code == 2 and "there is no input 'flaged'" in wrong.stderr
+    assert call("--set", "flagged=much").exit_code == 2
