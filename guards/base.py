@@ -108,6 +108,15 @@ class Guard(Protocol):
         ...
 
 
+@runtime_checkable
+class OnDevice(Protocol):
+    """A guard whose network can be moved; one that has no such method stays on the CPU."""
+
+    def to(self, device: str) -> None:
+        """Run the network on that torch device from now on."""
+        ...
+
+
 class GuardClass(Protocol):
     """The declarations of a guard's class; registry, policy, documents and ``clearance doctor`` read nothing else.
 

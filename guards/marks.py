@@ -68,6 +68,12 @@ class MarksGuard:
             raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None
         self.network.eval().requires_grad_(False)
         self.calls = PaddedCalls(BATCH, "guard marks", LESS)
+        self._device = "cpu"
+
+    def to(self, device: str) -> None:
+        """Run the network on that torch device from now on."""
+        self.network.to(device)
+        self._device = device
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
@@ -97,7 +103,7 @@ class MarksGuard:
 
         def run(rows: list[int]) -> torch.Tensor:
             x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            logits = self.network(x.contiguous())
+            logits = self.network(x.contiguous().to(self._device)).cpu()
             return torch.cat([torch.sigmoid(pool(logits) - self.operating_logits), logits.flatten(1)], 1)
 
         with torch.inference_mode():

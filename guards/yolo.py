@@ -81,7 +81,7 @@ def strongest(network: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
         logits, anchor = raw["scores"].float().max(2)
         centre_size = decoded[:, :4].float().gather(2, anchor[:, None].expand(-1, 4, -1)).permute(0, 2, 1) / x.shape[-1]
         middle, half = centre_size[..., :2], centre_size[..., 2:] / 2
-        return logits.numpy(), torch.cat([middle - half, middle + half], 2).numpy()
+        return logits.cpu().numpy(), torch.cat([middle - half, middle + half], 2).cpu().numpy()
 
 
 class YoloMarksGuard:
@@ -120,6 +120,7 @@ class YoloMarksGuard:
         self._pixels = int(weights.card["input_pixels"])
         self._shift = np.array(weights.operating_logits, np.float32)
         self.calls = PaddedCalls(BATCH, "guard yolo", LESS)
+        self._device = "cpu"
         import_package("ultralytics", guard=self.name, install=INSTALL)
         try:
             self.network = make_detector(weights.card["network"])
@@ -129,6 +130,11 @@ class YoloMarksGuard:
             fix = f"Install the ultralytics it was trained with ({trained}), or train it again"
             what = f"the weights do not fit the network that the installed ultralytics builds: {str(error).splitlines()[0]}"
             raise IntegrityError(what, where=str(weights.folder / WEIGHTS), fix=fix) from None
+
+    def to(self, device: str) -> None:
+        """Run the network on that torch device from now on."""
+        self.network.to(device)
+        self._device = device
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
         """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
@@ -145,7 +151,7 @@ class YoloMarksGuard:
 
         def run(rows: list[int]) -> torch.Tensor:
             x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 255
-            logits, boxes = strongest(self.network, enlarge(x, self._pixels))
+            logits, boxes = strongest(self.network, enlarge(x, self._pixels).to(self._device))
             scores = sigmoid(logits - self._shift)
             return torch.from_numpy(np.concatenate([scores[:, :, None], boxes], 2))
 

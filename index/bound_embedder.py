@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 def embedder_of(
-    index: ReferenceIndex, model: str = "", pretrained: str = "", *, allow_download: bool = False, base: Path | None = None
-) -> OpenCLIPEmbedder:
+    index: ReferenceIndex, model: str = "", pretrained: str = "", *, allow_download: bool = False, device: str = "cpu",
+    base: Path | None = None,
+) -> OpenCLIPEmbedder:  # fmt: skip
     """Open the embedder that an index is bound to.
 
     Args:
         index: the index.
         model, pretrained: what to open it from; empty: what the index remembers, or the shipped one where it remembers nothing.
         allow_download: whether weights may be fetched. An index does not remember that: the permission is this machine's.
+        device: torch device where it runs.
         base: folder that relative paths in ``model`` and ``pretrained`` start from; None: the working folder.
 
     Raises:
@@ -34,7 +36,9 @@ def embedder_of(
     else:
         source = EmbedderSource(remembered.model or SHIPPED, pretrained or remembered.pretrained)
     try:
-        embedder = OpenCLIPEmbedder.open(source.model, source.pretrained, allow_download=allow_download, base=base)
+        embedder = OpenCLIPEmbedder.open(
+            source.model, source.pretrained, allow_download=allow_download, device=device, base=base
+        )
     except ModelError as error:
         if model:
             raise

@@ -7,6 +7,7 @@ one :meth:`PaddedCalls.run` come from one shape, and the shapes that a process h
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,10 @@ class PaddedCalls:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host ran out of memory; torch raises a class of its own on CUDA and a plain error elsewhere."""
-    import torch
-
+    torch = sys.modules.get("torch")  # where it was never imported, the error is not one of its own
     words = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in words for phrase in PHRASES)
+    own = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return own or isinstance(error, MemoryError) or any(phrase in words for phrase in PHRASES)
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from pipeline.fields import REQUIRED, choice, entry, flag, line, number, number_or_auto, several, table
+from pipeline.fields import AUTO, REQUIRED, choice, entry, flag, line, number, number_or_auto, several, table
 from pipeline.settings import settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
@@ -69,6 +69,32 @@ class EmbedderConfig:
     )
     pretrained: str = line("", "for an architecture: a checkpoint file or a tag of open_clip")
     allow_download: bool = flag(False, "fetch weights that are not on this machine")
+    device: str = line(
+        AUTO,
+        "torch device; `auto`: the model's where that is CUDA, else `cpu`. Part of the plan: it changes the last bits",
+        least=1,
+    )
+
+
+@settings
+class GuardsConfig:
+    """Where guards look at finished pictures. Nothing here changes a picture; a device changes the last bits of scores."""
+
+    device: str = line(
+        AUTO, "torch device of the guards' networks (`marks`, `yolo`), as `embedder.device`. The decoder stays on the model's",
+        least=1,
+    )  # fmt: skip
+    workers: int | Literal["auto"] = number_or_auto(
+        AUTO, 0, 64,
+        "processes of each worker that decode, embed and look while the denoiser draws on; 0: its own does. `auto`: the "
+        "CPUs that its threads leave free, at most 1 beside a CPU model and 4 beside a GPU; on Ray 0, and for a number the "
+        "cluster is asked for as many CPUs more. Not part of the plan",
+    )  # fmt: skip
+    deadline_seconds: float = number(
+        600.0, 1, 86_400,
+        "seconds for one look of such a process (8 pictures), then it is ended and its pictures are looked at again, each "
+        "alone; the second time they end as error rows. Not part of the plan",
+    )  # fmt: skip
 
 
 @settings
@@ -227,7 +253,22 @@ class RunConfig:
     model: ModelConfig = table(ModelConfig)
     generation: GenerationConfig = table(GenerationConfig)
     embedder: EmbedderConfig = table(EmbedderConfig)
+    guards: GuardsConfig = table(GuardsConfig)
     adapters: tuple[AdapterConfig, ...] = several((), 16, "adapters that erase marks; none: those that ship for the model")
     marks: MarksConfig = table(MarksConfig)
     keep: KeepConfig = table(KeepConfig)
     metrics: MetricsConfig = table(MetricsConfig)
+
+    def device_of(self, key: str) -> str:
+        """The device that `embedder.device` or `guards.device` comes to: a word, whatever machine this is."""
+        if key != AUTO:
+            return key
+        return self.model.device if self.model.device.startswith("cuda") else "cpu"
+
+    @property
+    def embedder_device(self) -> str:
+        return self.device_of(self.embedder.device)
+
+    @property
+    def guard_device(self) -> str:
+        return self.device_of(self.guards.device)

@@ -8,21 +8,21 @@ one sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from index.errors import SteeringFailed
 from index.fingerprint import pixel_digest
 from pipeline.decide import decide
 from pipeline.engine.trajectory import Trajectory
+from pipeline.looking.looks import Looks
+from pipeline.looking.study import Failed, Study, together_or_alone
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.next_attempt import affordable, first, steer, steer_caught
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
-from pipeline.runtime import Runtime, Study
+from pipeline.runtime import Runtime
 
 RESEEDED = Intervention(kind="reseed")
-T = TypeVar("T")
 
 
 def moderate(runtime: Runtime, requests: Iterable[Request]) -> Iterator[Sample]:
@@ -41,12 +41,17 @@ def moderate(runtime: Runtime, requests: Iterable[Request]) -> Iterator[Sample]:
 
 
 class Moderation:
-    """The requests under way on a runtime. While there is room, submit; step until it is not busy any more."""
+    """The requests under way on a runtime. While there is room, submit; step until it is not busy any more.
+
+    The denoiser draws on while guards look at finished pictures elsewhere (:mod:`pipeline.looking`): a step may end no sample.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime: Runtime = runtime
         self._open: dict[int, OpenRequest] = {}
         self._unseen: list[Trajectory] = []  # finished; checked together, once there are enough or a call has empty rows
+        self._shown: dict[int, Trajectory] = {}  # at the guards
+        self._looks = Looks(lambda *those: runtime.study(*those), runtime.spent, runtime.pool)
         self._submitted = 0
 
     @property
@@ -63,6 +68,7 @@ class Moderation:
         open_request = OpenRequest(
             request=request, started_at=time.time(), truncated=False, seed=request.seed, erasure=self.runtime.standing
         )
+        self.runtime.spent.touch(rested=not self._open)
         if request.problem is not None:
             return [open_request.failed(*request.problem, "InputError")]
         tag, self._submitted = self._submitted, self._submitted + 1
@@ -74,6 +80,10 @@ class Moderation:
         self._open[tag] = open_request
         return []
 
+    def close(self) -> None:
+        """End the processes beside this one; what is under way is lost."""
+        self.runtime.close()
+
     def give_up(self, row_no: int, reason: str, message: str) -> list[Sample]:
         """End an open request at once, as an error; returns its sample, or nothing where it is not open.
 
@@ -82,76 +92,78 @@ class Moderation:
         tags = [tag for tag, one in self._open.items() if one.request.row_no == row_no]
         ended = []
         for tag in tags:
-            under_way = [*self.runtime.engine.take_out(tag), *(t for t in self._unseen if t.tag == tag)]
+            seen = [t for t in (*self._unseen, *self._shown.values()) if t.tag == tag]
+            under_way = [*self.runtime.engine.take_out(tag), *seen]
             self._unseen = [t for t in self._unseen if t.tag != tag]
+            self._shown.pop(tag, None)
             open_request = self._open.pop(tag)
             ended.append(open_request.failed(reason, message, "DeadlineExceeded", under_way[0] if under_way else None))
         return ended
 
     def step(self) -> list[Sample]:
-        """Make one call of the denoiser and check the pictures it finished; returns the samples that ended."""
-        runtime, open_requests = self.runtime, self._open
-        if not runtime.engine.busy and not self._unseen:
+        """Make one call of the denoiser, hand over what it finished, take the guards' answers; returns the samples that ended.
+
+        Waits for an answer only where the denoiser has nothing to do, or the guards are far behind.
+        """
+        engine, open_requests = self.runtime.engine, self._open
+        if not (engine.busy or self._unseen or self._shown):
             message = "the engine stopped before this request was drawn"
             return [open_requests.pop(tag).failed("error.lost", message, "RuntimeError") for tag in [*open_requests]]
-        ended: list[Sample] = []
+        behind = self._looks.full and len(self._unseen) >= PICTURE_ROWS
+        ended = self._draw() if engine.busy and not behind else []
+        if not self._looks.full and (len(self._unseen) >= PICTURE_ROWS or not engine.full):
+            finished, self._unseen = self._unseen, []
+            self._shown |= {t.tag: t for t in finished}
+            own = [open_requests[t.tag].own_references() for t in finished]
+            self._looks.show([t.tag for t in finished], [t.latent for t in finished], own)
+        for tag, study in self._looks.answers(wait=behind or not engine.busy):
+            if (trajectory := self._shown.pop(tag, None)) is not None:  # else it was given up meanwhile
+                ended += self._settle(trajectory, study)
+        self.runtime.spent.touch()
+        return ended
+
+    def _draw(self) -> list[Sample]:
+        """Make one call and let the probes look; returns the samples that failed in it."""
+        runtime, open_requests, ended = self.runtime, self._open, list[Sample]()
         try:
-            finished, lost = runtime.engine.make_call()
+            with runtime.spent.spending("computed"):
+                runtime.spent.calls += 1
+                finished, lost = runtime.engine.make_call()
         except Exception as error:  # no sample of the call has an answer: all of them end as error rows
             finished, lost = [], [(trajectory, error) for trajectory in runtime.engine.abandon()]
         for trajectory, failure in lost:
             reason = "error.steering" if isinstance(failure, SteeringFailed) else "error.engine"
             ended.append(open_requests.pop(trajectory.tag).broken(reason, failure, trajectory))
-        for trajectory, found in _look(runtime, open_requests):
+        for trajectory, found in _probe(runtime, open_requests):
             open_request = open_requests[trajectory.tag]
             try:
                 steer_caught(runtime, trajectory, open_request, found)
             except Exception as error:
                 ended.append(open_requests.pop(trajectory.tag).broken("error.steering", error))
         self._unseen += finished
-        if len(self._unseen) >= PICTURE_ROWS or not runtime.engine.full:
-            finished, self._unseen = self._unseen, []
-            ended += self._examine(finished)
         return ended
 
-    def _examine(self, finished: list[Trajectory]) -> list[Sample]:
-        """Check finished pictures; steer or end each."""
-        runtime, open_requests, ended = self.runtime, self._open, list[Sample]()
-        studied, failures = _together_or_alone(
-            lambda some: runtime.study([t.latent for t in some], [open_requests[t.tag].own_references() for t in some]),
-            finished,
-        )
-        for trajectory, failure in failures:
-            ended.append(open_requests.pop(trajectory.tag).broken("error.guard", failure, trajectory))
-        for trajectory, study in studied:
-            open_request, reason = open_requests[trajectory.tag], "error.guard"
-            unfinished: Trajectory | None = trajectory
-            try:
-                decision, unfinished = _decided(runtime, trajectory, open_request, study), None
-                if decision.verdict is Verdict.STEER:
-                    reason = "error.steering"
-                    steer(runtime, trajectory, open_request, decision)
-            except Exception as error:
-                ended.append(open_requests.pop(trajectory.tag).broken(reason, error, unfinished))
-            else:
-                if decision.verdict is not Verdict.STEER:
-                    ended.append(open_requests.pop(trajectory.tag).ended(decision))
-        return ended
+    def _settle(self, trajectory: Trajectory, study: Study | Failed) -> list[Sample]:
+        """Decide about a finished picture that the guards looked at: steer the sample, or end it."""
+        runtime, open_request, reason = self.runtime, self._open[trajectory.tag], "error.guard"
+        if isinstance(study, Failed):
+            reason = "oom" if study.memory else reason
+            sample = open_request.failed(reason, study.message, study.error_class, trajectory)
+            return self._end(trajectory, sample)
+        unfinished: Trajectory | None = trajectory
+        try:
+            decision, unfinished = _decided(runtime, trajectory, open_request, study), None
+            if decision.verdict is not Verdict.STEER:
+                return self._end(trajectory, open_request.ended(decision))
+            reason = "error.steering"
+            steer(runtime, trajectory, open_request, decision)
+        except Exception as error:
+            return self._end(trajectory, open_request.broken(reason, error, unfinished))
+        return []
 
-
-def _together_or_alone(
-    look: Callable[[list[Trajectory]], Sequence[T]], those: list[Trajectory]
-) -> tuple[list[tuple[Trajectory, T]], list[tuple[Trajectory, Exception]]]:
-    """Look at trajectories together, or, if that fails, at each alone; returns the results, and the failures."""
-    if not those:
-        return [], []
-    try:
-        return list(zip(those, look(those), strict=True)), []
-    except Exception as error:
-        if len(those) == 1:
-            return [], [(those[0], error)]
-    alone = [_together_or_alone(look, [trajectory]) for trajectory in those]
-    return [pair for seen, _ in alone for pair in seen], [pair for _, failed in alone for pair in failed]
+    def _end(self, trajectory: Trajectory, sample: Sample) -> list[Sample]:
+        del self._open[trajectory.tag]
+        return [sample]
 
 
 def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest, study: Study) -> Decision:
@@ -167,7 +179,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
             denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
             skipped_guards=(*runtime.skipped, *([open_request.unlooked] if open_request.unlooked else [])),
-            rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(), caught=catches,
+            rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(study.shapes), caught=catches,
             guard_seconds=study.guard_seconds,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
         )
@@ -176,7 +188,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
     return decision
 
 
-def _look(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
+def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
     """Probe the running samples that are not steered yet; take those that are caught out of the engine.
 
     A probe that fails costs no picture: the guards check the finished one anyway, and the attempt records the failure.
@@ -193,9 +205,7 @@ def _look(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple
         and not t.group  # its mates need it in their calls
         and affordable(runtime, open_requests[t.tag], t)
     ]
-    found, failures = _together_or_alone(
-        lambda some: early.look(some, [open_requests[t.tag].request.prompt for t in some]), due
-    )
+    found, failures = together_or_alone(lambda some: early.look(some, [open_requests[t.tag].request.prompt for t in some]), due)
     for t, error in failures:
         open_requests[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
     caught = [(t, hit) for t, hit in found if hit is not None]

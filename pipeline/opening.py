@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guards.base import Guard
+from guards.base import Guard, OnDevice
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
+from pipeline.model.device import check_device
 from pipeline.policy import CONFIRM, Policy, guard_tables
 
 if TYPE_CHECKING:
@@ -38,34 +39,41 @@ def prepare(config: RunConfig) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def open_policy_guards(policy: Policy) -> tuple[list[Guard], list[str]]:
-    """The guards that a policy enables, and why optional ones are left out.
+def open_policy_guards(policy: Policy, device: str = "cpu") -> tuple[list[Guard], list[str]]:
+    """The guards that a policy enables, with their networks on a device, and why optional ones are left out.
 
     Raises:
         GuardUnavailable: a required one cannot run here.
+        ConfigError: there is no such device here.
     """
     from guards.registry import open_guards
 
-    return open_guards(guard_tables(policy))
+    check_device(device, where="guards.device")
+    guards, skipped = open_guards(guard_tables(policy))
+    for guard in guards:
+        if isinstance(guard, OnDevice):
+            guard.to(device)
+    return guards, skipped
 
 
-def open_copies(config: RunConfig, policy: Policy, *, base: Path) -> Copies | None:
-    """Index, embedder and operating point of the copies guard; None for a run without an index.
+def open_copies(config: RunConfig, policy: Policy, *, base: Path, device: str = "cpu") -> Copies | None:
+    """Index, embedder (on a device) and operating point of the copies guard; None for a run without an index.
 
     Raises:
         ModelError: the embedder cannot be loaded.
         IndexMismatch: the index was built with another embedder.
-        ConfigError: no calibrated threshold for this embedder, and none in the policy.
+        ConfigError: no calibrated threshold for this embedder, and none in the policy; or there is no such device here.
     """
     if not config.index:
         return None
+    check_device(device, where="embedder.device")
     from guards.copies import CopiesGuard
     from index.bound_embedder import embedder_of
     from index.store import ReferenceIndex
 
     e = config.embedder
     index = ReferenceIndex.open(base / config.index)
-    embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, base=base)
+    embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, device=device, base=base)
     calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
     guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
     return Copies(guard, index, calibration_id, point.threshold)

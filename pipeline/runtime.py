@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from guards.base import Finding, Guard
+from guards.base import Guard
 from index.errors import ConfigError
-from index.padding import PaddedCalls
-from index.reference import Match
 from pipeline.config import RunConfig
 from pipeline.engine.engine import Engine
 from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force
 from pipeline.keys import Keys
+from pipeline.looking.activity import Activity
+from pipeline.looking.beside import guard_processes, looker_identity, open_looker
+from pipeline.looking.pool import Pool
+from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
@@ -50,17 +47,6 @@ COLOURED = 1024  # references in all colours that probes search, each encoded on
 FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A finished picture and all findings of the guards."""
-
-    picture: np.ndarray
-    embedding: np.ndarray
-    findings: tuple[Finding, ...]
-    nearest: tuple[Match, ...]
-    guard_seconds: tuple[tuple[str, float], ...] = ()  # by guard, shared out over the pictures looked at together
-
-
 class Runtime:
     """The opened parts of one worker. Open it once per process: loading takes seconds, a shard takes minutes."""
 
@@ -81,6 +67,8 @@ class Runtime:
         markers: Markers | None = None,
     ) -> None:
         self.config, self.model, self.markers = config, model, markers or Markers()
+        self.pool: Pool | None = None  # guards beside this process; set it before the loop begins
+        self.spent = Activity()
         self.salt = ""  # the deployment's, set where keys were looked for
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
@@ -116,7 +104,7 @@ class Runtime:
 
     @classmethod
     def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Runtime:
-        """Load model, index and guards.
+        """Load model, index and guards, and start the processes that look beside this one; :meth:`close` ends them.
 
         Raises:
             ConfigError: the device is not there; or no calibrated threshold for this embedder, and none in the policy.
@@ -127,8 +115,14 @@ class Runtime:
             ConfigError: a key is damaged, or a required mark cannot be made.
         """
         prepare(config)
-        guards, skipped = open_policy_guards(policy)
-        return cls.with_looks(config, policy, guards, skipped, open_copies(config, policy, base=base), base=base)
+        guards, skipped = open_policy_guards(policy, config.guard_device)
+        copies = open_copies(config, policy, base=base, device=config.embedder_device)
+        runtime = cls.with_looks(config, policy, guards, skipped, copies, base=base)
+        if workers := guard_processes(config):
+            opening = partial(open_looker, config, policy, base, runtime.model.decoder)
+            here, seconds = looker_identity(runtime.copies, runtime.guards), config.guards.deadline_seconds
+            runtime.pool = Pool(opening, workers, deadline=seconds, identity=here, activity=runtime.spent)
+        return runtime
 
     @classmethod
     def with_looks(
@@ -158,37 +152,29 @@ class Runtime:
         runtime.salt = salt
         return runtime
 
+    @property
+    def looker(self) -> Looker:
+        """Decoder and guards of this process."""
+        calls = getattr(self.model, "decode_calls", None)
+        return Looker(lambda latents: self.model.decode(latents), self.copies, self.guards, decoder_calls=calls)
+
     def study(self, latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]] = ()) -> list[Study]:
-        """Decode finished latents and let every guard look; N latents (C, h, w), and the ids of every sample's own references
-        (or nothing) → N studies."""
-        import torch
+        """Decode finished latents and let every guard of this process look; see :class:`pipeline.looking.study.Looker`."""
+        return self.looker(latents, own)
 
-        pictures = self.model.decode(torch.stack(list(latents)))
-        findings: list[list[Finding]] = [[] for _ in pictures]
-        embeddings: list[np.ndarray] = [np.zeros(0, np.float32) for _ in pictures]
-        nearest: list[tuple[Match, ...]] = [() for _ in pictures]
-        spent: dict[str, float] = {}
-        if self.copies is not None:
-            with _named("copies"), _timed("copies", spent):
-                for i, examination in enumerate(self.copies.examine(pictures, own)):
-                    findings[i] += examination.findings
-                    embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
-        for guard in self.guards:
-            with _named(guard.name), _timed(guard.name, spent):
-                for i, found in enumerate(guard.check(pictures)):
-                    findings[i] += found
-        each = tuple((name, seconds / len(pictures)) for name, seconds in spent.items())
-        return [
-            Study(picture=picture, embedding=embedding, findings=tuple(found), nearest=near, guard_seconds=each)
-            for picture, embedding, found, near in zip(pictures, embeddings, findings, nearest, strict=True)
-        ]
+    def activity(self) -> dict[str, Any]:
+        """What this worker's time went into so far, as plain numbers; see :class:`pipeline.looking.activity.Activity`."""
+        return self.spent.plain()
 
-    def padded_rows(self) -> PaddedRows:
-        """Rows that the calls of model, embedder and mark detectors have had so far."""
-        networks = {"embed": getattr(self.copies, "embedder", None), **{guard.name: guard for guard in self.guards}}
-        calls = {name: getattr(network, "calls", None) for name, network in networks.items() if name in PaddedRows._fields}
-        found = {name: padded.shapes for name, padded in calls.items() if isinstance(padded, PaddedCalls)}
-        return self.model.padded_rows()._replace(**found)
+    def close(self) -> None:
+        """End the processes beside this one."""
+        if self.pool is not None:
+            self.pool.close()
+
+    def padded_rows(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> PaddedRows:
+        """Rows that the calls of model, embedder and mark detectors have had so far; ``shapes``: those of the process that
+        looked."""
+        return self.model.padded_rows()._replace(**(self.looker.shapes() if shapes is None else shapes))
 
     def _context_of(self, prompt: str) -> torch.Tensor:
         return self.model.encode_prompts([prompt])[0]
@@ -259,21 +245,3 @@ class Runtime:
             software_version=importlib.metadata.version("clearance"),
             worker_id=worker_id,
         )
-
-
-@contextmanager
-def _timed(guard: str, spent: dict[str, float]) -> Iterator[None]:
-    """Write down the seconds of the clock that a block took, under the guard's name."""
-    start = time.perf_counter()
-    yield
-    spent[guard] = spent.get(guard, 0.0) + time.perf_counter() - start
-
-
-@contextmanager
-def _named(guard: str) -> Iterator[None]:
-    """Add the guard's name to its exceptions."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"guard {guard}")
-        raise

@@ -20,7 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"engine"},
     {"respond"},
     {"copy_check", "decide", "identity", "open_request", "opening", "references"},
-    {"audit"},
+    {"audit", "looking"},
     {"runtime"},
     {"next_attempt"},
     {"moderate"},

@@ -215,6 +215,7 @@ def run(
     from jobs.run.progress import Watch, duration
     from jobs.run.which import which_run
     from pipeline.audit.envelope import signed_by
+    from pipeline.looking.activity import sentence
 
     plans: list[Plan] = []
     if wanted(log_format or ""):
@@ -271,6 +272,8 @@ def run(
         console.print(f"{done.removed} small files became {len(done.parts)} parts")
     print_counts(folder, console)
     console.print(f"run {result.run_id} in {folder}, {duration(result.seconds)}, {signed_by(folder)}", soft_wrap=True)
+    if spent := sentence(result.activity):
+        console.print(spent, soft_wrap=True)
     print_report(folder, base, keys_of(run_file, None), json=json)
     if result.outcomes.get("error"):
         text = f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed repeats them"

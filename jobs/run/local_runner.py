@@ -6,6 +6,7 @@ Each takes the same plan and returns the same result (see :mod:`jobs.run.session
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from jobs.run.plan import Plan
@@ -32,11 +33,13 @@ def run_local(
     with run_session(plan, folder, "local", on_event, open_loop, resume) as session:
         pending = session.pending()
         if pending:
-            worker = Worker(plan, folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended)
-            session.ready(worker.context, "local-0")
-            ahead = shards_ahead(plan.config)
-            for place, shard_no in enumerate(pending, 1):
-                session.committed(worker.work(shard_no, pending[place : place + ahead], session.anchors))
+            opened = Worker(plan, folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended)
+            with closing(opened) as worker:
+                session.ready(worker.context, "local-0")
+                ahead = shards_ahead(plan.config)
+                for place, shard_no in enumerate(pending, 1):
+                    session.committed(worker.work(shard_no, pending[place : place + ahead], session.anchors))
+                session.activity = worker.activity()
         return session.finish(1)
 
 

@@ -14,7 +14,8 @@ _ALMOST = 1e-6  # 0.1 is not a tenth: ten shares of it must fit on one GPU
 
 @dataclass(frozen=True)
 class Need:
-    """What one worker asks for: whole CPUs for its threads, and a share of a GPU (0 for a model on the CPU)."""
+    """What one worker asks for: whole CPUs for its threads and its guard processes, and a share of a GPU (0 for a model on the
+    CPU)."""
 
     cpus: int
     gpus: float
@@ -22,7 +23,7 @@ class Need:
     @classmethod
     def of(cls, config: RunConfig) -> Need:
         gpus = config.device_share if config.model.device.startswith("cuda") else 0.0
-        return cls(cpus=config.generation.threads, gpus=gpus)
+        return cls(cpus=config.generation.threads + guards_on_ray(config), gpus=gpus)
 
     def fits(self, resources: Mapping[str, float]) -> int:
         """How many such workers one machine holds."""
@@ -40,6 +41,11 @@ class Need:
         if not self.gpus:
             return cpus
         return f"{cpus} and {'a' if self.gpus == 1 else f'{self.gpus:g} of a'} GPU"
+
+
+def guards_on_ray(config: RunConfig) -> int:
+    """Guard processes of a worker on Ray: those that the run file counts. "auto" is none: what is free is Ray's to give."""
+    return 0 if config.guards.workers == "auto" else config.guards.workers
 
 
 def cores() -> int:

@@ -35,7 +35,7 @@ from pipeline.settings import digest, from_dict, read_toml
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
 _NOT_BOUND = (
     "workers", "device_share", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index", "policy", "embedder",
-    "claims_contact", "metrics",
+    "guards", "claims_contact", "metrics",
 )  # fmt: skip
 
 
@@ -141,6 +141,9 @@ class Plan:
         settings = dataclasses.asdict(self.config)
         for name in _NOT_BOUND:
             del settings[name]
+        devices = [self.config.embedder_device, self.config.guard_device]
+        if set(devices) != {"cpu"}:  # a plan of before there were these keys, when both were on the CPU, keeps its digest
+            settings["devices"] = devices
         for name in ("path", "allow_download"):
             del settings["model"][name]
         for adapter in settings["adapters"]:

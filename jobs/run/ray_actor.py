@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
 from jobs.run.lock import Process
+from jobs.run.placement import guards_on_ray
 from jobs.run.plan import Plan
 from jobs.run.worker import OpenLoop, Worker
 from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
@@ -133,10 +134,12 @@ def _handle(pid: int) -> int | None:
 
 
 def _here(plan: Plan) -> Plan:
-    """Ray shows each worker its own GPU alone, as the first: the run file's number counts those of the driver's machine."""
-    if not plan.config.model.device.startswith("cuda:"):
-        return plan
-    return replace(plan, config=replace(plan.config, model=replace(plan.config.model, device="cuda")))
+    """Ray shows each worker its own GPU alone, as the first: the run file's number counts those of the driver's machine. And a
+    worker has the CPUs that it asked for, whatever its machine has."""
+    config = replace(plan.config, guards=replace(plan.config.guards, workers=guards_on_ray(plan.config)))
+    if config.model.device.startswith("cuda:"):
+        config = replace(config, model=replace(config.model, device="cuda"))
+    return replace(plan, config=config)
 
 
 def be_as_nice_as_ray() -> None:

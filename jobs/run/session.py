@@ -11,7 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,7 @@ class RunResult:
         statement: what run.json holds.
         seconds: wall time of this session.
         too_many_errors: a sentence where more requests ended as errors than ``max_error_rate`` allows; else empty.
+        activity: what the local worker's time went into (:class:`pipeline.looking.activity.Activity`); empty on Ray.
     """
 
     run_id: str
@@ -100,6 +101,7 @@ class RunResult:
     statement: dict[str, Any] = field(default_factory=dict, compare=False)
     seconds: float = field(default=0.0, compare=False)
     too_many_errors: str = ""
+    activity: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Session:
@@ -120,6 +122,7 @@ class Session:
         self.deaths: Counter[str] = Counter()
         self._causes: Counter[tuple[str, Cause]] = Counter()  # deaths by shard and cause
         self.receipts: dict[str, ShardReceipt] = {}
+        self.activity: dict[str, Any] = {}  # of the local worker
         self._here: Counter[str] = Counter()  # outcomes in the shards that this session committed
         self.sealed = False
         keys = Keys.find(plan.config.marks.keys, base=plan.base)
@@ -287,7 +290,7 @@ class Session:
             counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
             self.event("run.finished", counts, plan_sha256=self.plan.plan_sha256)
             # Stopped between its last commit and its seal: no shard was left, so no worker has set the context yet.
-            context = self.context or Worker(self.plan, self.folder, self.run_id, "driver", open_loop=self.open_loop).context
+            context = self.context or self._opened_here()
             # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
             sweep(self.folder)
             statement = seal(self.folder, self._predicate(workers, context))
@@ -309,7 +312,13 @@ class Session:
             statement=statement,
             seconds=time.monotonic() - self.started,
             too_many_errors=too_many_errors,
+            activity=self.activity,
         )
+
+    def _opened_here(self) -> RunContext:
+        """The context of a worker that is opened for this alone."""
+        with closing(Worker(self.plan, self.folder, self.run_id, "driver", open_loop=self.open_loop)) as worker:
+            return worker.context
 
     def _require_shards(self) -> None:
         """What workers answered must be in this folder: on a cluster it may be another one of the same name."""

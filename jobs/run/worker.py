@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
 from index.storage import advice
@@ -90,6 +90,7 @@ class Worker:
         self._loop = (open_loop or openers().loop)(plan.config, plan.policy, plan.base)
         here = self._loop.runtime.identity()
         if here != plan.identity:
+            self.close()
             raise PlanMismatch(
                 f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
                 where=str(folder),
@@ -142,6 +143,17 @@ class Worker:
                 fix="Committed shards are kept; see the traceback with CLEARANCE_DEBUG=1 and continue with --resume",
             ) from error
 
+    def activity(self) -> dict[str, Any]:
+        """What the worker's time went into; empty for a runtime that does not count it."""
+        count = getattr(self._loop.runtime, "activity", None)
+        return dict(count()) if count is not None else {}
+
+    def close(self) -> None:
+        """End what the loop started beside this process, if anything; call it once no more shards come."""
+        end = getattr(self._loop, "close", None)
+        if end is not None:
+            end()
+
     def _take(self, shard_no: int) -> None:
         if shard_no in self._ended or shard_no in self._receipts:
             return
@@ -193,7 +205,7 @@ class Worker:
             self._pause,
         )
         seconds = time.monotonic() - began
-        self._meter.committed(samples, seconds)
+        self._meter.committed(samples, seconds, self.activity() or None)
         self._log.committed(shard.shard_id, samples, seconds)
 
     def _portable(self, sample: Sample) -> Sample:

@@ -24,16 +24,19 @@ def devices() -> list[str]:
     return found
 
 
-def check_device(name: str, there: Sequence[str] | None = None) -> None:
-    """Whether a model can be drawn on that device.
+def check_device(name: str, there: Sequence[str] | None = None, *, where: str = "model.device") -> None:
+    """Whether a model can be drawn on that device, or another network run there.
 
     Args:
-        name: ``model.device``.
+        name: the device.
         there: what this machine has; looked up when not given.
+        where: the key that names it.
 
     Raises:
         ConfigError: with what this machine has instead.
     """
+    if name == "cpu":
+        return
     there = devices() if there is None else there
     kinds = {device.split(":")[0] for device in there}
     if name in there or name in kinds or name == "cpu:0":
@@ -43,12 +46,12 @@ def check_device(name: str, there: Sequence[str] | None = None) -> None:
     if kind in SLIPS or name != name.lower().strip() or kind not in ("cpu", "cuda", "mps", "xpu") or not _counted(number):
         near = SLIPS.get(kind) or next(iter(get_close_matches(kind, ["cpu", "cuda", "mps", "xpu"], 1)), "")
         hint = f'Did you mean "{near}{f":{number}" if number and _counted(number) else ""}"? ' if near else ""
-        raise ConfigError(f"there is no device {name!r}", where="model.device", fix=f"{hint}{has}")
+        raise ConfigError(f"there is no device {name!r}", where=where, fix=f"{hint}{has}")
     if kind in kinds:
-        raise ConfigError(f"there is no device {name!r}", where="model.device", fix=f"{has}: use one of these")
+        raise ConfigError(f"there is no device {name!r}", where=where, fix=f"{has}: use one of these")
     raise ConfigError(
         f"{name!r} cannot be used: {_why_not(kind)}",
-        where="model.device",
+        where=where,
         fix=f'{has}: set device = "cpu", or run on a machine with {"a GPU" if kind != "mps" else "Apple silicon"}',
     )
 

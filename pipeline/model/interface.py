@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.decoder import Decoder
     from pipeline.outcome import PaddedRows
 
 LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
@@ -31,6 +32,7 @@ class DiffusionModel(Protocol):
         scheduler_config: the folder's scheduler configuration.
         distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
         network: the denoiser itself, a torch module whose tensors have the call's rows first.
+        decoder: its decoder, which can be sent to another process.
     """
 
     family: str
@@ -41,6 +43,7 @@ class DiffusionModel(Protocol):
     scheduler_config: Mapping[str, Any]
     distilled: bool
     network: Any
+    decoder: Decoder
 
     def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
         """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps."""

@@ -15,6 +15,7 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
+from pipeline.model.decoder import Decoder
 from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
@@ -112,9 +113,10 @@ class LatentDiffusion(ABC):
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
         self.text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
-        self.encode_calls, self.decode_calls = (
-            PaddedCalls(picture_rows(width * height), network, LESS) for network in ("autoencoder's encoder", "decoder")
-        )
+        rows = picture_rows(width * height)
+        self.encode_calls = PaddedCalls(rows, "autoencoder's encoder", LESS)
+        self.decoder = Decoder(self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, rows=rows)
+        self.decode_calls = self.decoder.calls
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
         except ClearanceError:
@@ -226,18 +228,10 @@ class LatentDiffusion(ABC):
 
     def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
-        x = latents.to(self._device) / self._scaling
-        return self.autoencoder.decode(x + self._shift if self._shift else x).sample.float().cpu()  # type: ignore[no-any-return]
+        return self.decoder.tensor(latents)
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        torch = self._torch
-        with torch.inference_mode():
-            out = self.decode_calls.run(lambda rows: self.decode_tensor(latents[rows]), len(latents))
-        if not out.isfinite().all():  # as bytes it would look like a picture
-            fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
-            raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)
-        pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return self.decoder(latents, self.decode_tensor)
 
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         torch = self._torch

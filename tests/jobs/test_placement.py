@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.run.placement import Need, cores, workers_here
-from pipeline.config import GenerationConfig, ModelConfig, RunConfig
+from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 
 
 def config(device: str = "cpu", **settings: Any) -> RunConfig:
@@ -42,6 +42,7 @@ def test_a_worker_asks_for_its_threads_and_its_share_of_a_gpu() -> None:
     on_gpu = replace(config("cuda:1", device_share=0.5), generation=GenerationConfig(threads=3))
     assert Need.of(on_gpu) == Need(3, 0.5)
     assert Need.of(config("cpu", device_share=0.5)) == Need(1, 0.0)
+    assert Need.of(config("cpu", guards=GuardsConfig(workers=2))) == Need(3, 0.0)  # and for its guard processes
 
 
 def test_a_need_in_words() -> None:

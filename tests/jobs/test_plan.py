@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, local_folder
-from pipeline.config import GenerationConfig, MarksConfig
+from pipeline.config import GenerationConfig, GuardsConfig, MarksConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
 from pipeline.settings import digest
@@ -167,6 +168,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "index",
         "policy",
         "embedder",
+        "guards",
         "claims_contact",
         "metrics",
         "marks",
@@ -184,3 +186,14 @@ def test_a_run_folder_keeps_the_name_of_the_keys_alone(make_plan: MakePlan, tmp_
     assert plan.portable(tmp_path)["config"]["marks"]["keys"] == "keys"
     served = replace(plan, config=replace(plan.config, marks=MarksConfig(signer="awskms:our-account")))
     assert served.portable(tmp_path)["config"]["marks"]["signer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("guards", "bound"),
+    [({"workers": 2}, False), ({"deadline_seconds": 5.0}, False), ({"device": "cpu"}, False), ({"device": "cuda"}, True)],
+)
+def test_a_plan_binds_the_device_of_guards_and_not_how_many_processes_there_are(
+    make_plan: MakePlan, guards: dict[str, Any], bound: bool
+) -> None:
+    changed = make_plan(PROMPTS, guards=GuardsConfig(**guards))
+    assert (changed.plan_sha256 != make_plan(PROMPTS).plan_sha256) is bound
