@@ -29,6 +29,7 @@ from pipeline.outcome import ACCEPTED
 LATEST = 64  # shards from which rate and activity are taken
 SEALED, RUNNING, STOPPED = "sealed", "running", "stopped"
 _SESSIONS = ("run.started", "run.resumed", "run.stopped")
+_DEATHS = ("shard.retried", "shard.given_up", "run.worker_lost")
 _COLUMNS = ("worker_id", "started_at", "finished_at", "device_seconds")
 
 
@@ -153,7 +154,7 @@ class Watched:
             "requests": int(stored["requests"]),
             "requests_done": outcomes.total(),
             "outcomes": dict(sorted(outcomes.items())),
-            "deaths": kinds.count("shard.retried") + kinds.count("shard.given_up"),
+            "deaths": sum(kinds.count(kind) for kind in _DEATHS),
             "stopped": str(last["reason"]) if last is not None and last["kind"] == "run.stopped" else "",
         }
         return Look(**look, **({} if sealed else self._pace(done, events, look)))

@@ -120,3 +120,12 @@ def test_status_has_the_same_numbers_in_json(stopped: Path) -> None:
     plain = json.loads(call("status", stopped, "--json").stdout)
     assert plain["now"]["shards_done"] == 1 and plain["now"]["requests"] == 5
     assert plain["state"].startswith("stopped") and plain["measures"]["requested"]["value"] == 2
+
+
+def test_a_death_is_counted_whether_it_cost_a_shard_or_not(stopped: Path) -> None:
+    from pipeline.audit.events import NewEvent, append_events
+
+    events = [NewEvent(kind=kind, actor="runner.ray", reason="-", digests={}) for kind in ("shard.retried", "run.worker_lost")]
+    append_events(stopped, events)
+    look = Watched(stopped).look()
+    assert look.deaths == 2 and look.lines()["deaths"] == "2 workers died"
