@@ -84,12 +84,12 @@ def packages(requirements: Iterable[str], extras: Iterable[str]) -> Iterator[Lin
     stated = [Requirement(text) for text in requirements]
     here = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
     for requirement in here:
-        version, fault = _version(requirement.name), _fault(requirement)
+        version, fault = version_of(requirement.name), _fault(requirement)
         yield Line(requirement.name, "missing", fault) if fault else Line(requirement.name, "ok", version)
     for extra in extras:
         own = [r for r in stated if r not in here and r.marker is not None and r.marker.evaluate({"extra": extra})]
         absent = [requirement for requirement in own if _fault(requirement)]
-        there = ", ".join(f"{r.name} {_version(r.name)}" for r in own if r not in absent)
+        there = ", ".join(f"{r.name} {version_of(r.name)}" for r in own if r not in absent)
         if absent:
             names = ", ".join(requirement.name for requirement in absent)
             present = f"; installed: {there}" if there else ""
@@ -100,7 +100,7 @@ def packages(requirements: Iterable[str], extras: Iterable[str]) -> Iterator[Lin
 
 def _fault(requirement: Requirement) -> str:
     """What is wrong with an installed package, and what to do; empty: nothing."""
-    version = _version(requirement.name)
+    version = version_of(requirement.name)
     if not version:
         return f"not installed: pip install '{requirement.name}'"
     if not requirement.specifier.contains(version, prereleases=True):
@@ -109,7 +109,7 @@ def _fault(requirement: Requirement) -> str:
     return ""
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -186,7 +186,7 @@ def _guards() -> Iterator[Line]:
             yield Line(f"guard {guard.name}", "ok", f"{guard.version}; {about}")
         else:
             yield Line(f"guard {guard.name}", "note", f"not available: {guard.reason} ({about})")
-    if _version("ultralytics"):
+    if version_of("ultralytics"):
         duty = "AGPL-3.0: offering it over a network, or shipping weights trained with it, obliges you to publish your source"
         yield Line("ultralytics", "note", duty)
 

@@ -17,6 +17,7 @@ from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
 from jobs.cli.capacity import capacity
 from jobs.cli.compact import compact
 from jobs.cli.detect import detect
+from jobs.cli.doctor import doctor
 from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
@@ -295,31 +296,7 @@ app.command(epilog="Example: clearance report runs/monday --pages")(report)
 app.command(epilog="Example: clearance show runs/monday cat-7")(show)
 
 
-@app.command(epilog="Example: clearance doctor")
-def doctor(
-    keys: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of keys; by default the one in CLEARANCE_KEYS.")] = "",
-    json: AsJson = False,
-) -> None:
-    """List what this machine, installation and keys can do. Exits with 1 if something required is missing or damaged."""
-    from rich.text import Text
-
-    from jobs.doctor import examine
-
-    table = grid()
-    lines = examine(keys=keys)
-    if json:
-        say_json([{"topic": line.topic, "state": line.state, "what": line.what} for line in lines])
-    for line in lines if not json else ():
-        style = {"ok": "green", "note": "yellow", "missing": "bold red"}[line.state]
-        table.add_row(Text(f"{line.state:8}{line.topic}", style), line.what)
-    if not json:
-        make_console().print(table)
-    missing = [line for line in lines if line.state == "missing"]
-    if missing:
-        say_error(
-            f"{len(missing)} required things are missing: {', '.join(line.topic for line in missing)}", "See the lines above"
-        )
-        raise typer.Exit(1)
+app.command("doctor", epilog="Example: clearance doctor run.toml")(doctor)
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------------
