@@ -76,7 +76,8 @@ def _parent(one: Member, members: Sequence[Member]) -> Member | None:
     """The run that one continues. A plan may have been run twice: then the latest that began before."""
     same = [other for other in members if one.parent and other.plan_sha256 == one.parent and other.folder != one.folder]
     before = [other for other in same if other.stored["created_at"] <= one.stored["created_at"]]
-    return (before or same or [None])[-1]
+    found = before or same
+    return found[-1] if found else None
 
 
 def latest(members: Sequence[Member]) -> Member | None:
