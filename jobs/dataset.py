@@ -15,6 +15,7 @@ from jobs.run.chain import Chain, Member
 from pipeline.outcome import Outcome
 
 if TYPE_CHECKING:
+    from jobs.show import Shown
     from pipeline.audit.numbers import Counts
     from pipeline.audit.stage_proof import Trust
     from pipeline.audit.verify import Verification
@@ -130,6 +131,33 @@ def _run_in_set(one: Member, counted: Container[str]) -> RunInSet:
         ended=ended, counted=outcomes.total(), outcomes=dict(sorted(outcomes.items())),
         waiting=sum(found.sample_id in ids for found in waiting(one.folder, standing)),
     )  # fmt: skip
+
+
+def show_in(chain: Chain, key: str) -> tuple[Path, Shown, list[str]]:
+    """A request of a data set, in the run whose outcome of it is in force.
+
+    Returns:
+        That run's folder, the request, and the names of earlier runs that hold it too.
+
+    Raises:
+        InputError: no run holds it, or several requests are meant.
+        IntegrityError: a file of a run cannot be read.
+    """
+    from index.errors import InputError
+    from jobs.show import show_request
+
+    found: list[tuple[Path, Shown]] = []
+    refused: InputError | None = None
+    for one in reversed(chain.members):
+        try:
+            found.append((one.folder, show_request(one.folder, key)))
+        except InputError as error:
+            refused = refused or error
+    if not found:
+        assert refused is not None  # there is at least one run
+        raise refused
+    (folder, shown), *earlier = found
+    return folder, shown, [place.name for place, _ in earlier]
 
 
 def sources_of(chain: Chain) -> list[Source]:

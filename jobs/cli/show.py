@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, RunFolder, run_folder
+from jobs.cli.arguments import AsJson, RunFolder, runs_named
 from jobs.console import grid, make_console, say, say_json
 
 Key = Annotated[
@@ -18,12 +18,22 @@ Open = Annotated[bool, typer.Option("--open", help="Open the page; without --out
 
 
 def show(run: RunFolder, key: Key, out: OutFile = None, opened: Open = False, json: AsJson = False) -> None:
-    """Show one request: every attempt, finding, reference, change, decision and event, and what is in force now."""
+    """Show one request: every attempt, finding, reference, change, decision and event, and what is in force now.
+
+    Of a data set of several runs: in the run whose outcome of it is in force.
+    """
     from jobs.report import ReferencePictures
     from jobs.show import lines, open_page, page_of, show_request, write_page
 
-    folder, base = run_folder(run)
-    shown = show_request(folder, key)
+    chain, folder, base = runs_named(run)
+    if chain is not None:
+        from jobs.dataset import show_in
+
+        folder, shown, earlier = show_in(chain, key)
+        also = f"; runs that hold it too, with an outcome no longer in force: {', '.join(earlier)}" if earlier else ""
+        make_console(stderr=json).print(f"run {folder.name}{also}", soft_wrap=True)
+    else:
+        shown = show_request(folder, key)
     if out is not None or opened:
         from index.storage import write_file
 

@@ -408,10 +408,20 @@ def test_a_report_of_a_damaged_data_set_is_no_success(project: Path, grown: Path
 
 def test_a_command_for_one_run_refuses_several(project: Path, grown: Path) -> None:
     folder = grown
-    done = call("show", folder, "a")
+    done = call("receipt", folder, "--key", "a")
     assert done.exit_code == 2
     assert "names a data set of 3 runs, and this command takes one run" in done.stderr
     assert f"the latest is {folder / '0003'}" in done.stderr
+
+
+def test_show_finds_a_request_in_the_run_that_is_in_force(project: Path, grown: Path) -> None:
+    folder = grown
+    repeated = fine("show", folder, "c", "--json")
+    assert json.loads(repeated.stdout)["outcome"] == "accepted"
+    assert repeated.stderr.startswith("run 0003; runs that hold it too, with an outcome no longer in force: 0001")
+    assert fine("show", project, "d", "--json").stderr == "run 0002\n"
+    assert "owl" in fine("show", folder, "d").output
+    assert call("show", folder, "nobody").exit_code == 2
 
 
 def test_one_run_of_a_pattern_is_that_run(project: Path) -> None:

@@ -33,13 +33,23 @@ def by_topic(lines: tuple[Line, ...]) -> dict[str, Line]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> RunLooks:
-    """The embedded world, without an index."""
-    return looks(tmp_path_factory.mktemp("doctor"), WORLD)
+    """What `clearance init` writes for the embedded world, and a bad row."""
+    folder = tmp_path_factory.mktemp("doctor")
+    done = call("init", folder, "--json")
+    (run_file, _, prompts) = map(Path, json.loads(done.stdout)["written"])
+    run_file.write_text(run_file.read_text().replace("rows = 16", "rows = 4"))
+    prompts.write_text(prompts.read_text() + ",bad,x\n")
+    return examine_run(*read_run_file(run_file))
+
+
+def test_what_init_writes_passes_the_dry_run(found: RunLooks) -> None:
+    assert found.preflight is not None and found.preflight.problems == []
+    assert found.preflight.measured is not None
 
 
 def test_a_run_that_can_begin_is_four_lines(found: RunLooks) -> None:
     assert [line.topic for line in found.four] == ["run", "room", "time", "looks for"]
-    assert found.ok and found.four[0].what.startswith("can begin: 2 of 2 requests to draw in 1 shards (local, 1 worker)")
+    assert found.ok and found.four[0].what.startswith("can begin: 7 of 7 requests to draw in 1 shards (local, 1 worker)")
 
 
 def test_disk_and_memory_are_held_against_what_is_free(found: RunLooks) -> None:
@@ -52,9 +62,10 @@ def test_disk_and_memory_are_held_against_what_is_free(found: RunLooks) -> None:
 def test_details_name_model_guards_index_prompts_and_ray(found: RunLooks) -> None:
     details = by_topic(found.details)
     assert {"model", "guards", "index", "prompts", "ray", "marks"} <= set(details)
-    assert "million parameters on cpu, float32" in details["model"].what
+    assert found.preflight is not None
+    assert f"million parameters on cpu, {found.preflight.plan.config.model.dtype}" in details["model"].what
     assert details["index"] == Line("index", "note", "none: copies are not looked for, and every row records it")
-    assert details["prompts"] == Line("prompts", "note", "2 requests from p.csv; 1 bad rows become error rows")
+    assert details["prompts"] == Line("prompts", "note", "7 requests from prompts.csv; 1 bad rows become error rows")
     assert "codes" in details["guards"].what
 
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from index.errors import InputError
-from jobs.cli import main as cli
 from jobs.cli.arguments import read_run_file
 from jobs.init import Options, init
 from jobs.policies import named, slips
 from jobs.run.plan import read_policy, requests_of
 from pipeline.policy import policy_digest
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
 
 
 def test_the_files_of_the_embedded_world_are_read_as_they_are(tmp_path: Path) -> None:
@@ -35,24 +30,19 @@ def test_the_policy_has_the_rules_that_ship_under_another_name(tmp_path: Path) -
     init(tmp_path, Options())
     policy = named("policy.toml", tmp_path).policy
     assert policy is not None and policy.name == "my-policy"
-    from dataclasses import replace
-
     assert policy_digest(replace(policy, name="default")) == policy_digest(read_policy("default", tmp_path))
     assert [one for one in slips(policy) if "not available" not in one] == ["nobody is named who answers for it: about.owner"]
 
 
-def test_own_model_index_and_prompts_are_named_from_the_folder(
-    tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_model_index_and_prompts_are_named_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "works-index").mkdir()
+    (tmp_path / "my-model").mkdir()
     (tmp_path / 'odd "name".csv').write_text("prompt\ncat\n")
-    written = init(
-        Path("deep/run"), Options(model=str(tiny_sd), index="works-index", prompts=['odd "name".csv', "in/*.parquet"])
-    )
+    written = init(Path("deep/run"), Options(model="my-model", index="works-index", prompts=['odd "name".csv', "in/*.parquet"]))
     assert [path.name for path in written] == ["run.toml", "policy.toml"]
     config, base = read_run_file(written[0])
-    assert Path(config.model.path).resolve() == tiny_sd.resolve()
+    assert Path(config.model.path).resolve() == tmp_path / "my-model"
     assert (base / config.index).resolve() == tmp_path / "works-index"
     assert config.prompts == ('../../odd "name".csv', "../../in/*.parquet")
 
@@ -81,11 +71,3 @@ def test_what_is_named_must_be_there(tmp_path: Path, options: Options) -> None:
     with pytest.raises(InputError, match="there is no such"):
         init(tmp_path / "x", options)
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.slow
-def test_its_run_passes_the_dry_run(tmp_path: Path) -> None:
-    done = call("init", tmp_path / "first", "--json")
-    (run_file, *_) = json.loads(done.stdout)["written"]
-    shown = json.loads(call("run", run_file, "--dry-run", "--json").stdout)
-    assert (shown["ok"], shown["to_draw"], shown["problems"]) == (True, 6, [])
