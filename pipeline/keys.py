@@ -294,7 +294,7 @@ def refuse_inside(keys: Keys, run: Path) -> None:
     Raises:
         ConfigError: the keys lie in it.
     """
-    if keys.folder is not None and keys.folder.resolve().is_relative_to(run.resolve()):
+    if keys.folder is not None and run.resolve() in (keys.folder.resolve(), *keys.folder.resolve().parents):
         fix = "Name another folder with --out, or move the keys: whoever gets the run folder would get them too"
         raise ConfigError(f"lies in the folder of the run, {run}", where=f"{keys.named_by}: {keys.folder}", fix=fix)
 

@@ -20,6 +20,7 @@ from typing import IO, Any, ClassVar
 from index.errors import ClearanceError, InputError, RunStopped
 from index.places.backend import CHUNK, Entry, Tagged
 
+BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 _KEYLESS = re.compile(
@@ -50,7 +51,8 @@ class ObjectStore:
         """
         from obstore import exceptions as known
 
-        self.requests[kind] += 1
+        if kind != BODY:
+            self.requests[kind] += 1
         try:
             return do()
         except (FileNotFoundError, known.NotFoundError) as error:
@@ -119,7 +121,7 @@ class ObjectStore:
         except obstore.exceptions.NotFoundError:
             return None
         if got.meta["size"] <= CHUNK:
-            data = self.request("body", key, got.bytes)
+            data = self.request(BODY, key, got.bytes)
             return io.BufferedReader(_Whole(bytes(data)))
         return io.BufferedReader(_Ranges(self, key, got.meta), buffer_size=CHUNK)
 
@@ -130,7 +132,7 @@ class ObjectStore:
             got = self.request("get", key, lambda: obstore.get(self.store, key))
         except obstore.exceptions.NotFoundError:
             return None
-        meta, data = got.meta, self.request("body", key, got.bytes)
+        meta, data = got.meta, self.request(BODY, key, got.bytes)
         return Tagged(bytes(data), str(meta["e_tag"]), (datetime.now(UTC) - meta["last_modified"]).total_seconds())
 
     # --- writing --------------------------------------------------------------------------------------------------

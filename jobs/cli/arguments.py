@@ -16,9 +16,34 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.keys import Keys
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
+
+def a_place(text: str) -> Path:
+    """An argument that may be a URI: ``s3://bucket/folder`` is no local path."""
+    from index.storage import is_uri, place
+
+    return place(text) if is_uri(text) else Path(text)
+
+
+def a_local_path(text: str) -> Path:
+    """An argument that is written or read on this machine alone.
+
+    Raises:
+        InputError: it is a URI.
+    """
+    from index.storage import is_uri
+
+    if is_uri(text):
+        shown = text.partition("?")[0].rpartition("@")[2]
+        raise InputError("this has to be on this machine", where=shown, fix="Name a local or mounted path, and copy it")
+    return Path(text)
+
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False, parser=a_local_path)]
 RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run folder or its URI, or the run file that names it.", show_default=False, parser=a_place
+    ),
 ]
 KeysFolder = Annotated[
     Path | None,
@@ -70,12 +95,12 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
 
     A folder of runs names its data set. So does a run file whose ``out`` has a placeholder.
     """
-    from index.storage import entry_of, is_folder
+    from index.storage import entry_of, is_folder, is_remote
     from jobs.run.chain import Chain, latest
     from pipeline.audit.binding import PLAN_FILE
 
     base = None
-    if run.suffix == ".toml" and run.is_file():
+    if not is_remote(run) and run.suffix == ".toml" and run.is_file():
         from jobs.run.out import Out
 
         config, base = read_run_file(run)
@@ -111,7 +136,7 @@ def every_run(named: Sequence[str]) -> list[str]:
 
     found: list[str] = []
     for name in named:
-        folder = Path(name)
+        folder = a_place(name)
         inside = runs_inside(folder) if is_folder(folder) and entry_of(folder, PLAN_FILE) is None else []
         found += map(str, inside) if inside else [name]
     return found
@@ -123,11 +148,12 @@ def keys_of(run: Path, named: Path | None) -> Keys:
     Raises:
         ConfigError: there is no such folder, or it lies in a run.
     """
+    from index.storage import is_remote
     from pipeline.keys import Keys
 
     if named is not None:
         return Keys.find(str(named.absolute()), base=Path.cwd())
-    if run.suffix == ".toml" and run.is_file():
+    if not is_remote(run) and run.suffix == ".toml" and run.is_file():
         config, base = read_run_file(run)
         return Keys.find(config.marks.keys, base=base)
     return Keys.find(base=Path.cwd())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.arguments import a_place
 from jobs.console import grid, make_console, say, say_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ def detect(
     place: Place,
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="RUN", help="A run folder whose released pictures to compare with; may be repeated."),
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="A run folder whose released pictures to compare with; may be repeated.",
+            parser=a_place,
+        ),
     ] = None,
     keys: Annotated[
         list[Path] | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.again import OfIndex, open_embedder, open_index
-from jobs.cli.arguments import run_folder
+from jobs.cli.arguments import a_place, run_folder
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
@@ -21,7 +21,8 @@ def index_doctor(
         Path | None, typer.Option(help="Pictures that are no copies of anything: references that fire on them are named.")
     ] = None,
     run: Annotated[
-        list[Path] | None, typer.Option(help="A run folder, whose rows show what fires often; once for each run.")
+        list[Path] | None,
+        typer.Option(help="A run folder, whose rows show what fires often; once for each run.", parser=a_place),
     ] = None,
     threshold: Annotated[
         float | None,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from index.errors import InputError
-from jobs.cli.arguments import AsJson, By, Person, RunFolder, run_folder
+from jobs.cli.arguments import AsJson, By, Person, RunFolder, a_local_path, run_folder
 from jobs.console import busy, make_console, say, say_json
 
 app = typer.Typer(
@@ -49,7 +49,10 @@ def review_list(run: RunFolder, as_json: AsJson = False) -> None:
 @app.command("export", epilog="Example: clearance review export runs/monday --to queue --random 50 --by compliance")
 def review_export(
     run: RunFolder,
-    to: Annotated[Path, typer.Option(help="A new folder for rows, pictures and the page queue.html.", show_default=False)],
+    to: Annotated[
+        Path,
+        typer.Option(help="A new folder for rows, pictures and the page queue.html.", show_default=False, parser=a_local_path),
+    ],
     random: Annotated[
         int, typer.Option(min=0, help="Draw this many accepted samples for an audit; their decisions are counted apart.")
     ] = 0,

@@ -9,7 +9,7 @@ import typer
 
 from index.errors import InputError
 from index.printable import visible
-from jobs.cli.arguments import AsJson, KeysFolder, keys_of, run_folder, runs_named
+from jobs.cli.arguments import AsJson, KeysFolder, a_place, keys_of, run_folder, runs_named
 from jobs.cli.dataset import show_verified
 from jobs.console import make_console, say_json
 
@@ -28,7 +28,10 @@ STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
 
 OptionalRun = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="A run folder, or the run file that names it.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="RUN", help="A run folder or its URI, or the run file that names it.", show_default=False, parser=a_place
+    ),
 ]
 VerifierFile = Annotated[
     Path | None,
@@ -43,7 +46,8 @@ VerifierFile = Annotated[
 def verify(
     run: OptionalRun = None,
     same_as: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?")
+        Path | None,
+        typer.Option(metavar="RUN", help="Another run: are pixels, findings and decisions the same?", parser=a_place),
     ] = None,
     keys: KeysFolder = None,
     key: KeyFile = None,

@@ -30,11 +30,12 @@ def load(run: str | Path, only: str = "accepted", columns: Sequence[str] | None 
     import pyarrow as pa
 
     from index.errors import InputError
+    from index.storage import is_folder, place
     from jobs.export.select import Selection, Source
     from jobs.export.write import marker_of
 
-    folder = Path(run)
-    if not folder.is_dir():
+    folder = place(run) if isinstance(run, str) else run
+    if not is_folder(folder):
         raise InputError("there is no such run folder", where=str(folder), fix="Name the --out folder of a run")
     selection = Selection([Source(folder=folder, mark=marker_of(folder, None))], only, columns)
     rows = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError, RunStopped
+from index.storage import is_folder
 from pipeline.policy import CONFIRM, Policy
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class RunFacts:
         from pipeline.audit.shards import markers
         from pipeline.settings import from_dict
 
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise InputError("there is no such folder", where=str(folder), fix="Name where the run lies now")
         stored = stored_plan(folder)
         if held := holder(folder):

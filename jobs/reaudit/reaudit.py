@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError
+from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
 from jobs.reaudit.judge import OUT_OR_HELD, notes, sort_hits
 from jobs.reaudit.look import EMBEDDING, Looked, Seen, Standard, look
@@ -128,7 +128,7 @@ def reaudit(
         result = RunResult(run=run)
         done.runs.append(result)
         try:
-            facts = RunFacts.of(Path(run), embedder.embedder_id)
+            facts = RunFacts.of(place(run), embedder.embedder_id)
             result.run_id = facts.run_id
             with alone_in(facts.folder, dry_run=rules.dry_run):
                 _one(facts, standard_of(facts), done, result, progress)

@@ -127,7 +127,7 @@ def _hash(text: str) -> str:
 
 
 def _require_new(to: Path, folder: Path) -> None:
-    if to.resolve().is_relative_to(folder.resolve()):
+    if folder.resolve() in (to.resolve(), *to.resolve().parents):
         fix = "Name a folder elsewhere: what lies among a run's files and is not the run's looks like a change to it"
         raise InputError("lies in the run folder", where=str(to), fix=fix)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):

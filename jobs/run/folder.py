@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
 from index.storage import (
     TEMPORARY,
-    cannot_write,
     digest_of,
     entries,
     entry_of,
-    inside,
+    is_folder,
+    is_remote,
+    make,
     remove,
+    remove_empty,
     require_writable,
     write_file,
 )
@@ -31,6 +33,7 @@ from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.salt import PART as SALT
 
 if TYPE_CHECKING:
+    from jobs.run.lock import Held
     from pipeline.audit.shards import ShardReceipt
 
 
@@ -70,9 +73,9 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
     require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
-    if not out.exists():
-        return Place("new", run_id)
-    if not out.is_dir():
+    if not is_folder(out):
+        if is_remote(out) or not out.exists():
+            return Place("new", run_id)
         raise PlanMismatch("is a file, not a folder", where=str(out), fix="Name a new folder as --out")
     theirs = _not_ours(out)
     if entry_of(out, PLAN_FILE) is None:
@@ -112,7 +115,7 @@ def _without_salt(parts: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] = lambda _: None) -> Iterator[Held]:
     """Hold the folder for the time of the block; where no run has begun in it, this one begins. Nothing is written before.
 
     Args:
@@ -126,24 +129,19 @@ def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] 
     """
     from jobs.run.lock import lease
 
-    new = not folder.exists()
+    new = not is_folder(folder)
+    make(folder)
     try:
-        with inside(folder, make=True):
-            pass
-    except OSError as error:
-        raise cannot_write(error, folder) from error
-    try:
-        with lease(folder, note=note):
+        with lease(folder, note=note) as held:
             if _plan_file(folder) != place.plan_file_sha256:
                 fix = "See `clearance status`, and continue that run with --resume"
                 raise RunStopped("another run began in this folder meanwhile", where=str(folder), fix=fix)
             if place.state != "begun":
                 _begin(folder, plan, place)
-            yield
+            yield held
     finally:
         if new:
-            with suppress(OSError):
-                folder.rmdir()  # only where a start that failed left it empty
+            remove_empty(folder)  # only where a start that failed left it so
 
 
 def open_folder(out: Path, plan: Plan, *, resume: bool = False) -> tuple[Path, str]:

@@ -33,7 +33,9 @@ def run_local(
     with run_session(plan, folder, "local", on_event, open_loop, resume) as session:
         pending = session.pending()
         if pending:
-            opened = Worker(plan, folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended)
+            opened = Worker(
+                plan, session.folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended
+            )
             with closing(opened) as worker:
                 session.ready(worker.context, "local-0")
                 ahead = shards_ahead(plan.config)

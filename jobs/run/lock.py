@@ -4,6 +4,8 @@ The lock is the kernel's (``flock``): it ends with the process, so a killed run 
 between machines and on file systems without locks. Therefore the run that holds the folder writes its process into the file and
 touches the file every few seconds. A run that finds a process of another machine waits for the next touch, and takes over when
 none comes.
+
+On an object store, which has neither locks nor files to touch: :mod:`jobs.run.object_lease`.
 """
 
 from __future__ import annotations
@@ -11,18 +13,20 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
+import secrets
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from index.storage import NO_LINK, cannot_write, disk, entry_of, inside, read_file
+from index.storage import NO_LINK, ObjectFolder, cannot_write, disk, entry_of, inside, is_remote, read_file
+from jobs.run import object_lease
+from jobs.run.process import Process
 from pipeline.audit.coverage import LEASE_FILE
 
 BEAT_SECONDS = 5.0  # how often the holder touches the file
@@ -31,64 +35,10 @@ _FRESH_SECONDS = 60.0  # for `status`, which does not wait; clocks of two machin
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """The process that holds a folder.
-
-    Attributes:
-        pid, host: the process. since: when it took the folder, for people.
-        boot: the running kernel; processes with the same one see each other's locks.
-        space: its space of process numbers (a container has its own).
-        started: when the process started, in the kernel's ticks: distinguishes it from a later one with the same number.
-    """
-
-    pid: int
-    host: str
-    since: str = ""
-    boot: str = ""
-    space: str = ""
-    started: str = ""
-
-    @classmethod
-    def this(cls) -> Process:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return cls(
-            pid=os.getpid(), host=socket.gethostname(), since=now, boot=_boot(), space=_space(), started=_started(os.getpid())
-        )
-
-    @classmethod
-    def parse(cls, content: bytes) -> Process | None:
-        """From the file's content; None when it is something else."""
-        try:
-            plain: dict[str, Any] = json.loads(content)
-            known = {field.name: field.type for field in fields(cls)}
-            values = {name: value for name, value in plain.items() if name in known}
-            wrong = [name for name, value in values.items() if type(value).__name__ != known[name]]
-            return None if wrong else cls(**values)
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            return None
-
-    def same_kernel(self, other: Process) -> bool:
-        return self.boot == other.boot if self.boot and other.boot else self.host == other.host
-
-    def lives(self) -> bool | None:
-        """Whether the process lives; None: that cannot be seen, because it is on another machine or in another container."""
-        if self.space != _space() or not self.same_kernel(Process.this()):
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:
-            pass
-        return not self.started or self.started == _started(self.pid)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" + (f" since {self.since}" if self.since else "")
-
-
 def holder(folder: Path) -> str:
     """The run that holds this folder now, in words; empty when none does, as far as can be seen. Takes no lock."""
+    if is_remote(folder):
+        return object_lease.holder(folder, _FRESH_SECONDS)
     try:
         content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
         holder_process = Process.parse(content)
@@ -100,6 +50,21 @@ def holder(folder: Path) -> str:
     return str(holder_process) if quiet < _FRESH_SECONDS else ""
 
 
+class Held(Protocol):
+    """A lease while it is held."""
+
+    def require(self) -> None:
+        """Refuse to go on when another session took the folder over; raises RunStopped."""
+        ...
+
+
+class _Locked:
+    """The kernel's lock cannot be lost while the process lives."""
+
+    def require(self) -> None:
+        pass
+
+
 @contextmanager
 def lease(
     folder: Path,
@@ -108,11 +73,11 @@ def lease(
     me: Process | None = None,
     beat: float = BEAT_SECONDS,
     patience: float = PATIENCE_SECONDS,
-) -> Iterator[None]:
+) -> Iterator[Held]:
     """Hold the run folder for the time of the block.
 
     Args:
-        folder: the run folder.
+        folder: the run folder. On an object store its fence holds this session's token (:func:`index.storage.fenced`).
         note: called with a sentence when there is something to wait for or to know.
         me: the process that holds it; this one when not given.
         beat: seconds between touches.
@@ -123,6 +88,11 @@ def lease(
         IntegrityError: something else stands in the lock's place.
     """
     me = me or Process.this()
+    if isinstance(folder, ObjectFolder):
+        token = folder.fence[1] if folder.fence is not None else secrets.token_hex(8)
+        with object_lease.object_lease(folder, token, note=note, me=me, beat=beat, patience=patience) as held:
+            yield held
+        return
     handle = _open(folder)
     try:
         locked = _lock(folder, handle)
@@ -144,7 +114,7 @@ def lease(
     beating = threading.Thread(target=_beat, args=(handle, beat, ended), name="lease", daemon=True)
     beating.start()
     try:
-        yield
+        yield _Locked()
     finally:
         ended.set()
         beating.join()
@@ -253,27 +223,3 @@ def _beat(handle: int, seconds: float, ended: threading.Event) -> None:
 
 def _content(handle: int) -> bytes:
     return os.pread(handle, 4096, 0)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _boot() -> str:
-    return _read("/proc/sys/kernel/random/boot_id")
-
-
-def _space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    # The name in brackets may hold spaces; the 22nd field is the 20th behind it.
-    behind = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return behind[19] if len(behind) > 19 else ""

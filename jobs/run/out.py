@@ -15,7 +15,7 @@ from pathlib import Path
 from index.errors import ConfigError
 from index.storage import entries, is_folder
 from jobs.run.chain import Member, in_order, member
-from jobs.run.plan import local_folder
+from jobs.run.plan import run_place
 
 DATE, NUMBER, DATASET = "{date}", "{number}", "{dataset}"
 KNOWN = (DATE, NUMBER, DATASET)
@@ -63,8 +63,8 @@ class Out:
         if last.count(DATE) > 1 or last.count(NUMBER) > 1:
             raise ConfigError("has a placeholder twice", where="out", fix="Keep one of them")
         if DATE in last or NUMBER in last:
-            return cls(local_folder(head + (slash if not head else "") or ".", base), last)
-        return cls(local_folder(out.replace(DATASET, dataset_id), base))
+            return cls(run_place(head + (slash if not head else "") or ".", base), last)
+        return cls(run_place(out.replace(DATASET, dataset_id), base))
 
     def runs(self) -> list[Member]:
         """The runs that are there, the oldest first; without a pattern none, or the one.

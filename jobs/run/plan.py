@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from index import storage
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.run.openers import openers
@@ -296,19 +297,16 @@ def read_policy(name: str, base: Path) -> Policy:
     return read_toml(Policy, path)
 
 
-def local_folder(uri: str, base: Path) -> Path:
-    """The folder an output URI names; relative ones start from ``base``.
+def run_place(uri: str, base: Path) -> Path:
+    """The place that an output URI names: a local folder (relative ones start from ``base``), or one on an object store.
 
     Raises:
-        ConfigError: no output given, or a scheme this version does not write to.
+        ConfigError: no output given, or a scheme that nothing here opens.
     """
     if not uri:
         raise ConfigError("no output folder", where="out", fix='Add --out FOLDER, or out = "FOLDER" to the run file')
-    if "://" in uri:
-        scheme, _, rest = uri.partition("://")
-        if scheme != "file":
-            raise ConfigError(f"cannot write to {scheme}:// yet", where="out", fix="Name a local or mounted folder")
-        return Path(rest)
+    if storage.is_uri(uri):
+        return storage.place(uri)
     place = os.path.expanduser(uri)
     if place.startswith("~"):
         user = place.split("/")[0]

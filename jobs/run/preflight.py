@@ -129,20 +129,16 @@ def preflight(
 
 
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
-    from index.storage import entry_of
+    from index.storage import entry_of, is_remote, require_writable
     from jobs.run.folder import look
     from pipeline.audit.binding import PLAN_FILE
     from pipeline.audit.shards import committed
 
-    there = _nearest(found.folder)
-    if there.is_symlink() and not there.exists():
-        raise RunStopped("is a symbolic link that leads nowhere", where=str(there), fix="Remove it, or name another --out")
-    if not there.is_dir():
-        raise RunStopped("is a file, not a folder", where=str(there), fix="Name another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to" if there == found.folder else f"cannot be made: {there} cannot be written to"
-        raise RunStopped(what, where=str(found.folder), fix="Name another --out, or change the permissions of that folder")
-    if found.problems and entry_of(there, PLAN_FILE) is not None:
+    if is_remote(found.folder):
+        require_writable(found.folder)
+    else:
+        _require_local(found.folder)
+    if found.problems and entry_of(found.folder, PLAN_FILE) is not None:
         return  # without the plan's digests it is unknown whether the folder holds this plan
     place = look(found.folder, found.plan, resume=resume)
     if place.note:
@@ -153,6 +149,17 @@ def _look_at_folder(found: Preflight, *, resume: bool) -> None:
     left = f"holds this plan; {len(found.todo)} requests are still to be drawn"
     states = {"new": "new", "begun": left, "replaced": "holds another plan, of which nothing was committed"}
     found.opened["folder"] = f"{found.folder} ({states[place.state]})"
+
+
+def _require_local(folder: Path) -> None:
+    there = _nearest(folder)
+    if there.is_symlink() and not there.exists():
+        raise RunStopped("is a symbolic link that leads nowhere", where=str(there), fix="Remove it, or name another --out")
+    if not there.is_dir():
+        raise RunStopped("is a file, not a folder", where=str(there), fix="Name another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there == folder else f"cannot be made: {there} cannot be written to"
+        raise RunStopped(what, where=str(folder), fix="Name another --out, or change the permissions of that folder")
 
 
 def _nearest(folder: Path) -> Path:
@@ -252,6 +259,11 @@ def _estimate(found: Preflight, runtime: Runtime) -> Estimate:
 
 def _room(found: Preflight) -> None:
     """Whether the disk holds what is going to be written."""
+    from index.storage import is_remote
+
+    if is_remote(found.folder):
+        found.opened["disk"] = "an object store: its room is not known"
+        return
     free = shutil.disk_usage(_nearest(found.folder)).free
     found.opened["disk"] = f"{size(free)} free"
     if found.estimate is not None:

@@ -7,6 +7,7 @@ work.
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import signal
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import RunStopped
-from index.storage import digest_of
+from index.storage import digest_of, fenced, require_held
 from jobs import signals
 from jobs.proof import signer_of
 from jobs.run.error_budget import beyond, stop_beyond
@@ -28,10 +29,12 @@ from jobs.run.retries import MOST_DEATHS, REASONS, Cause
 from jobs.run.stored_plan import stored_plan
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.audit.coverage import LEASE_FILE
 from pipeline.keys import Keys, refuse_inside
 from pipeline.outcome import Outcome, Sample
 
 if TYPE_CHECKING:
+    from jobs.run.lock import Held
     from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
 
@@ -113,7 +116,9 @@ class Session:
     def __init__(
         self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
     ) -> None:
-        self.plan, self.folder, self.runner, self.on_event, self.open_loop = (plan, folder, runner, on_event, open_loop)
+        self.plan, self.runner, self.on_event, self.open_loop = plan, runner, on_event, open_loop
+        # On an object store every commit, also one of a worker, looks whether the folder is still this session's.
+        self.folder = fenced(folder, LEASE_FILE, secrets.token_hex(8))
         self.place = look(folder, plan, resume=resume)
         self.run_id = self.place.run_id
         self.context: RunContext | None = None  # set by the first worker that is ready
@@ -131,6 +136,7 @@ class Session:
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._ended: Counter[str] = Counter()  # outcomes in committed shards: summing the receipts again would cost N² in a run
         self._claim = ExitStack()
+        self._held: Held | None = None
 
     @property
     def begun(self) -> bool:
@@ -148,6 +154,8 @@ class Session:
 
     def report(self, kind: Any, detail: str = "", *, shard: str = "", worker: str = "") -> None:
         signals.check()
+        if self._held is not None:
+            self._held.require()
         outcomes, about = self.outcomes(), {"detail": detail, "shard": shard, "worker": worker, "run_id": self.run_id}
         shards_open = len(self.plan.shards) - len(self.receipts)
         done, total = outcomes.total(), len(self.plan.requests)
@@ -171,7 +179,7 @@ class Session:
         from pipeline.audit.shards import committed, sweep
 
         plan_sha256, place = self.plan.plan_sha256, self.place
-        self._claim.enter_context(claimed(self.folder, self.plan, place, lambda text: self.report("note", text)))
+        self._held = self._claim.enter_context(claimed(self.folder, self.plan, place, lambda text: self.report("note", text)))
         self.receipts = dict(committed(self.folder))
         self._ended = Counter()
         for receipt in self.receipts.values():
@@ -211,6 +219,7 @@ class Session:
         if error is not None and self.begun and not self.sealed:
             # The reason of the stop stays with the run, unless the disk is what failed.
             with suppress(Exception):
+                require_held(self.folder)  # else the run is another session's to record
                 self.event("run.stopped", self._reason(error), plan_sha256=self.plan.plan_sha256)
         self._claim.close()
 
@@ -292,7 +301,7 @@ class Session:
             # Stopped between its last commit and its seal: no shard was left, so no worker has set the context yet.
             context = self.context or self._opened_here()
             # A worker of a run that was stopped may have lived a moment longer than that run, and have died while writing.
-            sweep(self.folder)
+            sweep(self.folder, complete=True)
             statement = seal(self.folder, self._predicate(workers, context))
             self.sealed = True
             if self._signer is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError, IntegrityError
-from index.storage import entry_of, read_object
+from index.storage import entry_of, is_folder, read_object
 from pipeline.audit.binding import PLAN_FILE
 
 _SHAPE: dict[str, type] = {
@@ -45,7 +45,7 @@ def check_plan(folder: Path, stored: Mapping[str, Any]) -> None:
 def read_plan(folder: Path) -> dict[str, Any]:
     """The content of plan.json, not yet compared with its digest; raises as :func:`stored_plan`."""
     where, fix = str(folder / PLAN_FILE), RESTORE
-    if not folder.is_dir() or entry_of(folder, PLAN_FILE) is None:
+    if not is_folder(folder) or entry_of(folder, PLAN_FILE) is None:
         raise InputError("not a run folder (no plan.json)", where=str(folder), fix="Name the --out folder of a run")
     stored = read_object(folder, PLAN_FILE)
     missing = [name for name in _SHAPE if name not in stored]

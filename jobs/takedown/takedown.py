@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guards.copies import HARMLESS
 from index.errors import ClearanceError, InputError
+from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, why
 from jobs.reaudit.judge import concerns, notes, sort_hits
 from jobs.reaudit.look import References, Standard, look
@@ -124,7 +124,7 @@ def carry_out(
 def _require_runs(runs: Sequence[str]) -> None:
     if not runs:
         raise InputError("names no run", where="--runs", fix="Name the runs that may hold copies of the works")
-    resolved = [str(Path(run).resolve()) for run in runs]
+    resolved = [str(place(run).resolve()) for run in runs]
     twice = sorted({run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
         raise InputError(f"names a run twice: {twice[0]}", where="--runs", fix="Name every run once")
@@ -208,7 +208,7 @@ class _Work:
         """One run: looked at, and its events written; or why it was not reached."""
         order, result = self.done.order, RunResult(run=run)
         try:
-            facts = RunFacts.of(Path(run), self.embedder.embedder_id)
+            facts = RunFacts.of(place(run), self.embedder.embedder_id)
             result.run_id = facts.run_id
             with alone_in(facts.folder, dry_run=order.dry_run):
                 standing = Standing.of(facts.folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, InputError, IntegrityError
-from index.storage import digest_of, entry_of, parse_object, read_file, write_file
+from index.storage import digest_of, entry_of, parse_object, read_file, require_held, write_file
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.chain import canonical
 from pipeline.audit.compacted import parts_index
@@ -118,7 +118,7 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
         IntegrityError: a commit marker or the events were changed, a data file is not the one that was committed, or a shard
             is another run's.
         InputError: the predicate is not plain JSON data.
-        RunStopped: the folder cannot be written.
+        RunStopped: the folder cannot be written, or is another session's by now.
     """
     if parts_index(folder) is not None:
         what = "is compacted: its statement names files that are in large parts now"
@@ -165,6 +165,7 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise InputError(f"the predicate is not plain data ({error})", where="statement_predicate") from None
     before = digest_of(folder, RUN_FILE) if entry_of(folder, RUN_FILE) is not None else ""
+    require_held(folder)
     write_file(folder, RUN_FILE, data)
     sealed: dict[str, Any] = json.loads(data)
     digests = {"run_sha256": hashlib.sha256(data).hexdigest(), "merkle_root": predicate["merkle_root"]}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
-from index.storage import digest_of, entry_of
+from index.storage import digest_of, entry_of, is_folder
 from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
 from pipeline.audit.compacted import PARTS, index_problems
 from pipeline.audit.coverage import strangers, uncovered
@@ -86,7 +86,7 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
         InputError: there is no such folder.
         ConfigError: what ``trust`` holds is no key, or no certificates.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError("there is no such run folder", where=str(folder), fix="Name the folder that holds run.json")
     found = Findings()
     statement = read_statement(folder, found)

@@ -29,6 +29,7 @@ from pipeline.keys import Keys
 from pipeline.marking.markers import marks_parts, open_markers
 from pipeline.outcome import Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 from pipeline.policy import Policy, policy_digest
+from tests.object_stores import s3_environment
 
 IDENTITY = {"model_digest": "m" * 64, "index_id": "i" * 64}
 
@@ -221,19 +222,23 @@ def sealed(plan: Plan, stopped: Path, open_loop: Callable[..., FakeModeration]) 
 
 
 @pytest.fixture(scope="session")
-def small_ray() -> Iterator[None]:
+def small_ray(s3_endpoint: str) -> Iterator[None]:
+    """Ray with two processors; its workers reach the S3 server of the tests."""
     ray = pytest.importorskip("ray")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The fakes live in this file, which no worker could import.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=100 * 2**20,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(s3_endpoint).items():
+            patch.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=100 * 2**20,
+        )
     yield
     ray.shutdown()

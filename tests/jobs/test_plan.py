@@ -13,7 +13,7 @@ import pytest
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
-from jobs.run.plan import Plan, local_folder
+from jobs.run.plan import Plan, run_place
 from pipeline.config import GenerationConfig, GuardsConfig, MarksConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
@@ -128,12 +128,12 @@ def test_restriction_to_keys(make_plan: MakePlan, tmp_path: Path) -> None:
 
 
 def test_output_uris(tmp_path: Path) -> None:
-    assert local_folder("runs/a", tmp_path) == tmp_path / "runs/a"
-    assert local_folder("file:///data/a", tmp_path) == Path("/data/a")
+    assert run_place("runs/a", tmp_path) == tmp_path / "runs/a"
+    assert run_place("file:///data/a", tmp_path) == Path("/data/a")
     with pytest.raises(ConfigError, match="s3://"):
-        local_folder("s3://bucket/a", tmp_path)
+        run_place("s3://bucket/a", tmp_path)
     with pytest.raises(ConfigError, match="--out"):
-        local_folder("", tmp_path)
+        run_place("", tmp_path)
 
 
 def test_marks_are_bound_and_the_place_of_keys_is_not(make_plan: MakePlan, tmp_path: Path) -> None:

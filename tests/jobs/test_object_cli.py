@@ -1,0 +1,134 @@
+"""The commands with a run on an object store: what goes through the door works there, the rest says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from index import storage
+from jobs.cli import main as cli
+from jobs.export.load import load
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+def done(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, (arguments, result.output)
+    return result.output
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_loop: Callable[..., Any],
+    opening: Callable[..., None],
+    identity: Callable[..., dict[str, str]],
+    s3: str,
+) -> Path:
+    """A folder with a run file whose runs go to the object store."""
+    opening(loop=open_loop, identity=identity)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\na copy,b\nsteered,c\n,d\n")
+    (tmp_path / "run.toml").write_text(f'prompts = "prompts.csv"\nout = "{s3}/monday"\nshard_size = 2\n')
+    return tmp_path
+
+
+def test_a_run_from_dry_run_to_export(project: Path, s3: str) -> None:
+    run, uri = project / "run.toml", f"{s3}/monday"
+    assert storage.is_folder(storage.place(uri)) is False
+    assert "an object store" in done("run", run, "--dry-run")
+    assert storage.is_folder(storage.place(uri)) is False
+
+    assert f"in {uri}" in done("run", run)
+    for target in (uri, run):
+        status = json.loads(done("status", target, "--json"))
+        assert status["state"] == "sealed" and status["requests"] == "4 of 4 ended"
+    assert f"intact: {uri}" in done("verify", uri)
+    assert f"report: {uri}/report.html" in done("report", uri, "--pages")
+    assert storage.entry_of(storage.place(uri), "pages/a.html") is not None
+    assert json.loads(done("show", uri, "a", "--json"))["request_key"] == "a"
+    done("hold", "set", uri, "--key", "a", "--by", "counsel", "--reason", "a claim")
+    assert "a claim" in done("hold", "show", uri)
+    done("review", "list", uri)
+    done("retention", "show", uri)
+    done("export", uri, "--to", project / "exported")
+    assert json.loads((project / "exported/manifest.json").read_text())["samples"] == 2
+    assert load(uri).num_rows == 2
+    assert done("verify", uri, "--same-as", uri)
+
+
+def test_a_run_by_option_resumes(project: Path, s3: str) -> None:
+    run, uri = project / "run.toml", f"{s3}/tuesday"
+    (project / "prompts.csv").write_text("prompt,key\ncat,a\nowl,b\ndisk-full,c\n")
+    stopped = call("run", run, "--out", uri)
+    assert stopped.exit_code == 2 and "No space left" in stopped.output
+    assert "stopped; continue with --resume" in done("status", uri)
+    again = call("run", run, "--out", uri)
+    assert again.exit_code == 2 and "--resume" in again.output
+    (project / "space").touch()
+    done("run", run, "--out", uri, "--resume")
+    assert "sealed" in done("status", uri)
+
+
+def test_errors_go_into_a_new_run_elsewhere(project: Path, s3: str) -> None:
+    done("run", project / "run.toml")
+    done("run", project / "run.toml", "--only-failed", "--out", f"{s3}/again")
+    assert json.loads(done("status", f"{s3}/again", "--json"))["requests"] == "1 of 1 ended"
+
+
+WRONG = {
+    "run": ("run", "run.toml", "--out", "s3://nobody-made-this/run"),
+    "status": ("status", "s3://nobody-made-this/run"),
+    "verify": ("verify", "s3://nobody-made-this/run"),
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_a_wrong_bucket_is_a_sentence(project: Path, command: str) -> None:
+    result = call(*WRONG[command])
+    assert result.exit_code == 2
+    assert "s3://nobody-made-this: there is no such bucket" in result.output
+
+
+def test_a_place_without_a_run_is_a_sentence(project: Path, s3: str) -> None:
+    result = call("verify", f"{s3}/nothing")
+    assert result.exit_code == 2 and f"{s3}/nothing: there is no such run folder" in result.output
+
+
+LOCAL_ONLY = {
+    "export": ("export", "{uri}", "--to", "{uri}/exported"),
+    "review": ("review", "export", "{uri}", "--to", "{uri}/queue"),
+    "run file": ("run", "{uri}/run.toml"),
+}
+
+
+@pytest.mark.parametrize("command", LOCAL_ONLY)
+def test_what_needs_this_machine_refuses_a_uri(project: Path, s3: str, command: str) -> None:
+    result = call(*(part.format(uri=s3) for part in LOCAL_ONLY[command]))
+    assert result.exit_code == 2 and "has to be on this machine" in result.output
+    assert not (project / "s3:").exists()
+
+
+def test_credentials_are_in_no_object_and_no_output(project: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-key")
+    output = done("run", project / "run.toml")
+    folder = storage.place(f"{s3}/monday")
+
+    def everything(name: str = "") -> bytes:
+        return b"".join(
+            everything(path) if entry.kind == "folder" else storage.read_file(folder, path)
+            for entry in storage.entries(folder, name)
+            for path in [f"{name}/{entry.name}".lstrip("/")]
+        )
+
+    assert "a-very-secret-key" not in output
+    assert b"a-very-secret-key" not in everything()

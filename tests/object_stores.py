@@ -1,0 +1,39 @@
+"""What tests of object stores share: how a process reaches the S3 server, and stores that fail or fall silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from index.places.objects import ObjectStore
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """What a process needs to reach the server."""
+    known = {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "REGION": "us-east-1", "ENDPOINT_URL": endpoint}
+    return {f"AWS_{name}": value for name, value in known.items()}
+
+
+class Killed(BaseException):
+    """The process is gone; whatever it would do from here on does not reach the store."""
+
+
+class Dying(ObjectStore):
+    """A store in memory whose user dies at one request: before it is carried out, or before its answer comes back."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import MemoryStore
+
+        super().__init__(root, MemoryStore())
+        self.dies_at, self.carried_out, self.count = 0, False, 0
+
+    def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        self.count += 1
+        if self.dies_at and self.count >= self.dies_at:
+            if self.count == self.dies_at and self.carried_out:
+                super().request(kind, key, do, writing=writing)
+            raise Killed
+        return super().request(kind, key, do, writing=writing)
+
+    def revive(self) -> None:
+        self.dies_at = self.count = 0
