@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ModelError
+from index.places.cache import cache_folder, local_copy
 from index.shipped import STICKERS
+from index.storage import is_uri, place
 
 SHIPPED = "stickers"
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -23,7 +25,7 @@ class EmbedderSource:
 
     Attributes:
         model: ``stickers`` (shipped), ``local-dir:FOLDER`` or the plain path of a folder in open_clip's format, an architecture
-            that open_clip knows, or ``hf-hub:OWNER/NAME``. Empty: nothing is known.
+            that open_clip knows, or ``hf-hub:OWNER/NAME``, or the URI of such a folder. Empty: nothing is known.
         pretrained: for an architecture: a tag of open_clip, or a checkpoint file.
     """
 
@@ -44,7 +46,12 @@ class EmbedderSource:
         return EmbedderSource(model, pretrained)
 
     def seen_from(self, folder: Path) -> EmbedderSource:
-        """The same with paths relative to a folder: what an index keeps, so that both can move together."""
+        """The same with paths relative to a folder: what an index keeps, so that both can move together.
+
+        An index on an object store has no folder that an embedder could lie beside: a local one is not on its record.
+        """
+        if folder.is_relative_to(cache_folder()) and (self.model.startswith(LOCAL) or Path(self.pretrained).is_absolute()):
+            return EmbedderSource()
         model, pretrained = self.model, self.pretrained
         if model.startswith(LOCAL):
             model = LOCAL + _relative(model.removeprefix(LOCAL), folder)
@@ -89,6 +96,8 @@ def folder_of(model: str, *, allow_download: bool) -> Path | None:
         if not folder.is_dir():
             raise ModelError("the shipped embedder is missing", where=str(folder), fix="Reinstall, or train it: see its README")
         return folder
+    if is_uri(model):
+        return local_copy(place(model))
     if model.startswith(LOCAL):
         folder = Path(model.removeprefix(LOCAL))
         if not folder.is_dir():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from index.errors import IntegrityError
 from index.files import RESTORE, unreadable
+from index.places.cache import cache_folder
 
 LARGE = 2**24  # smaller files are read each time: that takes milliseconds
 
@@ -52,9 +53,7 @@ def require_known(path: Path, sha256: str, *, afresh: bool = False) -> bool:
 
 
 def _notes() -> Path:
-    """The folder of this user's notes: ``CLEARANCE_CACHE``, or the usual place for caches."""
-    named = os.environ.get("CLEARANCE_CACHE", "")
-    return (Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clearance") / "known"
+    return cache_folder() / "known"
 
 
 def _seen(info: os.stat_result) -> str | None:

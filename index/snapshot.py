@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index import at_uri
 from index.embedder_source import EmbedderSource
 from index.errors import InputError, IntegrityError
 from index.files import RESTORE, read_known, write_whole
@@ -134,11 +135,16 @@ def _address(content: Mapping[str, Any]) -> str:
 
 
 def current(folder: Path) -> str:
-    """The content of ``CURRENT``; empty when there is none.
+    """The content of ``CURRENT``, on the object store for an index there; empty when there is none.
 
     Raises:
         IntegrityError: it cannot be read.
     """
+    place = at_uri.origin(folder)
+    return _pointer(folder) if place is None else at_uri.in_force(place)
+
+
+def _pointer(folder: Path) -> str:
     path = folder / "CURRENT"
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
@@ -161,7 +167,7 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
         IntegrityError: the pointer or the snapshot was changed.
     """
     pointer = folder / "CURRENT"
-    digest = current(folder)
+    digest = _pointer(folder)
     if not digest and not os.path.exists(pointer):
         fix = "Build one: clearance index build REFERENCES --out FOLDER"
         raise InputError("is not a reference index", where=str(folder), fix=fix)
@@ -183,10 +189,24 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
     )  # fmt: skip
 
 
-def put_in_force(folder: Path, snapshot: Snapshot) -> str:
-    """Write a snapshot, then point to it; returns its sha256. Until the pointer has moved, the one before is in force."""
+def put_in_force(folder: Path, snapshot: Snapshot, before: str = "") -> str:
+    """Write a snapshot, then point to it; returns its sha256. Until the pointer has moved, the one before is in force.
+
+    Args:
+        folder: of the index. snapshot: the snapshot.
+        before: sha256 of the one that it follows; what an index on an object store compares.
+
+    Raises:
+        IndexMismatch: on an object store, another one is in force by now.
+        OSError, RunStopped: it cannot be written.
+    """
     content = snapshot.content()
     digest = hashlib.sha256(content).hexdigest()
     write_whole(snapshot_path(folder, digest), content)
+    place = at_uri.origin(folder)
+    if place is not None:
+        at_uri.publish(place, folder, digest, json.loads(content), before)
+        if _pointer(folder):  # the view of a snapshot goes on naming that one
+            return digest
     write_whole(folder / "CURRENT", f"{digest}\n".encode())
     return digest

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index import journal, storage
+from index import at_uri, journal, storage
 from index.embedder_source import EmbedderSource
 from index.errors import IndexMismatch, InputError
 from index.intake import Intake, Taken, alone
@@ -68,7 +68,7 @@ class ReferenceIndex:
         whole or not at all; what a stopped build has embedded is used by the next one in the same folder.
 
         Args:
-            folder: must not hold anything else.
+            folder: must not hold anything else; a place on an object store is built here first (:mod:`index.at_uri`).
             items: the works; works with identical pictures become one reference with the strictest status among them (see
                 :attr:`taken` afterwards).
             embedder: its id is bound to the index, and how to open it is remembered.
@@ -77,7 +77,7 @@ class ReferenceIndex:
         Raises:
             InputError: the folder holds something, or a work is not usable.
         """
-        folder = Path(folder)
+        folder = at_uri.for_a_build(folder)
         if os.path.exists(folder / "CURRENT"):
             raise InputError("already holds an index", where=str(folder), fix="Add to it, or name a new folder")
         try:
@@ -109,7 +109,7 @@ class ReferenceIndex:
             IndexMismatch: it was built with another embedder.
             IntegrityError: a file is missing or changed; the message names it.
         """
-        folder = Path(folder)
+        folder = at_uri.here(folder)
         snapshot_sha256, snapshot = read_snapshot(folder)
         if embedder_id is not None:
             _require_embedder(folder, snapshot, embedder_id)
@@ -384,7 +384,7 @@ class ReferenceIndex:
             before, segments=tuple(entries), tombstones=tuple(sorted(gone)), index_id=index_id, amendments=amendments,
             set_hash=sums, journal=leaf, history=(),
         )  # fmt: skip
-        self._load(put_in_force(self.folder, snapshot), snapshot)
+        self._load(put_in_force(self.folder, snapshot, self._snapshot_sha256), snapshot)
 
     # --- checking -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
-from index.storage import entry_of, read_object
+from index.storage import entry_of, is_uri, place, read_object
 from jobs.run.stored_plan import stored_plan
 
 if TYPE_CHECKING:
@@ -129,10 +129,10 @@ class ReferencePictures:
 
         try:
             name = self.stored["config"]["index"] if self.stored else ""
-            if name and self._base is None:
+            if name and self._base is None and not is_uri(name):
                 where = "the run folder does not lie in the run file's folder; name the run file: clearance report RUN.toml"
                 self.remark = f"no reference pictures in the report: {where}"
-            return ReferenceIndex.open(self._base / name) if name and self._base is not None else None
+            return ReferenceIndex.open(place(name, self._base)) if name and (self._base is not None or is_uri(name)) else None
         except (KeyError, TypeError, ClearanceError) as error:
             self.remark = f"no reference pictures in the report: {error}"
             return None

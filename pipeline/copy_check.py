@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.at_uri import beside
 from index.errors import ConfigError, IntegrityError
 from index.rate import Rate, percent
 from index.shipped import STICKERS
+from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 
@@ -37,7 +39,7 @@ def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *,
         return None
     from index.calibrate import Calibration
 
-    for path in (base / config.index / "calibration.json", STICKERS / "calibration.json"):
+    for path in (beside(place(config.index, base), "calibration.json"), STICKERS / "calibration.json"):
         if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
             return found
     raise ConfigError(

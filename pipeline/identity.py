@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from index.shipped import STICKERS
+from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.keys import Keys
 from pipeline.marking.markers import marks_parts
@@ -146,7 +147,7 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         from index.store import ReferenceIndex
         from pipeline.copy_check import calibration_in_force
 
-        index = ReferenceIndex.open(base / config.index)
+        index = ReferenceIndex.open(place(config.index, base))
         found = calibration_in_force(config, policy, index.embedder_id, base=base)
         calibration_id = found.calibration_id if found is not None else "policy"
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)

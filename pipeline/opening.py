@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guards.base import Guard, OnDevice
+from index.at_uri import beside
+from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
 from pipeline.model.device import check_device
@@ -72,7 +74,7 @@ def open_copies(config: RunConfig, policy: Policy, *, base: Path, device: str = 
     from index.store import ReferenceIndex
 
     e = config.embedder
-    index = ReferenceIndex.open(base / config.index)
+    index = ReferenceIndex.open(place(config.index, base))
     embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, device=device, base=base)
     calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
     guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
@@ -96,16 +98,19 @@ def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base
 
 def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
     """A sentence if the calibration was measured on another state of the index; empty if it was not."""
-    path = base / config.index / "calibration.json"
-    if not config.index or policy.copies.threshold is not None or not path.exists():
+    if not config.index or policy.copies.threshold is not None:
+        return ""
+    folder = place(config.index, base)
+    path = beside(folder, "calibration.json")
+    if not path.exists():
         return ""
     from index.calibrate import Calibration
     from index.store import ReferenceIndex
 
-    found, index = Calibration.load(path), ReferenceIndex.open(base / config.index)
+    found, index = Calibration.load(path), ReferenceIndex.open(folder)
     if found.embedder_id != index.embedder_id or found.index_id in ("", index.index_id):
         return ""
     return (
-        f"{path} was measured on index {found.index_id}, which is now {index.index_id}: with more references there are more "
-        "false alarms; calibrate again (clearance index calibrate)"
+        f"{folder / path.name} was measured on index {found.index_id}, which is now {index.index_id}: with more references "
+        "there are more false alarms; calibrate again (clearance index calibrate)"
     )

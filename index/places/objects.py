@@ -6,6 +6,7 @@ Credentials and endpoints come from the usual environment (``AWS_ACCESS_KEY_ID``
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -22,6 +23,7 @@ from index.places.backend import CHUNK, Entry, Tagged
 
 BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
+_GONE = "the object store does not answer"
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 _KEYLESS = re.compile(
     r"credential|169\.254\.169\.254|metadata\.google|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken", re.I
@@ -62,7 +64,9 @@ class ObjectStore:
         except (known.AlreadyExistsError, known.PreconditionError):
             raise
         except (known.BaseError, OSError, ValueError) as error:
-            raise self._sentence(error, key, writing) from None
+            sentence = self._sentence(error, key, writing)
+            # The cause is what a caller decides by whether to try again; the library's own may hold a secret.
+            raise sentence from (TimeoutError(errno.ETIMEDOUT, "away") if sentence.what == _GONE else None)
 
     def _sentence(self, error: Exception, key: str, writing: bool) -> ClearanceError:
         from obstore import exceptions as known
@@ -82,7 +86,7 @@ class ObjectStore:
             return kind("the object store denies access", where=where, fix=rights)
         if status in (408, 429) or status >= 500 or (not status and _AWAY.search(text + more)):
             fix = f"Check the network and the endpoint in the environment{then}"
-            return kind("the object store does not answer", where=where, fix=fix)
+            return kind(_GONE, where=where, fix=fix)
         return kind(f"the object store failed ({_plain(text)})", where=where, fix=f"Look at the object store{then}")
 
     @property

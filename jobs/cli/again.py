@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index.errors import InputError
+from jobs.cli.arguments import a_place
 from jobs.console import busy, make_console
 
 if TYPE_CHECKING:
     from index.embed import OpenCLIPEmbedder
     from index.store import ReferenceIndex
 
-Index = Annotated[Path | None, typer.Option(help="The index folder.", show_default=False)]
+Index = Annotated[Path | None, typer.Option(help="The index folder, or its URI.", show_default=False, parser=a_place)]
 Receipts = Annotated[Path, typer.Option("--receipts", help="Folder that the receipt is written to.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Look, and change nothing: neither the index nor a run.")]
 EveryPicture = Annotated[

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pipeline.keys import Keys
 
 
-def a_place(text: str) -> Path:
+def a_place(text: str | Path) -> Path:
     """An argument that may be a URI: ``s3://bucket/folder`` is no local path."""
     from index.storage import is_uri, place
 
-    return place(text) if is_uri(text) else Path(text)
+    return place(str(text)) if is_uri(str(text)) else Path(text)
 
 
-def a_local_path(text: str) -> Path:
+def a_local_path(text: str | Path) -> Path:
     """An argument that is written or read on this machine alone.
 
     Raises:
@@ -32,8 +32,8 @@ def a_local_path(text: str) -> Path:
     """
     from index.storage import is_uri
 
-    if is_uri(text):
-        shown = text.partition("?")[0].rpartition("@")[2]
+    if is_uri(str(text)):
+        shown = str(text).partition("?")[0].rpartition("@")[2]
         raise InputError("this has to be on this machine", where=shown, fix="Name a local or mounted path, and copy it")
     return Path(text)
 
@@ -44,6 +44,9 @@ RunFolder = Annotated[
     typer.Argument(
         metavar="RUN", help="A run folder or its URI, or the run file that names it.", show_default=False, parser=a_place
     ),
+]
+IndexFolder = Annotated[
+    Path, typer.Argument(metavar="INDEX", help="An index folder, or its URI.", show_default=False, parser=a_place)
 ]
 KeysFolder = Annotated[
     Path | None,

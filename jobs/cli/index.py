@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from index.errors import InputError
+from index.storage import entry_of, is_remote, write_file
+from jobs.cli.arguments import IndexFolder, a_place
 from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
 from jobs.console import busy, make_console, say, say_json
 from jobs.run.progress import Steps
@@ -18,19 +21,20 @@ from jobs.run.progress import Steps
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from index.calibrate import Calibration
     from index.collect import Reading, Works
     from index.embed import OpenCLIPEmbedder
     from index.pairs import Pair
     from index.store import ReferenceIndex
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
 References = Annotated[
     Path,
     typer.Argument(
         metavar="REFERENCES",
-        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file or WebDataset tar.",
+        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file or WebDataset tar; a URI of one.",
         show_default=False,
+        parser=a_place,
     ),
 ]
 RightsBasis = Annotated[
@@ -66,7 +70,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print data, with every nam
 @app.command("build", epilog="Example: clearance index build references/ --out index")
 def index_build(
     references: References,
-    out: Annotated[Path, typer.Option(help="Folder for the index; new, empty, or where a build was stopped.")] = Path("index"),
+    out: Annotated[
+        Path, typer.Option(help="Folder or URI for the index; new, empty, or where a build was stopped.", parser=a_place)
+    ] = Path("index"),
     rights_basis: RightsBasis = "claim",
     keep_pictures: KeepPictures = None,
     column: Columns = None,
@@ -80,7 +86,7 @@ def index_build(
     """Build a reference index from pictures; called again after a stop, it continues."""
     from index.store import ReferenceIndex
 
-    if os.path.exists(out / "CURRENT"):
+    if entry_of(out, "CURRENT") is not None:
         raise InputError("already holds an index", where=str(out), fix="Add to it (clearance index add), or name a new folder")
     works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
     model = _embedder(None, embedder, pretrained, allow_download)
@@ -309,7 +315,7 @@ def index_calibrate(
         make_console().print(operating_point(chosen, measured))
     found = chosen.held_to(min_recall, force=force)
     path = out or index / "calibration.json"
-    found.save(path)
+    _save(found, path)
     if as_json:
         strangers = made.strangers if made is not None else []
         say_json({"file": str(path), **found.summary(), "works_not_in_the_index": strangers})
@@ -353,6 +359,16 @@ def _going_on() -> Iterator[None]:
         raise KeyboardInterrupt("What was embedded is kept; the same command continues it") from None
 
 
+def _save(found: Calibration, path: Path) -> None:
+    """Write a calibration, beside an index on an object store too."""
+    if not is_remote(path):
+        found.save(path)
+        return
+    with TemporaryDirectory(prefix="clearance-") as folder:
+        found.save(Path(folder) / path.name)
+        write_file(path.parent, path.name, (Path(folder) / path.name).read_bytes())
+
+
 def _open(index: Path) -> ReferenceIndex:
     from index.store import ReferenceIndex
 
@@ -361,9 +377,10 @@ def _open(index: Path) -> ReferenceIndex:
 
 def _works(path: Path, how: Reading | None) -> Works:
     from index.collect import Works
+    from index.places.cache import local_copy
 
     with busy("looking at the pictures"):
-        return Works(path, how)
+        return Works(local_copy(path), how)
 
 
 def _reading(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.again import OfIndex, open_embedder, open_index
-from jobs.cli.arguments import a_place, run_folder
+from jobs.cli.arguments import IndexFolder, a_place, run_folder
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @app.command("doctor", epilog="Example: clearance index doctor index/ --harmless stock-photos/ --run runs/monday")
 def index_doctor(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)],
+    index: IndexFolder,
     harmless: Annotated[
         Path | None, typer.Option(help="Pictures that are no copies of anything: references that fire on them are named.")
     ] = None,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from index import at_uri
 from jobs.console import grid
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ def calibration_of(index: ReferenceIndex) -> tuple[Calibration | None, str]:
     from index.calibrate import Calibration
     from index.shipped import STICKERS
 
-    for path, own in ((index.folder / "calibration.json", True), (STICKERS / "calibration.json", False)):
+    for path, own in (
+        (at_uri.beside(at_uri.place_of(index.folder), "calibration.json"), True),
+        (STICKERS / "calibration.json", False),
+    ):
         if not path.exists():
             continue
         found = Calibration.load(path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index import at_uri
 from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError, RunStopped
 from index.storage import is_folder
 from pipeline.policy import CONFIRM, Policy
@@ -125,7 +126,7 @@ def point_of_policy(policy: Policy, index: ReferenceIndex) -> OperatingPoint:
     from pipeline.config import RunConfig
     from pipeline.opening import operating_point
 
-    config = RunConfig(prompts=("prompts.csv",), index=str(index.folder.resolve()))
+    config = RunConfig(prompts=("prompts.csv",), index=str(at_uri.place_of(index.folder.resolve())))
     return operating_point(config, policy, index.embedder_id, base=Path())[1]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from index.at_uri import place_of
 from index.errors import ClearanceError
 from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
@@ -112,7 +113,7 @@ def reaudit(
         runs: run folders. One that cannot be reached is named in the result; the others are dealt with.
         progress: called with the run and the number of samples compared.
     """
-    done = Done(rules=rules, index=str(index.folder), index_id=index.index_id)
+    done = Done(rules=rules, index=str(place_of(index.folder)), index_id=index.index_id)
     standards: dict[tuple[Any, ...], Standard] = {}
 
     def standard_of(facts: RunFacts) -> Standard:

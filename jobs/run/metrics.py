@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from index.at_uri import beside
 from index.errors import ClearanceError
-from index.storage import read_tagged
+from index.storage import is_remote, place, read_tagged
 from pipeline.audit.coverage import LEASE_FILE
 from pipeline.outcome import Sample
 
@@ -307,16 +307,16 @@ def times_of(plan: Plan) -> dict[str, float]:
     found: dict[str, float] = {}
     if not plan.config.index:
         return found
-    place = plan.base / plan.config.index
+    folder = place(plan.config.index, plan.base)
     with contextlib.suppress(ClearanceError, OSError):  # what opens the index for the run reports it
-        history = ReferenceIndex.open(place).history()
+        history = ReferenceIndex.open(folder).history()
         if history:
             found["clearance_index_changed_timestamp_seconds"] = max(event["at"] for event in history)
     with contextlib.suppress(ClearanceError, OSError):
         stale = stale_calibration(plan.config, plan.policy, base=plan.base)
         found["clearance_calibration_stale"] = float(bool(stale))
-    calibration = place / "calibration.json"
-    if isinstance(calibration, Path):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(ClearanceError, OSError):
+        calibration = beside(folder, "calibration.json")
+        if not is_remote(folder):  # when a copy was fetched says nothing
             found["clearance_calibration_changed_timestamp_seconds"] = calibration.stat().st_mtime
     return found

@@ -21,6 +21,7 @@ from typing import Any
 from index import storage
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
+from index.places.cache import local_copy, named_as
 from jobs.run.openers import openers
 from jobs.run.prompts import prompts_of
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
@@ -281,7 +282,7 @@ def shipped_policies() -> dict[str, Path]:
 
 
 def read_policy(name: str, base: Path) -> Policy:
-    """The policy of that name among those that ship, or the policy file at that path (relative to ``base``).
+    """The policy of that name among those that ship, or the policy file at that path (relative to ``base``) or URI.
 
     Raises:
         ConfigError: there is no such policy, or it holds an unknown key.
@@ -289,6 +290,11 @@ def read_policy(name: str, base: Path) -> Policy:
     shipped = shipped_policies()
     if name in shipped:
         return read_toml(Policy, shipped[name])
+    if storage.is_uri(name):
+        there = storage.place(name)
+        path = local_copy(there)
+        with named_as(there, path):
+            return read_toml(Policy, path)
     path = base / name
     if not path.is_file():
         raise ConfigError(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from index.errors import InputError
+from index.places.cache import local_copy
+from index.storage import is_uri, place
 from index.walk import files_below
 from jobs.run.prompt_files import READERS
 from pipeline.notes import Note
@@ -35,13 +37,15 @@ def sources_of(names: Sequence[str], base: Path, notes: list[Note]) -> list[Sour
     """The prompt files that a run file names.
 
     Args:
-        names: files, folders, or patterns such as ``data/*.parquet`` and ``data/**/*.csv``.
+        names: files, folders, or patterns such as ``data/*.parquet`` and ``data/**/*.csv``; files and folders by URI.
         base: folder that relative names start from.
         notes: receives the files in folders and patterns that are no prompt files.
 
     Raises:
         InputError: a folder or a pattern holds no prompt file, or a file is named twice.
     """
+    if any(is_uri(name) for name in names):
+        names = [str(local_copy(place(name))) if is_uri(name) else name for name in names]
     if len(names) == 1 and not _is_many(base / names[0]):
         return [Source(base / names[0])]
     found: dict[Path, Source] = {}

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from guards.copies import HARMLESS
+from index.at_uri import place_of
 from index.errors import ClearanceError, InputError
 from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, why
@@ -111,7 +112,7 @@ def carry_out(
         IndexMismatch: another process is changing the index.
     """
     _require_runs(runs)
-    done = Done(order=order, index=str(index.folder), before=index.index_id, after=index.index_id)
+    done = Done(order=order, index=str(place_of(index.folder)), before=index.index_id, after=index.index_id)
     if order.action == ADD:
         held_against: References = _added(index, embedder, order, done)
     else:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ModelError
+from index.places.cache import local_copy
 from index.shipped import STICKERS
+from index.storage import is_uri
+from index.storage import place as storage_place
 from pipeline.config import ModelConfig
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
@@ -26,6 +29,8 @@ def resolve(config: ModelConfig) -> Path:
     """The folder of the configured model: the embedded world, a local folder, or a hub snapshot."""
     if config.path == "stickers":
         return STICKERS / "model"
+    if is_uri(config.path):
+        return local_copy(storage_place(config.path))
     folder = Path(config.path)
     if folder.is_dir():
         return folder
@@ -42,6 +47,8 @@ def model_name(config: ModelConfig) -> str:
     place = Path(config.path).expanduser()
     if config.name or config.path == "stickers":
         return config.name or config.path
+    if is_uri(config.path):
+        return storage_place(config.path).name
     cached = _SNAPSHOT.search(Path(os.path.abspath(place)).as_posix())
     if cached and place.is_dir():  # the hub's cache names the folder by the revision
         return f"{cached[1]}/{cached[2]}"

@@ -266,6 +266,21 @@ def test_a_store_that_refuses_is_a_sentence_without_secrets(case: str, writing: 
     assert "hidden" not in str(caught.value) and caught.value.where.startswith("s3://b")
 
 
+def test_a_store_that_is_away_may_be_back_in_a_moment() -> None:
+    from jobs.run.retries import passes
+
+    def request(text: str) -> RunStopped:
+        def fail() -> None:
+            raise OSError(text)
+
+        with pytest.raises(RunStopped) as caught:
+            ObjectStore("s3://b", None).request("put", "k", fail, writing=True)
+        return caught.value
+
+    assert passes(request("error sending request"))
+    assert not passes(request("status code: 403: <Code>InvalidAccessKeyId</Code>"))
+
+
 def test_a_failure_nobody_foresaw_keeps_its_text_without_secrets() -> None:
     def fail() -> None:
         raise ValueError("odd answer from http://user:SECRET@host/b?sig=SECRET\nDebug source:\nSECRET")

@@ -51,12 +51,12 @@ ELSEWHERE = Process(pid=4242, host="elsewhere", since="2026-01-01T00:00:00Z", bo
 
 @pytest.fixture(params=["memory", "s3"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    return storage.place(request.getfixturevalue(request.param))
+    return storage.place(request.getfixturevalue(request.param)) / "run"
 
 
 @pytest.fixture
 def in_memory(memory: str) -> Path:
-    return storage.place(memory)
+    return storage.place(memory) / "run"
 
 
 def check_whole(folder: Path, plan: Plan) -> None:
