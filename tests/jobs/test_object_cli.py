@@ -11,8 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from index import storage
+from index.shipped import STICKERS
+from index.store import ReferenceIndex
 from jobs.cli import main as cli
 from jobs.export.load import load
+from jobs.run.stored_plan import stored_plan
+from pipeline.audit.ledger import sample_rows
 
 
 def call(*arguments: object) -> Result:
@@ -83,6 +87,44 @@ def test_errors_go_into_a_new_run_elsewhere(project: Path, s3: str) -> None:
     done("run", project / "run.toml")
     done("run", project / "run.toml", "--only-failed", "--max-error-rate", "1", "--out", f"{s3}/again")
     assert json.loads(done("status", f"{s3}/again", "--json"))["requests"] == "1 of 1 ended"
+
+
+def test_prompts_and_policy_are_read_from_the_store(project: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_CACHE", str(project / "cache"))
+    inputs = storage.place(f"{s3}/inputs")
+    storage.write_file(inputs, "night/part-1.csv", b"prompt,key\ncat,a\nowl,b\n")
+    storage.write_file(inputs, "night/part-2.csv", b"prompt,key\nfox,c\n")
+    storage.write_file(inputs, "policy.toml", b'name = "house"\nversion = "7"\n')
+    (project / "run.toml").write_text(
+        f'prompts = "{inputs}/night"\npolicy = "{inputs}/policy.toml"\nout = "{s3}/run"\nshard_size = 2\n'
+    )
+    done("run", project / "run.toml")
+    folder = storage.place(f"{s3}/run")
+    assert [row["request_key"] for row in sample_rows(folder)] == ["a", "b", "c"]
+    stored = stored_plan(folder)
+    assert stored["policy"]["name"] == "house"
+    assert stored["config"]["prompts"] == f"{inputs}/night" and str(project) not in json.dumps(stored)
+
+
+def test_a_slip_in_a_policy_on_the_store_names_its_place(project: Path, s3: str) -> None:
+    storage.write_file(storage.place(s3), "policy.toml", b'nmae = "house"\n')
+    result = call("run", project / "run.toml", "--policy", f"{s3}/policy.toml")
+    assert result.exit_code == 2
+    assert f"{s3}/policy.toml" in "".join(result.output.split("\n")) and "nmae" in result.output
+
+
+def test_an_index_is_built_and_changed_at_a_uri(project: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_CACHE", str(project / "cache"))
+    for name in ("anchor", "bell", "crown"):
+        picture = (STICKERS / "references" / f"{name}.png").read_bytes()
+        storage.write_file(storage.place(f"{s3}/claims"), f"{name}.png", picture)
+    built = json.loads(done("index", "build", f"{s3}/claims", "--out", f"{s3}/index", "--json"))
+    assert built["index"] == f"{s3}/index"
+    info = json.loads(done("index", "info", f"{s3}/index", "--json"))
+    [retired] = [one["ref_id"] for one in info["references"] if one["title"] == "bell"]
+    done("index", "retire", f"{s3}/index", retired, "--reason", "withdrawn")
+    assert ReferenceIndex.open(storage.place(f"{s3}/index")).matching == 2
+    assert "already holds an index" in call("index", "build", f"{s3}/claims", "--out", f"{s3}/index").output
 
 
 WRONG = {
