@@ -205,7 +205,7 @@ class RunConfig:
     )  # fmt: skip
     out: str = line(
         "",
-        "run folder; `--out` overrides it. It may hold `{date}`, `{number}` and `{dataset}`; see "
+        "run folder or URI; `--out` overrides it. It may hold `{date}`, `{number}` and `{dataset}`; see "
         "[Data sets of several runs](#data-sets-of-several-runs)",
     )
     dataset_id: str = line("default", "the data set the samples belong to; part of every `sample_id`")

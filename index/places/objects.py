@@ -103,6 +103,8 @@ class ObjectStore:
     def listed(self, key: str) -> list[Entry]:
         import obstore
 
+        if self.root.startswith("http"):
+            return []  # a web server lists nothing
         prefix = f"{key}/" if key else None
         found: Any = self.request("list", key, lambda: obstore.list_with_delimiter(self.store, prefix))
         folders = [Entry(_leaf(path), "folder", 0, 0) for path in found["common_prefixes"]]

@@ -72,7 +72,7 @@ def place(text: str, base: Path | None = None) -> Path:
     shown = f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}".rstrip("/")
     if not (scheme in _others.get() or scheme in SCHEMES or _outside(scheme)):
         raise _unknown(scheme, shown)
-    if "@" in bucket or ("?" in rest and not scheme.startswith("http")):
+    if "@" in bucket or "?" in rest:
         fix = "Leave them out of it, and set them in the environment (AWS_ACCESS_KEY_ID …)"
         raise ConfigError("a place is named without credentials or options", where=shown, fix=fix)
     steps = key.strip("/").split("/") if key.strip("/") else []

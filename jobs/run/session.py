@@ -293,6 +293,7 @@ class Session:
         too_many_errors = beyond(outcomes, self.plan.config.max_error_rate)
         statement: dict[str, Any] = {}
         if not self.sealed:
+            require_held(self.folder)
             self._require_shards()
             if too_many_errors:
                 self.event("run.error_rate", too_many_errors, plan_sha256=self.plan.plan_sha256)

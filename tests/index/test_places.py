@@ -8,6 +8,8 @@ import pickle
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from index import storage
 from index.errors import ClearanceError, ConfigError, InputError, IntegrityError, RunStopped
 from index.places import schemes
 from index.places.backend import Stored
+from index.places.cache import local_copy
 from index.places.objects import ObjectStore
 from index.storage import ObjectFolder, Part
 
@@ -297,6 +300,27 @@ def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
     with pytest.raises(RunStopped, match="no such bucket") as caught:
         storage.require_writable(folder)
     assert caught.value.where == "s3://nobody-made-this"
+
+
+def test_a_file_of_a_web_server_is_read_and_nothing_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "prompts.csv").write_bytes(b"prompt\ncat\n")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "web"))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        assert local_copy(storage.place(f"{uri}/prompts.csv")).read_bytes() == b"prompt\ncat\n"
+        with pytest.raises(InputError, match="no such file or folder"):
+            local_copy(storage.place(f"{uri}/none.csv"))
+        with pytest.raises(RunStopped) as caught:
+            storage.write_file(storage.place(uri), "new.csv", b"x")
+        server.shutdown()
+    assert caught.value.where == f"{uri}/new.csv"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------------

@@ -130,8 +130,9 @@ def test_restriction_to_keys(make_plan: MakePlan, tmp_path: Path) -> None:
 def test_output_uris(tmp_path: Path) -> None:
     assert run_place("runs/a", tmp_path) == tmp_path / "runs/a"
     assert run_place("file:///data/a", tmp_path) == Path("/data/a")
-    with pytest.raises(ConfigError, match="s3://"):
-        run_place("s3://bucket/a", tmp_path)
+    assert str(run_place("s3://bucket/a", tmp_path)) == "s3://bucket/a"
+    with pytest.raises(ConfigError, match="nothing here opens ftp://"):
+        run_place("ftp://bucket/a", tmp_path)
     with pytest.raises(ConfigError, match="--out"):
         run_place("", tmp_path)
 
