@@ -152,7 +152,7 @@ def test_only_failed_writes_a_new_run(run_file: Path) -> None:
         ('prompts = "prompts.csv"\nshard_sise = 2\n', [], "Did you mean 'shard_size'?"),
         ('prompts = "none.csv"\nout = "x"\n', [], "prompt file does not exist"),
         ('prompts = "prompts.csv"\n', [], "Add --out FOLDER"),
-        ('prompts = "prompts.csv"\n', ["--out", "s3://bucket/run"], "cannot write to s3://"),
+        ('prompts = "prompts.csv"\n', ["--out", "ftp://bucket/run"], "nothing here opens ftp://"),
         ('prompts = "prompts.csv"\nout = "x"\npolicy = "strict"\n', [], "there is no policy 'strict'"),
         ('prompts = "prompts.csv"\nout = "x"\n', ["--policy", "none.toml"], "one of default, observe"),
         ("prompts = \n", [], "not valid TOML"),

@@ -55,7 +55,7 @@ def test_a_run_from_dry_run_to_export(project: Path, s3: str) -> None:
     assert f"in {uri}" in done("run", run)
     for target in (uri, run):
         status = json.loads(done("status", target, "--json"))
-        assert status["state"] == "sealed" and status["requests"] == "4 of 4 ended"
+        assert status["state"] == "sealed" and status["requests"].startswith("4 of 4 ended")
     assert f"intact: {uri}" in done("verify", uri)
     assert f"report: {uri}/report.html" in done("report", uri, "--pages")
     assert storage.entry_of(storage.place(uri), "pages/a.html") is not None
@@ -86,7 +86,7 @@ def test_a_run_by_option_resumes(project: Path, s3: str) -> None:
 def test_errors_go_into_a_new_run_elsewhere(project: Path, s3: str) -> None:
     done("run", project / "run.toml")
     done("run", project / "run.toml", "--only-failed", "--max-error-rate", "1", "--out", f"{s3}/again")
-    assert json.loads(done("status", f"{s3}/again", "--json"))["requests"] == "1 of 1 ended"
+    assert json.loads(done("status", f"{s3}/again", "--json"))["requests"].startswith("1 of 1 ended")
 
 
 def test_prompts_and_policy_are_read_from_the_store(project: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
