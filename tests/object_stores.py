@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
+from index.errors import RunStopped
 from index.places.objects import ObjectStore
 
 
@@ -28,6 +30,10 @@ class Dying(ObjectStore):
         self.dies_at, self.carried_out, self.count = 0, False, 0
 
     def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        if threading.current_thread().name == "lease":  # it beats by the clock, and its end is nobody's to see
+            if self.dies_at and self.count >= self.dies_at:
+                raise RunStopped("the object store does not answer", where=key)
+            return super().request(kind, key, do, writing=writing)
         self.count += 1
         if self.dies_at and self.count >= self.dies_at:
             if self.count == self.dies_at and self.carried_out:
