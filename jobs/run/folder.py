@@ -83,7 +83,8 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
             what = f"is not a run folder and not empty ({', '.join(theirs[:3]) or 'commits'})"
             raise PlanMismatch(what, where=str(out), fix="Name a new folder as --out")
         return Place("new", run_id)
-    stored, before, digest = stored_plan(out), Plan.load(out), _plan_file(out)
+    stored, digest = stored_plan(out), _plan_file(out)
+    before = Plan.load(out, plan)
     if before.plan_sha256 == plan.plan_sha256:
         if not resume:
             raise PlanMismatch(

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index import storage
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from index.places.cache import local_copy, named_as
+from index.storage import digest_of, entry_of, read_file
 from jobs.run.openers import openers
 from jobs.run.prompts import prompts_of
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
@@ -34,6 +35,10 @@ from pipeline.outcome import Request
 from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_AT_ONCE = 4096  # requests in a piece of what a digest is taken of
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
 _NOT_BOUND = (
     "workers", "device_share", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index", "policy", "embedder",
@@ -158,11 +163,15 @@ class Plan:
             del settings["marks"]["keys"], settings["marks"]["signer"]
         if self.config.keep == KeepConfig():
             del settings["keep"]  # for the same reason
-        parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": _requests_digest(self.requests)}
+        parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": self._requests_sha256}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
         parts |= {"guards": digest(list(self.guards))} if self.guards else {}
         return parts | ({"parent": self.parent} if self.parent else {})
+
+    @cached_property
+    def _requests_sha256(self) -> str:
+        return _requests_digest(self.requests)
 
     @cached_property
     def plan_sha256(self) -> str:
@@ -171,9 +180,15 @@ class Plan:
     @cached_property
     def requests_file(self) -> bytes:
         """The requests as a Parquet file; the same requests give the same bytes."""
-        import pyarrow as pa
-
         from pipeline.audit.shards import write_parquet
+
+        stream = io.BytesIO()
+        write_parquet(self._table, stream)
+        return stream.getvalue()
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        import pyarrow as pa
 
         columns = {
             "row_no": pa.array([r.row_no for r in self.requests], pa.int64()),
@@ -186,9 +201,7 @@ class Plan:
         }
         if any(r.columns for r in self.requests):
             columns["columns"] = pa.array([r.columns for r in self.requests], pa.string())
-        stream = io.BytesIO()
-        write_parquet(pa.table(columns), stream)
-        return stream.getvalue()
+        return pa.table(columns)
 
     def portable(self, folder: Path) -> dict[str, Any]:
         """Configuration and policy as they stand in a run folder: without the paths of this machine.
@@ -232,17 +245,27 @@ class Plan:
         self.__dict__.update(state)
 
     @classmethod
-    def load(cls, folder: Path) -> Plan:
+    def load(cls, folder: Path, known: Plan | None = None) -> Plan:
         """The plan that a run folder was made for, checked against the digests stored beside it.
 
         It holds what is to be drawn; the places of models and index on this machine are in the run file alone.
+
+        Args:
+            folder: the run folder.
+            known: a plan that may be the same. Where its requests are those of the folder, column by column, they are taken
+                from it: a million requests are compared in .3 s, and made in 6.
 
         Raises:
             InputError: the folder holds no plan.
             IntegrityError: plan or requests were changed after the run was created.
         """
+        digests = tuple(digest_of(folder, name) for name in (PLAN_FILE, REQUESTS_FILE) if entry_of(folder, name) is not None)
+        if known is not None and (before := known.__dict__.get("_loaded")) is not None and before[:2] == (folder, digests):
+            loaded: Plan = before[2]  # a run looks before its models are loaded, and again when it begins
+            return loaded
         stored, fix = read_plan(folder), RESTORE
-        requests = _read_requests(folder, stored["requests_sha256"])
+        same = known is not None and _holds(folder, stored["requests_sha256"], known)
+        requests = known.requests if known is not None and same else _read_requests(folder, stored["requests_sha256"])
         try:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
             policy = from_dict(Policy, _readable(stored["policy"], stored["identity"]), where=PLAN_FILE)
@@ -252,6 +275,9 @@ class Plan:
                 config=config, policy=policy, base=base, requests=requests, identity=identity, parent=stored["parent"],
                 copy_check=stored["copy_check"], guards=guards,
             )  # fmt: skip
+            if known is not None and same:
+                plan.__dict__["_requests_sha256"] = known._requests_sha256
+                plan.__dict__.update({"shards": known.shards} if config.shard_size == known.config.shard_size else {})
             parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
             what = f"plan holds what this version does not accept ({error.where}: {error.what})"
@@ -265,6 +291,9 @@ class Plan:
             changed = difference(parts, stored["parts"])
             raise IntegrityError(f"stored plan does not match its digest ({changed})", where=str(folder / PLAN_FILE), fix=fix)
         check_plan(folder, stored)
+        if known is not None:
+            known.__dict__["_loaded"] = (folder, digests, plan)
+            known.__dict__.pop("_table", None)
         return plan
 
 
@@ -327,19 +356,37 @@ def _readable(policy: Mapping[str, Any], identity: Mapping[str, str]) -> dict[st
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:
-    rows: list[list[Any]] = [
-        [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None] for r in requests
-    ]
-    for row, request in zip(rows, requests, strict=True):
-        row += [request.columns] if request.columns else []  # a plan without such columns keeps the digest it had before
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+    # The digest of json.dumps of a list with a row for each request, some thousands at a time: the whole text is never there.
+    whole = hashlib.sha256(b"[")
+    for first in range(0, len(requests), _AT_ONCE):
+        rows: list[list[Any]] = [
+            # a plan without columns of the caller's own keeps the digest it had before there were any
+            [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None]
+            + ([r.columns] if r.columns else [])
+            for r in requests[first : first + _AT_ONCE]
+        ]
+        text = json.dumps(rows, separators=(",", ":"))[1:-1]
+        whole.update((f",{text}" if first else text).encode())
+    whole.update(b"]")
+    return whole.hexdigest()
+
+
+def _holds(folder: Path, sha256: str, plan: Plan) -> bool:
+    """Whether the requests in a run folder are those of a plan; False also where they are damaged, which reading them names."""
+    import pyarrow.parquet as pq
+
+    try:
+        data = read_file(folder, REQUESTS_FILE)
+        same = hashlib.sha256(data).hexdigest() == sha256
+        return same and bool(pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).equals(plan._table))
+    except Exception:  # the reader of damaged bytes may raise anything
+        return False
 
 
 def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
     import pyarrow.parquet as pq
 
     from index.padding import first_line
-    from index.storage import read_file
 
     where, fix = str(folder / REQUESTS_FILE), RESTORE
     data = read_file(folder, REQUESTS_FILE)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -129,7 +130,9 @@ def _require_prompts(rows: Sequence[tuple[str, Row]], path: Path) -> None:
 
 def derived_seed(base_seed: int, key: str, repeat: int) -> int:
     """The seed of a row that has none: a hash, so that it depends on the row's key and not on its place."""
-    material = json.dumps([base_seed, key, repeat]).encode()
+    material = (
+        f"[{base_seed}, {encode_basestring_ascii(key)}, {repeat}]".encode()
+    )  # json.dumps of the three, in a third of the time
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") & MAX_SEED
 
 

@@ -7,15 +7,17 @@ and valid shard of another run, laid in under the right name, differs in it.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
-from index.storage import entry_of, open_file
+from index.storage import each, entry_of, open_file
 from pipeline.audit.chain import table_header
 from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_named, index_problems, parts_index
 from pipeline.audit.erasure import Erasures
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PLAN_FILE, REQUESTS_FILE = "plan.json", "requests.parquet"
+_HEADER_KEY = b"\x18\x09clearance\x18"
 BOUND = ("run_id", "dataset_id", "plan_sha256", "policy_sha256", "salt_id")
 _NOUNS = {"run_id": "run", "dataset_id": "data set", "plan_sha256": "plan", "policy_sha256": "policy", "salt_id": "salt"}
 _EITHER = "this file was changed, or the shard is another run's"
@@ -70,19 +73,22 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
     if index is not None:
         yield from _part_problems(folder, index, receipts, run)
         return
-    for receipt in receipts.values():
-        for file in receipt.files:
-            try:
-                entry, now = entry_of(folder, file.path), run.erasures.now(file.path, file.sha256, file.bytes)
-                if entry is not None and entry.kind == "file" and entry.size != now.bytes:
-                    what = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
-                    yield file.path, f"is not the file {what}: it has {entry.size} bytes, not {now.bytes}"
-                    continue
-                shard_header = table_header(_schema(folder, file.path))
-            except ClearanceError as error:
-                yield file.path, error.what
-                continue
-            yield from header_problems(shard_header, receipt.shard_id, file, run)
+    files = {file.path: (receipt.shard_id, file) for receipt in receipts.values() for file in receipt.files}
+
+    def problems(path: str) -> list[tuple[str, str]]:
+        shard_id, file = files[path]
+        try:
+            now = run.erasures.now(path, file.sha256, file.bytes)
+            shard_header, size = _header(folder, path)
+        except ClearanceError as error:
+            return [(path, error.what)]
+        if size != now.bytes:
+            what = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
+            return [(path, f"is not the file {what}: it has {size} bytes, not {now.bytes}")]
+        return list(header_problems(shard_header, shard_id, file, run))
+
+    for found in each(folder, problems, list(files)):
+        yield from found
 
 
 def _part_problems(
@@ -121,7 +127,7 @@ def is_first_version(folder: Path, receipts: Mapping[str, ShardReceipt]) -> bool
         return False
     for file in (file for receipt in receipts.values() for file in receipt.files):
         try:
-            versions.add(table_header(_schema(folder, file.path)).get("schema_version"))
+            versions.add(_header(folder, file.path)[0].get("schema_version"))
         except ClearanceError:
             versions.add(None)
     return versions == {1}
@@ -181,11 +187,52 @@ def _version_problem(shard_header: Mapping[str, Any]) -> str:
     return f"has columns of version {version!r}; this version of Clearance reads 1 to {SCHEMA_VERSION}"
 
 
-def _schema(folder: Path, path: str) -> pa.Schema:
+def _header(folder: Path, path: str) -> tuple[dict[str, Any], int]:
+    """The shard header of a data file, and the file's size; raises IntegrityError when it has none that can be read."""
     import pyarrow.parquet as pq
 
     with open_file(folder, path) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        found = header_in(stream, size)
+        if found is not None:
+            return found, size
         try:
-            return pq.ParquetFile(stream).schema_arrow
+            stream.seek(0)
+            schema = pq.ParquetFile(stream).schema_arrow
         except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read as Parquet ({first_line(error)})", where=str(folder / path)) from None
+            what = f"cannot be read as Parquet ({first_line(error)}), and has {size} bytes"
+            raise IntegrityError(what, where=str(folder / path)) from None
+        return table_header(schema), size
+
+
+def header_in(stream: IO[bytes], size: int) -> dict[str, Any] | None:
+    """The shard header out of a Parquet file's footer, without parsing the footer; None where it is not found this way.
+
+    A footer describes every column of every row group: parsing it takes .7 ms of CPU time, and finding one value in it .05.
+    A resumed run looks at every committed file. Its footer holds the value in Thrift's compact form: field 1 (0x18, length,
+    ``clearance``), field 2 (0x18, length, the header), in the last part, behind all that rows could have put there.
+    """
+    if size < 12:
+        return None
+    stream.seek(size - 8)
+    tail = stream.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length > size - 12:
+        return None
+    stream.seek(size - 8 - length)
+    footer = stream.read(length)
+    at = footer.rfind(_HEADER_KEY)
+    if at < 0:
+        return None
+    at, count, shift = at + len(_HEADER_KEY), 0, 0
+    while at < len(footer):
+        byte, at = footer[at], at + 1
+        count |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    try:
+        found = json.loads(footer[at : at + count])
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -16,7 +16,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COMMITS, TABLES = "commits", ("samples", "attempts")
 EVERY_TABLE = (*TABLES, KEPT)  # the last where a shard has such pictures
+_DIGEST = re.compile(r"[0-9a-f]{16}(-[0-9a-f]+)?\.parquet")  # how the name of a shard's file ends
 ROW_GROUP_ROWS = 64  # about 16 MB of pictures; readers fetch one group at a time
 
 
@@ -85,7 +86,7 @@ class ShardReceipt:
             "shard_id": self.shard_id,
             "rows": self.rows,
             "attempts": self.attempts,
-            "files": [asdict(file) for file in self.files],
+            "files": [dict(vars(file)) for file in self.files],
             "outcomes": dict(self.outcomes),
         }
 
@@ -128,8 +129,10 @@ def _file(plain: Mapping[str, Any], shard_id: str) -> ShardFile:
     if plain.keys() != kinds.keys():
         raise ValueError("other keys")
     file = ShardFile(**{name: _typed(plain[name], kind) for name, kind in kinds.items()})
-    # A marker that names a file elsewhere would make readers follow it there.
-    if not re.fullmatch(rf"{file.table}/part-{re.escape(shard_id)}-[0-9a-f]{{16}}(-[0-9a-f]+)?\.parquet", file.path):
+    # A marker that names a file elsewhere would make readers follow it there. One pattern for all shards: compiling one for
+    # each was four fifths of the time that reading a marker took.
+    own = f"{file.table}/part-{shard_id}-"
+    if not file.path.startswith(own) or not _DIGEST.fullmatch(file.path, len(own)):
         raise ValueError("not a file of this shard")
     return file
 
