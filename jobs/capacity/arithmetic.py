@@ -68,6 +68,7 @@ class Capacity:
 def capacity(order: Order, inputs: Mapping[str, Known], *, seed: int = 0) -> Capacity:
     """Simulate a few workers, and scale what they do to what is asked."""
     x = {name: int(known.value) if name in WHOLE else known.value for name, known in inputs.items()}
+    x["guard_seconds"] += x["embed_seconds"]
     # As many processors as the guards need at the device's full speed, a third free for bursts.
     processors = max(1, math.ceil(x["rate"] * x["guard_seconds"] * 1.5))
     undisturbed = Machine(
@@ -132,7 +133,7 @@ def _deaths(lost: float, redrawn: float) -> list[Step]:
 
 def _guards(x: Mapping[str, float], processors: int, devices: int) -> list[Step]:
     return [
-        Step("guards", f"{processors} processors a device", "rate × guard_seconds × 1.5, rounded up"),
+        Step("guards", f"{processors} processors a device", "rate × (guard_seconds + embed_seconds) × 1.5, rounded up"),
         Step("guards in all", f"{processors * devices:,} processors", "× devices"),
         Step(
             "marking", f"{x['picture_seconds'] * x['rate']:.0%} of a processor a device",

@@ -38,7 +38,10 @@ DEFAULTS: Mapping[str, Known] = {
     "back": Known(3, "steps that a probe sends a sample back, 2 to 4"),
     "from_step": Known(8, "steps kept of a flagged picture that is drawn again, at most 40 %"),
     "reference_rows": Known(0, "default ladder: nudging takes no row; token merging takes 1"),
-    "guard_seconds": Known(0.5, "assumed, of a processor a picture of 1024²: not measured at that size; --run takes yours"),
+    "guard_seconds": Known(
+        0.46, f"text .42 (no words in it), unsafe .02, codes .01, marks .01, of a processor: {_BY_HAND}; --run takes yours"
+    ),
+    "embed_seconds": Known(0, "the embedder is on the device; on a processor 1.1, ViT-B-32 in 12 hues, by hand"),
     "picture_seconds": Known(0.25, f"marking, encoding and reading back, lossless WebP: {_BY_HAND}"),
     "picture_bytes": Known(2.0e6, f"lossless WebP: {_BY_HAND}; photographs take less"),
     "row_bytes": Known(8192, "jobs/run/estimate.py"),
@@ -78,6 +81,7 @@ def of_run(folder: Path) -> dict[str, Known]:
         "shard_size": float(config["shard_size"]),
         "flagged": counts.flagged / counts.generated if counts.generated else 0.0,
         "guard_seconds": guards.seconds / counts.pictures,
+        "embed_seconds": 0.0,
         "picture_bytes": size / counts.accepted,
         "row_bytes": 0.0,
         # A step of one picture takes a share of a call; the calls of a device follow each other.
