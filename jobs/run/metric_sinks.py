@@ -51,14 +51,10 @@ class PrometheusSink:
         import prometheus_client as prometheus
 
         self.registry = prometheus.CollectorRegistry()
-        kinds: dict[str, Any] = {"counter": prometheus.Counter, "gauge": prometheus.Gauge}
         self._metrics: dict[str, Any] = {}
         for name, metric in METRICS.items():
-            more: dict[str, Any] = {"labelnames": metric.labels, "registry": self.registry}
-            if metric.kind == "histogram":
-                self._metrics[name] = prometheus.Histogram(name, metric.text, buckets=metric.buckets, **more)
-            else:
-                self._metrics[name] = kinds[metric.kind](name, metric.text, **more)
+            if metric.kind != "gauge":  # a gauge that nobody set would be 0, which may mean something: it is not exported
+                self._of(name)
         self._textfile, self._written = textfile, 0.0
         self._server: Any = None
         if port:
@@ -108,8 +104,21 @@ class PrometheusSink:
             self._server.server_close()
 
     def _child(self, name: str, labels: dict[str, str]) -> Any:
-        metric = self._metrics[name]
+        metric = self._of(name)
         return metric.labels(**labels) if labels else metric
+
+    def _of(self, name: str) -> Any:
+        import prometheus_client as prometheus
+
+        if name not in self._metrics:
+            metric = METRICS[name]
+            more: dict[str, Any] = {"labelnames": metric.labels, "registry": self.registry}
+            if metric.kind == "histogram":
+                self._metrics[name] = prometheus.Histogram(name, metric.text, buckets=metric.buckets, **more)
+            else:
+                kinds: dict[str, Any] = {"counter": prometheus.Counter, "gauge": prometheus.Gauge}
+                self._metrics[name] = kinds[metric.kind](name, metric.text, **more)
+        return self._metrics[name]
 
 
 class RaySink:

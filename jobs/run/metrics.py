@@ -85,6 +85,8 @@ _TABLE = (
         text="seconds that a commit took, marking and encoding included; on Ray the sum is approximate",
         buckets=(0.1, 0.3, 1, 3, 10, 30, 100),
     ),
+    _counter("clearance_guard_process_deaths_total", "guard processes beside the denoiser that died and were replaced"),
+    _gauge("clearance_guard_processes", "guard processes beside the denoiser that are ready, of a worker"),
     _gauge("clearance_queue_depth", "samples that wait in a worker, by queue", "queue"),
     # set by the driver
     _gauge("clearance_run_info", "1; its labels name the run and its data set", "run_id", "dataset_id"),
@@ -172,7 +174,7 @@ class ShardMeter:
         self._clock = clock
         self._since = clock()
         self._computed = self._worked = 0.0  # of denoiser_seconds, where the runtime does not count them itself
-        self._counted = Counter[str]()  # of denoiser_seconds, what was added so far
+        self._counted = Counter[str]()  # of what a runtime counts since its start, what was added so far
 
     def begin(self, *, resting: bool) -> None:
         """The worker takes up a shard. Where it had none before (it was ``resting``), that time is not counted as waiting."""
@@ -185,7 +187,8 @@ class ShardMeter:
         Args:
             samples: of the shard.
             seconds: that the commit took.
-            activity: of the runtime, if it counts: ``computed`` and ``waited`` in seconds, and ``queues`` by name.
+            activity: of the runtime, if it counts: ``computed`` and ``waited`` in seconds, ``queues`` by name, ``processes``
+                and ``deaths`` of guard processes (:meth:`pipeline.looking.activity.Activity.plain`).
         """
         sink = self._sink
         for sample in samples:
@@ -202,6 +205,11 @@ class ShardMeter:
             if more > 0:
                 self._counted[state] += more
                 sink.add("clearance_denoiser_seconds_total", more, state=state)
+        if (died := activity.get("deaths", 0) - self._counted["deaths"]) > 0:
+            self._counted["deaths"] += died
+            sink.add("clearance_guard_process_deaths_total", died)
+        if "processes" in activity:
+            sink.put("clearance_guard_processes", activity["processes"])
         for queue, depth in activity.get("queues", {}).items():
             sink.put("clearance_queue_depth", depth, queue=queue)
         sink.flush()

@@ -86,6 +86,12 @@ def test_a_run_that_stopped_is_not_active_and_keeps_what_is_open(plan: Plan, tmp
     assert (found["clearance_run_active"], found["clearance_shards_open"]) == (0, 2)
 
 
+def test_what_nobody_set_is_not_exported(counted: tuple[dict[str, float], Path]) -> None:
+    """An age of an index that is not there would be that of 1970, and an alert."""
+    assert not [name for name in counted[0] if "index" in name or "calibration" in name]
+    assert counted[0]["clearance_worker_deaths_total"] == 0  # a counter begins at 0, so that its first step is seen
+
+
 def test_every_name_follows_the_conventions() -> None:
     for metric in METRICS.values():
         assert re.fullmatch(r"clearance_[a-z_]+[a-z]", metric.name)
@@ -147,10 +153,22 @@ def test_without_an_activity_waiting_is_the_rest_of_the_workers_time() -> None:
 def test_a_runtime_that_counts_itself_is_believed() -> None:
     sink = PrometheusSink()
     meter = ShardMeter(sink)
-    meter.committed([], 1.0, {"computed": 9.0, "waited": 1.0, "queues": {"guards": 3}})
-    meter.committed([], 1.0, {"computed": 19.0, "waited": 1.5, "queues": {"guards": 2}})
+    meter.committed([], 1.0, {"computed": 9.0, "waited": 1.0, "queues": {"guards": 3}, "deaths": 1, "processes": 1})
+    meter.committed([], 1.0, {"computed": 19.0, "waited": 1.5, "queues": {"guards": 2}, "deaths": 3, "processes": 2})
     assert seconds_of(sink) == {"computing": 19.0, "waiting": 1.5}
-    assert sink.registry.get_sample_value("clearance_queue_depth", {"queue": "guards"}) == 2
+    get = sink.registry.get_sample_value
+    assert get("clearance_queue_depth", {"queue": "guards"}) == 2
+    assert (get("clearance_guard_process_deaths_total"), get("clearance_guard_processes")) == (3, 2)
+
+
+def test_the_activity_of_a_runtime_has_what_is_counted() -> None:
+    from pipeline.looking.activity import Activity
+
+    plain = Activity(elapsed=10.0, computed=9.0, queued=2, deaths=1, processes=3).plain()
+    sink = PrometheusSink()
+    ShardMeter(sink).committed([], 1.0, plain)
+    assert seconds_of(sink) == {"computing": 9.0, "waiting": 1.0}
+    assert sink.registry.get_sample_value("clearance_guard_processes") == 3
 
 
 def test_a_death_and_a_lease_are_counted(make_plan: Callable[..., Plan]) -> None:
