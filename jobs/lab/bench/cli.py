@@ -163,3 +163,14 @@ def marks(
     from jobs.lab.bench.marks import bench
 
     bench(out, quick=quick, work=work, world=world, photographs=photographs, minutes=minutes)
+
+
+@app.command()
+def ray(out: Out = DOCS, quick: Quick = False) -> None:
+    """Measure Ray: two workers against one, what Ray adds to the work, the start, and Ray Data beside warm workers; 4 minutes.
+
+    Example: clearance lab bench ray --quick
+    """
+    from jobs.lab.bench.ray_runs import bench
+
+    bench(out, quick=quick)
