@@ -54,13 +54,15 @@ def examine_run(config: RunConfig, base: Path, runner: str = "local", *, now: fl
     """
     from jobs.run.plan import Plan, read_policy
     from jobs.run.preflight import preflight
-    from jobs.run.which import which_run
+    from jobs.run.which import next_run
 
     now = time.time() if now is None else now
     problems: list[ClearanceError] = []
     folder, more = base, dict[str, Any]()
     try:
-        which = which_run(config, base, resume=True)
+        which = next_run(config, base)
+        if which.nothing:
+            return RunLooks(four=(Line("run", "ok", f"nothing to draw: {which.about}"),), details=(), preflight=None)
         folder, more = which.folder, {"only": which.only, "parent": which.parent}
     except ClearanceError as error:
         problems.append(error)

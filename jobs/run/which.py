@@ -82,6 +82,14 @@ def which_run(
     return _further(Chain.of(last, there), config, base, out.next(now), only_new=only_new, only_failed=only_failed)
 
 
+def next_run(config: RunConfig, base: Path, now: datetime | None = None) -> Which:
+    """The run that comes next: the one that is open, a new one, or where its name is taken what is new; raises as above."""
+    out = Out.of(config.out, base, config.dataset_id)
+    there = out.runs() if out.pattern else []
+    taken = NUMBER in out.pattern or any(one.folder == out.today(now) for one in there)
+    return which_run(config, base, resume=True, only_new=bool(there) and taken, now=now)
+
+
 def _begun(out: Out) -> Member | None:
     """The run that ``--resume`` continues; None where a new one begins."""
     if not out.pattern:

@@ -22,7 +22,7 @@ from jobs.run.local_runner import run_local
 from jobs.run.out import Out
 from jobs.run.plan import Plan
 from jobs.run.stored_plan import plan_json_digest
-from jobs.run.which import which_run
+from jobs.run.which import next_run, which_run
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
@@ -193,6 +193,19 @@ def test_resume_finds_the_latest_run_that_is_not_finished(project: Path) -> None
 def test_resume_begins_a_run_where_none_is_open(project: Path) -> None:
     base = project.parent
     assert which_run(config_of(project), base, resume=True).folder == base / "set" / "0001"
+
+
+@pytest.mark.parametrize("pattern", ["{number}", "{date}"])
+def test_the_next_run_of_a_data_set_is_what_is_new(project: Path, pattern: str) -> None:
+    base = project.parent
+    project.write_text(project.read_text().replace("{number}", pattern))
+    assert next_run(config_of(project), base).only is None
+    draw(project)
+    assert next_run(config_of(project), base).nothing
+    write(base, *ROWS, "owl,d")
+    assert next_run(config_of(project), base).only == ["d"]
+    tomorrow = next_run(config_of(project), base, datetime.now(UTC) + timedelta(days=1))
+    assert (tomorrow.only is None) is (pattern == "{date}")  # a day's run draws the whole list, unless --only-new is set
 
 
 def test_a_numbered_set_is_not_drawn_twice_by_accident(project: Path) -> None:
