@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index import storage
 from index.errors import ConfigError
+from index.places.cache import local_copy
 from index.storage import entry_of, is_folder
 from jobs.run.plan import read_policy, shipped_policies
 from jobs.run.stored_plan import stored_plan
@@ -66,7 +68,7 @@ def named(name: str, base: Path) -> Named:
         ConfigError: there is none, or its file is refused.
         ClearanceError: the plan of a run cannot be read.
     """
-    place = base / Path(name).expanduser()
+    place = storage.place(name, base)
     if name not in shipped_policies() and is_folder(place):
         if entry_of(place, PLAN_FILE) is None:
             fix = "Name a policy, a policy file, a run file or a run folder"
@@ -80,13 +82,13 @@ def named(name: str, base: Path) -> Named:
         return named(config.policy, place.resolve().parent)
     policy = read_policy(name, base)
     path = shipped_policies().get(name, place)
-    text = path.read_text(encoding="utf-8-sig")
+    text = local_copy(path).read_text(encoding="utf-8-sig")
     return Named(source=name if name in shipped_policies() else str(path), rules=_plain(policy), policy=policy, text=text)
 
 
 def _is_run_file(place: Path) -> bool:
     try:
-        return "prompts" in tomllib.loads(place.read_text(encoding="utf-8-sig"))
+        return not storage.is_remote(place) and "prompts" in tomllib.loads(place.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return False  # reading it as a policy says what is wrong
 

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from index.errors import InputError
+from index.places.cache import named_as
 from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
 from jobs.run.prompt_sources import Source, sources_of
 from pipeline.notes import Note
@@ -97,24 +98,25 @@ def read_sources(
     seen: dict[str, str] = {}
     number = 0
     for source in sources:
-        rows = read_rows(source.path, notes, columns)
-        _require_prompts(rows, source.path)
-        began = len(requests)
-        for place, row in rows:
-            where = f"{source.label}: {place}" if source.label else place
-            for request in _requests(number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
-                if request.key in seen:
-                    at = f"{seen[request.key]} and {where}"
-                    fix = "Give every row a key of its own"
-                    raise InputError(f"duplicate key {request.key!r}", where=f"{source.path}: {at}", fix=fix)
-                seen[request.key] = where
-                requests.append(request)
-            number += 1
-        mine = requests[began:]
-        if all(request.problem for request in mine):
-            code, what = mine[0].problem or ("", "")
-            many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
-            raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE[code])
+        with named_as(source.origin or source.path, source.path):
+            rows = read_rows(source.path, notes, columns)
+            _require_prompts(rows, source.path)
+            began = len(requests)
+            for place, row in rows:
+                where = f"{source.label}: {place}" if source.label else place
+                for request in _requests(number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
+                    if request.key in seen:
+                        at = f"{seen[request.key]} and {where}"
+                        fix = "Give every row a key of its own"
+                        raise InputError(f"duplicate key {request.key!r}", where=f"{source.path}: {at}", fix=fix)
+                    seen[request.key] = where
+                    requests.append(request)
+                number += 1
+            mine = requests[began:]
+            if all(request.problem for request in mine):
+                code, what = mine[0].problem or ("", "")
+                many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
+                raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE[code])
     notes[:] = dict.fromkeys(notes)  # files of one kind give the same note
     return requests
 

@@ -437,6 +437,22 @@ def test_show_finds_a_request_in_the_run_that_is_in_force(project: Path, grown: 
     assert call("show", folder, "nobody").exit_code == 2
 
 
+def test_a_data_set_may_lie_on_an_object_store(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, uri = project.parent, f"memory://{project.parent.name}/set"
+    monkeypatch.setenv("CLEARANCE_CACHE", str(base / "cache"))
+    project.write_text(project.read_text().replace("set/{number}", uri + "/{date}"))
+    draw(project)
+    write(base, *ROWS, "owl,d")
+    draw(project, only_new=True)
+    shown = json.loads(fine("status", uri, "--json").stdout)
+    assert shown["measures"]["requested"]["value"] == 4
+    assert [run["ended"] for run in shown["runs"]] == [3, 1]
+    assert json.loads(fine("status", project, "--json").stdout)["runs"] == shown["runs"]
+    assert len(every_run([uri])) == 2
+    fine("export", project, "--to", "exported")
+    assert len(pq.read_table(next((base / "exported").rglob("*.parquet")))) == 2
+
+
 def test_one_run_of_a_pattern_is_that_run(project: Path) -> None:
     draw(project)
     assert runs_named(project) == (None, project.parent / "set" / "0001", project.parent)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from index import storage
 from jobs.cli import main as cli
 from jobs.policies import named, slips, values
 from jobs.run.local_runner import run_local
@@ -175,6 +176,14 @@ def test_a_policy_against_that_of_a_finished_run(
     changed = json.loads(call("policy", "diff", run, "default", "--json").stdout)
     assert {"key": "copies.action", "before": "reject", "now": "steer"} in changed["changes"]
     assert shown(run)["copies.threshold"] == ("0.7", "plan.json of the run", True)
+
+
+def test_a_policy_on_an_object_store(strict: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_CACHE", str(tmp_path / "cache"))
+    storage.write_file(storage.place(f"memory://{tmp_path.name}"), "strict.toml", STRICT.encode())
+    uri = f"memory://{tmp_path.name}/strict.toml"
+    assert shown(uri) == shown(strict)
+    assert call("policy", "diff", uri, strict).exit_code == 0
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

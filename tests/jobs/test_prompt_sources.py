@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from index import storage
 from index.errors import InputError
 from jobs.run.plan import Plan
 from jobs.run.prompt_sources import in_order
@@ -216,3 +217,62 @@ def test_names_of_columns_are_no_part_of_a_plan(tmp_path: Path) -> None:
     renamed = RunConfig(prompts=("b.csv",), columns=ColumnsConfig(prompt="caption", key="id"))
     plain = Plan.make(RunConfig(prompts=("a.csv",)), Policy(), tmp_path, identity={})
     assert Plan.make(renamed, Policy(), tmp_path, identity={}).plan_sha256 == plain.plan_sha256
+
+
+# --- on an object store ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Prompt files beside others, on a store in memory."""
+    monkeypatch.setenv("CLEARANCE_CACHE", str(tmp_path / "cache"))
+    uri = f"memory://{tmp_path.name}"
+    files = {
+        "in/day-9.csv": "prompt\na\nb\n", "in/day-10.csv": "prompt\nc\n", "in/_SUCCESS": "", "in/notes.md": "x",
+        "in/more/day-1.jsonl": '{"prompt": "d"}\n', "big/weights.bin": "not to be fetched", "bad.csv": "promt\na\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        storage.write_file(storage.place(uri), name, text.encode())
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [
+        ("in/day-9.csv", "ab"), ("in", "abcd"), ("in/", "abcd"), ("in/*.csv", "abc"), ("in/**/*.jsonl", "d"),
+        ("**/day-1*", "cd"), ("in/day-[0-9].csv", "ab"),
+    ],
+)  # fmt: skip
+def test_files_folders_and_patterns_of_a_store(tmp_path: Path, bucket: str, name: str, prompts: str) -> None:
+    assert "".join(request.prompt for request in prompts_of([f"{bucket}/{name}"], tmp_path)) == prompts
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".bin", ".md")]
+
+
+def test_a_store_and_this_machine_together(tmp_path: Path, bucket: str) -> None:
+    write(tmp_path, p_csv="prompt\nlocal\n")
+    assert [r.prompt for r in prompts_of(["p.csv", f"{bucket}/in/day-10.csv"], tmp_path)] == ["local", "c"]
+
+
+def test_a_store_gives_the_requests_that_this_machine_gives(tmp_path: Path, bucket: str) -> None:
+    write(tmp_path, p_csv="prompt\na\nb\n")
+    assert prompts_of([f"{bucket}/in/day-9.csv"], tmp_path) == prompts_of(["p.csv"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "what"),
+    [
+        ("bad.csv", "bad.csv", "column 'prompt' is missing"),
+        ("in/*.parquet", "in/*.parquet", "no prompt file in this pattern (0 other files)"),
+        ("big", "big", "no prompt file in this folder (1 other files; the first is weights.bin)"),
+        ("none.csv", "none.csv", "there is no such file or folder"),
+    ],
+)
+def test_what_is_wrong_on_a_store_is_named_by_its_uri(tmp_path: Path, bucket: str, name: str, where: str, what: str) -> None:
+    error = refused([f"{bucket}/{name}"], tmp_path)
+    assert (error.where, error.what) == (f"{bucket}/{where}", what)
+
+
+def test_a_bad_row_on_a_store_is_named_without_the_cache(tmp_path: Path, bucket: str) -> None:
+    storage.write_file(storage.place(bucket), "in/day-11.csv", b"prompt,seed\ne,x\nf,1\n")
+    problem = prompts_of([f"{bucket}/in/*.csv"], tmp_path)[3].problem
+    assert problem == ("input.bad_seed", "in/day-11.csv: line 2: seed 'x' is not a whole number from 0 to 2^63-1")
