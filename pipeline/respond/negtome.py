@@ -23,10 +23,10 @@ def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
         return reseed(failed, rung, tools)
     failed, again, until = resumed(failed, rung, tools)
     features = tools.engine.features
-    ran = features.rows_run if features is not None else 0
     again.push = _push(failed, rung, tools, again.step, until)
-    if features is not None:  # computed for the first sample that needs them, and charged to it
-        again.evals += (features.rows_run - ran) / again.own_rows
+    if features is not None and again.push.features is not None:
+        # Computed once, and charged to every sample that uses them: a row, and what its budget allows, depend on no company.
+        again.evals += len(again.push.features) * len(failed.nearest(rung.references)[0]) / again.own_rows
         again.rows_from = [(again.step, tools.engine.rows)]
     return NextTry(
         again, Intervention(kind="negtome", strength=rung.alpha, ref_ids=failed.nearest(rung.references)[0]), failed.seed
