@@ -63,6 +63,10 @@ class Moderation:
     def busy(self) -> bool:
         return bool(self._open)
 
+    def expect(self, prompts: Iterable[str]) -> None:
+        """Prompts that will be submitted: they share the text encoder's calls."""
+        self.runtime.contexts.expect(prompts)
+
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
         open_request = OpenRequest(

@@ -151,8 +151,8 @@ class Attempt:
         nearest: the nearest references, best first.
         decision: what was decided.
         denoiser_evals: denoiser evaluations spent on this attempt, in units of one guided step
-            (a step with classifier-free guidance is 1; each reference row beside it adds a half, also where the references' tokens
-            were computed once for several samples: the number is that of the sample alone).
+            (a step with classifier-free guidance is 1; each reference row beside it adds a half). Where references' tokens were
+            computed once for several samples, the number is that of the sample alone.
         device_seconds: device time, shared out evenly over the rows of each batch.
         skipped_guards: optional guards that could not run.
         rows_from: (step, R): from that step on its denoiser calls had R rows; more than one entry when memory ran out.

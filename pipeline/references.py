@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from index.colours import hue_shares, turn_hues
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.latent import PICTURE_ROWS
 from pipeline.respond.early import LATENTS
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class References:
         self.index, self.model, self.hues = index, model, hues
         self.latent = lru_cache(maxsize=4096)(self._latent)
         self.recoloured = lru_cache(maxsize=LATENTS)(self._recoloured)
+        self._ahead: dict[tuple[str, float], torch.Tensor] = {}  # encoded, and not yet asked for: id and turn
 
     @cached_property
     def centre(self) -> torch.Tensor:
@@ -49,16 +52,27 @@ class References:
         latents = [z for ref_id in ids if (z := self.latent(ref_id)) is not None]
         return torch.stack(latents).mean(0) if len(latents) >= 4 else zeros
 
+    def encode_ahead(self, ref_ids: Iterable[str]) -> None:
+        """Encode references as they are and in all their colours, in full calls: a latent does not depend on its company."""
+        versions = ((ref_id, share, picture) for ref_id in ref_ids if (picture := self._picture(ref_id)) is not None
+                    for share in (0.0, *hue_shares(self.hues)))  # fmt: skip
+        while block := list(islice(versions, PICTURE_ROWS)):
+            shown = np.stack([turn_hues(picture, share) if share else picture for _, share, picture in block])
+            self._ahead |= zip([(ref_id, share) for ref_id, share, _ in block], self.model.encode(shown), strict=True)
+
     def _latent(self, ref_id: str) -> torch.Tensor | None:
         """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
+        if (ref_id, 0.0) in self._ahead:
+            return self._ahead.pop((ref_id, 0.0))
         picture = self._picture(ref_id)
         return None if picture is None else self.model.encode(picture[None])[0]
 
     def _recoloured(self, ref_id: str) -> list[torch.Tensor]:
         """Clean latents (C, h, w) of the reference with its hues turned, as the copies guard turns pictures; without itself."""
-        picture = self._picture(ref_id)
+        ahead = [self._ahead.pop((ref_id, share)) for share in hue_shares(self.hues) if (ref_id, share) in self._ahead]
+        picture = self._picture(ref_id) if not ahead else None
         if picture is None:
-            return []
+            return ahead
         turned = [turn_hues(picture, share) for share in hue_shares(self.hues)]
         return list(self.model.encode(np.stack(turned))) if turned else []
 

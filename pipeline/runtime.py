@@ -20,6 +20,7 @@ from pipeline.looking.beside import guard_processes, looker_identity, open_looke
 from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
+from pipeline.model.contexts import Contexts
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
@@ -81,7 +82,7 @@ class Runtime:
         )  # fmt: skip
         self.engine.features = FeatureCache(FEATURE_BYTES)
         kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
-        self.context_of = lru_cache(maxsize=kept)(self._context_of)
+        self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
         self.references = References(index, model, hues=policy.copies.hues)
         self.early = None
         if copies is not None and wanted(policy):
@@ -90,7 +91,7 @@ class Runtime:
                 many = len(copies.index) * policy.copies.hues > COLOURED
                 latents = ReferenceLatents(
                     copies.index, self.references.latent, lambda: self.references.centre,
-                    *(() if many else (self.references.recoloured,)),
+                    *(() if many else (self.references.recoloured, self.references.encode_ahead)),
                 )  # fmt: skip
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
@@ -175,9 +176,6 @@ class Runtime:
         """Rows that the calls of model, embedder and mark detectors have had so far; ``shapes``: those of the process that
         looked."""
         return self.model.padded_rows()._replace(**(self.looker.shapes() if shapes is None else shapes))
-
-    def _context_of(self, prompt: str) -> torch.Tensor:
-        return self.model.encode_prompts([prompt])[0]
 
     def negative_of(self, text: str, erasure: Erasure | None) -> torch.Tensor:
         """Conditioning of a negative prompt, with the words of an eraser behind it."""

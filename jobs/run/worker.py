@@ -161,6 +161,9 @@ class Worker:
         self._ended[shard_no] = []
         self._shard_of |= {request.row_no: shard_no for request in requests}
         self._todo += requests
+        expect = getattr(self._loop, "expect", None)
+        if expect is not None:
+            expect(request.prompt for request in requests if request.problem is None)
 
     def _submit(self, request: Request) -> None:
         self._begun[request.row_no] = time.monotonic()

@@ -123,6 +123,7 @@ class ReferenceLatents:
         latent_of: reference id → clean latent (C, h, w), or None.
         centre: what deviations are taken from (C, h, w).
         colours_of: reference id → clean latents of its drawing in other colours, to be searched for as well.
+        encode_ahead: is given the ids of all references before their latents are asked for.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class ReferenceLatents:
         latent_of: Callable[[str], torch.Tensor | None],
         centre: Callable[[], torch.Tensor],
         colours_of: Callable[[str], Sequence[torch.Tensor]] = lambda ref_id: (),
+        encode_ahead: Callable[[list[str]], None] = lambda ref_ids: None,
     ) -> None:
+        self._encode_ahead = encode_ahead
         self._index, self._latent_of, self._centre, self._colours_of = index, latent_of, centre, colours_of
         self._ready: tuple[list[tuple[Reference, bool]], torch.Tensor] | None = None
 
@@ -161,6 +164,7 @@ class ReferenceLatents:
 
         if self._ready is None:
             active = [r for r in self._index.references() if r.status not in HARMLESS]
+            self._encode_ahead([r.ref_id for r in active])
             found = [(r, turned, z) for r in active for turned, z in self._versions(r.ref_id)]
             rows = torch.stack([(z - self._centre()).flatten() for _, _, z in found])
             self._ready = [(r, turned) for r, turned, _ in found], torch.nn.functional.normalize(rows.double(), dim=1)
