@@ -61,6 +61,17 @@ def engine(out: Out = DOCS, quick: Quick = False) -> None:
 
 
 @app.command()
+def beside(out: Out = DOCS, quick: Quick = False) -> None:
+    """Measure how much of its time the denoiser computes, with guards beside it and with guards in its thread.
+
+    Example: clearance lab bench beside
+    """
+    from jobs.lab.bench.beside import bench
+
+    bench(out, quick=quick)
+
+
+@app.command()
 def erase(
     out: Out = DOCS,
     quick: Quick = False,

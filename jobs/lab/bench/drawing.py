@@ -49,13 +49,14 @@ def open_runtime(folder: Path, policy: str | Policy, *, model: Path | None = Non
     from index.shipped import STICKERS
     from index.store import ReferenceIndex
     from jobs.run.plan import read_policy
-    from pipeline.config import GenerationConfig, ModelConfig, RunConfig
+    from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
     from pipeline.runtime import Runtime
 
     if not (folder / "index").exists():
         ReferenceIndex.build(folder / "index", read_references(STICKERS / "references"), OpenCLIPEmbedder.open("stickers"))
     drawn_with = ModelConfig() if model is None else ModelConfig(path=str(model))
-    config = RunConfig(prompts=("-",), index="index", model=drawn_with, generation=GenerationConfig(threads=1))
+    generation, alone = GenerationConfig(threads=1), GuardsConfig(workers=0)  # and no process beside it
+    config = RunConfig(prompts=("-",), index="index", model=drawn_with, generation=generation, guards=alone)
     return Runtime.open(config, read_policy(policy, folder) if isinstance(policy, str) else policy, base=folder)
 
 
