@@ -1,8 +1,9 @@
 """How much of its time does the denoiser compute when guards look beside it, and when they look in its own thread?
 
 The denoiser and the default policy's guards are the real ones. Which first pictures are flagged is drawn at random from their
-latents, so that the rate is known; a second picture never is. The share is measured while there are requests to draw: at the
-end of a job the last verdicts have to be waited for, however long the job was. The share of the whole job stands beside it.
+latents, so that the rate is known; a second picture never is. The share is measured from the first finished picture on and
+while there are requests to draw: before, no guard has anything to do, and at the end of a job the last verdicts have to be
+waited for, however long the job was. The share of the whole job stands beside it.
 
 On a machine with other work the clock is not the loop's alone. So every share is also given in processor time of the
 denoiser's thread, which other work does not change and which does not see waiting.
@@ -26,6 +27,7 @@ from jobs.lab.bench.measures import Measure, publish, spread
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.looking.activity import Activity
     from pipeline.looking.study import Study
     from pipeline.model.decoder import Decoder
     from pipeline.policy import Policy
@@ -71,9 +73,9 @@ class Job:
     """What one job came to.
 
     Attributes:
-        busy: share of the clock in which the denoiser computed, while there were requests. whole: of the whole job.
-        processor: share of the thread's processor time that was the denoiser's, while there were requests.
-        blocked: share of the clock in which the loop waited for a guard, while there were requests.
+        busy: share of the clock in which the denoiser computed, in the middle of the job. whole: of the whole job.
+        processor: share of the thread's processor time that was the denoiser's, in the middle.
+        blocked: share of the clock in which the loop waited for a guard, in the middle.
         rate: accepted pictures a second. flagged: share of first pictures.
         digests: of all pictures, by request.
     """
@@ -155,22 +157,35 @@ class Bench:
 
             self.runtime.engine.make_call = timed  # type: ignore[method-assign]
             began, start = time.perf_counter(), time.thread_time()
-            fed: dict[str, Any] = {}
+            first: dict[str, float] = {}
+            middle: dict[str, float] = {}
             while todo or loop.busy:
                 while loop.room and todo:
                     samples += loop.submit(todo.pop())
+                now = _now(spent, computed[0], time.thread_time() - start)
                 samples += loop.step()
-                if not todo and not fed:
-                    fed = spent.plain() | {"processor": computed[0] / (time.thread_time() - start)}
+                if not first and (spent.pictures or spent.deepest):
+                    first = now
+                if not todo and not middle:
+                    after = _now(spent, computed[0], time.thread_time() - start)
+                    middle = {name: after[name] - first[name] for name in after}
             del self.runtime.engine.make_call  # type: ignore[attr-defined]
             seconds, whole = time.perf_counter() - began, spent.plain()
         accepted = sum(sample.outcome in ACCEPTED for sample in samples)
         flagged = sum(len(sample.attempts) > 1 for sample in samples) / len(samples)
         return Job(
-            busy=fed["busy"], whole=whole["busy"], processor=fed["processor"], blocked=fed["blocked"] / fed["elapsed"],
+            busy=middle["computed"] / middle["elapsed"], whole=whole["busy"],
+            processor=middle["denoiser"] / middle["thread"], blocked=middle["blocked"] / middle["elapsed"],
             rate=accepted / seconds, flagged=flagged,
             digests={s.request.row_no: [a.pixel_sha256 for a in s.attempts] for s in samples},
         )  # fmt: skip
+
+
+def _now(spent: Activity, denoiser: float, thread: float) -> dict[str, float]:
+    """Seconds so far: of the clock by :class:`pipeline.looking.activity.Activity`, and of the thread's processor time."""
+    return {
+        "elapsed": spent.elapsed, "computed": spent.computed, "blocked": spent.blocked, "denoiser": denoiser, "thread": thread,
+    }  # fmt: skip
 
 
 def bench(out: Path, *, quick: bool = False) -> None:
@@ -178,14 +193,14 @@ def bench(out: Path, *, quick: bool = False) -> None:
     from jobs.lab.bench.load import load_average
 
     with tempfile.TemporaryDirectory() as folder:
-        at, measures, loads = Bench(Path(folder), 20 if quick else 40), list[Measure](), {"opened": load_average()}
+        at, measures, loads = Bench(Path(folder), 28 if quick else 48), list[Measure](), {"opened": load_average()}
         for rate in RATES[:1] if quick else RATES:
             serial, beside = at.job(rate, 0), at.job(rate, 1)
             measures += _compared(rate, serial, beside)
             loads[f"{rate:.0%} flagged"] = load_average()
         measures += _calls(at, 1 if quick else 5)
         loads["calls"] = load_average()
-        measures.append(_device(at, 16 if quick else 32))
+        measures.append(_device(at, 24 if quick else 40))
         loads["device"] = load_average()
     print("load average: " + ", ".join(f"{part} {load:.1f}" for part, load in loads.items()))
     publish("beside", measures, out, seeds=(1000,), quick=quick, more={"load_average": loads})
