@@ -6,17 +6,18 @@ which nothing is touched, and the card by which ``datasets`` finds the samples.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from index.errors import InputError, IntegrityError
-from index.storage import entry_of, read_file, write_file
+from index.storage import entry_of, fenced, read_file, require_held, write_file
 from jobs.by import By
 from jobs.run.lock import lease
 from jobs.run.verdict import verify_run
 from pipeline.audit.compact import PART_BYTES, Compacted, compact, ignore, tidy
 from pipeline.audit.compacted import COMPACTED, PARTS, parts_index
-from pipeline.audit.coverage import CARD_FILE
+from pipeline.audit.coverage import CARD_FILE, LEASE_FILE
 from pipeline.audit.events import NewEvent, read_events
 from pipeline.audit.ledger import SEALED
 
@@ -49,6 +50,7 @@ def compact_run(
     if not any(event["kind"] == SEALED for event in read_events(folder)):
         fix = "Finish the run with --resume first; only finished runs are compacted"
         raise InputError("the run is not sealed", where=str(folder), fix=fix)
+    folder = fenced(folder, LEASE_FILE, secrets.token_hex(8))
     with lease(folder):
         event = None
         if parts_index(folder) is None:
@@ -60,6 +62,7 @@ def compact_run(
             event = len(events)
         index = parts_index(folder)
         assert index is not None  # it was there, or was written just now
+        require_held(folder)  # on an object store another session may hold the run by now
         _point_card(folder)
         removed = tidy(folder)
     return Compacted(parts=index.parts, shards=len(index.markers), removed=removed, event=event)

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
 from index.padding import first_line
-from index.storage import TEMPORARY, entries, open_file, remove, write_file, write_from
+from index.storage import TEMPORARY, entries, open_file, remove, require_held, write_file, write_from
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.chain import canonical, chain_start, table_header
 from pipeline.audit.compacted import (
@@ -145,6 +145,7 @@ def compact(
         details={"parts": len(parts), "files": total, "shards": len(receipts)},
         digests={"index_sha256": hashlib.sha256(data).hexdigest()},
     )
+    require_held(folder)
     append_events(folder, [made], known=known)
     write_file(folder, PARTS_INDEX, data)
     index = parts_index(folder)

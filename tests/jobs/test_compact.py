@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,31 @@ def test_stopped_anywhere_readers_see_every_row_once_and_the_next_time_it_ends(t
     done = compact_run(folder, WHO)
     assert sound(folder) and not files_of(folder, *small)
     assert len(files_of(folder, "parts")) == 4 and (done.event is None) == switched
+
+
+def test_a_run_on_an_object_store_is_compacted_there(
+    make_plan: Callable[..., Plan], open_loop: Any, memory: str, tmp_path: Path
+) -> None:
+    plan, folder = make_plan(PROMPTS), storage.place(memory) / "run"
+    run_local(plan, folder, open_loop=open_loop)
+    before, roots = list(sample_rows(folder)), verify(folder).roots
+    done = compact_run(folder, WHO, part_bytes=60_000)
+    found = verify(folder)
+    assert found.ok and found.roots == roots and list(sample_rows(folder)) == before
+    assert done.removed == 15
+    assert [entry.name for name in ("samples", "attempts", "kept", "commits") for entry in storage.entries(folder, name)] == []
+    erase_keys(folder, ["row-000000"], (), WHO)
+    assert verify(folder).ok and verify(folder).counts["erased"] > 4
+
+
+def test_two_appends_at_one_moment_lose_no_event_on_an_object_store(memory: str) -> None:
+    """A part is put if absent. Without hard links a local folder cannot promise it."""
+    folder = storage.place(memory) / "run"
+    append_event(folder, "run.started", "runner", "first")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: append_event(folder, "run.noted", f"writer-{n}", "at once"), range(8)))
+    events = read_events(folder)
+    assert {event["actor"] for event in events} == {"runner", *(f"writer-{n}" for n in range(8))} and len(events) == 9
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------------
