@@ -45,7 +45,7 @@ def run_file(
     opening(loop=open_loop, identity=identity)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text("prompt,key\ncat,a\nowl,b\n,d\n")
-    (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 1\n')
+    (tmp_path / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\nshard_size = 1\nmax_error_rate = 1\n')
     return tmp_path / "run.toml"
 
 
