@@ -6,10 +6,11 @@ import re
 import socket
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from index.errors import ClearanceError, RunStopped
@@ -207,3 +208,35 @@ def test_on_ray_the_node_exports_what_its_workers_counted(
             found = values(answer.read().decode())
     assert found["clearance_requests_total{outcome=accepted}"] >= 2  # of this run; other tests share the node
     assert found["clearance_flags_total{guard=copies,reason=copy.protected}"] >= 2
+
+
+class Blind:
+    """An embedder that sees one and the same in every picture."""
+
+    embedder_id, dim = "blind", 4
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        return np.tile(np.array([1, 0, 0, 0], np.float32), (len(pictures), 1))
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        raise NotImplementedError
+
+
+def test_index_and_calibration_have_an_age(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    from index.reference import NewReference
+    from index.store import ReferenceIndex
+    from jobs.run.metrics import times_of
+
+    picture = np.full((16, 16, 3), 9, np.uint8)
+    ReferenceIndex.build(tmp_path / "index", [NewReference(title="grey", picture=picture)], Blind())
+    found = times_of(make_plan(["cat"], index="index"))
+    assert abs(found["clearance_index_changed_timestamp_seconds"] - time.time()) < 60
+    assert found["clearance_calibration_stale"] == 0 and "clearance_calibration_changed_timestamp_seconds" not in found
+    (tmp_path / "index" / "calibration.json").write_text("{}")
+    found = times_of(make_plan(["cat"], index="index"))
+    assert abs(found["clearance_calibration_changed_timestamp_seconds"] - time.time()) < 60
+
+
+def test_where_nothing_is_counted_the_index_is_not_opened(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make_plan(["cat"], index="index")  # not there: whoever opened it would be told
+    assert RunMeter(Nowhere(), plan)._times == {}

@@ -129,3 +129,17 @@ def test_a_death_is_counted_whether_it_cost_a_shard_or_not(stopped: Path) -> Non
     append_events(stopped, events)
     look = Watched(stopped).look()
     assert look.deaths == 2 and look.lines()["deaths"] == "2 workers died"
+
+
+def test_a_run_on_an_object_store_is_looked_at_while_it_goes(make_plan: Callable[..., Plan], open_loop: Open, s3: str) -> None:
+    from index import storage
+    from jobs.run.metrics import renewed
+
+    folder = storage.place(f"{s3}/live")
+    looks = looks_while_it_runs(make_plan(["cat", "owl", "a copy"]), folder, open_loop)
+    first = looks[0]
+    assert (first.state, first.shards_done, first.requests_done) == (RUNNING, 1, 2)
+    assert first.holder and first.lease_age is not None and first.lease_age < 60
+    assert first.rate is not None and first.workers == ("local-0",)
+    assert Watched(folder).look().state == SEALED
+    assert renewed(storage.place(f"{s3}/nobody")) is None
