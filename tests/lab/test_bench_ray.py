@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lab.bench.ray_runs import Clock, _plan, _Sleeping, _Work, attempts_of
+from jobs.lab.bench.ray_runs import Clock, _plan, _Sleeping, _Work, attempts_of, started
 from jobs.run.local_runner import run_local
 from jobs.run.session import Event
 
@@ -36,11 +36,18 @@ def test_the_loop_that_sleeps_ends_every_row_once(tmp_path: Path) -> None:
 
 def test_the_clock_counts_from_the_last_worker_to_the_last_commit() -> None:
     clock = Clock()
-    clock.began = 0.0
     for kind in ("started", "worker", "shard", "worker"):
         clock(event(kind))
     ready = clock.ready
     clock(event("shard"))
     last = clock.last
     clock(event("finished"))
-    assert (clock.start, clock.seconds) == (ready, last - ready)
+    assert 0 <= clock.seconds == last - ready
+
+
+def test_the_start_is_that_of_the_last_worker(tmp_path: Path) -> None:
+    clock = Clock()
+    clock.began = 100.0
+    for pid, at in (("7", "103.5"), ("8", "104.5")):
+        (tmp_path / f"opened-{pid}").write_text(at)
+    assert started(tmp_path, clock) == 4.5
