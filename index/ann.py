@@ -1,8 +1,7 @@
-"""Choose the FAISS index for a number of vectors, and search it for candidates.
+"""Choose the FAISS index for a number of vectors, search it for candidates, and rank them exactly.
 
-FAISS proposes, exact cosines decide (:mod:`index.segment` ranks). Up to :data:`FLAT_LIMIT` vectors a flat index is exact and
-fast enough; beyond, an inverted file with product codes of 4 bits (Jégou, Douze and Schmid, 2011, in the "fast scan" layout of
-André, Kermarrec and Le Scouarnec, 2017). Its ids are the numbers of the rows. Its file is mapped into memory, not read.
+FAISS proposes, exact cosines decide. Up to :data:`FLAT_LIMIT` vectors a flat index is exact and fast enough; beyond, there is an
+inverted file (:mod:`index.inverted`). Ids are the numbers of the rows. Either file is mapped into memory, not read.
 """
 
 from __future__ import annotations
@@ -13,66 +12,28 @@ from typing import Any
 import numpy as np
 
 FLAT_LIMIT = 20_000
-SPARE = 32  # candidates beyond the k wanted, for the exact ranking
-PROBES = 48  # lists that a query looks into, of about 4·√N
+SPARE = 32  # candidates of a flat index beyond the k wanted, for the exact ranking
+SPARE_CODED = 96  # the same of an inverted file, whose codes rank roughly
 BLOCK = 16_384  # vectors added at a time
-TRAIN_PER_LIST = 48  # vectors that the lists are trained on, each
-SEED = 1234
+AT_ONCE = 256  # queries searched at a time
+ROUNDING = 1e-4  # more than float32 can be off in a product of two unit vectors
 
 
-def build(vectors: np.ndarray, *, flat_limit: int = FLAT_LIMIT) -> Any:
-    """A FAISS index over unit vectors float32 (N, D), under the numbers of their rows; the same input gives the same index.
+def write(vectors: np.ndarray, path: Path, *, flat_limit: int = FLAT_LIMIT) -> None:
+    """Write the index over unit vectors float32 (N, D), under the numbers of their rows; the same input gives the same file.
 
     ``vectors`` may be a mapped file: no more than a block of it and the training sample are in memory.
     """
+    from index import inverted
+
     faiss = _faiss()
-    n, dim = vectors.shape
-    if n <= flat_limit:
-        index = faiss.IndexFlatIP(dim)
-    else:
-        index = faiss.IndexIVFPQFastScan(
-            faiss.IndexFlatIP(dim), dim, max(1, int(4 * n**0.5)), _parts(dim), 4, faiss.METRIC_INNER_PRODUCT
-        )
-        index.cp.seed, index.cp.spherical, index.cp.niter = SEED, True, 10
-        index.cp.min_points_per_centroid = 1  # no complaint about small training sets
-        index.cp.max_points_per_centroid = TRAIN_PER_LIST
-        chosen = np.random.default_rng(SEED).permutation(n)[: TRAIN_PER_LIST * index.nlist]
-        index.train(np.ascontiguousarray(vectors[np.sort(chosen)], np.float32))
-    for start in range(0, n, BLOCK):
+    if len(vectors) > flat_limit:
+        inverted.write(vectors, path)
+        return
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    for start in range(0, len(vectors), BLOCK):
         index.add(np.ascontiguousarray(vectors[start : start + BLOCK], np.float32))
-    return index
-
-
-def candidates(index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
-    """Row numbers int64 (N, ≥ k) of likely neighbours, -1 where there are fewer.
-
-    Args:
-        index: from :func:`build` or :func:`mapped`.
-        queries: float32 (N, D).
-        k: how many neighbours are wanted in the end.
-        allowed: the rows that may match, as :func:`bits`; None: all.
-    """
-    faiss = _faiss()
-    if not k or not index.ntotal:
-        return np.full((len(queries), 0), -1, np.int64)
-    wanted = min(index.ntotal, 2 * k + SPARE)
-    selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
-    if isinstance(index, faiss.IndexIVF):
-        settings = faiss.SearchParametersIVF(nprobe=min(index.nlist, PROBES), sel=selector)
-    else:
-        settings = faiss.SearchParameters(sel=selector)
-    _, found = index.search(np.ascontiguousarray(queries, np.float32), wanted, params=settings)
-    return np.asarray(found, np.int64)
-
-
-def bits(allowed: np.ndarray) -> np.ndarray:
-    """bool (N,) as the bitmap uint8 (⌈N/8⌉,) that FAISS reads."""
-    return np.packbits(allowed, bitorder="little")
-
-
-def write(index: Any, path: Path) -> None:
-    """Write the index as a file."""
-    _faiss().write_index(index, str(path))
+    faiss.write_index(index, str(path))
 
 
 def mapped(path: Path) -> Any:
@@ -81,18 +42,112 @@ def mapped(path: Path) -> Any:
     Raises:
         Exception: whatever FAISS raises about a file that is none.
     """
+    from index import inverted
+
+    if inverted.table_of(path) is not None:
+        return inverted.Inverted(path)
     faiss = _faiss()
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+
+
+def has_lists(path: Path) -> bool:
+    """Whether a file is an inverted file of today's form."""
+    from index import inverted
+
+    return inverted.table_of(path) is not None
+
+
+def candidates(index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
+    """Row numbers int64 (N, ≥ k) of likely neighbours, -1 where there are fewer; a row may stand there twice.
+
+    Args:
+        index: from :func:`mapped`.
+        queries: float32 (N, D).
+        k: how many neighbours are wanted in the end.
+        allowed: the rows that may match, as :func:`bits`; None: all.
+    """
+    from index import device, inverted
+
+    faiss = _faiss()
+    if not k or not index.ntotal:
+        return np.full((len(queries), 0), -1, np.int64)
+    if isinstance(index, device.OnDevice):
+        return index.search(queries, k, allowed)
+    selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
+    if isinstance(index, inverted.Inverted):
+        return index.search(queries, 2 * k + SPARE_CODED, selector)
+    wanted = min(index.ntotal, 2 * k + SPARE)
+    settings = faiss.SearchParameters(sel=selector)
+    if isinstance(index, faiss.IndexIVF):  # of segments that were written before there was index.inverted
+        wanted = min(index.ntotal, 2 * k + SPARE_CODED)
+        settings = faiss.SearchParametersIVF(nprobe=max(32, index.nlist // 8), sel=selector)
+    _, found = index.search(np.ascontiguousarray(queries, np.float32), wanted, params=settings)
+    return np.asarray(found, np.int64)
+
+
+def nearest(
+    index: Any, vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The k nearest rows of every query and all that tie with the last, best first.
+
+    Args:
+        index: over the vectors.
+        vectors: float32 (V, D), mapped or in memory.
+        queries, k, allowed: as :func:`candidates` has them.
+
+    Returns:
+        For every query its rows int64 (M,) and their exact cosines float64 (M,): float64 products of the float32 vectors.
+    """
+    found = []
+    for start in range(0, len(queries), AT_ONCE):
+        block = np.ascontiguousarray(queries[start : start + AT_ONCE], np.float32)
+        found += _ranked(vectors, block, candidates(index, block, k, allowed), k)
+    return found
+
+
+def _ranked(vectors: np.ndarray, queries: np.ndarray, proposed: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rank candidates in float32 first, then those that can be among the k nearest in float64."""
+    count, number = proposed.shape
+    nothing = np.zeros(0, np.int64), np.zeros(0)
+    if not number:
+        return [nothing] * count
+    rough = _products(vectors, queries, proposed)
+    rough[proposed < 0] = -np.inf
+    least = np.full(count, -np.inf, np.float32)
+    if number > 2 * k:  # a row stands there at most twice: the best 2 k hold k different ones
+        least = np.partition(rough, number - 2 * k, axis=1)[:, number - 2 * k] - np.float32(ROUNDING)
+    at, column = np.nonzero((rough >= least[:, None]) & (proposed >= 0))
+    pairs = np.unique(at * len(vectors) + proposed[at, column])
+    at, rows = pairs // len(vectors), pairs % len(vectors)
+    cosines = np.sum(vectors[rows].astype(np.float64) * queries[at].astype(np.float64), axis=1)
+    order = np.lexsort((-cosines, at))
+    at, rows, cosines = at[order], rows[order], cosines[order]
+    ends = np.searchsorted(at, np.arange(count + 1))
+    found = []
+    for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        if stop - start > k:  # ties go by id, so all of them are returned
+            stop = start + int(np.searchsorted(-cosines[start:stop], -cosines[start + k - 1], side="right"))
+        found.append((rows[start:stop], cosines[start:stop]))
+    return found
+
+
+def _products(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Products float32 (N, M) of queries with their rows; vectors are read where they lie. Rows below 0 have any value."""
+    faiss = _faiss()
+    out = np.zeros(rows.shape, np.float32)
+    pointers = [faiss.swig_ptr(each) for each in (out, queries, vectors, np.ascontiguousarray(rows))]
+    faiss.fvec_inner_products_by_idx(*pointers, vectors.shape[1], *rows.shape)
+    return out
+
+
+def bits(allowed: np.ndarray) -> np.ndarray:
+    """bool (N,) as the bitmap uint8 (⌈N/8⌉,) that FAISS reads."""
+    return np.packbits(allowed, bitorder="little")
 
 
 def from_bytes(content: bytes) -> Any:
     """An index out of a file's content."""
     return _faiss().deserialize_index(np.frombuffer(content, np.uint8))
-
-
-def _parts(dim: int) -> int:
-    """Parts that a vector is cut into: four dimensions each where that divides it."""
-    return next(parts for parts in (dim // 4, dim // 2, dim) if parts and dim % parts == 0)
 
 
 def _faiss() -> Any:

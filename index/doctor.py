@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,17 @@ def look_over(index: ReferenceIndex, *, harmless: Fired | None = None, runs: Fir
         harmless: what fired on pictures that are known to be harmless.
         runs: what fired on the pictures of runs.
     """
-    titles = {reference.ref_id: reference.title for reference in index.references()}
-    found = [*_rights(index), *_twins(index, titles), *_pictures(index), *_calibration(index)]
+    found = [*_rights(index), *_twins(index), *_pictures(index), *_calibration(index)]
     if harmless is not None:
-        found += _on_harmless(index, harmless, titles)
+        found += _on_harmless(index, harmless)
     if runs is not None:
-        found += _in_runs(index, runs, titles)
+        found += _in_runs(index, runs)
     return sorted(found, key=lambda remark: remark.level != PROBLEM)
+
+
+def _title(index: ReferenceIndex, ref_id: str) -> str:
+    known = index.get(ref_id)
+    return ref_id if known is None else known.title
 
 
 def _command(index: ReferenceIndex, ref_id: str, reason: str) -> str:
@@ -86,7 +90,7 @@ def _command(index: ReferenceIndex, ref_id: str, reason: str) -> str:
 
 def _rights(index: ReferenceIndex) -> Iterator[Remark]:
     """Claims of which nothing is recorded but a title."""
-    claims = (r for r in index.references() if r.status in MATCHING and r.rights_basis == "claim")
+    claims = (r for r in index.in_force() if r.status in MATCHING and r.rights_basis == "claim")
     bare = [r.ref_id for r in claims if not (r.rightsholder or r.source_uri or r.claim_id or r.licence)]
     if bare:
         what = f"{len(bare)} of {len(index)} references are claims without rightsholder, source, licence or claim"
@@ -94,7 +98,7 @@ def _rights(index: ReferenceIndex) -> Iterator[Remark]:
         yield Remark(level=NOTE, topic="rights", what=what, ref_ids=tuple(bare), fix=fix)
 
 
-def _twins(index: ReferenceIndex, titles: Mapping[str, str]) -> Iterator[Remark]:
+def _twins(index: ReferenceIndex) -> Iterator[Remark]:
     """Pairs of references that are one drawing to the embedder."""
     if len(index) > MOST_COMPARED:
         what = f"{len(index)} references were not compared with one another: more than {MOST_COMPARED}"
@@ -110,7 +114,7 @@ def _twins(index: ReferenceIndex, titles: Mapping[str, str]) -> Iterator[Remark]
                 pair = frozenset({ref_id, match.ref_id})
                 if match.ref_id != ref_id and match.similarity >= TWINS and pair not in seen:
                     seen.add(pair)
-                    both = f"{titles[ref_id]!r} and {match.title!r}"
+                    both = f"{index.reference(ref_id).title!r} and {match.title!r}"
                     what = f"{both} are one drawing to the embedder (cosine {match.similarity:.3f})"
                     yield Remark(
                         level=NOTE, topic="twins", what=what, ref_ids=(ref_id, match.ref_id), fix="Retire one of them if so"
@@ -153,12 +157,12 @@ def _calibration(index: ReferenceIndex, now: float | None = None) -> Iterator[Re
         yield Remark(level=PROBLEM, topic="calibration", what=what, fix=again)
 
 
-def _on_harmless(index: ReferenceIndex, fired: Fired, titles: Mapping[str, str]) -> Iterator[Remark]:
+def _on_harmless(index: ReferenceIndex, fired: Fired) -> Iterator[Remark]:
     """References that fire on pictures that are known to be harmless."""
     for ref_id, count in fired.both.most_common():
         rate = Rate.of(count, fired.pictures)
         what = (
-            f"{titles.get(ref_id, ref_id)!r} fires on {count} of {fired.pictures} harmless pictures after both looks "
+            f"{_title(index, ref_id)!r} fires on {count} of {fired.pictures} harmless pictures after both looks "
             f"({rate.text}), on {fired.near[ref_id]} by the embedder"
         )
         fix = _command(index, ref_id, "fires on harmless pictures")
@@ -169,18 +173,19 @@ def _on_harmless(index: ReferenceIndex, fired: Fired, titles: Mapping[str, str])
         yield Remark(level=NOTE, topic="harmless", what=what, ref_ids=tuple(sorted(cleared)))
 
 
-def _in_runs(index: ReferenceIndex, fired: Fired, titles: Mapping[str, str]) -> Iterator[Remark]:
+def _in_runs(index: ReferenceIndex, fired: Fired) -> Iterator[Remark]:
     """References that fire on many pictures of runs, or that people overruled."""
-    for ref_id in sorted({*fired.both, *fired.near, *fired.accepted} & titles.keys()):
+    named = {*fired.both, *fired.near, *fired.accepted}
+    for ref_id in sorted(ref_id for ref_id in named if index.get(ref_id) is not None):
         count, near = fired.both[ref_id], fired.near[ref_id]
         rate = Rate.of(max(count, near), fired.pictures)
         if fired.accepted[ref_id]:
-            what = f"people accepted {fired.accepted[ref_id]} pictures that {titles[ref_id]!r} had held back"
+            what = f"people accepted {fired.accepted[ref_id]} pictures that {_title(index, ref_id)!r} had held back"
             fix = _command(index, ref_id, "people accept what it holds back")
             yield Remark(level=PROBLEM, topic="overruled", what=what, ref_ids=(ref_id,), fix=fix)
         if rate.low > OFTEN_SHARE and rate.hits >= OFTEN_TIMES:
             what = (
-                f"{titles[ref_id]!r} is near {near} of {fired.pictures} pictures of these runs, and {count} are too near to it "
+                f"{_title(index, ref_id)!r} is near {near} of {fired.pictures} pictures of these runs, and {count} are too near to it "
                 f"({rate.text}): either the model draws it often, or it is like everything"
             )
             yield Remark(

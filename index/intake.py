@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from index.embed import embed_each
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import write_whole
 from index.fingerprint import content_digest, pdq, pdq_hex
+from index.ids import Ids
 from index.reference import COLUMNS, RETIRED, NewReference, Reference, require, stricter
 from index.segment import encode
 
@@ -72,13 +73,46 @@ class Taken:
         amended: what changes about references that were in the index: id → the work that has it.
     """
 
-    ref_ids: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
+    ref_ids: Ids = field(default_factory=Ids)
+    new: Ids = field(default_factory=Ids)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     known: list[tuple[str, str]] = field(default_factory=list)
     revived: list[str] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     amended: dict[str, NewReference] = field(default_factory=dict)
+
+    def repeat(self, ref_id: str, work: NewReference, first: str, before: str) -> None:
+        """Note a work that came before, as ``first`` and with the status ``before``."""
+        self.duplicates.append((work.place, first))
+        if work.status != before:
+            self.conflicts.append(Conflict(ref_id, work.place, work.status, before))
+
+    def changed(self) -> Sequence[str]:
+        """Ids of the references that are new or different, sorted."""
+        if not (self.revived or self.amended):
+            return Ids.of_numbers(np.sort(self.new.numbers()))
+        return sorted({*self.new, *self.revived, *self.amended})
+
+
+def compare(taken: Taken, known: Reference, digest: str, work: NewReference) -> Reference | None:
+    """Compare a work with the reference of its picture: the stricter status counts; a retired one takes the work's.
+
+    Returns:
+        The reference with its new status; None where it stays as it is.
+    """
+    ref_id = known.ref_id
+    if known.content_sha256 != digest:
+        fix = "Report this: it is one in 10^9"
+        raise IntegrityError("two pictures share one reference id", where=work.place, fix=fix)
+    taken.known.append((work.place, ref_id))
+    if known.status == RETIRED:
+        taken.revived.append(ref_id)
+    elif work.status != known.status:
+        taken.conflicts.append(Conflict(ref_id, work.place, work.status, known.status))
+    if not stricter(work.status, known.status):
+        return None
+    taken.amended[ref_id] = replace(work, picture=NO_PICTURE)
+    return replace(known, status=work.status)
 
 
 class Intake:
@@ -118,7 +152,7 @@ class Intake:
             self._embed()
         finally:  # what is embedded is kept, whatever stopped it
             self._save()
-        self.taken.new = [digest[:16] for digest in self._fresh]
+        self.taken.new = Ids(digest[:16] for digest in self._fresh)
         return self.taken
 
     def _take(self, work: NewReference) -> None:
@@ -127,39 +161,22 @@ class Intake:
         self.taken.ref_ids.append(ref_id)
         known = self._changed.get(ref_id) or self._known(ref_id)
         if known is not None:
-            return self._compare(known, digest, work)
+            changed = compare(self.taken, known, digest, work)
+            if changed is not None:
+                self._changed[ref_id] = changed
+            return
         first = self._fresh.get(digest)
-        if first is None:
-            self._fresh[digest] = replace(work, picture=NO_PICTURE)
-        else:
-            self.taken.duplicates.append((work.place, first.place))
-            if work.status != first.status:
-                self.taken.conflicts.append(Conflict(ref_id, work.place, work.status, first.status))
+        if first is not None:
+            self.taken.repeat(ref_id, work, first.place, first.status)
             if not stricter(work.status, first.status):
-                return None
-            self._fresh[digest] = replace(work, picture=NO_PICTURE)
+                return
+        self._fresh[digest] = replace(work, picture=NO_PICTURE)
         _, _, with_picture = self._blocks.get(digest, (None, 0, False))
         if digest not in self._blocks or (work.keep_picture and not with_picture):
             stored = encode(work.picture) if work.keep_picture else None
             self._waiting.append((digest, self._fit(work.picture), pdq_hex(pdq(work.picture)[0]), stored))
             if len(self._waiting) >= BLOCK or time.monotonic() - self._saved > SAVE_EVERY:
                 self._embed()
-        return None
-
-    def _compare(self, known: Reference, digest: str, work: NewReference) -> None:
-        """Compare a work with the reference of its picture: the stricter status counts; a retired one takes the work's."""
-        ref_id = known.ref_id
-        if known.content_sha256 != digest:
-            fix = "Report this: it is one in 10^9"
-            raise IntegrityError("two pictures share one reference id", where=work.place, fix=fix)
-        self.taken.known.append((work.place, ref_id))
-        if known.status == RETIRED:
-            self.taken.revived.append(ref_id)
-        elif work.status != known.status:
-            self.taken.conflicts.append(Conflict(ref_id, work.place, work.status, known.status))
-        if stricter(work.status, known.status):
-            self.taken.amended[ref_id] = replace(work, picture=NO_PICTURE)
-            self._changed[ref_id] = replace(known, status=work.status)
 
     # --- embedding ------------------------------------------------------------------------------------------------
 

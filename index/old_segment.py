@@ -5,7 +5,9 @@ The next merge writes them in today's form. Their FAISS index has keys for ids, 
 
 from __future__ import annotations
 
+import tempfile
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,8 @@ class OldSegment(Segment):
         self._row = np.argsort(keys, kind="stable")
         self._sorted = keys[self._row]
 
+    late = True  # type: ignore[assignment]  # a constant, where today's form has to look
+
     def ann(self) -> Any:
         if self._ann is None:
             from index import ann
@@ -52,8 +56,10 @@ class OldSegment(Segment):
                 stored = ann.from_bytes(path.read_bytes())
                 if (stored.ntotal, stored.d) != (self.rows, self.dim):
                     raise ValueError(f"{stored.ntotal} vectors of {stored.d} dimensions")
-                # Its ids are keys; a flat index over a few thousand rows is made anew in a moment.
-                self._ann = ann.build(self.vectors)
+                # Its ids are keys. A flat index is made anew in a moment; a large one trains, which `index renew` ends.
+                with tempfile.TemporaryDirectory() as folder:
+                    ann.write(self.vectors, Path(folder) / ANN)
+                    self._ann = ann.mapped(Path(folder) / ANN)  # what is mapped stays when its name is gone
             except Exception as error:  # FAISS raises bare RuntimeErrors
                 first = (str(error).splitlines() or [""])[0][:200]
                 raise IntegrityError(f"holds no vectors ({first})", where=str(path), fix=RESTORE) from None

@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from index.errors import IntegrityError
 from index.files import RESTORE
 from index.fingerprint import content_digest
 from index.known import require_known
-from index.reference import COLUMNS, MATCHING, STATUSES, Reference, amended
+from index.reference import COLUMNS, MATCHING, PREFIX, STATUSES, Reference, amended
 
 TABLE, PICTURES, VECTORS, ANN = "references.arrow", "pictures.parquet", "vectors.f32", "vectors.faiss"
 KEYS, DIGESTS = "keys.i64", "digests.bin"
@@ -70,6 +71,8 @@ class Segment:
             what = f"holds no references ({type(error).__name__}: {error})"
             raise IntegrityError(what, where=str(self.folder / self._table_name), fix=RESTORE) from None
         self._ann: Any = None
+        self._device: Any = None  # False: it is not searched on a device
+        self._opened_parts: dict[int, dict[str, Any]] = {}
         self._group = lru_cache(maxsize=GROUPS)(self._pictures_of)
 
     _table_name, _pictures_name = TABLE, PICTURES
@@ -136,12 +139,73 @@ class Segment:
             at += 1
         return None
 
+    def rows_of(self, ref_ids: Sequence[str]) -> np.ndarray:
+        """The rows int64 (N,) of ids, in their order; -1 for those that are not here. Many are found at once."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = np.full(len(ref_ids), -1, np.int64)
+        if not (self.rows and len(ref_ids)):
+            return found
+        keys = np.fromiter((_key_or_none(ref_id) for ref_id in ref_ids), np.int64, len(ref_ids))
+        at = np.minimum(np.searchsorted(self._sorted, keys), self.rows - 1)
+        alike = np.flatnonzero(self._sorted[at] == keys)
+        rows = np.asarray(self._row[at[alike]], np.int64)
+        same = np.zeros(len(rows), bool)
+        parts = np.searchsorted(self._parts, rows, side="right") - 1
+        for part in np.unique(parts):  # one at a time, because Arrow starts threads for a table in parts
+            mine = np.flatnonzero(parts == part)
+            stored = self._columns(int(part))["ref_id"].take(pa.array(rows[mine] - self._parts[part]))
+            wanted = pa.array([ref_ids[alike[i]] for i in mine], stored.type)
+            same[mine] = np.asarray(pc.equal(stored, wanted).to_numpy(zero_copy_only=False), bool)
+        found[alike[same]] = rows[same]
+        for i in alike[~same]:  # two ids with one key, which is one in 10^12
+            row = self.find(ref_ids[i])
+            found[i] = -1 if row is None else row
+        return found
+
+    def beginning_with(self, beginning: str) -> list[str]:
+        """The ids that begin so; none for less than :data:`index.reference.PREFIX` digits, which begin too many."""
+        if len(beginning) < PREFIX or len(beginning) > 16:
+            return []
+        try:
+            keys = [key_of(beginning.ljust(16, digit)) for digit in "0f"]
+        except ValueError:
+            return []
+        first, last = np.searchsorted(self._sorted, keys[0]), np.searchsorted(self._sorted, keys[1], side="right")
+        found = (self.ref_id(int(row)) for row in self._row[first:last])
+        return [ref_id for ref_id in found if ref_id.startswith(beginning)]
+
+    def counts(self, name: str) -> dict[str, int]:
+        """How many rows have each value in a column."""
+        import pyarrow.compute as pc
+
+        if not self.rows:
+            return {}
+        return {one["values"]: one["counts"] for one in pc.value_counts(self._table.column(name)).to_pylist()}
+
     def ref_id(self, row: int) -> str:
-        return str(self._table.column("ref_id")[row].as_py())
+        return self.values(row, ("ref_id",))[0]
+
+    def values(self, row: int, names: Sequence[str]) -> list[str]:
+        """Texts of a row, by the names of their columns."""
+        part = bisect_right(self._parts, row) - 1
+        columns, at = self._columns(part), row - self._parts[part]
+        return [columns[name][at].as_py() for name in names]
+
+    @cached_property
+    def _parts(self) -> list[int]:
+        """The first row of every part that the table lies in."""
+        return [*accumulate((len(chunk) for chunk in self._table.column("ref_id").chunks), initial=0)][:-1]
+
+    def _columns(self, part: int) -> dict[str, Any]:
+        if part not in self._opened_parts:
+            self._opened_parts[part] = {name: self._table.column(name).chunk(part) for name in TEXTS}
+        return self._opened_parts[part]
 
     def reference(self, row: int) -> Reference:
         """A row as stored, without the snapshot's part (times, tombstones, amendments)."""
-        return Reference(**{name: self._table.column(name)[row].as_py() for name in TEXTS})
+        return Reference(**dict(zip(TEXTS, self.values(row, TEXTS), strict=True)))
 
     def references(self) -> Iterator[Reference]:
         """Every row as stored."""
@@ -182,8 +246,8 @@ class Segment:
                 raise IntegrityError(f"holds no vectors ({first})", where=str(self.folder / ANN), fix=RESTORE) from None
         return self._ann
 
-    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[list[tuple[float, str]]]:
-        """Candidates of every query, each with its exact cosine (float64 products of the stored float32) and its id.
+    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The k nearest rows of every query with their exact cosines, as :func:`index.ann.nearest` has them.
 
         Args:
             queries: float32 (N, dim). k: how many neighbours are wanted in the end.
@@ -191,14 +255,18 @@ class Segment:
         """
         from index import ann
 
-        found = []
-        for query, proposed in zip(queries, ann.candidates(self.ann(), queries, k, allowed), strict=True):
-            rows = proposed[proposed >= 0]
-            cosines = np.sum(self.vectors[rows].astype(np.float64) * query.astype(np.float64), axis=1)
-            best = np.argsort(-cosines, kind="stable")
-            last = cosines[best[min(k, len(best)) - 1]] if len(best) else 0.0  # ties go by id, so all of them are returned
-            found.append([(float(cosines[at]), self.ref_id(int(rows[at]))) for at in best if cosines[at] >= last])
-        return found
+        if self._device is None:
+            from index import device
+
+            self._device = device.place(self.vectors) or False
+        return ann.nearest(self._device or self.ann(), self.vectors, queries, k, allowed)
+
+    @property
+    def late(self) -> bool:
+        """Whether an earlier version wrote the segment, and today's form would open faster, or be searched better."""
+        from index import ann
+
+        return self.rows > ann.FLAT_LIMIT and not ann.has_lists(self.folder / ANN)
 
     # --- pictures and digests -------------------------------------------------------------------------------------
 
@@ -282,9 +350,7 @@ class Segment:
 
 def row_digest(reference: Reference, kept: bool, vector: np.ndarray) -> bytes:
     """sha256 over a reference's metadata, its embedding float32 (dim,), and whether its picture is kept."""
-    content = {**asdict(reference), "kept": kept}
-    for moment in ("added_at", "retired_at"):
-        content.pop(moment)  # times are history, not content
+    content = {**{name: getattr(reference, name) for name in TEXTS}, "kept": kept}  # times are history, not content
     plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(plain.encode() + b"\n" + vector.astype("<f4").tobytes()).digest()
 
@@ -292,6 +358,14 @@ def row_digest(reference: Reference, kept: bool, vector: np.ndarray) -> bytes:
 def key_of(ref_id: str) -> int:
     """A reference id (16 hexadecimal digits) as a positive number of 63 bits."""
     return int(ref_id, 16) >> 1
+
+
+def _key_or_none(ref_id: str) -> int:
+    """The same; -1, which no key is, for a text that is no id."""
+    try:
+        return key_of(ref_id)
+    except (ValueError, OverflowError):
+        return -1
 
 
 def encode(picture: np.ndarray) -> bytes:

@@ -68,7 +68,7 @@ class Snapshot:
 
     def content(self) -> bytes:
         """The snapshot as it is written."""
-        plain = {"format": FORMAT, **asdict(self)}
+        plain = {"format": FORMAT, **vars(self), "source": asdict(self.source)}  # asdict copies every tombstone
         del plain["history"]
         return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 

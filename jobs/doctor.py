@@ -136,6 +136,10 @@ def _device() -> Iterator[Line]:
             yield Line(f"cuda:{number}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     else:
         yield Line("cuda", "note", "no CUDA device: models run on the CPU")
+    if find_spec("faiss") is not None:
+        from index import device
+
+        yield Line("index search", "ok", f"on {device.named()}")
     if find_spec("torchvision") is None:
         return
     from index.torchvision_ops import ensure

@@ -15,6 +15,7 @@ from index.errors import InputError
 from index.storage import entry_of, is_remote, write_file
 from jobs.cli.arguments import IndexFolder, a_place
 from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
+from jobs.cli.index_vectors import add_vectors, build_of_vectors, holds_vectors, say_vectors
 from jobs.console import busy, make_console, say, say_json
 from jobs.run.progress import Steps
 
@@ -32,7 +33,7 @@ References = Annotated[
     Path,
     typer.Argument(
         metavar="REFERENCES",
-        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file or WebDataset tar; a URI of one.",
+        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file or WebDataset tar; vectors: NAME.npy.",
         show_default=False,
         parser=a_place,
     ),
@@ -88,7 +89,12 @@ def index_build(
 
     if entry_of(out, "CURRENT") is not None:
         raise InputError("already holds an index", where=str(out), fix="Add to it (clearance index add), or name a new folder")
-    works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
+    how = _reading(rights_basis, keep_pictures, column, picture_column, leave_out)
+    if holds_vectors(references):
+        taken_in = build_of_vectors(references, out, how, _embedder(None, embedder, pretrained, allow_download))
+        say_vectors(taken_in, as_json=as_json)
+        return
+    works = _works(references, how)
     model = _embedder(None, embedder, pretrained, allow_download)
     with _going_on(), Steps(make_console(stderr=True), "embedding", works.total) as steps:
         index = ReferenceIndex.build(out, steps.over(works, lambda: works.seen.pictures), model)
@@ -123,7 +129,12 @@ def index_add(
 ) -> None:
     """Add references to an index; it gets a new id. A picture it has already becomes stricter, never freer."""
     store = _open(index)
-    works = _works(references, _reading(rights_basis, keep_pictures, column, picture_column, leave_out))
+    how = _reading(rights_basis, keep_pictures, column, picture_column, leave_out)
+    if holds_vectors(references):
+        taken_in = add_vectors(references, store, how, _embedder(store, embedder, pretrained, allow_download))
+        say_vectors(taken_in, as_json=as_json)
+        return
+    works = _works(references, how)
     model = _embedder(store, embedder, pretrained, allow_download)
     before = store.index_id
     with _going_on(), Steps(make_console(stderr=True), "embedding", works.total) as steps:
@@ -181,6 +192,22 @@ def index_set_status(
         say(f"{index}: {full} is {status} already")
     else:
         say(f"{index}: {full} was {was} and is {status}, index {before} is now {store.index_id}")
+
+
+@app.command("renew", epilog="Example: clearance index renew index/")
+def index_renew(index: IndexFolder, as_json: AsJson = False) -> None:
+    """Write what earlier versions wrote in today's form, which opens at once and is searched better; the works stay."""
+    store = _open(index)
+    before = store.index_id
+    with busy("writing the index in today's form"):
+        renewed = store.renew()
+    if as_json:
+        say_json({"index": str(index), "segments_renewed": len(renewed), "before": before, "index_id": store.index_id})
+    elif not renewed:
+        say(f"{index}: is in today's form already")
+    else:
+        changed = "keeps its id" if before == store.index_id else f"was {before} and is {store.index_id}: calibrate it again"
+        say(f"{index}: {counted(len(renewed), 'segment')} written anew; the index {changed}")
 
 
 @app.command("search", epilog="Example: clearance index search index/ picture.png --k 5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ def intake_data(index: ReferenceIndex, works: Works) -> dict[str, Any]:
         "further_frames": seen.frames,
         "references": len(index),
         "with_picture": index.kept,
-        "new": taken.new,
+        "new": list(taken.new),
         "duplicates": [{"file": file, "of": first} for file, first in taken.duplicates],
         "in_the_index_already": [{"file": file, "ref_id": ref_id} for file, ref_id in taken.known],
         "left_out": [{"file": file, "reason": reason} for file, reason in seen.left_out],
@@ -89,6 +88,7 @@ def state_data(index: ReferenceIndex) -> dict[str, Any]:
             {**asdict(reference), "with_picture": index.keeps(reference.ref_id)} for reference in index.references()
         ],
         "history": index.history(),
+        "search": index.searched(),
         "calibration": None if calibration is None else calibration.summary(),
         "calibration_state": state,
     }
@@ -96,15 +96,15 @@ def state_data(index: ReferenceIndex) -> dict[str, Any]:
 
 def state_table(index: ReferenceIndex) -> Table:
     """The same for people."""
-    references = index.references()
     table = grid()
     table.add_row("index", index.index_id)
     table.add_row("embedder", f"{index.embedder_id}, opened from: {index.embedder_source}")
-    table.add_row("references", str(len(references)))
+    table.add_row("references", str(len(index)))
     table.add_row("with picture", str(index.kept))
     for name in ("status", "rights_basis", "licence"):
-        counts = Counter(str(getattr(reference, name)) or "not stated" for reference in references)
-        table.add_row(name, ", ".join(f"{count} {value}" for value, count in counts.most_common()))
+        counts = index.counts(name).most_common()
+        table.add_row(name, ", ".join(f"{count} {value or 'not stated'}" for value, count in counts))
+    table.add_row("search", index.searched())
     calibration, state = calibration_of(index)
     table.add_row("calibration", state)
     if calibration is not None:

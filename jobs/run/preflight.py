@@ -225,7 +225,7 @@ def _index(copies: Copies) -> str:
     point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
         "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
     )
-    return f"{len(copies.index.references())} references; {point}"
+    return f"{len(copies.index)} references; {point}"
 
 
 def _load(

@@ -148,6 +148,26 @@ def reaudit(
 
 
 @app.command()
+def index(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="Vectors, indexes and results are kept here; a stopped bench continues.")] = Path(
+        "index-bench"
+    ),
+    rows: Annotated[
+        list[int] | None, typer.Option(help="A number of references; once for each.", show_default="20000, 200000, 1000000")
+    ] = None,
+) -> None:
+    """Hold the reference index against brute force: decisions, speed, memory, opening, retiring, adding, building.
+
+    A million references take 9 GB of disk. Example: clearance lab bench index --rows 20000 --rows 200000
+    """
+    from jobs.lab.bench.index import bench
+
+    bench(out, quick=quick, work=work, sizes=tuple(rows or ()))
+
+
+@app.command()
 def audit(out: Out = DOCS, quick: Quick = False) -> None:
     """Measure what the audit costs beside drawing, beside writing the same bytes plainly, and in the small verifier.
 

@@ -1,0 +1,90 @@
+"""The inverted file: two lists a vector, exact ranks, one mapped file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import ann, inverted
+from index.errors import IntegrityError
+from index.ids import Ids, numbers_of
+from index.store import ReferenceIndex
+
+from .conftest import GridEmbedder, work
+
+
+def unit(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, Path]:
+    vectors, path = unit(4000, 32), tmp_path_factory.mktemp("inverted") / "file"
+    inverted.write(vectors, path)
+    return vectors, path
+
+
+def test_every_vector_stands_in_two_lists(written: tuple[np.ndarray, Path]) -> None:
+    vectors, path = written
+    at = inverted.table_of(path)
+    assert at is not None
+    lists = (path.stat().st_size - 16 - at) // 24
+    table = np.fromfile(path, "<u8", 3 * lists, offset=at).reshape(-1, 3)
+    assert table[:, 0].sum() == 2 * len(vectors)
+
+
+def test_the_second_list_is_near_where_the_first_is_missed() -> None:
+    centroids = np.array([[1, 0, 0], [0.9, 0.44, 0], [0.6, 0, 0.8]], np.float64)
+    x = np.array([[0.95, 0.0, 0.312]])
+    first, second = inverted.assigned(x, centroids)[:, 0]
+    # The second centroid is nearer, but a query that misses the first one departs along the third axis.
+    departed = (x[0] - centroids[0]) / np.linalg.norm(x[0] - centroids[0])
+    losses = [((x[0] - c) ** 2).sum() + (departed @ (x[0] - c)) ** 2 for c in centroids[1:]]
+    assert (first, second) == (0, 1 + int(np.argmin(losses)))
+
+
+def test_products_kept_beforehand_change_no_list() -> None:
+    vectors, centroids = unit(200, 16), unit(20, 16, seed=1)
+    plain = inverted.assigned(vectors, centroids)
+    assert np.array_equal(plain, inverted.assigned(vectors, centroids, centroids @ centroids.T))
+
+
+def test_nearest_are_those_of_brute_force_to_the_last_bit(written: tuple[np.ndarray, Path]) -> None:
+    vectors, path = written
+    queries = vectors[:300] + 0.1 * unit(300, 32, seed=2)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    for query, (rows, cosines) in zip(queries, ann.nearest(ann.mapped(path), vectors, queries, 3), strict=True):
+        exact = np.sum(vectors.astype(np.float64) * query.astype(np.float64), axis=1)
+        assert rows[0] == exact.argmax() and cosines[0] == exact.max() and (np.diff(cosines) <= 0).all()
+
+
+def test_no_row_comes_twice(written: tuple[np.ndarray, Path]) -> None:
+    vectors, path = written
+    assert all(len(set(rows.tolist())) == len(rows) == 3 for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3))
+
+
+def test_rows_that_tie_with_the_last_are_all_returned() -> None:
+    vectors = np.concatenate([unit(1, 8).repeat(5, axis=0), unit(30, 8, seed=3)])
+    [(rows, _)] = ann._ranked(vectors, vectors[:1], np.arange(35)[None], 2)
+    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path, embedder: GridEmbedder) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(n) for n in range(60)], embedder, flat_limit=50)
+    [segment] = index._segments
+    content = (segment.folder / "vectors.faiss").read_bytes()
+    (segment.folder / "vectors.faiss").write_bytes(content[: len(content) // 2] + content[-16:])
+    with pytest.raises(IntegrityError, match="holds no vectors"):
+        index.search(embedder.images(work(1).picture[None]), 1)
+
+
+def test_ids_take_eight_bytes_each_and_read_as_texts() -> None:
+    texts = ["00000000000000ff", "ffffffffffffffff", "0123456789abcdef"]
+    ids = Ids(texts)
+    assert (ids == texts, ids[1], ids[1:], len(ids)) == (True, texts[1], texts[1:], 3)
+    assert (
+        Ids.of_numbers(ids.numbers()) == ids and numbers_of([text + "aa" for text in texts]).tolist() == ids.numbers().tolist()
+    )
