@@ -1,6 +1,6 @@
 """Choose the FAISS index for a number of vectors, search it for candidates, and rank them exactly.
 
-FAISS proposes, exact cosines decide. Up to :data:`FLAT_LIMIT` vectors a flat index is exact and fast enough; beyond, there is an
+FAISS proposes, exact cosines decide. Up to :data:`FLAT_LIMIT` vectors a flat index is exact and fast enough; beyond, it is an
 inverted file (:mod:`index.inverted`). Ids are the numbers of the rows. Either file is mapped into memory, not read.
 """
 

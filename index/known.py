@@ -16,7 +16,7 @@ from index.errors import IntegrityError
 from index.files import RESTORE, unreadable
 from index.places.cache import cache_folder
 
-LARGE = 2**24  # smaller files are read each time: that takes milliseconds
+LARGE = 2**20  # smaller files are read each time: that takes a millisecond
 
 
 def require_known(path: Path, sha256: str, *, afresh: bool = False) -> bool:

@@ -103,7 +103,7 @@ class OpenedIndex:
         return +counted
 
     def searched(self) -> str:
-        """How the index is searched, in one sentence; with the remedy where an earlier version's form makes it slow or worse."""
+        """How the index is searched, in one sentence; with the remedy where an earlier version's form is slow or worse."""
         from index import ann, device
 
         late = [segment for segment in self._segments if segment.late]

@@ -26,7 +26,8 @@ import numpy as np
 from index.errors import IntegrityError
 from index.files import RESTORE
 from index.fingerprint import content_digest
-from index.known import require_known
+from index.ids import numbers_of
+from index.known import LARGE, require_known
 from index.reference import COLUMNS, MATCHING, PREFIX, STATUSES, Reference, amended
 
 TABLE, PICTURES, VECTORS, ANN = "references.arrow", "pictures.parquet", "vectors.f32", "vectors.faiss"
@@ -59,10 +60,11 @@ class Segment:
         self.vectors: np.ndarray
         self._sorted: np.ndarray
         self._row: np.ndarray
-        read = [require_known(self.folder / name, digest, afresh=afresh) for name, digest in entry["files"].items()]
+        read = {name: require_known(self.folder / name, digest, afresh=afresh) for name, digest in entry["files"].items()}
         try:
             self._open()
-            if any(read):  # what was whole when it was checked is whole still
+            large = [name for name in read if (self.folder / name).stat().st_size >= LARGE]
+            if not large or any(read[name] for name in large):  # what was whole when it was checked is whole still
                 self._check()
         except IntegrityError:
             raise
@@ -109,9 +111,14 @@ class Segment:
         for start in range(0, self.rows, 2**16):
             if not np.isfinite(self.vectors[start : start + 2**16]).all():
                 raise ValueError("an embedding is not finite")
-        keys = np.fromiter((key_of(ref_id) for ref_id in self.ref_ids()), np.int64, self.rows)
+        keys = np.concatenate([np.zeros(0, np.int64), *self._keys()])
         if not np.array_equal(keys[self._row], self._sorted) or (np.diff(self._sorted) < 0).any():
             raise IntegrityError("knows other references", where=str(self.folder / KEYS), fix=RESTORE)
+
+    def _keys(self) -> Iterator[np.ndarray]:
+        """The keys int64 of the rows, a part of the table at a time."""
+        for chunk in self._table.column("ref_id").chunks:
+            yield (numbers_of(chunk.to_pylist()) >> np.uint64(1)).astype(np.int64)
 
     # --- rows -----------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ def say_vectors(taken_in: TakenIn, *, as_json: bool) -> None:
         say(f"{counted(source.checked, 'vector')} held against pictures beside them: they are the embedder's")
     else:
         say(
-            f"note: nothing shows that the vectors are those of {index.embedder_id}: no pictures lie beside them (the metadata's "
+            f"note: nothing shows that the vectors are those of {index.embedder_id}: no pictures lie beside them (metadata, "
             f"column file). If they are not, no copy is found. Try one: clearance index search {index.folder} PICTURE"
         )
     say("no pictures are kept: copies are found, but no second look clears a hit, and nothing is steered away from them")

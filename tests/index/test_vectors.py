@@ -1,0 +1,206 @@
+"""Vectors made elsewhere: what they are held against, what becomes of them, how little memory they take."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from index import vectors as module
+from index.collect import Reading
+from index.errors import IndexMismatch, InputError
+from index.store import ReferenceIndex
+from index.vectors import StoredVectors, holds_vectors
+
+from .conftest import GridEmbedder, drawing, work
+
+DIM = GridEmbedder.dim
+
+
+def stored(path: Path, count: int, *, seed: int = 0, kind: str = "<f4") -> np.ndarray:
+    made = np.random.default_rng(seed).normal(size=(count, DIM)).astype(kind)
+    np.save(path, made)
+    return made
+
+
+def sheet(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def build(folder: Path, source: Path, how: Reading | None = None) -> ReferenceIndex:
+    return ReferenceIndex.build_of_vectors(folder, StoredVectors(source, DIM, how), GridEmbedder())
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8"])
+def test_vectors_are_found_again_at_unit_length(tmp_path: Path, kind: str) -> None:
+    made = stored(tmp_path / "v.npy", 50, kind=kind).astype(np.float64)
+    index = build(tmp_path / "i", tmp_path / "v.npy")
+    unit = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    assert [match.title for [match] in index.search(unit, 1)] == [f"v-{n:09d}" for n in range(50)]
+    index.verify()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_metadata_give_the_columns(tmp_path: Path, ending: str) -> None:
+    stored(tmp_path / "v.npy", 3)
+    rows = [{"caption": f"work {n}", "licence": "MIT", "status": ["", "disputed", "allowed"][n]} for n in range(3)]
+    if ending == "csv":
+        sheet(tmp_path / "v.csv", rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "v.parquet")
+    index = build(tmp_path / "i", tmp_path, Reading(columns={"title": "caption"}, rights_basis="registry"))
+    found = sorted((r.title, r.licence, r.status, r.rights_basis) for r in index.references())
+    wanted = [("work 0", "MIT", "active"), ("work 1", "MIT", "disputed"), ("work 2", "MIT", "allowed")]
+    assert found == [(*row, "registry") for row in wanted]
+
+
+def test_output_of_clip_retrieval_is_paired_by_number(tmp_path: Path) -> None:
+    for folder in ("img_emb", "metadata"):
+        (tmp_path / "e" / folder).mkdir(parents=True)
+    for n in (2, 10):
+        stored(tmp_path / "e" / "img_emb" / f"img_emb_{n}.npy", 4, seed=n, kind="<f2")
+        pq.write_table(
+            pa.table({"title": [f"{n}-{k}" for k in range(4)]}), tmp_path / "e" / "metadata" / f"metadata_{n}.parquet"
+        )
+    assert holds_vectors(tmp_path / "e")
+    index = build(tmp_path / "i", tmp_path / "e")
+    assert sorted(r.title for r in index.references()) == sorted(f"{n}-{k}" for n in (2, 10) for k in range(4))
+
+
+def test_building_at_once_or_in_two_steps_gives_one_id(tmp_path: Path) -> None:
+    made = stored(tmp_path / "all.npy", 40)
+    np.save(tmp_path / "first.npy", made[:15])
+    np.save(tmp_path / "rest.npy", made[10:])  # five come again
+    once, twice = build(tmp_path / "a", tmp_path / "all.npy"), build(tmp_path / "b", tmp_path / "first.npy")
+    sheet(tmp_path / "rest.csv", [{"title": f"all-{n:09d}"} for n in range(10, 40)])
+    sheet(tmp_path / "first.csv", [{"title": f"all-{n:09d}"} for n in range(15)])
+    twice = build(tmp_path / "c", tmp_path / "first.npy")
+    twice.add_vectors(StoredVectors(tmp_path / "rest.npy", DIM), GridEmbedder())
+    assert twice.index_id == once.index_id and len(twice.taken.known) == 5
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_strictest_status_is_in_force(tmp_path: Path, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 1 if apart else 4096)
+    made = stored(tmp_path / "one.npy", 1)
+    np.save(tmp_path / "v.npy", made.repeat(3, axis=0))
+    sheet(tmp_path / "v.csv", [{"title": s, "status": s} for s in ("allowed", "active", "disputed")])
+    index = build(tmp_path / "i", tmp_path / "v.npy")
+    [reference] = index.references()
+    assert (reference.title, reference.status) == ("active", "active")
+    assert [c.kept for c in index.taken.conflicts] == ["active", "active"] and len(index.taken.duplicates) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        (np.ones((2, DIM + 1), np.float32), "49 numbers, the embedder makes 48"),
+        (np.ones((2, DIM), np.int64), "not a table of floating-point numbers"),
+        (np.array([[1.0] * DIM, [0.0] * DIM], np.float32), "row 1: its vector is zero"),
+        (np.array([[np.nan] * DIM], np.float32), "row 0: its vector is zero or not finite"),
+    ],
+)
+def test_vectors_that_cannot_protect_are_refused(tmp_path: Path, made: np.ndarray, match: str) -> None:
+    np.save(tmp_path / "v.npy", made)
+    with pytest.raises(InputError, match=match):
+        build(tmp_path / "i", tmp_path / "v.npy")
+    assert not (tmp_path / "i" / "CURRENT").exists()
+
+
+def test_metadata_of_another_length_are_refused(tmp_path: Path) -> None:
+    stored(tmp_path / "v.npy", 3)
+    sheet(tmp_path / "v.csv", [{"title": "a"}, {"title": "b"}])
+    with pytest.raises(InputError, match=r"has 2 rows, and .*v\.npy has 3 vectors"):
+        StoredVectors(tmp_path / "v.npy", DIM)
+
+
+def test_an_unknown_status_is_refused_with_its_row(tmp_path: Path) -> None:
+    stored(tmp_path / "v.npy", 3)
+    sheet(tmp_path / "v.csv", [{"status": "active"}, {"status": "activ"}, {"status": ""}])
+    with pytest.raises(InputError, match="row 1: status is 'activ'"):
+        build(tmp_path / "i", tmp_path / "v.npy")
+
+
+def test_vectors_of_another_embedder_are_found_by_the_pictures_beside_them(tmp_path: Path) -> None:
+    embedder = GridEmbedder()
+    for n in range(3):
+        Image.fromarray(drawing(n)).save(tmp_path / f"{n}.png")
+    sheet(tmp_path / "v.csv", [{"file": f"{n}.png"} for n in range(3)])
+    np.save(tmp_path / "v.npy", embedder.images(np.stack([drawing(n) for n in range(3)])))
+    assert StoredVectors(tmp_path / "v.npy", DIM).spot_check(embedder) == 3
+    np.save(tmp_path / "v.npy", embedder.images(np.stack([drawing(n) for n in (0, 2, 1)])))
+    with pytest.raises(IndexMismatch, match=r"v\.npy: row 1: is not what grid-1 makes of 1\.png"):
+        StoredVectors(tmp_path / "v.npy", DIM).spot_check(embedder)
+
+
+def test_a_folder_with_pictures_is_no_folder_of_vectors(tmp_path: Path) -> None:
+    stored(tmp_path / "v.npy", 3)
+    assert holds_vectors(tmp_path) and holds_vectors(tmp_path / "v.npy")
+    (tmp_path / "fox.png").write_bytes(b"")
+    assert not holds_vectors(tmp_path)
+
+
+def test_memory_grows_by_some_bytes_a_vector(tmp_path: Path) -> None:
+    """Each of the second half takes less than 200 bytes; a vector alone has 192. ``CLEARANCE_VECTORS`` sets how many."""
+    count = int(os.environ.get("CLEARANCE_VECTORS", "16000"))
+    stored(tmp_path / "v.npy", count)
+    peaks = []
+    for rows in (count // 2, count):
+        np.save(tmp_path / f"{rows}.npy", np.load(tmp_path / "v.npy", mmap_mode="r")[:rows])
+        tracemalloc.start()
+        index = ReferenceIndex.build_of_vectors(
+            tmp_path / f"i{rows}", StoredVectors(tmp_path / f"{rows}.npy", DIM), GridEmbedder(), flat_limit=10**9
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(index) == rows
+    grown = (peaks[1] - peaks[0]) / (count - count // 2)
+    print(json.dumps({"vectors": count, "peaks": peaks, "max_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    assert grown < 200
+
+
+# --- older forms ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_an_earlier_version_wrote_is_written_anew_with_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from index import ann
+
+    index = ReferenceIndex.build(tmp_path / "i", [work(n) for n in range(30)], GridEmbedder())
+    before = index.index_id
+    assert index.renew() == []
+    monkeypatch.setattr(ann, "FLAT_LIMIT", 20)  # then the segment's flat file is of another form than it should be
+    assert f"clearance index renew {tmp_path / 'i'}" in index.searched()
+    [name] = index.renew()
+    assert index.renew() == [] and index.index_id == before and index._segments[0].folder.name != name
+    assert "ranked exactly" in index.searched() and index.history()[-1]["event"] == "renewed"
+    [[found]] = index.search(GridEmbedder().images(work(7).picture[None]), 1)
+    assert found.title == "work 7"
+
+
+def test_references_are_counted_as_amended(tmp_path: Path) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(n) for n in range(6)], GridEmbedder())
+    first, second, *_ = index.ids()
+    index.retire([first])
+    index.set_status(second, "disputed", "asked")
+    assert index.counts("status") == {"active": 4, "disputed": 1, "retired": 1}
+    assert index.counts("rights_basis") == {"claim": 6}
+
+
+def test_beginnings_of_ids_are_found_where_they_lie(tmp_path: Path) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(n) for n in range(40)], GridEmbedder())
+    assert all(index.full_id(ref_id[:9].upper()) == ref_id for ref_id in index.ids())
+    for wrong in ("zzzz", "0", "12345678901234567890"):
+        with pytest.raises(InputError):
+            index.full_id(wrong)
