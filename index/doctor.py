@@ -185,8 +185,8 @@ def _in_runs(index: ReferenceIndex, fired: Fired) -> Iterator[Remark]:
             yield Remark(level=PROBLEM, topic="overruled", what=what, ref_ids=(ref_id,), fix=fix)
         if rate.low > OFTEN_SHARE and rate.hits >= OFTEN_TIMES:
             what = (
-                f"{_title(index, ref_id)!r} is near {near} of {fired.pictures} pictures of these runs, and {count} are too near to it "
-                f"({rate.text}): either the model draws it often, or it is like everything"
+                f"{_title(index, ref_id)!r} is near {near} of {fired.pictures} pictures of these runs, and {count} are too "
+                f"near to it ({rate.text}): either the model draws it often, or it is like everything"
             )
             yield Remark(
                 level=NOTE, topic="often", what=what, ref_ids=(ref_id,), fix=_command(index, ref_id, "is like everything")

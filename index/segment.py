@@ -212,7 +212,8 @@ class Segment:
 
     def reference(self, row: int) -> Reference:
         """A row as stored, without the snapshot's part (times, tombstones, amendments)."""
-        return Reference(**dict(zip(TEXTS, self.values(row, TEXTS), strict=True)))
+        texts: dict[str, Any] = dict(zip(TEXTS, self.values(row, TEXTS), strict=True))
+        return Reference(**texts)
 
     def references(self) -> Iterator[Reference]:
         """Every row as stored."""

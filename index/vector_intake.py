@@ -165,5 +165,5 @@ class _Seen:
 
 
 def _work(block: VectorBlock, row: int) -> NewReference:
-    columns = {name: block.texts[name][row] for name in COLUMNS}
+    columns: dict[str, Any] = {name: block.texts[name][row] for name in COLUMNS}
     return NewReference(picture=NO_PICTURE, origin=block.where(row), **columns)

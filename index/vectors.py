@@ -112,7 +112,7 @@ class StoredVectors:
         if vectors.shape[1] != self.dim:
             what = f"holds vectors of {vectors.shape[1]} numbers, the embedder makes {self.dim}"
             raise InputError(what, where=shown(file), fix="Name the embedder that made them: --embedder")
-        return vectors
+        return np.asarray(vectors)
 
     def __iter__(self) -> Iterator[VectorBlock]:
         for file, metadata, vectors in self._parts:

@@ -374,3 +374,43 @@ def test_pace_without_a_total_shows_the_speed() -> None:
 
     assert pace(30, None, 10.0) == "30 · 3.00/s"
     assert pace(30, 90, 10.0) == "30/90 · 3.00/s · 20 s left"
+
+
+def test_vectors_are_built_added_and_said_to_be_unchecked(tmp_path: Path, opening: Callable[..., None]) -> None:
+    opening(embedder=lambda *_, **__: FakeEmbedder())
+    made = np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32)
+    for name, part in (("a", made[:20]), ("b", made[15:])):
+        np.save(tmp_path / f"{name}.npy", part)
+    done = call("build", tmp_path / "a.npy", "--out", tmp_path / "index", "--rights-basis", "registry")
+    assert done.exit_code == 0 and "20 vectors, 20 new references" in done.output and "no copy is found" in done.output
+    before = ReferenceIndex.open(tmp_path / "index").index_id
+    added = json.loads(call("add", tmp_path / "index", tmp_path / "b.npy", "--json").stdout)
+    assert (added["vectors"], len(added["new"]), len(added["in_the_index_already"]), added["before"]) == (15, 10, 5, before)
+    assert added["vectors_checked"] == 0
+    shown = call("info", tmp_path / "index").output
+    assert "20 registry, 10 claim" in shown and "exact over 30 references; on the CPU" in shown
+
+
+def test_vectors_beside_their_pictures_are_checked(tmp_path: Path, opening: Callable[..., None]) -> None:
+    opening(embedder=lambda *_, **__: FakeEmbedder())
+    works = draw(tmp_path / "works", ["apple", "fox"])
+    pictures = np.stack([np.asarray(Image.open(works / f"{name}.png")) for name in ("apple", "fox")])
+    (works / "metadata.csv").rename(works / "v.csv")
+    np.save(works / "v.npy", FakeEmbedder().images(pictures))
+    done = call("build", works / "v.npy", "--out", tmp_path / "index")
+    assert done.exit_code == 0 and "2 vectors held against pictures" in done.output
+    np.save(works / "v.npy", FakeEmbedder().images(pictures)[::-1])
+    wrong = call("build", works / "v.npy", "--out", tmp_path / "other")
+    assert wrong.exit_code == 2 and "is not what fake-1 makes of apple.png" in wrong.output
+
+
+def test_an_index_of_format_2_is_renewed(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "data" / "index-format-2", tmp_path / "index")
+    before = ReferenceIndex.open(tmp_path / "index")
+    kept = sorted((r.ref_id, r.status, r.title) for r in before.references())
+    done = call("renew", tmp_path / "index")
+    assert done.exit_code == 0 and "written anew" in done.output and "calibrate it again" in done.output
+    after = ReferenceIndex.open(tmp_path / "index")
+    after.verify()
+    assert sorted((r.ref_id, r.status, r.title) for r in after.references()) == kept
+    assert "today's form already" in call("renew", tmp_path / "index").output

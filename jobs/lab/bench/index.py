@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def ten_million(facts: dict[str, Any]) -> dict[str, float]:
     if len(sizes) < 2:
         return {}
     small, large = (facts[str(rows)] for rows in sizes)
-    numbers = {
+    numbers: dict[str, Callable[[dict[str, Any]], float]] = {
         "seconds a query, in batches": lambda one: one["search"]["batch_seconds"],
         "seconds a query, one by one": lambda one: one["search"]["single_seconds"],
         "processor seconds of building from vectors": lambda one: one["build"]["cpu_seconds"],

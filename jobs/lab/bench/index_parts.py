@@ -114,7 +114,7 @@ def _old(vectors: np.ndarray) -> None:
     """The search structure of commit b9e622e: 8-bit codes, lists trained on everything."""
     import faiss
 
-    index = faiss.index_factory(DIM, f"IVF{int(2 * len(vectors) ** 0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(DIM, f"IVF{int(2 * len(vectors) ** 0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.spherical = 1234, True
     everything = np.ascontiguousarray(vectors)
     index.train(everything)
