@@ -138,7 +138,10 @@ def _trained(vectors: np.ndarray, turn: Any) -> tuple[np.ndarray, Any, Any]:
     rows, dim = vectors.shape
     count = max(1, int(LISTS * rows**0.5))
     chosen = np.random.default_rng(SEED).permutation(rows)[: min(TRAIN_PER_LIST * count, TRAIN_MOST)]
-    sample = turn.apply(np.ascontiguousarray(vectors[np.sort(chosen)], np.float32))
+    sample, chosen = np.empty((len(chosen), dim), np.float32), np.sort(chosen)
+    for start in range(0, len(chosen), BLOCK):
+        block = np.ascontiguousarray(vectors[chosen[start : start + BLOCK]], np.float32)
+        sample[start : start + len(block)] = turn.apply(block)
     plan = faiss.ClusteringParameters()
     plan.seed, plan.spherical, plan.niter, plan.min_points_per_centroid = SEED, True, ROUNDS, 1
     plan.max_points_per_centroid = TRAIN_PER_LIST

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.errors import InputError
 from jobs.cli.index_tables import counted, shortened
 from jobs.console import make_console, say, say_json
 from jobs.run.progress import Steps
@@ -28,7 +29,19 @@ class TakenIn:
 
 
 def holds_vectors(path: Path) -> bool:
-    """Whether a source is vectors, see :func:`index.vectors.holds_vectors`."""
+    """Whether a source is vectors, see :func:`index.vectors.holds_vectors`.
+
+    Raises:
+        InputError: vectors on an object store.
+    """
+    from index import storage
+
+    if storage.is_remote(path):
+        if str(path).endswith(".npy"):
+            raise InputError(
+                "vectors are not read from an object store", where=str(path), fix="Copy them to this machine first"
+            )
+        return False
     if path.suffix != ".npy" and not path.is_dir():
         return False
     from index import vectors

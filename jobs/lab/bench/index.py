@@ -97,7 +97,6 @@ def ten_million(facts: dict[str, Any]) -> dict[str, float]:
         "processor seconds of building from vectors": lambda one: one["build"]["cpu_seconds"],
         "bytes on disk": lambda one: one["build"]["bytes_on_disk"],
         "peak of anonymous memory while building, bytes": lambda one: one["build"]["peak_anonymous_bytes"],
-        "anonymous memory of searching, bytes": lambda one: one["search"]["anonymous_bytes"],
         "opening, ms": lambda one: sorted(one["open"]["milliseconds"])[len(one["open"]["milliseconds"]) // 2],
     }
     return {name: power_law(sizes, (read(small), read(large)), 10_000_000) for name, read in numbers.items()}
