@@ -33,7 +33,7 @@ References = Annotated[
     Path,
     typer.Argument(
         metavar="REFERENCES",
-        help="Pictures in a folder, with or without metadata.csv; one picture; a Parquet file, tar, or NAME.npy of vectors; a URI.",
+        help="A folder of pictures, with or without metadata.csv; one picture; a Parquet file, tar or NAME.npy; a URI of one.",
         show_default=False,
         parser=a_place,
     ),
