@@ -216,12 +216,12 @@ class Session:
 
     def close(self, error: BaseException | None) -> None:
         """Write down why the run ended early, if it did, and let the folder go."""
-        if error is not None and self.begun and not self.sealed:
-            # The reason of the stop stays with the run, unless the disk is what failed.
-            with suppress(Exception):
-                require_held(self.folder)  # else the run is another session's to record
-                self.event("run.stopped", self._reason(error), plan_sha256=self.plan.plan_sha256)
-        self._claim.close()
+        with self._claim:  # whatever ends the writing as well
+            if error is not None and self.begun and not self.sealed:
+                # The reason of the stop stays with the run, unless the disk is what failed.
+                with suppress(Exception):
+                    require_held(self.folder)  # else the run is another session's to record
+                    self.event("run.stopped", self._reason(error), plan_sha256=self.plan.plan_sha256)
 
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, KeyboardInterrupt):
