@@ -101,14 +101,19 @@ def fenced(folder: Path, name: str, token: str) -> Path:
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
-def open_file(folder: Path, name: str) -> BufferedReader:
+def open_file(folder: Path, name: str, *, little: bool = False) -> BufferedReader:
     """Open a regular file of the run folder for reading. The stream is seekable; of a large object, what is read is fetched.
+
+    Args:
+        folder: the run folder.
+        name: a path in it.
+        little: only a little of it is going to be read, as the header of a table: an object is not fetched whole for that.
 
     Raises:
         IntegrityError: it is missing, a link, a folder or another thing in a file's place.
         InputError: it cannot be read.
     """
-    return _of(folder).open_file(folder, name)
+    return _of(folder).open_file(folder, name, little)
 
 
 def read_file(folder: Path, name: str) -> bytes:

@@ -144,7 +144,7 @@ def entry_of(folder: Path, name: str) -> Entry | None:
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
-def open_file(folder: Path, name: str) -> BufferedReader:
+def open_file(folder: Path, name: str, little: bool = False) -> BufferedReader:
     """Open a regular file of the run folder for reading.
 
     Raises:

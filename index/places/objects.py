@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import IO, Any, ClassVar
 
 from index.errors import ClearanceError, InputError, RunStopped
-from index.places.backend import CHUNK, Entry, Tagged
+from index.places.backend import CHUNK, LITTLE, Entry, Tagged
 
 BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
@@ -119,10 +119,13 @@ class ObjectStore:
         except obstore.exceptions.NotFoundError:
             return None
 
-    def open(self, key: str) -> io.BufferedReader | None:
+    def open(self, key: str, little: bool = False) -> io.BufferedReader | None:
         import obstore
 
         try:
+            if little:
+                meta = self.request("head", key, lambda: obstore.head(self.store, key))
+                return io.BufferedReader(_Ranges(self, key, meta), buffer_size=LITTLE)
             got = self.request("get", key, lambda: obstore.get(self.store, key))
         except obstore.exceptions.NotFoundError:
             return None

@@ -60,10 +60,10 @@ def entry_of(folder: Path, name: str) -> Entry | None:
     return backend.entry(key)
 
 
-def open_file(folder: Path, name: str) -> BufferedReader:
+def open_file(folder: Path, name: str, little: bool = False) -> BufferedReader:
     """Open an object for reading; raises IntegrityError when it is missing."""
     backend, key = _at(folder, name)
-    found = backend.open(key)
+    found = backend.open(key, little)
     if found is None:
         raise IntegrityError("is missing", where=str(folder / name), fix="Restore it from a copy")
     return found

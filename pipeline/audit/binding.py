@@ -191,7 +191,7 @@ def _header(folder: Path, path: str) -> tuple[dict[str, Any], int]:
     """The shard header of a data file, and the file's size; raises IntegrityError when it has none that can be read."""
     import pyarrow.parquet as pq
 
-    with open_file(folder, path) as stream:
+    with open_file(folder, path, little=True) as stream:
         size = stream.seek(0, os.SEEK_END)
         found = header_in(stream, size)
         if found is not None:

@@ -82,6 +82,19 @@ def test_a_large_file_is_read_in_pieces(folder: Path) -> None:
     assert storage.digest_of(folder, "large") == hashlib.sha256(content).hexdigest()
 
 
+def test_little_is_read_of_a_file_whose_header_alone_is_wanted(folder: Path) -> None:
+    content = os.urandom(2**20)
+    storage.write_file(folder, "table", content)
+    with storage.open_file(folder, "table", little=True) as stream:
+        assert stream.seek(0, os.SEEK_END) == len(content)
+        stream.seek(-8, os.SEEK_END)
+        assert stream.read(8) == content[-8:]
+        stream.seek(-1000, os.SEEK_END)
+        assert stream.read(100) == content[-1000:-900]
+    with pytest.raises(IntegrityError, match="is missing"):
+        storage.open_file(folder, "none", little=True)
+
+
 @pytest.mark.parametrize("kind", ["memory", "s3"])
 def test_a_reader_sees_one_version(kind: str, request: pytest.FixtureRequest) -> None:
     folder = storage.place(request.getfixturevalue(kind))
