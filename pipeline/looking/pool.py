@@ -26,7 +26,7 @@ import numpy as np
 
 from pipeline.looking.activity import Activity
 from pipeline.looking.process import send
-from pipeline.looking.study import Failed, Looker, Study
+from pipeline.looking.study import Failed, Study
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Pool:
     """Guard processes, started at once; until the first is ready, :attr:`ready` is False.
 
     Args:
-        opening: makes a process's :class:`Looker`; it is sent there, so it must be picklable.
+        opening: makes a process's :class:`pipeline.looking.study.Looker`; it is sent there, so it must be picklable.
         workers: number of processes.
         deadline: seconds for one look, after which its process is ended.
         identity: what the processes must be; one that is something else does not look.
@@ -79,7 +79,7 @@ class Pool:
 
     def __init__(
         self,
-        opening: Callable[[], Looker],
+        opening: Callable[[], Any],
         workers: int,
         *,
         deadline: float = 600.0,
