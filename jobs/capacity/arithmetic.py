@@ -104,7 +104,11 @@ def _speed(order: Order, x: Mapping[str, float], seen: Outcome, devices: int, ea
     seconds = 1 / (seen.yield_ * x["rate"] * seen.accepted / seen.requests)
     steps = [
         Step("yield", f"{seen.yield_:.1%}", "simulated: of `rate`, what remains with flags, guards, commits and deaths"),
-        Step("denoiser busy", f"{seen.busy:.1%}", "simulated: the rest of the time it waits for commits and restarts"),
+        Step(
+            "denoiser busy",
+            f"{seen.busy:.1%}",
+            "simulated, never measured on an accelerator: the rest of the time it waits for commits and restarts",
+        ),
         Step("evaluations", f"{seen.evaluations:.3f} × steps", "simulated: of the denoiser, for an accepted picture"),
         Step("accepted", f"{seen.accepted / seen.requests:.2%}", "simulated: of the requests; the rest is held back"),
         Step("a device draws", f"{each:,.0f} accepted a night", "rate × yield × hours × 3,600 × accepted"),
@@ -137,7 +141,7 @@ def _guards(x: Mapping[str, float], processors: int, devices: int) -> list[Step]
         Step("guards in all", f"{processors * devices:,} processors", "× devices"),
         Step(
             "marking", f"{x['picture_seconds'] * x['rate']:.0%} of a processor a device",
-            "rate × picture_seconds; it is in the worker's own thread, and the denoiser waits for it",
+            "rate × picture_seconds; in a thread beside the denoiser, which waits where that is above 100 %",
         ),
     ]  # fmt: skip
 

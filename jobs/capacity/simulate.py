@@ -11,6 +11,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
+from jobs.run.commits import MOST
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -21,7 +23,7 @@ class Machine:
         steps: denoising steps of a picture.
         rows: of a call; a sample takes two. reference_rows: more that a steered one takes (token merging: 1; nudging: 0).
         guard_seconds: seconds of a processor that all guards take for a picture. guard_processors: that work at them.
-        commit_seconds: that a commit of a shard keeps the worker from drawing.
+        commit_seconds: that a commit of a shard takes, in a thread beside the worker.
         deaths: of a worker, in an hour. restart_seconds: from a death until its successor draws.
     """
 
@@ -102,6 +104,7 @@ class _Worker:
     shards: dict[int, int] = field(default_factory=dict)  # leased → requests that have not ended
     guards: list[float] = field(default_factory=list)  # when each processor is free
     calling: bool = False
+    commits_end: float = 0.0  # when all commits that it has begun are made
     life: int = 0  # events of an earlier life are void
 
 
@@ -217,20 +220,24 @@ class _Simulation:
         self.committed += self.size[shard]
         self.committed_accepted += self.accepted[shard]
         self.evaluations += self.spent[shard]
-        if worker.calling or not self.machine.commit_seconds:
-            # The call under way ends that much later: what is written keeps the worker from its next one.
-            self.delay_call(number)
-            self.go_on(number)
-        else:
+        # A thread beside makes the commits; a worker waits for it where more than MOST would be under way.
+        worker.commits_end = max(self.now, worker.commits_end) + self.machine.commit_seconds
+        wait = worker.commits_end - self.now - MOST * self.machine.commit_seconds
+        if wait > 0 and not worker.calling:
             worker.calling = True
-            self.push(self.machine.commit_seconds, "call", number)
+            self.push(wait, "call", number)
             for one in worker.running:
                 one.left += 1  # that event is no step
+            return
+        if wait > 0:
+            self.delay_call(number, wait)
+        self.go_on(number)
 
-    def delay_call(self, number: int) -> None:
+    def delay_call(self, number: int, seconds: float) -> None:
+        """The call under way ends that much later, as the worker makes no other meanwhile."""
         for place, event in enumerate(self.events):
             if event[2] == "call" and event[3] == number and event[4] == self.workers[number].life:
-                self.events[place] = (event[0] + self.machine.commit_seconds, *event[1:])
+                self.events[place] = (event[0] + seconds, *event[1:])
                 heapq.heapify(self.events)
                 return
 

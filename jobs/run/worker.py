@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
 from index.storage import advice
+from jobs.run.commits import Commits
 from jobs.run.folder import without_paths
 from jobs.run.listeners import LogShards
 from jobs.run.metrics import ShardMeter
@@ -70,6 +71,7 @@ class Worker:
         open_loop: how to open a runtime and its loop; the default is that of :mod:`jobs.run.openers`.
         on_sample: called with each sample when it ends, before its shard is committed.
         pause: waits before a commit is tried again, in seconds.
+        commits: where commits are made; by default beside a denoiser that computes on an accelerator, else in its place.
 
     Raises:
         ClearanceError: the runtime cannot be opened, or model and index here are not those of the plan.
@@ -85,8 +87,10 @@ class Worker:
         open_loop: OpenLoop | None = None,
         on_sample: Callable[[Sample], None] | None = None,
         pause: Callable[[float], None] = time.sleep,
+        commits: Commits | None = None,
     ) -> None:
         self.plan, self.folder, self.on_sample, self._pause = plan, folder, on_sample, pause
+        self._commits = commits or Commits(beside=plan.config.model.device != "cpu")
         self._loop = (open_loop or openers().loop)(plan.config, plan.policy, plan.base)
         here = self._loop.runtime.identity()
         if here != plan.identity:
@@ -131,6 +135,7 @@ class Worker:
                     self._end_overdue()
                 elif not self._todo and shard_no in self._ended:
                     self._commit(shard_no)  # raises: samples are missing
+                self._take_receipts(wait=not (self._loop.busy or self._todo))
             return self._receipts.pop(shard_no)
         except ClearanceError:
             raise
@@ -150,12 +155,13 @@ class Worker:
 
     def close(self) -> None:
         """End what the loop started beside this process, if anything; call it once no more shards come."""
+        self._commits.close()
         end = getattr(self._loop, "close", None)
         if end is not None:
             end()
 
     def _take(self, shard_no: int) -> None:
-        if shard_no in self._ended or shard_no in self._receipts:
+        if shard_no in self._ended or shard_no in self._receipts or shard_no in self._commits:
             return
         requests = self.plan.shards[shard_no].requests
         self._ended[shard_no] = []
@@ -201,15 +207,21 @@ class Worker:
         shard, samples = self.plan.shards[shard_no], self._ended.pop(shard_no)
         for request in shard.requests:
             del self._shard_of[request.row_no]
-        samples, began = [self._portable(sample) for sample in samples], time.monotonic()
-        markers = self._loop.runtime.markers
-        self._receipts[shard_no] = with_retries(  # a second commit of a shard replaces nothing
-            lambda: commit(self.folder, shard.shard_id, shard.requests, samples, self.context, markers),
-            self._pause,
-        )
-        seconds = time.monotonic() - began
-        self._meter.committed(samples, seconds, self.activity() or None)
-        self._log.committed(shard.shard_id, samples, seconds)
+        samples = [self._portable(sample) for sample in samples]
+        context, markers = self.context, self._loop.runtime.markers
+
+        def made() -> ShardReceipt:
+            return commit(self.folder, shard.shard_id, shard.requests, samples, context, markers)
+
+        # A second commit of a shard replaces nothing.
+        self._commits.add(shard_no, samples, lambda: with_retries(made, self._pause))
+        self._take_receipts()
+
+    def _take_receipts(self, *, wait: bool = False) -> None:
+        for one in self._commits.ended(wait=wait):
+            self._receipts[one.shard_no] = one.receipt
+            self._meter.committed(one.samples, one.seconds, self.activity() or None)
+            self._log.committed(self.plan.shards[one.shard_no].shard_id, one.samples, one.seconds)
 
     def _portable(self, sample: Sample) -> Sample:
         if not sample.error_message:

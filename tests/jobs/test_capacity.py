@@ -58,9 +58,14 @@ def test_what_is_flagged_in_every_try_is_held_back() -> None:
     assert found.accepted == 0 and found.requests > 300
 
 
-def test_a_commit_that_keeps_the_worker_costs_its_time() -> None:
-    found = outcome(machine={"commit_seconds": 2.0})  # 16 pictures take 8 s
-    assert found.yield_ == pytest.approx(8 / 10, rel=0.02) and found.busy == pytest.approx(0.8, rel=0.03)
+def test_a_commit_beside_the_denoiser_costs_nothing_while_it_keeps_up() -> None:
+    found = outcome(machine={"commit_seconds": 6.0})  # 16 pictures take 8 s
+    assert found.yield_ == pytest.approx(1, rel=0.02)
+
+
+def test_commits_that_are_slower_than_the_denoiser_are_what_a_night_takes() -> None:
+    found = outcome(machine={"commit_seconds": 16.0})
+    assert found.yield_ == pytest.approx(1 / 2, rel=0.05) and found.busy == pytest.approx(0.5, rel=0.08)
 
 
 def test_guards_that_are_too_slow_are_what_a_night_takes() -> None:
@@ -105,7 +110,8 @@ def test_devices_cost_and_bytes_follow_from_the_steps() -> None:
     seconds = float(steps["device seconds"].split()[0])
     assert seconds == pytest.approx(8 * 3600 / each, abs=0.006)
     assert float(steps["cost"].split()[0]) == pytest.approx(3.6 * seconds / 3600, rel=0.01)
-    assert steps["bytes"] == "2.0 TB" and steps["objects"] == "187,500"
+    # A million accepted pictures take a few requests more; each shard of 16 has three objects.
+    assert steps["bytes"] == "2.0 TB" and int(steps["objects"].replace(",", "")) == pytest.approx(187_500, rel=0.01)
 
 
 def test_an_index_takes_what_its_references_take() -> None:
