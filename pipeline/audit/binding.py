@@ -79,12 +79,10 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
         shard_id, file = files[path]
         try:
             now = run.erasures.now(path, file.sha256, file.bytes)
-            shard_header, size = _header(folder, path)
+            which = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
+            shard_header = _header(folder, path, now.bytes, which)
         except ClearanceError as error:
             return [(path, error.what)]
-        if size != now.bytes:
-            what = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
-            return [(path, f"is not the file {what}: it has {size} bytes, not {now.bytes}")]
         return list(header_problems(shard_header, shard_id, file, run))
 
     for found in each(folder, problems, list(files)):
@@ -127,7 +125,7 @@ def is_first_version(folder: Path, receipts: Mapping[str, ShardReceipt]) -> bool
         return False
     for file in (file for receipt in receipts.values() for file in receipt.files):
         try:
-            versions.add(_header(folder, file.path)[0].get("schema_version"))
+            versions.add(_header(folder, file.path).get("schema_version"))
         except ClearanceError:
             versions.add(None)
     return versions == {1}
@@ -187,22 +185,28 @@ def _version_problem(shard_header: Mapping[str, Any]) -> str:
     return f"has columns of version {version!r}; this version of Clearance reads 1 to {SCHEMA_VERSION}"
 
 
-def _header(folder: Path, path: str) -> tuple[dict[str, Any], int]:
-    """The shard header of a data file, and the file's size; raises IntegrityError when it has none that can be read."""
+def _header(folder: Path, path: str, size: int | None = None, which: str = "") -> dict[str, Any]:
+    """The shard header of a data file.
+
+    Raises:
+        IntegrityError: the file has another size than ``size`` (it is not the file ``which``), or no header that can be read.
+    """
     import pyarrow.parquet as pq
 
+    where = str(folder / path)
     with open_file(folder, path, little=True) as stream:
-        size = stream.seek(0, os.SEEK_END)
-        found = header_in(stream, size)
+        there = stream.seek(0, os.SEEK_END)
+        if size is not None and there != size:
+            raise IntegrityError(f"is not the file {which}: it has {there} bytes, not {size}", where=where)
+        found = header_in(stream, there)
         if found is not None:
-            return found, size
+            return found
         try:
             stream.seek(0)
             schema = pq.ParquetFile(stream).schema_arrow
         except Exception as error:  # the reader of damaged bytes may raise anything
-            what = f"cannot be read as Parquet ({first_line(error)}), and has {size} bytes"
-            raise IntegrityError(what, where=str(folder / path)) from None
-        return table_header(schema), size
+            raise IntegrityError(f"cannot be read as Parquet ({first_line(error)})", where=where) from None
+        return table_header(schema)
 
 
 def header_in(stream: IO[bytes], size: int) -> dict[str, Any] | None:

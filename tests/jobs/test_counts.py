@@ -186,7 +186,7 @@ def test_an_unfinished_run_has_counts_and_recall(tmp_path: Path, plan: Plan) -> 
     with pytest.raises(RunStopped):
         carried_out(plan, folder, stop=7)
     status = json.loads(call("status", folder, "--json"))
-    assert (status["requests"], status["measures"]["flagged"]["value"]) == ("5 of 10 ended", 3)
+    assert (status["requests"], status["measures"]["flagged"]["value"]) == ("5 of 10 ended, 100 % accepted", 3)
     assert plain_text(status["sentences"]["check"]).startswith(RECALL)
     assert RECALL in plain_text(call("status", folder))
     report = json.loads(call("report", folder, "--json"))

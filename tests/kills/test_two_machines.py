@@ -33,7 +33,9 @@ def ran(base: Path, victim: str = "") -> str:
 def test_machines_are_used_while_they_are_there(tmp_path: Path) -> None:
     said = ran(tmp_path)
     where = [path.read_text().split() for path in tmp_path.glob("worker-*")]
-    assert list(Counter(raylet for raylet, _, _ in where).values()) == [2, 2], said  # two machines, two workers each
+    machines = Counter(raylet for raylet, _, _ in where)
+    # Two workers on each; on the first, others in place of those that were lost, or of those let go before the loss.
+    assert len(machines) == 2 and min(machines.values()) == 2, said
     assert {gpu for _, _, gpu in where} == {"0"}  # of one GPU each
     assert {int(niceness) for _, niceness, _ in where} == {os.nice(0)}
     assert len({row["request_key"] for row in sample_rows(tmp_path / "run")}) == PROMPTS and verify_run(tmp_path / "run").ok
