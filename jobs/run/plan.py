@@ -148,7 +148,9 @@ class Plan:
         settings = dataclasses.asdict(self.config)
         for name in _NOT_BOUND:
             del settings[name]
-        devices = [self.config.embedder_device, self.config.guard_device]
+        # Kinds of devices are bound, not their numbers: on Ray each worker has its own card, as the first.
+        settings["model"]["device"] = self.config.model.device.partition(":")[0]
+        devices = [one.partition(":")[0] for one in (self.config.embedder_device, self.config.guard_device)]
         if set(devices) != {"cpu"}:  # a plan of before there were these keys, when both were on the CPU, keeps its digest
             settings["devices"] = devices
         for name in ("path", "allow_download"):

@@ -71,7 +71,7 @@ class Actor:
     def __init__(
         self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, driver: Driver
     ) -> None:
-        self._arguments = (_here(plan), folder, run_id, worker_id)
+        self._arguments = (for_this_card(plan), folder, run_id, worker_id)
         self._open_loop = open_loop
         self._worker: Worker | None = None
         if driver.keys:  # the driver's folder, unless this machine has its own
@@ -133,9 +133,12 @@ def _handle(pid: int) -> int | None:
     return None
 
 
-def _here(plan: Plan) -> Plan:
-    """Ray shows each worker its own GPU alone, as the first: the run file's number counts those of the driver's machine. And a
-    worker has the CPUs that it asked for, whatever its machine has."""
+def for_this_card(plan: Plan) -> Plan:
+    """A plan as a worker of Ray carries it out; it binds the same.
+
+    Ray shows each worker its own GPU alone, as the first: the run file's number counts those of the driver's machine. And a
+    worker has the CPUs that it asked for, whatever its machine has.
+    """
     config = replace(plan.config, guards=replace(plan.config.guards, workers=guards_on_ray(plan.config)))
     if config.model.device.startswith("cuda:"):
         config = replace(config, model=replace(config.model, device="cuda"))

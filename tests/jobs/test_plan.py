@@ -14,7 +14,8 @@ from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, run_place
-from pipeline.config import GenerationConfig, GuardsConfig, MarksConfig
+from jobs.run.ray_actor import for_this_card
+from pipeline.config import GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
 from pipeline.settings import digest
@@ -198,3 +199,11 @@ def test_a_plan_binds_the_device_of_guards_and_not_how_many_processes_there_are(
 ) -> None:
     changed = make_plan(PROMPTS, guards=GuardsConfig(**guards))
     assert (changed.plan_sha256 != make_plan(PROMPTS).plan_sha256) is bound
+
+
+def test_a_worker_of_ray_on_another_card_has_the_same_plan(make_plan: MakePlan) -> None:
+    """The rows that it writes name the plan; with another digest they would be another run's."""
+    plan = make_plan(PROMPTS, model=ModelConfig(device="cuda:1"), guards=GuardsConfig(device="cuda:2"))
+    there = for_this_card(plan)
+    assert there.config.model.device == "cuda" and there.plan_sha256 == plan.plan_sha256
+    assert plan.plan_sha256 != make_plan(PROMPTS).plan_sha256

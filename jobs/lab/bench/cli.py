@@ -198,7 +198,7 @@ def marks(
 
 @app.command()
 def ray(out: Out = DOCS, quick: Quick = False) -> None:
-    """Measure Ray: two workers against one, what Ray adds to the work, the start, and Ray Data beside warm workers; 4 minutes.
+    """Measure Ray: two workers against one, what Ray adds to the work, the start, and Ray Data beside warm workers; 5 minutes.
 
     Example: clearance lab bench ray --quick
     """
