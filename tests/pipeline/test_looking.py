@@ -217,6 +217,8 @@ def test_no_process_outlives_its_denoiser(tmp_path: Path, number: int) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path), str(HANG)], env={**os.environ, "PYTHONPATH": found},
         stderr=subprocess.DEVNULL, start_new_session=True,
+        # A suite that a shell runs in the background has SIGINT ignored, and so would the denoiser.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while not processes(tmp_path):
@@ -230,6 +232,7 @@ def test_no_process_outlives_its_denoiser(tmp_path: Path, number: int) -> None:
         assert ended(processes(tmp_path))
     finally:
         parent.kill()
+        parent.wait()
 
 
 def test_activity_adds_up() -> None:
