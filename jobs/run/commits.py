@@ -54,8 +54,9 @@ class Commits:
             return Committed(shard_no, do(), samples, time.monotonic() - began)
 
         if self._thread is None:
-            self._under_way[shard_no] = made = Future()
+            made: Future[Committed] = Future()
             made.set_result(committed())
+            self._under_way[shard_no] = made
         else:
             self._under_way[shard_no] = self._thread.submit(copy_context().run, committed)
 
