@@ -185,7 +185,9 @@ def _shared_memory() -> int | None:
 
 def _copies(found: Preflight, now: float) -> Iterator[Line]:
     """The index and its calibration: how old they are, and what the check is worth."""
+    from index.storage import place
     from index.store import ReferenceIndex
+    from jobs.run.metrics import times_of
     from pipeline.copy_check import CopyCheck
 
     config, base = found.plan.config, found.plan.base
@@ -195,9 +197,8 @@ def _copies(found: Preflight, now: float) -> Iterator[Line]:
     if "index" not in found.opened:
         yield Line("index", "missing", f"{config.index} was not opened: see the problems")
         return
-    folder = base / config.index
-    index = ReferenceIndex.open(folder)
-    changed = max((float(entry["at"]) for entry in index.history()), default=0.0)
+    index, times = ReferenceIndex.open(place(config.index, base)), times_of(found.plan)
+    changed = times.get("clearance_index_changed_timestamp_seconds", 0.0)
     old = bool(changed) and now - changed > OLD
     when = f", last changed {ago(now - changed)}" if changed else ""
     yield Line("index", "note" if old else "ok", f"of {len(index.references())} references{when}")
@@ -206,18 +207,11 @@ def _copies(found: Preflight, now: float) -> Iterator[Line]:
         return
     stale = [note.text for note in found.notes if note.topic == "calibration"]
     text = check.sentence + (f" {check.warning}" if check.warning else "")
-    age = _calibrated(folder, now) if check.calibration_id else None
+    calibrated = times.get("clearance_calibration_changed_timestamp_seconds") if check.calibration_id else None
+    age = now - calibrated if calibrated is not None else None
     text += f" Calibrated {ago(age)}." if age is not None else ""
     worn = bool(stale or check.warning) or (age is not None and age > OLD)
     yield Line("calibration", "note" if worn else "ok", " ".join([text, *stale]))
-
-
-def _calibrated(index: Path, now: float) -> float | None:
-    """Seconds since the calibration beside an index was written; None: it is not there, or the place keeps no times."""
-    try:
-        return now - (index / "calibration.json").stat().st_mtime
-    except (OSError, NotImplementedError, AttributeError, ClearanceError):
-        return None
 
 
 def ago(seconds: float) -> str:

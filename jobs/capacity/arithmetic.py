@@ -9,11 +9,11 @@ from typing import Any
 
 from jobs.capacity.inputs import WHOLE, Known
 from jobs.capacity.simulate import Machine, Outcome, Work, simulate
+from jobs.run.lock import BEAT_SECONDS
 
 SIMULATED_REQUESTS, SIMULATED_WORKERS = 6000, 4
 SIMULATED_DEATHS = 6  # deaths are rare: they are simulated often, and what one of them costs is scaled down
 OBJECTS_PER_SHARD = 3  # samples, attempts, commit marker; a fourth where pictures are kept that were not released
-HEARTBEAT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Capacity:
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "asked": asdict(self.order),
+            "order": asdict(self.order),
             "inputs": {name: asdict(known) for name, known in self.inputs.items()},
             "simulated": asdict(self.simulated),
             "devices": self.devices,
@@ -137,7 +137,7 @@ def _deaths(lost: float, redrawn: float) -> list[Step]:
 
 def _guards(x: Mapping[str, float], processors: int, devices: int) -> list[Step]:
     return [
-        Step("guards", f"{processors} processors a device", "rate × (guard_seconds + embed_seconds) × 1.5, rounded up"),
+        Step("guards", f"{processors} processors a device", "rate × (guard_seconds + embed_seconds) × 1.5, rounded up: [guards] workers"),
         Step("guards in all", f"{processors * devices:,} processors", "× devices"),
         Step(
             "marking", f"{x['picture_seconds'] * x['rate']:.0%} of a processor a device",
@@ -149,12 +149,14 @@ def _guards(x: Mapping[str, float], processors: int, devices: int) -> list[Step]
 def _storage(order: Order, x: Mapping[str, float], requests: float) -> list[Step]:
     size = order.pictures * x["picture_bytes"] + requests * x["row_bytes"]
     shards = requests / x["shard_size"]
-    beats = order.hours * 3600 / HEARTBEAT_SECONDS
+    beats = order.hours * 3600 / BEAT_SECONDS
     return [
         Step("bytes", _bytes(size), "pictures × picture_bytes + requests × row_bytes"),
         Step("bytes a second", f"{_bytes(size / (order.hours * 3600))}/s", "÷ the night"),
         Step("objects", f"{shards * OBJECTS_PER_SHARD:,.0f}", "requests ÷ shard_size × 3, before parts are put together"),
-        Step("write requests", f"{shards * OBJECTS_PER_SHARD + beats:,.0f}", "objects, and the lease every 5 s"),
+        Step(
+            "write requests", f"{shards * OBJECTS_PER_SHARD + beats:,.0f}", f"objects, and the lease every {BEAT_SECONDS:g} s"
+        ),
     ]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from index.errors import InputError
+from index.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,36 @@ DEFAULTS: Mapping[str, Known] = {
     "restart_seconds": Known(60, "assumed: replacing a worker and loading SDXL"),
     "looks": Known(13, "searches of the index for a picture: the picture in 12 hues, and a probe"),
     "queries_per_core": Known(2157, "bench index, 1,000,000 references of 512 numbers, in batches; 5,283 at 200,000"),
-    "anonymous_bytes": Known(64, "of a reference, in a worker's own memory: the limit the index is built to"),
+    "anonymous_bytes": Known(
+        64, "of a reference, in a worker's own memory: the most it may be; bench index found 18 at 200,000, 2.4 at 1,000,000"
+    ),
     "mapped_bytes": Known(2353, "of a reference, on disk and in the page cache once for a node: bench index, 512 float32"),
 }  # fmt: skip
 WHOLE = ("steps", "rows", "shard_size", "tries", "back", "from_step", "reference_rows")
+SHARES = ("flagged", "again", "caught", "probe_at")
+LEAST = {"steps": 1, "rows": 2, "shard_size": 1, "tries": 1, "rate": 1e-6, "queries_per_core": 1}  # of the others 0
+
+
+def given(name: str, text: str, known: Mapping[str, Known]) -> Known:
+    """Another value for an input, from text.
+
+    Raises:
+        ConfigError: there is no such input, or the text is no number that it can have.
+    """
+    where = f"--set {name}"
+    if name not in known:
+        raise ConfigError(f"there is no input {name!r}", where="--set", fix=f"One of {', '.join(known)}")
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no number", where=where, fix=f"Write --set {name}=0.5") from None
+    least, most = LEAST.get(name, 0), 1.0 if name in SHARES else math.inf
+    if not (math.isfinite(value) and least <= value <= most):
+        fix = f"Give a number from {least:g}" + (f" to {most:g}" if name in SHARES else " on")
+        raise ConfigError(f"{text} is out of range", where=where, fix=fix)
+    if name in WHOLE and value != int(value):
+        raise ConfigError(f"{text} is no whole number", where=where, fix="Give a whole number")
+    return Known(value, "--set")
 
 
 def of_run(folder: Path) -> dict[str, Known]:

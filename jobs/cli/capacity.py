@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from index.errors import ConfigError
-from jobs.cli.arguments import AsJson
+from jobs.cli.arguments import AsJson, a_place, run_folder
 from jobs.console import make_console, say, say_json
 
 
@@ -20,7 +19,9 @@ def capacity(
     price: Annotated[float, typer.Option(min=0, help="Price of a device in an hour, in any currency; 0: unknown.")] = 0,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="A run of yours: its speed, flags, guards and sizes in place of the defaults."),
+        typer.Option(
+            metavar="RUN", parser=a_place, help="A run of yours: its speed, flags, guards and sizes in place of the defaults."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=NUMBER", help="Another value for an input; may be repeated.")
@@ -30,19 +31,14 @@ def capacity(
     """Plan a night: devices, cost of a picture, disk, objects, guards and index. Every number shows what it is made of."""
     from rich.table import Table
 
-    from jobs.capacity.arithmetic import Order
+    from jobs.capacity.arithmetic import SIMULATED_REQUESTS, SIMULATED_WORKERS, Order
     from jobs.capacity.arithmetic import capacity as plan
-    from jobs.capacity.inputs import DEFAULTS, DEVICES, Known, of_run
+    from jobs.capacity.inputs import DEFAULTS, DEVICES, given, of_run
 
-    inputs = {"rate": DEVICES[device], **DEFAULTS, **(of_run(run) if run is not None else {})}
+    inputs = {"rate": DEVICES[device], **DEFAULTS, **(of_run(run_folder(run)[0]) if run is not None else {})}
     for text in set_ or ():
         name, _, number = text.partition("=")
-        try:
-            if name not in inputs:
-                raise ConfigError(f"there is no input {name!r}", where="--set", fix=f"One of {', '.join(inputs)}")
-            inputs[name] = Known(float(number), "--set")
-        except ValueError:
-            raise ConfigError(f"{number!r} is no number", where=f"--set {name}", fix=f"Write --set {name}=0.5") from None
+        inputs[name] = given(name, number, inputs)
     found = plan(Order(pictures=pictures, hours=hours, references=references, price=price), inputs)
     if json:
         say_json(found.plain())
@@ -55,4 +51,5 @@ def capacity(
     for step in found.steps:
         table.add_row(step.name, step.value, step.how)
     make_console().print(table)
-    say("Simulated with 4 workers and 6,000 requests; workers share nothing, so that any number of them does the same.")
+    size = f"{SIMULATED_WORKERS} workers and {SIMULATED_REQUESTS:,} requests"
+    say(f"Simulated with {size}; workers share nothing, so that any number of them does the same.")

@@ -158,11 +158,6 @@ class Chain:
                 later |= set(_ended(one.folder))
         return tuple(reversed(found))
 
-    def superseded(self) -> int:
-        """Rows that a later run has replaced."""
-        pairs = zip(self.members, self.counted, strict=True)
-        return sum(key not in counted for one, counted in pairs for key in _ended(one.folder))
-
     def failed(self) -> list[str]:
         """Keys of the requests whose outcome in force is an error; raises as :func:`jobs.run.folder.failed_keys`."""
         from jobs.run.folder import failed_keys

@@ -166,12 +166,16 @@ def test_kustomize_brings_every_file_that_a_pod_reads() -> None:
 
 
 def test_the_run_file_is_one_and_asks_for_the_workers_that_the_cluster_has() -> None:
+    from jobs.run.placement import guards_on_ray
     from pipeline.config import RunConfig
     from pipeline.settings import from_dict
 
     config = from_dict(RunConfig, tomllib.loads((FOLDER / "run.toml").read_text()), where="run.toml")
     (group,) = RAYJOBS[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert config.workers == group["replicas"] == group["maxReplicas"]
+    (container,) = group["template"]["spec"]["containers"]
+    asked = config.generation.threads + guards_on_ray(config)
+    assert int(container["resources"]["requests"]["cpu"]) >= asked > config.generation.threads  # guards have one of their own
 
 
 # --- the launcher, against an API server that is made up ---------------------------------------------------------------------

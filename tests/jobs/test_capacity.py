@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from index.errors import InputError
+from index.errors import ConfigError, InputError
 from jobs.capacity.arithmetic import Order, capacity
-from jobs.capacity.inputs import DEFAULTS, DEVICES, of_run
+from jobs.capacity.inputs import DEFAULTS, DEVICES, given, of_run
 from jobs.capacity.simulate import Machine, Outcome, Work, simulate
 from jobs.cli import main as cli
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 
+ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine(
     rate=2.0, steps=20, rows=16, reference_rows=0, guard_seconds=0.1, guard_processors=2, commit_seconds=0, deaths=0,
     restart_seconds=60,
@@ -122,10 +123,9 @@ def test_an_index_takes_what_its_references_take() -> None:
 def test_every_input_names_its_source_and_its_place_in_the_repository_exists() -> None:
     import re
 
-    root = Path(__file__).resolve().parents[2]
     for name, known in (INPUTS | DEVICES).items():
         assert known.source, name
-        assert all((root / place).exists() for place in re.findall(r"(?:infra|jobs)/[\w/.]+\w", known.source))
+        assert all((ROOT / place).exists() for place in re.findall(r"(?:infra|jobs)/[\w/.]+\w", known.source))
 
 
 @pytest.fixture
@@ -157,3 +157,29 @@ def test_the_command_prints_and_has_json_and_names_a_wrong_input(run: Path) -> N
     wrong = call("--set", "flaged=0.1")
     assert wrong.exit_code == 2 and "there is no input 'flaged'" in wrong.stderr
     assert call("--set", "flagged=much").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "what"),
+    [("rate", "0", "out of range"), ("rate", "nan", "out of range"), ("shard_size", "0", "out of range"),
+     ("flagged", "1.5", "out of range"), ("picture_seconds", "-1", "out of range"), ("steps", "20.5", "no whole number")],
+)  # fmt: skip
+def test_numbers_that_an_input_cannot_have_are_refused(name: str, number: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        given(name, number, INPUTS)
+
+
+def test_a_run_may_be_named_by_its_run_file(run: Path) -> None:
+    (run.parent / "run.toml").write_text('prompts = "p.txt"\nout = "run"\n')
+    plain = json.loads(CliRunner().invoke(cli.app, ["capacity", "--run", str(run.parent / "run.toml"), "--json"]).stdout)
+    assert plain["inputs"]["rate"]["value"] == pytest.approx(10)
+
+
+def test_what_an_index_takes_is_what_its_bench_found() -> None:
+    """At a million references, rounded; the memory of a worker is a limit that the bench keeps."""
+    facts = json.loads((ROOT / "infra" / "docs" / "bench" / "index.json").read_text())
+    measured = {one["id"]: one["value"] for one in facts["measures"]}
+    assert DEFAULTS["queries_per_core"].value == round(measured["1,000,000: queries in a second, in batches"])
+    for size in ("200,000", "1,000,000"):
+        found = measured[f"{size}: anonymous memory, bytes a reference"]
+        assert DEFAULTS["anonymous_bytes"].value >= found and f"{found:.2g} at {size}" in DEFAULTS["anonymous_bytes"].source

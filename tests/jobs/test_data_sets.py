@@ -300,6 +300,18 @@ def test_a_further_run_is_resumed_although_the_prompts_grew(project: Path) -> No
     assert keys(base / "set" / "0003") == ["g"]
 
 
+def test_one_command_does_for_every_night(project: Path) -> None:
+    """The first night draws all, a night without new prompts nothing, another what is new: each a run of one data set."""
+    nightly = ("run", project, "--only-new", "--resume")
+    write(project.parent, "cat,a", "owl,b")
+    fine(*nightly)
+    fine(*nightly)
+    write(project.parent, "cat,a", "owl,b", "fox,c")
+    fine(*nightly)
+    runs = sorted((project.parent / "set").iterdir())
+    assert [keys(run) for run in runs] == [["a", "b"], ["c"]]
+
+
 def test_another_data_set_is_refused(project: Path) -> None:
     draw(project)
     project.write_text('dataset_id = "dogs"\n' + project.read_text())

@@ -160,7 +160,9 @@ def index(
 ) -> None:
     """Hold the reference index against brute force: decisions, speed, memory, opening, retiring, adding, building.
 
-    A million references take 9 GB of disk. Example: clearance lab bench index --rows 20000 --rows 200000
+    A million references take 9 GB of disk.
+
+    Example: clearance lab bench index --rows 20000 --rows 200000
     """
     from jobs.lab.bench.index import bench
 

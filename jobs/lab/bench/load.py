@@ -15,15 +15,22 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
-def quiet(load: float, processors: int | None = None) -> bool:
+def quiet(load: float, processors: int | None = None, own: float = OWN) -> bool:
     """Whether other work was small enough to leave this process and its caches undisturbed."""
-    return load - OWN <= max(BESIDE, SHARE * (processors or os.cpu_count() or 1))
+    return load - own <= max(BESIDE, SHARE * (processors or os.cpu_count() or 1))
 
 
-def remark(loads: Mapping[str, float], processors: int | None = None) -> str:
-    """A warning about the parts that were measured beside other work; empty where the machine was quiet."""
-    busy = [f"{part} ({load:.1f})" for part, load in loads.items() if not quiet(load, processors)]
+def remark(loads: Mapping[str, float], processors: int | None = None, *, own: Mapping[str, float] | None = None) -> str:
+    """A warning about the parts that were measured beside other work; empty where the machine was quiet.
+
+    Args:
+        loads: load average by part.
+        processors: of the machine; counted when not given.
+        own: the bench's own part of it, by part, where several of its processes work at once.
+    """
+    mine = own or {}
+    busy = [f"{part} ({load:.1f})" for part, load in loads.items() if not quiet(load, processors, mine.get(part, OWN))]
     if not busy:
         return ""
-    parts = f"Other work ran beside these parts (load average; the bench's own is {OWN:g}): {', '.join(busy)}."
+    parts = f"Other work ran beside these parts (load average; the bench's own is one for each process): {', '.join(busy)}."
     return f"{parts} Their ratios of time are not worth quoting; run them again on a quiet machine."
