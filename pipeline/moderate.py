@@ -115,8 +115,8 @@ class Moderation:
             return [open_requests.pop(tag).failed("error.lost", message, "RuntimeError") for tag in [*open_requests]]
         behind = self._looks.full and len(self._unseen) >= PICTURE_ROWS
         ended = self._draw() if engine.busy and not behind else []
-        if not self._looks.full and (len(self._unseen) >= PICTURE_ROWS or not engine.full):
-            finished, self._unseen = self._unseen, []
+        while self._unseen and not self._looks.full and (len(self._unseen) >= PICTURE_ROWS or not engine.full):
+            finished, self._unseen = self._unseen[:PICTURE_ROWS], self._unseen[PICTURE_ROWS:]
             self._shown |= {t.tag: t for t in finished}
             own = [open_requests[t.tag].own_references() for t in finished]
             self._looks.show([t.tag for t in finished], [t.latent for t in finished], own)

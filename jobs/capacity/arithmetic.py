@@ -137,7 +137,10 @@ def _deaths(lost: float, redrawn: float) -> list[Step]:
 
 def _guards(x: Mapping[str, float], processors: int, devices: int) -> list[Step]:
     return [
-        Step("guards", f"{processors} processors a device", "rate × (guard_seconds + embed_seconds) × 1.5, rounded up: [guards] workers"),
+        Step(
+            "guards", f"{processors} processors a device",
+            "rate × (guard_seconds + embed_seconds) × 1.5, rounded up: [guards] workers",
+        ),
         Step("guards in all", f"{processors * devices:,} processors", "× devices"),
         Step(
             "marking", f"{x['picture_seconds'] * x['rate']:.0%} of a processor a device",

@@ -124,7 +124,8 @@ class Chain:
         if not found:
             fix = "Name the --out folder of a run, its run file, or a folder of runs that continue one another"
             raise InputError("not a run folder (no plan.json)", where=str(folder), fix=fix)
-        last = max(found, key=lambda one: one.stored["created_at"])
+        last = latest(found)
+        assert last is not None  # there are some
         chain = cls.of(last, found)
         if len(chain.members) < len(found):
             what = f"holds {len(found)} runs, which do not all continue one another: they are several data sets"

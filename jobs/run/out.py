@@ -80,8 +80,7 @@ class Out:
         if not self.pattern:
             return self.folder
         taken = set(self._names())
-        day = (now or datetime.now(UTC)).strftime("%Y-%m-%d")
-        name = self.pattern.replace(DATE, day)
+        name = self._day(now)
         if NUMBER in name:
             number = 1 + max((int(found[1]) for one in taken if (found := self._numbered().fullmatch(one))), default=0)
             return self.folder / name.replace(NUMBER, f"{number:04d}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.config import RunConfig
+from pipeline.model.device import cores
 
 _ALMOST = 1e-6  # 0.1 is not a tenth: ten shares of it must fit on one GPU
 
@@ -46,11 +46,6 @@ class Need:
 def guards_on_ray(config: RunConfig) -> int:
     """Guard processes of a worker on Ray: those that the run file counts. "auto" is none: what is free is Ray's to give."""
     return 0 if config.guards.workers == "auto" else config.guards.workers
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_here(config: RunConfig, shards: int, *, gpus: int) -> int:

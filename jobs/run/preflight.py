@@ -18,8 +18,9 @@ from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
 from jobs.run.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.run.notes import device_notes_of, notes_of
-from jobs.run.placement import cores, workers_here
+from jobs.run.placement import workers_here
 from jobs.run.progress import duration
+from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request
 

@@ -104,7 +104,8 @@ def _files(root: Path, name: str, notes: list[Note]) -> list[Path]:
         first = f"; the first is {visible[0].name}" if visible else ""
         fix = f"Put prompt files there ({KINDS}), or name another place"
         raise InputError(f"no prompt file in this {what} ({len(visible)} other files{first})", where=str(root), fix=fix)
-    other = in_order(path for path in visible if path not in set(prompts))
+    read = set(prompts)
+    other = in_order(path for path in visible if path not in read)
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         named = ", ".join(path.name for path in other[:SHOWN])
@@ -134,7 +135,7 @@ def _below(folder: Path, name: str = "") -> Iterator[str]:
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether a path matches a pattern, step by step; ``**`` stands for any number of folders."""
     if not pattern or not parts:
-        return not pattern and not parts
+        return not parts and all(step == "**" for step in pattern)
     if pattern[0] == "**":
         return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

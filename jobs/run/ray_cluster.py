@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from index.errors import RunStopped
-from jobs.run.placement import Need, cores
+from jobs.run.placement import Need
 from jobs.run.ray_actor import NICENESS
+from pipeline.model.device import cores
 
 GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answer; Ray itself waits 60 s and then exits
 OBJECTS = 128 * 2**20  # bytes of a Ray of our own: plan and receipts go through it, pictures do not
@@ -111,9 +112,17 @@ def cluster(need: Need, workers: int | None = None) -> Iterator[Cluster]:
             "a machine of the cluster with RAY_ADDRESS=auto",
         )
     with ExitStack() as stack:
-        _start(address, need.cpus * workers if workers is not None else cores())
+        _start(address, own_cpus(need, workers, cores()))
         stack.callback(lambda: within(SHUTDOWN_SECONDS, ray.shutdown))
         yield Cluster(own=not address)
+
+
+def own_cpus(need: Need, workers: int | None, there: int) -> int:
+    """CPUs in name of a Ray of our own, on a machine that has ``there``: room for one worker at least.
+
+    A worker that asks for more than the machine has shares its processors. It would wait for another machine for ever.
+    """
+    return need.cpus * workers if workers is not None else max(need.cpus, there)
 
 
 def _start(address: str, cpus: int) -> None:

@@ -240,7 +240,8 @@ class Session:
         self.receipts[receipt.shard_id] = receipt
         self._here.update(receipt.outcomes)
         self.report("shard", f"shard {receipt.shard_id} committed", shard=receipt.shard_id)
-        stop_beyond(self._here, self.plan.config.max_error_rate, self.plan.config.shard_size, self.folder)
+        if len(self.receipts) < len(self.plan.shards):  # with the last shard nothing is left to be stopped: the run is sealed
+            stop_beyond(self._here, self.plan.config.max_error_rate, self.plan.config.shard_size, self.folder)
 
     def worker_died(self, shard_id: str, worker_id: str, cause: Cause, what: str) -> bool:
         """Write a death down; returns whether the shard has cost as many workers as it may, for that cause."""

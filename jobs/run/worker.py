@@ -92,22 +92,28 @@ class Worker:
         self.plan, self.folder, self.on_sample, self._pause = plan, folder, on_sample, pause
         self._commits = commits or Commits(beside=plan.config.model.device != "cpu")
         self._loop = (open_loop or openers().loop)(plan.config, plan.policy, plan.base)
-        here = self._loop.runtime.identity()
-        if here != plan.identity:
-            self.close()
-            raise PlanMismatch(
-                f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
-                where=str(folder),
-                fix="Bring back what changed (model, index, policy, guards, keys or libraries), or start a new run",
-            )
-        self.context = self._loop.runtime.context(run_id, plan.plan_sha256, worker_id)
+        try:
+            self.context = self._context(run_id, worker_id)
+            self._meter, self._log = ShardMeter(), LogShards(plan, run_id, worker_id)
+        except BaseException:
+            self.close()  # what the loop started beside this process would outlive the failure
+            raise
         self._todo: deque[Request] = deque()
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
         self._receipts: dict[int, ShardReceipt] = {}  # of shards that ended before their turn
-        self._meter, self._log = ShardMeter(), LogShards(plan, run_id, worker_id)
         self._begun: dict[int, float] = {}  # row → when the loop got it, of those under way; the oldest first
         self.calling_since: float | None = None  # when the loop was called, while it has not answered
+
+    def _context(self, run_id: str, worker_id: str) -> RunContext:
+        runtime, plan = self._loop.runtime, self.plan
+        if (here := runtime.identity()) != plan.identity:
+            raise PlanMismatch(
+                f"worker {worker_id} is not what the plan was made with ({difference(here, plan.identity)})",
+                where=str(self.folder),
+                fix="Bring back what changed (model, index, policy, guards, keys or libraries), or start a new run",
+            )
+        return runtime.context(run_id, plan.plan_sha256, worker_id)
 
     def work(self, shard_no: int, ahead: Sequence[int] = (), anchors: Anchors | None = None) -> ShardReceipt:
         """Moderate one shard and commit it.
@@ -155,10 +161,12 @@ class Worker:
 
     def close(self) -> None:
         """End what the loop started beside this process, if anything; call it once no more shards come."""
-        self._commits.close()
-        end = getattr(self._loop, "close", None)
-        if end is not None:
-            end()
+        try:
+            self._commits.close()
+        finally:
+            end = getattr(self._loop, "close", None)
+            if end is not None:
+                end()
 
     def _take(self, shard_no: int) -> None:
         if shard_no in self._ended or shard_no in self._receipts or shard_no in self._commits:

@@ -201,7 +201,7 @@ class Engine:
         return tuple(self._running)
 
     def take_out(self, tag: int) -> list[Trajectory]:
-        """Take a sample out, whether it runs or waits; returns its trajectory. Mates of its group end with the next call."""
+        """Take a sample out, whether it runs or waits; returns its trajectory. No call draws its group's mates without it."""
         out = [t for t in (*self._running, *self._waiting) if t.tag == tag]
         self._running = [t for t in self._running if t.tag != tag]
         self._waiting = [t for t in self._waiting if t.tag != tag]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from guards.base import Guard
 from pipeline.config import RunConfig
 from pipeline.looking.study import Looker
+from pipeline.model.device import cores
 from pipeline.opening import open_copies, open_policy_guards, prepare
 from pipeline.policy import Policy
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from pipeline.model.decoder import Decoder
 
 MOST = 4  # processes by "auto" beside an accelerator, of which each holds decoder and embedder; beside a CPU one is enough
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def guard_processes(config: RunConfig, processors: int | None = None) -> int:

@@ -1,7 +1,8 @@
 """Hand finished pictures to the guards, and take their answers: in the denoiser's process, or in processes beside it.
 
 Findings and pictures do not depend on where they are made, nor on which pictures are looked at together: networks run in
-calls of one fixed, padded shape, with the number of threads that the plan states.
+calls of one fixed, padded shape, with the number of threads that the plan states. Where memory runs out, a process halves its
+calls for good, and the last bits may change; every attempt's row has the shapes of the process that looked.
 """
 
 from __future__ import annotations

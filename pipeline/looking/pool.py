@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DEATHS = 2  # of processes that one picture may cause: the first beside others, the second alone
 OPEN_SECONDS = 900.0  # for imports and weights
 KILLED_SECONDS = 10.0
+PAUSES = (1.0, 5.0)  # seconds before a process that cannot take another's place is started once more
 PROGRAM = "from pipeline.looking.process import main; main()"
 
 Answer = Study | Failed | None  # None: nobody beside the denoiser can look
@@ -66,6 +67,10 @@ class GuardDied(Exception):
     """A guard process ended, or was ended because it took too long."""
 
 
+class Changed(GuardDied):
+    """A guard process is not what the run began with."""
+
+
 class Pool:
     """Guard processes, started at once; until the first is ready, :attr:`ready` is False.
 
@@ -75,6 +80,7 @@ class Pool:
         deadline: seconds for one look, after which its process is ended.
         identity: what the processes must be; one that is something else does not look.
         activity: where deaths and processes are counted.
+        pauses: before each further try to replace a process: what it lacks (memory, a file of a share) may come back.
     """
 
     def __init__(
@@ -85,10 +91,11 @@ class Pool:
         deadline: float = 600.0,
         identity: Mapping[str, str] | None = None,
         activity: Activity | None = None,
+        pauses: Sequence[float] = PAUSES,
     ) -> None:
         self.opening, self.workers, self.deadline, self.identity = opening, workers, deadline, dict(identity or {})
         self.activity = activity or Activity()
-        self.closed = False
+        self.closed, self.pauses = False, tuple(pauses)
         self._jobs: deque[_Job] = deque()
         self._answers: SimpleQueue[list[tuple[int, Answer]]] = SimpleQueue()
         self._lock = threading.Condition()
@@ -152,6 +159,11 @@ class Pool:
             self._lock.wait_for(lambda: self._jobs or self.closed)
             return None if self.closed else self._jobs.popleft()
 
+    def rest(self, seconds: float) -> None:
+        """Wait, or until the pool is closed."""
+        with self._lock:
+            self._lock.wait_for(lambda: self.closed, timeout=seconds)
+
     def came(self) -> None:
         """A process is ready."""
         with self._lock:
@@ -204,13 +216,17 @@ class _Seat(threading.Thread):
         self._connection: Any = None
 
     def run(self) -> None:
-        pool = self._pool
+        pool, pauses = self._pool, deque[float]()
         while not pool.closed:
             try:
                 self._open()
             except Exception as error:
                 self._end()
+                if pauses and not isinstance(error, Changed):
+                    pool.rest(pauses.popleft())
+                    continue
                 return None if pool.closed else pool.leave(str(error) or type(error).__name__)
+            pauses = deque(pool.pauses)  # for its successor: a first process that cannot be opened needs no second try
             pool.came()
             self._serve()
             pool.went()
@@ -226,19 +242,18 @@ class _Seat(threading.Thread):
         """Look at one job after the other until the process ends."""
         while (job := self._pool.take()) is not None:
             try:
-                send(self._connection, (job.latents, job.own, self._pool.deadline))
-                answers = self._answer(self._pool.deadline, "looking")
+                answers = self._ask((job.latents, job.own, self._pool.deadline), self._pool.deadline, "looking")
+                self._pool.answer(job, answers)
             except Exception as error:
                 if not self._pool.closed:
                     self._pool.died(job, self._cause(error))
                 return
-            self._pool.answer(job, answers)
 
     def _open(self) -> None:
         """Start a process and wait until it has opened its guards.
 
         Raises:
-            GuardDied: it cannot, or it is not what the denoiser's own guards are.
+            GuardDied: it cannot. Changed: it is not what the denoiser's own guards are.
         """
         self._connection, theirs = Pipe()
         found = os.pathsep.join(path for path in sys.path if path)
@@ -249,21 +264,33 @@ class _Seat(threading.Thread):
             )  # fmt: skip
         if self._pool.closed:  # between the question and the start
             raise GuardDied("the pool is closed")
-        send(self._connection, self._pool.opening)
-        state, found_identity = self._answer(OPEN_SECONDS, "opening its guards")
+        state, found_identity = self._ask(self._pool.opening, OPEN_SECONDS, "opening its guards")
         if state != "ready":
             raise GuardDied(str(found_identity))
         wanted = self._pool.identity
         if changed := sorted(name for name in {*wanted, *found_identity} if wanted.get(name) != found_identity.get(name)):
-            raise GuardDied(f"{', '.join(changed)} changed since the run began")
+            raise Changed(f"{', '.join(changed)} changed since the run began")
 
-    def _answer(self, seconds: float, doing: str) -> Any:
+    def _ask(self, message: Any, seconds: float, doing: str) -> Any:
+        """Send a message and take the answer. A process that takes longer is ended, wherever in the exchange it hangs."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
         try:
-            if not self._connection.poll(seconds):
-                raise GuardDied(f"a guard process took more than {seconds:g} s for {doing} and was ended")
+            send(self._connection, message)
             return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
+            if late.is_set():
+                raise GuardDied(f"a guard process took more than {seconds:g} s for {doing} and was ended") from None
             raise GuardDied(self._cause(error)) from None
+        finally:
+            timer.cancel()
 
     def _cause(self, error: Exception) -> str:
         if isinstance(error, GuardDied):

@@ -99,13 +99,15 @@ class Looker:
         spent: dict[str, float] = {}
         if self.copies is not None:
             with _named("copies"), _timed("copies", spent):
-                for i, examination in enumerate(self.copies.examine(pictures, own)):
+                examined = zip(range(len(pictures)), self.copies.examine(pictures, own), strict=True)
+                for i, examination in examined:
                     findings[i] += examination.findings
                     embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
         for guard in self.guards:
             with _named(guard.name), _timed(guard.name, spent):
-                for i, found in enumerate(guard.check(pictures)):
-                    findings[i] += found
+                # A guard that answers for fewer pictures than it was given has not seen the others: they may not pass.
+                for mine, found in zip(findings, guard.check(pictures), strict=True):
+                    mine += found
         each, shapes = tuple((name, seconds / len(pictures)) for name, seconds in spent.items()), self.shapes()
         return [
             Study(picture=picture, embedding=embedding, findings=tuple(found), nearest=near, guard_seconds=each, shapes=shapes)

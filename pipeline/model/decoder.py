@@ -32,6 +32,11 @@ class Decoder:
         self.autoencoder, self.scaling, self.shift, self.device = autoencoder, scaling, shift, device
         self.calls = PaddedCalls(rows, "decoder", LESS)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has memory of its own: its calls begin with all rows."""
+        first = self.calls.shapes[0]
+        return self.__dict__ | {"calls": PaddedCalls(first, self.calls.network, self.calls.fix)}
+
     def tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
         x = latents.to(self.device) / self.scaling

@@ -73,6 +73,12 @@ def test_a_run_that_errs_from_the_start_stops_after_a_hundred_requests(
     assert last["kind"] == "run.stopped" and "100 of 100 requests" in last["reason"]
 
 
+def test_a_run_that_has_nothing_left_to_draw_is_sealed(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+    """The hundredth request is its last: to stop there would leave a whole run without its seal."""
+    result = run_local(make_plan(bad(100), shard_size=10), tmp_path / "run", open_loop=open_loop)
+    assert result.too_many_errors.startswith("100 of 100") and result.statement
+
+
 def test_what_an_earlier_session_ended_with_stops_no_later_one(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
     plan = make_plan(bad(100) + [f"owl {i}" for i in range(150)], shard_size=10)
     with pytest.raises(TooManyErrors):

@@ -175,10 +175,22 @@ def test_the_activity_of_a_runtime_has_what_is_counted() -> None:
 def test_a_death_and_a_lease_are_counted(make_plan: Callable[..., Plan]) -> None:
     sink = PrometheusSink()
     meter = RunMeter(sink, make_plan(["cat"]), lease=lambda: 17.0)
-    meter(Event(kind="retried", done=0, total=1, outcomes={}, run_id="r1"))
+    with meter:
+        meter(Event(kind="retried", done=0, total=1, outcomes={}, run_id="r1"))
     assert sink.registry.get_sample_value("clearance_worker_deaths_total") == 1
     assert sink.registry.get_sample_value("clearance_lease_timestamp_seconds") == 17
     assert sink.registry.get_sample_value("clearance_run_info", {"run_id": "r1", "dataset_id": "default"}) == 1
+
+
+def test_the_lease_is_not_looked_at_for_every_sample(make_plan: Callable[..., Plan]) -> None:
+    """On an object store each look is a request, in the denoiser's thread."""
+    looks: list[int] = []
+    event = Event(kind="sample", done=0, total=1, outcomes={}, run_id="r1")
+    for sink in (PrometheusSink(), Nowhere()):
+        with RunMeter(sink, make_plan(["cat"]), lease=lambda: looks.append(1)) as meter:  # type: ignore[func-returns-value]
+            for _ in range(100):
+                meter(event)
+    assert len(looks) == 1  # as the ticking begins; none where the metrics go nowhere
 
 
 def seconds_of(sink: PrometheusSink) -> dict[str, float]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs.run.placement import Need, cores, workers_here
+from jobs.run.placement import Need, workers_here
+from jobs.run.ray_cluster import own_cpus
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
+from pipeline.model.device import cores
 
 
 def config(device: str = "cpu", **settings: Any) -> RunConfig:
@@ -32,6 +34,11 @@ def config(device: str = "cpu", **settings: Any) -> RunConfig:
 )
 def test_workers_of_one_machine(need: Need, machine: dict[str, float], fits: int) -> None:
     assert need.fits(machine) == fits
+
+
+@pytest.mark.parametrize(("workers", "there", "cpus"), [(None, 8, 8), (None, 2, 4), (3, 2, 12)])
+def test_a_ray_of_our_own_has_room_for_a_worker(workers: int | None, there: int, cpus: int) -> None:
+    assert own_cpus(Need(4, 0), workers, there) == cpus
 
 
 def test_halves_on_two_machines_hold_nothing() -> None:

@@ -239,7 +239,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("name", "prompts"),
     [
-        ("in/day-9.csv", "ab"), ("in", "abcd"), ("in/", "abcd"), ("in/*.csv", "abc"), ("in/**/*.jsonl", "d"),
+        ("in/day-9.csv", "ab"), ("in", "abcd"), ("in/", "abcd"), ("in/*.csv", "abc"), ("in/**/*.jsonl", "d"), ("in/**", "abcd"),
         ("**/day-1*", "cd"), ("in/day-[0-9].csv", "ab"),
     ],
 )  # fmt: skip

@@ -77,13 +77,22 @@ class Looker:
 
 @dataclass
 class Opening:
-    """Opens such guards in another process; ``fails``: it cannot. ``refuses``: only the first can."""
+    """Opens such guards in another process.
+
+    ``fails``: it cannot. ``only_first``: no later one can. ``fails_second``: the second try does, and no other.
+    """
 
     looker: Callable[..., Any]
     fails: str = ""
     only_first: Path | None = None
+    fails_second: Path | None = None
 
     def __call__(self) -> Any:
+        if self.fails_second is not None:
+            self.fails_second.mkdir(exist_ok=True)
+            (self.fails_second / str(os.getpid())).touch()
+            if len(list(self.fails_second.iterdir())) == 2:
+                raise MemoryError("no room for a moment")
         if self.fails:
             raise RuntimeError(self.fails)
         if self.only_first is not None:

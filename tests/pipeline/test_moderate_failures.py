@@ -60,6 +60,18 @@ def test_a_guard_that_fails_on_one_picture_costs_one_sample(model: DiffusionMode
     assert sum(s.outcome is Outcome.ACCEPTED for s in done.values()) == 4
 
 
+class Forgetful(Failing):
+    """Answers for one picture fewer than it was given."""
+
+    def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+        return super().check(pictures)[:-1]
+
+
+def test_no_picture_passes_that_a_guard_did_not_answer_for(model: DiffusionModel) -> None:
+    done = by_key(list(moderate(runtime(model, Copies(lambda _: False), [Forgetful(set())]), requests())))
+    assert {sample.reason for sample in done.values()} == {"error.guard"}
+
+
 @pytest.mark.parametrize("failures", [1, 1000])
 def test_an_engine_failure_loses_no_sample(
     model: DiffusionModel, unsteered: dict[str, str], failures: int, monkeypatch: pytest.MonkeyPatch

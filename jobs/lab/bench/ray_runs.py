@@ -77,7 +77,7 @@ def _without_goal(measure: Measure) -> Measure:
 
 
 def _cpus() -> int:
-    from jobs.run.placement import cores
+    from pipeline.model.device import cores
 
     return cores()
 
