@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 from collections import Counter
@@ -142,7 +143,7 @@ class ObjectStore:
         except obstore.exceptions.NotFoundError:
             return None
         meta, data = got.meta, self.request(BODY, key, got.bytes)
-        return Tagged(bytes(data), str(meta["e_tag"]), (datetime.now(UTC) - meta["last_modified"]).total_seconds())
+        return Tagged(bytes(data), _tag(meta), (datetime.now(UTC) - meta["last_modified"]).total_seconds())
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -165,10 +166,10 @@ class ObjectStore:
     def replace(self, key: str, data: bytes, tag: str) -> str | None:
         import obstore
 
-        update: Any = {"e_tag": tag}
+        update: Any = json.loads(tag)
         try:
             put = self.request("put", key, lambda: obstore.put(self.store, key, data, mode=update), writing=True)
-            return str(put["e_tag"])
+            return _tag(put)
         except (obstore.exceptions.PreconditionError, obstore.exceptions.AlreadyExistsError):
             there = self.tagged(key)  # as above
             return there.tag if there is not None and there.data == data else None
@@ -220,6 +221,11 @@ class _Ranges(io.RawIOBase):
         buffer[: len(got)] = memoryview(got)
         self._at += len(got)
         return len(got)
+
+
+def _tag(made: Any) -> str:
+    """The mark of a version: the entity tag, and the generation too where the store has one (Google compares only that)."""
+    return json.dumps({name: made[name] for name in ("e_tag", "version") if made.get(name) is not None})
 
 
 def _entry(meta: Any) -> Entry:
