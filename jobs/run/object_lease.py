@@ -139,9 +139,17 @@ def object_lease(
     ended = threading.Event()
 
     def keep() -> None:
+        seen, noted = time.monotonic(), False
         while not ended.wait(beat):
-            with suppress(ClearanceError):  # a store that is away for a moment; the next beat shows whose the lease is
+            try:
                 held.beat()
+                seen, noted = time.monotonic(), False
+            except ClearanceError as error:  # a store that is away for a moment; the next beat shows whose the lease is
+                if not noted and time.monotonic() - seen > patience:
+                    noted = True
+                    note(
+                        f"no sign of life could be given for {patience:.0f} s ({error}): another run may take this folder over"
+                    )
 
     beating = threading.Thread(target=copy_context().run, args=(keep,), name="lease", daemon=True)
     beating.start()

@@ -376,6 +376,20 @@ def test_a_driver_notices_by_its_heartbeat(make_plan: MakePlan, in_memory: Path)
     assert now(in_memory).token == "theirs"
 
 
+def test_a_heartbeat_that_goes_on_failing_is_noted_once() -> None:
+    store, folder, notes = Dying("dying://store"), ObjectFolder("dying://store", "run"), list[str]()
+    with schemes.using({"dying": lambda _: store}), lease(folder, note=notes.append, beat=0.02, patience=0.2):
+        store.count = store.dies_at = 1
+        time.sleep(0.1)
+        assert notes == [], "it may be away for a moment"
+        time.sleep(0.5)
+        assert len(notes) == 1 and "no sign of life could be given for 0 s" in notes[0] and "does not answer" in notes[0]
+        store.revive()
+        before = now(folder).beat
+        time.sleep(0.2)
+        assert now(folder).beat > before and len(notes) == 1
+
+
 def test_a_late_worker_of_an_older_session_is_refused(
     make_plan: MakePlan, tmp_path: Path, folder: Path, open_loop: Open
 ) -> None:
