@@ -168,23 +168,18 @@ class StoredVectors:
         from index.picture import read_picture
 
         for file, metadata, vectors in self._parts:
-            start = 0
-            step = max(1, len(vectors) // SPOT)
-            for rows in _rows(metadata, len(vectors), {name: name for name in FILE_COLUMNS}) if metadata is not None else ():
-                named = next((values for values in rows.values() if any(values)), [])
-                for n in range(-start % step, len(named), step):
-                    picture = file.parent / named[n]
-                    if self.checked >= SPOT or not named[n] or not picture.is_file():
-                        continue
-                    made = embed_each(embedder, [read_picture(picture)])[0]
-                    cosine = float(self._unit(vectors[start + n : start + n + 1], file, start + n)[0] @ made)
-                    if cosine < SPOT_ALIKE:
-                        what = f"is not what {embedder.embedder_id} makes of {shown(named[n])} (cosine {cosine:.3f})"
-                        where = f"{shown(file)}: row {start + n}"
-                        fix = "Name the embedder that made the vectors; if it did, look at the order of the rows"
-                        raise IndexMismatch(what, where=where, fix=fix)
-                    self.checked += 1
-                start += len(named)
+            for row, name in _named(metadata, len(vectors)) if metadata is not None else ():
+                picture = file.parent / name
+                if self.checked >= SPOT or not picture.is_file():
+                    continue
+                made = embed_each(embedder, [read_picture(picture)])[0]
+                cosine = float(self._unit(vectors[row : row + 1], file, row)[0] @ made)
+                if cosine < SPOT_ALIKE:
+                    what = f"is not what {embedder.embedder_id} makes of {shown(name)} (cosine {cosine:.3f})"
+                    where = f"{shown(file)}: row {row}"
+                    fix = "Name the embedder that made the vectors; if it did, look at the order of the rows"
+                    raise IndexMismatch(what, where=where, fix=fix)
+                self.checked += 1
         return self.checked
 
 
@@ -278,6 +273,21 @@ class _readable:  # noqa: N801 - a context manager, used like a function
         if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise InputError(f"cannot be read ({first})", where=shown(self._path), fix="Write the metadata again") from None
+
+
+def _named(metadata: Path, total: int) -> list[tuple[int, str]]:
+    """Rows that name a picture file, spread evenly; where none of those does, the first that do. Row and name of each."""
+    spread: list[tuple[int, str]] = []
+    first: list[tuple[int, str]] = []
+    start, step = 0, max(1, total // SPOT)
+    for rows in _rows(metadata, total, {name: name for name in FILE_COLUMNS}):
+        for n, name in enumerate(next((values for values in rows.values() if any(values)), [])):
+            if name and (start + n) % step == 0:
+                spread.append((start + n, name))
+            elif name and len(first) < SPOT:
+                first.append((start + n, name))
+        start += len(next(iter(rows.values())))
+    return spread or first
 
 
 def _plain(value: Any) -> str:

@@ -145,6 +145,33 @@ def test_vectors_of_another_embedder_are_found_by_the_pictures_beside_them(tmp_p
         StoredVectors(tmp_path / "v.npy", DIM).spot_check(embedder)
 
 
+def spread(folder: Path, names: dict[int, int], total: int) -> Path:
+    """Vectors whose metadata name a picture in some rows: row → seed of the drawing."""
+    made = stored(folder / "v.npy", total)
+    for row, seed in names.items():
+        Image.fromarray(drawing(seed)).save(folder / f"{row}.png")
+        made[row] = GridEmbedder().images(drawing(seed)[None])[0]
+    np.save(folder / "v.npy", made)
+    sheet(folder / "v.csv", [{"file": f"{row}.png" if row in names else ""} for row in range(total)])
+    return folder / "v.npy"
+
+
+def test_rows_after_a_block_without_pictures_are_held_against_their_own_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 4)
+    source = spread(tmp_path, {8: 0, 9: 1, 10: 2}, 12)
+    assert StoredVectors(source, DIM).spot_check(GridEmbedder()) == 3
+
+
+def test_pictures_that_the_stride_misses_are_looked_at(tmp_path: Path) -> None:
+    source = spread(tmp_path, {5: 0, 33: 1}, 64)  # every fourth row is looked at
+    assert StoredVectors(source, DIM).spot_check(GridEmbedder()) == 2
+    np.save(source, np.roll(np.load(source), 1, axis=0))
+    with pytest.raises(IndexMismatch, match=r"v\.npy: row 5: is not what grid-1 makes of 5\.png"):
+        StoredVectors(source, DIM).spot_check(GridEmbedder())
+
+
 def test_a_folder_with_pictures_is_no_folder_of_vectors(tmp_path: Path) -> None:
     stored(tmp_path / "v.npy", 3)
     assert holds_vectors(tmp_path) and holds_vectors(tmp_path / "v.npy")
