@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from index import storage
-from index.errors import IndexMismatch, InputError, IntegrityError
+from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError
 from index.files import RESTORE, read_known
 from index.places.cache import cache_folder, download, kept_as, local_copy
 
 CURRENT = "CURRENT"
+_VIEW = re.compile("indexes/[0-9a-f]{32}/([0-9a-f]{64}|new)")  # the end of a view's path
 
 
 def here(folder: Path) -> Path:
@@ -66,13 +69,24 @@ def for_a_build(folder: Path) -> Path:
 
 
 def origin(folder: Path) -> Path | None:
-    """The place on an object store that a folder of the cache stands for; None for every other folder."""
-    if storage.is_remote(folder) or folder.parent.parent != cache_folder() / "indexes":
+    """The place on an object store that a folder of the cache stands for; None for every other folder.
+
+    Raises:
+        InputError: it is such a folder by its name, and the note of its place cannot be read: what is changed there would not
+            reach the store.
+    """
+    if storage.is_remote(folder) or not _VIEW.fullmatch("/".join(folder.parts[-3:])):
         return None
+    note = folder.parent / "uri"
+    fix = "Open the index by its URI again"
     try:
-        return storage.place((folder.parent / "uri").read_text(encoding="utf-8"))
-    except OSError:
-        return None
+        place = storage.place(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, ClearanceError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot be read, so where the index lies is not known ({why})", where=str(note), fix=fix) from None
+    if not storage.is_remote(place) or _views(place).name != folder.parent.name:
+        raise InputError("names another place than the index was opened from", where=str(note), fix=fix)
+    return place
 
 
 def place_of(folder: Path) -> Path:
@@ -118,6 +132,32 @@ def publish(place: Path, folder: Path, digest: str, snapshot: Mapping[str, Any],
         raise IndexMismatch("another process changed the index meanwhile", where=str(place), fix="Open it again")
 
 
+def checked(place: Path) -> Path:
+    """Hash every object of the index in force on the store: snapshot, segments, journal; returns its view.
+
+    Raises:
+        IntegrityError: an object is missing or was changed; the message names it.
+        InputError: there is no index, or the store cannot be read.
+    """
+    view = here(place)
+    names = {f"snapshots/{view.name}.json": view.name}
+    stored = json.loads(read_known(view / "snapshots" / f"{view.name}.json", view.name))
+    for entry in stored["segments"]:
+        names |= {f"segments/{entry['name']}/{file}": sha256 for file, sha256 in entry["files"].items()}
+    leaf = str(stored.get("journal", ""))
+    while leaf:
+        names[f"journal/{leaf}.json"] = leaf
+        leaf = str(json.loads(read_known(view / "journal" / f"{leaf}.json", leaf))["previous"])
+
+    def check(name: str) -> None:
+        if storage.digest_of(place, name) != names[name]:
+            raise IntegrityError("does not match its recorded sha256", where=str(place / name), fix=RESTORE)
+
+    for _ in storage.each(place, check, names):
+        pass
+    return view
+
+
 def beside(index: Path, name: str) -> Path:
     """A file beside an index, as a path on this machine; for one that is not there, a path where nothing is.
 
@@ -134,9 +174,11 @@ def _views(place: Path) -> Path:
 
 
 def _remember(place: Path) -> None:
-    note = _views(place) / "uri"
-    if not note.exists():
-        storage.write_file(note.parent, note.name, str(place).encode())
+    note, text = _views(place) / "uri", str(place).encode()
+    with suppress(OSError):
+        if note.read_bytes() == text:
+            return
+    storage.write_file(note.parent, note.name, text)
 
 
 def _fill(place: Path, digest: str, work: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from index import journal
+from index import at_uri, journal
 from index.errors import IntegrityError
 from index.files import RESTORE
 from index.segments import hash_of_rows, open_segment
@@ -14,10 +14,14 @@ from index.snapshot import early_index_id_of, index_id_of, read_snapshot, snapsh
 def check(folder: Path) -> None:
     """Recompute every digest of an index: files, pictures, rows, the index id, the journal.
 
+    Of an index on an object store, every object there of the snapshot in force by now, and its copy on this machine.
+
     Raises:
         IntegrityError: naming the file (and reference) that does not match.
         InputError: there is no index.
     """
+    if (place := at_uri.origin(folder)) is not None:
+        folder = at_uri.checked(place)
     snapshot_sha256, snapshot = read_snapshot(folder)
     where = str(snapshot_path(folder, snapshot_sha256))
     segments = [open_segment(folder, entry, snapshot.dim, afresh=True) for entry in snapshot.segments]

@@ -2,7 +2,7 @@
 
 A file over :data:`LARGE` bytes whose digest was computed here is not read again while its place, size and both times are the
 same: its content cannot be changed without a new change time (``st_ctime``), which no program can set. Whoever wants every byte
-read again asks for it: ``clearance index verify``, :meth:`index.store.ReferenceIndex.verify`.
+read again asks for it: ``clearance index info``, :meth:`index.store.ReferenceIndex.verify`.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ class ReferenceIndex(OpenedIndex):
     # --- checking -------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Recompute every digest: files, pictures, rows, and the index id.
+        """Recompute every digest: files, pictures, rows, and the index id; on an object store, of the objects there.
 
         Raises:
             IntegrityError: naming the file (and reference) that does not match.

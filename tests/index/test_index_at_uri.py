@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import at_uri, storage
+from index import at_uri, journal, storage
 from index.errors import IndexMismatch, InputError, IntegrityError
 from index.places import schemes
 from index.places.cache import cache_folder, local_copy, named_as
@@ -164,6 +164,88 @@ def test_a_changed_byte_on_the_store_is_named_and_not_kept(
     assert caught.value.where == f"{in_memory}/{name}"
     storage.write_file(in_memory, name, whole)
     assert len(ReferenceIndex.open(in_memory)) == 2
+
+
+def flip(place: Path, name: str) -> None:
+    whole = storage.read_file(place, name)
+    storage.write_file(place, name, bytes([whole[0] ^ 1]) + whole[1:])
+
+
+def names_below(place: Path, name: str) -> set[str]:
+    found = {f"{name}/{entry.name}": entry.kind for entry in storage.entries(place, name)}
+    return {path for path, kind in found.items() if kind == "file"}.union(
+        *(names_below(place, path) for path, kind in found.items() if kind == "folder")
+    )
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "segments", "journal"])
+def test_the_objects_of_the_store_are_verified_not_their_copies(in_memory: Path, embedder: GridEmbedder, kind: str) -> None:
+    build(in_memory, [0, 1], embedder)
+    index = ReferenceIndex.open(in_memory)
+    for name in names_below(in_memory, kind):
+        index.verify()
+        flip(in_memory, name)
+        with pytest.raises(IntegrityError, match="recorded sha256") as caught:
+            index.verify()
+        assert caught.value.where == f"{in_memory}/{name}"
+        flip(in_memory, name)
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "segments", "journal"])
+def test_what_this_process_has_added_is_verified_too(in_memory: Path, embedder: GridEmbedder, kind: str) -> None:
+    build(in_memory, [0, 1], embedder)
+    index = ReferenceIndex.open(in_memory)
+    before = names_below(in_memory, kind)
+    index.add([work(2)], embedder)
+    index.verify()
+    name = (names_below(in_memory, kind) - before).pop()
+    storage.remove(in_memory, name)
+    with pytest.raises(IntegrityError, match="is missing") as caught:
+        index.verify()
+    assert caught.value.where == f"{in_memory}/{name}"
+
+
+def test_a_change_that_never_came_into_force_is_no_part_of_what_is_verified(
+    in_memory: Path, embedder: GridEmbedder
+) -> None:
+    build(in_memory, [0, 1], embedder)
+    index = ReferenceIndex.open(in_memory)
+    event = {"at": 1.0, "event": "retired", "ref_ids": [], "reason": "", "index_id": index.index_id}
+    leaf = journal.append(index.folder, _last(index), [event])  # it did not reach the store
+    assert storage.entry_of(in_memory, f"journal/{leaf}.json") is None
+    index.verify()
+
+
+@pytest.mark.parametrize("content", [None, "", "memory://tests/another/index"])
+def test_a_change_is_refused_where_the_note_of_the_place_is_lost(
+    in_memory: Path, embedder: GridEmbedder, content: str | None
+) -> None:
+    build(in_memory, [0, 1], embedder)
+    index = ReferenceIndex.open(in_memory)
+    note = index.folder.parent / "uri"
+    note.unlink()
+    if content is not None:
+        note.write_text(content)
+    with pytest.raises(InputError, match=r"cannot be read|names another place") as caught:
+        index.retire([index.references()[0].ref_id])
+    assert caught.value.where == str(note)
+    again = ReferenceIndex.open(in_memory)
+    again.retire([again.references()[0].ref_id])
+    assert ReferenceIndex.open(in_memory).matching == 1
+
+
+def test_a_note_that_cannot_be_read_makes_no_local_index(in_memory: Path, embedder: GridEmbedder) -> None:
+    build(in_memory, [0], embedder)
+    folder = ReferenceIndex.open(in_memory).folder
+    (folder.parent / "uri").unlink()
+    (folder.parent / "uri").mkdir()
+    with pytest.raises(InputError, match="cannot be read, so where the index lies is not known"):
+        at_uri.origin(folder)
+
+
+def test_a_folder_that_is_no_view_has_no_origin(tmp_path: Path, cache: Path) -> None:
+    assert at_uri.origin(tmp_path / "index") is None
+    assert at_uri.origin(cache / "indexes" / "mine" / "index") is None
 
 
 def test_what_is_no_index_is_a_sentence(in_memory: Path, embedder: GridEmbedder) -> None:
