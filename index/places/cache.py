@@ -1,14 +1,16 @@
 """Copies on this machine of what lies on an object store: fetched once, whole or not at all, by several processes at once.
 
 A copy has its name only when all of it is there; two processes that fetch at the same moment make two copies, and one of them
-gets the name. What is named after its content is held against that digest; the rest is known by its place and the version marks
-of the store, so that what changed there is fetched again. The folder is ``CLEARANCE_CACHE``; it can be removed at any time.
+gets the name. The sizes of its files are noted in it, so that one from which files were purged is fetched again. What is named
+after its content is held against that digest; the rest is known by its place and the version marks of the store, so that what
+changed there is fetched again. The folder is ``CLEARANCE_CACHE``; it can be removed at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -21,6 +23,7 @@ from index.places import remote
 from index.places.backend import CHUNK, TEMPORARY, Entry
 from index.places.object_folder import ObjectFolder
 
+_SIZES = ".sizes.json"  # in a copy: path → bytes of a file, or null of a link to another copy
 _ABANDONED = 86_400.0  # seconds after which the copy of a process that was killed is removed
 
 
@@ -37,12 +40,11 @@ def local_copy(place: Path) -> Path:
         place: a file or a folder.
 
     Raises:
-        InputError: there is nothing of that name, or it cannot be read or kept.
+        InputError: there is nothing of that name, it cannot be read or kept, or it changed while it was fetched.
     """
     if not isinstance(place, ObjectFolder):
         return place
-    entry = remote.entry_of(place.parent, place.name) if place.key else None
-    found = {"": entry} if entry is not None else dict(_below(place))
+    found = _listed(place)
     if not found:
         raise InputError("there is no such file or folder", where=str(place), fix="Check its name")
     version = [str(place), *(f"{name} {one.size} {one.inode}" for name, one in sorted(found.items()))]
@@ -52,17 +54,19 @@ def local_copy(place: Path) -> Path:
         for name in found:
             source = place if name else place.parent
             download(source, name or place.name, work / place.name / name if name else work / place.name)
+        if _listed(place) != found:  # files of two versions would be one copy
+            raise InputError("changed while it was fetched", where=str(place), fix="Try again")
 
     return kept_as(cache_folder() / "copies" / key, fetch, where=str(place)) / place.name
 
 
 def kept_as(target: Path, fetch: Callable[[Path], None], *, where: str) -> Path:
-    """A folder of the cache, filled by ``fetch`` unless it is there.
+    """A folder of the cache, filled by ``fetch`` unless all of it is there.
 
     Raises:
         InputError: this machine cannot keep it.
     """
-    if target.is_dir():
+    if _is_whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +74,52 @@ def kept_as(target: Path, fetch: Callable[[Path], None], *, where: str) -> Path:
         work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
         try:
             fetch(work)
-            with contextlib.suppress(OSError):  # another process was faster; its copy is as good
-                work.rename(target)
+            (work / _SIZES).write_text(json.dumps(_sizes(work)), encoding="utf-8")
+            _name(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        if target.is_dir():
+        if _is_whole(target):
             return target
         raise OSError("the copy is gone")
     except OSError as error:
         what = f"cannot be kept on this machine ({error.strerror or error})"
         fix = f"Make room in {cache_folder()}, or name another folder in CLEARANCE_CACHE"
         raise InputError(what, where=where, fix=fix) from None
+
+
+def _name(work: Path, target: Path) -> None:
+    """Give a copy its name, in place of one that is not whole; where another process was faster, its copy is as good."""
+    with contextlib.suppress(OSError):
+        work.rename(target)
+        return
+    if _is_whole(target):
+        return
+    old = work.with_name(f"{work.name}-old")
+    with contextlib.suppress(OSError):
+        target.rename(old)
+        work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for at, folders, files in os.walk(folder):  # not into links
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        found |= {os.path.relpath(os.path.join(at, name), folder): None for name in links}
+        found |= {os.path.relpath(path, folder): os.path.getsize(path) for name in files if (path := os.path.join(at, name))}
+    return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a copy is there with its size, and every copy that it links to is whole."""
+    try:
+        noted = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
+        return all(
+            _is_whole((folder / name).resolve()) if size is None else (folder / name).stat().st_size == size
+            for name, size in noted.items()
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def download(folder: Path, name: str, to: Path, *, sha256: str | None = None) -> None:
@@ -111,6 +150,12 @@ def named_as(place: Path, copy: Path) -> Iterator[None]:
             error.where = error.where.replace(str(copy), str(place))
             error.args = (error.what, error.where, error.fix)
         raise
+
+
+def _listed(place: ObjectFolder) -> dict[str, Entry]:
+    """The files of a place by their paths in it, with their versions; a place that is one file has the path ""."""
+    entry = remote.entry_of(place.parent, place.name) if place.key else None
+    return {"": entry} if entry is not None else dict(_below(place))
 
 
 def _below(place: Path, name: str = "") -> Iterator[tuple[str, Entry]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,15 +207,29 @@ def test_what_this_process_has_added_is_verified_too(in_memory: Path, embedder: 
     assert caught.value.where == f"{in_memory}/{name}"
 
 
-def test_a_change_that_never_came_into_force_is_no_part_of_what_is_verified(
-    in_memory: Path, embedder: GridEmbedder
-) -> None:
+def test_a_change_that_never_came_into_force_is_no_part_of_what_is_verified(in_memory: Path, embedder: GridEmbedder) -> None:
     build(in_memory, [0, 1], embedder)
     index = ReferenceIndex.open(in_memory)
     event = {"at": 1.0, "event": "retired", "ref_ids": [], "reason": "", "index_id": index.index_id}
     leaf = journal.append(index.folder, _last(index), [event])  # it did not reach the store
     assert storage.entry_of(in_memory, f"journal/{leaf}.json") is None
     index.verify()
+
+
+def test_a_cache_from_which_files_were_purged_is_fetched_again(in_memory: Path, cache: Path, embedder: GridEmbedder) -> None:
+    build(in_memory, [0, 1, 2], embedder)
+    view = ReferenceIndex.open(in_memory).folder
+    for path in [*(cache / "segments").glob("*/*"), *(path for path in view.rglob("*") if path.is_file())]:
+        path.unlink()
+        assert best(ReferenceIndex.open(in_memory), embedder, 2) == "work 2", path
+        assert path.is_file() and not list(cache.rglob(f"{storage.TEMPORARY}*"))
+
+
+def test_a_view_whose_segment_was_purged_is_fetched_again(in_memory: Path, cache: Path, embedder: GridEmbedder) -> None:
+    build(in_memory, [0, 1, 2], embedder)
+    ReferenceIndex.open(in_memory)
+    shutil.rmtree(cache / "segments")
+    assert best(ReferenceIndex.open(in_memory), embedder, 2) == "work 2"
 
 
 @pytest.mark.parametrize("content", [None, "", "memory://tests/another/index"])
@@ -321,6 +337,48 @@ def test_a_half_fetched_copy_is_never_used(cache: Path) -> None:
         store.revive()
         assert sorted(path.name for path in local_copy(place).iterdir()) == ["a", "b"]
         assert store.count == requests
+
+
+@pytest.mark.parametrize("purged", ["a", "deep/b"])
+def test_a_copy_from_which_a_file_was_purged_is_fetched_again(in_memory: Path, purged: str) -> None:
+    storage.write_file(in_memory, "a", b"one")
+    storage.write_file(in_memory, "deep/b", b"two")
+    copy = local_copy(in_memory)
+    (copy / purged).unlink()
+    assert local_copy(in_memory) == copy and (copy / "a").read_bytes() + (copy / "deep/b").read_bytes() == b"onetwo"
+    (copy / purged).write_bytes(b"x")
+    assert local_copy(in_memory) == copy and (copy / "a").read_bytes() + (copy / "deep/b").read_bytes() == b"onetwo"
+
+
+class Changing(ObjectStore):
+    """A store in memory that has another version of everything once one object was read."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import MemoryStore
+
+        super().__init__(root, MemoryStore())
+        self.next: list[str] = []
+
+    def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        done = super().request(kind, key, do, writing=writing)
+        while kind == "get" and self.next:
+            self.put(self.next.pop(), b"2")
+        return done
+
+
+@pytest.mark.parametrize("changed", ["model/a", "model/b", "model/c"])
+def test_a_folder_that_changes_while_it_is_fetched_is_refused(cache: Path, changed: str) -> None:
+    store, place = Changing("changing://store"), ObjectFolder("changing://store", "model")
+    with schemes.using({"changing": lambda _: store}):
+        for name in ("a", "b"):
+            storage.write_file(place, name, b"1")
+        store.next = [changed]
+        with pytest.raises(InputError, match="changed while it was fetched") as caught:
+            local_copy(place)
+        assert (caught.value.where, caught.value.fix) == (str(place), "Try again")
+        assert not list((cache / "copies").iterdir())
+        copy = local_copy(place)
+        assert (copy / changed.removeprefix("model/")).read_bytes() == b"2"
 
 
 def test_a_cache_that_cannot_be_written_names_the_way_out(
