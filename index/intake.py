@@ -275,8 +275,13 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises:
         IndexMismatch: another process is changing the index.
+        InputError: the folder is gone.
     """
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked, so that no file is left in it
+    try:
+        handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked, so that no file is left in it
+    except OSError as error:
+        what = f"cannot be opened ({error.strerror or error})"
+        raise InputError(what, where=str(folder), fix="Look where the index lies, and open it again") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

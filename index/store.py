@@ -168,12 +168,15 @@ class ReferenceIndex(OpenedIndex):
 
         Raises:
             InputError: no such reference (then nothing is retired).
+            IndexMismatch: another process changes the index, or has since it was opened.
         """
         self._require_there(ref_ids)
-        new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in self._gone]
-        if new:
-            change = Change("retired", new, reason)
-            self._commit(self._snapshot.segments, self._gone | set(new), self._snapshot.amendments, change)
+        with alone(self.folder):
+            self._require_unchanged()
+            new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in self._gone]
+            if new:
+                change = Change("retired", new, reason)
+                self._commit(self._snapshot.segments, self._gone | set(new), self._snapshot.amendments, change)
 
     def set_status(self, ref_id: str, status: str, reason: str = "") -> str:
         """Give one reference another status; returns the one before. Setting it back gives the index its former id.
@@ -185,10 +188,16 @@ class ReferenceIndex(OpenedIndex):
 
         Raises:
             InputError: no such reference or status.
+            IndexMismatch: another process changes the index, or has since it was opened.
         """
         if status not in (*STATUSES, RETIRED):
             fix = f"One of: {', '.join((*STATUSES, RETIRED))}"
             raise InputError(f"status is {status!r}", where=f"reference {ref_id}", fix=fix)
+        with alone(self.folder):
+            self._require_unchanged()
+            return self._set_status(ref_id, status, reason)
+
+    def _set_status(self, ref_id: str, status: str, reason: str) -> str:
         segment, row = self._place(ref_id)
         before, gone = self.reference(ref_id).status, set(self._gone)
         if status == before:
@@ -201,9 +210,8 @@ class ReferenceIndex(OpenedIndex):
             now = {**amendments.get(ref_id, {}), "status": status}
             amendments[ref_id] = differences(segment.reference(row), now)
         event = "retired" if status == RETIRED else "status"
-        self._commit(
-            self._snapshot.segments, gone, amendments, Change(event, [ref_id], reason, {"change": f"{before} → {status}"})
-        )
+        change = Change(event, [ref_id], reason, {"change": f"{before} → {status}"})
+        self._commit(self._snapshot.segments, gone, amendments, change)
         return before
 
     def _append(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 
-from index.errors import InputError
+from index import storage
+from index.errors import IndexMismatch, InputError
 from index.fingerprint import content_digest
 from index.intake import Conflict
 from index.reference import NewReference, the_id
@@ -25,6 +29,54 @@ def named(status: str, **columns: object) -> NewReference:
 
 def found(index: ReferenceIndex, embedder: GridEmbedder) -> bool:
     return REF in [match.ref_id for match in index.search(embedder.images(drawing(1)[None]), 5)[0]]
+
+
+class Waiting(storage.Disk):
+    """A disk on which the pointer is about to move, until it may."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def replace(self, old: str, new: str, *, at: int) -> None:
+        if new == "CURRENT":
+            self.reached.set()
+            assert self.go_on.wait(20)
+        super().replace(old, new, at=at)
+
+
+CHANGES: dict[str, Callable[[ReferenceIndex, str], object]] = {
+    "retire": lambda index, ref_id: index.retire([ref_id]),
+    "set_status": lambda index, ref_id: index.set_status(ref_id, "retired"),
+}
+
+
+@pytest.mark.parametrize("second", CHANGES)
+@pytest.mark.parametrize("first", CHANGES)
+def test_of_two_changes_at_once_none_is_lost(tmp_path: Path, embedder: GridEmbedder, first: str, second: str) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(n) for n in range(3)], embedder)
+    one, other, _ = index.ids()
+    late, disk = ReferenceIndex.open(tmp_path / "i"), Waiting()
+    with storage.using(disk):
+        changing = threading.Thread(target=copy_context().run, args=(CHANGES[first], index, one))
+        changing.start()
+    try:
+        assert disk.reached.wait(20)
+        with pytest.raises(IndexMismatch, match="another process is changing this index"):
+            CHANGES[second](late, other)
+    finally:
+        disk.go_on.set()
+        changing.join()
+    with pytest.raises(IndexMismatch, match="changed on disk since it was opened"):
+        CHANGES[second](late, one)
+    now = ReferenceIndex.open(tmp_path / "i")
+    assert {reference.ref_id for reference in now.references() if reference.status == "retired"} == {one}
+
+
+def test_a_change_of_an_index_that_is_gone_is_a_sentence(tmp_path: Path, embedder: GridEmbedder) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(0)], embedder)
+    (tmp_path / "i").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="cannot be opened"):
+        index.retire([*index.ids()])
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
