@@ -94,6 +94,12 @@ class Taken:
         return sorted({*self.new, *self.revived, *self.amended})
 
 
+def shared_id(where: str) -> IntegrityError:
+    """The sentence for a work whose digest begins as another picture's does, and goes on otherwise."""
+    fix = "Write each picture's sha256, where the source states content_sha256; if it states none, report this: one in 10^9"
+    return IntegrityError("two pictures share one reference id", where=where, fix=fix)
+
+
 def compare(taken: Taken, known: Reference, digest: str, work: NewReference) -> Reference | None:
     """Compare a work with the reference of its picture: the stricter status counts; a retired one takes the work's.
 
@@ -102,8 +108,7 @@ def compare(taken: Taken, known: Reference, digest: str, work: NewReference) -> 
     """
     ref_id = known.ref_id
     if known.content_sha256 != digest:
-        fix = "Report this: it is one in 10^9"
-        raise IntegrityError("two pictures share one reference id", where=work.place, fix=fix)
+        raise shared_id(work.place)
     taken.known.append((work.place, ref_id))
     if known.status == RETIRED:
         taken.revived.append(ref_id)

@@ -1,6 +1,6 @@
 """Take works in whose vectors are given: block after block, kept on disk until they are in force (see :mod:`index.intake`).
 
-In memory are one block and nine bytes a work, which find those that come twice.
+In memory are one block and seventeen bytes a work, which find those that come twice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from index.errors import InputError
-from index.ids import Ids, numbers_of
-from index.intake import NO_PICTURE, Taken, compare
+from index.ids import Ids
+from index.intake import NO_PICTURE, Taken, compare, shared_id
 from index.reference import COLUMNS, STATUSES, NewReference, Reference, stricter
 from index.vectors import VectorBlock
 
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: factors of a check
 RUNS = 8  # sorted runs of ids that are searched one after the other; with more, they become one
 
 
@@ -44,7 +45,9 @@ class VectorIntake:
         """Go through the works once.
 
         Raises:
-            InputError: the folder is a link. whatever the iterable raises.
+            InputError: the folder is a link.
+            IntegrityError: two different pictures share one id.
+            whatever the iterable raises.
         """
         if self.folder.is_symlink():  # its files are removed in the end: they must be ours
             raise InputError("is a link", where=str(self.folder), fix="Remove the link; the folder is made anew")
@@ -57,20 +60,23 @@ class VectorIntake:
 
     def _take(self, block: VectorBlock) -> None:
         digests = block.texts["content_sha256"]
-        numbers = numbers_of(digests)
+        numbers, checks, words = _parted(digests)
         self.taken.ref_ids.extend(Ids.of_numbers(numbers))
         status = np.array([STATUSES.index(value) for value in block.texts["status"]], np.int8)
         ref_ids = [digest[:16] for digest in digests]
         there = self._there(ref_ids)
-        _, first = np.unique(numbers, return_index=True)
+        _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+        before, check = self._seen.found(numbers)
+        other = (words != words[first[inverse]]).any(axis=1) | ((before >= 0) & (check != checks))
+        for row in np.flatnonzero(other):
+            raise shared_id(block.where(int(row)))
         fresh = np.zeros(len(numbers), bool)
         fresh[first] = True
         fresh &= ~there
-        before = self._seen.status(numbers)
         fresh &= before < 0
         for row in np.flatnonzero(there):
             self._compare(block, int(row), ref_ids[row])
-        self._seen.put(numbers[fresh], status[fresh])
+        self._seen.put(numbers[fresh], checks[fresh], status[fresh])
         for row in np.flatnonzero(~fresh & ~there):
             self._repeated(block, int(row), numbers[row : row + 1])
         if fresh.any():
@@ -88,7 +94,7 @@ class VectorIntake:
     def _repeated(self, block: VectorBlock, row: int, number: np.ndarray) -> None:
         """A work that came before: the stricter status counts."""
         work, ref_id = _work(block, row), block.texts["content_sha256"][row][:16]
-        before = STATUSES[int(self._seen.status(number)[0])]
+        before = STATUSES[int(self._seen.found(number)[0][0])]
         self.taken.repeat(ref_id, work, "an earlier row", before)
         if stricter(work.status, before):
             self._stricter[ref_id] = work
@@ -130,38 +136,48 @@ class VectorIntake:
 
 
 class _Seen:
-    """Ids as numbers, each with the place of its status in :data:`index.reference.STATUSES`: sorted runs, nine bytes an id."""
+    """Ids as numbers, each with a check of the rest of its digest and the place of its status in
+    :data:`index.reference.STATUSES`: sorted runs, seventeen bytes an id."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def status(self, numbers: np.ndarray) -> np.ndarray:
-        """int8 (N,): the status of each; -1 for one that was not put in."""
-        found = np.full(len(numbers), -1, np.int8)
-        for run, status in self._runs:
+    def found(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The status int8 (N,) of each, -1 for one that was not put in; and its check uint64 (N,)."""
+        found, checks = np.full(len(numbers), -1, np.int8), np.zeros(len(numbers), np.uint64)
+        for run, check, status in self._runs:
             at = np.minimum(np.searchsorted(run, numbers), len(run) - 1)
             there = run[at] == numbers
-            found[there] = status[at[there]]
-        return found
+            found[there], checks[there] = status[at[there]], check[at[there]]
+        return found, checks
 
-    def put(self, numbers: np.ndarray, status: np.ndarray) -> None:
+    def put(self, numbers: np.ndarray, checks: np.ndarray, status: np.ndarray) -> None:
         """Put in ids that are not there."""
         if not len(numbers):
             return
         order = np.argsort(numbers)
-        self._runs.append((numbers[order], status[order]))
+        self._runs.append((numbers[order], checks[order], status[order]))
         while len(self._runs) > 1 and (len(self._runs) > RUNS or len(self._runs[-1][0]) >= len(self._runs[-2][0])):
-            (a, mine), (b, theirs) = self._runs.pop(), self._runs.pop()
-            both = np.concatenate([a, b])
-            order = np.argsort(both, kind="stable")
-            self._runs.append((both[order], np.concatenate([mine, theirs])[order]))
+            both = [np.concatenate(pair) for pair in zip(self._runs.pop(), self._runs.pop(), strict=True)]
+            order = np.argsort(both[0], kind="stable")
+            self._runs.append((both[0][order], both[1][order], both[2][order]))
 
     def set(self, number: np.ndarray, status: int) -> None:
         """Give an id that is there another status."""
-        for run, held in self._runs:
+        for run, _, held in self._runs:
             at = int(np.searchsorted(run, number[0]))
             if at < len(run) and run[at] == number[0]:
                 held[at] = status
+
+
+def _parted(digests: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Digests as their ids' numbers uint64 (N,), a check of the other 48 digits uint64 (N,), and whole as uint64 (N, 4).
+
+    Checks of digests that differ in one of the three other words differ (an odd factor loses nothing); others are alike once
+    in 2^64.
+    """
+    words = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").astype(np.uint64).reshape(-1, 4)
+    return words[:, 0], (words[:, 1:] * _ODD).sum(axis=1, dtype=np.uint64), words
 
 
 def _work(block: VectorBlock, row: int) -> NewReference:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from index import vectors as module
 from index.collect import Reading
-from index.errors import IndexMismatch, InputError
+from index.errors import IndexMismatch, InputError, IntegrityError
 from index.store import ReferenceIndex
 from index.vectors import StoredVectors, holds_vectors
 
@@ -170,6 +170,36 @@ def test_pictures_that_the_stride_misses_are_looked_at(tmp_path: Path) -> None:
     np.save(source, np.roll(np.load(source), 1, axis=0))
     with pytest.raises(IndexMismatch, match=r"v\.npy: row 5: is not what grid-1 makes of 5\.png"):
         StoredVectors(source, DIM).spot_check(GridEmbedder())
+
+
+BEGINS = "0123456789abcdef"
+ALIKE = [  # as their 16 digits, though not in the end: at each of the other three words, and zero-padded numbers
+    *((f"{BEGINS}{'0' * 48}", f"{BEGINS}{'0' * at}1{'0' * (47 - at)}") for at in (15, 31, 47)),
+    (f"{1:064}", f"{2:064}"),
+]
+
+
+@pytest.mark.parametrize("digests", ALIKE)
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_works_whose_digests_begin_alike_are_not_one(
+    tmp_path: Path, digests: tuple[str, str], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 1 if apart else 4096)
+    stored(tmp_path / "v.npy", 2)
+    sheet(tmp_path / "v.csv", [{"content_sha256": digest} for digest in digests])
+    with pytest.raises(IntegrityError, match="two pictures share one reference id") as caught:
+        build(tmp_path / "i", tmp_path / "v.npy")
+    assert caught.value.where == f"{tmp_path / 'v.csv'}: row 1" and "sha256" in caught.value.fix
+    assert not (tmp_path / "i" / "CURRENT").exists()
+
+
+def test_the_check_of_a_digest_outlives_merged_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 1)
+    stored(tmp_path / "v.npy", 41)
+    digests = [f"{n:016x}{'7' * 48}" for n in range(20)]
+    sheet(tmp_path / "v.csv", [{"content_sha256": digest} for digest in [*digests, *digests, digests[3][:-1] + "8"]])
+    with pytest.raises(IntegrityError, match=r"row 40: two pictures share one reference id"):
+        build(tmp_path / "i", tmp_path / "v.npy")
 
 
 def test_a_folder_with_pictures_is_no_folder_of_vectors(tmp_path: Path) -> None:
