@@ -1,5 +1,7 @@
 """Local and mounted folders: files opened without following links, written whole, and on the disk before they have a name.
 
+:mod:`index.storage` states what each operation does and raises.
+
 A run folder is often on storage that many can reach. So nothing in it leads out of it: its own folders and files are opened
 relative to a handle of the folder above and never through a link, and only regular files are read. The run folder itself may be
 reached through a link; that is its owner's choice.
@@ -44,7 +46,7 @@ def is_folder(folder: Path) -> bool:
 
 
 def make(folder: Path, name: str = "") -> None:
-    """Make the folder, and the folder ``name`` in it, where they are missing; raises RunStopped."""
+    """Make the folder, and the folder ``name`` in it, where they are missing."""
     try:
         with inside(folder, name, make=True):
             pass
@@ -59,11 +61,7 @@ def remove_empty(folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder in which nothing can be made, or the folder above one that is still missing. Writes nothing.
-
-    Raises:
-        RunStopped: it is mounted read-only, or this user may not write there.
-    """
+    """Refuse a folder in which nothing can be made, or the folder above one that is still missing."""
     place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     try:
         reason = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
@@ -112,12 +110,7 @@ def inside(folder: Path, name: str = "", *, make: bool = False) -> Iterator[int]
 
 
 def entries(folder: Path, name: str = "") -> list[Entry]:
-    """What is in the run folder, or in the folder ``name`` in it, by name; nothing when it is not there.
-
-    Raises:
-        IntegrityError: a part of the path is a link, or not a folder.
-        InputError: it cannot be read.
-    """
+    """What is in the folder."""
     try:
         with inside(folder, name) as at:
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(at)]
@@ -129,7 +122,7 @@ def entries(folder: Path, name: str = "") -> list[Entry]:
 
 
 def entry_of(folder: Path, name: str) -> Entry | None:
-    """What has that name in the run folder; None when nothing has."""
+    """What has that name."""
     parent, leaf = _split(name)
     try:
         with inside(folder, parent) as at:
@@ -145,12 +138,7 @@ def entry_of(folder: Path, name: str) -> Entry | None:
 
 
 def open_file(folder: Path, name: str, little: bool = False) -> BufferedReader:
-    """Open a regular file of the run folder for reading.
-
-    Raises:
-        IntegrityError: it is missing, a link, a folder or another thing in a file's place.
-        InputError: it cannot be read.
-    """
+    """Open a regular file for reading."""
     parent, leaf = _split(name)
     where = str(folder / name)
     try:
@@ -189,7 +177,7 @@ def read_tagged(folder: Path, name: str) -> Tagged | None:
 
 
 def write_file(folder: Path, name: str, data: bytes) -> None:
-    """Write a file whole. Whatever had the name is replaced; if it was a link, what it led to is left alone."""
+    """Write a file whole."""
     write_from(folder, name, lambda stream: stream.write(data))
 
 
@@ -236,11 +224,7 @@ def replace_if(folder: Path, name: str, data: bytes, tag: str) -> str | None:
 
 
 def commit(folder: Path, parts: Sequence[Part], marker: str, content: Callable[[Sequence[Stored]], bytes]) -> bool:
-    """Put the parts in their places and then the marker, if nothing has its name; else nothing of them stays.
-
-    Raises:
-        FileNotFoundError: a sweep removed the temporary files. OSError: it cannot be written.
-    """
+    """Put the parts in their places and then the marker, if nothing has its name."""
     placed: list[str] = []
     try:
         with ExitStack() as stack:
@@ -344,16 +328,7 @@ def put_once(at: int, temporary: str, leaf: str) -> None:
 
 
 def remove(folder: Path, name: str, inode: int | None = None) -> bool:
-    """Remove a file (or a link, never what it leads to) of the run folder.
-
-    Args:
-        folder: the run folder.
-        name: a path in it.
-        inode: remove it only if it is still this one.
-
-    Returns:
-        Whether something was removed; failures are not raised: a leftover does no harm.
-    """
+    """Remove a file, or a link; whether something was removed."""
     parent, leaf = _split(name)
     try:
         with inside(folder, parent) as at:
