@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from index.errors import IntegrityError
+from index.errors import ClearanceError, IntegrityError, RunStopped
+from index.padding import first_line
 from index.places import local, remote
 from index.places.backend import TEMPORARY, Entry, Part, Place, Stored, Tagged
 from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, is_lasting, using
@@ -162,6 +164,35 @@ def digest_of(folder: Path, name: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise cannot_read(error, folder / name) from error
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether an error that came up while stored bytes were parsed is the storage's: it failed, and says nothing of the bytes.
+
+    Arrow hands on what a stream raises. Of damaged bytes it raises an OSError too, one without a number.
+    """
+    return isinstance(error, ClearanceError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+@contextmanager
+def parsing(where: Path | str, *, fix: str, what: str = "cannot be read") -> Iterator[None]:
+    """Parse the bytes of a stream in this block: an error names them as damaged, or the storage as away, whichever it is.
+
+    Args:
+        where: what is parsed. fix: what to do if it is damaged. what: what to say of it then.
+
+    Raises:
+        IntegrityError: the bytes are damaged; whatever the parser raised.
+        InputError: the storage failed meanwhile. Its cause is kept: by it a caller decides whether to try again.
+    """
+    try:
+        yield
+    except ClearanceError:
+        raise
+    except Exception as error:  # the reader of damaged bytes may raise anything
+        if isinstance(error, OSError) and of_storage(error):
+            raise cannot_read(error, where) from error
+        raise IntegrityError(f"{what} ({first_line(error)})", where=str(where), fix=fix) from None
 
 
 def each(folder: Path, do: Callable[[str], _T], names: Iterable[str]) -> Iterator[_T]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from index.errors import RunStopped
@@ -43,3 +45,29 @@ class Dying(ObjectStore):
 
     def revive(self) -> None:
         self.dies_at = self.count = 0
+
+
+class Failing(ObjectStore):
+    """A store in memory that sends every object in ranges, and from one of them on is away."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import MemoryStore
+
+        super().__init__(root, MemoryStore())
+        self.ranges_left: int | None = None  # None: it is never away
+        self.watched = ""  # a part of the keys whose ranges count
+
+    def open(self, key: str, little: bool = False) -> io.BufferedReader | None:
+        return super().open(key, little=True)
+
+    def request(self, kind: str, key: str, do: Callable[[], Any], *, writing: bool = False) -> Any:
+        return super().request(kind, key, partial(self._answer, kind, key, do), writing=writing)
+
+    def _answer(self, kind: str, key: str, do: Callable[[], Any]) -> Any:
+        from obstore.exceptions import GenericError
+
+        if kind == "range" and self.watched in key and self.ranges_left is not None:
+            self.ranges_left -= 1
+            if self.ranges_left < 0:
+                raise GenericError("error sending request: connection reset by peer")
+        return do()

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
-from index.padding import first_line
-from index.storage import each, entry_of, open_file
+from index.storage import each, entry_of, open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_named, index_problems, parts_index
 from pipeline.audit.erasure import Erasures
@@ -201,11 +200,9 @@ def _header(folder: Path, path: str, size: int | None = None, which: str = "") -
         found = header_in(stream, there)
         if found is not None:
             return found
-        try:
+        with parsing(where, fix="", what="cannot be read as Parquet"):
             stream.seek(0)
             schema = pq.ParquetFile(stream).schema_arrow
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read as Parquet ({first_line(error)})", where=where) from None
         return table_header(schema)
 
 

@@ -24,9 +24,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from index.errors import ClearanceError, IntegrityError
-from index.padding import first_line
-from index.storage import TEMPORARY, entries, open_file, remove, require_held, write_file, write_from
+from index.errors import IntegrityError
+from index.storage import TEMPORARY, entries, open_file, parsing, remove, require_held, write_file, write_from
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.chain import canonical, chain_start, table_header
 from pipeline.audit.compacted import (
@@ -231,11 +230,8 @@ def _planned(
 def _source(folder: Path, shard_id: str, file: ShardFile) -> _Source:
     import pyarrow.parquet as pq
 
-    with open_file(folder, file.path) as stream:
-        try:
-            schema = pq.ParquetFile(stream).schema_arrow
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / file.path), fix=_RESTORE) from None
+    with open_file(folder, file.path) as stream, parsing(folder / file.path, fix=_RESTORE):
+        schema = pq.ParquetFile(stream).schema_arrow
     found = table_header(schema)
     rest = {key: value for key, value in (schema.metadata or {}).items() if key != b"clearance"}
     kind = (*((f.name, str(f.type), f.nullable) for f in schema), *sorted(rest.items()), found.get("schema_version"))
@@ -286,32 +282,22 @@ def _tables(folder: Path, source: _Source) -> Iterator[pa.Table]:
         IntegrityError: it cannot be read, or its chain is not the one that was committed.
     """
     where, rows, head = str(folder / source.file.path), 0, ""
-    with open_file(folder, source.file.path) as stream:
-        try:
-            for table in read_blocks(stream):
-                rows += table.num_rows
-                head = table.column("record_sha256")[-1].as_py() if table.num_rows else head
-                yield table
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=_RESTORE) from None
+    with open_file(folder, source.file.path) as stream, parsing(where, fix=_RESTORE):
+        for table in read_blocks(stream):
+            rows += table.num_rows
+            head = table.column("record_sha256")[-1].as_py() if table.num_rows else head
+            yield table
     if rows != source.file.rows or (head or chain_start(header_of(source.header))) != source.file.chain_head:
         raise IntegrityError("is not the file that was committed", where=where, fix=_RESTORE)
 
 
 def _require_same(folder: Path, part: LargePart, plan: Sequence[_Source]) -> None:
     """What was written is read back: the digest of the file, and every row against the file that it came from."""
-    where = str(folder / part.path)
-    wrong = IntegrityError(
-        "is not what was written to it", where=where, fix="Check the storage; nothing of the run was changed"
-    )
-    with open_file(folder, part.path) as stream:
+    where, fix = str(folder / part.path), "Check the storage; nothing of the run was changed"
+    wrong = IntegrityError("is not what was written to it", where=where, fix=fix)
+    with open_file(folder, part.path) as stream, parsing(where, fix=fix, what="is not what was written to it"):
         if hashlib.file_digest(stream, "sha256").hexdigest() != part.sha256:
             raise wrong
-        try:
-            for there, block in zip_longest(read_blocks(stream), _blocks(folder, plan)):
-                if there is None or block is None or not alike(there, block):
-                    raise wrong
-        except ClearanceError:
-            raise
-        except Exception:  # the reader of damaged bytes may raise anything
-            raise wrong from None
+        for there, block in zip_longest(read_blocks(stream), _blocks(folder, plan)):
+            if there is None or block is None or not alike(there, block):
+                raise wrong

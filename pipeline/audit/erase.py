@@ -35,8 +35,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING
 
 from index.errors import IntegrityError, RunStopped
-from index.padding import first_line
-from index.storage import digest_of, entries, entry_of, open_file, remove, write_from
+from index.storage import digest_of, entries, entry_of, open_file, parsing, read_object, remove, write_from
 from pipeline.audit.binding import REQUESTS_FILE
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.compact import tidy
@@ -44,7 +43,7 @@ from pipeline.audit.compacted import parts_index
 from pipeline.audit.coverage import PAGES
 from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
 from pipeline.audit.events import NewEvent, append_events, read_events
-from pipeline.audit.ledger import sample_rows, scan_statement
+from pipeline.audit.ledger import RUN_FILE, sample_rows
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.requests import rows_in
 from pipeline.audit.schema import PAYLOADS
@@ -220,12 +219,8 @@ def _change(
         before = hashlib.file_digest(stream, "sha256").hexdigest()
         if before not in known:
             raise IntegrityError("is not the file that was committed", where=str(folder / path), fix=_RESTORE)
-        try:
+        with parsing(folder / path, fix=_RESTORE):
             return _emptied(stream, path, table, (before, wanted, keys))
-        except IntegrityError:
-            raise
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read ({first_line(error)})", where=str(folder / path), fix=_RESTORE) from None
 
 
 _What = tuple[str, Mapping[str, Collection[str]], Mapping[str, str] | None]  # digest before, columns by sample_id, ids by key
@@ -320,9 +315,12 @@ def _require_same(old: IO[bytes], new: IO[bytes], emptied: Collection[str], wher
 
 
 def _requests_sha256(folder: Path) -> str:
-    """The digest that the sealed statement names for the plan's requests; empty when it names none."""
-    statement, _ = scan_statement(folder)
-    plan = ((statement or {}).get("predicate") or {}).get("plan") or {}
+    """The digest that the sealed statement names for the plan's requests; empty when it names none.
+
+    Raises:
+        IntegrityError, InputError: the statement is missing or cannot be read: then what it names would be left as it is.
+    """
+    plan = (read_object(folder, RUN_FILE).get("predicate") or {}).get("plan") or {}
     return str((plan.get("files") or {}).get(REQUESTS_FILE, "")) if isinstance(plan, dict) else ""
 
 

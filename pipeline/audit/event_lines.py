@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from index.errors import ClearanceError
+from index.errors import ClearanceError, IntegrityError
 from index.storage import entry_of, read_file
 from pipeline.audit.chain import canonical
 
@@ -20,10 +20,13 @@ _KINDS = {
 }  # fmt: skip
 
 
-def scan_lines(folder: Path, start: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+def scan_lines(folder: Path, start: str, *, strict: bool = False) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Read ``events.jsonl`` and check its chain from ``start``: the events that can be read, and every problem (where, what).
 
     The events have the keys of those in parts; what the lines lack is empty. No file is no event.
+
+    Raises:
+        InputError: the storage failed, with ``strict``; otherwise that is one of the problems.
     """
     events: list[dict[str, Any]] = []
     problems: list[tuple[str, str]] = []
@@ -31,6 +34,8 @@ def scan_lines(folder: Path, start: str) -> tuple[list[dict[str, Any]], list[tup
         there = entry_of(folder, EVENT_LINES) is not None
         lines = read_file(folder, EVENT_LINES).split(b"\n") if there else [b""]
     except ClearanceError as error:
+        if strict and not isinstance(error, IntegrityError):
+            raise
         return [], [(EVENT_LINES, error.what)]
     if lines.pop() != b"":
         problems.append((EVENT_LINES, "does not end with a newline: cut off, or written to by something else"))

@@ -125,8 +125,9 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         IntegrityError: a byte of them changed, or events are missing; the message names the part.
+        InputError: the storage failed.
     """
-    events, problems = scan_events(folder)
+    events, problems = scan_events(folder, strict=True)
     if problems and not (problems == [NO_HEAD] and _is_first_version(folder)):
         where, what = problems[0]
         raise IntegrityError(what, where=f"{folder}/{where}", fix=RESTORE)
@@ -144,13 +145,19 @@ def event_files(folder: Path) -> list[str]:
     return lines + [f"{EVENTS_FOLDER}/{entry.name}" for entry in entries(folder, EVENTS_FOLDER) if is_part(entry.name)]
 
 
-def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Read every event and check the whole chain: the events that can be read, and every problem as (where, what)."""
-    events, problems = scan_lines(folder, EVENTS_START)
+def scan_events(folder: Path, *, strict: bool = False) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Read every event and check the whole chain: the events that can be read, and every problem as (where, what).
+
+    Raises:
+        InputError: the storage failed, with ``strict``; otherwise that is one of the problems.
+    """
+    events, problems = scan_lines(folder, EVENTS_START, strict=strict)
     prev_part, parts = "", dict[str, str]()  # digests by name
     try:
         found = sorted(entries(folder, EVENTS_FOLDER), key=lambda entry: (len(entry.name), entry.name))
     except ClearanceError as error:
+        if strict and not isinstance(error, IntegrityError):
+            raise
         return events, [*problems, (EVENTS_FOLDER, error.what)]
     for entry in found:
         where = f"{EVENTS_FOLDER}/{entry.name}"
@@ -162,6 +169,8 @@ def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str
         try:
             part = read_part(folder, where)
         except ClearanceError as error:
+            if strict and not isinstance(error, IntegrityError):
+                raise
             problems.append((where, error.what))
             continue
         count = len(events)
@@ -175,7 +184,7 @@ def scan_events(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str
         events += [plain_event(row) for row in part.rows]
         prev_part = part.sha256
         parts[where] = part.sha256
-    return events, problems + _end_problems(folder, events, parts)
+    return events, problems + _end_problems(folder, events, parts, strict=strict)
 
 
 # --- appending -------------------------------------------------------------------------------------------------------------
@@ -273,8 +282,8 @@ def _end(folder: Path) -> _End:
 def _old_end(folder: Path) -> _End:
     """Where events without a part end: in ``events.jsonl``, or before the first event."""
     parts = [name for name in event_files(folder) if name != EVENT_LINES]
-    events, problems = scan_lines(folder, EVENTS_START)
-    problems += _end_problems(folder, events, dict.fromkeys(parts, ""))
+    events, problems = scan_lines(folder, EVENTS_START, strict=True)
+    problems += _end_problems(folder, events, dict.fromkeys(parts, ""), strict=True)
     if problems == [NO_HEAD] and _is_first_version(folder):
         problems = []
     if parts and parts[0] != part_name(len(events)):
@@ -314,7 +323,9 @@ def _settle(folder: Path, end: _End) -> None:
         end = now
 
 
-def _end_problems(folder: Path, events: Sequence[Mapping[str, Any]], parts: dict[str, str]) -> list[tuple[str, str]]:
+def _end_problems(
+    folder: Path, events: Sequence[Mapping[str, Any]], parts: dict[str, str], *, strict: bool
+) -> list[tuple[str, str]]:
     """Compare ``events-head.json`` with the events and parts (digests by name) that are there."""
     last = next(reversed(parts), "")
     try:
@@ -326,6 +337,8 @@ def _end_problems(folder: Path, events: Sequence[Mapping[str, Any]], parts: dict
             return [] if begun else [NO_HEAD]
         end = _End.parse(read_file(folder, EVENTS_HEAD_FILE))
     except ClearanceError as error:
+        if strict and not isinstance(error, IntegrityError):
+            raise
         return [(EVENTS_HEAD_FILE, error.what)]
     where = end.part or (EVENTS_FOLDER if parts else EVENT_LINES)
     if len(events) < end.number:

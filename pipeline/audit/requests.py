@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
-from index.padding import first_line
-from index.storage import open_file
+from index.storage import open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.layout import Unit, units
 from pipeline.audit.schema import SCHEMA_VERSION, is_readable, schema_of
@@ -48,6 +47,7 @@ def ended_requests(
 
     Raises:
         IntegrityError: a file is missing, cannot be read, or a column in it is not of its type (and ``damaged`` is not given).
+        InputError: the storage failed (and ``damaged`` is not given).
     """
     for unit in units(folder, shards, damaged=damaged):
         try:
@@ -93,6 +93,7 @@ def rows_in(
 
     Raises:
         IntegrityError: the file is missing or a link, ends before, cannot be read, or a column in it is not of its type.
+        InputError: the storage failed.
     """
     import pyarrow.parquet as pq
 
@@ -100,7 +101,7 @@ def rows_in(
     names = sorted(columns) if columns is not None else now.names
     number = first
     with open_file(folder, path) as stream:
-        try:
+        with parsing(path, fix=VERIFY):
             file = pq.ParquetFile(stream)
             expected = schema_of(table, written_version(file.schema_arrow))
             there = [name for name in names if name in expected.names or name not in now.names]
@@ -111,10 +112,6 @@ def rows_in(
                 name: fill for name in there if (fill := _filling(file.schema_arrow.field(name).type, now.field(name).type))
             }
             batches = _batches(file, there, first, count)
-        except IntegrityError:
-            raise
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise _unreadable(error, path) from None
         while rows := _next_rows(batches, path):
             for row in rows:
                 if not isinstance(row.get("sample_id", ""), str) or not isinstance(row.get("attempt", 0), int):
@@ -170,18 +167,12 @@ def _filling(found: pa.DataType, now: pa.DataType) -> Callable[[Any], Any] | Non
 
 
 def _next_rows(batches: Iterator[pa.RecordBatch], path: str) -> list[Row]:
-    try:
+    with parsing(path, fix=VERIFY):
         for batch in batches:
             if batch.num_rows:
                 rows: list[Row] = batch.to_pylist()
                 return rows
-        return []
-    except Exception as error:  # as above
-        raise _unreadable(error, path) from None
-
-
-def _unreadable(error: Exception, path: str) -> IntegrityError:
-    return IntegrityError(f"cannot be read ({first_line(error)})", where=path, fix=VERIFY)
+    return []
 
 
 def _require(found: pa.Schema, expected: pa.Field, path: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from index.errors import ClearanceError, IntegrityError
 from index.fingerprint import pixel_digest
 from index.padding import first_line
-from index.storage import open_file
+from index.storage import open_file, parsing
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment
@@ -34,6 +34,8 @@ from pipeline.salt import salt_id
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+_NOT_PARQUET = "cannot be read as Parquet"
 
 
 def read_index(folder: Path, found: Findings) -> PartsIndex | None:
@@ -131,7 +133,7 @@ class Rows:
         slices = index.in_part(part)
         now = self.binding.erasures.now(part.path, part.sha256, part.bytes)
         try:
-            with open_file(self.folder, part.path) as stream:
+            with open_file(self.folder, part.path) as stream, parsing(part.path, fix="", what=_NOT_PARQUET):
                 intact, known = self._same(stream, part.path, now)
                 if not known:
                     self._damaged_columns(stream, part.path)
@@ -163,8 +165,6 @@ class Rows:
                     self.found.problem(CHAINS, part.path, f"holds more than the {part.rows} rows that {PARTS_INDEX} states")
         except ClearanceError as error:
             self.found.problem(FILES, part.path, f"{error.what}; {PARTS_INDEX} names it")
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            self.found.problem(FILES, part.path, f"cannot be read as Parquet ({first_line(error)})")
 
     def _slice(
         self, rows: Iterable[Mapping[str, Any]], file: ShardFile, place: tuple[str, int], header: str, now: FileNow
@@ -218,14 +218,15 @@ class Rows:
         import pyarrow.parquet as pq
 
         try:
-            if not intact:
-                self._damaged_columns(stream, where)
-            # Arrow's pool of threads, young when the process ends, aborted 1 exit in 14 (pyarrow 26).
-            table = pq.ParquetFile(stream).read(use_threads=False)
-            table.validate(full=True)
-            return table
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            self.found.problem(FILES, where, f"cannot be read as Parquet ({first_line(error)})")
+            with parsing(where, fix="", what=_NOT_PARQUET):
+                if not intact:
+                    self._damaged_columns(stream, where)
+                # Arrow's pool of threads, young when the process ends, aborted 1 exit in 14 (pyarrow 26).
+                table = pq.ParquetFile(stream).read(use_threads=False)
+                table.validate(full=True)
+                return table
+        except IntegrityError as error:
+            self.found.problem(FILES, where, error.what)
             return None
 
     def _damaged_columns(self, stream: IO[bytes], where: str) -> None:
@@ -234,9 +235,10 @@ class Rows:
         checked = pq.ParquetFile(stream, page_checksum_verification=True)
         for name in checked.schema_arrow.names:
             try:
-                for group in range(checked.metadata.num_row_groups):
-                    checked.read_row_group(group, columns=[name], use_threads=False)
-            except Exception:
+                with parsing(where, fix=""):
+                    for group in range(checked.metadata.num_row_groups):
+                        checked.read_row_group(group, columns=[name], use_threads=False)
+            except IntegrityError:
                 self.found.problem(FILES, f"{where} column {name}", "a page of this column does not match its checksum")
 
     def _table(self, table: pa.Table, file: ShardFile, shard_header: Mapping[str, Any], now: FileNow) -> str:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from index.errors import ClearanceError, IntegrityError
-from index.padding import first_line
-from index.storage import open_file
+from index.errors import ClearanceError
+from index.storage import open_file, parsing
 from pipeline.audit.layout import data_files
 from pipeline.audit.requests import VERIFY, Row
 
@@ -76,15 +75,13 @@ def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:
 
     first = 0
     with open_file(folder, path) as stream:
-        try:
+        with parsing(path, fix=VERIFY):
             file = pq.ParquetFile(stream)
             columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
             for batch in batches:
                 yield _batch(batch, path, first, dim)
                 first += batch.num_rows
-        except Exception as error:  # the reader of damaged bytes may raise anything
-            raise IntegrityError(f"cannot be read ({first_line(error)})", where=path, fix=VERIFY) from None
 
 
 def _batch(batch: pa.RecordBatch, path: str, first: int, dim: int) -> Embeddings:
@@ -131,14 +128,14 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
         columns: what to read; columns that the file's version did not have are left out.
 
     Raises:
-        IntegrityError: the file cannot be read.
+        IntegrityError: the file cannot be read. InputError: the storage failed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     wanted, start = np.array(sorted(rows), np.int64), 0
     with open_file(folder, path) as stream:
-        try:
+        with parsing(path, fix=VERIFY):
             file = pq.ParquetFile(stream)
             there = [name for name in columns if name in file.schema_arrow.names]
             for group in range(file.metadata.num_row_groups):
@@ -148,8 +145,6 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
                     table = file.read_row_group(group, columns=there, use_threads=False).take(pa.array(mine - start))
                     yield from zip(mine.tolist(), table.to_pylist(), strict=True)
                 start = stop
-        except Exception as error:  # as above
-            raise IntegrityError(f"cannot be read ({first_line(error)})", where=path, fix=VERIFY) from None
 
 
 class Samples(NamedTuple):
@@ -170,18 +165,13 @@ def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None) -> 
 
     for path in sample_files(folder, damaged=damaged):
         try:
-            with open_file(folder, path) as stream:
+            with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
                 table = pq.ParquetFile(stream).read(columns=["sample_id", "outcome"], use_threads=False)
             yield Samples(path, table.column("sample_id").to_pylist(), table.column("outcome").to_pylist())
         except ClearanceError as error:
             if damaged is None:
                 raise
             damaged.append(error)
-        except Exception as error:  # as above
-            found = IntegrityError(f"cannot be read ({first_line(error)})", where=path, fix=VERIFY)
-            if damaged is None:
-                raise found from None
-            damaged.append(found)
 
 
 def rows_of(folder: Path, wanted: Collection[str], columns: Sequence[str]) -> Iterator[tuple[str, int, Row]]:
