@@ -280,6 +280,31 @@ def remove(folder: Path, name: str, *, inode: int | None = None) -> bool:
         inode: remove it only if it is still this one.
 
     Returns:
-        Whether something was removed; failures are not raised: a leftover does no harm.
+        Whether something was removed; failures are not raised: a leftover does no harm. Where it does: :func:`remove_all`.
     """
     return _of(folder).remove(folder, name, inode)
+
+
+def remove_all(folder: Path, names: Iterable[str], *, fix: str) -> list[str]:
+    """Remove files of which none may stay, in order; of what is not there nothing.
+
+    Args:
+        folder: the run folder.
+        names: paths in it.
+        fix: what to do when some cannot be removed.
+
+    Returns:
+        Those that were removed.
+
+    Raises:
+        RunStopped: some are still there; it names them. InputError: the storage does not say whether they are.
+    """
+    kept, removed = [], []
+    for name in names:
+        (removed if remove(folder, name) else kept).append(name)
+    left = [name for name, found in zip(kept, each(folder, lambda one: entry_of(folder, one), kept), strict=True) if found]
+    if left:
+        more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
+        what = f"cannot be removed: {', '.join(left[:3])}{more}"
+        raise RunStopped(what, where=str(folder), fix=fix)
+    return removed

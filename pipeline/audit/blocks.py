@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.audit.shards import ROW_GROUP_ROWS, parquet_options
@@ -82,3 +82,24 @@ def alike(one: pa.Table, other: pa.Table) -> bool:
         return False
     # Not-a-number equals nothing, itself included; then what is printed of the rows is compared.
     return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
+
+
+def emptied_alike(new: pa.Table, old: pa.Table, cells: Mapping[str, Collection[int]]) -> bool:
+    """Whether a table is another one whose cells, row numbers by column, were emptied: they are null, and all else is alike.
+
+    Every column is compared, an emptied one in all its other rows.
+    """
+    import pyarrow as pa
+
+    if not new.schema.equals(old.schema, check_metadata=True) or new.num_rows != old.num_rows:
+        return False
+    whole = [name for name in old.schema.names if not cells.get(name)]
+    if not alike(new.select(whole), old.select(whole)):
+        return False
+    for name, gone in cells.items():
+        rest = pa.array([row for row in range(old.num_rows) if row not in gone], pa.int64())
+        if new.column(name).take(pa.array(list(gone), pa.int64())).null_count < len(gone):
+            return False
+        if not alike(new.select([name]).take(rest), old.select([name]).take(rest)):
+            return False
+    return True

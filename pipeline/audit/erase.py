@@ -24,7 +24,7 @@ commitments to the prompt. Under the default salt whoever guesses a prompt can c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,9 +35,9 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING
 
 from index.errors import IntegrityError, RunStopped
-from index.storage import digest_of, entries, entry_of, open_file, parsing, read_object, remove, write_from
+from index.storage import digest_of, entries, entry_of, open_file, parsing, read_object, remove_all, write_from
 from pipeline.audit.binding import REQUESTS_FILE
-from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
+from pipeline.audit.blocks import Hashed, emptied_alike, read_blocks, write_blocks
 from pipeline.audit.compact import tidy
 from pipeline.audit.compacted import parts_index
 from pipeline.audit.coverage import PAGES
@@ -96,7 +96,8 @@ def erase_payloads(
 
     Raises:
         IntegrityError: a file is not the one that was committed, or cannot be read.
-        RunStopped: another event came meanwhile, or a file cannot be written; what was begun is finished by erasing again.
+        RunStopped: another event came meanwhile, or a file cannot be written or removed; what was begun is finished by erasing
+            again.
     """
     if not dry_run:
         tidy(folder)  # a compaction that was stopped may have left a second copy of what is erased
@@ -239,16 +240,14 @@ def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | 
 
     def blocks() -> Iterator[pa.Table]:
         for block in read_blocks(stream):
-            names = block.column(name).to_pylist()
-            ids = names if keys is None else [keys.get(one, "") for one in names]
-            yield _without_payloads(block, ids, wanted, emptied)
+            yield _without_payloads(block, _cells(block, name, wanted, keys), emptied)
 
     content: IO[bytes] = SpooledTemporaryFile(max_size=_IN_MEMORY)  # type: ignore[assignment] # noqa: SIM115 (see Change)
     try:
         hashed = Hashed(content)
         write_blocks(hashed, blocks())
         if emptied:
-            _require_same(stream, content, emptied, path)
+            _require_same(stream, content, partial(_cells, name=name, wanted=wanted, keys=keys), path)
     except BaseException:
         content.close()
         raise
@@ -267,17 +266,28 @@ def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | 
     return about, content
 
 
-def _without_payloads(
-    block: pa.Table, ids: Sequence[str], wanted: Mapping[str, Collection[str]], emptied: dict[str, dict[str, None]]
-) -> pa.Table:
+Cells = dict[str, dict[int, str]]  # row number → sample_id, by column
+
+
+def _cells(block: pa.Table, name: str, wanted: Mapping[str, Collection[str]], keys: Mapping[str, str] | None) -> Cells:
+    """The cells of a block that are to be emptied: payloads that are wanted, and there."""
+    names = block.column(name).to_pylist()
+    ids = names if keys is None else [keys.get(one, "") for one in names]
+    cells: Cells = {}
+    for column in (one for one in block.schema.names if one in PAYLOADS):
+        there = _present(block, column)
+        rows = {n: one for n, one in enumerate(ids) if there[n] and column in wanted.get(one, ())}
+        if rows:
+            cells[column] = rows
+    return cells
+
+
+def _without_payloads(block: pa.Table, cells: Cells, emptied: dict[str, dict[str, None]]) -> pa.Table:
     """A block without the payloads to be emptied; they are noted in ``emptied``."""
     new = block
-    for column in (name for name in block.schema.names if name in PAYLOADS):
-        there = _present(block, column)
-        rows = [n for n, one in enumerate(ids) if there[n] and column in wanted.get(one, ())]
-        if rows:
-            emptied.setdefault(column, {}).update(dict.fromkeys(ids[n] for n in rows))
-            new = _without(new, column, rows)
+    for column, rows in cells.items():
+        emptied.setdefault(column, {}).update(dict.fromkeys(rows.values()))
+        new = _without(new, column, rows)
     return new
 
 
@@ -304,12 +314,10 @@ def _without(table: pa.Table, column: str, rows: Collection[int]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.chunked_array(chunks, type=table.schema.field(place).type))
 
 
-def _require_same(old: IO[bytes], new: IO[bytes], emptied: Collection[str], where: str) -> None:
-    """Nothing but the cells that were to be emptied differs in what was written."""
+def _require_same(old: IO[bytes], new: IO[bytes], cells: Callable[[pa.Table], Cells], where: str) -> None:
+    """Nothing but the cells that were to be emptied differs in what was written, and they are empty."""
     for before, after in zip_longest(read_blocks(old), read_blocks(new)):
-        same = before is not None and after is not None and after.schema.equals(before.schema, check_metadata=True)
-        kept = [name for name in before.schema.names if name not in emptied] if same else []
-        if not same or not alike(after.select(kept), before.select(kept)):
+        if before is None or after is None or not emptied_alike(after, before, cells(before)):
             what = "would change in more than its payloads"
             raise IntegrityError(what, where=where, fix="Nothing was erased of it; report this")
 
@@ -325,8 +333,14 @@ def _requests_sha256(folder: Path) -> str:
 
 
 def _remove_reports(folder: Path) -> tuple[str, ...]:
-    """Reports show thumbnails and prompts; `clearance report` writes them again without what was erased."""
+    """Reports show thumbnails and prompts; `clearance report` writes them again without what was erased.
+
+    Raises:
+        RunStopped: one is still there.
+    """
     pages = [
         f"{PAGES}/{entry.name}" for entry in entries(folder, PAGES) if entry.kind == "file" and entry.name.endswith(".html")
     ]
-    return tuple(name for name in (REPORT_HTML, REPORT_JSON, *pages) if entry_of(folder, name) and remove(folder, name))
+    fix = "Give this user the right to delete there, then run the same command again; nothing was erased yet"
+    there = [name for name in (REPORT_HTML, REPORT_JSON, *pages) if entry_of(folder, name) is not None]
+    return tuple(remove_all(folder, there, fix=fix))

@@ -74,14 +74,13 @@ def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:
     import pyarrow.parquet as pq
 
     first = 0
-    with open_file(folder, path) as stream:
-        with parsing(path, fix=VERIFY):
-            file = pq.ParquetFile(stream)
-            columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
-            for batch in batches:
-                yield _batch(batch, path, first, dim)
-                first += batch.num_rows
+    with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
+        file = pq.ParquetFile(stream)
+        columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
+        for batch in batches:
+            yield _batch(batch, path, first, dim)
+            first += batch.num_rows
 
 
 def _batch(batch: pa.RecordBatch, path: str, first: int, dim: int) -> Embeddings:
@@ -134,17 +133,16 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
     import pyarrow.parquet as pq
 
     wanted, start = np.array(sorted(rows), np.int64), 0
-    with open_file(folder, path) as stream:
-        with parsing(path, fix=VERIFY):
-            file = pq.ParquetFile(stream)
-            there = [name for name in columns if name in file.schema_arrow.names]
-            for group in range(file.metadata.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
-                mine = wanted[(wanted >= start) & (wanted < stop)]
-                if len(mine):
-                    table = file.read_row_group(group, columns=there, use_threads=False).take(pa.array(mine - start))
-                    yield from zip(mine.tolist(), table.to_pylist(), strict=True)
-                start = stop
+    with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
+        file = pq.ParquetFile(stream)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            mine = wanted[(wanted >= start) & (wanted < stop)]
+            if len(mine):
+                table = file.read_row_group(group, columns=there, use_threads=False).take(pa.array(mine - start))
+                yield from zip(mine.tolist(), table.to_pylist(), strict=True)
+            start = stop
 
 
 class Samples(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -263,7 +264,8 @@ def test_a_stop_between_any_two_steps_is_found_or_harmless_and_erasing_again_fin
         try:
             erase_keys(run, [keys[0], keys[2]], [], PRIVACY)
         except RunStopped as error:
-            assert disk.hit and ("events" in error.where or "finishes the erasure" in error.fix), error
+            last = "cannot be removed: report" in error.what if steps < 2 else "events" in error.where
+            assert disk.hit and (last or "finishes the erasure" in error.fix), error
     left, found = unfinished(run), verify_run(run)
     assert found.ok == (not left), found.problems
     for problem in found.problems:
@@ -273,6 +275,29 @@ def test_a_stop_between_any_two_steps_is_found_or_harmless_and_erasing_again_fin
     after = rows(run)
     assert [after[key]["image"] for key in (keys[0], keys[2])] == [None, None]
     assert [after[key]["prompt"] for key in keys] == [None, "copy of an owl", None, "elk"]
+
+
+class Sticky(Disk):
+    """A disk on which files of some names cannot be removed."""
+
+    def __init__(self, *beginnings: str) -> None:
+        self.beginnings = beginnings
+
+    def unlink(self, name: str, *, at: int) -> None:
+        if name.startswith(self.beginnings):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        super().unlink(name, at=at)
+
+
+def test_a_report_that_cannot_be_removed_stops_an_erasure_before_anything_is_erased(run: Path, keys: list[str]) -> None:
+    report_run(run)
+    before = contents(run)
+    with using(Sticky("report.html")), pytest.raises(RunStopped, match=r"cannot be removed: report\.html\.") as caught:
+        erase_keys(run, [keys[0]], [], PRIVACY)
+    assert "the right to delete" in caught.value.fix and "nothing was erased yet" in caught.value.fix
+    left = {name: data for name, data in before.items() if name not in ("report.json", ".lease")}
+    assert {name: data for name, data in contents(run).items() if name != ".lease"} == left
+    assert erase_keys(run, [keys[0]], [], PRIVACY).removed == ("report.html",) and verify_run(run).ok
 
 
 def test_the_steps_above_are_all_there_are(run: Path, keys: list[str]) -> None:

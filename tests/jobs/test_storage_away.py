@@ -1,4 +1,4 @@
-"""A store that fails while Parquet is parsed is named as away, with the cause by which a caller tries again; never as damage."""
+"""A store that fails while Parquet is parsed is named as away, with the cause by which a caller tries again; not as damage."""
 
 from __future__ import annotations
 
