@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
-from index.storage import TEMPORARY, entries, open_file, parsing, remove, require_held, write_file, write_from
+from index.storage import TEMPORARY, entries, open_file, parsing, remove_all, require_held, write_file, write_from
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.chain import canonical, chain_start, table_header
 from pipeline.audit.compacted import (
@@ -42,7 +42,7 @@ from pipeline.audit.compacted import (
     is_part_file,
     parts_index,
 )
-from pipeline.audit.erasure import Erasures
+from pipeline.audit.erasure import Erasures, FileNow
 from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.shards import (
     COMMITS,
@@ -85,10 +85,11 @@ class Compacted:
 
 
 class _Source(NamedTuple):
-    """A file of a shard that goes into a part, the canonical header of its rows, and what its Arrow columns are."""
+    """A file of a shard that goes into a part, its digest and size now, the header of its rows, and what its columns are."""
 
     shard_id: str
     file: ShardFile
+    now: FileNow
     header: str
     kind: tuple[Any, ...]
 
@@ -163,6 +164,7 @@ def tidy(folder: Path) -> int:
 
     Raises:
         IntegrityError: the index, or a part, is not the one that the events name; nothing was removed.
+        RunStopped: some cannot be removed; it names them.
     """
     index = parts_index(folder)
     there = [entry.name for entry in entries(folder, PARTS) if entry.kind == "file"]
@@ -172,7 +174,8 @@ def tidy(folder: Path) -> int:
     small = list(superseded(folder, index)) if index is not None else []
     if index is not None and small:
         _require_parts(folder, index)
-    return sum(remove(folder, path) for path in (*gone, *small))
+    fix = "Give this user the right to delete there, then run the same command again"
+    return len(remove_all(folder, (*gone, *small), fix=fix))
 
 
 def superseded(folder: Path, index: PartsIndex) -> Iterator[str]:
@@ -209,12 +212,12 @@ def _planned(
 ) -> list[list[_Source]]:
     """The files of a table, part by part, all of about one size; each shard in one part, each part of one schema."""
     sources = [
-        _source(folder, shard_id, file)
+        _source(folder, shard_id, file, erasures.now(file.path, file.sha256, file.bytes))
         for shard_id, receipt in receipts.items()
         for file in receipt.files
         if file.table == table
     ]
-    sizes = [erasures.now(source.file.path, source.file.sha256, source.file.bytes).bytes for source in sources]
+    sizes = [source.now.bytes for source in sources]
     each = sum(sizes) / max(1, round(sum(sizes) / part_bytes))
     plans: list[list[_Source]] = []
     before, so_far = None, 0
@@ -227,7 +230,7 @@ def _planned(
     return plans
 
 
-def _source(folder: Path, shard_id: str, file: ShardFile) -> _Source:
+def _source(folder: Path, shard_id: str, file: ShardFile, now: FileNow) -> _Source:
     import pyarrow.parquet as pq
 
     with open_file(folder, file.path) as stream, parsing(folder / file.path, fix=_RESTORE):
@@ -235,7 +238,7 @@ def _source(folder: Path, shard_id: str, file: ShardFile) -> _Source:
     found = table_header(schema)
     rest = {key: value for key, value in (schema.metadata or {}).items() if key != b"clearance"}
     kind = (*((f.name, str(f.type), f.nullable) for f in schema), *sorted(rest.items()), found.get("schema_version"))
-    return _Source(shard_id, file, canonical(found).decode(), kind)
+    return _Source(shard_id, file, now, canonical(found).decode(), kind)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------------
@@ -279,16 +282,20 @@ def _tables(folder: Path, source: _Source) -> Iterator[pa.Table]:
     """The rows of one file, in tables of at most 64 rows; one without rows where it has none.
 
     Raises:
-        IntegrityError: it cannot be read, or its chain is not the one that was committed.
+        IntegrityError: it cannot be read, or is not the file that was committed, or that its last erasure left.
     """
     where, rows, head = str(folder / source.file.path), 0, ""
+    other = IntegrityError("is not the file that was committed", where=where, fix=_RESTORE)
     with open_file(folder, source.file.path) as stream, parsing(where, fix=_RESTORE):
+        # The run was verified, but that is a while ago: what changed since would go into the part, and its source be removed.
+        if hashlib.file_digest(stream, "sha256").hexdigest() != source.now.sha256:
+            raise other
         for table in read_blocks(stream):
             rows += table.num_rows
             head = table.column("record_sha256")[-1].as_py() if table.num_rows else head
             yield table
     if rows != source.file.rows or (head or chain_start(header_of(source.header))) != source.file.chain_head:
-        raise IntegrityError("is not the file that was committed", where=where, fix=_RESTORE)
+        raise other
 
 
 def _require_same(folder: Path, part: LargePart, plan: Sequence[_Source]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from index.storage import Disk
 from jobs.by import By
 from jobs.cli import main as cli
 from jobs.run.local_runner import run_local
@@ -22,6 +24,18 @@ CLEAN = "cat"
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+class Sticky(Disk):
+    """A disk on which files whose names begin so cannot be removed."""
+
+    def __init__(self, *beginnings: str) -> None:
+        self.beginnings = beginnings
+
+    def unlink(self, name: str, *, at: int) -> None:
+        if name.startswith(self.beginnings):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        super().unlink(name, at=at)
 
 
 @pytest.fixture(scope="module")

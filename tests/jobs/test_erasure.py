@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from pipeline.audit.erase import unfinished
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.state import state_of
-from tests.jobs.retained import PRIVACY, contents, kept, keys, pristine, rows, run, stored_bytes, thumbnails
+from tests.jobs.retained import PRIVACY, Sticky, contents, kept, keys, pristine, rows, run, stored_bytes, thumbnails
 
 FIXTURES = (pristine, run, keys)  # used by name
 
@@ -275,18 +274,6 @@ def test_a_stop_between_any_two_steps_is_found_or_harmless_and_erasing_again_fin
     after = rows(run)
     assert [after[key]["image"] for key in (keys[0], keys[2])] == [None, None]
     assert [after[key]["prompt"] for key in keys] == [None, "copy of an owl", None, "elk"]
-
-
-class Sticky(Disk):
-    """A disk on which files of some names cannot be removed."""
-
-    def __init__(self, *beginnings: str) -> None:
-        self.beginnings = beginnings
-
-    def unlink(self, name: str, *, at: int) -> None:
-        if name.startswith(self.beginnings):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        super().unlink(name, at=at)
 
 
 def test_a_report_that_cannot_be_removed_stops_an_erasure_before_anything_is_erased(run: Path, keys: list[str]) -> None:
