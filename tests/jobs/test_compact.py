@@ -38,7 +38,7 @@ from tests.proofs import keys_in
 FIXTURES = (compacted, large, run, shelf, small)  # used by name
 
 
-# --- the same rows ------------------------------------------------------------------------------------------------------------
+# --- the same rows ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part_bytes", [1, 60_000])
@@ -94,7 +94,7 @@ def test_a_receipt_of_a_request_and_of_a_shard_is_still_made(large: Path, tmp_pa
     assert receipt(large, keys, shard=markers(large)[2]).data
 
 
-# --- fewer files --------------------------------------------------------------------------------------------------------------
+# --- fewer files -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_small_files_are_gone_and_the_parts_few(run: Path, small: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_card_leads_datasets_to_the_parts(large: Path, small: Path) -> None:
     assert there["request_key"] == [row["request_key"] for row in sample_rows(small)]
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_not_sealed_is_refused(stopped: Path) -> None:

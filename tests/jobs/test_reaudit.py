@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from index.embed import OpenCLIPEmbedder
 from index.errors import IndexMismatch
 from index.store import ReferenceIndex
+from jobs.by import By
 from jobs.cli import main as cli
+from jobs.compact import compact_run
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.look import Seen, Standard, look
 from jobs.reaudit.reaudit import Rules, reaudit
@@ -24,6 +26,7 @@ from jobs.reaudit.standing import Standing
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
+from pipeline.audit.verify import verify
 from pipeline.policy import MarksPolicy
 from tests.jobs.drawn_run import OBSERVE, STRICT, draw, drawing, make_index
 from tests.pipeline.test_stored import rewrite
@@ -369,3 +372,15 @@ def test_a_large_index_proposes_by_its_own_search_and_says_what_that_misses(draw
     }  # fmt: skip
     assert expected <= found
     assert notes(RunFacts.of(drawn.base / "observed", drawn.index.embedder_id), large) == [LARGE]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 10**9])
+def test_a_compacted_run_is_looked_at_as_its_small_files_were(world: World, drawn: World, part_bytes: int) -> None:
+    run = world.base / "observed"
+    compact_run(run, By(role="operator", reason="fewer files"), part_bytes=part_bytes)
+    found, before = look(run, standard(world)), look(drawn.base / "observed", standard(drawn))
+    assert [(seen.request_key, again(seen)) for seen in found.hits] == [(seen.request_key, again(seen)) for seen in before.hits]
+    assert len(found.hits) > 5
+    held = {change.request_key for change in run_again(world, policy=STRICT).quarantined}
+    assert held == {seen.request_key for seen in before.hits} == {k for k, one in outcomes(run).items() if one == "quarantined"}
+    assert verify(run).ok

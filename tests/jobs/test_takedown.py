@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 from index.errors import ConfigError, InputError
 from index.reference import NewReference
 from index.store import ReferenceIndex
+from jobs.by import By
 from jobs.cli import main as cli
+from jobs.compact import compact_run
 from jobs.takedown.claim import EXAMPLE, FiledClaim, read_claim
 from jobs.takedown.receipt import lines, receipt, write_receipt
 from jobs.takedown.takedown import ADD, RETIRE, Done, Order, carry_out
 from pipeline.audit.events import append_event, read_events
+from pipeline.audit.verify import verify
 from tests.jobs.drawn_run import OBSERVE, draw, drawing, make_index
 from tests.jobs.test_reaudit import World, outcomes, rows
 
@@ -350,3 +353,13 @@ def test_the_command_names_what_is_missing(world: World, arguments: tuple[str, .
 def test_the_command_prints_an_example() -> None:
     done = CliRunner().invoke(cli.app, ["takedown", "--example"])
     assert done.stdout == EXAMPLE
+
+
+def test_a_claim_reaches_the_parts_of_a_compacted_run(world: World) -> None:
+    run = world.base / "observed"
+    compact_run(run, By(role="operator", reason="fewer files"))
+    done = take_down(world)
+    assert {change.request_key for change in done.runs[0].quarantined} == {"other-ant", "moved-ant"}
+    assert {key for key, outcome in outcomes(run).items() if outcome == "quarantined"} == {"other-ant", "moved-ant"}
+    assert verify(run).ok
+    assert {change.request_key for change in withdraw(world, [ref_of(done)]).runs[0].released} == {"other-ant", "moved-ant"}
