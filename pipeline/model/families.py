@@ -89,7 +89,7 @@ def load_model(config: ModelConfig) -> DiffusionModel:
     checked = check_model(config)
     where = str(checked.folder)
     try:
-        return checked.cls(checked.folder, config)
+        return checked.cls.load(checked.folder, config)
     except ClearanceError:
         raise
     except Exception as error:

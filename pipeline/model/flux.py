@@ -70,8 +70,8 @@ class Flux(LatentDiffusion):
             txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),
             img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
         ).sample
-        pixels = self.decode_size()
-        return pipe._unpack_latents(out, pixels[1], pixels[0], self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
+        pixels = height * self._pixels_per_latent, width * self._pixels_per_latent
+        return pipe._unpack_latents(out, *pixels, self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:
         from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -52,26 +52,30 @@ class LatentDiffusion(ABC):
     settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
     distilled: bool = False
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        """A folder's model.
+
+        Raises:
+            ModelError: diffusers cannot load it, or it is of a form that is not supported.
+        """
         import torch
 
         ensure()
         import diffusers
 
-        self._torch = torch
-        self._device, self._dtype = torch.device(config.device), getattr(torch, config.dtype)
         absent = [name for name, value in read_index(folder).items() if isinstance(value, list) and value[0] is None]
-        dtypes = {"default": torch.float32} | dict.fromkeys((self.denoiser, *self.narrow), self._dtype)
+        dtypes = {"default": torch.float32} | dict.fromkeys((cls.denoiser, *cls.narrow), getattr(torch, config.dtype))
         with quiet():
             try:
-                self._parts = getattr(diffusers, self.pipeline).from_pretrained(
+                parts = getattr(diffusers, cls.pipeline).from_pretrained(
                     folder,
                     dtype=dtypes,
                     variant=config.variant or None,
                     use_safetensors=True,
                     local_files_only=True,
                     **dict.fromkeys(set(absent) - set(UNUSED)),
-                    **self.settings,
+                    **cls.settings,
                 )
             except Exception as error:
                 saved_by = read_index(folder).get("_diffusers_version", "an unknown version")
@@ -81,6 +85,36 @@ class LatentDiffusion(ABC):
                     fix=f"It was saved by diffusers {saved_by}, here is {diffusers.__version__}: save it again with this one, "
                     "or restore the folder",
                 ) from error
+        return cls(parts, config, digest=folder_digest(folder), where=str(folder))
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Any], config: ModelConfig, *, digest: str = "") -> Self:
+        """A model of parts that are there already; nothing is read from disk.
+
+        Args:
+            parts: component name → object, as in ``model_index.json``. Denoiser, autoencoder and scheduler are needed. Without
+                text encoders it encodes no prompts.
+            config: device, number format and size; its path is not looked at.
+            digest: what :attr:`digest` is to be.
+        """
+        import inspect
+
+        import diffusers
+
+        kind = getattr(diffusers, cls.pipeline)
+        accepted = inspect.signature(kind.__init__).parameters.values()
+        missing = {p.name: None for p in accepted if p.default is p.empty and p.name != "self"}
+        with quiet():
+            whole = kind(**(missing | cls.settings | dict(parts)))
+        return cls(whole, config, digest=digest, where=cls.pipeline)
+
+    def __init__(self, parts: Any, config: ModelConfig, *, digest: str, where: str) -> None:
+        """Of a diffusers pipeline object; :meth:`load` and :meth:`of` make one. ``where`` is for messages."""
+        import torch
+
+        ensure()
+        self._torch, self._parts, self.digest = torch, parts, digest
+        self._device, self._dtype = torch.device(config.device), getattr(torch, config.dtype)
         for part in self._parts.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(self._device).eval().requires_grad_(False)
@@ -91,25 +125,20 @@ class LatentDiffusion(ABC):
         self._text_tokens = config.text_tokens or self.text_tokens
         self.autoencoder = self._parts.vae
         if getattr(self.autoencoder.config, "latents_mean", None) is not None:
-            raise ModelError(
-                "its autoencoder normalises per channel", where=str(folder), fix="That is not supported: use another"
-            )
+            raise ModelError("its autoencoder normalises per channel", where=where, fix="That is not supported: use another")
         takes, has = self._channels(), int(self.autoencoder.config.latent_channels)
         if takes != has:
             raise ModelError(
                 f"its {self.denoiser} takes {takes} channels, its autoencoder has {has}",
-                where=str(folder),
+                where=where,
                 fix="Models that are shown a picture (inpainting, depth) are not supported: use one that draws from text",
             )
         if self.network.config.get("time_cond_proj_dim") is not None:
-            raise ModelError(
-                "it is distilled for LCM sampling", where=str(folder), fix="That is not supported: use its base model"
-            )
+            raise ModelError("it is distilled for LCM sampling", where=where, fix="That is not supported: use its base model")
         self._scaling = float(self.autoencoder.config.scaling_factor)
         self._shift = float(getattr(self.autoencoder.config, "shift_factor", None) or 0)
         self._pixels_per_latent = int(self._parts.vae_scale_factor)
         self.latent_shape = (self._channels(), *self._sides(config.size))
-        self.digest = folder_digest(folder)
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
         self.text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
@@ -117,6 +146,9 @@ class LatentDiffusion(ABC):
         self.encode_calls = PaddedCalls(rows, "autoencoder's encoder", LESS)
         self.decoder = Decoder(self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, rows=rows)
         self.decode_calls = self.decoder.calls
+        self.conditioning_shape: tuple[int, ...] = ()
+        if any(getattr(parts, name, None) is None for name in self.required):
+            return
         try:
             self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
         except ClearanceError:
@@ -124,7 +156,7 @@ class LatentDiffusion(ABC):
         except Exception as error:
             what = f"its text encoders do not work: {reason(error)}"
             fix = "Tokenizers and text encoders must be of the same model: restore these parts of the folder"
-            raise ModelError(what, where=str(folder), fix=fix) from error
+            raise ModelError(what, where=where, fix=fix) from error
 
     # Declared by each subclass.
 

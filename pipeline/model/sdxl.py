@@ -37,7 +37,7 @@ class StableDiffusionXL(LatentDiffusion):
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
     ) -> torch.Tensor:
-        width, height = self.decode_size()
+        height, width = (side * self._pixels_per_latent for side in latents.shape[-2:])
         # original size, top left corner of the crop, target size
         sizes = self._torch.tensor([[height, width, 0, 0, height, width]], dtype=self._torch.float32, device=self._device)
         tokens, pooled = self._split(context)
