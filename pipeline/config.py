@@ -13,7 +13,7 @@ SEEDS = 2**63 - 1  # what the tables' columns hold
 HARD_STOP = ("unsafe.",)
 
 
-Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "lcm", "tcd", "flow_match_euler"]
+Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd", "flow_match_euler"]
 
 
 @settings

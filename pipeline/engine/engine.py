@@ -122,8 +122,9 @@ class Engine:
         if trajectory.group and trajectory.push:
             raise ValueError("a sample is pushed from references or from its group's mates, not both")
         step = trajectory.step
-        if self.sampler.needs_memory(step) and step - 1 not in trajectory.cleans:
-            raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {step - 1}: call resumed()")
+        absent = [n for n in range(step - self.sampler.needs_memory(step), step) if n not in trajectory.cleans]
+        if absent:
+            raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {absent[-1]}: call resumed()")
         if trajectory.turn is None:
             trajectory.turn, self._turns = self._turns, self._turns + 1
         if trajectory.guided_until is None:
@@ -281,7 +282,8 @@ class Engine:
             with steering("nudge", t.step):
                 clean = t.nudge(clean, t.step, noise)
         fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
-        latent = self.sampler.advance(clean, noise, t.step, before=t.cleans.get(t.step - 1), fresh=fresh)
+        before, older = t.cleans.get(t.step - 1), t.cleans.get(t.step - 2)
+        latent = self.sampler.advance(clean, noise, t.step, before=before, older=older, fresh=fresh)
         change = float((latent - t.latent).norm())
         if not math.isfinite(change):
             raise not_finite(self._call, t, rows)

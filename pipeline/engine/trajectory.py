@@ -38,7 +38,7 @@ class Trajectory:
         evals: denoiser evaluations spent, in steps of an unsteered sample.
         device_seconds: share of the device time of its calls.
         seed: with the step, the key of the noise that samplers with η > 0 add.
-        cleans: x̂0 of every step taken, for samplers with memory (2M): what a rollback restores it from, beside the ring.
+        cleans: x̂0 of every step taken, for samplers with memory (2M, UniPC): what a rollback restores it from, beside the ring.
         rows_from: (step, R): from that step on its calls had R rows, that of its references' features before its own. More than
             one entry only after memory ran out.
         turn: its place in the queue, given when it is submitted; a resumed one keeps its sample's.

@@ -2,12 +2,12 @@
 
 All samplers keep the latent at step i in the form z_i = a_i·x0 + s_i·ε, split the network's output into x̂0 and ε̂, and take
 
-    z_{i+1} = A_i·x̂0 + S_i·ε̂ + c_i·(x̂0_i − x̂0_{i−1}) + τ_i·n_i
+    z_{i+1} = A_i·x̂0 + S_i·ε̂ + c_i·(x̂0_i − x̂0_{i−1}) + d_i·(x̂0_{i−1} − x̂0_{i−2}) + τ_i·n_i
 
-with numbers looked up by i: c is the second-order correction of 2M (0 elsewhere), τ·n the counter-based noise of those that add
-some. For a deterministic sampler of first order A_i = a_{i+1} and S_i = s_{i+1}. Diffusion samplers keep z variance preserving
-(a² + s² = 1), flow matching has a = 1 − σ, s = σ; so the latent is at the same time the network's input, and diffusers' scaling
-of Euler's input by 1/√(σ² + 1) is built in.
+with numbers looked up by i: c is the second-order correction of 2M and UniPC, d that of UniPC's corrector (0 elsewhere), τ·n
+the counter-based noise of those that add some. For a deterministic sampler of first order A_i = a_{i+1} and S_i = s_{i+1}.
+Diffusion samplers keep z variance preserving (a² + s² = 1), flow matching has a = 1 − σ, s = σ; so the latent is at the same
+time the network's input, and diffusers' scaling of Euler's input by 1/√(σ² + 1) is built in.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Sampler:
         signal, noise: a_i and s_i before each step. The noise level a rollback to step i resumes at.
         signal_next, noise_next: A_i and S_i, the weights of x̂0 and ε̂ after each step.
         correction: c_i; empty for samplers without memory.
+        older: d_i; empty for samplers that remember at most one x̂0.
         fresh: τ_i; empty for deterministic samplers.
         initial_scale: what unit noise is multiplied by to start from.
         clip: x̂0 is clamped to ±clip; 0 does not.
@@ -48,6 +49,7 @@ class Sampler:
     signal_next: tuple[float, ...]
     noise_next: tuple[float, ...]
     correction: tuple[float, ...] = ()
+    older: tuple[float, ...] = ()
     fresh: tuple[float, ...] = ()
     initial_scale: float = 1.0
     clip: float = 0.0
@@ -73,9 +75,11 @@ class Sampler:
             x0, noise = a * z - s * output, a * output + s * z
         return (x0.clamp(-self.clip, self.clip) if self.clip else x0), noise
 
-    def needs_memory(self, step: int) -> bool:
-        """Whether ``step`` uses the x̂0 of the step before."""
-        return bool(self.correction) and self.correction[step] != 0
+    def needs_memory(self, step: int) -> int:
+        """Of how many steps before it ``step`` uses the x̂0: 0, 1 or 2."""
+        if self.older and self.older[step] != 0:
+            return 2
+        return int(bool(self.correction) and self.correction[step] != 0)
 
     def advance(
         self,
@@ -84,6 +88,7 @@ class Sampler:
         step: Any,
         *,
         before: torch.Tensor | None = None,
+        older: torch.Tensor | None = None,
         fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The latent after ``step``.
@@ -92,11 +97,14 @@ class Sampler:
             x0, noise: x̂0 (steered or not) and ε̂ at this step.
             step: the step taken.
             before: x̂0 of the step before, for samplers with memory; any tensor in the first step.
+            older: x̂0 of the step before that, for those that remember two; any tensor in the first two steps.
             fresh: unit noise for samplers that add some; see :func:`counter_noise`.
         """
         z: torch.Tensor = _at(self.signal_next, step, x0) * x0 + _at(self.noise_next, step, x0) * noise
         if self.correction and before is not None:
             z = z + _at(self.correction, step, x0) * (x0 - before)
+        if self.older and before is not None and older is not None:
+            z = z + _at(self.older, step, x0) * (before - older)
         if self.fresh and fresh is not None:
             z = z + _at(self.fresh, step, x0) * fresh
         return z

@@ -191,6 +191,69 @@ def _dpmpp_2m_sde(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
     )
 
 
+def _unipc(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
+    """UniPC of order 2, B₂(h) = eʰ − 1, predicting x̂0 (Zhao et al. 2023, alg. 1 and 2), as one table with two memories.
+
+    The corrector (their eq. 11) replaces the latent z that the network has seen by one that knows its answer. Both came from
+    the same latent before, by the same first-order step, so that one cancels, and no other latent has to be kept: it is
+    z + a(1 − e⁻ʰ)·[ρ₁·(x̂0 − x̂0₋₁) + (ρ₀ − ½)·(h/h₋₁)·(x̂0₋₁ − x̂0₋₂)], with h of the step that led here. The predictor is
+    DPM-Solver++'s step from there (:func:`_dpmpp_2m`).
+    """
+    scheduler, flow = _unipc_schedule(model, steps)
+    config: Any = scheduler.config if hasattr(scheduler.config, "disable_corrector") else None
+    signal, noise = _rectified(scheduler.sigmas) if flow else _variance_preserving(scheduler.sigmas)
+    level = [_log(a) - _log(s) for a, s in zip(signal, noise, strict=True)]
+    strides = [after - before for before, after in pairwise(level)]
+    ends_low = config is None or bool(config.lower_order_final)
+    order = [min(2, i + 1, steps - i if ends_low else 2) for i in range(steps)]
+    uncorrected = set(config.disable_corrector) if config is not None else set()
+    kept = [after / s for s, after in pairwise(noise)]
+    weights = [-math.expm1(-h) for h in strides]  # 1 − e⁻ʰ
+    correction, older = [0.0] * steps, [0.0] * steps
+    for i in range(1, steps):
+        h, last = strides[i], strides[i - 1]
+        if order[i] == 2:
+            correction[i] = signal[i + 1] * weights[i] / 2 * h / last
+        if i - 1 in uncorrected:
+            continue
+        back, ahead = _corrector(last, strides[i - 2] / last) if order[i - 1] == 2 else (0.5, 0.5)
+        scale = kept[i] * signal[i] * weights[i - 1]
+        correction[i] += scale * ahead
+        older[i] = scale * (back - 0.5) * last / strides[i - 2] if order[i - 1] == 2 else 0.0
+    return Sampler(
+        name="unipc",
+        prediction_type=model.prediction_type,
+        timesteps=tuple(map(float if flow else int, scheduler.timesteps)),
+        signal=signal[:-1],
+        noise=noise[:-1],
+        signal_next=tuple(k * a + after * w for k, a, after, w in zip(kept, signal, signal[1:], weights, strict=False)),
+        noise_next=tuple(k * s for k, s in zip(kept, noise, strict=False)),
+        correction=tuple(correction),
+        older=tuple(older),
+    )
+
+
+def _unipc_schedule(model: DiffusionModel, steps: int) -> tuple[Any, bool]:
+    """The scheduler whose noise levels UniPC takes, and whether they are a flow's; as :meth:`_Solver.of`."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    flow = model.prediction_type == "flow_prediction"
+    if flow and not model.scheduler_config.get("use_flow_sigmas"):
+        return model.scheduled(FlowMatchEulerDiscreteScheduler, steps), True
+    changes: dict[str, Any] = {"solver_order": 2, "solver_type": "bh2", "predict_x0": True, "solver_p": None}
+    return model.scheduled(UniPCMultistepScheduler, steps, use_flow_sigmas=flow, **changes), flow
+
+
+def _corrector(h: float, before: float) -> tuple[float, float]:
+    """ρ₀ and ρ₁ of UniC-2 (Zhao et al. 2023, thm. 3.1): ρ₀ + ρ₁ = b₁ and r·ρ₀ + ρ₁ = b₂, with r = −``before`` = −h₋₁/h."""
+    small = math.expm1(-h)
+    first = -small / h - 1
+    second = -first / h - 0.5
+    b1, b2 = first / small, 2 * second / small
+    back = (b1 - b2) / (1 + before)
+    return back, b1 - back
+
+
 def _lcm(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
     """Multistep sampling of a latent consistency model (Luo et al. 2023, alg. 2): to the clean latent, and back by fresh noise.
 
@@ -295,10 +358,12 @@ DIFFUSION: dict[str, Callable[[DiffusionModel, int, float], Sampler]] = {
     "euler_a": _euler_a,
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2m_sde": _dpmpp_2m_sde,
+    "unipc": _unipc,
     "lcm": _lcm,
     "tcd": _tcd,
 }
 FLOW: dict[str, Callable[[DiffusionModel, int, float], Sampler]] = {
     "flow_match_euler": _flow_match_euler,
     "dpmpp_2m": _dpmpp_2m,
+    "unipc": _unipc,
 }

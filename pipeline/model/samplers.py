@@ -24,6 +24,7 @@ OF_SCHEDULER = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_a",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
@@ -36,7 +37,6 @@ DRAWN_WITH_DDIM = {
 }
 # What to use instead of schedulers that Clearance does not have; such a folder is refused until the run file chooses.
 INSTEAD = {
-    "UniPCMultistepScheduler": "dpmpp_2m",
     "DEISMultistepScheduler": "dpmpp_2m",
     "DPMSolverSinglestepScheduler": "dpmpp_2m",
     "DPMSolverSDEScheduler": "dpmpp_2m_sde",
@@ -84,7 +84,8 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         raise
     except Exception as error:  # values of a type or size that diffusers does not check
         raise ConfigError(f"{name!r} cannot be made of it: {reason(error)}", where=FOLDER, fix=OTHER) from error
-    tables = (sampler.signal, sampler.noise, sampler.signal_next, sampler.noise_next, sampler.correction, sampler.fresh)
+    tables = (sampler.signal, sampler.noise, sampler.signal_next, sampler.noise_next, sampler.correction, sampler.older,
+              sampler.fresh)  # fmt: skip
     if not all(map(math.isfinite, (*sampler.timesteps, *(number for table in tables for number in table)))):
         raise ConfigError("its noise levels are not finite", where=FOLDER, fix=OTHER)
     if sampler.prediction_type == "epsilon" and sampler.signal[0] == 0:
@@ -119,6 +120,8 @@ def sampler_of(config: Mapping[str, Any], *, flow: bool) -> tuple[str, str]:
         what = f"the model's folder names {named}, which Clearance does not have; 'ddim' is used"
         more = DRAWN_WITH_DDIM[named]
         return used, f"{what}; {more}" if more else f"{what} (generation.scheduler chooses another)"
+    if used == "unipc":
+        return _unipc_of(config)
     return _solver_of(config) if used == "dpmpp_2m" else (used, "")
 
 
@@ -127,6 +130,8 @@ def _of_flow(config: Mapping[str, Any], named: str) -> tuple[str, str]:
         return "flow_match_euler", ""
     if named == "DPMSolverMultistepScheduler" and config.get("use_flow_sigmas"):
         return _solver_of(config, flow=True)
+    if named == "UniPCMultistepScheduler" and config.get("use_flow_sigmas"):
+        return _unipc_of(config)
     if named == "None":
         return "flow_match_euler", "the model's folder names no scheduler; 'flow_match_euler' is used"
     raise _not_here(named, "dpmpp_2m" if config.get("use_flow_sigmas") else "flow_match_euler")
@@ -140,6 +145,19 @@ def _solver_of(config: Mapping[str, Any], *, flow: bool = False) -> tuple[str, s
     if wanted == drawn and order == 2:
         return used, ""
     return used, f"the model's folder asks for {wanted} of order {order}; {drawn} of order 2 is used"
+
+
+def _unipc_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """UniPC as it is drawn, and in what the folder asks for another form of it."""
+    if config.get("solver_p") is not None:
+        fix = 'Set it to "unipc", which has a predictor of its own'
+        raise ConfigError("the model's folder gives UniPC another predictor (solver_p)", where="generation.scheduler", fix=fix)
+    order, kind = config.get("solver_order", 2), str(config.get("solver_type", "bh2"))
+    predicts = "x0" if config.get("predict_x0", True) else "noise"
+    kind = "bh1" if kind == "bh1" else "bh2"  # diffusers takes bh2 for every other name that it accepts
+    if (order, kind, predicts) == (2, "bh2", "x0"):
+        return "unipc", ""
+    return "unipc", f"the model's folder asks for UniPC of order {order} ({kind}, {predicts}); order 2 (bh2, x0) is used"
 
 
 def _not_here(named: str, instead: str) -> ConfigError:

@@ -363,13 +363,13 @@ def test_substitutions_are_notes(project: Path) -> None:
 
 
 def test_a_scheduler_that_is_not_here_is_refused_in_the_dry_run(project: Path) -> None:
-    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "UniPCMultistepScheduler"})
+    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "DEISMultistepScheduler"})
     with pytest.raises(ConfigError, match=r'generation\.scheduler: .*Set it to "dpmpp_2m"'):
         texts(project, Policy())
 
 
 def test_a_scheduler_that_was_chosen_is_no_note(project: Path) -> None:
-    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "UniPCMultistepScheduler"})
+    spoil(project / "model" / "scheduler" / "scheduler_config.json", lambda c: c | {"_class_name": "DEISMultistepScheduler"})
     model = ModelConfig(path=str(project / "model"), dtype="float32")
     chosen = RunConfig(prompts="p.csv", model=model, generation=GenerationConfig(scheduler="euler"))
     assert "scheduler" not in {note.topic for note in notes_of(chosen, Policy(), project)}

@@ -97,7 +97,7 @@ def test_resuming_from_the_ring_repeats_the_same_bytes(model: DiffusionModel) ->
     assert again.evals == STEPS - 2 and t.evals == STEPS
 
 
-@pytest.mark.parametrize(("scheduler", "eta"), [("dpmpp_2m", 0.0), ("ddim", 0.8), ("euler", 0.0)])
+@pytest.mark.parametrize(("scheduler", "eta"), [("dpmpp_2m", 0.0), ("unipc", 0.0), ("ddim", 0.8), ("euler", 0.0)])
 def test_every_sampler_resumes_to_the_same_bytes(exact: DiffusionModel, scheduler: str, eta: float) -> None:
     """Second-order memory is restored from beside the ring, and added noise is that of (seed, step)."""
     e = Engine(exact, rows=8, steps=STEPS, guidance_scale=3.0, scheduler=scheduler, eta=eta)
@@ -106,7 +106,7 @@ def test_every_sampler_resumes_to_the_same_bytes(exact: DiffusionModel, schedule
     whole = e.finish([t])[4]
     for step in (1, 3):
         again = Trajectory(tag=4, latent=t.ring[step], step=step, context=t.context, negative=t.negative)
-        if scheduler == "dpmpp_2m":
+        if scheduler in ("dpmpp_2m", "unipc"):
             with pytest.raises(ValueError, match="call resumed"):
                 e.submit(again)
         assert torch.equal(e.finish([again.resumed(t, 4)])[4], whole)
@@ -114,11 +114,12 @@ def test_every_sampler_resumes_to_the_same_bytes(exact: DiffusionModel, schedule
     assert torch.equal(e.finish([other])[4], whole) == (eta == 0)
 
 
-@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m", "unipc"])
 def test_other_samplers_equal_diffusers_too(exact: DiffusionModel, tiny_sd: Path, scheduler: str) -> None:
     import diffusers
 
-    kind = {"euler": diffusers.EulerDiscreteScheduler, "dpmpp_2m": diffusers.DPMSolverMultistepScheduler}[scheduler]
+    kinds = {"dpmpp_2m": diffusers.DPMSolverMultistepScheduler, "unipc": diffusers.UniPCMultistepScheduler}
+    kind = kinds.get(scheduler, diffusers.EulerDiscreteScheduler)
     with quiet():
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
         pipe.scheduler = kind.from_config(pipe.scheduler.config)

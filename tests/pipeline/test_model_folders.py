@@ -351,7 +351,7 @@ def test_a_scheduler_that_training_scripts_leave_behind_is_noted(named: str, adv
 
 
 NOT_HERE = {
-    "UniPCMultistepScheduler": '"dpmpp_2m"', "HeunDiscreteScheduler": '"euler"', "DPMSolverSDEScheduler": '"dpmpp_2m_sde"',
+    "DEISMultistepScheduler": '"dpmpp_2m"', "HeunDiscreteScheduler": '"euler"', "DPMSolverSDEScheduler": '"dpmpp_2m_sde"',
     "SomethingNew": '"ddim"', "FlowMatchEulerDiscreteScheduler": '"ddim"',
 }  # fmt: skip
 
@@ -368,8 +368,8 @@ def test_schedulers_of_flows_that_are_not_here_are_refused() -> None:
     with pytest.raises(ConfigError, match="FlowMatchHeun") as refused:
         sampler_of({"_class_name": "FlowMatchHeunDiscreteScheduler"}, flow=True)
     assert '"flow_match_euler"' in refused.value.fix and "two network calls" in refused.value.fix
-    with pytest.raises(ConfigError, match="UniPC") as refused:
-        sampler_of({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, flow=True)
+    with pytest.raises(ConfigError, match="DEIS") as refused:
+        sampler_of({"_class_name": "DEISMultistepScheduler", "use_flow_sigmas": True}, flow=True)
     assert '"dpmpp_2m"' in refused.value.fix
 
 
@@ -386,6 +386,16 @@ def test_other_forms_of_a_scheduler_that_is_here_are_noted() -> None:
         "the model's folder asks for dpmsolver of order 2; dpmsolver++ of order 2 is used"
     )
     assert "order 3; dpmsolver++ of order 2 is used" in sampler_of(solver | {"solver_order": 3}, flow=False)[1]
+
+
+def test_other_forms_of_unipc_are_noted_or_refused() -> None:
+    unipc = {"_class_name": "UniPCMultistepScheduler"}
+    assert sampler_of(unipc | {"use_flow_sigmas": True}, flow=True) == ("unipc", "")
+    assert sampler_of(unipc | {"solver_order": 3, "solver_type": "bh1", "predict_x0": False}, flow=False) == (
+        "unipc", "the model's folder asks for UniPC of order 3 (bh1, noise); order 2 (bh2, x0) is used"
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="another predictor"):
+        sampler_of(unipc | {"solver_p": {"_class_name": "DDIMScheduler"}}, flow=False)
 
 
 # --- anything --------------------------------------------------------------------------------------------------------------

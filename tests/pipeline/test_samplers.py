@@ -54,6 +54,15 @@ DIFFUSION = [
     ("DPMSolverMultistepScheduler", {"solver_type": "heun", "final_sigmas_type": "sigma_min"}, ("epsilon",)),
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
 ]
+UNIPC = [
+    ("UniPCMultistepScheduler", {}, ("epsilon", "v_prediction", "sample")),
+    ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "timestep_spacing": "trailing"}, ("epsilon",)),
+    ("UniPCMultistepScheduler", {"disable_corrector": [0, 2], "final_sigmas_type": "sigma_min"}, ("epsilon",)),
+    ("UniPCMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}, ("epsilon",)),
+    ("UniPCMultistepScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v_prediction",)),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+     ("flow_prediction",)),
+]  # fmt: skip
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 # diffusers draws their noise from a generator; here it is handed in.
 NOISY = [
@@ -74,12 +83,17 @@ FLOW: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
      ("flow_prediction",)),
 ]  # fmt: skip
-CASES = [(name, more, p) for name, more, predictions in (*DIFFUSION, *FLOW) for p in predictions]
+CASES = [
+    (name, more, p, steps)
+    for cases, counts in ((DIFFUSION, (7, 20)), (UNIPC, (4, 7, 20)), (FLOW, (7, 20)))
+    for name, more, predictions in cases
+    for p in predictions
+    for steps in counts
+]
 
 
-@pytest.mark.parametrize("steps", [7, 20])
 @pytest.mark.parametrize(
-    ("name", "more", "prediction"), CASES, ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x
+    ("name", "more", "prediction", "steps"), CASES, ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else x
 )
 def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], prediction: str, steps: int) -> None:
     config = dict(more) if prediction == "flow_prediction" else SD | more | {"prediction_type": prediction}
@@ -89,7 +103,7 @@ def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], predicti
     sampler = make_sampler(model, steps)
     theirs = model.scheduled(getattr(diffusers, name), steps)
     assert len(sampler) == steps and [float(t) for t in sampler.timesteps] == [float(t) for t in theirs.timesteps]
-    z, before = sampler.initial_scale * randn(0), None
+    z, before, older = sampler.initial_scale * randn(0), None, None
     other = randn(0) * theirs.init_noise_sigma if hasattr(theirs, "init_noise_sigma") else randn(0)
     worst = 0.0
     for i, t in enumerate(theirs.timesteps):
@@ -101,7 +115,7 @@ def test_equals_diffusers_step_by_step(name: str, more: dict[str, Any], predicti
             other = theirs.step(output, t, other).prev_sample
         output = 0.5 * z + randn(i + 1)
         clean, noise = sampler.clean(z, output, i)
-        z, before = sampler.advance(clean, noise, i, before=before), clean
+        z, before, older = sampler.advance(clean, noise, i, before=before, older=older), clean, before
         scale = 1 / (1 + float(theirs.sigmas[i + 1]) ** 2) ** 0.5 if name == "EulerDiscreteScheduler" else 1.0
         worst = max(worst, float((z - scale * other).abs().max() / z.abs().max()))
     # At zero terminal SNR diffusers carries Euler's latent at σ = 4096 in float32; ours stays at unit variance.
@@ -145,11 +159,13 @@ def test_noisy_samplers_equal_diffusers_step_by_step(
     assert worst < 2e-5, worst
 
 
-def test_a_flow_of_another_folder_takes_second_order_steps_on_its_own_noise_levels() -> None:
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+def test_a_flow_of_another_folder_takes_second_order_steps_on_its_own_noise_levels(name: str) -> None:
     """On a straight path, where x̂0 never changes, every sampler arrives at the same place."""
     model = model_of("FlowMatchEulerDiscreteScheduler", "flow_prediction", {"shift": 3.0})
-    first, second = make_sampler(model, 8), make_sampler(model, 8, "dpmpp_2m")
-    assert second.timesteps == first.timesteps and second.noise == first.noise and second.correction[1] == 0  # from pure noise
+    first, second = make_sampler(model, 8), make_sampler(model, 8, name)
+    assert second.timesteps == first.timesteps and second.noise == first.noise
+    assert (second.correction[1] == 0) == (name == "dpmpp_2m")  # 2M cannot use the step from pure noise, UniPC's corrector can
     x0, z, before = randn(1), randn(0), None
     for i in range(8):
         clean, noise = second.clean(z, (z - x0) / second.noise[i], i)
@@ -192,6 +208,7 @@ ONE_OF_EACH = [
     ("LCMScheduler", "epsilon", {}, 0.0),
     ("TCDScheduler", "epsilon", {}, 0.3),
     ("DPMSolverMultistepScheduler", "epsilon", {"algorithm_type": "sde-dpmsolver++"}, 0.0),
+    ("UniPCMultistepScheduler", "epsilon", {}, 0.0),
 ]
 
 
@@ -201,15 +218,16 @@ def test_rows_at_different_steps_in_one_batch_are_byte_equal_to_being_alone(
 ) -> None:
     sampler = make_sampler(model_of(name, prediction, config), 20, eta=eta)
     for steps in ([0, 5, 19, 5, 7], [3, 3, 18, 0, 1]):
-        batch = {key: torch.stack([randn(10 * i + key) for i in range(5)]) for key in range(4)}
+        batch = {key: torch.stack([randn(10 * i + key) for i in range(5)]) for key in range(5)}
         at = torch.tensor(steps)
         clean, noise = sampler.clean(batch[0], batch[1], at)
-        after = sampler.advance(clean, noise, at, before=batch[2], fresh=batch[3])
+        after = sampler.advance(clean, noise, at, before=batch[2], fresh=batch[3], older=batch[4])
         noised = sampler.noised(batch[0], batch[1], at)
         for row, step in enumerate(steps):
             alone = sampler.clean(batch[0][row], batch[1][row], step)
             assert torch.equal(clean[row], alone[0]) and torch.equal(noise[row], alone[1])
-            assert torch.equal(after[row], sampler.advance(*alone, step, before=batch[2][row], fresh=batch[3][row]))
+            memory = {"before": batch[2][row], "older": batch[4][row]}
+            assert torch.equal(after[row], sampler.advance(*alone, step, fresh=batch[3][row], **memory))
             assert torch.equal(noised[row], sampler.noised(batch[0][row], batch[1][row], step))
 
 
@@ -226,6 +244,12 @@ def test_clean_undoes_noised(name: str, prediction: str, config: dict[str, Any],
     assert sampler.noise_next[-1] == pytest.approx(0, abs=0.05)
 
 
+@pytest.mark.parametrize(("name", "needed"), [("UniPCMultistepScheduler", [0, 1, 2, 2, 2]), ("DDIMScheduler", [0] * 5)])
+def test_of_how_many_steps_before_a_step_needs_the_clean_latent(name: str, needed: list[int]) -> None:
+    sampler = make_sampler(model_of(name, "epsilon", {"final_sigmas_type": "sigma_min"} if needed[1] else {}), 5)
+    assert [sampler.needs_memory(step) for step in range(5)] == needed
+
+
 def make(name: str = "DDIMScheduler", prediction: str = "epsilon", sampler: str = "auto", **more: Any) -> Sampler:
     eta = more.pop("eta", 0.0)
     return make_sampler(model_of(name, prediction, more), 5, sampler, eta=eta)
@@ -238,6 +262,7 @@ def test_auto_takes_what_the_folder_names() -> None:
     assert make("EulerAncestralDiscreteScheduler").name == "euler_a" and make("LCMScheduler").name == "lcm"
     assert make("TCDScheduler", eta=0.3).name == "tcd (η = 0.3)" and make("TCDScheduler").fresh == ()
     assert make("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++").name == "dpmpp_2m_sde"
+    assert make("UniPCMultistepScheduler").name == "unipc"
     on_flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     assert make("DPMSolverMultistepScheduler", "flow_prediction", **on_flow).name == "dpmpp_2m"
     assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True).name.endswith("(stochastic)")
