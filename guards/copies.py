@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guards.base import Finding, Probe, require_pictures
-from index.colours import hue_shares, turn_hues
-from index.embed import Embedder
+from index.colours import hue_shares, in_hues
+from index.embed import Embedder, embed_each, fitted
 from index.reference import Match
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class CopiesGuard:
     that the second look confirms comes before a nearer one that it does not, and one that it clears does not count.
     ``copy.geometry`` is for what the embedder misses: its score is the best second look at the k nearest references.
     ``copy.recoloured`` is for a reference's drawing in other colours, which the embedder may place anywhere: the picture is
-    searched for with its hues turned as well, and its score is the best second look at what is found so.
+    searched for with its hues turned as well, and its score is the best second look at what is found so. The hues are turned
+    in the size that the embedder's network takes, so that a large picture costs no more than a small one.
     ``ref_id`` names the reference. A picture's *own* references, which it was steered away from, always get the second look:
     a copy in other colours may be far from its reference to the embedder, and steering makes such copies.
 
@@ -94,7 +95,7 @@ class CopiesGuard:
         from index.confirm import second_look_id
 
         second = second_look_id()
-        version = f"4+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
+        version = f"5+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
         return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
@@ -114,20 +115,38 @@ class CopiesGuard:
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
             return []
-        embeddings = self.embedder.images(pictures) if embeddings is None else embeddings
+        small = [fitted(self.embedder, picture) for picture in pictures]
+        # One list for the pictures and all their colours: they share the network's padded calls.
+        shares = hue_shares(self.hues)
+        shown = [] if embeddings is not None else list(small)
+        shown += [turned for picture in small for turned in in_hues(picture, shares)] if shares else []
+        vectors = embed_each(self.embedder, shown)
+        if embeddings is None:
+            embeddings, vectors = vectors[: len(pictures)], vectors[len(pictures) :]
         found = self.index.search(embeddings, self.k)
-        rows = zip(pictures, embeddings, found, own or [()] * len(pictures), self._in_other_colours(pictures), strict=True)
+        rows = zip(
+            pictures,
+            embeddings,
+            found,
+            own or [()] * len(pictures),
+            self._in_other_colours(len(pictures), vectors),
+            strict=True,
+        )
         return [self._examine(*row) for row in rows]
 
-    def _in_other_colours(self, pictures: np.ndarray) -> list[list[str]]:
-        """Ids of the references that each picture is too near to once its hues are turned, best first."""
-        best: list[dict[str, float]] = [{} for _ in pictures]
-        for share in hue_shares(self.hues):
-            turned = self.embedder.images(np.stack([turn_hues(picture, share) for picture in pictures]))
-            for scores, matches in zip(best, self.index.search(turned, self.k), strict=True):
-                for match in matches:
-                    if match.similarity >= self.point.threshold and match.status not in HARMLESS:
-                        scores[match.ref_id] = max(match.similarity, scores.get(match.ref_id, NOTHING_NEAR))
+    def _in_other_colours(self, count: int, turned: np.ndarray) -> list[list[str]]:
+        """Ids of the references that each of ``count`` pictures is too near to once its hues are turned, best first.
+
+        Args:
+            count: pictures.
+            turned: float32 (count × turns, D), the embeddings of the first one's turns, then of the second one's, and so on.
+        """
+        best: list[dict[str, float]] = [{} for _ in range(count)]
+        for row, matches in enumerate(self.index.search(turned, self.k) if len(turned) else ()):
+            scores = best[row * count // len(turned)]
+            for match in matches:
+                if match.similarity >= self.point.threshold and match.status not in HARMLESS:
+                    scores[match.ref_id] = max(match.similarity, scores.get(match.ref_id, NOTHING_NEAR))
         return [sorted(scores, key=lambda ref_id: (-scores[ref_id], ref_id)) for scores in best]
 
     def _examine(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 
@@ -15,11 +17,18 @@ def turn_hues(picture: np.ndarray, share: float) -> np.ndarray:
     Returns:
         uint8 RGB (H, W, 3); saturation and value are kept.
     """
+    return next(in_hues(picture, [share]))
+
+
+def in_hues(picture: np.ndarray, shares: Iterable[float]) -> Iterator[np.ndarray]:
+    """The picture once for every share, as :func:`turn_hues` turns it; its hues are found once for all of them."""
     from PIL import Image
 
     hue, saturation, value = Image.fromarray(picture).convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(round(share * 256) % 256)  # uint8 wraps round the circle
-    return np.asarray(Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB"))
+    hues = np.asarray(hue)
+    for share in shares:
+        turned = hues + np.uint8(round(share * 256) % 256)  # uint8 wraps round the circle
+        yield np.asarray(Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB"))
 
 
 def hue_shares(turns: int) -> list[float]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROWS = 8  # of every network call, padded: so a vector never depends on its neighbours; fewer when memory runs out
 LESS = "Use an embedder with smaller weights (the index must be built again with it), or a device with more memory"
 
-__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "embed_each", "weights_digest", "weights_folder"]
+__all__ = ["Embedder", "OpenCLIPEmbedder", "Preprocessing", "embed_each", "fitted", "weights_digest", "weights_folder"]
 
 
 class Embedder(Protocol):
@@ -69,12 +69,12 @@ class Preprocessing:
     fit: str
     fill: int
 
-    def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 RGB (H, W, 3) → float32 (3, height, width)."""
-        high, wide = self.size
-        picture = self.fitted(picture)
-        x = (picture.astype(np.float32) / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(x.transpose(2, 0, 1)).reshape(3, high, wide)
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Values in [0, 1], float32 (N, 3, H, W) on any device → the network's input."""
+        import torch
+
+        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (pixels - mean) / std
 
     def fitted(self, picture: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) → uint8 RGB of :attr:`size`; a picture of that size stays as it is."""
@@ -228,8 +228,8 @@ class OpenCLIPEmbedder:
             raise InputError(what, where="embedder", fix="Convert them to RGB bytes first")
 
         def run(rows: list[int]) -> torch.Tensor:
-            entered = {row: self.preprocessing(pictures[row]) for row in dict.fromkeys(rows)}  # padding repeats a row
-            return self._encode(self.network.encode_image, np.stack([entered[row] for row in rows]))
+            entered = {row: self.preprocessing.fitted(pictures[row]) for row in dict.fromkeys(rows)}  # padding repeats a row
+            return self._encode(self._seen, np.stack([entered[row] for row in rows]))
 
         return self._unit(self.calls, run, len(pictures))
 
@@ -255,8 +255,12 @@ class OpenCLIPEmbedder:
         import torch
 
         x = torch.nn.functional.interpolate(pixels, self.preprocessing.size, mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
-        return self.network.encode_image(((x - mean) / std).to(self.device)).float().cpu()  # type: ignore[no-any-return]
+        return self.network.encode_image(self.preprocessing.normalised(x.to(self.device))).float().cpu()  # type: ignore[no-any-return]
+
+    def _seen(self, shown: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, H, W, 3) in the network's size, on its device → float (N, dim): bytes travel, not floats."""
+        pixels = shown.permute(0, 3, 1, 2).float().contiguous() / 255
+        return self.network.encode_image(self.preprocessing.normalised(pixels))  # type: ignore[no-any-return]
 
     def _encode(self, encode: Any, batch: np.ndarray) -> torch.Tensor:
         import torch
@@ -279,15 +283,20 @@ class OpenCLIPEmbedder:
 
 def embed_each(embedder: Embedder, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures uint8 RGB (H, W, 3) of any sizes → float32 (N, dim), each with the bytes it has alone, in full calls."""
-    fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
     shapes: dict[tuple[int, ...], list[int]] = {}
-    fitted = [fit(picture) for picture in pictures]
-    for place, picture in enumerate(fitted):
+    entering = [fitted(embedder, picture) for picture in pictures]
+    for place, picture in enumerate(entering):
         shapes.setdefault(picture.shape, []).append(place)
-    vectors = np.empty((len(fitted), int(embedder.dim)), np.float32)
+    vectors = np.empty((len(entering), int(embedder.dim)), np.float32)
     for places in shapes.values():
-        vectors[places] = embedder.images(np.stack([fitted[place] for place in places]))
+        vectors[places] = embedder.images(np.stack([entering[place] for place in places]))
     return vectors
+
+
+def fitted(embedder: Embedder, picture: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) in the size that the embedder's network takes; as it is, where the embedder has no ``fitted``."""
+    fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
+    return fit(picture)
 
 
 def weights_digest(state: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from index.colours import hue_shares, turn_hues
-from index.embed import Embedder, embed_each
+from index.colours import hue_shares, in_hues
+from index.embed import Embedder, embed_each, fitted
 from index.errors import IndexMismatch
 
 if TYPE_CHECKING:
@@ -74,12 +74,13 @@ class Views:
         for ref_id in ref_ids if shares else ():
             shown = picture(ref_id)
             if shown is not None:
-                blocks.append(embed_each(embedder, [turn_hues(shown, 1 - share) for share in shares]))
+                turned = in_hues(fitted(embedder, shown), [1 - share for share in shares])
+                blocks.append(embed_each(embedder, list(turned)))
                 of += [ref_id] * len(shares)
-        turned = np.arange(len(of)) >= len(ref_ids)
+        recoloured = np.arange(len(of)) >= len(ref_ids)
         plain = min(point.threshold, point.look_from) - ROUNDING
-        least = np.where(turned, point.threshold - COLOUR_MARGIN, plain).astype(np.float32)
-        return cls(ref_ids=tuple(of), vectors=np.concatenate(blocks), turned=turned, least=least)
+        least = np.where(recoloured, point.threshold - COLOUR_MARGIN, plain).astype(np.float32)
+        return cls(ref_ids=tuple(of), vectors=np.concatenate(blocks), turned=recoloured, least=least)
 
 
 def near(stored: np.ndarray, views: Views, at_once: int = VIEWS_AT_ONCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

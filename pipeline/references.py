@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from index.colours import hue_shares, turn_hues
+from index.colours import hue_shares, in_hues
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import PICTURE_ROWS
 from pipeline.respond.early import LATENTS
@@ -54,11 +54,18 @@ class References:
 
     def encode_ahead(self, ref_ids: Iterable[str]) -> None:
         """Encode references as they are and in all their colours, in full calls: a latent does not depend on its company."""
-        versions = ((ref_id, share, picture) for ref_id in ref_ids if (picture := self._picture(ref_id)) is not None
-                    for share in (0.0, *hue_shares(self.hues)))  # fmt: skip
+        versions = ((ref_id, *version) for ref_id in ref_ids for version in self._versions(ref_id))
         while block := list(islice(versions, PICTURE_ROWS)):
-            shown = np.stack([turn_hues(picture, share) if share else picture for _, share, picture in block])
-            self._ahead |= zip([(ref_id, share) for ref_id, share, _ in block], self.model.encode(shown), strict=True)
+            latents = self.model.encode(np.stack([shown for _, _, shown in block]))
+            self._ahead |= zip([(ref_id, share) for ref_id, share, _ in block], latents, strict=True)
+
+    def _versions(self, ref_id: str) -> Iterator[tuple[float, np.ndarray]]:
+        """The reference's picture as it is and in all its colours, each with its turn; nothing where the index keeps none."""
+        picture = self._picture(ref_id)
+        if picture is not None:
+            yield 0.0, picture
+            shares = hue_shares(self.hues)
+            yield from zip(shares, in_hues(picture, shares), strict=True)
 
     def _latent(self, ref_id: str) -> torch.Tensor | None:
         """The reference's clean latent (C, h, w), or None when the index may not keep its picture."""
@@ -73,7 +80,7 @@ class References:
         picture = self._picture(ref_id) if not ahead else None
         if picture is None:
             return ahead
-        turned = [turn_hues(picture, share) for share in hue_shares(self.hues)]
+        turned = list(in_hues(picture, hue_shares(self.hues)))
         return list(self.model.encode(np.stack(turned))) if turned else []
 
     def _picture(self, ref_id: str) -> np.ndarray | None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guards.copies import HARMLESS
-from index.colours import hue_shares, turn_hues
+from index.colours import hue_shares, in_hues
 from index.reference import Match
 from index.shipped import STICKERS
 from pipeline.model.interface import DiffusionModel
@@ -153,7 +153,7 @@ class ReferenceLatents:
         pictures = {r.ref_id: p for r in index.references() if (p := index.picture(r.ref_id)) is not None}
         plain = dict(zip(pictures, model.encode(np.stack(list(pictures.values()))), strict=True))
         turned = {
-            ref_id: list(model.encode(np.stack([turn_hues(picture, share) for share in hue_shares(hues)]))) if hues > 1 else []
+            ref_id: list(model.encode(np.stack(list(in_hues(picture, hue_shares(hues)))))) if hues > 1 else []
             for ref_id, picture in pictures.items()
         }
         return cls(index, plain.get, lambda: torch.stack(list(plain.values())).mean(0), turned.__getitem__)

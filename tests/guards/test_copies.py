@@ -246,3 +246,40 @@ def test_colours_of_references_that_forbid_nothing_do_not_matter(status: str) ->
     picture = coloured()
     copies = guard([(work("old", status=status), picture)], confirm=shape, threshold=0.95, hues=12)
     assert not any(finding.triggered for finding in copies.check(turn_hues(picture, 1 / 3)[None])[0])
+
+
+class Fitting(TinyEmbedder):
+    """A tiny embedder whose network takes pictures of 16 pixels; it notes the shape of everything that it embeds."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def fitted(self, picture: np.ndarray) -> np.ndarray:
+        step = picture.shape[0] // 16
+        return np.ascontiguousarray(picture[::step, ::step])
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        self.seen.append(pictures.shape)
+        return super().images(pictures)
+
+
+def test_pictures_and_their_colours_share_calls_in_the_embedders_size() -> None:
+    works = [(work(name), coloured()) for name in ("apple", "pear", "plum")]
+    large = np.stack([np.kron(picture, np.ones((8, 8, 1), np.uint8)) for _, picture in works])
+    embedder = Fitting()
+    copies = CopiesGuard(TinyIndex(works), embedder, point=OperatingPoint(threshold=0.95), hues=12, confirm=lambda *_: 0.9)  # type: ignore[arg-type]
+    together = copies.examine(large)
+    assert embedder.seen == [(3 * 12, 16, 16, 3)], "one list of all pictures in all colours, none of them large"
+    alone = [copies.examine(picture[None])[0] for picture in large]
+    assert [one.findings for one in together] == [one.findings for one in alone]
+    embedder.seen.clear()
+    assert copies.examine(large, embeddings=np.stack([one.embedding for one in together]))[2].findings == alone[2].findings
+    assert embedder.seen == [(3 * 11, 16, 16, 3)], "what is known is not embedded again"
+
+
+def test_hues_of_a_large_picture_are_turned_once_it_is_small() -> None:
+    works = [(work(name), coloured()) for name in ("apple", "pear", "plum")]
+    large = np.kron(turn_hues(works[1][1], 2 / 3), np.ones((8, 8, 1), np.uint8))
+    copies = CopiesGuard(TinyIndex(works), Fitting(), point=OperatingPoint(threshold=0.95), hues=12, confirm=lambda *_: 0.9)  # type: ignore[arg-type]
+    (found,) = copies.examine(large[None])
+    assert found.findings[-1].triggered and found.findings[-1].ref_id == "pear"

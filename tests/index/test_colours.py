@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+from PIL import Image
 
-from index.colours import hue_shares, turn_hues
+from index.colours import hue_shares, in_hues, turn_hues
 
 RNG = np.random.default_rng(7)
 
@@ -29,3 +31,21 @@ def test_greys_stay_and_saturation_and_value_are_kept() -> None:
 
 def test_the_shares_leave_out_what_changes_nothing() -> None:
     assert hue_shares(1) == [] and hue_shares(4) == [0.25, 0.5, 0.75]
+
+
+def test_turns_made_together_are_those_made_alone() -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    shares = [0.0, *hue_shares(5)]
+    assert [turned.tobytes() for turned in in_hues(picture, shares)] == [turn_hues(picture, s).tobytes() for s in shares]
+
+
+def test_turning_a_shrunk_picture_changes_little_against_shrinking_a_turned_one() -> None:
+    rng = np.random.default_rng(1)
+    large = cv2.GaussianBlur(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), (0, 0), 6)
+    large = np.clip((large.astype(np.float32) - 128) * 6 + 128, 0, 255).astype(np.uint8)
+
+    def shrunk(picture: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+
+    after = turn_hues(shrunk(large).astype(np.uint8), 1 / 3).astype(np.float32)
+    assert float(np.abs(after - shrunk(turn_hues(large, 1 / 3))).mean()) < 1.5  # of 255

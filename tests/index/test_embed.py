@@ -41,6 +41,17 @@ def test_a_row_does_not_depend_on_its_neighbours(shipped: OpenCLIPEmbedder) -> N
     assert shipped.images(pictures[:0]).shape == (0, shipped.dim) and shipped.texts([]).shape == (0, shipped.dim)
 
 
+def test_values_enter_as_openclip_normalises_them(shipped: OpenCLIPEmbedder) -> None:
+    import torch
+
+    entering = Preprocessing(size=(1, 256), mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),
+                             interpolation="bicubic", fit="squash", fill=0)  # fmt: skip
+    every = np.arange(256, dtype=np.float32)[:, None].repeat(3, 1)
+    wanted = (every / 255 - np.array(entering.mean, np.float32)) / np.array(entering.std, np.float32)
+    pixels = torch.from_numpy(every.T.reshape(1, 3, 1, 256).copy()) / 255
+    assert np.array_equal(entering.normalised(pixels)[0, :, 0].numpy().T, wanted)
+
+
 class Small:
     """A tower on a device that holds so many rows."""
 
@@ -169,18 +180,21 @@ def test_the_folder_is_in_open_clips_own_format() -> None:
 
 
 def test_preprocessing_pads_or_squashes() -> None:
+    import torch
+
     wide = np.zeros((10, 40, 3), np.uint8)
     pad = Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", fit="pad", fill=255)
-    padded = pad(wide)
+    squash = Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", fit="squash", fill=255)
+
+    def entered(how: Preprocessing, picture: np.ndarray) -> np.ndarray:
+        pixels = how.fitted(picture).transpose(2, 0, 1)[None].astype(np.float32) / 255
+        return np.asarray(how.normalised(torch.from_numpy(pixels))[0])
+
+    padded = entered(pad, wide)
     assert padded.shape == (3, 64, 64) and padded[:, 32, 32].max() == -1 and padded[:, 0].min() == padded[:, -1].min() == 1
-    assert (
-        Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", fit="squash", fill=255)(
-            wide
-        ).max()
-        == -1
-    )
+    assert entered(squash, wide).shape == (3, 64, 64) and entered(squash, wide).max() == -1
     exact = drawing(1)
-    assert np.allclose(pad(exact), exact.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert np.allclose(entered(pad, exact), exact.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 
 
 # --- where an embedder comes from -------------------------------------------------------------------------------------------
