@@ -28,10 +28,12 @@ class LowRank:
     Attributes:
         name: for messages.
         pairs: module name → (A, B): (r, in) and (out, r) for linear layers, (r, in, k, k) and (out, r, 1, 1) for convolutions.
+        scales: module name → factor on top of the strength (α/r of a LoRA file); 1 where there is none.
     """
 
     name: str
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    scales: Mapping[str, float] = field(default_factory=dict)
     _products: WeakKeyDictionary[Any, dict[str, tuple[Any, Product]]] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
@@ -69,11 +71,11 @@ class LowRank:
 
 @dataclass(frozen=True)
 class RowAdapter:
-    """An adapter and the rows of the call it acts on, each with its strength."""
+    """An adapter and the rows of the call it acts on, each with its strength; ``rows`` None: on all of them."""
 
     weights: LowRank
     strength: float
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] | None
 
 
 @contextmanager
@@ -82,21 +84,44 @@ def adapted(network: Any, wanted: Sequence[RowAdapter]) -> Iterator[None]:
     hooks = []
     try:
         for adapter in wanted:
-            for module, product in adapter.weights.products(network).values():
-                hooks.append(module.register_forward_hook(_adding(product, adapter)))
+            mask = None if adapter.rows is None else _Mask(adapter.rows)
+            for name, (module, product) in adapter.weights.products(network).items():
+                strength = adapter.strength * adapter.weights.scales.get(name, 1.0)
+                hooks.append(module.register_forward_hook(_adding(product, strength, mask)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _adding(product: Product, adapter: RowAdapter) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+class _Mask:
+    """Which rows of a call an adapter acts on, as a tensor (R, 1, …) on the call's device.
+
+    It is made at the first module of the call and used at all others: SDXL has 722 of them, and each mask is a copy to the
+    device.
+    """
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        self._rows = rows
+        self._made: dict[tuple[int, Any], torch.Tensor] = {}
+
+    def __call__(self, out: torch.Tensor) -> torch.Tensor:
+        key = len(out), out.device
+        if key not in self._made:
+            import torch
+
+            chosen = torch.tensor([row in self._rows for row in range(len(out))])
+            self._made[key] = chosen.to(out.device, non_blocking=True)
+        return self._made[key].view(-1, *[1] * (out.ndim - 1))
+
+
+def _adding(
+    product: Product, strength: float, mask: _Mask | None
+) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     import torch
 
     def add(_: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        chosen = torch.zeros(len(out), dtype=torch.bool, device=out.device)
-        chosen[list(adapter.rows)] = True
-        chosen = chosen.view(-1, *[1] * (out.ndim - 1))
-        return torch.where(chosen, out + adapter.strength * product(args[0]), out)
+        more = out + strength * product(args[0])
+        return more if mask is None else torch.where(mask(out), more, out)
 
     return add

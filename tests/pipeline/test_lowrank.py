@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,35 @@ def test_two_adapters_in_one_call(model: DiffusionModel) -> None:
     both = call(model, [RowAdapter(first, 1.0, (0, 1)), RowAdapter(second, 0.5, (3,))])
     assert torch.equal(both[:2], call(model, [RowAdapter(first, 1.0, (0, 1))])[:2])
     assert torch.equal(both[3], call(model, [RowAdapter(second, 0.5, (3,))])[3])
+
+
+def test_the_mask_of_a_call_is_made_once(model: DiffusionModel) -> None:
+    from torch.overrides import TorchFunctionMode
+
+    class Counting(TorchFunctionMode):
+        made = 0
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.made += function is torch.tensor
+            return function(*args, **(kwargs or {}))
+
+    latents, context = torch.zeros(4, *model.latent_shape), model.encode_prompts(["cat"]).expand(4, -1, -1)
+    with adapted(model.network, [RowAdapter(low_rank(model), 1.0, (1,))]), Counting() as counting:  # three modules, two ranks
+        model.denoise(latents, torch.full((4,), 500), context)
+    assert counting.made == 1
+
+
+def test_an_adapter_without_rows_acts_on_all(model: DiffusionModel) -> None:
+    weights = low_rank(model)
+    assert torch.equal(
+        call(model, [RowAdapter(weights, 0.5, None)]), call(model, [RowAdapter(weights, 0.5, (0, 1, 2, 3, 4, 5))])
+    )
+
+
+def test_a_module_has_a_scale_of_its_own(model: DiffusionModel) -> None:
+    weights = low_rank(model)
+    halved = LowRank("halved", weights.pairs, dict.fromkeys(weights.pairs, 0.5))
+    assert torch.equal(call(model, [RowAdapter(halved, 1.0, (2,))]), call(model, [RowAdapter(weights, 0.5, (2,))]))
 
 
 def test_weights_of_another_network_are_refused(exact: DiffusionModel) -> None:
