@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_local_path, keys_of, runs_named
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_place, keys_of, runs_named
 from jobs.console import make_console, say_json
 from jobs.run.progress import Steps
 
 To = Annotated[
     Path,
     typer.Option(
-        "--to", metavar="FOLDER", help="A new folder; nothing is overwritten.", show_default=False, parser=a_local_path
+        "--to", metavar="FOLDER", help="A new folder, or its URI; nothing is overwritten.", show_default=False, parser=a_place
     ),
 ]
 FormatName = Annotated[str, typer.Option("--format", help="parquet, webdataset, folder, or one that a package brings.")]

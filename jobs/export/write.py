@@ -1,4 +1,8 @@
-"""Export a run: selected, written under a temporary name, and named when it is whole."""
+"""Export a run: selected, written under a temporary name, and named when it is whole.
+
+On an object store nothing can be renamed: an export is written on this machine's disk, then its files are put, and last
+``export.json``. A folder without that file holds no export.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,17 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.errors import InputError
-from index.storage import cannot_write, require_writable
+from index import storage
+from index.errors import ClearanceError, InputError
+from index.storage import cannot_write, is_remote, require_writable
 from jobs.export.card import About, croissant, export_card
 from jobs.export.formats import format_named
 from jobs.export.select import Item, Mark, Selection, Source
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.marking.markers import Markers
 
 MANIFEST, CROISSANT = "export.json", "croissant.json"
+UNFINISHED = "unfinished"  # on an object store: the name that an export takes first, and gives up when it is whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ def export_run(
 
     Args:
         run: the run folder; or the runs of a data set in their order, marked by this function.
-        to: the folder to make; it must not be there, or be empty.
+        to: the folder to make, or one on an object store; it must not be there, or be empty.
         format: see :mod:`jobs.export.formats`.
         only, columns: see :class:`jobs.export.select.Selection`.
         keys: marks pictures of samples that were accepted in review; None: they get XMP alone.
@@ -86,7 +94,7 @@ def export_run(
         RunStopped: it cannot be written; nothing is left then.
     """
     kind = format_named(format)
-    to = Path(os.path.abspath(to))
+    to = to if is_remote(to) else Path(os.path.abspath(to))
     runs = [Source(folder=run)] if isinstance(run, Path) else list(run)
     last = runs[-1].folder
     for one in runs:
@@ -96,7 +104,6 @@ def export_run(
         fix = "Choose others with --only; `clearance status` shows how the samples ended"
         raise InputError(f"no sample is {only} now", where=str(last), fix=fix)
     require_writable(to)
-    temporary = to.with_name(f".{to.name}.unfinished-{secrets.token_hex(4)}")
     written = 0
 
     def counted() -> Iterator[Item]:
@@ -106,9 +113,8 @@ def export_run(
             written += 1
             on_sample(written, selection.total)
 
-    try:
-        temporary.mkdir(parents=True)
-        kind.write(counted(), selection.schema, temporary)
+    with _made(to) as folder:
+        kind.write(counted(), selection.schema, folder)
         about = About.of(last, scan_statement(last)[0])
         every = [
             {"run_id": About.of(f, scan_statement(f)[0]).run_id, "roots": stated_roots(f)} for f in (r.folder for r in runs)
@@ -117,19 +123,12 @@ def export_run(
         exported = Exported(
             folder=to, format=format, only=only, run_id=about.run_id, roots={} if several else stated_roots(last),
             samples=written, left_out=dict(selection.left_out), columns=tuple(selection.names),
-            files=tuple(_files(temporary)), runs=tuple(every) if several else (),
+            files=tuple(_files(folder)), runs=tuple(every) if several else (),
         )  # fmt: skip
-        (temporary / CARD_FILE).write_text(export_card(about, exported, kind), encoding="utf-8")
+        (folder / CARD_FILE).write_text(export_card(about, exported, kind), encoding="utf-8")
         data = croissant(about, selection.schema, kind, exported.files)
-        (temporary / CROISSANT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        (temporary / MANIFEST).write_text(json.dumps(exported.plain(), indent=1) + "\n", encoding="utf-8")
-        if to.is_dir():
-            to.rmdir()  # it is empty
-        temporary.rename(to)
-    except OSError as error:
-        raise cannot_write(error, to) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / CROISSANT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps(exported.plain(), indent=1) + "\n", encoding="utf-8")
     return exported
 
 
@@ -162,11 +161,63 @@ def marker_of(run: Path, keys: Keys | None) -> Mark:
     return mark_kept
 
 
+@contextmanager
+def _made(to: Path) -> Iterator[Path]:
+    """A folder to fill. All of it becomes ``to`` at the end; where something fails, nothing of it stays."""
+    scratch = tempfile.mkdtemp(prefix="clearance-export-") if is_remote(to) else to.parent
+    temporary = Path(scratch) / f".{to.name}.unfinished-{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if is_remote(to):
+            _put(temporary, to)
+            return
+        if to.is_dir():
+            to.rmdir()  # it is empty
+        temporary.rename(to)
+    except OSError as error:
+        raise cannot_write(error, scratch if is_remote(to) else to) from error
+    finally:
+        shutil.rmtree(scratch if is_remote(to) else temporary, ignore_errors=True)
+
+
+def _put(written: Path, to: Path) -> None:
+    """Put the files of an export into a folder on an object store, the manifest last.
+
+    Raises:
+        InputError: another export began there meanwhile.
+        RunStopped: the object store failed; what was put is removed again, as far as it lets.
+    """
+    names = [path.relative_to(written).as_posix() for path in sorted(written.rglob("*")) if path.is_file()]
+    put: list[str] = []
+    try:
+        if not storage.create_once(to, UNFINISHED, b""):
+            raise InputError("another export writes there", where=str(to), fix="Name a new folder with --to")
+        put.append(UNFINISHED)
+        for name in sorted(names, key=lambda name: name == MANIFEST):
+            put.append(name)  # the answer to a put may be lost when the object is there
+            with (written / name).open("rb") as source:
+                storage.write_from(to, name, lambda stream, source=source: shutil.copyfileobj(source, stream))
+    except BaseException:
+        with suppress(ClearanceError):
+            storage.remove_all(to, reversed(put), fix="Remove them")
+        raise
+    storage.remove(to, UNFINISHED)
+
+
 def _require_free(run: Path, to: Path) -> None:
     inside = run.resolve() in (to.resolve(), *to.resolve().parents)
     if inside:
         raise InputError("lies in the run folder", where=str(to), fix="Name a folder outside it with --to")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    if is_remote(to):
+        there = sorted(entry.name for entry in storage.entries(to))
+        if UNFINISHED in there and MANIFEST not in there:
+            fix = f"Remove it when no export writes there any more (its mark is {to / UNFINISHED}), or name a new folder"
+            raise InputError("holds an export that is not finished", where=str(to), fix=fix)
+        taken = bool(there)
+    else:
+        taken = to.exists() and (not to.is_dir() or any(to.iterdir()))
+    if taken:
         raise InputError("is there already, and nothing is overwritten", where=str(to), fix="Name a new folder with --to")
 
 
