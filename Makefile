@@ -6,7 +6,7 @@ STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml index/
 OUT    ?= clearance-demo
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test check bench lock clean
+.PHONY: help install demo test nightly check bench lock clean
 .DEFAULT_GOAL = help
 
 help: ## this list
@@ -27,6 +27,10 @@ demo: install ## the main job on the embedded world; prints where the report is
 test: install ## the whole test suite, in as many processes as there are processors (at most 4)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
+nightly: install ## checks too heavy for every change: the fused kernel, interpreted and compiled (Triton, 1 GB)
+	@test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
+	PYTHONPATH=.triton $(BIN)/python -m pytest -q tests/pipeline/test_fused.py
+
 check: install ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -39,4 +43,4 @@ lock: ## write requirements.lock from the environment (no index addresses)
 	@mv requirements.tmp requirements.lock
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton .pytest_cache .mypy_cache .ruff_cache

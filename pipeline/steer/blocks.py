@@ -23,13 +23,37 @@ SELF = "/self"  # ends the name of a site after self-attention
 Edit = Callable[[str, "torch.Tensor"], None]
 """Is shown a site's name and image tokens (R, N, D), and may change them in place."""
 
-Rows = slice | list[int]
 
+class RowIndex:
+    """Some rows of a call, at least one. As an index it is made once: a slice, which copies nothing, where they stand side by
+    side, else positions on the device of the tokens."""
 
-def these(rows: Sequence[int]) -> Rows:
-    """Rows as an index: a slice, which copies nothing, where they stand side by side."""
-    side_by_side = list(rows) == list(range(rows[0], rows[0] + len(rows)))
-    return slice(rows[0], rows[0] + len(rows)) if side_by_side else list(rows)
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = list(rows)
+        self._side_by_side = self.rows == list(range(rows[0], rows[0] + len(rows)))
+        self._positions: torch.Tensor | None = None
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """These rows (n, …) of tokens (R, …): a view where they stand side by side."""
+        return tokens[self._slice] if self._side_by_side else tokens.index_select(0, self._at(tokens))
+
+    def add(self, tokens: torch.Tensor, by: torch.Tensor) -> None:
+        """Add (n, …) to these rows, in place."""
+        if self._side_by_side:
+            tokens[self._slice].add_(by)
+        else:
+            tokens.index_copy_(0, self._at(tokens), self.of(tokens).add_(by))
+
+    @property
+    def _slice(self) -> slice:
+        return slice(self.rows[0], self.rows[0] + len(self.rows))
+
+    def _at(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self._positions is None or self._positions.device != tokens.device:
+            import torch
+
+            self._positions = torch.tensor(self.rows, device=tokens.device)
+        return self._positions
 
 
 def steerable_blocks(network: Any) -> list[tuple[str, Any]]:

@@ -3,8 +3,9 @@
 A reference row is (reference latent, its one fixed noise, the empty prompt) at some step: with rows of a fixed number, its
 tokens are the same bytes whatever stands beside it. So all steps of a window can be run ahead, as rows of common calls, and
 every later sample, attempt and shard is pushed away from the stored tokens: no reference row, a matrix product instead.
-Running them ahead costs what *one* sample that carries the reference would have paid. Where tokens are matched in bfloat16,
-their directions are kept beside them, so that nothing is normalised again at every step.
+Running them ahead costs what *one* sample that carries the reference would have paid. What the matching wants to know of them
+(directions in bfloat16; inverse lengths where the fused kernel runs) is kept beside them, so that it is not worked out again at
+every step.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.steer.blocks import Placement, attach
-from pipeline.steer.masks import token_mask
-from pipeline.steer.matching import directions_of
+from pipeline.steer.masks import tokens_within
+from pipeline.steer.matching import Precision, keeps_known, known_of
 from pipeline.steer.negtome import Features, NegToMe
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class FeatureKey:
         step: denoising step, and of how many.
         site: block, and which site in it.
         placement: where at that site.
-        directions: not the tokens, but their directions in bfloat16.
+        known: not the tokens, but what the matching keeps beside them; see :func:`pipeline.steer.matching.known_of`.
     """
 
     asset: str
@@ -45,7 +46,7 @@ class FeatureKey:
     step: tuple[int, int]
     site: str
     placement: Placement = "paper"
-    directions: bool = False
+    known: bool = False
 
 
 class FeatureCache:
@@ -170,7 +171,7 @@ def with_features(
     noises = settings.noises or (None,) * len(settings.latents)
     assets = [asset_digest(z, n, settings.context) for z, n in zip(settings.latents, noises, strict=True)]
 
-    def key(step: int, which: int, site: str, *, directions: bool = False) -> FeatureKey:
+    def key(step: int, which: int, site: str, *, known: bool = False) -> FeatureKey:
         return FeatureKey(
             asset=assets[which],
             model=model,
@@ -178,7 +179,7 @@ def with_features(
             step=(step, of_steps),
             site=site,
             placement=settings.placement,
-            directions=directions,
+            known=known,
         )
 
     found: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
@@ -209,18 +210,20 @@ def with_features(
     def of(step: int, site: str) -> Features:
         each = [found[step, which][site] for which in range(len(assets))]
         tokens = _joined(each, masks)
-        if settings.match != "paper" or settings.precision != "bfloat16":
+        if settings.match != "paper":
             return Features(tokens, None)
-        directions = [_directions(cache, key(step, i, site, directions=True), own) for i, own in enumerate(each)]
-        return Features(tokens, _joined(directions, masks))
+        known = [_known(cache, key(step, i, site, known=True), own, settings.precision) for i, own in enumerate(each)]
+        return Features(tokens, None if known[0] is None else _joined([k for k in known if k is not None], masks))
 
     features = {step: {site: of(step, site) for site in found[step, 0]} for step in steps}
     return replace(settings, latents=(), noises=None, masks=None if masks else settings.masks, features=features)
 
 
-def _directions(cache: FeatureCache, key: FeatureKey, tokens: torch.Tensor) -> torch.Tensor:
-    if (kept := cache.get(key)) is None:
-        cache.put(key, kept := directions_of(tokens, "bfloat16"))
+def _known(cache: FeatureCache, key: FeatureKey, tokens: torch.Tensor, precision: Precision) -> torch.Tensor | None:
+    if not keeps_known(tokens.device, precision):
+        return None
+    if (kept := cache.get(key)) is None and (kept := known_of(tokens, precision)) is not None:
+        cache.put(key, kept)
     return kept
 
 
@@ -229,7 +232,8 @@ def _joined(each: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None) 
     import torch
 
     if masks is not None:
-        each = [tokens[token_mask(mask, len(tokens)).to(tokens.device)] for tokens, mask in zip(each, masks, strict=True)]
+        within = [tokens_within(mask, len(tokens)).to(tokens.device) for tokens, mask in zip(each, masks, strict=True)]
+        each = [tokens.index_select(0, own) for tokens, own in zip(each, within, strict=True)]
     return each[0] if len(each) == 1 else torch.cat(list(each))
 
 

@@ -25,6 +25,12 @@ def token_mask(mask: torch.Tensor, tokens: int) -> torch.Tensor:
     return grid.flatten() > 0
 
 
+def tokens_within(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Positions int64 (n,) of the tokens that :func:`token_mask` counts. A mask on the host is read there, without waiting for
+    any device."""
+    return token_mask(mask, tokens).nonzero().flatten()
+
+
 @lru_cache(maxsize=256)
 def _grid(tokens: int, high: int, wide: int) -> tuple[int, int]:
     """Rows and columns of so many tokens, of the proportions of (high, wide)."""

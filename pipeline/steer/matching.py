@@ -5,12 +5,15 @@ keeps one) stands for the matrix that is never made. Tokens of one picture only:
 one after the other, so that a row's bytes do not depend on how many others there are.
 
 On a small network it is the number of operations that costs, not the product: whatever is worked out here is worked out once.
+On an accelerator nothing here waits for the device: what is decided by a number is decided there (:func:`torch.where`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pipeline.steer.fused import available, fused_best_match
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +73,7 @@ def best_match(
 def best_pairs(
     tokens: torch.Tensor,
     reference: torch.Tensor,
-    directions: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
     *,
     chunk: int = CHUNK,
     precision: Precision = "float32",
@@ -79,9 +82,26 @@ def best_pairs(
 
     Args:
         tokens, reference, chunk, precision: see there.
-        directions: the reference's, where they are known; see :func:`directions_of`.
+        known: of the reference, worked out before; see :func:`known_of`.
     """
-    return _pairs(tokens, reference, _proposed(tokens, reference, directions, chunk, precision))
+    return _pairs(tokens, reference, _proposed(tokens, reference, known, chunk, precision))
+
+
+def known_of(reference: torch.Tensor, precision: Precision) -> torch.Tensor | None:
+    """What the matching needs of reference tokens (M, D), whatever the sample's, to be kept beside them.
+
+    Returns:
+        Where the fused kernel runs: their inverse lengths, float32 (M,). Else, for bfloat16: their directions (M, D). None:
+        what the matching would need is as large as the tokens in float32, and cheap.
+    """
+    if not keeps_known(reference.device, precision):
+        return None
+    return inverse_lengths(reference) if available(reference.device) else directions_of(reference, precision)
+
+
+def keeps_known(device: torch.device, precision: Precision) -> bool:
+    """Whether :func:`known_of` is worth keeping on that device."""
+    return precision == "bfloat16" or available(device)
 
 
 def directions_of(reference: torch.Tensor, precision: Precision) -> torch.Tensor:
@@ -127,23 +147,24 @@ def soft_match(
 
 
 def _proposed(
-    tokens: torch.Tensor, reference: torch.Tensor, directions: torch.Tensor | None, chunk: int, precision: Precision
+    tokens: torch.Tensor, reference: torch.Tensor, known: torch.Tensor | None, chunk: int, precision: Precision
 ) -> torch.Tensor:
-    """Index (N,) of the reference token with the largest cosine, as far as ``precision`` can tell; the first of equals."""
+    """Index (N,) of the reference token with the largest cosine, as far as ``precision`` can tell; the first of equals, and of
+    tokens that are not numbers."""
     import torch
 
-    if tokens.is_cuda and precision == "bfloat16":
-        from pipeline.steer.fused import available, fused_best_match
-
-        if available():
-            return fused_best_match(tokens, reference)
+    if available(tokens.device):
+        inverse = inverse_lengths(reference) if known is None else known
+        return fused_best_match(tokens, reference, inverse, narrow=precision == "bfloat16")
     low, bits = (torch.bfloat16, torch.int16) if precision == "bfloat16" else (torch.float32, torch.int32)
     # Floats above zero are ordered as their bits are, read as an integer, and the maximum of integers is several times as fast.
     # Below zero the order is the other way round: where some best product is not positive, they are compared as floats.
-    best, which = _running_maximum(tokens, reference, directions, chunk, low, bits)
-    if best.min().item() > 0:
-        return which
-    return _running_maximum(tokens, reference, directions, chunk, low, low)[1]
+    # Elsewhere both are as fast, and to look whether it is positive would wait for the device.
+    if tokens.device.type == "cpu":
+        best, which = _running_maximum(tokens, reference, known, chunk, low, bits)
+        if best.min().item() > 0:
+            return which
+    return _running_maximum(tokens, reference, known, chunk, low, low)[1]
 
 
 def _pairs(tokens: torch.Tensor, reference: torch.Tensor, which: torch.Tensor) -> Iterator[Pairs]:
@@ -189,7 +210,7 @@ def _running_maximum(
                 found.append((value, index))
                 continue
             best, which = found[i]
-            higher = value > best  # strictly: the first of equals stays
+            higher = _above(value, best)
             found[i] = torch.where(higher, value, best), torch.where(higher, index + at, which)
     if len(found) == 1:
         return found[0]
@@ -213,9 +234,23 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     which = of * GROUP + within
     if whole < len(tile):
         value, index = tile[whole:].max(0)
-        higher = value > best
+        higher = _above(value, best)
         best, which = torch.where(higher, value, best), torch.where(higher, index + whole, which)
     return best, which
+
+
+def _above(value: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Where a later maximum replaces an earlier one: strictly, so that the first of equals stays. NaN is above every number, as
+    it is in the maximum of one tile."""
+    higher = value > best
+    return higher | (value.isnan() & ~best.isnan()) if value.is_floating_point() else higher
+
+
+def inverse_lengths(tokens: torch.Tensor) -> torch.Tensor:
+    """1/|r| of tokens (M, D): float32 (M,)."""
+    import torch
+
+    return torch.linalg.vector_norm(tokens, dim=1, dtype=torch.float32).clamp_(min=FLOOR).reciprocal_()
 
 
 def _directions(tokens: torch.Tensor, room: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline.steer.blocks import SELF, Edit, Placement, Rows, attach, these
+from pipeline.steer.blocks import SELF, Edit, Placement, RowIndex, attach
 from pipeline.steer.masks import token_mask
 from pipeline.steer.matching import CHUNK, FLOOR, Pairs, Precision, best_match, best_pairs, soft_match
 
@@ -74,6 +74,8 @@ def push_apart(
     for i, own in enumerate(tokens):
         against = reference[i] if reference.ndim == 3 else reference
         allowed = None if mask is None else mask[i] if mask.ndim == 2 else mask
+        if allowed is not None and match != "released":
+            allowed = allowed.nonzero().flatten()
         moved = displacement(
             own, against, allowed, alpha=alpha, threshold=threshold, match=match, form=form, keep_norm=keep_norm,
             temperature=temperature, chunk=chunk, precision=precision,
@@ -86,7 +88,7 @@ def displacement(
     own: torch.Tensor,
     against: torch.Tensor,
     allowed: torch.Tensor | None = None,
-    directions: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
     *,
     alpha: float,
     threshold: float,
@@ -102,8 +104,8 @@ def displacement(
     Args:
         own: (N, D).
         against: (M, D).
-        allowed: bool (M,): which of them may be matched.
-        directions: of ``against``, where they are known; see :func:`pipeline.steer.matching.directions_of`.
+        allowed: which of them may be matched: their positions, int64 (m,); for the released match bool (M,), which needs all.
+        known: of ``against``, worked out before; see :func:`pipeline.steer.matching.known_of`.
         alpha, threshold, match, form, keep_norm, temperature, chunk, precision: see :func:`push_apart`.
 
     Returns:
@@ -119,12 +121,12 @@ def displacement(
     if alpha == 0 or threshold >= 1:
         return None
     if allowed is not None and match != "released":
-        against, allowed, directions = against[allowed], None, None
+        against, allowed, known = against.index_select(0, allowed), None, None
     if len(against) == 0:
         return None
     centre = against.float().mean(0) if form == "kernel" else None
     by: list[torch.Tensor] = []
-    for pair in _pairs(own, against, allowed, directions, match, temperature, chunk, precision):
+    for pair in _pairs(own, against, allowed, known, match, temperature, chunk, precision):
         moved = _moved(pair, centre, alpha, threshold, form)
         over = (pair.cosine > threshold).float()
         scale = over
@@ -135,10 +137,10 @@ def displacement(
 
 
 class Features(NamedTuple):
-    """A reference's tokens at one site that may be matched, (M, D), and their directions, where they are kept."""
+    """A reference's tokens at one site that may be matched, (M, D), and what the matching keeps beside them."""
 
     tokens: torch.Tensor
-    directions: torch.Tensor | None
+    known: torch.Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ class NegToMe:
         min_tokens: only blocks with at least so many image tokens (the paper's SDXL setting: 1024).
         rows: of a guided sample's rows ``both`` are pushed, as published, or the ``conditional`` one alone: guidance then
             carries the push w times as far.
-        masks: per reference bool (h, w): where its latent may be matched; None: everywhere.
+        masks: per reference bool (h, w): where its latent may be matched; None: everywhere. On the host: which tokens they
+            leave is worked out there, once for every number of tokens.
         features: step → site → reference tokens worked out before; see :mod:`pipeline.steer.features`.
     """
 
@@ -182,6 +185,9 @@ class NegToMe:
     chunk: int = CHUNK
     precision: Precision = "float32"
     features: Mapping[int, Mapping[str, Features]] | None = None
+    _within: dict[tuple[int, torch.device], torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # worked out from the masks
 
     def acts_at(self, step: int) -> bool:
         """Whether anything is pushed at ``step``: not outside the window, at α = 0, or at τ ≥ 1."""
@@ -200,19 +206,27 @@ class NegToMe:
         wanted = self.attention == "both" or not site.endswith(SELF)
         return wanted and site.startswith(self.where) and tokens >= self.min_tokens
 
-    def moves(self, own: torch.Tensor, reference: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor | None:
+    def moves(self, own: torch.Tensor, reference: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor | None:
         """By how much a sample's tokens (n·N, D) of n rows are pushed from reference tokens (M, D), M = k·N, or from those of
         them that its features have kept; None: by nothing."""
-        allowed = None
-        if self.masks is not None:
+        return displacement(
+            own, reference, self._allowed(reference), known, alpha=self.alpha, threshold=self.threshold, match=self.match,
+            form=self.form, keep_norm=self.keep_norm, temperature=self.temperature, chunk=self.chunk, precision=self.precision,
+        )  # fmt: skip
+
+    def _allowed(self, reference: torch.Tensor) -> torch.Tensor | None:
+        """Which of the reference tokens (M, D) may be matched, as :func:`displacement` takes it, on their device."""
+        if self.masks is None:
+            return None
+        key = len(reference), reference.device
+        if key not in self._within:
             import torch
 
             each = len(reference) // len(self.masks)
-            allowed = torch.cat([token_mask(m, each) for m in self.masks]).to(reference.device)
-        return displacement(
-            own, reference, allowed, directions, alpha=self.alpha, threshold=self.threshold, match=self.match, form=self.form,
-            keep_norm=self.keep_norm, temperature=self.temperature, chunk=self.chunk, precision=self.precision,
-        )  # fmt: skip
+            allowed = torch.cat([token_mask(m, each) for m in self.masks])
+            within = allowed if self.match == "released" else allowed.nonzero().flatten()
+            self._within[key] = within.to(reference.device)
+        return self._within[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,27 +277,28 @@ def _edit(pushes: Sequence[RowPush]) -> Edit:
     for item in pushes:
         alone = item.owner < 0 or item.settings.match == "released"
         together.setdefault(("row", item.row) if alone else ("sample", item.owner), []).append(item)
-    samples = [(items[0], these([item.row for item in items])) for items in together.values()]
+    samples = [
+        (items[0], RowIndex([item.row for item in items]), RowIndex(items[0].references) if items[0].references else None)
+        for items in together.values()
+    ]
 
     def edit(site: str, tokens: torch.Tensor) -> None:
-        moves: list[tuple[Rows, torch.Tensor]] = []
-        for first, rows in samples:
+        moves: list[tuple[RowIndex, torch.Tensor]] = []
+        for first, rows, references in samples:
             s = first.settings
             if not s.selects(site, tokens.shape[1]):
                 continue
             if s.features is not None:
-                reference, directions = s.features[first.step][site]
+                reference, known = s.features[first.step][site]
             else:  # the best match is over all references' tokens
-                reference, directions = tokens[these(first.references)].flatten(0, 1), None
-            own = tokens[rows]
-            by = s.moves(own.flatten(0, 1), reference, directions)
+                assert references is not None
+                reference, known = references.of(tokens).flatten(0, 1), None
+            own = rows.of(tokens)
+            by = s.moves(own.flatten(0, 1), reference, known)
             if by is not None:
                 moves.append((rows, by.view(own.shape)))
         for rows, by in moves:  # only now: mates are pushed from each other's tokens as they were
-            if isinstance(rows, slice):
-                tokens[rows].add_(by)
-            else:
-                tokens[rows] += by
+            rows.add(tokens, by)
 
     return edit
 
@@ -292,7 +307,7 @@ def _pairs(
     own: torch.Tensor,
     against: torch.Tensor,
     allowed: torch.Tensor | None,
-    directions: torch.Tensor | None,
+    known: torch.Tensor | None,
     match: Match,
     temperature: float,
     chunk: int,
@@ -302,7 +317,7 @@ def _pairs(
     import torch
 
     if match == "paper":
-        yield from best_pairs(own, against, directions, chunk=chunk, precision=precision)
+        yield from best_pairs(own, against, known, chunk=chunk, precision=precision)
         return
     if match == "released":
         cosine, which = best_match(against, own, chunk=chunk, precision=precision)  # the wrong axis, used as if it were right

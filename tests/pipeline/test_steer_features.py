@@ -115,13 +115,13 @@ def test_placements_do_not_share_tokens(tiny_sd: Path) -> None:
 
 def test_directions_are_kept_where_they_are_used(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(ModelConfig(path=str(tiny_sd), dtype="bfloat16"))
-    real, worked_out = features.directions_of, []
+    real, worked_out = features.known_of, []
 
-    def counting(tokens: torch.Tensor, precision: Precision) -> torch.Tensor:
+    def counting(tokens: torch.Tensor, precision: Precision) -> torch.Tensor | None:
         worked_out.append(len(tokens))
         return real(tokens, precision)
 
-    monkeypatch.setattr(features, "directions_of", counting)
+    monkeypatch.setattr(features, "known_of", counting)
     e = Engine(model, rows=ROWS, steps=STEPS, guidance_scale=3.0)
     e.features = FeatureCache(1 << 24)
     steered(e, RUNGS[0])

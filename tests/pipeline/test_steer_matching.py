@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.steer.fused import available, fused_best_match
-from pipeline.steer.matching import Precision, best_match, best_pairs, directions_of, soft_match
-from pipeline.steer.negtome import push_apart
+from pipeline.steer.masks import token_mask
+from pipeline.steer.matching import Precision, best_match, best_pairs, directions_of, known_of, soft_match
+from pipeline.steer.negtome import NegToMe, push_apart
 
 
 def naive_push_apart(
@@ -170,11 +171,38 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not available(), reason="needs Triton and a CUDA device of capability 8 or more")
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and available(torch.device("cuda:0"))),
+    reason="needs Triton and a CUDA device of capability 8 or more",
+)
 @pytest.mark.parametrize("shape", [(64, 128, 64), (1000, 777, 640), (4096, 4096, 640)])
-def test_the_fused_kernel_finds_what_the_loop_finds(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_fused_kernel_finds_what_the_loop_finds(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     n, m, d = shape
-    tokens, reference = drawn(0, n, d).cuda(), drawn(1, m, d).cuda()
-    cosines = F.normalize(tokens, dim=1) @ F.normalize(reference, dim=1).T
-    found = cosines.gather(1, fused_best_match(tokens, reference)[:, None])[:, 0]
-    assert (cosines.amax(1) - found).max() < 0.01
+    tokens, reference = drawn(0, n, d).to("cuda:0", dtype), drawn(1, m, d).to("cuda:0", dtype)
+    known = known_of(reference, "float32")
+    assert known is not None and known.shape == (m,)
+    cosines = F.normalize(tokens.double(), dim=1) @ F.normalize(reference.double(), dim=1).T
+    found = cosines.gather(1, fused_best_match(tokens, reference, known)[:, None])[:, 0]
+    assert (cosines.amax(1) - found).max() < 1e-5
+
+
+def test_a_reference_token_that_is_not_a_number_is_matched_in_any_tile() -> None:
+    """As in the maximum of a single tile: what is pushed from it is not a number either, and its sample ends loudly."""
+    reference = -drawn(1, 300, 8).abs()  # all products below zero: they are compared as floats
+    reference[250, 3] = float("nan")
+    for chunk in (20, 1024):
+        _, which = best_match(drawn(2, 4, 8).abs(), reference, chunk=chunk)
+        assert which.tolist() == [250] * 4
+
+
+def test_where_masks_leave_tokens_is_worked_out_once_a_number_of_tokens() -> None:
+    mask = drawn(0, 8, 8) > 0
+    settings = NegToMe(latents=(), noises=None, context=drawn(1, 1), alpha=0.9, threshold=0.1, until_step=1, masks=(mask,))
+    own, reference = drawn(2, 16, 4), drawn(3, 16, 4)
+    first = settings.moves(own, reference)
+    kept = settings._allowed(reference)
+    assert settings._allowed(drawn(4, 16, 4)) is kept
+    allowed = token_mask(mask, 16)
+    plain = push_apart(own[None], reference, alpha=0.9, threshold=0.1, mask=allowed, keep_norm=True)[0]
+    assert first is not None and torch.equal(own + first, plain)
