@@ -1,9 +1,10 @@
-"""One suite for all model classes, on tiny random models: the engine equals diffusers' own loop, and equals itself."""
+"""Folders of each class of model: what is loaded of them, what is refused. What all classes share: test_every_family.py."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,153 +13,37 @@ import torch
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.engine.engine import Engine
-from pipeline.engine.trajectory import Trajectory
 from pipeline.model.families import load_model
-from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import picture_rows, quiet
-from pipeline.steer.nudge import Nudge
-
-STEPS = 4
-TOKENS = 24  # of T5
-PROMPT = "a red apple"
-FAMILIES = ["sd", "sdxl", "sd3", "flux"]
+from pipeline.model.latent import picture_rows
+from tests.pipeline.families import (
+    FAMILIES,
+    PROMPT,
+    Family,
+    diffusers_pipeline,
+    drawn_by,
+    engine_of,
+    finish,
+    load,
+    pixels,
+    sample,
+)
 
 
 def config_of(folder: Path, **more: Any) -> ModelConfig:
-    return ModelConfig(path=str(folder), size=16, text_tokens=TOKENS, **({"dtype": "float32"} | more))
+    return ModelConfig(path=str(folder), size=16, text_tokens=24, **({"dtype": "float32"} | more))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"tiny_{request.param}")  # type: ignore[no-any-return]
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(FAMILIES[request.param].pipeline)
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> DiffusionModel:
-    return load_model(config_of(folder))
-
-
-def make_engine(model: DiffusionModel, rows: int = 8, **more: Any) -> Engine:
-    return Engine(model, rows=rows, steps=STEPS, guidance_scale=3.0, **more)
-
-
-def plain(e: Engine, tag: int, prompt: str = "") -> Trajectory:
-    texts = e.model.encode_prompts([prompt or f"{PROMPT} {tag}", ""])
-    return Trajectory(
-        tag=tag, latent=e.initial_noise(tag), step=0, context=texts[0], negative=texts[1] if e.guided else None, seed=tag
-    )
-
-
-def finish(e: Engine, trajectories: list[Trajectory], stagger: bool = False) -> dict[int, torch.Tensor]:
-    """Draw them; ``stagger`` submits one more before every call, so that the rows of a call stand at different steps."""
-    done: dict[int, torch.Tensor] = {}
-    coming = list(trajectories)
-    while coming or e.busy:
-        for _ in range(1 if stagger else len(coming)):
-            if coming:
-                e.submit(coming.pop(0))
-        done |= {t.tag: t.latent for t in e.step()}
-    return done
-
-
-def theirs(folder: Path, seed: int, **more: Any) -> torch.Tensor:
-    """The latent (C, h, w) at the end of diffusers' own pipeline."""
-    import diffusers
-
-    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    with quiet():
-        pipe = getattr(diffusers, name).from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    if "text_encoder_3" in pipe.components or name == "FluxPipeline":
-        more["max_sequence_length"] = TOKENS
-    with quiet():
-        out = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=3.0, height=16, width=16, output_type="latent",
-                   generator=torch.Generator().manual_seed(seed), **more).images  # fmt: skip
-    return pipe._unpack_latents(out, 16, 16, 2)[0] if name == "FluxPipeline" else out[0]  # type: ignore[no-any-return]
-
-
-def test_equals_diffusers_own_pipeline(model: DiffusionModel, folder: Path) -> None:
-    e = make_engine(model)
-    ours = finish(e, [plain(e, 5, PROMPT)])[5]
-    assert torch.allclose(ours, theirs(folder, 5), atol=2e-4, rtol=1e-3)
-    assert e.guided != model.distilled and e.rows_used == STEPS * (2 if e.guided else 1)
-
-
-def test_flux_with_classifier_free_guidance_on_top(tiny_flux: Path) -> None:
-    e = make_engine(load_model(config_of(tiny_flux)), true_guidance_scale=2.0)
-    ours = finish(e, [plain(e, 5, PROMPT)])[5]
-    assert e.guided and e.rows_used == 2 * STEPS
-    assert torch.allclose(ours, theirs(tiny_flux, 5, true_cfg_scale=2.0, negative_prompt=""), atol=2e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bytes_do_not_depend_on_schedule_or_mates(folder: Path, dtype: str) -> None:
-    model = load_model(config_of(folder, dtype=dtype))
-
-    def some(e: Engine, order: tuple[int, ...]) -> list[Trajectory]:
-        trajectories = [plain(e, tag) for tag in order]
-        for t in trajectories:
-            if t.tag == 1:
-                z = torch.ones(model.latent_shape)
-                t.nudge = Nudge(references=(z,), centre=torch.zeros_like(z), step_size=0.1, iterations=2, until_step=2)
-            if t.tag == 2:  # one without classifier-free guidance among the guided
-                t.negative = None
-        return trajectories
-
-    alone: dict[int, torch.Tensor] = {}
-    for tag in range(5):
-        e = make_engine(model)
-        alone |= finish(e, some(e, (tag,)))
-    for order, stagger in (((0, 1, 2, 3, 4), True), ((4, 2, 3, 0, 1), False)):
-        e = make_engine(model)
-        mixed = finish(e, some(e, order), stagger)
-        assert all(torch.equal(mixed[tag], alone[tag]) for tag in range(5)), order
-
-
-def test_conditionings_have_one_shape_and_do_not_depend_on_their_mates(model: DiffusionModel) -> None:
-    prompts = ["a cat", "a lemon and a red apple " * 20, "", "a cat"]
-    together = model.encode_prompts(prompts)
-    assert together.shape == (4, *model.conditioning_shape) and together.dtype == torch.float32
-    assert torch.equal(together[0], together[3]) and not torch.equal(together[0], together[1])
-    assert torch.equal(together[1], model.encode_prompts(prompts[1:2])[0])
-    assert [model.truncated(prompt) for prompt in prompts[:2]] == [False, True]
-
-
-def test_pictures_and_latents_go_both_ways(model: DiffusionModel) -> None:
-    latents = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-    pictures = model.decode(latents)
-    assert pictures.shape == (3, 16, 16, 3) and pictures.dtype.name == "uint8" and model.decode_size() == (16, 16)
-    assert (model.decode(latents[1:2])[0] == pictures[1]).all()
-    assert model.encode(pictures).shape == latents.shape
-    assert model.attention_blocks()
-
-
-def test_a_picture_decodes_as_in_diffusers(model: DiffusionModel, folder: Path) -> None:
-    """Scaling and shift of the autoencoder, from the same latents."""
-    import diffusers
-
-    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
-    with torch.no_grad():
-        x = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample[0]
-    expected = ((x.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0)
-    assert (torch.from_numpy(model.decode(latents)[0]).float() - expected).abs().max() <= 1
-
-
-def test_denoiser_and_decoder_have_gradients(model: DiffusionModel) -> None:
-    """For steering by gradients: in the conditioning, and in the latent."""
-    context = model.encode_prompts(["a cat"]).clone().requires_grad_(True)
-    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    e = make_engine(model)
-    time = torch.tensor(e.sampler.timesteps[:1])
-    model.denoise_tensor(z, time, context, 3.0).square().sum().backward()  # type: ignore[attr-defined]
-    assert context.grad is not None and context.grad.any() and z.grad is not None and z.grad.any()
-    rows = [x.detach().repeat(8, *(1,) * (x.ndim - 1)) for x in (z, time, context)]
-    assert torch.equal(model.denoise_tensor(*rows, 3.0), model.denoise(*rows, 3.0))  # type: ignore[attr-defined]
-    x = torch.randn(1, *model.latent_shape, requires_grad=True)
-    model.decode_tensor(x).sum().backward()  # type: ignore[attr-defined]
-    assert x.grad is not None and x.grad.any()
+def as_diffusers_draws(folder: Path, family: Family, **absent: None) -> bool:
+    """Whether a plain picture is the one of diffusers' pipeline, to within one of 255."""
+    e = engine_of(family, model := load(family, folder), guided=False)
+    ours = pixels(model, finish(e, [sample(e, 2, PROMPT)])[2])
+    theirs = drawn_by(diffusers_pipeline(folder, family.pipeline, **absent), family, 2, guided=False)
+    return bool((ours - theirs).abs().max() < 5e-4)
 
 
 def test_one_of_several_sets_of_weights(tiny_sd: Path, tmp_path: Path) -> None:
@@ -174,10 +59,10 @@ def test_one_of_several_sets_of_weights(tiny_sd: Path, tmp_path: Path) -> None:
 
 
 def test_another_size_can_be_drawn(tiny_sd3: Path) -> None:
-    model = load_model(ModelConfig(path=str(tiny_sd3), dtype="float32", size=24, text_tokens=TOKENS))
-    e = make_engine(model)
+    model = load(FAMILIES["sd3"], tiny_sd3, size=24)
+    e = engine_of(FAMILIES["sd3"], model)
     assert model.latent_shape == (4, 12, 12) and model.decode_size() == (24, 24)
-    assert model.decode(finish(e, [plain(e, 1)])[1][None]).shape == (1, 24, 24, 3)
+    assert model.decode(finish(e, [sample(e, 1)])[1][None]).shape == (1, 24, 24, 3)
     with pytest.raises(ConfigError, match=r"model\.size: 18 is not a multiple of 4"):
         load_model(ModelConfig(path=str(tiny_sd3), size=18))
 
@@ -185,13 +70,9 @@ def test_another_size_can_be_drawn(tiny_sd3: Path) -> None:
 def test_sd3_without_t5_equals_diffusers(tiny_sd3: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusion3Pipeline
 
-    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3, text_encoder_3=None, tokenizer_3=None)
-    pipe.save_pretrained(tmp_path / "light")
-    e = make_engine(load_model(config_of(tmp_path / "light")))
-    pipe.set_progress_bar_config(disable=True)
-    out = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=3.0, height=16, width=16, output_type="latent",
-               generator=torch.Generator().manual_seed(2), max_sequence_length=TOKENS).images  # fmt: skip
-    assert torch.allclose(finish(e, [plain(e, 2, PROMPT)])[2], out[0], atol=2e-4, rtol=1e-3)
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    StableDiffusion3Pipeline.from_pretrained(tiny_sd3, **absent).save_pretrained(tmp_path / "light")
+    assert as_diffusers_draws(tmp_path / "light", FAMILIES["sd3"], **absent)
 
 
 def test_flux_schnell_takes_no_guidance(tiny_flux: Path, tmp_path: Path) -> None:
@@ -202,8 +83,7 @@ def test_flux_schnell_takes_no_guidance(tiny_flux: Path, tmp_path: Path) -> None
     schnell = FluxTransformer2DModel.from_config(dict(pipe.transformer.config) | {"guidance_embeds": False})
     pipe.register_modules(transformer=schnell, scheduler=FlowMatchEulerDiscreteScheduler())
     pipe.save_pretrained(tmp_path / "schnell")
-    e = make_engine(load_model(config_of(tmp_path / "schnell")))
-    assert torch.allclose(finish(e, [plain(e, 2, PROMPT)])[2], theirs(tmp_path / "schnell", 2), atol=2e-4, rtol=1e-3)
+    assert as_diffusers_draws(tmp_path / "schnell", FAMILIES["flux"])
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "vae"])

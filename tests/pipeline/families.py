@@ -1,0 +1,134 @@
+"""How each class of model is drawn by both sides, for the suite over all of them: by the engine, and by diffusers' pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from pipeline.config import ModelConfig
+from pipeline.engine.engine import Engine
+from pipeline.engine.trajectory import Trajectory
+from pipeline.model.families import load_model
+from pipeline.model.interface import DiffusionModel
+from pipeline.model.latent import quiet
+
+STEPS, SCALE = 4, 3.0
+PROMPT, NEGATIVE = "a red apple", "a cat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One class of model.
+
+    Attributes:
+        pipeline: diffusers' class.
+        side: width and height of its pictures, in pixels.
+        tokens: how many tokens of text it is given; where diffusers' call takes a number, that one too.
+        asks: further arguments of diffusers' call.
+        guided: those with classifier-free guidance and a negative prompt.
+        plain: those without.
+        engine: the engine's arguments with classifier-free guidance.
+        engine_plain: the engine's arguments without.
+    """
+
+    pipeline: str
+    side: int = 16
+    tokens: int = 24
+    asks: Mapping[str, Any] = field(default_factory=dict)
+    guided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": SCALE, "negative_prompt": NEGATIVE})
+    plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    engine: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": SCALE})
+    engine_plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+
+
+OF_T5 = {"max_sequence_length": 24}
+FAMILIES = {
+    "sd": Family(pipeline="StableDiffusionPipeline"),
+    "sdxl": Family(pipeline="StableDiffusionXLPipeline"),
+    "sd3": Family(pipeline="StableDiffusion3Pipeline", asks=OF_T5),
+    "flux": Family(
+        pipeline="FluxPipeline",
+        asks=OF_T5,
+        guided={"guidance_scale": SCALE, "true_cfg_scale": 2.0, "negative_prompt": NEGATIVE},
+        plain={"guidance_scale": SCALE},
+        engine={"guidance_scale": SCALE, "true_guidance_scale": 2.0},
+        engine_plain={"guidance_scale": SCALE},
+    ),
+}
+
+
+def load(family: Family, folder: Path, dtype: str = "float32", **more: Any) -> DiffusionModel:
+    return load_model(
+        ModelConfig(path=str(folder), dtype=dtype, **({"size": family.side, "text_tokens": family.tokens} | more))
+    )
+
+
+def engine_of(family: Family, model: DiffusionModel, *, steps: int = STEPS, guided: bool = True) -> Engine:
+    return Engine(model, rows=8, steps=steps, **(family.engine if guided else family.engine_plain))
+
+
+_TEXTS: WeakKeyDictionary[DiffusionModel, dict[tuple[str, bool], torch.Tensor]] = WeakKeyDictionary()
+
+
+def text(model: DiffusionModel, prompt: str, *, negative: bool = False) -> torch.Tensor:
+    """A prompt's conditioning, encoded once a model: a call of the text encoders costs as much as one of the denoiser."""
+    known = _TEXTS.setdefault(model, {})
+    if (prompt, negative) not in known:
+        known[prompt, negative] = model.encode_prompts([prompt])[0]
+    return known[prompt, negative]
+
+
+def sample(e: Engine, seed: int, prompt: str = "", **more: Any) -> Trajectory:
+    """One that begins, with the suite's negative prompt where the engine is guided."""
+    context = text(e.model, prompt or f"{PROMPT} {seed}")
+    negative = text(e.model, NEGATIVE, negative=True) if e.guided else None
+    return Trajectory(
+        tag=seed, seed=seed, latent=e.initial_noise(seed), step=0, **({"context": context, "negative": negative} | more)
+    )
+
+
+def finish(e: Engine, trajectories: Sequence[Trajectory], *, stagger: bool = False) -> dict[int, torch.Tensor]:
+    """Tag → latent at the end; ``stagger`` submits one more before every call, so that a call's rows stand at different
+    steps."""
+    done: dict[int, torch.Tensor] = {}
+    coming = list(trajectories)
+    while coming or e.busy:
+        for _ in range(1 if stagger else len(coming)):
+            if coming:
+                e.submit(coming.pop(0))
+        done |= {t.tag: t.latent for t in e.step()}
+    return done
+
+
+def pixels(model: DiffusionModel, latent: torch.Tensor) -> torch.Tensor:
+    """The picture of a latent (C, h, w) in 0 … 1, float32 (3, H, W), not rounded."""
+    with torch.inference_mode():
+        return (model.decode_tensor(latent[None])[0] / 2 + 0.5).clamp(0, 1)  # type: ignore[attr-defined,no-any-return]
+
+
+def diffusers_pipeline(folder: Path, pipeline: str, **more: Any) -> Any:
+    import diffusers
+
+    with quiet():
+        pipe = getattr(diffusers, pipeline).from_pretrained(folder, **more)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn_by(pipe: Any, family: Family, seed: int, *, guided: bool = True, **more: Any) -> torch.Tensor:
+    """The picture of diffusers' own pipeline in 0 … 1, float32 (3, H, W), not rounded."""
+    asks = {"height": family.side, "width": family.side} | family.asks | (family.guided if guided else family.plain) | more
+    with quiet():
+        found = pipe(
+            prompt=PROMPT,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+            **asks,
+        )
+    return found.images[0]  # type: ignore[no-any-return]

@@ -1,0 +1,281 @@
+"""One suite for all classes of models, on tiny random ones: the pictures are those of diffusers' own pipeline; a sample's bytes
+depend on no mate; what steers or adapts a row moves that row and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.engine.engine import Engine
+from pipeline.engine.packed_call import packed_call
+from pipeline.engine.trajectory import Trajectory
+from pipeline.model.families import model_classes
+from pipeline.model.interface import DiffusionModel
+from pipeline.model.lowrank import LowRank
+from pipeline.respond.copies import Failed, Tools, retry
+from pipeline.rungs import NegToMeRung
+from pipeline.steer.blocks import steerable_blocks
+from pipeline.steer.features import FeatureCache
+from pipeline.steer.negtome import NegToMe
+from pipeline.steer.nudge import Nudge
+from tests.pipeline.families import (
+    FAMILIES,
+    PROMPT,
+    STEPS,
+    Family,
+    diffusers_pipeline,
+    drawn_by,
+    engine_of,
+    finish,
+    load,
+    pixels,
+    sample,
+    text,
+)
+from tests.pipeline.tiny_models import BUILDERS
+
+LONG = "a lemon and a red apple " * 20
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def family(name: str) -> Family:
+    return FAMILIES[name]
+
+
+@pytest.fixture(scope="module")
+def folder(family: Family, tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(family.pipeline)
+
+
+@pytest.fixture(scope="module")
+def model(family: Family, folder: Path) -> DiffusionModel:
+    return load(family, folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(family: Family, folder: Path) -> Any:
+    return diffusers_pipeline(folder, family.pipeline)
+
+
+def a_latent(model: DiffusionModel, seed: int) -> torch.Tensor:
+    return torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def negtome(model: DiffusionModel, references: int = 1, **more: Any) -> NegToMe:
+    latents = tuple(a_latent(model, 50 + i) for i in range(references))
+    context = text(model, "")
+    settings = {"alpha": 0.9, "threshold": -0.5, "until_step": 2} | more
+    return NegToMe(latents=latents, noises=latents, context=context, **settings)
+
+
+def nudge(model: DiffusionModel) -> Nudge:
+    z = torch.ones(model.latent_shape)
+    return Nudge(references=(z,), centre=torch.zeros_like(z), step_size=0.1, iterations=2, until_step=2)
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_class_that_can_be_drawn_with_is_in_the_suite() -> None:
+    classes = model_classes()
+    assert {key: cls.family for key, cls in classes.items()} == {family.pipeline: key for key, family in FAMILIES.items()}
+    assert set(classes) <= set(BUILDERS)
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
+def test_pictures_are_those_of_diffusers_own_pipeline(
+    name: str, family: Family, model: DiffusionModel, theirs: Any, guided: bool
+) -> None:
+    e = engine_of(family, model, guided=guided)
+    ours = pixels(model, finish(e, [sample(e, 5, PROMPT)])[5])
+    expected = drawn_by(theirs, family, 5, guided=guided)
+    assert e.guided == guided and e.rows_used == STEPS * (2 if guided else 1)
+    assert ours.std() > 0.05  # a picture at all
+    assert (ours - expected).abs().max() < 5e-4
+    assert ((ours * 255).round() - (expected * 255).round()).abs().max() <= 1
+
+
+# --- alone, in company ------------------------------------------------------------------------------------------------------
+
+
+def some(e: Engine) -> dict[int, Trajectory]:
+    """Of every kind that shares calls: with a long caption, nudged, pushed from two references, without guidance."""
+    return {
+        0: sample(e, 0, LONG),
+        1: sample(e, 1, nudge=nudge(e.model)),
+        2: sample(e, 2, push=negtome(e.model, 2)),
+        3: sample(e, 3, negative=None),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_do_not_depend_on_schedule_mates_or_slot(family: Family, folder: Path, dtype: str) -> None:
+    model = load(family, folder, dtype)
+    alone = {tag: finish(e := engine_of(family, model, steps=3), [some(e)[tag]])[tag] for tag in range(4)}
+    for order, stagger in (((0, 1, 2, 3), True), ((3, 2, 0, 1), False)):
+        e = engine_of(family, model, steps=3)
+        made = some(e)
+        mixed = finish(e, [made[tag] for tag in order], stagger=stagger)
+        assert [tag for tag in alone if not torch.equal(mixed[tag], alone[tag])] == [], f"order {order}"
+
+
+def test_conditionings_have_one_shape_and_do_not_depend_on_their_mates(model: DiffusionModel) -> None:
+    prompts = ["a cat", LONG, "", "a cat"]
+    together = model.encode_prompts(prompts)
+    assert together.shape == (4, *model.conditioning_shape) and together.dtype == torch.float32
+    assert torch.equal(together[0], together[3]) and not torch.equal(together[0], together[1])
+    assert torch.equal(together[1], model.encode_prompts(prompts[1:2])[0])
+    assert [model.truncated(prompt) for prompt in prompts[:2]] == [False, True]
+
+
+# --- what moves a row -------------------------------------------------------------------------------------------------------
+
+
+def outputs(e: Engine, samples: list[Trajectory]) -> list[torch.Tensor]:
+    return packed_call(e.model, e.sampler, samples, e.rows, e.inner_guidance)
+
+
+@pytest.mark.parametrize("placement", ["paper", "released"])
+@pytest.mark.parametrize("attention", ["last", "both"])
+def test_negtome_moves_its_row_and_no_other(family: Family, model: DiffusionModel, placement: str, attention: str) -> None:
+    e = engine_of(family, model)
+    samples = [sample(e, tag) for tag in range(3)]
+    before = outputs(e, samples)
+    samples[1].push = negtome(model, placement=placement, attention=attention, rows="conditional")
+    after = outputs(e, samples)
+    own = len(after[1]) - 1  # the conditional row is the last
+    assert torch.isfinite(after[1]).all() and not torch.equal(after[1][own], before[1][own])
+    assert torch.equal(after[1][:own], before[1][:own])
+    assert all(torch.equal(after[i], before[i]) for i in (0, 2))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
+    samples[1].push = None
+    assert all(torch.equal(a, b) for a, b in zip(outputs(e, samples), before, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"alpha": 0.0}, {"threshold": 1.0}, {"until_step": 0}], ids=str)
+def test_negtome_of_no_strength_is_no_change(family: Family, model: DiffusionModel, change: dict[str, Any]) -> None:
+    e = engine_of(family, model)
+    pushed = sample(e, 1, push=negtome(model, **change))
+    assert torch.equal(finish(e, [pushed])[1], finish(e, [sample(e, 1)])[1])
+
+
+def test_nudging_moves_its_row_and_no_other(family: Family, model: DiffusionModel) -> None:
+    e = engine_of(family, model)
+    before = finish(e, [sample(e, tag) for tag in range(3)])
+    after = finish(e, [sample(e, 0), sample(e, 1, nudge=nudge(model)), sample(e, 2)])
+    assert [torch.equal(after[tag], before[tag]) for tag in range(3)] == [True, False, True]
+
+
+def test_blocks_of_the_model_are_those_found_by_class(model: DiffusionModel) -> None:
+    found = [block for _, block in steerable_blocks(model.network)]
+    assert [block for _, block in model.attention_blocks()] == found
+
+
+def test_a_rung_steers_to_the_same_bytes_alone_in_company_and_from_the_cache(family: Family, model: DiffusionModel) -> None:
+    masked = NegToMeRung(alpha=0.9, token_threshold=0.0, masked=True)
+
+    def steered(e: Engine, rung: NegToMeRung = masked) -> Trajectory:
+        first = sample(e, 1)
+        finish(e, [first])
+        failed = Failed(last=first, seed=1, attempt=1, ref_ids=["00000001"], latents=[a_latent(model, 9)])
+        context, centre = text(model, ""), torch.zeros(model.latent_shape)
+        found = retry(failed, rung, Tools(engine=e, reference_context=context, centre=centre))
+        return found.trajectory.resumed(first, found.seed)
+
+    def engine() -> Engine:
+        return engine_of(family, model)
+
+    e = engine()
+    alone = finish(e, [steered(e)])[1]
+    assert torch.isfinite(alone).all() and not torch.equal(alone, finish(engine(), [sample(e, 1)])[1])
+    mixed = finish(e, [sample(e, 2), steered(e)])
+    assert torch.equal(mixed[1], alone) and torch.equal(mixed[2], finish(engine(), [sample(e, 2)])[2])
+    cached = engine()
+    cached.features = FeatureCache(1 << 24)
+    for _ in range(2):
+        t = steered(cached)
+        assert t.rows() == t.own_rows
+        assert torch.equal(finish(cached, [t])[1], alone)
+    assert cached.features.hits > 0 and cached.features.rows_run == STEPS
+    e = engine()
+    assert torch.equal(finish(e, [steered(e, replace(masked, alpha=0.0))])[1], finish(engine(), [sample(e, 1)])[1])
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_on_one_row_equals_peft_to_the_bit(family: Family, model: DiffusionModel) -> None:
+    """peft's own layers in a copy of the network against :mod:`pipeline.model.lowrank` on one row of a call."""
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
+
+    e = engine_of(family, model)
+    samples = [sample(e, tag) for tag in range(3)]
+    before = outputs(e, samples)
+    plain = model.network
+    names = [n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and "attn" in n]
+    wrapped = deepcopy(plain)
+    torch.manual_seed(0)
+    wrapped.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=names, init_lora_weights=False))
+    layers = {n: m for n, m in wrapped.named_modules() if isinstance(m, Linear)}
+    scaling = {layer.scaling["default"] for layer in layers.values()}
+    assert sorted(layers) == sorted(names) and scaling == {4.0}
+    model.network = wrapped.eval()
+    try:
+        peft = outputs(e, samples)
+    finally:
+        model.network = plain
+    pairs = {n: (m.lora_A["default"].weight.detach(), m.lora_B["default"].weight.detach()) for n, m in layers.items()}
+    samples[1].lowrank = ((LowRank("peft's", pairs), 4.0),)
+    after = outputs(e, samples)
+    assert not torch.equal(after[1], before[1]) and torch.equal(after[1], peft[1])
+    assert all(torch.equal(after[i], before[i]) for i in (0, 2))
+
+
+# --- pictures and latents ---------------------------------------------------------------------------------------------------
+
+
+def test_pictures_and_latents_go_both_ways(family: Family, model: DiffusionModel) -> None:
+    latents = torch.stack([a_latent(model, seed) for seed in range(3)])
+    pictures = model.decode(latents)
+    assert pictures.shape == (3, family.side, family.side, 3) and pictures.dtype.name == "uint8"
+    assert model.decode_size() == (family.side, family.side)
+    assert (model.decode(latents[1:2])[0] == pictures[1]).all()
+    assert model.encode(pictures).shape == latents.shape
+
+
+def test_a_latent_that_is_encoded_again_decodes_as_in_diffusers(family: Family, model: DiffusionModel, theirs: Any) -> None:
+    """Scaling and shift on the way in, which the pictures above do not show: undone by hand."""
+    picture = model.decode(a_latent(model, 1)[None])
+    x = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        raw = theirs.vae.encode(x)
+        raw = raw.latent_dist.mode() if hasattr(raw, "latent_dist") else raw.latent
+        expected = theirs.vae.decode(raw).sample[0]
+        ours = model.decode_tensor(model.encode(picture))[0]  # type: ignore[attr-defined]
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_denoiser_and_decoder_have_gradients(family: Family, model: DiffusionModel) -> None:
+    """For steering by gradients: in the conditioning, and in the latent."""
+    context = model.encode_prompts(["a cat"]).clone().requires_grad_(True)
+    z = a_latent(model, 0)[None].requires_grad_(True)
+    time = torch.tensor(engine_of(family, model).sampler.timesteps[:1])
+    model.denoise_tensor(z, time, context, 3.0).square().sum().backward()  # type: ignore[attr-defined]
+    assert context.grad is not None and context.grad.any() and z.grad is not None and z.grad.any()
+    rows = [x.detach().repeat(8, *(1,) * (x.ndim - 1)) for x in (z, time, context)]
+    assert torch.equal(model.denoise_tensor(*rows, 3.0), model.denoise(*rows, 3.0))  # type: ignore[attr-defined]
+    x = a_latent(model, 1)[None].requires_grad_(True)
+    model.decode_tensor(x).sum().backward()  # type: ignore[attr-defined]
+    assert x.grad is not None and x.grad.any()
