@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from index.errors import ClearanceError, ConfigError
 from index.shipped import STICKERS
 from pipeline.keys import ENVIRONMENT, NEW, STATEMENT_PUBLIC, Keys, key_id
+from pipeline.model.machine import driver_version, libraries
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -134,6 +135,7 @@ def _device() -> Iterator[Line]:
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
             yield Line(f"cuda:{number}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        yield card_software(libraries(on_cuda=True), driver_version())
     else:
         yield Line("cuda", "note", "no CUDA device: models run on the CPU")
     if find_spec("faiss") is not None:
@@ -160,6 +162,18 @@ def _cpu_flags() -> set[str]:
         return set()
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return set(found[1].split()) if found else set()
+
+
+def card_software(versions: Mapping[str, str], driver: str) -> Line:
+    """The versions that pictures drawn on a card depend on.
+
+    Args:
+        versions: library → version; see :func:`pipeline.model.machine.libraries`.
+        driver: of the card; empty: unknown.
+    """
+    there = ", ".join(f"{name} {version}" for name, version in versions.items())
+    fused = "" if "triton" in versions else "; without triton the matching of token merging runs as torch's own operations"
+    return Line("card software", "ok", f"driver {driver or 'unknown'}; {there}{fused}")
 
 
 def _names() -> Iterator[Line]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
 from pipeline.model.device import check_device
+from pipeline.model.machine import settle
 from pipeline.policy import CONFIRM, Policy, guard_tables
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ class Copies:
 
 def prepare(config: RunConfig) -> None:
     """Settings of torch that hold for the whole process; call it before the first model is loaded."""
-    # cuBLAS is deterministic only with a fixed workspace, and reads this once, when CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settle()
     import torch
 
     torch.set_num_threads(config.generation.threads)
-    torch.use_deterministic_algorithms(True)
 
 
 def open_policy_guards(policy: Policy, device: str = "cpu") -> tuple[list[Guard], list[str]]:

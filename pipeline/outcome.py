@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -67,6 +68,31 @@ class Adapter:
     digest: str
     weight: float = 1.0
     tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What pictures were drawn on, as far as their bytes depend on it; see :mod:`pipeline.model.machine`.
+
+    Attributes:
+        card: name of the accelerator, or of the processor.
+        capability: its compute capability, or the widest instructions that torch uses of the processor.
+        driver: version of the accelerator's driver; empty on a CPU.
+        libraries: library → version.
+        attention: the attention backend chosen by name; empty: torch chooses.
+        tf32: whether float32 products may be rounded to TF32.
+        fills_memory: whether memory is filled before a kernel writes it.
+        deterministic: whether algorithms that are not deterministic are refused.
+    """
+
+    card: str = ""
+    capability: str = ""
+    driver: str = ""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    attention: str = ""
+    tf32: bool = False
+    fills_memory: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

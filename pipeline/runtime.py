@@ -24,6 +24,7 @@ from pipeline.model.contexts import Contexts
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.machine import machine
 from pipeline.opening import Copies, open_copies, open_policy_guards, prepare
 from pipeline.outcome import PaddedRows
 from pipeline.policy import Policy
@@ -225,6 +226,7 @@ class Runtime:
             guidance=c.generation.guidance_scale,
             dtype=c.model.dtype,
             device_kind=c.model.device,
+            machine=machine(c.model.device),
             rows=c.generation.rows,
             threads=c.generation.threads,
             index_id=parts["index_id"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.audit.commitments import default_salt
 from pipeline.config import HARD_STOP
-from pipeline.outcome import Adapter
+from pipeline.outcome import Adapter, Machine
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class RunContext:
         model_id, model_revision, model_digest, model_licence: the diffusion model.
         adapters: what was loaded on top of it.
         scheduler, steps, guidance, dtype, device_kind, rows, threads: how pictures were drawn.
+        machine: card, driver, libraries and settings of torch.
         index_id, embedder_id, calibration_id, copy_threshold: what copies were measured against.
         policy_id, policy_sha256, policy_name: the policy in force.
         actions: guard → what its triggered findings lead to.
@@ -77,6 +78,7 @@ class RunContext:
     hard_stop: tuple[str, ...] = HARD_STOP
     anchors: Anchors = field(default_factory=Anchors)
     actions: Mapping[str, str] = field(default_factory=dict)
+    machine: Machine = field(default_factory=Machine)
 
     @property
     def prompt_salt(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from pipeline.marking.encode import Encoded, thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
 from pipeline.marking.watermark import run_tag
-from pipeline.outcome import ACCEPTED, Attempt, Caught, Outcome, Sample
+from pipeline.outcome import ACCEPTED, Attempt, Caught, Machine, Outcome, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -204,6 +205,7 @@ def _run_columns(context: RunContext) -> dict[str, Any]:
         "guidance": float(context.guidance),
         "dtype": context.dtype,
         "device_kind": context.device_kind,
+        "machine": _machine(context.machine),
         "rows": int(context.rows),
         "threads": int(context.threads),
         "index_id": context.index_id,
@@ -216,6 +218,10 @@ def _run_columns(context: RunContext) -> dict[str, Any]:
         "worker_id": context.worker_id,
         "software_version": context.software_version,
     }
+
+
+def _machine(machine: Machine) -> dict[str, Any]:
+    return asdict(machine) | {"libraries": [{"name": name, "version": version} for name, version in machine.libraries.items()]}
 
 
 def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id: str) -> dict[str, Any]:

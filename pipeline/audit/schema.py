@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 3  # 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns
+# 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns; 4: the machine
+SCHEMA_VERSION = 4
 
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
 # columns_commit).
@@ -110,6 +111,20 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("guard", "text", store=DICTIONARY, since=3),
         Column("seconds", "number", since=3),
     ),
+    "library": (
+        Column("name", "text", store=DICTIONARY, since=4),
+        Column("version", "text", store=DICTIONARY, since=4),
+    ),
+    "machine": (
+        Column("card", "text", store=DICTIONARY, since=4),
+        Column("capability", "text", store=DICTIONARY, since=4),
+        Column("driver", "text", store=DICTIONARY, since=4),
+        Column("libraries", "list of library", since=4),
+        Column("attention", "text", store=DICTIONARY, since=4),
+        Column("tf32", "flag", since=4),
+        Column("fills_memory", "flag", since=4),
+        Column("deterministic", "flag", since=4),
+    ),
     "rows from": (
         Column("step", "whole"),
         Column("rows", "whole"),
@@ -178,6 +193,13 @@ SAMPLE_COLUMNS = (
     Column("guidance", "number", "classifier-free guidance scale"),
     Column("dtype", "text", "number format of the weights", DICTIONARY),
     Column("device_kind", "text", "kind of device", DICTIONARY),
+    Column(
+        "machine",
+        "machine",
+        "card or processor, driver, library versions and settings of torch: with these, the number of rows and the same "
+        "request the bytes are promised",
+        since=4,
+    ),
     Column("rows", "whole", "fixed rows per denoiser call"),
     Column("threads", "whole", "threads per worker"),
     Column("attempts", "whole", "pictures made for this request"),

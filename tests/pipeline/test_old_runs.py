@@ -1,14 +1,16 @@
 """Runs that earlier versions of the schema wrote: they verify, report and are counted; what was changed in them is found.
 
-``tests/data/run-v1.zip`` was made by the code of commit b9e622e, ``run-v2.zip`` by that of dfcd218: four prompts
-("a red apple", "copy of a cat", "steered lemon", "a green pear"), two shards, drawn by the fakes of ``tests/jobs/conftest.py``
-of that commit (discs of 32×32 pixels in place of its noise), run with ``run_local`` and zipped as they lay.
+``tests/data/run-v1.zip`` was made by the code of commit b9e622e, ``run-v2.zip`` by that of dfcd218, ``run-v3.zip`` by that of
+9b312d6: four prompts ("a red apple", "copy of a cat", "steered lemon", "a green pear"), two shards, drawn by the fakes of
+``tests/jobs/conftest.py`` of that commit (discs of 32×32 pixels in place of its noise), run with ``run_local`` and zipped as
+they lay.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ DATA = Path(__file__).parents[1] / "data"
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def version(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
@@ -47,10 +49,11 @@ def test_the_rows_are_of_the_version_they_claim(old: Path, version: int) -> None
     assert {row["schema_version"] for row in (*sample_rows(old), *attempt_rows(old))} == {version}
 
 
-def test_rows_of_an_old_run_have_todays_columns(old: Path) -> None:
+def test_rows_of_an_old_run_have_todays_columns(old: Path, version: int) -> None:
     rows = list(sample_rows(old))
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(samples_schema().names))}
-    assert {row["iscc"] for row in rows} == {None}
+    assert {row["machine"] for row in rows} == {None}
+    assert all((row["iscc"] is None) == (version < 3 or row["image"] is None) for row in rows)
 
 
 def test_findings_of_an_old_run_have_todays_fields(old: Path, version: int) -> None:
@@ -78,9 +81,11 @@ def test_the_report_of_an_old_run_has_no_digest_and_is_no_problem(old: Path) -> 
     assert found.problems == () and left["report.html"] == "a report of an earlier version, which states no digest"
 
 
-@pytest.mark.parametrize("kind", ["samples/*.parquet", "attempts/*.parquet", "plan.json", "requests.parquet", "events.jsonl"])
+@pytest.mark.parametrize("kind", ["samples/*.parquet", "attempts/*.parquet", "plan.json", "requests.parquet", "events[./]*"])
 def test_a_changed_old_run_is_found(old: Path, kind: str) -> None:
-    path = sorted(old.glob(kind))[0]
+    path = next(
+        found for found in sorted(old.rglob("*")) if found.is_file() and fnmatch(found.relative_to(old).as_posix(), kind)
+    )
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
