@@ -25,6 +25,12 @@ class ModelConfig:
     revision: str = line("", "revision on the hub")
     variant: str = line("", 'one of several sets of weights in the folder ("fp16")')
     size: int | None = number(None, 8, 4096, "picture's side in pixels; absent: the model's own", absent="the model's own")
+    width: int | None = number(None, 8, 4096, "picture's width in pixels, in place of `size`", absent="`size`")
+    height: int | None = number(None, 8, 4096, "picture's height in pixels, in place of `size`", absent="`size`")
+    snap: bool = flag(
+        False,
+        "draw the nearest width and height that the model can draw, where another one is stated; false: it is refused",
+    )
     text_tokens: int | None = number(
         None, 1, 512, "tokens T5 takes; absent: the class's own (SD3 256, Flux 512; Flux schnell wants 256)",
         absent="the model class's own",

@@ -155,6 +155,9 @@ class Plan:
             settings["devices"] = devices
         for name in ("path", "allow_download"):
             del settings["model"][name]
+        for name, value in (("width", None), ("height", None), ("snap", False)):
+            if settings["model"][name] == value:
+                del settings["model"][name]  # as retention_days_held below
         for adapter in settings["adapters"]:
             del adapter["path"]
         if self.config.retention_days_held == RunConfig.retention_days_held:

@@ -6,6 +6,9 @@ slot, its mates or the order of admission; it can be made again alone, years lat
 waiting samples (:mod:`pipeline.engine.packing`), by the rows that each needs at its own step: a row that is not needed is free
 at once, and a sample may miss a call.
 
+A call holds samples of one size (h, w): each size has its own fixed shape (R, C, h, w) over the one model. Samples of different
+numbers of steps and guidance scales share calls, because each has its own sampler and scale.
+
 If the device's memory does not hold a call, the number of rows R is halved, and every sample continues from its latent.
 R decides the last bits of a call. The promise is then: the same bytes for the same R at every step. Each trajectory
 records the R it was drawn with (:attr:`pipeline.engine.trajectory.Trajectory.rows_from`).
@@ -17,14 +20,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from index.errors import ConfigError, OutOfMemory
 from index.padding import first_line, out_of_memory
 from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, steering
-from pipeline.engine.packed_call import packed_call, reference_latents, units
-from pipeline.engine.packing import WINDOW, next_call
+from pipeline.engine.packed_call import packed_call, units
+from pipeline.engine.packing import next_call, next_size, room
 from pipeline.model.interface import LESS
 from pipeline.model.sampler import counter_noise
 from pipeline.model.samplers import make_sampler
@@ -32,10 +36,10 @@ from pipeline.model.samplers import make_sampler
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engine.trajectory import Trajectory
+    from pipeline.engine.trajectory import Size, Trajectory
     from pipeline.model.interface import DiffusionModel
+    from pipeline.model.sampler import Sampler
     from pipeline.steer.features import FeatureCache
-    from pipeline.steer.negtome import NegToMe
 
 
 class Ended(NamedTuple):
@@ -50,15 +54,29 @@ class Ended(NamedTuple):
     failed: Failures
 
 
+class Filled(NamedTuple):
+    """How full the calls of one size were.
+
+    Attributes:
+        calls: that were made.
+        used: rows in them that had an owner.
+        rows: all their rows.
+    """
+
+    calls: int = 0
+    used: int = 0
+    rows: int = 0
+
+
 class Engine:
     """Denoises submitted trajectories, always ``rows`` rows at a time.
 
     Args:
         model: the diffusion model.
         rows: fixed number of rows per denoiser call.
-        steps: denoising steps.
-        guidance_scale: classifier-free guidance scale w: ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside takes
-            it as an input, and w is ``true_guidance_scale``.
+        steps: denoising steps of samples that have no sampler of their own.
+        guidance_scale: of samples that have none of their own: w of classifier-free guidance, ε = ε_neg + w·(ε_text − ε_neg). A
+            model with guidance inside takes it as an input, and w is ``true_guidance_scale``.
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
@@ -84,12 +102,15 @@ class Engine:
         self.least_rows = (2 if self.guided else 1) + references
         self.inner_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta)
-        self.guided_until = round(guidance_until * len(self.sampler))
+        self.steps, self._scheduler, self._eta, self._guidance_until = steps, scheduler, eta, guidance_until
+        self._samplers = {(model.latent_shape[1:], steps): self.sampler}
         self._waiting: list[Trajectory] = []
         self._running: list[Trajectory] = []  # those in the current call
         self._turns = 0
+        self._passed_over = 0  # calls in a row that did not hold the oldest sample
         self.calls = 0
         self.rows_used = 0
+        self.filled: dict[Size, Filled] = {}
         self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
 
     @property
@@ -99,17 +120,50 @@ class Engine:
     @property
     def full(self) -> bool:
         """Whether the waiting trajectories fill the next call."""
-        return sum(t.rows() for t in (*self._running, *self._waiting)) >= self.rows
+        return max(self._queued().values(), default=0) >= self.rows
 
     @property
     def room(self) -> bool:
-        """Whether another request can be admitted: fewer than ``WINDOW`` calls' worth of rows are queued."""
-        return sum(t.rows() for t in (*self._running, *self._waiting)) < WINDOW * self.rows
+        """Whether another request can be admitted; see :func:`pipeline.engine.packing.room`."""
+        return room(self._queued().values(), self.rows)
+
+    def _queued(self) -> Counter[Size]:
+        """Rows under way, by size."""
+        rows: Counter[Size] = Counter()
+        for t in (*self._running, *self._waiting):
+            rows[t.size] += t.rows()
+        return rows
 
     @property
     def guided(self) -> bool:
-        """Whether samples need a negative row."""
-        return self.guidance_scale > 1
+        """Whether samples need a negative row, if they have no guidance scale of their own."""
+        return self.guides(None)
+
+    def guides(self, guidance_scale: float | None) -> bool:
+        """Whether a sample with that guidance scale (None: the engine's) needs a negative row."""
+        return self._combined(guidance_scale) > 1
+
+    def guidance_of(self, t: Trajectory) -> float:
+        """The scale w of a sample's classifier-free guidance."""
+        return self._combined(t.guidance_scale)
+
+    def _combined(self, own: float | None) -> float:
+        return self.guidance_scale if own is None or self.model.distilled else own
+
+    def sampler_for(self, size: Size, steps: int | None = None) -> Sampler:
+        """The sampler for latents of (h, w) positions and a number of steps (None: the engine's); each is made once.
+
+        Raises:
+            ConfigError: the model has no such schedule.
+        """
+        key = (size, steps or self.steps)
+        if key not in self._samplers:
+            self._samplers[key] = make_sampler(self.model, key[1], self._scheduler, eta=self._eta, positions=size)
+        return self._samplers[key]
+
+    def sampler_of(self, t: Trajectory) -> Sampler:
+        """A sample's own sampler, or that of the engine for its size."""
+        return self.sampler_for(t.size) if t.sampler is None else t.sampler
 
     def submit(self, trajectory: Trajectory) -> None:
         """Queue a trajectory. Raises ConfigError when it could never fit, ValueError when its sampler's memory is missing."""
@@ -121,22 +175,34 @@ class Engine:
             )
         if trajectory.group and trajectory.push:
             raise ValueError("a sample is pushed from references or from its group's mates, not both")
-        step = trajectory.step
-        absent = [n for n in range(step - self.sampler.needs_memory(step), step) if n not in trajectory.cleans]
+        step, sampler = trajectory.step, self.sampler_of(trajectory)
+        absent = [n for n in range(step - sampler.needs_memory(step), step) if n not in trajectory.cleans]
         if absent:
-            raise ValueError(f"{self.sampler.name} resumes at step {step} only with x̂0 of step {absent[-1]}: call resumed()")
+            raise ValueError(f"{sampler.name} resumes at step {step} only with x̂0 of step {absent[-1]}: call resumed()")
         if trajectory.turn is None:
             trajectory.turn, self._turns = self._turns, self._turns + 1
+        trajectory.sampler = sampler
         if trajectory.guided_until is None:
-            trajectory.guided_until = self.guided_until
+            trajectory.guided_until = round(self._guidance_until * len(sampler))
         self._waiting.append(trajectory)
 
-    def initial_noise(self, seed: int) -> torch.Tensor:
-        """The latent a seed starts from, float32 (C, h, w): what diffusers draws with a CPU generator of that seed."""
+    def initial_noise(self, seed: int, sampler: Sampler | None = None, size: Size | None = None) -> torch.Tensor:
+        """The latent a seed starts from, float32 (C, h, w): what diffusers draws with a CPU generator of that seed.
+
+        Args:
+            seed: the seed.
+            sampler: that it is for; None: the engine's.
+            size: (h, w) of the latent; None: the model's own.
+        """
         import torch
 
-        noise = torch.randn(self.model.latent_shape, generator=torch.Generator().manual_seed(seed))
-        return noise if self.sampler.initial_scale == 1 else self.sampler.initial_scale * noise
+        shape, scale = self.model.latent_shape, (sampler or self.sampler).initial_scale
+        noise = torch.randn(shape[:1] + (size or shape[1:]), generator=torch.Generator().manual_seed(seed))
+        return noise if scale == 1 else scale * noise
+
+    def noise_like(self, t: Trajectory, seed: int) -> torch.Tensor:
+        """The latent that a sample of this one's size and sampler starts from with another seed."""
+        return self.initial_noise(seed, self.sampler_of(t), t.size)
 
     def make_call(self) -> Ended:
         """Make one denoiser call; no trajectory ends when memory ran out and R was halved.
@@ -162,7 +228,7 @@ class Engine:
             except Exception as error:
                 failed.append((t, error))
         self.withdraw([t for t, _ in failed])
-        finished = [t for t in self._running if t.step == len(self.sampler)]
+        finished = [t for t in self._running if t.step == len(self.sampler_of(t))]
         self.withdraw(finished)
         bereft = mates_of(failed, self._running)
         self.withdraw([t for t, _ in bereft])
@@ -214,7 +280,7 @@ class Engine:
         self._running = [t for t in self._running if id(t) not in out]
 
     def _admit(self) -> None:
-        """Choose the trajectories of the next call; a group as one, and only when all of it is there."""
+        """Choose the trajectories of the next call, all of one size; a group as one, and only when all of it is there."""
         units_by_key = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
         ready = {key: unit for key, unit in units_by_key.items() if not (unit[0].group and len(unit) < unit[0].group.size)}
         if units_by_key and not ready:
@@ -223,9 +289,15 @@ class Engine:
             raise ConfigError(
                 f"only {len(unit)} of its members were submitted", where=f"group {key!r}", fix="Submit all, then step"
             )
-        standing = list(ready.values())
-        chosen = next_call([(sum(t.rows() for t in unit), len(self.sampler) - unit[0].step) for unit in standing], self.rows)
-        self._running = [t for i in chosen for t in standing[i]]
+        queues: dict[Size, list[list[Trajectory]]] = {}  # by size, that of the oldest first
+        for unit in ready.values():
+            queues.setdefault(unit[0].size, []).append(unit)
+        queued = [sum(t.rows() for unit in queue for t in unit) for queue in queues.values()]
+        which = next_size(queued, self.rows, self._passed_over)
+        self._passed_over = self._passed_over + 1 if which else 0
+        standing = list(queues.values())[which] if queues else []
+        needs = [(sum(t.rows() for t in unit), len(self.sampler_of(unit[0])) - unit[0].step) for unit in standing]
+        self._running = [t for i in next_call(needs, self.rows) for t in standing[i]]
         running = {id(t) for t in self._running}
         self._waiting = [t for unit in units_by_key.values() for t in unit if id(t) not in running]
 
@@ -245,21 +317,23 @@ class Engine:
         self.rows = fewer
         self._waiting, self._running = [*self._waiting, *self._running], []
 
-    def reference_latents(self, push: NegToMe, step: int) -> list[torch.Tensor]:
-        """See :func:`pipeline.engine.packed_call.reference_latents`."""
-        return reference_latents(self.sampler, push, step)
-
     def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:
         """The network's output for each sample's own rows; shares out what it cost."""
         began = time.perf_counter()
         outputs = packed_call(self.model, self.sampler, samples, self.rows, self.inner_guidance)
         used = sum(t.rows() for t in samples)
-        self.calls += 1
-        self.rows_used += used
+        self.count(samples[0].size, used)
         seconds = (time.perf_counter() - began) / used
         for t in samples:
             t.device_seconds += seconds * t.rows()
         return outputs
+
+    def count(self, size: Size, used: int) -> None:
+        """Count a call of that size, with so many rows that had an owner."""
+        self.calls += 1
+        self.rows_used += used
+        before = self.filled.get(size, Filled())
+        self.filled[size] = Filled(before.calls + 1, before.used + used, before.rows + self.rows)
 
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w).
@@ -269,27 +343,27 @@ class Engine:
             ModelError: the network's output is not finite.
         """
         t.evals += t.rows() / (1 if t.negative is None else 2)
-        output = rows[-1]
+        output, sampler = rows[-1], self.sampler_of(t)
         if len(rows) == 2:
             difference = output - rows[0]
             t.guidance_norms.append(float(difference.norm()))
-            output = rows[0] + self.guidance_scale * difference
+            output = rows[0] + self.guidance_of(t) * difference
             if t.guide is not None:
                 with steering("guidance", t.step):
                     output = t.guide(t.latent, rows[0], rows[1], t.step)
-        clean, noise = self.sampler.clean(t.latent, output, t.step)
+        clean, noise = sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
             with steering("nudge", t.step):
                 clean = t.nudge(clean, t.step, noise)
-        fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if self.sampler.fresh else None
+        fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if sampler.fresh else None
         before, older = t.cleans.get(t.step - 1), t.cleans.get(t.step - 2)
-        latent = self.sampler.advance(clean, noise, t.step, before=before, older=older, fresh=fresh)
+        latent = sampler.advance(clean, noise, t.step, before=before, older=older, fresh=fresh)
         change = float((latent - t.latent).norm())
         if not math.isfinite(change):
             raise not_finite(self._call, t, rows)
         t.ring[t.step], t.latent, t.clean = t.latent, latent, clean
         t.update_norms.append(change)
-        if self.sampler.correction:
+        if sampler.correction:
             t.cleans[t.step] = clean
         if not t.rows_from or t.rows_from[-1][1] != self.rows:
             t.rows_from.append((t.step, self.rows))

@@ -30,10 +30,10 @@ def packed_call(
     """Run the denoiser once for some samples, each at its own step.
 
     Args:
-        model, sampler: of the engine.
-        samples: at least one; together they own at most ``rows`` rows.
+        model, sampler: of the engine; the sampler is for samples without their own.
+        samples: at least one, all of one size; together they own at most ``rows`` rows.
         rows: of the call.
-        inner_guidance: the scale that a network with guidance inside takes.
+        inner_guidance: the scale that a network with guidance inside takes, for samples without their own and for references.
 
     Returns:
         Of each sample the raw output for its own rows, float32 (1 or 2, C, h, w), the unconditional one first.
@@ -43,10 +43,13 @@ def packed_call(
     latents: list[torch.Tensor] = []
     timesteps: list[float] = []
     context: list[torch.Tensor] = []
+    guidance = [inner_guidance] * rows
     owners: Owners = []
     pushes: list[RowPush] = []
     for t in samples:
-        first = len(latents)
+        first, own_sampler = len(latents), t.sampler or sampler
+        if t.guidance_scale is not None:
+            guidance[first : first + t.own_rows] = [t.guidance_scale] * t.own_rows
         owners.append((t, first))
         context += [t.context] if t.negative is None or t.own_rows == 1 else [t.negative, t.context]
         latents += [t.latent] * t.own_rows
@@ -57,16 +60,17 @@ def packed_call(
                 RowPush(row=row, references=references, settings=t.push, step=t.step, owner=first)
                 for row in t.push.pushed(first, len(latents))
             ]
-            latents += reference_latents(sampler, t.push, t.step)[:count]
+            latents += reference_latents(own_sampler, t.push, t.step)[:count]
             context += [t.push.context] * count
-        timesteps += [sampler.timesteps[t.step]] * (len(latents) - first)
+        timesteps += [own_sampler.timesteps[t.step]] * (len(latents) - first)
     for _ in range(rows - len(latents)):  # a constant row, so that nothing depends on leftovers
-        latents.append(torch.zeros(model.latent_shape))
+        latents.append(torch.zeros_like(latents[0]))
         context.append(torch.zeros_like(samples[0].context))
         timesteps.append(0)
     pushes += _pushes_of_groups(owners)
     with pushing(model.attention_blocks(), pushes), _adapting(model, owners):
-        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), inner_guidance)
+        scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
+        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), scales)
     return [output[first : first + t.own_rows] for t, first in owners]
 
 

@@ -1,10 +1,38 @@
-"""Choose the samples of the next denoiser call: the oldest, and the combination that leaves the fewest rows empty."""
+"""Choose the samples of the next denoiser call: its size first, then the combination that leaves the fewest rows empty."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 WINDOW = 2  # number of calls that the oldest samples under way would fill
+WINDOWS = 4  # number of calls that all samples under way would fill, where they are of several sizes
+PATIENCE = 4  # calls in a row that may pass the oldest sample over
+
+
+def room(queued: Collection[int], capacity: int) -> bool:
+    """Whether another request can be admitted, given the rows queued of each size and those of a call.
+
+    One size may queue ``WINDOW`` calls' worth of rows, all sizes together ``WINDOWS``. So a size that comes to its end does not
+    keep the next one from filling its calls.
+    """
+    return max(queued, default=0) < WINDOW * capacity and sum(queued) < WINDOWS * capacity
+
+
+def next_size(queued: Sequence[int], capacity: int, passed_over: int) -> int:
+    """Choose the size of the next call: the oldest sample's, or one that fills more rows of it.
+
+    Args:
+        queued: rows that wait, of each size; that of the oldest sample is the first.
+        capacity: rows of a call.
+        passed_over: calls in a row that did not hold the oldest sample. At ``PATIENCE`` it is its turn, so that every sample
+            ends, and a size of which no more come does not wait until all others have ended.
+
+    Returns:
+        Position in ``queued``.
+    """
+    if passed_over >= PATIENCE or not queued:
+        return 0
+    return max(range(len(queued)), key=lambda i: min(queued[i], capacity))  # of equals, the one with the older sample
 
 
 def next_call(standing: Sequence[tuple[int, int]], capacity: int) -> list[int]:

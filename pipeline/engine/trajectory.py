@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.model.lowrank import LowRank
+    from pipeline.model.sampler import Sampler
     from pipeline.steer.diversity import Group
     from pipeline.steer.negtome import NegToMe
 
+Size = tuple[int, int]
 CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
 GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
@@ -48,6 +50,8 @@ class Trajectory:
         guided_until: classifier-free guidance acts in steps below this one, and then the negative row goes back to the pool.
             The engine's own, unless set before.
         lowrank: low-rank weights for this sample's rows alone, each with its strength.
+        sampler: its sampler, for its number of steps and the size of its latent. The engine's own, unless set before.
+        guidance_scale: in place of the engine's own; None: that.
     """
 
     tag: int
@@ -72,6 +76,13 @@ class Trajectory:
     member: int = 0
     guided_until: int | None = None
     lowrank: tuple[tuple[LowRank, float], ...] = ()
+    sampler: Sampler | None = None
+    guidance_scale: float | None = None
+
+    @property
+    def size(self) -> Size:
+        """(h, w) of its latent. A call holds samples of one size."""
+        return int(self.latent.shape[-2]), int(self.latent.shape[-1])
 
     @property
     def own_rows(self) -> int:
@@ -88,8 +99,9 @@ class Trajectory:
         return alone * self.group.size if self.group else alone
 
     def resumed(self, last: Trajectory, seed: int) -> Trajectory:
-        """This trajectory with the values that a resumed one inherits: seed, sampler's memory, turn, low-rank weights."""
-        self.turn = last.turn
+        """This trajectory with the values that a resumed one inherits: seed, sampler and its memory, guidance scale, turn,
+        low-rank weights."""
+        self.turn, self.sampler, self.guidance_scale = last.turn, last.sampler, last.guidance_scale
         self.seed, self.cleans = seed, {step: x0 for step, x0 in last.cleans.items() if step < self.step}
         self.lowrank = self.lowrank or last.lowrank
         return self

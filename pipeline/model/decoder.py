@@ -14,6 +14,37 @@ from pipeline.model.interface import LESS
 if TYPE_CHECKING:
     import torch
 
+PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
+
+
+def picture_rows(pixels: int) -> int:
+    """Rows of a decoder or encoder call for pictures of that many pixels: at most a megapixel a call, at least one row."""
+    return max(1, min(PICTURE_ROWS, 2**20 // pixels))
+
+
+class PictureCalls(PaddedCalls):
+    """The calls of a network of pictures. Each size has calls of its own, with a number of rows that suits it.
+
+    Args:
+        positions: (h, w) of the latents of the model's own size, whose calls these are.
+        rows: of such a call.
+        network: see :class:`index.padding.PaddedCalls`.
+    """
+
+    def __init__(self, positions: tuple[int, int], rows: int, network: str) -> None:
+        super().__init__(rows, network, LESS)
+        self._positions, self._others = positions, dict[tuple[int, int], PaddedCalls]()
+
+    def at(self, positions: tuple[int, int], pixels: int) -> PaddedCalls:
+        """The calls of another size: (h, w) of its latents, and pixels of its pictures."""
+        if positions == self._positions:
+            return self
+        return self._others.setdefault(positions, PaddedCalls(picture_rows(pixels), self.network, self.fix))
+
+    def anew(self) -> PictureCalls:
+        """The same for another process, where memory has not run out."""
+        return PictureCalls(self._positions, self.shapes[0], self.network)
+
 
 class Decoder:
     """A model's decoder. It can be sent to another process, and decodes to the same bytes there.
@@ -22,20 +53,24 @@ class Decoder:
         autoencoder: diffusers' autoencoder, in float32 and ready for inference.
         scaling, shift: of its latents.
         device: where it is.
-        rows: of every call.
-
-    Attributes:
-        calls: of the network; ``calls.shapes`` counts their rows.
+        calls: the decoder's, by size of picture.
+        pixels: of a picture's side, for one position of the latent.
     """
 
-    def __init__(self, autoencoder: Any, *, scaling: float, shift: float, device: torch.device, rows: int) -> None:
+    def __init__(
+        self, autoencoder: Any, *, scaling: float, shift: float, device: torch.device, calls: PictureCalls, pixels: int
+    ) -> None:
         self.autoencoder, self.scaling, self.shift, self.device = autoencoder, scaling, shift, device
-        self.calls = PaddedCalls(rows, "decoder", LESS)
+        self.calls, self.pixels = calls, pixels
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which has memory of its own: its calls begin with all rows."""
-        first = self.calls.shapes[0]
-        return self.__dict__ | {"calls": PaddedCalls(first, self.calls.network, self.calls.fix)}
+        return self.__dict__ | {"calls": self.calls.anew()}
+
+    def calls_of(self, latents: torch.Tensor) -> PaddedCalls:
+        """The calls that decode latents (…, h, w) of that size."""
+        height, width = latents.shape[-2:]
+        return self.calls.at((height, width), height * width * self.pixels**2)
 
     def tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
@@ -53,7 +88,7 @@ class Decoder:
 
         decode = tensor or self.tensor
         with torch.inference_mode():
-            out = self.calls.run(lambda rows: decode(latents[rows]), len(latents))
+            out = self.calls_of(latents).run(lambda rows: decode(latents[rows]), len(latents))
         if not out.isfinite().all():  # as bytes it would look like a picture
             fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
             raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)

@@ -47,24 +47,24 @@ class Flux(LatentDiffusion):
         tokens, pooled, _ = self._parts.encode_prompt(prompts, None, max_sequence_length=self._text_tokens)
         return self._join(tokens, pooled)
 
-    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
-        _, height, width = self.latent_shape
+    def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
+        height, width = positions
         mu = shift_of(scheduler.config, (height // 2) * (width // 2), 1.15)
         if scheduler.config.get("use_flow_sigmas"):
             return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
         scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
-        scale = torch.full((rows,), guidance, device=self._device) if self.network.config.guidance_embeds else None
+        scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
         tokens, pooled = self._split(context)
         out = self.network(
             hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
             timestep=timesteps.to(self._device) / 1000,
-            guidance=scale,
+            guidance=scale if self.network.config.guidance_embeds else None,
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),

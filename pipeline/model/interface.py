@@ -45,8 +45,11 @@ class DiffusionModel(Protocol):
     network: Any
     decoder: Decoder
 
-    def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
-        """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps."""
+    def scheduled(self, scheduler: Any, steps: int, *, positions: tuple[int, int] | None = None, **changes: Any) -> Any:
+        """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps.
+
+        ``positions``: (h, w) of the latents that it is for, if not of the model's own size; some schedules depend on it.
+        """
         ...
 
     def truncated(self, prompt: str) -> bool:
@@ -70,7 +73,7 @@ class DiffusionModel(Protocol):
         ...
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """One call of the denoiser.
 
@@ -78,7 +81,7 @@ class DiffusionModel(Protocol):
             latents: float32 (R, C, h, w).
             timesteps: int64 or float32 (R,).
             context: conditionings (R, …).
-            guidance: the scale that a network with guidance inside takes; others ignore it.
+            guidance: the scale that a network with guidance inside takes, of all rows or float32 (R,); others ignore it.
 
         Returns:
             Raw output float32 (R, C, h, w).
@@ -93,17 +96,25 @@ class DiffusionModel(Protocol):
         """
         ...
 
-    def padded_rows(self) -> PaddedRows:
-        """Rows that the calls of text encoder, encoder and decoder have had so far; more than one after memory ran out. Of the
-        other networks it holds nothing."""
+    def padded_rows(self, latent: torch.Tensor | None = None) -> PaddedRows:
+        """Rows that the calls of text encoder, encoder and decoder have had so far, of latents (C, h, w) of that size or of the
+        model's own; more than one after memory ran out. Of the other networks it holds nothing."""
         ...
 
-    def decode_size(self) -> tuple[int, int]:
-        """Width and height of a decoded picture, in pixels."""
+    def shape_of(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of pictures with these sides in pixels; None: as the model was trained.
+
+        Raises:
+            ConfigError: the model cannot draw a side of so many pixels.
+        """
+        ...
+
+    def decode_size(self, positions: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Width and height in pixels of a picture decoded from latents of (h, w) positions, or of the model's own size."""
         ...
 
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
-        """Pictures uint8 RGB (N, H, W, 3) of the model's own size → latents float32 (N, C, h, w)."""
+        """Pictures uint8 RGB (N, H, W, 3) of a size that it can draw → latents float32 (N, C, h, w)."""
         ...
 
     def attention_blocks(self) -> list[tuple[str, Any]]:

@@ -15,22 +15,18 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
-from pipeline.model.decoder import Decoder
+from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
+from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
 from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
+from pipeline.model.sides import Sides
 from pipeline.outcome import PaddedRows
 
 if TYPE_CHECKING:
     import torch
 
 TEXT_ROWS = 8  # rows of every text encoder call, until memory runs out: see index.padding
-PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
-
-
-def picture_rows(pixels: int) -> int:
-    """Rows of a decoder or encoder call for pictures of that many pixels: at most a megapixel a call, at least one row."""
-    return max(1, min(PICTURE_ROWS, 2**20 // pixels))
 
 
 class LatentDiffusion(ABC):
@@ -138,14 +134,18 @@ class LatentDiffusion(ABC):
         self._scaling = float(self.autoencoder.config.scaling_factor)
         self._shift = float(getattr(self.autoencoder.config, "shift_factor", None) or 0)
         self._pixels_per_latent = int(self._parts.vae_scale_factor)
-        self.latent_shape = (self._channels(), *self._sides(config.size))
+        self._snap = config.snap
+        self.latent_shape = self.shape_of(config.width or config.size, config.height or config.size)
         self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
         self.text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
-        rows = picture_rows(width * height)
-        self.encode_calls = PaddedCalls(rows, "autoencoder's encoder", LESS)
-        self.decoder = Decoder(self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, rows=rows)
-        self.decode_calls = self.decoder.calls
+        rows, positions = picture_rows(width * height), self.latent_shape[1:]
+        self.encode_calls = PictureCalls(positions, rows, "autoencoder's encoder")
+        self.decode_calls = PictureCalls(positions, rows, "decoder")
+        self.decoder = Decoder(
+            self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, calls=self.decode_calls,
+            pixels=self._pixels_per_latent,
+        )  # fmt: skip
         self.conditioning_shape: tuple[int, ...] = ()
         if any(getattr(parts, name, None) is None for name in self.required):
             return
@@ -177,7 +177,7 @@ class LatentDiffusion(ABC):
 
     @abstractmethod
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """As :meth:`denoise`, differentiable, for steering by gradients."""
 
@@ -185,26 +185,31 @@ class LatentDiffusion(ABC):
     def attention_blocks(self) -> list[tuple[str, Any]]:
         """As in :class:`pipeline.model.interface.DiffusionModel`."""
 
-    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+    def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         scheduler.set_timesteps(steps)
 
     # Shared by all.
 
-    def _sides(self, pixels: int | None) -> tuple[int, int]:
-        if pixels is not None:
-            multiple = self._pixels_per_latent * self.patch
-            if pixels % multiple:
-                raise ConfigError(f"{pixels} is not a multiple of {multiple}", where="model.size", fix="Choose one that is")
-            return pixels // self._pixels_per_latent, pixels // self._pixels_per_latent
-        native = self._native()
-        height, width = native if isinstance(native, (list, tuple)) else (native, native)
-        return int(height), int(width)
+    def shape_of(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        native, rule = self._native(), Sides(self._pixels_per_latent * self.patch, self._snap)
+        positions = list(native) if isinstance(native, (list, tuple)) else [native, native]
+        for i, (name, pixels) in enumerate((("height", height), ("width", width))):
+            if pixels is not None:
+                where = "model.size" if width == height else f"model.{name}"
+                positions[i] = rule.fit(pixels, where) // self._pixels_per_latent
+        return self._channels(), int(positions[0]), int(positions[1])
 
-    def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
+    @classmethod
+    def multiple_of(cls, autoencoder: Mapping[str, Any]) -> int | None:
+        """Pixels that a side of a picture is a multiple of, from the autoencoder's configuration; None: known when loaded."""
+        blocks = autoencoder.get("block_out_channels") or autoencoder.get("decoder_block_out_channels")
+        return 2 ** (len(blocks) - 1) * cls.patch if isinstance(blocks, list) else None
+
+    def scheduled(self, scheduler: Any, steps: int, *, positions: tuple[int, int] | None = None, **changes: Any) -> Any:
         try:
             with quiet():
                 built = scheduler.from_config(self.scheduler_config, **changes)
-                self._set_timesteps(built, steps)
+                self._set_timesteps(built, steps, positions or self.latent_shape[1:])
         except Exception as error:
             raise ConfigError(
                 f"{scheduler.__name__} cannot make {steps} steps of this model's schedule: {error}",
@@ -225,8 +230,11 @@ class LatentDiffusion(ABC):
         with self._torch.inference_mode(), quiet():
             return self.text_calls.run(run, len(prompts))
 
-    def padded_rows(self) -> PaddedRows:
-        return PaddedRows(self.text_calls.shapes, self.encode_calls.shapes, self.decode_calls.shapes)
+    def padded_rows(self, latent: torch.Tensor | None = None) -> PaddedRows:
+        positions = self.latent_shape[1:] if latent is None else (int(latent.shape[-2]), int(latent.shape[-1]))
+        pixels = positions[0] * positions[1] * self._pixels_per_latent**2
+        encode, decode = (calls.at(positions, pixels).shapes for calls in (self.encode_calls, self.decode_calls))
+        return PaddedRows(self.text_calls.shapes, encode, decode)
 
     def _join(self, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Token embeddings (N, T, D) and pooled ones (N, P) → conditionings (N, T·D + P)."""
@@ -249,13 +257,13 @@ class LatentDiffusion(ABC):
         )
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         with self._torch.inference_mode():
             return self.denoise_tensor(latents, timesteps, context, guidance)
 
-    def decode_size(self) -> tuple[int, int]:
-        _, height, width = self.latent_shape
+    def decode_size(self, positions: tuple[int, int] | None = None) -> tuple[int, int]:
+        height, width = positions or self.latent_shape[1:]
         return width * self._pixels_per_latent, height * self._pixels_per_latent
 
     def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
@@ -275,8 +283,10 @@ class LatentDiffusion(ABC):
             return (latents - self._shift if self._shift else latents) * self._scaling
 
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        height, width = x.shape[-2:]
+        calls = self.encode_calls.at((height // self._pixels_per_latent, width // self._pixels_per_latent), height * width)
         with torch.inference_mode():
-            return self.encode_calls.run(run, len(x))
+            return calls.run(run, len(x))
 
     def _blocks(self, *kinds: type) -> list[tuple[str, Any]]:
         return [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]

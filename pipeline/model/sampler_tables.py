@@ -120,7 +120,7 @@ class _Solver:
             signal, noise = _rectified(scheduler.sigmas)
             timesteps = tuple(map(float, scheduler.timesteps))
             return cls(timesteps=timesteps, signal=signal, noise=noise, midpoint=True, first_order_end=True)
-        changes = {"algorithm_type": kind, "solver_order": 2, "use_flow_sigmas": flow}
+        changes: dict[str, Any] = {"algorithm_type": kind, "solver_order": 2, "use_flow_sigmas": flow}
         scheduler = model.scheduled(DPMSolverMultistepScheduler, steps, **changes)
         c = scheduler.config
         end = c.euler_at_final or (c.lower_order_final and steps < 15) or c.final_sigmas_type == "zero"

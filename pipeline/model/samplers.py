@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from index.errors import ClearanceError, ConfigError
 from pipeline.model.fit import reason
@@ -51,7 +52,23 @@ TWO_CALLS = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralD
              "FlowMatchHeunDiscreteScheduler")  # fmt: skip
 
 
-def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: float = 0.0) -> Sampler:
+@dataclass(frozen=True)
+class _AtSize:
+    """What samplers need of a model, for pictures of another size than its own."""
+
+    model: DiffusionModel
+    positions: tuple[int, int]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
+        return self.model.scheduled(scheduler, steps, positions=self.positions, **changes)
+
+
+def make_sampler(
+    model: DiffusionModel, steps: int, name: str = "auto", *, eta: float = 0.0, positions: tuple[int, int] | None = None
+) -> Sampler:
     """The sampler of that name for a model and a number of steps.
 
     Args:
@@ -59,6 +76,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
         steps: denoising steps.
         name: a name of :data:`pipeline.model.sampler_tables.DIFFUSION` or ``FLOW``, or ``auto``: what the folder names.
         eta: η of DDIM (Song et al. 2021, eq. 16): 0 is deterministic, 1 adds as much noise as DDPM; γ of TCD.
+        positions: (h, w) of the latents, if not of the model's own size.
 
     Raises:
         ConfigError: sampler, model and η do not go together, or the folder's scheduler needs what is not supported.
@@ -79,7 +97,7 @@ def make_sampler(model: DiffusionModel, steps: int, name: str = "auto", *, eta: 
     if config.get("thresholding"):
         raise ConfigError("dynamic thresholding is for models of pixels", where=FOLDER, fix=OTHER)
     try:
-        sampler = known[name](model, steps, eta)
+        sampler = known[name](model if positions is None else cast("DiffusionModel", _AtSize(model, positions)), steps, eta)
     except ClearanceError:
         raise
     except Exception as error:  # values of a type or size that diffusers does not check

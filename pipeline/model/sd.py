@@ -71,7 +71,7 @@ class StableDiffusion(LatentDiffusion):
             return self.encode_ids(ids.expand(TEXT_ROWS, -1), vectors)[0].float().cpu()
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype)
         return self.network(*inputs).sample.float().cpu()  # type: ignore[no-any-return]

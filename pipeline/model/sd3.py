@@ -36,15 +36,15 @@ class StableDiffusion3(LatentDiffusion):
         )
         return self._join(tokens, pooled)
 
-    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+    def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         if not scheduler.config.get("use_dynamic_shifting"):
-            return super()._set_timesteps(scheduler, steps)
-        _, height, width = self.latent_shape
+            return super()._set_timesteps(scheduler, steps, positions)
+        height, width = positions
         side = int(self.network.config.patch_size)
         scheduler.set_timesteps(steps, mu=shift_of(scheduler.config, (height // side) * (width // side), 1.16))
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         tokens, pooled = self._split(context)
         out = self.network(

@@ -35,7 +35,7 @@ class StableDiffusionXL(LatentDiffusion):
         return joined
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         height, width = (side * self._pixels_per_latent for side in latents.shape[-2:])
         # original size, top left corner of the crop, target size

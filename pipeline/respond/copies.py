@@ -87,7 +87,7 @@ class Tools:
     """The tools of a rung, the same for every sample.
 
     Attributes:
-        engine: gives the number of steps and the noise of a seed; with a feature cache, references are run there once.
+        engine: gives a sample's sampler and the noise of a seed; with a feature cache, references are run there once.
         reference_context: text embedding of the reference rows.
         centre: mean reference latent (C, h, w), for nudging.
         embedder_space: opens the embedder's space, for nudging in it; None without an embedder.
@@ -141,7 +141,7 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
 def reseed(failed: Failed, _: Rung, tools: Tools) -> NextTry:
     """A new seed; also the answer of every kind that has no reference to steer by."""
     seed = next_seed(failed.seed, failed.attempt)
-    return NextTry(_fresh(failed.last, tools.engine.initial_noise(seed)), Intervention(kind="reseed"), seed)
+    return NextTry(_fresh(failed.last, tools.engine.noise_like(failed.last, seed)), Intervention(kind="reseed"), seed)
 
 
 def renoise(failed: Failed, rung: RenoiseRung, tools: Tools) -> NextTry:
@@ -173,12 +173,12 @@ def renewed(failed: Failed, renew: bool, tools: Tools) -> Failed:
     if not renew:
         return failed
     seed = next_seed(failed.seed, failed.attempt)
-    return replace(failed, seed=seed, last=replace(failed.last, ring={0: tools.engine.initial_noise(seed)}))
+    return replace(failed, seed=seed, last=replace(failed.last, ring={0: tools.engine.noise_like(failed.last, seed)}))
 
 
 def _begin(failed: Failed, rung: RenoiseRung | Resumed, tools: Tools) -> int:
     """The step from which the failed attempt is resumed."""
-    steps = len(tools.engine.sampler)
+    steps = len(tools.engine.sampler_of(failed.last))
     if failed.caught_at is not None:
         return rollback_step(steps, failed.attempt, rollback=tools.rollback, fired_at=failed.caught_at)
     return rollback_step(steps, failed.attempt, resume_fraction=rung.resume_fraction, rollback=rung.rollback)
@@ -193,13 +193,13 @@ def resumed(failed: Failed, rung: Resumed, tools: Tools) -> tuple[Failed, Trajec
     again = Trajectory(
         tag=last.tag, latent=last.ring[begin], step=begin, context=last.context, negative=last.negative, ring=earlier
     )
-    return failed, again, again.step + max(1, round(rung.window * len(tools.engine.sampler)))
+    return failed, again, again.step + max(1, round(rung.window * len(tools.engine.sampler_of(last))))
 
 
 def from_its_noise(failed: Failed, tools: Tools) -> Trajectory:
     """A trajectory from the noise that the failed attempt began with."""
     ring = failed.last.ring
-    return _fresh(failed.last, ring[0] if 0 in ring else tools.engine.initial_noise(failed.seed))
+    return _fresh(failed.last, ring[0] if 0 in ring else tools.engine.noise_like(failed.last, failed.seed))
 
 
 def _fresh(last: Trajectory, latent: torch.Tensor) -> Trajectory:
@@ -211,8 +211,9 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     import torch
 
     noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))
-    done = last.step == len(engine.sampler) or last.clean is None
-    noisy = engine.sampler.noised(last.latent if done or last.clean is None else last.clean, noise, begin)
+    sampler = engine.sampler_of(last)
+    done = last.step == len(sampler) or last.clean is None
+    noisy = sampler.noised(last.latent if done or last.clean is None else last.clean, noise, begin)
     return Trajectory(tag=last.tag, latent=noisy, step=begin, context=last.context, negative=last.negative)
 
 

@@ -231,7 +231,7 @@ def erase(
     The push of the failed attempt away from references stays in force: erasing a mark must not bring back a copy.
 
     Args:
-        engine: gives the number of steps and the noise of the seed.
+        engine: gives the sample's sampler and the noise of the seed.
         last: the finished trajectory of the failed attempt.
         rung: its ``focus`` guides more strongly at the erasure's places.
         erasure: what to leave out.
@@ -247,13 +247,13 @@ def erase(
     guide = None
     if rung.focus != 1 and erasure.places and last.negative is not None:
         shape = (last.latent.shape[-2], last.latent.shape[-1])
-        until = round(FOCUSED * len(engine.sampler))
-        guide = FocusedGuidance(engine.guidance_scale, rung.focus, focus_mask(erasure.places, shape), until)
-    begin = rollback_step(len(engine.sampler), 1, resume_fraction=rung.resume_fraction)
+        until = round(FOCUSED * len(engine.sampler_of(last)))
+        guide = FocusedGuidance(engine.guidance_of(last), rung.focus, focus_mask(erasure.places, shape), until)
+    begin = rollback_step(len(engine.sampler_of(last)), 1, resume_fraction=rung.resume_fraction)
     if last.push is not None or last.nudge is not None:  # steered away from a copy: that stays, from the step it began at
         begin = max(begin, last.rows_from[0][0] if last.rows_from else 0)
     begin = max((step for step in last.ring if step <= begin), default=0)
-    latent = last.ring[begin] if begin in last.ring else engine.initial_noise(seed)
+    latent = last.ring[begin] if begin in last.ring else engine.noise_like(last, seed)
     earlier = {step: z for step, z in last.ring.items() if step < begin}
     again = Trajectory(
         tag=last.tag,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.engine.engine import Engine
 from pipeline.engine.isolate import steering
+from pipeline.engine.packed_call import reference_latents
 from pipeline.outcome import Intervention
 from pipeline.respond.copies import Failed, NextTry, Tools, next_seed, reseed, resumed
 from pipeline.rungs import NegToMeRung
@@ -15,6 +16,8 @@ from pipeline.steer.negtome import NegToMe
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.model.sampler import Sampler
 
 
 def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
@@ -36,7 +39,8 @@ def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:
 def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: int) -> NegToMe:
     engine, (ref_ids, latents) = tools.engine, failed.nearest(rung.references)
     fixed = rung.noise == "fixed"
-    noises = tuple(engine.initial_noise(next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
+    sampler = engine.sampler_of(failed.last)
+    noises = tuple(engine.noise_like(failed.last, next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
     settings = NegToMe(
         latents=latents,
         noises=noises,
@@ -58,29 +62,31 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
     )
     if engine.features is None:
         return settings
-    steps = [step for step in range(begin, len(engine.sampler)) if settings.acts_at(step)]
+    steps = [step for step in range(begin, len(sampler)) if settings.acts_at(step)]
     while True:
         try:
             return with_features(
-                settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(engine.sampler),
-                rows=engine.rows, blocks=engine.model.attention_blocks(), noised=engine.reference_latents,
-                denoise=lambda *rows: reference_call(engine, *rows),
+                settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(sampler),
+                rows=engine.rows, blocks=engine.model.attention_blocks(),
+                noised=lambda push, step: reference_latents(sampler, push, step),
+                denoise=lambda *rows: reference_call(engine, sampler, *rows),
             )  # fmt: skip
         except Exception as error:
             with steering("references' features", begin):
                 engine.make_room(error)  # all samples continue with fewer rows, and the features are computed with as many
 
 
-def reference_call(engine: Engine, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]) -> torch.Tensor:
-    """One denoiser call of reference rows alone, padded as the engine pads."""
+def reference_call(
+    engine: Engine, sampler: Sampler, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]
+) -> torch.Tensor:
+    """One denoiser call of reference rows alone, of one size and at steps of one sampler, padded as the engine pads."""
     import torch
 
     pad = engine.rows - len(latents)
-    timesteps: list[float] = [engine.sampler.timesteps[step] for step in steps] + [0] * pad
+    timesteps: list[float] = [sampler.timesteps[step] for step in steps] + [0] * pad
     output = engine.model.denoise(
         torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
         torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.inner_guidance,
     )  # fmt: skip
-    engine.calls += 1
-    engine.rows_used += len(latents)
+    engine.count((int(latents[0].shape[-2]), int(latents[0].shape[-1])), len(latents))
     return output

@@ -29,7 +29,7 @@ def answer(failed: Failed, rung: NudgeRung, tools: Tools) -> NextTry:
         nudge = nudged(rung, tools, references, until, _of_nudge(rung))
         nudge = replace(nudge, solver=rung.solver, random=failed.seed if rung.direction == "random" else None)
         if rung.space == "noisy":
-            sampler = tools.engine.sampler
+            sampler = tools.engine.sampler_of(failed.last)
             nudge = replace(nudge, levels=tuple(zip(sampler.signal, sampler.noise, strict=True)))
         again.nudge = nudge
     strength = rung.step_size * rung.iterations

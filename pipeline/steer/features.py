@@ -238,4 +238,6 @@ def _joined(each: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None) 
 
 
 def _placing(settings: NegToMe) -> object:
-    return settings.placement, settings.attention, settings.where, settings.min_tokens
+    """What decides which sites settings use; how many tokens a site has depends on the latents' size."""
+    sizes = {tuple(z.shape[-2:]) for z in settings.latents}
+    return settings.placement, settings.attention, settings.where, settings.min_tokens, frozenset(sizes)

@@ -178,7 +178,8 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "retention_days_held",
     ):
         del settings[name]
-    del settings["model"]["path"], settings["model"]["allow_download"]
+    for name in ("path", "allow_download", "width", "height", "snap"):
+        del settings["model"][name]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)
 
 

@@ -21,7 +21,7 @@ from pipeline.looking.activity import Activity, sentence
 from pipeline.looking.looks import AHEAD, Looks
 from pipeline.looking.pool import Pool
 from pipeline.looking.study import Failed, Study
-from pipeline.model.decoder import Decoder
+from pipeline.model.decoder import Decoder, PictureCalls
 
 from .lookers import CRASH, HANG, LOCKED, MEMORY, RAISE, Looker, Opening
 
@@ -259,7 +259,8 @@ def test_no_process_outlives_its_denoiser(tmp_path: Path, number: int) -> None:
 
 def test_a_decoder_begins_with_all_its_rows_in_another_process() -> None:
     """It halved them for want of memory that the other process may have."""
-    decoder = Decoder(object(), scaling=1.0, shift=0.0, device=torch.device("cpu"), rows=8)
+    calls = PictureCalls((8, 8), 8, "decoder")
+    decoder = Decoder(object(), scaling=1.0, shift=0.0, device=torch.device("cpu"), calls=calls, pixels=2)
     decoder.calls.shapes += (4,)
     assert pickle.loads(pickle.dumps(decoder)).calls.shapes == (8,) and decoder.calls.shapes == (8, 4)
 

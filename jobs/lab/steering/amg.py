@@ -88,16 +88,16 @@ def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
         return reseed(failed, rung, tools)
     require_guidance(failed, rung)
     failed, again, until = resumed(failed, rung, tools)
-    engine, references = tools.engine, with_colours(failed, rung.references)
+    sampler, references = tools.engine.sampler_of(failed.last), with_colours(failed, rung.references)
     again.nudge = nudged(rung, tools, references, until, objective_of(rung))
     again.guide = Despecification(
-        scale=engine.guidance_scale,
+        scale=tools.engine.guidance_of(failed.last),
         strength=rung.strength,
         gate=rung.enough,
         references=references,
         centre=tools.centre,
         until_step=until,
-        clean_of=lambda z, output, step: engine.sampler.clean(z, output, step)[0],
+        clean_of=lambda z, output, step: sampler.clean(z, output, step)[0],
     )
     negative = failed.negative_of(rung.references)
     if rung.deduplicate and failed.words is not None and negative:

@@ -63,7 +63,8 @@ def answer(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
     failed, engine = renewed(failed, rung.renew, tools), tools.engine
     require_guidance(failed, rung)
     again = from_its_noise(failed, tools)
-    again.guide = DelayedGuidance(engine.guidance_scale, max(1, round(rung.window * len(engine.sampler))))
+    steps = len(engine.sampler_of(failed.last))
+    again.guide = DelayedGuidance(engine.guidance_of(failed.last), max(1, round(rung.window * steps)))
     return NextTry(again, Intervention(kind="delayed_cfg", strength=rung.window), failed.seed)
 
 

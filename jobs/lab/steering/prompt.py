@@ -111,7 +111,7 @@ def answer(failed: Failed, rung: PromptRung, tools: Tools) -> NextTry:
     failed, engine = renewed(failed, rung.renew, tools), tools.engine
     again = from_its_noise(failed, tools)
     again.context, norms = optimise_prompt(
-        differentiable_denoiser(engine.model, engine.sampler.timesteps[0]), again.latent, failed.last.context,
+        differentiable_denoiser(engine.model, engine.sampler_of(failed.last).timesteps[0]), again.latent, failed.last.context,
         tools.reference_context, learning_rate=rung.learning_rate, iterations=rung.iterations, target=rung.norm_target,
     )  # fmt: skip
     # One row for each forward pass, twice that for each backward pass (all but the last), and ∅ once.
