@@ -75,8 +75,9 @@ class Engine:
         model: the diffusion model.
         rows: fixed number of rows per denoiser call.
         steps: denoising steps of samples that have no sampler of their own.
-        guidance_scale: of samples that have none of their own: w of classifier-free guidance, ε = ε_neg + w·(ε_text − ε_neg). A
-            model with guidance inside takes it as an input, and w is ``true_guidance_scale``.
+        guidance_scale: of samples that have none of their own: what the model combines a sample's two outputs with; for most
+            classes w of classifier-free guidance, ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside takes it as an
+            input, and w is ``true_guidance_scale``.
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
@@ -141,10 +142,10 @@ class Engine:
 
     def guides(self, guidance_scale: float | None) -> bool:
         """Whether a sample with that guidance scale (None: the engine's) needs a negative row."""
-        return self._combined(guidance_scale) > 1
+        return self.model.guided(self._combined(guidance_scale))
 
     def guidance_of(self, t: Trajectory) -> float:
-        """The scale w of a sample's classifier-free guidance."""
+        """The scale that the model combines a sample's two outputs with."""
         return self._combined(t.guidance_scale)
 
     def _combined(self, own: float | None) -> float:
@@ -345,10 +346,10 @@ class Engine:
         t.evals += t.rows() / (1 if t.negative is None else 2)
         output, sampler = rows[-1], self.sampler_of(t)
         if len(rows) == 2:
-            difference = output - rows[0]
-            t.guidance_norms.append(float(difference.norm()))
-            output = rows[0] + self.guidance_of(t) * difference
-            if t.guide is not None:
+            t.guidance_norms.append(float((rows[1] - rows[0]).norm()))
+            if t.guide is None:
+                output = self.model.combine(rows[0], rows[1], self.guidance_of(t))
+            else:
                 with steering("guidance", t.step):
                     output = t.guide(t.latent, rows[0], rows[1], t.step)
         clean, noise = sampler.clean(t.latent, output, t.step)

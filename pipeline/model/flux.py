@@ -43,7 +43,7 @@ class Flux(LatentDiffusion):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self._parts.tokenizer_2, self._text_tokens)]
 
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
         tokens, pooled, _ = self._parts.encode_prompt(prompts, None, max_sequence_length=self._text_tokens)
         return self._join(tokens, pooled)
 

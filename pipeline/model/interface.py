@@ -56,8 +56,13 @@ class DiffusionModel(Protocol):
         """Whether every text encoder drops the prompt's end."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Prompts → conditionings (N, …), one by one in padded calls."""
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> torch.Tensor:
+        """Prompts → conditionings (N, …), one by one in padded calls.
+
+        Args:
+            prompts: at least one.
+            negative: they are what a picture is guided away from; some classes put instructions before the others alone.
+        """
         ...
 
     def word_room(self) -> int:
@@ -85,6 +90,18 @@ class DiffusionModel(Protocol):
 
         Returns:
             Raw output float32 (R, C, h, w).
+        """
+        ...
+
+    def guided(self, scale: float) -> bool:
+        """Whether a sample at that guidance scale needs a negative row."""
+        ...
+
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+        """Raw outputs of the negative and the conditional row → the guided one, all (C, h, w).
+
+        Args:
+            scale: a number, or one a position (h, w).
         """
         ...
 

@@ -15,6 +15,7 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
+from pipeline.model.combine import classifier_free
 from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
 from pipeline.model.fit import reason
@@ -172,7 +173,7 @@ class LatentDiffusion(ABC):
         return [(self._parts.tokenizer, int(self._parts.tokenizer.model_max_length))]
 
     @abstractmethod
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
         """The prompts of one call → conditionings."""
 
     @abstractmethod
@@ -223,9 +224,9 @@ class LatentDiffusion(ABC):
             len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > kept for tokenizer, kept in self._tokenizers()
         )
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> torch.Tensor:
         def run(rows: list[int]) -> Any:
-            return self._encode([prompts[i] for i in rows]).float().cpu()
+            return self._encode([prompts[i] for i in rows], negative).float().cpu()
 
         with self._torch.inference_mode(), quiet():
             return self.text_calls.run(run, len(prompts))
@@ -255,6 +256,12 @@ class LatentDiffusion(ABC):
         raise ConfigError(
             f"new tokens are not known to models of class {self.family}", where="erase", fix="Use Stable Diffusion 1.x or 2.x"
         )
+
+    def guided(self, scale: float) -> bool:
+        return scale > 1
+
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+        return classifier_free(negative, conditional, scale)
 
     def denoise(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0

@@ -24,7 +24,7 @@ class StableDiffusion(LatentDiffusion):
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,
     }  # fmt: skip
 
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
         tokenizer = self._parts.tokenizer
         ids = tokenizer(
             prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"

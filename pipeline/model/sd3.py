@@ -30,7 +30,7 @@ class StableDiffusion3(LatentDiffusion):
         kept = [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
         return kept if self._parts.text_encoder_3 is None else [*kept, (self._parts.tokenizer_3, self._text_tokens)]
 
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
         tokens, _, pooled, _ = self._parts.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self._text_tokens
         )

@@ -27,7 +27,7 @@ class StableDiffusionXL(LatentDiffusion):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
 
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
         tokens, _, pooled, _ = self._parts.encode_prompt(prompts, do_classifier_free_guidance=False)
         joined = self._join(tokens, pooled)
         if self._parts.config.force_zeros_for_empty_prompt:

@@ -247,8 +247,10 @@ def erase(
     guide = None
     if rung.focus != 1 and erasure.places and last.negative is not None:
         shape = (last.latent.shape[-2], last.latent.shape[-1])
-        until = round(FOCUSED * len(engine.sampler_of(last)))
-        guide = FocusedGuidance(engine.guidance_of(last), rung.focus, focus_mask(erasure.places, shape), until)
+        guide = FocusedGuidance(
+            scale=engine.guidance_of(last), focus=rung.focus, mask=focus_mask(erasure.places, shape),
+            until_step=round(FOCUSED * len(engine.sampler_of(last))), combine=engine.model.combine,
+        )  # fmt: skip
     begin = rollback_step(len(engine.sampler_of(last)), 1, resume_fraction=rung.resume_fraction)
     if last.push is not None or last.nudge is not None:  # steered away from a copy: that stays, from the step it began at
         begin = max(begin, last.rows_from[0][0] if last.rows_from else 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guards.base import Box
+from pipeline.model.combine import Combine, classifier_free
 from pipeline.steer.erase_tokens import box_mask
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def focus_mask(places: Sequence[Box], shape: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(box_mask(wider, (1, 1), shape)).float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FocusedGuidance:
     """Guidance that is f times as strong where something is to be left out: ε = ε_neg + w·(1 + (f − 1)·m)·(ε_text − ε_neg).
 
@@ -39,15 +40,17 @@ class FocusedGuidance:
         focus: f.
         mask: m, float32 (h, w), see :func:`focus_mask`.
         until_step: f = 1 from this step on.
+        combine: the model's own way of guidance; the formula above is that of most classes.
     """
 
     scale: float
     focus: float
     mask: torch.Tensor
     until_step: int
+    combine: Combine = classifier_free
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
         """Raw outputs (C, h, w) → the guided one."""
         if step >= self.until_step:
-            return negative + self.scale * (conditional - negative)
-        return negative + self.scale * (1 + (self.focus - 1) * self.mask) * (conditional - negative)
+            return self.combine(negative, conditional, self.scale)
+        return self.combine(negative, conditional, self.scale * (1 + (self.focus - 1) * self.mask))

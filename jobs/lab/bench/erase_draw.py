@@ -145,7 +145,10 @@ class Bench:
             return SafeGuidance(scale=GUIDANCE, unsafe_of=unsafe_of, noise_of=noise_of, warmup=round(SLD_WARMUP * STEPS))
         if job.focus != 1 and job.places and job.places[number]:
             shape = (self.model.latent_shape[1], self.model.latent_shape[2])
-            return FocusedGuidance(GUIDANCE, job.focus, focus_mask(job.places[number], shape), round(FOCUSED * STEPS))
+            return FocusedGuidance(
+                scale=GUIDANCE, focus=job.focus, mask=focus_mask(job.places[number], shape), until_step=round(FOCUSED * STEPS),
+                combine=self.model.combine,
+            )  # fmt: skip
         return None
 
     def job(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.fields import choice, flag, number
 from pipeline.methods import register
+from pipeline.model.combine import Combine, classifier_free
 from pipeline.outcome import Intervention
 from pipeline.respond.copies import Failed, NextTry, Tools, require_guidance, reseed, resumed, with_colours
 from pipeline.respond.nudge import nudged, objective_of
@@ -62,6 +63,7 @@ class Despecification:
         references, centre: clean latents (C, h, w).
         until_step: acts below this step.
         clean_of: the sampler's x̂0.
+        combine: the model's own way of guidance.
     """
 
     scale: float
@@ -71,15 +73,16 @@ class Despecification:
     centre: torch.Tensor
     until_step: int
     clean_of: CleanOf
+    combine: Combine = classifier_free
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
         """Raw outputs (C, h, w) → the guided one."""
-        plain = negative + self.scale * (conditional - negative)
+        plain = self.combine(negative, conditional, self.scale)
         if step >= self.until_step:
             return plain
         similarity = max_cosine(self.clean_of(latent, plain, step), self.references, self.centre)
         scale = despecified_scale(self.scale, similarity, strength=self.strength, gate=self.gate)
-        return negative + scale * (conditional - negative)
+        return self.combine(negative, conditional, scale)
 
 
 def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
@@ -98,6 +101,7 @@ def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
         centre=tools.centre,
         until_step=until,
         clean_of=lambda z, output, step: sampler.clean(z, output, step)[0],
+        combine=engine.model.combine,
     )
     negative = failed.negative_of(rung.references)
     if rung.deduplicate and failed.words is not None and negative:

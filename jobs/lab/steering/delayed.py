@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.fields import choice, flag, number
 from pipeline.methods import register
+from pipeline.model.combine import Combine, classifier_free
 from pipeline.outcome import Intervention
 from pipeline.respond.copies import Failed, NextTry, Tools, from_its_noise, renewed, require_guidance
 from pipeline.rungs import KIND, SteeringMethod
@@ -43,11 +44,13 @@ class DelayedGuidance:
     Attributes:
         scale: classifier-free guidance scale after the delay.
         until_step: guidance starts here at the latest.
+        combine: the model's own way of guidance.
         norms: ‖ε_text − ε_empty‖ of the steps so far.
     """
 
     scale: float
     until_step: int
+    combine: Combine = classifier_free
     norms: list[float] = field(default_factory=list)
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
@@ -55,7 +58,7 @@ class DelayedGuidance:
         self.norms.append(float((conditional - negative).norm()))
         if step < self.until_step and not delay_is_over(self.norms):
             return negative
-        return negative + self.scale * (conditional - negative)
+        return self.combine(negative, conditional, self.scale)
 
 
 def answer(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
@@ -64,7 +67,8 @@ def answer(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
     require_guidance(failed, rung)
     again = from_its_noise(failed, tools)
     steps = len(engine.sampler_of(failed.last))
-    again.guide = DelayedGuidance(engine.guidance_of(failed.last), max(1, round(rung.window * steps)))
+    late = max(1, round(rung.window * steps))
+    again.guide = DelayedGuidance(engine.guidance_of(failed.last), late, engine.model.combine)
     return NextTry(again, Intervention(kind="delayed_cfg", strength=rung.window), failed.seed)
 
 
