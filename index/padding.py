@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from index.errors import OutOfMemory
-
-if TYPE_CHECKING:
-    import torch
 
 PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")  # the last: ONNX Runtime
 
@@ -40,12 +37,13 @@ class PaddedCalls:
         """Rows of a call now."""
         return self.shapes[-1]
 
-    def run(self, call: Callable[[list[int]], torch.Tensor], count: int) -> torch.Tensor:
+    def run(self, call: Callable[[list[int]], Any], count: int, join: Callable[[list[Any]], Any] | None = None) -> Any:
         """Results for items 0 … count − 1, concatenated along their first dimension.
 
         Args:
             call: is handed the positions of exactly ``rows`` items; the last block is padded by repeating its first.
             count: how many items, at least 1.
+            join: makes one result of those of the calls; absent: they are tensors, concatenated.
 
         Raises:
             OutOfMemory: not even a call of one row fits.
@@ -60,7 +58,7 @@ class PaddedCalls:
                     block = list(range(start, min(start + self.rows, count)))
                     full = block + block[:1] * (self.rows - len(block))
                     blocks.append(call(full)[: len(block)])
-                return torch.cat(blocks)
+                return (join or torch.cat)(blocks)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
+    from pipeline.model.conditioning import Conditioning
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CONTEXT_BYTES = 2**30  # conditionings kept
@@ -82,7 +82,7 @@ class Runtime:
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
         self.engine.features = FeatureCache(FEATURE_BYTES)
-        kept = max(8, min(4096, CONTEXT_BYTES // (4 * math.prod(model.conditioning_shape))))  # Flux: 8 MiB a prompt
+        kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
         self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
         self.references = References(index, model, hues=policy.copies.hues)
         self.early = None
@@ -178,7 +178,7 @@ class Runtime:
         looked."""
         return self.model.padded_rows()._replace(**(self.looker.shapes() if shapes is None else shapes))
 
-    def negative_of(self, text: str, erasure: Erasure | None) -> torch.Tensor:
+    def negative_of(self, text: str, erasure: Erasure | None) -> Conditioning:
         """Conditioning of a negative prompt, with the words of an eraser behind it."""
         if erasure is not None and erasure is self.standing:
             return self._standing_of(text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, ModelError
 from pipeline.config import RunConfig
+from pipeline.model.conditioning import stack
 from pipeline.outcome import Request
 from pipeline.policy import Policy
 
@@ -80,8 +81,8 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
     step = torch.tensor(runtime.engine.sampler.timesteps[:1])
 
     def call(rows: int) -> None:
-        latents, texts = (x.expand(rows, *x.shape).contiguous() for x in (noise, context))
-        if not model.denoise(latents, step.expand(rows), texts, g.guidance_scale).isfinite().all():
+        latents = noise.expand(rows, *noise.shape).contiguous()
+        if not model.denoise(latents, step.expand(rows), stack([context] * rows), g.guidance_scale).isfinite().all():
             fix = 'Choose model.dtype = "bfloat16" or "float32"; if it stays so, the weights are damaged'
             raise ModelError(f"the denoiser's output is not finite in {config.model.dtype}", where="model", fix=fix)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from pipeline.model.conditioning import Conditioning, stack
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.steer.diversity import GroupRow, group_pushes
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
@@ -42,7 +43,7 @@ def packed_call(
 
     latents: list[torch.Tensor] = []
     timesteps: list[float] = []
-    context: list[torch.Tensor] = []
+    context: list[Conditioning] = []
     guidance = [inner_guidance] * rows
     owners: Owners = []
     pushes: list[RowPush] = []
@@ -65,12 +66,12 @@ def packed_call(
         timesteps += [own_sampler.timesteps[t.step]] * (len(latents) - first)
     for _ in range(rows - len(latents)):  # a constant row, so that nothing depends on leftovers
         latents.append(torch.zeros_like(latents[0]))
-        context.append(torch.zeros_like(samples[0].context))
+        context.append(samples[0].context.zeros())
         timesteps.append(0)
     pushes += _pushes_of_groups(owners)
     with pushing(model.attention_blocks(), pushes), _adapting(model, owners):
         scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
-        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), torch.stack(context), scales)
+        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), stack(context), scales)
     return [output[first : first + t.own_rows] for t, first in owners]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.lowrank import LowRank
     from pipeline.model.sampler import Sampler
     from pipeline.steer.diversity import Group
@@ -57,8 +58,8 @@ class Trajectory:
     tag: int
     latent: torch.Tensor
     step: int
-    context: torch.Tensor
-    negative: torch.Tensor | None
+    context: Conditioning
+    negative: Conditioning | None
     push: NegToMe | None = None
     nudge: CleanHook | None = None
     guide: GuideHook | None = None

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
+    from pipeline.model.conditioning import Conditioning
 
 TOGETHER = 8  # prompts that share a call of the text encoders, which has so many rows in any case
 
@@ -22,16 +22,16 @@ class Contexts:
         most: how many are kept, the latest.
     """
 
-    def __init__(self, encode: Callable[[Sequence[str]], torch.Tensor], most: int) -> None:
+    def __init__(self, encode: Callable[[Sequence[str]], Iterable[Conditioning]], most: int) -> None:
         self._encode, self._most = encode, most
-        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._expected: deque[str] = deque()
 
     def expect(self, prompts: Iterable[str]) -> None:
         """These will be asked for, in about this order."""
         self._expected.extend(prompts)
 
-    def __call__(self, prompt: str) -> torch.Tensor:
+    def __call__(self, prompt: str) -> Conditioning:
         """The conditioning of a prompt."""
         if prompt not in self._kept:
             self._add([prompt, *self._next(prompt)])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sd3 import shift_of
 
@@ -43,9 +44,9 @@ class Flux(LatentDiffusion):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self._parts.tokenizer_2, self._text_tokens)]
 
-    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         tokens, pooled, _ = self._parts.encode_prompt(prompts, None, max_sequence_length=self._text_tokens)
-        return self._join(tokens, pooled)
+        return Conditioning(tokens, pooled=pooled)
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         height, width = positions
@@ -55,19 +56,19 @@ class Flux(LatentDiffusion):
         scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
         scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
-        tokens, pooled = self._split(context)
+        context = context.to(self._device, self._dtype)
         out = self.network(
             hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
             timestep=timesteps.to(self._device) / 1000,
             guidance=scale if self.network.config.guidance_embeds else None,
-            pooled_projections=pooled,
-            encoder_hidden_states=tokens,
-            txt_ids=torch.zeros(tokens.shape[1], 3, device=self._device, dtype=self._dtype),
+            pooled_projections=context.pooled,
+            encoder_hidden_states=context.tokens,
+            txt_ids=torch.zeros(context.tokens.shape[1], 3, device=self._device, dtype=self._dtype),
             img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
         ).sample
         pixels = height * self._pixels_per_latent, width * self._pixels_per_latent

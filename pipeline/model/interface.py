@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.decoder import Decoder
     from pipeline.outcome import PaddedRows
 
@@ -19,15 +20,15 @@ LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or 
 class DiffusionModel(Protocol):
     """A latent diffusion model as the engine sees it.
 
-    A *conditioning* is one float32 tensor per prompt, of a fixed shape; only the model reads what is in it (token embeddings,
-    and for some classes pooled ones). Every network call has a fixed, padded number of rows: with a fixed shape a row's result
-    does not depend on its neighbours (byte for byte), with a varying one it does.
+    A *conditioning* is what the denoiser is shown of a prompt (:mod:`pipeline.model.conditioning`), of fixed shapes, in the
+    denoiser's number format on its device; only the model reads what is in it. Every network call has a fixed, padded number of
+    rows: with a fixed shape a row's result does not depend on its neighbours (byte for byte), with a varying one it does.
 
     Attributes:
         family: ``sd``, ``sdxl``, ``sd3`` or ``flux``.
         digest: digest of configuration and weights.
         latent_shape: (C, h, w) of one latent.
-        conditioning_shape: of one conditioning.
+        conditioning_bytes: memory of one conditioning.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
         scheduler_config: the folder's scheduler configuration.
         distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
@@ -38,7 +39,7 @@ class DiffusionModel(Protocol):
     family: str
     digest: str
     latent_shape: tuple[int, int, int]
-    conditioning_shape: tuple[int, ...]
+    conditioning_bytes: int
     prediction_type: str
     scheduler_config: Mapping[str, Any]
     distilled: bool
@@ -56,8 +57,8 @@ class DiffusionModel(Protocol):
         """Whether every text encoder drops the prompt's end."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> torch.Tensor:
-        """Prompts → conditionings (N, …), one by one in padded calls.
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Conditioning:
+        """Prompts → conditionings with N rows, one by one in padded calls.
 
         Args:
             prompts: at least one.
@@ -69,7 +70,7 @@ class DiffusionModel(Protocol):
         """How many learned tokens a prompt has room for; 0 where this class of model takes none."""
         ...
 
-    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+    def encode_words(self, text: str, vectors: torch.Tensor) -> Conditioning:
         """The conditioning of text ⊕ learned tokens with these vectors (n, D).
 
         Raises:
@@ -78,14 +79,14 @@ class DiffusionModel(Protocol):
         ...
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """One call of the denoiser.
 
         Args:
             latents: float32 (R, C, h, w).
             timesteps: int64 or float32 (R,).
-            context: conditionings (R, …).
+            context: conditionings, R rows.
             guidance: the scale that a network with guidance inside takes, of all rows or float32 (R,); others ignore it.
 
         Returns:

@@ -16,6 +16,7 @@ from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
 from pipeline.model.combine import classifier_free
+from pipeline.model.conditioning import Conditioning, concatenate
 from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
 from pipeline.model.fit import reason
@@ -137,7 +138,6 @@ class LatentDiffusion(ABC):
         self._pixels_per_latent = int(self._parts.vae_scale_factor)
         self._snap = config.snap
         self.latent_shape = self.shape_of(config.width or config.size, config.height or config.size)
-        self._token_shape: tuple[int, int] = (0, 0)
         width, height = self.decode_size()
         self.text_calls = PaddedCalls(TEXT_ROWS, "text encoder", LESS)
         rows, positions = picture_rows(width * height), self.latent_shape[1:]
@@ -147,11 +147,11 @@ class LatentDiffusion(ABC):
             self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, calls=self.decode_calls,
             pixels=self._pixels_per_latent,
         )  # fmt: skip
-        self.conditioning_shape: tuple[int, ...] = ()
+        self.conditioning_bytes = 0
         if any(getattr(parts, name, None) is None for name in self.required):
             return
         try:
-            self.conditioning_shape = tuple(self.encode_prompts([""])[0].shape)
+            self.conditioning_bytes = self.encode_prompts([""]).nbytes
         except ClearanceError:
             raise
         except Exception as error:
@@ -173,12 +173,12 @@ class LatentDiffusion(ABC):
         return [(self._parts.tokenizer, int(self._parts.tokenizer.model_max_length))]
 
     @abstractmethod
-    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         """The prompts of one call → conditionings."""
 
     @abstractmethod
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """As :meth:`denoise`, differentiable, for steering by gradients."""
 
@@ -224,12 +224,12 @@ class LatentDiffusion(ABC):
             len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > kept for tokenizer, kept in self._tokenizers()
         )
 
-    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> torch.Tensor:
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Conditioning:
         def run(rows: list[int]) -> Any:
-            return self._encode([prompts[i] for i in rows], negative).float().cpu()
+            return self._encode([prompts[i] for i in rows], negative).to(self._device, self._dtype)
 
         with self._torch.inference_mode(), quiet():
-            return self.text_calls.run(run, len(prompts))
+            return self.text_calls.run(run, len(prompts), concatenate)  # type: ignore[no-any-return]
 
     def padded_rows(self, latent: torch.Tensor | None = None) -> PaddedRows:
         positions = self.latent_shape[1:] if latent is None else (int(latent.shape[-2]), int(latent.shape[-1]))
@@ -237,22 +237,11 @@ class LatentDiffusion(ABC):
         encode, decode = (calls.at(positions, pixels).shapes for calls in (self.encode_calls, self.decode_calls))
         return PaddedRows(self.text_calls.shapes, encode, decode)
 
-    def _join(self, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """Token embeddings (N, T, D) and pooled ones (N, P) → conditionings (N, T·D + P)."""
-        self._token_shape = (int(tokens.shape[1]), int(tokens.shape[2]))
-        return self._torch.cat([tokens.flatten(1).float(), pooled.float()], dim=1)
-
-    def _split(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reverse of :meth:`_join`, on the denoiser's device and in its number format."""
-        context = context.to(self._device, self._dtype)
-        t, d = self._token_shape
-        return context[:, : t * d].unflatten(1, (t, d)), context[:, t * d :]
-
     def word_room(self) -> int:
         """How many learned tokens a prompt has room for."""
         return 0
 
-    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
+    def encode_words(self, text: str, vectors: torch.Tensor) -> Conditioning:
         raise ConfigError(
             f"new tokens are not known to models of class {self.family}", where="erase", fix="Use Stable Diffusion 1.x or 2.x"
         )
@@ -264,7 +253,7 @@ class LatentDiffusion(ABC):
         return classifier_free(negative, conditional, scale)
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         with self._torch.inference_mode():
             return self.denoise_tensor(latents, timesteps, context, guidance)

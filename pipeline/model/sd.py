@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from index.errors import ConfigError
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusion(LatentDiffusion):
-    """A conditioning is the text encoder's output (T, D)."""
+    """A conditioning is the text encoder's output."""
 
     family = "sd"
     pipeline = "StableDiffusionPipeline"
@@ -24,12 +25,12 @@ class StableDiffusion(LatentDiffusion):
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,
     }  # fmt: skip
 
-    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         tokenizer = self._parts.tokenizer
         ids = tokenizer(
             prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         ).input_ids
-        return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]
+        return Conditioning(self._parts.text_encoder(ids.to(self._device))[0])
 
     @property
     def word_table(self) -> Any:
@@ -64,16 +65,16 @@ class StableDiffusion(LatentDiffusion):
         with new_words(self.word_table, vectors):
             return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]
 
-    def encode_words(self, text: str, vectors: torch.Tensor) -> torch.Tensor:
-        """The conditioning (T, D) of text ⊕ new words with these vectors (n, D), in a call of the usual shape."""
+    def encode_words(self, text: str, vectors: torch.Tensor) -> Conditioning:
+        """The conditioning of text ⊕ new words with these vectors (n, D), in a call of the usual shape."""
         ids = self.word_ids(text, range(len(vectors)))
         with self._torch.inference_mode(), quiet():
-            return self.encode_ids(ids.expand(TEXT_ROWS, -1), vectors)[0].float().cpu()
+            return Conditioning(self.encode_ids(ids.expand(TEXT_ROWS, -1), vectors)[0]).to(self._device, self._dtype)
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
-        inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype)
+        inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype).tokens
         return self.network(*inputs).sample.float().cpu()  # type: ignore[no-any-return]
 
     def attention_blocks(self) -> list[tuple[str, Any]]:

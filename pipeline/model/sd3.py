@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class StableDiffusion3(LatentDiffusion):
         kept = [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
         return kept if self._parts.text_encoder_3 is None else [*kept, (self._parts.tokenizer_3, self._text_tokens)]
 
-    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         tokens, _, pooled, _ = self._parts.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self._text_tokens
         )
-        return self._join(tokens, pooled)
+        return Conditioning(tokens, pooled=pooled)
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         if not scheduler.config.get("use_dynamic_shifting"):
@@ -44,14 +45,14 @@ class StableDiffusion3(LatentDiffusion):
         scheduler.set_timesteps(steps, mu=shift_of(scheduler.config, (height // side) * (width // side), 1.16))
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
-        tokens, pooled = self._split(context)
+        context = context.to(self._device, self._dtype)
         out = self.network(
             hidden_states=latents.to(self._device, self._dtype),
             timestep=timesteps.to(self._device),
-            encoder_hidden_states=tokens,
-            pooled_projections=pooled,
+            encoder_hidden_states=context.tokens,
+            pooled_projections=context.pooled,
         )
         return out.sample.float().cpu()  # type: ignore[no-any-return]
 

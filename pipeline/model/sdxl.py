@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
 
 if TYPE_CHECKING:
@@ -27,25 +28,26 @@ class StableDiffusionXL(LatentDiffusion):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
 
-    def _encode(self, prompts: list[str], negative: bool) -> torch.Tensor:
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
+        empty = [i for i, prompt in enumerate(prompts) if not prompt]
         tokens, _, pooled, _ = self._parts.encode_prompt(prompts, do_classifier_free_guidance=False)
-        joined = self._join(tokens, pooled)
         if self._parts.config.force_zeros_for_empty_prompt:
-            joined[[i for i, prompt in enumerate(prompts) if not prompt]] = 0
-        return joined
+            tokens[empty] = 0
+            pooled[empty] = 0
+        return Conditioning(tokens, pooled=pooled)
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, guidance: float | torch.Tensor = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         height, width = (side * self._pixels_per_latent for side in latents.shape[-2:])
         # original size, top left corner of the crop, target size
         sizes = self._torch.tensor([[height, width, 0, 0, height, width]], dtype=self._torch.float32, device=self._device)
-        tokens, pooled = self._split(context)
+        context = context.to(self._device, self._dtype)
         out = self.network(
             latents.to(self._device, self._dtype),
             timesteps.to(self._device),
-            tokens,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)},
+            context.tokens,
+            added_cond_kwargs={"text_embeds": context.pooled, "time_ids": sizes.expand(len(latents), -1)},
         )
         return out.sample.float().cpu()  # type: ignore[no-any-return]
 

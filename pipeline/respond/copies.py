@@ -24,6 +24,8 @@ from pipeline.steer.filters import rollback_step
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
+
 RESEED = ReseedRung()
 
 
@@ -35,13 +37,13 @@ class Words:
         caption: the request's prompt.
         negative_prompt: the request's.
         titles: of the sample's nearest references, best first.
-        context_of: text of a negative prompt → embedding (T, D).
+        context_of: text of a negative prompt → conditioning.
     """
 
     caption: str
     negative_prompt: str
     titles: Sequence[str]
-    context_of: Callable[[str], torch.Tensor]
+    context_of: Callable[[str], Conditioning]
 
     def negative_of(self, references: int) -> str:
         """The negative prompt with the nearest references' titles behind it; empty where none of them has one."""

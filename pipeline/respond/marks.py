@@ -30,6 +30,7 @@ from pipeline.steer.guidance import FOCUSED, FocusedGuidance, focus_mask
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.interface import DiffusionModel
 
 SHIPPED = STICKERS / "adapters"
@@ -213,18 +214,18 @@ def adapters_digest(configured: Sequence[AdapterConfig], model_digest: str, *, b
 
 
 def negative_conditioning(
-    model: DiffusionModel, text: str, erasure: Erasure | None, context_of: Callable[[str], torch.Tensor]
-) -> torch.Tensor:
+    model: DiffusionModel, text: str, erasure: Erasure | None, context_of: Callable[[str], Conditioning]
+) -> Conditioning:
     """The conditioning of a negative prompt with the words of an erasure behind it."""
     plain = context_of(text)
     if erasure is None or not erasure.tokens:
         return plain
     full = model.encode_words(text, erasure.vectors)
-    return full if erasure.strength == 1 else plain + erasure.strength * (full - plain)
+    return full if erasure.strength == 1 else plain.towards(full, erasure.strength)
 
 
 def erase(
-    engine: Engine, last: Trajectory, rung: EraseRung, erasure: Erasure, negative: torch.Tensor | None, *, seed: int
+    engine: Engine, last: Trajectory, rung: EraseRung, erasure: Erasure, negative: Conditioning | None, *, seed: int
 ) -> tuple[Trajectory, Intervention]:
     """The next trajectory of a sample on which a mark was found, from the same noise, and what to record.
 

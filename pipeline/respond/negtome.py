@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.engine.engine import Engine
 from pipeline.engine.isolate import steering
 from pipeline.engine.packed_call import reference_latents
+from pipeline.model.conditioning import Conditioning, stack
 from pipeline.outcome import Intervention
 from pipeline.respond.copies import Failed, NextTry, Tools, next_seed, reseed, resumed
 from pipeline.rungs import NegToMeRung
@@ -77,7 +78,7 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
 
 
 def reference_call(
-    engine: Engine, sampler: Sampler, latents: list[torch.Tensor], steps: list[int], contexts: list[torch.Tensor]
+    engine: Engine, sampler: Sampler, latents: list[torch.Tensor], steps: list[int], contexts: list[Conditioning]
 ) -> torch.Tensor:
     """One denoiser call of reference rows alone, of one size and at steps of one sampler, padded as the engine pads."""
     import torch
@@ -86,7 +87,7 @@ def reference_call(
     timesteps: list[float] = [sampler.timesteps[step] for step in steps] + [0] * pad
     output = engine.model.denoise(
         torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
-        torch.stack(contexts + [torch.zeros_like(contexts[0])] * pad), engine.inner_guidance,
+        stack(contexts + [contexts[0].zeros()] * pad), engine.inner_guidance,
     )  # fmt: skip
     engine.count((int(latents[0].shape[-2]), int(latents[0].shape[-1])), len(latents))
     return output

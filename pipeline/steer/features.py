@@ -25,6 +25,8 @@ from pipeline.steer.negtome import Features, NegToMe
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKey:
@@ -102,10 +104,10 @@ class FeatureCache:
         self._sites[model, _placing(settings)] = tuple(sites)
 
 
-def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: torch.Tensor) -> str:
+def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: Conditioning) -> str:
     """What a reference row is made of, as a digest: its latent (C, h, w), its noise or None, its context."""
     digest = hashlib.sha256()
-    for part in (latent, noise, context):
+    for part in (latent, noise, *context.parts):
         digest.update(b"-" if part is None else f"{tuple(part.shape)} {part.dtype} ".encode())
         if part is not None:
             digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
@@ -150,7 +152,7 @@ def with_features(
     rows: int,
     blocks: Sequence[tuple[str, Any]],
     noised: Callable[[NegToMe, int], Sequence[torch.Tensor]],
-    denoise: Callable[[list[torch.Tensor], list[int], list[torch.Tensor]], object],
+    denoise: Callable[[list[torch.Tensor], list[int], list[Conditioning]], object],
 ) -> NegToMe:
     """The same settings with their references' features in place of the references: the sample then owns no reference rows.
 

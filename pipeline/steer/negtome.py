@@ -23,6 +23,8 @@ from pipeline.steer.matching import CHUNK, FLOOR, Pairs, Precision, best_match, 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
+
 Match = Literal["paper", "released", "soft"]
 Form = Literal["paper", "unit", "kernel"]
 
@@ -151,7 +153,7 @@ class NegToMe:
         latents: clean reference latents, each float32 (C, h, w). Empty where ``features`` stand for them, or mates do.
         noises: one fixed noise per reference: the reference row is then in distribution at every timestep, and the same
             every time (the released code feeds the clean latent; pass None for that).
-        context: text embedding (T, D) of the reference rows (the empty prompt).
+        context: conditioning of the reference rows (the empty prompt).
         alpha, threshold: strength α and cosine threshold τ.
         until_step: steering acts in steps below this one.
         match, form, keep_norm, temperature, chunk, precision: see :func:`push_apart`.
@@ -168,7 +170,7 @@ class NegToMe:
 
     latents: tuple[torch.Tensor, ...]
     noises: tuple[torch.Tensor, ...] | None
-    context: torch.Tensor
+    context: Conditioning
     alpha: float
     threshold: float
     until_step: int

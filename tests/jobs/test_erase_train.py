@@ -190,7 +190,7 @@ def assert_same_as_diffusers(tiny_sd: Path, folder: Path, base: Any, loaded: Any
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
     pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
     with torch.inference_mode():
-        theirs = pipe.unet(latents, torch.tensor([300, 300]), context).sample
+        theirs = pipe.unet(latents, torch.tensor([300, 300]), context.tokens).sample
     plain = base.denoise(latents, torch.tensor([300, 300]), context)
     assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(ours, plain, atol=1e-4)
     tokens = ("<qr>", "<br-1-0>")
@@ -198,7 +198,7 @@ def assert_same_as_diffusers(tiny_sd: Path, folder: Path, base: Any, loaded: Any
         pipe.load_textual_inversion({token: loaded.vectors[token]}, token=token)
     with torch.inference_mode():
         result, _ = pipe.encode_prompt("a red apple <qr> <br-1-0>", torch.device("cpu"), 1, False)
-    assert torch.allclose(result[0], base.encode_words("a red apple", loaded.embed(tokens)), atol=1e-4)
+    assert torch.allclose(result[0], base.encode_words("a red apple", loaded.embed(tokens)).tokens, atol=1e-4)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------

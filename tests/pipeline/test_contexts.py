@@ -55,4 +55,4 @@ def test_company_does_not_change_a_conditioning(tiny_sd: Path) -> None:
     together = Contexts(model.encode_prompts, 100)
     together.expect(PROMPTS)
     for prompt in PROMPTS:
-        assert torch.equal(together(prompt), Contexts(model.encode_prompts, 100)(prompt))
+        assert together(prompt).equal(Contexts(model.encode_prompts, 100)(prompt))

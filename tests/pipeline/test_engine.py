@@ -14,6 +14,7 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.packed_call import packed_call
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
@@ -265,7 +266,7 @@ def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None
     push = RowPush(
         row=0,
         references=(1,),
-        settings=NegToMe(latents=(), noises=None, context=torch.zeros(1), alpha=0.9, threshold=0.5, until_step=1),
+        settings=NegToMe(latents=(), noises=None, context=Conditioning(torch.zeros(1)), alpha=0.9, threshold=0.5, until_step=1),
     )
     with pytest.raises(RuntimeError, match="on purpose"), pushing(blocks, [push]):
         assert all(block.norm3._forward_pre_hooks for _, block in blocks)

@@ -126,7 +126,9 @@ def test_a_latent_driven_out_of_all_bounds(
 
 def test_a_network_whose_output_is_not_finite(model: DiffusionModel, whole: dict[int, torch.Tensor]) -> None:
     """NaN goes through the real network beside the others' rows and stays in its own."""
-    error = only_the_victim(broken(model, lambda _, t: setattr(t, "context", t.context * float("nan"))), whole)
+    error = only_the_victim(
+        broken(model, lambda _, t: setattr(t, "context", t.context.map(lambda part: part * float("nan")))), whole
+    )
     assert isinstance(error, ModelError) and "denoiser, step 0: its output is not finite" in str(error)
     late = only_the_victim(broken(model, lambda _, t: setattr(t, "latent", t.latent * float("nan")), after=3), whole)
     assert isinstance(late, ModelError) and "denoiser, step 3" in str(late) and "model.dtype" in late.fix

@@ -24,7 +24,7 @@ STEPS = 4
 
 def call(model: DiffusionModel, wanted: Sequence[RowAdapter], rows: int = 6) -> torch.Tensor:
     latents = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3))
-    context = model.encode_prompts(["cat"]).expand(rows, -1, -1)
+    context = model.encode_prompts(["cat"])[0].expand(rows)
     with adapted(model.network, wanted):
         return model.denoise(latents, torch.full((rows,), 500), context)
 

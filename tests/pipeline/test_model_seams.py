@@ -11,6 +11,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.conditioning import Conditioning, stack
 from pipeline.model.families import load_model, model_classes
 from pipeline.model.latent import LatentDiffusion, quiet
 
@@ -49,7 +50,6 @@ def test_a_model_without_text_encoders_still_denoises(tiny_sdxl: Path) -> None:
     loaded = load_model(config_of(tiny_sdxl))
     parts = {name: loaded._parts.components[name] for name in ("unet", "vae", "scheduler")}  # type: ignore[attr-defined]
     again = model_classes()["StableDiffusionXLPipeline"].of(parts, config_of(tiny_sdxl))
-    again._token_shape = loaded._token_shape  # type: ignore[attr-defined]
     context = loaded.encode_prompts(["a cat", ""])
     z, time = torch.randn(2, *again.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500, 20])
     assert torch.equal(again.denoise(z, time, context), loaded.denoise(z, time, context))
@@ -67,3 +67,24 @@ def test_a_picture_that_is_not_square_equals_diffusers(folder: Path) -> None:
                    generator=torch.Generator().manual_seed(1), **more).images  # fmt: skip
     theirs = pipe._unpack_latents(out, 16, 24, 2)[0] if name == "FluxPipeline" else out[0]
     assert torch.allclose(drawn(model), theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_conditionings_of_prompts_are_what_a_call_stacks(model: LatentDiffusion) -> None:
+    both = model.encode_prompts(["a red apple", ""])
+    assert stack(list(both)).equal(both) and both[0].expand(2)[1].equal(both[0])
+    assert not any(part.any() for part in both[1].zeros().parts)
+    assert both[0].towards(both[1], 1.0).nbytes == model.conditioning_bytes
+
+
+def test_a_conditioning_has_the_denoisers_number_format(folder: Path) -> None:
+    narrow: Any = load_model(ModelConfig(path=str(folder), size=16, text_tokens=TOKENS, dtype="bfloat16"))
+    wide = load_model(config_of(folder)).encode_prompts(["a cat"])
+    assert {part.dtype for part in narrow.encode_prompts(["a cat"]).parts} == {torch.bfloat16}
+    assert narrow.conditioning_bytes == wide.nbytes // 2
+
+
+def test_strength_of_an_erasure_moves_embeddings_and_keeps_the_others_mask() -> None:
+    mask = torch.tensor([True, False])
+    here, there = Conditioning(torch.zeros(2, 3)), Conditioning(torch.ones(2, 3), mask)
+    mixed = here.towards(there, 0.25)
+    assert mixed.mask is mask and torch.equal(mixed.tokens, torch.full((2, 3), 0.25))

@@ -159,7 +159,9 @@ def test_a_latent_that_is_not_finite_is_no_picture(
 ) -> None:
     s = runtime(model, Copies(lambda _: False))
     real, nothing = s.context_of, float("nan")
-    monkeypatch.setattr(s, "context_of", lambda text: real(text) * (nothing if text == "a red apple 1" else 1))
+    monkeypatch.setattr(
+        s, "context_of", lambda text: real(text).map(lambda part: part * (nothing if text == "a red apple 1" else 1))
+    )
     lost = one_ended(by_key(list(moderate(s, requests()))), unsteered, context, "error.engine", 0)
     assert lost.error_class == "ModelError" and "denoiser, step 0: its output is not finite. " in lost.error_message
 

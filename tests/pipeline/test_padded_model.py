@@ -45,7 +45,11 @@ def test_a_call_too_large_is_halved_and_stays_so(
         "encode": np.random.default_rng(0).integers(0, 255, (11, 16, 16, 3), dtype=np.uint8),
         "decode": torch.randn(11, *model.latent_shape, generator=torch.Generator().manual_seed(0)),
     }
-    run: dict[str, Any] = {"text": model.encode_prompts, "encode": model.encode, "decode": model.decode}
+    run: dict[str, Any] = {
+        "text": lambda prompts: model.encode_prompts(prompts).tokens,
+        "encode": model.encode,
+        "decode": model.decode,
+    }
     owner, name = {
         "text": (model, "_encode"),
         "encode": (model.autoencoder, "encode"),

@@ -173,7 +173,7 @@ def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Traje
 
 def test_negative_titles_stand_behind_the_callers_own(engine: Engine, first: Trajectory) -> None:
     t, _, _ = again(engine, first, NegativeRung(references=2))
-    assert torch.equal(t.negative, engine.model.encode_prompts(["a dog, cat, lemon"])[0])
+    assert t.negative.equal(engine.model.encode_prompts(["a dog, cat, lemon"])[0])
     assert Words("x", "a dog", ["", ""], lambda _: torch.zeros(1)).negative_of(2) == ""
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from index.errors import ConfigError, ModelError
+from pipeline.model.conditioning import Conditioning
 from pipeline.steer.blocks import attach, steerable_blocks
 from pipeline.steer.diversity import GroupRow, group_pushes
 from pipeline.steer.features import capturing
@@ -18,7 +19,9 @@ from pipeline.steer.negtome import NegToMe, RowPush, pushing
 
 ROWS = 4
 OWN, REFERENCE = 0, 2  # row 0 is pushed from row 2; rows 1 and 3 are other samples'
-SETTINGS = NegToMe(latents=(), noises=None, context=torch.zeros(1), alpha=0.9, threshold=0.0, until_step=9, keep_norm=False)
+SETTINGS = NegToMe(
+    latents=(), noises=None, context=Conditioning(torch.zeros(1)), alpha=0.9, threshold=0.0, until_step=9, keep_norm=False
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.respond.copies import Failed, Tools, retry
@@ -42,9 +43,10 @@ def test_the_budget_drops_the_least_recently_used() -> None:
 
 
 def test_an_asset_is_its_latent_noise_and_context() -> None:
-    z, n, c = torch.ones(4, 2, 2), torch.zeros(4, 2, 2), torch.ones(3, 8)
-    digests = {asset_digest(*parts) for parts in ((z, n, c), (z, None, c), (n, z, c), (z, n, 2 * c))}
-    assert len(digests) == 4 and asset_digest(z, n, c) == asset_digest(z.clone(), n.clone(), c.clone())
+    z, n, c = torch.ones(4, 2, 2), torch.zeros(4, 2, 2), Conditioning(torch.ones(3, 8))
+    other = c.map(lambda part: 2 * part)
+    digests = {asset_digest(*parts) for parts in ((z, n, c), (z, None, c), (n, z, c), (z, n, other))}
+    assert len(digests) == 4 and asset_digest(z, n, c) == asset_digest(z.clone(), n.clone(), c.map(torch.clone))
 
 
 def finished(e: Engine, t: Trajectory) -> torch.Tensor:

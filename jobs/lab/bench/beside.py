@@ -236,7 +236,7 @@ def _calls(at: Bench, rounds: int) -> list[Measure]:
 
     runtime, model = at.runtime, at.runtime.model
     rows, stamps = torch.randn(16, *model.latent_shape), torch.full((16,), 500)
-    context = model.encode_prompts([""]).expand(16, *model.conditioning_shape)
+    context = model.encode_prompts([""])[0].expand(16)
     latents = [runtime.engine.initial_noise(i) for i in range(8)]
 
     def call() -> float:

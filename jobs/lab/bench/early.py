@@ -290,7 +290,7 @@ def _costs(
 
     probes = len(EarlyPolicy().probes)
     rows = torch.zeros(16, *model.latent_shape)
-    context = model.encode_prompts([""]).expand(16, *model.conditioning_shape)
+    context = model.encode_prompts([""])[0].expand(16)
     stamps = torch.full((16,), 500)
     cleans = list(torch.randn(8, *model.latent_shape, generator=torch.Generator().manual_seed(0)))
     shares: dict[str, list[float]] = {name: [] for name in (SHIPPED, *looks, "prompt")}

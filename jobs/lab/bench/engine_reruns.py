@@ -29,10 +29,9 @@ import numpy as np
 
 from jobs.lab.bench.engine_runs import GUIDANCE, ROWS, contexts_of, engine, plain
 from jobs.lab.bench.measures import Measure, ratio, spread
+from pipeline.model.conditioning import Conditioning, stack
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
@@ -165,7 +164,7 @@ def _steps_in_flight(coins: Coins, sample: int, steps: int) -> int:
     return made
 
 
-def _whole(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
+def _whole(model: DiffusionModel, contexts: list[Conditioning], coins: Coins, samples: int, steps: int) -> Progress:
     evals, e = 0, engine(model, steps)
     for start in range(0, samples, BATCH):
         attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
@@ -178,7 +177,7 @@ def _whole(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, sa
             attempts |= {i: attempts[i] + 1 for i in flagged}
 
 
-def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
+def _partial(model: DiffusionModel, contexts: list[Conditioning], coins: Coins, samples: int, steps: int) -> Progress:
     evals, e = 0, engine(model, steps)
     for start in range(0, samples, BATCH):
         attempts = dict.fromkeys(range(start, min(start + BATCH, samples)), 0)
@@ -191,13 +190,13 @@ def _partial(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, 
             attempts |= {i: attempts[i] + 1 for i in flagged}
 
 
-def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> Iterator[None]:
+def _draw(e: Engine, tags: Sequence[int], contexts: list[Conditioning]) -> Iterator[None]:
     """Draw and decode one batch, in calls of as many rows as it needs, as a loop over diffusers' parts does; call by call."""
     import torch
 
     sampler, some = e.sampler, [plain(e, tag, contexts) for tag in tags]
     z = torch.stack([t.latent for t in some])
-    context = torch.stack([contexts[-1]] * len(some) + [t.context for t in some])
+    context = stack([contexts[-1]] * len(some) + [t.context for t in some])
     for step, timestep in enumerate(sampler.timesteps):
         empty, text = e.model.denoise(torch.cat([z, z]), torch.full((2 * len(some),), timestep), context).chunk(2)
         z = sampler.advance(*sampler.clean(z, empty + GUIDANCE * (text - empty), step), step)
@@ -206,7 +205,7 @@ def _draw(e: Engine, tags: Sequence[int], contexts: list[torch.Tensor]) -> Itera
         yield
 
 
-def _in_flight(model: DiffusionModel, contexts: list[torch.Tensor], coins: Coins, samples: int, steps: int) -> Progress:
+def _in_flight(model: DiffusionModel, contexts: list[Conditioning], coins: Coins, samples: int, steps: int) -> Progress:
     import torch
 
     e = engine(model, steps)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import Trajectory
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.interface import DiffusionModel
 
 ROWS, GUIDANCE = 16, 3.0
@@ -24,7 +25,7 @@ def engine(model: DiffusionModel, steps: int) -> Engine:
     return Engine(model, rows=ROWS, steps=steps, guidance_scale=GUIDANCE)
 
 
-def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
+def plain(e: Engine, tag: int, contexts: Sequence[Conditioning]) -> Trajectory:
     """A guided sample (two rows): the tag's caption and seed. ``contexts``: those of the captions, then the empty prompt's."""
     from pipeline.engine.trajectory import Trajectory
 
@@ -33,7 +34,7 @@ def plain(e: Engine, tag: int, contexts: Sequence[torch.Tensor]) -> Trajectory:
     )
 
 
-def contexts_of(model: DiffusionModel) -> list[torch.Tensor]:
+def contexts_of(model: DiffusionModel) -> list[Conditioning]:
     """The conditionings of all captions, then that of the empty prompt."""
     return list(model.encode_prompts([*CAPTIONS, ""]))
 

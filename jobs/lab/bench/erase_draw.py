@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import GuideHook
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.interface import DiffusionModel
     from pipeline.respond.marks import Erasure
     from pipeline.steer.erase_adapter import EraseAdapter
@@ -46,8 +47,8 @@ class Job:
 
     captions: list[str]
     seeds: list[int]
-    negatives: list[torch.Tensor]
-    contexts: list[torch.Tensor]
+    negatives: list[Conditioning]
+    contexts: list[Conditioning]
     lowrank: tuple[Any, ...] = ()
     places: Sequence[Sequence[Box]] = ()
     focus: float = 1.0
@@ -122,8 +123,9 @@ class Bench:
         parts += [("strength", strength) for _, strength in job.lowrank if strength != 1]
         key = hashlib.sha256(repr(tuple(parts + ["SLD"] * job.safe)).encode())
         weights = (w for low, _ in job.lowrank for both in low.pairs.values() for w in both)
-        for tensor in (*job.negatives, *job.contexts, *weights):
-            key.update(tensor.numpy().tobytes())
+        conditionings = (part for one in (*job.negatives, *job.contexts) for part in one.parts)
+        for tensor in (*conditionings, *weights):
+            key.update(tensor.float().numpy().tobytes())
         return key.hexdigest()
 
     def _guide(self, engine: Engine, job: Job, number: int) -> GuideHook | None:
@@ -142,7 +144,13 @@ class Bench:
             def noise_of(latent: torch.Tensor, raw: torch.Tensor, step: int) -> torch.Tensor:
                 return engine.sampler.clean(latent, raw, step)[1]
 
-            return SafeGuidance(scale=GUIDANCE, unsafe_of=unsafe_of, noise_of=noise_of, warmup=round(SLD_WARMUP * STEPS))
+            return SafeGuidance(
+                scale=GUIDANCE,
+                unsafe_of=unsafe_of,
+                noise_of=noise_of,
+                warmup=round(SLD_WARMUP * STEPS),
+                combine=self.model.combine,
+            )
         if job.focus != 1 and job.places and job.places[number]:
             shape = (self.model.latent_shape[1], self.model.latent_shape[2])
             return FocusedGuidance(
@@ -152,7 +160,7 @@ class Bench:
         return None
 
     def job(
-        self, captions: list[str], seeds: list[int], negatives: Sequence[torch.Tensor], lowrank: Any = None, **more: Any
+        self, captions: list[str], seeds: list[int], negatives: Sequence[Conditioning], lowrank: Any = None, **more: Any
     ) -> Job:
         contexts = [self.model.encode_prompts([caption])[0] for caption in captions]
         return Job(

@@ -86,7 +86,7 @@ def train_esd(
     base = load_model(dataclasses.replace(model, dtype="float32"))
     network: Any = base.network
     pool = flights(base, how)
-    texts = base.encode_prompts([*how.words, ""])
+    texts = base.encode_prompts([*how.words, ""]).tokens
     torch.manual_seed(how.seed)  # of peft's initial weights
     network.set_attn_processor(AttnProcessor())
     parameters = list(add_lowrank(network, how.rank, CROSS_ATTENTION).values())

@@ -101,7 +101,7 @@ def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
         centre=tools.centre,
         until_step=until,
         clean_of=lambda z, output, step: sampler.clean(z, output, step)[0],
-        combine=engine.model.combine,
+        combine=tools.engine.model.combine,
     )
     negative = failed.negative_of(rung.references)
     if rung.deduplicate and failed.words is not None and negative:

@@ -20,6 +20,8 @@ from pipeline.settings import settings
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.conditioning import Conditioning
+
 Denoise = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """Latents (N, C, h, w), contexts (N, …) at the first step → raw output (N, C, h, w), differentiable in the contexts."""
 
@@ -38,13 +40,13 @@ class PromptRung:
 def optimise_prompt(
     denoise: Denoise,
     latent: torch.Tensor,
-    context: torch.Tensor,
-    empty: torch.Tensor,
+    context: Conditioning,
+    empty: Conditioning,
     *,
     learning_rate: float = 0.1,
     iterations: int = 10,
     target: float = 3.0,
-) -> tuple[torch.Tensor, list[float]]:
+) -> tuple[Conditioning, list[float]]:
     """Minimise ‖ε(z, e) − ε(z, ∅)‖ over the embedding e.
 
     Args:
@@ -62,18 +64,18 @@ def optimise_prompt(
     import torch
 
     with torch.inference_mode(False), torch.enable_grad():
-        start, z = context.detach().clone(), latent.detach().clone()[None]
+        start, z = context.map(lambda part: part.detach().clone()), latent.detach().clone()[None]
         with torch.no_grad():
-            without = denoise(z, empty.detach().clone()[None])
-        e = start.clone().requires_grad_(True)
-        optimiser = torch.optim.AdamW([e], lr=learning_rate)
+            without = denoise(z, empty.map(lambda part: part.detach().clone()[None]))
+        e = start.map(lambda part: part.float().requires_grad_(True), floats=True)
+        optimiser = torch.optim.AdamW([part for part in e.parts if part.requires_grad], lr=learning_rate)
         norms: list[float] = []
         best, least = start, float("inf")
         for _ in range(iterations + 1):
-            norm = (denoise(z, e[None]) - without).norm()
+            norm = (denoise(z, e.map(lambda part: part[None])) - without).norm()
             norms.append(float(norm.detach()))
             if norms[-1] < least:
-                best, least = e.detach().clone(), norms[-1]
+                best, least = e.map(lambda part: part.detach().clone()).to(start.tokens.device, start.tokens.dtype), norms[-1]
             if norms[-1] <= target or len(norms) > iterations:
                 break
             optimiser.zero_grad()
@@ -99,7 +101,7 @@ def differentiable_denoiser(model: Any, timestep: float) -> Denoise:
             f"{type(model).__name__} has no gradients of its denoiser", where='ladder, kind = "prompt"', fix="Use another kind"
         )
 
-    def denoise(latents: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+    def denoise(latents: torch.Tensor, contexts: Conditioning) -> torch.Tensor:
         found: torch.Tensor = model.denoise_tensor(latents, torch.full((len(latents),), timestep), contexts)
         return found
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.model.combine import Combine, classifier_free
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,6 +53,7 @@ class SafeGuidance:
         threshold: λ.
         momentum: s_m.
         memory: β.
+        combine: the model's own way of guidance.
     """
 
     scale: float
@@ -61,6 +64,7 @@ class SafeGuidance:
     threshold: float = 0.025
     momentum: float = 0.5
     memory: float = 0.7
+    combine: Combine = classifier_free
     _velocity: torch.Tensor | None = None
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
@@ -73,7 +77,7 @@ class SafeGuidance:
         velocity = torch.zeros_like(gamma) if self._velocity is None else self._velocity
         gamma = gamma + self.momentum * velocity
         self._velocity = self.memory * velocity + (1 - self.memory) * gamma
-        plain = negative + self.scale * (conditional - negative)
+        plain = self.combine(negative, conditional, self.scale)
         if step < self.warmup:
             return plain
         # ε̂ is affine in the raw output, with one factor for all positions: the subtracted term is divided by that factor.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lab.world.flights import KEPT, STEPS, subjects, training_flights, watch
+from pipeline.model.conditioning import concatenate
 
 if TYPE_CHECKING:
     from index.embed import Embedder
@@ -166,14 +167,14 @@ def _denoised(
     context = model.encode_prompts(texts)
     rows, contexts, stamps = [noisy], [context], [at]
     if guided:
-        empty = model.encode_prompts([""]).expand_as(context)
+        empty = model.encode_prompts([""])[0].expand(len(context))
         rows, contexts, stamps = [noisy, noisy], [empty, context], [at, at]
-    latents, conditionings = torch.cat(rows), torch.cat(contexts)
+    latents, conditionings = torch.cat(rows), concatenate(contexts)
     times = torch.tensor(sampler.timesteps)[torch.cat(stamps)]
     missing = 16 - len(latents)
     if missing:
         latents = torch.cat([latents, torch.zeros(missing, *latents.shape[1:])])
-        conditionings = torch.cat([conditionings, torch.zeros(missing, *conditionings.shape[1:])])
+        conditionings = concatenate([conditionings, conditionings[0].zeros().expand(missing)])
         times = torch.cat([times, torch.zeros(missing, dtype=times.dtype)])
     output = model.denoise(latents, times, conditionings, 1.0)
     n = len(x)
