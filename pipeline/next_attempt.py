@@ -103,7 +103,7 @@ def _again(
         colours=_colours(runtime, open_request), words=_words(runtime, open_request), caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
-        engine=runtime.engine, reference_context=runtime.context_of(""), centre=runtime.references.centre,
+        engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=runtime.references.centre,
         embedder_space=runtime.embedder_space, rollback=runtime.policy.early.rollback,
     )  # fmt: skip
     again = retry(failed, rung, tools)

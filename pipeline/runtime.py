@@ -84,6 +84,10 @@ class Runtime:
         self.engine.features = FeatureCache(FEATURE_BYTES)
         kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
         self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
+        if model.negatives_differ:
+            self.negative_context_of = Contexts(partial(model.encode_prompts, negative=True), kept)
+        else:
+            self.negative_context_of = self.contexts
         self.references = References(index, model, hues=policy.copies.hues)
         self.early = None
         if copies is not None and wanted(policy):
@@ -97,7 +101,7 @@ class Runtime:
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(
-            lambda text: negative_conditioning(model, text, self.standing, self.context_of)
+            lambda text: negative_conditioning(model, text, self.standing, self.negative_context_of)
         )
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
         if self.standing is not None and not self.engine.guided:
@@ -182,7 +186,7 @@ class Runtime:
         """Conditioning of a negative prompt, with the words of an eraser behind it."""
         if erasure is not None and erasure is self.standing:
             return self._standing_of(text)
-        return negative_conditioning(self.model, text, erasure, self.context_of)
+        return negative_conditioning(self.model, text, erasure, self.negative_context_of)
 
     def embedder_space(self) -> EmbedderSpace:
         """The embedder's space as nudging takes it, with gradients."""

@@ -69,7 +69,7 @@ def packed_call(
         context.append(samples[0].context.zeros())
         timesteps.append(0)
     pushes += _pushes_of_groups(owners)
-    with pushing(model.attention_blocks(), pushes), _adapting(model, owners):
+    with pushing(model.sites() if pushes else (), pushes), _adapting(model, owners):
         scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
         output = model.denoise(torch.stack(latents), torch.tensor(timesteps), stack(context), scales)
     return [output[first : first + t.own_rows] for t, first in owners]

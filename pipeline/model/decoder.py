@@ -14,6 +14,8 @@ from pipeline.model.interface import LESS
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.codec import Codec
+
 PICTURE_ROWS = 8  # rows of every decoder and encoder call, fewer for large pictures: see picture_rows()
 
 
@@ -50,18 +52,14 @@ class Decoder:
     """A model's decoder. It can be sent to another process, and decodes to the same bytes there.
 
     Args:
-        autoencoder: diffusers' autoencoder, in float32 and ready for inference.
-        scaling, shift: of its latents.
+        codec: the autoencoder, as the model's class uses it.
         device: where it is.
         calls: the decoder's, by size of picture.
         pixels: of a picture's side, for one position of the latent.
     """
 
-    def __init__(
-        self, autoencoder: Any, *, scaling: float, shift: float, device: torch.device, calls: PictureCalls, pixels: int
-    ) -> None:
-        self.autoencoder, self.scaling, self.shift, self.device = autoencoder, scaling, shift, device
-        self.calls, self.pixels = calls, pixels
+    def __init__(self, codec: Codec, *, device: torch.device, calls: PictureCalls, pixels: int) -> None:
+        self.codec, self.device, self.calls, self.pixels = codec, device, calls, pixels
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which has memory of its own: its calls begin with all rows."""
@@ -74,8 +72,7 @@ class Decoder:
 
     def tensor(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], differentiable and unpadded."""
-        x = latents.to(self.device) / self.scaling
-        return self.autoencoder.decode(x + self.shift if self.shift else x).sample.float().cpu()  # type: ignore[no-any-return]
+        return self.codec.to_pixels(latents.to(self.device)).float().cpu()
 
     def __call__(self, latents: torch.Tensor, tensor: Callable[[torch.Tensor], torch.Tensor] | None = None) -> np.ndarray:
         """Latents float32 (N, C, h, w) → pictures uint8 RGB (N, H, W, 3), in padded calls (of ``tensor``, if given).

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sd3 import shift_of
+from pipeline.model.sites import Site, flux_sites
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ class Flux(LatentDiffusion):
         rows, channels, height, width = latents.shape
         scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
         context = context.to(self._device, self._dtype)
+        self.layout.image = slice(context.tokens.shape[1], None)
         out = self.network(
             hidden_states=pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width),
             timestep=timesteps.to(self._device) / 1000,
@@ -74,7 +76,5 @@ class Flux(LatentDiffusion):
         pixels = height * self._pixels_per_latent, width * self._pixels_per_latent
         return pipe._unpack_latents(out, *pixels, self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
 
-    def attention_blocks(self) -> list[tuple[str, Any]]:
-        from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
-
-        return self._blocks(FluxTransformerBlock, FluxSingleTransformerBlock)
+    def _find_sites(self) -> list[Site]:
+        return flux_sites(self.network, self.layout)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.decoder import Decoder
+    from pipeline.model.sites import Site
     from pipeline.outcome import PaddedRows
 
 LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
@@ -32,6 +33,7 @@ class DiffusionModel(Protocol):
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
         scheduler_config: the folder's scheduler configuration.
         distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
+        negatives_differ: a prompt and a negative prompt of the same words have different conditionings.
         network: the denoiser itself, a torch module whose tensors have the call's rows first.
         decoder: its decoder, which can be sent to another process.
     """
@@ -43,6 +45,7 @@ class DiffusionModel(Protocol):
     prediction_type: str
     scheduler_config: Mapping[str, Any]
     distilled: bool
+    negatives_differ: bool
     network: Any
     decoder: Decoder
 
@@ -50,6 +53,9 @@ class DiffusionModel(Protocol):
         """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps.
 
         ``positions``: (h, w) of the latents that it is for, if not of the model's own size; some schedules depend on it.
+
+        Raises:
+            ConfigError: the class cannot make so many steps.
         """
         ...
 
@@ -135,6 +141,10 @@ class DiffusionModel(Protocol):
         """Pictures uint8 RGB (N, H, W, 3) of a size that it can draw → latents float32 (N, C, h, w)."""
         ...
 
-    def attention_blocks(self) -> list[tuple[str, Any]]:
-        """Name and module of every transformer block whose tokens are picture positions."""
+    def sites(self) -> Sequence[Site]:
+        """Where its image tokens can be read and changed, in the network's order.
+
+        Raises:
+            ModelError: its blocks are of a form in which that is not known.
+        """
         ...

@@ -15,6 +15,7 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
+from pipeline.model.codec import Codec
 from pipeline.model.combine import classifier_free
 from pipeline.model.conditioning import Conditioning, concatenate
 from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
@@ -23,6 +24,7 @@ from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
 from pipeline.model.sides import Sides
+from pipeline.model.sites import Layout, Site
 from pipeline.outcome import PaddedRows
 
 if TYPE_CHECKING:
@@ -47,8 +49,10 @@ class LatentDiffusion(ABC):
     patch: ClassVar[int] = 1  # latent positions per token side; pictures must divide by it
     flow: ClassVar[bool] = False  # a rectified flow: predicts ε − x0, whatever the scheduler's configuration names
     text_tokens: ClassVar[int] = 256  # of T5
+    codec_class: ClassVar[type[Codec]] = Codec  # of its autoencoder
     settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
     distilled: bool = False
+    negatives_differ: bool = False  # whether "negative" matters to _encode
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
@@ -117,14 +121,15 @@ class LatentDiffusion(ABC):
             if isinstance(part, torch.nn.Module):
                 part.to(self._device).eval().requires_grad_(False)
         self.network: Any = getattr(self._parts, self.denoiser)
+        self.layout = Layout()
+        self._sites: list[Site] | None = None
         self.scheduler_config: Mapping[str, Any] = self._parts.scheduler.config
         predicts = str(self.scheduler_config.get("prediction_type", "epsilon"))
         self.prediction_type = "flow_prediction" if self.flow else predicts
         self._text_tokens = config.text_tokens or self.text_tokens
         self.autoencoder = self._parts.vae
-        if getattr(self.autoencoder.config, "latents_mean", None) is not None:
-            raise ModelError("its autoencoder normalises per channel", where=where, fix="That is not supported: use another")
-        takes, has = self._channels(), int(self.autoencoder.config.latent_channels)
+        self.codec = self.codec_class(self.autoencoder, where)
+        takes, has = self._channels(), self.codec.channels
         if takes != has:
             raise ModelError(
                 f"its {self.denoiser} takes {takes} channels, its autoencoder has {has}",
@@ -133,9 +138,7 @@ class LatentDiffusion(ABC):
             )
         if self.network.config.get("time_cond_proj_dim") is not None:
             raise ModelError("it is distilled for LCM sampling", where=where, fix="That is not supported: use its base model")
-        self._scaling = float(self.autoencoder.config.scaling_factor)
-        self._shift = float(getattr(self.autoencoder.config, "shift_factor", None) or 0)
-        self._pixels_per_latent = int(self._parts.vae_scale_factor)
+        self._pixels_per_latent = int(self._parts.vae_scale_factor) * self.codec.packing
         self._snap = config.snap
         self.latent_shape = self.shape_of(config.width or config.size, config.height or config.size)
         width, height = self.decode_size()
@@ -143,10 +146,7 @@ class LatentDiffusion(ABC):
         rows, positions = picture_rows(width * height), self.latent_shape[1:]
         self.encode_calls = PictureCalls(positions, rows, "autoencoder's encoder")
         self.decode_calls = PictureCalls(positions, rows, "decoder")
-        self.decoder = Decoder(
-            self.autoencoder, scaling=self._scaling, shift=self._shift, device=self._device, calls=self.decode_calls,
-            pixels=self._pixels_per_latent,
-        )  # fmt: skip
+        self.decoder = Decoder(self.codec, device=self._device, calls=self.decode_calls, pixels=self._pixels_per_latent)
         self.conditioning_bytes = 0
         if any(getattr(parts, name, None) is None for name in self.required):
             return
@@ -183,10 +183,11 @@ class LatentDiffusion(ABC):
         """As :meth:`denoise`, differentiable, for steering by gradients."""
 
     @abstractmethod
-    def attention_blocks(self) -> list[tuple[str, Any]]:
-        """As in :class:`pipeline.model.interface.DiffusionModel`."""
+    def _find_sites(self) -> list[Site]:
+        """As :meth:`sites`."""
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
+        """Set a scheduler to so many steps for latents of (h, w) positions."""
         scheduler.set_timesteps(steps)
 
     # Shared by all.
@@ -204,7 +205,7 @@ class LatentDiffusion(ABC):
     def multiple_of(cls, autoencoder: Mapping[str, Any]) -> int | None:
         """Pixels that a side of a picture is a multiple of, from the autoencoder's configuration; None: known when loaded."""
         blocks = autoencoder.get("block_out_channels") or autoencoder.get("decoder_block_out_channels")
-        return 2 ** (len(blocks) - 1) * cls.patch if isinstance(blocks, list) else None
+        return 2 ** (len(blocks) - 1) * cls.codec_class.packing * cls.patch if isinstance(blocks, list) else None
 
     def scheduled(self, scheduler: Any, steps: int, *, positions: tuple[int, int] | None = None, **changes: Any) -> Any:
         try:
@@ -273,10 +274,7 @@ class LatentDiffusion(ABC):
         torch = self._torch
 
         def run(rows: list[int]) -> Any:
-            out = self.autoencoder.encode(x[rows].to(self._device))
-            latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
-            latents = latents.float().cpu()
-            return (latents - self._shift if self._shift else latents) * self._scaling
+            return self.codec.from_pixels(x[rows].to(self._device)).cpu()
 
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = x.shape[-2:]
@@ -284,8 +282,10 @@ class LatentDiffusion(ABC):
         with torch.inference_mode():
             return calls.run(run, len(x))
 
-    def _blocks(self, *kinds: type) -> list[tuple[str, Any]]:
-        return [(name, module) for name, module in self.network.named_modules() if isinstance(module, kinds)]
+    def sites(self) -> Sequence[Site]:
+        if self._sites is None:
+            self._sites = self._find_sites()
+        return self._sites
 
 
 @contextmanager

@@ -352,7 +352,7 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-DIFFUSION: dict[str, Callable[[DiffusionModel, int, float], Sampler]] = {
+DIFFUSION: dict[str, Callable[[Any, int, float], Sampler]] = {
     "ddim": _ddim,
     "euler": _euler,
     "euler_a": _euler_a,
@@ -362,7 +362,7 @@ DIFFUSION: dict[str, Callable[[DiffusionModel, int, float], Sampler]] = {
     "lcm": _lcm,
     "tcd": _tcd,
 }
-FLOW: dict[str, Callable[[DiffusionModel, int, float], Sampler]] = {
+FLOW: dict[str, Callable[[Any, int, float], Sampler]] = {
     "flow_match_euler": _flow_match_euler,
     "dpmpp_2m": _dpmpp_2m,
     "unipc": _unipc,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from index.errors import ConfigError
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
+from pipeline.model.sites import Site, unet_sites
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,5 @@ class StableDiffusion(LatentDiffusion):
         inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype).tokens
         return self.network(*inputs).sample.float().cpu()  # type: ignore[no-any-return]
 
-    def attention_blocks(self) -> list[tuple[str, Any]]:
-        from diffusers.models.attention import BasicTransformerBlock
-
-        return self._blocks(BasicTransformerBlock)
+    def _find_sites(self) -> list[Site]:
+        return unet_sites(self.network)

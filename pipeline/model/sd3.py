@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sites import Site, stream_sites
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,10 @@ class StableDiffusion3(LatentDiffusion):
         )
         return out.sample.float().cpu()  # type: ignore[no-any-return]
 
-    def attention_blocks(self) -> list[tuple[str, Any]]:
+    def _find_sites(self) -> list[Site]:
         from diffusers.models.attention import JointTransformerBlock
 
-        return self._blocks(JointTransformerBlock)
+        return stream_sites(self.network, JointTransformerBlock)
 
 
 def shift_of(config: Any, tokens: int, max_shift: float) -> float:

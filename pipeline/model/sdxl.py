@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sites import Site, unet_sites
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,5 @@ class StableDiffusionXL(LatentDiffusion):
         )
         return out.sample.float().cpu()  # type: ignore[no-any-return]
 
-    def attention_blocks(self) -> list[tuple[str, Any]]:
-        from diffusers.models.attention import BasicTransformerBlock
-
-        return self._blocks(BasicTransformerBlock)
+    def _find_sites(self) -> list[Site]:
+        return unet_sites(self.network)

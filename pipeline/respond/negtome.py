@@ -68,7 +68,7 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
         try:
             return with_features(
                 settings, steps, cache=engine.features, model=engine.model.digest, of_steps=len(sampler),
-                rows=engine.rows, blocks=engine.model.attention_blocks(),
+                rows=engine.rows, places=engine.model.sites(),
                 noised=lambda push, step: reference_latents(sampler, push, step),
                 denoise=lambda *rows: reference_call(engine, sampler, *rows),
             )  # fmt: skip

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.steer.blocks import Placement, attach
+from pipeline.model.sites import Placement, Site
+from pipeline.steer.blocks import hooked
 from pipeline.steer.masks import tokens_within
 from pipeline.steer.matching import Precision, keeps_known, known_of
 from pipeline.steer.negtome import Features, NegToMe
@@ -115,14 +116,12 @@ def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: Cond
 
 
 @contextmanager
-def capturing(
-    blocks: Sequence[tuple[str, Any]], settings: NegToMe, rows: int | None = None
-) -> Iterator[dict[str, torch.Tensor]]:
+def capturing(sites: Sequence[Site], settings: NegToMe, rows: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
     """Record the image tokens at every site the settings would use: site → (R, N, D), filled when the network runs.
 
     Args:
-        blocks: the model's transformer blocks.
-        settings: select the sites.
+        sites: the model's.
+        settings: select among them.
         rows: only the first so many.
     """
     captured: dict[str, Any] = {}
@@ -131,15 +130,8 @@ def capturing(
         if settings.selects(site, tokens.shape[1]):
             captured[site] = tokens[:rows].clone()
 
-    handles: list[Any] = []
-    try:
-        for name, block in blocks:
-            if name.startswith(settings.where):
-                handles += attach(name, block, record, settings.placement, self_attention=settings.attention == "both")
+    with hooked([(site, record) for site in sites if settings.wants(site)]):
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def with_features(
@@ -150,7 +142,7 @@ def with_features(
     model: str,
     of_steps: int,
     rows: int,
-    blocks: Sequence[tuple[str, Any]],
+    places: Sequence[Site],
     noised: Callable[[NegToMe, int], Sequence[torch.Tensor]],
     denoise: Callable[[list[torch.Tensor], list[int], list[Conditioning]], object],
 ) -> NegToMe:
@@ -163,7 +155,7 @@ def with_features(
         model: digest of the model.
         of_steps: number of denoising steps of the sampler.
         rows: rows of a denoiser call.
-        blocks: the model's transformer blocks.
+        places: the model's sites.
         noised: the settings' reference latents at a step's noise level.
         denoise: runs at most ``rows`` latents (C, h, w) at their steps with their contexts in one call padded to ``rows``.
 
@@ -197,7 +189,7 @@ def with_features(
     for at in range(0, len(missing), rows):
         part = missing[at : at + rows]
         latents = [noised(settings, step)[which] for step, which in part]
-        with capturing(blocks, settings, len(part)) as captured:
+        with capturing(places, settings, len(part)) as captured:
             denoise(latents, [step for step, _ in part], [settings.context] * len(part))
         cache.rows_run += len(part)
         cache.learn_sites(model, settings, captured)

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pipeline.steer.blocks import SELF, Edit, Placement, RowIndex, attach
+from pipeline.model.sites import SELF, Placement, Site
+from pipeline.steer.blocks import Edit, RowIndex, hooked
 from pipeline.steer.masks import token_mask
 from pipeline.steer.matching import CHUNK, FLOOR, Pairs, Precision, best_match, best_pairs, soft_match
 
@@ -203,8 +204,12 @@ class NegToMe:
         """Which of a sample's own rows ``first`` … ``end`` − 1 (the conditional one is the last) are pushed."""
         return range(end - 1 if self.rows == "conditional" else first, end)
 
+    def wants(self, site: Site) -> bool:
+        """Whether this site takes part, if it has image tokens enough."""
+        return site.placement == self.placement and self.selects(site.name, self.min_tokens)
+
     def selects(self, site: str, tokens: int) -> bool:
-        """Whether this block, with so many image tokens, takes part."""
+        """Whether the site of this name, with so many image tokens, takes part."""
         wanted = self.attention == "both" or not site.endswith(SELF)
         return wanted and site.startswith(self.where) and tokens >= self.min_tokens
 
@@ -252,24 +257,18 @@ class RowPush:
 
 
 @contextmanager
-def pushing(blocks: Sequence[tuple[str, Any]], pushes: Sequence[RowPush]) -> Iterator[None]:
-    """Push rows apart inside the blocks while the context lasts; afterwards nothing remains.
+def pushing(sites: Sequence[Site], pushes: Sequence[RowPush]) -> Iterator[None]:
+    """Push rows apart at the model's sites while the context lasts; afterwards nothing remains.
 
     Rows without a push are not touched; without pushes no hook is set at all.
     """
-    handles: list[Any] = []
-    try:
-        for placement in sorted({push.settings.placement for push in pushes}):
-            of_this = [push for push in pushes if push.settings.placement == placement]
-            both = any(push.settings.attention == "both" for push in of_this)
-            edit = _edit(of_this)
-            for name, block in blocks:
-                if any(name.startswith(push.settings.where) for push in of_this):
-                    handles += attach(name, block, edit, placement, self_attention=both)
+    edits: list[tuple[Site, Edit]] = []
+    for placement in sorted({push.settings.placement for push in pushes}):
+        of_this = [push for push in pushes if push.settings.placement == placement]
+        edit = _edit(of_this)
+        edits += [(site, edit) for site in sites if any(push.settings.wants(site) for push in of_this)]
+    with hooked(edits):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _edit(pushes: Sequence[RowPush]) -> Edit:

@@ -113,7 +113,7 @@ def test_overhead_is_measured_on_samples_that_are_really_steered(
     monkeypatch.setattr(negtome, "displacement", counting)
     measures = step_overhead(model, steps=2, rounds=1)
     assert [m.n for m in measures] == [2, 1] and any(pushed)
-    sites = len(model.attention_blocks())
+    sites = len({site.block for site in model.sites()})
     assert len(pushed) == sites * 2 * (2 + 4)  # 2 of 8 samples from features, 4 of 16 from reference rows, 2 steps each
 
 

@@ -13,6 +13,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.conditioning import Conditioning
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
@@ -72,14 +73,14 @@ def engine_of(family: Family, model: DiffusionModel, *, steps: int = STEPS, guid
     return Engine(model, rows=8, steps=steps, **(family.engine if guided else family.engine_plain))
 
 
-_TEXTS: WeakKeyDictionary[DiffusionModel, dict[tuple[str, bool], torch.Tensor]] = WeakKeyDictionary()
+_TEXTS: WeakKeyDictionary[DiffusionModel, dict[tuple[str, bool], Conditioning]] = WeakKeyDictionary()
 
 
-def text(model: DiffusionModel, prompt: str, *, negative: bool = False) -> torch.Tensor:
+def text(model: DiffusionModel, prompt: str, *, negative: bool = False) -> Conditioning:
     """A prompt's conditioning, encoded once a model: a call of the text encoders costs as much as one of the denoiser."""
     known = _TEXTS.setdefault(model, {})
     if (prompt, negative) not in known:
-        known[prompt, negative] = model.encode_prompts([prompt])[0]
+        known[prompt, negative] = model.encode_prompts([prompt], negative=negative)[0]
     return known[prompt, negative]
 
 

@@ -261,17 +261,17 @@ def test_which_of_its_rows_are_pushed(exact: DiffusionModel, rows: Any) -> None:
 
 
 def test_hooks_leave_no_trace_even_after_an_error(exact: DiffusionModel) -> None:
-    blocks = exact.attention_blocks()
-    assert blocks
+    sites = [site for site in exact.sites() if site.placement == "paper" and site.name == site.block]
+    assert sites
     push = RowPush(
         row=0,
         references=(1,),
         settings=NegToMe(latents=(), noises=None, context=Conditioning(torch.zeros(1)), alpha=0.9, threshold=0.5, until_step=1),
     )
-    with pytest.raises(RuntimeError, match="on purpose"), pushing(blocks, [push]):
-        assert all(block.norm3._forward_pre_hooks for _, block in blocks)
+    with pytest.raises(RuntimeError, match="on purpose"), pushing(exact.sites(), [push]):
+        assert all(site.module._forward_pre_hooks for site in sites)
         raise RuntimeError("on purpose")
-    assert not any(m._forward_hooks or m._forward_pre_hooks for _, block in blocks for m in block.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in exact.network.modules())
 
 
 def test_row_accounting(exact: DiffusionModel) -> None:

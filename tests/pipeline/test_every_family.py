@@ -20,8 +20,7 @@ from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
-from pipeline.steer.blocks import steerable_blocks
-from pipeline.steer.features import FeatureCache
+from pipeline.steer.features import FeatureCache, capturing
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 from tests.pipeline.families import (
@@ -133,9 +132,9 @@ def test_bytes_do_not_depend_on_schedule_mates_or_slot(family: Family, folder: P
 def test_conditionings_have_one_shape_and_do_not_depend_on_their_mates(model: DiffusionModel) -> None:
     prompts = ["a cat", LONG, "", "a cat"]
     together = model.encode_prompts(prompts)
-    assert together.shape == (4, *model.conditioning_shape) and together.dtype == torch.float32
-    assert torch.equal(together[0], together[3]) and not torch.equal(together[0], together[1])
-    assert torch.equal(together[1], model.encode_prompts(prompts[1:2])[0])
+    assert len(together) == 4 and together.nbytes == 4 * model.conditioning_bytes and together.tokens.dtype == torch.float32
+    assert together[0].equal(together[3]) and not together[0].equal(together[1])
+    assert together[1].equal(model.encode_prompts(prompts[1:2])[0])
     assert [model.truncated(prompt) for prompt in prompts[:2]] == [False, True]
 
 
@@ -177,9 +176,21 @@ def test_nudging_moves_its_row_and_no_other(family: Family, model: DiffusionMode
     assert [torch.equal(after[tag], before[tag]) for tag in range(3)] == [True, False, True]
 
 
-def test_blocks_of_the_model_are_those_found_by_class(model: DiffusionModel) -> None:
-    found = [block for _, block in steerable_blocks(model.network)]
-    assert [block for _, block in model.attention_blocks()] == found
+def test_a_block_has_sites_of_both_placements(model: DiffusionModel) -> None:
+    paper, released = ({s.block for s in model.sites() if s.placement == placement} for placement in ("paper", "released"))
+    assert paper and paper == released
+
+
+def test_every_site_is_shown_one_token_a_place_of_the_picture(family: Family, model: DiffusionModel) -> None:
+    """Those of the text are left out, wherever they stand in the stream."""
+    e = engine_of(family, model)
+    most = model.latent_shape[1] * model.latent_shape[2]
+    for placement in ("paper", "released"):
+        settings = negtome(model, placement=placement, attention="both")
+        with capturing(model.sites(), settings) as seen:
+            outputs(e, [sample(e, 0)])
+        assert set(seen) == {site.name for site in model.sites()}
+        assert {most / tokens.shape[1] for tokens in seen.values()} <= {1, 4, 16}, "latent positions a token"
 
 
 def test_a_rung_steers_to_the_same_bytes_alone_in_company_and_from_the_cache(family: Family, model: DiffusionModel) -> None:
@@ -269,12 +280,14 @@ def test_a_latent_that_is_encoded_again_decodes_as_in_diffusers(family: Family, 
 
 def test_denoiser_and_decoder_have_gradients(family: Family, model: DiffusionModel) -> None:
     """For steering by gradients: in the conditioning, and in the latent."""
-    context = model.encode_prompts(["a cat"]).clone().requires_grad_(True)
+    context = model.encode_prompts(["a cat"]).map(lambda part: part.clone().requires_grad_(True), floats=True)
     z = a_latent(model, 0)[None].requires_grad_(True)
     time = torch.tensor(engine_of(family, model).sampler.timesteps[:1])
     model.denoise_tensor(z, time, context, 3.0).square().sum().backward()  # type: ignore[attr-defined]
-    assert context.grad is not None and context.grad.any() and z.grad is not None and z.grad.any()
-    rows = [x.detach().repeat(8, *(1,) * (x.ndim - 1)) for x in (z, time, context)]
+    assert all(part.grad is not None and part.grad.any() for part in context.parts if part.requires_grad)
+    assert z.grad is not None and z.grad.any()
+    rows: list[Any] = [x.detach().repeat(8, *(1,) * (x.ndim - 1)) for x in (z, time)]
+    rows.append(context.map(lambda part: part.detach().repeat(8, *(1,) * (part.ndim - 1))))
     assert torch.equal(model.denoise_tensor(*rows, 3.0), model.denoise(*rows, 3.0))  # type: ignore[attr-defined]
     x = a_latent(model, 1)[None].requires_grad_(True)
     model.decode_tensor(x).sum().backward()  # type: ignore[attr-defined]

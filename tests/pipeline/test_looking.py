@@ -260,7 +260,7 @@ def test_no_process_outlives_its_denoiser(tmp_path: Path, number: int) -> None:
 def test_a_decoder_begins_with_all_its_rows_in_another_process() -> None:
     """It halved them for want of memory that the other process may have."""
     calls = PictureCalls((8, 8), 8, "decoder")
-    decoder = Decoder(object(), scaling=1.0, shift=0.0, device=torch.device("cpu"), calls=calls, pixels=2)
+    decoder = Decoder(object(), device=torch.device("cpu"), calls=calls, pixels=2)
     decoder.calls.shapes += (4,)
     assert pickle.loads(pickle.dumps(decoder)).calls.shapes == (8,) and decoder.calls.shapes == (8, 4)
 

@@ -17,7 +17,7 @@ def test_new_words_change_no_other_prompt(exact: Any) -> None:
     before = exact.encode_prompts(["a red apple"])
     with_word = exact.encode_words("a red apple", torch.full((1, 32), 0.3))
     assert exact.encode_prompts(["a red apple"]).equal(before)
-    assert with_word.shape == before[0].shape and not torch.equal(with_word, before[0])
+    assert with_word.tokens.shape == before[0].tokens.shape and not with_word.equal(before[0])
     assert exact.encode_words("a red apple", torch.zeros(0, 32)).equal(before[0])
     table = exact.word_table.weight
     known = exact.encode_prompts(["cat"])[0]  # the same vectors under new ids are the same words

@@ -168,7 +168,7 @@ def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Traje
     t, _, _ = again(engine, first, RenoiseRung(resume_fraction=0.6))
     noise = (t.latent - engine.sampler.signal[3] * first.latent) / engine.sampler.noise[3]
     assert torch.allclose(noise, engine.initial_noise(next_seed(SEED, 1)), atol=1e-3)
-    assert t.push is t.nudge is t.guide is None and torch.equal(t.context, first.context)
+    assert t.push is t.nudge is t.guide is None and t.context.equal(first.context)
 
 
 def test_negative_titles_stand_behind_the_callers_own(engine: Engine, first: Trajectory) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import JointTransformerBlock
 
 from index.errors import ConfigError, ModelError
 from pipeline.model.conditioning import Conditioning
-from pipeline.steer.blocks import attach, steerable_blocks
+from pipeline.model.sites import Layout, Site, flux_sites, stream_sites, unet_sites
 from pipeline.steer.diversity import GroupRow, group_pushes
 from pipeline.steer.features import capturing
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
@@ -30,6 +31,14 @@ class Tiny:
 
     network: Any
     run: Callable[[], torch.Tensor]
+    sites: list[Site]
+
+    @property
+    def blocks(self) -> dict[str, Any]:
+        return {site.block: self.network.get_submodule(site.block) for site in self.sites}
+
+    def of(self, block: str) -> list[Site]:
+        return [site for site in self.sites if site.block == block]
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -48,7 +57,7 @@ def unet(**changes: Any) -> Tiny:
     x, context = draw(ROWS, 4, 8, 8), draw(ROWS, 5, 16, seed=1)
     more = {"added_cond_kwargs": {"text_embeds": draw(ROWS, 16), "time_ids": draw(ROWS, 6)}} if changes else {}
     times = torch.tensor([900, 700, 900, 50])
-    return Tiny(network.eval(), lambda: network(x, times, context, **more).sample)
+    return Tiny(network.eval(), lambda: network(x, times, context, **more).sample, unet_sites(network))
 
 
 def sdxl() -> Tiny:
@@ -70,7 +79,8 @@ def sd3() -> Tiny:
     )  # fmt: skip
     x, context, pooled = draw(ROWS, 4, 8, 8), draw(ROWS, 5, 16, seed=1), draw(ROWS, 16, seed=2)
     times = torch.tensor([900.0, 700.0, 900.0, 50.0])
-    return Tiny(network.eval(), lambda: network(x, context, pooled, times).sample)
+    sites = stream_sites(network, JointTransformerBlock)
+    return Tiny(network.eval(), lambda: network(x, context, pooled, times).sample, sites)
 
 
 def flux() -> Tiny:
@@ -88,6 +98,7 @@ def flux() -> Tiny:
     return Tiny(
         network.eval(),
         lambda: network(x, context, pooled, timestep=times, img_ids=ids, txt_ids=torch.zeros(5, 3)).sample,
+        flux_sites(network, Layout(slice(5, None))),
     )  # fmt: skip
 
 
@@ -98,7 +109,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 
 def run(tiny: Tiny, *pushes: RowPush) -> torch.Tensor:
-    with torch.inference_mode(), pushing(steerable_blocks(tiny.network), pushes):
+    with torch.inference_mode(), pushing(tiny.sites, pushes):
         return tiny.run()
 
 
@@ -119,12 +130,12 @@ def hooks(network: Any) -> int:
 
 
 def test_every_block_is_found_by_class(tiny: Tiny) -> None:
-    kinds = {type(block).__name__ for _, block in steerable_blocks(tiny.network)}
+    kinds = {type(block).__name__ for block in tiny.blocks.values()}
     assert kinds in (
         {"BasicTransformerBlock"}, {"JointTransformerBlock"}, {"FluxTransformerBlock", "FluxSingleTransformerBlock"},
     )  # fmt: skip
     with pytest.raises(ModelError, match="no transformer block"):
-        steerable_blocks(torch.nn.Linear(2, 2))
+        unet_sites(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("placement", ["paper", "released"])
@@ -173,11 +184,11 @@ def test_the_push_lands_between_attention_and_mlp(tiny: Tiny) -> None:
     """With α = −1 and an open threshold every token becomes its match. With the MLP silenced, what a block puts out *is* the
     stream between attention and MLP: it must hold the reference's tokens, and the block's text must not change."""
     pull = replace(SETTINGS, alpha=-1.0, threshold=-1.5)
-    for name, block in steerable_blocks(tiny.network):
+    for name, block in tiny.blocks.items():
         silent = hasattr(block, "ff")
-        with torch.inference_mode(), capturing([(name, block)], SETTINGS) as sites:
+        with torch.inference_mode(), capturing(tiny.of(name), SETTINGS) as sites:
             text, plain = output_of(tiny, block, silent)
-        with torch.inference_mode(), pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
+        with torch.inference_mode(), pushing(tiny.of(name), [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
             text_after, pulled = output_of(tiny, block, silent)
         tokens = sites[name]
         assert torch.allclose(plain, tokens, atol=1e-5), name  # the MLP is silent
@@ -189,11 +200,11 @@ def test_the_push_lands_between_attention_and_mlp(tiny: Tiny) -> None:
 
 def test_the_mlp_sees_the_pushed_stream_and_it_is_added_once(tiny: Tiny) -> None:
     """The block puts out h′ + MLP(h′): what the MLP's norm is shown is what comes out when the MLP is silent."""
-    name, block = steerable_blocks(tiny.network)[0]
+    name, block = next(iter(tiny.blocks.items()))
     pull = replace(SETTINGS, alpha=-1.0, threshold=-1.5)
     inputs: list[torch.Tensor] = []
     norm = block.norm3 if hasattr(block, "norm3") else block.norm2
-    with torch.inference_mode(), pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
+    with torch.inference_mode(), pushing(tiny.of(name), [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
         handle = norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
         _, out = output_of(tiny, block, silent=True)
         handle.remove()
@@ -201,7 +212,7 @@ def test_the_mlp_sees_the_pushed_stream_and_it_is_added_once(tiny: Tiny) -> None
 
 
 def test_released_placement_acts_on_what_attention_puts_out(tiny: Tiny) -> None:
-    name, block = steerable_blocks(tiny.network)[0]
+    name, block = next(iter(tiny.blocks.items()))
     attention = block.attn2 if getattr(block, "attn2", None) is not None else block.attn
     seen: list[Any] = []
     pull = replace(SETTINGS, alpha=-1.0, threshold=-1.5, placement="released")
@@ -209,7 +220,7 @@ def test_released_placement_acts_on_what_attention_puts_out(tiny: Tiny) -> None:
         handle = attention.register_forward_hook(lambda _m, _a, out: seen.append(out))
         tiny.run()
         handle.remove()
-        with pushing([(name, block)], [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
+        with pushing(tiny.of(name), [RowPush(row=OWN, references=(REFERENCE,), settings=pull)]):
             handle = attention.register_forward_hook(lambda _m, _a, out: seen.append(out))
             tiny.run()
             handle.remove()
@@ -221,11 +232,11 @@ def test_released_placement_acts_on_what_attention_puts_out(tiny: Tiny) -> None:
 @pytest.mark.parametrize("placement", ["paper", "released"])
 def test_one_stream_blocks_are_pushed_in_their_image_part_only(placement: str) -> None:
     tiny = flux()
-    name, block = next(pair for pair in steerable_blocks(tiny.network) if not hasattr(pair[1], "ff"))
+    name, block = next(pair for pair in tiny.blocks.items() if not hasattr(pair[1], "ff"))
     seen: list[torch.Tensor] = []
     settings = replace(SETTINGS, alpha=-1.0, threshold=-1.5, placement=placement)  # type: ignore[arg-type]
     for pushes in ([], [RowPush(row=OWN, references=(REFERENCE,), settings=settings)]):
-        with torch.inference_mode(), pushing([(name, block)], pushes):
+        with torch.inference_mode(), pushing(tiny.of(name), pushes):
             handle = block.attn.register_forward_hook(lambda _m, _a, out: seen.append(out))
             tiny.run()
             handle.remove()
@@ -236,7 +247,7 @@ def test_one_stream_blocks_are_pushed_in_their_image_part_only(placement: str) -
 
 def test_hooks_leave_no_trace_after_an_error(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match="on purpose"), pushing(
-        steerable_blocks(tiny.network), [RowPush(row=OWN, references=(REFERENCE,), settings=SETTINGS)]
+        tiny.sites, [RowPush(row=OWN, references=(REFERENCE,), settings=SETTINGS)]
     ):  # fmt: skip
         assert hooks(tiny.network) > 0
         raise RuntimeError("on purpose")
@@ -248,9 +259,7 @@ def test_blocks_of_other_forms_are_refused() -> None:
 
     block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=16, norm_type="ada_norm_single")
     with pytest.raises(ModelError, match="ada_norm_single"):
-        attach("here", block, lambda _site, _tokens: None, "paper")
-    with pytest.raises(ModelError, match="Linear"):
-        attach("here", torch.nn.Linear(2, 2), lambda _site, _tokens: None, "paper")
+        unet_sites(block)
 
 
 def test_a_group_is_pushed_apart_as_a_whole_and_from_no_other_row(tiny: Tiny) -> None:
