@@ -172,6 +172,10 @@ class LatentDiffusion(ABC):
         """Every tokenizer, and how many tokens are kept of it."""
         return [(self._parts.tokenizer, int(self._parts.tokenizer.model_max_length))]
 
+    def _written(self, prompt: str) -> str:
+        """The text that the tokenizers are given for a prompt."""
+        return prompt
+
     @abstractmethod
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         """The prompts of one call → conditionings."""
@@ -222,7 +226,8 @@ class LatentDiffusion(ABC):
 
     def truncated(self, prompt: str) -> bool:
         return all(
-            len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > kept for tokenizer, kept in self._tokenizers()
+            len(tokenizer(self._written(prompt), truncation=False, verbose=False).input_ids) > kept
+            for tokenizer, kept in self._tokenizers()
         )
 
     def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Conditioning:

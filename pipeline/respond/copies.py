@@ -90,14 +90,14 @@ class Tools:
 
     Attributes:
         engine: gives a sample's sampler and the noise of a seed; with a feature cache, references are run there once.
-        reference_context: text embedding of the reference rows.
+        reference_context: conditioning of the reference rows.
         centre: mean reference latent (C, h, w), for nudging.
         embedder_space: opens the embedder's space, for nudging in it; None without an embedder.
         rollback: share of the steps that a caught sample goes back.
     """
 
     engine: Engine
-    reference_context: torch.Tensor
+    reference_context: Conditioning
     centre: torch.Tensor
     embedder_space: Callable[[], EmbedderSpace] | None = None
     rollback: float = 0.0

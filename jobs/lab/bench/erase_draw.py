@@ -221,21 +221,21 @@ class Bench:
 
         return Erasers(((adapter, AdapterConfig(path=adapter.name)),)).erasure_for(marks, self.model.word_room(), usual=usual)
 
-    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> torch.Tensor:
+    def negative(self, adapter: EraseAdapter, marks: Mapping[str, Sequence[Any]], *, usual: bool = False) -> Conditioning:
         """The empty negative prompt ⊕ the adapter's tokens for these marks."""
         return self._encoded(self.erasure(adapter, marks, usual=usual))
 
-    def _encoded(self, erasure: Erasure | None) -> torch.Tensor:
+    def _encoded(self, erasure: Erasure | None) -> Conditioning:
         return self.empty if erasure is None or not erasure.tokens else self.model.encode_words("", erasure.vectors)
 
-    def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    def by_rung(self, adapter: EraseAdapter, found: Found, rung: int = 0) -> tuple[list[Conditioning], dict[str, Any]]:
         """The adapter's part of a rung of the default policy: negatives, and a job's ``places`` and ``focus``."""
         usual = self.rungs[rung].places == "usual"
         erasures = [self.erasure(adapter, marks, usual=usual) for marks in found]
         negatives = [self._encoded(one) for one in erasures]
         return negatives, {"places": [() if one is None else one.places for one in erasures], "focus": self.rungs[rung].focus}
 
-    def standing(self, adapter: EraseAdapter) -> torch.Tensor:
+    def standing(self, adapter: EraseAdapter) -> Conditioning:
         """The empty negative prompt ⊕ the tokens of the places that marks had in the adapter's training set."""
         from pipeline.config import AdapterConfig
         from pipeline.respond.marks import Erasers

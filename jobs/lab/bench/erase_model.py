@@ -18,8 +18,7 @@ from jobs.lab.bench.erase_draw import WORDS, Bench, Found, Job, marked_shares, p
 from jobs.lab.bench.measures import Measure, clustered, half_samples, kid, ratio, spread
 
 if TYPE_CHECKING:
-    import torch
-
+    from pipeline.model.conditioning import Conditioning
     from pipeline.steer.erase_adapter import EraseAdapter
 
 LADDER = "default mark ladder, up to three attempts"
@@ -198,17 +197,17 @@ def false_erasure(b: Bench, adapter: EraseAdapter, captions: list[str], seeds: S
     stand = typical(adapter.places.get("qr", ())) or [CODE]
     weights = ((adapter.lowrank, 1.0),) if adapter.lowrank is not None else ()
 
-    def tokens(caption: str, box: Box) -> torch.Tensor:
+    def tokens(caption: str, box: Box) -> Conditioning:
         erasure = erasers.erasure_for({"qr": [box]}, room)
         assert erasure is not None
         return b.model.encode_words(caption, erasure.vectors)
 
-    def named(_: int, caption: str) -> torch.Tensor:
+    def named(_: int, caption: str) -> Conditioning:
         return b.model.encode_prompts([f"{caption} with a QR code"])[0]
 
     every = [(caption, 7000 + 100 * seed + i) for seed in seeds for i, caption in enumerate(captions)]
     some = every[: len(captions)]
-    ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], torch.Tensor], Sequence[Any]]] = {
+    ways: dict[str, tuple[list[tuple[str, int]], Callable[[int, str], Conditioning], Sequence[Any]]] = {
         STANDS: (every, lambda i, caption: tokens(caption, stand[i % len(stand)]), weights),
         "asked for by its tokens, to fill the picture": (some, lambda _, caption: tokens(caption, CODE), weights),
         "asked for in words (control)": (every, named, ()),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.model.conditioning import Conditioning
 
-Denoise = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Denoise = Callable[["torch.Tensor", "Conditioning"], "torch.Tensor"]
 """Latents (N, C, h, w), contexts (N, …) at the first step → raw output (N, C, h, w), differentiable in the contexts."""
 
 
