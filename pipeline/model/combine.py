@@ -14,4 +14,5 @@ Combine = Callable[["torch.Tensor", "torch.Tensor", Any], "torch.Tensor"]
 
 def classifier_free(negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6, in the form of most pipelines): ε_neg + w·(ε_text − ε_neg)."""
-    return negative + scale * (conditional - negative)
+    guided: torch.Tensor = negative + scale * (conditional - negative)
+    return guided

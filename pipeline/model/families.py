@@ -1,7 +1,8 @@
 """Diffusion models behind one interface (:mod:`pipeline.model.interface`): which classes there are, and how one is loaded.
 
 The class is read from the folder's ``model_index.json``: Stable Diffusion 1.x and 2.x (:mod:`pipeline.model.sd`), SDXL
-(:mod:`pipeline.model.sdxl`), SD3 (:mod:`pipeline.model.sd3`) and Flux (:mod:`pipeline.model.flux`).
+(:mod:`pipeline.model.sdxl`), SD3 (:mod:`pipeline.model.sd3`), Flux (:mod:`pipeline.model.flux`), FLUX.2 klein
+(:mod:`pipeline.model.flux2`), Qwen-Image (:mod:`pipeline.model.qwen_image`) and Z-Image (:mod:`pipeline.model.z_image`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
 def model_classes() -> dict[str, type[LatentDiffusion]]:
     """The classes of models that can be drawn with, by the name of their diffusers pipeline."""
     from pipeline.model.flux import Flux
+    from pipeline.model.flux2 import Flux2Klein
+    from pipeline.model.qwen_image import QwenImage
     from pipeline.model.sd import StableDiffusion
     from pipeline.model.sd3 import StableDiffusion3
     from pipeline.model.sdxl import StableDiffusionXL
+    from pipeline.model.z_image import ZImage
 
-    return {cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)}
+    classes: tuple[type[LatentDiffusion], ...] = (
+        StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, QwenImage, ZImage,
+    )  # fmt: skip
+    return {cls.pipeline: cls for cls in classes}
 
 
 def look_at(config: ModelConfig) -> tuple[Path, type[LatentDiffusion], Parts]:

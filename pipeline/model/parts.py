@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 from index.errors import ModelError
 from pipeline.config import ModelConfig
 from pipeline.model.folder import UNUSED, components, read_index
+from pipeline.model.refused import why_refused
 from pipeline.notes import Note
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # how each library names its weights
@@ -103,7 +104,8 @@ def pipeline_class(folder: Path, known: Sequence[str]) -> str:
         what = "does not name its pipeline class" if kind is None else f"names its pipeline class as {json.dumps(kind)}"
         raise ModelError(what, where=str(path), fix=f'Write "_class_name": "{known[0]}", or whichever it is; {use.lower()}')
     if kind not in known:
-        raise ModelError(f"pipelines of class {kind} cannot be run", where=str(folder), fix=use)
+        why = why_refused(kind)
+        raise ModelError(f"pipelines of class {kind} cannot be run{why and f': {why}'}", where=str(folder), fix=use)
     return kind
 
 

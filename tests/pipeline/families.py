@@ -28,6 +28,7 @@ class Family:
 
     Attributes:
         pipeline: diffusers' class.
+        negative: the suite's negative prompt.
         side: width and height of its pictures, in pixels.
         tokens: how many tokens of text it is given; where diffusers' call takes a number, that one too.
         asks: further arguments of diffusers' call.
@@ -38,6 +39,7 @@ class Family:
     """
 
     pipeline: str
+    negative: str = NEGATIVE
     side: int = 16
     tokens: int = 24
     asks: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +61,28 @@ FAMILIES = {
         plain={"guidance_scale": SCALE},
         engine={"guidance_scale": SCALE, "true_guidance_scale": 2.0},
         engine_plain={"guidance_scale": SCALE},
+    ),
+    "flux2": Family(
+        pipeline="Flux2KleinPipeline",
+        tokens=64,
+        negative="",  # diffusers' pipeline takes no other
+        asks={"max_sequence_length": 64},
+        guided={"guidance_scale": SCALE},
+    ),
+    "qwen_image": Family(
+        pipeline="QwenImagePipeline",
+        side=32,
+        tokens=320,  # of a tokenizer of bytes, which makes a long text of the instruction
+        asks={"max_sequence_length": 320},
+        guided={"true_cfg_scale": SCALE, "negative_prompt": NEGATIVE},
+        plain={"true_cfg_scale": 1.0},
+    ),
+    "z_image": Family(
+        pipeline="ZImagePipeline",
+        tokens=64,
+        asks={"max_sequence_length": 64},
+        plain={"guidance_scale": 0.0},
+        engine_plain={"guidance_scale": 0.0},
     ),
 }
 
@@ -87,7 +111,7 @@ def text(model: DiffusionModel, prompt: str, *, negative: bool = False) -> Condi
 def sample(e: Engine, seed: int, prompt: str = "", **more: Any) -> Trajectory:
     """One that begins, with the suite's negative prompt where the engine is guided."""
     context = text(e.model, prompt or f"{PROMPT} {seed}")
-    negative = text(e.model, NEGATIVE, negative=True) if e.guided else None
+    negative = text(e.model, FAMILIES[e.model.family].negative, negative=True) if e.guided else None
     return Trajectory(
         tag=seed, seed=seed, latent=e.initial_noise(seed), step=0, **({"context": context, "negative": negative} | more)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,25 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.engine.engine import Engine
-from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning, stack
 from pipeline.model.families import load_model, model_classes
-from pipeline.model.latent import LatentDiffusion, quiet
+from pipeline.model.latent import LatentDiffusion
+from pipeline.model.refused import REFUSED, why_refused
+from pipeline.model.samplers import make_sampler
+from tests.pipeline.families import (
+    FAMILIES,
+    PROMPT,
+    Family,
+    diffusers_pipeline,
+    drawn_by,
+    engine_of,
+    finish,
+    load,
+    pixels,
+    sample,
+)
 
-STEPS, TOKENS = 2, 24
-FAMILIES = ["sd", "sdxl", "sd3", "flux"]
+TOKENS = 24
 
 
 def config_of(folder: Path, **more: Any) -> ModelConfig:
@@ -24,26 +38,25 @@ def config_of(folder: Path, **more: Any) -> ModelConfig:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"tiny_{request.param}")  # type: ignore[no-any-return]
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> LatentDiffusion:
-    return load_model(config_of(folder))  # type: ignore[return-value]
+def folder(family: Family, tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(family.pipeline)
 
 
-def drawn(model: Any) -> torch.Tensor:
-    e = Engine(model, rows=4, steps=STEPS, guidance_scale=3.0)
-    text, empty = model.encode_prompts(["a red apple", ""])
-    t = Trajectory(tag=0, latent=e.initial_noise(1), step=0, context=text, negative=empty if e.guided else None)
-    return e.finish([t])[0]
+@pytest.fixture(scope="module")
+def model(family: Family, folder: Path) -> LatentDiffusion:
+    return load(family, folder)  # type: ignore[return-value]
 
 
-def test_a_model_of_loaded_parts_draws_what_its_folder_draws(model: LatentDiffusion, folder: Path) -> None:
-    parts = dict(model._parts.components)
-    again = type(model).of(parts, config_of(folder), digest="d")
-    assert torch.equal(drawn(again), drawn(model)) and again.digest == "d"
+def test_a_model_of_loaded_parts_draws_what_its_folder_draws(family: Family, model: LatentDiffusion, folder: Path) -> None:
+    config = ModelConfig(path=str(folder), size=family.side, text_tokens=family.tokens, dtype="float32")
+    again = type(model).of(dict(model._parts.components), config, digest="d")
+    first, second = (finish(e := engine_of(family, one, steps=2), [sample(e, 1)])[1] for one in (model, again))
+    assert torch.equal(first, second) and again.digest == "d"
 
 
 def test_a_model_without_text_encoders_still_denoises(tiny_sdxl: Path) -> None:
@@ -55,19 +68,6 @@ def test_a_model_without_text_encoders_still_denoises(tiny_sdxl: Path) -> None:
     assert torch.equal(again.denoise(z, time, context), loaded.denoise(z, time, context))
 
 
-def test_a_picture_that_is_not_square_equals_diffusers(folder: Path) -> None:
-    """The denoiser takes height and width from the latents that it is shown."""
-    model: Any = load_model(ModelConfig(path=str(folder), width=24, height=16, text_tokens=TOKENS, dtype="float32"))
-    pipe, name = model._parts, type(model._parts).__name__
-    pipe.set_progress_bar_config(disable=True)
-    more = {"max_sequence_length": TOKENS} if name in ("StableDiffusion3Pipeline", "FluxPipeline") else {}
-    with quiet():
-        out = pipe("a red apple", num_inference_steps=STEPS, guidance_scale=3.0, height=16, width=24, output_type="latent",
-                   generator=torch.Generator().manual_seed(1), **more).images  # fmt: skip
-    theirs = pipe._unpack_latents(out, 16, 24, 2)[0] if name == "FluxPipeline" else out[0]
-    assert torch.allclose(drawn(model), theirs, atol=2e-4, rtol=1e-3)
-
-
 def test_conditionings_of_prompts_are_what_a_call_stacks(model: LatentDiffusion) -> None:
     both = model.encode_prompts(["a red apple", ""])
     assert stack(list(both)).equal(both) and both[0].expand(2)[1].equal(both[0])
@@ -75,11 +75,11 @@ def test_conditionings_of_prompts_are_what_a_call_stacks(model: LatentDiffusion)
     assert both[0].towards(both[1], 1.0).nbytes == model.conditioning_bytes
 
 
-def test_a_conditioning_has_the_denoisers_number_format(folder: Path) -> None:
-    narrow: Any = load_model(ModelConfig(path=str(folder), size=16, text_tokens=TOKENS, dtype="bfloat16"))
-    wide = load_model(config_of(folder)).encode_prompts(["a cat"])
-    assert {part.dtype for part in narrow.encode_prompts(["a cat"]).parts} == {torch.bfloat16}
-    assert narrow.conditioning_bytes == wide.nbytes // 2
+def test_a_conditioning_has_the_denoisers_number_format(family: Family, folder: Path) -> None:
+    narrow, wide = (load(family, folder, dtype).encode_prompts(["a cat"]) for dtype in ("bfloat16", "float32"))
+    assert narrow.tokens.dtype == torch.bfloat16 and narrow.tokens.nbytes == wide.tokens.nbytes // 2
+    assert narrow.pooled is None or narrow.pooled.dtype == torch.bfloat16
+    assert narrow.mask is None or narrow.mask.equal(wide.mask)
 
 
 def test_strength_of_an_erasure_moves_embeddings_and_keeps_the_others_mask() -> None:
@@ -87,3 +87,55 @@ def test_strength_of_an_erasure_moves_embeddings_and_keeps_the_others_mask() -> 
     here, there = Conditioning(torch.zeros(2, 3)), Conditioning(torch.ones(2, 3), mask)
     mixed = here.towards(there, 0.25)
     assert mixed.mask is mask and torch.equal(mixed.tokens, torch.full((2, 3), 0.25))
+
+
+# --- what single classes declare --------------------------------------------------------------------------------------------
+
+
+def test_a_distilled_flux_2_takes_one_row_and_no_guidance(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model("Flux2KleinPipeline"), tmp_path / "klein")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": True}))
+    family = FAMILIES["flux2"]
+    model = load(family, folder)
+    e = engine_of(family, model)
+    ours = pixels(model, finish(e, [sample(e, 5, PROMPT)])[5])
+    expected = drawn_by(diffusers_pipeline(folder, family.pipeline), family, 5)
+    assert not e.guided and e.rows_used == len(e.sampler)
+    assert (ours - expected).abs().max() < 5e-4
+
+
+def test_z_image_has_guidance_from_a_scale_of_zero_on(tiny_model: Callable[[str], Path]) -> None:
+    model = load(FAMILIES["z_image"], tiny_model("ZImagePipeline"))
+    assert [model.guided(scale) for scale in (0.0, 0.5, 1.0)] == [False, True, True]
+    negative, conditional = torch.zeros(4, 2, 2), torch.ones(4, 2, 2)
+    assert torch.equal(model.combine(negative, conditional, 0.5), torch.full((4, 2, 2), 1.5))
+
+
+def test_z_images_blocks_of_text_alone_have_no_sites(tiny_model: Callable[[str], Path]) -> None:
+    model = load(FAMILIES["z_image"], tiny_model("ZImagePipeline"))
+    assert {site.block.split(".")[0] for site in model.sites()} == {"noise_refiner", "layers"}
+
+
+def test_qwen_image_keeps_the_length_of_every_token(tiny_model: Callable[[str], Path]) -> None:
+    model = load(FAMILIES["qwen_image"], tiny_model("QwenImagePipeline"))
+    negative, conditional = (torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    guided = model.combine(negative, conditional, 4.0)
+    lengths, expected = (torch.nn.functional.pixel_unshuffle(x, 2).norm(dim=0) for x in (guided, conditional))
+    assert torch.allclose(lengths, expected, rtol=1e-5) and not torch.allclose(guided, conditional)
+
+
+def test_flux_2s_schedule_depends_on_size_and_steps(tiny_model: Callable[[str], Path]) -> None:
+    model = load(FAMILIES["flux2"], tiny_model("Flux2KleinPipeline"))
+    levels = {make_sampler(model, steps, positions=size).noise[1] for steps in (4, 8) for size in ((4, 4), (32, 32))}
+    assert len(levels) == 4
+
+
+def test_every_class_names_the_multiple_of_its_pictures_sides(folder: Path, model: LatentDiffusion) -> None:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    assert type(model).multiple_of(config) == model._pixels_per_latent * model.patch
+
+
+@pytest.mark.parametrize("pipeline", REFUSED)
+def test_refused_classes_are_not_among_those_that_are_drawn(pipeline: str) -> None:
+    assert pipeline not in model_classes() and why_refused(pipeline)

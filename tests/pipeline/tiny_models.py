@@ -227,7 +227,7 @@ def z_image(folder: Path) -> Path:
 
 
 def flux_2_klein(folder: Path) -> Path:
-    """Of the distilled kind (``is_distilled``): Qwen3's layers 9, 18 and 27, latents of 2×2 patches, batch norm between."""
+    """Of the kind that is not distilled: Qwen3's layers 9, 18 and 27, latents of 2×2 patches, a batch norm between."""
     import torch
     from diffusers import (
         AutoencoderKLFlux2,
@@ -267,7 +267,7 @@ def flux_2_klein(folder: Path) -> Path:
         ),
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        is_distilled=True,
+        is_distilled=False,
     ))  # fmt: skip
 
 

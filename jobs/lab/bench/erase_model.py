@@ -150,7 +150,7 @@ def climbed(
             erased[i] = merged(seen[i], erased[i])
         negatives, where = b.by_rung(adapter, [erased[i] for i in left], 1)  # a new seed keeps the second attempt's tokens
         for number, i in enumerate(left):
-            if attempt == 3 or bool((negatives[number] == before[number]).all()):
+            if attempt == 3 or negatives[number].equal(before[number]):
                 seeds[i] = next_seed(seeds[i], attempt)
                 where["places"][number] = ()  # a new seed is not focused
         if left:

@@ -1,0 +1,87 @@
+"""FLUX.2 klein: Qwen3's hidden states of three layers, a transformer of two streams and then one, latents of 2×2 patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.model.chat import as_chat
+from pipeline.model.codec import PatchCodec
+from pipeline.model.conditioning import Conditioning
+from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sites import Site, parallel_sites, stream_sites
+
+if TYPE_CHECKING:
+    import torch
+
+NATIVE_PIXELS = 1024
+
+
+class Flux2Klein(LatentDiffusion):
+    """A conditioning holds the hidden states side by side (T, 3·D); padding is attended to, as in diffusers.
+
+    Distilled folders (``is_distilled``) take one row per sample and no guidance. The others have classifier-free guidance.
+    """
+
+    family = "flux2"
+    pipeline = "Flux2KleinPipeline"
+    denoiser = "transformer"
+    denoiser_class = "Flux2Transformer2DModel"
+    required = ("tokenizer", "text_encoder")
+    narrow = ("text_encoder",)
+    flow = True
+    text_tokens = 512
+    codec_class = PatchCodec
+
+    def _native(self) -> Any:
+        return NATIVE_PIXELS // self._pixels_per_latent
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [(self._parts.tokenizer, self._text_tokens)]
+
+    def _written(self, prompt: str) -> str:
+        return as_chat(self._parts.tokenizer, prompt, thinking=False)
+
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
+        return Conditioning(self._parts.encode_prompt(prompts, max_sequence_length=self._text_tokens)[0])
+
+    def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        mu = compute_empirical_mu(image_seq_len=positions[0] * positions[1], num_steps=steps)
+        if scheduler.config.get("use_flow_sigmas"):
+            return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    def guided(self, scale: float) -> bool:
+        return scale > 1 and not self._parts.config.is_distilled
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
+        torch = self._torch
+        context = context.to(self._device, self._dtype)
+        height, width = latents.shape[-2:]
+        text = context.tokens.shape[1]
+        self.layout.image = slice(text, None)
+        # (frame, row, column, number in the text)
+        image_ids = torch.zeros(height * width, 4, device=self._device)
+        image_ids[:, 1] = torch.arange(height, device=self._device).repeat_interleave(width)
+        image_ids[:, 2] = torch.arange(width, device=self._device).repeat(height)
+        text_ids = torch.zeros(text, 4, device=self._device)
+        text_ids[:, 3] = torch.arange(text, device=self._device)
+        out = self.network(
+            hidden_states=latents.to(self._device, self._dtype).flatten(2).transpose(1, 2),
+            timestep=timesteps.to(self._device) / 1000,
+            encoder_hidden_states=context.tokens,
+            img_ids=image_ids,
+            txt_ids=text_ids,
+        ).sample
+        return out.transpose(1, 2).reshape(latents.shape).float().cpu()  # type: ignore[no-any-return]
+
+    def _find_sites(self) -> list[Site]:
+        from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
+
+        streams = stream_sites(self.network, Flux2TransformerBlock)
+        return streams + parallel_sites(self.network, Flux2SingleTransformerBlock, whole=True, layout=self.layout)
