@@ -99,6 +99,8 @@ class Runtime:
                     *(() if many else (self.references.recoloured, self.references.encode_ahead)),
                 )  # fmt: skip
             self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
+            steps = self.early.steps
+            self.engine.looked_at = lambda t: t.step in steps
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(
             lambda text: negative_conditioning(model, text, self.standing, self.negative_context_of)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from index.errors import ConfigError, OutOfMemory
@@ -29,6 +29,7 @@ from index.padding import first_line, out_of_memory
 from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, steering
 from pipeline.engine.packed_call import packed_call, units
 from pipeline.engine.packing import next_call, next_size, room
+from pipeline.engine.readings import Call, Norms, Reading, pay
 from pipeline.model.interface import LESS
 from pipeline.model.sampler import counter_noise
 from pipeline.model.samplers import make_sampler
@@ -113,6 +114,12 @@ class Engine:
         self.rows_used = 0
         self.filled: dict[Size, Filled] = {}
         self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
+        self.looked_at: Callable[[Trajectory], bool] = lambda t: False  # whether somebody is about to look at its norms
+        self.late = model.device.type != "cpu"  # whether norms are read one call late; on the host there is nothing to wait for
+        self._norms: list[Norms] = []  # of the last call, not asked for yet
+        self._reading: Reading | None = None
+        self._unpaid: list[Call] = []
+        self._settled = 0.0
 
     @property
     def busy(self) -> bool:
@@ -185,6 +192,7 @@ class Engine:
         trajectory.sampler = sampler
         if trajectory.guided_until is None:
             trajectory.guided_until = round(self._guidance_until * len(sampler))
+        trajectory.to(self.model.device)
         self._waiting.append(trajectory)
 
     def initial_noise(self, seed: int, sampler: Sampler | None = None, size: Size | None = None) -> torch.Tensor:
@@ -209,7 +217,8 @@ class Engine:
         """Make one denoiser call; no trajectory ends when memory ran out and R was halved.
 
         What fails for one sample alone (what steers it, its latent, the network on it) ends that sample; see
-        :mod:`pipeline.engine.isolate`. The others keep their bytes.
+        :mod:`pipeline.engine.isolate`. The others keep their bytes. On an accelerator a latent that is not finite is found one
+        call late (:mod:`pipeline.engine.readings`), but never after its sample has finished or a probe has looked at it.
 
         Raises:
             OutOfMemory: not even the fewest rows fit into memory.
@@ -223,12 +232,21 @@ class Engine:
         except Exception as error:
             self.make_room(error)
             return Ended([], [])
+        failed += self.settle()  # of the call before, now that the device has work
+        ended = {id(t) for t, _ in failed}
         for t, output in answered:
+            if id(t) in ended:
+                continue
             try:
                 self._advance(t, output)
             except Exception as error:
                 failed.append((t, error))
-        self.withdraw([t for t, _ in failed])
+        if self._norms:
+            self._reading = Reading(self._norms, self._unpaid)
+            self._norms, self._unpaid = [], []
+        if not self.late or any(t.step == len(self.sampler_of(t)) or self.looked_at(t) for t in self._running):
+            failed += self.settle()
+        self._end([t for t, _ in failed])
         finished = [t for t in self._running if t.step == len(self.sampler_of(t))]
         self.withdraw(finished)
         bereft = mates_of(failed, self._running)
@@ -280,6 +298,33 @@ class Engine:
         out = {id(trajectory) for trajectory in trajectories}
         self._running = [t for t in self._running if id(t) not in out]
 
+    def _end(self, trajectories: Sequence[Trajectory]) -> None:
+        """Take trajectories out, running or waiting."""
+        self.withdraw(trajectories)
+        out = {id(trajectory) for trajectory in trajectories}
+        self._waiting = [t for t in self._waiting if id(t) not in out]
+
+    def settle(self) -> Failures:
+        """Read the norms of the last call, if they were not read yet; returns the samples under way whose latent is not finite,
+        each at the step that made it so."""
+        if self._reading is None:
+            return []
+        reading, self._reading = self._reading, None
+        found, now = reading.read(), time.perf_counter()
+        pay(reading.calls, self._settled, now)
+        self._settled = now
+        failed: Failures = []
+        under_way = {id(t) for t in (*self._running, *self._waiting)}
+        for t, step, rows, change, guidance in found:
+            if guidance is not None:
+                t.guidance_norms.append(guidance)
+            if math.isfinite(change):
+                t.update_norms.append(change)
+            elif id(t) in under_way:
+                t.back_to(step)
+                failed.append((t, not_finite(self._call, t, rows)))
+        return failed
+
     def _admit(self) -> None:
         """Choose the trajectories of the next call, all of one size; a group as one, and only when all of it is there."""
         units_by_key = units(sorted((*self._running, *self._waiting), key=lambda t: t.turn or 0))
@@ -319,14 +364,12 @@ class Engine:
         self._waiting, self._running = [*self._waiting, *self._running], []
 
     def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:
-        """The network's output for each sample's own rows; shares out what it cost."""
+        """The network's output for each sample's own rows; its cost is shared out when it has been waited for."""
         began = time.perf_counter()
         outputs = packed_call(self.model, self.sampler, samples, self.rows, self.inner_guidance)
-        used = sum(t.rows() for t in samples)
-        self.count(samples[0].size, used)
-        seconds = (time.perf_counter() - began) / used
-        for t in samples:
-            t.device_seconds += seconds * t.rows()
+        call = Call([(t, t.rows()) for t in samples], began)
+        self.count(samples[0].size, sum(rows for _, rows in call.samples))
+        self._unpaid.append(call)
         return outputs
 
     def count(self, size: Size, used: int) -> None:
@@ -339,14 +382,15 @@ class Engine:
     def _advance(self, t: Trajectory, rows: torch.Tensor) -> None:
         """One step of the sampler from the network's output for the sample's own rows (1 or 2, C, h, w).
 
+        Whether its latent is finite comes out when the norms are read: see :meth:`settle`.
+
         Raises:
-            SteeringFailed, OutOfMemory: what steers it failed, or drove its latent out of all bounds.
-            ModelError: the network's output is not finite.
+            SteeringFailed, OutOfMemory: what steers it failed.
         """
         t.evals += t.rows() / (1 if t.negative is None else 2)
-        output, sampler = rows[-1], self.sampler_of(t)
+        output, norm, sampler = rows[-1], None, self.sampler_of(t)
         if len(rows) == 2:
-            t.guidance_norms.append(float((rows[1] - rows[0]).norm()))
+            norm = (rows[1] - rows[0]).norm()
             if t.guide is None:
                 output = self.model.combine(rows[0], rows[1], self.guidance_of(t))
             else:
@@ -356,14 +400,11 @@ class Engine:
         if t.nudge is not None:
             with steering("nudge", t.step):
                 clean = t.nudge(clean, t.step, noise)
-        fresh = counter_noise(t.seed, t.step, tuple(clean.shape)) if sampler.fresh else None
+        fresh = counter_noise(t.seed, t.step, tuple(clean.shape)).to(clean.device) if sampler.fresh else None
         before, older = t.cleans.get(t.step - 1), t.cleans.get(t.step - 2)
         latent = sampler.advance(clean, noise, t.step, before=before, older=older, fresh=fresh)
-        change = float((latent - t.latent).norm())
-        if not math.isfinite(change):
-            raise not_finite(self._call, t, rows)
+        self._norms.append(Norms(t, t.step, rows, (latent - t.latent).norm(), norm))
         t.ring[t.step], t.latent, t.clean = t.latent, latent, clean
-        t.update_norms.append(change)
         if sampler.correction:
             t.cleans[t.step] = clean
         if not t.rows_from or t.rows_from[-1][1] != self.rows:

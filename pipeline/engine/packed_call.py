@@ -42,7 +42,7 @@ def packed_call(
     import torch
 
     latents: list[torch.Tensor] = []
-    timesteps: list[float] = []
+    timesteps: list[torch.Tensor] = []
     context: list[Conditioning] = []
     guidance = [inner_guidance] * rows
     owners: Owners = []
@@ -63,15 +63,15 @@ def packed_call(
             ]
             latents += reference_latents(own_sampler, t.push, t.step)[:count]
             context += [t.push.context] * count
-        timesteps += [own_sampler.timesteps[t.step]] * (len(latents) - first)
+        timesteps += [own_sampler.time(t.step, t.latent.device)] * (len(latents) - first)
     for _ in range(rows - len(latents)):  # a constant row, so that nothing depends on leftovers
         latents.append(torch.zeros_like(latents[0]))
         context.append(samples[0].context.zeros())
-        timesteps.append(0)
+        timesteps.append(torch.zeros_like(timesteps[0]))
     pushes += _pushes_of_groups(owners)
     with pushing(model.sites() if pushes else (), pushes), _adapting(model, owners):
         scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
-        output = model.denoise(torch.stack(latents), torch.tensor(timesteps), stack(context), scales)
+        output = model.denoise(torch.stack(latents), torch.stack(timesteps), stack(context), scales)
     return [output[first : first + t.own_rows] for t, first in owners]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from pipeline.steer.negtome import NegToMe
 
 Size = tuple[int, int]
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A hook that holds tensors, and can be had with them on a device."""
+
+    def to(self, device: torch.device) -> Any:
+        """The same there; nothing is copied where they are there already."""
+        ...
+
+
 CleanHook = Callable[["torch.Tensor", int, "torch.Tensor"], "torch.Tensor"]
 GuideHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
@@ -84,6 +95,24 @@ class Trajectory:
     def size(self) -> Size:
         """(h, w) of its latent. A call holds samples of one size."""
         return int(self.latent.shape[-2]), int(self.latent.shape[-1])
+
+    def to(self, device: torch.device) -> None:
+        """Take its latents, and those of what steers it, to the device of the network, where they stay."""
+        self.latent = self.latent.to(device)
+        self.ring = {step: z.to(device) for step, z in self.ring.items()}
+        self.cleans = {step: z.to(device) for step, z in self.cleans.items()}
+        if self.push is not None:
+            self.push = self.push.to(device)
+        if isinstance(self.nudge, OnDevice):
+            self.nudge = self.nudge.to(device)
+        if isinstance(self.guide, OnDevice):
+            self.guide = self.guide.to(device)
+
+    def back_to(self, step: int) -> None:
+        """As it was before a step that it has taken, to find out why that step failed."""
+        if step in self.ring:
+            self.step, self.latent = step, self.ring.pop(step)
+            self.cleans.pop(step, None)
 
     @property
     def own_rows(self) -> int:

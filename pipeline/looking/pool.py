@@ -116,9 +116,9 @@ class Pool:
             self._lock.wait_for(lambda: self._opened or not self._serving)
         return self.ready
 
-    def submit(self, tags: Sequence[int], latents: Sequence[torch.Tensor], own: Sequence[Sequence[str]]) -> None:
+    def submit(self, tags: Sequence[int], latents: Sequence[torch.Tensor | np.ndarray], own: Sequence[Sequence[str]]) -> None:
         """Hand over N latents (C, h, w), with names for the answers and the ids of every sample's own references."""
-        array = np.stack([np.asarray(latent) for latent in latents])
+        array = np.stack([latent if isinstance(latent, np.ndarray) else latent.cpu().numpy() for latent in latents])
         self._put([_Job(tags=list(tags), latents=array, own=list(own))])
 
     def answers(self, seconds: float = 0.0) -> list[tuple[int, Answer]]:

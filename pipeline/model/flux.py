@@ -74,7 +74,7 @@ class Flux(LatentDiffusion):
             img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
         ).sample
         pixels = height * self._pixels_per_latent, width * self._pixels_per_latent
-        return pipe._unpack_latents(out, *pixels, self._pixels_per_latent).float().cpu()  # type: ignore[no-any-return]
+        return pipe._unpack_latents(out, *pixels, self._pixels_per_latent).float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         return flux_sites(self.network, self.layout)

@@ -28,6 +28,7 @@ class DiffusionModel(Protocol):
     Attributes:
         family: ``sd``, ``sdxl``, ``sd3`` or ``flux``.
         digest: digest of configuration and weights.
+        device: of the denoiser; what goes into it and comes out of it stays there.
         latent_shape: (C, h, w) of one latent.
         conditioning_bytes: memory of one conditioning.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
@@ -40,6 +41,7 @@ class DiffusionModel(Protocol):
 
     family: str
     digest: str
+    device: torch.device
     latent_shape: tuple[int, int, int]
     conditioning_bytes: int
     prediction_type: str

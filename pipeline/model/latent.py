@@ -176,6 +176,10 @@ class LatentDiffusion(ABC):
         """The text that the tokenizers are given for a prompt."""
         return prompt
 
+    @property
+    def device(self) -> torch.device:
+        return self._device  # type: ignore[no-any-return]
+
     @abstractmethod
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         """The prompts of one call → conditionings."""

@@ -13,7 +13,7 @@ time the network's input, and diffusers' scaling of Euler's input by 1/√(σ² 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,9 +53,18 @@ class Sampler:
     fresh: tuple[float, ...] = ()
     initial_scale: float = 1.0
     clip: float = 0.0
+    _times: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def time(self, step: int, device: torch.device) -> torch.Tensor:
+        """The network's input at a step, a scalar of a table that is copied to the device once."""
+        if device not in self._times:
+            import torch
+
+            self._times[device] = torch.tensor(self.timesteps, device=device)
+        return self._times[device][step]
 
     def noised(self, x0: torch.Tensor, noise: torch.Tensor, step: Any) -> torch.Tensor:
         """A clean latent at the noise level before ``step``: a·x0 + s·ε."""

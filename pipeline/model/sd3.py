@@ -55,7 +55,7 @@ class StableDiffusion3(LatentDiffusion):
             encoder_hidden_states=context.tokens,
             pooled_projections=context.pooled,
         )
-        return out.sample.float().cpu()  # type: ignore[no-any-return]
+        return out.sample.float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         from diffusers.models.attention import JointTransformerBlock

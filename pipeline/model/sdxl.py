@@ -50,7 +50,7 @@ class StableDiffusionXL(LatentDiffusion):
             context.tokens,
             added_cond_kwargs={"text_embeds": context.pooled, "time_ids": sizes.expand(len(latents), -1)},
         )
-        return out.sample.float().cpu()  # type: ignore[no-any-return]
+        return out.sample.float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         return unet_sites(self.network)

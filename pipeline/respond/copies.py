@@ -212,7 +212,7 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     """The control of every rollback: the failed picture with fresh noise at that step, otherwise unchanged."""
     import torch
 
-    noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(last.latent.shape, generator=torch.Generator().manual_seed(seed)).to(last.latent.device)
     sampler = engine.sampler_of(last)
     done = last.step == len(sampler) or last.clean is None
     noisy = sampler.noised(last.latent if done or last.clean is None else last.clean, noise, begin)

@@ -287,7 +287,7 @@ class EarlyDetector:
         if not trajectories:
             return []
         at = [t.step - 1 for t in trajectories]
-        cleans = [t.clean for t in trajectories if t.clean is not None]
+        cleans = [t.clean.cpu() for t in trajectories if t.clean is not None]
         if self.latents is not None:
             found = self.latents.search(cleans, self.copies.k)
         else:

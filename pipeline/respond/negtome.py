@@ -84,9 +84,10 @@ def reference_call(
     import torch
 
     pad = engine.rows - len(latents)
-    timesteps: list[float] = [sampler.timesteps[step] for step in steps] + [0] * pad
+    device, times = engine.model.device, [sampler.time(step, engine.model.device) for step in steps]
     output = engine.model.denoise(
-        torch.stack(latents + [torch.zeros_like(latents[0])] * pad), torch.tensor(timesteps),
+        torch.stack(latents + [torch.zeros_like(latents[0])] * pad).to(device),
+        torch.stack(times + [torch.zeros_like(times[0])] * pad),
         stack(contexts + [contexts[0].zeros()] * pad), engine.inner_guidance,
     )  # fmt: skip
     engine.count((int(latents[0].shape[-2]), int(latents[0].shape[-1])), len(latents))

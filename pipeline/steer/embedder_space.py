@@ -54,13 +54,13 @@ def nudge_through(
         with torch.inference_mode(False), torch.enable_grad():
             point = x.clone().requires_grad_(True)
             embedding = torch.nn.functional.normalize(features(point), dim=0)
-            cosines = undesired @ embedding
+            cosines = undesired.to(embedding.device) @ embedding
             if float(cosines.detach().max()) <= objective.enough:
                 break
             loss = objective.push * (weigh(cosines.detach(), objective) * cosines).sum()
             if desired is not None and objective.pull:
-                loss = loss - objective.pull * (desired @ embedding).mean()
-            loss = loss + objective.keep * ((point - clean) ** 2).sum() / scale**2
+                loss = loss - objective.pull * (desired.to(embedding.device) @ embedding).mean()
+            loss = loss + (objective.keep * ((point - clean) ** 2).sum() / scale**2).to(loss.device)
             (downhill,) = torch.autograd.grad(loss, point)
         length = downhill.norm()
         if length == 0:

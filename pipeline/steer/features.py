@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.sites import Placement, Site
@@ -107,8 +108,18 @@ class FeatureCache:
 
 def asset_digest(latent: torch.Tensor, noise: torch.Tensor | None, context: Conditioning) -> str:
     """What a reference row is made of, as a digest: its latent (C, h, w), its noise or None, its context."""
+    return hashlib.sha256((_digest(latent, noise) + _context_digest(context)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _context_digest(context: Conditioning) -> str:
+    """Read from the device once: it is the same for all references."""
+    return _digest(*context.parts)
+
+
+def _digest(*parts: torch.Tensor | None) -> str:
     digest = hashlib.sha256()
-    for part in (latent, noise, *context.parts):
+    for part in parts:
         digest.update(b"-" if part is None else f"{tuple(part.shape)} {part.dtype} ".encode())
         if part is not None:
             digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from guards.base import Box
@@ -48,6 +48,10 @@ class FocusedGuidance:
     mask: torch.Tensor
     until_step: int
     combine: Combine = classifier_free
+
+    def to(self, device: torch.device) -> FocusedGuidance:
+        """The same with its mask on a device."""
+        return self if self.mask.device == device else replace(self, mask=self.mask.to(device))
 
     def __call__(self, latent: torch.Tensor, negative: torch.Tensor, conditional: torch.Tensor, step: int) -> torch.Tensor:
         """Raw outputs (C, h, w) → the guided one."""

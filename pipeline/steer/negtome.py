@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pipeline.model.sites import SELF, Placement, Site
@@ -191,6 +191,13 @@ class NegToMe:
     _within: dict[tuple[int, torch.device], torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # worked out from the masks
+
+    def to(self, device: torch.device) -> NegToMe:
+        """The same with reference latents and noises on a device; masks stay on the host."""
+        if all(z.device == device for z in (*self.latents, *(self.noises or ()))):
+            return self
+        noises = None if self.noises is None else tuple(noise.to(device) for noise in self.noises)
+        return replace(self, latents=tuple(z.to(device) for z in self.latents), noises=noises)
 
     def acts_at(self, step: int) -> bool:
         """Whether anything is pushed at ``step``: not outside the window, at α = 0, or at τ ≥ 1."""

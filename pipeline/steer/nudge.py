@@ -54,6 +54,13 @@ class Nudge:
     levels: tuple[tuple[float, float], ...] = ()
     random: int | None = None
 
+    def to(self, device: torch.device) -> Nudge:
+        """The same with its latents on a device."""
+        if self.centre.device == device and all(z.device == device for z in (*self.references, *self.desired)):
+            return self
+        references, desired = (tuple(z.to(device) for z in latents) for latents in (self.references, self.desired))
+        return replace(self, references=references, centre=self.centre.to(device), desired=desired)
+
     def __call__(self, clean: torch.Tensor, step: int, noise: torch.Tensor | None = None) -> torch.Tensor:
         """x̂0 float32 (C, h, w) at ``step``, and ε → nudged x̂0; the identity outside the window."""
         if step >= self.until_step or (self.solver == "steps" and self.step_size == 0) or not self.references:
@@ -112,9 +119,6 @@ def _random_move(clean: torch.Tensor, nudged: torch.Tensor, seed: int, step: int
     import torch
 
     distance = (nudged - clean).norm()
-    if distance == 0:
-        return clean
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-    direction = torch.randn(clean.shape, generator=generator)
-    moved: torch.Tensor = clean + distance * direction / direction.norm()
-    return moved
+    direction = torch.randn(clean.shape, generator=generator).to(clean.device)
+    return torch.where(distance == 0, clean, clean + distance * direction / direction.norm())

@@ -120,19 +120,18 @@ def descend(
     wanted = torch.stack([d.flatten() for d in desired]) if desired and objective.pull else None
     origin = start.flatten()
     scale = origin.norm()
-    if scale == 0:
-        return start  # at the centre itself there is no direction away from anything
+    going = scale != 0  # at the centre itself there is no direction away from anything
     x = origin.clone()
     for _ in range(iterations):
         norm = x.norm()
         cosines = directions @ (x / norm)
-        if cosines.max() <= objective.enough:
+        going = going & ~(cosines.max() <= objective.enough)
+        if x.device.type == "cpu" and not going:  # elsewhere to look would wait for the device: the rest is not taken over
             break
         downhill = gradient(x, origin, directions, cosines, objective, sizes=sizes, desired=wanted)
         length = downhill.norm()
-        if length == 0:
-            break
-        x = x - step_size * scale * downhill / length
+        going = going & (length != 0)
+        x = torch.where(going, x - step_size * scale * downhill / length, x)
     return x.view_as(start)
 
 
@@ -155,6 +154,8 @@ def gradient(
         sizes: ‖u‖ (n,), for the dot product.
         desired: D (m, P), or None.
     """
+    import torch
+
     norm, scale = x.norm(), start.norm()
     p = weigh(cosines, objective)
     total: torch.Tensor
@@ -173,8 +174,9 @@ def gradient(
     moved = x - start
     if objective.penalty == "l2_squared":
         total = total + 2 * objective.keep * moved / scale**2
-    elif (length := moved.norm()) > 0:
-        total = total + objective.keep * moved / (length * scale)
+    else:
+        length = moved.norm()
+        total = torch.where(length > 0, total + objective.keep * moved / (length * scale), total)
     return total
 
 
@@ -198,18 +200,17 @@ def closed_form(
     """
     import torch
 
-    nearest = max(float(torch.nn.functional.cosine_similarity(start.flatten(), u.flatten(), dim=0)) for u in undesired)
-    if nearest <= objective.enough:
-        return start
+    cosines = torch.stack([torch.nn.functional.cosine_similarity(start.flatten(), u.flatten(), dim=0) for u in undesired])
+    near = ~(cosines.max() <= objective.enough)
     slope = objective.push * torch.stack(undesired).mean(0)
     if desired and objective.pull:
         slope = slope - objective.pull * torch.stack(desired).mean(0)
-    if objective.penalty == "l2":
-        if float(slope.norm()) <= objective.keep:
+    if objective.penalty == "l2":  # whether there is a minimum has to be known now, on whatever device
+        if not near or float(slope.norm()) <= objective.keep:
             return start
         raise ConfigError(
             f"the printed objective has no minimum: its slope {float(slope.norm()):.3g} exceeds λ = {objective.keep:g}",
             where="nudge, solver closed_form, penalty l2",
             fix='Use penalty = "l2_squared", or solver = "steps"',
         )
-    return start - slope / (2 * objective.keep)
+    return torch.where(near, start - slope / (2 * objective.keep), start)
