@@ -78,7 +78,7 @@ class Flux2Klein(LatentDiffusion):
             img_ids=image_ids,
             txt_ids=text_ids,
         ).sample
-        return out.transpose(1, 2).reshape(latents.shape).float().cpu()  # type: ignore[no-any-return]
+        return out.transpose(1, 2).reshape(latents.shape).float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock

@@ -89,7 +89,7 @@ class QwenImage(LatentDiffusion):
             img_shapes=[[(1, h, w)]] * rows,
         ).sample
         out = out.view(rows, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return out.reshape(latents.shape).float().cpu()  # type: ignore[no-any-return]
+        return out.reshape(latents.shape).float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock

@@ -95,7 +95,7 @@ class ZImage(LatentDiffusion):
             stream = block(stream, counts, turns, time)
         out = network.all_final_layer["2-1"](stream[:, : h * w], c=time)
         out = out.view(rows, h, w, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
-        return -out.float().cpu()
+        return -out.float()
 
     def _text(self, context: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embedded captions (R, T, D), T a multiple of 32; which tokens are attended to (R, T); how many those are (R,)."""
