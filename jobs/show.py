@@ -193,6 +193,8 @@ def _attempt(attempt: Mapping[str, Any], *, accepted: bool) -> Iterator[tuple[st
         f"attempt {attempt['attempt']}",
         f"{verdict}; seed {attempt['seed']}, {start}, {attempt['denoiser_evals']:g} evaluations",
     )
+    if attempt["group"]:
+        yield "  group", f"drawn with its mates of {attempt['group']}, pushed apart; drawn again alone it is another picture"
     for caught in attempt["caught"]:
         score = f"{caught['signal']} {caught['score']:.3f}, threshold {caught['threshold']:.3f}"
         yield "  caught", f"after {caught['step']} steps on its way to {named(caught['ref_ids'])} ({score})"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from pipeline.fields import AUTO, REQUIRED, choice, entry, flag, line, number, number_or_auto, several, table
-from pipeline.settings import settings
+from pipeline.settings import contradiction, settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
 HARD_STOP = ("unsafe.",)
@@ -45,6 +45,32 @@ class ModelConfig:
 
 
 @settings
+class DiversityConfig:
+    """Samples of one prompt push one another apart, in groups (negative token merging in batch mode, arXiv 2412.01339).
+
+    A group is drawn together, from its first step to its last: the bytes of each member depend on all of them, and on nothing
+    else. A member that is steered leaves the group.
+    """
+
+    size: int = number(
+        0, 0, 64,
+        "samples of one prompt in a group; `samples_per_prompt` is a multiple of it; a call has rows for a whole group (two a "
+        "member with guidance). 0: off",
+    )  # fmt: skip
+    alpha: float = number(0.5, 0, 100, "strength α: how far a token is pushed from the mates' best matching token", above=True)
+    token_threshold: float = number(0.65, -1, 1, "cosine above which a token is pushed")
+    window: float = number(1.0, 0, 1, "share of the steps, from the first, in which members push", above=True)
+    rows: Literal["both", "conditional"] = choice("conditional", "which rows of a guided sample are pushed")
+    placement: Literal["paper", "released"] = choice("paper", "push after the residual, or before it")
+    attention: Literal["last", "both"] = choice("last", "push after cross-attention, or after self-attention as well")
+    resolution: Literal["finest", "all"] = choice("finest", "push in the blocks with the most image tokens, or in all")
+
+    def __post_init__(self) -> None:
+        if self.size == 1:
+            raise contradiction("size", "a group of one has nobody to be pushed from", "Set it to 2 or more, or to 0: off")
+
+
+@settings
 class GenerationConfig:
     """How pictures are drawn."""
 
@@ -63,6 +89,7 @@ class GenerationConfig:
         "rows of every denoiser call, fixed; a sample takes two, and one more per reference it is pushed away from",
     )  # fmt: skip
     threads: int = number(1, 1, 1024, "torch threads per worker; part of the plan, because it can change the last bits")
+    diversity: DiversityConfig = table(DiversityConfig)
 
 
 @settings
@@ -265,6 +292,19 @@ class RunConfig:
     marks: MarksConfig = table(MarksConfig)
     keep: KeepConfig = table(KeepConfig)
     metrics: MetricsConfig = table(MetricsConfig)
+
+    def __post_init__(self) -> None:
+        size = self.generation.diversity.size
+        if size and self.samples_per_prompt % size:
+            fewer, more = self.samples_per_prompt // size * size, -(-self.samples_per_prompt // size) * size
+            what = f"samples_per_prompt is {self.samples_per_prompt}, which is no multiple of a group of {size}"
+            fix = f"Set samples_per_prompt = {more}" + (f" or {fewer}" if fewer else "")
+            raise contradiction("samples_per_prompt", f"{what} (generation.diversity.size)", fix)
+        if size > self.shard_size:
+            what = (
+                f"a shard holds {self.shard_size} requests, and a group of {size} (generation.diversity.size) is in one shard"
+            )
+            raise contradiction("shard_size", what, f"Set shard_size = {size} or more")
 
     def device_of(self, key: str) -> str:
         """The device that `embedder.device` or `guards.device` comes to: a word, whatever machine this is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from index.errors import SteeringFailed
 from index.fingerprint import pixel_digest
@@ -23,6 +24,14 @@ from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, S
 from pipeline.runtime import Runtime
 
 RESEEDED = Intervention(kind="reseed")
+
+
+class Broken(NamedTuple):
+    """Why the members of a group that lost one end: reason code, message and class of the error."""
+
+    reason: str
+    message: str
+    error_class: str
 
 
 def moderate(runtime: Runtime, requests: Iterable[Request]) -> Iterator[Sample]:
@@ -53,6 +62,7 @@ class Moderation:
         self._shown: dict[int, Trajectory] = {}  # at the guards
         self._looks = Looks(lambda *those: runtime.study(*those), runtime.spent, runtime.pool)
         self._submitted = 0
+        self._broken: dict[str, Broken] = {}  # groups that lost a member before it was drawn
 
     @property
     def room(self) -> bool:
@@ -75,14 +85,27 @@ class Moderation:
         self.runtime.spent.touch(rested=not self._open)
         if request.problem is not None:
             return [open_request.failed(*request.problem, "InputError")]
+        if (broken := self._broken.get(request.group)) is not None:
+            return [open_request.failed(*broken)]
         tag, self._submitted = self._submitted, self._submitted + 1
         try:
             open_request.truncated = self.runtime.model.truncated(request.prompt)
             self.runtime.engine.submit(first(self.runtime, tag, request))
         except Exception as error:
-            return [open_request.broken("error.prompt", error)]
+            return [open_request.broken("error.prompt", error), *self._break(request, "error.prompt", str(error))]
+        if self.runtime.early is not None and request.group:
+            open_request.unlooked = "early: members of a group are not probed, their mates need them in their calls"
         self._open[tag] = open_request
         return []
+
+    def _break(self, lost: Request, reason: str, message: str) -> list[Sample]:
+        """End the mates of a member that will not be drawn: they cannot be drawn without it. Those to come end when they do."""
+        if not lost.group:
+            return []
+        message = f"member {lost.member} of group {lost.group} will not be drawn, and its mates cannot be without it: {message}"
+        self._broken[lost.group] = Broken(reason, message, "GroupBroken")
+        mates = self.runtime.engine.take_out_group(lost.group)
+        return [self._open.pop(t.tag).failed(*self._broken[lost.group], t) for t in mates if t.tag in self._open]
 
     def close(self) -> None:
         """End the processes beside this one; what is under way is lost."""
@@ -97,11 +120,14 @@ class Moderation:
         ended = []
         for tag in tags:
             seen = [t for t in (*self._unseen, *self._shown.values()) if t.tag == tag]
-            under_way = [*self.runtime.engine.take_out(tag), *seen]
+            taken = self.runtime.engine.take_out(tag)
+            under_way = [*taken, *seen]
             self._unseen = [t for t in self._unseen if t.tag != tag]
             self._shown.pop(tag, None)
             open_request = self._open.pop(tag)
             ended.append(open_request.failed(reason, message, "DeadlineExceeded", under_way[0] if under_way else None))
+            if any(t.group for t in taken):
+                ended += self._break(open_request.request, reason, message)
         return ended
 
     def step(self) -> list[Sample]:
@@ -186,6 +212,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
             rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(study.shapes), caught=catches,
             guard_seconds=study.guard_seconds,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
+            group=trajectory.group.id if trajectory.group else "",
         )
     )  # fmt: skip
     open_request.unlooked = ""

@@ -20,6 +20,7 @@ from pipeline.respond.early import TURNED
 from pipeline.respond.marks import Erasure, erase
 from pipeline.rungs import EraseRung, FromReferences, Rung
 from pipeline.runtime import Runtime
+from pipeline.steer.diversity import Group, mates_push
 from pipeline.steer.erase_tokens import marks_found
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
         negative=negative,
         seed=request.seed,
         lowrank=runtime.erasers.always_lowrank,
+        group=_group(runtime, request) if request.group else None,
+        member=request.member,
     )
+
+
+def _group(runtime: Runtime, request: Request) -> Group:
+    d, steps = runtime.config.generation.diversity, len(runtime.engine.sampler)
+    return Group(request.group, request.group_size, mates_push(d, steps, runtime.context_of("")))
 
 
 def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) -> bool:

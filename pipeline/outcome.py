@@ -48,6 +48,9 @@ class Request:
         seed: seed of the first attempt's noise.
         columns: the caller's own columns of the input row, as one JSON object; empty: there are none.
         problem: reason code and message when the input row is unusable; such a request ends as an error row.
+        group: id of the group whose members push one another apart (:mod:`pipeline.steer.diversity`); empty: it stands alone.
+        member: its number in the group, from 0.
+        group_size: number of members.
     """
 
     row_no: int
@@ -57,6 +60,9 @@ class Request:
     seed: int = 0
     columns: str = ""
     problem: tuple[str, str] | None = None
+    group: str = ""
+    member: int = 0
+    group_size: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +195,7 @@ class Attempt:
         guard_seconds: (guard, seconds of the clock that it took), shared out over the pictures that it looked at together.
         guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
         update_norms: ‖z_{i+1} − z_i‖ of the same steps.
+        group: the group that it was drawn in; empty: it stood alone, as every attempt after the first does.
     """
 
     number: int
@@ -210,6 +217,7 @@ class Attempt:
     guard_seconds: tuple[tuple[str, float], ...] = ()
     guidance_norms: tuple[float, ...] = ()
     update_norms: tuple[float, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open
 from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt
 from pipeline.settings import digest
+from pipeline.steer.diversity import too_few_rows
 from pipeline.steer.features import FeatureCache
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class Runtime:
             model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
             scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
         )  # fmt: skip
+        if (size := g.diversity.size) and size * (2 if self.engine.guided else 1) > g.rows:
+            raise too_few_rows(size, guided=self.engine.guided, rows=g.rows)
+        self.engine.least_rows = max(self.engine.least_rows, size * (2 if self.engine.guided else 1))
         self.engine.features = FeatureCache(FEATURE_BYTES)
         kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
         self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
@@ -235,6 +239,7 @@ class Runtime:
             machine=machine(c.model.device),
             rows=c.generation.rows,
             threads=c.generation.threads,
+            diversity=c.generation.diversity,
             index_id=parts["index_id"],
             embedder_id=parts["embedder_id"],
             calibration_id=self.calibration_id,

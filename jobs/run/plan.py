@@ -23,11 +23,12 @@ from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from index.places.cache import local_copy, named_as
 from index.storage import digest_of, entry_of, read_file
+from jobs.run.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.openers import openers
 from jobs.run.prompts import prompts_of
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.config import KeepConfig, MarksConfig, RunConfig
+from pipeline.config import DiversityConfig, KeepConfig, MarksConfig, RunConfig
 from pipeline.fields import stored as stored_entry
 from pipeline.methods import STEERING
 from pipeline.notes import Note
@@ -120,13 +121,17 @@ class Plan:
                     where=", ".join(config.prompts),
                     fix="Keep the keys of failed rows",
                 )
-            requests = [request for request in requests if request.key in keys]
+            chosen = [request for request in requests if request.key in keys]
+            requests = whole_groups(chosen)
+            if notes is not None and (alone := sum(a.group != b.group for a, b in zip(requests, chosen, strict=True))):
+                notes.append(Note("diversity", f"{alone} requests are drawn without all of their group, so each stands alone"))
         copy_check: Mapping[str, Any] = {}
         guards: tuple[Mapping[str, Any], ...] = ()
         if identity is None:
             from pipeline.copy_check import copy_check_record
             from pipeline.identity import guards_in_force
 
+            require_rows(config)
             identity = openers().identity(config, policy, base)
             in_force = guards_in_force(config, policy, identity.get("model_digest", ""), identity.get("embedder_id", ""))
             guards = tuple(guard.plain() for guard in in_force)
@@ -138,8 +143,7 @@ class Plan:
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        size = self.config.shard_size
-        pieces = [self.requests[start : start + size] for start in range(0, len(self.requests), size)]
+        pieces = pieces_of(self.requests, self.config.shard_size)
         return tuple(Shard(f"{piece[0].row_no:06d}-{_requests_digest(piece)[:8]}", piece) for piece in pieces)
 
     @cached_property
@@ -166,6 +170,8 @@ class Plan:
             del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
         else:
             del settings["marks"]["keys"], settings["marks"]["signer"]
+        if self.config.generation.diversity == DiversityConfig():
+            del settings["generation"]["diversity"]
         if self.config.keep == KeepConfig():
             del settings["keep"]  # for the same reason
         parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": self._requests_sha256}
@@ -206,6 +212,10 @@ class Plan:
         }
         if any(r.columns for r in self.requests):
             columns["columns"] = pa.array([r.columns for r in self.requests], pa.string())
+        if any(r.group for r in self.requests):
+            columns["group"] = pa.array([r.group for r in self.requests], pa.string())
+            columns["member"] = pa.array([r.member for r in self.requests], pa.int32())
+            columns["group_size"] = pa.array([r.group_size for r in self.requests], pa.int32())
         return pa.table(columns)
 
     def portable(self, folder: Path) -> dict[str, Any]:
@@ -305,7 +315,8 @@ class Plan:
 def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
     """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.prompts_of`."""
     seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
-    return prompts_of(config.prompts, base.resolve(), columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
+    requests = prompts_of(config.prompts, base.resolve(), columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
+    return in_groups(requests, config.generation.diversity.size)
 
 
 def shipped_policies() -> dict[str, Path]:
@@ -367,7 +378,8 @@ def _requests_digest(requests: Sequence[Request]) -> str:
         rows: list[list[Any]] = [
             # a plan without columns of the caller's own keeps the digest it had before there were any
             [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None]
-            + ([r.columns] if r.columns else [])
+            + ([r.columns] if r.columns or r.group else [])
+            + ([[r.group, r.member, r.group_size]] if r.group else [])
             for r in requests[first : first + _AT_ONCE]
         ]
         text = json.dumps(rows, separators=(",", ":"))[1:-1]
@@ -428,4 +440,7 @@ def _request(row: Mapping[str, Any]) -> Request:
         seed=row["seed"],
         columns=row.get("columns") or "",
         problem=problem,
+        group=row.get("group") or "",
+        member=row.get("member") or 0,
+        group_size=row.get("group_size") or 0,
     )

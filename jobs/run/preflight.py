@@ -242,6 +242,8 @@ def _load(
         raise ConfigError(what, where=str(checked.folder), fix=fix)
     runtime = Runtime.with_looks(config, found.plan.policy, guards, skipped, copies, base=found.plan.base)
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
+    if runtime.config.generation.diversity.size:
+        found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))
     if runtime.erasers.loaded:
         found.opened["adapters"] = ", ".join(adapter.name for adapter, _ in runtime.erasers.loaded)
     cut = sum(runtime.model.truncated(request.prompt) for request in found.todo if not request.problem)
@@ -250,6 +252,14 @@ def _load(
         found.notes.append(Note("prompts", text))
     found.measured = measure(runtime, config)
     found.estimate = _estimate(found, runtime)
+
+
+def _diversity(plan: Plan, steps: int) -> str:
+    from pipeline.steer.diversity import pushing_steps
+
+    d, groups = plan.config.generation.diversity, len({request.group for request in plan.requests if request.group})
+    early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
+    return f"{groups} groups of {d.size} push apart in the first {pushing_steps(d, steps)} of {steps} steps{early}"
 
 
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:

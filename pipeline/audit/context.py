@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.audit.commitments import default_salt
-from pipeline.config import HARD_STOP
+from pipeline.config import HARD_STOP, DiversityConfig
 from pipeline.outcome import Adapter, Machine
 
 
@@ -43,6 +43,7 @@ class RunContext:
         embedding_dim: length of the stored embeddings; -1 stores them as lists of any length.
         keep_held: keep the full pictures of samples that were not released (:mod:`pipeline.audit.kept`).
         hard_stop: beginnings of categories of which, once rejected, digests alone are kept.
+        diversity: how the members of groups pushed one another apart.
         anchors: what the shards' headers name of the run folder.
     """
 
@@ -79,6 +80,7 @@ class RunContext:
     anchors: Anchors = field(default_factory=Anchors)
     actions: Mapping[str, str] = field(default_factory=dict)
     machine: Machine = field(default_factory=Machine)
+    diversity: DiversityConfig = field(default_factory=DiversityConfig)
 
     @property
     def prompt_salt(self) -> str:

@@ -28,7 +28,7 @@ from pipeline.marking.encode import Encoded, thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
 from pipeline.marking.watermark import run_tag
-from pipeline.outcome import ACCEPTED, Attempt, Caught, Machine, Outcome, Sample
+from pipeline.outcome import ACCEPTED, Attempt, Caught, Machine, Outcome, Request, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,6 +120,7 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         "columns_commit": columns_commitment(request.columns or None, context.prompt_salt),
         "prompt_truncated": bool(sample.prompt_truncated),
         "base_seed": _seed(request.seed, request.key),
+        "group": _group(request, context),
         "attempts": len(sample.attempts),
         "accepted_attempt": sample.accepted_attempt,
         "interventions": [row for a in sample.attempts if (row := _intervention(a)) is not None],
@@ -241,6 +242,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "attempt": int(attempt.number),
         "seed": _seed(attempt.seed, sample.request.key),
         "resumed_from_step": int(attempt.resumed_from_step),
+        "group": attempt.group or None,
         "rows_from": [{"step": int(step), "rows": int(rows)} for step, rows in attempt.rows_from],
         "padded_rows": {name: list(shapes) for name, shapes in attempt.padded_rows._asdict().items()},
         "intervention": _intervention(attempt),
@@ -299,6 +301,24 @@ def _caught(caught: Caught) -> dict[str, Any]:
         "armed": bool(caught.armed),
         "ref_ids": [match.ref_id for match in caught.nearest],
         "denoiser_evals": float(caught.denoiser_evals),
+    }
+
+
+def _group(request: Request, context: RunContext) -> dict[str, Any] | None:
+    if not request.group:
+        return None
+    d = context.diversity
+    return {
+        "id": request.group,
+        "member": int(request.member),
+        "size": int(request.group_size),
+        "alpha": float(d.alpha),
+        "token_threshold": float(d.token_threshold),
+        "window": float(d.window),
+        "rows": d.rows,
+        "placement": d.placement,
+        "attention": d.attention,
+        "resolution": d.resolution,
     }
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns; 4: the machine
+# 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns; 4: machine, groups
 SCHEMA_VERSION = 4
 
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
@@ -125,6 +125,18 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("fills_memory", "flag", since=4),
         Column("deterministic", "flag", since=4),
     ),
+    "group": (
+        Column("id", "text", since=4),
+        Column("member", "whole", since=4),
+        Column("size", "whole", since=4),
+        Column("alpha", "number", since=4),
+        Column("token_threshold", "number", since=4),
+        Column("window", "number", since=4),
+        Column("rows", "text", store=DICTIONARY, since=4),
+        Column("placement", "text", store=DICTIONARY, since=4),
+        Column("attention", "text", store=DICTIONARY, since=4),
+        Column("resolution", "text", store=DICTIONARY, since=4),
+    ),
     "rows from": (
         Column("step", "whole"),
         Column("rows", "whole"),
@@ -202,6 +214,13 @@ SAMPLE_COLUMNS = (
     ),
     Column("rows", "whole", "fixed rows per denoiser call"),
     Column("threads", "whole", "threads per worker"),
+    Column(
+        "group",
+        "group",
+        "the group whose members pushed one another apart in the first attempt, and how; its bytes depend on all of them; "
+        "null: it stood alone",
+        since=4,
+    ),
     Column("attempts", "whole", "pictures made for this request"),
     Column("accepted_attempt", "whole", "number of the accepted attempt; null when none was"),
     Column("findings", "list of finding", "everything every guard reported about the final picture"),
@@ -252,6 +271,9 @@ ATTEMPT_COLUMNS = (
     Column("attempt", "whole", "0 for the first picture of a request", STATISTICS),
     Column("seed", "long", "seed of the initial noise"),
     Column("resumed_from_step", "whole", "denoising step it was resumed from; 0: from noise"),
+    Column(
+        "group", "text", "the group that it was drawn in; null: alone, as every attempt after the first", DICTIONARY, since=4
+    ),
     Column(
         "rows_from",
         "list of rows from",

@@ -293,6 +293,13 @@ class Engine:
         self._waiting = [t for t in self._waiting if t.tag != tag]
         return out
 
+    def take_out_group(self, group: str) -> list[Trajectory]:
+        """Take out every member of a group that runs or waits; returns them."""
+        out = [t for t in (*self._running, *self._waiting) if t.group and t.group.id == group]
+        for t in out:
+            self.take_out(t.tag)
+        return out
+
     def withdraw(self, trajectories: Sequence[Trajectory]) -> None:
         """Take running trajectories out: ended, or to be resumed in another way; their rows are free at the next call."""
         out = {id(trajectory) for trajectory in trajectories}

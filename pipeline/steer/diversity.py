@@ -17,6 +17,8 @@ from pipeline.steer.negtome import Form, NegToMe, RowPush, push_apart
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.config import DiversityConfig
+
 
 @dataclass(frozen=True)
 class Group:
@@ -50,6 +52,35 @@ class GroupRow:
     member: int
     branch: int
     step: int
+
+
+def pushing_steps(settings: DiversityConfig, steps: int) -> int:
+    """In how many of the first steps members push one another apart: at least one."""
+    return max(1, round(settings.window * steps))
+
+
+def mates_push(settings: DiversityConfig, steps: int, context: torch.Tensor) -> NegToMe:
+    """How the members of a group push one another apart.
+
+    Args:
+        settings: of the run file.
+        steps: denoising steps of a picture.
+        context: conditioning of the empty prompt.
+    """
+    return NegToMe(
+        latents=(), noises=None, context=context, alpha=settings.alpha, threshold=settings.token_threshold,
+        until_step=pushing_steps(settings, steps), placement=settings.placement, attention=settings.attention,
+        rows=settings.rows, finest=settings.resolution == "finest",
+    )  # fmt: skip
+
+
+def too_few_rows(size: int, *, guided: bool, rows: int) -> ConfigError:
+    """The error of a run whose calls do not hold a whole group."""
+    each = 2 if guided else 1
+    what = f"a call has {rows} rows, and a group of {size} takes {size * each}"
+    more = f" ({each} a member, with guidance)" if guided else ""
+    fewer = f", or generation.diversity.size = {rows // each}" if rows // each >= 2 else ""
+    return ConfigError(what + more, where="generation.rows", fix=f"Set it to {size * each} or more{fewer}")
 
 
 def push_from_mates(
@@ -119,6 +150,8 @@ def group_pushes(rows: Sequence[GroupRow], sizes: Mapping[str, int], settings: N
         if not settings.acts_at(mates[0].step):
             continue
         for own in mates:
+            if settings.rows == "conditional" and own.branch == 0:
+                continue
             others = tuple(r.row for r in mates if r.branch == own.branch and r.member != own.member)
             if others:
                 pushes.append(RowPush(row=own.row, references=others, settings=settings, step=own.step))

@@ -118,6 +118,23 @@ def steering(
 
 
 @app.command()
+def diversity(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="What was drawn is kept here; a stopped bench goes on.")] = Path("bench-diversity"),
+    captions: Annotated[int, typer.Option(min=0, help="Number of ordinary captions, a multiple of 4; 0 means all.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many minutes; the next call goes on.")] = 600.0,
+) -> None:
+    """Measure how much samples of one prompt differ that push one another apart, and whether they keep their caption.
+
+    Example: clearance lab bench diversity --quick
+    """
+    from jobs.lab.bench.diversity import bench
+
+    bench(out, quick=quick, work=work, captions=captions, minutes=minutes)
+
+
+@app.command()
 def early(
     out: Out = DOCS,
     quick: Quick = False,

@@ -1,0 +1,82 @@
+"""Groups of samples of one prompt that are drawn together (``[generation.diversity]``): members, and where shards are cut.
+
+A group is part of the plan: its id, its size and the number of each member stand beside the requests. It is never cut: by a
+shard, or by a further run that draws some of its members only; these then stand alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.config import RunConfig
+from pipeline.outcome import Request
+
+
+def in_groups(requests: Sequence[Request], size: int) -> list[Request]:
+    """Put the samples of each prompt into groups.
+
+    Args:
+        requests: of all prompts, in order; each prompt has a multiple of ``size``.
+        size: members of a group; 0: none are made.
+
+    Returns:
+        The same requests. The id of a group is the key of its first member and the number of its last: ``cat#1-4``.
+    """
+    if not size:
+        return list(requests)
+    made = []
+    for first in range(0, len(requests), size):
+        members = requests[first : first + size]
+        name = f"{members[0].key}-{members[-1].key.rpartition('#')[2]}"
+        made += [
+            one if one.problem else replace(one, group=name, member=number, group_size=size)
+            for number, one in enumerate(members)
+        ]
+    return made
+
+
+def whole_groups(requests: Sequence[Request]) -> list[Request]:
+    """The same requests, without a group where a member of it is not among them: they stand alone."""
+    there = Counter(one.group for one in requests if one.group)
+    return [
+        replace(one, group="", member=0, group_size=0) if one.group and there[one.group] < one.group_size else one
+        for one in requests
+    ]
+
+
+def pieces_of(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
+    """Cut requests into shards of at most ``size``, none of them through a group (which has at most ``size`` members)."""
+    pieces, start = [], 0
+    while start < len(requests):
+        end = min(start + size, len(requests))
+        while (
+            end < len(requests) and requests[end].group and requests[end].group == requests[end - 1].group and end > start + 1
+        ):
+            end -= 1
+        pieces.append(tuple(requests[start:end]))
+        start = end
+    return pieces
+
+
+def require_rows(config: RunConfig) -> None:
+    """Refuse a run whose calls do not hold a whole group. Reads the model's class; loads nothing.
+
+    Raises:
+        ConfigError: the group needs more rows than ``generation.rows``.
+        ModelError: the model's folder cannot be drawn with.
+    """
+    g = config.generation
+    if not g.diversity.size:
+        return
+    from pipeline.model.families import look_at
+    from pipeline.model.latent import LatentDiffusion
+    from pipeline.steer.diversity import too_few_rows
+
+    _, cls, _ = look_at(config.model)
+    guided = (g.true_guidance_scale if cls.distilled else g.guidance_scale) > 1
+    if cls.guided is not LatentDiffusion.guided:  # it depends on more than the class: the opened model decides
+        guided = False
+    if g.diversity.size * (2 if guided else 1) > g.rows:
+        raise too_few_rows(g.diversity.size, guided=guided, rows=g.rows)
