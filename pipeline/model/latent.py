@@ -313,6 +313,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # diffusers hands tensors to numpy in a way that numpy 2 is going to drop.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)  # Chroma's own use of it
             yield
     finally:
         for kit, level, bar in zip(kits, levels, bars, strict=True):

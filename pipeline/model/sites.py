@@ -145,3 +145,24 @@ def flux_sites(network: Any, layout: Layout) -> list[Site]:
     return stream_sites(network, FluxTransformerBlock) + parallel_sites(
         network, FluxSingleTransformerBlock, part=1, layout=layout
     )
+
+
+def cross_attention_sites(network: Any, kind: type) -> list[Site]:
+    """PixArt's and Sana's blocks: self-attention, cross-attention on the stream as it is, norm2, MLP.
+
+    Between the two attentions stands no norm: what cross-attention is shown *is* the stream after self-attention.
+
+    Raises:
+        ModelError: its blocks are of another form.
+    """
+    sites = []
+    for name, block in blocks_of(network, kind):
+        if block.attn2 is None or getattr(block, "norm_type", "ada_norm_single") != "ada_norm_single":
+            raise ModelError("its blocks are not those of PixArt or Sana", where=name, fix=KNOWN)
+        sites += [
+            Site(name=name, module=block.norm2, shown="input", placement="paper"),
+            Site(name=name + SELF, module=block.attn2, shown="input", placement="paper"),
+            Site(name=name, module=block.attn2, shown="output", placement="released"),
+            Site(name=name + SELF, module=block.attn1, shown="output", placement="released"),
+        ]
+    return sites

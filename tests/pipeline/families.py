@@ -48,8 +48,20 @@ class Family:
     engine: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": SCALE})
     engine_plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
 
+    def tokens_of(self, model: DiffusionModel) -> int:
+        """How many tokens the denoiser makes of a picture."""
+        _, height, width = model.latent_shape
+        patch: int = model.patch  # type: ignore[attr-defined]
+        return height // patch * (width // patch)
+
+    @property
+    def wide(self) -> tuple[int, int]:
+        """Width and height of another size."""
+        return 2 * self.side, self.side
+
 
 OF_T5 = {"max_sequence_length": 24}
+UNCLEANED = {"use_resolution_binning": False, "clean_caption": False}  # of the size asked for, prompts as they are
 FAMILIES = {
     "sd": Family(pipeline="StableDiffusionPipeline"),
     "sdxl": Family(pipeline="StableDiffusionXLPipeline"),
@@ -84,6 +96,10 @@ FAMILIES = {
         plain={"guidance_scale": 0.0},
         engine_plain={"guidance_scale": 0.0},
     ),
+    "pixart_sigma": Family(pipeline="PixArtSigmaPipeline", asks=OF_T5 | UNCLEANED),
+    "pixart_alpha": Family(pipeline="PixArtAlphaPipeline", asks=OF_T5 | UNCLEANED),
+    "sana": Family(pipeline="SanaPipeline", side=32, asks=OF_T5 | UNCLEANED),
+    "chroma": Family(pipeline="ChromaPipeline", asks=OF_T5),
 }
 
 
@@ -108,13 +124,15 @@ def text(model: DiffusionModel, prompt: str, *, negative: bool = False) -> Condi
     return known[prompt, negative]
 
 
-def sample(e: Engine, seed: int, prompt: str = "", **more: Any) -> Trajectory:
-    """One that begins, with the suite's negative prompt where the engine is guided."""
+def sample(e: Engine, seed: int, prompt: str = "", *, size: tuple[int, int] | None = None, **more: Any) -> Trajectory:
+    """One that begins, with the suite's negative prompt where the engine is guided; ``size``: width and height in pixels."""
+    positions = (e.model.shape_of(*size) if size else e.model.latent_shape)[1:]
+    sampler = e.sampler_for(positions)
     context = text(e.model, prompt or f"{PROMPT} {seed}")
     negative = text(e.model, FAMILIES[e.model.family].negative, negative=True) if e.guided else None
-    return Trajectory(
-        tag=seed, seed=seed, latent=e.initial_noise(seed), step=0, **({"context": context, "negative": negative} | more)
-    )
+    noise = e.initial_noise(seed, sampler, positions)
+    given = {"context": context, "negative": negative} | more
+    return Trajectory(tag=seed, seed=seed, latent=noise, step=0, sampler=sampler, **given)
 
 
 def finish(e: Engine, trajectories: Sequence[Trajectory], *, stagger: bool = False) -> dict[int, torch.Tensor]:
@@ -145,9 +163,10 @@ def diffusers_pipeline(folder: Path, pipeline: str, **more: Any) -> Any:
     return pipe
 
 
-def drawn_by(pipe: Any, family: Family, seed: int, *, guided: bool = True, **more: Any) -> torch.Tensor:
-    """The picture of diffusers' own pipeline in 0 … 1, float32 (3, H, W), not rounded."""
-    asks = {"height": family.side, "width": family.side} | family.asks | (family.guided if guided else family.plain) | more
+def drawn_by(pipe: Any, family: Family, seed: int, *, guided: bool = True, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """The picture of diffusers' own pipeline in 0 … 1, float32 (3, H, W), not rounded; ``size``: width and height."""
+    width, height = size or (family.side, family.side)
+    asks = {"width": width, "height": height} | family.asks | (family.guided if guided else family.plain)
     with quiet():
         found = pipe(
             prompt=PROMPT,

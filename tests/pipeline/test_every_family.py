@@ -20,6 +20,7 @@ from pipeline.model.interface import DiffusionModel
 from pipeline.model.lowrank import LowRank
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
+from pipeline.steer.blocks import hooked
 from pipeline.steer.features import FeatureCache, capturing
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
@@ -100,38 +101,47 @@ def test_pictures_are_those_of_diffusers_own_pipeline(
     ours = pixels(model, finish(e, [sample(e, 5, PROMPT)])[5])
     expected = drawn_by(theirs, family, 5, guided=guided)
     assert e.guided == guided and e.rows_used == STEPS * (2 if guided else 1)
+    assert_same_picture(ours, expected)
+
+
+def assert_same_picture(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert ours.std() > 0.05  # a picture at all
-    assert (ours - expected).abs().max() < 5e-4
-    assert ((ours * 255).round() - (expected * 255).round()).abs().max() <= 1
+    assert (ours - theirs).abs().max() < 5e-4
+    assert ((ours * 255).round() - (theirs * 255).round()).abs().max() <= 1
 
 
-def test_a_picture_that_is_not_square_is_that_of_diffusers(family: Family, folder: Path, theirs: Any) -> None:
-    sides = {"width": family.side * 3 // 2, "height": family.side}
-    model = load(family, folder, size=None, **sides)
+def test_sizes_share_an_engine_and_are_those_of_diffusers_own_pipeline(
+    family: Family, model: DiffusionModel, theirs: Any
+) -> None:
+    """A wide and a square picture beside one another: each is what diffusers draws of that size."""
     e = engine_of(family, model)
-    ours = pixels(model, finish(e, [sample(e, 5, PROMPT)])[5])
-    assert ours.shape == (3, sides["height"], sides["width"])
-    assert (ours - drawn_by(theirs, family, 5, **sides)).abs().max() < 5e-4
+    done = finish(e, [sample(e, 5, PROMPT, size=family.wide), sample(e, 6, PROMPT)])
+    assert len(e.filled) == 2
+    width, height = family.wide
+    assert pixels(model, done[5]).shape == (3, height, width)
+    assert_same_picture(pixels(model, done[5]), drawn_by(theirs, family, 5, size=family.wide))
+    assert_same_picture(pixels(model, done[6]), drawn_by(theirs, family, 6))
 
 
 # --- alone, in company ------------------------------------------------------------------------------------------------------
 
 
 def some(e: Engine) -> dict[int, Trajectory]:
-    """Of every kind that shares calls: with a long caption, nudged, pushed from two references, without guidance."""
+    """Of every kind: with a long caption, nudged, pushed from two references, without guidance, of another size."""
     return {
         0: sample(e, 0, LONG),
         1: sample(e, 1, nudge=nudge(e.model)),
         2: sample(e, 2, push=negtome(e.model, 2)),
         3: sample(e, 3, negative=None),
+        4: sample(e, 4, size=FAMILIES[e.model.family].wide),
     }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_do_not_depend_on_schedule_mates_or_slot(family: Family, folder: Path, dtype: str) -> None:
     model = load(family, folder, dtype)
-    alone = {tag: finish(e := engine_of(family, model, steps=3), [some(e)[tag]])[tag] for tag in range(4)}
-    for order, stagger in (((0, 1, 2, 3), True), ((3, 2, 0, 1), False)):
+    alone = {tag: finish(e := engine_of(family, model, steps=3), [some(e)[tag]])[tag] for tag in range(5)}
+    for order, stagger in (((0, 4, 1, 2, 3), True), ((3, 2, 0, 1, 4), False)):
         e = engine_of(family, model, steps=3)
         made = some(e)
         mixed = finish(e, [made[tag] for tag in order], stagger=stagger)
@@ -140,10 +150,13 @@ def test_bytes_do_not_depend_on_schedule_mates_or_slot(family: Family, folder: P
 
 def test_conditionings_have_one_shape_and_do_not_depend_on_their_mates(model: DiffusionModel) -> None:
     prompts = ["a cat", LONG, "", "a cat"]
-    together = model.encode_prompts(prompts)
-    assert len(together) == 4 and together.nbytes == 4 * model.conditioning_bytes and together.tokens.dtype == torch.float32
-    assert together[0].equal(together[3]) and not together[0].equal(together[1])
-    assert together[1].equal(model.encode_prompts(prompts[1:2])[0])
+    for negative in (False, True):
+        together = model.encode_prompts(prompts, negative=negative)
+        assert len(together) == 4 and together.nbytes == 4 * model.conditioning_bytes
+        assert together.tokens.dtype == torch.float32
+        assert together[0].equal(together[3]) and not together[0].equal(together[1])
+        assert together[1].equal(model.encode_prompts(prompts[1:2], negative=negative)[0])
+    assert model.encode_prompts(prompts[:1])[0].equal(together[0]) != model.negatives_differ
     assert [model.truncated(prompt) for prompt in prompts[:2]] == [False, True]
 
 
@@ -169,6 +182,36 @@ def test_negtome_moves_its_row_and_no_other(family: Family, model: DiffusionMode
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
     samples[1].push = None
     assert all(torch.equal(a, b) for a, b in zip(outputs(e, samples), before, strict=True))
+
+
+def test_sites_hold_the_image_tokens_and_no_others(family: Family, model: DiffusionModel) -> None:
+    """Of transformers, whose tokens are the picture's from the first block to the last: where one sample's tokens are written
+    over another's behind the last block, its output is the other's. With text among them, or a part of the image missing, it
+    would not be."""
+    e = engine_of(family, model, guided=False)
+    same = text(model, PROMPT)
+    samples = [sample(e, tag, context=same) for tag in range(2)]
+    before = outputs(e, samples)
+    sites = [site for site in model.sites() if site.placement == "paper"]
+    seen: dict[str, int] = {}
+
+    def count(name: str, tokens: torch.Tensor) -> None:
+        seen[name] = tokens.shape[1]
+
+    def copy(_name: str, tokens: torch.Tensor) -> None:
+        tokens[0] = tokens[1]
+
+    with hooked([(site, count) for site in sites]):
+        outputs(e, samples)
+    with hooked([(sites[-1], copy)]):
+        after = outputs(e, samples)
+    positions = family.tokens_of(model)
+    assert set(seen) == {site.name for site in sites}
+    if model.denoiser == "unet":  # on several levels, and its levels are joined behind the last block
+        assert set(seen.values()) <= {positions // 4**level for level in range(4)}
+    else:
+        assert set(seen.values()) == {positions}
+        assert not torch.equal(before[0], before[1]) and torch.equal(after[0], after[1]) and torch.equal(after[1], before[1])
 
 
 @pytest.mark.parametrize("change", [{"alpha": 0.0}, {"threshold": 1.0}, {"until_step": 0}], ids=str)
@@ -237,7 +280,7 @@ def test_a_rung_steers_to_the_same_bytes_alone_in_company_and_from_the_cache(fam
 
 def test_an_adapter_on_one_row_equals_peft_to_the_bit(family: Family, model: DiffusionModel) -> None:
     """peft's own layers in a copy of the network against :mod:`pipeline.model.lowrank` on one row of a call."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear
 
     e = engine_of(family, model)
@@ -245,18 +288,19 @@ def test_an_adapter_on_one_row_equals_peft_to_the_bit(family: Family, model: Dif
     before = outputs(e, samples)
     plain = model.network
     names = [n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and ("attn" in n or "attention." in n)]
-    wrapped = deepcopy(plain)
     torch.manual_seed(0)
-    wrapped.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=names, init_lora_weights=False))
+    wrapped = inject_adapter_in_model(
+        LoraConfig(r=2, lora_alpha=8, target_modules=names, init_lora_weights=False), deepcopy(plain)
+    )
     layers = {n: m for n, m in wrapped.named_modules() if isinstance(m, Linear)}
     scaling = {layer.scaling["default"] for layer in layers.values()}
     assert sorted(layers) == sorted(names) and scaling == {4.0}
-    model.network = wrapped.eval()
+    model.network = wrapped.eval().requires_grad_(False)  # torch multiplies in another order for weights with gradients
     try:
         peft = outputs(e, samples)
     finally:
         model.network = plain
-    pairs = {n: (m.lora_A["default"].weight.detach(), m.lora_B["default"].weight.detach()) for n, m in layers.items()}
+    pairs = {n: (m.lora_A["default"].weight, m.lora_B["default"].weight) for n, m in layers.items()}
     samples[1].lowrank = ((LowRank("peft's", pairs), 4.0),)
     after = outputs(e, samples)
     assert not torch.equal(after[1], before[1]) and torch.equal(after[1], peft[1])

@@ -371,10 +371,12 @@ def chroma(folder: Path) -> Path:
     import torch
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
+    from pipeline.model.latent import quiet
+
     torch.manual_seed(9)
-    return _saved(folder, ChromaPipeline(
-        **_t5(32),
-        transformer=ChromaTransformer2DModel(
+    t5 = _t5(32)
+    with quiet():
+        network = ChromaTransformer2DModel(
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
@@ -385,7 +387,10 @@ def chroma(folder: Path) -> Path:
             approximator_num_channels=16,
             approximator_hidden_dim=32,
             approximator_layers=1,
-        ),
+        )
+    return _saved(folder, ChromaPipeline(
+        **t5,
+        transformer=network,
         vae=_autoencoder(shift_factor=0.1),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     ))  # fmt: skip

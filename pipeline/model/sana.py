@@ -1,0 +1,62 @@
+"""Sana: Gemma's tokens behind an instruction, a transformer with linear attention on latents of 32×32 pixels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from pipeline.model.conditioning import Conditioning
+from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sites import Site, cross_attention_sites
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Sana(LatentDiffusion):
+    """A conditioning holds Gemma's tokens (300, D) and which of them count.
+
+    Before a prompt, not before a negative one, stands the instruction that diffusers' pipeline has ("Given a user prompt,
+    generate an 'Enhanced prompt' …"): the encoder reads it, of its tokens the first and the last are kept. Prompts are put in
+    lower case.
+    """
+
+    family = "sana"
+    pipeline = "SanaPipeline"
+    denoiser = "transformer"
+    denoiser_class = "SanaTransformer2DModel"
+    required = ("tokenizer", "text_encoder")
+    narrow = ("text_encoder",)
+    flow = True
+    text_tokens = 300
+    negatives_differ = True
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [(self._parts.tokenizer, self._text_tokens)]
+
+    def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
+        call = inspect.signature(type(self._parts).__call__)
+        tokens, mask, *_ = self._parts.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._text_tokens,
+            complex_human_instruction=None if negative else call.parameters["complex_human_instruction"].default,
+        )
+        return Conditioning(tokens, mask=mask.bool())
+
+    def denoise_tensor(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float = 1.0
+    ) -> torch.Tensor:
+        context = context.to(self._device, self._dtype)
+        out = self.network(
+            latents.to(self._device, self._dtype),
+            encoder_hidden_states=context.tokens,
+            encoder_attention_mask=context.mask,
+            timestep=timesteps.to(self._device) * self.network.config.timestep_scale,
+        )
+        return out.sample.float()  # type: ignore[no-any-return]
+
+    def _find_sites(self) -> list[Site]:
+        from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
+
+        return cross_attention_sites(self.network, SanaTransformerBlock)
