@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +17,33 @@ def as_chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
 
 
 def hidden_states(
-    tokenizer: Any, encoder: Any, texts: Sequence[str], *, length: int, layer: int, device: Any
+    tokenizer: Any, encoder: Any, texts: Sequence[str], *, length: int, layers: Sequence[int], device: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One layer's output for texts that are padded, or cut, to one length.
+    """Layers' outputs for texts that are padded, or cut, to one length.
 
     Args:
         tokenizer, encoder: of the model.
         texts: at least one.
         length: T.
-        layer: index among the hidden states: 0 the embeddings, −1 the last.
+        layers: indices among the hidden states, 0 the embeddings and −1 the last; several stand side by side.
         device: the encoder's.
 
     Returns:
-        Hidden states (N, T, D) with each text's own tokens first, and which those are, bool (N, T).
+        Hidden states (N, T, D), and which are the text's own tokens, bool (N, T).
     """
+    import torch
+
     found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = found.attention_mask.to(device).bool()
-    out = encoder(input_ids=found.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
-    hidden = out.hidden_states[layer]
-    first = (~mask).int().argsort(dim=1, stable=True)  # some tokenizers pad on the left
-    return hidden.gather(1, first[..., None].expand_as(hidden)), mask.gather(1, first)
+    # Words are not wanted: of 150,000 logits a token only one token's are worked out.
+    more = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(encoder.forward).parameters else {}
+    out = encoder(
+        input_ids=found.input_ids.to(device), attention_mask=mask, output_hidden_states=True, use_cache=False, **more
+    ).hidden_states
+    return (out[layers[0]] if len(layers) == 1 else torch.cat([out[layer] for layer in layers], dim=-1)), mask
+
+
+def own_first(hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with every text's own tokens in front: some tokenizers pad on the left."""
+    order = (~mask).int().argsort(dim=1, stable=True)
+    return hidden.gather(1, order[..., None].expand_as(hidden)), mask.gather(1, order)

@@ -105,4 +105,4 @@ class PatchCodec(Codec):
         from torch.nn import functional
 
         latents = functional.pixel_unshuffle(self._encoded(pictures), 2)
-        return (latents - self.mean.to(latents.device)) / self.deviation.to(latents.device)
+        return (latents - self.mean.to(latents.device)) / self.deviation.to(latents.device)  # type: ignore[no-any-return]

@@ -85,7 +85,7 @@ class Decoder:
 
         decode = tensor or self.tensor
         with torch.inference_mode():
-            out = self.calls_of(latents).run(lambda rows: decode(latents[rows]), len(latents))
+            out: torch.Tensor = self.calls_of(latents).run(lambda rows: decode(latents[rows]), len(latents))
         if not out.isfinite().all():  # as bytes it would look like a picture
             fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
             raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)

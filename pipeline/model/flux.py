@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import shift_of
+from pipeline.model.sd3 import set_flow_steps, shift_of
 from pipeline.model.sites import Site, flux_sites
 
 if TYPE_CHECKING:
@@ -34,7 +33,13 @@ class Flux(LatentDiffusion):
     patch = 2
     flow = True
     text_tokens = 512
+    usual = Defaults(steps=28, guidance=3.5, text_tokens=512, size=1024)
     distilled = True
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        dev = configs.get("transformer", {}).get("guidance_embeds", True)
+        return cls.usual if dev else Defaults(steps=4, guidance=0.0, text_tokens=256, size=1024)  # schnell
 
     def _channels(self) -> int:
         return int(self.network.config.in_channels) // 4  # the network sees 2×2 positions as one token
@@ -52,9 +57,7 @@ class Flux(LatentDiffusion):
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         height, width = positions
         mu = shift_of(scheduler.config, (height // 2) * (width // 2), 1.15)
-        if scheduler.config.get("use_flow_sigmas"):
-            return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
-        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        set_flow_steps(scheduler, steps, mu)
 
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline.model.chat import as_chat
+from pipeline.model.chat import as_chat, hidden_states
 from pipeline.model.codec import PatchCodec
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import LatentDiffusion
+from pipeline.model.sd3 import set_flow_steps
 from pipeline.model.sites import Site, parallel_sites, stream_sites
 
 if TYPE_CHECKING:
     import torch
 
 NATIVE_PIXELS = 1024
+LAYERS = (9, 18, 27)  # of the language model, read side by side
 
 
 class Flux2Klein(LatentDiffusion):
@@ -32,7 +34,13 @@ class Flux2Klein(LatentDiffusion):
     narrow = ("text_encoder",)
     flow = True
     text_tokens = 512
+    usual = Defaults(steps=50, guidance=4.0, text_tokens=512, size=1024)
     codec_class = PatchCodec
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        distilled = configs.get("", {}).get("is_distilled")
+        return replace(cls.usual, steps=4, guidance=1.0) if distilled else cls.usual
 
     def _native(self) -> Any:
         return NATIVE_PIXELS // self._pixels_per_latent
@@ -44,15 +52,15 @@ class Flux2Klein(LatentDiffusion):
         return as_chat(self._parts.tokenizer, prompt, thinking=False)
 
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
-        return Conditioning(self._parts.encode_prompt(prompts, max_sequence_length=self._text_tokens)[0])
+        (tokenizer, length), texts = self._tokenizers()[0], [self._written(prompt) for prompt in prompts]
+        encoder = self._parts.text_encoder
+        return Conditioning(hidden_states(tokenizer, encoder, texts, length=length, layers=LAYERS, device=self._device)[0])
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         mu = compute_empirical_mu(image_seq_len=positions[0] * positions[1], num_steps=steps)
-        if scheduler.config.get("use_flow_sigmas"):
-            return scheduler.set_timesteps(steps, mu=mu)  # type: ignore[no-any-return]
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        set_flow_steps(scheduler, steps, mu)
 
     def guided(self, scale: float) -> bool:
         return scale > 1 and not self._parts.config.is_distilled

@@ -26,7 +26,7 @@ class DiffusionModel(Protocol):
     rows: with a fixed shape a row's result does not depend on its neighbours (byte for byte), with a varying one it does.
 
     Attributes:
-        family: ``sd``, ``sdxl``, ``sd3`` or ``flux``.
+        family: short name of its class, as ``sdxl``.
         digest: digest of configuration and weights.
         device: of the denoiser; what goes into it and comes out of it stays there.
         latent_shape: (C, h, w) of one latent.

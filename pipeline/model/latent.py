@@ -20,6 +20,7 @@ from pipeline.model.combine import classifier_free
 from pipeline.model.conditioning import Conditioning, concatenate
 from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
@@ -49,6 +50,7 @@ class LatentDiffusion(ABC):
     patch: ClassVar[int] = 1  # latent positions per token side; pictures must divide by it
     flow: ClassVar[bool] = False  # a rectified flow: predicts ε − x0, whatever the scheduler's configuration names
     text_tokens: ClassVar[int] = 256  # of T5
+    usual: ClassVar[Defaults]  # how it is usually drawn
     codec_class: ClassVar[type[Codec]] = Codec  # of its autoencoder
     settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
     distilled: bool = False
@@ -160,6 +162,11 @@ class LatentDiffusion(ABC):
             raise ModelError(what, where=where, fix=fix) from error
 
     # Declared by each subclass.
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        """How a folder with these configurations is usually drawn; some hold a distilled form of the class."""
+        return cls.usual
 
     def _channels(self) -> int:
         return int(self.network.config.in_channels)
@@ -289,7 +296,7 @@ class LatentDiffusion(ABC):
         height, width = x.shape[-2:]
         calls = self.encode_calls.at((height // self._pixels_per_latent, width // self._pixels_per_latent), height * width)
         with torch.inference_mode():
-            return calls.run(run, len(x))
+            return calls.run(run, len(x))  # type: ignore[no-any-return]
 
     def sites(self) -> Sequence[Site]:
         if self._sites is None:

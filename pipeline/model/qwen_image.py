@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline.model.chat import hidden_states
+from pipeline.model.chat import hidden_states, own_first
 from pipeline.model.codec import VideoCodec
 from pipeline.model.combine import classifier_free
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Defaults
 from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import shift_of
+from pipeline.model.sd3 import set_flow_steps, shift_of
 from pipeline.model.sites import Site, stream_sites
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ class QwenImage(LatentDiffusion):
     patch = 2
     flow = True
     text_tokens = 512
+    usual = Defaults(steps=50, guidance=4.0, text_tokens=512, size=1024)
     codec_class = VideoCodec
 
     @classmethod
@@ -58,14 +58,16 @@ class QwenImage(LatentDiffusion):
 
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         (tokenizer, length), texts = self._tokenizers()[0], [self._written(prompt) for prompt in prompts]
-        tokens, mask = hidden_states(tokenizer, self._parts.text_encoder, texts, length=length, layer=-1, device=self._device)
+        encoder = self._parts.text_encoder
+        found = hidden_states(tokenizer, encoder, texts, length=length, layers=(-1,), device=self._device)
+        tokens, mask = own_first(*found)
         instruction = length - self._text_tokens
         return Conditioning(tokens[:, instruction:], mask[:, instruction:])
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         height, width = positions
         mu = shift_of(scheduler.config, (height // 2) * (width // 2), 1.15)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        set_flow_steps(scheduler, steps, mu)
 
     def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
         """Classifier-free guidance, of which every token (2×2 positions) keeps the length that the conditional one has."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from index.errors import ConfigError
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
 from pipeline.model.sites import Site, unet_sites
 
@@ -22,9 +24,15 @@ class StableDiffusion(LatentDiffusion):
     denoiser = "unet"
     denoiser_class = "UNet2DConditionModel"
     required = ("tokenizer", "text_encoder")
+    usual = Defaults(steps=50, guidance=7.5, text_tokens=None, size=512)
     settings: ClassVar[dict[str, Any]] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,
     }  # fmt: skip
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        side = configs.get("unet", {}).get("sample_size")  # 64 for 512 px, and 96 for the 768 px of 2.1
+        return replace(cls.usual, size=8 * side) if isinstance(side, int) else cls.usual
 
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
         tokenizer = self._parts.tokenizer

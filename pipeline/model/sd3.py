@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Defaults
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sites import Site, stream_sites
 
@@ -27,6 +30,7 @@ class StableDiffusion3(LatentDiffusion):
     settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     patch = 2
     flow = True
+    usual = Defaults(steps=28, guidance=7.0, text_tokens=256, size=1024)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         kept = [(t, int(t.model_max_length)) for t in (self._parts.tokenizer, self._parts.tokenizer_2)]
@@ -61,6 +65,14 @@ class StableDiffusion3(LatentDiffusion):
         from diffusers.models.attention import JointTransformerBlock
 
         return stream_sites(self.network, JointTransformerBlock)
+
+
+def set_flow_steps(scheduler: Any, steps: int, mu: float) -> None:
+    """Set a scheduler to even steps from 1 to 1/steps, shifted by μ; one that has sigmas of a flow itself keeps its own."""
+    if scheduler.config.get("use_flow_sigmas"):
+        scheduler.set_timesteps(steps, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
 
 def shift_of(config: Any, tokens: int, max_shift: float) -> float:

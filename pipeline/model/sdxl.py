@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Defaults
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sites import Site, unet_sites
 
@@ -24,6 +25,7 @@ class StableDiffusionXL(LatentDiffusion):
     denoiser = "unet"
     denoiser_class = "UNet2DConditionModel"
     required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    usual = Defaults(steps=50, guidance=5.0, text_tokens=None, size=1024)
     settings: ClassVar[dict[str, Any]] = {"add_watermarker": False, "feature_extractor": None, "image_encoder": None}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:

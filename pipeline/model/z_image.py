@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.model.chat import as_chat, hidden_states
+from pipeline.model.chat import as_chat, hidden_states, own_first
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Defaults
 from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import shift_of
+from pipeline.model.sd3 import set_flow_steps, shift_of
 from pipeline.model.sites import Site, stream_sites
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ZImage(LatentDiffusion):
     patch = 2
     flow = True
     text_tokens = 512
+    usual = Defaults(steps=50, guidance=5.0, text_tokens=512, size=1024)  # Turbo, which no file tells apart, wants 9 and 0
 
     def _native(self) -> Any:
         return NATIVE_PIXELS // self._pixels_per_latent
@@ -45,22 +47,21 @@ class ZImage(LatentDiffusion):
         return as_chat(self._parts.tokenizer, prompt, thinking=True)
 
     def _encode(self, prompts: list[str], negative: bool) -> Conditioning:
-        texts, parts = [self._written(prompt) for prompt in prompts], self._parts
-        return Conditioning(
-            *hidden_states(parts.tokenizer, parts.text_encoder, texts, length=self._text_tokens, layer=-2, device=self._device)
-        )
+        (tokenizer, length), texts = self._tokenizers()[0], [self._written(prompt) for prompt in prompts]
+        encoder = self._parts.text_encoder
+        found = hidden_states(tokenizer, encoder, texts, length=length, layers=(-2,), device=self._device)
+        return Conditioning(*own_first(*found))
 
     def _set_timesteps(self, scheduler: Any, steps: int, positions: tuple[int, int]) -> None:
         height, width = positions
-        sigmas = self._torch.linspace(1.0, 1 / steps, steps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas, mu=shift_of(scheduler.config, (height // 2) * (width // 2), 1.15))
+        set_flow_steps(scheduler, steps, shift_of(scheduler.config, (height // 2) * (width // 2), 1.15))
 
     def guided(self, scale: float) -> bool:
         return scale > 0
 
     def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
         """ε_text + w·(ε_text − ε_neg): w is one less than in most classes."""
-        return conditional + scale * (conditional - negative)
+        return conditional + scale * (conditional - negative)  # type: ignore[no-any-return]
 
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
@@ -95,7 +96,7 @@ class ZImage(LatentDiffusion):
             stream = block(stream, counts, turns, time)
         out = network.all_final_layer["2-1"](stream[:, : h * w], c=time)
         out = out.view(rows, h, w, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
-        return -out.float()
+        return -out.float()  # type: ignore[no-any-return]
 
     def _text(self, context: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embedded captions (R, T, D), T a multiple of 32; which tokens are attended to (R, T); how many those are (R,)."""

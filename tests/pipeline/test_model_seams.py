@@ -139,3 +139,25 @@ def test_every_class_names_the_multiple_of_its_pictures_sides(folder: Path, mode
 @pytest.mark.parametrize("pipeline", REFUSED)
 def test_refused_classes_are_not_among_those_that_are_drawn(pipeline: str) -> None:
     assert pipeline not in model_classes() and why_refused(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "configs", "steps", "guidance"),
+    [
+        ("StableDiffusionXLPipeline", {}, 50, 5.0),
+        ("FluxPipeline", {"transformer": {"guidance_embeds": True}}, 28, 3.5),
+        ("FluxPipeline", {"transformer": {"guidance_embeds": False}}, 4, 0.0),
+        ("Flux2KleinPipeline", {"": {"is_distilled": False}}, 50, 4.0),
+        ("Flux2KleinPipeline", {"": {"is_distilled": True}}, 4, 1.0),
+    ],
+)
+def test_a_class_knows_how_its_folders_are_usually_drawn(
+    pipeline: str, configs: dict[str, dict[str, bool]], steps: int, guidance: float
+) -> None:
+    found = model_classes()[pipeline].defaults(configs)
+    assert (found.steps, found.guidance) == (steps, guidance)
+
+
+def test_every_class_has_defaults_that_it_could_be_drawn_with(family: Family, model: LatentDiffusion) -> None:
+    found = type(model).defaults({})
+    assert found.size % 64 == 0 and found.text_tokens in (None, type(model).text_tokens)
