@@ -257,6 +257,11 @@ class RunConfig:
     device_share: float = number(
         1.0, 0, 1, "share of a GPU that each Ray actor takes: 0.5 puts two on one GPU. Not part of the plan", above=True
     )
+    feature_mib: int = number(
+        512, 0, 2**20,
+        "MiB for the token features of references that a worker keeps, and the most that one steered attempt may take: where "
+        "it would take more, its references are drawn as rows of the calls instead. Not part of the plan: the same pictures",
+    )  # fmt: skip
     deadline_seconds: float = number(
         0, 0, 604_800,
         "seconds after which a request without a verdict ends as an error row `error.deadline`; 0: none. Not part of the plan",

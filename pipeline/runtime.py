@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 CONTEXT_BYTES = 2**30  # conditionings kept
 COLOURED = 1024  # references in all colours that probes search, each encoded once: seconds on a CPU
-FEATURE_BYTES = 2**29  # token features of references kept, beyond those in use
 
 
 class Runtime:
@@ -85,7 +84,8 @@ class Runtime:
         if (size := g.diversity.size) and size * (2 if self.engine.guided else 1) > g.rows:
             raise too_few_rows(size, guided=self.engine.guided, rows=g.rows)
         self.engine.least_rows = max(self.engine.least_rows, size * (2 if self.engine.guided else 1))
-        self.engine.features = FeatureCache(FEATURE_BYTES)
+        features = config.feature_mib * 2**20
+        self.engine.features = FeatureCache(features, most=features)
         kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
         self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
         if model.negatives_differ:

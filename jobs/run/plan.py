@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 4096  # requests in a piece of what a digest is taken of
 # Keys that name places or who does the work. The content at these places is bound by the other digests.
 _NOT_BOUND = (
-    "workers", "device_share", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index", "policy", "embedder",
-    "guards", "claims_contact", "metrics",
+    "workers", "device_share", "feature_mib", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index",
+    "policy", "embedder", "guards", "claims_contact", "metrics",
 )  # fmt: skip
 
 

@@ -232,6 +232,8 @@ def _index(copies: Copies) -> str:
 def _load(
     found: Preflight, checked: CheckedModel, guards: Sequence[Any], skipped: Sequence[str], copies: Copies | None
 ) -> None:
+    from pipeline.respond.negtome import feature_note
+    from pipeline.rungs import NegToMeRung
     from pipeline.runtime import Runtime
 
     config, need = found.plan.config, checked.parts.memory
@@ -241,6 +243,9 @@ def _load(
         fix = 'Choose model.dtype = "bfloat16" or a smaller model, close other programs, or use a larger machine'
         raise ConfigError(what, where=str(checked.folder), fix=fix)
     runtime = Runtime.with_looks(config, found.plan.policy, guards, skipped, copies, base=found.plan.base)
+    for number, rung in enumerate(found.plan.policy.ladder, 1):
+        if isinstance(rung, NegToMeRung) and (note := feature_note(rung, runtime.engine, runtime.context_of(""), number)):
+            found.notes.append(Note("memory", note))
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
     if runtime.config.generation.diversity.size:
         found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))

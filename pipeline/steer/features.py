@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.model.conditioning import Conditioning
+    from pipeline.steer.feature_memory import SiteShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,16 @@ class FeatureCache:
 
     Attributes:
         budget: bytes.
+        most: bytes that one attempt's features may take; what would take more carries its references as rows. None: no limit.
+        shapes: (h, w) of the latents → the tokens at every site, where they were worked out.
         bytes: bytes held now.
         hits, misses, evictions: counted per key.
         rows_run: denoiser rows spent on filling it; two make one evaluation.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, most: int | None = None) -> None:
+        self.budget, self.most = budget, most
+        self.shapes: dict[tuple[int, int], tuple[SiteShape, ...]] = {}
         self.bytes = self.hits = self.misses = self.evictions = self.rows_run = 0
         self._kept: OrderedDict[FeatureKey, torch.Tensor] = OrderedDict()
         self._sites: dict[tuple[str, object], tuple[str, ...]] = {}

@@ -162,6 +162,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
     for name in (
         "workers",
         "device_share",
+        "feature_mib",
         "deadline_seconds",
         "max_error_rate",
         "out",
