@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from guards.base import Finding, Probe, require_pictures
 from index.colours import hue_shares, in_hues
 from index.embed import Embedder, embed_each, fitted
 from index.reference import Match
+from index.second_look import ALIGNMENT, Look, open_look
+from index.second_look import look_id as id_of_look
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
@@ -59,10 +61,12 @@ class CopiesGuard:
         point: from which scores on a picture counts as too near.
         k: references kept per picture.
         hues: parts of the circle of hues that a picture is turned by and searched for; 1: only as it is.
-        confirm: the second look, (picture, reference picture) → [0, 1]; :func:`index.confirm.confirm` by default.
+        confirm: the second look, (picture, reference picture) → [0, 1]; by default the one that the operating point is of.
+        device: torch device of a second look that is a network.
 
     Raises:
-        IndexMismatch: the index was built with another embedder.
+        IndexMismatch: the index was built with another embedder, or the second look is not the one that was calibrated.
+        ModelError: the second look cannot be opened.
     """
 
     name = "copies"
@@ -76,7 +80,8 @@ class CopiesGuard:
         point: OperatingPoint,
         k: int = 3,
         hues: int = 1,
-        confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
+        confirm: Look | None = None,
+        device: str = "cpu",
     ) -> None:
         built_with = getattr(index, "embedder_id", embedder.embedder_id)
         if built_with != embedder.embedder_id:
@@ -86,15 +91,13 @@ class CopiesGuard:
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
         self.point, self.k, self.hues = point, k, hues
-        self.version = self.probe(embedder.embedder_id).version
-        self._confirm = confirm
+        self.version = self.probe(embedder.embedder_id, point.look_id).version
+        self._confirm = open_look(point.second_look, expected=point.look_id, device=device) if confirm is None else confirm
 
     @classmethod
-    def probe(cls, embedder_id: str) -> Probe:
-        """The guard's version with an embedder, without loading it."""
-        from index.confirm import second_look_id
-
-        second = second_look_id()
+    def probe(cls, embedder_id: str, look_id: str = "") -> Probe:
+        """The guard's version with an embedder and a second look (empty: alignment), without loading them."""
+        second = look_id or id_of_look(ALIGNMENT)
         version = f"5+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
         return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
@@ -174,10 +177,6 @@ class CopiesGuard:
         reference = self.index.picture(match.ref_id)
         if reference is None:
             return match
-        if self._confirm is None:
-            from index.confirm import confirm
-
-            self._confirm = confirm
         return replace(match, confirm=float(self._confirm(picture, reference)))
 
     def _finding(self, category: str, nearest: tuple[Match, ...]) -> Finding:

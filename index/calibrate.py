@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ import numpy as np
 
 from index.errors import InputError, IntegrityError
 from index.files import write_whole
+from index.precision import average_precision
 from index.rate import Rate, percent
+from index.second_look import ALIGNMENT, LookWorth, look_id
 
 if TYPE_CHECKING:
     from index.embed import Embedder
@@ -29,6 +31,7 @@ ENOUGH = 100  # copies; more of them hardly narrow the interval
 
 
 NEVER = 2.0  # a second look's score that is never reached
+RECOLOURED = 0.8  # of alignment; other looks have it from their calibration
 MIN_RECALL = 0.5  # the least share of copies, by the lower end of its interval, that an operating point must flag
 
 
@@ -45,6 +48,8 @@ class OperatingPoint:
             other the two share nothing.
         recoloured_threshold: score from which the second look agrees that a picture, whose cosine reaches ``threshold`` only
             once its hues are turned, is the reference in other colours.
+        second_look: which look these scores are of (see :mod:`index.second_look`).
+        look_id: the digest that it was measured with; empty: any.
     """
 
     threshold: float
@@ -52,7 +57,9 @@ class OperatingPoint:
     look_from: float = NEVER
     alone_threshold: float = NEVER
     veto_below: float = 0.0
-    recoloured_threshold: float = 0.8
+    recoloured_threshold: float = RECOLOURED
+    second_look: str = ALIGNMENT
+    look_id: str = ""
 
     @property
     def own_threshold(self) -> float:
@@ -82,6 +89,9 @@ class Calibration:
         source: what was compared, for a reader.
         min_recall: the recall that the lower end of the interval had to reach; 0 where none was required.
         forced: the interval does not reach ``min_recall``, and the calibration was written anyway.
+        second_look: which look was taken. second_look_id: its digest; empty in older files, which knew alignment alone.
+        recoloured_threshold: see :class:`OperatingPoint`.
+        looks: every look that was compared: name, average precision with its interval, gain over the first with its interval.
     """
 
     calibration_id: str
@@ -105,6 +115,10 @@ class Calibration:
     either_false_positive_rate: Rate | None = None
     min_recall: float = 0.0
     forced: bool = False
+    second_look: str = ALIGNMENT
+    second_look_id: str = ""
+    recoloured_threshold: float = RECOLOURED
+    looks: tuple[tuple[str, float, float, float, float, float, float], ...] = ()
 
     @property
     def point(self) -> OperatingPoint:
@@ -115,11 +129,30 @@ class Calibration:
             look_from=look_from,
             alone_threshold=self.alone_threshold,
             veto_below=self.veto_below,
+            recoloured_threshold=self.recoloured_threshold,
+            second_look=self.second_look,
+            look_id=self.second_look_id,
         )
 
     def summary(self) -> dict[str, Any]:
         """The operating point and its rates as plain data for JSON, tables and reports: everything but the curve."""
         return {name: value for name, value in asdict(self).items() if name != "curve"}
+
+    def looked_by(self, look: str, scores: np.ndarray, copy: np.ndarray, worth: Sequence[LookWorth] = ()) -> Calibration:
+        """The same calibration with the look on record that its scores are of.
+
+        Args:
+            look: its name; see :func:`index.second_look.named`.
+            scores: float (M,), its scores, NaN where there was none. copy: bool (M,).
+            worth: every look that was compared.
+        """
+        recoloured = RECOLOURED
+        if look != ALIGNMENT:  # above every measured other picture, since hues are turned to find something near
+            recoloured = max(self.confirm_threshold, _above(np.sort(scores[~copy & ~np.isnan(scores)]), 0))
+        looks = tuple(one.plain() for one in worth)
+        return _identified(
+            replace(self, second_look=look, second_look_id=look_id(look), recoloured_threshold=recoloured, looks=looks)
+        )
 
     def held_to(self, min_recall: float, *, force: bool = False) -> Calibration:
         """The same calibration with the required recall recorded.
@@ -178,6 +211,7 @@ class Calibration:
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for name in RATES:
                 stored[name] = None if stored[name] is None else _rate(stored[name], name)
+            stored["looks"] = tuple((str(one[0]), *(_number(v, "looks") for v in one[1:])) for one in stored.get("looks", ()))
             stored["curve"] = tuple(tuple(_number(value, "curve") for value in point) for point in stored["curve"])
             calibration = cls(**stored)
             _require_types(calibration)
@@ -194,9 +228,16 @@ RATES = tuple(field.name for field in fields(Calibration) if "Rate" in str(field
 _SCORES = {  # what each number may be; a cosine of two equal vectors may lie a rounding above 1
     "threshold": (-1.001, 1.001), "confirm_threshold": (0, NEVER), "look_from": (-1.001, NEVER),
     "alone_threshold": (0, NEVER), "veto_below": (0, 1), "average_precision": (0, 1.001),
-    "max_false_positive_rate": (0, 1), "min_recall": (0, 1),
+    "max_false_positive_rate": (0, 1), "min_recall": (0, 1), "recoloured_threshold": (0, NEVER),
 }  # fmt: skip
-_LATER = {"min_recall": 0.0, "forced": False}  # left out of the digest at these values: older files have no such fields
+_LATER = {
+    "min_recall": 0.0,
+    "forced": False,
+    "second_look": ALIGNMENT,
+    "second_look_id": "",
+    "recoloured_threshold": RECOLOURED,
+    "looks": (),
+}  # left out of the digest at these values: older files have no such fields
 
 
 def _number(value: Any, name: str) -> float:
@@ -218,13 +259,15 @@ def _require_types(calibration: Calibration) -> None:
     for name, (low, high) in _SCORES.items():
         if not low <= _number(getattr(calibration, name), name) <= high:
             raise ValueError(f"{name} is {getattr(calibration, name)}, not within {low} to {high}")
-    for name in ("calibration_id", "embedder_id", "index_id", "source"):
+    for name in ("calibration_id", "embedder_id", "index_id", "source", "second_look", "second_look_id"):
         if not isinstance(getattr(calibration, name), str):
             raise ValueError(f"{name} is not text")
     if not isinstance(calibration.forced, bool):
         raise ValueError("forced is neither true nor false")
     if None in (calibration.recall, calibration.false_positive_rate, calibration.precision):
         raise ValueError("a rate is missing")
+    if any(len(look) != 7 for look in calibration.looks):
+        raise ValueError("a compared look is not a name and six numbers")
     if any(len(point) != 3 for point in calibration.curve):
         raise ValueError("the curve's points are not three numbers each")
 
@@ -328,6 +371,14 @@ def _above(ordered: np.ndarray, allowed: int) -> float:
     return float(ordered[0]) if allowed >= len(ordered) else float(np.nextafter(ordered[len(ordered) - allowed - 1], np.inf))
 
 
+def agrees_from(look: str, scores: np.ndarray, copy: np.ndarray, *, at_most: float) -> float:
+    """Score from which a look agrees: alignment's own half, or what at most that share of the other pictures reaches."""
+    if look == ALIGNMENT:
+        return 0.5
+    misses = np.sort(scores[~copy & ~np.isnan(scores)])
+    return _above(misses, int(np.floor(at_most * len(misses) + 1e-9)))
+
+
 def compare(
     embedder: Embedder,
     references: np.ndarray,
@@ -349,15 +400,6 @@ def compare(
     if confirm is None:
         return cosine, None
     return cosine, np.array([confirm(picture, reference) for picture, reference in zip(pictures, references, strict=True)])
-
-
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under precision over recall, step-wise (as scikit-learn defines it); ties are taken together."""
-    order = np.argsort(-scores, kind="stable")
-    hits, ranked = np.asarray(positive)[order].astype(np.float64), scores[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    found = np.cumsum(hits)[last]
-    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / (last + 1)))
 
 
 def _identified(calibration: Calibration) -> Calibration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from index.store import ReferenceIndex
 
 if TYPE_CHECKING:
     from index.embed import Embedder
+    from index.second_look import Look
 
 T = TypeVar("T")
 BLOCK = 64  # pictures embedded at a time
@@ -34,17 +35,19 @@ LABELS = {
 COLUMNS = ("picture", "reference", "label")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """A picture and the reference it is compared with: both uint8 RGB (H, W, 3), of any size; ``label`` of :data:`LABELS`.
 
     ``cosine`` is filled where it is known already, as it is for pairs made from an index; ``reference`` may then be missing.
+    ``of`` names what several pairs are made of: a work, a harmless picture.
     """
 
     picture: np.ndarray
     reference: np.ndarray | None
     label: str
     cosine: float | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,15 @@ class Measured:
 
     Attributes:
         cosine: float64 (M,).
-        confirm: float64 (M,), the second look; NaN where the index does not keep a reference's picture: then there is none.
+        looks: look → float64 (M,); NaN where the index does not keep a reference's picture: then there is no second look.
         label: M labels.
+        of: M names of what the pairs are made of.
     """
 
     cosine: np.ndarray
-    confirm: np.ndarray
+    looks: Mapping[str, np.ndarray]
     label: np.ndarray
+    of: tuple[str, ...]
 
     @property
     def copy(self) -> np.ndarray:
@@ -102,7 +107,7 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
         if reference is None:
             fix = "Give its file, or keep pictures in the index (keep_picture)"
             raise InputError(f"the index keeps no picture of {named}", where=where, fix=fix)
-        pairs.append(Pair(picture, reference, label))
+        pairs.append(Pair(picture=picture, reference=reference, label=label, of=named))
     return pairs
 
 
@@ -140,7 +145,7 @@ class MadePairs:
             found = self._index.search(embed_each(self._embedder, pictures), 1)
             for picture, matches in zip(pictures, found, strict=True):
                 for match in matches:
-                    yield Pair(picture, self._index.picture(match.ref_id), NEAR_MISS, match.similarity)
+                    yield self._pair(picture, match.ref_id, NEAR_MISS, match.similarity, match.ref_id)
 
     def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """The references with a picture: kept by the index, or among the works."""
@@ -163,9 +168,13 @@ class MadePairs:
         for ref_id, edited in block:
             own, kept = self._index.embedding(ref_id).astype(np.float64), self._index.picture(ref_id)
             for copy, (vector, matches) in zip(edited, found, strict=False):
-                yield Pair(copy, kept, COPY, float(vector.astype(np.float64) @ own))
+                cosine = float(vector.astype(np.float64) @ own)
+                yield Pair(picture=copy, reference=kept, label=COPY, cosine=cosine, of=ref_id)
                 for match in [m for m in matches if m.ref_id != ref_id][:1]:
-                    yield Pair(copy, self._index.picture(match.ref_id), OTHER, match.similarity)
+                    yield self._pair(copy, match.ref_id, OTHER, match.similarity, ref_id)
+
+    def _pair(self, picture: np.ndarray, ref_id: str, label: str, cosine: float, of: str) -> Pair:
+        return Pair(picture=picture, reference=self._index.picture(ref_id), label=label, cosine=cosine, of=of)
 
     def _versions(self, work: NewReference, rng: np.random.Generator) -> list[np.ndarray]:
         ref_id = content_digest(work.picture)[:16]
@@ -198,20 +207,24 @@ def make_pairs(
     return MadePairs(index, embedder, harmless, works, copies, seed)
 
 
-def measure(pairs: Iterable[Pair], embedder: Embedder, confirm: Callable[[np.ndarray, np.ndarray], float]) -> Measured:
-    """Compare every pair twice: by the embedder's cosine and by the second look, (picture, reference) → [0, 1]."""
+def measure(pairs: Iterable[Pair], embedder: Embedder, looks: Mapping[str, Look]) -> Measured:
+    """Compare every pair by the embedder's cosine and by second looks, name → (picture, reference) → [0, 1]."""
     cosines: list[float] = []
-    looks: list[float] = []
+    seen: dict[str, list[float]] = {name: [] for name in looks}
     labels: list[str] = []
+    of: list[str] = []
     for block in _blocks(pairs, BLOCK // 2):
         unknown = [pair for pair in block if pair.cosine is None]
         both = [picture for pair in unknown for picture in (pair.picture, pair.reference) if picture is not None]
         vectors = iter(embed_each(embedder, both).astype(np.float64) if both else ())
         for pair in block:
             cosines.append(float(next(vectors) @ next(vectors)) if pair.cosine is None else pair.cosine)
-            looks.append(np.nan if pair.reference is None else float(confirm(pair.picture, pair.reference)))
+            for name, look in looks.items():
+                seen[name].append(np.nan if pair.reference is None else float(look(pair.picture, pair.reference)))
             labels.append(pair.label)
-    return Measured(np.array(cosines, np.float64), np.array(looks, np.float64), np.array(labels))
+            of.append(pair.of or f"pair {len(of)}")
+    scores = {name: np.array(found, np.float64) for name, found in seen.items()}
+    return Measured(np.array(cosines, np.float64), scores, np.array(labels), tuple(of))
 
 
 def _edited(picture: np.ndarray, rng: np.random.Generator, copies: int) -> list[np.ndarray]:

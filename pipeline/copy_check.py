@@ -7,13 +7,14 @@ bound by its digest and sealed in ``run.json``, so that a report can show it wit
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.at_uri import beside
 from index.errors import ConfigError, IntegrityError
 from index.rate import Rate, percent
+from index.second_look import ALIGNMENT, AUTO, named, require
 from index.shipped import STICKERS
 from index.storage import place
 from pipeline.config import RunConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from index.calibrate import Calibration
 
 CALIBRATION, POLICY = "calibration", "policy"
+WHERE = "policy: copies.second_look"
 
 
 def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> Calibration | None:
@@ -31,22 +33,47 @@ def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *,
     It is the one beside the index, else the one shipped with the embedded world.
 
     Raises:
-        ConfigError: there is none for this embedder, and no threshold in the policy.
+        ConfigError: there is none for this embedder, and no threshold in the policy; or it is of another second look than the
+            policy asks for.
+        IndexMismatch: the second look here is not the one that it was measured with.
         InputError: it cannot be read.
         IntegrityError: its numbers are not those it was written with.
     """
+    asked = named(policy.copies.second_look, base=base, where=WHERE)
     if policy.copies.threshold is not None:
-        return None
+        if asked in (AUTO, ALIGNMENT):
+            return None
+        what = f"the second look {asked!r} has no operating point: with copies.threshold no calibration is in force"
+        fix = f"Remove copies.threshold, and run: clearance index calibrate {config.index} --second-look {asked}"
+        raise ConfigError(what, where=WHERE, fix=fix)
     from index.calibrate import Calibration
 
     for path in (beside(place(config.index, base), "calibration.json"), STICKERS / "calibration.json"):
         if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
-            return found
+            return _with_look(found, asked, config.index)
     raise ConfigError(
         "there is no calibrated threshold for this embedder",
         where=f"policy {policy.name}: copies.threshold",
         fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
     )
+
+
+def _with_look(found: Calibration, asked: str, index: str) -> Calibration:
+    """The calibration with the place of its second look, where a policy states it.
+
+    Raises:
+        ConfigError: the policy asks for a look that the calibration is not of.
+        ModelError: a descriptor's file cannot be read.
+        IndexMismatch: the look is not the one that was measured.
+    """
+    kind, measured = (look.partition(":")[0] for look in (asked, found.second_look))
+    if asked != AUTO and kind != measured:
+        what = f"the policy asks for the second look {asked!r}, and the index was calibrated for {found.second_look!r}"
+        fix = f'Run: clearance index calibrate {index} --second-look {asked}; or set copies.second_look = "auto"'
+        raise ConfigError(what, where=WHERE, fix=fix)
+    look = found.second_look if asked == AUTO else asked
+    require(look, found.second_look_id)
+    return replace(found, second_look=look)
 
 
 def copy_check_record(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> dict[str, Any]:
@@ -77,6 +104,7 @@ class CopyCheck:
         recall: share of the measured copies that reach the threshold. false_alarms: the same of harmless pictures.
         whole_recall, whole_false_alarms: of both looks together, where the index keeps the reference's picture.
         least_recall: what the lower end of the recall's interval must reach. forced: it was accepted although it does not.
+        second_look: how near pictures are compared once more.
         measured_on: what was compared, for a reader. measured_index_id: the state of the index, if it was measured with one.
     """
 
@@ -90,6 +118,7 @@ class CopyCheck:
     whole_false_alarms: Rate | None = None
     least_recall: float = 0.0
     forced: bool = False
+    second_look: str = ALIGNMENT
     measured_on: str = ""
     measured_index_id: str = ""
 
@@ -118,6 +147,7 @@ class CopyCheck:
                 whole_false_alarms=_rate(record["either_false_positive_rate"]),
                 least_recall=_number(record["least_recall"]),
                 forced=record["forced"] is True,
+                second_look=str(record.get("second_look", ALIGNMENT)),
                 measured_on=str(record["source"]),
                 measured_index_id=str(record["index_id"]),
             )

@@ -72,8 +72,10 @@ class Compared:
     calibration_id: str = ""
 
 
-def guards_in_force(config: RunConfig, policy: Policy, model_digest: str, embedder_id: str) -> list[GuardInForce]:
-    """The guards of a run as they are on this machine, found without loading them.
+def guards_in_force(
+    config: RunConfig, policy: Policy, model_digest: str, embedder_id: str, look_id: str = ""
+) -> list[GuardInForce]:
+    """The guards of a run as they are on this machine, found without loading them; ``look_id``: of the second look in force.
 
     Raises:
         GuardUnavailable: a required guard cannot run here.
@@ -85,7 +87,7 @@ def guards_in_force(config: RunConfig, policy: Policy, model_digest: str, embedd
     if embedder_id:
         from guards.copies import CopiesGuard
 
-        probe = CopiesGuard.probe(embedder_id)
+        probe = CopiesGuard.probe(embedder_id, look_id)
         found.append(GuardInForce(name="copies", version=probe.version, weights=probe.weights, action=policy.copies.action))
     tables = guard_tables(policy)
     probes, _ = probe_guards(tables)
@@ -142,7 +144,7 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
     Raises:
         ClearanceError: model, index, adapter or a required guard cannot be used here.
     """
-    model_digest, compared = folder_digest(resolve(config.model)), Compared()
+    model_digest, compared, look_id = folder_digest(resolve(config.model)), Compared(), ""
     if config.index:
         from index.store import ReferenceIndex
         from pipeline.copy_check import calibration_in_force
@@ -150,8 +152,9 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         index = ReferenceIndex.open(place(config.index, base))
         found = calibration_in_force(config, policy, index.embedder_id, base=base)
         calibration_id = found.calibration_id if found is not None else "policy"
+        look_id = found.second_look_id if found is not None else ""
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
-    guards = guards_in_force(config, policy, model_digest, compared.embedder_id)
+    guards = guards_in_force(config, policy, model_digest, compared.embedder_id, look_id)
     adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
     keys = Keys.find(config.marks.keys, base=base)
     secrets = marks_parts(config.marks, keys) | salt_parts(secret_salt(keys))

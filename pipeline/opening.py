@@ -75,7 +75,7 @@ def open_copies(config: RunConfig, policy: Policy, *, base: Path, device: str = 
     index = ReferenceIndex.open(place(config.index, base))
     embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, device=device, base=base)
     calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
-    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues)
+    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues, device=device)
     return Copies(guard, index, calibration_id, point.threshold)
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from guards.allowed import AllowList
 from index.errors import ConfigError
+from index.second_look import AUTO, BUILT_IN, DESCRIPTOR, WORDS
 from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table, within
 from pipeline.methods import LadderRung
 from pipeline.rungs import MarkLadderRung
@@ -75,9 +76,18 @@ class CopiesPolicy:
         "into how many parts the circle of hues is cut to find copies in other colours, of references whose picture the index "
         "keeps; 1: they are not looked for",
     )  # fmt: skip
+    second_look: str = line(
+        AUTO,
+        "the second look at a near picture: `alignment` (drawings), `keypoints` (photographs), `descriptor:FILE` (a network in "
+        "TorchScript or ONNX), or `auto`: the one that the index was calibrated for. Any other than that is refused",
+        least=1,
+    )
     action: Literal["steer", "reject", "observe"] = choice("steer", ACTION)
 
     def __post_init__(self) -> None:
+        look = self.second_look
+        if look not in (AUTO, *BUILT_IN) and (not look.startswith(DESCRIPTOR) or not look.removeprefix(DESCRIPTOR).strip()):
+            raise contradiction("second_look", f"there is no second look {look!r}", f"One of: {WORDS}")
         if self.confirm_threshold is not None and self.threshold is None:
             what = "has no effect without copies.threshold: the calibrated operating point has its own"
             raise contradiction("confirm_threshold", what, "Remove it, or set copies.threshold as well")

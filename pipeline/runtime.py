@@ -147,7 +147,8 @@ class Runtime:
         markers, salt = open_markers(config.marks, keys), secret_salt(keys)
         model = load_model(config.model)
         erasers = open_erasers(config.adapters, model, base=base)
-        found = guards_in_force(config, policy, model.digest, copies.index.embedder_id if copies is not None else "")
+        ids = ("", "") if copies is None else (copies.index.embedder_id, copies.guard.point.look_id)
+        found = guards_in_force(config, policy, model.digest, *ids)
         opened = {"copies", *(guard.name for guard in guards)}  # one that is here and cannot be opened is not in force
         in_force = [guard for guard in found if guard.name in opened]
         if copies is None:

@@ -297,6 +297,14 @@ def index_calibrate(
     force: Annotated[
         bool, typer.Option("--force", help="Write an operating point even below --min-recall; it stays marked.")
     ] = False,
+    second_look: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOOK",
+            help="alignment, keypoints or descriptor:FILE; of several the best is chosen. auto: the first two.",
+            show_default="auto",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the edits.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
     embedder: OfIndex = "",
@@ -305,14 +313,15 @@ def index_calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Choose the threshold from which a picture counts as too near, and measure what it is worth."""
-    from index.calibrate import calibrate
-    from index.confirm import confirm
+    from index.calibrate import agrees_from, calibrate
     from index.pairs import make_pairs, measure, read_pairs
+    from index.second_look import best_of, compared, open_looks, why
 
     if pairs is not None and (harmless is not None or works is not None):
         other = "--harmless" if harmless is not None else "--works"
         what = f"--pairs and {other} exclude each other"
         raise InputError(what, where="index calibrate", fix="Label the harmless ones too, or leave out --pairs")
+    looks = open_looks(second_look or ["auto"], where="--second-look")
     store = _open(index)
     given = _works(works, None) if works is not None else None
     stock = _works(harmless, None) if harmless is not None else None
@@ -325,7 +334,7 @@ def index_calibrate(
         listed = made = make_pairs(store, model, stock or (), works=given or (), copies=copies, seed=seed)
         total = 2 * copies * len(store) + 2 * (stock.total or 0 if stock is not None else 0)  # at most
     with Steps(make_console(stderr=True), "comparing", total) as steps:
-        measured = measure(steps.over(listed), model, confirm)
+        measured = measure(steps.over(listed), model, looks)
     if made is None:
         source = f"{total} labelled pairs of {pairs.name if pairs is not None else ''}"
     else:
@@ -334,10 +343,13 @@ def index_calibrate(
             f"{copies} edited copies of each of {len(made.measured)} of {len(store)} references, seed {seed}; "
             f"{harmless_pictures} harmless pictures"
         )
+    worth = compared(measured.looks, measured.copy, measured.of)
+    seen = measured.looks[look := best_of(worth).look if worth else next(iter(looks))]
     chosen = calibrate(
-        model.embedder_id, measured.cosine, measured.copy, confirm=measured.confirm, index_id=store.index_id,
-        max_false_positive_rate=false_alarms, max_added_rate=added, max_vetoed_rate=0.005, source=source,
-    )  # fmt: skip
+        model.embedder_id, measured.cosine, measured.copy, confirm=seen, index_id=store.index_id,
+        confirm_threshold=agrees_from(look, seen, measured.copy, at_most=added), max_false_positive_rate=false_alarms,
+        max_added_rate=added, max_vetoed_rate=0.005, source=source,
+    ).looked_by(look, seen, measured.copy, worth)  # fmt: skip
     if not as_json:
         make_console().print(operating_point(chosen, measured))
     found = chosen.held_to(min_recall, force=force)
@@ -357,6 +369,7 @@ def index_calibrate(
         say(f"note: {n} harmless pairs cannot show a rate of {false_alarms:.2%}; the threshold lies above them all")
     if pairs is None and harmless is None:
         say("note: nothing harmless was given: other works of the index stood in for near misses, which they hardly are")
+    say(f"second look: {why(worth) if worth else look + '; no picture was at hand to compare looks with'}")
     if found.forced:
         say(f"note: forced: the threshold flags {found.recall} of the copies, and every report will show it")
     say(f"{path}: {found.calibration_id}, used by every run on this index whose policy sets no copies.threshold")

@@ -152,6 +152,7 @@ def worth(found: Calibration) -> list[tuple[str, str]]:
         ("threshold", f"{found.threshold:.4f}"),
         ("copies flagged", told(found.recall)),
         ("harmless flagged", told(found.false_positive_rate)),
+        ("second look", found.second_look),
         ("measured on", found.source or "not stated"),
     ]
     if found.forced:
@@ -184,6 +185,12 @@ def operating_point(found: Calibration, measured: Measured) -> Table:
     table.add_row("copies flagged by the whole rule", told(found.either_recall))
     table.add_row("harmless flagged by the whole rule", told(found.either_false_positive_rate))
     table.add_row("average precision", f"{found.average_precision:.4f}")
+    for look, precision, low, high, *gain in found.looks:
+        above = "" if not any(gain) else f", {gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f}) against {found.looks[0][0]}"
+        chosen = ", in force" if look == found.second_look else ""
+        table.add_row(
+            f"second look {look}", f"average precision alone {precision:.3f} ({low:.3f} to {high:.3f}){above}{chosen}"
+        )
     for label in dict.fromkeys(measured.label.tolist()):
         mine = measured.cosine[measured.label == label]
         low, middle, high = (float(v) for v in np.quantile(mine, (0.05, 0.5, 0.95)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from index import at_uri
 from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError, RunStopped
+from index.second_look import ALIGNMENT
 from index.storage import is_folder
 from pipeline.policy import CONFIRM, Policy
 
@@ -93,7 +94,7 @@ def point_of_plan(stored: Mapping[str, Any], policy: Policy, *, where: str) -> O
         InputError: the plan records none (runs of early versions).
         IntegrityError: what it records cannot be read.
     """
-    from index.calibrate import NEVER, OperatingPoint
+    from index.calibrate import NEVER, RECOLOURED, OperatingPoint
     from pipeline.copy_check import POLICY
 
     record = stored["copy_check"]
@@ -111,6 +112,9 @@ def point_of_plan(stored: Mapping[str, Any], policy: Policy, *, where: str) -> O
             look_from=min(float(record.get("look_from", NEVER)), threshold),
             alone_threshold=float(record.get("alone_threshold", NEVER)),
             veto_below=float(record["veto_below"]),
+            recoloured_threshold=float(record.get("recoloured_threshold", RECOLOURED)),
+            second_look=str(record.get("second_look", ALIGNMENT)),
+            look_id=str(record.get("second_look_id", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         what = f"the record of its copy check cannot be read ({type(error).__name__}: {error})"

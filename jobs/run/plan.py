@@ -133,9 +133,9 @@ class Plan:
 
             require_rows(config)
             identity = openers().identity(config, policy, base)
-            in_force = guards_in_force(config, policy, identity.get("model_digest", ""), identity.get("embedder_id", ""))
-            guards = tuple(guard.plain() for guard in in_force)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
+            ids = identity.get("model_digest", ""), identity.get("embedder_id", ""), copy_check.get("second_look_id", "")
+            guards = tuple(guard.plain() for guard in guards_in_force(config, policy, *ids))
         return cls(
             config=config, policy=policy, base=base, requests=tuple(requests), identity=dict(identity), parent=parent,
             copy_check=copy_check, guards=guards,

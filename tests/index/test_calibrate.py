@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.calibrate import NEVER, Calibration, average_precision, calibrate, compare
+from index.calibrate import NEVER, Calibration, calibrate, compare
 from index.errors import InputError, IntegrityError
+from index.precision import average_precision
 from index.rate import Rate
 
 from .conftest import GridEmbedder, drawing
@@ -247,3 +248,24 @@ def test_a_folder_in_the_place_of_a_calibration_is_refused(tmp_path: Path) -> No
         Calibration.load(tmp_path / "c.json")
     with pytest.raises(InputError, match="cannot be written"):
         calibrate("e", *scores()).save(tmp_path / "gone" / "c.json")
+
+
+def test_a_calibration_is_of_one_look_and_keeps_what_was_compared(tmp_path: Path) -> None:
+    from index.calibrate import agrees_from
+    from index.keypoints import keypoints_id
+    from index.second_look import compared
+
+    rng = np.random.default_rng(4)
+    copy = np.arange(200) < 100
+    similarity, looked = copy * 0.4 + rng.normal(0.4, 0.1, 200), copy * 0.5 + rng.uniform(0, 0.3, 200)
+    agrees = agrees_from("keypoints", looked, copy, at_most=0.02)
+    assert (looked[~copy] >= agrees).sum() == 2 and agrees_from("alignment", looked, copy, at_most=0.02) == 0.5
+    worth = compared({"alignment": rng.uniform(0, 1, 200), "keypoints": looked}, copy, [f"w{i % 50}" for i in range(200)])
+    found = calibrate("e", similarity, copy, confirm=looked, confirm_threshold=agrees, max_added_rate=0.01)
+    kept = found.looked_by("keypoints", looked, copy, worth)
+    assert kept.point.second_look == "keypoints" and kept.point.look_id == keypoints_id()
+    assert max(agrees, looked[~copy].max()) <= kept.point.recoloured_threshold < looked[copy].max()
+    kept.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == kept
+    assert [look[0] for look in kept.looks] == ["alignment", "keypoints"] and kept.looks[1][4] > 0
+    assert found.looked_by("alignment", looked, copy).point.recoloured_threshold == 0.8

@@ -62,12 +62,14 @@ def test_pairs_are_made_of_every_kept_picture(index: ReferenceIndex, embedder: G
     pairs = list(make_pairs(index, embedder, [work(8), work(9)], copies=3))
     count = {label: sum(p.label == label for p in pairs) for label in (COPY, OTHER, NEAR_MISS)}
     assert count == {COPY: 6, OTHER: 6, NEAR_MISS: 4}  # two kept pictures; two harmless ones, plain and edited
-    measured = measure(pairs, embedder, lambda picture, reference: 0.25)
+    measured = measure(pairs, embedder, {"alignment": lambda picture, reference: 0.25})
     assert measured.copy.sum() == 6 and np.isfinite(measured.cosine).all()
     assert measured.cosine[measured.copy].mean() > measured.cosine[~measured.copy].mean()
     kept = [pair.reference is not None for pair in pairs]
-    assert np.array_equal(~np.isnan(measured.confirm), kept)  # no second look where the reference's picture is not kept
-    assert set(measured.confirm[kept]) == {0.25}
+    assert np.array_equal(
+        ~np.isnan(measured.looks["alignment"]), kept
+    )  # no second look where the reference's picture is not kept
+    assert set(measured.looks["alignment"][kept]) == {0.25}
     again = list(make_pairs(index, embedder, [work(8), work(9)], copies=3))
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(pairs, again, strict=True))
 
@@ -82,7 +84,7 @@ def test_labelled_pairs_name_files_or_references(index: ReferenceIndex, embedder
     Image.fromarray(drawing(1)).save(tmp_path / "a.png")
     kept = next(r.ref_id for r in index.references() if r.title == "work 1")
     pairs = read_pairs(sheet(tmp_path, [("a.png", kept, COPY), ("a.png", "a.png", OTHER)]), index)
-    measured = measure(pairs, embedder, lambda picture, reference: 1.0)
+    measured = measure(pairs, embedder, {"alignment": lambda picture, reference: 1.0})
     assert measured.cosine == pytest.approx([1.0, 1.0], abs=1e-6) and measured.label.tolist() == [COPY, OTHER]
 
 

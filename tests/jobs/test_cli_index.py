@@ -135,6 +135,20 @@ def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path
     assert (built / "calibration.json").read_bytes() == kept
 
 
+def test_calibrate_compares_looks_and_prints_why_one_is_chosen(built: Path, tmp_path: Path) -> None:
+    few = ("--copies", 3, "--false-alarms", 0.2, "--min-recall", 0.4)
+    harmless = draw(tmp_path / "harmless", ["pear", "plum"])
+    both = call("calibrate", built, "--harmless", harmless, *few)
+    found = Calibration.load(built / "calibration.json")
+    assert [look[0] for look in found.looks] == ["alignment", "keypoints"] and "second look keypoints" in both.output
+    assert f"second look: {found.second_look}: " in both.output
+    alone = call("calibrate", built, "--harmless", harmless, *few, "--second-look", "keypoints")
+    assert "keypoints: no other look was compared" in alone.output
+    assert Calibration.load(built / "calibration.json").second_look == "keypoints"
+    slip = call("calibrate", built, "--second-look", "key-points")
+    assert slip.exit_code != 0 and "keypoints or descriptor:FILE" in slip.output
+
+
 def test_calibrate_warns_when_the_pairs_cannot_show_the_rate(built: Path) -> None:
     done = call("calibrate", built)
     assert done.exit_code == 0 and "cannot show a rate" in done.output and "nothing harmless was given" in done.output

@@ -216,6 +216,27 @@ def marks(
 
 
 @app.command()
+def photographs(
+    packages: Annotated[
+        Path, typer.Option(help="Unpacked packages that ship photographs, each in a folder of its name.", show_default=False)
+    ],
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="What was measured is kept here; a stopped bench goes on.")] = Path(
+        "bench-photographs"
+    ),
+    most: Annotated[int, typer.Option(min=2, help="Most works.")] = 320,
+) -> None:
+    """The second look on photographs: alignment, key points and a descriptor, against the nearest other pictures.
+
+    Example: clearance lab bench photographs --packages packages
+    """
+    from jobs.lab.bench.photographs import bench
+
+    bench(out, packages=packages, work=work, quick=quick, most=most)
+
+
+@app.command()
 def ray(out: Out = DOCS, quick: Quick = False) -> None:
     """Measure Ray: two workers against one, what Ray adds to the work, the start, and Ray Data beside warm workers; 5 minutes.
 

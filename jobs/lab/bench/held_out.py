@@ -123,7 +123,7 @@ def precision_measure(
     name: str, scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str], goal: float | None = None
 ) -> Measure:
     """Average precision with a bootstrap interval over whole clusters."""
-    from index.calibrate import average_precision
+    from index.precision import average_precision
 
     of = np.asarray(clusters)
     groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]

@@ -203,7 +203,7 @@ def _rate(hits: Any) -> list[float]:
 
 def copies_report(score: np.ndarray, copy: np.ndarray, group: np.ndarray, points: dict[str, float]) -> dict[str, Any]:
     """Average precision and recall at 1 % and 5 % false positives, with intervals from resampling whole names."""
-    from index.calibrate import average_precision
+    from index.precision import average_precision
 
     def numbers(rows: np.ndarray) -> list[float]:
         s, c = score[rows], copy[rows]

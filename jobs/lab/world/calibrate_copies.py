@@ -101,9 +101,10 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
         path: the calibration's file.
         limit: most held-out names to use.
     """
-    from index.calibrate import average_precision, calibrate, compare
+    from index.calibrate import calibrate, compare
     from index.confirm import confirm
     from index.embed import OpenCLIPEmbedder
+    from index.precision import average_precision
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import held_out, load, prescribed
 

@@ -44,7 +44,7 @@ def evaluate(
     import torch
     from torch.nn import functional
 
-    from index.calibrate import average_precision
+    from index.precision import average_precision
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import held_out, prescribed
 
