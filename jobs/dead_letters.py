@@ -19,7 +19,7 @@ class DeadLetter:
     """A request that ended as an error.
 
     Attributes:
-        key, row_no, prompt, negative_prompt, seed: the request's.
+        key, row_no, prompt, negative_prompt, seed, adapter: the request's.
         reason: the reason code. error_class, error_message: of the exception.
     """
 
@@ -28,6 +28,7 @@ class DeadLetter:
     prompt: str
     negative_prompt: str
     seed: int
+    adapter: str
     reason: str
     error_class: str
     error_message: str
@@ -52,6 +53,7 @@ def dead_letters(folder: Path) -> Iterator[DeadLetter]:
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 seed=request.seed,
+                adapter=request.adapter,
                 reason=row["reason"],
                 error_class=row["error_class"] or "",
                 error_message=row["error_message"] or "",

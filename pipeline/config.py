@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -11,6 +12,7 @@ from pipeline.settings import contradiction, settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
 HARD_STOP = ("unsafe.",)
+LATER_ADAPTER_KEYS = {"kind": "auto", "name": "", "rows": "all"}  # that came after the others
 
 
 Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd", "flow_match_euler"]
@@ -90,6 +92,11 @@ class GenerationConfig:
     )  # fmt: skip
     threads: int = number(1, 1, 1024, "torch threads per worker; part of the plan, because it can change the last bits")
     diversity: DiversityConfig = table(DiversityConfig)
+    prompt_weighting: bool = flag(
+        False,
+        "read `(word:1.3)`, `(word)` and `[word]` in prompts as weights; false: brackets are part of the prompt. See "
+        "[Prompts](#prompts)",
+    )
 
 
 @settings
@@ -133,25 +140,51 @@ class GuardsConfig:
 
 @settings
 class AdapterConfig:
-    """An adapter that erases marks."""
+    """An adapter: a LoRA, a textual inversion, or an eraser of marks."""
 
     path: str = line(
         REQUIRED,
-        "an eraser's folder (`clearance erase train`), or `stickers:NAME`, one that ships; no `[[adapters]]`: those that ship "
-        "for the model",
+        "a LoRA or textual inversion (`.safetensors`, or a folder that holds one such file), an eraser's folder "
+        "(`clearance erase train`), or `stickers:NAME`, an eraser that ships; a path or URI. Without an eraser in the list "
+        "those that ship for the model are used",
         least=1,
     )
-    weight: float = number(1.0, 0, 10, "strength of its low-rank weights")
+    kind: Literal["auto", "lora", "embedding", "eraser"] = choice(
+        "auto", "what it is; auto: what its file holds. Another word is checked against the file"
+    )
+    name: str = line(
+        "",
+        "name in rows and prompt files; of an `embedding` the word in prompts that stands for its vectors. Empty: the file's "
+        "name without its ending; of an embedding that names its word, that word",
+    )
+    weight: float = number(1.0, -10, 10, "strength of its low-rank weights; below 0 only for a `lora`")
+    rows: Literal["all", "named"] = choice(
+        "all",
+        "of a `lora`, the requests it acts on. all: every one, and it is merged into the model's weights; named: those "
+        "whose column `adapter` names it",
+    )
     lowrank: Literal["auto", "always", "flagged"] = choice(
         "auto",
-        "the samples its low-rank weights act on: all, or those a mark was found on; auto: always after data "
+        "of an `eraser`, the samples its low-rank weights act on: all, or those a mark was found on; auto: always after data "
         "removal, flagged after model removal",
     )
     tokens: Literal["flagged", "always"] = choice(
         "flagged",
-        "its tokens in the negative conditioning: where a mark was found, or in every sample's, for the places of its training "
-        "set",
+        "of an `eraser`, its tokens in the negative conditioning: where a mark was found, or in every sample's, for the "
+        "places of its training set",
     )
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """What a plan binds of it beside its content: not its place, and a later key only where it is in use, so that older
+        plans keep their digests."""
+        stated = asdict(self)
+        return {key: value for key, value in stated.items() if key != "path" and value != LATER_ADAPTER_KEYS.get(key)}
+
+    @property
+    def called(self) -> str:
+        """Its name in rows and prompt files."""
+        return self.name or self.path.rstrip("/").rpartition("/")[2].removeprefix("stickers:").removesuffix(".safetensors")
 
 
 @settings
@@ -210,6 +243,11 @@ class ColumnsConfig:
     key: str = line("", "column of the keys, text or integers, each once; empty: `key`, where the file has it")
     seed: str = line("", "column of the seeds, whole numbers; empty: `seed`, where the file has it")
     negative_prompt: str = line("", "column of the negative prompts; empty: `negative_prompt`, where the file has it")
+    adapter: str = line(
+        "",
+        'column of the adapters with `rows = "named"`, as `NAME`, `NAME:STRENGTH` or several with commas; empty: `adapter`, '
+        "where the file has it and there are such adapters",
+    )
 
 
 def _one_or_many(value: Any) -> Any:
@@ -293,7 +331,9 @@ class RunConfig:
     generation: GenerationConfig = table(GenerationConfig)
     embedder: EmbedderConfig = table(EmbedderConfig)
     guards: GuardsConfig = table(GuardsConfig)
-    adapters: tuple[AdapterConfig, ...] = several((), 16, "adapters that erase marks; none: those that ship for the model")
+    adapters: tuple[AdapterConfig, ...] = several(
+        (), 16, "LoRAs, textual inversions, and erasers of marks; without an eraser: those that ship for the model"
+    )
     marks: MarksConfig = table(MarksConfig)
     keep: KeepConfig = table(KeepConfig)
     metrics: MetricsConfig = table(MetricsConfig)

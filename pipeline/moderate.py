@@ -89,7 +89,7 @@ class Moderation:
             return [open_request.failed(*broken)]
         tag, self._submitted = self._submitted, self._submitted + 1
         try:
-            open_request.truncated = self.runtime.model.truncated(request.prompt)
+            open_request.truncated = self.runtime.truncated(request.prompt)
             self.runtime.engine.submit(first(self.runtime, tag, request))
         except Exception as error:
             return [open_request.broken("error.prompt", error), *self._break(request, "error.prompt", str(error))]
@@ -236,7 +236,9 @@ def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tupl
         and not t.group  # its mates need it in their calls
         and affordable(runtime, open_requests[t.tag], t)
     ]
-    found, failures = together_or_alone(lambda some: early.look(some, [open_requests[t.tag].request.prompt for t in some]), due)
+    found, failures = together_or_alone(
+        lambda some: early.look(some, [runtime.adapters.plain(open_requests[t.tag].request.prompt) for t in some]), due
+    )
     for t, error in failures:
         open_requests[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
     caught = [(t, hit) for t, hit in found if hit is not None]

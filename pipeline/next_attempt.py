@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from guards.copies import RECOLOURED
 from pipeline.decide import is_mark
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapters import denoisers
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Caught, Decision, Request
 from pipeline.policy import action_of
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
     """The trajectory of a request's first attempt."""
-    negative = runtime.negative_of(request.negative_prompt, runtime.standing) if runtime.engine.guided else None
-    context, noise = runtime.context_of(request.prompt), runtime.engine.initial_noise(request.seed)
+    worn = runtime.adapters.worn(request.adapter)
+    negative = runtime.negative_of(request.negative_prompt, runtime.standing, worn) if runtime.engine.guided else None
+    context, noise = runtime.context_for(worn)(request.prompt), runtime.engine.initial_noise(request.seed)
     return Trajectory(
         tag=tag,
         latent=noise,
@@ -38,7 +40,7 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
         context=context,
         negative=negative,
         seed=request.seed,
-        lowrank=runtime.erasers.always_lowrank,
+        lowrank=(*runtime.erasers.always_lowrank, *denoisers(worn)),
         group=_group(runtime, request) if request.group else None,
         member=request.member,
     )
@@ -137,11 +139,14 @@ def _erasure(runtime: Runtime, open_request: OpenRequest, rung: EraseRung) -> Er
 
 def _erase(runtime: Runtime, last: Trajectory, open_request: OpenRequest, rung: EraseRung, erasure: Erasure) -> None:
     """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
-    negative = runtime.negative_of(open_request.request.negative_prompt, erasure) if last.negative is not None else None
+    worn = runtime.adapters.worn(open_request.request.adapter)
+    negative = runtime.negative_of(open_request.request.negative_prompt, erasure, worn) if last.negative is not None else None
     before = open_request.intervention
     trajectory, open_request.intervention = erase(runtime.engine, last, rung, erasure, negative, seed=open_request.seed)
     if before is not None and (trajectory.push is not None or trajectory.nudge is not None):
         open_request.intervention = replace(open_request.intervention, ref_ids=before.ref_ids)
+    if trajectory.lowrank:  # else it goes on with those of the attempt before
+        trajectory.lowrank = (*trajectory.lowrank, *denoisers(worn))
     open_request.erasure, open_request.resumed_from = erasure, trajectory.step
     runtime.engine.submit(trajectory.resumed(last, open_request.seed))
 
@@ -152,11 +157,12 @@ def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
     nearest = [
         titles.get(ref_id, "") for ref_id in open_request.nearest_references()
     ]  # flagged ones need not be among the nearest
+    worn = runtime.adapters.worn(open_request.request.adapter)
     return Words(
         open_request.request.prompt,
         open_request.request.negative_prompt,
         nearest,
-        lambda text: runtime.negative_of(text, open_request.erasure),
+        lambda text: runtime.negative_of(text, open_request.erasure, worn),
     )
 
 

@@ -46,6 +46,7 @@ class Request:
         prompt: the caption to draw.
         negative_prompt: what the picture shall not show.
         seed: seed of the first attempt's noise.
+        adapter: the LoRAs of this row alone, as ``NAME`` or ``NAME:STRENGTH``, with commas; empty: none.
         columns: the caller's own columns of the input row, as one JSON object; empty: there are none.
         problem: reason code and message when the input row is unusable; such a request ends as an error row.
         group: id of the group whose members push one another apart (:mod:`pipeline.steer.diversity`); empty: it stands alone.
@@ -58,6 +59,7 @@ class Request:
     prompt: str
     negative_prompt: str = ""
     seed: int = 0
+    adapter: str = ""
     columns: str = ""
     problem: tuple[str, str] | None = None
     group: str = ""
@@ -67,13 +69,15 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA, textual inversion or eraser that was loaded: what it is, its digest, its weight, the tokens it brought."""
+    """A LoRA, textual inversion or eraser that was loaded: what it is, its digest, its weight, the tokens it brought, and the
+    licence that its file states."""
 
     name: str
     kind: str
     digest: str
     weight: float = 1.0
     tokens: tuple[str, ...] = ()
+    licence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

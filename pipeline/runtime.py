@@ -19,7 +19,7 @@ from pipeline.looking.beside import guard_processes, looker_identity, open_looke
 from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
-from pipeline.model.contexts import Contexts
+from pipeline.model.adapters import Adapters, Read, open_adapters, texts
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
     from pipeline.model.conditioning import Conditioning
+    from pipeline.model.contexts import Contexts
+    from pipeline.model.reading import Worn
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CONTEXT_BYTES = 2**30  # conditionings kept
@@ -65,13 +67,13 @@ class Runtime:
         calibration_id: str = "",
         threshold: float = 0.0,
         erasers: Erasers | None = None,
+        adapters: Adapters | None = None,
         in_force: Sequence[GuardInForce] = (),
-        markers: Markers | None = None,
     ) -> None:
-        self.config, self.model, self.markers = config, model, markers or Markers()
+        self.config, self.model = config, model
         self.pool: Pool | None = None  # guards beside this process; set it before the loop begins
         self.spent = Activity()
-        self.salt = ""  # the deployment's, set where keys were looked for
+        self.salt, self.markers = "", Markers()  # the deployment's, set where keys were looked for
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
@@ -87,11 +89,10 @@ class Runtime:
         features = config.feature_mib * 2**20
         self.engine.features = FeatureCache(features, most=features)
         kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
-        self.context_of = self.contexts = Contexts(model.encode_prompts, kept)
-        if model.negatives_differ:
-            self.negative_context_of = Contexts(partial(model.encode_prompts, negative=True), kept)
-        else:
-            self.negative_context_of = self.contexts
+        self.adapters = adapters or Adapters()
+        self.read = Read(model, self.adapters, kept)
+        self.context_of = self.contexts = self.read.contexts()
+        self.negative_context_of = self.read.contexts(negative=True)
         self.references = References(index, model, hues=policy.copies.hues)
         self.early = None
         if copies is not None and wanted(policy):
@@ -106,9 +107,7 @@ class Runtime:
             steps = self.early.steps
             self.engine.looked_at = lambda t: t.step in steps
         self.erasers = erasers or Erasers()
-        self._standing_of = lru_cache(maxsize=kept)(
-            lambda text: negative_conditioning(model, text, self.standing, self.negative_context_of)
-        )
+        self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
         if self.standing is not None and not self.engine.guided:
             fix = "Raise generation.guidance_scale above 1, or leave the key out"
@@ -146,6 +145,7 @@ class Runtime:
         keys = Keys.find(config.marks.keys, base=base)  # before anything takes long
         markers, salt = open_markers(config.marks, keys), secret_salt(keys)
         model = load_model(config.model)
+        adapters = open_adapters(config.adapters, model, base=base, weights=config.generation.prompt_weighting)
         erasers = open_erasers(config.adapters, model, base=base)
         ids = ("", "") if copies is None else (copies.index.embedder_id, copies.guard.point.look_id)
         found = guards_in_force(config, policy, model.digest, *ids)
@@ -154,15 +154,15 @@ class Runtime:
         if copies is None:
             runtime = cls(
                 config, policy, model, guards=guards, skipped=[*skipped, "copies: no index in the run file"],
-                threshold=policy.copies.threshold or 0.0, erasers=erasers, in_force=in_force, markers=markers,
+                threshold=policy.copies.threshold or 0.0, erasers=erasers, adapters=adapters, in_force=in_force,
             )  # fmt: skip
         else:
             runtime = cls(
                 config, policy, model, copies=copies.guard, guards=guards, skipped=skipped, index=copies.index,
-                calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, in_force=in_force,
-                markers=markers,
+                calibration_id=copies.calibration_id, threshold=copies.threshold, erasers=erasers, adapters=adapters,
+                in_force=in_force,
             )  # fmt: skip
-        runtime.salt = salt
+        runtime.salt, runtime.markers = salt, markers
         return runtime
 
     @property
@@ -189,11 +189,23 @@ class Runtime:
         looked."""
         return self.model.padded_rows()._replace(**(self.looker.shapes() if shapes is None else shapes))
 
-    def negative_of(self, text: str, erasure: Erasure | None) -> Conditioning:
-        """Conditioning of a negative prompt, with the words of an eraser behind it."""
+    def context_for(self, worn: Worn) -> Contexts:
+        """Prompt → conditioning, for a row with these LoRAs."""
+        return self.read.contexts(worn) if texts(worn) else self.context_of
+
+    def negative_of(self, text: str, erasure: Erasure | None, worn: Worn = ()) -> Conditioning:
+        """Conditioning of a negative prompt, with the words of an eraser behind it, for a row with these LoRAs."""
         if erasure is not None and erasure is self.standing:
-            return self._standing_of(text)
-        return negative_conditioning(self.model, text, erasure, self.negative_context_of)
+            return self._standing_of(text, texts(worn))
+        return self._negative(text, erasure, worn)
+
+    def _negative(self, text: str, erasure: Erasure | None, worn: Worn) -> Conditioning:
+        with self.adapters.reads(worn):
+            return negative_conditioning(self.model, text, erasure, self.read.contexts(worn, negative=True))
+
+    def truncated(self, prompt: str) -> bool:
+        """Whether every text encoder drops the prompt's end."""
+        return self.adapters.truncated(self.model, prompt)
 
     def embedder_space(self) -> EmbedderSpace:
         """The embedder's space as nudging takes it, with gradients."""
@@ -206,7 +218,7 @@ class Runtime:
     def identity(self) -> dict[str, str]:
         """What determines this worker's pictures and findings; :func:`pipeline.identity.identity_of` gives the same."""
         index = self.index
-        loaded = [adapter.digest for adapter, _ in self.erasers.loaded]
+        loaded = [*(adapter.digest for adapter, _ in self.erasers.loaded), *(one.digest for one in self.adapters.files)]
         return identity(
             self.stated_policy,
             model_digest=self.model.digest,
@@ -231,7 +243,8 @@ class Runtime:
             model_revision=c.model.revision,
             model_digest=parts["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
-            adapters=self.erasers.recorded(self.standing),
+            adapters=(*self.erasers.recorded(self.standing), *self.adapters.recorded),
+            named_adapters=self.adapters.recorded_named,
             scheduler=self.engine.sampler.name,
             steps=c.generation.steps,
             guidance=c.generation.guidance_scale,

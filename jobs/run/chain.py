@@ -220,7 +220,8 @@ def _differs(old: Request, now: Request) -> bool:
     """Whether a request is another than it was. One that could not be drawn may have been mended."""
     if old.problem is not None:
         return False
-    return (old.prompt, old.negative_prompt, old.seed) != (now.prompt, now.negative_prompt, now.seed)
+    one, other = ((r.prompt, r.negative_prompt, r.seed, r.adapter) for r in (old, now))
+    return one != other
 
 
 def _short(text: str) -> str:

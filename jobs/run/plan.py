@@ -23,12 +23,13 @@ from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from index.places.cache import local_copy, named_as
 from index.storage import digest_of, entry_of, read_file
+from jobs.run.bound import bound
 from jobs.run.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.openers import openers
-from jobs.run.prompts import prompts_of
+from jobs.run.prompts import adapter_column, prompts_of
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.config import DiversityConfig, KeepConfig, MarksConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.fields import stored as stored_entry
 from pipeline.methods import STEERING
 from pipeline.notes import Note
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _AT_ONCE = 4096  # requests in a piece of what a digest is taken of
-# Keys that name places or who does the work. The content at these places is bound by the other digests.
-_NOT_BOUND = (
-    "workers", "device_share", "feature_mib", "deadline_seconds", "max_error_rate", "out", "prompts", "columns", "index",
-    "policy", "embedder", "guards", "claims_contact", "metrics",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,32 +145,7 @@ class Plan:
     @cached_property
     def parts(self) -> dict[str, str]:
         """Digest of each thing the plan binds, by name: what a mismatch can point at."""
-        settings = dataclasses.asdict(self.config)
-        for name in _NOT_BOUND:
-            del settings[name]
-        # Kinds of devices are bound, not their numbers: on Ray each worker has its own card, as the first.
-        settings["model"]["device"] = self.config.model.device.partition(":")[0]
-        devices = [one.partition(":")[0] for one in (self.config.embedder_device, self.config.guard_device)]
-        if set(devices) != {"cpu"}:  # a plan of before there were these keys, when both were on the CPU, keeps its digest
-            settings["devices"] = devices
-        for name in ("path", "allow_download"):
-            del settings["model"][name]
-        for name, value in (("width", None), ("height", None), ("snap", False)):
-            if settings["model"][name] == value:
-                del settings["model"][name]  # as retention_days_held below
-        for adapter in settings["adapters"]:
-            del adapter["path"]
-        if self.config.retention_days_held == RunConfig.retention_days_held:
-            del settings["retention_days_held"]  # as marks below
-        if dataclasses.replace(self.config.marks, keys="", signer="") == MarksConfig():
-            del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
-        else:
-            del settings["marks"]["keys"], settings["marks"]["signer"]
-        if self.config.generation.diversity == DiversityConfig():
-            del settings["generation"]["diversity"]
-        if self.config.keep == KeepConfig():
-            del settings["keep"]  # for the same reason
-        parts = {"config": digest(settings), "policy": policy_digest(self.policy), "requests": self._requests_sha256}
+        parts = {"config": digest(bound(self.config)), "policy": policy_digest(self.policy), "requests": self._requests_sha256}
         parts |= {name: value for name, value in self.identity.items() if name not in parts}
         parts |= {"copy_check": digest(self.copy_check)} if self.copy_check else {}
         parts |= {"guards": digest(list(self.guards))} if self.guards else {}
@@ -210,6 +181,8 @@ class Plan:
             "problem_code": pa.array([r.problem[0] if r.problem else "" for r in self.requests], pa.string()),
             "problem": pa.array([r.problem[1] if r.problem else "" for r in self.requests], pa.string()),
         }
+        if any(r.adapter for r in self.requests):
+            columns["adapter"] = pa.array([r.adapter for r in self.requests], pa.string())
         if any(r.columns for r in self.requests):
             columns["columns"] = pa.array([r.columns for r in self.requests], pa.string())
         if any(r.group for r in self.requests):
@@ -315,7 +288,9 @@ class Plan:
 def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
     """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.prompts_of`."""
     seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
-    requests = prompts_of(config.prompts, base.resolve(), columns=dataclasses.asdict(config.columns), notes=notes, **seeds)
+    columns = dataclasses.asdict(config.columns)
+    adapters = adapter_column(config.adapters, columns.pop("adapter"))
+    requests = prompts_of(config.prompts, base.resolve(), columns=columns, notes=notes, adapters=adapters, **seeds)
     return in_groups(requests, config.generation.diversity.size)
 
 
@@ -380,6 +355,7 @@ def _requests_digest(requests: Sequence[Request]) -> str:
             [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None]
             + ([r.columns] if r.columns or r.group else [])
             + ([[r.group, r.member, r.group_size]] if r.group else [])
+            + ([{"adapter": r.adapter}] if r.adapter else [])
             for r in requests[first : first + _AT_ONCE]
         ]
         text = json.dumps(rows, separators=(",", ":"))[1:-1]
@@ -438,6 +414,7 @@ def _request(row: Mapping[str, Any]) -> Request:
         prompt=row["prompt"],
         negative_prompt=row["negative_prompt"],
         seed=row["seed"],
+        adapter=row.get("adapter") or "",
         columns=row.get("columns") or "",
         problem=problem,
         group=row.get("group") or "",

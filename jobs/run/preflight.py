@@ -26,6 +26,7 @@ from pipeline.outcome import Request
 
 if TYPE_CHECKING:
     from jobs.run.plan import Plan
+    from pipeline.model.adapter_file import AdapterFile
     from pipeline.model.families import CheckedModel
     from pipeline.opening import Copies
     from pipeline.runtime import Runtime
@@ -109,6 +110,7 @@ def preflight(
     found.attempt("marks", lambda: _look_at_marks(found))
     here = found.attempt("model.device", lambda: _look_at_device(found))
     model = found.attempt("model", lambda: _look_at_model(found))
+    found.attempt("adapters", lambda: _look_at_adapters(found, model))
     found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
     prepare(config)
     opened = found.attempt("guards", lambda: open_policy_guards(plan.policy))
@@ -222,6 +224,15 @@ def _look_at_model(found: Preflight) -> CheckedModel:
     return checked
 
 
+def _look_at_adapters(found: Preflight, model: CheckedModel | None) -> None:
+    """Every adapter's file by its header, also where the model could not be looked at."""
+    from pipeline.model.adapter_file import check_base, look_at_adapters
+
+    for one in look_at_adapters(found.plan.config.adapters, base=found.plan.base):
+        if model is not None:
+            check_base(one, model.cls.family, model.cls.pipeline)
+
+
 def _index(copies: Copies) -> str:
     point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
         "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
@@ -249,9 +260,10 @@ def _load(
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
     if runtime.config.generation.diversity.size:
         found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))
-    if runtime.erasers.loaded:
-        found.opened["adapters"] = ", ".join(adapter.name for adapter, _ in runtime.erasers.loaded)
-    cut = sum(runtime.model.truncated(request.prompt) for request in found.todo if not request.problem)
+    adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(_adapter, runtime.adapters.files)]
+    if adapters:
+        found.opened["adapters"] = ", ".join(adapters)
+    cut = sum(runtime.truncated(request.prompt) for request in found.todo if not request.problem)
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
         found.notes.append(Note("prompts", text))
@@ -265,6 +277,13 @@ def _diversity(plan: Plan, steps: int) -> str:
     d, groups = plan.config.generation.diversity, len({request.group for request in plan.requests if request.group})
     early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
     return f"{groups} groups of {d.size} push apart in the first {pushing_steps(d, steps)} of {steps} steps{early}"
+
+
+def _adapter(one: AdapterFile) -> str:
+    """One LoRA or textual inversion for people: name, what it is, what its file states."""
+    how = {"all": "merged into the model", "named": "for the rows that name it"}[one.config.rows]
+    what = f"LoRA of {one.layers} layers, {how}" if one.kind == "lora" else "a word in prompts"
+    return f"{one.name} ({what}{f', licence {one.licence}' if one.licence else ''})"
 
 
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:

@@ -14,15 +14,17 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from index.errors import InputError
+from index.errors import ConfigError, InputError
 from index.places.cache import named_as
 from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
 from jobs.run.prompt_sources import Source, sources_of
+from pipeline.config import AdapterConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
+from pipeline.row_adapters import row_adapters
 
 MAX_SEED = 2**63 - 1  # fits Arrow's int64 and torch's generator
 MOST_COLUMNS = 16_384  # bytes of a row's own columns, as JSON
@@ -33,12 +35,47 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Problem = tuple[str, str]
 
+
+class AdapterColumn(NamedTuple):
+    """The column in which rows name adapters.
+
+    Attributes:
+        known: names of the run file's adapters with ``rows = "named"``; none: the column is the caller's own.
+        name: the column's.
+        stated: the run file names it, so that it has to be there.
+    """
+
+    known: tuple[str, ...] = ()
+    name: str = "adapter"
+    stated: bool = False
+
+
+NO_ADAPTERS = AdapterColumn()
+
+
+def adapter_column(adapters: Sequence[AdapterConfig], stated: str) -> AdapterColumn:
+    """The column in which a run's rows name adapters.
+
+    Args:
+        adapters: of the run file. stated: `columns.adapter` there; empty: the usual name.
+
+    Raises:
+        ConfigError: a column is stated, and no adapter is for rows that name it.
+    """
+    known = tuple(adapter.called for adapter in adapters if adapter.rows == "named")
+    if stated and not known:
+        fix = 'Set rows = "named" at an adapter, or remove the key'
+        raise ConfigError(f"names {stated!r}, and no adapter is for rows that name it", where="columns.adapter", fix=fix)
+    return AdapterColumn(known, stated or "adapter", bool(stated))
+
+
 ADVICE = {
     "input.bad_row": "Write as many fields in each row as the header has",
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
     "input.bad_prompt": "Write the prompt as text",
     "input.empty_key": "Give the row a key of its own, or remove the column 'key'",
     "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
+    "input.bad_adapter": 'Name adapters of the run file that have rows = "named", or leave the field empty',
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
 }
 
@@ -51,19 +88,20 @@ def read_prompts(
 
 
 def prompts_of(
-    names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None, **seeds: int
-) -> list[Request]:
+    names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None,
+    adapters: AdapterColumn = NO_ADAPTERS, **seeds: int,
+) -> list[Request]:  # fmt: skip
     """Read requests from all that a run file names: files, folders, patterns.
 
     Args:
         names, base: see :func:`jobs.run.prompt_sources.sources_of`.
-        columns, notes, seeds: see :func:`read_sources`.
+        columns, notes, adapters, seeds: see :func:`read_sources`.
 
     Raises:
         InputError: as :func:`read_sources`; there is no such file.
     """
     notes = [] if notes is None else notes
-    return read_sources(sources_of(names, base, notes), columns=columns, notes=notes, **seeds)
+    return read_sources(sources_of(names, base, notes), columns=columns, notes=notes, adapters=adapters, **seeds)
 
 
 def read_sources(
@@ -73,6 +111,7 @@ def read_sources(
     base_seed: int = 0,
     samples_per_prompt: int = 1,
     notes: list[Note] | None = None,
+    adapters: AdapterColumn = NO_ADAPTERS,
 ) -> list[Request]:
     """Read requests from prompt files, one after the other; rows are numbered through all of them.
 
@@ -84,11 +123,12 @@ def read_sources(
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
+        adapters: the column in which rows name adapters of their own.
 
     Returns:
         Requests in the order of the files; bad rows are among them, with :attr:`Request.problem` set
         (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``,
-        ``input.bad_column``).
+        ``input.bad_column``, ``input.bad_adapter``).
 
     Raises:
         InputError: a file as a whole cannot be used, or none of its rows can; two rows have one key.
@@ -101,10 +141,14 @@ def read_sources(
         with named_as(source.origin or source.path, source.path):
             rows = read_rows(source.path, notes, columns)
             _require_prompts(rows, source.path)
+            _require_adapters(rows, source.path, adapters)
             began = len(requests)
             for place, row in rows:
                 where = f"{source.label}: {place}" if source.label else place
-                for request in _requests(number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests)):
+                made = _requests(
+                    number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests), adapters=adapters
+                )
+                for request in made:
                     if request.key in seen:
                         at = f"{seen[request.key]} and {where}"
                         fix = "Give every row a key of its own"
@@ -130,6 +174,12 @@ def _require_prompts(rows: Sequence[tuple[str, Row]], path: Path) -> None:
         raise InputError(f"column 'prompt' holds {kind}, not text", where=str(path), fix="Write the prompts as text")
 
 
+def _require_adapters(rows: Sequence[tuple[str, Row]], path: Path, adapters: AdapterColumn) -> None:
+    if adapters.stated and not any(adapters.name in row for _, row in rows if not isinstance(row, BadRow)):
+        fix = "In the run file, correct columns.adapter, or remove it"
+        raise InputError(f"there is no column {adapters.name!r} (columns.adapter)", where=str(path), fix=fix)
+
+
 def derived_seed(base_seed: int, key: str, repeat: int) -> int:
     """The seed of a row that has none: a hash, so that it depends on the row's key and not on its place."""
     material = (
@@ -138,18 +188,22 @@ def derived_seed(base_seed: int, key: str, repeat: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") & MAX_SEED
 
 
-def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *, first_row_no: int) -> Iterator[Request]:
+def _requests(
+    number: int, place: str, row: Row, base_seed: int, samples: int, *, first_row_no: int, adapters: AdapterColumn
+) -> Iterator[Request]:
     """One input row → its requests; the first problem found is the one that is recorded, with the row's place."""
     problem: Problem | None
     if isinstance(row, BadRow):
         prompt, negative, key, seed, columns, problem = "", "", _fallback(number), None, "", ("input.bad_row", row.what)
+        adapter = ""
     else:
+        row, adapter, adapter_problem = _adapter(row, adapters)
         prompt, prompt_problem = _prompt(row.get("prompt"))
         negative, negative_problem = _negative(row.get("negative_prompt"))
         key, key_problem = _key(row, number)
         seed, seed_problem = _seed(row.get("seed"))
         columns, columns_problem = _own_columns(row)
-        problem = prompt_problem or key_problem or seed_problem or negative_problem or columns_problem
+        problem = prompt_problem or key_problem or seed_problem or negative_problem or adapter_problem or columns_problem
     if problem is not None:
         problem = problem[0], f"{place}: {problem[1]}"
     for repeat in range(samples):
@@ -165,6 +219,7 @@ def _requests(number: int, place: str, row: Row, base_seed: int, samples: int, *
             prompt=prompt,
             negative_prompt=negative,
             seed=actual,
+            adapter=adapter,
             columns=columns,
             problem=problem,
         )
@@ -197,6 +252,21 @@ def _encodable(text: str) -> tuple[str, Problem | None]:
         return text, None
     what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
     return UNSTORABLE.sub("\ufffd", text), ("input.bad_prompt", f"the prompt holds {what} (character {found.start() + 1})")
+
+
+def _adapter(row: Mapping[str, Any], adapters: AdapterColumn) -> tuple[Mapping[str, Any], str, Problem | None]:
+    """The row without the column in which it names adapters, what it names, and what is wrong with that."""
+    if not adapters.known or adapters.name not in row:
+        return row, "", None
+    value, others = row[adapters.name], {name: value for name, value in row.items() if name != adapters.name}
+    if value is None or (isinstance(value, float) and value != value):
+        return others, "", None
+    if not isinstance(value, str):
+        return others, "", ("input.bad_adapter", f"the adapter is {type(value).__name__}, not text")
+    try:
+        return others, ", ".join(map(str, row_adapters(value, adapters.known))), None
+    except InputError as error:
+        return others, "", ("input.bad_adapter", f"{error.what}; {error.fix}")
 
 
 def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:

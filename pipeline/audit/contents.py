@@ -65,7 +65,9 @@ class _Facts:
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         if not self.first:
-            self.first = {name: sample[name] for name in _FACTS} | {"adapters": [dict(one) for one in sample["adapters"]]}
+            self.first = {name: sample[name] for name in _FACTS} | {"adapters": []}
+        known = self.first["adapters"]  # a row may have some of its own
+        known += [found for one in sample["adapters"] if (found := dict(one)) not in known]
         self.media_types |= {sample["media_type"]} - {None}
         self.workers.add(str(sample["worker_id"]))
         self.skipped.update(sample["skipped_guards"])

@@ -30,7 +30,7 @@ class RunContext:
         run_id: this run. dataset_id: the data set it belongs to; part of every sample's identity.
         plan_sha256: digest of the plan (configuration, policy, model, index, requests).
         model_id, model_revision, model_digest, model_licence: the diffusion model.
-        adapters: what was loaded on top of it.
+        adapters: what was loaded on top of it. named_adapters: LoRAs for the rows that name them, by name.
         scheduler, steps, guidance, dtype, device_kind, rows, threads: how pictures were drawn.
         machine: card, driver, libraries and settings of torch.
         index_id, embedder_id, calibration_id, copy_threshold: what copies were measured against.
@@ -55,6 +55,7 @@ class RunContext:
     model_digest: str
     model_licence: str
     adapters: tuple[Adapter, ...] = ()
+    named_adapters: Mapping[str, Adapter] = field(default_factory=dict)
     scheduler: str
     steps: int
     guidance: float

@@ -79,7 +79,11 @@ def run_predicate(context: RunContext, **more: Any) -> dict[str, Any]:
             "licence": context.model_licence,
             "dtype": context.dtype,
         },
-        "adapters": [{"name": a.name, "kind": a.kind, "digest": a.digest, "weight": a.weight} for a in context.adapters],
+        "adapters": [
+            {"name": a.name, "kind": a.kind, "digest": a.digest, "weight": a.weight}
+            | ({"licence": a.licence} if a.licence else {})
+            for a in (*context.adapters, *context.named_adapters.values())
+        ],
         "generation": {
             "scheduler": context.scheduler,
             "steps": context.steps,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ from pipeline.marking.encode import Encoded, thumbnail
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
 from pipeline.marking.watermark import run_tag
-from pipeline.outcome import ACCEPTED, Attempt, Caught, Machine, Outcome, Request, Sample
+from pipeline.outcome import ACCEPTED, Adapter, Attempt, Caught, Machine, Outcome, Request, Sample
+from pipeline.row_adapters import row_adapters
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,6 +139,7 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         **_file_columns(file, sample_id),
         **_picture_columns(sample, file, context),
         **_run_columns(context),
+        "adapters": [*map(_adapter, context.adapters), *_of_the_row(request, context)],
     }
 
 
@@ -190,6 +192,20 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
     }
 
 
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    weight, tokens = float(adapter.weight), list(adapter.tokens)
+    return {"name": adapter.name, "kind": adapter.kind, "digest": adapter.digest, "weight": weight, "tokens": tokens}
+
+
+def _of_the_row(request: Request, context: RunContext) -> list[dict[str, Any]]:
+    """The adapters that a row names for itself, each with its strength."""
+    found = []
+    for name, strength in row_adapters(request.adapter, context.named_adapters) if request.problem is None else ():
+        one = context.named_adapters[name]
+        found.append(_adapter(one if strength is None else replace(one, weight=strength)))
+    return found
+
+
 def _run_columns(context: RunContext) -> dict[str, Any]:
     """What every row of a run repeats."""
     return {
@@ -197,10 +213,6 @@ def _run_columns(context: RunContext) -> dict[str, Any]:
         "model_revision": context.model_revision,
         "model_digest": context.model_digest,
         "model_licence": context.model_licence,
-        "adapters": [
-            {"name": a.name, "kind": a.kind, "digest": a.digest, "weight": float(a.weight), "tokens": list(a.tokens)}
-            for a in context.adapters
-        ],
         "scheduler": context.scheduler,
         "steps": int(context.steps),
         "guidance": float(context.guidance),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class DiffusionModel(Protocol):
         scheduler_config: the folder's scheduler configuration.
         distilled: guidance is inside the network (Flux), so that a sample owns one row instead of two.
         negatives_differ: a prompt and a negative prompt of the same words have different conditionings.
+        parts: the diffusers pipeline that holds the parts; denoiser: the name of the network in it.
         network: the denoiser itself, a torch module whose tensors have the call's rows first.
         decoder: its decoder, which can be sent to another process.
     """
@@ -50,6 +51,10 @@ class DiffusionModel(Protocol):
     negatives_differ: bool
     network: Any
     decoder: Decoder
+    denoiser: ClassVar[str]
+
+    @property
+    def parts(self) -> Any: ...
 
     def scheduled(self, scheduler: Any, steps: int, *, positions: tuple[int, int] | None = None, **changes: Any) -> Any:
         """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps.

@@ -161,6 +161,11 @@ class LatentDiffusion(ABC):
             fix = "Tokenizers and text encoders must be of the same model: restore these parts of the folder"
             raise ModelError(what, where=where, fix=fix) from error
 
+    @property
+    def parts(self) -> Any:
+        """The diffusers pipeline that holds the parts."""
+        return self._parts
+
     # Declared by each subclass.
 
     @classmethod

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from guards.base import Box
 from index.errors import ConfigError
-from index.shipped import STICKERS
 from pipeline.config import AdapterConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapter_file import SHIPPED, look_at_adapters
 from pipeline.model.lowrank import LowRank
 from pipeline.outcome import Adapter, Intervention
 from pipeline.rungs import EraseRung
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.interface import DiffusionModel
 
-SHIPPED = STICKERS / "adapters"
-OF_THE_WORLD = "stickers:"  # "stickers:marks" is an adapter that ships
 TYPICAL = 0.3  # overlap from which two places of a training set count as one
 
 
@@ -194,23 +192,21 @@ def open_erasers(configured: Sequence[AdapterConfig], model: DiffusionModel, *, 
 
 
 def adapter_folders(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> list[tuple[Path, AdapterConfig]]:
-    """Folder and settings of every adapter of a run."""
-    if configured:
-        return [(_folder(config.path, base), config) for config in configured]
+    """Folder and settings of every eraser of a run."""
+    named = [(found.path, found.config) for found in look_at_adapters(configured, base=base) if found.kind == "eraser"]
+    if named:
+        return named
     shipped = sorted(path.parent for path in SHIPPED.glob("*/adapter.json"))
     fitting = [folder for folder in shipped if read_settings(folder)[0]["base_digest"] == model_digest]
     own = [folder for folder in fitting if read_settings(folder)[0]["removal"] == "model"]  # others are for sets of their own
     return [(folder, AdapterConfig(path=str(folder))) for folder in own]
 
 
-def _folder(path: str, base: Path) -> Path:
-    return SHIPPED / path.removeprefix(OF_THE_WORLD) if path.startswith(OF_THE_WORLD) else base / path
-
-
 def adapters_digest(configured: Sequence[AdapterConfig], model_digest: str, *, base: Path) -> str:
     """Digest of a run's adapters, without loading them; empty when there are none."""
-    folders = adapter_folders(configured, model_digest, base=base)
-    return digest([read_settings(folder)[1] for folder, _ in folders]) if folders else ""
+    erasers = [read_settings(folder)[1] for folder, _ in adapter_folders(configured, model_digest, base=base)]
+    others = [found.digest for found in look_at_adapters(configured, base=base) if found.kind != "eraser"]
+    return digest([*erasers, *others]) if erasers or others else ""
 
 
 def negative_conditioning(

@@ -13,9 +13,9 @@ import pytest
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
-from jobs.run.plan import Plan, run_place
+from jobs.run.plan import Plan, requests_of, run_place
 from jobs.run.ray_actor import for_this_card
-from pipeline.config import GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
+from pipeline.config import AdapterConfig, ColumnsConfig, GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
 from pipeline.settings import digest
@@ -181,7 +181,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         del settings[name]
     for name in ("path", "allow_download", "width", "height", "snap"):
         del settings["model"][name]
-    del settings["generation"]["diversity"]
+    del settings["generation"]["diversity"], settings["generation"]["prompt_weighting"]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)
 
 
@@ -210,3 +210,37 @@ def test_a_worker_of_ray_on_another_card_has_the_same_plan(make_plan: MakePlan) 
     there = for_this_card(plan)
     assert there.config.model.device == "cuda" and there.plan_sha256 == plan.plan_sha256
     assert plan.plan_sha256 != make_plan(PROMPTS).plan_sha256
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------------
+
+
+def with_adapters(make_plan: MakePlan, *adapters: AdapterConfig) -> Plan:
+    plan = make_plan(PROMPTS)
+    return replace(plan, config=replace(plan.config, adapters=adapters))
+
+
+def test_a_plan_binds_what_an_adapter_does_and_not_where_it_lies(make_plan: MakePlan) -> None:
+    one = with_adapters(make_plan, AdapterConfig(path="a/style.safetensors", name="style"))
+    assert with_adapters(make_plan, AdapterConfig(path="b/s.safetensors", name="style")).parts == one.parts
+    for changed in ({"weight": 0.5}, {"rows": "named"}, {"name": "other"}):
+        entry = AdapterConfig(**({"path": "a/style.safetensors", "name": "style"} | changed))
+        assert with_adapters(make_plan, entry).parts["config"] != one.parts["config"]
+
+
+def test_a_plan_of_erasers_has_the_digest_of_before_there_were_others(make_plan: MakePlan) -> None:
+    assert AdapterConfig(path="eraser").bound == {"weight": 1.0, "lowrank": "auto", "tokens": "flagged"}
+
+
+def test_the_adapters_of_rows_are_bound_and_come_back(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(PROMPTS)
+    styled = replace(plan, requests=(replace(plan.requests[0], adapter="style:0.8"), *plan.requests[1:]))
+    assert styled.parts["requests"] != plan.parts["requests"]
+    folder, _ = open_folder(tmp_path / "run", styled)
+    assert [request.adapter for request in Plan.load(folder).requests][:2] == ["style:0.8", ""]
+
+
+def test_a_column_of_adapters_needs_adapters(make_plan: MakePlan, tmp_path: Path) -> None:
+    config = replace(make_plan(PROMPTS).config, columns=ColumnsConfig(adapter="look"))
+    with pytest.raises(ConfigError, match="names 'look', and no adapter is for rows that name it"):
+        requests_of(config, tmp_path)

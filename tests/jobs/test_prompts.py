@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from index.errors import InputError
-from jobs.run.prompts import derived_seed, read_prompts
+from jobs.run.prompt_sources import Source
+from jobs.run.prompts import AdapterColumn, derived_seed, read_prompts, read_sources
+from pipeline.outcome import Request
 
 CSV = 'prompt,key,seed,negative_prompt,origin\n"a cat, sleeping",a,7,dog,x\nan owl,b,,,y\n'
 ORIGINS = ["x", "y"]  # a column of the caller's own
@@ -147,3 +150,44 @@ def test_parquet_that_pandas_wrote(tmp_path: Path) -> None:
     first, second = read_prompts(write_table(tmp_path, columns))
     assert (first.key, first.seed, first.prompt) == ("1", 3, "a")
     assert second.seed == derived_seed(0, "2", 0)
+
+
+# --- adapters of single rows -----------------------------------------------------------------------------------------------
+
+STYLES = AdapterColumn(("style", "ink"))
+
+
+def adapters_of(tmp_path: Path, text: str, column: AdapterColumn = STYLES) -> list[Request]:
+    return read_sources([Source(write(tmp_path, "p.csv", text))], adapters=column)
+
+
+def test_rows_name_their_adapters(tmp_path: Path) -> None:
+    rows = adapters_of(tmp_path, 'prompt,adapter\ncat,style\nowl,"style : .8,ink"\nfox,\n')
+    assert [row.adapter for row in rows] == ["style", "style:0.8, ink", ""]
+    assert [row.columns for row in rows] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [("stile", "there is no adapter 'stile'.*Write 'style'"), ("style:11", "'11' of 'style' is no number from -10 to 10"),
+     ("style:x", "'x' of 'style'"), ('"style, style"', "named twice")],
+)  # fmt: skip
+def test_a_slip_in_the_name_is_one_bad_row(tmp_path: Path, value: str, what: str) -> None:
+    good, bad = adapters_of(tmp_path, f"prompt,adapter\ncat,ink\nowl,{value}\n")
+    assert good.problem is None and bad.problem is not None
+    assert bad.problem[0] == "input.bad_adapter" and re.search(what, bad.problem[1])
+
+
+def test_without_such_adapters_the_column_is_the_callers_own(tmp_path: Path) -> None:
+    (row,) = adapters_of(tmp_path, "prompt,adapter\ncat,usb-c\n", AdapterColumn())
+    assert (row.adapter, row.columns, row.problem) == ("", '{"adapter":"usb-c"}', None)
+
+
+def test_the_column_may_have_another_name(tmp_path: Path) -> None:
+    (row,) = adapters_of(tmp_path, "prompt,look,adapter\ncat,ink,usb-c\n", AdapterColumn(("ink",), "look", True))
+    assert (row.adapter, row.columns) == ("ink", '{"adapter":"usb-c"}')
+
+
+def test_a_column_that_the_run_file_names_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no column 'look' \(columns.adapter\)"):
+        adapters_of(tmp_path, "prompt\ncat\n", AdapterColumn(("ink",), "look", True))

@@ -1,0 +1,165 @@
+"""Adapters looked at by their headers: what they are, what they were trained for, and everything that is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from index.errors import ClearanceError, ConfigError, ModelError
+from pipeline.config import AdapterConfig
+from pipeline.model.adapter_file import AdapterFile, check_base, look_at_adapter, look_at_adapters
+
+PAIR = {"unet.mid.attn1.to_q.lora_A.weight": (3, 8), "unet.mid.attn1.to_q.lora_B.weight": (8, 3)}
+
+
+def file(folder: Path, shapes: dict[str, tuple[int, ...]], name: str = "style.safetensors", **stated: str) -> Path:
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, folder / name, metadata=stated or None)
+    return folder / name
+
+
+def look(path: Path | str, **keys: str | float) -> AdapterFile:
+    return look_at_adapter(AdapterConfig(path=str(path), **keys), base=Path())  # type: ignore[arg-type]
+
+
+def refused(path: Path | str, **keys: str | float) -> ClearanceError:
+    with pytest.raises((ModelError, ConfigError)) as caught:
+        look(path, **keys)
+    assert caught.value.fix and str(path) in caught.value.where
+    return caught.value
+
+
+def test_a_lora_and_what_its_file_states(tmp_path: Path) -> None:
+    path = file(tmp_path, PAIR, **{"modelspec.license": "CC-BY-4.0"})
+    found = look(path)
+    assert (found.kind, found.layers, found.name, found.licence) == ("lora", 1, "style", "CC-BY-4.0")
+    assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [({"emb_params": (2, 8)}, "style"), ({"<cat>": (8,)}, "<cat>"), ({"clip_l": (2, 8), "clip_g": (2, 12)}, "style")],
+)
+def test_textual_inversions(shapes: dict[str, tuple[int, ...]], name: str, tmp_path: Path) -> None:
+    found = look(file(tmp_path, shapes))
+    assert (found.kind, found.name) == ("embedding", name)
+
+
+REFUSED = {
+    "DoRA": "unet.mid.attn1.to_q.dora_scale",
+    "DoRA (peft)": "unet.mid.attn1.to_q.lora_magnitude_vector",
+    "LoHa": "lora_unet_mid_attn1_to_q.hada_w1_a",
+    "LoKr": "lora_unet_mid_attn1_to_q.lokr_w1",
+    "IP-Adapter": "image_proj.proj.weight",
+    "IP-Adapter (attention)": "ip_adapter.1.to_k_ip.weight",
+    "ControlNet": "controlnet_cond_embedding.conv_in.weight",
+    "ControlNet (original)": "control_model.input_blocks.0.0.weight",
+    "control LoRA": "double_blocks.0.img_attn.norm.query_norm.scale",
+    "Tucker": "lora_unet_mid_conv.lora_mid.weight",
+    "lora_bias": "unet.mid.attn1.to_q.lora_B.bias",
+    "full differences": "lora_unet_mid_norm.diff",
+    "rotations": "lora_unet_mid_attn1_to_q.oft_blocks",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_drawn_with_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    error = refused(file(tmp_path, PAIR | {REFUSED[kind]: (8, 8)}))
+    assert kind.partition(" (")[0].casefold() in error.what.casefold()
+    assert REFUSED[kind] in error.what
+
+
+def test_tensors_beside_pairs_are_not_lost_in_silence(tmp_path: Path) -> None:
+    assert "1 tensors beside low-rank pairs" in refused(file(tmp_path, PAIR | {"unet.mid.norm.weight": (8,)})).what
+
+
+def test_a_whole_checkpoint_is_none(tmp_path: Path) -> None:
+    error = refused(file(tmp_path, {"model.diffusion_model.out.2.weight": (4, 8), "cond_stage_model.x": (8, 8)}))
+    assert "whole checkpoint" in error.what and "from_single_file" in error.fix
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "style.pt").write_bytes(b"pickle")
+    assert "never opened" in refused(tmp_path / "style.pt").what
+
+
+def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
+    assert "no file or folder of this name" in refused(tmp_path / "lost.safetensors").what
+
+
+def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
+    assert look(file(tmp_path, PAIR).parent).path == tmp_path / "style.safetensors"
+
+
+def test_a_folder_with_several_names_them(tmp_path: Path) -> None:
+    file(tmp_path, PAIR), file(tmp_path, PAIR, "other.safetensors")
+    assert "2 weight files (other.safetensors, style.safetensors)" in refused(tmp_path).what
+
+
+def test_an_eraser_is_not_taken_for_a_lora(tmp_path: Path) -> None:
+    path = file(tmp_path, PAIR, "pytorch_lora_weights.safetensors")
+    (tmp_path / "adapter.json").write_text("{}")
+    assert look(tmp_path).kind == "eraser"
+    assert "part of an eraser" in refused(path).what
+
+
+def test_an_eraser_without_its_settings_is_still_one(tmp_path: Path) -> None:
+    file(tmp_path, PAIR, "pytorch_lora_weights.safetensors"), file(tmp_path, {"<qr>": (8,)}, "tokens.safetensors")
+    assert look(tmp_path).kind == "eraser"
+
+
+def test_a_lora_is_not_taken_for_an_eraser(tmp_path: Path) -> None:
+    error = refused(file(tmp_path, PAIR), kind="eraser")
+    assert error.what == "is a LoRA, not an eraser of marks" and 'kind = "lora"' in error.fix
+
+
+@pytest.mark.parametrize(
+    ("shapes", "keys", "key"),
+    [(PAIR, {"tokens": "always"}, "tokens"), (PAIR, {"lowrank": "flagged"}, "lowrank"),
+     ({"emb_params": (2, 8)}, {"rows": "named"}, "rows"), ({"emb_params": (2, 8)}, {"weight": 0.5}, "weight")],
+)  # fmt: skip
+def test_keys_of_other_kinds_are_refused(
+    shapes: dict[str, tuple[int, ...]], keys: dict[str, str | float], key: str, tmp_path: Path
+) -> None:
+    assert refused(file(tmp_path, shapes), **keys).what.startswith(f"`{key}` is a key of")
+
+
+def test_names_are_told_apart(tmp_path: Path) -> None:
+    paths = [file(tmp_path, PAIR), file(tmp_path, PAIR, "Style.safetensors")]
+    with pytest.raises(ConfigError, match="two of them are called 'style'"):
+        look_at_adapters([AdapterConfig(path=str(path)) for path in paths], base=Path())
+
+
+BASES = {
+    "Stable Diffusion 1.x": {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)},
+    "Stable Diffusion 2.x": {"unet.down.attn2.to_k.lora_A.weight": (4, 1024)},
+    "SDXL": {"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048)},
+    "Stable Diffusion 3": {"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 64)},
+    "Flux": {"transformer.single_transformer_blocks.0.proj_out.lora_A.weight": (4, 64)},
+    "Qwen-Image": {"transformer_blocks.0.img_mlp.net.2.lora_A.weight": (4, 64)},
+    "Z-Image": {"diffusion_model.context_refiner.0.attention.to_q.lora_A.weight": (4, 64)},
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_base_is_read_from_names_and_shapes(name: str, tmp_path: Path) -> None:
+    assert look(file(tmp_path, BASES[name])).base.name == name
+
+
+def test_the_base_is_read_from_what_a_trainer_wrote(tmp_path: Path) -> None:
+    assert look(file(tmp_path, PAIR, ss_base_model_version="sdxl_base_v1-0")).base.name == "SDXL"
+
+
+@pytest.mark.parametrize(("name", "family"), [("SDXL", "sd"), ("Stable Diffusion 1.x", "sdxl"), ("Flux", "sd3")])
+def test_another_base_is_refused_and_both_are_named(name: str, family: str, tmp_path: Path) -> None:
+    found = look(file(tmp_path, BASES[name]))
+    with pytest.raises(ModelError, match=f"is a LoRA for {name}, and the model is a SomePipeline"):
+        check_base(found, family, "SomePipeline")
+
+
+@pytest.mark.parametrize(("name", "family"), [("SDXL", "sdxl"), ("Stable Diffusion 2.x", "sd"), ("Flux", "flux")])
+def test_its_own_base_is_taken(name: str, family: str, tmp_path: Path) -> None:
+    check_base(look(file(tmp_path, BASES[name])), family, "SomePipeline")
