@@ -6,7 +6,9 @@ diffusers pipeline; the fixtures that build each once a session are in ``tests/c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -495,10 +497,18 @@ def _qwen3(tokenizer: Any, *, layers: int) -> Any:
 
 
 def _gemma_tokenizer() -> Any:
+    """Of single letters, and of whole words for the long instruction that stands before Sana's prompts."""
+    from diffusers import SanaPipeline
     from transformers import GemmaTokenizer
 
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
-    return GemmaTokenizer(vocab={name: number for number, name in enumerate(names)}, merges=[])
+    instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    names = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS])
+    merges: dict[tuple[str, str], None] = {}
+    for word in re.findall("[a-z]{3,}", " ".join(instruction)):
+        for end in range(len(word)):  # ▁, ▁p, ▁pr, ▁pro, …
+            merges["▁" + word[:end], word[end]] = None
+            names["▁" + word[: end + 1]] = None
+    return GemmaTokenizer(vocab={name: number for number, name in enumerate(names)}, merges=list(merges))
 
 
 def _unet(**more: Any) -> Any:
