@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Defaults
 from pipeline.model.flux import Flux
 from pipeline.model.sites import Site, parallel_sites, stream_sites
 
@@ -20,6 +21,7 @@ class Chroma(Flux):
     denoiser_class = "ChromaTransformer2DModel"
     required = ("tokenizer", "text_encoder")
     narrow = ("text_encoder",)
+    usual = Defaults(steps=35, guidance=5.0, text_tokens=512, size=1024)
     distilled = False
 
     def _tokenizers(self) -> list[tuple[Any, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sites import Site, cross_attention_sites
 
@@ -27,6 +29,12 @@ class PixArtSigma(LatentDiffusion):
     narrow = ("text_encoder",)
     patch = 2
     text_tokens: ClassVar[int] = 300
+    usual: ClassVar[Defaults] = Defaults(steps=20, guidance=4.5, text_tokens=300, size=1024)
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        side = configs.get("transformer", {}).get("sample_size")  # there are folders for 256, 512, 1024 and 2048 pixels
+        return replace(cls.usual, size=8 * side) if isinstance(side, int) else cls.usual
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self._parts.tokenizer, self._text_tokens)]
@@ -71,3 +79,4 @@ class PixArtAlpha(PixArtSigma):
     family = "pixart_alpha"
     pipeline = "PixArtAlphaPipeline"
     text_tokens = 120
+    usual = Defaults(steps=20, guidance=4.5, text_tokens=120, size=1024)

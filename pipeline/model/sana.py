@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.conditioning import Conditioning
+from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import LatentDiffusion
 from pipeline.model.sites import Site, cross_attention_sites
 
@@ -29,7 +31,13 @@ class Sana(LatentDiffusion):
     narrow = ("text_encoder",)
     flow = True
     text_tokens = 300
+    usual = Defaults(steps=20, guidance=4.5, text_tokens=300, size=1024)
     negatives_differ = True
+
+    @classmethod
+    def defaults(cls, configs: Configs) -> Defaults:
+        side = configs.get("transformer", {}).get("sample_size")  # there are folders for 512 to 4096 pixels
+        return replace(cls.usual, size=32 * side) if isinstance(side, int) else cls.usual
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self._parts.tokenizer, self._text_tokens)]

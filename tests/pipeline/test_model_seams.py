@@ -149,6 +149,9 @@ def test_refused_classes_are_not_among_those_that_are_drawn(pipeline: str) -> No
         ("FluxPipeline", {"transformer": {"guidance_embeds": False}}, 4, 0.0),
         ("Flux2KleinPipeline", {"": {"is_distilled": False}}, 50, 4.0),
         ("Flux2KleinPipeline", {"": {"is_distilled": True}}, 4, 1.0),
+        ("PixArtSigmaPipeline", {}, 20, 4.5),
+        ("SanaPipeline", {}, 20, 4.5),
+        ("ChromaPipeline", {"transformer": {}}, 35, 5.0),
     ],
 )
 def test_a_class_knows_how_its_folders_are_usually_drawn(
@@ -156,6 +159,19 @@ def test_a_class_knows_how_its_folders_are_usually_drawn(
 ) -> None:
     found = model_classes()[pipeline].defaults(configs)
     assert (found.steps, found.guidance) == (steps, guidance)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "side", "size"),
+    [
+        ("PixArtSigmaPipeline", 256, 2048),
+        ("PixArtAlphaPipeline", 64, 512),
+        ("SanaPipeline", 16, 512),
+        ("SanaPipeline", 128, 4096),
+    ],
+)
+def test_the_size_of_a_folder_follows_its_networks(pipeline: str, side: int, size: int) -> None:
+    assert model_classes()[pipeline].defaults({"transformer": {"sample_size": side}}).size == size
 
 
 def test_every_class_has_defaults_that_it_could_be_drawn_with(family: Family, model: LatentDiffusion) -> None:
