@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from index.errors import ClearanceError, ConfigError, ModelError
+from index.storage import place, write_file
 from pipeline.config import AdapterConfig
 from pipeline.model.adapter_file import AdapterFile, check_base, look_at_adapter, look_at_adapters
 
@@ -163,3 +164,11 @@ def test_another_base_is_refused_and_both_are_named(name: str, family: str, tmp_
 @pytest.mark.parametrize(("name", "family"), [("SDXL", "sdxl"), ("Stable Diffusion 2.x", "sd"), ("Flux", "flux")])
 def test_its_own_base_is_taken(name: str, family: str, tmp_path: Path) -> None:
     check_base(look(file(tmp_path, BASES[name])), family, "SomePipeline")
+
+
+def test_a_file_on_an_object_store_is_the_same_file(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_CACHE", str(tmp_path / "cache"))
+    path = file(tmp_path, PAIR)
+    write_file(place(memory), "ink.safetensors", path.read_bytes())
+    there, here = look(f"{memory}/ink.safetensors"), look(path)
+    assert (there.kind, there.name, there.digest) == ("lora", "ink", here.digest)

@@ -16,6 +16,7 @@ from pipeline.model.families import load_model
 from pipeline.model.lora import Lora, fuse, load_lora
 from pipeline.model.lowrank import RowAdapter, adapted
 
+from .families import FAMILIES, load
 from .lora_files import ALPHA, TEXT, TRANSFORMER, UNET, halves, kohya, kohya_file, old_style, pairs_for, write, xlabs
 
 FORMATS: dict[str, tuple[str, Callable[[Path, Any], Path], int]] = {  # name → (model, writer, layers that it has)
@@ -96,6 +97,30 @@ def test_rows_are_pefts_to_the_bit_and_the_others_plain(
     assert torch.equal(ours[[0, 3]], plain[[0, 3]])
     assert torch.equal(ours[[1, 2]], theirs[[1, 2]])
     assert not torch.equal(theirs, plain)
+
+
+@pytest.mark.parametrize("name", ["flux2", "qwen_image", "z_image", "chroma"])
+def test_newer_classes_take_pefts_files(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    model: Any = load(family, tiny_model(family.pipeline))
+    pairs = pairs_for(model.network, (*TRANSFORMER, "to_qkv"))
+    path, plain = write(tmp_path / "style.safetensors", halves("transformer", pairs)), call(model)
+    lora = read(path, model)
+    assert lora.denoiser is not None and set(lora.denoiser.pairs) == set(pairs)
+    with adapted(model.network, [RowAdapter(lora.denoiser, 1.0, (1, 2))]):
+        ours = call(model)
+    model.parts.load_lora_weights(str(tmp_path), weight_name=path.name)
+    theirs = call(model)
+    assert torch.equal(ours[[0, 3]], plain[[0, 3]])
+    assert torch.equal(ours[[1, 2]], theirs[[1, 2]]) and not torch.equal(theirs, plain)
+
+
+def test_classes_without_a_loader_are_refused_by_name(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    family = FAMILIES["pixart_sigma"]
+    model: Any = load(family, tiny_model(family.pipeline))
+    path = write(tmp_path / "style.safetensors", halves("transformer", pairs_for(model.network, TRANSFORMER)))
+    with pytest.raises(ModelError, match="diffusers reads no LoRA for a PixArtSigmaPipeline"):
+        read(path, model)
 
 
 def test_a_scale_of_its_own_for_each_layer(request: pytest.FixtureRequest, tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ from pipeline.model.reading import Reading
 
 from .test_lora import encoded
 
-FAMILIES = ("tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux")
+PIPELINES = {
+    "tiny_sd": "StableDiffusionPipeline", "tiny_sdxl": "StableDiffusionXLPipeline", "tiny_sd3": "StableDiffusion3Pipeline",
+    "tiny_flux": "FluxPipeline", "tiny_chroma": "ChromaPipeline", "tiny_pixart": "PixArtSigmaPipeline",
+}  # fmt: skip
+FAMILIES = tuple(PIPELINES)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def models() -> dict[str, Any]:
 def model_of(request: pytest.FixtureRequest, name: str) -> Any:
     models = request.getfixturevalue("models")
     if name not in models:
-        folder = request.getfixturevalue(name)
+        folder = request.getfixturevalue("tiny_model")(PIPELINES[name])
         models[name] = load_model(ModelConfig(path=str(folder), dtype="float32", size=16))
     return models[name]
 
