@@ -34,11 +34,12 @@ class Chroma(Flux):
         return Conditioning(tokens, mask=mask.bool())
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
         context = context.to(self._device, self._dtype)
+        assert context.mask is not None
         image = pipe._pack_latents(latents.to(self._device, self._dtype), rows, channels, height, width)
         self.layout.image = slice(context.tokens.shape[1], None)
         # Numbers, as in diffusers, which attention adds to its logits; a bool would hide the tokens and draw another picture.

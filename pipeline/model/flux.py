@@ -27,7 +27,7 @@ class Flux(LatentDiffusion):
     pipeline = "FluxPipeline"
     denoiser = "transformer"
     denoiser_class = "FluxTransformer2DModel"
-    required = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    required: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     narrow = ("text_encoder_2",)
     settings: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     patch = 2

@@ -53,7 +53,7 @@ class Sana(LatentDiffusion):
         return Conditioning(tokens, mask=mask.bool())
 
     def denoise_tensor(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float = 1.0
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         context = context.to(self._device, self._dtype)
         out = self.network(

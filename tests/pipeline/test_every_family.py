@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from index.errors import ModelError
+from pipeline.config import AdapterConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.packed_call import packed_call
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapter_file import look_at_adapter
 from pipeline.model.families import model_classes
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.latent import LatentDiffusion, quiet
+from pipeline.model.lora import load_lora
 from pipeline.model.lowrank import LowRank
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
@@ -38,6 +43,7 @@ from tests.pipeline.families import (
     sample,
     text,
 )
+from tests.pipeline.lora_files import halves, pairs_for, write
 from tests.pipeline.tiny_models import BUILDERS
 
 LONG = "a lemon and a red apple " * 20
@@ -304,6 +310,34 @@ def test_an_adapter_on_one_row_equals_peft_to_the_bit(family: Family, model: Dif
     samples[1].lowrank = ((LowRank("peft's", pairs), 4.0),)
     after = outputs(e, samples)
     assert not torch.equal(after[1], before[1]) and torch.equal(after[1], peft[1])
+    assert all(torch.equal(after[i], before[i]) for i in (0, 2))
+
+
+def test_a_lora_file_on_one_row_equals_peft_to_the_bit(family: Family, model: LatentDiffusion, tmp_path: Path) -> None:
+    """Read through diffusers, which converts names, against the same file in peft's layers; the other rows keep their bytes."""
+    names = tuple(n for n, m in model.network.named_modules() if isinstance(m, torch.nn.Linear) and "to_q" in n)
+    path = write(tmp_path / "style.safetensors", halves(model.denoiser, pairs_for(model.network, names)))
+    file = look_at_adapter(AdapterConfig(path=str(path)), base=tmp_path)
+    if not hasattr(model.parts, "load_lora_weights"):
+        with pytest.raises(ModelError, match=f"diffusers reads no LoRA for a {family.pipeline}"):
+            load_lora(file, model.parts, model.denoiser)
+        return
+    e = engine_of(family, model)
+    samples = [sample(e, tag) for tag in range(3)]
+    before = outputs(e, samples)
+    lora = load_lora(file, model.parts, model.denoiser)
+    assert lora.denoiser is not None and sorted(lora.denoiser.pairs) == sorted(names)
+    samples[1].lowrank = ((lora.denoiser, 1.0),)
+    after = outputs(e, samples)
+    samples[1].lowrank = ()
+    with torch.inference_mode(False), quiet():
+        model.parts.load_lora_weights(str(tmp_path), weight_name=path.name)
+    model.network.requires_grad_(False)
+    try:
+        peft = outputs(e, samples)
+    finally:
+        model.parts.unload_lora_weights()
+    assert torch.equal(after[1], peft[1]) and not torch.equal(peft[1], before[1])
     assert all(torch.equal(after[i], before[i]) for i in (0, 2))
 
 
