@@ -31,16 +31,19 @@ def hidden_states(
     Returns:
         Hidden states (N, T, D), and which are the text's own tokens, bool (N, T).
     """
-    import torch
-
     found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = found.attention_mask.to(device).bool()
+    return states_of(encoder, found.input_ids.to(device), mask, layers), mask
+
+
+def states_of(encoder: Any, ids: torch.Tensor, mask: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    """Layers' outputs for ids (N, T), side by side: (N, T, D)."""
+    import torch
+
     # Words are not wanted: of 150,000 logits a token only one token's are worked out.
     more = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(encoder.forward).parameters else {}
-    out = encoder(
-        input_ids=found.input_ids.to(device), attention_mask=mask, output_hidden_states=True, use_cache=False, **more
-    ).hidden_states
-    return (out[layers[0]] if len(layers) == 1 else torch.cat([out[layer] for layer in layers], dim=-1)), mask
+    out = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False, **more).hidden_states
+    return torch.cat([out[layer] for layer in layers], dim=-1)
 
 
 def own_first(hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

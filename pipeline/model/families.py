@@ -1,8 +1,8 @@
 """Diffusion models behind one interface (:mod:`pipeline.model.interface`): which classes there are, and how one is loaded.
 
 The class is read from the folder's ``model_index.json``: Stable Diffusion 1.x and 2.x (:mod:`pipeline.model.sd`), SDXL
-(:mod:`pipeline.model.sdxl`), SD3 (:mod:`pipeline.model.sd3`), Flux (:mod:`pipeline.model.flux`), FLUX.2 klein
-(:mod:`pipeline.model.flux2`), Qwen-Image (:mod:`pipeline.model.qwen_image`), Z-Image (:mod:`pipeline.model.z_image`),
+(:mod:`pipeline.model.sdxl`), SD3 (:mod:`pipeline.model.sd3`), Flux (:mod:`pipeline.model.flux`), FLUX.2 dev and
+klein (:mod:`pipeline.model.flux2`), Qwen-Image (:mod:`pipeline.model.qwen_image`), Z-Image (:mod:`pipeline.model.z_image`),
 PixArt-Σ and PixArt-α (:mod:`pipeline.model.pixart`), Sana (:mod:`pipeline.model.sana`), Chroma (:mod:`pipeline.model.chroma`).
 """
 
@@ -30,7 +30,7 @@ def model_classes() -> dict[str, type[LatentDiffusion]]:
     """The classes of models that can be drawn with, by the name of their diffusers pipeline."""
     from pipeline.model.chroma import Chroma
     from pipeline.model.flux import Flux
-    from pipeline.model.flux2 import Flux2Klein
+    from pipeline.model.flux2 import Flux2, Flux2Klein
     from pipeline.model.pixart import PixArtAlpha, PixArtSigma
     from pipeline.model.qwen_image import QwenImage
     from pipeline.model.sana import Sana
@@ -40,8 +40,8 @@ def model_classes() -> dict[str, type[LatentDiffusion]]:
     from pipeline.model.z_image import ZImage
 
     classes: tuple[type[LatentDiffusion], ...] = (
-        StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, QwenImage, ZImage, PixArtSigma, PixArtAlpha,
-        Sana, Chroma,
+        StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2, Flux2Klein, QwenImage, ZImage,
+        PixArtSigma, PixArtAlpha, Sana, Chroma,
     )  # fmt: skip
     return {cls.pipeline: cls for cls in classes}
 

@@ -18,7 +18,7 @@ from index.storage import place as storage_place
 from pipeline.config import ModelConfig
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline folder that are not loaded
-_TEXTS = frozenset({".json", ".txt", ".model"})
+_TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})  # the last: templates in which language models read prompts
 # Only safetensors are loaded; the others are counted, so that a folder in which they change is another folder.
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".npz"})
 
@@ -77,7 +77,9 @@ def _from_hub(config: ModelConfig) -> Path:
             return folder
         # Hubs keep the same model in several precisions and formats: one set of weights, in safetensors, of the parts in use.
         weights = f"*.{config.variant}*.safetensors" if config.variant else "*.safetensors"
-        wanted = [f"{part}/{kind}" for part in components(folder) for kind in ("*.json", "*.txt", "*.model", weights)]
+        wanted = [
+            f"{part}/{kind}" for part in components(folder) for kind in ("*.json", "*.txt", "*.model", "*.jinja", weights)
+        ]
         return fetch(["model_index.json", *wanted])
     except ModelError:
         raise

@@ -8,8 +8,6 @@ PICTURE = "it is shown a picture, and Clearance draws from text"
 FILM = "it draws films"
 UNTRIED = "Clearance has no class for it yet"
 REFUSED = {
-    "Flux2Pipeline": "Clearance has not been tried with its text encoder, Mistral 3 behind an image processor; "
-    "FLUX.2 klein (Flux2KleinPipeline) is drawn",
     "Flux3ModularPipeline": "it has modular blocks alone, without a pipeline that pictures could be compared with",
     "Ideogram4Pipeline": "it guides with a second network (unconditional_transformer)",
     "HunyuanImagePipeline": "it guides with an object of its own (guider)",

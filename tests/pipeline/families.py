@@ -29,6 +29,7 @@ class Family:
     Attributes:
         pipeline: diffusers' class.
         negative: the suite's negative prompt.
+        takes_negative: there is classifier-free guidance at all.
         side: width and height of its pictures, in pixels.
         tokens: how many tokens of text it is given; where diffusers' call takes a number, that one too.
         asks: further arguments of diffusers' call.
@@ -40,6 +41,7 @@ class Family:
 
     pipeline: str
     negative: str = NEGATIVE
+    takes_negative: bool = True
     side: int = 16
     tokens: int = 24
     asks: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +81,13 @@ FAMILIES = {
         tokens=64,
         negative="",  # diffusers' pipeline takes no other
         asks={"max_sequence_length": 64},
+        guided={"guidance_scale": SCALE},
+    ),
+    "flux2_dev": Family(
+        pipeline="Flux2Pipeline",
+        tokens=240,  # of a tokenizer of bytes, which makes a long text of the system message
+        asks={"max_sequence_length": 240},
+        takes_negative=False,
         guided={"guidance_scale": SCALE},
     ),
     "qwen_image": Family(

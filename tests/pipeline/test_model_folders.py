@@ -89,7 +89,6 @@ def test_the_memory_of_its_weights_is_that_of_the_loaded_model(family: str, requ
         ({"_class_name": {"a": 1}}, 'names its pipeline class as {"a": 1}'),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "InpaintPipeline cannot be run: it is shown a picture"),
         ({"_class_name": "Ideogram4Pipeline"}, "Ideogram4Pipeline cannot be run: it guides with a second network"),
-        ({"_class_name": "Flux2Pipeline"}, "FLUX.2 klein (Flux2KleinPipeline) is drawn"),
         ({"_class_name": "FutureImagePipeline"}, "pipelines of class FutureImagePipeline cannot be run"),
         ({"unet": None}, "has no unet"),
         ({"unet": "diffusers"}, "has no unet"),

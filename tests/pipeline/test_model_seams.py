@@ -147,6 +147,7 @@ def test_refused_classes_are_not_among_those_that_are_drawn(pipeline: str) -> No
         ("StableDiffusionXLPipeline", {}, 50, 5.0),
         ("FluxPipeline", {"transformer": {"guidance_embeds": True}}, 28, 3.5),
         ("FluxPipeline", {"transformer": {"guidance_embeds": False}}, 4, 0.0),
+        ("Flux2Pipeline", {}, 50, 4.0),
         ("Flux2KleinPipeline", {"": {"is_distilled": False}}, 50, 4.0),
         ("Flux2KleinPipeline", {"": {"is_distilled": True}}, 4, 1.0),
         ("PixArtSigmaPipeline", {}, 20, 4.5),

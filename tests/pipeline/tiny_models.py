@@ -231,16 +231,40 @@ def z_image(folder: Path) -> Path:
 def flux_2_klein(folder: Path) -> Path:
     """Of the kind that is not distilled: Qwen3's layers 9, 18 and 27, latents of 2×2 patches, a batch norm between."""
     import torch
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2KleinPipeline,
-        Flux2Transformer2DModel,
-    )
+    from diffusers import Flux2KleinPipeline
     from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(6)
     tokenizer = _qwen_tokenizer()
+    encoder = Qwen3ForCausalLM(_qwen3(tokenizer, layers=28))
+    parts = _flux_2(guidance_embeds=False)
+    return _saved(folder, Flux2KleinPipeline(text_encoder=encoder, tokenizer=tokenizer, is_distilled=False, **parts))
+
+
+def flux_2_dev(folder: Path) -> Path:
+    """As klein, with the guidance scale embedded, and Mistral 3's layers 10, 20 and 30 behind a processor."""
+    import torch
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PixtralImageProcessor, PixtralProcessor
+
+    torch.manual_seed(11)
+    tokenizer = _qwen_tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[0].text }}<|im_end|>{% endfor %}"
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
+    text = {"model_type": "mistral", "num_hidden_layers": 31, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    vision = {"model_type": "pixtral", "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Mistral3Config(
+        text_config=text | size, vision_config=vision | size, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]")
+    )
+    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=template)
+    parts = _flux_2(guidance_embeds=True)
+    return _saved(folder, Flux2Pipeline(text_encoder=Mistral3ForConditionalGeneration(config), tokenizer=processor, **parts))
+
+
+def _flux_2(*, guidance_embeds: bool) -> dict[str, Any]:
+    """Denoiser, autoencoder and scheduler."""
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -252,25 +276,19 @@ def flux_2_klein(folder: Path) -> Path:
     )
     vae.bn.running_mean.normal_(0, 0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
-    return _saved(folder, Flux2KleinPipeline(
-        text_encoder=Qwen3ForCausalLM(_qwen3(tokenizer, layers=28)),
-        tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            timestep_guidance_channels=16,
-            axes_dims_rope=[4] * 4,
-            guidance_embeds=False,
-        ),
-        vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        is_distilled=False,
-    ))  # fmt: skip
+    transformer = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=[4] * 4,
+        guidance_embeds=guidance_embeds,
+    )
+    return {"transformer": transformer, "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)}
 
 
 def pixart_sigma(folder: Path) -> Path:
@@ -406,6 +424,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "QwenImagePipeline": qwen_image,
     "ZImagePipeline": z_image,
     "Flux2KleinPipeline": flux_2_klein,
+    "Flux2Pipeline": flux_2_dev,
     "PixArtSigmaPipeline": pixart_sigma,
     "PixArtAlphaPipeline": pixart_alpha,
     "SanaPipeline": sana,
