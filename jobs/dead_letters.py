@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class DeadLetter:
 
     Attributes:
         key, row_no, prompt, negative_prompt, seed, adapter: the request's.
+        stated: its size, steps and guidance scale, where it states them.
         reason: the reason code. error_class, error_message: of the exception.
     """
 
@@ -29,6 +30,7 @@ class DeadLetter:
     negative_prompt: str
     seed: int
     adapter: str
+    stated: Mapping[str, int | float]
     reason: str
     error_class: str
     error_message: str
@@ -54,6 +56,7 @@ def dead_letters(folder: Path) -> Iterator[DeadLetter]:
                 negative_prompt=request.negative_prompt,
                 seed=request.seed,
                 adapter=request.adapter,
+                stated={name: value for name, value in request.stated._asdict().items() if value is not None},
                 reason=row["reason"],
                 error_class=row["error_class"] or "",
                 error_message=row["error_message"] or "",
@@ -67,7 +70,8 @@ def as_prompts(letters: Sequence[DeadLetter]) -> bytes:
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
     row = asdict(letter)
-    del row["row_no"], row["error_class"]
+    del row["row_no"], row["error_class"], row["stated"]
+    row |= letter.stated
     return {name: value for name, value in row.items() if value != "" or name == "prompt"}
 
 

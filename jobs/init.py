@@ -26,7 +26,7 @@ RUN_TOML = """\
 # Paths start from this file's folder. Every key: infra/docs/reference.md
 
 prompts = {prompts}   # a file, a folder or a pattern of Parquet, CSV, JSONL or text; or a list of them
-# columns.prompt = "caption"  # where your files call the column otherwise; key, seed, negative_prompt likewise
+# columns.prompt = "caption"  # where your files call the column otherwise; key, seed, width, steps, … likewise
 out = "runs/first"          # the run folder. "runs/{{date}}": one a day; "runs/{{number}}": further runs with --only-new
 policy = "{policy}"      # which pictures are released: `clearance policy show {policy}`
 dataset_id = "{dataset}"

@@ -248,6 +248,10 @@ class ColumnsConfig:
         'column of the adapters with `rows = "named"`, as `NAME`, `NAME:STRENGTH` or several with commas; empty: `adapter`, '
         "where the file has it and there are such adapters",
     )
+    width: str = line("", "column of the widths in pixels; empty: `width`, where the file has it")
+    height: str = line("", "column of the heights in pixels; empty: `height`, where the file has it")
+    steps: str = line("", "column of the numbers of denoising steps; empty: `steps`, where the file has it")
+    guidance_scale: str = line("", "column of the guidance scales; empty: `guidance_scale`, where the file has it")
 
 
 def _one_or_many(value: Any) -> Any:

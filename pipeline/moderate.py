@@ -142,7 +142,8 @@ class Moderation:
         behind = self._looks.full and len(self._unseen) >= PICTURE_ROWS
         ended = self._draw() if engine.busy and not behind else []
         while self._unseen and not self._looks.full and (len(self._unseen) >= PICTURE_ROWS or not engine.full):
-            finished, self._unseen = self._unseen[:PICTURE_ROWS], self._unseen[PICTURE_ROWS:]
+            finished = [t for t in self._unseen if t.size == self._unseen[0].size][:PICTURE_ROWS]  # a look is of one size
+            self._unseen = [t for t in self._unseen if not any(t is one for one in finished)]
             self._shown |= {t.tag: t for t in finished}
             own = [open_requests[t.tag].own_references() for t in finished]
             self._looks.show([t.tag for t in finished], [t.latent for t in finished], own)
@@ -209,8 +210,8 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
             denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
             skipped_guards=(*runtime.skipped, *([open_request.unlooked] if open_request.unlooked else [])),
-            rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(study.shapes), caught=catches,
-            guard_seconds=study.guard_seconds,
+            rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(study.shapes, trajectory.latent),
+            caught=catches, guard_seconds=study.guard_seconds,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
             group=trajectory.group.id if trajectory.group else "",
         )
@@ -224,18 +225,20 @@ def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tupl
 
     A probe that fails costs no picture: the guards check the finished one anyway, and the attempt records the failure.
     """
-    early = runtime.early
-    if early is None:
+    if runtime.early is None:
         return []
     due = [
         t
-        for t in runtime.engine.running
-        if t.step in early.steps
+        for t in runtime.engine.running  # all of one size
+        if runtime.early.due(t)
         and (open_requests[t.tag].intervention or RESEEDED).kind == "reseed"
         and open_requests[t.tag].rungs - open_requests[t.tag].marked < len(runtime.policy.ladder)
         and not t.group  # its mates need it in their calls
         and affordable(runtime, open_requests[t.tag], t)
     ]
+    early = runtime.early_at(due[0].size) if due else None
+    if early is None:
+        return []
     found, failures = together_or_alone(
         lambda some: early.look(some, [runtime.adapters.plain(open_requests[t.tag].request.prompt) for t in some]), due
     )

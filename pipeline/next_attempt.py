@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from guards.copies import RECOLOURED
+from index.errors import ConfigError
 from pipeline.decide import is_mark
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.adapters import denoisers
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Caught, Decision, Request
 from pipeline.policy import action_of
+from pipeline.references import References
 from pipeline.respond.copies import RESEED, Failed, Tools, Words, random_references, retry
 from pipeline.respond.early import TURNED
 from pipeline.respond.marks import Erasure, erase
@@ -27,27 +29,52 @@ from pipeline.steer.erase_tokens import marks_found
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.engine.trajectory import Size
+    from pipeline.model.sampler import Sampler
+
+
+def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]:
+    """(h, w) of a request's latents, its sampler, and whether it has a negative row.
+
+    Raises:
+        ConfigError: what the request states of its picture cannot be drawn.
+    """
+    engine, scale = runtime.engine, request.stated.guidance_scale
+    size, guided = runtime.size_of(request), engine.guides(scale)
+    if runtime.standing is not None and not guided:
+        what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
+        raise ConfigError(what, where="guidance_scale", fix="Raise it above 1, or leave the field empty")
+    return size, engine.sampler_for(size, request.stated.steps), guided
+
 
 def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
-    """The trajectory of a request's first attempt."""
+    """The trajectory of a request's first attempt.
+
+    Raises:
+        ConfigError: what the request states of its picture cannot be drawn.
+    """
+    engine, scale = runtime.engine, request.stated.guidance_scale
+    size, sampler, guided = drawn_with(runtime, request)
     worn = runtime.adapters.worn(request.adapter)
-    negative = runtime.negative_of(request.negative_prompt, runtime.standing, worn) if runtime.engine.guided else None
-    context, noise = runtime.context_for(worn)(request.prompt), runtime.engine.initial_noise(request.seed)
+    negative = runtime.negative_of(request.negative_prompt, runtime.standing, worn) if guided else None
+    context, noise = runtime.context_for(worn)(request.prompt), engine.initial_noise(request.seed, sampler, size)
     return Trajectory(
         tag=tag,
+        sampler=sampler,
+        guidance_scale=scale,
         latent=noise,
         step=0,
         context=context,
         negative=negative,
         seed=request.seed,
         lowrank=(*runtime.erasers.always_lowrank, *denoisers(worn)),
-        group=_group(runtime, request) if request.group else None,
+        group=_group(runtime, request, len(sampler)) if request.group else None,
         member=request.member,
     )
 
 
-def _group(runtime: Runtime, request: Request) -> Group:
-    d, steps = runtime.config.generation.diversity, len(runtime.engine.sampler)
+def _group(runtime: Runtime, request: Request, steps: int) -> Group:
+    d = runtime.config.generation.diversity
     return Group(request.group, request.group_size, mates_push(d, steps, runtime.context_of("")))
 
 
@@ -55,7 +82,7 @@ def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) ->
     """Whether the policy's budget has room for a full picture's steps once more."""
     spent = [last.evals, *(c.denoiser_evals for c in open_request.catches), *(a.denoiser_evals for a in open_request.attempts)]
     most = runtime.policy.max_evals
-    return most is None or sum(spent) + len(runtime.engine.sampler) <= most
+    return most is None or sum(spent) + len(runtime.engine.sampler_of(last)) <= most
 
 
 def steer_caught(runtime: Runtime, last: Trajectory, open_request: OpenRequest, caught: Caught) -> None:
@@ -107,13 +134,14 @@ def _again(
         # The control: references that have nothing to do with the sample.
         everything = list(runtime.index.ids())
         ref_ids = random_references(everything, ref_ids, seed=open_request.request.seed, attempt=attempt)[: rung.references]
-    latents = {ref_id: z for ref_id in ref_ids if (z := runtime.references.latent(ref_id)) is not None}
+    references = runtime.references_at(last.size)
+    latents = {ref_id: z for ref_id in ref_ids if (z := references.latent(ref_id)) is not None}
     failed = Failed(
         last=last, seed=open_request.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        colours=_colours(runtime, open_request), words=_words(runtime, open_request), caught_at=caught_at,
+        colours=_colours(references, open_request), words=_words(runtime, open_request), caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
-        engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=runtime.references.centre,
+        engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=references.centre,
         embedder_space=runtime.embedder_space, rollback=runtime.policy.early.rollback,
     )  # fmt: skip
     again = retry(failed, rung, tools)
@@ -166,10 +194,10 @@ def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
     )
 
 
-def _colours(runtime: Runtime, open_request: OpenRequest) -> dict[str, list[torch.Tensor]]:
+def _colours(references: References, open_request: OpenRequest) -> dict[str, list[torch.Tensor]]:
     """Latents of all references that the sample copied in other colours: the next attempt may copy another one of them."""
     caught = [caught.nearest[0].ref_id for caught in open_request.caught if caught.signal.endswith(TURNED)]
     found = [
         f.ref_id for attempt in open_request.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED
     ]
-    return {ref_id: runtime.references.recoloured(ref_id) for ref_id in dict.fromkeys([*caught, *found])}
+    return {ref_id: references.recoloured(ref_id) for ref_id in dict.fromkeys([*caught, *found])}

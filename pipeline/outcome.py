@@ -36,6 +36,27 @@ class Verdict(StrEnum):
     REJECT = "reject"
 
 
+class Stated(NamedTuple):
+    """What a request states of its picture, in place of what the run file states; None: as the run file.
+
+    Attributes:
+        width, height: in pixels.
+        steps: denoising steps.
+        guidance_scale: as ``generation.guidance_scale``.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in self)
+
+
+AS_THE_RUN = Stated()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One picture that was ordered.
@@ -48,6 +69,7 @@ class Request:
         seed: seed of the first attempt's noise.
         adapter: the LoRAs of this row alone, as ``NAME`` or ``NAME:STRENGTH``, with commas; empty: none.
         columns: the caller's own columns of the input row, as one JSON object; empty: there are none.
+        stated: size, steps and guidance scale where the input row states them.
         problem: reason code and message when the input row is unusable; such a request ends as an error row.
         group: id of the group whose members push one another apart (:mod:`pipeline.steer.diversity`); empty: it stands alone.
         member: its number in the group, from 0.
@@ -61,6 +83,7 @@ class Request:
     seed: int = 0
     adapter: str = ""
     columns: str = ""
+    stated: Stated = AS_THE_RUN
     problem: tuple[str, str] | None = None
     group: str = ""
     member: int = 0

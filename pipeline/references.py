@@ -29,11 +29,15 @@ class References:
         index: whose references; None for a run without an index, which has none.
         model: the model whose latents they are.
         hues: into how many parts the circle of hues is cut (``copies.hues``).
+        size: (h, w) of the latents; None: of the model's own size. References are stretched to the size of the sample.
     """
 
-    def __init__(self, index: ReferenceIndex | None, model: DiffusionModel, *, hues: int) -> None:
+    def __init__(
+        self, index: ReferenceIndex | None, model: DiffusionModel, *, hues: int, size: tuple[int, int] | None = None
+    ) -> None:
         self.index, self.model, self.hues = index, model, hues
-        self.latent = lru_cache(maxsize=4096)(self._latent)
+        self.shape = (model.latent_shape[0], *(size or model.latent_shape[1:]))
+        self.latent = lru_cache(maxsize=4096 if size is None else LATENTS)(self._latent)
         self.recoloured = lru_cache(maxsize=LATENTS)(self._recoloured)
         self._ahead: dict[tuple[str, float], torch.Tensor] = {}  # encoded, and not yet asked for: id and turn
 
@@ -45,7 +49,7 @@ class References:
         """
         import torch
 
-        zeros = torch.zeros(self.model.latent_shape)
+        zeros = torch.zeros(self.shape)
         if self.index is None:
             return zeros
         ids = islice(self.index.ids(), CENTRE_REFERENCES)
@@ -84,12 +88,12 @@ class References:
         return list(self.model.encode(np.stack(turned))) if turned else []
 
     def _picture(self, ref_id: str) -> np.ndarray | None:
-        """uint8 RGB at the model's size, or None when the index may not keep it."""
+        """uint8 RGB at the size of these latents, or None when the index may not keep it."""
         picture = self.index.picture(ref_id) if self.index is not None else None
         if picture is None:
             return None
         from PIL import Image
 
-        side = self.model.decode_size()
+        side = self.model.decode_size(self.shape[1:])
         fits = picture.shape[1::-1] == side
         return picture if fits else np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.LANCZOS))

@@ -25,7 +25,7 @@ from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.machine import machine
 from pipeline.opening import Copies, open_copies, open_policy_guards, prepare
-from pipeline.outcome import PaddedRows
+from pipeline.outcome import PaddedRows, Request
 from pipeline.policy import Policy
 from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
+    from pipeline.engine.trajectory import Size
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.contexts import Contexts
     from pipeline.model.reading import Worn
@@ -94,18 +95,11 @@ class Runtime:
         self.context_of = self.contexts = self.read.contexts()
         self.negative_context_of = self.read.contexts(negative=True)
         self.references = References(index, model, hues=policy.copies.hues)
-        self.early = None
-        if copies is not None and wanted(policy):
-            latents = None
-            if ReferenceLatents.possible(copies.index):
-                many = len(copies.index) * policy.copies.hues > COLOURED
-                latents = ReferenceLatents(
-                    copies.index, self.references.latent, lambda: self.references.centre,
-                    *(() if many else (self.references.recoloured, self.references.encode_ahead)),
-                )  # fmt: skip
-            self.early = EarlyDetector.open(policy.early, model, self.engine.sampler, copies, latents=latents)
-            steps = self.early.steps
-            self.engine.looked_at = lambda t: t.step in steps
+        self._references = {model.latent_shape[1:]: self.references}
+        self.early = self._early(self.references)
+        self._earlies: dict[Size, EarlyDetector | None] = {}  # of other sizes
+        if self.early is not None:
+            self.engine.looked_at = self.early.due
         self.erasers = erasers or Erasers()
         self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
@@ -165,6 +159,43 @@ class Runtime:
         runtime.salt, runtime.markers = salt, markers
         return runtime
 
+    def size_of(self, request: Request) -> Size:
+        """(h, w) of the latent of a request.
+
+        Raises:
+            ConfigError: the model cannot draw the size that it states.
+        """
+        stated, model = request.stated, self.config.model
+        return self.model.shape_of(stated.width or model.width or model.size, stated.height or model.height or model.size)[1:]
+
+    def references_at(self, size: Size) -> References:
+        """The references in latents of that size."""
+        if size not in self._references:
+            self._references[size] = References(self.index, self.model, hues=self.policy.copies.hues, size=size)
+        return self._references[size]
+
+    def early_at(self, size: Size) -> EarlyDetector | None:
+        """The probes of samples of that size; None: they are off."""
+        if size == self.model.latent_shape[1:]:
+            return self.early
+        if size not in self._earlies:
+            self._earlies[size] = self._early(self.references_at(size))
+        return self._earlies[size]
+
+    def _early(self, references: References) -> EarlyDetector | None:
+        copies, policy = self.copies, self.policy
+        if copies is None or not wanted(policy):
+            return None
+        latents = None
+        if ReferenceLatents.possible(copies.index):
+            many = len(copies.index) * policy.copies.hues > COLOURED
+            latents = ReferenceLatents(
+                copies.index, references.latent, lambda: references.centre,
+                *(() if many else (references.recoloured, references.encode_ahead)),
+            )  # fmt: skip
+        size = references.shape[1:]
+        return EarlyDetector.open(policy.early, self.model, self.engine.sampler, copies, latents=latents, size=size)
+
     @property
     def looker(self) -> Looker:
         """Decoder and guards of this process."""
@@ -177,17 +208,24 @@ class Runtime:
 
     def activity(self) -> dict[str, Any]:
         """What this worker's time went into so far, as plain numbers; see :class:`pipeline.looking.activity.Activity`."""
-        return self.spent.plain()
+        return self.spent.plain() | {"sizes": self.filled()}
+
+    def filled(self) -> dict[str, dict[str, int]]:
+        """By size of picture, such as "1024 × 768": the denoiser's calls, their rows, and how many of these had an owner."""
+        sizes = {" × ".join(map(str, self.model.decode_size(size))): one for size, one in self.engine.filled.items()}
+        return {name: one._asdict() for name, one in sizes.items()}
 
     def close(self) -> None:
         """End the processes beside this one."""
         if self.pool is not None:
             self.pool.close()
 
-    def padded_rows(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> PaddedRows:
+    def padded_rows(
+        self, shapes: Mapping[str, tuple[int, ...]] | None = None, latent: torch.Tensor | None = None
+    ) -> PaddedRows:
         """Rows that the calls of model, embedder and mark detectors have had so far; ``shapes``: those of the process that
-        looked."""
-        return self.model.padded_rows()._replace(**(self.looker.shapes() if shapes is None else shapes))
+        looked; ``latent``: of that size, if not the model's own."""
+        return self.model.padded_rows(latent)._replace(**(self.looker.shapes() if shapes is None else shapes))
 
     def context_for(self, worn: Worn) -> Contexts:
         """Prompt → conditioning, for a row with these LoRAs."""

@@ -177,10 +177,12 @@ class Chain:
         if changed:
             first, old = changed[0], there[changed[0].key]
             assert old is not None
-            was = f"{_short(old.prompt)} with seed {old.seed} there, {_short(first.prompt)} with seed {first.seed} now"
+            was = f"{_in_words(old)} there, {_in_words(first)} now"
+            same = (old.prompt, old.negative_prompt, old.seed) == (first.prompt, first.negative_prompt, first.seed)
+            other = "size, number of steps or guidance scale" if same else "prompt or seed"
             raise PlanMismatch(
-                f"{len(changed)} of the requests that the data set holds have another prompt or seed now; "
-                f"the first is {first.key!r}: {was}",
+                f"{len(changed)} of the requests that the data set holds have another {other} now; the first is "
+                f"{first.key!r}: {was}",
                 where=str(self.last.folder.parent),
                 fix="Give a row that changed a new key. Rows without a key get one from their number: add new ones at the end",
             )
@@ -220,8 +222,13 @@ def _differs(old: Request, now: Request) -> bool:
     """Whether a request is another than it was. One that could not be drawn may have been mended."""
     if old.problem is not None:
         return False
-    one, other = ((r.prompt, r.negative_prompt, r.seed, r.adapter) for r in (old, now))
+    one, other = ((r.prompt, r.negative_prompt, r.seed, r.adapter, r.stated) for r in (old, now))
     return one != other
+
+
+def _in_words(one: Request) -> str:
+    stated = "".join(f", {name} {value:g}" for name, value in one.stated._asdict().items() if value is not None)
+    return f"{_short(one.prompt)} with seed {one.seed}{stated}"
 
 
 def _short(text: str) -> str:

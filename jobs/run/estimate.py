@@ -146,27 +146,42 @@ def _memory(config: RunConfig) -> int:
 
 
 def estimate(
-    measured: Measured, config: RunConfig, policy: Policy, todo: Sequence[Request], *, guided: bool, workers: int
+    measured: Measured,
+    config: RunConfig,
+    policy: Policy,
+    todo: Sequence[Request],
+    *,
+    guides: Callable[[float | None], bool],
+    workers: int,
 ) -> Estimate:
-    """The estimate of a run.
+    """The estimate of a run. What a picture of another size takes is assumed to grow with its pixels.
 
     Args:
         measured: what one call takes.
         config, policy: of the run.
         todo: requests that are still to be drawn.
-        guided: whether a sample takes two rows while guidance acts.
+        guides: whether a sample with this guidance scale (None: the run's) takes two rows while guidance acts.
         workers: side by side, each as fast as this one.
     """
-    pictures = sum(request.problem is None for request in todo)
-    each = math.ceil(pictures / workers)
-    steps = config.generation.steps
-    rows = steps + (round(config.generation.guidance_until * steps) if guided else 0)
-    # A call is never smaller than its fixed number of rows, and a picture takes its steps one after the other.
-    calls = max(steps, math.ceil(each * rows / config.generation.rows)) if each else 0
-    seconds = calls * measured.call_seconds + each * measured.look_seconds
-    return Estimate(
-        calls=calls, seconds=seconds, bytes=pictures * (measured.picture_bytes + ROW_BYTES), times=most_pictures(policy)
-    )
+    g, sizes = config.generation, dict[tuple[int, int], list[Request]]()
+    for request in todo:
+        if request.problem is None:
+            size = request.stated.width or measured.width, request.stated.height or measured.height
+            sizes.setdefault(size, []).append(request)
+    calls, seconds, stored = 0, 0.0, 0.0
+    for (width, height), those in sizes.items():
+        share, pixels = math.ceil(len(those) / workers) / len(those), width * height / (measured.width * measured.height)
+        steps = [request.stated.steps or g.steps for request in those]
+        guided = [guides(request.stated.guidance_scale) for request in those]
+        rows = sum(
+            taken + guided_too * round(g.guidance_until * taken) for taken, guided_too in zip(steps, guided, strict=True)
+        )
+        # A call is never smaller than its fixed number of rows, and a picture takes its steps one after the other.
+        own = max(max(steps), math.ceil(round(share * rows, 6) / g.rows))
+        calls += own
+        seconds += pixels * (own * measured.call_seconds + share * len(those) * measured.look_seconds)
+        stored += len(those) * (pixels * measured.picture_bytes + ROW_BYTES)
+    return Estimate(calls=calls, seconds=seconds, bytes=round(stored), times=most_pictures(policy))
 
 
 def most_pictures(policy: Policy) -> int:

@@ -8,11 +8,11 @@ index and calibration. It leaves out paths, workers and output folder: a project
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,9 @@ from jobs.run.bound import bound
 from jobs.run.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.openers import openers
 from jobs.run.prompts import adapter_column, prompts_of
+from jobs.run.sizes import by_size, own_sides
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
+from jobs.run.stored_requests import request_of, requests_digest, requests_table
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.fields import stored as stored_entry
@@ -40,12 +42,12 @@ from pipeline.settings import digest, from_dict, read_toml
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_AT_ONCE = 4096  # requests in a piece of what a digest is taken of
+    from pipeline.model.sides import Sides
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A contiguous piece of the requests: the unit of work, of resuming and of commit.
+    """A piece of the requests, of one size where it can be: the unit of work, of resuming and of commit.
 
     ``shard_id`` is the first row's number and a digest of the requests: "000032-9f86d081".
     """
@@ -139,8 +141,8 @@ class Plan:
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        pieces = pieces_of(self.requests, self.config.shard_size)
-        return tuple(Shard(f"{piece[0].row_no:06d}-{_requests_digest(piece)[:8]}", piece) for piece in pieces)
+        pieces = pieces_of(by_size(self.requests, self.config.model), self.config.shard_size)
+        return tuple(Shard(f"{piece[0].row_no:06d}-{requests_digest(piece)[:8]}", piece) for piece in pieces)
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -153,7 +155,7 @@ class Plan:
 
     @cached_property
     def _requests_sha256(self) -> str:
-        return _requests_digest(self.requests)
+        return requests_digest(self.requests)
 
     @cached_property
     def plan_sha256(self) -> str:
@@ -170,26 +172,7 @@ class Plan:
 
     @cached_property
     def _table(self) -> pa.Table:
-        import pyarrow as pa
-
-        columns = {
-            "row_no": pa.array([r.row_no for r in self.requests], pa.int64()),
-            "key": pa.array([r.key for r in self.requests], pa.string()),
-            "prompt": pa.array([r.prompt for r in self.requests], pa.string()),
-            "negative_prompt": pa.array([r.negative_prompt for r in self.requests], pa.string()),
-            "seed": pa.array([r.seed for r in self.requests], pa.int64()),
-            "problem_code": pa.array([r.problem[0] if r.problem else "" for r in self.requests], pa.string()),
-            "problem": pa.array([r.problem[1] if r.problem else "" for r in self.requests], pa.string()),
-        }
-        if any(r.adapter for r in self.requests):
-            columns["adapter"] = pa.array([r.adapter for r in self.requests], pa.string())
-        if any(r.columns for r in self.requests):
-            columns["columns"] = pa.array([r.columns for r in self.requests], pa.string())
-        if any(r.group for r in self.requests):
-            columns["group"] = pa.array([r.group for r in self.requests], pa.string())
-            columns["member"] = pa.array([r.member for r in self.requests], pa.int32())
-            columns["group_size"] = pa.array([r.group_size for r in self.requests], pa.int32())
-        return pa.table(columns)
+        return requests_table(self.requests)
 
     def portable(self, folder: Path) -> dict[str, Any]:
         """Configuration and policy as they stand in a run folder: without the paths of this machine.
@@ -265,7 +248,8 @@ class Plan:
             )  # fmt: skip
             if known is not None and same:
                 plan.__dict__["_requests_sha256"] = known._requests_sha256
-                plan.__dict__.update({"shards": known.shards} if config.shard_size == known.config.shard_size else {})
+                cut = [(one.shard_size, own_sides(one.model)) for one in (config, known.config)]
+                plan.__dict__.update({"shards": known.shards} if cut[0] == cut[1] else {})
             parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
             what = f"plan holds what this version does not accept ({error.where}: {error.what})"
@@ -288,9 +272,16 @@ class Plan:
 def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
     """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.prompts_of`."""
     seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
+
+    @functools.cache
+    def sides() -> Sides | None:
+        from pipeline.model.families import sides_of
+
+        return sides_of(config.model)
+
     columns = dataclasses.asdict(config.columns)
     adapters = adapter_column(config.adapters, columns.pop("adapter"))
-    requests = prompts_of(config.prompts, base.resolve(), columns=columns, notes=notes, adapters=adapters, **seeds)
+    requests = prompts_of(config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, **seeds)
     return in_groups(requests, config.generation.diversity.size)
 
 
@@ -346,24 +337,6 @@ def _readable(policy: Mapping[str, Any], identity: Mapping[str, str]) -> dict[st
     return {**policy, "ladder": [stored_entry(rung) if rung["kind"] in outside else rung for rung in policy["ladder"]]}
 
 
-def _requests_digest(requests: Sequence[Request]) -> str:
-    # The digest of json.dumps of a list with a row for each request, some thousands at a time: the whole text is never there.
-    whole = hashlib.sha256(b"[")
-    for first in range(0, len(requests), _AT_ONCE):
-        rows: list[list[Any]] = [
-            # a plan without columns of the caller's own keeps the digest it had before there were any
-            [r.row_no, r.key, r.prompt, r.negative_prompt, r.seed, list(r.problem) if r.problem else None]
-            + ([r.columns] if r.columns or r.group else [])
-            + ([[r.group, r.member, r.group_size]] if r.group else [])
-            + ([{"adapter": r.adapter}] if r.adapter else [])
-            for r in requests[first : first + _AT_ONCE]
-        ]
-        text = json.dumps(rows, separators=(",", ":"))[1:-1]
-        whole.update((f",{text}" if first else text).encode())
-    whole.update(b"]")
-    return whole.hexdigest()
-
-
 def _holds(folder: Path, sha256: str, plan: Plan) -> bool:
     """Whether the requests in a run folder are those of a plan; False also where they are damaged, which reading them names."""
     import pyarrow.parquet as pq
@@ -389,7 +362,7 @@ def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
             raise PlanMismatch(what, where=where, fix="Start a new run from the prompts file")
         raise IntegrityError(f"was changed: it is not the file that {PLAN_FILE} names", where=where, fix=fix)
     try:
-        return tuple(_request(row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist())
+        return tuple(request_of(row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist())
     except Exception as error:  # the reader of damaged bytes may raise anything
         raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=fix) from None
 
@@ -404,20 +377,3 @@ def prompts_erased(folder: Path) -> bool:
     from pipeline.audit.events import read_events
 
     return REQUESTS_FILE in Erasures.of(read_events(folder)).paths
-
-
-def _request(row: Mapping[str, Any]) -> Request:
-    problem = (row["problem_code"], row["problem"]) if row["problem_code"] else None
-    return Request(
-        row_no=row["row_no"],
-        key=row["key"],
-        prompt=row["prompt"],
-        negative_prompt=row["negative_prompt"],
-        seed=row["seed"],
-        adapter=row.get("adapter") or "",
-        columns=row.get("columns") or "",
-        problem=problem,
-        group=row.get("group") or "",
-        member=row.get("member") or 0,
-        group_size=row.get("group_size") or 0,
-    )

@@ -20,6 +20,7 @@ from jobs.run.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memo
 from jobs.run.notes import device_notes_of, notes_of
 from jobs.run.placement import workers_here
 from jobs.run.progress import duration
+from jobs.run.sizes import counted, own_sides
 from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
 
 T = TypeVar("T")
+SIZES = 12  # of pictures that are named
 
 
 @dataclass(kw_only=True)
@@ -263,6 +265,7 @@ def _load(
     adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(_adapter, runtime.adapters.files)]
     if adapters:
         found.opened["adapters"] = ", ".join(adapters)
+    _look_at_stated(found, runtime)
     cut = sum(runtime.truncated(request.prompt) for request in found.todo if not request.problem)
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
@@ -286,10 +289,33 @@ def _adapter(one: AdapterFile) -> str:
     return f"{one.name} ({what}{f', licence {one.licence}' if one.licence else ''})"
 
 
+def _look_at_stated(found: Preflight, runtime: Runtime) -> None:
+    """Whether the model can draw what requests state of their pictures; each that it cannot draw would end as an error row."""
+    failing: dict[ClearanceError, int] = {}
+    known: dict[object, ClearanceError | None] = {}
+    for request in found.todo:
+        if request.problem is None and request.stated and request.stated not in known:
+            known[request.stated] = _refusal(runtime, request)
+        if request.problem is None and (error := known.get(request.stated)) is not None:
+            failing[error] = failing.get(error, 0) + 1
+    for error, many in failing.items():
+        found.notes.append(Note("prompts", f"{many} of {len(found.todo)} requests will end as error rows: {error}"))
+
+
+def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
+    from pipeline.next_attempt import drawn_with
+
+    try:
+        drawn_with(runtime, request)
+    except ClearanceError as error:
+        return error
+    return None
+
+
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:
     assert found.measured is not None
     plan = found.plan
-    return estimate(found.measured, plan.config, plan.policy, found.todo, guided=runtime.engine.guided, workers=found.workers)
+    return estimate(found.measured, plan.config, plan.policy, found.todo, guides=runtime.engine.guides, workers=found.workers)
 
 
 def _room(found: Preflight) -> None:
@@ -329,6 +355,7 @@ def lines(found: Preflight) -> dict[str, str]:
         "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
         "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
         "pictures": pictures,
+        **_sizes(found),
         **(
             _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
         ),
@@ -340,6 +367,17 @@ def lines(found: Preflight) -> dict[str, str]:
     if not plan.identity:
         return shown | {"plan": "not made: see the problems"}
     return shown | {"plan": plan.plan_sha256, "binds": ", ".join(plan.parts) + " (--json gives their digests)"}
+
+
+def _sizes(found: Preflight) -> dict[str, str]:
+    """How many pictures there are of each size, where requests state their own."""
+    measured = found.measured
+    own = own_sides(found.plan.config.model) if measured is None else (measured.width, measured.height)
+    if len(sizes := counted(found.todo, own)) < 2:
+        return {}
+    named = [f"{many} of {width or 'own'} × {height or 'own'}" for (width, height), many in sizes.most_common()]
+    more = f" and {len(named) - SIZES} more sizes" if len(named) > SIZES else ""
+    return {"sizes": f"{', '.join(named[:SIZES])}{more}; a denoiser call holds one size"}
 
 
 def _sums(found: Preflight) -> dict[str, str]:

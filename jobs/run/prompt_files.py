@@ -18,8 +18,9 @@ from typing import Any
 
 from index.errors import InputError
 from pipeline.notes import Note
+from pipeline.outcome import Stated
 
-COLUMNS = ("prompt", "key", "seed", "negative_prompt")  # others are the caller's own, and travel into the rows
+COLUMNS = ("prompt", "key", "seed", "negative_prompt", *Stated._fields)  # others are the caller's own, and travel into the rows
 USUAL = ("caption", "text", "prompts", "captions", "description", "instruction", "sentence")  # what data sets call a prompt
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 OTHER_KINDS = {  # by the end of the name, or by the first bytes
@@ -122,7 +123,8 @@ def _require_columns(columns: list[str], path: Path, notes: list[Note], names: N
         raise InputError("column 'prompt' is missing", where=str(path), fix=fix)
     for name in columns:
         meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
-        if name not in (*COLUMNS, *names.of.values()) and meant and names[meant[0]] not in columns:
+        known = (*COLUMNS, *names.of.values(), "weight")  # which is no slip for "height"
+        if name not in known and meant and names[meant[0]] not in columns:
             what = f"column {name!r} is kept as a column of your own; if it is meant as {meant[0]!r}, rename it"
             notes.append(Note("prompts", what))
 
@@ -321,13 +323,18 @@ def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
         "prompt": _is_text,
         "negative_prompt": _is_text,
         "key": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
-        "seed": lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
+        **dict.fromkeys(
+            ("seed", *Stated._fields),
+            lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
+        ),
     }
     for column, name in ((column, names[column]) for column in COLUMNS if names[column] in schema.names):
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not fits[column](kind) and not pa.types.is_null(kind):
-            need = {"key": "text or integers", "seed": "integers"}.get(column, "text")
+            need = {"key": "text or integers", "seed": "integers", **dict.fromkeys(Stated._fields, "numbers")}.get(
+                column, "text"
+            )
             raise InputError(f"column {name!r} is {kind}, not {need}", where=str(path), fix=f"Write {name!r} as {need}")
     wanted = [name for name in schema.names if name and not _holds_bytes(schema.field(name).type)]
     for name in (name for name in schema.names if name not in wanted):

@@ -21,16 +21,16 @@ from index.errors import ConfigError, InputError
 from index.places.cache import named_as
 from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
 from jobs.run.prompt_sources import Source, sources_of
+from jobs.run.stated import GAPS, Rule, stated_of
 from pipeline.config import AdapterConfig
 from pipeline.notes import Note
-from pipeline.outcome import Request
+from pipeline.outcome import Request, Stated
 from pipeline.row_adapters import row_adapters
 
 MAX_SEED = 2**63 - 1  # fits Arrow's int64 and torch's generator
 MOST_COLUMNS = 16_384  # bytes of a row's own columns, as JSON
 EXACT = 2**53  # below it every whole number is a float of its own
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-GAPS = {"", "nan", "none", "null", "<na>"}  # how programs write "no number" into a text file
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Problem = tuple[str, str]
@@ -69,6 +69,7 @@ def adapter_column(adapters: Sequence[AdapterConfig], stated: str) -> AdapterCol
     return AdapterColumn(known, stated or "adapter", bool(stated))
 
 
+OTHER_NAME = "Correct the field, or leave it empty, as in the run file; rename a column that means something else"
 ADVICE = {
     "input.bad_row": "Write as many fields in each row as the header has",
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
@@ -77,6 +78,10 @@ ADVICE = {
     "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
     "input.bad_adapter": 'Name adapters of the run file that have rows = "named", or leave the field empty',
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
+    "input.bad_width": OTHER_NAME,
+    "input.bad_height": OTHER_NAME,
+    "input.bad_steps": OTHER_NAME,
+    "input.bad_guidance_scale": OTHER_NAME,
 }
 
 
@@ -89,19 +94,20 @@ def read_prompts(
 
 def prompts_of(
     names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None,
-    adapters: AdapterColumn = NO_ADAPTERS, **seeds: int,
+    adapters: AdapterColumn = NO_ADAPTERS, sides: Rule = lambda: None, **seeds: int,
 ) -> list[Request]:  # fmt: skip
     """Read requests from all that a run file names: files, folders, patterns.
 
     Args:
         names, base: see :func:`jobs.run.prompt_sources.sources_of`.
-        columns, notes, adapters, seeds: see :func:`read_sources`.
+        columns, notes, adapters, sides, seeds: see :func:`read_sources`.
 
     Raises:
         InputError: as :func:`read_sources`; there is no such file.
     """
     notes = [] if notes is None else notes
-    return read_sources(sources_of(names, base, notes), columns=columns, notes=notes, adapters=adapters, **seeds)
+    found = sources_of(names, base, notes)
+    return read_sources(found, columns=columns, notes=notes, adapters=adapters, sides=sides, **seeds)
 
 
 def read_sources(
@@ -112,23 +118,27 @@ def read_sources(
     samples_per_prompt: int = 1,
     notes: list[Note] | None = None,
     adapters: AdapterColumn = NO_ADAPTERS,
+    sides: Rule = lambda: None,
 ) -> list[Request]:
     """Read requests from prompt files, one after the other; rows are numbered through all of them.
 
     Args:
         sources: ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` with columns ``prompt`` and optionally ``key``, ``seed``,
-            ``negative_prompt``, or ``.txt`` with one prompt a line. Further columns are the caller's own and travel into the
-            rows. The fields of a CSV may be separated by commas, semicolons, tabs or vertical bars.
+            ``negative_prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``; or ``.txt`` with one prompt a line.
+            Further columns are the caller's own and travel into the rows. The fields of a CSV may be separated by commas,
+            semicolons, tabs or vertical bars.
         columns: what the files call these columns, where it is another name.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
         adapters: the column in which rows name adapters of their own.
+        sides: gives the rule for widths and heights; asked only where a row states one.
 
     Returns:
         Requests in the order of the files; bad rows are among them, with :attr:`Request.problem` set
         (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``,
-        ``input.bad_column``, ``input.bad_adapter``).
+        ``input.bad_column``, ``input.bad_adapter``, ``input.bad_width``, ``input.bad_height``, ``input.bad_steps``,
+        ``input.bad_guidance_scale``).
 
     Raises:
         InputError: a file as a whole cannot be used, or none of its rows can; two rows have one key.
@@ -145,10 +155,8 @@ def read_sources(
             began = len(requests)
             for place, row in rows:
                 where = f"{source.label}: {place}" if source.label else place
-                made = _requests(
-                    number, where, row, base_seed, samples_per_prompt, first_row_no=len(requests), adapters=adapters
-                )
-                for request in made:
+                own = _Row(number=number, place=where, row=row, first_row_no=len(requests))
+                for request in _requests(own, base_seed, samples_per_prompt, sides, adapters):
                     if request.key in seen:
                         at = f"{seen[request.key]} and {where}"
                         fix = "Give every row a key of its own"
@@ -188,11 +196,20 @@ def derived_seed(base_seed: int, key: str, repeat: int) -> int:
     return int.from_bytes(hashlib.sha256(material).digest()[:8], "big") & MAX_SEED
 
 
-def _requests(
-    number: int, place: str, row: Row, base_seed: int, samples: int, *, first_row_no: int, adapters: AdapterColumn
-) -> Iterator[Request]:
+class _Row(NamedTuple):
+    """An input row: its number, its place for messages, its values, and the number of its first request."""
+
+    number: int
+    place: str
+    row: Row
+    first_row_no: int
+
+
+def _requests(own: _Row, base_seed: int, samples: int, sides: Rule, adapters: AdapterColumn) -> Iterator[Request]:
     """One input row → its requests; the first problem found is the one that is recorded, with the row's place."""
+    number, place, row, first_row_no = own
     problem: Problem | None
+    stated = Stated()
     if isinstance(row, BadRow):
         prompt, negative, key, seed, columns, problem = "", "", _fallback(number), None, "", ("input.bad_row", row.what)
         adapter = ""
@@ -203,7 +220,9 @@ def _requests(
         key, key_problem = _key(row, number)
         seed, seed_problem = _seed(row.get("seed"))
         columns, columns_problem = _own_columns(row)
-        problem = prompt_problem or key_problem or seed_problem or negative_problem or adapter_problem or columns_problem
+        stated, stated_problem = stated_of(row, sides)
+        own_problem = adapter_problem or columns_problem or stated_problem
+        problem = prompt_problem or key_problem or seed_problem or negative_problem or own_problem
     if problem is not None:
         problem = problem[0], f"{place}: {problem[1]}"
     for repeat in range(samples):
@@ -221,6 +240,7 @@ def _requests(
             seed=actual,
             adapter=adapter,
             columns=columns,
+            stated=stated,
             problem=problem,
         )
 

@@ -140,7 +140,13 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         **_picture_columns(sample, file, context),
         **_run_columns(context),
         "adapters": [*map(_adapter, context.adapters), *_of_the_row(request, context)],
+        **{name: value for name, value in _stated(sample).items() if value is not None},
     }
+
+
+def _stated(sample: Sample) -> dict[str, Any]:
+    """What the request states of its picture in place of the run file."""
+    return {"steps": sample.request.stated.steps, "guidance": sample.request.stated.guidance_scale}
 
 
 def _file_columns(file: MarkedPicture | None, sample_id: str) -> dict[str, Any]:

@@ -103,6 +103,10 @@ def sentence(activity: dict[str, Any]) -> str:
     parts = [f"denoiser busy {share('computed')} of {activity['elapsed']:.0f} s", f"waiting for guards {share('blocked')}"]
     if activity["looked"]:
         parts.append(f"guards in its process {share('looked')}")
+    if len(sizes := activity.get("sizes", {})) > 1:
+        parts.append(
+            "rows used: " + ", ".join(f"{name} {100 * one['used'] / one['rows']:.0f} %" for name, one in sizes.items())
+        )
     guards = sum(activity["guards"].values())
     parts.append(f"guards {guards:.0f} s for {activity['pictures']} pictures, {activity['beside']} of them beside it")
     if activity["deaths"]:

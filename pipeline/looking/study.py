@@ -13,6 +13,7 @@ import numpy as np
 from guards.base import Finding, Guard
 from index.padding import PaddedCalls, out_of_memory
 from index.reference import Match
+from pipeline.model.decoder import PictureCalls
 from pipeline.outcome import PaddedRows
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Looker:
         self.identity, self._decoder_calls = dict(identity or {}), decoder_calls
 
     def __call__(self, latents: Sequence[torch.Tensor | np.ndarray], own: Sequence[Sequence[str]] = ()) -> list[Study]:
-        """N latents float32 (C, h, w), and the ids of every sample's own references (or nothing) → N studies."""
+        """N latents float32 (C, h, w) of one size, and the ids of every sample's own references (or nothing) → N studies."""
         import torch
 
         pictures = self.decode(torch.stack([torch.as_tensor(latent) for latent in latents]))
@@ -108,21 +109,32 @@ class Looker:
                 # A guard that answers for fewer pictures than it was given has not seen the others: they may not pass.
                 for mine, found in zip(findings, guard.check(pictures), strict=True):
                     mine += found
-        each, shapes = tuple((name, seconds / len(pictures)) for name, seconds in spent.items()), self.shapes()
+        each, shapes = tuple((name, seconds / len(pictures)) for name, seconds in spent.items()), self.shapes(latents[0])
         return [
             Study(picture=picture, embedding=embedding, findings=tuple(found), nearest=near, guard_seconds=each, shapes=shapes)
             for picture, embedding, found, near in zip(pictures, embeddings, findings, nearest, strict=True)
         ]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Network → rows that its calls have had so far, of the networks that an attempt's row names."""
+    def shapes(self, latent: torch.Tensor | np.ndarray | None = None) -> dict[str, tuple[int, ...]]:
+        """Network → rows that its calls have had so far, of the networks that an attempt's row names.
+
+        The decoder's are those for latents (C, h, w) of that size, or of the model's own.
+        """
         networks = {"embed": getattr(self.copies, "embedder", None), **{guard.name: guard for guard in self.guards}}
-        calls = {name: getattr(network, "calls", None) for name, network in networks.items()} | {"decode": self._decoder_calls}
+        calls = {name: getattr(network, "calls", None) for name, network in networks.items()} | {
+            "decode": self._calls_at(latent)
+        }
         return {
             name: padded.shapes
             for name, padded in calls.items()
             if name in PaddedRows._fields and isinstance(padded, PaddedCalls)
         }
+
+    def _calls_at(self, latent: torch.Tensor | np.ndarray | None) -> PaddedCalls | None:
+        calls = self._decoder_calls
+        if latent is None or not isinstance(calls, PictureCalls):
+            return calls
+        return calls.known((int(latent.shape[-2]), int(latent.shape[-1])))
 
 
 def together_or_alone(

@@ -43,6 +43,10 @@ class PictureCalls(PaddedCalls):
             return self
         return self._others.setdefault(positions, PaddedCalls(picture_rows(pixels), self.network, self.fix))
 
+    def known(self, positions: tuple[int, int]) -> PaddedCalls:
+        """The calls of a size that was decoded before; else the model's own."""
+        return self._others.get(positions, self)
+
     def anew(self) -> PictureCalls:
         """The same for another process, where memory has not run out."""
         return PictureCalls(self._positions, self.shapes[0], self.network)

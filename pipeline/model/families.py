@@ -19,7 +19,8 @@ from pipeline.model.device import check_device
 from pipeline.model.fit import check_class, check_fit, reason
 from pipeline.model.folder import check_digests, resolve
 from pipeline.model.interface import LESS, DiffusionModel
-from pipeline.model.parts import Parts, pipeline_class, read_parts
+from pipeline.model.parts import Parts, pipeline_class, read_json, read_parts
+from pipeline.model.sides import Sides
 from pipeline.notes import Note
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ def look_at(config: ModelConfig) -> tuple[Path, type[LatentDiffusion], Parts]:
     folder = resolve(config)
     cls = classes[pipeline_class(folder, list(classes))]
     return folder, cls, read_parts(folder, config, cls)
+
+
+def sides_of(config: ModelConfig) -> Sides | None:
+    """The rule for the sides of the configured model's pictures, without loading it; None: it is known when loaded.
+
+    Raises:
+        ModelError: as :func:`look_at`.
+    """
+    folder, cls, _ = look_at(config)
+    multiple = cls.multiple_of(read_json(folder / "vae" / "config.json"))
+    return Sides(multiple, config.snap) if multiple else None
 
 
 @dataclass(frozen=True)

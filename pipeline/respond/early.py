@@ -19,6 +19,7 @@ Looking changes nothing: a sample that is not caught keeps its bytes. Only the c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -197,6 +198,13 @@ class ReferenceLatents:
         return [] if plain is None else [(False, plain), *((True, z) for z in self._colours_of(ref_id))]
 
 
+def calibrated_side(folder: Path = HEAD) -> int | None:
+    """Side of the latents that head and thresholds were made with; None: there are none."""
+    path = folder / "head.json"
+    return int(json.loads(path.read_text(encoding="utf-8"))["side"]) if path.exists() else None
+
+
+@functools.lru_cache(maxsize=256)
 def probe_steps(probes: Sequence[float], steps: int) -> frozenset[int]:
     """Numbers of steps taken after which a probe looks; the last step's picture is looked at anyway."""
     return frozenset(taken for share in probes if 0 < (taken := max(1, round(share * steps))) < steps)
@@ -226,7 +234,7 @@ class EarlyDetector:
     Args:
         policy: which steps, whether prompts arm, and a fixed threshold if there is one.
         model: decodes x̂0 where there is no head.
-        sampler: the engine's; gives the noise level of a step.
+        sampler: the engine's; gives the noise level of a step, for samples that have none of their own.
         copies: embedder, index and the threshold of finished pictures.
         head: of this model and embedder, or None.
         thresholds: calibrated for the way of looking, or None.
@@ -262,10 +270,13 @@ class EarlyDetector:
         copies: CopiesGuard,
         folder: Path = HEAD,
         latents: ReferenceLatents | None = None,
+        size: tuple[int, int] | None = None,
     ) -> EarlyDetector:
         """With the shipped head and thresholds where they belong to this model and embedder.
 
-        ``latents`` count where the policy's signal is ``latent``.
+        ``latents`` count where the policy's signal is ``latent``. The head, and the thresholds of latents, are of one size of
+        picture: for latents of another ``size`` (h, w; None: the model's own) probes decode and embed, unless the policy states
+        a threshold.
 
         Raises:
             ModelError: the head's weights do not match its card.
@@ -275,6 +286,9 @@ class EarlyDetector:
         if policy.signal != "latent" or not (policy.threshold is not None or Thresholds.load(path, "latent", *owners)):
             latents = None  # a cosine of latents means nothing without a calibration
         head = LatentHead.open(folder, *owners) if policy.signal != "decode" and latents is None else None
+        side, size = calibrated_side(folder), size or model.latent_shape[1:]
+        if side is not None and size != (side, side):
+            head, latents = None, latents if policy.threshold is not None else None
         kind = "latent" if latents is not None else "decode" if head is None else "head"
         bare, with_text = (Thresholds.load(path, name, *owners) for name in (kind, f"{kind}+text"))
         return cls(policy, model, sampler, copies, head, bare, with_text, latents)
@@ -286,7 +300,7 @@ class EarlyDetector:
         """
         if not trajectories:
             return []
-        at = [t.step - 1 for t in trajectories]
+        at = [(t.sampler or self.sampler).signal[t.step - 1] for t in trajectories]
         cleans = [t.clean.cpu() for t in trajectories if t.clean is not None]
         if self.latents is not None:
             found = self.latents.search(cleans, self.copies.k)
@@ -296,12 +310,16 @@ class EarlyDetector:
             self._caught(t, matches, armed) for t, matches, armed in zip(trajectories, found, self.arm(prompts), strict=True)
         ]
 
-    def place(self, cleans: Sequence[torch.Tensor], steps: Sequence[int]) -> np.ndarray:
-        """N predicted clean latents (C, h, w), seen at these steps → float32 (N, dim), unit length, in the embedder's space."""
+    def due(self, t: Trajectory) -> bool:
+        """Whether a probe looks at a sample after the step that it has just taken."""
+        return t.step in probe_steps(self.policy.probes, len(t.sampler or self.sampler))
+
+    def place(self, cleans: Sequence[torch.Tensor], signals: Sequence[float]) -> np.ndarray:
+        """N predicted clean latents (C, h, w) at signals a → float32 (N, dim), unit length, in the embedder's space."""
         import torch
 
         if self.head is not None:
-            return self.head(cleans, [self.sampler.signal[step] for step in steps])
+            return self.head(cleans, signals)
         return self.copies.embedder.images(self.model.decode(torch.stack(list(cleans))))
 
     def arm(self, prompts: Sequence[str]) -> list[frozenset[str]]:
@@ -335,9 +353,9 @@ class EarlyDetector:
             out.append(scores)
         return out
 
-    def level(self, step: int, *, text: bool) -> Level | None:
+    def level(self, step: int, *, text: bool, sampler: Sampler | None = None) -> Level | None:
         """The thresholds after step ``step``, for samples whose ‖ε_text − ε_empty‖ is known (``text``) or not."""
-        signal = self.sampler.signal[step]
+        signal = (sampler or self.sampler).signal[step]
         if self.policy.threshold is not None:
             return Level(signal, self.policy.threshold, self.policy.threshold)
         if text and self.with_text is not None:
@@ -348,7 +366,7 @@ class EarlyDetector:
 
     def _caught(self, t: Trajectory, found: list[Near], armed: frozenset[str]) -> Caught | None:
         norm = text_score(t.guidance_norms, t.step)
-        level = self.level(t.step - 1, text=norm is not None)
+        level = self.level(t.step - 1, text=norm is not None, sampler=t.sampler)
         if level is None:
             return None
         more = level.text_weight * norm if norm is not None else 0.0

@@ -175,13 +175,13 @@ def test_seeds_are_those_of_the_json_of_base_key_and_repeat() -> None:
 def test_the_digest_of_requests_is_that_of_one_json_text() -> None:
     import hashlib
 
-    from jobs.run import plan as module
+    from jobs.run.stored_requests import requests_digest
 
     requests = [Request(row_no=n, key=f"k{n}", prompt="ü", seed=n, columns="{}" if n % 3 else "") for n in range(10_000)]
     rows = [[r.row_no, r.key, r.prompt, "", r.seed, None, *([r.columns] if r.columns else [])] for r in requests]
     whole = hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
-    assert module._requests_digest(requests) == whole
-    assert module._requests_digest([]) == hashlib.sha256(b"[]").hexdigest()
+    assert requests_digest(requests) == whole
+    assert requests_digest([]) == hashlib.sha256(b"[]").hexdigest()
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ def test_probes_sit_out_and_the_row_says_so(exact: DiffusionModel) -> None:
 class _Never:
     """Probes that look at every step and catch nothing."""
 
-    steps = (1, 2)
+    def due(self, trajectory: Any) -> bool:
+        return trajectory.step in (1, 2)
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -141,10 +142,10 @@ def test_a_member_that_cannot_begin_takes_its_mates_along(exact: DiffusionModel)
     opened = runtime(exact, Copies(lambda _: False))
     real = opened.engine.initial_noise
 
-    def noise(seed: int) -> torch.Tensor:
+    def noise(seed: int, *more: Any) -> torch.Tensor:
         if seed == 1:
             raise ValueError("no such seed")
-        return real(seed)
+        return real(seed, *more)
 
     opened.engine.initial_noise = noise  # type: ignore[method-assign]
     done = by_key(list(moderate(opened, grouped())))

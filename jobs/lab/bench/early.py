@@ -224,7 +224,7 @@ def _scores(
         for step in range(KEPT):
             for at in range(0, n, 64):
                 rows = [torch.from_numpy(x) for x in clean[at : at + 64, step]]
-                best[at : at + 64, step] = (look.place(rows, [step] * len(rows)) @ embedded.T).max(1)
+                best[at : at + 64, step] = (look.place(rows, [look.sampler.signal[step]] * len(rows)) @ embedded.T).max(1)
         found[name] = best
         levels = [look.level(step, text=True) for step in range(KEPT)]
         weights = np.array([level.text_weight if level is not None else 0.0 for level in levels])
@@ -298,7 +298,7 @@ def _costs(
         call = min(_seconds(lambda: model.denoise(rows, stamps, context, 1.0)) for _ in range(2))
         shares[SHIPPED].append(probes * _seconds(lambda: latents.search(cleans, guard.k)) / (STEPS * call))
         for name, look in looks.items():
-            took = _seconds(lambda look=look: guard.index.search(look.place(cleans, [4] * 8), guard.k))  # type: ignore[misc]
+            took = _seconds(lambda look=look: guard.index.search(look.place(cleans, [look.sampler.signal[4]] * 8), guard.k))  # type: ignore[misc]
             shares[name].append(probes * took / (STEPS * call))
         prompts = [f"a drawing of {turn} and {i}" for i in range(8)]
         took = _seconds(lambda prompts=prompts: next(iter(looks.values())).text_scores(prompts))  # type: ignore[misc]

@@ -121,7 +121,8 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
         cleans = [torch.from_numpy(x).float() for x in data["clean"][:, step]]
         for kind, look in looks.items():
             parts = [
-                look.place(cleans[at : at + ROWS], [step] * len(cleans[at : at + ROWS])) for at in range(0, len(cleans), ROWS)
+                look.place(cleans[at : at + ROWS], [look.sampler.signal[step]] * len(cleans[at : at + ROWS]))
+                for at in range(0, len(cleans), ROWS)
             ]
             near = likeness(np.concatenate(parts), references)
             row[kind] = choose(near.max(1), np.where(armed, near, -1.0).max(1), copy)
