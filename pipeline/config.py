@@ -42,6 +42,20 @@ class ModelConfig:
         "bfloat16", "number format of the denoiser; latents and sampler stay in float32"
     )
     device: str = line("cpu", "torch device: `cpu`, `cuda`, `cuda:1`, `mps`", least=1)
+    attention: Literal["auto", "native", "math", "flash", "efficient", "cudnn", "flash2", "flash3"] = choice(
+        "auto",
+        "attention backend of a transformer; auto: torch chooses. flash2 and flash3 want the package flash-attn. Backends that "
+        "multiply in fewer bits (sage) are not among them",
+    )
+    vae_dtype: Literal["float32", "bfloat16", "float16"] = choice(
+        "float32", "number format of the autoencoder; SDXL's own gives black pictures in float16"
+    )
+    vae_tiling: bool = flag(False, "decode large pictures tile by tile, in less memory; seams may be seen")
+    text_encoders: Literal["keep", "offload"] = choice(
+        "keep",
+        "offload: the text encoders are on the device only while a shard's prompts are encoded, which are then encoded "
+        "together. Not part of the plan",
+    )
     licence: str = line("", "recorded in every row")
     allow_download: bool = flag(False, "fetch weights that are not on this machine")
 

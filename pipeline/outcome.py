@@ -112,7 +112,8 @@ class Machine:
         capability: its compute capability, or the widest instructions that torch uses of the processor.
         driver: version of the accelerator's driver; empty on a CPU.
         libraries: library → version.
-        attention: the attention backend chosen by name; empty: torch chooses.
+        attention: the attention backend, by its name in the run file; "auto": torch chooses.
+        autoencoder: its number format, and whether it decodes in tiles.
         tf32: whether float32 products may be rounded to TF32.
         fills_memory: whether memory is filled before a kernel writes it.
         deterministic: whether algorithms that are not deterministic are refused.
@@ -123,6 +124,7 @@ class Machine:
     driver: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
     attention: str = ""
+    autoencoder: str = ""
     tf32: bool = False
     fills_memory: bool = False
     deterministic: bool = False

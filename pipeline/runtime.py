@@ -20,6 +20,7 @@ from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
 from pipeline.model.adapters import Adapters, Read, open_adapters, texts
+from pipeline.model.contexts import TOGETHER
 from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
@@ -91,7 +92,8 @@ class Runtime:
         self.engine.features = FeatureCache(features, most=features)
         kept = max(8, min(4096, CONTEXT_BYTES // max(1, model.conditioning_bytes)))  # Flux: 8 MiB a prompt
         self.adapters = adapters or Adapters()
-        self.read = Read(model, self.adapters, kept)
+        ahead = kept if config.model.text_encoders == "offload" else TOGETHER
+        self.read = Read(model, self.adapters, kept, together=ahead)
         self.context_of = self.contexts = self.read.contexts()
         self.negative_context_of = self.read.contexts(negative=True)
         self.references = References(index, model, hues=policy.copies.hues)
@@ -288,7 +290,7 @@ class Runtime:
             guidance=c.generation.guidance_scale,
             dtype=c.model.dtype,
             device_kind=c.model.device,
-            machine=machine(c.model.device),
+            machine=machine(c.model),
             rows=c.generation.rows,
             threads=c.generation.threads,
             diversity=c.generation.diversity,

@@ -17,6 +17,10 @@ _NOT_BOUND = (
     "policy", "embedder", "guards", "claims_contact", "metrics",
 )  # fmt: skip
 
+MODEL_KEYS_OF_LATER: dict[str, object] = {
+    "width": None, "height": None, "snap": False, "attention": "auto", "vae_dtype": "float32", "vae_tiling": False,
+}  # fmt: skip
+
 
 def bound(config: RunConfig) -> dict[str, Any]:
     """The run file as plain data, as far as a plan binds it."""
@@ -28,9 +32,9 @@ def bound(config: RunConfig) -> dict[str, Any]:
     devices = [one.partition(":")[0] for one in (config.embedder_device, config.guard_device)]
     if set(devices) != {"cpu"}:  # a plan of before there were these keys, when both were on the CPU, keeps its digest
         settings["devices"] = devices
-    for name in ("path", "allow_download"):
+    for name in ("path", "allow_download", "text_encoders"):
         del settings["model"][name]
-    for name, value in (("width", None), ("height", None), ("snap", False)):
+    for name, value in MODEL_KEYS_OF_LATER.items():
         if settings["model"][name] == value:
             del settings["model"][name]  # as retention_days_held below
     settings["adapters"] = [adapter.bound for adapter in config.adapters]

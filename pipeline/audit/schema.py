@@ -121,6 +121,7 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("driver", "text", store=DICTIONARY, since=4),
         Column("libraries", "list of library", since=4),
         Column("attention", "text", store=DICTIONARY, since=4),
+        Column("autoencoder", "text", store=DICTIONARY, since=4),
         Column("tf32", "flag", since=4),
         Column("fills_memory", "flag", since=4),
         Column("deterministic", "flag", since=4),

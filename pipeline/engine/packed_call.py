@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from pipeline.model.compiled import refuse_compiled
 from pipeline.model.conditioning import Conditioning, stack
 from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.steer.diversity import GroupRow, group_pushes
@@ -69,6 +70,8 @@ def packed_call(
         context.append(samples[0].context.zeros())
         timesteps.append(torch.zeros_like(timesteps[0]))
     pushes += _pushes_of_groups(owners)
+    if pushes:
+        refuse_compiled(model.network, "token merging")
     with pushing(model.sites() if pushes else (), pushes), _adapting(model, owners):
         scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
         output = model.denoise(torch.stack(latents), torch.stack(timesteps), stack(context), scales)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import AdapterConfig
 from pipeline.model.adapter_file import AdapterFile, check_base, look_at_adapters
-from pipeline.model.contexts import Contexts
+from pipeline.model.contexts import TOGETHER, Contexts
 from pipeline.outcome import Adapter
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ class Read:
     Args:
         model: loaded. adapters: of the run.
         kept: how many conditionings without such LoRAs are kept; of each set an eighth.
+        together: how many are encoded ahead at a time.
     """
 
-    def __init__(self, model: DiffusionModel, adapters: Adapters, kept: int) -> None:
-        self._model, self._adapters, self._kept = model, adapters, kept
+    def __init__(self, model: DiffusionModel, adapters: Adapters, kept: int, *, together: int = TOGETHER) -> None:
+        self._model, self._adapters, self._kept, self._together = model, adapters, kept, together
         self._plain: dict[bool, Contexts] = {}
         self._sets: OrderedDict[tuple[Worn, bool], Contexts] = OrderedDict()
 
@@ -108,7 +109,7 @@ class Read:
             with self._adapters.reads(worn):
                 return self._model.encode_prompts(prompts, **how)
 
-        return Contexts(encode, kept)
+        return Contexts(encode, kept, together=self._together)
 
 
 def recorded(found: AdapterFile, strength: float | None = None) -> Adapter:

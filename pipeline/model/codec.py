@@ -43,15 +43,23 @@ class Codec:
     def to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], on the same device, differentiable."""
         x = latents / self.scaling
-        return self.network.decode(x + self.shift if self.shift else x).sample  # type: ignore[no-any-return]
+        return self._decoded(x + self.shift if self.shift else x)  # type: ignore[no-any-return]
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures float32 (N, 3, H, W) in [−1, 1] → latents float32 (N, C, h, w): the mode, where there is a distribution."""
         latents = self._encoded(pictures)
         return (latents - self.shift if self.shift else latents) * self.scaling
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype  # type: ignore[no-any-return]
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """By the network, in its number format."""
+        return self.network.decode(latents.to(self._dtype)).sample.float()  # type: ignore[no-any-return]
+
     def _encoded(self, pictures: torch.Tensor) -> torch.Tensor:
-        out = self.network.encode(pictures)
+        out = self.network.encode(pictures.to(self._dtype))
         if hasattr(out, "latent_dist"):
             return out.latent_dist.mode().float()  # type: ignore[no-any-return]
         return (out.latents if hasattr(out, "latents") else out.latent).float()  # type: ignore[no-any-return]
@@ -73,7 +81,7 @@ class VideoCodec(Codec):
     def to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         # Divided by the reciprocal, as diffusers does, which is not the product to the last bit.
         x = latents / (1 / self.deviation.to(latents.device)) + self.mean.to(latents.device)
-        return self.network.decode(x[:, :, None]).sample[:, :, 0]  # type: ignore[no-any-return]
+        return self._decoded(x[:, :, None])[:, :, 0]  # type: ignore[no-any-return]
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         latents = self._encoded(pictures[:, :, None])[:, :, 0]
@@ -99,7 +107,7 @@ class PatchCodec(Codec):
         from torch.nn import functional
 
         x = functional.pixel_shuffle(latents * self.deviation.to(latents.device) + self.mean.to(latents.device), 2)
-        return self.network.decode(x).sample  # type: ignore[no-any-return]
+        return self._decoded(x)  # type: ignore[no-any-return]
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional

@@ -20,10 +20,13 @@ class Contexts:
     Args:
         encode: prompts → conditionings, one by one.
         most: how many are kept, the latest.
+        together: how many are encoded ahead at a time; all that are expected, where the encoders leave the device afterwards.
     """
 
-    def __init__(self, encode: Callable[[Sequence[str]], Iterable[Conditioning]], most: int) -> None:
-        self._encode, self._most = encode, most
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Iterable[Conditioning]], most: int, *, together: int = TOGETHER
+    ) -> None:
+        self._encode, self._most, self._together = encode, most, min(together, most)
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._expected: deque[str] = deque()
 
@@ -41,7 +44,7 @@ class Contexts:
     def _next(self, prompt: str) -> list[str]:
         """Expected prompts that fill the call."""
         found: list[str] = []
-        while self._expected and len(found) < TOGETHER - 1:
+        while self._expected and len(found) < self._together - 1:
             other = self._expected.popleft()
             if other != prompt and other not in self._kept and other not in found:
                 found.append(other)

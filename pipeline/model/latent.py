@@ -15,6 +15,7 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
+from pipeline.model.attention import choose_attention
 from pipeline.model.codec import Codec
 from pipeline.model.combine import classifier_free
 from pipeline.model.conditioning import Conditioning, concatenate
@@ -24,6 +25,7 @@ from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.fit import reason
 from pipeline.model.folder import UNUSED, folder_digest, read_index
 from pipeline.model.interface import LESS
+from pipeline.model.resident import resident
 from pipeline.model.sides import Sides
 from pipeline.model.sites import Layout, Site
 from pipeline.outcome import PaddedRows
@@ -69,7 +71,8 @@ class LatentDiffusion(ABC):
         import diffusers
 
         absent = [name for name, value in read_index(folder).items() if isinstance(value, list) and value[0] is None]
-        dtypes = {"default": torch.float32} | dict.fromkeys((cls.denoiser, *cls.narrow), getattr(torch, config.dtype))
+        dtypes = {"default": torch.float32, "vae": getattr(torch, config.vae_dtype)}
+        dtypes |= dict.fromkeys((cls.denoiser, *cls.narrow), getattr(torch, config.dtype))
         with quiet():
             try:
                 parts = getattr(diffusers, cls.pipeline).from_pretrained(
@@ -119,9 +122,15 @@ class LatentDiffusion(ABC):
         ensure()
         self._torch, self._parts, self.digest = torch, parts, digest
         self._device, self._dtype = torch.device(config.device), getattr(torch, config.dtype)
-        for part in self._parts.components.values():
+        offload = config.text_encoders == "offload" and self._device.type != "cpu"
+        self._away: list[Any] = []  # text encoders that are on the device only while they work
+        for name, part in self._parts.components.items():
             if isinstance(part, torch.nn.Module):
-                part.to(self._device).eval().requires_grad_(False)
+                part.eval().requires_grad_(False)
+                if offload and name.startswith("text_encoder"):
+                    self._away.append(part)
+                else:
+                    part.to(self._device)
         self.network: Any = getattr(self._parts, self.denoiser)
         self.layout = Layout()
         self._sites: list[Site] | None = None
@@ -130,6 +139,9 @@ class LatentDiffusion(ABC):
         self.prediction_type = "flow_prediction" if self.flow else predicts
         self._text_tokens = config.text_tokens or self.text_tokens
         self.autoencoder = self._parts.vae
+        if config.vae_tiling:
+            self.autoencoder.enable_tiling()
+        choose_attention(self.network, config.attention)
         self.codec = self.codec_class(self.autoencoder, where)
         takes, has = self._channels(), self.codec.channels
         if takes != has:
@@ -250,7 +262,7 @@ class LatentDiffusion(ABC):
         def run(rows: list[int]) -> Any:
             return self._encode([prompts[i] for i in rows], negative).to(self._device, self._dtype)
 
-        with self._torch.inference_mode(), quiet():
+        with self._torch.inference_mode(), quiet(), resident(self._away, self._device):
             return self.text_calls.run(run, len(prompts), concatenate)  # type: ignore[no-any-return]
 
     def padded_rows(self, latent: torch.Tensor | None = None) -> PaddedRows:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from index.errors import ModelError
+from pipeline.model.compiled import refuse_compiled
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,9 @@ class LowRank:
         down, up = (part.to(weight.device, weight.dtype) for part in (down, up))
         if isinstance(module, nn.Conv2d):
             settings: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-            return lambda x: functional.conv2d(functional.conv2d(x, down, **settings), up)
-        return lambda x: functional.linear(functional.linear(x, down), up)
+            return lambda x: functional.conv2d(functional.conv2d(x, down.to(x.device), **settings), up.to(x.device))
+        # Text encoders may be on the host when they are adapted, and on the device when they run.
+        return lambda x: functional.linear(functional.linear(x, down.to(x.device)), up.to(x.device))
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class RowAdapter:
 def adapted(network: Any, wanted: Sequence[RowAdapter]) -> Iterator[None]:
     """Inside, calls of ``network`` (rows first in every tensor) add each adapter to its own rows; outside nothing changes."""
     hooks = []
+    if wanted:
+        refuse_compiled(network, "low-rank weights")
     try:
         for adapter in wanted:
             mask = None if adapter.rows is None else _Mask(adapter.rows)

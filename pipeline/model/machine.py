@@ -11,9 +11,12 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.outcome import Machine
+
+if TYPE_CHECKING:
+    from pipeline.config import ModelConfig
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CPU = Path("/proc/cpuinfo")
@@ -38,17 +41,16 @@ def settle() -> None:
     torch.backends.cudnn.benchmark = False  # it would choose a convolution's algorithm by a race, anew in every process
 
 
-def machine(device: Any, *, attention: str = "", driver: Path = DRIVER, cpu: Path = CPU) -> Machine:
-    """What a model on that device is drawn by.
+def machine(config: ModelConfig, *, driver: Path = DRIVER, cpu: Path = CPU) -> Machine:
+    """What such a model is drawn by.
 
     Args:
-        device: of the model; a name or a ``torch.device``.
-        attention: the attention backend that was chosen by name; empty: torch chooses.
+        config: of the model: its device, attention backend and autoencoder.
         driver, cpu: files that name NVIDIA's driver and the processor.
     """
     import torch
 
-    device = torch.device(device)
+    device = torch.device(config.device)
     on_cuda = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if on_cuda else None
     return Machine(
@@ -56,7 +58,8 @@ def machine(device: Any, *, attention: str = "", driver: Path = DRIVER, cpu: Pat
         capability=f"{properties.major}.{properties.minor}" if properties else torch.backends.cpu.get_cpu_capability(),
         driver=driver_version(driver) if on_cuda else "",
         libraries=libraries(on_cuda=on_cuda),
-        attention=attention,
+        attention=config.attention,
+        autoencoder=config.vae_dtype + (", in tiles" if config.vae_tiling else ""),
         tf32=bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         fills_memory=bool(torch.utils.deterministic.fill_uninitialized_memory),  # type: ignore[attr-defined]
         deterministic=torch.are_deterministic_algorithms_enabled(),

@@ -10,6 +10,7 @@ from index.errors import ConfigError
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.defaults import Configs, Defaults
 from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
+from pipeline.model.resident import resident
 from pipeline.model.sites import Site, unet_sites
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class StableDiffusion(LatentDiffusion):
     def encode_words(self, text: str, vectors: torch.Tensor) -> Conditioning:
         """The conditioning of text ⊕ new words with these vectors (n, D), in a call of the usual shape."""
         ids = self.word_ids(text, range(len(vectors)))
-        with self._torch.inference_mode(), quiet():
+        with self._torch.inference_mode(), quiet(), resident(self._away, self._device):
             return Conditioning(self.encode_ids(ids.expand(TEXT_ROWS, -1), vectors)[0]).to(self._device, self._dtype)
 
     def denoise_tensor(

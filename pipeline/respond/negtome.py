@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.engine.engine import Engine
 from pipeline.engine.isolate import steering
 from pipeline.engine.packed_call import reference_latents
+from pipeline.model.compiled import refuse_compiled
 from pipeline.model.conditioning import Conditioning, stack
 from pipeline.outcome import Intervention
 from pipeline.respond.copies import Failed, NextTry, Tools, next_seed, reseed, resumed
@@ -47,6 +48,7 @@ def _push(failed: Failed, rung: NegToMeRung, tools: Tools, begin: int, until: in
     noises = tuple(engine.noise_like(failed.last, next_seed(int(ref_id[:8], 16), 0)) for ref_id in ref_ids) if fixed else None
     masks = tuple(foreground(z, tools.centre) for z in latents) if rung.masked else None
     settings = replace(_settings(rung, tools.reference_context, until), latents=latents, noises=noises, masks=masks)
+    refuse_compiled(engine.model.network, "token merging")
     steps = [step for step in range(begin, len(sampler)) if settings.acts_at(step)]
     if engine.features is None or _carries(settings, engine, failed.last, len(steps)):
         return settings

@@ -12,6 +12,7 @@ import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
+from jobs.run.bound import MODEL_KEYS_OF_LATER
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, requests_of, run_place
 from jobs.run.ray_actor import for_this_card
@@ -179,7 +180,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "retention_days_held",
     ):
         del settings[name]
-    for name in ("path", "allow_download", "width", "height", "snap"):
+    for name in ("path", "allow_download", "text_encoders", *MODEL_KEYS_OF_LATER):
         del settings["model"][name]
     del settings["generation"]["diversity"], settings["generation"]["prompt_weighting"]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)

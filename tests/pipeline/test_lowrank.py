@@ -67,7 +67,7 @@ def test_the_mask_of_a_call_is_made_once(model: DiffusionModel) -> None:
             self.made += function is torch.tensor
             return function(*args, **(kwargs or {}))
 
-    latents, context = torch.zeros(4, *model.latent_shape), model.encode_prompts(["cat"]).expand(4, -1, -1)
+    latents, context = torch.zeros(4, *model.latent_shape), model.encode_prompts(["cat"])[0].expand(4)
     with adapted(model.network, [RowAdapter(low_rank(model), 1.0, (1,))]), Counting() as counting:  # three modules, two ranks
         model.denoise(latents, torch.full((4,), 500), context)
     assert counting.made == 1

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from jobs.doctor import card_software
+from pipeline.config import ModelConfig
 from pipeline.model.machine import driver_version, machine
 
 NVRM = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version:  gcc 12\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)\n"
 AFTER = """
 import torch
+from pipeline.config import ModelConfig
 from pipeline.model.machine import settle
 settle()
 print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark,
@@ -26,13 +28,13 @@ print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, to
 
 def test_a_cpu_is_named_with_its_instructions(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC 9354\nflags\t: avx2\n")
-    found = machine("cpu", cpu=tmp_path / "cpuinfo")
+    found = machine(ModelConfig(), cpu=tmp_path / "cpuinfo")
     assert (found.card, found.driver) == ("AMD EPYC 9354", "")
     assert found.capability == torch.backends.cpu.get_cpu_capability()
 
 
 def test_the_libraries_whose_kernels_draw_are_named() -> None:
-    found = machine("cpu").libraries
+    found = machine(ModelConfig()).libraries
     assert found == {name: metadata.version(name) for name in ("diffusers", "torch", "transformers")}
 
 
