@@ -99,7 +99,7 @@ def test_rows_are_pefts_to_the_bit_and_the_others_plain(
     assert not torch.equal(theirs, plain)
 
 
-@pytest.mark.parametrize("name", ["flux2", "qwen_image", "z_image", "chroma"])
+@pytest.mark.parametrize("name", ["flux2", "qwen_image", "z_image", "chroma", "sana"])
 def test_newer_classes_take_pefts_files(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     family = FAMILIES[name]
     model: Any = load(family, tiny_model(family.pipeline))
@@ -110,6 +110,7 @@ def test_newer_classes_take_pefts_files(name: str, tiny_model: Callable[[str], P
     with adapted(model.network, [RowAdapter(lora.denoiser, 1.0, (1, 2))]):
         ours = call(model)
     model.parts.load_lora_weights(str(tmp_path), weight_name=path.name)
+    model.network.requires_grad_(False)  # torch multiplies a view (Sana's) in another way by weights that want gradients
     theirs = call(model)
     assert torch.equal(ours[[0, 3]], plain[[0, 3]])
     assert torch.equal(ours[[1, 2]], theirs[[1, 2]]) and not torch.equal(theirs, plain)
