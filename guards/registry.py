@@ -30,6 +30,10 @@ SHIPPED = {
     "unsafe": "guards.unsafe:UnsafeGuard",
     "text": "guards.text:TextGuard",
 }
+# A policy may have several of each, with a name of its own ("classifier:NAME"); they look last.
+SEVERAL = {"classifier": "guards.classifier:ClassifierGuard", "question": "guards.vision_language:QuestionGuard"}
+# Guards that do not look at pictures alone, and are no part of the loop over pictures: a run's runtime opens them itself.
+BESIDE = {"prompt": "guards.prompt:PromptGuard", "faithfulness": "guards.faithfulness:FaithfulnessGuard"}
 
 
 class GuardSettings(Protocol):
@@ -41,6 +45,12 @@ class GuardSettings(Protocol):
     def required(self) -> bool: ...
     @property
     def threshold(self) -> float | None: ...
+
+
+def kind_of(name: str) -> str:
+    """The guard that ships behind a name: ``classifier`` of ``classifier:nsfw``; any other name is its own."""
+    kind, colon, _ = name.partition(":")
+    return kind if colon and kind in SEVERAL else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +80,18 @@ def guard_classes() -> dict[str, GuardClass]:
     return {name: _class_at(place) for name, place in SHIPPED.items()}
 
 
+def classes_beside() -> dict[str, GuardClass]:
+    """The class of every guard that a policy may have several of, and of those that need more than pictures, by name."""
+    return {name: _class_at(place) for name, place in (SEVERAL | BESIDE).items()}
+
+
 def outside_guards() -> dict[str, EntryPoint]:
     """The guards of other packages, by name.
 
     Raises:
         ConfigError: two packages have a guard of one name, or a package has one of ours.
     """
-    return entries(GROUP, taken={*SHIPPED, "copies"}, called="guards")
+    return entries(GROUP, taken={*SHIPPED, *SEVERAL, *BESIDE, "copies"}, called="guards")
 
 
 def guard_class(name: str) -> GuardClass:
@@ -86,8 +101,8 @@ def guard_class(name: str) -> GuardClass:
         ConfigError: there is no such guard, or its class does not declare what a guard declares.
         GuardUnavailable: its package cannot be imported.
     """
-    if name in SHIPPED:
-        return _class_at(SHIPPED[name])
+    if (place := SHIPPED.get(name) or SEVERAL.get(kind_of(name))) is not None:
+        return _class_at(place)
     others = outside_guards()
     if name not in others:
         known = [*SHIPPED, *others]
@@ -115,30 +130,24 @@ def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], lis
         IntegrityError: a guard's weights are damaged; also where the guard is optional.
         ConfigError: an unknown name, a class that is not a guard, or a setting that a guard refuses.
     """
-    return _each(settings, lambda cls, wanted: cls.open(wanted))
+    guards, skipped = _each(settings, lambda cls, wanted: cls.open(wanted))
+    return [*guards.values()], skipped
 
 
 def probe_guards(settings: Mapping[str, GuardSettings]) -> tuple[dict[str, Probe], list[str]]:
     """The same without loading anything: what every enabled guard is on this machine, by name."""
-    names: list[str] = []
-
-    def probe(cls: GuardClass, wanted: GuardSettings) -> Probe:
-        found = cls.probe(wanted)
-        names.append(cls.name)
-        return found
-
-    probes, skipped = _each(settings, probe)
-    return dict(zip(names, probes, strict=True)), skipped
+    probes, skipped = _each(settings, lambda cls, wanted: cls.probe(wanted))
+    return probes, skipped
 
 
 def describe() -> list[GuardInfo]:
     """Every guard with version, licence and whether it could run here; loads no model and imports no heavy package."""
     lines = []
-    for name in (*SHIPPED, *outside_guards()):
+    for name in (*SHIPPED, *SEVERAL, *BESIDE, *outside_guards()):
         version = licence = reason = ""
         categories: tuple[str, ...] = ()
         try:
-            cls = guard_class(name)
+            cls = classes_beside()[name] if name in (SEVERAL | BESIDE) else guard_class(name)
             licence, categories = cls.licence, cls.categories
             version = cls.probe(_filled(cls, None)).version
         except ClearanceError as error:
@@ -150,15 +159,17 @@ def describe() -> list[GuardInfo]:
     return lines
 
 
-def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, GuardSettings], T]) -> tuple[list[T], list[str]]:
-    done: list[T] = []
+def _each(
+    settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, GuardSettings], T]
+) -> tuple[dict[str, T], list[str]]:
+    done: dict[str, T] = {}
     skipped: list[str] = []
-    rank = {name: number for number, name in enumerate(SHIPPED)}
-    for name, wanted in sorted(settings.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])):
+    rank = {name: number for number, name in enumerate((*SHIPPED, *SEVERAL))}
+    for name, wanted in sorted(settings.items(), key=lambda item: (rank.get(kind_of(item[0]), len(rank)), item[0])):
         try:
             cls = guard_class(name)
             if wanted.enabled:
-                done.append(do(cls, _filled(cls, wanted)))
+                done[name] = do(cls, _filled(cls, wanted))
         except GuardUnavailable as error:
             if not wanted.enabled:
                 continue
@@ -171,7 +182,7 @@ def _each(settings: Mapping[str, GuardSettings], do: Callable[[GuardClass, Guard
 
 def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:
     """The settings, with the guard's own threshold where they have none."""
-    if settings is not None and settings.threshold is not None:
+    if settings is not None and getattr(settings, "threshold", None) is not None:
         return settings
     return OutsideSettings(
         enabled=settings is None or settings.enabled,

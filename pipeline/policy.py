@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from guards.allowed import AllowList
+from guards.vision_language import UNANSWERED
 from index.errors import ConfigError
 from index.second_look import AUTO, BUILT_IN, DESCRIPTOR, WORDS
-from pipeline.fields import REQUIRED, choice, entry, flag, line, number, several, table, within
+from index.storage import place
+from pipeline.fields import choice, flag, line, number, several, table, within
+from pipeline.guard_settings import (
+    ACTION,
+    BlockedPolicy,
+    ClassifierPolicy,
+    CodesPolicy,
+    FaithfulnessPolicy,
+    GuardPolicy,
+    MarksPolicy,
+    OutsideGuard,
+    PromptPolicy,
+    Question,
+    QuestionPolicy,
+    TextPolicy,
+    UnsafePolicy,
+    VisionLanguagePolicy,
+    YoloPolicy,
+)
 from pipeline.methods import LadderRung
 from pipeline.rungs import MarkLadderRung
 from pipeline.settings import contradiction, digest, settings
 
 CONFIRM = 0.5  # score from which the second look agrees, where a policy sets only a threshold of its own
 LONGEST_LADDER = 64
-Steered = Literal["steer", "review", "reject", "observe"]
-TRIGGERED = "score from which a finding is triggered"
-ACTION = "what a triggered finding leads to"
-REQUIRED_GUARD = "a required guard that cannot be opened stops the run; an optional one is recorded as skipped"
-
-
 GRADED = ("copies", "marks", "text", "unsafe", "yolo")  # guards whose scores have degrees; a code is read or it is not
 HARDLY_ANY, NEARLY_EVERY = 0.98, 0.05
-
-
-def _one_or_many(value: Any) -> Any:
-    return ([value] if value else []) if isinstance(value, str) else value
+HUB = "hf-hub:"
+GuardSettings = GuardPolicy | OutsideGuard | ClassifierPolicy | Question
 
 
 def _day(value: Any) -> Any:
@@ -94,85 +105,6 @@ class CopiesPolicy:
 
 
 @settings
-class GuardPolicy:
-    """One other guard."""
-
-    enabled: bool = flag(True, "false: the guard is not opened")
-    required: bool = flag(True, REQUIRED_GUARD)
-    threshold: float = number(0.5, 0, 1, TRIGGERED, above=True)
-    action: Steered | None = choice("steer", ACTION)
-
-
-@settings
-class MarksPolicy(GuardPolicy):
-    """Settings of a detector of marks, which is calibrated on the pictures of one family of models."""
-
-    action: Steered | None = choice(
-        None, f"{ACTION}; absent: `steer` on the family of models that the detector was calibrated on, `observe` on any other",
-        absent="steer on the family of models that the detector was calibrated on, observe on any other",
-    )  # fmt: skip
-
-
-@settings
-class YoloPolicy(MarksPolicy):
-    """The second detector of marks. It is AGPL-3.0: only a policy that enables it gets it."""
-
-    enabled: bool = flag(False, "false: the guard is not opened")
-
-
-@settings
-class UnsafePolicy(GuardPolicy):
-    """Unsafe content; the guard is an optional extra."""
-
-    required: bool = flag(False, REQUIRED_GUARD)
-    threshold: float = number(0.8, 0, 1, TRIGGERED, above=True)
-    action: Steered | None = choice("reject", ACTION)
-
-
-@settings
-class CodesPolicy(GuardPolicy):
-    """Decodable codes."""
-
-    allow: Annotated[tuple[Annotated[str, entry()], ...], BeforeValidator(_one_or_many)] = several(
-        (), 1000, "our own codes: never flagged, so never erased; one text or several. See [Allowed codes](#allowed-codes)"
-    )
-
-    def __post_init__(self) -> None:
-        try:
-            AllowList(self.allow)
-        except ConfigError as error:
-            raise contradiction("allow", error.what, error.fix) from None
-
-
-@settings
-class TextPolicy(GuardPolicy):
-    """Readable text."""
-
-    least_signs: int = number(
-        3, 1, 100,
-        "signs that a word must have to count. A letter or digit is 1 sign, a Chinese, Japanese or Korean letter 1.5, a "
-        "currency or per cent sign 2. See [Text](#text)",
-    )  # fmt: skip
-    sure: float = number(
-        0.8, 0, 1,
-        "confidence that a word with fewer letters than `least_signs` (a price, a number, two Chinese letters) must have to "
-        "count",
-    )  # fmt: skip
-
-
-@settings
-class OutsideGuard:
-    """A guard of another package; it is used where the policy names it, and nowhere else."""
-
-    name: str = line(REQUIRED, "name of a guard that an installed package brings (entry points `clearance.guards`)", least=1)
-    enabled: bool = flag(True, "false: the guard is not opened")
-    required: bool = flag(True, REQUIRED_GUARD)
-    threshold: float | None = number(None, 0, 1, f"{TRIGGERED}; absent: the guard's own", above=True, absent="the guard's own")
-    action: Steered | None = choice(None, f"{ACTION}; absent: the guard's own", absent="the guard's own")
-    options: tuple[Annotated[str, entry()], ...] = several((), 100, "texts that only this guard understands")
-
-
-@settings
 class EarlyPolicy:
     """Early detection: probes look at samples in mid-flight and may only steer them. See :mod:`pipeline.respond.early`."""
 
@@ -210,6 +142,12 @@ class Policy:
     unsafe: UnsafePolicy = table(UnsafePolicy)
     yolo: YoloPolicy = table(YoloPolicy)
     guards: tuple[OutsideGuard, ...] = several((), 32, "guards of other packages")
+    classifiers: tuple[ClassifierPolicy, ...] = several((), 32, "image classifiers that you bring, one entry for each finding")
+    vision_language: VisionLanguagePolicy = table(VisionLanguagePolicy)
+    questions: tuple[QuestionPolicy, ...] = several((), 32, "questions about every picture to a vision-language model")
+    prompt: PromptPolicy = table(PromptPolicy)
+    blocked: tuple[BlockedPolicy, ...] = several((), 1000, "what prompts must not hold")
+    faithfulness: FaithfulnessPolicy = table(FaithfulnessPolicy)
     early: EarlyPolicy = table(EarlyPolicy)
     ladder: tuple[LadderRung, ...] = several((), LONGEST_LADDER, "the answers to a copy, one rung for each next attempt")
     mark_ladder: tuple[MarkLadderRung, ...] = several(
@@ -227,33 +165,64 @@ class Policy:
 
     def __post_init__(self) -> None:
         own = {field.name for field in dataclasses.fields(self)}
-        names = [guard.name for guard in self.guards]
-        for name in names:
-            if name in own:
-                raise contradiction("guards", f"{name!r} is a table of its own", f"Write its settings below [{name}]")
-            if names.count(name) > 1:
-                raise contradiction("guards", f"{name!r} stands there twice", "Keep one of them")
+        for guard in self.guards:
+            if guard.name in own:
+                raise contradiction(
+                    "guards", f"{guard.name!r} is a table of its own", f"Write its settings below [{guard.name}]"
+                )
+        for key in ("guards", "classifiers", "questions"):
+            names = [one.name for one in getattr(self, key)]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise contradiction(key, f"{twice!r} stands there twice", "Keep one of them, or give it another name")
+        if any(question.enabled for question in self.questions) and not (
+            self.vision_language.address and self.vision_language.model
+        ):
+            fix = "Set vision_language.address and vision_language.model, or remove the questions"
+            raise contradiction("questions", "there is no server that could answer them", fix)
+
+
+_UNSAID = Policy()
+NEWER = ("classifiers", "vision_language", "questions", "prompt", "blocked", "faithfulness")
 
 
 def policy_digest(policy: Policy) -> str:
     """Digest of a policy's rules: everything but ``about``.
 
     The same rules approved again, or by someone else, are the same rules: they draw the same pictures, and a run can be resumed
-    under them. Who approved them is sealed in the run's statement, with the rest of the policy's text.
+    under them. Who approved them is sealed in the run's statement, with the rest of the policy's text. A policy that says
+    nothing of a table that came later keeps the digest that it had before there was that table.
     """
-    return digest({name: value for name, value in dataclasses.asdict(policy).items() if name != "about"})
+    rules = dataclasses.asdict(policy)
+    unsaid = {name for name in NEWER if getattr(policy, name) == getattr(_UNSAID, name)}
+    return digest({name: value for name, value in rules.items() if name != "about" and name not in unsaid})
 
 
-def guard_tables(policy: Policy) -> dict[str, GuardPolicy | OutsideGuard]:
-    """The policy's settings of each guard but copies, by name."""
+def guard_tables(policy: Policy, base: Path | None = None) -> dict[str, GuardSettings]:
+    """The policy's settings of each guard that looks at pictures, but copies, by the guard's name.
+
+    ``base``: the folder that the relative paths in them start from, where they are to be opened.
+    """
     tables = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
-    own = {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
+    own: dict[str, GuardSettings] = {name: table for name, table in tables.items() if isinstance(table, GuardPolicy)}
+    for one in policy.classifiers:
+        local = base is not None and not one.model.startswith(HUB)
+        own[f"classifier:{one.name}"] = dataclasses.replace(one, model=str(place(one.model, base))) if local else one
+    own |= {f"question:{one.name}": Question.of(one, policy.vision_language) for one in policy.questions}
     return own | {guard.name: guard for guard in policy.guards}
 
 
-def action_of(policy: Policy, guard: str) -> str:
+def action_of(policy: Policy, guard: str, category: str = "") -> str:
     """What a triggered finding of a guard leads to; an action that the policy leaves open counts as ``steer``."""
-    return policy.copies.action if guard == "copies" else guard_tables(policy)[guard].action or "steer"
+    if guard == "copies":
+        return policy.copies.action
+    if guard == "faithfulness":
+        return policy.faithfulness.action
+    if guard == "prompt":
+        return category.rpartition(".")[2]  # each rule has its own action: prompt.blocked.reject
+    table = guard_tables(policy).get(guard)
+    if category == UNANSWERED:
+        return "observe" if table is None or table.action == "observe" else "review"
+    return (table.action if table is not None else None) or "steer"
 
 
 def remarks(policy: Policy) -> list[str]:

@@ -211,7 +211,7 @@ def _open_detector(name: str, threshold: float) -> Guard | None:
     if name == "none":
         return None
     from guards.registry import open_guards
-    from pipeline.policy import GuardPolicy
+    from pipeline.guard_settings import GuardPolicy
 
     return open_guards({name: GuardPolicy(threshold=threshold)})[0][0]
 

@@ -23,6 +23,12 @@ NAMES = [".".join(map(str, key.loc)) for _, key in NUMBERS]
 every_number = pytest.mark.parametrize(("cls", "key"), NUMBERS, ids=NAMES)
 
 
+ENTRIES: dict[str, dict[str, Any]] = {  # what an entry of a list cannot be without
+    "adapters": {"path": "adapter"}, "guards": {"name": "toy"}, "classifiers": {"name": "toy", "model": "toy", "labels": "toy"},
+    "questions": {"name": "toy", "ask": "Is it a toy?"}, "blocked": {"words": "toy"},
+}  # fmt: skip
+
+
 def written(cls: type[Any], key: Key, value: Any) -> dict[str, Any]:
     """Plain data as a file would give it, with the value at the key."""
     data: dict[str, Any] = {"prompts": "p.csv"} if cls is RunConfig else {}
@@ -31,7 +37,7 @@ def written(cls: type[Any], key: Key, value: Any) -> dict[str, Any]:
         name = parts.pop(0)
         if parts[0] == 0:  # an entry of a list, and its kind where there are several
             parts.pop(0)
-            entry = {"kind": parts.pop(0)} if len(parts) > 1 else {"path": "adapter"} if cls is RunConfig else {"name": "toy"}
+            entry = {"kind": parts.pop(0)} if len(parts) > 1 else dict(ENTRIES[name])
             table[name], table = [entry], entry
         else:
             table = table.setdefault(name, {})

@@ -1,0 +1,255 @@
+"""A client of OpenAI's chat completions, for a guard: one answer, within a time, a number of tries and a budget.
+
+Any server that speaks the interface will do (vLLM, SGLang, llama.cpp, a service). Nothing that a server sends comes into a
+message but its status: an error page may repeat the key.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from index.errors import GuardUnavailable
+
+BUDGET_FILE = "CLEARANCE_ANSWERS_BUDGET"  # of the environment: the file in which the processes of a worker count together
+LARGEST = 1 << 20  # bytes of an answer
+LONGEST_PAUSE = 30.0  # seconds between two tries, whatever the server asks for
+AGAIN = (408, 429, 500, 502, 503, 504)
+FORBIDDEN = (401, 403)
+CONNECT_SECONDS = 10.0
+
+
+class Unanswered(Exception):
+    """There is no answer that can be used; the text is the reason, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What calls took so far."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+class Budget:
+    """Calls, seconds and tokens that may be spent; 0: no limit. A call that has begun is finished.
+
+    Args:
+        most: the limits.
+        file: where the processes of a worker count together; None: this object counts alone.
+    """
+
+    def __init__(self, most: Spent, file: Path | None = None) -> None:
+        self.most, self.file = most, file
+        self._lock, self._spent = threading.Lock(), Spent()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self.most, "file": self.file, "_spent": self._spent}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def begin(self) -> None:
+        """Count one call that is about to be made.
+
+        Raises:
+            Unanswered: the budget is spent.
+        """
+
+        def one_more(spent: Spent) -> Spent:
+            for name in ("calls", "seconds", "tokens"):
+                most = getattr(self.most, name)
+                if most and getattr(spent, name) >= most:
+                    raise Unanswered(f"the budget is spent: {getattr(spent, name):,.0f} of {most:,.0f} {name}")
+            return Spent(calls=spent.calls + 1, seconds=spent.seconds, tokens=spent.tokens)
+
+        self._change(one_more)
+
+    def end(self, seconds: float, tokens: int) -> None:
+        """Count what the call took."""
+        self._change(lambda spent: Spent(calls=spent.calls, seconds=spent.seconds + seconds, tokens=spent.tokens + tokens))
+
+    @property
+    def spent(self) -> Spent:
+        return self._change(lambda spent: spent)
+
+    def _change(self, by: Callable[[Spent], Spent]) -> Spent:
+        with self._lock:
+            if self.file is None:
+                self._spent = by(self._spent)
+                return self._spent
+            with self.file.open("r+", encoding="utf-8") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)  # released as the file is closed
+                text = stream.read()
+                changed = by(Spent(**json.loads(text)) if text else Spent())
+                stream.seek(0)
+                stream.truncate()
+                json.dump(changed.__dict__, stream)
+                return changed
+
+
+def shared_file() -> Path | None:
+    """The file in which the processes of this worker count together; None where there is none."""
+    named = os.environ.get(BUDGET_FILE, "")
+    return Path(named) if named and Path(named).is_file() else None
+
+
+class Chat:
+    """Asks a server.
+
+    Args:
+        server: address, model, key (the name of an environment variable), seconds, retries, concurrency, limits; see
+            :class:`pipeline.guard_settings.VisionLanguagePolicy`.
+        guard: name of the guard, for messages.
+        pause: waits between two tries, in seconds.
+    """
+
+    def __init__(self, server: Any, guard: str, *, pause: Callable[[float], None] = time.sleep) -> None:
+        self.server, self.guard, self._pause = server, guard, pause
+        most = Spent(calls=server.most_calls, seconds=server.most_seconds, tokens=server.most_tokens)
+        self.budget = Budget(most, shared_file())
+        self._pool: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
+
+    @property
+    def where(self) -> str:
+        return f"guard {self.guard}: {self.server.address}"
+
+    def key(self) -> str:
+        """The key, out of the environment; empty where none is wanted.
+
+        Raises:
+            GuardUnavailable: the variable is not set.
+        """
+        name = self.server.key
+        if not name:
+            return ""
+        if not os.environ.get(name, "").strip():
+            fix = f"Set {name} where the run starts (on Ray: in the environment of its workers), or remove vision_language.key"
+            raise GuardUnavailable(f"the environment has no {name}", where=f"guard {self.guard}", fix=fix)
+        return os.environ[name].strip()
+
+    def greet(self) -> None:
+        """Ask the server for its models, which costs no tokens: before a run draws anything.
+
+        Raises:
+            GuardUnavailable: it does not answer, refuses the key, or has no such model.
+        """
+        try:
+            status, body, _ = self._request("GET", "/models", None)
+        except Unanswered as reason:
+            fix = "Start the server, or correct vision_language.address"
+            raise GuardUnavailable(f"the server does not answer ({reason})", where=self.where, fix=fix) from None
+        if status in FORBIDDEN:
+            fix = f"Put the right key into {self.server.key}" if self.server.key else "Name its variable: vision_language.key"
+            raise GuardUnavailable(f"the server refuses the key (HTTP {status})", where=self.where, fix=fix)
+        try:
+            names = [str(one["id"]) for one in json.loads(body)["data"]] if status == 200 else []
+        except (ValueError, KeyError, TypeError):
+            names = []  # not every server lists its models; the first question shows whether it has this one
+        if names and self.server.model not in names:
+            near = get_close_matches(self.server.model, names, 1)
+            fix = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names[:8])}"
+            raise GuardUnavailable(f"the server has no model {self.server.model!r}", where=self.where, fix=fix)
+
+    def ask(self, messages: list[dict[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to a conversation, as plain data.
+
+        Raises:
+            Unanswered: a time-out, a refusal, a broken connection, something else than JSON; or the budget is spent.
+        """
+        body = {"model": self.server.model, "messages": messages, "temperature": 0, "seed": 0, "stream": False, **more}
+        reason = ""
+        for number in range(self.server.retries + 1):
+            self.budget.begin()
+            began, tokens, wait = time.monotonic(), 0, min(LONGEST_PAUSE, 0.5 * 2**number)
+            try:
+                status, raw, asked = self._request("POST", "/chat/completions", body)
+                if status == 200:
+                    answer = _object(raw)
+                    tokens = _tokens(answer)
+                    return answer
+                reason, wait = f"HTTP {status}", min(LONGEST_PAUSE, asked) if asked is not None else wait
+                if status not in AGAIN:
+                    break
+            except Unanswered as error:
+                reason = str(error)
+            finally:
+                self.budget.end(time.monotonic() - began, tokens)
+            if number < self.server.retries:
+                self._pause(wait)
+        raise Unanswered(reason)
+
+    def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes, float | None]:
+        """Status, content, and the seconds that the server asks to wait for."""
+        import urllib3
+
+        if self._pool is None:
+            self._pool = urllib3.PoolManager(maxsize=self.server.concurrency, retries=False)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if key := self.key():
+            headers["Authorization"] = f"Bearer {key}"
+        limit = self.server.seconds
+        until = time.monotonic() + limit
+        timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, limit), read=limit)
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            # Redirects are not followed: the key goes to the address that the policy names and nowhere else.
+            response = self._pool.request(
+                method, self.server.address.rstrip("/") + path, body=data, headers=headers, timeout=timeout, redirect=False,
+                preload_content=False,
+            )  # fmt: skip
+            try:
+                content = b""
+                while piece := response.read1(1 << 16):
+                    content += piece
+                    if time.monotonic() > until:
+                        raise Unanswered(f"no whole answer within {limit:g} s")
+                    if len(content) > LARGEST:
+                        raise Unanswered("an answer of more than 1 MiB")
+            except BaseException:
+                response.close()  # what is left of it must not be read as the next answer
+                raise
+            response.release_conn()
+        except urllib3.exceptions.NewConnectionError:
+            raise Unanswered("the connection failed: nobody answers there") from None
+        except urllib3.exceptions.TimeoutError:
+            raise Unanswered(f"no answer within {limit:g} s") from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unanswered(f"the connection failed ({type(error).__name__})") from None
+        return int(response.status), content, _seconds(response.headers.get("Retry-After"))
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Unanswered("the server sent something else than whole JSON") from None
+    if not isinstance(answer, dict):
+        raise Unanswered("the server sent JSON that is no answer")
+    return answer
+
+
+def _tokens(answer: Mapping[str, Any]) -> int:
+    """As the server counts them; 0 where it does not."""
+    usage = answer.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) and not isinstance(total, bool) and total > 0 else 0
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return max(0.0, float(header)) if header is not None else None
+    except ValueError:
+        return None  # a date: rare, and our own pause will do

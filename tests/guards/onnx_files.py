@@ -1,0 +1,73 @@
+"""A small ONNX classifier, written byte by byte: mean colour of the picture, times a matrix. No package for ONNX is needed."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+FLOAT = 1
+
+
+def _number(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def _field(tag: int, value: int | str | bytes) -> bytes:
+    if isinstance(value, int):
+        return _number(tag << 3) + _number(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _number(tag << 3 | 2) + _number(len(data)) + data
+
+
+def _node(kind: str, inputs: list[str], output: str) -> bytes:
+    return b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(3, output) + _field(4, kind)
+
+
+def _value(name: str, shape: list[int | str]) -> bytes:
+    dims = b"".join(_field(1, _field(1, side) if isinstance(side, int) else _field(2, side)) for side in shape)
+    return _field(1, name) + _field(2, _field(1, _field(1, FLOAT) + _field(2, dims)))
+
+
+def _tensor(name: str, values: np.ndarray) -> bytes:
+    dims = b"".join(_field(1, side) for side in values.shape)
+    return dims + _field(2, FLOAT) + _field(8, name) + _field(9, struct.pack(f"<{values.size}f", *values.ravel().tolist()))
+
+
+def write_onnx(
+    folder: Path, labels: list[str], weight: np.ndarray, *, rows: int | str = "batch", several: bool = False
+) -> Path:
+    """A folder with ``model.onnx``, ``config.json`` and ``preprocessor_config.json``; ``weight``: (3, labels)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = b"".join(
+        [
+            _field(1, _node("GlobalAveragePool", ["pixel_values"], "mean")),
+            _field(1, _node("Flatten", ["mean"], "flat")),
+            _field(1, _node("Gemm", ["flat", "weight"], "logits")),
+            _field(2, "colours"),
+            _field(5, _tensor("weight", weight.astype(np.float32))),
+            _field(11, _value("pixel_values", [rows, 3, 32, 32])),
+            _field(12, _value("logits", [rows, len(labels)])),
+        ]
+    )
+    (folder / "model.onnx").write_bytes(_field(1, 9) + _field(7, graph) + _field(8, _field(2, 17)))
+    write_cards(folder, labels, several=several)
+    return folder / "model.onnx"
+
+
+def write_cards(folder: Path, labels: list[str], *, several: bool = False) -> None:
+    """The two configurations beside an ONNX file."""
+    config = {"model_type": "vit", "id2label": {str(n): label for n, label in enumerate(labels)}}
+    config |= {"problem_type": "multi_label_classification"} if several else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 32, "width": 32}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
