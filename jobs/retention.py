@@ -33,7 +33,10 @@ from pipeline.outcome import ACCEPTED, Outcome
 
 RELEASED, HELD_BACK = "released", "not released"
 # What stands in for a payload in the chain: where it is null, there never was one.
-_DIGESTS = {"image": "file_sha256", "embedding": "embedding_sha256", "prompt": "prompt_commit", "columns": "columns_commit"}
+_DIGESTS = {
+    "image": "file_sha256", "embedding": "embedding_sha256", "prompt": "prompt_commit", "columns": "columns_commit",
+    "drawn_prompt": "drawn_commit",
+}  # fmt: skip
 _ROW = ["sample_id", "request_key", "outcome", "finished_at", "retain_until", "kept_sha256", *_DIGESTS.values()]
 Clock = Callable[[], datetime]
 

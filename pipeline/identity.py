@@ -18,6 +18,7 @@ from typing import Any
 from index.shipped import STICKERS
 from index.storage import place
 from pipeline.config import RunConfig
+from pipeline.guard_settings import GuardPolicy, OutsideGuard
 from pipeline.keys import Keys
 from pipeline.marking.markers import marks_parts
 from pipeline.methods import STEERING, versions
@@ -73,9 +74,11 @@ class Compared:
 
 
 def guards_in_force(
-    config: RunConfig, policy: Policy, model_digest: str, embedder_id: str, look_id: str = ""
-) -> list[GuardInForce]:
-    """The guards of a run as they are on this machine, found without loading them; ``look_id``: of the second look in force.
+    config: RunConfig, policy: Policy, model_digest: str, embedder_id: str, look_id: str = "", *, index_id: str = "",
+    base: Path = Path(),
+) -> list[GuardInForce]:  # fmt: skip
+    """The guards of a run as they are on this machine, found without loading them; ``look_id``: of the second look in force,
+    ``base``: the folder that relative paths in the policy start from.
 
     Raises:
         GuardUnavailable: a required guard cannot run here.
@@ -89,7 +92,7 @@ def guards_in_force(
 
         probe = CopiesGuard.probe(embedder_id, look_id)
         found.append(GuardInForce(name="copies", version=probe.version, weights=probe.weights, action=policy.copies.action))
-    tables = guard_tables(policy)
+    tables = guard_tables(policy, base)
     probes, _ = probe_guards(tables)
     for name, probe in probes.items():
         action: str | None = tables[name].action
@@ -103,6 +106,25 @@ def guards_in_force(
                     "model; state its action in the policy to act on what it finds"
                 )
         found.append(GuardInForce(name=name, version=probe.version, weights=probe.weights, action=action, note=note))
+    return [*found, *_beside_pictures(policy, embedder_id, index_id)]
+
+
+def _beside_pictures(policy: Policy, embedder_id: str, index_id: str) -> list[GuardInForce]:
+    """The guards that need more than pictures: of prompts, and of prompts and pictures together."""
+    found = []
+    if policy.prompt.enabled:
+        from guards.prompt import PromptGuard
+
+        probe = PromptGuard.probe(policy.prompt, policy.blocked, index_id=index_id)
+        actions = dict.fromkeys([*(one.action for one in policy.blocked), policy.prompt.titles, policy.prompt.near_action])
+        stated = ", ".join(action for action in actions if action != "off")
+        found.append(GuardInForce(name="prompt", version=probe.version, weights=probe.weights, action=stated))
+    if policy.faithfulness.enabled:
+        from guards.faithfulness import FaithfulnessGuard
+
+        probe = FaithfulnessGuard.probe(policy.faithfulness, embedder_id=embedder_id, index_id=index_id)
+        action = policy.faithfulness.action
+        found.append(GuardInForce(name="faithfulness", version=probe.version, weights=probe.weights, action=action))
     return found
 
 
@@ -110,7 +132,9 @@ def policy_in_force(policy: Policy, guards: Sequence[GuardInForce]) -> Policy:
     """The policy with the action that each guard has in this run."""
     actions: dict[str, Any] = {guard.name: guard.action for guard in guards}
     tables: dict[str, Any] = {
-        name: replace(table, action=table.action or actions.get(name, "steer")) for name, table in guard_tables(policy).items()
+        name: replace(table, action=table.action or actions.get(name, "steer"))
+        for name, table in guard_tables(policy).items()
+        if isinstance(table, GuardPolicy | OutsideGuard)
     }
     outside = tuple(tables.pop(guard.name) for guard in policy.guards)
     return replace(policy, guards=outside, **tables)
@@ -154,7 +178,9 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         calibration_id = found.calibration_id if found is not None else "policy"
         look_id = found.second_look_id if found is not None else ""
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
-    guards = guards_in_force(config, policy, model_digest, compared.embedder_id, look_id)
+    guards = guards_in_force(
+        config, policy, model_digest, compared.embedder_id, look_id, index_id=compared.index_id, base=base
+    )
     adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
     keys = Keys.find(config.marks.keys, base=base)
     secrets = marks_parts(config.marks, keys) | salt_parts(secret_salt(keys))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+from guards.base import Finding
 from index.errors import SteeringFailed
 from index.fingerprint import pixel_digest
 from pipeline.decide import decide
@@ -75,7 +77,7 @@ class Moderation:
 
     def expect(self, prompts: Iterable[str]) -> None:
         """Prompts that will be submitted: they share the text encoder's calls."""
-        self.runtime.contexts.expect(prompts)
+        self.runtime.contexts.expect(self.runtime.drawn(prompts))
 
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
@@ -89,8 +91,13 @@ class Moderation:
             return [open_request.failed(*broken)]
         tag, self._submitted = self._submitted, self._submitted + 1
         try:
-            open_request.truncated = self.runtime.truncated(request.prompt)
-            self.runtime.engine.submit(first(self.runtime, tag, request))
+            if (look := self.runtime.look_at_prompt(request.prompt)) is not None:
+                open_request.prompt_findings = look.findings
+                open_request.drawn_prompt = look.drawn if look.drawn != request.prompt else None
+                if look.rejected:
+                    return [open_request.refused(look.rejected)]
+            open_request.truncated = self.runtime.truncated(open_request.prompt)
+            self.runtime.engine.submit(first(self.runtime, tag, replace(request, prompt=open_request.prompt)))
         except Exception as error:
             return [open_request.broken("error.prompt", error), *self._break(request, "error.prompt", str(error))]
         if self.runtime.early is not None and request.group:
@@ -200,13 +207,14 @@ class Moderation:
 def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest, study: Study) -> Decision:
     """Decide about a checked picture and record its attempt."""
     another, catches = affordable(runtime, open_request, trajectory), tuple(open_request.catches)
-    decision = decide(study.findings, open_request.rungs, runtime.policy, open_request.marked, another=another)
+    findings = (*open_request.prompt_findings, *study.findings, *_faithfulness(runtime, open_request, study))
+    decision = decide(findings, open_request.rungs, runtime.policy, open_request.marked, another=another)
     open_request.attempts.append(
         Attempt(
             number=len(open_request.attempts), seed=open_request.seed,
             resumed_from_step=open_request.resumed_from, intervention=open_request.intervention,
             picture=study.picture, pixel_sha256=pixel_digest(study.picture),
-            embedding=study.embedding, findings=study.findings, nearest=study.nearest, decision=decision,
+            embedding=study.embedding, findings=findings, nearest=study.nearest, decision=decision,
             denoiser_evals=trajectory.evals + sum(c.denoiser_evals for c in catches),
             device_seconds=trajectory.device_seconds + sum(c.device_seconds for c in catches),
             skipped_guards=(*runtime.skipped, *([open_request.unlooked] if open_request.unlooked else [])),
@@ -218,6 +226,17 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
     )  # fmt: skip
     open_request.unlooked = ""
     return decision
+
+
+def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> list[Finding]:
+    """Whether the picture still shows what was asked, where the policy wants to know."""
+    guard = runtime.faithfulness
+    steered = (open_request.intervention or RESEEDED).kind != "reseed"
+    if guard is None or not (steered or runtime.policy.faithfulness.of == "all"):
+        return []
+    first = open_request.attempts[0] if open_request.attempts else None
+    unsteered = first.embedding if first is not None and first.intervention is None else None
+    return [guard.check(open_request.prompt, study.embedding, unsteered)]
 
 
 def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
@@ -240,7 +259,7 @@ def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tupl
     if early is None:
         return []
     found, failures = together_or_alone(
-        lambda some: early.look(some, [runtime.adapters.plain(open_requests[t.tag].request.prompt) for t in some]), due
+        lambda some: early.look(some, [runtime.adapters.plain(open_requests[t.tag].prompt) for t in some]), due
     )
     for t, error in failures:
         open_requests[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]

@@ -157,7 +157,7 @@ def _again(
 def _erasure(runtime: Runtime, open_request: OpenRequest, rung: EraseRung) -> Erasure | None:
     """The erasure for the marks found, the last attempt's first; None if it was tried before or no adapter has one."""
     found = [finding for attempt in reversed(open_request.attempts) for finding in attempt.findings]
-    findings = [finding for finding in found if action_of(runtime.policy, finding.guard) == "steer"]
+    findings = [finding for finding in found if action_of(runtime.policy, finding.guard, finding.category) == "steer"]
     room, usual = runtime.model.word_room(), rung.places == "usual"
     erasure = runtime.erasers.erasure_for(marks_found(findings), room, rung.strength, usual=usual)
     before = open_request.erasure
@@ -187,7 +187,7 @@ def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
     ]  # flagged ones need not be among the nearest
     worn = runtime.adapters.worn(open_request.request.adapter)
     return Words(
-        open_request.request.prompt,
+        open_request.prompt,
         open_request.request.negative_prompt,
         nearest,
         lambda text: runtime.negative_of(text, open_request.erasure, worn),

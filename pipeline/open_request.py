@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from guards.base import Finding
 from index.padding import out_of_memory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 
@@ -29,11 +30,18 @@ class OpenRequest:
     attempts: list[Attempt] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
     unlooked: str = ""  # why a probe could not look
+    drawn_prompt: str | None = None  # in place of the request's own
+    prompt_findings: tuple[Finding, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:
         """Unix seconds by a clock that is never set back, so that no request ends before it started."""
         return self.started_at + time.monotonic() - self.began
+
+    @property
+    def prompt(self) -> str:
+        """What is drawn."""
+        return self.request.prompt if self.drawn_prompt is None else self.drawn_prompt
 
     @property
     def rungs(self) -> int:
@@ -77,6 +85,18 @@ class OpenRequest:
             attempts=tuple(self.attempts),
             accepted_attempt=self.attempts[-1].number if accepted else None,
             prompt_truncated=self.truncated,
+            drawn_prompt=self.drawn_prompt,
+            started_at=self.started_at,
+            finished_at=self.now(),
+        )
+
+    def refused(self, reason: str) -> Sample:
+        """Ended by the guard of prompts, before anything was drawn."""
+        return Sample(
+            request=self.request,
+            outcome=Outcome.REJECTED,
+            reason=reason,
+            prompt_findings=self.prompt_findings,
             started_at=self.started_at,
             finished_at=self.now(),
         )
@@ -104,6 +124,8 @@ class OpenRequest:
             reason=reason,
             attempts=tuple(self.attempts),
             prompt_truncated=self.truncated,
+            prompt_findings=self.prompt_findings,
+            drawn_prompt=self.drawn_prompt,
             error_class=error_class,
             error_message=message[:500],
             started_at=self.started_at,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guards.base import Guard, OnDevice
+from guards.chat import BUDGET_FILE
 from index.at_uri import beside
 from index.storage import place
 from pipeline.config import RunConfig
@@ -17,6 +21,8 @@ from pipeline.policy import CONFIRM, Policy, guard_tables
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
+    from guards.faithfulness import FaithfulnessGuard
+    from guards.prompt import PromptGuard
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
 
@@ -39,8 +45,22 @@ def prepare(config: RunConfig) -> None:
     torch.set_num_threads(config.generation.threads)
 
 
-def open_policy_guards(policy: Policy, device: str = "cpu") -> tuple[list[Guard], list[str]]:
+def count_together(policy: Policy) -> Path | None:
+    """Begin to count what questions to a model spend, in a file that this worker's processes share through the environment; its
+    path, or None where there is no question. Call it before guards are opened."""
+    os.environ.pop(BUDGET_FILE, None)
+    if not any(question.enabled for question in policy.questions):
+        return None
+    handle, path = tempfile.mkstemp(prefix="clearance-answers-")
+    os.close(handle)
+    os.environ[BUDGET_FILE] = path
+    return Path(path)
+
+
+def open_policy_guards(policy: Policy, device: str = "cpu", *, base: Path = Path()) -> tuple[list[Guard], list[str]]:
     """The guards that a policy enables, with their networks on a device, and why optional ones are left out.
+
+    ``base``: the folder that relative paths in the policy start from.
 
     Raises:
         GuardUnavailable: a required one cannot run here.
@@ -49,7 +69,7 @@ def open_policy_guards(policy: Policy, device: str = "cpu") -> tuple[list[Guard]
     from guards.registry import open_guards
 
     check_device(device, where="guards.device")
-    guards, skipped = open_guards(guard_tables(policy))
+    guards, skipped = open_guards(guard_tables(policy, base))
     for guard in guards:
         if isinstance(guard, OnDevice):
             guard.to(device)
@@ -77,6 +97,52 @@ def open_copies(config: RunConfig, policy: Policy, *, base: Path, device: str = 
     calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
     guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues, device=device)
     return Copies(guard, index, calibration_id, point.threshold)
+
+
+def open_prompts(policy: Policy, copies: Copies | None) -> tuple[PromptGuard | None, list[str]]:
+    """The guard of prompts, and what of it is left out; None where the policy does not enable it.
+
+    Raises:
+        ConfigError: prompts are to be compared with titles, and there is no index, or it has too many.
+        GuardUnavailable: a package that it needs is missing.
+    """
+    if not policy.prompt.enabled:
+        return None, []
+    from guards.copies import HARMLESS
+    from guards.prompt import PromptGuard
+
+    index = copies.index if copies is not None else None
+    titles = () if index is None else ((r.ref_id, r.title) for r in index.in_force() if r.status not in HARMLESS)
+    guard = PromptGuard.open(
+        policy.prompt, policy.blocked, titles=titles, embedder=copies.guard.embedder if copies is not None else None,
+        index_id=index.index_id if index is not None else "",
+    )  # fmt: skip
+    unlooked = index is None and policy.prompt.titles != "off"
+    return guard, (["prompt: titles are not looked for, there is no index in the run file"] if unlooked else [])
+
+
+def open_faithfulness(policy: Policy, copies: Copies | None) -> FaithfulnessGuard | None:
+    """The guard of faithfulness; None where the policy does not enable it.
+
+    Raises:
+        ConfigError: there is no index, or what is usual cannot be measured on it.
+    """
+    if not policy.faithfulness.enabled:
+        return None
+    from guards.copies import HARMLESS
+    from guards.faithfulness import PAIRS, FaithfulnessGuard, UsualRange
+
+    settings = policy.faithfulness
+    ids = {"embedder_id": copies.index.embedder_id, "index_id": copies.index.index_id} if copies is not None else {}
+    version = FaithfulnessGuard.probe(settings, **ids).version
+    assert copies is not None  # else probing refused it
+    index, embedder = copies.index, copies.guard.embedder
+    if settings.shown is not None and settings.other is not None:
+        usual = UsualRange(shown=settings.shown, other=settings.other)
+    else:
+        first = heapq.nsmallest(PAIRS, ((r.ref_id, r.title) for r in index.in_force() if r.title and r.status not in HARMLESS))
+        usual = UsualRange.measured(first, embedder, index.compare)
+    return FaithfulnessGuard(usual, embedder, threshold=settings.threshold, version=version)
 
 
 def operating_point(config: RunConfig, policy: Policy, embedder_id: str, *, base: Path) -> tuple[str, OperatingPoint]:

@@ -262,6 +262,8 @@ class Sample:
         prompt_truncated: the prompt had more tokens than the text encoder takes; the rest was dropped.
         error_class: exception class name for outcome ERROR.
         error_message: its message.
+        prompt_findings: of the guard of prompts, where nothing was drawn; else every attempt has them.
+        drawn_prompt: what was drawn in the prompt's place, where the policy rewrites it; None where it does not.
         lost_evals, lost_seconds: the cost of the try that the error ended; it has no picture.
         started_at: Unix seconds.
         finished_at: Unix seconds.
@@ -279,6 +281,8 @@ class Sample:
     finished_at: float = 0.0
     lost_evals: float = 0.0
     lost_seconds: float = 0.0
+    prompt_findings: tuple[Finding, ...] = ()
+    drawn_prompt: str | None = None
 
     @property
     def denoiser_evals(self) -> float:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from guards.vision_language import UNANSWERED
-from index.errors import ConfigError
 from index.second_look import AUTO, BUILT_IN, DESCRIPTOR, WORDS
 from index.storage import place
 from pipeline.fields import choice, flag, line, number, several, table, within

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guards.base import Guard
-from index.errors import ConfigError
+from index.errors import ClearanceError, ConfigError
 from pipeline.config import RunConfig
 from pipeline.engine.engine import Engine
 from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force
@@ -25,9 +25,9 @@ from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.machine import machine
-from pipeline.opening import Copies, open_copies, open_policy_guards, prepare
+from pipeline.opening import Copies, count_together, open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
 from pipeline.outcome import PaddedRows, Request
-from pipeline.policy import Policy
+from pipeline.policy import Policy, action_of
 from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import torch
 
     from guards.copies import CopiesGuard
+    from guards.faithfulness import FaithfulnessGuard
+    from guards.prompt import PromptGuard, PromptLook
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
     from pipeline.engine.trajectory import Size
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 CONTEXT_BYTES = 2**30  # conditionings kept
 COLOURED = 1024  # references in all colours that probes search, each encoded once: seconds on a CPU
+PROMPT_LOOKS = 65_536  # prompts whose look is remembered
 
 
 class Runtime:
@@ -75,6 +78,9 @@ class Runtime:
         self.config, self.model = config, model
         self.pool: Pool | None = None  # guards beside this process; set it before the loop begins
         self.spent = Activity()
+        self.prompts: PromptGuard | None = None
+        self.faithfulness: FaithfulnessGuard | None = None
+        self._counted: Path | None = None  # where the processes of this worker count what answers cost
         self.salt, self.markers = "", Markers()  # the deployment's, set where keys were looked for
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
@@ -103,6 +109,7 @@ class Runtime:
         if self.early is not None:
             self.engine.looked_at = self.early.due
         self.erasers = erasers or Erasers()
+        self._look_at_prompt = lru_cache(maxsize=PROMPT_LOOKS)(lambda prompt: self.prompts and self.prompts.check(prompt))
         self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
         if self.standing is not None and not self.engine.guided:
@@ -122,9 +129,11 @@ class Runtime:
             ConfigError: a key is damaged, or a required mark cannot be made.
         """
         prepare(config)
-        guards, skipped = open_policy_guards(policy, config.guard_device)
+        counted = count_together(policy)
+        guards, skipped = open_policy_guards(policy, config.guard_device, base=base)
         copies = open_copies(config, policy, base=base, device=config.embedder_device)
         runtime = cls.with_looks(config, policy, guards, skipped, copies, base=base)
+        runtime._counted = counted
         if workers := guard_processes(config):
             opening = partial(open_looker, config, policy, base, runtime.model.decoder)
             here, seconds = looker_identity(runtime.copies, runtime.guards), config.guards.deadline_seconds
@@ -144,8 +153,12 @@ class Runtime:
         adapters = open_adapters(config.adapters, model, base=base, weights=config.generation.prompt_weighting)
         erasers = open_erasers(config.adapters, model, base=base)
         ids = ("", "") if copies is None else (copies.index.embedder_id, copies.guard.point.look_id)
-        found = guards_in_force(config, policy, model.digest, *ids)
-        opened = {"copies", *(guard.name for guard in guards)}  # one that is here and cannot be opened is not in force
+        index_id = copies.index.index_id if copies is not None else ""
+        found = guards_in_force(config, policy, model.digest, *ids, index_id=index_id, base=base)
+        prompts, unlooked = open_prompts(policy, copies)
+        faithfulness, skipped = open_faithfulness(policy, copies), [*skipped, *unlooked]
+        # One that is here and cannot be opened is not in force.
+        opened = {"copies", "prompt", "faithfulness", *(guard.name for guard in guards)}
         in_force = [guard for guard in found if guard.name in opened]
         if copies is None:
             runtime = cls(
@@ -159,6 +172,7 @@ class Runtime:
                 in_force=in_force,
             )  # fmt: skip
         runtime.salt, runtime.markers = salt, markers
+        runtime.prompts, runtime.faithfulness = prompts, faithfulness
         return runtime
 
     def size_of(self, request: Request) -> Size:
@@ -208,6 +222,24 @@ class Runtime:
         """Decode finished latents and let every guard of this process look; see :class:`pipeline.looking.study.Looker`."""
         return self.looker(latents, own)
 
+    def look_at_prompt(self, prompt: str) -> PromptLook | None:
+        """What the guard of prompts finds; None where the policy has none.
+
+        Raises:
+            PromptUnread: a pattern of the policy took too long.
+        """
+        return self._look_at_prompt(prompt) if self.prompts is not None else None
+
+    def drawn(self, prompts: Iterable[str]) -> Iterator[str]:
+        """What will be drawn for prompts, without those that are rejected."""
+        for prompt in prompts:
+            try:
+                look = self.look_at_prompt(prompt)
+            except ClearanceError:  # its request says so
+                continue
+            if look is None or not look.rejected:
+                yield prompt if look is None else look.drawn
+
     def activity(self) -> dict[str, Any]:
         """What this worker's time went into so far, as plain numbers; see :class:`pipeline.looking.activity.Activity`."""
         return self.spent.plain() | {"sizes": self.filled()}
@@ -221,6 +253,8 @@ class Runtime:
         """End the processes beside this one."""
         if self.pool is not None:
             self.pool.close()
+        if self._counted is not None:
+            self._counted.unlink(missing_ok=True)
 
     def padded_rows(
         self, shapes: Mapping[str, tuple[int, ...]] | None = None, latent: torch.Tensor | None = None
@@ -270,6 +304,20 @@ class Runtime:
             secrets={**self.markers.parts, **salt_parts(self.salt)},
         )
 
+    def _actions(self) -> dict[str, str]:
+        """What findings lead to, by guard; and by guard and category, where a guard has several actions."""
+        named = {guard.name: guard.action for guard in self.in_force if guard.name != "prompt"}
+        several = [guard for guard in (*self.guards, self.prompts) if guard is not None and guard.name in self._several]
+        return named | {
+            f"{guard.name} {category}": action_of(self.policy, guard.name, category)
+            for guard in several
+            for category in guard.categories
+        }
+
+    @property
+    def _several(self) -> set[str]:
+        return {"prompt", *(f"question:{one.name}" for one in self.policy.questions)}
+
     def context(self, run_id: str, plan_sha256: str, worker_id: str) -> RunContext:
         """The values that every audit row of this worker repeats."""
         from pipeline.audit.context import RunContext
@@ -301,7 +349,7 @@ class Runtime:
             policy_id=f"{self.policy.name}@{self.policy.version}",
             policy_name=self.policy.name,
             policy_sha256=parts["policy_sha256"],
-            actions={guard.name: guard.action for guard in self.in_force},
+            actions=self._actions(),
             image_format=c.image_format,
             retention_days=c.retention_days,
             salt=self.salt,

@@ -148,7 +148,11 @@ def in_force(policy: Policy, facts: RunFacts) -> Policy:
         return policy
     config = from_dict(RunConfig, facts.stored["config"], where=f"{facts.folder}/plan.json: config")
     model = str(facts.stored["identity"].get("model_digest", ""))
-    return policy_in_force(policy, guards_in_force(config, policy, model, facts.embedder_id))
+    base = facts.folder / str(facts.stored["base"])
+    found = guards_in_force(
+        config, policy, model, facts.embedder_id, index_id=str(facts.stored["identity"].get("index_id", "")), base=base
+    )
+    return policy_in_force(policy, found)
 
 
 @contextmanager

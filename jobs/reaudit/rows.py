@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guards.base import Finding
+from guards.vision_language import UNANSWERED
 from jobs.reaudit.result import Change
 from jobs.reaudit.standing import Standing
 from pipeline.audit.ledger import attempt_rows
@@ -109,7 +110,7 @@ def _again(stored: Row, tables: Mapping[str, object]) -> Finding | None:
     table = tables.get(stored["guard"])
     if table is None or not getattr(table, "enabled", False):
         return None
-    threshold = getattr(table, "threshold", None)
+    threshold = None if stored["category"] == UNANSWERED else getattr(table, "threshold", None)
     return Finding(
         guard=stored["guard"], version=stored["version"], category=stored["category"], score=stored["score"],
         threshold=stored["threshold"] if threshold is None else threshold, confirmed=stored["confirmed"],

@@ -133,7 +133,8 @@ class Plan:
             identity = openers().identity(config, policy, base)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
             ids = identity.get("model_digest", ""), identity.get("embedder_id", ""), copy_check.get("second_look_id", "")
-            guards = tuple(guard.plain() for guard in guards_in_force(config, policy, *ids))
+            in_force = guards_in_force(config, policy, *ids, index_id=identity.get("index_id", ""), base=base)
+            guards = tuple(guard.plain() for guard in in_force)
         return cls(
             config=config, policy=policy, base=base, requests=tuple(requests), identity=dict(identity), parent=parent,
             copy_check=copy_check, guards=guards,

@@ -103,7 +103,7 @@ def preflight(
         notes: those that were made with the plan.
         problem: why the plan has no identity, if it has none; the other parts are checked anyway.
     """
-    from pipeline.opening import open_copies, open_policy_guards, prepare
+    from pipeline.opening import open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
 
     found = Preflight(plan=plan, folder=folder, runner=runner, notes=list(notes), todo=plan.requests)
     found.problems += [problem] if problem is not None else []
@@ -115,10 +115,17 @@ def preflight(
     found.attempt("adapters", lambda: _look_at_adapters(found, model))
     found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
     prepare(config)
-    opened = found.attempt("guards", lambda: open_policy_guards(plan.policy))
+    opened = found.attempt("guards", lambda: open_policy_guards(plan.policy, base=plan.base))
     copies = found.attempt("index", lambda: open_copies(config, plan.policy, base=plan.base))
+    if copies is not None or not config.index:
+        prompts = found.attempt("policy", lambda: open_prompts(plan.policy, copies))
+        faithfulness = found.attempt("policy", lambda: open_faithfulness(plan.policy, copies))
+        beside = [one for one in (prompts[0] if prompts is not None else None, faithfulness) if one is not None]
+        found.notes += [Note("guards", f"left out: {reason}") for reason in (prompts[1] if prompts is not None else [])]
+    else:
+        beside = []  # why the index cannot be opened stands there already
     if opened is not None:
-        found.opened["guards"] = ", ".join(f"{guard.name} {guard.version}" for guard in opened[0]) or "none"
+        found.opened["guards"] = ", ".join(f"{guard.name} {guard.version}" for guard in (*opened[0], *beside)) or "none"
         found.notes += [Note("guards", f"left out: {reason}") for reason in opened[1]]
     if copies is not None:
         found.opened["index"] = _index(copies)

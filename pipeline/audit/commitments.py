@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def default_salt(dataset_id: str) -> str:
@@ -18,9 +20,25 @@ def prompt_commitment(prompt: str, negative_prompt: str, salt: str) -> str:
     return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
 
 
+def drawn_commitment(prompt: str | None, salt: str) -> str | None:
+    """HMAC-SHA256 over a prompt that the policy rewrote, keyed by the salt (hex); None where it was drawn as it stands."""
+    if prompt is None:
+        return None
+    message = b"clearance drawn prompt\0" + prompt.encode("utf-8", "surrogatepass")
+    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+
+
 def columns_commitment(columns: str | None, salt: str) -> str | None:
     """HMAC-SHA256 over a request's own columns (JSON text), keyed by the salt (hex); None where it has none."""
     if columns is None:
         return None
     message = b"clearance columns\0" + columns.encode("utf-8", "surrogatepass")
     return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+
+
+def uncommitted(row: Mapping[str, Any], salt: str) -> Iterator[tuple[str, str]]:
+    """The columns of a sample's row, beside the prompts, whose text does not match its commitment, and what is wrong."""
+    if columns_commitment(row.get("columns"), salt) != row.get("columns_commit"):
+        yield "columns", "the columns do not match their commitment"
+    if drawn_commitment(row.get("drawn_prompt"), salt) != row.get("drawn_commit"):
+        yield "drawn_prompt", "the rewritten prompt does not match its commitment"

@@ -35,7 +35,7 @@ class RunContext:
         machine: card, driver, libraries and settings of torch.
         index_id, embedder_id, calibration_id, copy_threshold: what copies were measured against.
         policy_id, policy_sha256, policy_name: the policy in force.
-        actions: guard → what its triggered findings lead to.
+        actions: guard → what its triggered findings lead to; "guard category" where that of a category differs.
         image_format: ``webp`` (lossless), ``png`` or ``jpeg``.
         retention_days: 0 keeps without limit.
         salt: hex; keys the prompt commitments. Empty: derived from the data set's name, which makes commitments
@@ -82,6 +82,10 @@ class RunContext:
     actions: Mapping[str, str] = field(default_factory=dict)
     machine: Machine = field(default_factory=Machine)
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
+
+    def action_of(self, guard: str, category: str) -> str:
+        """What a triggered finding leads to; empty where it is not known."""
+        return self.actions.get(f"{guard} {category}", self.actions.get(guard, ""))
 
     @property
     def prompt_salt(self) -> str:

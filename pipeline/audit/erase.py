@@ -57,7 +57,7 @@ REQUESTS = "requests"  # the table in the file of the plan's requests, whose row
 PICTURE, PROMPT, EMBEDDING, COLUMNS = "picture", "prompt", "embedding", "columns"
 KINDS: dict[str, frozenset[str]] = {
     PICTURE: frozenset({"image", "thumbnail"}),
-    PROMPT: frozenset({"prompt", "negative_prompt"}),
+    PROMPT: frozenset({"prompt", "negative_prompt", "drawn_prompt"}),
     EMBEDDING: frozenset({"embedding"}),
     COLUMNS: frozenset({"columns"}),
 }

@@ -37,7 +37,7 @@ def is_hard_stop(attempt: Attempt, context: RunContext) -> bool:
     return any(
         finding.triggered and finding.confirmed and finding.category.startswith(context.hard_stop)
         for finding in attempt.findings
-        if context.hard_stop and context.actions.get(finding.guard) == "reject"
+        if context.hard_stop and context.action_of(finding.guard, finding.category) == "reject"
     )
 
 

@@ -20,7 +20,7 @@ from index.errors import InputError, IntegrityError
 from index.fingerprint import iscc, pdq, pdq_hex, pixel_digest
 from index.reference import Match
 from pipeline.audit.chain import chained, header, sample_identity
-from pipeline.audit.commitments import columns_commitment, prompt_commitment
+from pipeline.audit.commitments import columns_commitment, drawn_commitment, prompt_commitment
 from pipeline.audit.context import RunContext
 from pipeline.audit.kept import is_hard_stop
 from pipeline.audit.schema import SCHEMA_VERSION, attempts_schema, samples_schema
@@ -115,6 +115,8 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         "reason": sample.reason,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
+        "drawn_prompt": sample.drawn_prompt,
+        "drawn_commit": drawn_commitment(sample.drawn_prompt, context.prompt_salt),
         "prompt_commit": prompt_commitment(request.prompt, request.negative_prompt, context.prompt_salt),
         "prompt_ref": "",
         "columns": request.columns or None,
@@ -178,7 +180,8 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
     final = sample.final
     if final is None:
         nothing = ("width", "height", "pixel_sha256", "pdq", "pdq_quality", "iscc", "embedding", "embedding_sha256")
-        return {**dict.fromkeys(nothing), "findings": [], "nearest": []}
+        found = [_finding(f, context) for f in sample.prompt_findings]
+        return {**dict.fromkeys(nothing), "findings": found, "nearest": []}
     if (file.pixel_sha256 if file is not None else pixel_digest(final.picture)) != final.pixel_sha256:
         where = f"request {sample.request.key!r}"
         raise IntegrityError("the final picture does not match its recorded digest", where=where)
@@ -292,7 +295,7 @@ def _finding(finding: Finding, context: RunContext) -> dict[str, Any]:
         "threshold": float(finding.threshold),
         "triggered": bool(finding.triggered),
         "confirmed": bool(finding.confirmed),
-        "action": context.actions.get(finding.guard, ""),
+        "action": context.action_of(finding.guard, finding.category),
         "box": [float(edge) for edge in finding.box] if finding.box is not None else None,
         "ref_id": finding.ref_id,
         "detail": finding.detail,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 4
 
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
-# columns_commit).
-PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail", "columns"})
+# columns_commit, drawn_commit).
+PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail", "columns", "drawn_prompt"})
 LINKS = frozenset({"prev_sha256", "record_sha256"})
 
 
@@ -190,6 +190,13 @@ SAMPLE_COLUMNS = (
     Column("embedding_sha256", "text", "digest of the embedding's little-endian float16 bytes"),
     Column("prompt", "text", "the prompt in plain text (payload: erasable, not in the chain)"),
     Column("negative_prompt", "text", "the caller's negative prompt (payload)"),
+    Column(
+        "drawn_prompt",
+        "text",
+        "the prompt that was drawn in the caller's place, where the policy rewrites it; null: it does not (payload)",
+        since=4,
+    ),
+    Column("drawn_commit", "text", "HMAC-SHA256 of drawn_prompt under the run's salt; null: there is none", since=4),
     Column("prompt_commit", "text", "HMAC-SHA256 of prompt and negative prompt under the run's salt"),
     Column("prompt_ref", "text", "where the prompt is kept when it is not kept here; empty otherwise", DICTIONARY),
     Column("columns", "text", "the request's own columns of the prompts file, as one JSON object (payload)", since=3),
@@ -224,7 +231,7 @@ SAMPLE_COLUMNS = (
     ),
     Column("attempts", "whole", "pictures made for this request"),
     Column("accepted_attempt", "whole", "number of the accepted attempt; null when none was"),
-    Column("findings", "list of finding", "everything every guard reported about the final picture"),
+    Column("findings", "list of finding", "everything every guard reported about the final picture and the prompt"),
     Column("nearest", "list of match", "nearest references of the final picture, best first"),
     Column("index_id", "text", "digest of the reference index", DICTIONARY),
     Column("embedder_id", "text", "digest of the embedder", DICTIONARY),

@@ -19,7 +19,7 @@ from index.padding import first_line
 from index.storage import open_file, parsing
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
-from pipeline.audit.commitments import columns_commitment, default_salt, prompt_commitment
+from pipeline.audit.commitments import default_salt, prompt_commitment, uncommitted
 from pipeline.audit.compacted import PARTS_INDEX, LargePart, PartsIndex, header_of, parts_index
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.erasure import FileNow
@@ -363,8 +363,8 @@ class Rows:
             self.found.problem(PROMPTS, f"{where} column prompt", "the prompt does not match its commitment")
         else:
             self.found.counts["prompts"] += 1
-        if "columns" not in self._erased and columns_commitment(row.get("columns"), salt) != row.get("columns_commit"):
-            self.found.problem(PROMPTS, f"{where} column columns", "the columns do not match their commitment")
+        wrong = [one for one in uncommitted(row, salt) if one[0] not in self._erased]
+        self.found.add(PROMPTS, ((f"{where} column {column}", what) for column, what in wrong))
 
     def _attempt(self, row: Mapping[str, Any], where: str) -> None:
         numbers = self._attempts.setdefault(row["sample_id"], {})

@@ -40,7 +40,7 @@ def open_looker(config: RunConfig, policy: Policy, base: Path, decoder: Decoder)
 
     ensure()
     prepare(config)
-    guards, _ = open_policy_guards(policy, config.guard_device)
+    guards, _ = open_policy_guards(policy, config.guard_device, base=base)
     copies = open_copies(config, policy, base=base, device=config.embedder_device)
     found = copies.guard if copies is not None else None
     return Looker(decoder, found, guards, identity=looker_identity(found, guards), decoder_calls=decoder.calls)

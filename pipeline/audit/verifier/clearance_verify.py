@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 
 STAGES = ("files", "chains", "tree", "statement", "signature", "time stamp", "pictures", "prompts", "events")
 TABLES = {
-    "samples": ("image", "embedding", "prompt", "negative_prompt", "columns"),
+    "samples": ("image", "embedding", "prompt", "negative_prompt", "columns", "drawn_prompt"),
     "attempts": ("thumbnail",),
     "kept": ("image",),
 }
@@ -569,12 +569,15 @@ class Run:
             self.count("prompts")
             if None in both or hmac.new(salt, text, "sha256").hexdigest() != row["prompt_commit"]:
                 self.wrong("prompts", f"{place} column prompt", "does not match its commitment")
-        if "columns" not in gone:
-            own = mine.get("columns")
-            text = b"clearance columns\0" + (own or "").encode("utf-8", "surrogatepass")
+        for column, label, stated in (
+            ("columns", "columns", "columns_commit"),
+            ("drawn_prompt", "drawn prompt", "drawn_commit"),
+        ):
+            own = mine.get(column)
+            text = f"clearance {label}\0".encode() + (own or "").encode("utf-8", "surrogatepass")
             commit = None if own is None else hmac.new(salt, text, "sha256").hexdigest()
-            if commit != row.get("columns_commit"):
-                self.wrong("prompts", f"{place} column columns", "does not match its commitment")
+            if column not in gone and commit != row.get(stated):
+                self.wrong("prompts", f"{place} column {column}", "does not match its commitment")
 
     def row_of_attempts(self, row: Row, mine: Row, gone: set[str], place: str, header: Row) -> None:
         numbers = self.attempts.setdefault(row["sample_id"], {})
