@@ -37,7 +37,7 @@ AUDIT = ROOT / "pipeline" / "audit"
 PACKAGES = ("index", "guards", "pipeline", "jobs")
 FOLDERS = (*PACKAGES, "tests", "infra")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
-REASON = re.compile(r"(copy|mark|text|unsafe|input|error|worker)\.[a-z_]+|oom|deadline")
+REASON = re.compile(r"(copy|mark|text|unsafe|input|error|worker|caption|answer)\.[a-z_]+|prompt\.emptied\.reject|oom|deadline")
 EVENT = re.compile(r"(run|shard)\.[a-z_]+")
 FILE_NAMES = ("run.json", "run.tsr", "run.toml")
 
@@ -110,11 +110,11 @@ def command_lines(every: Iterable[tuple[str, Any]]) -> Iterator[str]:
 
 def guard_lines() -> Iterator[str]:
     from guards.copies import CopiesGuard
-    from guards.registry import guard_classes
+    from guards.registry import classes_beside, guard_classes
 
     yield from ("| guard | categories | licence |", "|---|---|---|")
     rows = {"copies": (CopiesGuard.categories, "Apache-2.0")} | {
-        n: (c.categories, c.licence) for n, c in guard_classes().items()
+        n: (c.categories, c.licence) for n, c in (guard_classes() | classes_beside()).items()
     }
     for name, (categories, licence) in rows.items():
         yield f"| `{name}` | {', '.join(f'`{c}`' for c in categories)} | {licence} |"
@@ -325,9 +325,10 @@ def test_every_key_has_a_meaning() -> None:
 
 
 def test_every_guard_of_a_policy_has_its_table() -> None:
-    from guards.registry import guard_classes
+    from guards.registry import SEVERAL, classes_beside, guard_classes
 
-    assert set(guard_classes()) | {"copies"} <= {f.name for f in dataclasses.fields(Policy)}
+    tables = {f"{name}s" if name in SEVERAL else name for name in guard_classes() | classes_beside()}
+    assert tables | {"copies"} <= {f.name for f in dataclasses.fields(Policy)}
 
 
 def fences(path: Path) -> list[tuple[str, str]]:

@@ -245,3 +245,20 @@ def ray(out: Out = DOCS, quick: Quick = False) -> None:
     from jobs.lab.bench.ray_runs import bench
 
     bench(out, quick=quick)
+
+
+@app.command()
+def faithfulness(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="Finished seeds are kept here; a stopped bench goes on.")] = Path(
+        "bench-faithfulness"
+    ),
+) -> None:
+    """How well the guard of faithfulness tells steered pictures that lost their caption from those that kept it; 15 minutes.
+
+    Example: clearance lab bench faithfulness --work bench-faithfulness
+    """
+    from jobs.lab.bench.faithfulness import bench
+
+    bench(out, quick=quick, work=work)
