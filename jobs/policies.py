@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from index import storage
-from index.errors import ConfigError
+from index.errors import ClearanceError, ConfigError
 from index.places.cache import local_copy
 from index.storage import entry_of, is_folder
 from jobs.run.plan import read_policy, shipped_policies
@@ -22,6 +22,7 @@ from jobs.run.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.sections.policy_changes import policy_changes
 from pipeline.fields import REQUIRED, Key, keys
+from pipeline.guard_settings import FaithfulnessPolicy, PromptPolicy, VisionLanguagePolicy
 from pipeline.policy import Policy, action_of, guard_tables, policy_digest, remarks
 from pipeline.refusal import line_of
 
@@ -103,8 +104,8 @@ def _plain(policy: Policy) -> dict[str, Any]:
 # --- check -----------------------------------------------------------------------------------------------------------------
 
 
-def slips(policy: Policy) -> list[str]:
-    """What a policy allows and its owner may not have meant, one sentence each."""
+def slips(policy: Policy, base: Path = Path()) -> list[str]:
+    """What a policy allows and its owner may not have meant, one sentence each; ``base``: where its relative paths start."""
     found = remarks(policy)
     tables = guard_tables(policy)
     actions = {"copies": policy.copies.action} | {name: action_of(policy, name) for name in tables if tables[name].enabled}
@@ -123,7 +124,7 @@ def slips(policy: Policy) -> list[str]:
     for name, table in tables.items():
         if not table.enabled and dataclasses.replace(table, enabled=True) != _as_default(name, table):
             found.append(f"{name}.enabled = false: the other keys of this guard have no effect")
-    found += _of_guards(policy)
+    found += [*_of_guards(policy, base), *_unused(policy)]
     if policy.name in shipped_policies() and policy_digest(policy) != policy_digest(read_policy(policy.name, Path())):
         what = f"name = {policy.name!r} is that of a policy that ships, and the rules are others: every row would name it so"
         found.append(f"{what}; write a name of your own")
@@ -137,16 +138,36 @@ def _as_default(name: str, table: Any) -> Any:
     return None if default is None else dataclasses.replace(default, enabled=True)
 
 
-def _of_guards(policy: Policy) -> Iterator[str]:
+def _of_guards(policy: Policy, base: Path) -> Iterator[str]:
     """Guards that the policy wants and this machine lacks."""
-    from guards.registry import describe
+    from guards.registry import describe, guard_class, kind_of
 
     here = {guard.name: guard for guard in describe()}
-    for name, table in guard_tables(policy).items():
-        guard = here.get(name)
-        if table.enabled and guard is not None and not guard.available:
+    for name, table in guard_tables(policy, base).items():
+        reason = here[name].reason if name in here else ""
+        if table.enabled and kind_of(name) != name:
+            try:
+                guard_class(name).probe(table)
+            except ClearanceError as error:
+                reason = str(error)
+        if table.enabled and reason:
             end = "a run stops here" if table.required else "every row records that it was skipped"
-            yield f"{name} is not available on this machine ({guard.reason}): {end}"
+            yield f"{name} is not available on this machine ({reason}): {end}"
+
+
+def _unused(policy: Policy) -> Iterator[str]:
+    """Tables of brought guards that have no effect."""
+    if policy.blocked and not policy.prompt.enabled:
+        yield "there is [[blocked]], and prompt.enabled = false: no prompt is looked at"
+    stated = dataclasses.replace(policy.prompt, enabled=True)
+    if not policy.blocked and not policy.prompt.enabled and stated != PromptPolicy(enabled=True):
+        yield "prompt.enabled = false: the other keys of this guard have no effect"
+    if policy.vision_language != VisionLanguagePolicy() and not policy.questions:
+        yield "there is [vision_language], and no [[questions]]: the model is never asked"
+    if not policy.faithfulness.enabled and policy.faithfulness != FaithfulnessPolicy():
+        yield "faithfulness.enabled = false: the other keys of this guard have no effect"
+    if policy.faithfulness.enabled and policy.faithfulness.action == "steer" and not policy.ladder:
+        yield "faithfulness.action = steer and there is no [[ladder]]: a lost prompt is not drawn again, it ends at once"
 
 
 # --- show ------------------------------------------------------------------------------------------------------------------

@@ -227,8 +227,10 @@ def action_of(policy: Policy, guard: str, category: str = "") -> str:
 def remarks(policy: Policy) -> list[str]:
     """Warnings about thresholds that are allowed but leave a guard with nearly nothing, or nearly everything, to find."""
     found = []
-    for name in GRADED:
-        guard = getattr(policy, name)
+    tables = guard_tables(policy)
+    brought = [name for name in tables if ":" in name]
+    for name in (*GRADED, *brought):
+        guard = tables[name] if name in brought else getattr(policy, name)
         threshold = guard.threshold if getattr(guard, "enabled", True) else None
         if threshold is not None and threshold > HARDLY_ANY:
             found.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")

@@ -33,7 +33,7 @@ def policy_check(policy: PolicyName, json: AsJson = False) -> None:
         if json:
             return say_json({"ok": True, "policy": found.source, "notes": []})
         return say(f"{found.source}: a run was drawn under this policy; `clearance policy show` shows it")
-    notes = slips(found.policy)
+    notes = slips(found.policy, Path(found.source).parent)
     if json:
         return say_json({"ok": True, "policy": found.source, "sha256": policy_digest(found.policy), "notes": notes})
     for one in notes:

@@ -109,6 +109,31 @@ def test_a_name_that_is_no_policy_lists_those_that_ship(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "one of default, observe" in refused.stderr
 
 
+COLOUR = {"name": "colour", "model": "gone", "labels": "red"}
+ASKED = {"vision_language": {"address": "http://127.0.0.1:9/v1", "model": "m", "key": "CLEARANCE_NO_SUCH_KEY"}}
+QUESTION = {"name": "red", "ask": "Is it mostly red?"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "sentence"),
+    [
+        ({"blocked": [{"words": "cat"}]}, "prompt.enabled = false: no prompt is looked at"),
+        ({"prompt": {"near": 0.9}}, "prompt.enabled = false: the other keys"),
+        ({"vision_language": {"model": "m"}}, "no [[questions]]: the model is never asked"),
+        ({"faithfulness": {"threshold": 0.4}}, "faithfulness.enabled = false"),
+        ({"faithfulness": {"enabled": True, "action": "steer"}, "ladder": []}, "a lost prompt is not drawn again"),
+        ({"classifiers": [COLOUR | {"threshold": 0.99}]}, "classifier:colour.threshold = 0.99: hardly any picture"),
+        ({"classifiers": [COLOUR]}, "classifier:colour is not available on this machine (guard classifier:colour: gone"),
+        (
+            ASKED | {"questions": [QUESTION]},
+            "question:red is not available on this machine (guard question:red: the environment",
+        ),
+    ],
+)
+def test_slips_about_brought_guards_are_named(rules: dict[str, Any], sentence: str) -> None:
+    assert [one for one in slips_of(**rules) if sentence in one]
+
+
 # --- show ------------------------------------------------------------------------------------------------------------------
 
 
