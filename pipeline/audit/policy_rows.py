@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pipeline.fields import keys
-from pipeline.policy import Policy
+from pipeline.policy import NEWER, Policy
 from pipeline.rungs import METHODS, MarkRung
 
 LADDERS: dict[str, tuple[str, tuple[type[Any], ...]]] = {  # key of the policy → title of its table, its rungs' classes
     "ladder": ("Ladder: what is done about copies", tuple(method.rung for method in METHODS)),
     "mark_ladder": ("Mark ladder: what is done about marks", get_args(MarkRung)),
 }
+
+
+ENTRIES = {"guards": "guard", "classifiers": "classifier", "questions": "question", "blocked": "blocked"}  # lists of tables
+_UNSAID = dataclasses.asdict(Policy())
 
 
 def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -23,8 +28,10 @@ def policy_rows(policy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     for name, value in order:
         if name in LADDERS or name == "about":  # the report shows who answers for it apart from the rules
             continue
-        if name == "guards":
-            rows += [(f"guard {one.get('name')}", _listed({k: v for k, v in one.items() if k != "name"})) for one in value]
+        if name in ENTRIES:
+            rows += [_entry(ENTRIES[name], number, one) for number, one in enumerate(value, 1)]
+            continue
+        if name in NEWER and value == _UNSAID[name]:  # a guard that the policy says nothing of
             continue
         if isinstance(value, dict):
             rows.append(
@@ -50,6 +57,12 @@ def rungs_of(policy: Mapping[str, Any] | None, key: str) -> list[tuple[str, str]
     defaults = {made().kind: {str(one.loc[0]): one.default for one in keys(made)} for made in kinds}
     rungs: Sequence[Mapping[str, Any]] = (policy or {}).get(key) or []
     return [(str(one.get("kind", "")), _changed(one, defaults)) for one in rungs]
+
+
+def _entry(title: str, number: int, one: Mapping[str, Any]) -> tuple[str, str]:
+    """An entry of a list of tables: its name, or its number where it has none, and its settings."""
+    settings = {key: value for key, value in one.items() if key != "name" and value not in ("", None, [], ())}
+    return f"{title} {one.get('name') or f'no. {number}'}", _listed(settings)
 
 
 def _changed(rung: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> str:

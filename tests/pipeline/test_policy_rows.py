@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from jobs.run.plan import read_policy
 from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.report import write_report
+from pipeline.policy import Policy
+from pipeline.settings import from_dict
 
 
 def shipped() -> dict[str, Any]:
@@ -52,3 +55,25 @@ def test_the_page_shows_both_ladders_and_no_python(make_run: Any, tmp_path: Path
     page = path.read_text(encoding="utf-8")
     assert "1. erase</th><td>focus = 4</td>" in page
     assert "&#39;kind&#39;" not in page and "{'kind'" not in page
+
+
+def rows_of(**rules: Any) -> dict[str, str]:
+    return dict(policy_rows(json.loads(json.dumps(dataclasses.asdict(from_dict(Policy, rules, where="policy"))))))
+
+
+def test_every_entry_of_a_brought_guard_is_a_row() -> None:
+    rows = rows_of(
+        classifiers=[{"name": "red", "model": "m", "labels": ["a", "b"]}], blocked=[{"words": ["x", "y"]}, {"pattern": "z+"}]
+    )
+    assert rows["classifier red"].startswith("enabled = yes, required = yes, model = m, allow download = no, labels = a, b")
+    assert rows["blocked no. 1"] == "words = x, y, action = reject"
+    assert rows["blocked no. 2"] == "pattern = z+, action = reject"
+
+
+def test_guards_that_a_policy_says_nothing_of_are_no_rows() -> None:
+    assert not {"classifiers", "vision_language", "questions", "prompt", "blocked", "faithfulness"} & set(rows_of())
+
+
+def test_no_value_is_shown_as_python() -> None:
+    rows = rows_of(blocked=[{"words": ["x"]}], prompt={"enabled": True}, faithfulness={"enabled": True})
+    assert not any(sign in value for value in rows.values() for sign in "{}[]'")
