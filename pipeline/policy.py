@@ -218,10 +218,10 @@ def action_of(policy: Policy, guard: str, category: str = "") -> str:
         return policy.faithfulness.action
     if guard == "prompt":
         return category.rpartition(".")[2]  # each rule has its own action: prompt.blocked.reject
-    table = guard_tables(policy).get(guard)
+    action = guard_tables(policy)[guard].action
     if category == UNANSWERED:
-        return "observe" if table is None or table.action == "observe" else "review"
-    return (table.action if table is not None else None) or "steer"
+        return "observe" if action == "observe" else "review"
+    return action or "steer"
 
 
 def remarks(policy: Policy) -> list[str]:
