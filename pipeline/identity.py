@@ -178,9 +178,7 @@ def identity_of(config: RunConfig, policy: Policy, *, base: Path) -> dict[str, s
         calibration_id = found.calibration_id if found is not None else "policy"
         look_id = found.second_look_id if found is not None else ""
         compared = Compared(embedder_id=index.embedder_id, index_id=index.index_id, calibration_id=calibration_id)
-    guards = guards_in_force(
-        config, policy, model_digest, compared.embedder_id, look_id, index_id=compared.index_id, base=base
-    )
+    guards = guards_in_force(config, policy, model_digest, compared.embedder_id, look_id, index_id=compared.index_id, base=base)
     adapters_sha256 = adapters_digest(config.adapters, model_digest, base=base)
     keys = Keys.find(config.marks.keys, base=base)
     secrets = marks_parts(config.marks, keys) | salt_parts(secret_salt(keys))
