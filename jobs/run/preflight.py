@@ -277,8 +277,22 @@ def _load(
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
         found.notes.append(Note("prompts", text))
+    if not runtime.engine.guided:
+        found.notes += _unguided(found, distilled=runtime.model.distilled)
     found.measured = measure(runtime, config)
     found.estimate = _estimate(found, runtime)
+
+
+def _unguided(found: Preflight, *, distilled: bool) -> list[Note]:
+    """What the run file asks for and a model that is drawn without a negative row does not do."""
+    notes, scale = [], found.plan.config.generation.guidance_scale
+    if not distilled and scale > 1:
+        text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
+        notes.append(Note("guidance", text))
+    if ignored := sum(bool(request.negative_prompt) for request in found.todo):
+        text = f"{ignored} of {len(found.todo)} rows have a negative prompt, which has no effect without guidance"
+        notes.append(Note("prompts", text))
+    return notes
 
 
 def _diversity(plan: Plan, steps: int) -> str:

@@ -28,7 +28,6 @@ class DiffusionModel(Protocol):
     Attributes:
         family: short name of its class, as ``sdxl``.
         digest: digest of configuration and weights.
-        device: of the denoiser; what goes into it and comes out of it stays there.
         latent_shape: (C, h, w) of one latent.
         conditioning_bytes: memory of one conditioning.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
@@ -42,7 +41,6 @@ class DiffusionModel(Protocol):
 
     family: str
     digest: str
-    device: torch.device
     latent_shape: tuple[int, int, int]
     conditioning_bytes: int
     prediction_type: str
@@ -55,6 +53,11 @@ class DiffusionModel(Protocol):
 
     @property
     def parts(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the denoiser; what goes into it and comes out of it stays there."""
+        ...
 
     def scheduled(self, scheduler: Any, steps: int, *, positions: tuple[int, int] | None = None, **changes: Any) -> Any:
         """A diffusers scheduler of that class, of this model's configuration (and changes), set to ``steps`` steps.

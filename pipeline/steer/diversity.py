@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.config import DiversityConfig
+    from pipeline.model.conditioning import Conditioning
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def pushing_steps(settings: DiversityConfig, steps: int) -> int:
     return max(1, round(settings.window * steps))
 
 
-def mates_push(settings: DiversityConfig, steps: int, context: torch.Tensor) -> NegToMe:
+def mates_push(settings: DiversityConfig, steps: int, context: Conditioning) -> NegToMe:
     """How the members of a group push one another apart.
 
     Args:

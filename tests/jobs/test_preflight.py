@@ -99,6 +99,24 @@ def test_what_a_good_run_takes(project: Path) -> None:
     assert "1 of 4 prompts are longer than the text encoder takes: their ends are cut off" in result.stderr
 
 
+def test_negative_prompts_that_have_no_effect_are_a_note(project: Path) -> None:
+    (project / "prompts.csv").write_text("prompt,negative_prompt\na cat,a dog\na lemon,\n")
+    assert "no effect" not in str(dry(project)[1]["notes"])
+    (project / "run.toml").write_text(RUN.format(more="", model="") + "guidance_scale = 1.0\n")
+    notes = {note["topic"]: note["text"] for note in dry(project)[1]["notes"]}
+    assert notes["prompts"].startswith("1 of 2 rows have a negative prompt, which has no effect")
+
+
+def test_a_guidance_scale_that_a_distilled_model_ignores_is_a_note(project: Path, tiny_model: Callable[[str], Path]) -> None:
+    shutil.rmtree(project / "model")
+    shutil.copytree(tiny_model("Flux2KleinPipeline"), project / "model")
+    spoil(project / "model" / "model_index.json", lambda i: i | {"is_distilled": True})
+    (project / "run.toml").write_text(RUN.format(more="", model="size = 16\ntext_tokens = 64"))
+    _, found = dry(project)
+    assert found["ok"], found["problems"]
+    assert "generation.guidance_scale = 3 has no effect" in str(found["notes"])
+
+
 def test_a_dry_run_tries_the_keys(project: Path) -> None:
     plain = dry(project)[1]
     new_keys(project / "keys")
