@@ -277,19 +277,19 @@ def _load(
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
         found.notes.append(Note("prompts", text))
-    if not runtime.engine.guided:
-        found.notes += _unguided(found, distilled=runtime.model.distilled)
+    found.notes += _unguided(found, runtime)
     found.measured = measure(runtime, config)
     found.estimate = _estimate(found, runtime)
 
 
-def _unguided(found: Preflight, *, distilled: bool) -> list[Note]:
-    """What the run file asks for and a model that is drawn without a negative row does not do."""
-    notes, scale = [], found.plan.config.generation.guidance_scale
-    if not distilled and scale > 1:
+def _unguided(found: Preflight, runtime: Runtime) -> list[Note]:
+    """What run file and prompts ask for and a model that is drawn without a negative row does not do."""
+    notes, engine, scale = [], runtime.engine, found.plan.config.generation.guidance_scale
+    if not engine.guided and not runtime.model.distilled and scale > 1:
         text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
         notes.append(Note("guidance", text))
-    if ignored := sum(bool(request.negative_prompt) for request in found.todo):
+    negative = [request for request in found.todo if request.negative_prompt]
+    if ignored := sum(not engine.guides(request.stated.guidance_scale) for request in negative):
         text = f"{ignored} of {len(found.todo)} rows have a negative prompt, which has no effect without guidance"
         notes.append(Note("prompts", text))
     return notes
