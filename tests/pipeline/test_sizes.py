@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,16 @@ from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import quiet
 from pipeline.model.sides import Sides
+from pipeline.moderate import moderate
+from pipeline.outcome import Outcome, Request, Stated
+from pipeline.policy import EarlyPolicy
 from pipeline.respond.copies import Failed, Tools, retry
+from pipeline.respond.early import HEAD, EarlyDetector, calibrated_side
 from pipeline.rungs import NegToMeRung
+from pipeline.runtime import Runtime
 from pipeline.steer.features import FeatureCache
+from tests.pipeline.loop import Copies, by_key, requests, sha, undisturbed
+from tests.pipeline.loop import runtime as opened
 
 TOKENS = 24
 # width, height, steps, guidance scale; None: the run's
@@ -180,3 +188,54 @@ def test_one_size_may_fill_its_calls_beside_another_that_ends() -> None:
     assert room([7, 15], 8) and not room([7, WINDOW * 8], 8)
     assert not room([8] * WINDOWS, 8)
     assert room([], 8)
+
+
+# --- in the loop --------------------------------------------------------------------------------------------------------------
+
+WIDE = Request(row_no=9, key="wide", prompt="a cat", seed=9, stated=Stated(width=24, height=16, steps=7, guidance_scale=2.0))
+
+
+def attempts(runtime: Runtime, those: list[Request]) -> dict[str, list[str]]:
+    """Key → digest of every picture that was made for it."""
+    ended = by_key(list(moderate(runtime, those)))
+    return {key: [attempt.pixel_sha256 for attempt in sample.attempts] for key, sample in ended.items()}
+
+
+def test_a_flagged_sample_of_another_size_is_steered_as_if_alone(exact: DiffusionModel) -> None:
+    """By references of its own size, among samples of the run's size that keep their bytes."""
+    (first,) = moderate(opened(exact, Copies(lambda _: False)), [WIDE])
+    assert first.attempts[0].picture.shape == (16, 24, 3) and first.denoiser_evals == 7
+    flagged = sha(first.attempts[0].picture)
+    alone = attempts(opened(exact, Copies(lambda picture: sha(picture) == flagged)), [WIDE])
+    mixed = attempts(opened(exact, Copies(lambda picture: sha(picture) == flagged)), [*requests(), WIDE])
+    assert len(alone["wide"]) == 2 and mixed["wide"] == alone["wide"]
+    assert {key: made[0] for key, made in mixed.items() if key != "wide"} == undisturbed(exact)
+
+
+def test_a_size_that_cannot_be_drawn_ends_as_an_error_row(exact: DiffusionModel) -> None:
+    odd = Request(row_no=9, key="odd", prompt="a cat", seed=9, stated=Stated(width=17))
+    ended = by_key(list(moderate(opened(exact, Copies(lambda _: False)), [odd, WIDE])))
+    assert (ended["odd"].reason, ended["wide"].outcome) == ("error.prompt", Outcome.ACCEPTED)
+    assert "17 is not a multiple of 2" in ended["odd"].error_message and "Write 16 or 18" in ended["odd"].error_message
+
+
+def test_activity_names_the_rows_used_of_each_size(exact: DiffusionModel) -> None:
+    runtime = opened(exact, Copies(lambda _: False))
+    attempts(runtime, [*requests(), WIDE])
+    assert runtime.activity()["sizes"]["24 × 16"] == {"calls": 7, "used": 14, "rows": 56}
+    assert set(runtime.activity()["sizes"]) == {"16 × 16", "24 × 16"}
+
+
+@pytest.mark.parametrize(("signal", "own"), [("latent", "latent"), ("head", "head"), ("decode", "decode")])
+def test_probes_of_another_size_than_the_heads_decode(signal: str, own: str) -> None:
+    """Head and thresholds of latents were made with latents of 16 × 16, and mean nothing elsewhere."""
+    card = json.loads((HEAD / "head.json").read_text())
+    assert calibrated_side() == card["side"] == 16
+    model: Any = SimpleNamespace(digest=card["model_digest"], latent_shape=(4, 16, 16))
+    copies: Any = SimpleNamespace(embedder=SimpleNamespace(embedder_id=card["embedder_id"]))
+    sampler: Any = range(20)
+    kinds = [
+        EarlyDetector.open(EarlyPolicy(enabled=True, signal=signal), model, sampler, copies, latents=object(), size=size).kind  # type: ignore[arg-type]
+        for size in (None, (16, 16), (16, 24))
+    ]
+    assert kinds == [own, own, "decode"]
