@@ -147,9 +147,9 @@ def some(e: Engine) -> dict[int, Trajectory]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_do_not_depend_on_schedule_mates_or_slot(family: Family, folder: Path, dtype: str) -> None:
     model = load(family, folder, dtype)
-    alone = {tag: finish(e := engine_of(family, model, steps=3), [some(e)[tag]])[tag] for tag in range(5)}
+    alone = {tag: finish(e := engine_of(family, model, steps=2), [some(e)[tag]])[tag] for tag in range(5)}
     for order, stagger in (((0, 4, 1, 2, 3), True), ((3, 2, 0, 1, 4), False)):
-        e = engine_of(family, model, steps=3)
+        e = engine_of(family, model, steps=2)
         made = some(e)
         mixed = finish(e, [made[tag] for tag in order], stagger=stagger)
         assert [tag for tag in alone if not torch.equal(mixed[tag], alone[tag])] == [], f"order {order}"
@@ -223,7 +223,7 @@ def test_sites_hold_the_image_tokens_and_no_others(family: Family, model: Diffus
 
 @pytest.mark.parametrize("change", [{"alpha": 0.0}, {"threshold": 1.0}, {"until_step": 0}], ids=str)
 def test_negtome_of_no_strength_is_no_change(family: Family, model: DiffusionModel, change: dict[str, Any]) -> None:
-    e = engine_of(family, model)
+    e = engine_of(family, model, steps=2)
     pushed = sample(e, 1, push=negtome(model, **change))
     assert torch.equal(finish(e, [pushed])[1], finish(e, [sample(e, 1)])[1])
 
