@@ -240,6 +240,15 @@ def _look_at_adapters(found: Preflight, model: CheckedModel | None) -> None:
     for one in look_at_adapters(found.plan.config.adapters, base=found.plan.base):
         if model is not None:
             check_base(one, model.cls.family, model.cls.pipeline)
+        if one.config.rows == "named" and not any(one.name in _names(request) for request in found.plan.requests):
+            found.notes.append(Note("adapters", f"no row names {one.name!r} in the column `adapter`: it is not used"))
+        texts = (text.lower() for request in found.plan.requests for text in (request.prompt, request.negative_prompt))
+        if one.kind == "embedding" and not any(one.name.lower() in text for text in texts):
+            found.notes.append(Note("adapters", f"the word {one.name!r} stands in no prompt: its vectors are not used"))
+
+
+def _names(request: Request) -> list[str]:
+    return [part.partition(":")[0] for part in request.adapter.split(", ")]
 
 
 def _index(copies: Copies) -> str:

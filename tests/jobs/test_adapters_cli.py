@@ -62,6 +62,17 @@ def test_the_dry_run_names_them(project: Path) -> None:
     assert [row["code"] for row in found["bad_rows"]] == ["input.bad_adapter"]
 
 
+def test_the_dry_run_notes_what_no_row_uses(project: Path) -> None:
+    (project / "prompts.csv").write_text("prompt\na cat\n")
+    save_file({"emb_params": torch.zeros(2, 32)}, project / "glow.safetensors")
+    entries = 'path = "style.safetensors"\nrows = "named"\n[[adapters]]\npath = "glow.safetensors"'
+    notes = [note["text"] for note in dry(project, entries)["notes"] if note["topic"] == "adapters"]
+    assert notes == [
+        "no row names 'style' in the column `adapter`: it is not used",
+        "the word 'glow' stands in no prompt: its vectors are not used",
+    ]
+
+
 def test_the_dry_run_refuses_another_base_by_both_names(project: Path) -> None:
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     state = {f"{key}.lora_down.weight": torch.zeros(2, 2048), f"{key}.lora_up.weight": torch.zeros(32, 2)}
