@@ -221,7 +221,8 @@ class Network:
             return out
 
         with torch.inference_mode():
-            return self.calls.run(run, len(views)).numpy()
+            found: np.ndarray = self.calls.run(run, len(views)).numpy()
+        return found
 
     def _entered(self, picture: np.ndarray) -> np.ndarray:
         """One picture as the model's own processor makes it ready, by itself: float32 (3, h, w)."""

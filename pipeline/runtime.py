@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from guards.base import Guard
 from index.errors import ClearanceError, ConfigError
@@ -109,7 +109,7 @@ class Runtime:
         if self.early is not None:
             self.engine.looked_at = self.early.due
         self.erasers = erasers or Erasers()
-        self._look_at_prompt = lru_cache(maxsize=PROMPT_LOOKS)(lambda prompt: self.prompts and self.prompts.check(prompt))
+        self._prompt_looks = lru_cache(maxsize=PROMPT_LOOKS)(lambda guard, prompt: guard.check(prompt))
         self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
         if self.standing is not None and not self.engine.guided:
@@ -228,7 +228,7 @@ class Runtime:
         Raises:
             PromptUnread: a pattern of the policy took too long.
         """
-        return self._look_at_prompt(prompt) if self.prompts is not None else None
+        return None if self.prompts is None else cast("PromptLook", self._prompt_looks(self.prompts, prompt))
 
     def drawn(self, prompts: Iterable[str]) -> Iterator[str]:
         """What will be drawn for prompts, without those that are rejected."""
