@@ -242,8 +242,10 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _above(value: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """Where a later maximum replaces an earlier one: strictly, so that the first of equals stays. NaN is above every number, as
     it is in the maximum of one tile."""
-    higher = value > best
-    return higher | (value.isnan() & ~best.isnan()) if value.is_floating_point() else higher
+    higher: torch.Tensor = value > best
+    if value.is_floating_point():
+        higher = higher | (value.isnan() & ~best.isnan())
+    return higher
 
 
 def inverse_lengths(tokens: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,25 @@ def _flux1() -> tuple[str, dict[str, Any], Conditioning]:
     )
 
 
+def _qwen_image() -> tuple[str, dict[str, Any], Conditioning]:
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+
+    scheduler = _on_host(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True, shift_terminal=0.02)
+    vae = AutoencoderKLQwenImage(base_dim=24, num_res_blocks=1)
+    parts = {"transformer": QwenImageTransformer2DModel(), "vae": vae, "scheduler": scheduler}
+    tokens = Conditioning(torch.empty(512, 3584, dtype=torch.bfloat16), torch.empty(512, dtype=torch.bool))
+    return "QwenImagePipeline", parts, tokens
+
+
+def _flux2() -> tuple[str, dict[str, Any], Conditioning]:
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
+    scheduler = _on_host(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True)
+    vae = AutoencoderKLFlux2(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+    parts = {"transformer": Flux2Transformer2DModel(), "vae": vae, "scheduler": scheduler}
+    return "Flux2Pipeline", parts, Conditioning(torch.empty(512, 15360, dtype=torch.bfloat16))
+
+
 def _context(tokens: tuple[int, int], pooled: int) -> Conditioning:
     return Conditioning(torch.empty(*tokens, dtype=torch.bfloat16), pooled=torch.empty(pooled, dtype=torch.bfloat16))
 
@@ -118,6 +137,8 @@ RELEASED: dict[str, tuple[Callable[[], tuple[str, dict[str, Any], Conditioning]]
     "SDXL": (_sdxl, 2.57),
     "SD 3.5 large": (_sd35, 8.06),
     "Flux.1 dev": (_flux1, 11.90),
+    "Qwen-Image": (_qwen_image, 20.43),
+    "FLUX.2 dev": (_flux2, 32.22),
 }
 """Name → how to make it, and its parameters in thousands of millions."""
 
