@@ -189,9 +189,11 @@ def policy_digest(policy: Policy) -> str:
 
     The same rules approved again, or by someone else, are the same rules: they draw the same pictures, and a run can be resumed
     under them. Who approved them is sealed in the run's statement, with the rest of the policy's text. A policy that says
-    nothing of a table that came later keeps the digest that it had before there was that table.
+    nothing of a table or key that came later keeps the digest that it had before there was one.
     """
     rules = dataclasses.asdict(policy)
+    if policy.copies.second_look == AUTO:
+        del rules["copies"]["second_look"]
     unsaid = {name for name in NEWER if getattr(policy, name) == getattr(_UNSAID, name)}
     return digest({name: value for name, value in rules.items() if name != "about" and name not in unsaid})
 
