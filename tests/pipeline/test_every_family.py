@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from index.errors import ModelError
-from pipeline.config import AdapterConfig
+from index.errors import ConfigError, ModelError
+from pipeline.config import AdapterConfig, ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.packed_call import packed_call
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.adapter_file import look_at_adapter
-from pipeline.model.families import model_classes
+from pipeline.model.families import model_classes, sides_of
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.latent import LatentDiffusion, quiet
 from pipeline.model.lora import load_lora
@@ -128,6 +128,15 @@ def test_sizes_share_an_engine_and_are_those_of_diffusers_own_pipeline(
     assert pixels(model, done[5]).shape == (3, height, width)
     assert_same_picture(pixels(model, done[5]), drawn_by(theirs, family, 5, size=family.wide))
     assert_same_picture(pixels(model, done[6]), drawn_by(theirs, family, 6))
+
+
+def test_the_sides_that_fit_are_known_before_the_model_is_loaded(model: DiffusionModel, folder: Path) -> None:
+    """Prompts are read with this rule: a side that passes is drawn, and another is refused by the model too."""
+    rule = sides_of(ModelConfig(path=str(folder)))
+    if rule is not None:  # else it is the loaded model that refuses
+        model.shape_of(3 * rule.multiple, 2 * rule.multiple)
+        with pytest.raises(ConfigError, match=f"is not a multiple of {rule.multiple}, "):
+            model.shape_of(3 * rule.multiple, 2 * rule.multiple + 1)
 
 
 # --- alone, in company ------------------------------------------------------------------------------------------------------
