@@ -95,14 +95,14 @@ class Descriptor:
         self.look_id = descriptor_id(file)
         self._where, self._how = f"second look: {file}", entering(file)
         self._run = _onnx(file) if file.suffix.lower() in ONNX else _torchscript(file, device)
-        self._kept = lru_cache(maxsize=256)(self._vector)
+        self._kept = lru_cache(maxsize=256)(self.vector)
 
     def __call__(self, picture: np.ndarray, reference: np.ndarray) -> float:
-        seen = self._vector(Shown(picture))
+        seen = self.vector(Shown(picture))
         sides = (reference, np.ascontiguousarray(reference[:, ::-1]))
         return max(0.0, min(1.0, max(float(seen @ self._kept(Shown(side))) for side in sides)))
 
-    def _vector(self, shown: Shown) -> np.ndarray:
+    def vector(self, shown: Shown) -> np.ndarray:
         """Unit vector float64 (D,).
 
         Raises:

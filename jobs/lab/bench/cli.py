@@ -216,6 +216,17 @@ def marks(
 
 
 @app.command()
+def guards(out: Out = DOCS, quick: Quick = False) -> None:
+    """Measure the guards' processor time a picture at 512 and 1024 pixels beside a device, and whether a device would wait.
+
+    Example: clearance lab bench guards --quick
+    """
+    from jobs.lab.bench.guards import bench
+
+    bench(out, quick=quick)
+
+
+@app.command()
 def photographs(
     packages: Annotated[
         Path, typer.Option(help="Unpacked packages that ship photographs, each in a folder of its name.", show_default=False)
@@ -225,7 +236,7 @@ def photographs(
     work: Annotated[Path, typer.Option(help="What was measured is kept here; a stopped bench goes on.")] = Path(
         "bench-photographs"
     ),
-    most: Annotated[int, typer.Option(min=2, help="Most works.")] = 320,
+    most: Annotated[int, typer.Option(min=2, help="Number of works that are edited.")] = 300,
 ) -> None:
     """The second look on photographs: alignment, key points and a descriptor, against the nearest other pictures.
 

@@ -23,7 +23,7 @@ from jobs.lab.bench.photographs_works import EDITS, PACKAGES, Work, views, works
 
 FALSE_ALARMS = 0.01  # share of near misses that may reach the threshold, on the half that chooses it
 KINDS = tuple(EDITS)[:5]
-LEAST_WORKS = 300
+POOL = 320  # works among which the nearest other one is looked for
 GOAL = 0.95  # average precision of the look that photographs need
 Look = Callable[[np.ndarray, np.ndarray], float]
 
@@ -53,13 +53,13 @@ def imagenet_file(work: Path) -> Path:
     return path
 
 
-def bench(out: Path, *, packages: Path, work: Path, quick: bool = False, most: int = 320) -> None:
+def bench(out: Path, *, packages: Path, work: Path, quick: bool = False, most: int = 300) -> None:
     """Measure and publish ``photographs``.
 
     Args:
         packages: one unpacked package a folder.
         work: finished works are kept here; a stopped bench goes on.
-        most: works, spread over all photographs.
+        most: works that are edited, spread over all photographs.
     """
     import cv2
     import torch
@@ -68,15 +68,16 @@ def bench(out: Path, *, packages: Path, work: Path, quick: bool = False, most: i
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    chosen = spread_out(works(packages), 24 if quick else most)
+    pool = spread_out(works(packages), 24 if quick else max(POOL, most))
+    chosen = pool[:most]
     if len(chosen) < 2:
         fix = f"Unpack some of these packages there, each in a folder of its name: {', '.join(PACKAGES)}"
         raise InputError("holds no photographs that the bench knows", where=str(packages), fix=fix)
-    rows = list(measured(chosen, looks(work), work / f"rows-{len(chosen)}.jsonl"))
+    rows = list(measured(pool, len(chosen), looks(work), work / f"rows-{len(pool)}.jsonl"))
     seen = _views(packages, chosen, looks(work))
     measures = [*summed(rows), *seen]
     more = {
-        "works": len(chosen), "photographs": len({w.photograph for w in chosen}), "kinds of edits": list(KINDS),
+        "works": len(chosen), "pool": len(pool), "photographs": len({w.photograph for w in chosen}), "kinds of edits": list(KINDS),
         "packages": {
             name: {"works": n, "licences": PACKAGES[name][0]} for name, n in Counter(w.package for w in chosen).items()
         },
@@ -94,33 +95,33 @@ def spread_out(found: list[Work], most: int) -> list[Work]:
     return [found[place] for _, place in sorted(ranked)[:most]]
 
 
-def measured(chosen: list[Work], by: dict[str, Look], kept: Path) -> Iterator[dict[str, Any]]:
+def measured(pool: list[Work], most: int, by: dict[str, Look], kept: Path) -> Iterator[dict[str, Any]]:
     """A row for every work and edit: scores of the copy and of the nearest other work, and every look's CPU time."""
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     done = {row["work"]: row for row in map(json.loads, lines)}
-    yield from (edit for row in done.values() for edit in row["edits"])
-    if len(done) == len(chosen):
+    yield from (edit for at, row in sorted(done.items()) if at < most for edit in row["edits"])
+    if done.keys() >= set(range(most)):
         return
     descriptor: Any = by["descriptor"]
     from index.keypoints import Shown
 
-    vectors = np.stack([descriptor._vector(Shown(one.picture)) for one in chosen])
+    vectors = np.stack([descriptor.vector(Shown(one.picture)) for one in pool])
     with kept.open("a", encoding="utf-8") as stream:
-        for at, one in enumerate(chosen):
+        for at, one in enumerate(pool[:most]):
             if at in done:
                 continue
             edits = []
             for kind in KINDS:
                 rng = np.random.default_rng([0, at, KINDS.index(kind)])
-                foreign = int(rng.choice([i for i, w in enumerate(chosen) if w.photograph != one.photograph]))
-                picture = EDITS[kind](one.picture, chosen[foreign].picture, rng)
-                alike = vectors @ descriptor._vector(Shown(picture))
+                foreign = int(rng.choice([i for i, w in enumerate(pool) if w.photograph != one.photograph]))
+                picture = EDITS[kind](one.picture, pool[foreign].picture, rng)
+                alike = vectors @ descriptor.vector(Shown(picture))
                 alike[[at, foreign] if kind == "inset" else [at]] = -1
                 near = int(np.argmax(alike))
-                row = {"kind": kind, "photograph": one.photograph, "sibling": chosen[near].photograph == one.photograph}
+                row = {"kind": kind, "photograph": one.photograph, "sibling": pool[near].photograph == one.photograph}
                 for name, look in by.items():
                     began = time.thread_time()
-                    copy, miss = look(picture, one.picture), look(picture, chosen[near].picture)
+                    copy, miss = look(picture, one.picture), look(picture, pool[near].picture)
                     row[name] = {"copy": copy, "near": miss, "seconds": (time.thread_time() - began) / 2}
                 edits.append(row)
             stream.write(json.dumps({"work": at, "edits": edits}) + "\n")
@@ -157,7 +158,7 @@ def summed(rows: list[dict[str, Any]]) -> list[Measure]:
         measures.append(clustered(f"{name}: neighbouring crops flagged", misses[siblings] >= bar, which, better="lower"))
         cost = [1000 * row[name]["seconds"] for row in rows]
         measures.append(
-            spread(f"{name}: CPU ms a comparison, median", [float(np.median(cost[i::5])) for i in range(5)], better="lower")
+            spread(f"{name}: CPU ms a comparison", [float(np.median(cost[i::5])) for i in range(5)], better="lower")
         )
     return measures
 
