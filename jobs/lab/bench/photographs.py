@@ -77,7 +77,8 @@ def bench(out: Path, *, packages: Path, work: Path, quick: bool = False, most: i
     seen = _views(packages, chosen, looks(work))
     measures = [*summed(rows), *seen]
     more = {
-        "works": len(chosen), "pool": len(pool), "photographs": len({w.photograph for w in chosen}), "kinds of edits": list(KINDS),
+        "works": len(chosen), "pool": len(pool), "photographs": len({w.photograph for w in chosen}),
+        "kinds of edits": list(KINDS),
         "packages": {
             name: {"works": n, "licences": PACKAGES[name][0]} for name, n in Counter(w.package for w in chosen).items()
         },
