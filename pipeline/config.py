@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -11,6 +11,7 @@ from pipeline.fields import AUTO, REQUIRED, choice, entry, flag, line, number, n
 from pipeline.settings import contradiction, settings
 
 SEEDS = 2**63 - 1  # what the tables' columns hold
+STEPS, GUIDANCE = 20, 3.0  # where neither run file nor preset states them
 HARD_STOP = ("unsafe.",)
 LATER_ADAPTER_KEYS = {"kind": "auto", "name": "", "rows": "all"}  # that came after the others
 
@@ -90,14 +91,25 @@ class DiversityConfig:
 class GenerationConfig:
     """How pictures are drawn."""
 
-    steps: int = number(20, 1, 1000, "denoising steps")
-    guidance_scale: float = number(3.0, 0, 100, "classifier-free guidance, up to 1 none; Flux takes the number as an input")
+    preset: Literal["auto", "none", "turbo", "lightning", "lcm", "hyper"] = choice(
+        "auto",
+        "how a few-step model is drawn (see [Few steps](#few-steps)): fills in steps, guidance_scale, scheduler and "
+        "timestep_spacing, and refuses what contradicts it. auto: the one that the model's folder asks for; none: none",
+    )
+    steps: int | None = number(None, 1, 1000, "denoising steps", absent="the preset's, else 20")
+    guidance_scale: float | None = number(
+        None, 0, 100, "classifier-free guidance, up to 1 none; Flux and LCMs take the number as an input",
+        absent="the preset's, else 3",
+    )  # fmt: skip
     true_guidance_scale: float = number(1.0, 0, 100, "Flux: classifier-free guidance on top; 1: none")
     guidance_until: float = number(
         1.0, 0, 1, "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free"
     )
     scheduler: Scheduler = choice(
         "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest"
+    )
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = choice(
+        None, "how a diffusion model's steps are spread over its timesteps", absent="the folder's own, or the preset's"
     )
     eta: float = number(0.0, 0, 1, "ddim: share of fresh noise per step, 0 to 1; tcd: γ, for which its authors use 0.3")
     rows: int = number(
@@ -111,6 +123,20 @@ class GenerationConfig:
         "read `(word:1.3)`, `(word)` and `[word]` in prompts as weights; false: brackets are part of the prompt. See "
         "[Prompts](#prompts)",
     )
+
+    @property
+    def drawn_steps(self) -> int:
+        """Denoising steps in force, where no preset is."""
+        return STEPS if self.steps is None else self.steps
+
+    @property
+    def drawn_guidance(self) -> float:
+        """The guidance scale in force, where no preset is."""
+        return GUIDANCE if self.guidance_scale is None else self.guidance_scale
+
+    def filled(self) -> GenerationConfig:
+        """The same table with steps and guidance stated."""
+        return dataclasses.replace(self, steps=self.drawn_steps, guidance_scale=self.drawn_guidance)
 
 
 @settings
@@ -192,7 +218,7 @@ class AdapterConfig:
     def bound(self) -> dict[str, Any]:
         """What a plan binds of it beside its content: not its place, and a later key only where it is in use, so that older
         plans keep their digests."""
-        stated = asdict(self)
+        stated = dataclasses.asdict(self)
         return {key: value for key, value in stated.items() if key != "path" and value != LATER_ADAPTER_KEYS.get(key)}
 
     @property

@@ -25,6 +25,7 @@ from pipeline.model.families import load_model
 from pipeline.model.folder import model_name
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.machine import machine
+from pipeline.model.presets import Facts, filled_in
 from pipeline.opening import Copies, count_together, open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
 from pipeline.outcome import PaddedRows, Request
 from pipeline.policy import Policy, action_of
@@ -85,11 +86,13 @@ class Runtime:
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
-        g = config.generation
+        drawn = filled_in(config.generation, Facts.of_model(model))
+        self.preset, g = drawn.preset, drawn.generation
         references = max((rung.references for rung in policy.ladder if isinstance(rung, NegToMeRung)), default=0)
         self.engine = Engine(
-            model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, true_guidance_scale=g.true_guidance_scale,
-            scheduler=g.scheduler, eta=g.eta, guidance_until=g.guidance_until, references=references,
+            model, rows=g.rows, steps=g.drawn_steps, guidance_scale=g.drawn_guidance, true_guidance_scale=g.true_guidance_scale,
+            scheduler=g.scheduler, eta=g.eta, spacing=g.timestep_spacing or "", guidance_until=g.guidance_until,
+            references=references,
         )  # fmt: skip
         if (size := g.diversity.size) and size * (2 if self.engine.guided else 1) > g.rows:
             raise too_few_rows(size, guided=self.engine.guided, rows=g.rows)
@@ -334,8 +337,9 @@ class Runtime:
             adapters=(*self.erasers.recorded(self.standing), *self.adapters.recorded),
             named_adapters=self.adapters.recorded_named,
             scheduler=self.engine.sampler.name,
-            steps=c.generation.steps,
-            guidance=c.generation.guidance_scale,
+            steps=self.engine.steps,
+            guidance=self.engine.inner_guidance,
+            preset=self.preset,
             dtype=c.model.dtype,
             device_kind=c.model.device,
             machine=machine(c.model),

@@ -51,11 +51,14 @@ def _drawn(requests: Sequence[Request], model: ModelConfig, generation: Generati
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import Trajectory
     from pipeline.model.families import load_model
+    from pipeline.model.presets import Facts, filled_in
 
     network = load_model(model)
+    drawn = filled_in(generation, Facts.of_model(network)).generation
     engine = Engine(
-        network, rows=generation.rows, steps=generation.steps, guidance_scale=generation.guidance_scale,
-        true_guidance_scale=generation.true_guidance_scale, scheduler=generation.scheduler,
+        network, rows=generation.rows, steps=drawn.drawn_steps, guidance_scale=drawn.drawn_guidance,
+        true_guidance_scale=generation.true_guidance_scale, scheduler=drawn.scheduler,
+        eta=drawn.eta, spacing=drawn.timestep_spacing or "",
     )  # fmt: skip
     for at in range(0, len(requests), DRAWN):
         some = requests[at : at + DRAWN]

@@ -46,8 +46,9 @@ def bound(config: RunConfig) -> dict[str, Any]:
         del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
     else:
         del settings["marks"]["keys"], settings["marks"]["signer"]
-    if config.generation.diversity == DiversityConfig():
-        del settings["generation"]["diversity"]
+    for name, unstated in (("diversity", DiversityConfig()), ("preset", "auto"), ("timestep_spacing", None)):
+        if getattr(config.generation, name) == unstated:
+            del settings["generation"][name]
     if config.keep == KeepConfig():
         del settings["keep"]  # for the same reason
     return settings

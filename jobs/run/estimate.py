@@ -82,7 +82,11 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
 
     def call(rows: int) -> None:
         latents = noise.expand(rows, *noise.shape).contiguous()
-        if not model.denoise(latents, step.expand(rows), stack([context] * rows), g.guidance_scale).isfinite().all():
+        if (
+            not model.denoise(latents, step.expand(rows), stack([context] * rows), runtime.engine.inner_guidance)
+            .isfinite()
+            .all()
+        ):
             fix = 'Choose model.dtype = "bfloat16" or "float32"; if it stays so, the weights are damaged'
             raise ModelError(f"the denoiser's output is not finite in {config.model.dtype}", where="model", fix=fix)
 
@@ -171,7 +175,7 @@ def estimate(
     calls, seconds, stored = 0, 0.0, 0.0
     for (width, height), those in sizes.items():
         share, pixels = math.ceil(len(those) / workers) / len(those), width * height / (measured.width * measured.height)
-        steps = [request.stated.steps or g.steps for request in those]
+        steps = [request.stated.steps or g.drawn_steps for request in those]
         guided = [guides(request.stated.guidance_scale) for request in those]
         rows = sum(
             taken + guided_too * round(g.guidance_until * taken) for taken, guided_too in zip(steps, guided, strict=True)

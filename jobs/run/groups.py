@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from index.errors import ModelError
 from pipeline.config import RunConfig
 from pipeline.outcome import Request
 
@@ -63,9 +64,10 @@ def pieces_of(requests: Sequence[Request], size: int) -> list[tuple[Request, ...
 def require_rows(config: RunConfig) -> None:
     """Refuse a run whose calls do not hold a whole group. Reads the model's class; loads nothing.
 
+    A folder that cannot be drawn with is refused when the model is looked at.
+
     Raises:
         ConfigError: the group needs more rows than ``generation.rows``.
-        ModelError: the model's folder cannot be drawn with.
     """
     g = config.generation
     if not g.diversity.size:
@@ -74,8 +76,11 @@ def require_rows(config: RunConfig) -> None:
     from pipeline.model.latent import LatentDiffusion
     from pipeline.steer.diversity import too_few_rows
 
-    _, cls, _ = look_at(config.model)
-    guided = (g.true_guidance_scale if cls.distilled else g.guidance_scale) > 1
+    try:
+        _, cls, _ = look_at(config.model)
+    except ModelError:
+        return
+    guided = (g.true_guidance_scale if cls.distilled else g.drawn_guidance) > 1
     if cls.guided is not LatentDiffusion.guided:  # it depends on more than the class: the opened model decides
         guided = False
     if g.diversity.size * (2 if guided else 1) > g.rows:

@@ -21,12 +21,14 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
         ModelError: the model's folder cannot be drawn with.
     """
     from pipeline.model.families import look_at
+    from pipeline.model.presets import Facts, filled_in
     from pipeline.model.samplers import sampler_of
     from pipeline.opening import stale_calibration
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
     notes = list(parts.notes)
+    notes += filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler)).notes
     if config.generation.scheduler == "auto":
         _, text = sampler_of(parts.scheduler, flow=cls.flow)
         notes += [Note("scheduler", text)] if text else []

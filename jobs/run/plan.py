@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from index import storage
 from index.embedder_source import LOCAL
-from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
+from index.errors import ConfigError, InputError, IntegrityError, ModelError, PlanMismatch
 from index.places.cache import local_copy, named_as
 from index.storage import digest_of, entry_of, read_file
 from jobs.run.bound import bound
@@ -123,13 +123,17 @@ class Plan:
             requests = whole_groups(chosen)
             if notes is not None and (alone := sum(a.group != b.group for a, b in zip(requests, chosen, strict=True))):
                 notes.append(Note("diversity", f"{alone} requests are drawn without all of their group, so each stands alone"))
+        if identity is None:
+            config = in_full(config)
+            require_rows(config)
+        else:
+            config = dataclasses.replace(config, generation=config.generation.filled())
         copy_check: Mapping[str, Any] = {}
         guards: tuple[Mapping[str, Any], ...] = ()
         if identity is None:
             from pipeline.copy_check import copy_check_record
             from pipeline.identity import guards_in_force
 
-            require_rows(config)
             identity = openers().identity(config, policy, base)
             copy_check = copy_check_record(config, policy, identity.get("embedder_id", ""), base=base)
             ids = identity.get("model_digest", ""), identity.get("embedder_id", ""), copy_check.get("second_look_id", "")
@@ -268,6 +272,25 @@ class Plan:
             known.__dict__["_loaded"] = (folder, digests, plan)
             known.__dict__.pop("_table", None)
         return plan
+
+
+def in_full(config: RunConfig) -> RunConfig:
+    """The run file with everything stated that its preset or its model's folder decides; loads nothing.
+
+    A folder that cannot be drawn with decides nothing: it is refused when the model is looked at.
+
+    Raises:
+        ConfigError: a key contradicts the preset.
+    """
+    from pipeline.model.families import look_at
+    from pipeline.model.presets import Facts, filled_in
+
+    try:
+        folder, cls, parts = look_at(config.model)
+    except ModelError:
+        return dataclasses.replace(config, generation=config.generation.filled())
+    drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
+    return dataclasses.replace(config, generation=drawn.generation)
 
 
 def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:

@@ -276,6 +276,8 @@ def _load(
         if isinstance(rung, NegToMeRung) and (note := feature_note(rung, runtime.engine, runtime.context_of(""), number)):
             found.notes.append(Note("memory", note))
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
+    if runtime.preset:
+        found.opened["preset"] = f"{runtime.preset}, guidance {runtime.engine.inner_guidance:g}"
     if runtime.config.generation.diversity.size:
         found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))
     adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(_adapter, runtime.adapters.files)]

@@ -43,6 +43,7 @@ class RunContext:
         embedding_dim: length of the stored embeddings; -1 stores them as lists of any length.
         keep_held: keep the full pictures of samples that were not released (:mod:`pipeline.audit.kept`).
         hard_stop: beginnings of categories of which, once rejected, digests alone are kept.
+        preset: of few-step models, in force; empty: none.
         diversity: how the members of groups pushed one another apart.
         anchors: what the shards' headers name of the run folder.
     """
@@ -81,6 +82,7 @@ class RunContext:
     anchors: Anchors = field(default_factory=Anchors)
     actions: Mapping[str, str] = field(default_factory=dict)
     machine: Machine = field(default_factory=Machine)
+    preset: str = ""
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
 
     def action_of(self, guard: str, category: str) -> str:

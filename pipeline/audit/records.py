@@ -225,6 +225,7 @@ def _run_columns(context: RunContext) -> dict[str, Any]:
         "scheduler": context.scheduler,
         "steps": int(context.steps),
         "guidance": float(context.guidance),
+        "preset": context.preset,
         "dtype": context.dtype,
         "device_kind": context.device_kind,
         "machine": _machine(context.machine),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, the user's columns; 4: machine, groups
+# 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, own columns; 4: machine, groups, preset
 SCHEMA_VERSION = 4
 
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
@@ -211,6 +211,7 @@ SAMPLE_COLUMNS = (
     Column("scheduler", "text", "sampler", DICTIONARY),
     Column("steps", "whole", "denoising steps of a full attempt"),
     Column("guidance", "number", "classifier-free guidance scale"),
+    Column("preset", "text", "preset of few-step models in force; empty: none", DICTIONARY, since=4),
     Column("dtype", "text", "number format of the weights", DICTIONARY),
     Column("device_kind", "text", "kind of device", DICTIONARY),
     Column(

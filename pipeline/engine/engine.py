@@ -82,6 +82,7 @@ class Engine:
         true_guidance_scale: w of models with guidance inside.
         scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
         eta: η of DDIM.
+        spacing: of the timesteps, if not the folder's own.
         guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row.
         references: the most references a steered sample may come to be pushed apart from; halving leaves room for them.
     """
@@ -96,6 +97,7 @@ class Engine:
         true_guidance_scale: float = 1.0,
         scheduler: str = "auto",
         eta: float = 0.0,
+        spacing: str = "",
         guidance_until: float = 1.0,
         references: int = 0,
     ) -> None:
@@ -103,8 +105,9 @@ class Engine:
         self.guidance_scale = true_guidance_scale if model.distilled else guidance_scale
         self.least_rows = (2 if self.guided else 1) + references
         self.inner_guidance = guidance_scale
-        self.sampler = make_sampler(model, steps, scheduler, eta=eta)
+        self.sampler = make_sampler(model, steps, scheduler, eta=eta, spacing=spacing)
         self.steps, self._scheduler, self._eta, self._guidance_until = steps, scheduler, eta, guidance_until
+        self._spacing = spacing
         self._samplers = {(model.latent_shape[1:], steps): self.sampler}
         self._waiting: list[Trajectory] = []
         self._running: list[Trajectory] = []  # those in the current call
@@ -166,7 +169,9 @@ class Engine:
         """
         key = (size, steps or self.steps)
         if key not in self._samplers:
-            self._samplers[key] = make_sampler(self.model, key[1], self._scheduler, eta=self._eta, positions=size)
+            self._samplers[key] = make_sampler(
+                self.model, key[1], self._scheduler, eta=self._eta, positions=size, spacing=self._spacing
+            )
         return self._samplers[key]
 
     def sampler_of(self, t: Trajectory) -> Sampler:

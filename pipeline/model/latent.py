@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,8 +151,9 @@ class LatentDiffusion(ABC):
                 where=where,
                 fix="Models that are shown a picture (inpainting, depth) are not supported: use one that draws from text",
             )
-        if self.network.config.get("time_cond_proj_dim") is not None:
-            raise ModelError("it is distilled for LCM sampling", where=where, fix="That is not supported: use its base model")
+        self._guidance_width: int | None = self.network.config.get("time_cond_proj_dim")
+        if self._guidance_width is not None:  # an LCM: guidance is an input of its UNet, and a sample owns one row
+            self.distilled = True
         self._pixels_per_latent = int(self._parts.vae_scale_factor) * self.codec.packing
         self._snap = config.snap
         self.latent_shape = self.shape_of(config.width or config.size, config.height or config.size)
@@ -223,6 +225,20 @@ class LatentDiffusion(ABC):
         scheduler.set_timesteps(steps)
 
     # Shared by all.
+
+    def _timestep_condition(self, guidance: float | torch.Tensor, rows: int) -> torch.Tensor | None:
+        """Guidance scale w as an LCM's UNet takes it (Luo et al. 2023, sec. 4.2): the sinusoid of 1000·(w − 1), (rows, width).
+
+        None for networks without such an input.
+        """
+        if self._guidance_width is None:
+            return None
+        torch, half = self._torch, self._guidance_width // 2
+        scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
+        rates = torch.exp(torch.arange(half, dtype=torch.float32, device=self._device) * -(math.log(10_000) / (half - 1)))
+        angles = 1000 * (scale - 1)[:, None] * rates[None]
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return torch.nn.functional.pad(waves, (0, self._guidance_width - 2 * half)).to(self._dtype)
 
     def shape_of(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
         native, rule = self._native(), Sides(self._pixels_per_latent * self.patch, self._snap)

@@ -22,7 +22,7 @@ REFUSED = {
     "Krea2Pipeline": UNTRIED,
     "QwenImage21Pipeline": UNTRIED,
     "SanaSprintPipeline": "it samples by angles (SCM), which Clearance's samplers do not",
-    "LatentConsistencyModelPipeline": "it is distilled for LCM sampling; use its base model",
+    "LatentConsistencyModelPipeline": "its parts are those of StableDiffusionPipeline: name that in model_index.json",
     "StableCascadeCombinedPipeline": "it draws in two stages",
     "WuerstchenCombinedPipeline": "it draws in two stages",
     "KandinskyCombinedPipeline": "it draws in two stages",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from index.errors import ClearanceError, ConfigError
@@ -54,21 +54,25 @@ TWO_CALLS = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralD
 
 @dataclass(frozen=True)
 class _AtSize:
-    """What samplers need of a model, for pictures of another size than its own."""
+    """What samplers need of a model, for pictures of another size than its own, or timesteps spread in another way."""
 
     model: DiffusionModel
-    positions: tuple[int, int]
+    positions: tuple[int, int] | None
+    spacing: str
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
-        return self.model.scheduled(scheduler, steps, positions=self.positions, **changes)
+        more = {"timestep_spacing": self.spacing} if self.spacing else {}
+        more |= {} if self.positions is None else {"positions": self.positions}
+        return self.model.scheduled(scheduler, steps, **more, **changes)
 
 
 def make_sampler(
-    model: DiffusionModel, steps: int, name: str = "auto", *, eta: float = 0.0, positions: tuple[int, int] | None = None
-) -> Sampler:
+    model: DiffusionModel, steps: int, name: str = "auto", *, eta: float = 0.0, positions: tuple[int, int] | None = None,
+    spacing: str = "",
+) -> Sampler:  # fmt: skip
     """The sampler of that name for a model and a number of steps.
 
     Args:
@@ -77,6 +81,7 @@ def make_sampler(
         name: a name of :data:`pipeline.model.sampler_tables.DIFFUSION` or ``FLOW``, or ``auto``: what the folder names.
         eta: η of DDIM (Song et al. 2021, eq. 16): 0 is deterministic, 1 adds as much noise as DDPM; γ of TCD.
         positions: (h, w) of the latents, if not of the model's own size.
+        spacing: ``leading``, ``trailing`` or ``linspace``, if not the folder's own.
 
     Raises:
         ConfigError: sampler, model and η do not go together, or the folder's scheduler needs what is not supported.
@@ -94,10 +99,13 @@ def make_sampler(
         raise ConfigError(f"{model.prediction_type!r} predictions are not known", where="generation.scheduler", fix=OTHER)
     if eta and name not in WITH_ETA:
         raise ConfigError(f"{name!r} has no η", where="generation.eta", fix='Set it to 0, or use scheduler = "ddim"')
+    if spacing and flow:
+        what = "a rectified flow has no timesteps to spread, its schedule is that of its folder"
+        raise ConfigError(what, where="generation.timestep_spacing", fix="Leave it out")
     if config.get("thresholding"):
         raise ConfigError("dynamic thresholding is for models of pixels", where=FOLDER, fix=OTHER)
     try:
-        sampler = known[name](model if positions is None else cast("DiffusionModel", _AtSize(model, positions)), steps, eta)
+        sampler = known[name](cast("DiffusionModel", _AtSize(model, positions, spacing)), steps, eta)
     except ClearanceError:
         raise
     except Exception as error:  # values of a type or size that diffusers does not check
@@ -112,7 +120,7 @@ def make_sampler(
             where=f"{FOLDER}: rescale_betas_zero_snr",
             fix="Use a v-prediction model, or set it to false",
         )
-    return sampler
+    return replace(sampler, name=f"{sampler.name}, {spacing}") if spacing else sampler
 
 
 def sampler_of(config: Mapping[str, Any], *, flow: bool) -> tuple[str, str]:

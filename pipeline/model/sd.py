@@ -85,7 +85,8 @@ class StableDiffusion(LatentDiffusion):
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         inputs = latents.to(self._device, self._dtype), timesteps.to(self._device), context.to(self._device, self._dtype).tokens
-        return self.network(*inputs).sample.float()  # type: ignore[no-any-return]
+        condition = self._timestep_condition(guidance, len(latents))
+        return self.network(*inputs, timestep_cond=condition).sample.float()  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         return unet_sites(self.network)

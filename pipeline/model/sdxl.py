@@ -50,6 +50,7 @@ class StableDiffusionXL(LatentDiffusion):
             latents.to(self._device, self._dtype),
             timesteps.to(self._device),
             context.tokens,
+            timestep_cond=self._timestep_condition(guidance, len(latents)),
             added_cond_kwargs={"text_embeds": context.pooled, "time_ids": sizes.expand(len(latents), -1)},
         )
         return out.sample.float()  # type: ignore[no-any-return]

@@ -182,7 +182,8 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         del settings[name]
     for name in ("path", "allow_download", "text_encoders", *MODEL_KEYS_OF_LATER):
         del settings["model"][name]
-    del settings["generation"]["diversity"], settings["generation"]["prompt_weighting"]
+    for name in ("diversity", "preset", "prompt_weighting", "timestep_spacing"):
+        del settings["generation"][name]
     assert make_plan(PROMPTS).parts["config"] == digest(settings)
 
 

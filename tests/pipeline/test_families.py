@@ -119,11 +119,10 @@ def test_models_that_need_more_than_text_are_refused(tiny_sd: Path, tmp_path: Pa
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
-    for change, message in (({"in_channels": 9}, "takes 9 channels"), ({"time_cond_proj_dim": 8}, "LCM")):
-        pipe.register_modules(unet=UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 4} | change))
-        pipe.save_pretrained(tmp_path / "other")
-        with pytest.raises(ModelError, match=message):
-            load_model(config_of(tmp_path / "other"))
+    pipe.register_modules(unet=UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 9}))
+    pipe.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match="takes 9 channels"):
+        load_model(config_of(tmp_path / "other"))
 
 
 def test_an_empty_negative_prompt_is_zeros_where_sdxl_sets_it(tiny_sdxl: Path, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def benign_equality(*, captions: int, seeds: Sequence[int]) -> list[Measure]:
         runtime = open_runtime(Path(folder), "default")
         guarded = draw(runtime, names, seeds, "ordinary captions, guarded").samples
         g = runtime.config.generation
-        e = Engine(runtime.model, rows=g.rows, steps=g.steps, guidance_scale=g.guidance_scale, scheduler=g.scheduler, eta=g.eta)
+        e = Engine(
+            runtime.model, rows=g.rows, steps=g.drawn_steps, guidance_scale=g.drawn_guidance, scheduler=g.scheduler, eta=g.eta
+        )
         empty = runtime.context_of("")
         from pipeline.engine.trajectory import Trajectory
 
