@@ -299,7 +299,8 @@ def remove_all(folder: Path, names: Iterable[str], *, fix: str) -> list[str]:
     Raises:
         RunStopped: some are still there; it names them. InputError: the storage does not say whether they are.
     """
-    kept, removed = [], []
+    kept: list[str] = []
+    removed: list[str] = []
     for name in names:
         (removed if remove(folder, name) else kept).append(name)
     left = [name for name, found in zip(kept, each(folder, lambda one: entry_of(folder, one), kept), strict=True) if found]

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,7 @@ def _put(written: Path, to: Path) -> None:
         for name in sorted(names, key=lambda name: name == MANIFEST):
             put.append(name)  # the answer to a put may be lost when the object is there
             with (written / name).open("rb") as source:
-                storage.write_from(to, name, lambda stream, source=source: shutil.copyfileobj(source, stream))
+                storage.write_from(to, name, partial(shutil.copyfileobj, source))
     except BaseException:
         with suppress(ClearanceError):
             storage.remove_all(to, reversed(put), fix="Remove them")

@@ -252,7 +252,8 @@ def inverse_lengths(tokens: torch.Tensor) -> torch.Tensor:
     """1/|r| of tokens (M, D): float32 (M,)."""
     import torch
 
-    return torch.linalg.vector_norm(tokens, dim=1, dtype=torch.float32).clamp_(min=FLOOR).reciprocal_()
+    lengths: torch.Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=torch.float32)
+    return lengths.clamp_(min=FLOOR).reciprocal_()
 
 
 def _directions(tokens: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
