@@ -74,7 +74,7 @@ class DiversityConfig:
         "samples of one prompt in a group; `samples_per_prompt` is a multiple of it; a call has rows for a whole group (two a "
         "member with guidance). 0: off",
     )  # fmt: skip
-    alpha: float = number(0.5, 0, 100, "strength α: how far a token is pushed from the mates' best matching token", above=True)
+    alpha: float = number(0.33, 0, 100, "strength α: how far a token is pushed from the mates' best matching token", above=True)
     token_threshold: float = number(0.65, -1, 1, "cosine above which a token is pushed")
     window: float = number(1.0, 0, 1, "share of the steps, from the first, in which members push", above=True)
     rows: Literal["both", "conditional"] = choice("conditional", "which rows of a guided sample are pushed")
