@@ -18,6 +18,8 @@ LATER_ADAPTER_KEYS = {"kind": "auto", "name": "", "rows": "all"}  # that came af
 
 Scheduler = Literal["auto", "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd", "flow_match_euler"]
 
+Spacing = Literal["leading", "trailing", "linspace"]
+
 
 @settings
 class ModelConfig:
@@ -108,7 +110,7 @@ class GenerationConfig:
     scheduler: Scheduler = choice(
         "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest"
     )
-    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = choice(
+    timestep_spacing: Spacing | None = choice(
         None, "how a diffusion model's steps are spread over its timesteps", absent="the folder's own, or the preset's"
     )
     eta: float = number(0.0, 0, 1, "ddim: share of fresh noise per step, 0 to 1; tcd: γ, for which its authors use 0.3")

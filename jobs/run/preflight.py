@@ -295,7 +295,7 @@ def _load(
 
 def _unguided(found: Preflight, runtime: Runtime) -> list[Note]:
     """What run file and prompts ask for and a model that is drawn without a negative row does not do."""
-    notes, engine, scale = [], runtime.engine, found.plan.config.generation.guidance_scale
+    notes, engine, scale = [], runtime.engine, found.plan.config.generation.drawn_guidance
     if not engine.guided and not runtime.model.distilled and scale > 1:
         text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
         notes.append(Note("guidance", text))

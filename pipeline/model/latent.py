@@ -238,7 +238,7 @@ class LatentDiffusion(ABC):
         rates = torch.exp(torch.arange(half, dtype=torch.float32, device=self._device) * -(math.log(10_000) / (half - 1)))
         angles = 1000 * (scale - 1)[:, None] * rates[None]
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return torch.nn.functional.pad(waves, (0, self._guidance_width - 2 * half)).to(self._dtype)
+        return torch.nn.functional.pad(waves, (0, self._guidance_width - 2 * half)).to(self._dtype)  # type: ignore[no-any-return]
 
     def shape_of(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
         native, rule = self._native(), Sides(self._pixels_per_latent * self.patch, self._snap)

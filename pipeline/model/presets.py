@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
-from pipeline.config import GenerationConfig
+from pipeline.config import GenerationConfig, Scheduler, Spacing
 from pipeline.notes import Note
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Preset:
     Attributes:
         steps: where the run file is silent. allowed: the numbers of steps that the model was distilled for.
         guidance: where the run file is silent. most_guidance: beyond it pictures burn.
-        scheduler: a sampler's name. spacing: of its timesteps; empty: the folder's own. eta: η of the sampler.
+        scheduler: a sampler's name. spacing: of its timesteps; None: the folder's own. eta: η of the sampler.
         why: the source of these numbers, for people.
     """
 
@@ -38,8 +38,8 @@ class Preset:
     allowed: tuple[int, ...]
     guidance: float
     most_guidance: float
-    scheduler: str
-    spacing: str = ""
+    scheduler: Scheduler
+    spacing: Spacing | None = None
     eta: float = 0.0
     why: str
 
@@ -61,7 +61,7 @@ PRESETS = {
         why="Hyper-SD: weights of 2, 4 or 8 steps, drawn with exactly as many",
     ),
 }  # fmt: skip
-ONE_STEP_HYPER = dataclasses.replace(PRESETS["hyper"], steps=1, allowed=(1,), scheduler="tcd", spacing="", eta=1.0)
+ONE_STEP_HYPER = dataclasses.replace(PRESETS["hyper"], steps=1, allowed=(1,), scheduler="tcd", spacing=None, eta=1.0)
 LCM_INSIDE = dataclasses.replace(PRESETS["lcm"], guidance=8.5, most_guidance=14.0)  # guidance is an input of the network
 FLOW_TURBO = Preset(
     steps=4, allowed=tuple(range(1, 17)), guidance=0.0, most_guidance=1.0, scheduler="flow_match_euler",
@@ -153,7 +153,7 @@ def filled_in(generation: GenerationConfig, facts: Facts) -> InForce:
     stated = generation.preset != "auto"
     if stated:
         _refuse_contradictions(chosen, preset, generation)
-    spacing = generation.timestep_spacing or (preset.spacing or None)
+    spacing = generation.timestep_spacing or preset.spacing
     if generation.scheduler not in ("auto", preset.scheduler):
         spacing = generation.timestep_spacing  # another sampler was chosen, on its own grid
     filled = dataclasses.replace(

@@ -64,7 +64,7 @@ class _AtSize:
         return getattr(self.model, name)
 
     def scheduled(self, scheduler: Any, steps: int, **changes: Any) -> Any:
-        more = {"timestep_spacing": self.spacing} if self.spacing else {}
+        more: dict[str, Any] = {"timestep_spacing": self.spacing} if self.spacing else {}
         more |= {} if self.positions is None else {"positions": self.positions}
         return self.model.scheduled(scheduler, steps, **more, **changes)
 
