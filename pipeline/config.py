@@ -98,10 +98,12 @@ class GenerationConfig:
         "how a few-step model is drawn (see [Few steps](#few-steps)): fills in steps, guidance_scale, scheduler and "
         "timestep_spacing, and refuses what contradicts it. auto: the one that the model's folder asks for; none: none",
     )
-    steps: int | None = number(None, 1, 1000, "denoising steps", absent="the preset's, else 20")
+    steps: int | None = number(
+        None, 1, 1000, "denoising steps", absent="the preset's, else the model class's: 20 for SD, SDXL, SD3 and Flux.1"
+    )
     guidance_scale: float | None = number(
         None, 0, 100, "classifier-free guidance, up to 1 none; Flux and LCMs take the number as an input",
-        absent="the preset's, else 3",
+        absent="the preset's, else the model class's: 3 for SD, SDXL, SD3 and Flux.1",
     )  # fmt: skip
     true_guidance_scale: float = number(1.0, 0, 100, "Flux: classifier-free guidance on top; 1: none")
     guidance_until: float = number(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
-from pipeline.config import GenerationConfig, Scheduler, Spacing
+from pipeline.config import GUIDANCE, STEPS, GenerationConfig, Scheduler, Spacing
 from pipeline.notes import Note
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ FLOW_TURBO = Preset(
     steps=4, allowed=tuple(range(1, 17)), guidance=0.0, most_guidance=1.0, scheduler="flow_match_euler",
     why="distilled flows (schnell, SD3.5-Turbo, klein, Z-Image-Turbo)",
 )  # fmt: skip
+# The classes that there were before a class had numbers of its own: a run file of theirs that states none keeps 20 steps and a
+# guidance of 3, so that its runs can be continued and stay comparable.
+FIRST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
 # Where a flow's own authors draw with other numbers, by the name of its pipeline.
 TURBO_OF = {
     "ZImagePipeline": dataclasses.replace(FLOW_TURBO, steps=9),
@@ -83,6 +86,7 @@ class Facts:
         scheduler: the scheduler's configuration.
         guidance_inside: an LCM whose network takes the guidance scale (``time_cond_proj_dim``).
         distilled: a flow that was distilled to few steps: ``is_distilled``, or a Flux.1 without guidance embeddings.
+        steps, guidance: where neither run file nor preset states them.
     """
 
     pipeline: str
@@ -90,6 +94,8 @@ class Facts:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     guidance_inside: bool = False
     distilled: bool = False
+    steps: int = STEPS
+    guidance: float = GUIDANCE
 
     @classmethod
     def of_folder(cls, folder: Path, model: type[LatentDiffusion], scheduler: Mapping[str, Any]) -> Facts:
@@ -108,7 +114,10 @@ class Facts:
     @classmethod
     def _of(cls, model: Any, scheduler: Mapping[str, Any], network: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
         schnell = model.pipeline == "FluxPipeline" and network.get("guidance_embeds") is False
+        usual = None if model.pipeline in FIRST else model.defaults({"": index, model.denoiser: network})
         return cls(
+            steps=usual.steps if usual else STEPS,
+            guidance=usual.guidance if usual else GUIDANCE,
             pipeline=model.pipeline,
             flow=model.flow,
             scheduler=scheduler,
@@ -148,7 +157,7 @@ def filled_in(generation: GenerationConfig, facts: Facts) -> InForce:
         raise ConfigError(what, where="generation.preset", fix='Set it to "lcm", or use its base model')
     chosen = facts.asks_for if generation.preset == "auto" else generation.preset.replace("none", "")
     if not chosen:
-        return InForce(generation.filled())
+        return _as_usual(generation, facts)
     preset = _preset(chosen, generation, facts)
     stated = generation.preset != "auto"
     if stated:
@@ -169,6 +178,18 @@ def filled_in(generation: GenerationConfig, facts: Facts) -> InForce:
     numbers = f"{filled.steps} steps, guidance {filled.guidance_scale:g}, {filled.scheduler}{grid}"
     text = f"{by} asks for {chosen} ({preset.why}): {numbers}"
     return InForce(filled, chosen, (Note("preset", text),))
+
+
+def _as_usual(generation: GenerationConfig, facts: Facts) -> InForce:
+    """Steps and guidance of the class where they are open; a note where they are not those of every run file of old."""
+    open_keys = [key for key in ("steps", "guidance_scale") if getattr(generation, key) is None]
+    numbers = {"steps": facts.steps, "guidance_scale": facts.guidance}
+    filled = dataclasses.replace(generation, **{key: numbers[key] for key in open_keys})
+    if not open_keys or facts.pipeline in FIRST:
+        return InForce(filled)
+    shown = ", ".join(f"{key} {numbers[key]:g}" for key in open_keys)
+    text = f"the run file leaves them open, and {facts.pipeline} is usually drawn so: {shown}"
+    return InForce(filled, notes=(Note("generation", text),))
 
 
 def _preset(name: str, generation: GenerationConfig, facts: Facts) -> Preset:

@@ -45,6 +45,31 @@ def test_a_preset_fills_in_what_is_open(preset: Any, steps: int | None, expected
     assert drawn(found.generation) == expected
 
 
+NUMBERS = {
+    "ZImagePipeline": (50, 5.0), "QwenImagePipeline": (50, 4.0), "PixArtSigmaPipeline": (20, 4.5), "SanaPipeline": (20, 4.5),
+    "ChromaPipeline": (35, 5.0), "StableDiffusionPipeline": (20, 3.0), "FluxPipeline": (20, 3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pipeline", "numbers"), NUMBERS.items())
+def test_a_silent_run_file_has_the_numbers_of_its_class(tiny_model: Any, pipeline: str, numbers: tuple[int, float]) -> None:
+    config = ModelConfig(path=str(tiny_model(pipeline)), dtype="float32")
+    folder, cls, parts = look_at(config)
+    looked_at, loaded = Facts.of_folder(folder, cls, parts.scheduler), Facts.of_model(load_model(config))
+    found = [filled_in(GenerationConfig(), facts) for facts in (looked_at, loaded)]
+    assert {(one.generation.steps, one.generation.guidance_scale) for one in found} == {numbers}
+    assert [bool(one.notes) for one in found] == [numbers != (20, 3.0)] * 2
+
+
+def test_what_the_run_file_states_is_not_the_class_s() -> None:
+    facts = Facts(pipeline="ChromaPipeline", flow=True, steps=35, guidance=5.0)
+    found = filled_in(GenerationConfig(steps=7), facts)
+    assert (found.generation.steps, found.generation.guidance_scale) == (7, 5.0)
+    assert [note.text for note in found.notes] == [
+        "the run file leaves them open, and ChromaPipeline is usually drawn so: guidance_scale 5"
+    ]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_is_filled_in_stays_as_it_is(preset: Any) -> None:
     once = filled_in(GenerationConfig(preset=preset), SD).generation
