@@ -111,10 +111,13 @@ def test_a_guidance_scale_that_a_distilled_model_ignores_is_a_note(project: Path
     shutil.rmtree(project / "model")
     shutil.copytree(tiny_model("Flux2KleinPipeline"), project / "model")
     spoil(project / "model" / "model_index.json", lambda i: i | {"is_distilled": True})
-    (project / "run.toml").write_text(RUN.format(more="", model="size = 16\ntext_tokens = 64"))
+    silent = RUN.format(more="", model="size = 16\ntext_tokens = 64")
+    (project / "run.toml").write_text(silent + "guidance_scale = 3\n")
     _, found = dry(project)
     assert found["ok"], found["problems"]
     assert "generation.guidance_scale = 3 has no effect" in str(found["notes"])
+    (project / "run.toml").write_text(silent)
+    assert "has no effect" not in str(dry(project)[1]["notes"])
 
 
 def test_a_dry_run_tries_the_keys(project: Path) -> None:
