@@ -237,7 +237,9 @@ class Engine:
         except Exception as error:
             self.make_room(error)
             return Ended([], [])
-        failed += self.settle()  # of the call before, now that the device has work
+        late = self.settle()  # of the call before, now that the device has work
+        found = {id(t) for t, _ in late}  # what is not finite may fail again here: its first failure counts
+        failed = [*late, *((t, error) for t, error in failed if id(t) not in found)]
         ended = {id(t) for t, _ in failed}
         for t, output in answered:
             if id(t) in ended:
@@ -254,8 +256,8 @@ class Engine:
         self._end([t for t, _ in failed])
         finished = [t for t in self._running if t.step == len(self.sampler_of(t))]
         self.withdraw(finished)
-        bereft = mates_of(failed, self._running)
-        self.withdraw([t for t, _ in bereft])
+        bereft = mates_of(failed, (*self._running, *self._waiting))  # the call before may have held them, and not this one
+        self._end([t for t, _ in bereft])
         return Ended(finished, [*failed, *bereft])
 
     def step(self) -> list[Trajectory]:

@@ -243,6 +243,48 @@ def test_a_group_ends_with_its_member_and_no_other_sample(exact: DiffusionModel)
     assert all("group 'trio': member 1 of its group failed" in str(failed[tag]) for tag in (0, 4))
 
 
+def test_a_late_finding_and_a_failure_of_the_same_sample_end_it_once(
+    exact: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: the call after the latent became NaN is made before that is known, and may fail on it."""
+    real = exact.denoise
+
+    def denoise(latents: torch.Tensor, *args: Any) -> torch.Tensor:
+        if bool(latents.isnan().any()):
+            raise RuntimeError("not a number")
+        return real(latents, *args)
+
+    monkeypatch.setattr(exact, "denoise", denoise)
+    e = engine(exact)
+    e.late = True
+    bad = sample(e, VICTIM)
+    bad.nudge = Hook(1, lambda x: x * float("nan"))
+    for t in (sample(e, 0), bad):
+        e.submit(t)
+    found = [ended.failed for ended in (e.make_call(), e.make_call(), e.make_call())]
+    assert [[t.tag for t, _ in failed] for failed in found] == [[], [], [VICTIM]]
+    assert "nudge, step 1" in str(found[2][0][1])
+
+
+def test_a_group_that_misses_a_call_ends_with_a_member_that_is_found_in_it(exact: DiffusionModel) -> None:
+    """As on an accelerator: the group waits while the finding of its last call is read."""
+    e = Engine(exact, rows=6, steps=STEPS, guidance_scale=3.0)
+    e.late = True
+    settings = NegToMe(
+        latents=(), noises=None, context=e.model.encode_prompts([""])[0], alpha=0.9, threshold=0.1, until_step=STEPS
+    )
+    for number, tag in enumerate((0, 2, 4)):
+        t = sample(e, tag)
+        t.group, t.member = Group("trio", 3, settings), number
+        t.nudge = Hook(0, lambda x: x * float("nan")) if tag == VICTIM else None
+        e.submit(t)
+    assert e.make_call().failed == []
+    older = sample(e, 6)
+    older.turn = -1
+    e.submit(older)
+    assert sorted(t.tag for t, _ in e.make_call().failed) == [0, 2, 4] and [t.tag for t in e.running] == [6]
+
+
 def test_finish_raises_the_error_of_a_failed_sample(exact: DiffusionModel) -> None:
     e = engine(exact)
     bad = sample(e, VICTIM)
