@@ -236,7 +236,7 @@ def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> 
         return []
     first = open_request.attempts[0] if open_request.attempts else None
     unsteered = first.embedding if first is not None and first.intervention is None else None
-    return [guard.check(open_request.prompt, study.embedding, unsteered)]
+    return [guard.check(runtime.adapters.plain(open_request.prompt), study.embedding, unsteered)]
 
 
 def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:

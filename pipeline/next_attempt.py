@@ -183,11 +183,11 @@ def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
     titles = {match.ref_id: match.title for attempt in reversed(open_request.attempts) for match in attempt.nearest}
     titles |= {match.ref_id: match.title for caught in open_request.caught for match in caught.nearest}
     nearest = [
-        titles.get(ref_id, "") for ref_id in open_request.nearest_references()
+        runtime.adapters.quoted(titles.get(ref_id, "")) for ref_id in open_request.nearest_references()
     ]  # flagged ones need not be among the nearest
     worn = runtime.adapters.worn(open_request.request.adapter)
     return Words(
-        open_request.prompt,
+        runtime.adapters.plain(open_request.prompt),
         open_request.request.negative_prompt,
         nearest,
         lambda text: runtime.negative_of(text, open_request.erasure, worn),

@@ -226,12 +226,17 @@ class Runtime:
         return self.looker(latents, own)
 
     def look_at_prompt(self, prompt: str) -> PromptLook | None:
-        """What the guard of prompts finds; None where the policy has none.
+        """What the guard of prompts finds in a prompt as the text encoders read it; None where the policy has none.
 
         Raises:
             PromptUnread: a pattern of the policy took too long.
+            InputError: a weight in the prompt is out of range.
         """
-        return None if self.prompts is None else cast("PromptLook", self._prompt_looks(self.prompts, prompt))
+        if self.prompts is None:
+            return None
+        read = self.adapters.plain(prompt)  # brackets of weights would hide words: "ap(ple:1)" is drawn as "apple"
+        look = cast("PromptLook", self._prompt_looks(self.prompts, read))
+        return look._replace(drawn=prompt if look.drawn == read else self.adapters.quoted(look.drawn))
 
     def drawn(self, prompts: Iterable[str]) -> Iterator[str]:
         """What will be drawn for prompts, without those that are rejected."""

@@ -55,6 +55,12 @@ class Adapters:
         """A prompt as a reader without weights would write it."""
         return prompt if self.reading is None else self.reading.marked(prompt).text
 
+    def quoted(self, text: str) -> str:
+        """A text that is no prompt, such as a title, as a part of one: its brackets are no weights."""
+        from pipeline.model.prompt_weights import quoted
+
+        return quoted(text) if self.reading is not None and self.reading.weights else text
+
     def reads(self, worn: Worn = ()) -> AbstractContextManager[None]:
         """Inside, the model's text encoders read prompts as this run does, for a row with these LoRAs."""
         return nullcontext() if self.reading is None else self.reading.reading(worn)

@@ -50,6 +50,11 @@ def weighted(prompt: str) -> Weighted:
     return Weighted("".join(text), tuple(spans))
 
 
+def quoted(text: str) -> str:
+    """A text whose brackets are no weights: :func:`weighted` of it is the text."""
+    return re.sub(r"([\\()\[\]])", r"\\\1", text)
+
+
 def _pairs(prompt: str) -> dict[int, int]:
     """Opening bracket → its other half; one without it is in neither place."""
     waiting: list[int] = []

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from guards.prompt import PromptGuard
 from index.errors import ConfigError, ModelError
 from pipeline.audit.ledger import run_predicate
 from pipeline.audit.records import sample_table
 from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
+from pipeline.guard_settings import BlockedPolicy, PromptPolicy
 from pipeline.identity import identity_of
 from pipeline.model.adapter_file import look_at_adapters
 from pipeline.model.adapters import Adapters, open_adapters
@@ -183,6 +185,34 @@ def test_prompts_are_weighted_where_the_run_file_asks(folder: Path, files: Path,
     requests = [Request(row_no=i, key=str(i), prompt=p, seed=i) for i, p in enumerate(("a red cat", "a (red:1.6) cat"))]
     drawn = {sample.request.key: sample for sample in moderate(runtime, requests)}
     assert shas(drawn)[0] == plain[0] and shas(drawn)[1] != plain[1]
+
+
+@pytest.mark.parametrize(
+    ("action", "drawn"), [("reject", ""), ("rewrite", r"a red pear \(big\)"), ("observe", r"a red c(at:1.2) \(big\)")]
+)
+def test_brackets_of_weights_hide_no_word_from_the_guard_of_prompts(folder: Path, files: Path, action: Any, drawn: str) -> None:
+    """The text encoders read `c(at:1.2)` as `cat`, and so does the guard; a rewritten prompt is text and has no weights."""
+    runtime = opened(config_of(folder, prompt_weighting=True), files)
+    rule = BlockedPolicy(words=("cat",), action=action, instead="pear" if action == "rewrite" else "")
+    runtime.prompts = PromptGuard.open(PromptPolicy(enabled=True, titles="off"), [rule])
+    look = runtime.look_at_prompt(r"a red c(at:1.2) \(big\)")
+    assert look is not None and look.findings[0].triggered
+    assert (look.rejected == "prompt.blocked.reject") == (action == "reject")
+    assert action == "reject" or look.drawn == drawn
+
+
+def test_without_weights_the_guard_of_prompts_reads_brackets_as_they_stand(folder: Path, files: Path) -> None:
+    runtime = opened(config_of(folder), files)
+    runtime.prompts = PromptGuard.open(PromptPolicy(enabled=True, titles="off"), [BlockedPolicy(words=("cat",))])
+    look = runtime.look_at_prompt("a red c(at:1.2)")
+    assert look is not None and (look.rejected, look.drawn) == ("", "a red c(at:1.2)")
+
+
+def test_a_title_is_no_weight_in_a_negative_prompt(folder: Path, files: Path) -> None:
+    found = opened(config_of(folder, prompt_weighting=True), files).adapters
+    title = r"Cat (1920) [detail: 30] \ (x:99)"
+    assert found.plain(found.quoted(title)) == title
+    assert opened(config_of(folder), files).adapters.quoted(title) == title
 
 
 def test_a_wrong_weight_ends_as_an_error_row(folder: Path, files: Path) -> None:
