@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from guards.base import Defaults, Finding, Probe, require_package
-from guards.spelling import Hit, Phrases, plain, without
+from guards.spelling import Hit, Phrases, as_written, readings, without
 from index.errors import ClearanceError, ConfigError
 
 if TYPE_CHECKING:
     from index.embed import Embedder
 
-REVISION = "1"
+REVISION = "2"
 SECONDS = 0.1  # for one pattern on one prompt
 NEAR_TITLES = 4096  # titles that are embedded; more would take minutes when a run begins
 TURNS = 5  # rewritings of one prompt: a word may come to light when another is taken out
@@ -98,15 +98,18 @@ class Rule:
         """
         if self.pattern is None:
             return self.phrases.hits(prompt)
-        found = plain(prompt)
+        # As it is written too: in plain letters there is no é, and a Cyrillic word is half Latin.
+        texts = {found.text: found for found in (as_written(prompt), *readings(prompt))}
+        shown, hits = f"pattern {self.pattern.pattern}", dict[Hit, None]()
         try:
-            spans = [match.span() for match in self.pattern.finditer(found.text, timeout=SECONDS)]
+            for found in texts.values():
+                spans = [match.span() for match in self.pattern.finditer(found.text, timeout=SECONDS)]
+                hits |= dict.fromkeys(Hit(shown, found.at[start], found.at[end - 1] + 1) for start, end in spans if start < end)
         except TimeoutError:
             what = f"the pattern {self.pattern.pattern!r} took longer than {SECONDS:g} s on a prompt, which is not drawn"
             fix = "Write a simpler pattern: no repetition inside a repetition"
             raise PromptUnread(what, where="guard prompt", fix=fix) from None
-        shown = f"pattern {self.pattern.pattern}"
-        return [Hit(shown, found.at[start], found.at[end - 1] + 1) for start, end in spans if start < end]
+        return list(hits)
 
 
 class PromptLook(NamedTuple):

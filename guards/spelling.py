@@ -2,10 +2,12 @@
 
 A text is reduced to plain letters whose places in the text are kept, so that what is found can be replaced in it. Letters of
 other scripts that look like Latin ones are found by Unicode's confusables (UTS #39), as ``confusable_homoglyphs`` ships them.
+A capital may look like another letter than its small form does (Cyrillic Н and н): a text is read both ways.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -14,14 +16,27 @@ from typing import NamedTuple
 FEWEST_SPACED = 3  # letters one by one that are read as one word
 LEAST_JOINED = 3  # letters that a phrase must have to be looked for among spaced letters, and without its spaces
 SIGNS = {"@": "a", "$": "s", "€": "e", "!": "i", "|": "l", "0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b"}
+DIGITS = "0123456789"
 _DROPPED = frozenset({"Mn", "Me", "Cf"})  # accents, enclosing marks, signs without width
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters to Unicode, and blank
+# Letters that no table of confusables has, by their names: small capitals, letters in boxes, letters with a stroke.
+_NAMED = re.compile(
+    r"(?:LATIN|NEGATIVE (?:CIRCLED|SQUARED) LATIN|REGIONAL INDICATOR SYMBOL) (?:SMALL |CAPITAL )?LETTER (?:SMALL CAPITAL )?"
+    r"([A-Z])(?: WITH .+)?"
+)
 
 
 class Plain(NamedTuple):
-    """A text as plain small letters. ``at``: the place in the original of each."""
+    """A text as plain small letters.
+
+    Attributes:
+        text: the letters. at: the place in the original of each.
+        doubtful: numbers of the letters that look like i and like l, and stand there for either.
+    """
 
     text: str
     at: tuple[int, ...]
+    doubtful: frozenset[int] = frozenset()
 
 
 class Token(NamedTuple):
@@ -54,32 +69,73 @@ def _look_alikes() -> Mapping[str, str]:
     return found
 
 
-def plain(text: str) -> Plain:
-    """The text in small letters, without accents and signs that are not shown, look-alikes as the letters they look like."""
+@lru_cache(maxsize=4096)
+def _looks_like(letter: str) -> str:
+    """The ASCII letter or digit that a letter looks like; itself where there is none."""
+    if (found := _look_alikes().get(letter)) is not None:
+        return found
+    named = _NAMED.fullmatch(unicodedata.name(letter, ""))
+    return named[1] if named is not None else letter
+
+
+def _not_shown(letter: str) -> bool:
+    return unicodedata.category(letter) in _DROPPED or letter in _FILLERS
+
+
+def plain(text: str, *, small_first: bool = False) -> Plain:
+    """The text in small letters, without accents and signs that are not shown, look-alikes as the letters they look like.
+
+    ``small_first``: as the small form of a capital looks, not as the capital itself does.
+    """
     letters: list[str] = []
     at: list[int] = []
+    doubtful: set[int] = set()
     for place, sign in enumerate(text):
         if sign.isascii():
             letters.append(sign.lower())
             at.append(place)
             continue
-        for part in unicodedata.normalize("NFKD", sign):
-            if unicodedata.category(part) in _DROPPED:
+        for part in unicodedata.normalize("NFKD", sign.casefold() if small_first else sign):
+            if _not_shown(part):
                 continue
-            small = (part if part.isascii() else _look_alikes().get(part, part)).casefold()
+            small = (part if part.isascii() else _looks_like(part)).casefold()
+            if small in ("i", "l") and not part.isascii():
+                doubtful.add(len(letters))
             letters.extend(small)
             at.extend([place] * len(small))
+    return Plain("".join(letters), tuple(at), frozenset(doubtful))
+
+
+def readings(text: str) -> list[Plain]:
+    """The text as its capitals look, and as their small forms do where that is something else."""
+    by_capital, by_small = plain(text), plain(text, small_first=True)
+    return [by_capital] if by_small.text == by_capital.text else [by_capital, by_small]
+
+
+def as_written(text: str) -> Plain:
+    """The text with its accents and in its own script, each composed (NFC); only signs that are not shown are left out."""
+    letters: list[str] = []
+    at: list[int] = []
+    begun = 0
+    for place in range(1, len(text) + 1):
+        if place < len(text) and unicodedata.category(text[place]) in _DROPPED:
+            continue  # it belongs to the letter before it
+        shown = [sign for sign in text[begun:place] if unicodedata.category(sign) != "Cf" and sign not in _FILLERS]
+        composed = unicodedata.normalize("NFC", "".join(shown))
+        letters.extend(composed)
+        at.extend([begun] * len(composed))
+        begun = place
     return Plain("".join(letters), tuple(at))
 
 
 def tokens(found: Plain, *, signs: bool = False) -> list[Token]:
-    """The words of a plain text; ``signs``: with the letters that signs and digits stand for."""
+    """The words of a plain text; ``signs``: with the letters that signs, digits and doubtful letters stand for."""
     words, begun, word, other = [], -1, "", False
     for number, letter in enumerate((*found.text, " ")):
         stands_for = SIGNS.get(letter, letter) if signs else letter
         if stands_for.isalnum():
             begun = number if begun < 0 else begun
-            word, other = word + stands_for, other or stands_for != letter
+            word, other = word + stands_for, other or stands_for != letter or (signs and number in found.doubtful)
         elif begun >= 0:
             words.append(Token(word, found.at[begun], found.at[number - 1] + 1, other))
             begun, word, other = -1, "", False
@@ -98,37 +154,47 @@ class Phrases:
         self._joined: dict[str, str] = {}
         self._unspaced: dict[str, str] = {}  # of scripts that put no spaces between words
         self.unusable: list[str] = []  # that hold no letter and no digit
+        self._phrases = 0
         for phrase in phrases:
-            words = tuple(token.word for token in tokens(plain(phrase)))
-            if not words:
+            every = [tuple(token.word for token in tokens(found)) for found in readings(phrase)]
+            if not all(every):
                 self.unusable.append(phrase)
                 continue
-            self._by_words.setdefault(words, phrase)
-            joined = "".join(words)
-            if len(joined) >= LEAST_JOINED:
-                self._joined.setdefault(joined, phrase)
-            if any(unicodedata.east_asian_width(letter) in "WF" for letter in joined):
-                self._unspaced.setdefault(joined, phrase)
+            self._phrases += 1
+            for words in every:
+                self._add(words, phrase)
+        self._longest = max(map(len, self._joined), default=0)
         self._lengths = sorted({len(words) for words in self._by_words}, reverse=True)
         self._folded_joined = {_folded(joined): phrase for joined, phrase in self._joined.items()}
         self._folded = {tuple(map(_folded, words)): phrase for words, phrase in self._by_words.items()}
 
+    def _add(self, words: tuple[str, ...], phrase: str) -> None:
+        self._by_words.setdefault(words, phrase)
+        joined = "".join(words)
+        if len(joined) >= LEAST_JOINED:
+            self._joined.setdefault(joined, phrase)
+        if any(unicodedata.east_asian_width(letter) in "WF" for letter in joined):
+            self._unspaced.setdefault(joined, phrase)
+
     def __len__(self) -> int:
-        return len(self._by_words)
+        return self._phrases
 
     def hits(self, text: str) -> list[Hit]:
         """Every phrase in the text, in the order of their places; one phrase at one place once."""
-        found = plain(text)
-        words = tokens(found)
-        every = {*self._in(words, self._by_words), *_spaced(words, self._joined), *self._without_spaces(found)}
-        odd = tokens(found, signs=True)
-        if any(token.other for token in odd):
-            folded = [token._replace(word=_folded(token.word)) for token in odd]
-            every.update(self._in(folded, self._folded, other=True))
-            every.update(_spaced(folded, self._folded_joined))
+        every: set[Hit] = set()
+        for found in readings(text):
+            words = tokens(found)
+            every.update(self._in(words, self._by_words), _spaced(words, self._joined), self._without_spaces(found))
+            every.update(self._in_parts(words, text))
+            odd = tokens(found, signs=True)
+            if any(token.other for token in odd):
+                folded = [token._replace(word=_folded(token.word)) for token in odd]
+                every.update(self._in(folded, self._folded, other=True), _spaced(folded, self._folded_joined))
+                every.update(self._in_parts(folded, text, other=True))
         return sorted(every, key=lambda hit: (hit.start, -hit.end, hit.phrase))
 
     def _in(self, words: list[Token], known: Mapping[tuple[str, ...], str], *, other: bool = False) -> Iterator[Hit]:
+        joined = self._folded_joined if other else self._joined
         for first in range(len(words)):
             for length in self._lengths:
                 some = words[first : first + length]
@@ -137,9 +203,23 @@ class Phrases:
                 phrase = next((known[form] for form in _forms(tuple(token.word for token in some)) if form in known), None)
                 if phrase is not None:
                     yield Hit(phrase, some[0].start, some[-1].end)
-            word = words[first].word
-            if not other and word in self._joined:
-                yield Hit(self._joined[word], words[first].start, words[first].end)
+            word = words[first]
+            phrase = next((joined[form] for (form,) in _forms((word.word,)) if form in joined), None)
+            if phrase is not None and (word.other or not other):
+                yield Hit(phrase, word.start, word.end)
+
+    def _in_parts(self, words: list[Token], text: str, *, other: bool = False) -> Iterator[Hit]:
+        """Phrases whose letters are parted by signs alone, without a space: mic-key, mick.ey."""
+        known = self._folded_joined if other else self._joined
+        for first in range(len(words)):
+            joined = words[first].word
+            for last in range(first + 1, len(words)):
+                joined += words[last].word
+                between = text[words[last - 1].end : words[last].start]
+                if len(joined) > self._longest or any(sign.isspace() for sign in between):
+                    break
+                if joined in known and (not other or any(token.other for token in words[first : last + 1])):
+                    yield Hit(known[joined], words[first].start, words[last].end)
 
     def _without_spaces(self, found: Plain) -> Iterator[Hit]:
         for joined, phrase in self._unspaced.items():
@@ -174,18 +254,22 @@ def without(text: str, hits: Iterable[Hit], instead: str) -> str:
         else:
             merged.append([hit.start, hit.end])
     for start, end in reversed(merged):
+        while end < len(text) and _not_shown(text[end]):
+            end += 1  # an accent of what goes
         text = text[:start] + instead + text[end:]
     return " ".join(text.split())
 
 
 def _forms(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The words, and with the last one in the singular."""
-    yield words
-    last = words[-1]
-    if last.endswith("s") and len(last) > LEAST_JOINED:
-        yield (*words[:-1], last[:-1])
-        if last.endswith("es"):
-            yield (*words[:-1], last[:-2])
+    """The words, with the last one in the singular, and both without numbers that stand before or behind a word."""
+    bare = tuple(word.strip(DIGITS) for word in words)
+    for some in (words, bare) if bare != words and all(bare) else (words,):
+        yield some
+        last = some[-1]
+        if last.endswith("s") and len(last) > LEAST_JOINED:
+            yield (*some[:-1], last[:-1])
+            if last.endswith("es"):
+                yield (*some[:-1], last[:-2])
 
 
 def _folded(word: str) -> str:

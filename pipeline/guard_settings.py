@@ -252,8 +252,10 @@ class BlockedPolicy:
         "words or phrases, one text or several; case, accents, look-alike letters and spaced letters make no difference",
     )  # fmt: skip
     pattern: str = line(
-        "", "a regular expression instead, searched in the prompt in small letters without accents; .1 s at most"
-    )
+        "",
+        "a regular expression instead, searched in the prompt as it is written, and in small letters without accents; .1 s for "
+        "each at most",
+    )  # fmt: skip
     action: Blocking = choice("reject", "what follows: `rewrite` draws the prompt with `instead` in place of what was found")
     instead: str = line("", "for `rewrite`: what stands in its place; empty: nothing")
 

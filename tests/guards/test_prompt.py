@@ -111,6 +111,15 @@ def test_a_pattern_rewrites_at_its_place() -> None:
     assert guard(rule).check("a cat in the style of Pícasso, red").drawn == "a cat, red"
 
 
+@pytest.mark.parametrize("prompt", ["un café noir", "un cafe\u0301 noir", "UN CAFÉ NOIR", "un ca\u200bfé noir"])
+def test_a_pattern_with_an_accent_is_found(prompt: str) -> None:
+    assert guard({"pattern": "café"}).check(prompt).rejected
+
+
+def test_a_pattern_of_another_script_is_found() -> None:
+    assert guard({"pattern": r"\bзорро\b"}).check("портрет ЗОРРО").rejected
+
+
 def test_a_pattern_that_takes_too_long_is_an_error() -> None:
     with pytest.raises(PromptUnread, match="took longer than"):
         guard({"pattern": r"(a|aa)+$"}).check("a" * 60 + "!")

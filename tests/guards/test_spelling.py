@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from guards.spelling import Hit, Phrases, plain, without
 
-PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir"])
+PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir", "Зорро", "Micheal"])
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,19 @@ PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir"]
         ("CAFE NOIR!", "X!"),
         ("ca\u0301fe\u0301 noir", "X"),
         ("catch-22", "X"),
+        ("M\u0399CKEY", "X"),  # a Greek capital iota, which Unicode's confusables hold for an l
+        ("M\u0406CKEY and m\u04c0ckey", "X and X"),  # Cyrillic
+        ("M\u0406C\u041dEAL", "X"),  # Н looks like H, and its small form does not
+        ("зорро, ЗОРРО", "X, X"),
+        ("mic\u3164key", "X"),  # a letter to Unicode, and blank
+        ("ᴍɪᴄᴋᴇʏ 🅼🅸🅲🅺🅴🆈 mi\u0268ckey", "X X mi\u0268ckey"),
+        ("mɨckey", "X"),
+        ("mic-key, mi.ck.ey", "X, X"),
+        ("mi-ck3y", "X"),
+        ("M1CKEYS", "X"),
+        ("mickey2 and 3mickeys", "X and X"),
+        ("r3dapple", "X"),
+        ("micke\u0301y\u0301!", "X!"),
     ],
 )
 def test_it_is_found_and_replaced(text: str, rewritten: str) -> None:

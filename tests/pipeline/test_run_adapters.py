@@ -203,9 +203,9 @@ def test_brackets_of_weights_hide_no_word_from_the_guard_of_prompts(folder: Path
 
 def test_without_weights_the_guard_of_prompts_reads_brackets_as_they_stand(folder: Path, files: Path) -> None:
     runtime = opened(config_of(folder), files)
-    runtime.prompts = PromptGuard.open(PromptPolicy(enabled=True, titles="off"), [BlockedPolicy(words=("cat",))])
-    look = runtime.look_at_prompt("a red c(at:1.2)")
-    assert look is not None and (look.rejected, look.drawn) == ("", "a red c(at:1.2)")
+    runtime.prompts = PromptGuard.open(PromptPolicy(enabled=True, titles="off"), [BlockedPolicy(words=("red cat",))])
+    look = runtime.look_at_prompt("a (red:1.2) cat")
+    assert look is not None and (look.rejected, look.drawn) == ("", "a (red:1.2) cat")
 
 
 def test_a_title_is_no_weight_in_a_negative_prompt(folder: Path, files: Path) -> None:
