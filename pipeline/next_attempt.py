@@ -43,7 +43,7 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
     size, guided = runtime.size_of(request), engine.guides(scale)
     if runtime.standing is not None and not guided:
         what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
-        raise ConfigError(what, where="guidance_scale", fix="Raise it above 1, or leave the field empty")
+        raise ConfigError(what, where="guidance_scale", fix=engine.how_to_guide(scale))
     return size, engine.sampler_for(size, request.stated.steps), guided
 
 

@@ -116,7 +116,8 @@ class Runtime:
         self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
         self.standing = self.erasers.standing(model.word_room()) if self.erasers.loaded else None
         if self.standing is not None and not self.engine.guided:
-            fix = "Raise generation.guidance_scale above 1, or leave the key out"
+            guide = self.engine.how_to_guide()
+            fix = f"{guide}, or leave the key out" if guide else "Leave the key out"
             raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
 
     @classmethod

@@ -154,6 +154,15 @@ class Engine:
         """Whether a sample with that guidance scale (None: the engine's) needs a negative row."""
         return self.model.guided(self._combined(guidance_scale))
 
+    def how_to_guide(self, stated: float | None = None) -> str:
+        """How a sample without a negative row gets one, for messages; ``stated``: its row's own scale. Empty: it cannot."""
+        if not self.model.guided(math.inf):
+            return ""
+        least = 0 if self.model.guided(0.5) else 1
+        if stated is None or self.model.distilled:
+            return f"Set generation.{'true_' if self.model.distilled else ''}guidance_scale above {least}"
+        return f"Raise the row's guidance_scale above {least}" + (", or leave the field empty" if self.guided else "")
+
     def guidance_of(self, t: Trajectory) -> float:
         """The scale that the model combines a sample's two outputs with."""
         return self._combined(t.guidance_scale)

@@ -161,7 +161,7 @@ def negative(failed: Failed, rung: NegativeRung, tools: Tools) -> NextTry:
     if not text or words is None:
         return reseed(failed, rung, tools)
     failed = renewed(failed, rung.renew, tools)
-    require_guidance(failed, rung)
+    require_guidance(failed, rung, tools)
     again = from_its_noise(failed, tools)
     again.negative = words.context_of(text)
     return NextTry(again, Intervention(kind="negative", strength=1.0, ref_ids=failed.nearest(rung.references)[0]), failed.seed)
@@ -219,15 +219,17 @@ def _renoised(engine: Engine, last: Trajectory, begin: int, seed: int) -> Trajec
     return Trajectory(tag=last.tag, latent=noisy, step=begin, context=last.context, negative=last.negative)
 
 
-def require_guidance(failed: Failed, rung: Rung) -> None:
-    """Refuse a rung that needs a negative row where the model is drawn without one.
+def require_guidance(failed: Failed, rung: Rung, tools: Tools) -> None:
+    """Refuse a rung that needs a negative row where the sample is drawn without one.
 
     Raises:
         ConfigError: it is.
     """
     if failed.last.negative is None:
-        fix = "Set generation.guidance_scale above 1 (Flux: true_guidance_scale), or use another kind of rung"
-        raise ConfigError("this model is drawn without a negative row", where=f'ladder, kind = "{rung.kind}"', fix=fix)
+        guide = tools.engine.how_to_guide(failed.last.guidance_scale)
+        what = "the sample is drawn without a negative row" if guide else "this model never has a negative row"
+        fix = f"{guide}, or use another kind of rung" if guide else "Use another kind of rung"
+        raise ConfigError(what, where=f'ladder, kind = "{rung.kind}"', fix=fix)
 
 
 def with_colours(failed: Failed, references: int) -> tuple[torch.Tensor, ...]:

@@ -93,6 +93,16 @@ def nudge(model: DiffusionModel) -> Nudge:
 # --- what is drawn ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_is_advised_gives_samples_a_negative_row(family: Family, model: DiffusionModel) -> None:
+    advice = engine_of(family, model, guided=False).how_to_guide()
+    key, _, least = advice.removeprefix("Set generation.").partition(" above ")
+    assert bool(advice) == family.takes_negative
+    if advice:
+        scales = {"guidance_scale": 0.0} | {key: float(least)}
+        assert not Engine(model, rows=8, steps=STEPS, **scales).guided
+        assert Engine(model, rows=8, steps=STEPS, **(scales | {key: float(least) + 0.1})).guided
+
+
 def test_every_class_that_can_be_drawn_with_is_in_the_suite() -> None:
     classes = model_classes()
     assert {key: cls.family for key, cls in classes.items()} == {family.pipeline: key for key, family in FAMILIES.items()}

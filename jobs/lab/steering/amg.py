@@ -89,7 +89,7 @@ def answer(failed: Failed, rung: AmgRung, tools: Tools) -> NextTry:
     """Resume with a gated nudge and less guidance; without a reference, use a new seed."""
     if not failed.latents:
         return reseed(failed, rung, tools)
-    require_guidance(failed, rung)
+    require_guidance(failed, rung, tools)
     failed, again, until = resumed(failed, rung, tools)
     sampler, references = tools.engine.sampler_of(failed.last), with_colours(failed, rung.references)
     again.nudge = nudged(rung, tools, references, until, objective_of(rung))

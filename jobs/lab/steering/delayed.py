@@ -64,7 +64,7 @@ class DelayedGuidance:
 def answer(failed: Failed, rung: DelayedCfgRung, tools: Tools) -> NextTry:
     """From the same noise, guided late."""
     failed, engine = renewed(failed, rung.renew, tools), tools.engine
-    require_guidance(failed, rung)
+    require_guidance(failed, rung, tools)
     again = from_its_noise(failed, tools)
     steps = len(engine.sampler_of(failed.last))
     late = max(1, round(rung.window * steps))
