@@ -8,9 +8,11 @@ a kohya file has a different α from layer to layer, so they are read from the f
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,15 +130,38 @@ def _converted(found: AdapterFile, pipeline: Any) -> tuple[list[str], dict[str, 
     """
     network = getattr(pipeline, "unet", None)
     more = {"unet_config": network.config} if network is not None else {}
-    converted = type(pipeline).lora_state_dict(
-        str(found.path.parent), weight_name=found.path.name, local_files_only=True, use_safetensors=True, **more
-    )
+    with _left_out() as messages:
+        converted = type(pipeline).lora_state_dict(
+            str(found.path.parent), weight_name=found.path.name, local_files_only=True, use_safetensors=True, **more
+        )
+    if messages:
+        what = f"holds tensors that diffusers does not convert, which would be lost ({messages[0][:200]})"
+        raise ModelError(what, where=f"adapter {found.config.path}", fix=_advice(found, pipeline))
     state, beside = (converted[0], converted[1] or {}) if isinstance(converted, tuple) else (converted, {})
     if others := [name for name in state if not any(kind.search(name) for kind in (DOWN, UP, ALPHA))]:
         what = f"holds {len(others)} tensors beside low-rank pairs, which would be lost (first {others[0]})"
         raise ModelError(what, where=f"adapter {found.config.path}", fix="Use a plain LoRA, or merge this one into a model")
     stated = {name: value for name, value in (*state.items(), *beside.items()) if name.endswith(".alpha")}
     return [name for name in state if DOWN.search(name)], {_plain(name): float(value) for name, value in stated.items()}
+
+
+@contextmanager
+def _left_out() -> Iterator[list[str]]:
+    """Collects what diffusers' converters log of tensors that they leave out (FLUX.2 in kohya's names): they raise nothing, and
+    one fused pair that became three hides in the count of pairs that another is missing."""
+    messages: list[str] = []
+    log, handler = logging.getLogger("diffusers.loaders.lora_conversion_utils"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    level, propagates = log.level, log.propagate
+    log.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield messages
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+        log.propagate = propagates
 
 
 def _harvested(network: Any, part: str, name: str, alphas: Mapping[str, float]) -> LowRank:

@@ -185,3 +185,20 @@ def test_a_file_that_failed_leaves_the_model_as_it_was(request: pytest.FixtureRe
         read(write(tmp_path / "style.safetensors", state), model)
     assert torch.equal(call(model), plain)
     assert not [name for name, _ in model.network.named_modules() if "lora" in name]
+
+
+@pytest.mark.parametrize("more", [{}, {"guidance_in_in_layer": (torch.ones(3, 8), torch.ones(8, 3))}], ids=["whole", "lost"])
+def test_what_diffusers_leaves_out_does_not_hide_behind_a_fused_pair(
+    more: Any, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A fused pair of kohya's becomes three, so that there are more pairs than the file has and yet one is missing."""
+    model: Any = load(FAMILIES["flux2"], tiny_model("Flux2KleinPipeline"))
+    width = model.network.transformer_blocks[0].attn.to_q.weight.shape[1]
+    fused = {"double_blocks_0_img_attn_qkv": (torch.ones(3, width), torch.ones(3 * width, 3))}
+    path = write(tmp_path / "style.safetensors", kohya("lora_unet", fused | more))
+    if more:
+        with pytest.raises(ModelError, match=r"diffusers does not convert.*guidance_in_in_layer"):
+            read(path, model)
+    else:
+        own = read(path, model).denoiser
+        assert own is not None and len(own.pairs) == 3
