@@ -1,7 +1,7 @@
 """A client of OpenAI's chat completions, for a guard: one answer, within a time, a number of tries and a budget.
 
 Any server that speaks the interface will do (vLLM, SGLang, llama.cpp, a service). Nothing that a server sends comes into a
-message but its status: an error page may repeat the key.
+message but its status and the names of its models: an error page may repeat the key.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import GuardUnavailable
+from index.printable import visible
 
 BUDGET_FILE = "CLEARANCE_ANSWERS_BUDGET"  # of the environment: the file in which the processes of a worker count together
 LARGEST = 1 << 20  # bytes of an answer
+WIDTH = 160  # bytes of the file of a budget
 LONGEST_PAUSE = 30.0  # seconds between two tries, whatever the server asks for
 AGAIN = (408, 429, 500, 502, 503, 504)
 FORBIDDEN = (401, 403)
@@ -91,9 +93,8 @@ class Budget:
                 fcntl.flock(stream, fcntl.LOCK_EX)  # released as the file is closed
                 text = stream.read()
                 changed = by(Spent(**json.loads(text)) if text else Spent())
-                stream.seek(0)
-                stream.truncate()
-                json.dump(changed.__dict__, stream)
+                stream.seek(0)  # of one length, written over: a process that is killed here leaves no empty count
+                stream.write(json.dumps(changed.__dict__).ljust(WIDTH))
                 return changed
 
 
@@ -155,7 +156,7 @@ class Chat:
             fix = f"Put the right key into {self.server.key}" if self.server.key else "Name its variable: vision_language.key"
             raise GuardUnavailable(f"the server refuses the key (HTTP {status})", where=self.where, fix=fix)
         try:
-            names = [str(one["id"]) for one in json.loads(body)["data"]] if status == 200 else []
+            names = [visible(str(one["id"]), lines=False) for one in json.loads(body)["data"]] if status == 200 else []
         except (ValueError, KeyError, TypeError):
             names = []  # not every server lists its models; the first question shows whether it has this one
         if names and self.server.model not in names:

@@ -320,11 +320,12 @@ class ClassifierGuard:
 
     def _finding(self, logits: np.ndarray) -> Finding:
         """The finding of a picture from the logits of its views (views, labels): the worst view counts."""
-        each = probabilities(logits, several=self.several)[:, self._columns]  # (views, labels that count)
+        with np.errstate(invalid="ignore"):  # what is not a number stays so, and makes no finding
+            each = probabilities(logits, several=self.several)[:, self._columns]  # (views, labels that count)
         score = each.max() if self.several else each.sum(1).max()
         best = self.network.files.labels[self._columns[int(each.max(0).argmax())]]
         return Finding(
-            guard=self.name, version=self.version, category=self.categories[0], score=min(1.0, float(score)),
+            guard=self.name, version=self.version, category=self.categories[0], score=float(np.minimum(score, 1.0)),
             threshold=self.threshold, detail=best,
         )  # fmt: skip
 

@@ -117,6 +117,9 @@ class FaithfulnessGuard:
             prompt: that was drawn.
             embedding: of the picture, float32 (D,), unit length.
             unsteered: of the same request's picture that nothing steered; None where there is none.
+
+        Raises:
+            InputError: the similarity is not a number.
         """
         text, usual = self._text(prompt), self.usual
         now = float(text @ embedding.astype(np.float64))
@@ -130,7 +133,7 @@ class FaithfulnessGuard:
         if room <= 0:  # the picture that nothing steered was no nearer: the embedder does not know this prompt
             score, detail = 0.0, f"{detail}; not judged: the unsteered picture was no nearer to it"
         else:
-            score = min(1.0, max(0.0, (shown - now) / room))
+            score = float(np.clip((shown - now) / room, 0.0, 1.0))
         return Finding(
             guard=self.name, version=self.version, category=CATEGORY, score=score, threshold=self.threshold, detail=detail
         )

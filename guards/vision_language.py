@@ -22,6 +22,7 @@ import numpy as np
 from guards.base import Defaults, Finding, Probe, require_package, require_pictures
 from guards.chat import Chat, Unanswered
 from index.errors import ClearanceError
+from index.printable import visible
 
 KIND, REVISION = "question", "1"
 UNANSWERED = "answer.missing"
@@ -173,7 +174,9 @@ class QuestionGuard:
 
     def _detail(self, answer: Answer) -> str:
         said = f"{'yes' if answer.yes >= 0.5 else 'no'}, probability of yes {answer.yes:.3f}"
-        return said + (f", by {answer.model[:80]}" if answer.model not in ("", self.settings.server.model) else "")
+        return said + (
+            f", by {visible(answer.model[:80], lines=False)}" if answer.model not in ("", self.settings.server.model) else ""
+        )
 
 
 def picture_file(picture: np.ndarray, side: int) -> bytes:

@@ -33,8 +33,10 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     """
     by_action: dict[str, list[Finding]] = {"reject": [], "steer": [], "review": [], "observe": []}
     for finding in findings:
-        action = action_of(policy, finding.guard, finding.category) if finding.triggered else ""
-        if action in by_action:  # a prompt that was rewritten is drawn: nothing is left to decide about
+        if not finding.triggered:
+            continue
+        action = action_of(policy, finding.guard, finding.category)
+        if action != "rewrite":  # a prompt that was rewritten is drawn: nothing is left to decide about
             by_action[action].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)

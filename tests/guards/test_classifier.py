@@ -16,7 +16,7 @@ from guards.base import Guard
 from guards.classifier import ClassifierGuard, find_files, probabilities
 from guards.conformance import check_guard
 from guards.registry import describe, open_guards, probe_guards
-from index.errors import ConfigError, GuardUnavailable, IntegrityError
+from index.errors import ConfigError, GuardUnavailable, InputError, IntegrityError
 from pipeline.decide import decide
 from pipeline.guard_settings import ClassifierPolicy
 from pipeline.identity import guards_in_force
@@ -149,6 +149,13 @@ def test_the_models_configuration_chooses_sigmoid(tmp_path: Path) -> None:
 def test_the_policy_overrides_the_models_configuration(tmp_path: Path) -> None:
     guard = ClassifierGuard(settings(write_onnx(tmp_path, COLOURS, np.eye(3), several=True), score="softmax"))
     assert not guard.several
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, several: bool) -> None:
+    write_onnx(tmp_path, COLOURS, np.full((3, 3), np.nan), several=several)
+    with pytest.raises(InputError, match="not a finite number"):
+        ClassifierGuard(settings(tmp_path / "model.onnx")).check(THREE)
 
 
 def test_probabilities_of_large_logits_are_finite() -> None:

@@ -12,7 +12,7 @@ from guards.base import Finding
 from guards.faithfulness import CATEGORY, FaithfulnessGuard, UsualRange
 from guards.registry import describe
 from index.embed import OpenCLIPEmbedder
-from index.errors import ConfigError
+from index.errors import ConfigError, InputError
 from index.reference import Match
 from pipeline.config import RunConfig
 from pipeline.decide import decide
@@ -47,6 +47,11 @@ def guard(shown: float = 0.6, other: float = 0.2, threshold: float = 0.5) -> Fai
 @pytest.mark.parametrize(("cosine", "score"), [(0.6, 0.0), (0.9, 0.0), (0.4, 0.5), (0.2, 1.0), (-0.3, 1.0), (0.5, 0.25)])
 def test_the_score_is_the_place_in_the_usual_range(cosine: float, score: float) -> None:
     assert guard().check("a cat", at(cosine)).score == pytest.approx(score, abs=1e-6)
+
+
+def test_a_similarity_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(InputError, match="not a finite number"):
+        guard().check("a cat", np.array([np.nan, 0, 1], np.float32))
 
 
 def test_what_the_unsteered_picture_lacked_is_not_counted() -> None:

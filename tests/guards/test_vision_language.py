@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from guards.base import Finding
-from guards.chat import BUDGET_FILE, Budget, Chat, Spent, Unanswered
+from guards.chat import BUDGET_FILE, WIDTH, Budget, Chat, Spent, Unanswered
 from guards.conformance import check_guard
 from guards.registry import describe, open_guards
 from guards.vision_language import UNANSWERED, AnswerMissing, QuestionGuard, by_object, by_probability
@@ -313,6 +313,24 @@ def test_processes_count_together_in_a_file(server: ChatServer, tmp_path: Path, 
     one.check(THREE[:2])
     assert [missing.triggered for _, missing in other.check(THREE[1:])] == [False, True]
     assert other.chat.budget.spent.calls == 3
+
+
+def test_a_count_is_written_over_and_never_empty(tmp_path: Path) -> None:
+    """A process that is killed while it counts must not set the budget back to nothing spent."""
+    file = tmp_path / "spent"
+    file.touch()
+    budget = Budget(Spent(), file)
+    for seconds in (0.0, 123456.789, 0.1):
+        budget.begin()
+        budget.end(seconds, 10**12)
+        assert file.stat().st_size == WIDTH
+    assert (budget.spent.calls, budget.spent.tokens) == (3, 3 * 10**12)
+
+
+def test_a_models_name_is_made_safe_for_rows(server: ChatServer) -> None:
+    server.way = lambda body, number: reply('{"answer": "no", "confidence": 1}', model="\ud800\x1b[2J")
+    one, _ = findings(guard(server, answer="json"))
+    assert one.detail.endswith(r", by \ud800\x1b[2J")
 
 
 def test_a_budget_survives_the_way_to_another_process() -> None:

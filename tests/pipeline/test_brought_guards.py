@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +14,19 @@ from typing import Any
 import pytest
 
 from guards.chat import BUDGET_FILE
+from jobs.by import By
+from jobs.export.write import export_run
 from jobs.report import report_run
+from jobs.retention import apply_retention, erase_keys
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from jobs.run.preflight import preflight
 from jobs.run.verdict import verify_run
+from jobs.show import lines as show_lines
+from jobs.show import show_request
+from pipeline.audit.erase import PROMPT
+from pipeline.audit.events import append_event
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.audit.verifier import clearance_verify
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
@@ -30,6 +40,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import read_toml
 from tests.guards.chat_server import MODEL, ChatServer
 from tests.guards.onnx_files import write_onnx
+from tests.jobs.retained import stored_bytes
 
 SECRET = "sk-very-secret-4711"
 PROMPTS = ["a red apple", "a b.0.m.b in a field", "a cat in the style of Nobody", "draw Mickey on a sofa", "a knife"]
@@ -193,6 +204,66 @@ def test_another_rewritten_prompt_does_not_match_its_commitment(ran: SimpleNames
     assert drawn_commitment(row["drawn_prompt"], salt) == row["drawn_commit"] != drawn_commitment("another", salt)
 
 
+@pytest.fixture(scope="module")
+def erased(ran: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A copy of the run: the prompt of the sample that was rewritten is erased, and what was in its place before."""
+    folder = Path(shutil.copytree(ran.folder, tmp_path_factory.mktemp("erased") / "run"))
+    before = stored_bytes(folder)
+    row = ran.rows[PROMPTS[3]]
+    made = erase_keys(folder, [row["request_key"]], [PROMPT], By(role="privacy", reason="request 31"))
+    return SimpleNamespace(folder=folder, before=before, row=row, made=made)
+
+
+def test_a_rewritten_prompt_is_erased_with_the_callers(erased: SimpleNamespace) -> None:
+    assert erased.made.cells["drawn_prompt"] == 1
+    (row,) = [row for row in sample_rows(erased.folder) if row["sample_id"] == erased.row["sample_id"]]
+    assert (row["prompt"], row["drawn_prompt"], row["drawn_commit"]) == (None, None, erased.row["drawn_commit"])
+
+
+def test_of_an_erased_rewritten_prompt_no_byte_is_left(erased: SimpleNamespace) -> None:
+    assert b"a mouse on a sofa" in erased.before
+    assert b"a mouse on a sofa" not in stored_bytes(erased.folder)
+
+
+def test_a_run_verifies_after_a_rewritten_prompt_was_erased(erased: SimpleNamespace) -> None:
+    assert verify_run(erased.folder).problems == ()
+    assert clearance_verify.main([str(erased.folder)]) == 0
+
+
+def test_the_end_of_retention_takes_rewritten_prompts_too(ran: SimpleNamespace, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ran.folder, tmp_path / "run"))
+    row = ran.rows[PROMPTS[3]]
+    decided = {"outcome": "accepted", "retain_until": (row["finished_at"] + timedelta(days=1)).isoformat()}
+    append_event(folder, "review.decided", "reviewer", "fine", samples=[row["sample_id"]], details=decided)
+    apply_retention(folder, By(role="privacy", reason="over"), clock=lambda: row["finished_at"] + timedelta(days=2))
+    (after,) = [one for one in sample_rows(folder) if one["sample_id"] == row["sample_id"]]
+    assert (after["prompt"], after["drawn_prompt"]) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["a rat on a sofa", None])
+def test_a_rewritten_prompt_that_was_changed_is_a_problem(ran: SimpleNamespace, value: str | None) -> None:
+    from pipeline.audit.commitments import default_salt, uncommitted
+
+    row = ran.rows[PROMPTS[3]]
+    assert list(uncommitted(row, default_salt("default"))) == []
+    assert [column for column, _ in uncommitted(row | {"drawn_prompt": value}, default_salt("default"))] == ["drawn_prompt"]
+
+
+def test_a_request_is_shown_with_the_prompt_that_was_drawn(ran: SimpleNamespace) -> None:
+    shown = dict(show_lines(show_request(ran.folder, ran.rows[PROMPTS[3]]["request_key"]).entry))
+    assert (shown["prompt"], shown["  drawn as"]) == ("draw Mickey on a sofa", "draw a mouse on a sofa")
+
+
+def test_an_export_has_both_prompts_and_captions_with_the_drawn_one(ran: SimpleNamespace, tmp_path: Path) -> None:
+    export_run(ran.folder, tmp_path / "set", format="webdataset")
+    name = ran.rows[PROMPTS[3]]["sample_id"]
+    with tarfile.open(tmp_path / "set" / "data" / "00000.tar") as tar:
+        caption, stated = (tar.extractfile(f"{name}.{suffix}").read() for suffix in ("txt", "json"))  # type: ignore[union-attr]
+    assert caption == b"draw a mouse on a sofa"
+    both = json.loads(stated)
+    assert (both["prompt"], both["drawn_prompt"]) == ("draw Mickey on a sofa", "draw a mouse on a sofa")
+
+
 def test_the_report_shows_them(ran: SimpleNamespace) -> None:
     page, numbers, _ = report_run(ran.folder)
     shown = {(row["guard"], row["category"]) for row in numbers["guards"]}
@@ -230,6 +301,14 @@ def test_a_prompt_on_which_a_pattern_takes_too_long_is_an_error(ran: SimpleNames
     runtime.prompts = guard
     (sample,) = Moderation(runtime).submit(Request(row_no=0, key="0", prompt="a" * 60 + "!"))
     assert (sample.outcome, sample.reason) == (Outcome.ERROR, "error.prompt")
+
+
+def test_an_action_that_nobody_knows_is_an_error() -> None:
+    from guards.base import Finding
+
+    found = Finding(guard="prompt", version="1", category="prompt.title.ignore", score=1.0, threshold=0.5)
+    with pytest.raises(KeyError, match="ignore"):
+        decide([found], 0, Policy())
 
 
 def test_a_rewritten_prompt_is_not_decided_about_again(ran: SimpleNamespace) -> None:
