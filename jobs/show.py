@@ -152,6 +152,8 @@ def lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "request", str(entry["request_key"])
     yield "sample_id", str(entry["sample_id"])
     yield "prompt", entry["prompt"] or ("erased" if "prompt" in state["erased"] else "none")
+    if drawn := entry["row"].get("drawn_prompt"):
+        yield "  drawn as", str(drawn)
     if entry["negative_prompt"]:
         yield "  not", str(entry["negative_prompt"])
     because = f" because {entry['reason']}" if entry["reason"] else ""

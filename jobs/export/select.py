@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.marking.mark import MarkedPicture
 
 DEFAULT = (
-    "sample_id request_key prompt negative_prompt base_seed width height outcome model_id model_revision model_licence "
-    "digital_source_type pixel_sha256 file_sha256 pdq iscc watermark_scheme c2pa_present"
+    "sample_id request_key prompt drawn_prompt negative_prompt base_seed width height outcome model_id model_revision "
+    "model_licence digital_source_type pixel_sha256 file_sha256 pdq iscc watermark_scheme c2pa_present"
 ).split()
 GROUPS: dict[str, frozenset[str]] = {
     "accepted": frozenset(map(str, ACCEPTED)),

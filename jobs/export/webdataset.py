@@ -29,8 +29,9 @@ def write(items: Iterator[Item], schema: pa.Schema, folder: Path) -> None:
                 number, written = number + 1, 0
                 tar = _open(folder, number)
             members = {item.suffix: item.image, "json": json_line(item.values)}
-            if isinstance(item.values.get("prompt"), str):
-                members["txt"] = item.values["prompt"].encode("utf-8", "backslashreplace")
+            caption = item.values.get("drawn_prompt") or item.values.get("prompt")  # what the picture shows
+            if isinstance(caption, str):
+                members["txt"] = caption.encode("utf-8", "backslashreplace")
             for suffix, data in members.items():
                 member = tarfile.TarInfo(f"{item.sample_id}.{suffix}")
                 member.size, member.mtime, member.mode = len(data), 0, 0o644
