@@ -20,6 +20,7 @@ import numpy as np
 
 from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
 from index.errors import ConfigError, GuardUnavailable, IntegrityError
+from index.onnx_data import weight_files
 from index.padding import PaddedCalls, first_line
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         fix = "Name a folder of transformers, an .onnx file or hf-hub:OWNER/NAME; relative paths start from the run file"
         raise GuardUnavailable("there is no such model", where=where, fix=fix)
     if onnx:
-        weights = sorted(path for path in folder.glob(f"{onnx}*") if path.is_file())
+        weights = sorted({*(path for path in folder.glob(f"{onnx}*") if path.is_file()), *weight_files(place)})
     else:
         weights = sorted(folder.glob("*.safetensors"))
     if not weights:

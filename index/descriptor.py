@@ -19,6 +19,7 @@ import numpy as np
 
 from index.errors import InputError, ModelError
 from index.keypoints import Shown
+from index.onnx_data import weight_files
 
 TORCHSCRIPT, ONNX = (".pt", ".ts", ".torchscript"), (".onnx",)
 SUFFIXES = (*TORCHSCRIPT, *ONNX)
@@ -38,7 +39,7 @@ ENTERING = Entering()  # SSCD's
 
 
 def descriptor_id(file: Path) -> str:
-    """Digest of everything that decides a score: the file, how pictures enter, and this code.
+    """Digest of everything that decides a score: the file, those that hold its weights, how pictures enter, and this code.
 
     Raises:
         ModelError: it cannot be read, or is neither TorchScript nor ONNX by its name.
@@ -47,11 +48,13 @@ def descriptor_id(file: Path) -> str:
         fix = f"Name a file that ends with one of: {', '.join(SUFFIXES)}"
         raise ModelError("is neither TorchScript nor ONNX by its name", where=f"second look: {file}", fix=fix)
     try:
+        beside = weight_files(file) if file.suffix.lower() in ONNX else []
         weights = hashlib.sha256(file.read_bytes()).hexdigest()
+        more = [[part.name, hashlib.sha256(part.read_bytes()).hexdigest()] for part in beside]
     except OSError as error:
         fix = "Name the file where it lies now: copies.second_look of the policy, --second-look of clearance index calibrate"
         raise ModelError(f"cannot be read ({error.strerror or error})", where=f"second look: {file}", fix=fix) from None
-    content = json.dumps(["descriptor", VERSION, weights, asdict(entering(file))], sort_keys=True)
+    content = json.dumps(["descriptor", VERSION, weights, asdict(entering(file)), *([more] if more else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

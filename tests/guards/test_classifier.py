@@ -151,6 +151,17 @@ def test_the_policy_overrides_the_models_configuration(tmp_path: Path) -> None:
     assert not guard.several
 
 
+def test_the_digest_follows_weights_in_a_file_of_any_name(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path, COLOURS, np.eye(3))
+    before = find_files(str(file), guard="g").digest
+    file.write_bytes(file.read_bytes() + b"\n\x08location\x12\x05w.bin")
+    with pytest.raises(GuardUnavailable, match=r"w\.bin is missing"):
+        find_files(str(file), guard="g")
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    found = find_files(str(file), guard="g")
+    assert "w.bin" in found.digests and found.digest != before
+
+
 @pytest.mark.parametrize("several", [True, False])
 def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, several: bool) -> None:
     write_onnx(tmp_path, COLOURS, np.full((3, 3), np.nan), several=several)
