@@ -388,9 +388,7 @@ def lines(found: Preflight) -> dict[str, str]:
         "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
         "pictures": pictures,
         **_sizes(found),
-        **(
-            _sums(found) if found.estimate is not None else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}
-        ),
+        **(_sums(found) if found.estimate else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}),
         "runner": f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}",
         "policy": f"{plan.policy.name} {plan.policy.version}; ladder of {len(plan.policy.ladder)} rungs, "
         f"for marks {len(plan.policy.mark_ladder)}",
