@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -177,7 +178,8 @@ class CopiesGuard:
         reference = self.index.picture(match.ref_id)
         if reference is None:
             return match
-        return replace(match, confirm=float(self._confirm(picture, reference)))
+        score = float(self._confirm(picture, reference))
+        return match if math.isnan(score) else replace(match, confirm=score)  # it cannot judge: as without a picture
 
     def _finding(self, category: str, nearest: tuple[Match, ...]) -> Finding:
         probe = category == "copy.memorised"

@@ -3,8 +3,8 @@
 Points that can be found again (SIFT, Lowe 2004, in OpenCV; the patent ended in 2020) are described by the square roots of their
 normalised histograms (RootSIFT, Arandjelović and Zisserman 2012) and matched where the best match is clearly better than the
 second. One affine map is fitted to the matches by RANSAC; the score counts the places at which picture and reference agree with
-it. A crop or an inset keeps its points, so this sees what alignment of whole pictures does not; a smooth picture has few points
-and cannot be confirmed.
+it. A crop or an inset keeps its points, so this sees what alignment of whole pictures does not. A smooth reference has few
+points: nothing could agree with it, so there is no score (NaN), and the embedder alone decides.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from functools import cache, lru_cache
 from typing import Any
 
@@ -28,23 +29,29 @@ TRIES = 3000
 HALF = 8.0  # agreeing places that score one half
 CELL = 6.0  # pixels; matches within one cell of the reference count once
 STRETCH, SHRINK = 2.5, 8.0  # the most that a map may distort, and that it may change sizes
-VERSION = 1  # raise it when anything below changes a score
+FEWEST = 8  # points of a reference; with fewer even the same picture would hardly score one half
+VERSION = 2  # raise it when anything below changes a score
 
 
 def keypoints_id() -> str:
     """Digest of the numbers that decide every score."""
-    numbers = [VERSION, SIDE, LEAST, POINTS, CONTRAST, LOCAL, TILES, RATIO, NEAR, TRIES, HALF, CELL, STRETCH, SHRINK]
+    numbers = [VERSION, SIDE, LEAST, POINTS, CONTRAST, LOCAL, TILES, RATIO, NEAR, TRIES, HALF, CELL, STRETCH, SHRINK, FEWEST]
     return hashlib.sha256(json.dumps(["keypoints", *numbers]).encode()).hexdigest()
 
 
 class Keypoints:
-    """The look: (picture, reference) → score in [0, 1]. What it found in the last references it keeps."""
+    """The look: (picture, reference) → score in [0, 1], or NaN. What it found in the last references it keeps."""
 
     def __init__(self) -> None:
         self._points = lru_cache(maxsize=64)(_points_of)
 
     def __call__(self, picture: np.ndarray, reference: np.ndarray) -> float:
-        """Score that the picture shows what the reference shows: 0 for no agreeing places, ½ for :data:`HALF` of them."""
+        """Score that the picture shows what the reference shows: 0 for no agreeing places, ½ for :data:`HALF` of them.
+
+        NaN where the reference has fewer than :data:`FEWEST` points: a 0 would clear every copy of it.
+        """
+        if len(self._points(Shown(reference))[0]) < FEWEST:
+            return math.nan
         seen = self._points(Shown(picture))
         sides = (reference, np.ascontiguousarray(reference[:, ::-1]))
         places = max(agreeing(seen, self._points(Shown(side))) for side in sides)

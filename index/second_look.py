@@ -17,7 +17,8 @@ import numpy as np
 from index.errors import ConfigError, IndexMismatch
 from index.precision import average_precision
 
-Look = Callable[[np.ndarray, np.ndarray], float]  # picture, reference picture: uint8 RGB (H, W, 3) → [0, 1]
+# picture, reference picture: uint8 RGB (H, W, 3) → [0, 1]; NaN: the look cannot judge this reference
+Look = Callable[[np.ndarray, np.ndarray], float]
 
 AUTO, ALIGNMENT, KEYPOINTS, DESCRIPTOR = "auto", "alignment", "keypoints", "descriptor:"
 BUILT_IN = (ALIGNMENT, KEYPOINTS)
@@ -142,10 +143,11 @@ def compared(scores: Mapping[str, np.ndarray], copy: np.ndarray, works: Sequence
     """What every look is worth on the same pairs, in the order given.
 
     Args:
-        scores: look → float (M,); NaN where there was none, because the index keeps no picture.
+        scores: look → float (M,); NaN where there was none. A pair on which only some looks give no score counts as 0 for them.
         copy: bool (M,). works: M names; pairs of one work are resampled together.
     """
-    seen = ~np.any([np.isnan(mine) for mine in scores.values()], axis=0)
+    seen = ~np.all([np.isnan(mine) for mine in scores.values()], axis=0)
+    scores = {look: np.nan_to_num(mine, nan=0.0) for look, mine in scores.items()}
     label, of = np.asarray(copy)[seen], np.asarray(works)[seen]
     if not label.any() or label.all():
         return []

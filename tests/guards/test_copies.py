@@ -124,6 +124,13 @@ def test_memorised_works_have_their_own_category(clean: np.ndarray) -> None:
     assert memorised.ref_id == "probe"
 
 
+def test_a_look_that_cannot_judge_clears_nothing(clean: np.ndarray) -> None:
+    made = guard([(work("apple"), clean[0])], veto_below=0.2, confirm=lambda *_: float("nan"))
+    (examined,) = made.examine(clean[:1])
+    assert examined.nearest[0].confirm is None
+    assert examined.findings[0].triggered and examined.findings[0].confirmed
+
+
 def test_a_confirmed_reference_outranks_a_nearer_unconfirmed_one(clean: np.ndarray) -> None:
     twin = clean[0].copy()
     twin[:8] //= 2

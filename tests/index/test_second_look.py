@@ -61,8 +61,21 @@ def test_alignment_does_not_find_an_inset_of_a_photograph_and_key_points_do() ->
 @pytest.mark.parametrize("side", [1, 7, 64])
 def test_pictures_without_points_score_nothing(side: int) -> None:
     blank = np.full((side, side, 3), 200, np.uint8)
-    look = Keypoints()
-    assert [look(blank, photograph(1)), look(photograph(1), blank), look(blank, blank)] == [0, 0, 0]
+    assert Keypoints()(blank, photograph(1)) == 0
+
+
+@pytest.mark.parametrize("side", [1, 7, 64, 300])
+def test_a_reference_without_points_is_not_judged(side: int) -> None:
+    """Not 0: that would clear every copy of it."""
+    blank = np.full((side, side, 3), 200, np.uint8)
+    assert np.isnan([Keypoints()(shown, blank) for shown in (photograph(1), blank)]).all()
+
+
+def test_the_same_picture_is_confirmed_wherever_it_is_judged() -> None:
+    for side in (16, 32, 64, 256):
+        picture = drawing(side, side)
+        score = Keypoints()(picture, picture)
+        assert np.isnan(score) or score > 0.25, side
 
 
 def test_key_points_are_deterministic_whatever_was_looked_at_before() -> None:
@@ -140,6 +153,19 @@ def test_a_descriptors_id_follows_file_and_entering(tmp_path: Path) -> None:
     assert look_id(f"descriptor:{file}") != before and entering(file).mean == ENTERING.mean
     file.with_suffix(".json").unlink()
     assert entering(file) == ENTERING
+
+
+def test_a_descriptors_id_follows_the_files_that_hold_its_weights(tmp_path: Path) -> None:
+    file = onnx(tmp_path / "mine.onnx")
+    alone = look_id(f"descriptor:{file}")
+    place = _field(13, _field(1, b"location") + _field(2, b"weights.bin"))
+    file.write_bytes(file.read_bytes() + place)
+    with pytest.raises(ModelError, match="cannot be read"):
+        look_id(f"descriptor:{file}")
+    (tmp_path / "weights.bin").write_bytes(b"one")
+    first = look_id(f"descriptor:{file}")
+    (tmp_path / "weights.bin").write_bytes(b"other")
+    assert len({alone, first, look_id(f"descriptor:{file}")}) == 3
 
 
 def test_descriptors_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
