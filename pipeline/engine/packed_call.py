@@ -94,11 +94,12 @@ def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
 
 
 def _adapting(model: DiffusionModel, owners: Owners) -> AbstractContextManager[None]:
-    """Low-rank weights on the rows of the samples that have them."""
+    """Low-rank weights on the samples' own rows, not on those of their references: features of references, which may stand for
+    these rows, are worked out once for all samples, without any."""
     wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
     for t, first in owners:
         for weights, strength in t.lowrank:
-            wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.rows()))
+            wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.own_rows))
     if not wanted:
         return nullcontext()
     rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]

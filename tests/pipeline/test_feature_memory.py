@@ -13,12 +13,14 @@ from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import stack
 from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.lowrank import LowRank
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.respond.negtome import feature_note
 from pipeline.rungs import NegToMeRung
 from pipeline.steer.feature_memory import bytes_a_step, site_shapes
 from pipeline.steer.features import FeatureCache, capturing
 from pipeline.steer.negtome import NegToMe
+from tests.pipeline.lora_files import pairs_for
 from tests.pipeline.true_sizes import built
 
 CPU = torch.device("cpu")
@@ -59,7 +61,7 @@ def test_features_of_released_sizes(name: str, megabytes: int) -> None:
     assert round(bytes_a_step(shapes, settings(context), CPU) / 1e6) == megabytes
 
 
-def steered(e: Engine) -> tuple[Trajectory, bytes]:
+def steered(e: Engine, lowrank: tuple[tuple[LowRank, float], ...] = ()) -> tuple[Trajectory, bytes]:
     context, negative = e.model.encode_prompts(["a red apple", ""])
     first = Trajectory(tag=1, latent=e.initial_noise(1), step=0, context=context, negative=negative)
     e.finish([first])
@@ -67,6 +69,7 @@ def steered(e: Engine) -> tuple[Trajectory, bytes]:
     failed = Failed(last=first, seed=1, attempt=1, ref_ids=["00000001", "00000002"], latents=latents)
     centre = torch.zeros(e.model.latent_shape)
     again = retry(failed, RUNG, Tools(engine=e, reference_context=negative, centre=centre)).trajectory
+    again.lowrank = lowrank
     return again, e.finish([again])[1].numpy().tobytes()
 
 
@@ -86,6 +89,14 @@ def test_what_would_take_too_much_is_carried_as_rows_and_draws_the_same_bytes(ex
     assert kept.push is not None and kept.push.features is not None
     assert carried.push is not None and carried.push.features is None
     assert found == expected and carried.evals == kept.evals
+
+
+def test_low_rank_weights_of_a_row_reach_its_references_neither_way(exact: DiffusionModel) -> None:
+    """feature_mib is no part of the plan: a row's LoRA must not draw other pictures with more of it."""
+    weights = LowRank("row's", pairs_for(exact.network, ("to_q", "to_v")))
+    (_, expected), (carried, found) = (steered(engine(exact, most), ((weights, 1.0),)) for most in (None, 1))
+    assert carried.push is not None and carried.push.latents
+    assert found == expected != steered(engine(exact, 1))[1]
 
 
 def test_a_call_without_room_for_the_references_keeps_features(exact: DiffusionModel) -> None:
