@@ -268,6 +268,10 @@ def _kind_of(tensors: Tensors, where: str) -> Kind:
         if others:
             what = f"holds {len(others)} tensors beside low-rank pairs, which would be lost (first {others[0]})"
             raise ModelError(what, where=where, fix=MERGE)
+        halves = [{name[: found.start()] for name in tensors if (found := half.search(name))} for half in (DOWN, UP)]
+        if alone := sorted(halves[0] ^ halves[1]):
+            what = f"of {len(alone)} low-rank pairs it holds one half alone (first {alone[0]})"
+            raise ModelError(what, where=where, fix="Fetch or save the file again: a part of it is missing")
         return "lora"
     vectors = [shape for _, shape in tensors.values()]
     if tensors and all(len(shape) in (1, 2) for shape in vectors) and (set(tensors) <= set(VECTORS) or len(tensors) == 1):

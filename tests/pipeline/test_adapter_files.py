@@ -77,6 +77,13 @@ def test_tensors_beside_pairs_are_not_lost_in_silence(tmp_path: Path) -> None:
     assert "1 tensors beside low-rank pairs" in refused(file(tmp_path, PAIR | {"unet.mid.norm.weight": (8,)})).what
 
 
+@pytest.mark.parametrize("half", list(PAIR))
+def test_half_a_pair_is_refused_before_the_model_is_touched(half: str, tmp_path: Path) -> None:
+    shapes = PAIR | {half.replace("to_q", "to_k"): PAIR[half]}
+    error = refused(file(tmp_path, shapes))
+    assert "of 1 low-rank pairs it holds one half alone (first unet.mid.attn1.to_k" in error.what
+
+
 def test_a_whole_checkpoint_is_none(tmp_path: Path) -> None:
     error = refused(file(tmp_path, {"model.diffusion_model.out.2.weight": (4, 8), "cond_stage_model.x": (8, 8)}))
     assert "whole checkpoint" in error.what and "from_single_file" in error.fix
@@ -134,7 +141,7 @@ def test_names_are_told_apart(tmp_path: Path) -> None:
         look_at_adapters([AdapterConfig(path=str(path)) for path in paths], base=Path())
 
 
-BASES = {
+DOWNS = {
     "Stable Diffusion 1.x": {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)},
     "Stable Diffusion 2.x": {"unet.down.attn2.to_k.lora_A.weight": (4, 1024)},
     "SDXL": {"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048)},
@@ -143,6 +150,13 @@ BASES = {
     "Qwen-Image": {"transformer_blocks.0.img_mlp.net.2.lora_A.weight": (4, 64)},
     "Z-Image": {"diffusion_model.context_refiner.0.attention.to_q.lora_A.weight": (4, 64)},
 }
+
+
+def up(name: str) -> str:
+    return name.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+
+
+BASES = {base: downs | {up(name): (8, rank) for name, (rank, _) in downs.items()} for base, downs in DOWNS.items()}
 
 
 @pytest.mark.parametrize("name", BASES)
