@@ -284,7 +284,11 @@ class ColumnsConfig:
     """The columns of the prompt files, where they have other names than ours."""
 
     prompt: str = line("", "column of the prompts; empty: `prompt`")
-    key: str = line("", "column of the keys, text or integers, each once; empty: `key`, where the file has it")
+    key: str = line(
+        "",
+        'column of the keys, text or integers, each once; empty: `key`, where the file has it. "none", here and at the keys '
+        "below: a column of the usual name is your own",
+    )
     seed: str = line("", "column of the seeds, whole numbers; empty: `seed`, where the file has it")
     negative_prompt: str = line("", "column of the negative prompts; empty: `negative_prompt`, where the file has it")
     adapter: str = line(

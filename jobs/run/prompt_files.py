@@ -21,6 +21,7 @@ from pipeline.notes import Note
 from pipeline.outcome import Stated
 
 COLUMNS = ("prompt", "key", "seed", "negative_prompt", *Stated._fields)  # others are the caller's own, and travel into the rows
+OWN = "none"  # in the run file, in place of a column's name: a column that is called as ours is the caller's own
 USUAL = ("caption", "text", "prompts", "captions", "description", "instruction", "sentence")  # what data sets call a prompt
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 OTHER_KINDS = {  # by the end of the name, or by the first bytes
@@ -52,9 +53,15 @@ Rows = Iterator[tuple[str, Row]]
 
 @dataclass(frozen=True)
 class Names:
-    """What the columns of a file are called: ours → the file's own name, where the run file states one (``[columns]``)."""
+    """What the columns of a file are called.
+
+    Attributes:
+        of: ours → the file's own name, where the run file states one (``[columns]``).
+        kept: of ours, those that are the caller's own where a file has them.
+    """
 
     of: Mapping[str, str]
+    kept: frozenset[str] = frozenset()
 
     def __getitem__(self, column: str) -> str:
         return self.of.get(column) or column
@@ -96,8 +103,15 @@ def read_rows(path: Path, notes: list[Note], columns: Mapping[str, str] | None =
         kind, fix = OTHER_KINDS.get(suffix, ("", ""))
         what = f"unknown kind of prompt file {suffix!r}" + (f": it is {kind}" if kind else "")
         raise InputError(what, where=str(path), fix=fix.replace("FILE", path.name) or f"Use one of {', '.join(READERS)}")
-    names = Names({ours: theirs for ours, theirs in (columns or {}).items() if theirs})
+    stated = columns or {}
+    kept = kept_own(stated)
+    names = Names({ours: theirs for ours, theirs in stated.items() if theirs and ours not in kept}, kept)
     return [(place, names.renamed(row)) for place, row in READERS[suffix](path, notes, names)]
+
+
+def kept_own(columns: Mapping[str, str]) -> frozenset[str]:
+    """Those of our columns that are the caller's own where a file has them (``columns.width = "none"``)."""
+    return frozenset(ours for ours, theirs in columns.items() if theirs == OWN and ours != "prompt")
 
 
 def _require_columns(columns: list[str], path: Path, notes: list[Note], names: Names) -> None:
@@ -124,9 +138,14 @@ def _require_columns(columns: list[str], path: Path, notes: list[Note], names: N
     for name in columns:
         meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
         known = (*COLUMNS, *names.of.values(), "weight")  # which is no slip for "height"
-        if name not in known and meant and names[meant[0]] not in columns:
+        if name not in known and meant and meant[0] not in names.kept and names[meant[0]] not in columns:
             what = f"column {name!r} is kept as a column of your own; if it is meant as {meant[0]!r}, rename it"
             notes.append(Note("prompts", what))
+    taken = [name for name in Stated._fields if name in columns and name not in names.of and name not in names.kept]
+    if taken:
+        what = f"{', '.join(map(repr, taken))} state{'s' if len(taken) == 1 else ''} what each picture is drawn with"
+        fix = f'columns.{taken[0]} = "{OWN}" makes {"it" if len(taken) == 1 else "the first"} a column of your own'
+        notes.append(Note("prompts", f"{what}; where that is not meant, {fix}"))
 
 
 def _likely(wanted: str, columns: list[str]) -> str:
@@ -297,7 +316,9 @@ def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
         rows.append((f"line {number}", row))
     if columns or any(not isinstance(row, BadRow) for _, row in rows):
         _require_columns(list(columns), path, notes, names)
-    has_keys = names["key"] in columns  # a row without its key is then a bad row, as it is in a table
+    has_keys = (
+        names["key"] in columns and "key" not in names.kept
+    )  # a row without its key is then a bad row, as it is in a table
     for place, row in rows:
         yield place, ({names["key"]: None, **row} if has_keys and not isinstance(row, BadRow) else row)
 
@@ -328,7 +349,8 @@ def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
             lambda kind: _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
         ),
     }
-    for column, name in ((column, names[column]) for column in COLUMNS if names[column] in schema.names):
+    ours = [column for column in COLUMNS if column not in names.kept and names[column] in schema.names]
+    for column, name in ((column, names[column]) for column in ours):
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not fits[column](kind) and not pa.types.is_null(kind):

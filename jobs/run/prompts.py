@@ -19,7 +19,7 @@ from uuid import UUID
 
 from index.errors import ConfigError, InputError
 from index.places.cache import named_as
-from jobs.run.prompt_files import COLUMNS, BadRow, Row, read_rows
+from jobs.run.prompt_files import COLUMNS, OWN, BadRow, Row, kept_own, read_rows
 from jobs.run.prompt_sources import Source, sources_of
 from jobs.run.stated import GAPS, Rule, stated_of
 from pipeline.config import AdapterConfig
@@ -62,6 +62,8 @@ def adapter_column(adapters: Sequence[AdapterConfig], stated: str) -> AdapterCol
     Raises:
         ConfigError: a column is stated, and no adapter is for rows that name it.
     """
+    if stated == OWN:
+        return NO_ADAPTERS
     known = tuple(adapter.called for adapter in adapters if adapter.rows == "named")
     if stated and not known:
         fix = 'Set rows = "named" at an adapter, or remove the key'
@@ -69,7 +71,6 @@ def adapter_column(adapters: Sequence[AdapterConfig], stated: str) -> AdapterCol
     return AdapterColumn(known, stated or "adapter", bool(stated))
 
 
-OTHER_NAME = "Correct the field, or leave it empty, as in the run file; rename a column that means something else"
 ADVICE = {
     "input.bad_row": "Write as many fields in each row as the header has",
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
@@ -78,10 +79,11 @@ ADVICE = {
     "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
     "input.bad_adapter": 'Name adapters of the run file that have rows = "named", or leave the field empty',
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
-    "input.bad_width": OTHER_NAME,
-    "input.bad_height": OTHER_NAME,
-    "input.bad_steps": OTHER_NAME,
-    "input.bad_guidance_scale": OTHER_NAME,
+    **{
+        f"input.bad_{name}": f"Correct the field, or leave it empty; where the column means something else, "
+        f'set columns.{name} = "{OWN}" in the run file'
+        for name in Stated._fields
+    },
 }
 
 
@@ -127,7 +129,7 @@ def read_sources(
             ``negative_prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``; or ``.txt`` with one prompt a line.
             Further columns are the caller's own and travel into the rows. The fields of a CSV may be separated by commas,
             semicolons, tabs or vertical bars.
-        columns: what the files call these columns, where it is another name.
+        columns: what the files call these columns, where it is another name; "none": one that is called so is the caller's own.
         base_seed: where the seeds of rows without one are derived from.
         samples_per_prompt: requests per row; above 1 their keys end in ``#1``, ``#2``, …
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
@@ -146,7 +148,7 @@ def read_sources(
     notes = [] if notes is None else notes
     requests: list[Request] = []
     seen: dict[str, str] = {}
-    number = 0
+    number, kept = 0, kept_own(columns or {})
     for source in sources:
         with named_as(source.origin or source.path, source.path):
             rows = read_rows(source.path, notes, columns)
@@ -155,7 +157,7 @@ def read_sources(
             began = len(requests)
             for place, row in rows:
                 where = f"{source.label}: {place}" if source.label else place
-                own = _Row(number=number, place=where, row=row, first_row_no=len(requests))
+                own = _Row(number=number, place=where, row=row, first_row_no=len(requests), kept=kept)
                 for request in _requests(own, base_seed, samples_per_prompt, sides, adapters):
                     if request.key in seen:
                         at = f"{seen[request.key]} and {where}"
@@ -197,17 +199,19 @@ def derived_seed(base_seed: int, key: str, repeat: int) -> int:
 
 
 class _Row(NamedTuple):
-    """An input row: its number, its place for messages, its values, and the number of its first request."""
+    """An input row: its number, its place for messages, its values, the number of its first request, and those of our columns
+    that are the caller's own in it."""
 
     number: int
     place: str
     row: Row
     first_row_no: int
+    kept: frozenset[str]
 
 
 def _requests(own: _Row, base_seed: int, samples: int, sides: Rule, adapters: AdapterColumn) -> Iterator[Request]:
     """One input row → its requests; the first problem found is the one that is recorded, with the row's place."""
-    number, place, row, first_row_no = own
+    number, place, row, first_row_no, kept = own
     problem: Problem | None
     stated = Stated()
     if isinstance(row, BadRow):
@@ -215,11 +219,12 @@ def _requests(own: _Row, base_seed: int, samples: int, sides: Rule, adapters: Ad
         adapter = ""
     else:
         row, adapter, adapter_problem = _adapter(row, adapters)
+        columns, columns_problem = _own_columns(row, kept)
+        row = {name: value for name, value in row.items() if name not in kept} if kept else row
         prompt, prompt_problem = _prompt(row.get("prompt"))
         negative, negative_problem = _negative(row.get("negative_prompt"))
         key, key_problem = _key(row, number)
         seed, seed_problem = _seed(row.get("seed"))
-        columns, columns_problem = _own_columns(row)
         stated, stated_problem = stated_of(row, sides)
         own_problem = adapter_problem or columns_problem or stated_problem
         problem = prompt_problem or key_problem or seed_problem or negative_problem or own_problem
@@ -286,7 +291,7 @@ def _adapter(row: Mapping[str, Any], adapters: AdapterColumn) -> tuple[Mapping[s
     try:
         return others, ", ".join(map(str, row_adapters(value, adapters.known))), None
     except InputError as error:
-        return others, "", ("input.bad_adapter", f"{error.what}; {error.fix}")
+        return others, "", ("input.bad_adapter", f"{error.what}; {error.fix[:1].lower()}{error.fix[1:]}")
 
 
 def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
@@ -304,9 +309,9 @@ def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
     return (fallback, ("input.empty_key", f"the key is not valid text; recorded as {fallback}")) if problem else (text, None)
 
 
-def _own_columns(row: Mapping[str, Any]) -> tuple[str, Problem | None]:
+def _own_columns(row: Mapping[str, Any], kept: frozenset[str]) -> tuple[str, Problem | None]:
     """The caller's own columns as one JSON object; "" where there are none."""
-    own = {name: value for name, value in row.items() if name and name not in COLUMNS}
+    own = {name: value for name, value in row.items() if name and (name not in COLUMNS or name in kept)}
     if not own:
         return "", None
     parts = {}

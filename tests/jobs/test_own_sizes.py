@@ -27,6 +27,7 @@ from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.model.families import sides_of
 from pipeline.model.sides import Sides
+from pipeline.notes import Note
 from pipeline.outcome import Request, Stated
 from pipeline.settings import read_toml
 
@@ -60,6 +61,11 @@ a cat,d,1,24,16,2,7.5
 a lemon,e,3,,,,1
 a lemon,f,2,16,24,5,3
 a cat,g,9,24,,,
+"""
+
+
+WEB = """prompt,width,height,seed
+a cat,4032,3023,7
 """
 
 
@@ -243,3 +249,39 @@ def test_a_dry_run_names_the_sizes(project: Path) -> None:
     found = CliRunner(env={"COLUMNS": "250"}).invoke(app, ["run", str(project / "run.toml"), "--dry-run"])
     assert found.exit_code == 0, found.output
     assert "3 of 24 × 16, 2 of 16 × 16, 2 of 16 × 24; a denoiser call holds one size" in found.output
+
+
+def test_widths_of_other_pictures_are_kept_as_the_callers_own(tmp_path: Path) -> None:
+    (one,) = read(tmp_path, WEB, columns={"width": "none", "height": "none"})
+    assert (one.stated, json.loads(one.columns)) == (Stated(), {"width": "4032", "height": "3023"})
+
+
+def test_a_seed_that_is_the_callers_own_is_not_drawn_with(tmp_path: Path) -> None:
+    (one,) = read(tmp_path, WEB, columns={"seed": "none", "width": "none", "height": "none"})
+    assert json.loads(one.columns)["seed"] == "7" and one.seed != 7
+
+
+def test_columns_that_are_taken_for_sizes_are_noted_with_the_way_out(tmp_path: Path) -> None:
+    notes: list[Note] = []
+    read(tmp_path, WEB, notes=notes)
+    assert [note.text for note in notes] == [
+        "'width', 'height' state what each picture is drawn with; where that is not meant, "
+        'columns.width = "none" makes the first a column of your own'
+    ]
+
+
+def test_columns_that_the_run_file_names_are_not_noted(tmp_path: Path) -> None:
+    notes: list[Note] = []
+    read(tmp_path, WEB, notes=notes, columns={"width": "width", "height": "none"})
+    assert notes == []
+
+
+def test_the_prompts_column_cannot_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no column 'none'"):
+        read(tmp_path, WEB, columns={"prompt": "none"})
+
+
+def test_a_file_without_a_row_that_fits_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, WEB, sides=lambda: Sides(multiple=8))
+    assert 'columns.height = "none"' in error.value.fix
