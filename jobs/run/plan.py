@@ -26,6 +26,7 @@ from index.storage import digest_of, entry_of, read_file
 from jobs.run.bound import bound
 from jobs.run.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.openers import openers
+from jobs.run.preset_rows import held_to_preset
 from jobs.run.prompts import adapter_column, prompts_of
 from jobs.run.sizes import by_size, own_sides
 from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
@@ -306,7 +307,7 @@ def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) 
     columns = dataclasses.asdict(config.columns)
     adapters = adapter_column(config.adapters, columns.pop("adapter"))
     requests = prompts_of(config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, **seeds)
-    return in_groups(requests, config.generation.diversity.size)
+    return in_groups(held_to_preset(requests, config, notes), config.generation.diversity.size)
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -21,13 +21,13 @@ from jobs.run.notes import device_notes_of, notes_of
 from jobs.run.placement import workers_here
 from jobs.run.progress import duration
 from jobs.run.sizes import counted, own_sides
+from jobs.run.stated_notes import adapter_in_words, adapter_notes, stated_notes, unguided_notes
 from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request
 
 if TYPE_CHECKING:
     from jobs.run.plan import Plan
-    from pipeline.model.adapter_file import AdapterFile
     from pipeline.model.families import CheckedModel
     from pipeline.opening import Copies
     from pipeline.runtime import Runtime
@@ -112,7 +112,7 @@ def preflight(
     found.attempt("marks", lambda: _look_at_marks(found))
     here = found.attempt("model.device", lambda: _look_at_device(found))
     model = found.attempt("model", lambda: _look_at_model(found))
-    found.attempt("adapters", lambda: _look_at_adapters(found, model))
+    found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
     found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
     prepare(config)
     opened = found.attempt("guards", lambda: open_policy_guards(plan.policy, base=plan.base))
@@ -233,24 +233,6 @@ def _look_at_model(found: Preflight) -> CheckedModel:
     return checked
 
 
-def _look_at_adapters(found: Preflight, model: CheckedModel | None) -> None:
-    """Every adapter's file by its header, also where the model could not be looked at."""
-    from pipeline.model.adapter_file import check_base, look_at_adapters
-
-    for one in look_at_adapters(found.plan.config.adapters, base=found.plan.base):
-        if model is not None:
-            check_base(one, model.cls.family, model.cls.pipeline)
-        if one.config.rows == "named" and not any(one.name in _names(request) for request in found.plan.requests):
-            found.notes.append(Note("adapters", f"no row names {one.name!r} in the column `adapter`: it is not used"))
-        texts = (text.lower() for request in found.plan.requests for text in (request.prompt, request.negative_prompt))
-        if one.kind == "embedding" and not any(one.name.lower() in text for text in texts):
-            found.notes.append(Note("adapters", f"the word {one.name!r} stands in no prompt: its vectors are not used"))
-
-
-def _names(request: Request) -> list[str]:
-    return [part.partition(":")[0] for part in request.adapter.split(", ")]
-
-
 def _index(copies: Copies) -> str:
     point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
         "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
@@ -280,30 +262,17 @@ def _load(
         found.opened["preset"] = f"{runtime.preset}, guidance {runtime.engine.inner_guidance:g}"
     if runtime.config.generation.diversity.size:
         found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))
-    adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(_adapter, runtime.adapters.files)]
+    adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(adapter_in_words, runtime.adapters.files)]
     if adapters:
         found.opened["adapters"] = ", ".join(adapters)
-    _look_at_stated(found, runtime)
+    found.notes += stated_notes(found.todo, runtime)
     cut = sum(runtime.truncated(request.prompt) for request in found.todo if not request.problem)
     if cut:
         text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
         found.notes.append(Note("prompts", text))
-    found.notes += _unguided(found, runtime)
+    found.notes += unguided_notes(found.todo, runtime, config.generation.drawn_guidance)
     found.measured = measure(runtime, config)
     found.estimate = _estimate(found, runtime)
-
-
-def _unguided(found: Preflight, runtime: Runtime) -> list[Note]:
-    """What run file and prompts ask for and a model that is drawn without a negative row does not do."""
-    notes, engine, scale = [], runtime.engine, found.plan.config.generation.drawn_guidance
-    if not engine.guided and not runtime.model.distilled and scale > 1:
-        text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
-        notes.append(Note("guidance", text))
-    negative = [request for request in found.todo if request.negative_prompt]
-    if ignored := sum(not engine.guides(request.stated.guidance_scale) for request in negative):
-        text = f"{ignored} of {len(found.todo)} rows have a negative prompt, which has no effect without guidance"
-        notes.append(Note("prompts", text))
-    return notes
 
 
 def _diversity(plan: Plan, steps: int) -> str:
@@ -312,36 +281,6 @@ def _diversity(plan: Plan, steps: int) -> str:
     d, groups = plan.config.generation.diversity, len({request.group for request in plan.requests if request.group})
     early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
     return f"{groups} groups of {d.size} push apart in the first {pushing_steps(d, steps)} of {steps} steps{early}"
-
-
-def _adapter(one: AdapterFile) -> str:
-    """One LoRA or textual inversion for people: name, what it is, what its file states."""
-    how = {"all": "merged into the model", "named": "for the rows that name it"}[one.config.rows]
-    what = f"LoRA of {one.layers} layers, {how}" if one.kind == "lora" else "a word in prompts"
-    return f"{one.name} ({what}{f', licence {one.licence}' if one.licence else ''})"
-
-
-def _look_at_stated(found: Preflight, runtime: Runtime) -> None:
-    """Whether the model can draw what requests state of their pictures; each that it cannot draw would end as an error row."""
-    failing: dict[ClearanceError, int] = {}
-    known: dict[object, ClearanceError | None] = {}
-    for request in found.todo:
-        if request.problem is None and request.stated and request.stated not in known:
-            known[request.stated] = _refusal(runtime, request)
-        if request.problem is None and (error := known.get(request.stated)) is not None:
-            failing[error] = failing.get(error, 0) + 1
-    for error, many in failing.items():
-        found.notes.append(Note("prompts", f"{many} of {len(found.todo)} requests will end as error rows: {error}"))
-
-
-def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
-    from pipeline.next_attempt import drawn_with
-
-    try:
-        drawn_with(runtime, request)
-    except ClearanceError as error:
-        return error
-    return None
 
 
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:

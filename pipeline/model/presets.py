@@ -180,6 +180,25 @@ def filled_in(generation: GenerationConfig, facts: Facts) -> InForce:
     return InForce(filled, chosen, (Note("preset", text),))
 
 
+def contradiction_of(
+    generation: GenerationConfig, facts: Facts, *, steps: int | None, guidance_scale: float | None
+) -> ConfigError | None:
+    """Why a request may not have steps or a guidance scale of its own; None: it may, or there is no preset.
+
+    Args:
+        generation: the run file's table. facts: of the model's folder.
+        steps, guidance_scale: that the request states; None: as the run file.
+    """
+    chosen = facts.asks_for if generation.preset == "auto" else generation.preset.replace("none", "")
+    own = GenerationConfig(steps=steps, guidance_scale=guidance_scale)
+    try:
+        if chosen:
+            _refuse_contradictions(chosen, _preset(chosen, generation, facts), own)
+    except ConfigError as error:
+        return error
+    return None
+
+
 def _as_usual(generation: GenerationConfig, facts: Facts) -> InForce:
     """Steps and guidance of the class where they are open; a note where they are not those of every run file of old."""
     open_keys = [key for key in ("steps", "guidance_scale") if getattr(generation, key) is None]

@@ -1,0 +1,89 @@
+"""What a dry run notes about adapters and about what rows state: what is not used, and what cannot be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from index.errors import ClearanceError
+from pipeline.config import RunConfig
+from pipeline.notes import Note
+from pipeline.outcome import Request
+
+if TYPE_CHECKING:
+    from pipeline.model.adapter_file import AdapterFile
+    from pipeline.model.families import CheckedModel
+    from pipeline.runtime import Runtime
+
+
+def adapter_notes(config: RunConfig, requests: Sequence[Request], model: CheckedModel | None, *, base: Path) -> list[Note]:
+    """Look at every adapter's file by its header, and name those that no request uses.
+
+    Args:
+        config: the run file. requests: of the run. base: the run file's folder.
+        model: that was looked at; None: it could not be.
+
+    Raises:
+        ClearanceError: a file is refused, or was trained for another class of models.
+    """
+    from pipeline.model.adapter_file import check_base, look_at_adapters
+
+    notes = []
+    for one in look_at_adapters(config.adapters, base=base):
+        if model is not None:
+            check_base(one, model.cls.family, model.cls.pipeline)
+        if one.config.rows == "named" and not any(one.name in _names(request) for request in requests):
+            notes.append(Note("adapters", f"no row names {one.name!r} in the column `adapter`: it is not used"))
+        texts = (text.lower() for request in requests for text in (request.prompt, request.negative_prompt))
+        if one.kind == "embedding" and not any(one.name.lower() in text for text in texts):
+            notes.append(Note("adapters", f"the word {one.name!r} stands in no prompt: its vectors are not used"))
+    return notes
+
+
+def _names(request: Request) -> list[str]:
+    return [part.partition(":")[0] for part in request.adapter.split(", ")]
+
+
+def adapter_in_words(one: AdapterFile) -> str:
+    """One LoRA or textual inversion for people: name, what it is, what its file states."""
+    how = {"all": "merged into the model", "named": "for the rows that name it"}[one.config.rows]
+    what = f"LoRA of {one.layers} layers, {how}" if one.kind == "lora" else "a word in prompts"
+    return f"{one.name} ({what}{f', licence {one.licence}' if one.licence else ''})"
+
+
+def stated_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
+    """Whether the model can draw what requests state of their pictures; each that it cannot draw would end as an error row."""
+    failing: dict[ClearanceError, int] = {}
+    known: dict[object, ClearanceError | None] = {}
+    for request in todo:
+        if request.problem is None and request.stated and request.stated not in known:
+            known[request.stated] = _refusal(runtime, request)
+        if request.problem is None and (error := known.get(request.stated)) is not None:
+            failing[error] = failing.get(error, 0) + 1
+    return [
+        Note("prompts", f"{many} of {len(todo)} requests will end as error rows: {error}") for error, many in failing.items()
+    ]
+
+
+def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
+    from pipeline.next_attempt import drawn_with
+
+    try:
+        drawn_with(runtime, request)
+    except ClearanceError as error:
+        return error
+    return None
+
+
+def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> list[Note]:
+    """What run file and prompts ask for and a model that is drawn without a negative row does not do; ``scale``: of the run."""
+    notes, engine = [], runtime.engine
+    if not engine.guided and not runtime.model.distilled and scale > 1:
+        text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
+        notes.append(Note("guidance", text))
+    negative = [request for request in todo if request.negative_prompt]
+    if ignored := sum(not engine.guides(request.stated.guidance_scale) for request in negative):
+        text = f"{ignored} of {len(todo)} rows have a negative prompt, which has no effect without guidance"
+        notes.append(Note("prompts", text))
+    return notes
