@@ -156,6 +156,8 @@ def lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  drawn as", str(drawn)
     if entry["negative_prompt"]:
         yield "  not", str(entry["negative_prompt"])
+    if entry["drawn_with"]:
+        yield "  with", entry["drawn_with"]
     because = f" because {entry['reason']}" if entry["reason"] else ""
     yield "outcome", f"{_words(entry['outcome'])}{because}"
     if entry["outcome_in_force"] != entry["outcome"]:
@@ -176,6 +178,8 @@ def lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for attempt in entry["attempts"]:
         yield from _attempt(attempt, accepted=attempt["attempt"] == entry["accepted_attempt"])
+    if not entry["attempts"]:
+        yield from map(_finding, entry["findings"])
     for event in entry["events"]:
         who = f"{event['actor']} {event['person']}".strip()
         yield str(event["at"])[:16].replace("T", " "), f"{event['kind']} by {who}: {event['reason']}"
@@ -203,17 +207,20 @@ def _attempt(attempt: Mapping[str, Any], *, accepted: bool) -> Iterator[tuple[st
     if done := attempt["intervention"]:
         away = f", away from {named(done['ref_ids'])}" if done["ref_ids"] else ""
         yield "  changed", f"{done['kind']}, strength {done['strength']:g}{away}"
-    for finding in attempt["findings"]:
-        mark = "!" if finding["triggered"] else " "
-        score = f"{finding['score']:.3f} of {finding['threshold']:.3f}"
-        unsure = "" if finding["confirmed"] or not finding["triggered"] else ", unconfirmed"
-        about = f"  {finding['detail']}" if finding["detail"] else ""
-        yield f"  {mark} {finding['guard']}", f"{finding['category']}  {score}{unsure}{about}"
+    yield from map(_finding, attempt["findings"])
     for match in attempt["nearest"]:
         second = "" if match["confirm"] is None else f", second look {match['confirm']:.3f}"
         yield "    near", f"{match['title'] or match['ref_id']}  embedder {match['similarity']:.3f}{second}"
     for guard in attempt["skipped_guards"]:
         yield "  skipped", str(guard)
+
+
+def _finding(finding: Mapping[str, Any]) -> tuple[str, str]:
+    mark = "!" if finding["triggered"] else " "
+    score = f"{finding['score']:.3f} of {finding['threshold']:.3f}"
+    unsure = "" if finding["confirmed"] or not finding["triggered"] else ", unconfirmed"
+    about = f"  {finding['detail']}" if finding["detail"] else ""
+    return f"  {mark} {finding['guard']}", f"{finding['category']}  {score}{unsure}{about}"
 
 
 def _words(outcome: str) -> str:

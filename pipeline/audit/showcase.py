@@ -23,7 +23,7 @@ class Showcase:
         listed: how many of those held back, and of the errors: the first ones.
     """
 
-    COLUMNS = ("prompt", "error_class", "error_message", "attempts")
+    COLUMNS = ("prompt", "drawn_prompt", "error_class", "error_message", "attempts")
 
     def __init__(self, pairs: int, listed: int) -> None:
         self._most_pairs, self._listed = pairs, listed
@@ -40,7 +40,7 @@ class Showcase:
             self._pairs.append(before_and_after(sample, attempts))
             if len(self._pairs) >= 4 * self._most_pairs:
                 self._pairs = self.pairs()
-        shown = {name: sample[name] for name in ("sample_id", "request_key", "outcome", "reason", "prompt")}
+        shown = {name: sample[name] for name in ("sample_id", "request_key", "outcome", "reason", "prompt", "drawn_prompt")}
         if sample["outcome"] in HELD:
             self.held_total += 1
             if len(self.held) < self._listed:

@@ -38,8 +38,9 @@ class GuardTable:
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         last = self._fired(sample["findings"])
-        if attempts and not attempts[0]["caught"]:  # one that was caught has no first picture
-            for key, hit in self._fired(attempts[0]["findings"]).items():
+        # One that was caught has no first picture. One that was not drawn may have findings about its prompt.
+        if not attempts or not attempts[0]["caught"]:
+            for key, hit in (self._fired(attempts[0]["findings"]) if attempts else last).items():
                 counts = self._counts[key]
                 counts["first_n"] += 1
                 counts["first_k"] += hit
@@ -77,7 +78,9 @@ class GuardTable:
                     "versions": sorted(versions),
                     "thresholds": sorted(self._thresholds[(guard, category)]),
                     "first": rate(
-                        counts["first_k"], counts["first_n"], f"attempts where attempt = 0 and caught = []: share with {named}"
+                        counts["first_k"],
+                        counts["first_n"],
+                        f"attempts where attempt = 0 and caught = [], and samples where attempts = 0: share with {named}",
                     ),
                     "gone": rate(counts["steered_k"], counts["steered_n"], gone),
                     "accepted": rate(counts["accepted_k"], counts["accepted_n"], f"accepted samples: share with {named}"),

@@ -19,6 +19,7 @@ from jobs.run.verdict import verify_run
 from jobs.show import lines, show_request, write_pages
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
+from pipeline.audit.sections.entry import drawn_with
 
 
 @pytest.fixture
@@ -51,6 +52,13 @@ def test_every_attempt_and_finding_is_shown(run: Path) -> None:
     shown = show_request(run, first_key(run)).entry
     names = [name.strip() for name, _ in lines(shown)]
     assert "attempt 0" in names and "copies" in [name.lstrip("! ") for name in names]
+
+
+def test_what_a_request_was_drawn_with_is_said_in_one_line() -> None:
+    adapters = [{"name": "ink", "weight": 0.6}]
+    row = {"attempts": 1, "steps": 4, "guidance": 0.0, "preset": "turbo", "adapters": adapters, "group": {"id": "cat#1-4"}}
+    group = "in the group cat#1-4, whose members push one another apart"
+    assert drawn_with(row) == f"4 steps, guidance 0, preset turbo, adapter ink (weight 0.6), {group}"
 
 
 def test_a_decision_after_the_run_is_in_force(run: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from guards.chat import BUDGET_FILE
 from jobs.by import By
 from jobs.export.write import export_run
-from jobs.report import report_run
+from jobs.report import ReferencePictures, report_run
 from jobs.retention import apply_retention, erase_keys
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
@@ -24,7 +24,7 @@ from jobs.run.plan import Plan
 from jobs.run.preflight import preflight
 from jobs.run.verdict import verify_run
 from jobs.show import lines as show_lines
-from jobs.show import show_request
+from jobs.show import page_of, show_request
 from pipeline.audit.erase import PROMPT
 from pipeline.audit.events import append_event
 from pipeline.audit.ledger import attempt_rows, sample_rows
@@ -269,6 +269,30 @@ def test_the_report_shows_them(ran: SimpleNamespace) -> None:
     shown = {(row["guard"], row["category"]) for row in numbers["guards"]}
     assert {("classifier:colour", "classifier.colour"), ("question:red", "question.red")} <= shown
     assert "prompt.blocked.reject" in page.read_text(encoding="utf-8")
+
+
+def test_a_prompt_that_was_not_drawn_counts_among_what_the_guard_fired_on(ran: SimpleNamespace) -> None:
+    _, numbers, _ = report_run(ran.folder)
+    (rate,) = [row["first"] for row in numbers["guards"] if row["category"] == "prompt.blocked.reject"]
+    assert (rate["k"], rate["n"]) == (1, len(PROMPTS))
+
+
+def shown(ran: SimpleNamespace, prompt: str) -> dict[str, str]:
+    return dict(show_lines(show_request(ran.folder, ran.rows[prompt]["request_key"]).entry))
+
+
+def test_what_rejected_a_prompt_is_shown(ran: SimpleNamespace) -> None:
+    told = shown(ran, PROMPTS[1])
+    assert told["  ! prompt"] == "prompt.blocked.reject  1.000 of 0.500  bomb" and "  with" not in told
+
+
+def test_what_a_request_was_drawn_with_is_shown(ran: SimpleNamespace) -> None:
+    assert shown(ran, PROMPTS[0])["  with"] == "2 steps, guidance 3"
+
+
+def test_the_page_of_a_request_shows_the_prompt_that_was_drawn(ran: SimpleNamespace) -> None:
+    page = page_of(show_request(ran.folder, ran.rows[PROMPTS[3]]["request_key"]), ReferencePictures(ran.folder, ran.base))
+    assert '<th scope="row">Drawn in its place</th><td>draw a mouse on a sofa<br>' in page
 
 
 def test_the_plan_is_read_back(ran: SimpleNamespace) -> None:

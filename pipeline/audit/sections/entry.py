@@ -64,6 +64,7 @@ def entry_of(ended: Ended, state: SampleState, events: Sequence[Mapping[str, Any
     named = ("sample_id", "request_key", "row_no", "prompt", "negative_prompt", "outcome", "reason", "accepted_attempt")
     return {
         **{name: sample[name] for name in named},
+        "drawn_with": drawn_with(sample),
         "outcome_in_force": state.outcome or sample["outcome"],
         "state": state_facts(sample, state),
         "findings": plain(sample["findings"] or []),
@@ -74,6 +75,18 @@ def entry_of(ended: Ended, state: SampleState, events: Sequence[Mapping[str, Any
         "links": {name: sample[name] for name in sorted(LINKS) if name in sample},
         "where": ended.where,
     }
+
+
+def drawn_with(row: Mapping[str, Any]) -> str:
+    """What a request was drawn with, for people: steps, guidance, preset, adapters and group; empty: it was not drawn."""
+    if not row.get("attempts"):
+        return ""
+    parts = [f"{row['steps']} steps", f"guidance {row['guidance']:g}" if row.get("guidance") is not None else ""]
+    parts += [f"preset {row['preset']}" if row.get("preset") else ""]
+    parts += [f"adapter {one['name']} (weight {one['weight']:g})" for one in row.get("adapters") or []]
+    if group := row.get("group"):
+        parts.append(f"in the group {group['id']}, whose members push one another apart")
+    return ", ".join(part for part in parts if part)
 
 
 def state_facts(sample: Row, state: SampleState) -> dict[str, Any]:
