@@ -50,4 +50,4 @@ def held_to_preset(requests: Sequence[Request], config: RunConfig, notes: list[N
 
 def _problem(error: ConfigError) -> tuple[str, str]:
     key = error.where.removeprefix("generation.")
-    return f"input.bad_{key}", f"{error.what}; {error.fix[:1].lower()}{error.fix[1:]}"
+    return ".".join(("input", f"bad_{key}")), f"{error.what}; {error.fix[:1].lower()}{error.fix[1:]}"

@@ -71,6 +71,9 @@ def adapter_column(adapters: Sequence[AdapterConfig], stated: str) -> AdapterCol
     return AdapterColumn(known, stated or "adapter", bool(stated))
 
 
+OTHER_MEANING = (
+    f'Correct the field, or leave it empty; where the column means something else, set columns.{{}} = "{OWN}" in the run file'
+)
 ADVICE = {
     "input.bad_row": "Write as many fields in each row as the header has",
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
@@ -79,11 +82,10 @@ ADVICE = {
     "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
     "input.bad_adapter": 'Name adapters of the run file that have rows = "named", or leave the field empty',
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
-    **{
-        f"input.bad_{name}": f"Correct the field, or leave it empty; where the column means something else, "
-        f'set columns.{name} = "{OWN}" in the run file'
-        for name in Stated._fields
-    },
+    "input.bad_width": OTHER_MEANING.format("width"),
+    "input.bad_height": OTHER_MEANING.format("height"),
+    "input.bad_steps": OTHER_MEANING.format("steps"),
+    "input.bad_guidance_scale": OTHER_MEANING.format("guidance_scale"),
 }
 
 

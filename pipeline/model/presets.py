@@ -203,7 +203,11 @@ def _as_usual(generation: GenerationConfig, facts: Facts) -> InForce:
     """Steps and guidance of the class where they are open; a note where they are not those of every run file of old."""
     open_keys = [key for key in ("steps", "guidance_scale") if getattr(generation, key) is None]
     numbers = {"steps": facts.steps, "guidance_scale": facts.guidance}
-    filled = dataclasses.replace(generation, **{key: numbers[key] for key in open_keys})
+    filled = dataclasses.replace(
+        generation,
+        steps=facts.steps if generation.steps is None else generation.steps,
+        guidance_scale=facts.guidance if generation.guidance_scale is None else generation.guidance_scale,
+    )
     if not open_keys or facts.pipeline in FIRST:
         return InForce(filled)
     shown = ", ".join(f"{key} {numbers[key]:g}" for key in open_keys)
