@@ -112,7 +112,7 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("seconds", "number", since=3),
     ),
     "library": (
-        Column("name", "text", store=DICTIONARY, since=4),
+        Column("name", "text", since=4),
         Column("version", "text", store=DICTIONARY, since=4),
     ),
     "machine": (
@@ -133,7 +133,7 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("alpha", "number", since=4),
         Column("token_threshold", "number", since=4),
         Column("window", "number", since=4),
-        Column("rows", "text", store=DICTIONARY, since=4),
+        Column("rows", "text", since=4),
         Column("placement", "text", store=DICTIONARY, since=4),
         Column("attention", "text", store=DICTIONARY, since=4),
         Column("resolution", "text", store=DICTIONARY, since=4),

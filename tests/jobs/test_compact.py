@@ -119,7 +119,7 @@ def test_parts_come_to_the_size_that_is_asked_for(run: Path) -> None:
     index = parts_index(run)
     assert index is not None
     sizes = [part.bytes for part in index.parts if part.table == "samples"]
-    assert len(sizes) == 3 and max(sizes) < 90_000
+    assert len(sizes) == 4 and max(sizes) < 90_000
 
 
 def test_an_event_names_the_index_and_who_did_it(large: Path) -> None:

@@ -147,7 +147,6 @@ def test_a_place_without_a_run_is_a_sentence(project: Path, s3: str) -> None:
 
 
 LOCAL_ONLY = {
-    "export": ("export", "{uri}", "--to", "{uri}/exported"),
     "review": ("review", "export", "{uri}", "--to", "{uri}/queue"),
     "run file": ("run", "{uri}/run.toml"),
 }
