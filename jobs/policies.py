@@ -109,7 +109,7 @@ def slips(policy: Policy, base: Path = Path()) -> list[str]:
     found = remarks(policy)
     tables = guard_tables(policy)
     actions = {"copies": policy.copies.action} | {name: action_of(policy, name) for name in tables if tables[name].enabled}
-    if set(actions.values()) == {"observe"}:
+    if {*actions.values(), *_beside(policy)} == {"observe"}:
         found.append("every guard only observes: whatever is found, the picture is released")
     if policy.copies.action == "steer" and not policy.ladder:
         found.append("copies.action = steer and there is no [[ladder]]: a copy is not drawn again, it ends at once")
@@ -131,6 +131,16 @@ def slips(policy: Policy, base: Path = Path()) -> list[str]:
     if not policy.about.owner and policy.name not in shipped_policies():
         found.append("nobody is named who answers for it: about.owner")
     return found
+
+
+def _beside(policy: Policy) -> Iterator[str]:
+    """The actions of the guards that look at prompts, where they are enabled."""
+    if policy.prompt.enabled:
+        stated = (*(one.action for one in policy.blocked), policy.prompt.titles)
+        near = [policy.prompt.near_action] if policy.prompt.near is not None else []
+        yield from (action for action in (*stated, *near) if action != "off")
+    if policy.faithfulness.enabled:
+        yield policy.faithfulness.action
 
 
 def _as_default(name: str, table: Any) -> Any:

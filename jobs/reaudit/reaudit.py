@@ -164,7 +164,9 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     result.quarantined += [
         change for change in marked if change.sample_id not in near and CLAIM not in standing.held_for(change.sample_id)
     ]
-    result.unreached += [(f"guard {name}", "did not run then; its findings would need the pictures") for name in others.unknown]
+    result.unreached += [
+        (f"guard {name}", f"{why}; its findings would need the pictures") for name, why in others.unknown.items()
+    ]
     _release(looked, standing, result, near | blind | {change.sample_id for change in marked})
     result.held_at_birth += [change for sample_id, change in held.items() if sample_id not in near | blind]
     result.notes += notes(facts, standard)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from guards.base import Finding
 from guards.vision_language import UNANSWERED
@@ -18,6 +19,7 @@ from pipeline.outcome import Verdict
 from pipeline.policy import Policy, guard_tables
 
 LADDER_USED_UP = 1_000_000
+FOLLOWS = ("enabled", "required", "threshold", "action", "allow_download")
 HELD = frozenset({"review", "rejected"})
 COPY = "copy."
 
@@ -66,23 +68,27 @@ class OtherGuards:
     """The guards beside the copies guard, judged again from the scores in the rows.
 
     A finding holds its score, so another threshold needs no picture. Other settings of a guard decide what it sees; where they
-    differ, or where a guard did not run, the rows do not tell.
+    differ, or where a guard did not run, the rows do not tell: ``unknown`` names the guard, with the reason.
     """
 
     then: Policy
     now: Policy
-    unknown: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        then, now = guard_tables(self.then), guard_tables(self.now)
+        then, now = _tables(self.then), _tables(self.now)
         for name, table in now.items():
-            if table.enabled and (name not in then or not then[name].enabled):
-                self.unknown.append(name)
+            if not table.enabled:
+                continue
+            if name not in then or not then[name].enabled:
+                self.unknown[name] = "did not run then"
+            elif _sees(table, self.now) != _sees(then[name], self.then):
+                self.unknown[name] = "ran with other settings then"
 
     @property
     def differ(self) -> bool:
         """Whether any threshold or action differs, so that rows may be judged differently."""
-        return guard_tables(self.then) != guard_tables(self.now)
+        return (_tables(self.then), self.then.blocked) != (_tables(self.now), self.now.blocked)
 
     def held(self, folder: Path, standing: Standing, claim: str) -> list[Change]:
         """Samples that are out, or held back for that claim, and that these rules would not let out, but for copies."""
@@ -92,7 +98,7 @@ class OtherGuards:
         return [change for row, before in rows for change in self._judged(row, before)]
 
     def _judged(self, row: Row, before: str) -> Iterator[Change]:
-        tables = guard_tables(self.now)
+        tables = _tables(self.now)
         findings = [again for one in row["findings"] or [] if (again := _again(one, tables)) is not None]
         decision = decide(findings, LADDER_USED_UP, self.now, LADDER_USED_UP, another=False)
         if decision.verdict is not Verdict.ACCEPT:
@@ -104,6 +110,19 @@ class OtherGuards:
                 category=worst.category,
                 by="row",
             )
+
+
+def _tables(policy: Policy) -> dict[str, Any]:
+    """The settings of every guard but copies, by its name in rows."""
+    return {**guard_tables(policy), "prompt": policy.prompt, "faithfulness": policy.faithfulness}
+
+
+def _sees(table: Any, policy: Policy) -> dict[str, Any]:
+    """What decides a guard's scores: not what follows from them, and not what only a request to a server takes."""
+    stated = {one.name: getattr(table, one.name) for one in fields(table) if one.name not in FOLLOWS}
+    if (server := stated.pop("server", None)) is not None:
+        stated["server"] = (server.model, server.answer, server.side)
+    return stated | ({"blocked": policy.blocked} if table is policy.prompt else {})
 
 
 def _again(stored: Row, tables: Mapping[str, object]) -> Finding | None:
