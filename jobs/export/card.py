@@ -34,6 +34,7 @@ class About:
 
     Attributes:
         dataset_id, run_id: its names. model, licence: of the model. policy: in force. date: when it ended.
+        adapters: with what licence, of a run that had any.
     """
 
     dataset_id: str
@@ -42,6 +43,7 @@ class About:
     licence: str
     policy: str
     date: str
+    adapters: str = ""
 
     @classmethod
     def of(cls, run: Path, statement: Mapping[str, Any] | None) -> About:
@@ -56,6 +58,7 @@ class About:
             licence=str(model.get("licence", "")),
             policy=str(predicate.get("policy_id", "")),
             date=str(predicate.get("finished_at", ""))[:10],
+            adapters=", ".join(map(_adapter, predicate.get("adapters") or [])),
         )
 
 
@@ -107,8 +110,17 @@ with their digests.
 """
 
 
+def _adapter(one: Mapping[str, Any]) -> str:
+    """One adapter of a run's statement: its name, what it is, and the licence that its file states."""
+    licence = one.get("licence")
+    return f"{one.get('name', '')} ({one.get('kind', '')}{f', {licence}' if licence else ', no licence stated'})"
+
+
 def _facts(about: About) -> str:
-    facts = {"model": about.model, "licence of the model": about.licence, "policy": about.policy, "date": about.date}
+    facts = {
+        "model": about.model, "licence of the model": about.licence, "adapters": about.adapters, "policy": about.policy,
+        "date": about.date,
+    }  # fmt: skip
     return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value)
 
 

@@ -21,7 +21,7 @@ from jobs.run.notes import device_notes_of, notes_of
 from jobs.run.placement import workers_here
 from jobs.run.progress import duration
 from jobs.run.sizes import counted, own_sides
-from jobs.run.stated_notes import adapter_in_words, adapter_notes, stated_notes, unguided_notes
+from jobs.run.stated_notes import adapter_in_words, adapter_notes, largest_note, stated_notes, unguided_notes
 from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -272,6 +272,7 @@ def _load(
         found.notes.append(Note("prompts", text))
     found.notes += unguided_notes(found.todo, runtime, config.generation.drawn_guidance)
     found.measured = measure(runtime, config)
+    found.notes += largest_note(found.todo, (found.measured.width, found.measured.height))
     found.estimate = _estimate(found, runtime)
 
 

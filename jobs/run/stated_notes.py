@@ -87,3 +87,14 @@ def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> l
         text = f"{ignored} of {len(todo)} rows have a negative prompt, which has no effect without guidance"
         notes.append(Note("prompts", text))
     return notes
+
+
+def largest_note(todo: Sequence[Request], measured: tuple[int, int]) -> list[Note]:
+    """That a request's picture is larger than the one that was measured; ``measured``: width and height in pixels."""
+    width, height = measured
+    sizes = [(one.stated.width or width, one.stated.height or height) for one in todo if one.problem is None]
+    largest = max(sizes, key=lambda size: size[0] * size[1], default=measured)
+    if largest[0] * largest[1] <= width * height:
+        return []
+    text = f"memory was measured at {width} × {height}; the largest pictures, {largest[0]} × {largest[1]}, take more"
+    return [Note("memory", f"{text}: set model.width and model.height to theirs for a dry run of its own")]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from index import storage
 from index.errors import ClearanceError, InputError, IntegrityError
 from jobs.cli.main import app
+from jobs.export.card import About, run_card
 from jobs.export.formats import Format, format_named
 from jobs.export.load import load
 from jobs.export.own import own_columns
@@ -437,3 +438,9 @@ def test_a_place_that_cannot_be_written_is_known_before(run: Path, tmp_path: Pat
     with storage.using(Full()), pytest.raises(ClearanceError, match="permission denied"):
         export_run(run, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_names_adapters_with_their_licences(tmp_path: Path) -> None:
+    adapters = [{"name": "detail", "kind": "lora", "licence": "CC-BY-4.0"}, {"name": "glow", "kind": "embedding"}]
+    card = run_card(About.of(tmp_path, {"predicate": {"adapters": adapters}}))
+    assert "* adapters: detail (lora, CC-BY-4.0), glow (embedding, no licence stated)\n" in card

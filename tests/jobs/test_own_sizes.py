@@ -22,6 +22,7 @@ from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan, read_policy
 from jobs.run.prompt_sources import Source
 from jobs.run.prompts import read_prompts, read_sources
+from jobs.run.stated_notes import largest_note
 from jobs.run.worker import Worker
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.config import ModelConfig, RunConfig
@@ -285,3 +286,10 @@ def test_a_file_without_a_row_that_fits_names_the_way_out(tmp_path: Path) -> Non
     with pytest.raises(InputError) as error:
         read(tmp_path, WEB, sides=lambda: Sides(multiple=8))
     assert 'columns.height = "none"' in error.value.fix
+
+
+@pytest.mark.parametrize(("side", "noted"), [(16, []), (32, ["32 × 16"])])
+def test_a_picture_larger_than_the_measured_one_is_noted(side: int, noted: list[str]) -> None:
+    given = [Request(row_no=0, key="a", prompt="a cat", seed=1, stated=Stated(width=side))]
+    found = [note.text for note in largest_note(given, (16, 16))]
+    assert [text.partition("the largest pictures, ")[2].partition(", take")[0] for text in found] == noted
