@@ -184,12 +184,14 @@ class Phrases:
         every: set[Hit] = set()
         for found in readings(text):
             words = tokens(found)
-            every.update(self._in(words, self._by_words), _spaced(words, self._joined), self._without_spaces(found))
+            every.update(
+                self._in(words, self._by_words), _spaced(words, self._joined, self._longest), self._without_spaces(found)
+            )
             every.update(self._in_parts(words, text))
             odd = tokens(found, signs=True)
             if any(token.other for token in odd):
                 folded = [token._replace(word=_folded(token.word)) for token in odd]
-                every.update(self._in(folded, self._folded, other=True), _spaced(folded, self._folded_joined))
+                every.update(self._in(folded, self._folded, other=True), _spaced(folded, self._folded_joined, self._longest))
                 every.update(self._in_parts(folded, text, other=True))
         return sorted(every, key=lambda hit: (hit.start, -hit.end, hit.phrase))
 
@@ -229,8 +231,8 @@ class Phrases:
                 place = found.text.find(joined, place + 1)
 
 
-def _spaced(words: list[Token], known: Mapping[str, str]) -> Iterator[Hit]:
-    """Phrases among letters one by one: r e d, r.e.d."""
+def _spaced(words: list[Token], known: Mapping[str, str], longest: int) -> Iterator[Hit]:
+    """Phrases of at most so many letters among letters one by one: r e d, r.e.d."""
     run: list[Token] = []
     for token in (*words, Token("  ", 0, 0)):
         if len(token.word) == 1:
@@ -239,7 +241,7 @@ def _spaced(words: list[Token], known: Mapping[str, str]) -> Iterator[Hit]:
         if len(run) >= FEWEST_SPACED:
             text = "".join(one.word for one in run)
             for first in range(len(run)):
-                for last in range(first + LEAST_JOINED, len(run) + 1):
+                for last in range(first + LEAST_JOINED, min(len(run), first + longest) + 1):
                     if text[first:last] in known:
                         yield Hit(known[text[first:last]], run[first].start, run[last - 1].end)
         run = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guards.spelling import Hit, Phrases, plain, without
+from guards.spelling import Hit, Phrases, _spaced, plain, tokens, without
 
 PHRASES = Phrases(["Red Apple", "Mickey", "名探偵", "catch 22", "Café Noir", "Зорро", "Micheal"])
 
@@ -93,3 +93,19 @@ def test_every_text_can_be_searched(text: str) -> None:
 )
 def test_a_phrase_between_spaces_is_always_found(phrase: str, before: str, after: str) -> None:
     assert any(hit.phrase == phrase for hit in PHRASES.hits(f"{before} {phrase} {after}"))
+
+
+class Asked(dict[str, str]):
+    """Phrases that count how often they are asked for one."""
+
+    times = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.times += 1
+        return super().__contains__(key)
+
+
+def test_a_long_prompt_of_single_letters_takes_no_longer_a_letter() -> None:
+    known = Asked(red="red")
+    assert list(_spaced(tokens(plain("a.b.c.d " * 500)), known, longest=3)) == []
+    assert known.times < 2000
