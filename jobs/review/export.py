@@ -165,7 +165,8 @@ def _item(one: Waiting, row: Row, picture: str | None, shown: Callable[[str], st
     return {
         "sample_id": one.sample_id, "request_key": str(row["request_key"]), "pixel_sha256": row["pixel_sha256"] or "",
         "purpose": one.purpose, "outcome": one.outcome, "why": WHY[one.purpose].format(reason=one.reason or row["reason"]),
-        "prompt": row["prompt"] or "", "attempts": row["attempts"], "picture": picture, "findings": findings,
+        "prompt": row["prompt"] or "", "drawn_prompt": row.get("drawn_prompt") or "", "attempts": row["attempts"],
+        "picture": picture, "findings": findings,
         "references": [{**match, "picture": shown(match["ref_id"])} for match in chosen],
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from pipeline.audit.stored import rows_of, samples_of
 from pipeline.outcome import Outcome
 
 QUEUE, HELD, AUDIT = "queue", "quarantine", "audit"
-ROW_COLUMNS = (*COLUMNS, "request_key", "reason", "prompt", "attempts", "findings", "nearest", "finished_at")
+ROW_COLUMNS = (*COLUMNS, "request_key", "reason", "prompt", "drawn_prompt", "attempts", "findings", "nearest", "finished_at")
 WHY = {
     QUEUE: "The run could not decide: {reason}",
     HELD: "Held back after the run: {reason}",

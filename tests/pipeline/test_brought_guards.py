@@ -18,6 +18,8 @@ from jobs.by import By
 from jobs.export.write import export_run
 from jobs.report import ReferencePictures, report_run
 from jobs.retention import apply_retention, erase_keys
+from jobs.review.export import _item
+from jobs.review.queue import Waiting, rows_for
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
@@ -252,6 +254,13 @@ def test_a_rewritten_prompt_that_was_changed_is_a_problem(ran: SimpleNamespace, 
 def test_a_request_is_shown_with_the_prompt_that_was_drawn(ran: SimpleNamespace) -> None:
     shown = dict(show_lines(show_request(ran.folder, ran.rows[PROMPTS[3]]["request_key"]).entry))
     assert (shown["prompt"], shown["  drawn as"]) == ("draw Mickey on a sofa", "draw a mouse on a sofa")
+
+
+def test_a_reviewer_sees_the_prompt_that_was_drawn(ran: SimpleNamespace) -> None:
+    one = Waiting(sample_id=ran.rows[PROMPTS[3]]["sample_id"], born="accepted", outcome="accepted", purpose="audit")
+    ((_, _, row),) = rows_for(ran.folder, [one])
+    item = _item(one, row, None, lambda ref_id: None)
+    assert (item["prompt"], item["drawn_prompt"]) == ("draw Mickey on a sofa", "draw a mouse on a sofa")
 
 
 def test_an_export_has_both_prompts_and_captions_with_the_drawn_one(ran: SimpleNamespace, tmp_path: Path) -> None:
