@@ -14,7 +14,6 @@ from index.errors import ConfigError
 from pipeline.decide import is_mark
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.adapters import denoisers
-from pipeline.model.presets import refuse_row
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Caught, Decision, Request
 from pipeline.policy import action_of
@@ -40,13 +39,12 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
     Raises:
         ConfigError: what the request states of its picture cannot be drawn.
     """
-    engine, scale, steps = runtime.engine, request.stated.guidance_scale, request.stated.steps
-    refuse_row(runtime.config.generation, runtime.facts, steps=steps, guidance_scale=scale)
+    engine, scale = runtime.engine, request.stated.guidance_scale
     size, guided = runtime.size_of(request), engine.guides(scale)
     if runtime.standing is not None and not guided:
         what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
         raise ConfigError(what, where="guidance_scale", fix=engine.how_to_guide(scale))
-    return size, engine.sampler_for(size, steps), guided
+    return size, engine.sampler_for(size, request.stated.steps), guided
 
 
 def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:

@@ -86,8 +86,7 @@ class Runtime:
         self.stated_policy, self.policy, self.in_force = policy, policy_in_force(policy, in_force), tuple(in_force)
         self.copies, self.guards, self.skipped, self.index = copies, tuple(guards), tuple(skipped), index
         self.calibration_id, self.copy_threshold = calibration_id, threshold
-        self.facts = Facts.of_model(model)
-        drawn = filled_in(config.generation, self.facts)
+        drawn = filled_in(config.generation, Facts.of_model(model))
         self.preset, g = drawn.preset, drawn.generation
         references = max((rung.references for rung in policy.ladder if isinstance(rung, NegToMeRung)), default=0)
         self.engine = Engine(

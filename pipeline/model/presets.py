@@ -230,41 +230,29 @@ def _preset(name: str, generation: GenerationConfig, facts: Facts) -> Preset:
     return ONE_STEP_HYPER if name == "hyper" and generation.steps == 1 else PRESETS[name]
 
 
-def refuse_row(generation: GenerationConfig, facts: Facts, *, steps: int | None, guidance_scale: float | None) -> None:
-    """Refuse what a row states of its picture against the preset that the run file names; None: it states nothing.
-
-    Raises:
-        ConfigError: the preset's model was not distilled for it.
-    """
-    if generation.preset not in ("auto", "none"):
-        own = dataclasses.replace(generation, steps=steps, guidance_scale=guidance_scale)
-        _refuse_contradictions(generation.preset, _preset(generation.preset, generation, facts), own, table="")
-
-
-def _refuse_contradictions(name: str, preset: Preset, g: GenerationConfig, table: str = "generation.") -> None:
-    """``table``: before the keys in messages; empty for a row's columns."""
+def _refuse_contradictions(name: str, preset: Preset, g: GenerationConfig) -> None:
     steps, guidance = g.steps, g.guidance_scale
     if steps is not None and steps not in preset.allowed:
         numbers = _numbers(preset.allowed)
         nearest = min(preset.allowed, key=lambda one: abs(one - steps))
-        raise _contradiction(f"{table}steps", f"{name} is drawn in {numbers} steps, not {steps}", f"Set it to {nearest}")
+        raise _contradiction("steps", f"{name} is drawn in {numbers} steps, not {steps}", f"Set it to {nearest}")
     if guidance is not None and guidance > preset.most_guidance:
         what = (
             f"{name} is drawn with a guidance of at most {preset.most_guidance:g}, not {guidance:g}: it was distilled with it"
         )
-        raise _contradiction(f"{table}guidance_scale", what, f"Set it to {preset.guidance:g}")
+        raise _contradiction("guidance_scale", what, f"Set it to {preset.guidance:g}")
     if g.scheduler not in ("auto", preset.scheduler):
         what = f"{name} is drawn with {preset.scheduler!r}, not {g.scheduler!r}"
-        raise _contradiction("generation.scheduler", what, f'Set it to "{preset.scheduler}", or leave it out')
+        raise _contradiction("scheduler", what, f'Set it to "{preset.scheduler}", or leave it out')
     if g.timestep_spacing is not None and g.timestep_spacing != preset.spacing:
         there = f"{preset.spacing!r} timesteps" if preset.spacing else "a grid of its own"
-        raise _contradiction("generation.timestep_spacing", f"{name} has {there}, not {g.timestep_spacing!r}", "Leave it out")
+        raise _contradiction("timestep_spacing", f"{name} has {there}, not {g.timestep_spacing!r}", "Leave it out")
     if g.eta and g.eta != preset.eta:
-        raise _contradiction("generation.eta", f"{name} is drawn with an η of {preset.eta:g}, not {g.eta:g}", "Leave it out")
+        raise _contradiction("eta", f"{name} is drawn with an η of {preset.eta:g}, not {g.eta:g}", "Leave it out")
 
 
 def _contradiction(key: str, what: str, fix: str) -> ConfigError:
-    return ConfigError(what, where=key, fix=f"{fix}; {NOT_DISTILLED}")
+    return ConfigError(what, where=f"generation.{key}", fix=f"{fix}; {NOT_DISTILLED}")
 
 
 def _numbers(allowed: tuple[int, ...]) -> str:

@@ -16,8 +16,6 @@ from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.model.families import load_model, look_at
 from pipeline.model.presets import PRESETS, Facts, filled_in
 from pipeline.model.samplers import make_sampler
-from pipeline.next_attempt import drawn_with
-from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
 from pipeline.runtime import Runtime
 
@@ -178,30 +176,6 @@ def test_a_turbo_folder_is_drawn_as_one(tiny_sd: Path, tmp_path: Path) -> None:
     context = runtime.context("run", "a" * 64, "w")
     assert (context.preset, context.steps, context.guidance) == ("turbo", 4, 0.0)
     assert context.scheduler == "euler_a, trailing" and not runtime.engine.guided
-
-
-@pytest.mark.parametrize(
-    ("preset", "stated", "where"),
-    [
-        ("lightning", Stated(steps=6), "steps"),
-        ("turbo", Stated(guidance_scale=7.5), "guidance_scale"),
-        ("lightning", Stated(steps=8, guidance_scale=1.0), ""),
-        ("auto", Stated(steps=6, guidance_scale=7.5), ""),
-    ],
-)
-def test_a_row_contradicts_a_stated_preset_no_more_than_the_run_file(
-    tiny_sd: Path, preset: Any, stated: Stated, where: str
-) -> None:
-    generation = filled_in(GenerationConfig(preset=preset), SD).generation
-    config = RunConfig(prompts="-", model=ModelConfig(path=str(tiny_sd), dtype="float32"), generation=generation)
-    runtime = Runtime(config, Policy(), load_model(config.model))
-    request = Request(row_no=0, key="a", prompt="a red cat", seed=1, stated=stated)
-    if where:
-        with pytest.raises(ConfigError) as refused:
-            drawn_with(runtime, request)
-        assert refused.value.where == where and "Set it to" in refused.value.fix
-    else:
-        assert len(drawn_with(runtime, request)[1]) == stated.steps
 
 
 def test_the_embedded_world_asks_for_none() -> None:
