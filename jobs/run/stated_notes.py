@@ -10,6 +10,7 @@ from index.errors import ClearanceError
 from pipeline.config import RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
+from pipeline.rungs import NegativeRung
 
 if TYPE_CHECKING:
     from pipeline.model.adapter_file import AdapterFile
@@ -77,8 +78,18 @@ def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
 
 
 def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> list[Note]:
-    """What run file and prompts ask for and a model that is drawn without a negative row does not do; ``scale``: of the run."""
-    notes, engine = [], runtime.engine
+    """What run file, policy and prompts ask for and this model's guidance does not do; ``scale``: of the run."""
+    notes, engine, own = list[Note](), runtime.engine, runtime.config.generation.true_guidance_scale
+    if own != 1 and not (runtime.model.distilled and engine.how_to_guide()):
+        why = "this class of model has no classifier-free guidance" if runtime.model.distilled else "it is for Flux and LCMs"
+        notes.append(Note("guidance", f"generation.true_guidance_scale = {own:g} has no effect: {why}"))
+    for number, rung in enumerate(runtime.policy.ladder, 1):
+        if isinstance(rung, NegativeRung) and not engine.guided:
+            fix = engine.how_to_guide() or "Use another kind of rung"
+            what = (
+                f"rung {number} (negative) needs a negative row, and samples have none: those that it steers end as error rows"
+            )
+            notes.append(Note("policy", f"{what}. {fix}"))
     if not engine.guided and not runtime.model.distilled and scale > 1:
         text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
         notes.append(Note("guidance", text))

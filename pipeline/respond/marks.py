@@ -239,8 +239,8 @@ def erase(
         ConfigError: the model is drawn without guidance, which has no negative conditioning, and there are tokens for it.
     """
     if last.negative is None and erasure.tokens:
-        guide = engine.how_to_guide(last.guidance_scale)
-        fix = f"{guide}, or leave the rung out" if guide else "Leave the rung out: this model never has a negative row"
+        advice = engine.how_to_guide(last.guidance_scale)
+        fix = f"{advice}, or leave the rung out" if advice else "Leave the rung out: this model never has a negative row"
         raise ConfigError("the sample is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
     guide = None
     if rung.focus != 1 and erasure.places and last.negative is not None:
