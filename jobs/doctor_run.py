@@ -91,7 +91,8 @@ def _sentence(error: ClearanceError) -> str:
 
 def _four(found: Preflight, details: tuple[Line, ...]) -> Iterator[Line]:
     """Can it run; is there room; how long; what is looked for."""
-    plan, by = found.plan, {line.topic: line for line in details}
+    plan = found.plan
+    by = {line.topic: line for line in reversed(details)}  # the first of a topic: notes may follow it
     draws = f"{len(found.todo)} of {len(plan.requests)} requests to draw in {len(plan.shards)} shards"
     workers = f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}"
     if found.problems:
@@ -122,6 +123,9 @@ def _details(found: Preflight, now: float) -> Iterator[Line]:
     if "model" in found.opened:
         sampler = f"; {found.opened['sampler']}" if "sampler" in found.opened else ""
         yield Line("model", "ok", f"{found.opened['model']} on {config.model.device}, {config.model.dtype}{sampler}")
+    yield from (
+        Line(topic, "ok", found.opened[topic]) for topic in ("preset", "adapters", "diversity") if topic in found.opened
+    )
     left = [note.text for note in found.notes if note.topic == "guards"]
     guards = found.opened.get("guards", "not opened")
     state: Any = "missing" if "guards" not in found.opened else "note" if left else "ok"
@@ -129,7 +133,11 @@ def _details(found: Preflight, now: float) -> Iterator[Line]:
     yield from _copies(found, now)
     bad = sum(request.problem is not None for request in found.plan.requests)
     many = f"{len(found.plan.requests)} requests from {', '.join(config.prompts)}"
-    yield Line("prompts", "note" if bad else "ok", many + (f"; {bad} bad rows become error rows" if bad else ""))
+    yield Line(
+        "prompts",
+        "note" if bad else "ok",
+        many + (f"; {bad} bad row{'s become error rows' if bad > 1 else ' becomes an error row'}" if bad else ""),
+    )
     if "C2PA" in found.opened:
         yield Line("marks", "ok", f"C2PA: {found.opened['C2PA']}")
     for note in found.notes:

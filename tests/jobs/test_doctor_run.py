@@ -59,13 +59,22 @@ def test_disk_and_memory_are_held_against_what_is_free(found: RunLooks) -> None:
     assert found.four[1].what == f"disk {details['disk'].what}; memory {details['memory'].what}"
 
 
+def test_larger_pictures_of_rows_do_not_displace_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,width\ncat,\ncat,96\n")
+    (tmp_path / "run.toml").write_text(WORLD)
+    found = examine_run(*read_run_file(tmp_path / "run.toml"))
+    assert "; memory " in found.four[1].what and found.four[1].what.endswith(" free on cpu")
+    assert [line.state for line in found.details if line.topic == "memory" and "96 × 64" in line.what] == ["note"]
+    assert by_topic(found.details)["adapters"].what == "marks"
+
+
 def test_details_name_model_guards_index_prompts_and_ray(found: RunLooks) -> None:
     details = by_topic(found.details)
     assert {"model", "guards", "index", "prompts", "ray", "marks"} <= set(details)
     assert found.preflight is not None
     assert f"million parameters on cpu, {found.preflight.plan.config.model.dtype}" in details["model"].what
     assert details["index"] == Line("index", "note", "none: copies are not looked for, and every row records it")
-    assert details["prompts"] == Line("prompts", "note", "7 requests from prompts.csv; 1 bad rows become error rows")
+    assert details["prompts"] == Line("prompts", "note", "7 requests from prompts.csv; 1 bad row becomes an error row")
     assert "codes" in details["guards"].what
 
 
