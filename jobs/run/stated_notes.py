@@ -31,6 +31,10 @@ def adapter_notes(config: RunConfig, requests: Sequence[Request], model: Checked
     from pipeline.model.adapter_file import check_base, look_at_adapters
 
     notes = []
+    named = any(one.rows == "named" for one in config.adapters)
+    if config.adapters and not named and any('"adapter":' in request.columns for request in requests):
+        text = 'the column `adapter` is kept as a column of your own, and chooses nothing: no adapter has rows = "named"'
+        notes.append(Note("adapters", text))
     for one in look_at_adapters(config.adapters, base=base):
         if model is not None:
             check_base(one, model.cls.family, model.cls.pipeline)

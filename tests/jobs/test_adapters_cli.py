@@ -73,6 +73,11 @@ def test_the_dry_run_notes_what_no_row_uses(project: Path) -> None:
     ]
 
 
+def test_the_dry_run_notes_a_column_that_chooses_nothing(project: Path) -> None:
+    notes = [note["text"] for note in dry(project, 'path = "style.safetensors"')["notes"] if note["topic"] == "adapters"]
+    assert notes == ['the column `adapter` is kept as a column of your own, and chooses nothing: no adapter has rows = "named"']
+
+
 def test_the_dry_run_refuses_another_base_by_both_names(project: Path) -> None:
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     state = {f"{key}.lora_down.weight": torch.zeros(2, 2048), f"{key}.lora_up.weight": torch.zeros(32, 2)}
