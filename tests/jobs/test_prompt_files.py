@@ -140,8 +140,8 @@ def test_encodings_without_a_mark_are_refused_with_the_place(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "what", "fix"),
     [
-        ("p.jsonl.gz", gzip.compress(b"{}"), "it is compressed", "gunzip --keep p.jsonl.gz"),
-        ("p.csv", gzip.compress(b"prompt"), "is not text: it is compressed", "gunzip --keep p.csv"),
+        ("p.jsonl.gz", gzip.compress(b"{}", mtime=0), "it is compressed", "gunzip --keep p.jsonl.gz"),
+        ("p.csv", gzip.compress(b"prompt", mtime=0), "is not text: it is compressed", "gunzip --keep p.csv"),
         ("p.csv", b"PAR1 \x00\x00", "it is a Parquet file", ".parquet"),
         ("p.json", '[{"prompt": "a"}]', "it is one JSON document", "jq -c '.[]' p.json"),
         ("p.jsonl", '[\n {"prompt": "a"},\n {"prompt": ""}]', "one JSON array, not one object a line", "jq -c '.[]' p.jsonl"),
