@@ -102,3 +102,5 @@ def test_ten_million_lie_on_the_power_law_through_two_sizes(found: dict[str, dic
     assert power_law((100, 1000), (2.0, 2.0), 10_000) == pytest.approx(2)
     assert ten_million({"20000": found, "200000": found}) == {}
     assert ten_million({"200000": found, "1000000": found})["bytes on disk"] == pytest.approx(found["build"]["bytes_on_disk"])
+    none = found | {"build": found["build"] | {"peak_anonymous_bytes": 0}}  # it had all that memory before
+    assert "peak of anonymous memory while building, bytes" not in ten_million({"200000": none, "1000000": found})

@@ -83,7 +83,8 @@ def of_size(rows: int, found: dict[str, dict[str, Any]], *, goals: bool) -> list
 def ten_million(facts: dict[str, Any]) -> dict[str, float]:
     """What 10,000,000 references would take, by arithmetic from the two largest sizes: a power law through both.
 
-    Empty where fewer than two sizes lie over the limit of the flat index.
+    Empty where fewer than two sizes lie over the limit of the flat index. A number that is 0 at one of them is left out:
+    memory that a process already had does not grow.
     """
     from index.ann import FLAT_LIMIT
 
@@ -99,7 +100,8 @@ def ten_million(facts: dict[str, Any]) -> dict[str, float]:
         "peak of anonymous memory while building, bytes": lambda one: one["build"]["peak_anonymous_bytes"],
         "opening, ms": lambda one: sorted(one["open"]["milliseconds"])[len(one["open"]["milliseconds"]) // 2],
     }
-    return {name: power_law(sizes, (read(small), read(large)), 10_000_000) for name, read in numbers.items()}
+    pairs = {name: (read(small), read(large)) for name, read in numbers.items()}
+    return {name: power_law(sizes, pair, 10_000_000) for name, pair in pairs.items() if min(pair) > 0}
 
 
 def power_law(sizes: Sequence[int], values: Sequence[float], at: int) -> float:
