@@ -20,6 +20,7 @@ import numpy as np
 from index.errors import InputError, ModelError
 from index.keypoints import Shown
 from index.onnx_data import weight_files
+from index.padding import first_line
 
 TORCHSCRIPT, ONNX = (".pt", ".ts", ".torchscript"), (".onnx",)
 SUFFIXES = (*TORCHSCRIPT, *ONNX)
@@ -119,7 +120,7 @@ class Descriptor:
         try:
             row = self._run(np.ascontiguousarray(entered.transpose(2, 0, 1)[None], np.float32))
         except Exception as error:  # the runtimes raise types of their own
-            what = f"fails on a picture of {side}×{side} pixels ({str(error).strip().splitlines()[0][:200]})"
+            what = f"fails on a picture of {side}×{side} pixels ({first_line(error)})"
             fix = f"Check that it takes float32 (1, 3, {side}, {side}); a JSON file beside it may state another size"
             raise ModelError(what, where=self._where, fix=fix) from error
         vector = np.asarray(row, np.float64).ravel()

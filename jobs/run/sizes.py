@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pipeline.config import ModelConfig
 from pipeline.outcome import Request
 
-Sides = tuple[int | None, int | None]  # width and height in pixels; None: the model's own
+PictureSize = tuple[int | None, int | None]  # width and height in pixels; None: the model's own
 
 
-def own_sides(model: ModelConfig) -> Sides:
+def own_sides(model: ModelConfig) -> PictureSize:
     """Width and height of a run's pictures as far as its file states them."""
     return model.width or model.size, model.height or model.size
 
@@ -27,11 +27,11 @@ def by_size(requests: tuple[Request, ...], model: ModelConfig) -> tuple[Request,
     return tuple(request for _, request in sorted(zip(sizes, requests, strict=True), key=lambda pair: order[pair[0]]))
 
 
-def counted(requests: Iterable[Request], own: Sides) -> Counter[Sides]:
+def counted(requests: Iterable[Request], own: PictureSize) -> Counter[PictureSize]:
     """How many requests that can be drawn there are of each size; ``own``: of those that state none."""
     return Counter(_sizes([request for request in requests if request.problem is None], own))
 
 
-def _sizes(requests: Iterable[Request], own: Sides) -> Iterable[Sides]:
+def _sizes(requests: Iterable[Request], own: PictureSize) -> Iterable[PictureSize]:
     width, height = own
     return ((request.stated.width or width, request.stated.height or height) for request in requests)

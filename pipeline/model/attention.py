@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from index.errors import ConfigError
+from index.padding import first_line
 
 BACKENDS = {
     "native": "native", "math": "_native_math", "flash": "_native_flash", "efficient": "_native_efficient",
@@ -32,7 +33,7 @@ def choose_attention(network: Any, name: str) -> None:
     try:
         network.set_attention_backend(wanted)
     except Exception as error:
-        what = f"{name!r} does not run here: {str(error).splitlines()[0]}"
+        what = f"{name!r} does not run here: {first_line(error)}"
         raise ConfigError(what, where="model.attention", fix='Use "auto", or install it') from error
     finally:
         logging.set_verbosity(level)

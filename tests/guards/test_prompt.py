@@ -208,6 +208,24 @@ def test_on_the_embedded_world_titles_separate_protected_from_ordinary_captions(
     assert [name for name in others if found[name]] == ["fire-engine"]
 
 
+def test_on_the_embedded_world_nearness_separates_as_the_reference_states() -> None:
+    """Captions at or above each cosine, of 372 protected and 360 ordinary ones."""
+    from jobs.demo import WORDINGS
+    from jobs.lab.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
+
+    embedder = OpenCLIPEmbedder.open("stickers")
+    subjects = {
+        "protected": list(PROTECTED),
+        "ordinary": [*ORDINARY, *(name for group in MARK_PRONE.values() for name in group)],
+    }
+    titles = embedder.texts([name.replace("-", " ") for name in PROTECTED])
+    captions = {kind: [w.format(n.replace("-", " ")) for n in names for w in WORDINGS] for kind, names in subjects.items()}
+    best = {kind: (embedder.texts(texts) @ titles.T).max(1) for kind, texts in captions.items()}
+    assert {kind: len(scores) for kind, scores in best.items()} == {"protected": 372, "ordinary": 360}
+    assert [int((best["protected"] >= cosine).sum()) for cosine in (0.9, 0.8, 0.7)] == [372, 372, 372]
+    assert [int((best["ordinary"] >= cosine).sum()) for cosine in (0.9, 0.8, 0.7)] == [0, 6, 42]
+
+
 def test_the_embedders_text_tower_measures_nearness() -> None:
     embedder = OpenCLIPEmbedder.open("stickers")
     settings = SimpleNamespace(titles="off", instead="", near=0.9, near_action="review")

@@ -14,7 +14,7 @@ from index.keypoints import keypoints_id
 from jobs.reaudit.facts import point_of_plan
 from pipeline.config import RunConfig
 from pipeline.copy_check import CopyCheck, copy_check_record
-from pipeline.opening import operating_point
+from pipeline.opening import operating_point, unused_look
 from pipeline.policy import CopiesPolicy, Policy
 
 CONFIG = RunConfig(prompts="p.csv", index="index")
@@ -71,6 +71,17 @@ def test_a_threshold_of_the_policys_own_knows_alignment_alone(tmp_path: Path) ->
     assert point(tmp_path, asking("auto", threshold=0.8)).second_look == "alignment"
     with pytest.raises(ConfigError, match="has no operating point"):
         point(tmp_path, asking("keypoints", threshold=0.8))
+
+
+@pytest.mark.parametrize(
+    ("look", "threshold", "said"), [("keypoints", 0.8, True), ("keypoints", None, False), ("alignment", 0.8, False)]
+)
+def test_a_calibrated_look_that_a_threshold_sets_aside_is_named(
+    tmp_path: Path, look: str, threshold: float | None, said: bool
+) -> None:
+    calibrated(tmp_path, look)
+    found = unused_look(CONFIG, asking("auto", threshold=threshold), base=tmp_path)
+    assert (f"the index was calibrated for {look}" in found) is said and bool(found) is said
 
 
 def test_a_descriptor_is_the_one_that_was_measured_or_refused(tmp_path: Path) -> None:
