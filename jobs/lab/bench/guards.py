@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.lab.bench.apart import run_apart
 from jobs.lab.bench.measures import Measure, publish
 
 SIDES, PICTURES, ROUNDS = (512, 1024), 4, 3
@@ -128,7 +129,12 @@ def waiting(seconds: Sequence[float], processes: int = PROCESSES) -> float:
 
 
 def bench(out: Path, *, quick: bool = False) -> None:
-    """Measure and publish ``guards``."""
+    """Measure and publish ``guards``, in a process of its own: every library has one thread."""
+    print(run_apart(f"from jobs.lab.bench.guards import measure; measure({str(out)!r}, quick={quick!r})"), end="")
+
+
+def measure(out: str, *, quick: bool) -> None:
+    """Measure and publish in this process; ``out``: folder of the results."""
     import cv2
     import torch
 
@@ -163,7 +169,7 @@ def bench(out: Path, *, quick: bool = False) -> None:
             share = waiting(each)
             measures.append(Measure(id=where, value=share, low=share, high=share, n=DRAWN, goal=goal, better="lower"))
     more = {"load_average": load_average(), "guards left out": list(skipped), "guards": {g.name: g.version for g in guards}}
-    publish("guards", measures, out, seeds=(0,), quick=quick, more=more)
+    publish("guards", measures, Path(out), seeds=(0,), quick=quick, more=more)
 
 
 def _anew(picture: np.ndarray, reference: np.ndarray) -> float:

@@ -8,13 +8,12 @@ of FAISS over the same mapped vectors. Memory is what the kernel counts as anony
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.lab.bench.apart import run_apart
 from jobs.lab.bench.index_data import DIM
 from jobs.lab.bench.load import load_average, remark
 from jobs.lab.bench.measures import Measure, publish, share, spread
@@ -126,9 +125,6 @@ def _part(part: str, folder: Path, rows: int, *, quick: bool) -> dict[str, Any]:
 def _apart(part: str, folder: Path, rows: int, *, quick: bool) -> None:
     """Run a part in a process of its own, on one thread; its result is its last line."""
     code = f"from jobs.lab.bench.index_parts import main; main({part!r}, {str(folder)!r}, {rows}, {quick!r})"
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = os.environ | dict.fromkeys(names, "1")
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    found = json.loads(done.stdout.splitlines()[-1]) | {"load": load_average(), "dim": DIM}
+    found = json.loads(run_apart(code).splitlines()[-1]) | {"load": load_average(), "dim": DIM}
     (folder / f"{part}.part").write_text(json.dumps(found), encoding="utf-8")
     (folder / f"{part}.part").rename(folder / f"{part}.json")

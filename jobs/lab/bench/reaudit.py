@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.lab.bench.apart import run_apart
 from jobs.lab.bench.load import load_average, remark
 from jobs.lab.bench.measures import Measure, publish, share
 
@@ -144,10 +142,7 @@ def _tables(vectors: np.ndarray, start: int, shard_id: str) -> tuple[Any, Any]:
 def _apart(folder: Path) -> dict[str, Any]:
     """Look at the run in a process of its own."""
     code = f"from jobs.lab.bench.reaudit import measure; measure({str(folder)!r})"
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = os.environ | dict.fromkeys(names, str(THREADS))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(run_apart(code, THREADS))
     return found
 
 
