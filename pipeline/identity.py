@@ -22,7 +22,8 @@ from pipeline.guard_settings import GuardPolicy, OutsideGuard
 from pipeline.keys import Keys
 from pipeline.marking.markers import marks_parts
 from pipeline.methods import STEERING, versions
-from pipeline.model.folder import folder_digest, resolve
+from pipeline.model.folder.digest import folder_digest
+from pipeline.model.folder.resolve import resolve
 from pipeline.policy import Policy, guard_tables, policy_digest
 from pipeline.respond.early import early_id
 from pipeline.respond.marks import adapters_digest

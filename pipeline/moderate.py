@@ -19,7 +19,7 @@ from pipeline.decide import decide
 from pipeline.engine.trajectory import Trajectory
 from pipeline.looking.looks import Looks
 from pipeline.looking.study import Failed, Study, together_or_alone
-from pipeline.model.latent import PICTURE_ROWS
+from pipeline.model.decoder import PICTURE_ROWS
 from pipeline.next_attempt import affordable, first, steer, steer_caught
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict

@@ -13,7 +13,7 @@ from guards.copies import RECOLOURED
 from index.errors import ConfigError
 from pipeline.decide import is_mark
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.adapters import denoisers
+from pipeline.model.adapters.opened import denoisers
 from pipeline.open_request import OpenRequest
 from pipeline.outcome import Caught, Decision, Request
 from pipeline.policy import action_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.engine.trajectory import Size
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
 
 
 def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from index.colours import hue_shares, in_hues
+from pipeline.model.decoder import PICTURE_ROWS
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import PICTURE_ROWS
 from pipeline.respond.early import LATENTS
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from pipeline.looking.beside import guard_processes, looker_identity, open_looke
 from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
-from pipeline.model.adapters import Adapters, Read, open_adapters, texts
+from pipeline.model.adapters.opened import Adapters, Read, open_adapters, texts
 from pipeline.model.contexts import TOGETHER
-from pipeline.model.families import load_model
-from pipeline.model.folder import model_name
+from pipeline.model.folder.resolve import model_name
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.model.machine import machine
-from pipeline.model.presets import Facts, filled_in
+from pipeline.model.sampling.presets import Facts, filled_in
 from pipeline.opening import Copies, count_together, open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
 from pipeline.outcome import PaddedRows, Request
 from pipeline.policy import Policy, action_of
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
     from pipeline.engine.trajectory import Size
+    from pipeline.model.adapters.reading import Worn
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.contexts import Contexts
-    from pipeline.model.reading import Worn
     from pipeline.steer.embedder_space import EmbedderSpace
 
 CONTEXT_BYTES = 2**30  # conditionings kept

@@ -10,7 +10,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.policy import Policy
 from pipeline.respond.copies import Failed, Tools, Words, retry
 from pipeline.rungs import Rung

@@ -139,7 +139,8 @@ def train(
     from jobs.erase.train import Training
     from jobs.erase.train import train as run
     from pipeline.config import ModelConfig
-    from pipeline.model.folder import folder_digest, resolve
+    from pipeline.model.folder.digest import folder_digest
+    from pipeline.model.folder.resolve import resolve
     from pipeline.steer.erase_adapter import SETTINGS
 
     if (out / SETTINGS).exists():

@@ -30,7 +30,7 @@ def drawn_source(
 
     Raises:
         InputError: a prompt that cannot be drawn, or none.
-        ConfigError, ModelError: see :func:`pipeline.model.families.load_model` and :class:`pipeline.engine.engine.Engine`.
+        ConfigError, ModelError: see :func:`pipeline.model.load.load_model` and :class:`pipeline.engine.engine.Engine`.
     """
     from jobs.run.prompts import read_prompts
 
@@ -50,8 +50,8 @@ def _drawn(requests: Sequence[Request], model: ModelConfig, generation: Generati
 
     from pipeline.engine.engine import Engine
     from pipeline.engine.trajectory import Trajectory
-    from pipeline.model.families import load_model
-    from pipeline.model.presets import Facts, filled_in
+    from pipeline.model.load import load_model
+    from pipeline.model.sampling.presets import Facts, filled_in
 
     network = load_model(model)
     drawn = filled_in(generation, Facts.of_model(network)).generation

@@ -150,8 +150,8 @@ def train(
     """
     import torch
 
-    from pipeline.model.families import load_model
-    from pipeline.model.sd import StableDiffusion
+    from pipeline.model.families.sd import StableDiffusion
+    from pipeline.model.load import load_model
 
     base = load_model(dataclasses.replace(model, dtype="float32"))
     if not isinstance(base, StableDiffusion):

@@ -111,7 +111,7 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
 @contextmanager
 def _edge(what: str, where: str) -> Iterator[None]:
     """An error that a network raises in its first call would end every request of the run."""
-    from pipeline.model.fit import reason
+    from pipeline.model.libraries import reason
 
     try:
         yield

@@ -72,8 +72,8 @@ def require_rows(config: RunConfig) -> None:
     g = config.generation
     if not g.diversity.size:
         return
-    from pipeline.model.families import look_at
-    from pipeline.model.latent import LatentDiffusion
+    from pipeline.model.families.latent import LatentDiffusion
+    from pipeline.model.load import look_at
     from pipeline.steer.diversity import too_few_rows
 
     try:

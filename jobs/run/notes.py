@@ -20,9 +20,9 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     Raises:
         ModelError: the model's folder cannot be drawn with.
     """
-    from pipeline.model.families import look_at
-    from pipeline.model.presets import Facts, filled_in
-    from pipeline.model.samplers import sampler_of
+    from pipeline.model.load import look_at
+    from pipeline.model.sampling.choose import sampler_of
+    from pipeline.model.sampling.presets import Facts, filled_in
     from pipeline.opening import stale_calibration, unused_look
     from pipeline.policy import remarks
 
@@ -105,7 +105,7 @@ def device_notes_of(config: ModelConfig) -> list[Note]:
 
 def _safety(folder: Path, policy: Policy) -> list[Note]:
     from guards.registry import describe
-    from pipeline.model.folder import read_index
+    from pipeline.model.folder.components import read_index
 
     named = read_index(folder).get("safety_checker")
     if not isinstance(named, list) or named[0] is None:

@@ -283,8 +283,8 @@ def in_full(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: a key contradicts the preset.
     """
-    from pipeline.model.families import look_at
-    from pipeline.model.presets import Facts, filled_in
+    from pipeline.model.load import look_at
+    from pipeline.model.sampling.presets import Facts, filled_in
 
     try:
         folder, cls, parts = look_at(config.model)
@@ -300,7 +300,7 @@ def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) 
 
     @functools.cache
     def sides() -> Sides | None:
-        from pipeline.model.families import sides_of
+        from pipeline.model.load import sides_of
 
         return sides_of(config.model)
 

@@ -28,7 +28,7 @@ from pipeline.outcome import Request
 
 if TYPE_CHECKING:
     from jobs.run.plan import Plan
-    from pipeline.model.families import CheckedModel
+    from pipeline.model.load import CheckedModel
     from pipeline.opening import Copies
     from pipeline.runtime import Runtime
 
@@ -223,7 +223,7 @@ def _look_at_marks(found: Preflight) -> None:
 
 
 def _look_at_model(found: Preflight) -> CheckedModel:
-    from pipeline.model.families import check_model
+    from pipeline.model.load import check_model
 
     checked = check_model(found.plan.config.model)
     found.notes += checked.notes

@@ -25,8 +25,8 @@ def held_to_preset(requests: Sequence[Request], config: RunConfig, notes: list[N
     own = [one for one in requests if one.problem is None and (one.stated.steps, one.stated.guidance_scale) != (None, None)]
     if not own or g.preset == "none":
         return list(requests)
-    from pipeline.model.families import look_at
-    from pipeline.model.presets import Facts, contradiction_of
+    from pipeline.model.load import look_at
+    from pipeline.model.sampling.presets import Facts, contradiction_of
 
     try:
         folder, cls, parts = look_at(config.model)

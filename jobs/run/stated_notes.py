@@ -13,8 +13,8 @@ from pipeline.outcome import Request
 from pipeline.rungs import NegativeRung
 
 if TYPE_CHECKING:
-    from pipeline.model.adapter_file import AdapterFile
-    from pipeline.model.families import CheckedModel
+    from pipeline.model.adapters.file import AdapterFile
+    from pipeline.model.load import CheckedModel
     from pipeline.runtime import Runtime
 
 
@@ -28,7 +28,7 @@ def adapter_notes(config: RunConfig, requests: Sequence[Request], model: Checked
     Raises:
         ClearanceError: a file is refused, or was trained for another class of models.
     """
-    from pipeline.model.adapter_file import check_base, look_at_adapters
+    from pipeline.model.adapters.file import check_base, look_at_adapters
 
     notes = []
     named = any(one.rows == "named" for one in config.adapters)

@@ -30,16 +30,16 @@ from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, ste
 from pipeline.engine.packed_call import packed_call, units
 from pipeline.engine.packing import next_call, next_size, room
 from pipeline.engine.readings import Call, Norms, Reading, pay
-from pipeline.model.interface import LESS
-from pipeline.model.sampler import counter_noise
-from pipeline.model.samplers import make_sampler
+from pipeline.model.device import LESS
+from pipeline.model.sampling.choose import make_sampler
+from pipeline.model.sampling.sampler import counter_noise
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.engine.trajectory import Size, Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
     from pipeline.steer.features import FeatureCache
 
 
@@ -80,7 +80,7 @@ class Engine:
             classes w of classifier-free guidance, ε = ε_neg + w·(ε_text − ε_neg). A model with guidance inside takes it as an
             input, and w is ``true_guidance_scale``.
         true_guidance_scale: w of models with guidance inside.
-        scheduler: the sampler's name; see :func:`pipeline.model.samplers.make_sampler`.
+        scheduler: the sampler's name; see :func:`pipeline.model.sampling.choose.make_sampler`.
         eta: η of DDIM.
         spacing: of the timesteps, if not the folder's own.
         guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from pipeline.model.adapters.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.compiled import refuse_compiled
 from pipeline.model.conditioning import Conditioning, stack
-from pipeline.model.lowrank import LowRank, RowAdapter, adapted
 from pipeline.steer.diversity import GroupRow, group_pushes
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.engine.trajectory import Trajectory
     from pipeline.model.interface import DiffusionModel
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
 
 Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.model.adapters.lowrank import LowRank
     from pipeline.model.conditioning import Conditioning
-    from pipeline.model.lowrank import LowRank
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
     from pipeline.steer.diversity import Group
     from pipeline.steer.negtome import NegToMe
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from index.errors import ModelError
 from index.padding import PaddedCalls
-from pipeline.model.interface import LESS
+from pipeline.model.device import LESS
 
 if TYPE_CHECKING:
     import torch

@@ -10,6 +10,7 @@ from index.errors import ConfigError
 from pipeline.config import ModelConfig
 from pipeline.notes import Note
 
+LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
 SLIPS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "metal": "mps", "apple": "mps"}
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pipeline.model.sites import Site
     from pipeline.outcome import PaddedRows
 
-LESS = 'Draw smaller pictures (model.size), choose model.dtype = "bfloat16", or use a device with more memory'
-
 
 class DiffusionModel(Protocol):
     """A latent diffusion model as the engine sees it.

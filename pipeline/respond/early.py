@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from index.reference import Reference
     from index.store import ReferenceIndex
     from pipeline.engine.trajectory import Trajectory
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
     from pipeline.policy import EarlyPolicy, Policy
 
 HEAD = STICKERS / "head"

@@ -17,8 +17,8 @@ from index.errors import ConfigError
 from pipeline.config import AdapterConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.adapter_file import SHIPPED, look_at_adapters
-from pipeline.model.lowrank import LowRank
+from pipeline.model.adapters.file import SHIPPED, look_at_adapters
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.outcome import Adapter, Intervention
 from pipeline.rungs import EraseRung
 from pipeline.settings import digest

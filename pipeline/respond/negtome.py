@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.engine.trajectory import Size, Trajectory
-    from pipeline.model.sampler import Sampler
+    from pipeline.model.sampling.sampler import Sampler
 
 
 def answer(failed: Failed, rung: NegToMeRung, tools: Tools) -> NextTry:

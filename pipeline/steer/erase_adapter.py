@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # pydantic takes this one below Python 
 
 from guards.base import Box
 from index.errors import IntegrityError, ModelError
-from pipeline.model.lowrank import LowRank
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.steer.erase_tokens import Vocabulary
 
 if TYPE_CHECKING:

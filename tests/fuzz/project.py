@@ -48,7 +48,7 @@ def write_toml(path: Path, tables: dict[str, dict[str, Any]]) -> None:
 def make_project(folder: Path, model: Path) -> Path:
     """Write the project and run it once; every command must succeed."""
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
     from pipeline.steer.erase_tokens import Vocabulary
     from tests.pipeline.adapters import write_adapter
 

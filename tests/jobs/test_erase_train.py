@@ -16,7 +16,7 @@ from jobs.erase.dataset import NothingFound
 from jobs.erase.save import save_adapter
 from jobs.erase.train import CHECKPOINT, prepare, train
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.steer.erase_adapter import load_adapter
 from pipeline.steer.erase_tokens import box_mask
 
@@ -61,7 +61,7 @@ def test_model_removal_with_a_rank_learns_the_unmarked_pictures_too(tiny_sd: Pat
 def test_tokens_are_learned_alone_as_often_as_configured(
     tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: float, alone: float
 ) -> None:
-    from pipeline.model.sd import StableDiffusion
+    from pipeline.model.families.sd import StableDiffusion
 
     used: list[tuple[bool, bool]] = []  # whether tokens, whether a caption
 
@@ -181,7 +181,7 @@ def test_a_saved_adapter_is_what_was_trained(tiny_sd: Path, tiny_sdxl: Path, tmp
 def assert_same_as_diffusers(tiny_sd: Path, folder: Path, base: Any, loaded: Any) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from pipeline.model.lowrank import RowAdapter, adapted
+    from pipeline.model.adapters.lowrank import RowAdapter, adapted
 
     latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(1))
     context = base.encode_prompts(["cat", ""])

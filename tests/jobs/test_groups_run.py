@@ -13,7 +13,7 @@ from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.config import DiversityConfig, GenerationConfig, MarksConfig, ModelConfig, RunConfig
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.moderate import Moderation
 from pipeline.policy import Policy
 from pipeline.runtime import Runtime

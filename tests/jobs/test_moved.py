@@ -21,7 +21,7 @@ from index.store import ReferenceIndex
 from jobs.cli.main import app
 from pipeline.audit.ledger import sample_rows
 from pipeline.marking.encode import decode
-from pipeline.model.folder import model_name
+from pipeline.model.folder.resolve import model_name
 
 RUN = """\
 prompts = "prompts.csv"

@@ -26,7 +26,7 @@ from jobs.run.stated_notes import largest_note
 from jobs.run.worker import Worker
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.config import ModelConfig, RunConfig
-from pipeline.model.families import sides_of
+from pipeline.model.load import sides_of
 from pipeline.model.sides import Sides
 from pipeline.notes import Note
 from pipeline.outcome import Request, Stated

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.run.stated_notes import unguided_notes
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.policy import Policy
 from pipeline.rungs import NegativeRung
 from pipeline.runtime import Runtime

@@ -16,8 +16,8 @@ from jobs.lab.bench.engine_reruns import BATCH, Coins, Spent, counted, expected,
 from jobs.lab.bench.load import load_average, quiet, remark
 from jobs.lab.bench.measures import Measure
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 
 STEPS = 8
 

@@ -22,7 +22,7 @@ from jobs.lab.bench.erase_ship import MAIN, ship
 from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.lab.bench.measures import Measure, corrected, half_samples, kid, ratio
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.steer.erase_tokens import check_box
 
 

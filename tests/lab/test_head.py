@@ -19,8 +19,8 @@ from jobs.lab.world.pictures import WorldError
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 
 DOCS = Path(__file__).resolve().parents[2] / "infra" / "docs" / "bench"
 

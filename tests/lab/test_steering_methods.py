@@ -25,7 +25,7 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.fields import Key, keys
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.policy import Policy
 from pipeline.respond.copies import next_seed
 from pipeline.settings import from_dict

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.lowrank import LowRank
 from pipeline.steer.erase_tokens import Vocabulary
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -17,8 +17,8 @@ from pipeline.audit.ledger import append_event, run_predicate, seal
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.outcome import ACCEPTED, Attempt, Decision, Intervention, Outcome, Request, Sample, Verdict
 
 THRESHOLD = 0.8

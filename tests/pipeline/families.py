@@ -14,9 +14,9 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import quiet
+from pipeline.model.libraries import quiet
+from pipeline.model.load import load_model
 
 STEPS, SCALE = 4, 3.0
 PROMPT, NEGATIVE = "a red apple", "a cat"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from index.errors import ClearanceError, ConfigError, ModelError
 from index.storage import place, write_file
 from pipeline.config import AdapterConfig
-from pipeline.model.adapter_file import AdapterFile, check_base, look_at_adapter, look_at_adapters
+from pipeline.model.adapters.file import AdapterFile, check_base, look_at_adapter, look_at_adapters
 
 PAIR = {"unet.mid.attn1.to_q.lora_A.weight": (3, 8), "unet.mid.attn1.to_q.lora_B.weight": (8, 3)}
 

@@ -21,8 +21,8 @@ from pipeline.looking.beside import guard_processes
 from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker as RealLooker
 from pipeline.model.decoder import Decoder
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.moderate import Moderation, moderate
 from pipeline.outcome import Outcome, Sample
 from pipeline.policy import CopiesPolicy, Policy

@@ -34,7 +34,7 @@ from pipeline.audit.verifier import clearance_verify
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 from pipeline.decide import decide
 from pipeline.looking.beside import open_looker
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 from pipeline.moderate import Moderation
 from pipeline.outcome import Outcome, Request, Verdict
 from pipeline.policy import Policy

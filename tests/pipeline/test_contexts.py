@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.model.contexts import TOGETHER, Contexts
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 
 PROMPTS = [f"a red apple {i}" for i in range(11)]
 

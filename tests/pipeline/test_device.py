@@ -9,7 +9,7 @@ import pytest
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
 from pipeline.model.device import check_device, device_notes, devices
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 
 INSTEAD = 'set device = "cpu", or run on a machine with'
 PLAIN, GPUS, APPLE = ["cpu"], ["cpu", "cuda:0", "cuda:1"], ["cpu", "mps"]

@@ -22,9 +22,9 @@ from index.shipped import STICKERS
 from pipeline.audit.records import attempt_table
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
-from pipeline.model.folder import folder_digest
+from pipeline.model.folder.digest import folder_digest
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.moderate import moderate
 from pipeline.outcome import Caught, Outcome, Request, Sample
 from pipeline.policy import CopiesPolicy, EarlyPolicy, Policy

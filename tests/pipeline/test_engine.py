@@ -15,9 +15,9 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.packed_call import packed_call
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import quiet
+from pipeline.model.libraries import quiet
+from pipeline.model.load import load_model
 from pipeline.steer.negtome import NegToMe, RowPush, pushing
 from pipeline.steer.nudge import Nudge
 

@@ -11,7 +11,7 @@ import pytest
 from index.errors import IntegrityError, ModelError
 from index.shipped import STICKERS
 from pipeline.config import AdapterConfig
-from pipeline.model.folder import folder_digest
+from pipeline.model.folder.digest import folder_digest
 from pipeline.model.interface import DiffusionModel
 from pipeline.respond.marks import SHIPPED, adapter_folders
 from pipeline.steer.erase_adapter import load_adapter, read_settings

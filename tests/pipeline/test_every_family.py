@@ -17,12 +17,14 @@ from pipeline.config import AdapterConfig, ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.packed_call import packed_call
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.adapter_file import look_at_adapter
-from pipeline.model.families import model_classes, sides_of
+from pipeline.model.adapters.file import look_at_adapter
+from pipeline.model.adapters.lora import load_lora
+from pipeline.model.adapters.lowrank import LowRank
+from pipeline.model.families.latent import LatentDiffusion
+from pipeline.model.families.registry import model_classes
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import LatentDiffusion, quiet
-from pipeline.model.lora import load_lora
-from pipeline.model.lowrank import LowRank
+from pipeline.model.libraries import quiet
+from pipeline.model.load import sides_of
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
 from pipeline.steer.blocks import hooked
@@ -305,7 +307,7 @@ def test_a_rung_steers_to_the_same_bytes_alone_in_company_and_from_the_cache(fam
 
 
 def test_an_adapter_on_one_row_equals_peft_to_the_bit(family: Family, model: DiffusionModel) -> None:
-    """peft's own layers in a copy of the network against :mod:`pipeline.model.lowrank` on one row of a call."""
+    """peft's own layers in a copy of the network against :mod:`pipeline.model.adapters.lowrank` on one row of a call."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear
 

@@ -13,8 +13,8 @@ import torch
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
-from pipeline.model.latent import picture_rows
+from pipeline.model.decoder import picture_rows
+from pipeline.model.load import load_model
 from tests.pipeline.families import (
     FAMILIES,
     PROMPT,
@@ -136,7 +136,7 @@ def test_an_empty_negative_prompt_is_zeros_where_sdxl_sets_it(tiny_sdxl: Path, t
 def test_only_the_parts_in_use_are_downloaded(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from pipeline.model.folder import resolve
+    from pipeline.model.folder.resolve import resolve
 
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _id, **more: calls.append(more) or str(tiny_sd))

@@ -10,10 +10,10 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.model.conditioning import stack
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.lowrank import LowRank
+from pipeline.model.load import load_model
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.respond.negtome import feature_note
 from pipeline.rungs import NegToMeRung

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ModelError
-from pipeline.model.folder import STICKERS, folder_digest
+from index.shipped import STICKERS
+from pipeline.model.folder.digest import folder_digest
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_an_action_that_the_policy_states_stands(tiny_sd: Path) -> None:
 
 def test_the_embedded_worlds_model_is_known_by_its_digest_wherever_it_lies() -> None:
     from index.shipped import STICKERS
-    from pipeline.model.folder import folder_digest
+    from pipeline.model.folder.digest import folder_digest
 
     assert actions("copied/elsewhere", Policy(), folder_digest(STICKERS / "model"))["marks"] == "steer"
 

@@ -12,8 +12,8 @@ import torch
 from index.errors import ClearanceError, ModelError, OutOfMemory, SteeringFailed
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
+from pipeline.model.adapters.lowrank import LowRank
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.lowrank import LowRank
 from pipeline.steer.diversity import Group
 from pipeline.steer.negtome import NegToMe
 

@@ -11,10 +11,10 @@ import torch
 
 from index.errors import ModelError
 from pipeline.config import AdapterConfig, ModelConfig
-from pipeline.model.adapter_file import look_at_adapter
-from pipeline.model.families import load_model
-from pipeline.model.lora import Lora, fuse, load_lora
-from pipeline.model.lowrank import RowAdapter, adapted
+from pipeline.model.adapters.file import look_at_adapter
+from pipeline.model.adapters.lora import Lora, fuse, load_lora
+from pipeline.model.adapters.lowrank import RowAdapter, adapted
+from pipeline.model.load import load_model
 
 from .families import FAMILIES, load
 from .lora_files import ALPHA, TEXT, TRANSFORMER, UNET, halves, kohya, kohya_file, old_style, pairs_for, write, xlabs

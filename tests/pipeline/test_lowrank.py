@@ -13,9 +13,9 @@ from index.errors import ModelError
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
+from pipeline.model.adapters.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+from pipeline.model.load import load_model
 
 from .adapters import ATTENTION, low_rank
 

@@ -9,8 +9,9 @@ import pytest
 from index import storage
 from index.errors import InputError
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
-from pipeline.model.folder import folder_digest, model_name, resolve
+from pipeline.model.folder.digest import folder_digest
+from pipeline.model.folder.resolve import model_name, resolve
+from pipeline.model.load import load_model
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
-from pipeline.model.families import check_model, load_model
-from pipeline.model.samplers import OF_SCHEDULER, sampler_of
+from pipeline.model.load import check_model, load_model
+from pipeline.model.sampling.choose import OF_SCHEDULER, sampler_of
 
 FAMILIES = ["sd", "sdxl", "sd3", "flux"]
 SCALES = ("scale_input", "scale_weight")  # of eight-bit weights
@@ -304,7 +304,7 @@ def test_weights_that_are_rounded_are_noted(tiny_sd: Path) -> None:
 
 def test_to_look_at_the_files_of_a_folder_takes_no_torch(tiny_sd: Path) -> None:
     code = (
-        "import sys\nfrom pipeline.model.families import look_at\nfrom pipeline.config import ModelConfig\n"
+        "import sys\nfrom pipeline.model.load import look_at\nfrom pipeline.config import ModelConfig\n"
         f"look_at(ModelConfig(path={str(tiny_sd)!r}))\nprint('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -315,8 +315,8 @@ BIG = """
 import resource, sys
 from pathlib import Path
 import torch
-from pipeline.model.fit import check_fit
-from pipeline.model.parts import Part
+from pipeline.model.folder.fit import check_fit
+from pipeline.model.folder.parts import Part
 from index.torchvision_ops import ensure
 ensure()
 import transformers

@@ -13,13 +13,14 @@ from index.errors import ConfigError, ModelError, SteeringFailed
 from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.attention import BACKENDS, choose_attention
+from pipeline.model.adapters.lowrank import LowRank, RowAdapter, adapted
 from pipeline.model.conditioning import Conditioning
 from pipeline.model.contexts import Contexts
-from pipeline.model.families import load_model, model_classes
-from pipeline.model.lowrank import LowRank, RowAdapter, adapted
+from pipeline.model.families.attention import BACKENDS, choose_attention
+from pipeline.model.families.registry import model_classes
+from pipeline.model.families.resident import resident
+from pipeline.model.load import load_model
 from pipeline.model.machine import machine
-from pipeline.model.resident import resident
 from pipeline.steer.negtome import NegToMe
 
 STEPS = 3

@@ -13,10 +13,11 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.model.conditioning import Conditioning, stack
-from pipeline.model.families import load_model, model_classes
-from pipeline.model.latent import LatentDiffusion
-from pipeline.model.refused import REFUSED, why_refused
-from pipeline.model.samplers import make_sampler
+from pipeline.model.families.latent import LatentDiffusion
+from pipeline.model.families.refused import REFUSED, why_refused
+from pipeline.model.families.registry import model_classes
+from pipeline.model.load import load_model
+from pipeline.model.sampling.choose import make_sampler
 from tests.pipeline.families import (
     FAMILIES,
     PROMPT,

@@ -12,9 +12,9 @@ import torch
 
 from guards.base import Finding
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
+from pipeline.model.decoder import PICTURE_ROWS
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import PICTURE_ROWS
+from pipeline.model.load import load_model
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Verdict
 from pipeline.policy import CopiesPolicy, MarksPolicy, Policy

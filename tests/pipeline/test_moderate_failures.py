@@ -19,8 +19,8 @@ from index.store import ReferenceIndex
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.moderate import Moderation, moderate
 from pipeline.next_attempt import first
 from pipeline.outcome import Outcome, Request, Sample

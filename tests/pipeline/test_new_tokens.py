@@ -10,7 +10,7 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
+from pipeline.model.load import load_model
 
 
 def test_new_words_change_no_other_prompt(exact: Any) -> None:

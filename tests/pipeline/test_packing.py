@@ -16,8 +16,8 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.packing import WINDOW, best_fit, next_call
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.steer.negtome import NegToMe
 
 NEEDS = st.lists(st.integers(1, 4), min_size=1, max_size=9)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.outcome import PaddedRows
 
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried …")]

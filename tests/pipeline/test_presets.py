@@ -13,9 +13,9 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
-from pipeline.model.families import load_model, look_at
-from pipeline.model.presets import PRESETS, Facts, filled_in
-from pipeline.model.samplers import make_sampler
+from pipeline.model.load import load_model, look_at
+from pipeline.model.sampling.choose import make_sampler
+from pipeline.model.sampling.presets import PRESETS, Facts, filled_in
 from pipeline.policy import Policy
 from pipeline.runtime import Runtime
 

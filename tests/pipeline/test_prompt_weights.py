@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from index.errors import InputError
-from pipeline.model.prompt_weights import weighted
+from pipeline.model.adapters.prompt_weights import weighted
 
 
 @pytest.mark.parametrize(

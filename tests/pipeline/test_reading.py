@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import AdapterConfig, ModelConfig
-from pipeline.model.adapter_file import look_at_adapter
-from pipeline.model.embeddings import load_embedding
-from pipeline.model.families import load_model
-from pipeline.model.reading import Reading
+from pipeline.model.adapters.file import look_at_adapter
+from pipeline.model.adapters.reading import Reading
+from pipeline.model.adapters.textual_inversion import load_embedding
+from pipeline.model.load import load_model
 
 from .test_lora import encoded
 

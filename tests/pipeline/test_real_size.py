@@ -17,8 +17,8 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.latent import quiet
-from pipeline.model.sdxl import StableDiffusionXL
+from pipeline.model.families.sdxl import StableDiffusionXL
+from pipeline.model.libraries import quiet
 
 MEMORY = 8 * 2**30  # bytes that the process may have taken at its peak
 BLOCK = 2**20  # random numbers, repeated: making 2.57 billion takes longer than the call

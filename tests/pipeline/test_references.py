@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.references import References
 
 IDS = [f"ref-{i}" for i in range(5)]

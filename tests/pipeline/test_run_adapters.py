@@ -18,10 +18,10 @@ from pipeline.audit.records import sample_table
 from pipeline.config import AdapterConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.guard_settings import BlockedPolicy, PromptPolicy
 from pipeline.identity import identity_of
-from pipeline.model.adapter_file import look_at_adapters
-from pipeline.model.adapters import Adapters, open_adapters
-from pipeline.model.families import load_model
-from pipeline.model.latent import quiet
+from pipeline.model.adapters.file import look_at_adapters
+from pipeline.model.adapters.opened import Adapters, open_adapters
+from pipeline.model.libraries import quiet
+from pipeline.model.load import load_model
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.policy import Policy
@@ -260,7 +260,7 @@ def test_an_erased_row_keeps_its_lora(both: tuple[RunConfig, Path]) -> None:
 
 def test_a_lora_does_not_switch_off_the_erasers_that_ship(tmp_path: Path, tiny_sd: Path) -> None:
     from index.shipped import STICKERS
-    from pipeline.model.folder import folder_digest
+    from pipeline.model.folder.digest import folder_digest
     from pipeline.respond.marks import adapter_folders
 
     lora = write(

@@ -14,9 +14,9 @@ import torch
 
 from index.errors import ConfigError
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import quiet
-from pipeline.model.sampler import Sampler, counter_noise
-from pipeline.model.samplers import make_sampler
+from pipeline.model.libraries import quiet
+from pipeline.model.sampling.choose import make_sampler
+from pipeline.model.sampling.sampler import Sampler, counter_noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 SHAPE = (4, 8, 8)

@@ -15,9 +15,9 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine, Filled
 from pipeline.engine.packing import PATIENCE, WINDOW, WINDOWS, next_size, room
 from pipeline.engine.trajectory import Trajectory
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
-from pipeline.model.latent import quiet
+from pipeline.model.libraries import quiet
+from pipeline.model.load import load_model
 from pipeline.model.sides import Sides
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Stated

@@ -12,8 +12,8 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.families import load_model
 from pipeline.model.interface import DiffusionModel
+from pipeline.model.load import load_model
 from pipeline.respond.copies import Failed, Tools, retry
 from pipeline.rungs import NegToMeRung
 from pipeline.steer import features

@@ -19,8 +19,8 @@ from pipeline.config import ModelConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.families import load_model
-from pipeline.model.latent import LatentDiffusion
+from pipeline.model.families.latent import LatentDiffusion
+from pipeline.model.load import load_model
 from pipeline.steer.negtome import NegToMe
 from pipeline.steer.nudge import Nudge
 from tests.pipeline.true_sizes import META, RELEASED, Waits, built

@@ -391,7 +391,7 @@ def chroma(folder: Path) -> Path:
     import torch
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-    from pipeline.model.latent import quiet
+    from pipeline.model.libraries import quiet
 
     torch.manual_seed(9)
     t5 = _t5(32)
@@ -437,7 +437,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
 
 
 def _saved(folder: Path, pipeline: Any) -> Path:
-    from pipeline.model.latent import quiet
+    from pipeline.model.libraries import quiet
 
     with quiet():
         pipeline.save_pretrained(folder / "model", safe_serialization=True)

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import ModelConfig
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.families import model_classes
-from pipeline.model.latent import LatentDiffusion, quiet
+from pipeline.model.families.latent import LatentDiffusion
+from pipeline.model.families.registry import model_classes
+from pipeline.model.libraries import quiet
 
 META = torch.device("meta")
 SDXL: dict[str, Any] = dict(

@@ -80,8 +80,8 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     from jobs.lab.judges.judges import Judges
     from jobs.lab.world.calibrate_head import copied, copies_guard
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
-    from pipeline.model.samplers import make_sampler
+    from pipeline.model.load import load_model
+    from pipeline.model.sampling.choose import make_sampler
     from pipeline.policy import EarlyPolicy
     from pipeline.respond.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
     from pipeline.respond.latent_head import LatentHead

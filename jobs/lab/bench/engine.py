@@ -30,7 +30,7 @@ def bench(out: Path, *, quick: bool = False) -> None:
     from jobs.lab.bench.engine_stock import against_stock
     from jobs.lab.bench.load import load_average, remark
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     ensure()
     torch.set_num_threads(1)

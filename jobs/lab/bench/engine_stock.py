@@ -23,8 +23,8 @@ def against_stock(models: Mapping[str, DiffusionModel], *, samples: int, rounds:
     from diffusers import StableDiffusionPipeline
 
     from pipeline.config import ModelConfig
-    from pipeline.model.folder import resolve
-    from pipeline.model.latent import quiet
+    from pipeline.model.folder.resolve import resolve
+    from pipeline.model.libraries import quiet
 
     with quiet():
         pipe = StableDiffusionPipeline.from_pretrained(resolve(ModelConfig()), safety_checker=None, dtype=torch.float32)

@@ -136,7 +136,8 @@ def train_arm(work: Path, arm: Arm, seed: int, progress: Callable[[int, float], 
     from jobs.lab.bench.degraded import degraded
     from jobs.lab.bench.esd import save_esd, train_esd
     from pipeline.config import ModelConfig
-    from pipeline.model.folder import folder_digest, resolve
+    from pipeline.model.folder.digest import folder_digest
+    from pipeline.model.folder.resolve import resolve
     from pipeline.steer.erase_adapter import SETTINGS
 
     folder = adapter_folder(work, arm, seed)

@@ -69,7 +69,7 @@ class Bench:
         from jobs.lab.judges.judges import Judges
         from jobs.run.plan import read_policy
         from pipeline.config import ModelConfig
-        from pipeline.model.families import load_model
+        from pipeline.model.load import load_model
         from pipeline.rungs import EraseRung
 
         torch.use_deterministic_algorithms(True)

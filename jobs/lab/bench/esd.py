@@ -81,7 +81,7 @@ def train_esd(
     from diffusers.models.attention_processor import AttnProcessor
     from peft.utils import get_peft_model_state_dict
 
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     base = load_model(dataclasses.replace(model, dtype="float32"))
     network: Any = base.network

@@ -24,7 +24,7 @@ def autoencoder(work: Path) -> Measure:
 
     from jobs.lab.world.pictures import held_out, load
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     pixels, _, names = load(work)
     rows = [i for i, name in enumerate(names) if held_out(name)]

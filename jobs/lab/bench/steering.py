@@ -245,7 +245,7 @@ def other_drawings(world: Path, names: Sequence[str]) -> tuple[np.ndarray, list[
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import load
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     pixels, vendors, named = load(world)
     of = {c.icon: c for c in concepts() if c.name in names}

@@ -89,8 +89,8 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
 
     from jobs.lab.world.head_data import calibrating
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
-    from pipeline.model.samplers import make_sampler
+    from pipeline.model.load import load_model
+    from pipeline.model.sampling.choose import make_sampler
     from pipeline.policy import EarlyPolicy
     from pipeline.respond.early import EarlyDetector, ReferenceLatents
     from pipeline.respond.latent_head import LatentHead

@@ -164,7 +164,7 @@ def head(
     from jobs.lab.world.pack import write_digests
     from jobs.lab.world.train_head import export, train
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     model, embedder = load_model(ModelConfig()), OpenCLIPEmbedder.open("stickers")
     for label, files, count in (

@@ -62,7 +62,7 @@ def collect_drawings(work: Path, model: DiffusionModel, embedder: Embedder, coun
 
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import held_out, load
-    from pipeline.model.samplers import make_sampler
+    from pipeline.model.sampling.choose import make_sampler
 
     folder = _folder(work, model)
     pixels, vendors, names = load(work)

@@ -39,8 +39,8 @@ def train(
     from index.embed import OpenCLIPEmbedder
     from jobs.lab.world.head_data import examples
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
-    from pipeline.model.samplers import make_sampler
+    from pipeline.model.load import load_model
+    from pipeline.model.sampling.choose import make_sampler
     from pipeline.respond.latent_head import make_network, network_input
 
     torch.manual_seed(seed)
@@ -136,7 +136,7 @@ def export(work: Path, target: Path) -> dict[str, Any]:
 
     from index.embed import OpenCLIPEmbedder
     from pipeline.config import ModelConfig
-    from pipeline.model.families import load_model
+    from pipeline.model.load import load_model
 
     state = torch.load(work / "head" / "state.pt", weights_only=False)
     weights = {name: value.half().contiguous() for name, value in state["network"].items()}

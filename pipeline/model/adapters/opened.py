@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import AdapterConfig
-from pipeline.model.adapter_file import AdapterFile, check_base, look_at_adapters
+from pipeline.model.adapters.file import AdapterFile, check_base, look_at_adapters
 from pipeline.model.contexts import TOGETHER, Contexts
 from pipeline.outcome import Adapter
 
 if TYPE_CHECKING:
+    from pipeline.model.adapters.lora import Lora
+    from pipeline.model.adapters.lowrank import LowRank
+    from pipeline.model.adapters.reading import Reading, Worn
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.interface import DiffusionModel
-    from pipeline.model.lora import Lora
-    from pipeline.model.lowrank import LowRank
-    from pipeline.model.reading import Reading, Worn
 
 KEPT_SETS = 8  # sets of adapters whose conditionings are kept, the latest
 
@@ -57,7 +57,7 @@ class Adapters:
 
     def quoted(self, text: str) -> str:
         """A text that is no prompt, such as a title, as a part of one: its brackets are no weights."""
-        from pipeline.model.prompt_weights import quoted
+        from pipeline.model.adapters.prompt_weights import quoted
 
         return quoted(text) if self.reading is not None and self.reading.weights else text
 
@@ -150,9 +150,9 @@ def open_adapters(configured: Sequence[AdapterConfig], model: DiffusionModel, *,
     files = tuple(one for one in look_at_adapters(configured, base=base) if one.kind != "eraser")
     if not files and not weights:
         return Adapters()
-    from pipeline.model.embeddings import load_embedding
-    from pipeline.model.lora import fuse, load_lora
-    from pipeline.model.reading import Reading
+    from pipeline.model.adapters.lora import fuse, load_lora
+    from pipeline.model.adapters.reading import Reading
+    from pipeline.model.adapters.textual_inversion import load_embedding
 
     parts: Any = model.parts
     loras: list[tuple[Lora, float]] = []

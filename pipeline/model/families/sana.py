@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Configs, Defaults
-from pipeline.model.latent import LatentDiffusion
+from pipeline.model.families.defaults import Configs, Defaults
+from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.sites import Site, cross_attention_sites
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, ModelError
-from index.padding import first_line
 from index.torchvision_ops import ensure
-from pipeline.model.parts import RESTORE, STEMS, Part
+from pipeline.model.folder.parts import RESTORE, STEMS, Part
+from pipeline.model.libraries import quiet, reason
 from pipeline.notes import Note
 
 SHOWN = 3
@@ -106,8 +106,6 @@ Difference = tuple[list[str], list[str], list[tuple[str, Any, Any]]]  # missing,
 def _diffusers(cls: Any, part: Part) -> Difference:
     import torch
 
-    from pipeline.model.latent import quiet
-
     with quiet(), torch.device("meta"):
         network = cls.from_config(cls.load_config(part.folder, local_files_only=True))
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -120,8 +118,6 @@ def _diffusers(cls: Any, part: Part) -> Difference:
 def _transformers(cls: Any, part: Part) -> Difference:
     """Check by transformers' own loading, which handles old names and tied weights, with tensors that take no memory."""
     import torch
-
-    from pipeline.model.latent import quiet
 
     nothing = torch.zeros(())
     integers = torch.zeros((), dtype=torch.int64)
@@ -138,12 +134,6 @@ def _transformers(cls: Any, part: Part) -> Difference:
         )  # fmt: skip
     shapes = [(name, tuple(here), tuple(wanted)) for name, here, wanted in found["mismatched_keys"]]
     return sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), sorted(shapes)
-
-
-def reason(error: BaseException) -> str:
-    """A library's exception with its class, in one line of a readable length."""
-    text, name = first_line(error), type(error).__name__
-    return name if text == name else f"{name}: {text}"
 
 
 def _many(count: int) -> str:

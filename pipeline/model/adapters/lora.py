@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from index.errors import ModelError
-from pipeline.model.adapter_file import ALPHA, DOWN, UP, AdapterFile
-from pipeline.model.fit import reason
-from pipeline.model.latent import quiet
-from pipeline.model.lowrank import LowRank
+from pipeline.model.adapters.file import ALPHA, DOWN, UP, AdapterFile
+from pipeline.model.adapters.lowrank import LowRank
+from pipeline.model.libraries import quiet, reason
 
 LOADED = "clearance"  # the name in peft while it is read
 TEXT = "text_encoder"

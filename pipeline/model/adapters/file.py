@@ -19,7 +19,7 @@ from index.places.cache import local_copy
 from index.shipped import STICKERS
 from index.storage import is_uri, place
 from pipeline.config import AdapterConfig
-from pipeline.model.parts import PICKLES, read_header
+from pipeline.model.folder.parts import PICKLES, read_header
 
 Kind = Literal["eraser", "lora", "embedding"]
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -74,7 +74,7 @@ class Base(NamedTuple):
 
     Attributes:
         name: for people; empty: unknown.
-        families: of :class:`pipeline.model.latent.LatentDiffusion`, or how they begin; empty: unknown.
+        families: of :class:`pipeline.model.families.latent.LatentDiffusion`, or how they begin; empty: unknown.
     """
 
     name: str = ""

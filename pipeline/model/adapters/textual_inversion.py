@@ -2,7 +2,7 @@
 
 Formats: A1111's (``emb_params``), diffusers' (the word is the tensor's name), and those for SDXL (``clip_l`` and ``clip_g``, or
 ``text_encoders_0`` and ``text_encoders_1``). The tokenizer and the encoders' tables stay as they are: see
-:mod:`pipeline.model.reading`.
+:mod:`pipeline.model.adapters.reading`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ModelError
-from pipeline.model.adapter_file import VECTORS, AdapterFile
+from pipeline.model.adapters.file import VECTORS, AdapterFile
 
 if TYPE_CHECKING:
     import torch

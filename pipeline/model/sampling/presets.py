@@ -18,7 +18,7 @@ from pipeline.config import GUIDANCE, STEPS, GenerationConfig, Scheduler, Spacin
 from pipeline.notes import Note
 
 if TYPE_CHECKING:
-    from pipeline.model.latent import LatentDiffusion
+    from pipeline.model.families.latent import LatentDiffusion
 
 NOT_DISTILLED = 'if the model is no such one, remove generation.preset, or set it to "none"'
 
@@ -100,7 +100,7 @@ class Facts:
     @classmethod
     def of_folder(cls, folder: Path, model: type[LatentDiffusion], scheduler: Mapping[str, Any]) -> Facts:
         """Of a folder that was looked at; reads two JSON files."""
-        from pipeline.model.folder import read_index
+        from pipeline.model.folder.components import read_index
 
         network = json.loads((folder / model.denoiser / "config.json").read_text(encoding="utf-8"))
         return cls._of(model, scheduler, network, read_index(folder))

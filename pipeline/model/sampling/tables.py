@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from index.errors import ConfigError
-from pipeline.model.sampler import Sampler
+from pipeline.model.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from index.errors import ModelError
 from pipeline.config import ModelConfig
-from pipeline.model.folder import UNUSED, components, read_index
-from pipeline.model.refused import why_refused
+from pipeline.model.folder.components import UNUSED, components, read_index
 from pipeline.notes import Note
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # how each library names its weights
@@ -87,26 +86,6 @@ class Parts:
     @property
     def memory(self) -> int:
         return sum(part.memory for part in self.parts)
-
-
-def pipeline_class(folder: Path, known: Sequence[str]) -> str:
-    """The pipeline class that the folder names.
-
-    Raises:
-        ModelError: none, a custom one, or one that is not known.
-    """
-    path, kind = folder / "model_index.json", read_index(folder).get("_class_name")
-    use = f"Use a model of class {', '.join(known)}"
-    if isinstance(kind, list):
-        what = f"names its pipeline class as {json.dumps(kind)}: a pipeline with code of its own, which is never run"
-        raise ModelError(what, where=str(path), fix=f'{use}; if it is one of these, write "_class_name": "{known[0]}"')
-    if not isinstance(kind, str) or not kind:
-        what = "does not name its pipeline class" if kind is None else f"names its pipeline class as {json.dumps(kind)}"
-        raise ModelError(what, where=str(path), fix=f'Write "_class_name": "{known[0]}", or whichever it is; {use.lower()}')
-    if kind not in known:
-        why = why_refused(kind)
-        raise ModelError(f"pipelines of class {kind} cannot be run{why and f': {why}'}", where=str(folder), fix=use)
-    return kind
 
 
 def read_parts(folder: Path, config: ModelConfig, cls: type[ModelClass]) -> Parts:

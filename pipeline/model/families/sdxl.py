@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Defaults
-from pipeline.model.latent import LatentDiffusion
+from pipeline.model.families.defaults import Defaults
+from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.sites import Site, unet_sites
 
 if TYPE_CHECKING:

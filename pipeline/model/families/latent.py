@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,17 +14,17 @@ from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import PaddedCalls
 from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
-from pipeline.model.attention import choose_attention
 from pipeline.model.codec import Codec
 from pipeline.model.combine import classifier_free
 from pipeline.model.conditioning import Conditioning, concatenate
-from pipeline.model.decoder import PICTURE_ROWS as PICTURE_ROWS
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
-from pipeline.model.defaults import Configs, Defaults
-from pipeline.model.fit import reason
-from pipeline.model.folder import UNUSED, folder_digest, read_index
-from pipeline.model.interface import LESS
-from pipeline.model.resident import resident
+from pipeline.model.device import LESS
+from pipeline.model.families.attention import choose_attention
+from pipeline.model.families.defaults import Configs, Defaults
+from pipeline.model.families.resident import resident
+from pipeline.model.folder.components import UNUSED, read_index
+from pipeline.model.folder.digest import folder_digest
+from pipeline.model.libraries import quiet, reason
 from pipeline.model.sides import Sides
 from pipeline.model.sites import Layout, Site
 from pipeline.outcome import PaddedRows
@@ -335,28 +333,3 @@ class LatentDiffusion(ABC):
         if self._sites is None:
             self._sites = self._find_sites()
         return self._sites
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence progress bars and remarks of diffusers and transformers, such as that AutoencoderTiny is not AutoencoderKL."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    kits = (diffusers_logging, transformers_logging)
-    levels = [kit.get_verbosity() for kit in kits]
-    bars = [kit.is_progress_bar_enabled() for kit in kits]
-    for kit in kits:
-        kit.set_verbosity_error()
-        kit.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # diffusers hands tensors to numpy in a way that numpy 2 is going to drop.
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)  # Chroma's own use of it
-            yield
-    finally:
-        for kit, level, bar in zip(kits, levels, bars, strict=True):
-            kit.set_verbosity(level)
-            if bar:
-                kit.enable_progress_bar()

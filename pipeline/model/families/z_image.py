@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.model.chat import as_chat, hidden_states, own_first
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Defaults
-from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import set_flow_steps, shift_of
+from pipeline.model.families.chat import as_chat, hidden_states, own_first
+from pipeline.model.families.defaults import Defaults
+from pipeline.model.families.flow import set_flow_steps, shift_of
+from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.sites import Site, stream_sites
 
 if TYPE_CHECKING:

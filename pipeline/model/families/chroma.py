@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Defaults
-from pipeline.model.flux import Flux
+from pipeline.model.families.defaults import Defaults
+from pipeline.model.families.flux import Flux
 from pipeline.model.sites import Site, parallel_sites, stream_sites
 
 if TYPE_CHECKING:

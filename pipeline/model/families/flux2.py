@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.model.chat import as_chat, hidden_states, states_of
 from pipeline.model.codec import PatchCodec
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Configs, Defaults
-from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import set_flow_steps
+from pipeline.model.families.chat import as_chat, hidden_states, states_of
+from pipeline.model.families.defaults import Configs, Defaults
+from pipeline.model.families.flow import set_flow_steps
+from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.sites import Site, parallel_sites, stream_sites
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
-from pipeline.model.embeddings import Embedding, clip_encoders, text_encoders
-from pipeline.model.lora import Lora
-from pipeline.model.lowrank import RowAdapter, adapted
-from pipeline.model.prompt_weights import Weighted, weighted
+from pipeline.model.adapters.lora import Lora
+from pipeline.model.adapters.lowrank import RowAdapter, adapted
+from pipeline.model.adapters.prompt_weights import Weighted, weighted
+from pipeline.model.adapters.textual_inversion import Embedding, clip_encoders, text_encoders
 
 if TYPE_CHECKING:
     import torch

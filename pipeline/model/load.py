@@ -1,10 +1,4 @@
-"""Diffusion models behind one interface (:mod:`pipeline.model.interface`): which classes there are, and how one is loaded.
-
-The class is read from the folder's ``model_index.json``: Stable Diffusion 1.x and 2.x (:mod:`pipeline.model.sd`), SDXL
-(:mod:`pipeline.model.sdxl`), SD3 (:mod:`pipeline.model.sd3`), Flux (:mod:`pipeline.model.flux`), FLUX.2 dev and
-klein (:mod:`pipeline.model.flux2`), Qwen-Image (:mod:`pipeline.model.qwen_image`), Z-Image (:mod:`pipeline.model.z_image`),
-PixArt-Σ and PixArt-α (:mod:`pipeline.model.pixart`), Sana (:mod:`pipeline.model.sana`), Chroma (:mod:`pipeline.model.chroma`).
-"""
+"""Load a model behind one interface (:mod:`pipeline.model.interface`), or look at what can be known of it without loading."""
 
 from __future__ import annotations
 
@@ -15,36 +9,19 @@ from typing import TYPE_CHECKING
 from index.errors import ClearanceError, ModelError, OutOfMemory
 from index.padding import first_line, out_of_memory
 from pipeline.config import ModelConfig
-from pipeline.model.device import check_device
-from pipeline.model.fit import check_class, check_fit, reason
-from pipeline.model.folder import check_digests, resolve
-from pipeline.model.interface import LESS, DiffusionModel
-from pipeline.model.parts import Parts, pipeline_class, read_json, read_parts
+from pipeline.model.device import LESS, check_device
+from pipeline.model.families.registry import class_of
+from pipeline.model.folder.digest import check_digests
+from pipeline.model.folder.fit import check_class, check_fit
+from pipeline.model.folder.parts import Parts, read_json, read_parts
+from pipeline.model.folder.resolve import resolve
+from pipeline.model.interface import DiffusionModel
+from pipeline.model.libraries import reason
 from pipeline.model.sides import Sides
 from pipeline.notes import Note
 
 if TYPE_CHECKING:
-    from pipeline.model.latent import LatentDiffusion
-
-
-def model_classes() -> dict[str, type[LatentDiffusion]]:
-    """The classes of models that can be drawn with, by the name of their diffusers pipeline."""
-    from pipeline.model.chroma import Chroma
-    from pipeline.model.flux import Flux
-    from pipeline.model.flux2 import Flux2, Flux2Klein
-    from pipeline.model.pixart import PixArtAlpha, PixArtSigma
-    from pipeline.model.qwen_image import QwenImage
-    from pipeline.model.sana import Sana
-    from pipeline.model.sd import StableDiffusion
-    from pipeline.model.sd3 import StableDiffusion3
-    from pipeline.model.sdxl import StableDiffusionXL
-    from pipeline.model.z_image import ZImage
-
-    classes: tuple[type[LatentDiffusion], ...] = (
-        StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2, Flux2Klein, QwenImage, ZImage,
-        PixArtSigma, PixArtAlpha, Sana, Chroma,
-    )  # fmt: skip
-    return {cls.pipeline: cls for cls in classes}
+    from pipeline.model.families.latent import LatentDiffusion
 
 
 def look_at(config: ModelConfig) -> tuple[Path, type[LatentDiffusion], Parts]:
@@ -53,9 +30,8 @@ def look_at(config: ModelConfig) -> tuple[Path, type[LatentDiffusion], Parts]:
     Raises:
         ModelError: the folder is not there, of a class that is not known, or a part of it cannot be used.
     """
-    classes = model_classes()
     folder = resolve(config)
-    cls = classes[pipeline_class(folder, list(classes))]
+    cls = class_of(folder)
     return folder, cls, read_parts(folder, config, cls)
 
 
@@ -91,7 +67,7 @@ def check_model(config: ModelConfig) -> CheckedModel:
     """Look at everything that can be known about a model without loading it.
 
     Raises:
-        ModelError: see :func:`look_at` and :func:`pipeline.model.fit.check_fit`.
+        ModelError: see :func:`look_at` and :func:`pipeline.model.folder.fit.check_fit`.
     """
     folder, cls, parts = look_at(config)
     check_digests(folder.parent)

@@ -1,6 +1,7 @@
 """Choose the sampler for a model: the one that its folder names, or the one that the run file names.
 
-:mod:`pipeline.model.sampler` states what all samplers have in common, :mod:`pipeline.model.sampler_tables` makes each.
+:mod:`pipeline.model.sampling.sampler` states what all samplers have in common. :mod:`pipeline.model.sampling.tables` makes
+each.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from index.errors import ClearanceError, ConfigError
-from pipeline.model.fit import reason
-from pipeline.model.sampler import Sampler
-from pipeline.model.sampler_tables import DIFFUSION, FLOW, FOLDER, OTHER
+from pipeline.model.libraries import reason
+from pipeline.model.sampling.sampler import Sampler
+from pipeline.model.sampling.tables import DIFFUSION, FLOW, FOLDER, OTHER
 
 if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel
@@ -78,7 +79,7 @@ def make_sampler(
     Args:
         model: gives the scheduler configuration of its folder and what its network predicts.
         steps: denoising steps.
-        name: a name of :data:`pipeline.model.sampler_tables.DIFFUSION` or ``FLOW``, or ``auto``: what the folder names.
+        name: a name of :data:`pipeline.model.sampling.tables.DIFFUSION` or ``FLOW``, or ``auto``: what the folder names.
         eta: η of DDIM (Song et al. 2021, eq. 16): 0 is deterministic, 1 adds as much noise as DDPM; γ of TCD.
         positions: (h, w) of the latents, if not of the model's own size.
         spacing: ``leading``, ``trailing`` or ``linspace``, if not the folder's own.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from index.errors import ConfigError
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Configs, Defaults
-from pipeline.model.latent import TEXT_ROWS, LatentDiffusion, quiet
-from pipeline.model.resident import resident
+from pipeline.model.families.defaults import Configs, Defaults
+from pipeline.model.families.latent import TEXT_ROWS, LatentDiffusion
+from pipeline.model.families.resident import resident
+from pipeline.model.libraries import quiet
 from pipeline.model.sites import Site, unet_sites
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class StableDiffusion(LatentDiffusion):
 
     def encode_ids(self, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Ids (N, T) → token embeddings (N, T, D); ids from V on are rows of ``vectors``. Differentiable, unpadded."""
-        from pipeline.model.new_tokens import new_words
+        from pipeline.model.families.new_tokens import new_words
 
         with new_words(self.word_table, vectors):
             return self._parts.text_encoder(ids.to(self._device))[0]  # type: ignore[no-any-return]

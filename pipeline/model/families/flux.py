@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.conditioning import Conditioning
-from pipeline.model.defaults import Configs, Defaults
-from pipeline.model.latent import LatentDiffusion
-from pipeline.model.sd3 import set_flow_steps, shift_of
+from pipeline.model.families.defaults import Configs, Defaults
+from pipeline.model.families.flow import set_flow_steps, shift_of
+from pipeline.model.families.latent import LatentDiffusion
 from pipeline.model.sites import Site, flux_sites
 
 if TYPE_CHECKING:
