@@ -5,6 +5,7 @@ Goals are set before measuring and never follow the result. The table marks a mi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
@@ -143,6 +144,15 @@ def half_samples(
     return Measure(id=name, value=scale * statistic(x, y), low=low, high=high, n=len(x), better="lower")
 
 
+def shipped_model() -> str:
+    """The digest of the embedded world's model: a result of what it draws holds for these weights alone."""
+    from index.shipped import STICKERS
+
+    listed: dict[str, str] = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
+    lines = [f"{name} {digest}" for name, digest in sorted(listed.items()) if name.startswith("model/")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
 def publish(
     name: str, measures: Sequence[Measure], out: Path, *, seeds: Sequence[int], quick: bool, more: dict[str, Any] | None = None
 ) -> None:
@@ -161,6 +171,7 @@ def publish(
         "bench": name,
         "commit": found.stdout.strip(),
         "device": "cpu",
+        "model": shipped_model(),
         "seeds": list(seeds),
         "measures": [asdict(m) | {"met": m.met} for m in measures],
         **(more or {}),

@@ -63,7 +63,7 @@ def denoiser(
 @app.command()
 def keep(
     work: Work = Path("world"),
-    file: Annotated[Path, typer.Option(help="The file to write.")] = Path("infra/painter/mean.safetensors"),
+    file: Annotated[Path, typer.Option(help="The file to write.")] = Path("mean.safetensors"),
 ) -> None:
     """Save the mean of a training under way, at half the size of its weights, so that another machine can continue.
 
