@@ -13,7 +13,7 @@ from pathlib import Path
 from index.errors import InputError, IntegrityError
 from index.storage import entry_of, fenced, read_file, require_held, write_file
 from jobs.by import By
-from jobs.run.lock import lease
+from jobs.run.lease.lock import lease
 from jobs.run.verdict import verify_run
 from pipeline.audit.compact import PART_BYTES, Compacted, compact, ignore, tidy
 from pipeline.audit.compacted import COMPACTED, PARTS, parts_index

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.printable import visible
 from jobs.export.select import Source
-from jobs.run.chain import Chain, Member
+from jobs.run.dataset.chain import Chain, Member
 from pipeline.outcome import Outcome
 
 if TYPE_CHECKING:

@@ -112,10 +112,10 @@ def run_demo(out: Path, *, samples: int, runner: str, console: Console) -> dict[
         ClearanceError: the folder holds something else, weights are missing, a run had to stop, a digest does not match.
     """
     from jobs.run.local_runner import RUNNERS
-    from jobs.run.placement import Need
     from jobs.run.plan import Plan, read_policy
     from jobs.run.progress import Watch, duration
-    from jobs.run.ray_cluster import cluster
+    from jobs.run.ray.cluster import cluster
+    from jobs.run.ray.placement import Need
     from pipeline.config import RunConfig
     from pipeline.settings import read_toml
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from index.errors import ClearanceError, InputError
 from index.picture import UnreadablePicture, read_picture, why_no_picture
 from index.walk import files_below
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.lookup import ISCC_NEAR, PDQ_NEAR, Released
 from pipeline.keys import Keys
 from pipeline.marking.detect import Detector, Layer

@@ -1,6 +1,7 @@
 """``clearance doctor RUN.toml``: whether this machine can do one run, and what the run needs: four lines, then the details.
 
-Everything is opened as the dry run opens it (:mod:`jobs.run.preflight`); nothing is drawn that is kept, nothing is written.
+Everything is opened as the dry run opens it (:mod:`jobs.run.preflight.dry_run`); nothing is drawn that is kept, and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError
 from jobs.doctor import Line, version_of
-from jobs.run.estimate import free_memory, size
+from jobs.run.preflight.estimate import free_memory, size
 from jobs.run.progress import duration
 
 if TYPE_CHECKING:
-    from jobs.run.preflight import Preflight
+    from jobs.run.preflight.dry_run import Preflight
     from pipeline.config import RunConfig
 
 DAY = 24 * 3600.0
@@ -52,9 +53,9 @@ def examine_run(config: RunConfig, base: Path, runner: str = "local", *, now: fl
         runner: ``local`` or ``ray``.
         now: Unix seconds; by default the present.
     """
+    from jobs.run.dataset.which import next_run
     from jobs.run.plan import Plan, read_policy
-    from jobs.run.preflight import preflight
-    from jobs.run.which import next_run
+    from jobs.run.preflight.dry_run import preflight
 
     now = time.time() if now is None else now
     problems: list[ClearanceError] = []
@@ -195,7 +196,7 @@ def _copies(found: Preflight, now: float) -> Iterator[Line]:
     """The index and its calibration: how old they are, and what the check is worth."""
     from index.storage import place
     from index.store import ReferenceIndex
-    from jobs.run.metrics import times_of
+    from jobs.run.metrics.meters import times_of
     from pipeline.copy_check import CopyCheck
 
     config, base = found.plan.config, found.plan.base

@@ -25,7 +25,7 @@ def read_counts(folder: Path) -> tuple[Counts, CopyCheck | None]:
     Raises:
         ClearanceError: the folder is no run, or a file in it cannot be read.
     """
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
     from pipeline.audit.binding import PLAN_FILE
     from pipeline.audit.numbers import count_run
     from pipeline.copy_check import CopyCheck

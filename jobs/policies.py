@@ -18,7 +18,7 @@ from index.errors import ClearanceError, ConfigError
 from index.places.cache import local_copy
 from index.storage import entry_of, is_folder
 from jobs.run.plan import read_policy, shipped_policies
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.sections.policy_changes import policy_changes
 from pipeline.fields import REQUIRED, Key, keys

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.storage import entry_of, is_uri, place, read_object
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 
 if TYPE_CHECKING:
     import numpy as np

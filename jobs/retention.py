@@ -148,7 +148,7 @@ def days_held_of(folder: Path) -> int:
     Raises:
         InputError, IntegrityError: a run without a statement whose plan cannot be read.
     """
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
 
     statement, _ = scan_statement(folder)
     predicate = statement.get("predicate") if statement is not None else stored_plan(folder)
@@ -277,7 +277,7 @@ def _held(folder: Path, *, dry_run: bool) -> Iterator[None]:
     Raises:
         InputError: the run is not sealed.
     """
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     if not any(event["kind"] == SEALED for event in read_events(folder)):
         fix = "Finish the run with --resume first; or remove the whole folder, if nothing of it is to be kept"

@@ -16,10 +16,10 @@ from typing import Any
 
 from index.errors import ClearanceError
 from index.storage import entry_of
-from jobs.run.lock import holder
-from jobs.run.metrics import renewed
+from jobs.run.lease.lock import holder
+from jobs.run.metrics.meters import renewed
+from jobs.run.planning.stored_plan import stored_plan
 from jobs.run.progress import duration
-from jobs.run.stored_plan import stored_plan
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.requests import rows_in

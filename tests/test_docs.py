@@ -176,7 +176,7 @@ def kind_lines() -> Iterator[str]:
 
 
 def metric_lines() -> Iterator[str]:
-    from jobs.run.metrics import METRICS
+    from jobs.run.metrics.table import METRICS
 
     yield from ("| metric | type | labels | what |", "|---|---|---|---|")
     for metric in METRICS.values():

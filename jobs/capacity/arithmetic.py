@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.capacity.inputs import WHOLE, Known
 from jobs.capacity.simulate import Machine, Outcome, Work, simulate
-from jobs.run.lock import BEAT_SECONDS
+from jobs.run.lease.lock import BEAT_SECONDS
 
 SIMULATED_REQUESTS, SIMULATED_WORKERS = 6000, 4
 SIMULATED_DEATHS = 6  # deaths are rare: they are simulated often, and what one of them costs is scaled down

@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, Known] = {
     "embed_seconds": Known(0, "the embedder is on the device; on a processor 1.1, ViT-B-32 in 12 hues, by hand"),
     "picture_seconds": Known(0.25, f"marking, encoding and reading back, lossless WebP: {_BY_HAND}"),
     "picture_bytes": Known(2.0e6, f"lossless WebP: {_BY_HAND}; photographs take less"),
-    "row_bytes": Known(8192, "jobs/run/estimate.py"),
+    "row_bytes": Known(8192, "jobs/run/preflight/estimate.py"),
     "deaths": Known(0.01, "assumed, of a worker in an hour: one in a hundred hours"),
     "restart_seconds": Known(60, "assumed: replacing a worker and loading SDXL"),
     "looks": Known(13, "searches of the index for a picture: the picture in 12 hues, and a probe"),
@@ -89,7 +89,7 @@ def of_run(folder: Path) -> dict[str, Known]:
         InputError: nothing was accepted in it, so that it says nothing of what a picture costs.
         ClearanceError: the folder is no run, or a file in it cannot be read.
     """
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
     from pipeline.audit.numbers import Counts, count_into
     from pipeline.audit.shards import committed
 

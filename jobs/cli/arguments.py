@@ -12,7 +12,7 @@ import typer
 from index.errors import InputError
 
 if TYPE_CHECKING:
-    from jobs.run.chain import Chain
+    from jobs.run.dataset.chain import Chain
     from pipeline.config import RunConfig
     from pipeline.keys import Keys
 
@@ -99,12 +99,12 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
     A folder of runs names its data set. So does a run file whose ``out`` has a placeholder.
     """
     from index.storage import entry_of, is_folder, is_remote
-    from jobs.run.chain import Chain, latest
+    from jobs.run.dataset.chain import Chain, latest
     from pipeline.audit.binding import PLAN_FILE
 
     base = None
     if not is_remote(run) and run.suffix == ".toml" and run.is_file():
-        from jobs.run.out import Out
+        from jobs.run.dataset.out import Out
 
         config, base = read_run_file(run)
         out = Out.of(config.out, base, config.dataset_id)

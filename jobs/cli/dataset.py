@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jobs.dataset import Summary
-    from jobs.run.chain import Chain
+    from jobs.run.dataset.chain import Chain
     from pipeline.audit.stage_proof import Trust
     from pipeline.keys import Keys
 

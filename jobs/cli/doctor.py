@@ -54,7 +54,7 @@ def doctor(
 
 def _run(run_file: Path, runner: str, *, json: bool) -> None:
     from jobs.doctor_run import examine_run
-    from jobs.run.preflight import as_json
+    from jobs.run.preflight.dry_run import as_json
 
     config, base = read_run_file(run_file)
     with busy("opening everything"):

@@ -42,8 +42,8 @@ from jobs.explain import explain
 from jobs.log import Log, log_in_use, of_one_command, use, wanted
 
 if TYPE_CHECKING:
+    from jobs.run.event import OnEvent
     from jobs.run.plan import Plan
-    from jobs.run.session import OnEvent
     from pipeline.config import RunConfig
     from pipeline.notes import Note
 
@@ -206,15 +206,15 @@ def run(
     from functools import partial
 
     from jobs.funnel import print_counts
+    from jobs.run.dataset.which import which_run
     from jobs.run.error_budget import LISTED
     from jobs.run.folder import look
-    from jobs.run.listeners import LogEvents, all_of, prompts_of
     from jobs.run.local_runner import RUNNERS
-    from jobs.run.metric_sinks import sink_of
-    from jobs.run.metrics import RunMeter, renewed, using
-    from jobs.run.notes import device_notes_of, notes_of
+    from jobs.run.metrics.listeners import LogEvents, all_of, prompts_of
+    from jobs.run.metrics.meters import RunMeter, renewed
+    from jobs.run.metrics.sinks import sink_of, using
+    from jobs.run.preflight.notes import device_notes_of, notes_of
     from jobs.run.progress import Watch, duration
-    from jobs.run.which import which_run
     from pipeline.audit.envelope import signed_by
     from pipeline.looking.activity import sentence
 
@@ -316,7 +316,7 @@ def _plan(config: RunConfig, base: Path, folder: Path, policy: str, *, notes: li
 
 
 def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: Any) -> None:
-    from jobs.run.preflight import as_json, lines, preflight
+    from jobs.run.preflight.dry_run import as_json, lines, preflight
 
     with busy("opening everything"):
         found = preflight(plan, folder, runner, **more)

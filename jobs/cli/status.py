@@ -84,7 +84,7 @@ def _show(folder: Path, *, json: bool) -> None:
     from jobs.funnel import lines, read_counts, rows
     from jobs.reaudit.standing import Standing
     from jobs.review.queue import in_force
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
     from jobs.status import Watched
     from pipeline.audit.envelope import signed_by
     from pipeline.audit.ledger import stated_roots

@@ -32,7 +32,7 @@ def drawn_source(
         InputError: a prompt that cannot be drawn, or none.
         ConfigError, ModelError: see :func:`pipeline.model.load.load_model` and :class:`pipeline.engine.engine.Engine`.
     """
-    from jobs.run.prompts import read_prompts
+    from jobs.run.prompts.requests import read_prompts
 
     requests = read_prompts(prompts, base_seed=seed, samples_per_prompt=pictures)
     if wrong := [request for request in requests if request.problem is not None]:

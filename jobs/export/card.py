@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from jobs.export.exported import Exported
     from jobs.export.formats import Format
-    from jobs.export.write import Exported
 
 _CROISSANT = "http://mlcommons.org/croissant/"
 _TERMS = "recordSet field source fileSet extract column includes".split()

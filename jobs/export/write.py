@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from index import storage
 from index.errors import ClearanceError, InputError
 from index.storage import cannot_write, is_remote, require_writable
 from jobs.export.card import About, croissant, export_card
+from jobs.export.exported import Exported
 from jobs.export.formats import format_named
 from jobs.export.select import Item, Mark, Selection, Source
 from pipeline.audit.coverage import CARD_FILE
@@ -36,36 +37,6 @@ if TYPE_CHECKING:
 
 MANIFEST, CROISSANT = "export.json", "croissant.json"
 UNFINISHED = "unfinished"  # on an object store: the name that an export takes first, and gives up when it is whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What an export wrote: the content of ``export.json``.
-
-    Attributes:
-        folder: the export. format: its format. only: the outcomes asked for.
-        run_id: of the run; roots: what its statement states (empty: the run is not sealed). Of several runs: the latest's id,
-            and no roots, because none is over all of them.
-        runs: of several runs, the id and the roots of each.
-        samples: samples written. left_out: samples selected and not written, by reason.
-        columns: the columns beside the picture.
-        files: data files, with digest and size.
-    """
-
-    folder: Path
-    format: str
-    only: str
-    run_id: str
-    roots: dict[str, str]
-    samples: int
-    left_out: dict[str, int]
-    columns: tuple[str, ...]
-    files: tuple[dict[str, Any], ...] = field(default=())
-    runs: tuple[dict[str, Any], ...] = field(default=())
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON, without the place on this machine."""
-        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
 
 def export_run(

@@ -57,8 +57,8 @@ class RunFacts:
             RunStopped: it is under way.
             IntegrityError: its plan or a marker was changed.
         """
-        from jobs.run.lock import holder
-        from jobs.run.stored_plan import stored_plan
+        from jobs.run.lease.lock import holder
+        from jobs.run.planning.stored_plan import stored_plan
         from pipeline.audit.shards import markers
         from pipeline.settings import from_dict
 
@@ -165,7 +165,7 @@ def alone_in(folder: Path, *, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     with lease(folder):
         yield

@@ -256,7 +256,7 @@ def _decisions(folder: Path, file: Path, lines: Sequence[tuple[int, Any]]) -> li
     Raises:
         InputError: a line is none, or is of another run; all are named.
     """
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
 
     run_id = str(stored_plan(folder)["run_id"])
     problems: list[tuple[int, str]] = []

@@ -76,7 +76,7 @@ def export(folder: Path, to: Path, wanted: Wanted, reference: Reference, *, acto
     if not those:
         fix = "Nothing is to be done; --random N draws accepted samples for an audit"
         raise InputError("no sample waits for a person", where=str(folder), fix=fix)
-    from jobs.run.stored_plan import stored_plan
+    from jobs.run.planning.stored_plan import stored_plan
 
     run_id = str(stored_plan(folder)["run_id"])
     shown: dict[str, str | None] = {}

@@ -28,12 +28,12 @@ from index.storage import (
     write_file,
 )
 from jobs.run.plan import Plan
-from jobs.run.stored_plan import difference, plan_json_digest, stored_plan
+from jobs.run.planning.stored_plan import difference, plan_json_digest, stored_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.salt import PART as SALT
 
 if TYPE_CHECKING:
-    from jobs.run.lock import Held
+    from jobs.run.lease.lock import Held
     from pipeline.audit.shards import ShardReceipt
 
 
@@ -128,7 +128,7 @@ def claimed(folder: Path, plan: Plan, place: Place, note: Callable[[str], None] 
     Raises:
         RunStopped: another run holds the folder or has begun in it since it was looked at, or it cannot be written.
     """
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     new = not is_folder(folder)
     make(folder)

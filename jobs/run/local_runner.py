@@ -1,4 +1,4 @@
-"""The runners: with one worker in this process, and on Ray (:mod:`jobs.run.ray_runner`).
+"""The runners: with one worker in this process, and on Ray (:mod:`jobs.run.ray.runner`).
 
 Each takes the same plan and returns the same result (see :mod:`jobs.run.session`).
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from jobs.run.event import OnEvent, ignore
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import run_ray
-from jobs.run.session import OnEvent, RunResult, ignore, run_session
+from jobs.run.ray.runner import run_ray
+from jobs.run.session import RunResult, run_session
 from jobs.run.worker import OpenLoop, Worker, shards_ahead
 
 

@@ -23,14 +23,14 @@ from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, ModelError, PlanMismatch
 from index.places.cache import local_copy, named_as
 from index.storage import digest_of, entry_of, read_file
-from jobs.run.bound import bound
-from jobs.run.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.openers import openers
-from jobs.run.preset_rows import held_to_preset
-from jobs.run.prompts import adapter_column, prompts_of
-from jobs.run.sizes import by_size, own_sides
-from jobs.run.stored_plan import RESTORE, check_plan, difference, read_plan
-from jobs.run.stored_requests import request_of, requests_digest, requests_table
+from jobs.run.planning.bound import bound
+from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
+from jobs.run.planning.preset_rows import held_to_preset
+from jobs.run.planning.sizes import by_size, own_sides
+from jobs.run.planning.stored_plan import RESTORE, check_plan, difference, read_plan
+from jobs.run.planning.stored_requests import request_of, requests_digest, requests_table
+from jobs.run.prompts.requests import adapter_column, prompts_of
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.fields import stored as stored_entry
@@ -102,9 +102,9 @@ class Plan:
             policy: the policy in force.
             base: folder that relative paths in ``config`` start from.
             identity: digests of models and index; computed from the configuration when not given.
-            only: keys to restrict the plan to (see :mod:`jobs.run.which`).
+            only: keys to restrict the plan to (see :mod:`jobs.run.dataset.which`).
             parent: plan digest of the run that this one continues.
-            notes: receives what the prompts were read as; see :func:`jobs.run.prompts.read_prompts`.
+            notes: receives what the prompts were read as; see :func:`jobs.run.prompts.requests.read_prompts`.
 
         Raises:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.
@@ -295,7 +295,7 @@ def in_full(config: RunConfig) -> RunConfig:
 
 
 def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
-    """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.prompts_of`."""
+    """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.requests.prompts_of`."""
     seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
 
     @functools.cache

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from jobs.run.session import Event
+    from jobs.run.event import Event
 
 T = TypeVar("T")
 LINE_EVERY, LINE_AT_LEAST = 10.0, 300.0  # seconds between plain lines: at the start, and later in a long run

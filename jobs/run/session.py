@@ -1,4 +1,4 @@
-"""Shared by all runners: a session's book-keeping, its events and its result.
+"""Shared by all runners: a session's book-keeping and its result.
 
 A committed shard is never done again. The runners are in :data:`jobs.run.local_runner.RUNNERS`; :mod:`jobs.run.worker` does the
 work.
@@ -11,22 +11,23 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from index.errors import RunStopped
 from index.storage import digest_of, fenced, require_held
 from jobs import signals
 from jobs.proof import signer_of
 from jobs.run.error_budget import beyond, stop_beyond
+from jobs.run.event import Event, OnEvent
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
+from jobs.run.planning.stored_plan import stored_plan
 from jobs.run.retries import MOST_DEATHS, REASONS, Cause
-from jobs.run.stored_plan import stored_plan
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.audit.coverage import LEASE_FILE
@@ -34,44 +35,9 @@ from pipeline.keys import Keys, refuse_inside
 from pipeline.outcome import Outcome, Sample
 
 if TYPE_CHECKING:
-    from jobs.run.lock import Held
+    from jobs.run.lease.lock import Held
     from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What a run reports while it goes.
-
-    Attributes:
-        kind: ``started`` and ``finished`` frame the run; ``worker`` a worker is ready; ``sample`` one request ended (local
-            runner); ``shard`` a shard is committed; ``retried`` a worker died; ``waiting`` no worker is free yet; ``note``
-            something worth knowing.
-        done: requests that have ended, earlier sessions of a resumed run included.
-        total: requests of the plan.
-        outcomes: ended requests by outcome.
-        detail: a sentence for people.
-        run_id: the run's id.
-        shards_open: shards of the plan that are not committed.
-        shard, worker: which of them it is about; empty where it is about none.
-    """
-
-    kind: Literal["started", "worker", "sample", "shard", "retried", "waiting", "note", "finished"]
-    done: int
-    total: int
-    outcomes: Mapping[str, int]
-    detail: str = ""
-    run_id: str = ""
-    shards_open: int = 0
-    shard: str = ""
-    worker: str = ""
-
-
-OnEvent = Callable[[Event], None]
-
-
-def ignore(event: Event) -> None:
-    """A listener that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from index.errors import ClearanceError, PlanMismatch, RunStopped
 from index.storage import advice
 from jobs.run.commits import Commits
 from jobs.run.folder import without_paths
-from jobs.run.listeners import LogShards
-from jobs.run.metrics import ShardMeter
+from jobs.run.metrics.listeners import LogShards
+from jobs.run.metrics.meters import ShardMeter
 from jobs.run.openers import openers
 from jobs.run.plan import Plan
+from jobs.run.planning.stored_plan import difference
 from jobs.run.retries import with_retries
-from jobs.run.stored_plan import difference
 from pipeline.config import RunConfig
 from pipeline.outcome import Request, Sample
 from pipeline.policy import Policy

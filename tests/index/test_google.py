@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from index import storage
-from jobs.run.lock import holder, lease
+from jobs.run.lease.lock import holder, lease
 
 
 class Google(BaseHTTPRequestHandler):

@@ -166,7 +166,7 @@ def test_kustomize_brings_every_file_that_a_pod_reads() -> None:
 
 
 def test_the_run_file_is_one_and_asks_for_the_workers_that_the_cluster_has() -> None:
-    from jobs.run.placement import guards_on_ray
+    from jobs.run.ray.placement import guards_on_ray
     from pipeline.config import RunConfig
     from pipeline.settings import from_dict
 

@@ -14,7 +14,7 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from jobs.run.metrics import METRICS, RAY_PREFIX
+from jobs.run.metrics.table import METRICS, RAY_PREFIX
 from pipeline.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jobs.cli import main as cli
+from jobs.run.dataset.which import which_run
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.which import which_run
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig
 from pipeline.policy import Policy

@@ -16,9 +16,9 @@ from typing import Any
 import typer
 
 from jobs.cli.main import Commands
+from jobs.run.event import Event
 from jobs.run.local_runner import RUNNERS
 from jobs.run.plan import Plan
-from jobs.run.session import Event
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 

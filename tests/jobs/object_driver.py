@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from index.storage import place
+from jobs.run.event import Event
 from jobs.run.local_runner import run_local
-from jobs.run.session import Event
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 from tests.jobs.ended_by_signal import FAKES

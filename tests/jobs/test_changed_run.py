@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from index.errors import IntegrityError, RunStopped
+from jobs.run.event import Event
 from jobs.run.folder import failed_keys
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.session import Event
 from jobs.run.verdict import verify_run
 from pipeline.audit.chain import canonical
 from pipeline.audit.event_parts import events_schema

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import main as cli
 from jobs.console import draws, make_console, set_volume
+from jobs.run.event import Event
 from jobs.run.progress import Steps, Watch
-from jobs.run.session import Event
 
 
 def call(*arguments: object) -> Result:

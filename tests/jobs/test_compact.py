@@ -162,7 +162,7 @@ def test_a_run_that_does_not_verify_is_refused_and_kept_as_it_is(run: Path, name
 
 
 def test_a_run_that_another_process_holds_is_refused(run: Path) -> None:
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     with lease(run), pytest.raises(RunStopped):
         compact_run(run, WHO)

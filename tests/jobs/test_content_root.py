@@ -65,7 +65,7 @@ def test_another_seed_gives_another_root(make_plan: MakePlan, tmp_path: Path) ->
 
 
 def test_ray_workers_give_the_root_of_one_process(make_plan: MakePlan, tmp_path: Path, small_ray: None) -> None:
-    from jobs.run.ray_runner import run_ray
+    from jobs.run.ray.runner import run_ray
 
     plan = make_plan(PROMPTS, workers=2)
     run_ray(plan, tmp_path / "ray", open_loop=open_fake)

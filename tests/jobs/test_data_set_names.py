@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ConfigError, PlanMismatch
-from jobs.run.out import Out
-from jobs.run.which import next_run, which_run
+from jobs.run.dataset.out import Out
+from jobs.run.dataset.which import next_run, which_run
 from tests.jobs.data_sets import ROWS, call, config_of, draw, grown, project, three, write
 
 FIXTURES = (project, three, grown)  # used by name

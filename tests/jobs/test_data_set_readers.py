@@ -13,7 +13,7 @@ import pytest
 from jobs.by import By
 from jobs.cli.arguments import every_run, runs_named
 from jobs.compact import compact_run
-from jobs.run.stored_plan import plan_json_digest
+from jobs.run.planning.stored_plan import plan_json_digest
 from tests.jobs.data_sets import ROWS, call, draw, fine, grown, keys, project, three, write
 
 FIXTURES = (project, three, grown)  # used by name

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from index.errors import ClearanceError, PlanMismatch
-from jobs.run.chain import Chain, Member, in_order, latest, member
-from jobs.run.which import which_run
+from jobs.run.dataset.chain import Chain, Member, in_order, latest, member
+from jobs.run.dataset.which import which_run
 from tests.jobs.data_sets import ROWS, call, config_of, draw, fine, grown, keys, project, three, write
 
 FIXTURES = (project, three, grown)  # used by name

@@ -13,10 +13,10 @@ import pytest
 
 from index import storage
 from index.errors import RunStopped
+from jobs.run.lease.lock import Process
 from jobs.run.local_runner import run_local
-from jobs.run.lock import Process
 from jobs.run.plan import Plan
-from jobs.run.ray_actor import Actor, Driver, Opened
+from jobs.run.ray.actor import Actor, Driver, Opened
 from jobs.run.retries import STORAGE_WAITS, with_retries
 from jobs.run.worker import Worker
 from pipeline.audit.ledger import sample_rows

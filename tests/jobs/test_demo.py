@@ -16,7 +16,7 @@ from jobs.lab.world.catalogue import PROTECTED
 from jobs.run.local_runner import run_local
 from jobs.run.plan import read_policy
 from jobs.run.progress import describe, duration
-from jobs.run.prompts import read_prompts
+from jobs.run.prompts.requests import read_prompts
 from pipeline.audit.numbers import count_run
 from pipeline.config import RunConfig
 from pipeline.policy import policy_digest

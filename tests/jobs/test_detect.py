@@ -21,7 +21,7 @@ from jobs.cli.main import app
 from jobs.keys import new_keys
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import MarksConfig
 from pipeline.keys import Keys

@@ -15,8 +15,8 @@ from jobs.by import By
 from jobs.hold import change_hold
 from jobs.report import report_run
 from jobs.retention import apply_retention, erase_keys, show_retention
+from jobs.run.lease.lock import lease
 from jobs.run.local_runner import run_local
-from jobs.run.lock import lease
 from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 from pipeline.audit.by_key import samples_by_key

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, ModelError, PlanMismatch, RunStopped
+from jobs.run.event import Event
 from jobs.run.folder import open_folder, without_paths
+from jobs.run.lease.lock import lease
 from jobs.run.local_runner import run_local
-from jobs.run.lock import lease
 from jobs.run.plan import Plan
-from jobs.run.session import Event
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from jobs.run.verdict import verify_run
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import sample_rows

@@ -15,8 +15,8 @@ from index.errors import ClearanceError, IntegrityError
 from jobs.funnel import read_counts
 from jobs.report import report_run
 from jobs.run.folder import failed_keys
+from jobs.run.lease.lock import holder
 from jobs.run.local_runner import run_local
-from jobs.run.lock import holder
 from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 

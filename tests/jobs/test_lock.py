@@ -18,7 +18,7 @@ import pytest
 from index import storage
 from index.errors import IntegrityError, RunStopped
 from index.storage import Disk
-from jobs.run.lock import Process, holder, lease
+from jobs.run.lease.lock import Process, holder, lease
 
 ELSEWHERE = Process(
     pid=4242, host="elsewhere", since="2026-11-28T10:00:00Z", boot="another kernel", space="pid:[1]", started="77"

@@ -16,12 +16,12 @@ from guards.own_label import own_label
 from index.errors import ConfigError, PlanMismatch
 from index.fingerprint import pixel_digest
 from jobs.keys import c2pa_test_chain, new_keys
+from jobs.run.lease.lock import Process
 from jobs.run.local_runner import run_local
-from jobs.run.lock import Process
-from jobs.run.notes import key_notes, notes_of, watermark_notes
 from jobs.run.plan import Plan
-from jobs.run.ray_actor import Actor, Driver
-from jobs.run.ray_runner import run_ray
+from jobs.run.preflight.notes import key_notes, notes_of, watermark_notes
+from jobs.run.ray.actor import Actor, Driver
+from jobs.run.ray.runner import run_ray
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from index.errors import ClearanceError, RunStopped
+from jobs.run.event import Event
 from jobs.run.local_runner import run_local
-from jobs.run.metric_sinks import PrometheusSink, sink_of
-from jobs.run.metrics import METRICS, RAY_PREFIX, Nowhere, RunMeter, ShardMeter, using
+from jobs.run.metrics.meters import RunMeter, ShardMeter
+from jobs.run.metrics.sinks import Nowhere, PrometheusSink, sink_of, using
+from jobs.run.metrics.table import METRICS, RAY_PREFIX
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import run_ray
-from jobs.run.session import Event
+from jobs.run.ray.runner import run_ray
 from pipeline.audit.numbers import count_run
 from pipeline.config import MetricsConfig
 from pipeline.outcome import Sample
@@ -237,7 +238,7 @@ class Blind:
 def test_index_and_calibration_have_an_age(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     from index.reference import NewReference
     from index.store import ReferenceIndex
-    from jobs.run.metrics import times_of
+    from jobs.run.metrics.meters import times_of
 
     picture = np.full((16, 16, 3), 9, np.uint8)
     ReferenceIndex.build(tmp_path / "index", [NewReference(title="grey", picture=picture)], Blind())

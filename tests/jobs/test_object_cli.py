@@ -15,7 +15,7 @@ from index.shipped import STICKERS
 from index.store import ReferenceIndex
 from jobs.cli import main as cli
 from jobs.export.load import load
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.ledger import sample_rows
 
 

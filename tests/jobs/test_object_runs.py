@@ -27,14 +27,15 @@ from index.places.objects import ObjectStore
 from index.places.schemes import backend_of
 from index.storage import ObjectFolder
 from jobs.report import report_run
-from jobs.run import object_lease
+from jobs.run.event import ignore
+from jobs.run.lease import objects
+from jobs.run.lease.lock import holder, lease
+from jobs.run.lease.objects import Lease
+from jobs.run.lease.process import Process
 from jobs.run.local_runner import run_local
-from jobs.run.lock import holder, lease
-from jobs.run.object_lease import Lease
 from jobs.run.plan import Plan
-from jobs.run.process import Process
-from jobs.run.ray_runner import run_ray
-from jobs.run.session import Session, ignore
+from jobs.run.ray.runner import run_ray
+from jobs.run.session import Session
 from jobs.run.verdict import compare_runs, verify_run
 from jobs.run.worker import Worker
 from pipeline.audit.coverage import LEASE_FILE
@@ -208,7 +209,7 @@ def test_wherever_a_driver_dies_a_resumed_run_is_whole(make_plan: MakePlan, open
             with suppress(Killed, RunStopped):
                 run_local(plan, folder, open_loop=open_loop)
             store.revive()
-            if (there := object_lease.current(folder)) is not None:  # the process that died is this one, and lives
+            if (there := objects.current(folder)) is not None:  # the process that died is this one, and lives
                 gone = replace(there, process=replace(there.process, pid=2**22 - 1, started="1"))
                 storage.write_file(folder, LEASE_FILE, gone.content)
             kept = committed(folder)
@@ -250,7 +251,7 @@ def write(folder: Path, **changes: Any) -> Lease:
 
 
 def now(folder: Path) -> Lease:
-    found = object_lease.current(folder)
+    found = objects.current(folder)
     assert found is not None
     return found
 

@@ -16,7 +16,7 @@ import pytest
 from index.errors import InputError
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.prompts import MOST_COLUMNS, read_prompts
+from jobs.run.prompts.requests import MOST_COLUMNS, read_prompts
 from jobs.run.verdict import verify_run
 from pipeline.audit.ledger import sample_rows
 from pipeline.config import RunConfig

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from index.errors import InputError, PlanMismatch
 from jobs.cli.main import app
 from jobs.dead_letters import dead_letters, save_prompts
-from jobs.run.chain import Chain, member
+from jobs.run.dataset.chain import Chain, member
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan, read_policy
-from jobs.run.prompt_sources import Source
-from jobs.run.prompts import read_prompts, read_sources
-from jobs.run.stated_notes import largest_note
+from jobs.run.preflight.stated_notes import largest_note
+from jobs.run.prompts.requests import read_prompts, read_sources
+from jobs.run.prompts.sources import Source
 from jobs.run.worker import Worker
 from pipeline.audit.ledger import attempt_rows, sample_rows
 from pipeline.config import ModelConfig, RunConfig

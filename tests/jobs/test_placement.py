@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.run.placement import Need, workers_here
-from jobs.run.ray_cluster import own_cpus
+from jobs.run.ray.cluster import own_cpus
+from jobs.run.ray.placement import Need, workers_here
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 from pipeline.model.device import cores
 

@@ -12,10 +12,10 @@ import pytest
 
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
-from jobs.run.bound import MODEL_KEYS_OF_LATER
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan, requests_of, run_place
-from jobs.run.ray_actor import for_this_card
+from jobs.run.planning.bound import MODEL_KEYS_OF_LATER
+from jobs.run.ray.actor import for_this_card
 from pipeline.config import AdapterConfig, ColumnsConfig, GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung, ReseedRung

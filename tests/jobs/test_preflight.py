@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 from index.errors import ConfigError, RunStopped
 from jobs.cli import main as cli
 from jobs.keys import c2pa_test_chain, new_keys
-from jobs.run.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
-from jobs.run.notes import notes_of
-from jobs.run.preflight import check_room
+from jobs.run.preflight.dry_run import check_room
+from jobs.run.preflight.estimate import ROW_BYTES, Measured, estimate, free_memory, most_pictures, size
+from jobs.run.preflight.notes import notes_of
 from pipeline.audit.events import read_events
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.outcome import Request

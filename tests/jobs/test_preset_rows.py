@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.run.preset_rows import held_to_preset
+from jobs.run.planning.preset_rows import held_to_preset
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request, Stated

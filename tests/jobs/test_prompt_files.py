@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.errors import InputError
-from jobs.run.prompts import derived_seed, read_prompts
+from jobs.run.prompts.requests import derived_seed, read_prompts
 from pipeline.notes import Note
 from pipeline.outcome import Request
 

@@ -13,8 +13,8 @@ import pytest
 from index import storage
 from index.errors import InputError
 from jobs.run.plan import Plan
-from jobs.run.prompt_sources import in_order
-from jobs.run.prompts import derived_seed, prompts_of
+from jobs.run.prompts.requests import derived_seed, prompts_of
+from jobs.run.prompts.sources import in_order
 from pipeline.config import ColumnsConfig, RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from index.errors import InputError
-from jobs.run.prompt_sources import Source
-from jobs.run.prompts import AdapterColumn, derived_seed, read_prompts, read_sources
+from jobs.run.prompts.requests import AdapterColumn, derived_seed, read_prompts, read_sources
+from jobs.run.prompts.sources import Source
 from pipeline.outcome import Request
 
 CSV = 'prompt,key,seed,negative_prompt,origin\n"a cat, sleeping",a,7,dog,x\nan owl,b,,,y\n'

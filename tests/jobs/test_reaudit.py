@@ -281,7 +281,7 @@ def test_a_run_of_another_embedder_is_named(world: World) -> None:
 
 
 def test_a_run_under_way_is_left_alone(world: World) -> None:
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     before = read_events(world.base / "observed")
     with lease(world.base / "observed"):
@@ -298,7 +298,7 @@ def test_a_run_without_index_has_nothing_to_compare(world: World, tmp_path: Path
 
 
 def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
-    from jobs.run.stored_plan import plan_json_digest
+    from jobs.run.planning.stored_plan import plan_json_digest
 
     plan["plan_json_sha256"] = plan_json_digest(plan)
     (folder / "plan.json").write_text(json.dumps(plan))

@@ -17,11 +17,12 @@ import pytest
 
 from index import storage
 from index.errors import IntegrityError, RunStopped
+from jobs.run.event import Event
 from jobs.run.folder import look
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.prompts import derived_seed
-from jobs.run.session import Event, Session
+from jobs.run.prompts.requests import derived_seed
+from jobs.run.session import Session
 from pipeline.audit.binding import header_in
 from pipeline.audit.chain import table_header
 from pipeline.audit.shards import committed
@@ -123,7 +124,7 @@ def test_changed_files_are_found_beside_a_plan_that_is_there(plan: Plan, stopped
 
 
 def test_a_stored_configuration_that_was_changed_with_its_digest_is_found(plan: Plan, stopped: Path) -> None:
-    from jobs.run.stored_plan import plan_json_digest
+    from jobs.run.planning.stored_plan import plan_json_digest
 
     stored = json.loads((stopped / "plan.json").read_bytes())
     stored["config"]["retention_days"] = 3
@@ -175,7 +176,7 @@ def test_seeds_are_those_of_the_json_of_base_key_and_repeat() -> None:
 def test_the_digest_of_requests_is_that_of_one_json_text() -> None:
     import hashlib
 
-    from jobs.run.stored_requests import requests_digest
+    from jobs.run.planning.stored_requests import requests_digest
 
     requests = [Request(row_no=n, key=f"k{n}", prompt="ü", seed=n, columns="{}" if n % 3 else "") for n in range(10_000)]
     rows = [[r.row_no, r.key, r.prompt, "", r.seed, None, *([r.columns] if r.columns else [])] for r in requests]

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, InputError, ModelError, PlanMismatch, RunStopped
+from jobs.run.event import Event
 from jobs.run.folder import failed_keys, open_folder
+from jobs.run.lease.lock import holder, lease
 from jobs.run.local_runner import run_local
-from jobs.run.lock import holder, lease
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import run_ray
-from jobs.run.session import Event, RunResult
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
+from jobs.run.ray.runner import run_ray
+from jobs.run.session import RunResult
 from jobs.run.worker import Worker, shards_ahead
 from pipeline.audit.ledger import attempt_rows, read_events, sample_rows
 from pipeline.audit.verify import verify

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run.stated_notes import unguided_notes
+from jobs.run.preflight.stated_notes import unguided_notes
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.model.load import load_model
 from pipeline.policy import Policy

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import main as cli
+from jobs.run.event import Event
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.session import Event
 from jobs.status import RUNNING, SEALED, STOPPED, Look, Watched
 
 Open = Callable[..., Any]
@@ -133,7 +133,7 @@ def test_a_death_is_counted_whether_it_cost_a_shard_or_not(stopped: Path) -> Non
 
 def test_a_run_on_an_object_store_is_looked_at_while_it_goes(make_plan: Callable[..., Plan], open_loop: Open, s3: str) -> None:
     from index import storage
-    from jobs.run.metrics import renewed
+    from jobs.run.metrics.meters import renewed
 
     folder = storage.place(f"{s3}/live")
     looks = looks_while_it_runs(make_plan(["cat", "owl", "a copy"]), folder, open_loop)

@@ -179,7 +179,7 @@ def test_a_run_that_never_ended_is_looked_at_as_far_as_it_is_committed(world: Wo
 
 
 def test_two_at_once_do_not_mix_their_events(world: World) -> None:
-    from jobs.run.lock import lease
+    from jobs.run.lease.lock import lease
 
     with lease(world.base / "observed"):
         done = take_down(world)

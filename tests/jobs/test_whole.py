@@ -11,8 +11,8 @@ import pytest
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan, read_policy
-from jobs.run.ray_runner import run_ray
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
+from jobs.run.ray.runner import run_ray
 from jobs.run.worker import Worker
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import sample_rows

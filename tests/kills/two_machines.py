@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import RunStopped
+from jobs.run.event import Event
 from jobs.run.plan import Plan
-from jobs.run.ray_runner import run_ray
-from jobs.run.session import Event
+from jobs.run.ray.runner import run_ray
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.policy import Policy
 from tests.jobs.ended_by_signal import FAKES

@@ -21,9 +21,9 @@ from typing import Any
 from index import storage
 from index.places import schemes
 from index.places.backend import Backend
+from jobs.run.event import Event
 from jobs.run.local_runner import RUNNERS
 from jobs.run.plan import Plan
-from jobs.run.session import Event
 from pipeline.config import GenerationConfig, MarksConfig, RunConfig
 from pipeline.policy import Policy
 from tests.jobs.ended_by_signal import FAKES

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.lab.bench.ray_runs import Clock, _plan, _Sleeping, _Work, attempts_of, started
+from jobs.run.event import Event
 from jobs.run.local_runner import run_local
-from jobs.run.session import Event
 
 pytestmark = pytest.mark.lab
 

@@ -23,7 +23,7 @@ from jobs.review.queue import Waiting, rows_for
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
-from jobs.run.preflight import preflight
+from jobs.run.preflight.dry_run import preflight
 from jobs.run.verdict import verify_run
 from jobs.show import lines as show_lines
 from jobs.show import page_of, show_request

@@ -20,8 +20,8 @@ from jobs.lab.bench.load import load_average, remark
 from jobs.lab.bench.measures import Measure, publish
 
 if TYPE_CHECKING:
+    from jobs.run.event import Event
     from jobs.run.plan import Plan
-    from jobs.run.session import Event
     from pipeline.audit.context import RunContext
     from pipeline.config import RunConfig
     from pipeline.outcome import Request, Sample
@@ -173,9 +173,9 @@ def attempts_of(row: int) -> int:
 
 def requeued(base: Path, rows: int) -> Requeued:
     """Both ways, on one Ray with two CPUs."""
-    from jobs.run.placement import Need
-    from jobs.run.ray_cluster import cluster
-    from jobs.run.ray_runner import run_ray
+    from jobs.run.ray.cluster import cluster
+    from jobs.run.ray.placement import Need
+    from jobs.run.ray.runner import run_ray
 
     plan, clock = _plan(base, rows), Clock()
     with cluster(Need(1, 0.0), 2):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from index.errors import ConfigError
 from index.storage import entries, is_folder
-from jobs.run.chain import Member, in_order, member
+from jobs.run.dataset.chain import Member, in_order, member
 from jobs.run.plan import run_place
 
 DATE, NUMBER, DATASET = "{date}", "{number}", "{dataset}"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.log import Log, log_in_use, wanted
-from jobs.run.metrics import in_ray_worker
+from jobs.run.metrics.sinks import in_ray_worker
 
 if TYPE_CHECKING:
+    from jobs.run.event import Event, OnEvent
     from jobs.run.plan import Plan
-    from jobs.run.session import Event, OnEvent
     from pipeline.outcome import Sample
 
 PROGRESS_EVERY = 10.0  # seconds between lines about requests that ended

@@ -2,18 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from index.errors import ConfigError, RunStopped
-from jobs.run.metrics import METRICS, Nowhere, Sink
+from jobs.run.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from pipeline.config import MetricsConfig
 
 WRITE_EVERY = 5.0  # seconds between two versions of the file
+
+
+class Sink(Protocol):
+    """Where the numbers go."""
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram."""
+
+    def flush(self, *, now: bool = False) -> None:
+        """Write out what is not fetched; rarely, unless ``now``."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class Nowhere:
+    """A sink that counts nothing."""
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None: ...
+    def put(self, name: str, value: float, **labels: str) -> None: ...
+    def observe(self, name: str, value: float) -> None: ...
+    def flush(self, *, now: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+_sink: ContextVar[Sink] = ContextVar("metrics", default=Nowhere())  # noqa: B039 (it keeps no state)
+
+
+@contextlib.contextmanager
+def using(sink: Sink) -> Iterator[None]:
+    """Count into this sink for the time of the block; then close it."""
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+        sink.close()
+
+
+def sink_in_use() -> Sink:
+    """That of :func:`using`; in a worker of Ray, Ray's own."""
+    sink = _sink.get()
+    if isinstance(sink, Nowhere) and in_ray_worker():
+        return ray_sink()
+    return sink
+
+
+def in_ray_worker() -> bool:
+    """Whether this process is a worker of Ray. Elsewhere Ray is not even imported for the answer."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
 
 
 def sink_of(config: MetricsConfig, runner: str, base: Path) -> Sink:

@@ -15,7 +15,7 @@ from typing import Any
 
 from index.errors import InputError, PlanMismatch
 from index.storage import entries, entry_of, is_folder
-from jobs.run.stored_plan import stored_plan
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.ledger import RUN_FILE
 from pipeline.outcome import Request

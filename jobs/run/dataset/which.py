@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from index.errors import ConfigError, InputError
-from jobs.run.chain import Chain, Member, latest, member
-from jobs.run.out import NUMBER, Out
+from jobs.run.dataset.chain import Chain, Member, latest, member
+from jobs.run.dataset.out import NUMBER, Out
 from jobs.run.plan import Plan, requests_of
 from pipeline.config import RunConfig
 

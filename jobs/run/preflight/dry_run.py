@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
-from jobs.run.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
-from jobs.run.notes import device_notes_of, notes_of
-from jobs.run.placement import workers_here
+from jobs.run.planning.sizes import counted, own_sides
+from jobs.run.preflight.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
+from jobs.run.preflight.notes import device_notes_of, notes_of
+from jobs.run.preflight.stated_notes import adapter_in_words, adapter_notes, largest_note, stated_notes, unguided_notes
 from jobs.run.progress import duration
-from jobs.run.sizes import counted, own_sides
-from jobs.run.stated_notes import adapter_in_words, adapter_notes, largest_note, stated_notes, unguided_notes
+from jobs.run.ray.placement import workers_here
 from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.run.placement import Need
+from jobs.run.event import OnEvent, ignore
 from jobs.run.plan import Plan
-from jobs.run.ray_cluster import cluster
-from jobs.run.ray_pool import Pool
-from jobs.run.session import OnEvent, RunResult, ignore, run_session
+from jobs.run.ray.cluster import cluster
+from jobs.run.ray.placement import Need
+from jobs.run.ray.pool import Pool
+from jobs.run.session import RunResult, run_session
 from jobs.run.worker import OpenLoop
 
 

@@ -19,9 +19,9 @@ from uuid import UUID
 
 from index.errors import ConfigError, InputError
 from index.places.cache import named_as
-from jobs.run.prompt_files import COLUMNS, OWN, BadRow, Row, kept_own, read_rows
-from jobs.run.prompt_sources import Source, sources_of
-from jobs.run.stated import GAPS, Rule, stated_of
+from jobs.run.prompts.files import COLUMNS, OWN, BadRow, Row, kept_own, read_rows
+from jobs.run.prompts.sources import Source, sources_of
+from jobs.run.prompts.stated import GAPS, Rule, stated_of
 from pipeline.config import AdapterConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request, Stated
@@ -103,7 +103,7 @@ def prompts_of(
     """Read requests from all that a run file names: files, folders, patterns.
 
     Args:
-        names, base: see :func:`jobs.run.prompt_sources.sources_of`.
+        names, base: see :func:`jobs.run.prompts.sources.sources_of`.
         columns, notes, adapters, sides, seeds: see :func:`read_sources`.
 
     Raises:

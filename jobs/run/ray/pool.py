@@ -15,9 +15,9 @@ from typing import Any
 
 from index.errors import RunStopped
 from jobs import signals
-from jobs.run.placement import Need
-from jobs.run.ray_actor import ActorProcess, Driver, Failure, Opened
-from jobs.run.ray_cluster import Cluster
+from jobs.run.ray.actor import ActorProcess, Driver, Failure, Opened
+from jobs.run.ray.cluster import Cluster
+from jobs.run.ray.placement import Need
 from jobs.run.retries import MOST_DEATHS, Cause
 from jobs.run.session import Session
 from jobs.run.worker import shards_ahead

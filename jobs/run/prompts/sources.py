@@ -18,7 +18,7 @@ from index.errors import InputError
 from index.places.cache import local_copy
 from index.storage import entries, is_folder, is_remote, is_uri, place
 from index.walk import files_below
-from jobs.run.prompt_files import READERS
+from jobs.run.prompts.files import READERS
 from pipeline.notes import Note
 
 PATTERN = re.compile(r"[*?\[]")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
-from jobs.run.placement import guards_on_ray
+from jobs.run.lease.process import Process
 from jobs.run.plan import Plan
-from jobs.run.process import Process
+from jobs.run.ray.placement import guards_on_ray
 from jobs.run.worker import OpenLoop, Worker
 from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
 

@@ -5,7 +5,7 @@ between machines and on file systems without locks. Therefore the run that holds
 touches the file every few seconds. A run that finds a process of another machine waits for the next touch, and takes over when
 none comes.
 
-On an object store, which has neither locks nor files to touch: :mod:`jobs.run.object_lease`.
+On an object store, which has neither locks nor files to touch: :mod:`jobs.run.lease.objects`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Protocol
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.storage import NO_LINK, ObjectFolder, cannot_write, disk, entry_of, inside, is_remote, read_file
-from jobs.run import object_lease
-from jobs.run.process import Process
+from jobs.run.lease import objects
+from jobs.run.lease.process import Process
 from pipeline.audit.coverage import LEASE_FILE
 
 BEAT_SECONDS = 5.0  # how often the holder touches the file
@@ -38,7 +38,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOL
 def holder(folder: Path) -> str:
     """The run that holds this folder now, in words; empty when none does, as far as can be seen. Takes no lock."""
     if is_remote(folder):
-        return object_lease.holder(folder, _FRESH_SECONDS)
+        return objects.holder(folder, _FRESH_SECONDS)
     try:
         content = read_file(folder, LEASE_FILE) if entry_of(folder, LEASE_FILE) is not None else b""
         holder_process = Process.parse(content)
@@ -90,7 +90,7 @@ def lease(
     me = me or Process.this()
     if isinstance(folder, ObjectFolder):
         token = folder.fence[1] if folder.fence is not None else secrets.token_hex(8)
-        with object_lease.object_lease(folder, token, note=note, me=me, beat=beat, patience=patience) as held:
+        with objects.object_lease(folder, token, note=note, me=me, beat=beat, patience=patience) as held:
             yield held
         return
     handle = _open(folder)

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from index.errors import RunStopped
-from jobs.run.placement import Need
-from jobs.run.ray_actor import NICENESS
+from jobs.run.ray.actor import NICENESS
+from jobs.run.ray.placement import Need
 from pipeline.model.device import cores
 
 GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answer; Ray itself waits 60 s and then exits

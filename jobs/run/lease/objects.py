@@ -23,7 +23,7 @@ from typing import Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.storage import Tagged, create_once, read_tagged, replace_if
-from jobs.run.process import Process
+from jobs.run.lease.process import Process
 from pipeline.audit.coverage import LEASE_FILE
 
 _WAIT = "Wait for it, or stop it first"
@@ -129,7 +129,7 @@ def holder(folder: Path, fresh: float) -> str:
 def object_lease(
     folder: Path, token: str, *, note: Callable[[str], None], me: Process, beat: float, patience: float
 ) -> Iterator[Held]:
-    """Hold the folder for the time of the block; arguments and errors as :func:`jobs.run.lock.lease`.
+    """Hold the folder for the time of the block; arguments and errors as :func:`jobs.run.lease.lock.lease`.
 
     Args:
         folder: the place.
