@@ -78,7 +78,12 @@ class DiversityConfig:
     )  # fmt: skip
     alpha: float = number(0.33, 0, 100, "strength α: how far a token is pushed from the mates' best matching token", above=True)
     token_threshold: float = number(0.65, -1, 1, "cosine above which a token is pushed")
-    window: float = number(1.0, 0, 1, "share of the steps, from the first, in which members push", above=True)
+    window: float = number(
+        1.0, 0, 1, "share of the steps, counted from the first, after which members push no longer", above=True
+    )
+    window_from: float = number(
+        0.0, 0, 1, "share of the steps, counted from the first, before which members do not push yet; below `window`"
+    )
     rows: Literal["both", "conditional"] = choice("conditional", "which rows of a guided sample are pushed")
     placement: Literal["paper", "released"] = choice("paper", "push after the residual, or before it")
     attention: Literal["last", "both"] = choice("last", "push after cross-attention, or after self-attention as well")
@@ -87,6 +92,12 @@ class DiversityConfig:
     def __post_init__(self) -> None:
         if self.size == 1:
             raise contradiction("size", "a group of one has nobody to be pushed from", "Set it to 2 or more, or to 0: off")
+        if self.window_from >= self.window:
+            what = f"members would begin to push at {self.window_from:g} of the steps and end at {self.window:g} (window)"
+            until = min(1.0, self.window_from + self.window)
+            fix = f"Set it below window. Both count from the first step: for a stretch of {until - self.window_from:g} set "
+            late = self.window_from == 1  # nothing is left behind it
+            raise contradiction("window_from", what, "Set it below window, or to 0" if late else f"{fix}window = {until:g}")
 
 
 @settings

@@ -68,14 +68,15 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
         negative=negative,
         seed=request.seed,
         lowrank=(*runtime.erasers.always_lowrank, *denoisers(worn)),
-        group=_group(runtime, request, len(sampler)) if request.group else None,
+        group=_group(runtime, request, size, len(sampler)) if request.group else None,
         member=request.member,
     )
 
 
-def _group(runtime: Runtime, request: Request, steps: int) -> Group:
+def _group(runtime: Runtime, request: Request, size: Size, steps: int) -> Group:
     d = runtime.config.generation.diversity
-    return Group(request.group, request.group_size, mates_push(d, steps, runtime.context_of("")))
+    finest = runtime.most_tokens_at(size) if d.resolution == "finest" else 0
+    return Group(request.group, request.group_size, mates_push(d, steps, runtime.context_of(""), finest))
 
 
 def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) -> bool:

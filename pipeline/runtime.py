@@ -36,6 +36,7 @@ from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt
 from pipeline.settings import digest
 from pipeline.steer.diversity import too_few_rows
+from pipeline.steer.feature_memory import site_shapes
 from pipeline.steer.features import FeatureCache
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Runtime:
         self.read = Read(model, self.adapters, kept, together=ahead)
         self.context_of = self.contexts = self.read.contexts()
         self.negative_context_of = self.read.contexts(negative=True)
+        self._most_tokens: dict[Size, int] = {}
+        if g.diversity.size and g.diversity.resolution == "finest":
+            self.most_tokens_at(model.latent_shape[1:])  # refused now, where it cannot be found out
         self.references = References(index, model, hues=policy.copies.hues)
         self._references = {model.latent_shape[1:]: self.references}
         self.early = self._early(self.references)
@@ -187,6 +191,22 @@ class Runtime:
         """
         stated, model = request.stated, self.config.model
         return self.model.shape_of(stated.width or model.width or model.size, stated.height or model.height or model.size)[1:]
+
+    def most_tokens_at(self, size: Size) -> int:
+        """Image tokens of the denoiser's blocks that have the most of them, in latents of that size.
+
+        Raises:
+            ConfigError: they cannot be worked out for this class of model.
+        """
+        if size not in self._most_tokens:
+            try:
+                shapes = site_shapes(self.model, self.context_of(""), size)
+            except Exception as error:  # a network whose shapes depend on numbers
+                why = f"{type(error).__name__}: {error}"
+                what = f"which blocks have the most image tokens cannot be worked out for this model ({why})"
+                raise ConfigError(what, where="generation.diversity.resolution", fix='Set it to "all"') from None
+            self._most_tokens[size] = max(shape.tokens for shape in shapes)
+        return self._most_tokens[size]
 
     def references_at(self, size: Size) -> References:
         """The references in latents of that size."""

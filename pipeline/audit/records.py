@@ -341,6 +341,7 @@ def _group(request: Request, context: RunContext) -> dict[str, Any] | None:
         "placement": d.placement,
         "attention": d.attention,
         "resolution": d.resolution,
+        "window_from": float(d.window_from),
     }
 
 

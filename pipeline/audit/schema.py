@@ -137,6 +137,7 @@ STRUCTS: dict[str, tuple[Column, ...]] = {
         Column("placement", "text", store=DICTIONARY, since=4),
         Column("attention", "text", store=DICTIONARY, since=4),
         Column("resolution", "text", store=DICTIONARY, since=4),
+        Column("window_from", "number", since=4),
     ),
     "rows from": (
         Column("step", "whole"),

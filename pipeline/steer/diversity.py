@@ -55,23 +55,26 @@ class GroupRow:
     step: int
 
 
-def pushing_steps(settings: DiversityConfig, steps: int) -> int:
-    """In how many of the first steps members push one another apart: at least one."""
-    return max(1, round(settings.window * steps))
+def pushing_steps(settings: DiversityConfig, steps: int) -> range:
+    """The steps in which members push one another apart: at least one."""
+    first = min(round(settings.window_from * steps), steps - 1)
+    return range(first, max(first + 1, round(settings.window * steps)))
 
 
-def mates_push(settings: DiversityConfig, steps: int, context: Conditioning) -> NegToMe:
+def mates_push(settings: DiversityConfig, steps: int, context: Conditioning, finest: int) -> NegToMe:
     """How the members of a group push one another apart.
 
     Args:
         settings: of the run file.
         steps: denoising steps of a picture.
         context: conditioning of the empty prompt.
+        finest: image tokens of the blocks that have the most of them; asked for where ``resolution`` is ``finest``.
     """
+    acting = pushing_steps(settings, steps)
     return NegToMe(
         latents=(), noises=None, context=context, alpha=settings.alpha, threshold=settings.token_threshold,
-        until_step=pushing_steps(settings, steps), placement=settings.placement, attention=settings.attention,
-        rows=settings.rows, finest=settings.resolution == "finest",
+        from_step=acting.start, until_step=acting.stop, placement=settings.placement, attention=settings.attention,
+        rows=settings.rows, min_tokens=finest if settings.resolution == "finest" else 0,
     )  # fmt: skip
 
 

@@ -157,12 +157,12 @@ class NegToMe:
         context: conditioning of the reference rows (the empty prompt).
         alpha, threshold: strength α and cosine threshold τ.
         until_step: steering acts in steps below this one.
+        from_step: and not in steps below this one.
         match, form, keep_norm, temperature, chunk, precision: see :func:`push_apart`.
         placement: ``paper``: on the residual stream after attention; ``released``: on attention's output before it.
         attention: ``last``: after the last attention before the MLP; ``both``: after self-attention as well (UNet blocks).
         where: only blocks whose name starts so, e.g. ``up_blocks``; empty: all.
         min_tokens: only blocks with at least so many image tokens (the paper's SDXL setting: 1024).
-        finest: only the blocks with the most image tokens. Networks run these first; a transformer's blocks have all as many.
         rows: of a guided sample's rows ``both`` are pushed, as published, or the ``conditional`` one alone: guidance then
             carries the push w times as far.
         masks: per reference bool (h, w): where its latent may be matched; None: everywhere. On the host: which tokens they
@@ -176,6 +176,7 @@ class NegToMe:
     alpha: float
     threshold: float
     until_step: int
+    from_step: int = 0
     match: Match = "paper"
     placement: Placement = "paper"
     keep_norm: bool = True
@@ -184,7 +185,6 @@ class NegToMe:
     attention: Literal["last", "both"] = "last"
     where: str = ""
     min_tokens: int = 0
-    finest: bool = False
     rows: Literal["both", "conditional"] = "both"
     masks: tuple[torch.Tensor, ...] | None = None
     chunk: int = CHUNK
@@ -203,7 +203,7 @@ class NegToMe:
 
     def acts_at(self, step: int) -> bool:
         """Whether anything is pushed at ``step``: not outside the window, at α = 0, or at τ ≥ 1."""
-        return step < self.until_step and self.alpha != 0 and self.threshold < 1
+        return self.from_step <= step < self.until_step and self.alpha != 0 and self.threshold < 1
 
     def references_at(self, step: int) -> int:
         """How many reference rows the sample needs at ``step``: none where nothing is pushed, or features are at hand."""
@@ -217,10 +217,10 @@ class NegToMe:
         """Whether this site takes part, if it has image tokens enough."""
         return site.placement == self.placement and self.selects(site.name, self.min_tokens)
 
-    def selects(self, site: str, tokens: int, most: int = 0) -> bool:
-        """Whether the site of this name, with so many image tokens, takes part; ``most``: of the sites of the network."""
+    def selects(self, site: str, tokens: int) -> bool:
+        """Whether the site of this name, with so many image tokens, takes part."""
         wanted = self.attention == "both" or not site.endswith(SELF)
-        return wanted and site.startswith(self.where) and tokens >= max(self.min_tokens, most if self.finest else 0)
+        return wanted and site.startswith(self.where) and tokens >= self.min_tokens
 
     def moves(self, own: torch.Tensor, reference: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor | None:
         """By how much a sample's tokens (n·N, D) of n rows are pushed from reference tokens (M, D), M = k·N, or from those of
@@ -292,14 +292,11 @@ def _edit(pushes: Sequence[RowPush]) -> Edit:
         for items in together.values()
     ]
 
-    most = [0]
-
     def edit(site: str, tokens: torch.Tensor) -> None:
-        most[0] = max(most[0], tokens.shape[1])
         moves: list[tuple[RowIndex, torch.Tensor]] = []
         for first, rows, references in samples:
             s = first.settings
-            if not s.selects(site, tokens.shape[1], most[0]):
+            if not s.selects(site, tokens.shape[1]):
                 continue
             if s.features is not None:
                 reference, known = s.features[first.step][site]

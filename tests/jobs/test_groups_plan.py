@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from index.errors import ConfigError
+from jobs.run.bound import bound
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
@@ -15,6 +16,7 @@ from pipeline.config import DiversityConfig, GenerationConfig, RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
 from pipeline.policy import Policy
+from pipeline.settings import digest
 
 
 def requests(prompts: int = 2, samples: int = 4) -> list[Request]:
@@ -90,6 +92,27 @@ def test_groups_are_part_of_the_plan(project: Path) -> None:
 def test_a_plan_without_groups_keeps_its_digest(project: Path) -> None:
     plain = RunConfig(prompts="p.txt", samples_per_prompt=4)
     assert plan(project, config(size=0)).plan_sha256 == plan(project, plain).plan_sha256
+
+
+def with_window(project: Path, **diversity: float) -> Plan:
+    drawn = GenerationConfig(diversity=DiversityConfig(size=2, **diversity))  # type: ignore[arg-type]
+    return plan(project, RunConfig(prompts="p.txt", samples_per_prompt=4, generation=drawn))
+
+
+def test_where_the_window_begins_is_part_of_the_plan(project: Path) -> None:
+    assert with_window(project, window_from=0.3).parts["config"] != with_window(project).parts["config"]
+
+
+def test_a_window_from_the_first_step_has_the_digest_of_before_there_was_the_key(project: Path) -> None:
+    made = with_window(project, window_from=0.0)
+    settings = bound(made.config)
+    assert "window_from" not in settings["generation"]["diversity"] and made.parts["config"] == digest(settings)
+
+
+def test_a_folder_gives_its_window_back(project: Path, tmp_path: Path) -> None:
+    made, folder = with_window(project, window_from=0.3), tmp_path / "late"
+    open_folder(folder, made)
+    assert Plan.load(folder).config.generation.diversity.window_from == 0.3
 
 
 @pytest.mark.parametrize(

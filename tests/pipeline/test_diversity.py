@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,12 @@ from pipeline.audit.records import attempt_table, sample_table
 from pipeline.config import DiversityConfig, GenerationConfig, RunConfig
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import Moderation, moderate
+from pipeline.next_attempt import first
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.policy import Policy
 from pipeline.runtime import Runtime
 from pipeline.steer.diversity import pushing_steps
+from pipeline.steer.feature_memory import site_shapes
 from tests.pipeline.loop import POLICY, REF, Copies, Index, by_key, sha
 
 GROUP = DiversityConfig(size=3, alpha=0.9, token_threshold=0.1, window=0.6)
@@ -84,7 +87,7 @@ def test_rows_hold_the_group_and_how_it_pushed(exact: DiffusionModel, plain: dic
     row = sample_table(samples, context, "s").to_pylist()[1]["group"]
     assert row == {
         "id": "a#1-3", "member": 1, "size": 3, "alpha": 0.9, "token_threshold": 0.1, "window": 0.6, "rows": GROUP.rows,
-        "placement": GROUP.placement, "attention": GROUP.attention, "resolution": GROUP.resolution,
+        "placement": GROUP.placement, "attention": GROUP.attention, "resolution": GROUP.resolution, "window_from": 0.0,
     }  # fmt: skip
     groups = [(row["request_key"], row["group"]) for row in attempt_table(samples, context, "s").to_pylist()]
     assert groups == [("a#1", "a#1-3"), ("a#2", "a#1-3"), ("a#2", None), ("a#3", "a#1-3")]
@@ -185,7 +188,92 @@ def test_without_guidance_a_member_takes_one_row(exact: DiffusionModel) -> None:
 
 @pytest.mark.parametrize(("window", "steps", "pushed"), [(0.3, 20, 6), (0.01, 20, 1), (1.0, 4, 4)])
 def test_members_push_in_a_share_of_the_steps(window: float, steps: int, pushed: int) -> None:
-    assert pushing_steps(DiversityConfig(size=2, window=window), steps) == pushed
+    assert pushing_steps(DiversityConfig(size=2, window=window), steps) == range(pushed)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "steps", "pushed"),
+    [(0.3, 1.0, 20, range(6, 20)), (0.3, 0.5, 20, range(6, 10)), (0.3, 0.31, 4, range(1, 2)), (0.99, 1.0, 4, range(3, 4))],
+)
+def test_members_may_begin_to_push_later(begin: float, end: float, steps: int, pushed: range) -> None:
+    assert pushing_steps(DiversityConfig(size=2, window_from=begin, window=end), steps) == pushed
+
+
+def latents_before_steps(model: DiffusionModel, requests: Sequence[Request], **diversity: Any) -> list[list[torch.Tensor]]:
+    """The latents of three samples before each of their five steps."""
+    loop = Moderation(runtime(model, Copies(lambda _: False), diversity=replace(GROUP, **diversity)))
+    for request in requests:
+        loop.submit(request)
+    seen: dict[int, list[torch.Tensor]] = {}
+    while loop.busy:
+        loop.step()
+        seen |= {t.tag: [t.ring[step] for step in sorted(t.ring)] for t in loop.runtime.engine.running}
+    return [seen[tag] for tag in sorted(seen)]
+
+
+def test_before_their_window_mates_are_as_if_they_stood_alone(exact: DiffusionModel) -> None:
+    apart = latents_before_steps(exact, alone(grouped()))
+    late = latents_before_steps(exact, grouped(), window=1.0, window_from=0.4)
+    same = [[torch.equal(one, other) for one, other in zip(a, b, strict=True)] for a, b in zip(apart, late, strict=True)]
+    assert {tuple(each[:3]) for each in same} == {(True, True, True)}
+    assert {tuple(each[3:]) for each in same} == {(False,) * (len(same[0]) - 3)} and len(same[0]) > 3
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "fix"),
+    [
+        (0.3, 0.3, "Set it below window. Both count from the first step: for a stretch of 0.3 set window = 0.6"),
+        (0.9, 0.4, "Set it below window. Both count from the first step: for a stretch of 0.1 set window = 1"),
+        (1.0, 1.0, "Set it below window, or to 0"),
+    ],
+)
+def test_a_window_that_ends_before_it_begins_is_refused(begin: float, end: float, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"begin to push at {begin:g} of the steps and end at {end:g}") as refused:
+        DiversityConfig(size=2, window_from=begin, window=end)
+    assert refused.value.fix == fix
+
+
+def coarse_first(model: DiffusionModel) -> DiffusionModel:
+    """The model with another network: its first blocks with attention have fewer image tokens than its last ones."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    width = model.network.config.cross_attention_dim
+    other: Any = copy.copy(model)
+    other._sites, other.network = None, UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+        cross_attention_dim=width, attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+    return other  # type: ignore[no-any-return]
+
+
+def pushed_blocks(model: DiffusionModel, resolution: str) -> set[str]:
+    opened = runtime(model, Copies(lambda _: False), diversity=replace(GROUP, resolution=resolution))
+    group = first(opened, 0, grouped()[0]).group
+    assert group is not None
+    shapes = site_shapes(model, opened.context_of(""), model.latent_shape[1:])
+    return {s.site.block.split(".attentions")[0] for s in shapes if group.settings.selects(s.site.name, s.tokens)}
+
+
+def test_only_the_finest_blocks_push_in_a_network_that_begins_with_coarser_ones(exact: DiffusionModel) -> None:
+    assert pushed_blocks(coarse_first(exact), "finest") == {"up_blocks.1"}
+
+
+def test_all_blocks_push_where_that_is_stated(exact: DiffusionModel) -> None:
+    assert pushed_blocks(coarse_first(exact), "all") == {"down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
+
+
+def test_a_network_whose_blocks_cannot_be_measured_is_refused(exact: DiffusionModel) -> None:
+    def forward(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("depends on numbers")
+
+    other: Any = copy.copy(exact)
+    other.network = copy.deepcopy(exact.network)
+    other.network.forward = forward
+    with pytest.raises(ConfigError, match="which blocks have the most image tokens") as refused:
+        runtime(other, Copies(lambda _: False))
+    assert refused.value.where == "generation.diversity.resolution" and refused.value.fix == 'Set it to "all"'
 
 
 @pytest.mark.parametrize("rows", ["both", "conditional"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.measures import RESAMPLES, Measure, clustered, publish
+from jobs.lab.bench.measures import Measure, change, clustered, publish
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,8 @@ def draw(runtime: Runtime, captions: Sequence[str], first_seed: int, arm: str) -
     from pipeline.steer.diversity import Group, mates_push
 
     engine, empty = runtime.engine, runtime.context_of("")
-    push = mates_push(DiversityConfig(size=SIZE), len(engine.sampler), empty)
+    finest = runtime.most_tokens_at(engine.model.latent_shape[1:])
+    push = mates_push(DiversityConfig(size=SIZE), len(engine.sampler), empty, finest)
     drawn: list[Trajectory] = []
     for tag in range(len(captions) * SIZE):
         caption, sample = divmod(tag, SIZE)
@@ -159,15 +160,3 @@ def measures(arrays: dict[str, dict[str, np.ndarray]], of: Sequence[str]) -> lis
         clustered("caption in the top 1, groups minus alone", groups["first"] - plain["first"], of),
         *found,
     ]
-
-
-def change(name: str, before: np.ndarray, after: np.ndarray, of: Sequence[str], goal: float | None = None) -> Measure:
-    """By which share a mean changed, on the same groups; bootstrap over captions. A goal is a fall of at least so much."""
-    clusters = np.asarray(of)
-    groups = [np.flatnonzero(clusters == one) for one in np.unique(clusters)]
-    sums = np.array([[x[g].sum() for g in groups] for x in (before, after)])
-    drawn = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
-    shares = sums[1][drawn].sum(1) / sums[0][drawn].sum(1) - 1
-    low, high = (float(v) for v in np.quantile(shares, (0.025, 0.975)))
-    value = float(after.sum() / before.sum() - 1)
-    return Measure(id=name, value=value, low=low, high=high, n=len(before), goal=goal, better="lower")

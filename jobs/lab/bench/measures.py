@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,31 @@ def ratio(
     low, high = (float(v) for v in np.quantile(first / np.maximum(least, second), (0.025, 0.975)))
     value = max(0.0, float(sums[0].sum())) / max(least, float(sums[1].sum()))
     return Measure(id=name, value=value, low=low, high=high, n=len(of), goal=goal, better=better)
+
+
+def paired(name: str, before: np.ndarray, after: np.ndarray, of: Sequence[str], goal: float | None = None) -> Measure:
+    """By how much a mean changed, on the same samples; bootstrap over whole clusters ``of`` them.
+
+    Where no sample changed, the interval reaches 3 / (number of clusters) to both sides.
+    """
+    moved = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    found = clustered(name, moved, of, goal)
+    if not moved.any():
+        reach = min(1.0, 3 / len(np.unique(np.asarray(of))))
+        found = replace(found, low=-reach, high=reach)
+    return found
+
+
+def change(name: str, before: np.ndarray, after: np.ndarray, of: Sequence[str], goal: float | None = None) -> Measure:
+    """By which share a mean changed, on the same groups; bootstrap over captions. A goal is a fall of at least so much."""
+    clusters = np.asarray(of)
+    groups = [np.flatnonzero(clusters == one) for one in np.unique(clusters)]
+    sums = np.array([[x[g].sum() for g in groups] for x in (before, after)])
+    drawn = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
+    shares = sums[1][drawn].sum(1) / sums[0][drawn].sum(1) - 1
+    low, high = (float(v) for v in np.quantile(shares, (0.025, 0.975)))
+    value = float(after.sum() / before.sum() - 1)
+    return Measure(id=name, value=value, low=low, high=high, n=len(before), goal=goal, better="lower")
 
 
 def corrected(name: str, seen: Measure, sensitivity: float, specificity: float) -> Measure:

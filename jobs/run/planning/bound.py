@@ -46,6 +46,8 @@ def bound(config: RunConfig) -> dict[str, Any]:
         del settings["marks"]  # a plan that says nothing of marks keeps the digest that it had before there was this table
     else:
         del settings["marks"]["keys"], settings["marks"]["signer"]
+    if config.generation.diversity.window_from == 0:  # as it was before there was this key
+        del settings["generation"]["diversity"]["window_from"]
     for name, unstated in (("diversity", DiversityConfig()), ("preset", "auto"), ("timestep_spacing", None)):
         if getattr(config.generation, name) == unstated:
             del settings["generation"][name]

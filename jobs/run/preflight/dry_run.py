@@ -281,7 +281,9 @@ def _diversity(plan: Plan, steps: int) -> str:
 
     d, groups = plan.config.generation.diversity, len({request.group for request in plan.requests if request.group})
     early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
-    return f"{groups} groups of {d.size} push apart in the first {pushing_steps(d, steps)} of {steps} steps{early}"
+    acting = pushing_steps(d, steps)
+    which = f"the first {len(acting)}" if acting.start == 0 else f"steps {acting.start + 1} to {acting.stop}"
+    return f"{groups} groups of {d.size} push apart in {which} of {steps} steps{early}"
 
 
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:
