@@ -118,6 +118,26 @@ def steering(
 
 
 @app.command()
+def negtome(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="What was drawn is kept here; a stopped bench goes on.")] = Path("bench-negtome"),
+    world: Annotated[Path, typer.Option(help="The built world: it holds the vendors' drawings.")] = Path("world"),
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many minutes; the next call goes on.")] = 600.0,
+    model: Annotated[
+        Path | None, typer.Option(help="A diffusers folder that draws in place of the denoiser that ships.")
+    ] = None,
+) -> None:
+    """Measure forms of negative token merging on ordinary captions and memorised works, each beside a random reference.
+
+    Example: clearance lab bench negtome --world world --quick
+    """
+    from jobs.lab.bench.negtome import bench
+
+    bench(out, quick=quick, work=work, world=world, minutes=minutes, model=model)
+
+
+@app.command()
 def diversity(
     out: Out = DOCS,
     quick: Quick = False,
