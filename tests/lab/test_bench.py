@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jobs.lab.bench.before_after import before_after, trios
 from jobs.lab.bench.drawing import Drawn
 from jobs.lab.bench.measures import Measure, clustered, publish, share, spread
 from jobs.lab.bench.sheet import CAPTION, GAP, TILE, arrange, stack, strip
@@ -66,6 +67,22 @@ def test_contact_sheets_keep_every_picture_in_its_place() -> None:
     assert laid.shape == (2 * (TILE + CAPTION), 6 * TILE + GAP, 3)
     assert (laid[-5, 2 * TILE + 5] == (0, 0, 255)).all() and (laid[-5, 5 * TILE] == 255).all()
     assert stack([("one", laid), ("two", row)]).size[0] == laid.shape[1] + 2 * GAP
+
+
+def test_the_readmes_picture_holds_the_first_seed_of_a_caption_that_copies_and_was_accepted() -> None:
+    def sample(caption: str, seed: int, grey: int, *, copied: bool = False, accepted: bool = True) -> SimpleNamespace:
+        found = (SimpleNamespace(guard="copies", triggered=copied),)
+        final = SimpleNamespace(picture=np.full((64, 64, 3), grey, np.uint8), findings=found)
+        request = SimpleNamespace(prompt=caption, seed=seed)
+        return SimpleNamespace(request=request, final=final, accepted_attempt=1 if accepted else None)
+
+    free = [sample("apple", 1, 1), sample("apple", 2, 2, copied=True), sample("apple", 3, 3, copied=True)]
+    free += [sample("pear", 1, 4, copied=True), sample("corn", 1, 5)]
+    ours = [sample("apple", 1, 11), sample("apple", 2, 12), sample("apple", 3, 13), sample("pear", 1, 14, accepted=False)]
+    works = {name: np.zeros((64, 64, 3), np.uint8) for name in ("apple", "pear", "corn")}
+    found = trios(Drawn(free), Drawn(ours), works)  # type: ignore[arg-type]
+    assert [(caption, before[0, 0, 0], after[0, 0, 0]) for caption, _, before, after in found] == [("apple", 2, 12)]
+    assert before_after(found * 4).size[1] > before_after(found).size[1]
 
 
 class FakeJudges:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.lab.bench.early import Seen, area, bench_flights
+from jobs.lab.bench.early import Seen, area, bench_flights, found_at
 from jobs.lab.world.calibrate_head import FALSE_ALARMS, MARGIN, choose
 from jobs.lab.world.flights import Flight, subjects, training_flights, watch
 from jobs.lab.world.head_data import calibrating, collect_flights, examples
@@ -70,6 +70,9 @@ def test_watching_changes_nothing(model: DiffusionModel) -> None:
     (alone,) = [t for _ in range(4) for t in engine.step()]
     assert np.array_equal(model.decode(alone.latent[None])[0], seen.pictures[1])
     assert seen.clean.shape == (2, 2, *model.latent_shape) and seen.text_norms.shape == (2, 4)
+    assert (
+        seen.score_changes.shape == (2, 4) and (seen.score_changes[:, 0] == 0).all() and (seen.score_changes[:, 1:] > 0).all()
+    )
     np.testing.assert_array_equal(seen.update_norms[1], np.float32(alone.update_norms))
     first = engine.sampler.clean(engine.initial_noise(6), torch.zeros(model.latent_shape), 0)[0]
     assert seen.clean[1, 0].shape == tuple(first.shape)
@@ -129,6 +132,18 @@ def test_areas_are_counted_pair_by_pair() -> None:
         assert m.value == pytest.approx(naive(within)) and m.low < m.value < m.high
     assert area("x", copy.astype(float), seen, "overall").value == 1.0
     assert area("x", scores, seen, "unseen").n == 0  # no subject here is one the head was kept from
+
+
+def test_found_copies_are_counted_above_all_but_one_in_a_hundred_others() -> None:
+    copy = np.arange(300) < 100
+    scores = np.where(copy, np.arange(300), np.arange(300) - 100.0)  # copies 0 … 99, others 0 … 199
+    flights = [Flight(kind="mixed", caption=f"c{i % 30}", subject="", seed=i) for i in range(300)]
+    seen = Seen(flights, copy, copy, {})
+    apart = found_at("x", copy * 1000.0 + scores, seen, "overall")
+    assert (apart.value, apart.n) == (1.0, 100)
+    assert found_at("x", scores, seen, "overall", alarms=0.5).value == 1.0  # copies are lower: turned round
+    half = np.where(copy & (np.arange(300) < 50), 1000.0, scores)
+    assert found_at("x", half, seen, "half-memorised").value == 0.5
 
 
 def test_curves_and_intervals_are_drawn_where_they_belong() -> None:

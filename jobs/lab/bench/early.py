@@ -35,7 +35,9 @@ LOOSE = 1.0  # guidance scale at which a protected caption is only half-memorise
 HALF = ("mixed", "loose")  # kinds of flights
 SHIPPED = "latent cosine"  # the signal of the shipped policy's probes
 PLAIN = "latent cosine, colours as they are"
-LITERATURE = ("text norm", "update norm")
+DSM = "change of the text direction"  # from one step to the next
+LITERATURE = ("text norm", "update norm", DSM)
+RARE = 0.01  # share of the harmless samples at which the share of found copies counts
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,30 @@ def area(name: str, scores: np.ndarray, seen: Seen, level: str, goal: float | No
     )
 
 
+def found_at(name: str, scores: np.ndarray, seen: Seen, level: str, alarms: float = RARE) -> Measure:
+    """The share of copies whose score is above all but a share ``alarms`` of the others' (TPR at that FPR).
+
+    The interval resamples whole captions, the threshold along with them. A signal that is lower for copies is turned round.
+    """
+    kinds = np.array([f.kind for f in seen.flights])
+    held = np.isin(kinds, HALF) if level == "half-memorised" else np.ones(len(kinds), bool)
+    copy, captions, scores = seen.copy[held], seen.captions[held], scores[held]
+    if copy.all() or not copy.any():
+        return Measure(id=name, value=0.0, low=0.0, high=1.0, n=0)
+    if scores[copy].mean() < scores[~copy].mean():
+        scores = -scores
+
+    def share(rows: np.ndarray) -> float:
+        s, c = scores[rows], copy[rows]
+        return float((s[c] > np.quantile(s[~c], 1 - alarms)).mean()) if c.any() and not c.all() else np.nan
+
+    groups = [np.flatnonzero(captions == one) for one in np.unique(captions)]
+    rng = np.random.default_rng(0)
+    drawn = [share(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(400)]
+    low, high = (float(v) for v in np.nanquantile(drawn, (0.025, 0.975)))
+    return Measure(id=name, value=share(np.arange(len(copy))), low=low, high=high, n=int(copy.sum()))
+
+
 def _flown(model: DiffusionModel, flights: Sequence[Flight], work: Path | None) -> dict[str, np.ndarray]:
     """The recorded flights; kept under ``work`` by a digest of the model and the flights."""
     digest = hashlib.sha256(repr((model.digest, flights)).encode()).hexdigest()[:16]
@@ -182,7 +208,8 @@ def _flown(model: DiffusionModel, flights: Sequence[Flight], work: Path | None) 
             return dict(stored)
     seen = watch(model, flights)
     found = {
-        "clean": seen.clean, "text_norms": seen.text_norms, "update_norms": seen.update_norms, "pictures": seen.pictures,
+        "clean": seen.clean, "text_norms": seen.text_norms, "update_norms": seen.update_norms,
+        "score_changes": seen.score_changes, "pictures": seen.pictures,
     }  # fmt: skip
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +242,7 @@ def _scores(
     found = {
         "text norm": np.cumsum(data["text_norms"][:, :KEPT], 1) / taken,
         "update norm": data["update_norms"][:, :KEPT],
+        DSM: np.cumsum(data["score_changes"][:, :KEPT], 1) / taken,
     }
     for name, searched in latents.items():
         near = searched.search([torch.from_numpy(x) for flight in clean for x in flight], 1)
@@ -264,6 +292,11 @@ def _areas(seen: Seen, curves: dict[str, dict[str, list[Measure]]]) -> list[Meas
     found.append(area(f"… overall {when}, by the judge's word: {SHIPPED}", shipped, seen, "overall", label="judge"))
     for name in (SHIPPED, *(n for n in seen.scores if n.startswith("head"))):
         found.append(area(f"… subjects the head never saw, {when}: {name}", seen.scores[name][:, at], seen, "unseen"))
+    for level in ("half-memorised", "overall"):
+        for name, scores in seen.scores.items():
+            found.append(
+                found_at(f"copies found at {RARE:.0%} false alarms {level} {when}: {name}", scores[:, at], seen, level)
+            )
     for level in LEVELS:
         rivals = [max(m.value, 1 - m.value) for m in (curves[level][name][at] for name in LITERATURE)]
         lead = curves[level][SHIPPED][at].value - max(rivals)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.lab.bench.before_after import before_after, trios
 from jobs.lab.bench.drawing import Drawn, draw, open_runtime, pictures_of
 from jobs.lab.bench.measures import Measure, clustered, publish, spread
-from jobs.lab.bench.sheet import CAPTION, TILE, arrange, stack, strip
+from jobs.lab.bench.sheet import arrange, stack, strip
 
 if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
@@ -22,7 +23,7 @@ SEEDS = (1, 2, 3)
 
 
 def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
-    """Measure and publish ``world``; the contact sheet is ``out/world.png``."""
+    """Measure and publish ``world``; the contact sheet is ``out/world.png``, the README's picture ``out/before-after.png``."""
     from jobs.lab.judges.judges import Judges
     from jobs.lab.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
 
@@ -47,10 +48,10 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
 
         measures += held_out_measures(work)
     publish("world", measures, out, seeds=seeds, quick=quick)
+    suffix = "-quick" if quick else ""
     sheet = contact_sheet(judges, unsteered, plain, cleared, references, len(seeds))
-    sheet.save(out / f"world{'-quick' if quick else ''}.png", optimize=True)
-    if not quick:
-        top(sheet).save(out / "world-small.png", optimize=True)
+    sheet.save(out / f"world{suffix}.png", optimize=True)
+    before_after(trios(unsteered, cleared, references)).save(out / f"before-after{suffix}.png", optimize=True)
 
 
 def right_in_five(judges: Judges, drawn: Drawn) -> np.ndarray:
@@ -177,8 +178,3 @@ def contact_sheet(
     words = f"protected drawing, then {many} unsteered, then the same under the default policy (white: not accepted)"
     parts = [(words, arrange(rows, 3)), (f"ordinary captions, {many}, unsteered", arrange(ordinary, 7))]
     return stack([*parts, *([("what the mark judge is surest of", arrange(marked, 18))] if marked else [])])
-
-
-def top(sheet: Any) -> Any:
-    """The first four lines of the sheet, for the README."""
-    return sheet.crop((0, 0, sheet.width, 30 + 4 * (TILE + CAPTION)))

@@ -39,6 +39,7 @@ class Watched:
         clean: x̂0 float16 (N, kept, C, h, w).
         text_norms: ‖ε_text − ε_empty‖ float32 (N, steps).
         update_norms: ‖z_{i+1} − z_i‖ float32 (N, steps).
+        score_changes: ‖d_i − d_{i−1}‖ float32 (N, steps), d being the difference whose norm text_norms is; first 0.
         pictures: uint8 (N, H, W, 3).
         seconds: spent in the denoiser, over all flights.
     """
@@ -46,6 +47,7 @@ class Watched:
     clean: np.ndarray
     text_norms: np.ndarray
     update_norms: np.ndarray
+    score_changes: np.ndarray
     pictures: np.ndarray
     seconds: float
 
@@ -91,13 +93,18 @@ def training_flights(count: int, seed: int) -> list[Flight]:
 
 
 class _Guided:
-    """Classifier-free guidance of a scale of the sample's own."""
+    """Classifier-free guidance of a scale of the sample's own, and how far its direction moves from one step to the next."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
+        self.changes: list[float] = []
+        self._before: Any = None
 
     def __call__(self, latent: Any, unconditional: Any, conditional: Any, step: int) -> Any:
-        return unconditional + self.scale * (conditional - unconditional)
+        difference = conditional - unconditional
+        self.changes.append(0.0 if self._before is None else float((difference - self._before).norm()))
+        self._before = difference
+        return unconditional + self.scale * difference
 
 
 def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEPS, kept: int = KEPT, rows: int = 16) -> Watched:
@@ -109,6 +116,7 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
 
     engine = Engine(model, rows=rows, steps=steps, guidance_scale=3.0)
     context = {text: model.encode_prompts([text])[0] for text in dict.fromkeys([*(f.caption for f in flights), ""])}
+    guides = [_Guided(f.guidance) for f in flights]
     clean = np.zeros((len(flights), kept, *model.latent_shape), np.float16)
 
     def recorder(row: int) -> Any:
@@ -128,7 +136,7 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
                 context=context[f.caption],
                 negative=context[""],
                 nudge=recorder(row),
-                guide=_Guided(f.guidance),
+                guide=guides[row],
                 seed=f.seed,
             )
         )
@@ -140,6 +148,7 @@ def watch(model: DiffusionModel, flights: Sequence[Flight], *, steps: int = STEP
         clean=clean,
         text_norms=np.array([t.guidance_norms for t in ordered], np.float32),
         update_norms=np.array([t.update_norms for t in ordered], np.float32),
+        score_changes=np.array([guide.changes for guide in guides], np.float32),
         pictures=model.decode(torch.stack([t.latent for t in ordered])),
         seconds=sum(t.device_seconds for t in ordered),
     )
