@@ -180,6 +180,16 @@ def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
     )
 
 
+def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """A sentence if the index is too large for the latents that the policy's probes compare; else empty."""
+    from index.store import ReferenceIndex
+    from pipeline.respond.early import set_aside, wanted
+
+    if not config.index or not wanted(policy):
+        return ""
+    return set_aside(policy, ReferenceIndex.open(place(config.index, base)))
+
+
 def unused_look(config: RunConfig, policy: Policy, *, base: Path) -> str:
     """A sentence if the policy's own threshold sets the second look aside that the index was calibrated for; else empty."""
     if not config.index or policy.copies.threshold is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
 
 CENTRE_REFERENCES = 64
+CACHED_BYTES = 2**30  # of latents that are kept for another use, and as many of those in other colours
 
 
 class References:
@@ -37,8 +39,9 @@ class References:
     ) -> None:
         self.index, self.model, self.hues = index, model, hues
         self.shape = (model.latent_shape[0], *(size or model.latent_shape[1:]))
-        self.latent = lru_cache(maxsize=4096 if size is None else LATENTS)(self._latent)
-        self.recoloured = lru_cache(maxsize=LATENTS)(self._recoloured)
+        fit = max(CENTRE_REFERENCES, CACHED_BYTES // (4 * math.prod(self.shape)))
+        self.latent = lru_cache(maxsize=min(fit, 4096 if size is None else LATENTS))(self._latent)
+        self.recoloured = lru_cache(maxsize=max(1, min(fit // max(1, hues), LATENTS)))(self._recoloured)
         self._ahead: dict[tuple[str, float], torch.Tensor] = {}  # encoded, and not yet asked for: id and turn
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipeline.opening import Copies, count_together, open_copies, open_faithfuln
 from pipeline.outcome import PaddedRows, Request
 from pipeline.policy import Policy, action_of
 from pipeline.references import References
-from pipeline.respond.early import EarlyDetector, ReferenceLatents, wanted
+from pipeline.respond.early import EarlyDetector, ReferenceLatents, fits, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
 from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt
@@ -227,8 +228,10 @@ class Runtime:
         if copies is None or not wanted(policy):
             return None
         latents = None
-        if ReferenceLatents.possible(copies.index):
-            many = len(copies.index) * policy.copies.hues > COLOURED
+        numbers = math.prod(references.shape)
+        if ReferenceLatents.possible(copies.index, numbers):
+            coloured = copies.index.matching * policy.copies.hues
+            many = len(copies.index) * policy.copies.hues > COLOURED or not fits(coloured, numbers)
             latents = ReferenceLatents(
                 copies.index, references.latent, lambda: references.centre,
                 *(() if many else (references.recoloured, references.encode_ahead)),

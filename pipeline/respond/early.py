@@ -5,7 +5,8 @@ near is *armed*: it catches at a lower score, and nothing else follows. At a few
 unsteered sample is compared with the references. ``early.signal`` chooses how:
 
 * ``latent``: by the cosine of the latents themselves, from the references' mean; for indexes that hold their pictures, of at
-  most 512 references. Nothing is trained, and references added later are found as well as the first.
+  most 512 references and a gigabyte of latents: every reference is compared, so all their latents are in memory. Nothing is
+  trained, and references added later are found as well as the first. :func:`set_aside` says when an index is too large.
 * ``head``: the latent head maps x̂0 to the embedder's space, where the index is searched. With a model or embedder that the
   head does not belong to, ``decode`` is used.
 * ``decode``: x̂0 is decoded and embedded. The last two add the mean of ‖ε_text − ε_empty‖ so far to the score
@@ -31,6 +32,7 @@ import numpy as np
 
 from guards.copies import HARMLESS
 from index.colours import hue_shares, in_hues
+from index.errors import InputError
 from index.reference import Match
 from index.shipped import STICKERS
 from pipeline.model.interface import DiffusionModel
@@ -53,6 +55,8 @@ TURNED = "+hues"  # behind the signal of a sample caught by a reference in other
 PROMPTS = 65536  # whose armed references are remembered
 TITLES = 4096  # in a larger index only the pictures' embeddings arm, not the titles
 LATENTS = 512  # references whose latents are kept at hand; a larger index is searched in the embedder's space
+LATENT_BYTES = 2**30  # of these latents as they are compared, eight a number; 512 of FLUX at 1024 × 1024 take all of it
+ENCODED = 64  # references that are encoded together
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class ReferenceLatents:
         latent_of: reference id → clean latent (C, h, w), or None.
         centre: what deviations are taken from (C, h, w).
         colours_of: reference id → clean latents of its drawing in other colours, to be searched for as well.
-        encode_ahead: is given the ids of all references before their latents are asked for.
+        encode_ahead: is given the ids of some references before their latents are asked for.
     """
 
     def __init__(
@@ -140,35 +144,66 @@ class ReferenceLatents:
         self._ready: tuple[list[tuple[Reference, bool]], torch.Tensor] | None = None
 
     @staticmethod
-    def possible(index: ReferenceIndex) -> bool:
-        """Whether latents can stand for the index: not too many references, and each with its picture."""
-        if not 0 < index.matching <= LATENTS:
-            return False
-        return all(index.keeps(r.ref_id) for r in index.references() if r.status not in HARMLESS)
+    def possible(index: ReferenceIndex, numbers: int = 0) -> bool:
+        """Whether latents can stand for the index: not too many references, and each with its picture.
+
+        Args:
+            index: the references.
+            numbers: in a latent; 0: not known.
+        """
+        return index.matching > 0 and not ReferenceLatents.obstacle(index, numbers)
+
+    @staticmethod
+    def obstacle(index: ReferenceIndex, numbers: int = 0) -> str:
+        """Why latents cannot stand for an index that has references; empty: they can. Arguments as :meth:`possible`."""
+        matching = index.matching
+        if matching > LATENTS:
+            return f"{matching:,} references can match, and latents are compared with {LATENTS} at most"
+        if not fits(matching, numbers):
+            return f"latents of the {matching:,} references that can match would take {8 * matching * numbers / 2**30:.1f} GiB"
+        if bare := sum(not index.keeps(r.ref_id) for r in index.in_force() if r.status not in HARMLESS):
+            return f"the index has no picture of {bare:,} of the {matching:,} references that can match"
+        return ""
 
     @classmethod
     def encoded(cls, index: ReferenceIndex, model: DiffusionModel, hues: int) -> ReferenceLatents:
-        """Of an index all of whose pictures are there, at the model's size: encoded now."""
+        """Of an index all of whose pictures are there, at the model's size: encoded now, a picture in memory at a time.
+
+        Raises:
+            InputError: the index is too large for that.
+        """
         import torch
 
-        pictures = {r.ref_id: p for r in index.references() if (p := index.picture(r.ref_id)) is not None}
-        plain = dict(zip(pictures, model.encode(np.stack(list(pictures.values()))), strict=True))
-        turned = {
-            ref_id: list(model.encode(np.stack(list(in_hues(picture, hue_shares(hues)))))) if hues > 1 else []
-            for ref_id, picture in pictures.items()
-        }
+        cls.require_few(index)
+        plain, turned = {}, {}
+        for ref_id in index.ids():
+            if (picture := index.picture(ref_id)) is not None:
+                plain[ref_id] = model.encode(picture[None])[0]
+                turned[ref_id] = list(model.encode(np.stack(list(in_hues(picture, hue_shares(hues)))))) if hues > 1 else []
         return cls(index, plain.get, lambda: torch.stack(list(plain.values())).mean(0), turned.__getitem__)
+
+    @staticmethod
+    def require_few(index: ReferenceIndex) -> None:
+        """Refuse an index with more references than latents are compared with; raises InputError."""
+        if len(index) > LATENTS:
+            what = f"has {len(index):,} references, and latents are compared with all of them, which are {LATENTS} at most"
+            fix = 'Name a smaller index, or compare in the embedder\'s space: early.signal = "head" or "decode" in the policy'
+            raise InputError(what, where=str(index.folder), fix=fix)
 
     def search(self, cleans: Sequence[torch.Tensor], k: int) -> list[list[Near]]:
         """N predicted clean latents (C, h, w) → the k nearest references of each, best first, by their nearest colours."""
         import torch
 
         if self._ready is None:
-            active = [r for r in self._index.references() if r.status not in HARMLESS]
-            self._encode_ahead([r.ref_id for r in active])
-            found = [(r, turned, z) for r in active for turned, z in self._versions(r.ref_id)]
-            rows = torch.stack([(z - self._centre()).flatten() for _, _, z in found])
-            self._ready = [(r, turned) for r, turned, _ in found], torch.nn.functional.normalize(rows.double(), dim=1)
+            active = sorted((r for r in self._index.in_force() if r.status not in HARMLESS), key=lambda r: r.ref_id)
+            found: list[tuple[Reference, bool]] = []
+            parts = []
+            for block in (active[at : at + ENCODED] for at in range(0, len(active), ENCODED)):
+                self._encode_ahead([r.ref_id for r in block])
+                versions = [(r, turned, z) for r in block for turned, z in self._versions(r.ref_id)]
+                found += [(r, turned) for r, turned, _ in versions]
+                parts += [(z - self._centre()).flatten().double() for _, _, z in versions]
+            self._ready = found, torch.nn.functional.normalize(torch.stack(parts), dim=1)
         references, rows = self._ready
         out = []
         for clean in cleans:  # one by one: a row must not depend on its neighbours
@@ -196,6 +231,11 @@ class ReferenceLatents:
     def _versions(self, ref_id: str) -> list[tuple[bool, torch.Tensor]]:
         plain = self._latent_of(ref_id)
         return [] if plain is None else [(False, plain), *((True, z) for z in self._colours_of(ref_id))]
+
+
+def fits(latents: int, numbers: int) -> bool:
+    """Whether so many latents of so many numbers may be compared: they are all in memory, eight bytes a number."""
+    return 8 * latents * numbers <= LATENT_BYTES
 
 
 def calibrated_side(folder: Path = HEAD) -> int | None:
@@ -226,6 +266,28 @@ def early_id(policy: Policy, model_digest: str, embedder_id: str, folder: Path =
 def wanted(policy: Policy) -> bool:
     """Whether probes can act under this policy: they are enabled, copies are steered, and the ladder has rungs."""
     return policy.early.enabled and policy.copies.action == "steer" and bool(policy.ladder)
+
+
+def set_aside(policy: Policy, index: ReferenceIndex, numbers: int = 0, folder: Path = HEAD) -> str:
+    """A sentence if the policy's probes are to compare latents, and the index is too large for that; empty if it is not.
+
+    Args:
+        policy: its signal and its threshold.
+        index: the references that probes look for.
+        numbers: in a latent of the run; 0: not known.
+        folder: of the calibrated thresholds.
+    """
+    early, path = policy.early, folder / "thresholds.json"
+    if not wanted(policy) or early.signal != "latent" or not index.matching:
+        return ""
+    calibrated = path.exists() and json.loads(path.read_text(encoding="utf-8"))["embedder_id"] == index.embedder_id
+    if not (calibrated or early.threshold is not None):
+        return ""  # without a calibration latents are compared in no index
+    if not (why := ReferenceLatents.obstacle(index, numbers)):
+        return ""
+    counts = "" if early.threshold is None else f", and early.threshold = {early.threshold:g} counts for cosines of embeddings"
+    fix = 'state early.signal = "head" or "decode" in the policy if that is meant, or split the index'
+    return f"{why}: probes look in the embedder's space instead{counts}; {fix}"
 
 
 class EarlyDetector:

@@ -31,6 +31,9 @@ class Index:
     def references(self) -> list[Reference]:
         return [Reference(ref_id=REF, title="grey", content_sha256="", pdq="")]
 
+    def in_force(self) -> Iterator[Reference]:
+        return iter(self.references())
+
     matching = 1
 
     def __len__(self) -> int:

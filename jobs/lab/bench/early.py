@@ -93,6 +93,7 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     sampler = make_sampler(model, STEPS)
     with tempfile.TemporaryDirectory() as folder:
         guard = copies_guard(Path(folder))
+        ReferenceLatents.require_few(guard.index)
         head = LatentHead.open(HEAD, model.digest, guard.embedder.embedder_id)
         ways = {"head": head, "decode + embed": None} if head is not None else {"decode + embed": None}
         owners = model.digest, guard.embedder.embedder_id

@@ -100,6 +100,7 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
     data = calibrating(work)
     with tempfile.TemporaryDirectory() as folder:
         guard = copies_guard(Path(folder))
+        ReferenceLatents.require_few(guard.index)
         head = LatentHead.open(target, model.digest, guard.embedder.embedder_id)
         assert head is not None, "export the head first"
         ways = {"head": head, "decode": None}

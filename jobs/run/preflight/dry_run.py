@@ -243,6 +243,7 @@ def _index(copies: Copies) -> str:
 def _load(
     found: Preflight, checked: CheckedModel, guards: Sequence[Any], skipped: Sequence[str], copies: Copies | None
 ) -> None:
+    from pipeline.respond.early import set_aside
     from pipeline.respond.negtome import feature_note
     from pipeline.rungs import NegToMeRung
     from pipeline.runtime import Runtime
@@ -257,6 +258,9 @@ def _load(
     for number, rung in enumerate(found.plan.policy.ladder, 1):
         if isinstance(rung, NegToMeRung) and (note := feature_note(rung, runtime.engine, runtime.context_of(""), number)):
             found.notes.append(Note("memory", note))
+    if copies is not None and not any(note.topic == "early" for note in found.notes):
+        probes = set_aside(found.plan.policy, copies.index, math.prod(runtime.references.shape))
+        found.notes += [Note("early", probes)] if probes else []
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
     if runtime.preset:
         found.opened["preset"] = f"{runtime.preset}, guidance {runtime.engine.inner_guidance:g}"

@@ -23,7 +23,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
-    from pipeline.opening import stale_calibration, unused_look
+    from pipeline.opening import early_set_aside, stale_calibration, unused_look
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
@@ -36,6 +36,8 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     notes += [Note("policy", remark) for remark in remarks(policy)]
     remarks_of_calibration = (stale_calibration(config, policy, base=base), unused_look(config, policy, base=base))
     notes += [Note("calibration", remark) for remark in remarks_of_calibration if remark]
+    if probes := early_set_aside(config, policy, base=base):
+        notes.append(Note("early", probes))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     return [*notes, *key_notes(config, base), *watermark_notes(config, base, config.model.size or _trained_side(folder))]
