@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from index.errors import IntegrityError
 from index.files import RESTORE, read_known, write_whole
+from index.ids import Ids, numbers_of
 
 JOURNAL = "journal"
 
@@ -53,7 +56,7 @@ def append(folder: Path, previous: str, events: Sequence[Mapping[str, Any]]) -> 
 
 
 def read(folder: Path, last: str) -> list[dict[str, Any]]:
-    """Every event up to a leaf, oldest first.
+    """Every event up to a leaf, oldest first; ``ref_ids`` as :class:`index.ids.Ids`, because one leaf may name a million.
 
     Raises:
         IntegrityError: a leaf is missing, was changed, or is none.
@@ -64,7 +67,7 @@ def read(folder: Path, last: str) -> list[dict[str, Any]]:
         content = read_known(path, last)
         try:
             stored = json.loads(content)
-            leaves.append([event_of({**event, "ref_ids": text(event["ref_ids"]).split()}) for event in items(stored["events"])])
+            leaves.append([_event({**event, "ref_ids": _ids(text(event["ref_ids"]))}) for event in items(stored["events"])])
             last = text(stored["previous"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             what = f"is not a leaf of a journal ({type(error).__name__}: {error})"
@@ -72,29 +75,72 @@ def read(folder: Path, last: str) -> list[dict[str, Any]]:
     return [event for leaf in reversed(leaves) for event in leaf]
 
 
-def moments(history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """When each reference was first added and last retired: two maps from its id to seconds."""
-    added: dict[str, float] = {}
-    retired: dict[str, float] = {}
-    for event in history:
-        for ref_id in event["ref_ids"]:
-            if event["event"] == "retired":
-                retired[ref_id] = event["at"]
-            else:
-                added.setdefault(ref_id, event["at"])
-    return added, retired
+class Moments:
+    """When each reference was first added and last retired, in 32 bytes a reference.
+
+    Args:
+        history: the events, oldest first.
+    """
+
+    def __init__(self, history: Sequence[Mapping[str, Any]]) -> None:
+        self._added = self._first([event for event in history if event["event"] != "retired"])
+        self._retired = self._first([event for event in reversed(history) if event["event"] == "retired"])
+
+    def added(self, ref_ids: Sequence[str]) -> np.ndarray:
+        """Seconds float64 (N,) of some references; 0 for one that no event names."""
+        return np.nan_to_num(self._at(self._added, ref_ids), nan=0.0)
+
+    def retired(self, ref_ids: Sequence[str]) -> np.ndarray:
+        """Seconds float64 (N,) of some references; NaN for one that was never retired."""
+        return self._at(self._retired, ref_ids)
+
+    @staticmethod
+    def _first(events: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids that some events name, sorted, and of each the moment of the first event that does."""
+        named = [_numbers(event["ref_ids"]) for event in events]
+        if not named:
+            return np.zeros(0, np.uint64), np.zeros(0)
+        at = np.repeat([float(event["at"]) for event in events], [len(numbers) for numbers in named])
+        numbers, first = np.unique(np.concatenate(named), return_index=True)
+        return numbers, at[first]
+
+    @staticmethod
+    def _at(known: tuple[np.ndarray, np.ndarray], ref_ids: Sequence[str]) -> np.ndarray:
+        numbers, moments = known
+        found = np.full(len(ref_ids), np.nan)
+        if len(numbers) and len(ref_ids):
+            wanted = numbers_of(ref_ids)
+            at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+            found[numbers[at] == wanted] = moments[at[numbers[at] == wanted]]
+        return found
+
+
+def _numbers(ref_ids: Sequence[str]) -> np.ndarray:
+    return ref_ids.numbers() if isinstance(ref_ids, Ids) else numbers_of(ref_ids)
+
+
+def _ids(plain: str) -> Ids:
+    """The ids of a leaf, which stand in one text with a space between two; ValueError for anything else."""
+    digits = plain.replace(" ", "")
+    if len(digits) % 16 or len(plain) != max(0, len(digits) + len(digits) // 16 - 1):
+        raise ValueError("ids of other than 16 digits")
+    return Ids.of_numbers(np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64))
 
 
 def event_of(event: Any) -> dict[str, Any]:
-    """An event, once parsed.
+    """An event of a snapshot that held its history, once parsed.
 
     Raises:
         ValueError, TypeError, KeyError: a part is missing or of another kind.
     """
-    if not math.isfinite(event["at"]) or not all(isinstance(event[name], str) for name in ("event", "reason", "index_id")):
-        raise ValueError(f"{event!r} is not an event")
     if any(not isinstance(ref_id, str) for ref_id in items(event["ref_ids"])):
         raise ValueError(f"{event!r} names no references")
+    return _event(event)
+
+
+def _event(event: Any) -> dict[str, Any]:
+    if not math.isfinite(event["at"]) or not all(isinstance(event[name], str) for name in ("event", "reason", "index_id")):
+        raise ValueError(f"{event['event']!r} is not an event")
     return dict(event)
 
 

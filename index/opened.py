@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from index.segment import Segment
 from index.segments import allowed_rows, open_segment
 from index.snapshot import Snapshot
 
+LISTED = 1024  # references in memory while all of them are listed
 _RANK = itemgetter(0, 1)  # of a hit: by its cosine, then by its id
 
 
@@ -78,12 +80,20 @@ class OpenedIndex:
 
     def references(self) -> list[Reference]:
         """Every reference, retired and allowed ones included, ordered by id. Of a large index this is a large list."""
-        added, retired = journal.moments(self.history())
-        timed = [
-            replace(r, added_at=added.get(r.ref_id, 0.0), retired_at=retired.get(r.ref_id) if r.status == RETIRED else None)
-            for r in self.in_force()
-        ]
-        return sorted(timed, key=lambda reference: reference.ref_id)
+        return sorted((reference for reference, _ in self.listed()), key=lambda reference: reference.ref_id)
+
+    def listed(self) -> Iterator[tuple[Reference, bool]]:
+        """Every reference with its times, and whether its picture is kept, as they are stored; a block is in memory at once."""
+        moments = journal.Moments(self.events())
+        for segment in self._segments:
+            stored = zip(segment.references(), segment.kept.tolist(), strict=True)
+            while block := list(islice(stored, LISTED)):
+                ids = [reference.ref_id for reference, _ in block]
+                times = zip(moments.added(ids).tolist(), moments.retired(ids).tolist(), strict=True)
+                for (reference, kept), (added, retired) in zip(block, times, strict=True):
+                    now = self._in_force(reference)
+                    gone = retired if now.status == RETIRED and retired == retired else None  # NaN: no event retired it
+                    yield replace(now, added_at=added, retired_at=gone), kept
 
     def in_force(self) -> Iterator[Reference]:
         """Every reference as it is now, without its times, one at a time."""
@@ -138,11 +148,15 @@ class OpenedIndex:
 
     def history(self) -> list[dict[str, Any]]:
         """What happened, oldest first: ``at`` (seconds), ``event``, ``ref_ids``, ``reason``, and the ``index_id`` after it;
-        where a status was set, the ``change``.
+        where a status was set, the ``change``. Of a large index its ids are a large list: see :meth:`events`.
 
         Raises:
             IntegrityError: a leaf of the journal is missing or was changed.
         """
+        return [{**event, "ref_ids": [*event["ref_ids"]]} for event in self.events()]
+
+    def events(self) -> list[dict[str, Any]]:
+        """The same, with ``ref_ids`` in eight bytes each (:class:`index.ids.Ids`)."""
         return [dict(event) for event in (*self._snapshot.history, *journal.read(self.folder, self._snapshot.journal))]
 
     def picture(self, ref_id: str) -> np.ndarray | None:
@@ -252,7 +266,7 @@ class OpenedIndex:
     def _place(self, ref_id: str) -> tuple[Segment, int]:
         place = self._find(ref_id)
         if place is None:
-            fix = "List them: clearance index info --json"
+            fix = "List them: clearance index info INDEX --references"
             raise InputError("no such reference", where=f"{self.folder}: {ref_id}", fix=fix)
         return place
 

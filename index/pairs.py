@@ -94,7 +94,6 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"cannot be read as CSV ({error})", where=str(sheet), fix="Save it as CSV in UTF-8") from None
-    known = {reference.ref_id for reference in index.references()}
     pairs = []
     for number, row in enumerate(rows, start=2):
         where = f"{sheet}, line {number}"
@@ -103,7 +102,7 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
             raise InputError(f"unknown label {label!r}", where=where, fix=f"Labels are: {', '.join(LABELS)}")
         named = (row["reference"] or "").strip()
         picture = _open(sheet.parent / (row["picture"] or "").strip(), where)
-        reference = index.picture(named) if named in known else _open(sheet.parent / named, where)
+        reference = index.picture(named) if index.get(named) is not None else _open(sheet.parent / named, where)
         if reference is None:
             fix = "Give its file, or keep pictures in the index (keep_picture)"
             raise InputError(f"the index keeps no picture of {named}", where=where, fix=fix)
@@ -149,14 +148,13 @@ class MadePairs:
 
     def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """The references with a picture: kept by the index, or among the works."""
-        known = {reference.ref_id: reference for reference in self._index.references()}
-        for ref_id in known:
+        for ref_id in self._index.ids():
             if (kept := self._index.picture(ref_id)) is not None:
                 self.measured[ref_id] = None
                 yield ref_id, kept
         for work in self._works:
             ref_id = content_digest(work.picture)[:16]
-            if ref_id not in known:
+            if self._index.get(ref_id) is None:
                 self.strangers.append(work.place)
             elif ref_id not in self.measured:
                 self.measured[ref_id] = None
@@ -178,9 +176,9 @@ class MadePairs:
 
     def _versions(self, work: NewReference, rng: np.random.Generator) -> list[np.ndarray]:
         ref_id = content_digest(work.picture)[:16]
-        same = [reference for reference in self._index.references() if reference.ref_id == ref_id]
-        if same and same[0].status in MATCHING:
-            what = f"is reference {ref_id} itself ({same[0].title}), so it is not a harmless picture"
+        same = self._index.get(ref_id)
+        if same is not None and same.status in MATCHING:
+            what = f"is reference {ref_id} itself ({same.title}), so it is not a harmless picture"
             raise InputError(what, where=work.place, fix="Take it out of the harmless pictures, or set the reference's status")
         return [work.picture, *_edited(work.picture, rng, 1)]
 

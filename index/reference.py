@@ -125,7 +125,7 @@ def the_id(beginning: str, ids: Collection[str], *, where: str) -> str:
         raise InputError("is too short for an id", where=where, fix=f"Write at least its first {PREFIX} digits")
     found = sorted(ref_id for ref_id in ids if ref_id.startswith(beginning.lower()))
     if not found:
-        raise InputError("no such reference", where=where, fix="List them: clearance index info --json")
+        raise InputError("no such reference", where=where, fix="List them: clearance index info INDEX --references")
     if len(found) > 1:
         what = f"is the beginning of {len(found)} ids: {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
         raise InputError(what, where=where, fix="Write more digits")

@@ -34,6 +34,7 @@ TABLE, PICTURES, VECTORS, ANN = "references.arrow", "pictures.parquet", "vectors
 KEYS, DIGESTS = "keys.i64", "digests.bin"
 FILES = frozenset({TABLE, PICTURES, VECTORS, ANN, KEYS, DIGESTS})
 TEXTS = ("ref_id", "content_sha256", "pdq", *COLUMNS)
+TOGETHER = 1024  # rows that become Python objects at once
 GROUPS = 16  # row groups whose pictures stay in memory; a group is some 16 MB (:mod:`index.intake`)
 
 
@@ -216,8 +217,8 @@ class Segment:
         return Reference(**texts)
 
     def references(self) -> Iterator[Reference]:
-        """Every row as stored."""
-        for batch in self._table.select(TEXTS).to_batches():
+        """Every row as stored; some thousand are in memory at once."""
+        for batch in self._table.select(TEXTS).to_batches(max_chunksize=TOGETHER):
             columns = [column.to_pylist() for column in batch.columns]
             yield from (Reference(**dict(zip(TEXTS, row, strict=True))) for row in zip(*columns, strict=True))
 

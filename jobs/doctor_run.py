@@ -210,7 +210,7 @@ def _copies(found: Preflight, now: float) -> Iterator[Line]:
     changed = times.get("clearance_index_changed_timestamp_seconds", 0.0)
     old = bool(changed) and now - changed > OLD
     when = f", last changed {ago(now - changed)}" if changed else ""
-    yield Line("index", "note" if old else "ok", f"of {len(index.references())} references{when}")
+    yield Line("index", "note" if old else "ok", f"of {len(index)} references{when}")
     check = CopyCheck.read(dict(found.plan.copy_check), where="the plan")
     if check is None:
         return

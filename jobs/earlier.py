@@ -116,19 +116,16 @@ def index_facts(index: Any, since: str) -> dict[str, Any]:
         index: an open :class:`index.store.ReferenceIndex`.
         since: an ``index_id``; changes after it are listed, all of them where the history does not know it.
     """
-    from collections import Counter
-
-    works = index.references()
-    history = index.history()
+    history = index.events()
     known = [number for number, entry in enumerate(history) if entry["index_id"] == since]
     after = history[known[-1] + 1 :] if known else history
 
     def ranked(name: str) -> list[list[Any]]:
-        return [[value, count] for value, count in Counter(getattr(work, name) for work in works).most_common()]
+        return [[value, count] for value, count in sorted(index.counts(name).items(), key=lambda one: (-one[1], one[0]))]
 
     return {
         "index_id": index.index_id,
-        "references": len(works),
+        "references": len(index),
         "rightsholders": ranked("rightsholder"),
         "bases": ranked("rights_basis"),
         "statuses": ranked("status"),

@@ -14,7 +14,7 @@ import typer
 from index.errors import InputError
 from index.storage import entry_of, is_remote, write_file
 from jobs.cli.arguments import IndexFolder, a_place
-from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point, state_data, state_table
+from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point
 from jobs.cli.index_vectors import add_vectors, build_of_vectors, holds_vectors, say_vectors
 from jobs.console import busy, make_console, say, say_json
 from jobs.run.progress import Steps
@@ -373,18 +373,6 @@ def index_calibrate(
     if found.forced:
         say(f"note: forced: the threshold flags {found.recall} of the copies, and every report will show it")
     say(f"{path}: {found.calibration_id}, used by every run on this index whose policy sets no copies.threshold")
-
-
-@app.command("info", epilog="Example: clearance index info index/")
-def index_info(index: IndexFolder, as_json: AsJson = False) -> None:
-    """Show what an index holds and what its calibration is worth, and check its digests."""
-    store = _open(index)
-    store.verify()
-    if as_json:
-        say_json({"index": str(index), **state_data(store)})
-        return
-    make_console().print(state_table(store))
-    say("digests match")
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from index import at_uri
@@ -75,47 +74,6 @@ def shortened(names: list[str]) -> str:
 
 
 # --- what an index holds ----------------------------------------------------------------------------------------------------
-
-
-def state_data(index: ReferenceIndex) -> dict[str, Any]:
-    """An index for ``--json``: its references, its history, and the calibration that a run would use."""
-    calibration, state = calibration_of(index)
-    return {
-        "index_id": index.index_id,
-        "embedder_id": index.embedder_id,
-        "embedder": index.embedder_source.record(),
-        "references": [
-            {**asdict(reference), "with_picture": index.keeps(reference.ref_id)} for reference in index.references()
-        ],
-        "history": index.history(),
-        "search": index.searched(),
-        "calibration": None if calibration is None else calibration.summary(),
-        "calibration_state": state,
-    }
-
-
-def state_table(index: ReferenceIndex) -> Table:
-    """The same for people."""
-    table = grid()
-    table.add_row("index", index.index_id)
-    table.add_row("embedder", f"{index.embedder_id}, opened from: {index.embedder_source}")
-    table.add_row("references", str(len(index)))
-    table.add_row("with picture", str(index.kept))
-    for name in ("status", "rights_basis", "licence"):
-        counts = index.counts(name).most_common()
-        table.add_row(name, ", ".join(f"{count} {value or 'not stated'}" for value, count in counts))
-    table.add_row("search", index.searched())
-    calibration, state = calibration_of(index)
-    table.add_row("calibration", state)
-    if calibration is not None:
-        for name, value in worth(calibration):
-            table.add_row(f"  {name}", value)
-    for entry in index.history():
-        at = datetime.fromtimestamp(entry["at"], UTC).isoformat(timespec="seconds")
-        change = f" {entry['change']}" if entry.get("change") else ""
-        reason = f" ({entry['reason']})" if entry["reason"] else ""
-        table.add_row(at, f"{entry['event']} {len(entry['ref_ids'])}{change}{reason}")
-    return table
 
 
 def calibration_of(index: ReferenceIndex) -> tuple[Calibration | None, str]:

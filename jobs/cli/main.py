@@ -23,6 +23,7 @@ from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
 from jobs.cli.index_doctor import app as index_doctor_app
+from jobs.cli.index_info import app as index_info_app
 from jobs.cli.init import init
 from jobs.cli.keys import app as keys_app
 from jobs.cli.policy import app as policy_app
@@ -108,6 +109,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
 )
+index_app.add_typer(index_info_app)
 index_app.add_typer(index_doctor_app)
 app.add_typer(index_app, name="index")
 app.add_typer(erase_app, name="erase")

@@ -184,7 +184,7 @@ def times_of(plan: Plan) -> dict[str, float]:
         return found
     folder = place(plan.config.index, plan.base)
     with contextlib.suppress(ClearanceError, OSError):  # what opens the index for the run reports it
-        history = ReferenceIndex.open(folder).history()
+        history = ReferenceIndex.open(folder).events()
         if history:
             found["clearance_index_changed_timestamp_seconds"] = max(event["at"] for event in history)
     with contextlib.suppress(ClearanceError, OSError):
