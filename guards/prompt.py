@@ -1,6 +1,7 @@
 """The guard of prompts: block lists, protected titles, and nearness to a title, before anything is drawn.
 
-It looks at a text and not at pictures. Each rule has an action of its own, which ends its category: ``prompt.title.review``.
+It looks at a text and not at pictures; and not at negative prompts, which no class of models is drawn towards, at any guidance
+scale. Each rule has an action of its own, which ends its category: ``prompt.title.review``.
 Findings name the rule or the title, never the prompt: they are part of the chain, and a prompt must stay erasable.
 """
 

@@ -54,7 +54,7 @@ class ModelError(ClearanceError):
 
 
 class OutOfMemory(ClearanceError, MemoryError):
-    """A network call that does not fit into memory, however few rows it has."""
+    """What does not fit into memory: a network call of however few rows, or stored bytes while they are read."""
 
 
 class SteeringFailed(ClearanceError):

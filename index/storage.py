@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from index.errors import ClearanceError, IntegrityError, RunStopped
-from index.padding import first_line
+from index.errors import ClearanceError, IntegrityError, OutOfMemory, RunStopped
+from index.padding import first_line, out_of_memory
 from index.places import local, remote
 from index.places.backend import TEMPORARY, Entry, Part, Place, Stored, Tagged
 from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, is_lasting, using
@@ -183,6 +185,7 @@ def parsing(where: Path | str, *, fix: str, what: str = "cannot be read") -> Ite
 
     Raises:
         IntegrityError: the bytes are damaged; whatever the parser raised.
+        OutOfMemory: memory ran out meanwhile, which says nothing of the bytes.
         InputError: the storage failed meanwhile. Its cause is kept: by it a caller decides whether to try again.
     """
     try:
@@ -192,7 +195,16 @@ def parsing(where: Path | str, *, fix: str, what: str = "cannot be read") -> Ite
     except Exception as error:  # the reader of damaged bytes may raise anything
         if isinstance(error, OSError) and of_storage(error):
             raise cannot_read(error, where) from error
+        if out_of_memory(error) and not _asks_for_all(error):
+            fix = "Free memory, or use a machine with more of it, and try again; nothing shows that the file is damaged"
+            raise OutOfMemory(f"memory ran out while it was read ({first_line(error)})", where=str(where), fix=fix) from error
         raise IntegrityError(f"{what} ({first_line(error)})", where=str(where), fix=fix) from None
+
+
+def _asks_for_all(error: BaseException) -> bool:
+    """Whether Arrow was to allocate more than the machine has: a length out of damaged bytes, which no sound file holds."""
+    asked = re.search(r"alloc of size (\d+)", str(error))
+    return asked is not None and int(asked[1]) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def each(folder: Path, do: Callable[[str], _T], names: Iterable[str]) -> Iterator[_T]:

@@ -306,8 +306,11 @@ def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) 
 
     columns = dataclasses.asdict(config.columns)
     adapters = adapter_column(config.adapters, columns.pop("adapter"))
-    requests = prompts_of(config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, **seeds)
-    return in_groups(held_to_preset(requests, config, notes), config.generation.diversity.size)
+    places: dict[str, str] = {}
+    requests = prompts_of(
+        config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, places=places, **seeds
+    )
+    return in_groups(held_to_preset(requests, config, notes, places), config.generation.diversity.size)
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.run.plan import requests_of
 from jobs.run.planning.preset_rows import held_to_preset
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.notes import Note
@@ -33,6 +35,14 @@ def run(folder: Path, preset: Any) -> RunConfig:
 def test_a_row_that_contradicts_the_preset_is_refused(tiny_sd: Path, stated: dict[str, Any], problem: tuple[str, str]) -> None:
     (one,) = held_to_preset([row("a", **stated)], run(tiny_sd, "lightning"))
     assert one.problem is not None and one.problem[0] == problem[0] and one.problem[1].startswith(problem[1])
+
+
+def test_the_problem_names_the_row_s_place(tiny_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,steps\na cat,4\na dog,20\n")
+    config = replace(run(tiny_sd, "lightning"), prompts=("p.csv",))
+    first, second = requests_of(config, tmp_path)
+    assert first.problem is None
+    assert second.problem is not None and second.problem[1].startswith("line 3: lightning is drawn in 2, 4 or 8 steps, not 20")
 
 
 def test_a_row_that_fits_the_preset_is_drawn(tiny_sd: Path) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from index import storage
-from index.errors import InputError, IntegrityError
+from index.errors import InputError, IntegrityError, OutOfMemory
 from index.places import schemes
 from jobs.by import By
 from jobs.retention import erase_keys
@@ -145,6 +146,21 @@ def test_a_file_of_a_folder_that_went_away_is_not_damaged(run: Path) -> None:
     with pytest.raises(InputError, match="Stale file handle") as caught:
         parsed(data, errno.ESTALE)
     assert passes(caught.value)
+
+
+@pytest.mark.parametrize("said", ["", "malloc of size 1048576 failed"])
+def test_a_file_for_which_memory_ran_out_is_not_damaged(said: str) -> None:
+    with pytest.raises(OutOfMemory, match="memory ran out") as caught, storage.parsing("samples/x.parquet", fix="Restore it"):
+        raise MemoryError(said)
+    assert "nothing shows that the file is damaged" in caught.value.fix
+
+
+def test_a_length_beyond_the_machine_s_memory_is_damage() -> None:
+    with (
+        pytest.raises(IntegrityError, match="size 1152921504606846976"),
+        storage.parsing("samples/x.parquet", fix="Restore it"),
+    ):
+        pa.allocate_buffer(2**60)
 
 
 def test_a_file_that_holds_something_else_is_damaged_and_not_tried_again(run: Path) -> None:

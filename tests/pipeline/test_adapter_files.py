@@ -73,6 +73,34 @@ def test_what_cannot_be_drawn_with_is_refused_by_name(kind: str, tmp_path: Path)
     assert REFUSED[kind] in error.what
 
 
+DORA = {
+    "diffusers": {"lora_adapter_metadata": '{"unet.r": 3, "unet.use_dora": true}'},
+    "kohya": {"ss_network_args": '{"algo": "lora", "dora_wd": "True"}'},
+}
+
+
+@pytest.mark.parametrize("trainer", DORA)
+def test_a_dora_without_its_magnitudes_is_not_taken_for_a_lora(trainer: str, tmp_path: Path) -> None:
+    error = refused(file(tmp_path, PAIR, **DORA[trainer]))
+    assert error.what.startswith("is a DoRA by its metadata") and next(iter(DORA[trainer])) in error.what
+
+
+def test_a_dora_of_peft_is_one_by_the_file_beside_it(tmp_path: Path) -> None:
+    path = file(tmp_path, PAIR, "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 3, "use_dora": true}')
+    assert "(adapter_config.json: use_dora)" in refused(path).what
+
+
+@pytest.mark.parametrize("text", ['{"unet.use_dora": false}', "[true]", "use_dora", '{"a": ' * 100_000])
+def test_metadata_that_states_no_dora_refuses_nothing(text: str, tmp_path: Path) -> None:
+    assert look(file(tmp_path, PAIR, lora_adapter_metadata=text)).kind == "lora"
+
+
+def test_the_configuration_of_peft_counts_for_its_own_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"use_dora": true}')
+    assert look(file(tmp_path, PAIR)).kind == "lora"
+
+
 def test_tensors_beside_pairs_are_not_lost_in_silence(tmp_path: Path) -> None:
     assert "1 tensors beside low-rank pairs" in refused(file(tmp_path, PAIR | {"unet.mid.norm.weight": (8,)})).what
 

@@ -97,13 +97,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Iterator[Sim
 
     base = tmp_path_factory.mktemp("project")
     write_onnx(base / "classifier", ["red", "green", "blue"], np.eye(3))
-    (base / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    rows: list[dict[str, str]] = [{"prompt": prompt} for prompt in PROMPTS]
+    rows[0]["negative_prompt"] = "a bomb"
+    (base / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with ChatServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MY_KEY", SECRET)
         (base / "policy.toml").write_text(POLICY.format(address=server.address, model=MODEL))
         policy = read_toml(Policy, base / "policy.toml")
         config = RunConfig(
-            prompts="prompts.txt", model=ModelConfig(path=str(tiny_sd), dtype="float32"), policy="policy.toml",
+            prompts="prompts.jsonl", model=ModelConfig(path=str(tiny_sd), dtype="float32"), policy="policy.toml",
             generation=GenerationConfig(steps=2, rows=4), guards=GuardsConfig(workers=0),
         )  # fmt: skip
         plan = Plan.make(config, policy, base)
@@ -149,6 +151,12 @@ def test_a_prompt_for_review_is_drawn_and_held(ran: SimpleNamespace) -> None:
 def test_a_rewritten_prompt_stands_beside_the_callers(ran: SimpleNamespace) -> None:
     row = ran.rows[PROMPTS[3]]
     assert (row["prompt"], row["drawn_prompt"]) == ("draw Mickey on a sofa", "draw a mouse on a sofa")
+
+
+def test_the_negative_prompt_is_not_looked_at(ran: SimpleNamespace) -> None:
+    row = ran.rows[PROMPTS[0]]
+    assert (row["negative_prompt"], row["outcome"]) == ("a bomb", "accepted")
+    assert not findings(row)["prompt.blocked.reject"]["triggered"]
 
 
 def test_other_prompts_are_drawn_as_they_stand(ran: SimpleNamespace) -> None:

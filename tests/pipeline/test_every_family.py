@@ -95,6 +95,13 @@ def nudge(model: DiffusionModel) -> Nudge:
 # --- what is drawn ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [0.01, 0.5, 0.99, 1.0, 1.01, 3.0, 100.0])
+def test_no_guidance_scale_draws_towards_the_negative_prompt(model: DiffusionModel, scale: float) -> None:
+    """The guard of prompts relies on it, because it looks at no negative prompt."""
+    negative, nothing = torch.ones(model.latent_shape), torch.zeros(model.latent_shape)
+    assert not model.guided(scale) or bool((model.combine(negative, nothing, scale) <= 0).all())
+
+
 def test_what_is_advised_gives_samples_a_negative_row(family: Family, model: DiffusionModel) -> None:
     advice = engine_of(family, model, guided=False).how_to_guide()
     key, _, least = advice.removeprefix("Set generation.").partition(" above ")

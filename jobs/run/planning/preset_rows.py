@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from index.errors import ClearanceError, ConfigError
@@ -12,7 +12,9 @@ from pipeline.notes import Note
 from pipeline.outcome import Request
 
 
-def held_to_preset(requests: Sequence[Request], config: RunConfig, notes: list[Note] | None = None) -> list[Request]:
+def held_to_preset(
+    requests: Sequence[Request], config: RunConfig, notes: list[Note] | None = None, places: Mapping[str, str] | None = None
+) -> list[Request]:
     """The requests, as error rows where what they state contradicts the preset that the run file names.
 
     Under ``auto`` they are drawn as they state, as the keys of the run file are, and a note counts them. A model that cannot be
@@ -20,6 +22,7 @@ def held_to_preset(requests: Sequence[Request], config: RunConfig, notes: list[N
 
     Args:
         requests: of the run. config: its run file. notes: receives that note.
+        places: where the row of each request stands, by the request's key, as the reader of prompts found it.
     """
     g = config.generation
     own = [one for one in requests if one.problem is None and (one.stated.steps, one.stated.guidance_scale) != (None, None)]
@@ -45,9 +48,13 @@ def held_to_preset(requests: Sequence[Request], config: RunConfig, notes: list[N
             text = f"{many} of {len(requests)} requests are drawn as their rows state, against what the model's folder asks for"
             notes.append(Note("preset", f"{text}: {first.what}"))
         return list(requests)
-    return [replace(one, problem=_problem(wrong[one.key])) if one.key in wrong else one for one in requests]
+    there = places or {}
+    return [
+        replace(one, problem=_problem(wrong[one.key], there.get(one.key, ""))) if one.key in wrong else one for one in requests
+    ]
 
 
-def _problem(error: ConfigError) -> tuple[str, str]:
+def _problem(error: ConfigError, place: str) -> tuple[str, str]:
     key = error.where.removeprefix("generation.")
-    return ".".join(("input", f"bad_{key}")), f"{error.what}; {error.fix[:1].lower()}{error.fix[1:]}"
+    text = f"{error.what}; {error.fix[:1].lower()}{error.fix[1:]}"
+    return ".".join(("input", f"bad_{key}")), f"{place}: {text}" if place else text

@@ -98,20 +98,20 @@ def read_prompts(
 
 def prompts_of(
     names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None,
-    adapters: AdapterColumn = NO_ADAPTERS, sides: Rule = lambda: None, **seeds: int,
+    adapters: AdapterColumn = NO_ADAPTERS, sides: Rule = lambda: None, places: dict[str, str] | None = None, **seeds: int,
 ) -> list[Request]:  # fmt: skip
     """Read requests from all that a run file names: files, folders, patterns.
 
     Args:
         names, base: see :func:`jobs.run.prompts.sources.sources_of`.
-        columns, notes, adapters, sides, seeds: see :func:`read_sources`.
+        columns, notes, adapters, sides, places, seeds: see :func:`read_sources`.
 
     Raises:
         InputError: as :func:`read_sources`; there is no such file.
     """
     notes = [] if notes is None else notes
     found = sources_of(names, base, notes)
-    return read_sources(found, columns=columns, notes=notes, adapters=adapters, sides=sides, **seeds)
+    return read_sources(found, columns=columns, notes=notes, adapters=adapters, sides=sides, places=places, **seeds)
 
 
 def read_sources(
@@ -123,6 +123,7 @@ def read_sources(
     notes: list[Note] | None = None,
     adapters: AdapterColumn = NO_ADAPTERS,
     sides: Rule = lambda: None,
+    places: dict[str, str] | None = None,
 ) -> list[Request]:
     """Read requests from prompt files, one after the other; rows are numbered through all of them.
 
@@ -137,6 +138,7 @@ def read_sources(
         notes: receives the reader's own decisions (delimiter, encoding) and possible slips.
         adapters: the column in which rows name adapters of their own.
         sides: gives the rule for widths and heights; asked only where a row states one.
+        places: receives where each request's row stands, by the request's key; for messages.
 
     Returns:
         Requests in the order of the files; bad rows are among them, with :attr:`Request.problem` set
@@ -149,7 +151,7 @@ def read_sources(
     """
     notes = [] if notes is None else notes
     requests: list[Request] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, str] = {} if places is None else places
     number, kept = 0, kept_own(columns or {})
     for source in sources:
         with named_as(source.origin or source.path, source.path):

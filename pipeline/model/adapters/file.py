@@ -1,6 +1,6 @@
 """An adapter's file, looked at by its header alone: what it is, which models it is for, and what is refused by name.
 
-Names of tensors show all of it: low-rank pairs of any of the formats that diffusers converts, the vectors of a textual
+Names of tensors show nearly all of it: low-rank pairs of any of the formats that diffusers converts, the vectors of a textual
 inversion, and everything that looks like one of them and cannot be drawn with (DoRA, LoHa, LoKr, IP-Adapter, ControlNet, …).
 Imports no torch.
 """
@@ -8,8 +8,10 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -150,6 +152,11 @@ def look_at_adapter(config: AdapterConfig, *, base: Path) -> AdapterFile:
     file = _file_in(path, where)
     tensors, stated = read_header(file), _metadata(file)
     kind = _kind_of(tensors, where)
+    if kind == "lora" and (key := _stated_dora(file, stated)):
+        what = f"is a DoRA by its metadata ({key}), and the magnitudes of its weights are not in it"
+        again = "Fetch or save the file again, since a part of it is missing"
+        fix = f"{again}. A whole DoRA is not supported either: {MERGE[:1].lower()}{MERGE[1:]}"
+        raise ModelError(what, where=where, fix=fix)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     licence = next((stated[key] for key in ("modelspec.license", "license", "licence") if stated.get(key)), "")
@@ -251,6 +258,34 @@ def _metadata(path: Path) -> dict[str, str]:
 
     with safe_open(path, framework="np") as weights:
         return dict(weights.metadata() or {})
+
+
+def _stated_dora(path: Path, stated: Mapping[str, str]) -> str:
+    """The key by which a trainer states that the file is a DoRA; empty: none does.
+
+    diffusers writes it into the file (``lora_adapter_metadata``: ``unet.use_dora``), kohya's script for LyCORIS too
+    (``ss_network_args``: ``dora_wd``), peft into ``adapter_config.json`` beside its ``adapter_model.safetensors``.
+    """
+    config = path.with_name("adapter_config.json")
+    beside = ""
+    if path.name == "adapter_model.safetensors" and config.is_file():
+        with suppress(OSError, UnicodeDecodeError):
+            beside = config.read_text(encoding="utf-8")
+    for where, text in ((name, stated.get(name, "")) for name in ("lora_adapter_metadata", "ss_network_args")):
+        if key := _true_of(text, ("use_dora", "dora_wd")):
+            return f"{where}: {key}"
+    key = _true_of(beside, ("use_dora",))
+    return f"{config.name}: {key}" if key else ""
+
+
+def _true_of(text: str, names: tuple[str, ...]) -> str:
+    """The first key of a JSON object, behind whatever prefix, that has one of these names and is true; empty: there is none."""
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    items = plain.items() if isinstance(plain, dict) else ()
+    return next((key for key, value in items if key.rpartition(".")[2] in names and str(value).lower() == "true"), "")
 
 
 def _kind_of(tensors: Tensors, where: str) -> Kind:
