@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from index.errors import ConfigError
-from jobs.run.bound import bound
 from jobs.run.folder import open_folder
 from jobs.run.plan import Plan
+from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
 from pipeline.config import DiversityConfig, GenerationConfig, RunConfig
 from pipeline.notes import Note
