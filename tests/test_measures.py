@@ -23,7 +23,13 @@ DOCUMENTS = [
     *sorted((ROOT / "pipeline" / "weights").rglob("*.md")),
     ROOT / "README.md",
 ]
-DRAWN: tuple[str, ...] = ("early", "erase", "painter", "steering", "world")  # benches that draw with the world, as they are measured again
+DRAWN: tuple[str, ...] = (
+    "early",
+    "erase",
+    "painter",
+    "steering",
+    "world",
+)  # benches that draw with the world, as they are measured again
 MARK = re.compile(r"(<!-- measures (?P<bench>[a-z-]+)(?P<of>[^>]*?):begin -->\n)(?:.*?)(<!-- measures:end -->)", re.DOTALL)
 
 

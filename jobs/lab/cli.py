@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -39,3 +40,36 @@ def fit(
 
     make(work, target)
     print(f"wrote {target}")
+
+
+@app.command()
+def rebuild(
+    work: Annotated[Path, typer.Option(help="Folder for data and checkpoints; never committed.")] = Path("world"),
+    share: Annotated[float, typer.Option(min=0, help="Share of the time that the trainings of what ships took.")] = 1.0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+) -> None:
+    """Rebuild the embedded world in this checkout, stage by stage: data, networks, files, thresholds, judges; resumes.
+
+    At full share this takes about a day of two processor cores; nearly all of it is the denoiser's.
+
+    Example: clearance lab rebuild --work world
+    Example: clearance lab rebuild --work trial --share 0.01
+    """
+    from jobs.console import say
+    from jobs.lab.world import cli as world
+
+    stages: dict[str, Callable[[], object]] = {
+        "data": lambda: world.data(work),
+        "autoencoder": lambda: world.vae(work, minutes=20 * share, device=device),
+        "denoiser": lambda: world.denoiser(work, minutes=1150 * share, device=device),
+        "embedder": lambda: world.embedder(work, minutes=100 * share, device=device),
+        "calibration": lambda: world.calibrate(work),
+        "files": lambda: world.pack(work),
+        "mark detector": lambda: world.marks(work, minutes=30 * share),
+        "latent head": lambda: world.head(work, steps=max(100, round(3200 * share)), flights=max(128, round(768 * share))),
+        "judges": lambda: fit(work),
+    }
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        say(f"{number} of {len(stages)}: {name}")
+        stage()
+    say("the erasers are trained and measured by: clearance lab bench erase --train --ship")

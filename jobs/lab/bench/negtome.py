@@ -164,7 +164,8 @@ def price(arm: Arm) -> float:
     """Denoiser evaluations of a guided picture, in multiples of an unsteered one's, its reference's row included: two rows make
     one evaluation."""
     stated = arm.settings
-    return 1 + (stated["end"] - stated["first"]) / (2 * STEPS)
+    steps: float = stated["end"] - stated["first"]
+    return 1 + steps / (2 * STEPS)
 
 
 def chart(found: Sequence[Measure]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -192,39 +191,6 @@ def pack(work: Work = Path("world"), target: Target = Path("pipeline/weights/sti
 
     write(work, target)
     print(f"wrote {target}")
-
-
-@app.command()
-def everything(
-    work: Work = Path("world"),
-    share: Annotated[float, typer.Option(min=0, help="Share of the time that the trainings of what ships took.")] = 1.0,
-    device: Device = "cpu",
-) -> None:
-    """Rebuild the whole world in this checkout, stage by stage: data, every network, files, thresholds, judges; resumes.
-
-    At full share this takes more than a day of two processor cores; nearly all of it is the denoiser's.
-
-    Example: clearance lab world everything --work world
-    Example: clearance lab world everything --work trial --share 0.01
-    """
-    from jobs.console import say
-    from jobs.lab.judges.train import make
-
-    stages: dict[str, Callable[[], object]] = {
-        "data": lambda: data(work),
-        "autoencoder": lambda: vae(work, minutes=20 * share, device=device),
-        "denoiser": lambda: denoiser(work, minutes=1150 * share, device=device),
-        "embedder": lambda: embedder(work, minutes=100 * share, device=device),
-        "calibration": lambda: calibrate(work),
-        "files": lambda: pack(work),
-        "mark detector": lambda: marks(work, minutes=30 * share),
-        "latent head": lambda: head(work, steps=max(100, round(3200 * share)), flights=max(64, round(768 * share))),
-        "judges": lambda: make(work, Path("pipeline/weights/stickers/judges")),
-    }
-    for number, (name, stage) in enumerate(stages.items(), 1):
-        say(f"{number} of {len(stages)}: {name}")
-        stage()
-    say("the erasers are trained and measured by: clearance lab bench erase --train --ship")
 
 
 @app.command()

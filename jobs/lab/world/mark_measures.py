@@ -243,6 +243,6 @@ def sources(work: Path) -> str:
 def curve_table(curve: list[dict[str, float]], rows: int = 12) -> str:
     """A training curve as a Markdown table of about ``rows`` rows, the last one included."""
     shown = curve[:: max(1, len(curve) // rows)]
-    shown += [] if shown[-1] is curve[-1] else [curve[-1]]
+    shown += curve[-1:] if curve and shown[-1] is not curve[-1] else []  # a trial may end before its first point
     lines = [f"| {point['step']:,.0f} | {point['minutes']:.1f} | {point['loss']:.3f} |" for point in shown]
     return "| step | minutes | loss |\n|---|---|---|\n" + "\n".join(lines)
