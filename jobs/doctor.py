@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -52,7 +53,23 @@ def examine(weights: Path | None = None, keys: str = "") -> list[Line]:
         *check_keys(keys),
         *watermarks(),
         *check_weights(weights or STICKERS.parent),
+        cache_line(),
     ]
+
+
+def cache_line() -> Line:
+    """The copies of what lies on object stores: where they are, what they take, and how much they may."""
+    from index.places.kept import LIMIT, cache_folder, copies, most_bytes
+
+    try:
+        most = most_bytes()
+    except ClearanceError as error:
+        return Line("cache", "missing", f"{error.where} {error.what}: {error.fix}")
+    found = copies()
+    total = sum(copy.bytes for copy in found)
+    bound = "no bound" if math.isinf(most) else f"at most {most / 2**30:g} GiB"
+    what = f"{cache_folder()}: {total / 2**30:.2f} GiB in {len(found)} copies; {bound} ({LIMIT})"
+    return Line("cache", "note" if total > most else "ok", what + "; clear it: clearance cache clear" * bool(found))
 
 
 def _python() -> Iterator[Line]:

@@ -3,7 +3,7 @@
 A copy has its name only when all of it is there; two processes that fetch at the same moment make two copies, and one of them
 gets the name. The sizes of its files are noted in it, so that one from which files were purged is fetched again. What is named
 after its content is held against that digest; the rest is known by its place and the version marks of the store, so that what
-changed there is fetched again. The folder is ``CLEARANCE_CACHE``; it can be removed at any time.
+changed there is fetched again. The folder is ``CLEARANCE_CACHE``; :mod:`index.places.kept` bounds it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,11 @@ from pathlib import Path
 from index.errors import ClearanceError, InputError, IntegrityError
 from index.places import remote
 from index.places.backend import CHUNK, TEMPORARY, Entry
+from index.places.kept import SIZES, hold, is_whole, keep_to_bound
+from index.places.kept import cache_folder as cache_folder
 from index.places.object_folder import ObjectFolder
 
-_SIZES = ".sizes.json"  # in a copy: path → bytes of a file, or null of a link to another copy
 _ABANDONED = 86_400.0  # seconds after which the copy of a process that was killed is removed
-
-
-def cache_folder() -> Path:
-    """The folder of this user's copies and notes: ``CLEARANCE_CACHE``, or the usual place for caches."""
-    named = os.environ.get("CLEARANCE_CACHE", "")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clearance"
 
 
 def local_copy(place: Path) -> Path:
@@ -60,13 +55,13 @@ def local_copy(place: Path) -> Path:
     return kept_as(cache_folder() / "copies" / key, fetch, where=str(place)) / place.name
 
 
-def kept_as(target: Path, fetch: Callable[[Path], None], *, where: str) -> Path:
-    """A folder of the cache, filled by ``fetch`` unless all of it is there.
+def kept_as(target: Path, fetch: Callable[[Path], object], *, where: str) -> Path:
+    """A folder of the cache, filled by ``fetch`` unless all of it is there; it stays there until this process has ended.
 
     Raises:
         InputError: this machine cannot keep it.
     """
-    if _is_whole(target):
+    if hold(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +69,12 @@ def kept_as(target: Path, fetch: Callable[[Path], None], *, where: str) -> Path:
         work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
         try:
             fetch(work)
-            (work / _SIZES).write_text(json.dumps(_sizes(work)), encoding="utf-8")
+            (work / SIZES).write_text(json.dumps(_sizes(work)), encoding="utf-8")
             _name(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        if _is_whole(target):
+        if hold(target):
+            keep_to_bound()
             return target
         raise OSError("the copy is gone")
     except OSError as error:
@@ -92,7 +88,7 @@ def _name(work: Path, target: Path) -> None:
     with contextlib.suppress(OSError):
         work.rename(target)
         return
-    if _is_whole(target):
+    if is_whole(target):
         return
     old = work.with_name(f"{work.name}-old")
     with contextlib.suppress(OSError):
@@ -108,18 +104,6 @@ def _sizes(folder: Path) -> dict[str, int | None]:
         found |= {os.path.relpath(os.path.join(at, name), folder): None for name in links}
         found |= {os.path.relpath(path, folder): os.path.getsize(path) for name in files if (path := os.path.join(at, name))}
     return found
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether every file of a copy is there with its size, and every copy that it links to is whole."""
-    try:
-        noted = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
-        return all(
-            _is_whole((folder / name).resolve()) if size is None else (folder / name).stat().st_size == size
-            for name, size in noted.items()
-        )
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def download(folder: Path, name: str, to: Path, *, sha256: str | None = None) -> None:

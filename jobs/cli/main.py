@@ -12,8 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, TooManyErrors
+from index.places.kept import listen
 from jobs import signals
 from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
+from jobs.cli.cache import app as cache_app
 from jobs.cli.capacity import capacity
 from jobs.cli.compact import compact
 from jobs.cli.detect import detect
@@ -41,12 +43,12 @@ from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note, set_volume
 from jobs.explain import explain
 from jobs.log import Log, log_in_use, of_one_command, use, wanted
+from pipeline.notes import Note
 
 if TYPE_CHECKING:
     from jobs.run.event import OnEvent
     from jobs.run.plan import Plan
     from pipeline.config import RunConfig
-    from pipeline.notes import Note
 
 Runner = Literal["local", "ray"]
 EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
@@ -117,6 +119,7 @@ app.add_typer(keys_app, name="keys")
 app.command("detect", epilog="Example: clearance detect pictures/ --run runs/monday --keys clearance-keys")(detect)
 app.add_typer(policy_app, name="policy")
 app.add_typer(hold_app, name="hold")
+app.add_typer(cache_app, name="cache")
 app.command("init", epilog="Example: clearance init my-run --model models/sd15 --index my-index")(init)
 app.add_typer(retention_app, name="retention")
 app.command("compact", epilog="Example: clearance compact runs/monday")(compact)
@@ -152,6 +155,7 @@ def root(
         bool, typer.Option("--verbose", "-v", help="Print a line for every step, in place of a bar. On any command.")
     ] = False,
 ) -> None:
+    listen(lambda text: say_note(Note("cache", text)))
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude one another", where="", fix="Leave one of them out")
     set_volume("quiet" if quiet else "verbose" if verbose else "usual")
