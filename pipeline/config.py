@@ -131,7 +131,9 @@ class GenerationConfig:
         16, 4, 1024,
         "rows of every denoiser call, fixed; a sample takes two, and one more per reference it is pushed away from",
     )  # fmt: skip
-    threads: int = number(1, 1, 1024, "torch threads per worker; part of the plan, because it can change the last bits")
+    threads: int = number(
+        1, 1, 1024, "threads of a worker's libraries (torch, BLAS, OpenCV, Arrow); in the plan, as it may change the last bits"
+    )  # fmt: skip
     diversity: DiversityConfig = table(DiversityConfig)
     prompt_weighting: bool = flag(
         False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
 
+# What OpenMP (torch, FAISS), OpenBLAS (NumPy, FAISS), MKL and OpenCV read when they are loaded; Arrow reads the first.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -38,11 +42,27 @@ class Copies:
 
 
 def prepare(config: RunConfig) -> None:
-    """Settings of torch that hold for the whole process; call it before the first model is loaded."""
+    """Settings of the libraries that hold for the whole process; call it before the first model is loaded."""
+    hold_threads(config.generation.threads)
     settle()
     import torch
 
     torch.set_num_threads(config.generation.threads)
+
+
+def hold_threads(number: int) -> None:
+    """Let every library of this process use so many threads: those that are loaded, and those that will be.
+
+    Left alone, OpenBLAS (NumPy has one of its own, FAISS another), OpenMP, OpenCV and Arrow each start a thread for every
+    processor, and OpenBLAS's wait for more work by turning in a loop.
+    """
+    from threadpoolctl import threadpool_limits
+
+    os.environ |= dict.fromkeys(THREADS, str(number))  # read when a library is loaded, by child processes too
+    threadpool_limits(limits=number)
+    for name, setter in (("cv2", "setNumThreads"), ("pyarrow", "set_cpu_count")):
+        if name in sys.modules:
+            getattr(sys.modules[name], setter)(number)
 
 
 def count_together(policy: Policy) -> Path | None:
