@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["KEEPING", "Reading", "Seen", "Works", "read_picture", "read_referenc
 
 KEEPING = ("licensed", "memorisation_probe", "own_mark")  # bases that allow a copy of the picture to be kept
 NAMED = 20  # names in one message
+NOTHING: Mapping[str, Any] = {}  # what the sheet has about a file that it does not list
 FREE = 2  # spread of values up to which a picture shows one colour only
 
 
@@ -71,11 +73,11 @@ class Seen:
     one_colour: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Found:
-    """A picture file, and its row of the sheet."""
+    """A picture file, and its row of the sheet; a path as text, because a folder may hold a million."""
 
-    path: Path
+    path: str
     name: str
     fields: Mapping[str, Any]
     where: str
@@ -135,28 +137,35 @@ class Works:
     def _look_through(self) -> None:
         sheet = self.path / SHEET
         rows = read_sheet(sheet, self.how.columns) if os.path.lexists(sheet) else []
-        files = {shown(path.relative_to(self.path)): path for path in files_below(self.path)}
-        files.pop(SHEET, None)
-        listed_files = set()
+        listed_files, unlisted = set(), os.path.lexists(sheet)
         for row in rows:
-            path = self._of_row(row, files)
+            path = self._of_row(row)
             where = f"{shown(sheet)}, line {row.line}"
             self._check(row.fields, where)
             again = os.path.realpath(path) in listed_files
             listed_files.add(os.path.realpath(path))
             name = f"{row.file} (line {row.line})" if again else row.file
             self._look_at(path, name, row.fields, where, listed=True)
-        for name, path in files.items():
-            if os.path.realpath(path) not in listed_files:
-                self._look_at(path, name, unlisted=os.path.lexists(sheet))
+        for path in files_below(self.path):
+            name = shown(path.relative_to(self.path))
+            if name != SHEET and not (listed_files and os.path.realpath(path) in listed_files):
+                self._look_at(path, name, unlisted=unlisted)
 
-    def _of_row(self, row: Row, files: Mapping[str, Path]) -> Path:
+    def _of_row(self, row: Row) -> Path:
         """The file that a line names, however its accents are composed and whichever slashes it has."""
         path = self.path / row.file
         if os.path.lexists(path):
             return path
         wanted = unicodedata.normalize("NFC", row.file.replace("\\", "/"))
-        return next((found for name, found in files.items() if unicodedata.normalize("NFC", name) == wanted), path)
+        return self._composed.get(wanted, path)
+
+    @cached_property
+    def _composed(self) -> dict[str, Path]:
+        """Every file of the folder by its name with composed accents, the first of several."""
+        found: dict[str, Path] = {}
+        for path in files_below(self.path):
+            found.setdefault(unicodedata.normalize("NFC", shown(path.relative_to(self.path))), path)
+        return found
 
     def _look_at(
         self, path: Path, name: str, fields: Mapping[str, Any] | None = None, where: str = "", *, listed: bool = False,
@@ -178,7 +187,7 @@ class Works:
         elif other is not None:
             self.seen.others.append((name, other))
         else:
-            self._found.append(_Found(path, name, fields or {}, where or name))
+            self._found.append(_Found(str(path), name, fields or NOTHING, where or name))
             if unlisted:
                 self.seen.unlisted.append(name)
 
@@ -192,7 +201,7 @@ class Works:
 
     def _works(self) -> Iterator[NewReference]:
         for found in self._found:
-            yield from self._work(found.path, found.name, Path(found.name).stem, found.fields, found.where)
+            yield from self._work(Path(found.path), found.name, Path(found.name).stem, found.fields, found.where)
         theirs = [self.how.columns.get(name, name) for name in KNOWN]
         for path, kind in self._stored:
             name = shown(path.relative_to(self.path)) if self.path.is_dir() else shown(path.name)

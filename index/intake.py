@@ -28,6 +28,7 @@ from index.fingerprint import content_digest, pdq, pdq_hex
 from index.ids import Ids
 from index.reference import COLUMNS, RETIRED, NewReference, Reference, require, stricter
 from index.segment import encode
+from index.spool import Places, SharedId, Spool
 
 if TYPE_CHECKING:
     from index.embed import Embedder
@@ -133,9 +134,10 @@ class Intake:
         self.folder, self._embedder, self._known = folder / "building", embedder, known
         self._changed: dict[str, Reference] = {}  # of the known ones, those that a work has changed
         self._fit: Callable[[np.ndarray], np.ndarray] = getattr(embedder, "fitted", lambda picture: picture)
-        self._fresh: dict[str, NewReference] = {}  # by content digest, without pictures
-        self._blocks: dict[str, tuple[Path, int, bool]] = {}  # where each is embedded: block, row, whether with picture
-        self._waiting: list[tuple[str, np.ndarray, str, bytes | None]] = []
+        self._fresh: Spool
+        self._files: list[Path] = []  # blocks of embedded works
+        self._embedded = Places()  # in which block each is, at which row, and whether with its picture: see _packed
+        self._waiting: list[tuple[str, str, np.ndarray, str, bytes | None]] = []
         self._rows: list[dict[str, Any]] = []
         self._saved = time.monotonic()
         self.taken = Taken()
@@ -149,7 +151,9 @@ class Intake:
         """
         if self.folder.is_symlink():  # its files are removed in the end: they must be ours
             raise InputError("is a link", where=str(self.folder), fix="Remove the link; the folder is made anew")
-        self._blocks = _read_blocks(self.folder, self._embedder.embedder_id)
+        self._fresh = Spool(self.folder)
+        for path, digests, kept in _read_blocks(self.folder, self._embedder.embedder_id):
+            self._note(path, digests, kept)
         try:
             for work in works:
                 require(work)
@@ -157,7 +161,7 @@ class Intake:
             self._embed()
         finally:  # what is embedded is kept, whatever stopped it
             self._save()
-        self.taken.new = Ids(digest[:16] for digest in self._fresh)
+        self.taken.new = self._fresh.ids()
         return self.taken
 
     def _take(self, work: NewReference) -> None:
@@ -170,16 +174,22 @@ class Intake:
             if changed is not None:
                 self._changed[ref_id] = changed
             return
-        first = self._fresh.get(digest)
-        if first is not None:
-            self.taken.repeat(ref_id, work, first.place, first.status)
-            if not stricter(work.status, first.status):
-                return
-        self._fresh[digest] = replace(work, picture=NO_PICTURE)
-        _, _, with_picture = self._blocks.get(digest, (None, 0, False))
-        if digest not in self._blocks or (work.keep_picture and not with_picture):
+        try:
+            first = self._fresh.find(digest)
+            if first is None:
+                self._fresh.add(digest, work)
+            else:
+                before = self._fresh.status(first)
+                self.taken.repeat(ref_id, work, self._fresh.place(first), before)
+                if not stricter(work.status, before):
+                    return
+                self._fresh.replace(first, replace(work, picture=NO_PICTURE))
+            there = self._embedded.get(digest)
+        except SharedId:
+            raise shared_id(work.place) from None
+        if there is None or (work.keep_picture and not there & 1):
             stored = encode(work.picture) if work.keep_picture else None
-            self._waiting.append((digest, self._fit(work.picture), pdq_hex(pdq(work.picture)[0]), stored))
+            self._waiting.append((digest, work.place, self._fit(work.picture), pdq_hex(pdq(work.picture)[0]), stored))
             if len(self._waiting) >= BLOCK or time.monotonic() - self._saved > SAVE_EVERY:
                 self._embed()
 
@@ -189,10 +199,10 @@ class Intake:
         """Embed what waits."""
         waiting, self._waiting = self._waiting, []
         if waiting:
-            vectors = embed_each(self._embedder, [picture for _, picture, _, _ in waiting])
-            for (digest, _, pdq, stored), vector in zip(waiting, vectors, strict=True):
+            vectors = embed_each(self._embedder, [picture for _, _, picture, _, _ in waiting])
+            for (digest, place, _, pdq, stored), vector in zip(waiting, vectors, strict=True):
                 if not np.isfinite(vector).all():
-                    where = f"reference {self._fresh[digest].place!r}"
+                    where = f"reference {place!r}"
                     fix = "Look at the picture, and at the embedder"
                     raise InputError("its embedding is not finite", where=where, fix=fix)
                 self._rows.append({"content_sha256": digest, "pdq": pdq, "embedding": vector, "picture": stored})
@@ -219,9 +229,17 @@ class Intake:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{hashlib.sha256(stream.getvalue()).hexdigest()}.parquet"
             write_whole(path, stream.getvalue())
-            for number, row in enumerate(self._rows):
-                self._blocks[row["content_sha256"]] = (path, number, row["picture"] is not None)
+            digests = [row["content_sha256"] for row in self._rows]
+            self._note(path, digests, [row["picture"] is not None for row in self._rows])
         self._rows, self._saved = [], time.monotonic()
+
+    def _note(self, path: Path, digests: Sequence[str], kept: Sequence[bool]) -> None:
+        """Remember where some works are embedded; what is noted later counts."""
+        block = len(self._files)
+        self._files.append(path)
+        before = self._embedded.several(digests)
+        for row, (digest, pictured) in enumerate(zip(digests, kept, strict=True)):
+            self._embedded.put(digest, _packed(block, row, pictured=pictured), new=bool(before[row] < 0))
 
     # --- what it makes of them ------------------------------------------------------------------------------------
 
@@ -230,20 +248,21 @@ class Intake:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        wanted: dict[Path, list[tuple[int, str]]] = {}
-        for digest in self._fresh:
-            path, row, _ = self._blocks[digest]
-            wanted.setdefault(path, []).append((row, digest))
-        for path, places in wanted.items():
-            block = pq.read_table(path).take(pa.array([row for row, _ in places]))
-            works = [self._fresh[digest] for _, digest in places]
-            columns: dict[str, Any] = {"ref_id": [digest[:16] for _, digest in places]}
+        for number, path in enumerate(self._files):
+            block = pq.read_table(path)
+            digests = block.column("content_sha256").to_pylist()
+            which = self._fresh.several(digests)
+            here = self._embedded.several(digests) >> 1 == np.arange(len(digests)) + _packed(number, 0, pictured=False) // 2
+            rows = np.flatnonzero(here & (which >= 0))  # a work may lie in two blocks, and in the later one with its picture
+            if not len(rows):
+                continue
+            block, works = block.take(pa.array(rows)), [self._fresh.row(int(which[row])) for row in rows]
+            columns: dict[str, Any] = {"ref_id": [digests[row][:16] for row in rows]}
             columns |= {name: block.column(name) for name in ("content_sha256", "pdq")}
-            columns |= {name: [getattr(work, name) for work in works] for name in COLUMNS}
+            columns |= {name: [work[name] for work in works] for name in COLUMNS}
             columns["embedding"] = block.column("embedding").combine_chunks()
             kept = [
-                picture if work.keep_picture else None
-                for work, picture in zip(works, block["picture"].to_pylist(), strict=True)
+                picture if work["keep"] else None for work, picture in zip(works, block["picture"].to_pylist(), strict=True)
             ]
             columns["picture"] = pa.array(kept, pa.large_binary())
             yield pa.table(columns)
@@ -253,12 +272,19 @@ class Intake:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _read_blocks(folder: Path, embedder_id: str) -> dict[str, tuple[Path, int, bool]]:
-    """Works that an earlier try embedded with the same embedder; incomplete blocks and another embedder's are removed."""
+def _packed(block: int, row: int, *, pictured: bool) -> int:
+    """A place in one number."""
+    return (block << 32 | row) << 1 | pictured
+
+
+def _read_blocks(folder: Path, embedder_id: str) -> Iterator[tuple[Path, list[str], list[bool]]]:
+    """Blocks that an earlier try embedded with the same embedder: file, digests, and which have their picture.
+
+    Incomplete blocks and another embedder's are removed.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found: dict[str, tuple[Path, int, bool]] = {}
     for path in sorted(path for path in folder.glob("*.parquet") if re.fullmatch("[0-9a-f]{64}", path.stem)):
         try:
             content = path.read_bytes()
@@ -267,11 +293,11 @@ def _read_blocks(folder: Path, embedder_id: str) -> dict[str, tuple[Path, int, b
             if hashlib.sha256(content).hexdigest() != path.stem or theirs != embedder_id:
                 raise ValueError("not this embedder's, or changed")
             kept = table.column("picture").is_valid().to_pylist()
-            for row, digest in enumerate(table.column("content_sha256").to_pylist()):
-                found[digest] = (path, row, kept[row])
+            digests = table.column("content_sha256").to_pylist()
         except (OSError, ValueError, KeyError, pa.ArrowException):
             path.unlink(missing_ok=True)
-    return found
+        else:
+            yield path, digests, kept
 
 
 @contextmanager

@@ -16,10 +16,8 @@ from index.errors import InputError
 from index.ids import Ids
 from index.intake import NO_PICTURE, Taken, compare, shared_id
 from index.reference import COLUMNS, STATUSES, NewReference, Reference, stricter
+from index.spool import Runs, parted
 from index.vectors import VectorBlock
-
-_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: factors of a check
-RUNS = 8  # sorted runs of ids that are searched one after the other; with more, they become one
 
 
 class VectorIntake:
@@ -35,7 +33,7 @@ class VectorIntake:
         self, folder: Path, known: Callable[[str], Reference | None], there: Callable[[Sequence[str]], np.ndarray]
     ) -> None:
         self.folder, self._known, self._there = folder / "building", known, there
-        self._seen = _Seen()
+        self._seen = Runs(np.int8)  # statuses, by their place in STATUSES
         self._files: list[Path] = []
         self._stricter: dict[str, NewReference] = {}
         self._changed: dict[str, Reference] = {}
@@ -60,7 +58,7 @@ class VectorIntake:
 
     def _take(self, block: VectorBlock) -> None:
         digests = block.texts["content_sha256"]
-        numbers, checks, words = _parted(digests)
+        numbers, checks, words = parted(digests)
         self.taken.ref_ids.extend(Ids.of_numbers(numbers))
         status = np.array([STATUSES.index(value) for value in block.texts["status"]], np.int8)
         ref_ids = [digest[:16] for digest in digests]
@@ -133,51 +131,6 @@ class VectorIntake:
     def done(self) -> None:
         """The works are in force: remove what was kept on the way."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class _Seen:
-    """Ids as numbers, each with a check of the rest of its digest and the place of its status in
-    :data:`index.reference.STATUSES`: sorted runs, seventeen bytes an id."""
-
-    def __init__(self) -> None:
-        self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def found(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The status int8 (N,) of each, -1 for one that was not put in; and its check uint64 (N,)."""
-        found, checks = np.full(len(numbers), -1, np.int8), np.zeros(len(numbers), np.uint64)
-        for run, check, status in self._runs:
-            at = np.minimum(np.searchsorted(run, numbers), len(run) - 1)
-            there = run[at] == numbers
-            found[there], checks[there] = status[at[there]], check[at[there]]
-        return found, checks
-
-    def put(self, numbers: np.ndarray, checks: np.ndarray, status: np.ndarray) -> None:
-        """Put in ids that are not there."""
-        if not len(numbers):
-            return
-        order = np.argsort(numbers)
-        self._runs.append((numbers[order], checks[order], status[order]))
-        while len(self._runs) > 1 and (len(self._runs) > RUNS or len(self._runs[-1][0]) >= len(self._runs[-2][0])):
-            both = [np.concatenate(pair) for pair in zip(self._runs.pop(), self._runs.pop(), strict=True)]
-            order = np.argsort(both[0], kind="stable")
-            self._runs.append((both[0][order], both[1][order], both[2][order]))
-
-    def set(self, number: np.ndarray, status: int) -> None:
-        """Give an id that is there another status."""
-        for run, _, held in self._runs:
-            at = int(np.searchsorted(run, number[0]))
-            if at < len(run) and run[at] == number[0]:
-                held[at] = status
-
-
-def _parted(digests: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Digests as their ids' numbers uint64 (N,), a check of the other 48 digits uint64 (N,), and whole as uint64 (N, 4).
-
-    Checks of digests that differ in one of the three other words differ (an odd factor loses nothing); others are alike once
-    in 2^64.
-    """
-    words = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").astype(np.uint64).reshape(-1, 4)
-    return words[:, 0], (words[:, 1:] * _ODD).sum(axis=1, dtype=np.uint64), words
 
 
 def _work(block: VectorBlock, row: int) -> NewReference:
