@@ -88,7 +88,9 @@ class Moments:
 
     def added(self, ref_ids: Sequence[str]) -> np.ndarray:
         """Seconds float64 (N,) of some references; 0 for one that no event names."""
-        return np.nan_to_num(self._at(self._added, ref_ids), nan=0.0)
+        found = self._at(self._added, ref_ids)
+        found[np.isnan(found)] = 0.0
+        return found
 
     def retired(self, ref_ids: Sequence[str]) -> np.ndarray:
         """Seconds float64 (N,) of some references; NaN for one that was never retired."""
