@@ -51,7 +51,7 @@ class Stated(NamedTuple):
     guidance_scale: float | None = None
 
     def __bool__(self) -> bool:
-        return any(value is not None for value in self)
+        return self != (None, None, None, None)
 
 
 AS_THE_RUN = Stated()

@@ -7,12 +7,14 @@ index and calibration. It leaves out paths, workers and output folder: a project
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_g
 from jobs.run.planning.preset_rows import held_to_preset
 from jobs.run.planning.sizes import by_size, own_sides
 from jobs.run.planning.stored_plan import RESTORE, check_plan, difference, read_plan
-from jobs.run.planning.stored_requests import request_of, requests_digest, requests_table
+from jobs.run.planning.stored_requests import digests_of, request_of, requests_digest, requests_table
 from jobs.run.prompts.requests import adapter_column, prompts_of
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
@@ -145,10 +147,18 @@ class Plan:
             copy_check=copy_check, guards=guards,
         )  # fmt: skip
 
-    @cached_property
+    @property
     def shards(self) -> tuple[Shard, ...]:
-        pieces = pieces_of(by_size(self.requests, self.config.model), self.config.shard_size)
-        return tuple(Shard(f"{piece[0].row_no:06d}-{requests_digest(piece)[:8]}", piece) for piece in pieces)
+        return self._cut[0]
+
+    @cached_property
+    def _cut(self) -> tuple[tuple[Shard, ...], str]:
+        """The shards, and the digest of all requests: in one pass where the shards have the order of the requests."""
+        ordered = by_size(self.requests, self.config.model)
+        pieces = pieces_of(ordered, self.config.shard_size)
+        each, whole = digests_of(pieces)
+        shards = tuple(Shard(f"{piece[0].row_no:06d}-{one[:8]}", piece) for piece, one in zip(pieces, each, strict=True))
+        return shards, whole if ordered is self.requests else requests_digest(self.requests)
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -161,7 +171,7 @@ class Plan:
 
     @cached_property
     def _requests_sha256(self) -> str:
-        return requests_digest(self.requests)
+        return self._cut[1]
 
     @cached_property
     def plan_sha256(self) -> str:
@@ -255,7 +265,7 @@ class Plan:
             if known is not None and same:
                 plan.__dict__["_requests_sha256"] = known._requests_sha256
                 cut = [(one.shard_size, own_sides(one.model)) for one in (config, known.config)]
-                plan.__dict__.update({"shards": known.shards} if cut[0] == cut[1] else {})
+                plan.__dict__.update({"_cut": known._cut} if cut[0] == cut[1] else {})
             parts, sha256 = plan.parts, plan.plan_sha256
         except ConfigError as error:
             what = f"plan holds what this version does not accept ({error.where}: {error.what})"
@@ -307,10 +317,23 @@ def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) 
     columns = dataclasses.asdict(config.columns)
     adapters = adapter_column(config.adapters, columns.pop("adapter"))
     places: dict[str, str] = {}
-    requests = prompts_of(
-        config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, places=places, **seeds
-    )
+    with _no_search_for_cycles():
+        requests = prompts_of(
+            config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, places=places, **seeds
+        )
     return in_groups(held_to_preset(requests, config, notes, places), config.generation.diversity.size)
+
+
+@contextlib.contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Let Python not look through a growing million of objects again and again for cycles that they do not form."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def shipped_policies() -> dict[str, Path]:

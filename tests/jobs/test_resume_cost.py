@@ -21,13 +21,14 @@ from jobs.run.event import Event
 from jobs.run.folder import look
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
+from jobs.run.prompts.files import BadRow
 from jobs.run.prompts.requests import derived_seed
 from jobs.run.session import Session
 from pipeline.audit.binding import header_in
 from pipeline.audit.chain import table_header
 from pipeline.audit.shards import committed
 from pipeline.config import RunConfig
-from pipeline.outcome import Outcome, Request, Sample
+from pipeline.outcome import Outcome, Request, Sample, Stated
 from pipeline.policy import Policy
 from tests.jobs.conftest import FakeModeration, FakeRuntime
 
@@ -183,6 +184,52 @@ def test_the_digest_of_requests_is_that_of_one_json_text() -> None:
     whole = hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
     assert requests_digest(requests) == whole
     assert requests_digest([]) == hashlib.sha256(b"[]").hexdigest()
+
+
+def test_shards_and_all_requests_have_the_digests_that_each_has_alone() -> None:
+    from jobs.run.planning.stored_requests import digests_of, requests_digest
+
+    plain = [
+        Request(row_no=n, key=f'k"{n}', prompt="Größe\u2028\n😀", negative_prompt="\\", seed=2**63 - 1 - n) for n in range(9)
+    ]
+    odd = [
+        Request(row_no=9, key="a", prompt="", seed=0, problem=("input.empty_prompt", "line 9: the prompt is empty")),
+        Request(row_no=10, key="b", prompt="p", seed=1, columns='{"x":1}', adapter="ink:0.6"),
+        Request(row_no=11, key="c", prompt="p", seed=2, stated=Stated(width=64, guidance_scale=1.5)),
+        Request(row_no=12, key="d", prompt="p", seed=3, group="d-2", member=1, group_size=2),
+    ]
+    requests = [*plain, *odd]
+    pieces = [requests[first : first + 4] for first in range(0, len(requests), 4)]
+    each, whole = digests_of(pieces)
+    assert each == [requests_digest(piece) for piece in pieces]
+    assert whole == requests_digest(requests)
+    # As versions before wrote them: a plan that stands in a run folder keeps its digest.
+    assert whole == "5351fcf3dac953124e9e8614b0cf9f4a620c859689033f439f45bb12c28b6b38"
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "a cat"}, {"prompt": "a cat", "key": "k"}, {"prompt": "Größe \u2028", "key": "k", "seed": 7},
+    {"prompt": "a cat", "key": "k", "seed": None}, {"prompt": "a cat", "seed": 2**63 - 1},
+])  # fmt: skip
+def test_a_usual_row_becomes_the_request_that_it_becomes_the_long_way(row: dict[str, Any]) -> None:
+    from jobs.run.prompts import requests as module
+
+    [short] = module._plain(row, 3, 5, 11)
+    own = module._Row(number=3, place="line 4", row=row, first_row_no=5, kept=frozenset())
+    assert [short] == [*module._requests(own, 11, 1, lambda: None, module.NO_ADAPTERS)]
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": " "}, {"prompt": None}, {"prompt": 3}, {"prompt": "a\0b"}, {"prompt": "\ud800"}, {"key": "k"},
+    {"prompt": "a", "key": ""},
+    {"prompt": "a", "key": 7}, {"prompt": "a", "key": None}, {"prompt": "a", "seed": "7"}, {"prompt": "a", "seed": -1},
+    {"prompt": "a", "seed": True}, {"prompt": "a", "seed": 2**63}, {"prompt": "a", "width": 64}, {"prompt": "a", "mine": 1},
+    {"prompt": "a", "negative_prompt": "b"}, BadRow("x"),
+])  # fmt: skip
+def test_any_other_row_takes_the_long_way(row: Any) -> None:
+    from jobs.run.prompts.requests import _plain
+
+    assert _plain(row, 0, 0, 0) == ()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pipeline.config import ModelConfig
-from pipeline.outcome import Request
+from pipeline.outcome import AS_THE_RUN, Request
 
 PictureSize = tuple[int | None, int | None]  # width and height in pixels; None: the model's own
 
@@ -18,7 +18,7 @@ def own_sides(model: ModelConfig) -> PictureSize:
 
 def by_size(requests: tuple[Request, ...], model: ModelConfig) -> tuple[Request, ...]:
     """The requests sorted by size, the first one's first, otherwise in their order; those of one size are left as they are."""
-    if not any(request.stated for request in requests):
+    if not any(request.stated is not AS_THE_RUN and request.stated for request in requests):
         return requests
     sizes = list(_sizes(requests, own_sides(model)))
     order = {size: place for place, size in enumerate(dict.fromkeys(sizes))}

@@ -295,10 +295,11 @@ def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
     rows: list[tuple[str, Row]] = []
     text = _decoded(path, notes)
     lines = [(number, line) for number, line in enumerate(_lines(text), 1) if line.strip()]
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode  # json.loads would make one for each line
     for number, line in lines:
         row: Any
         try:
-            row = json.loads(line, object_pairs_hook=_object)
+            row = decode(line)
         except _Twice as error:
             row = BadRow(str(error))
         except (ValueError, RecursionError) as error:

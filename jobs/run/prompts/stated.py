@@ -11,7 +11,7 @@ from index.errors import ConfigError
 from pipeline.config import GenerationConfig, ModelConfig
 from pipeline.fields import Range, keys
 from pipeline.model.sides import Sides
-from pipeline.outcome import Stated
+from pipeline.outcome import AS_THE_RUN, Stated
 
 GAPS = {"", "nan", "none", "null", "<na>"}  # how programs write "no number" into a text file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -32,7 +32,7 @@ def stated_of(row: Mapping[str, Any], rule: Rule) -> tuple[Stated, Problem | Non
         rule: gives the rule for sides, once one is stated; None: any side may do.
     """
     if not any(name in row for name in Stated._fields):
-        return Stated(), None
+        return AS_THE_RUN, None
     found: dict[str, Any] = {}
     for name in Stated._fields:
         code = ".".join(("input", f"bad_{name}"))
