@@ -8,15 +8,18 @@ embedder and in the judges' trunk, which no part of the pipeline knows.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.measures import Measure, change, clustered, publish
+from jobs.lab.bench.measures import Measure, change, clustered, paired, publish
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +27,54 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
 
 SEEDS = (41, 42, 43)  # no other bench draws with them
+SEARCH_SEED, SEARCHED = 44, 8  # the default form was chosen on this seed and so many of the first captions
 SIZE = 4
 ARMS = ("alone", "groups", "strangers")
 CHUNK = 4  # captions that are drawn at a time: as many groups of strangers need so many captions
+# What was tried: each differs from the default of the run file in these keys.
+TRIED: Mapping[str, Mapping[str, Any]] = {
+    "finest blocks, all steps, α .33": {"alpha": 0.33, "window_from": 0.0},
+    "finest blocks, all steps, α .9": {"alpha": 0.9, "window_from": 0.0},
+    "finest blocks, steps 7 to 20, α .33": {"alpha": 0.33, "window_from": 0.3},
+    "finest blocks, steps 7 to 20, α .9": {"alpha": 0.9, "window_from": 0.3},
+    "all blocks, all steps, α .33": {"alpha": 0.33, "window_from": 0.0, "resolution": "all"},
+    "all blocks, steps 7 to 20, α .33": {"alpha": 0.33, "window_from": 0.3, "resolution": "all"},
+    "all blocks, steps 7 to 20, α .9": {"alpha": 0.9, "window_from": 0.3, "resolution": "all"},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Groups of four captions that are drawn and kept together.
+
+    Attributes:
+        captions: four.
+        first_seed: of the first picture; the others follow.
+        arm: of :data:`ARMS`.
+        form: how mates push one another apart; empty where they stand alone.
+    """
+
+    captions: tuple[str, ...]
+    first_seed: int
+    arm: str
+    form: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """The name of its file: the digest of everything that decides its numbers."""
+        from index.shipped import STICKERS
+
+        card = json.loads((STICKERS / "digests.json").read_text(encoding="utf-8"))
+        drawn_by = [f"{name} {sha}" for name, sha in sorted(card.items()) if name.startswith(("model/", "embedder/"))]
+        stated = json.dumps([self.captions, self.first_seed, self.arm, dict(self.form), drawn_by])
+        return f"{hashlib.sha256(stated.encode()).hexdigest()[:20]}.npz"
+
+
+def parts(names: Sequence[str], seed: int, arm: str, form: Mapping[str, Any]) -> list[Part]:
+    """All groups of these captions, a multiple of four, with one seed."""
+    stated = {} if arm == "alone" else form
+    firsts = range(0, len(names), CHUNK)
+    return [Part(tuple(names[at : at + CHUNK]), seed * 100_000 + at * SIZE, arm, stated) for at in firsts]
 
 
 def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, minutes: float = 600.0) -> None:
@@ -34,7 +82,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, minu
 
     Args:
         out: folder of the results.
-        quick: one seed and four captions.
+        quick: one seed and four captions, two forms in the search.
         work: what was drawn is kept here; a stopped bench goes on.
         captions: so many of the ordinary captions, a multiple of four; 0: all.
         minutes: stop after so many; the next call goes on.
@@ -43,38 +91,40 @@ def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, minu
 
     names = [name.replace("-", " ") for name in ORDINARY]
     chosen = names[-(captions or (CHUNK if quick else len(names) // CHUNK * CHUNK)) :]
+    searched = names[: CHUNK if quick else SEARCHED]
     seeds, stop = SEEDS[:1] if quick else SEEDS, time.monotonic() + 60 * minutes
     work.mkdir(parents=True, exist_ok=True)
-    todo = [(seed, at, arm) for seed in seeds for at in range(0, len(chosen), CHUNK) for arm in ARMS]
-    open_todo = [one for one in todo if not place(work, *one, names=chosen).exists()]
-    if open_todo:
+    search = {"alone": parts(searched, SEARCH_SEED, "alone", {})} | {
+        name: parts(searched, SEARCH_SEED, "groups", form(**keys)) for name, keys in list(TRIED.items())[: 2 if quick else None]
+    }
+    final = {arm: [part for seed in seeds for part in parts(chosen, seed, arm, form())] for arm in ARMS}
+    todo = [part for of in (search, final) for these in of.values() for part in these if not (work / part.place).exists()]
+    if todo:
         with tempfile.TemporaryDirectory() as folder:
             drawer = Drawer(Path(folder))
-            for one in open_todo:
+            for number, part in enumerate(todo):
                 if time.monotonic() > stop:
-                    print(f"{len(open_todo)} parts are open; call it again to go on")
+                    print(f"{len(todo) - number} parts are open; call it again to go on")
                     return
-                drawer.part(place(work, *one, names=chosen), chosen, *one)
-    found = {arm: [np.load(place(work, s, at, a, names=chosen)) for s, at, a in todo if a == arm] for arm in ARMS}
-    arrays = {
-        arm: {key: np.concatenate([part[key] for part in parts]) for key in parts[0].files} for arm, parts in found.items()
-    }
-    of = [caption for _, at, arm in todo if arm == ARMS[0] for caption in chosen[at : at + CHUNK]]
-    publish("diversity", measures(arrays, of), out, seeds=seeds, quick=quick, more={"form": form(), "captions": chosen})
+                drawer.part(work / part.place, part)
+    tried, arrays = ({name: _together(work, these) for name, these in of.items()} for of in (search, final))
+    found = measures(arrays, [caption for part in final[ARMS[0]] for caption in part.captions])
+    found += of_search(tried, [caption for part in search["alone"] for caption in part.captions])
+    publish("diversity", found, out, seeds=[*seeds, SEARCH_SEED], quick=quick, more={"form": form(), "captions": chosen})
 
 
-def form() -> dict[str, Any]:
-    """The settings that were measured: the default ones."""
+def form(**keys: Any) -> dict[str, Any]:
+    """The default settings, with these keys changed."""
     from dataclasses import asdict
 
     from pipeline.config import DiversityConfig
 
-    return asdict(DiversityConfig(size=SIZE))
+    return asdict(DiversityConfig(size=SIZE, **keys))
 
 
-def place(work: Path, seed: int, at: int, arm: str, *, names: Sequence[str]) -> Path:
-    """Where a part's results are kept."""
-    return work / f"{seed}-{names[at].replace(' ', '-')}-{arm}.npz"
+def _together(work: Path, these: Sequence[Part]) -> dict[str, np.ndarray]:
+    found = [np.load(work / part.place) for part in these]
+    return {key: np.concatenate([one[key] for one in found]) for key in found[0].files}
 
 
 class Drawer:
@@ -86,12 +136,11 @@ class Drawer:
 
         self.runtime, self.judges = open_runtime(folder, "observe"), Judges.open()
 
-    def part(self, to: Path, names: Sequence[str], seed: int, at: int, arm: str) -> None:
+    def part(self, to: Path, part: Part) -> None:
         """Draw the groups of four captions in one arm, and keep what is measured of them."""
-        captions = names[at : at + CHUNK]
-        pictures = draw(self.runtime, captions, seed * 100_000 + at * SIZE, arm)
+        pictures = draw(self.runtime, part)
         assert self.runtime.copies is not None
-        shown = [caption for caption in captions for _ in range(SIZE)]
+        shown = [caption for caption in part.captions for _ in range(SIZE)]
         rows = {
             "mates": pairs(self.runtime.copies.embedder.images(pictures)),
             "trunk": pairs(self.judges.features(pictures)),
@@ -103,14 +152,12 @@ class Drawer:
         partial.rename(to)
 
 
-def draw(runtime: Runtime, captions: Sequence[str], first_seed: int, arm: str) -> np.ndarray:
-    """Four pictures of each of four captions, uint8 (16, S, S, 3); the same noise in every arm.
+def draw(runtime: Runtime, part: Part) -> np.ndarray:
+    """Four pictures of each of a part's four captions, uint8 (16, S, S, 3); the same noise in every arm.
 
     Args:
         runtime: the opened embedded world.
-        captions: four.
-        first_seed: of the first picture; the others follow.
-        arm: ``alone``, ``groups`` (of one caption) or ``strangers`` (groups of four captions).
+        part: alone, in groups of one caption, or in groups of four captions.
     """
     import torch
 
@@ -120,16 +167,16 @@ def draw(runtime: Runtime, captions: Sequence[str], first_seed: int, arm: str) -
 
     engine, empty = runtime.engine, runtime.context_of("")
     finest = runtime.most_tokens_at(engine.model.latent_shape[1:])
-    push = mates_push(DiversityConfig(size=SIZE), len(engine.sampler), empty, finest)
+    push = mates_push(DiversityConfig(**(part.form or form())), len(engine.sampler), empty, finest)
     drawn: list[Trajectory] = []
-    for tag in range(len(captions) * SIZE):
+    for tag in range(len(part.captions) * SIZE):
         caption, sample = divmod(tag, SIZE)
-        group, member = (caption, sample) if arm == "groups" else (sample, caption)
+        group, member = (caption, sample) if part.arm == "groups" else (sample, caption)
         drawn.append(
             Trajectory(
-                tag=tag, latent=engine.initial_noise(first_seed + tag), step=0, context=runtime.context_of(captions[caption]),
-                negative=empty, seed=first_seed + tag, member=member,
-                group=None if arm == "alone" else Group(f"{group}", SIZE, push),
+                tag=tag, latent=engine.initial_noise(part.first_seed + tag), step=0, member=member, negative=empty,
+                context=runtime.context_of(part.captions[caption]), seed=part.first_seed + tag,
+                group=None if part.arm == "alone" else Group(f"{group}", SIZE, push),
             )
         )  # fmt: skip
     done: dict[int, torch.Tensor] = engine.finish(drawn)
@@ -155,8 +202,21 @@ def measures(arrays: dict[str, dict[str, np.ndarray]], of: Sequence[str]) -> lis
         change("similarity of mates, groups against alone (embedder)", plain["mates"], groups["mates"], of, -0.10),
         change("similarity of mates, groups against alone (judges' trunk)", plain["trunk"], groups["trunk"], of),
         change("similarity of mates, strangers against alone (embedder)", plain["mates"], strangers["mates"], of),
-        clustered("caption in the top 5, groups minus alone", groups["first five"] - plain["first five"], of, 0.0),
-        clustered("caption in the top 5, strangers minus alone", strangers["first five"] - plain["first five"], of),
-        clustered("caption in the top 1, groups minus alone", groups["first"] - plain["first"], of),
+        paired("caption in the top 5, groups minus alone", plain["first five"], groups["first five"], of, 0.0),
+        paired("caption in the top 5, strangers minus alone", plain["first five"], strangers["first five"], of),
+        paired("caption in the top 1, groups minus alone", plain["first"], groups["first"], of),
         *found,
     ]
+
+
+def of_search(tried: dict[str, dict[str, np.ndarray]], of: Sequence[str]) -> list[Measure]:
+    """What the default form was chosen from: the change of every form, on captions and a seed of their own."""
+    plain, found = tried["alone"], []
+    for name, arrays in tried.items():
+        if name != "alone":
+            found += [
+                change(f"search · {name} · similarity of mates, change (embedder)", plain["mates"], arrays["mates"], of),
+                paired(f"search · {name} · caption in the top 5, change", plain["first five"], arrays["first five"], of),
+                paired(f"search · {name} · caption in the top 1, change", plain["first"], arrays["first"], of),
+            ]
+    return found

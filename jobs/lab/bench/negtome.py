@@ -53,7 +53,14 @@ def bench(
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         drawer = Drawer(Path(folder), work, world, model)
-        todo = [(g, seeds, *one) for g in measured for seeds in g.parts for one in drawn_on(g, quick)]
+        most = max(len(ground.parts) for ground in measured)
+        todo = [
+            (g, seeds, *one)
+            for n in range(most)
+            for g in measured
+            for seeds in g.parts[n : n + 1]
+            for one in drawn_on(g, quick)
+        ]
         for ground, seeds, arm, control in todo:
             if time.monotonic() > stop:
                 print(f"stopped on the ground {ground.name!r}, seeds {seeds}; call it again to go on")
@@ -83,8 +90,8 @@ def grounds(quick: bool) -> list[Ground]:
     return [
         ground("search", ORDINARY[::4], SEARCH_SEEDS),
         ground("ordinary", ORDINARY, SEEDS),
-        ground("templates", TEMPLATED, SEEDS[:2], protected=True),
-        ground("verbatim", verbatim[:: len(verbatim) // 10][:10], SEEDS[:2], protected=True),
+        ground("templates", TEMPLATED, SEEDS, protected=True),
+        ground("verbatim", verbatim[:: len(verbatim) // 10][:10], SEEDS, protected=True),
     ]
 
 

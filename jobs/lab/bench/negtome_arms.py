@@ -59,7 +59,7 @@ SEARCH = (
     Arm("before, finest blocks", _before(min_tokens=256)),
     Arm("before, norms kept", _before(keep_norm=True)),
     Arm("before, unit push, α .5", _before(form="unit", alpha=0.5)),
-    Arm("before, soft match", _before(match="soft")),
+    Arm("before, soft match", _before(match="soft"), measured=True),
     Arm("before, conditional row, α .3", _before(rows="conditional", alpha=0.3)),
     # the other two of placement × noise
     Arm("before, noised reference", {"placement": "released"}),

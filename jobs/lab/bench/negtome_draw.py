@@ -111,7 +111,8 @@ class Drawer:
         else:
             assert references is not None
             other = [self.random(ground, i, seed) for i, _, seed in todo] if control else references
-            pushes = [self._push(arm, int(i)) for i in other]
+            self._push(arm, sorted({int(i) for i in other}))  # all at once: calls are full, and each finds its own kept
+            pushes = [self._push(arm, [int(i)]) for i in other]
         pictures = self._drawn(captions, [seed for _, _, seed in todo], pushes)
         vectors = self.embed(pictures)
         if references is None:
@@ -135,20 +136,22 @@ class Drawer:
         other = np.flatnonzero((self.subjects != ground.captions[number]) & (self.shielded == ground.protected))
         return int(np.random.default_rng(seed).choice(other))
 
-    def _push(self, arm: Arm, reference: int) -> NegToMe:
+    def _push(self, arm: Arm, references: Sequence[int]) -> NegToMe:
+        """A form's push from some drawings, with their features."""
         from pipeline.engine.packed_call import reference_latents
         from pipeline.respond.negtome import reference_call
         from pipeline.steer.features import with_features
         from pipeline.steer.masks import foreground
         from pipeline.steer.negtome import NegToMe
 
-        engine, model, latent = self.runtime.engine, self.runtime.model, self.latents[reference]
+        engine, model = self.runtime.engine, self.runtime.model
         assert engine.features is not None
         stated = arm.settings
-        noises = (engine.initial_noise(reference),) if stated.pop("noised") else None
-        masks = (foreground(latent, self.runtime.references.centre),) if stated.pop("masked") else None
+        latents = tuple(self.latents[i] for i in references)
+        noises = tuple(engine.initial_noise(i) for i in references) if stated.pop("noised") else None
+        masks = tuple(foreground(z, self.runtime.references.centre) for z in latents) if stated.pop("masked") else None
         push = NegToMe(
-            latents=(latent,), noises=noises, masks=masks, context=self.runtime.negative_context_of(""),
+            latents=latents, noises=noises, masks=masks, context=self.runtime.negative_context_of(""),
             from_step=stated.pop("first"), until_step=stated.pop("end"), **stated,
         )  # fmt: skip
         sampler = engine.sampler
