@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from index.counted import counted
 from index.errors import ClearanceError, ConfigError
 from index.shipped import STICKERS
 from pipeline.keys import ENVIRONMENT, NEW, STATEMENT_PUBLIC, Keys, key_id
@@ -334,11 +335,13 @@ def check_weights(folder: Path) -> Iterator[Line]:
             continue
         if wrong:
             yield Line(
-                name, "missing", f"{wrong[0]} is absent or changed ({len(wrong)} files): restore the folder from the repository"
+                name,
+                "missing",
+                f"{wrong[0]} is absent or changed ({counted(len(wrong), 'file')}): restore the folder from the repository",
             )
         else:
             size = sum((listing.parent / path).stat().st_size for path in expected) / 2**20
-            yield Line(name, "ok", f"{len(expected)} files, {size:.1f} MiB, digests match")
+            yield Line(name, "ok", f"{counted(len(expected), 'file')}, {size:.1f} MiB, digests match")
 
 
 def _matches(path: Path, digest: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
 from index.errors import ClearanceError
 from jobs.doctor import Line, version_of
 from jobs.run.preflight.estimate import free_memory, size
@@ -94,11 +95,11 @@ def _four(found: Preflight, details: tuple[Line, ...]) -> Iterator[Line]:
     """Can it run; is there room; how long; what is looked for."""
     plan = found.plan
     by = {line.topic: line for line in reversed(details)}  # the first of a topic: notes may follow it
-    draws = f"{len(found.todo)} of {len(plan.requests)} requests to draw in {len(plan.shards)} shards"
-    workers = f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}"
+    draws = f"{len(found.todo)} of {counted(len(plan.requests), 'request')} to draw in {counted(len(plan.shards), 'shard')}"
+    workers = f"{found.runner}, {counted(found.workers, 'worker')}"
     if found.problems:
         count = len(found.problems)
-        first = f"{count} problem{'s' if count > 1 else ''}, the first: {_sentence(found.problems[0])}"
+        first = f"{counted(count, 'problem')}, the first: {_sentence(found.problems[0])}"
         yield Line("run", "missing", f"would fail: {first}")
     else:
         yield Line("run", "ok", f"can begin: {draws} ({workers}), into {found.folder}")
@@ -133,7 +134,7 @@ def _details(found: Preflight, now: float) -> Iterator[Line]:
     yield Line("guards", state, "; ".join([guards, *left]))
     yield from _copies(found, now)
     bad = sum(request.problem is not None for request in found.plan.requests)
-    many = f"{len(found.plan.requests)} requests from {', '.join(config.prompts)}"
+    many = f"{counted(len(found.plan.requests), 'request')} from {', '.join(config.prompts)}"
     yield Line(
         "prompts",
         "note" if bad else "ok",

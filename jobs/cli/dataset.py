@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from index.counted import counted
 from jobs.console import busy, make_console, say, say_error, say_json
 
 RUN_COLUMNS = ("run", "state", "requests", "ended", "in force", "outcomes in force")
@@ -69,7 +70,7 @@ def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -
     for name, one in found.runs.items():
         counts = ", ".join(f"{count} {what}" for what, count in sorted(one.counts.items()))
         skipped = [stage.name for stage in one.stages if stage.state == "skip"]
-        word = "intact" if one.ok else f"NOT INTACT, {len(one.problems)} problems"
+        word = "intact" if one.ok else f"NOT INTACT, {counted(len(one.problems), 'problem')}"
         style = "green" if one.ok else "bold red"
         console.print(f"{name}: {word}; recomputed: {counts}; skipped: {', '.join(skipped) or 'nothing'}", style=style)
         for problem in one.problems:
@@ -77,7 +78,7 @@ def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -
     for what in found.together:
         console.print(visible(what, lines=False), style="red", soft_wrap=True)
     say(
-        f"intact: data set of {len(found.runs)} runs"
+        f"intact: data set of {counted(len(found.runs), 'run')}"
         if found.ok
         else "NOT INTACT; `clearance verify RUN` shows the stages of one"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from index.counted import counted
 from jobs.console import make_console, say, say_json
 
 Errors = Annotated[bool, typer.Option("--errors", help="List the requests that ended as errors, each with its reason.")]
@@ -35,4 +36,4 @@ def show_dead_letters(folder: Path, save: Path | None, *, json: bool) -> None:
         for letter in letters:
             table.add_row(letter.key, letter.reason, letter.error_message)
         make_console().print(table)
-    say(f"{len(letters)} requests ended as errors" + (f"; written to {save}" if save is not None else ""))
+    say(f"{counted(len(letters), 'request')} ended as errors" + (f"; written to {save}" if save is not None else ""))

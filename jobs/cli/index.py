@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from index.counted import counted
 from index.errors import InputError
 from index.storage import entry_of, is_remote, write_file
 from jobs.cli.arguments import IndexFolder, a_place
-from jobs.cli.index_tables import counted, intake_data, intake_lines, operating_point
+from jobs.cli.index_tables import intake_data, intake_lines, operating_point
 from jobs.cli.index_vectors import add_vectors, build_of_vectors, holds_vectors, say_vectors
 from jobs.console import busy, make_console, say, say_json
 from jobs.run.progress import Steps
@@ -166,7 +167,7 @@ def index_retire(
     if as_json:
         say_json({"index": str(index), "retired": full, "before": before, "index_id": store.index_id})
         return
-    say(f"{index}: {len(ref_ids)} references retired, index {before} is now {store.index_id}")
+    say(f"{index}: {counted(len(ref_ids), 'reference')} retired, index {before} is now {store.index_id}")
 
 
 @app.command("set-status", epilog="Example: clearance index set-status index/ 3f9a0c allowed --reason 'licence bought'")

@@ -62,11 +62,6 @@ def intake_lines(index: ReferenceIndex, works: Works) -> list[str]:
     return [f"{heading} ({len(names)}): {shortened(names)}" for heading, names in headings.items() if names]
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 reference", "3 references"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def shortened(names: list[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - NAMED} more (--json names all)" if len(names) > NAMED else ""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
 from index.errors import InputError
-from jobs.cli.index_tables import counted, shortened
+from jobs.cli.index_tables import shortened
 from jobs.console import make_console, say, say_json
 from jobs.run.progress import Steps
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from index.counted import counted
 from jobs.cli.arguments import AsJson, By, Person, Reason, RunFolder, run_folder
 from jobs.console import make_console, say, say_json
 
@@ -96,7 +97,7 @@ def _print(erased: Erased, *, dry_run: bool) -> None:
         return
     cells = ", ".join(f"{number} {name}" for name, number in sorted(erased.cells.items()))
     verb = "would be erased" if dry_run else "erased"
-    say(f"{verb}: {cells}; of {erased.samples} samples, in {len(erased.files)} files")
+    say(f"{verb}: {cells}; of {counted(erased.samples, 'sample')}, in {counted(len(erased.files), 'file')}")
     if dry_run:
         say("dry run: nothing was changed")
         return

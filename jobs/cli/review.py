@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from index.counted import counted
 from index.errors import InputError
 from jobs.cli.arguments import AsJson, By, Person, RunFolder, a_local_path, run_folder
 from jobs.console import busy, make_console, say, say_json
@@ -79,7 +80,7 @@ def review_export(
     counts = ", ".join(f"{count} {purpose}" for purpose, count in made.counts.items())
     say(f"{made.page}: {counts}")
     if made.without_picture:
-        say(f"note: of {len(made.without_picture)} samples no picture is kept that could be shown")
+        say(f"note: of {counted(len(made.without_picture), 'sample')} no picture is kept that could be shown")
     if pictures.remark:
         say(f"note: {pictures.remark}")
     say(f"Open the page, decide, download; then: clearance review import {run} decisions-….jsonl --by ROLE")

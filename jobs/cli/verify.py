@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from index.counted import counted
 from index.errors import InputError
 from index.printable import visible
 from jobs.cli.arguments import AsJson, KeysFolder, a_place, keys_of, run_folder, runs_named
@@ -100,7 +101,7 @@ def verify(
     for left in found.not_covered:
         console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
     if not found.ok:
-        console.print(f"NOT INTACT: {len(found.problems)} problems", style="bold red")
+        console.print(f"NOT INTACT: {counted(len(found.problems), 'problem')}", style="bold red")
     else:
         console.print(f"intact: {folder}", style="green", soft_wrap=True)
     if compared is not None:

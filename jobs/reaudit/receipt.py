@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from index.counted import counted
 from index.storage import write_file
 from jobs.reaudit.result import LIMITS, Change, RunResult
 
@@ -94,11 +95,6 @@ def _changes(what: str, changes: Sequence[Change]) -> Iterator[str]:
         about = f" ({', '.join(change.ref_ids)}{near}{look})" if change.ref_ids else ""
         yield f"    {change.request_key} {change.sample_id}{about}"
     yield from more(len(changes))
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def more(count: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index import storage
+from index.counted import counted
 from index.embedder_source import LOCAL
 from index.errors import ConfigError, InputError, IntegrityError, ModelError, PlanMismatch
 from index.places.cache import local_copy, named_as
@@ -125,7 +126,8 @@ class Plan:
             chosen = [request for request in requests if request.key in keys]
             requests = whole_groups(chosen)
             if notes is not None and (alone := sum(a.group != b.group for a, b in zip(requests, chosen, strict=True))):
-                notes.append(Note("diversity", f"{alone} requests are drawn without all of their group, so each stands alone"))
+                many = counted(alone, "request")
+                notes.append(Note("diversity", f"drawn without all of their group, so that each stands alone: {many}"))
         if identity is None:
             config = in_full(config)
             require_rows(config)

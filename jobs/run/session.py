@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
 from index.errors import RunStopped
 from index.storage import digest_of, fenced, require_held
 from jobs import signals
@@ -165,7 +166,7 @@ class Session:
             if place.state == "replaced":
                 before["replaced_sha256"] = place.plan_file_sha256
                 self.report("note", place.note)
-            requests = f"{len(self.plan.requests)} requests"
+            requests = counted(len(self.plan.requests), "request")
             self.event("run.started", requests, run_id=self.run_id, plan_sha256=plan_sha256, **files, **before)
             for note in self.plan.notes:
                 text = without_paths(f"{note.topic}: {note.text}", self.folder, self.plan.base)
@@ -348,7 +349,7 @@ def run_session(
         if session.place.state == "begun":
             session.begin()
         if not session.sealed:
-            session.report("started", f"{len(session.pending())} of {len(plan.shards)} shards to do")
+            session.report("started", f"{len(session.pending())} of {counted(len(plan.shards), 'shard')} to do")
         yield session
     except BaseException as error:
         session.close(error)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from index.counted import counted
 from index.storage import write_file
-from jobs.reaudit.receipt import NAMED, counted, gap_lines, more, run_lines
+from jobs.reaudit.receipt import NAMED, gap_lines, more, run_lines
 from jobs.takedown.takedown import ADD, Done
 
 FORMAT = "clearance takedown receipt 1"

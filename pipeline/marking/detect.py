@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
+from index.counted import counted
 from index.picture import read_picture
 from pipeline.keys import Keys
 from pipeline.marking.c2pa import Manifest, read_manifest
@@ -98,7 +99,7 @@ class Detector:
             if found.found:
                 return Layer(name=name, state="pass", false_alarms=rate, **_told(found, key))
         small = min(picture.shape[:2]) < cls.least_side
-        what = f"not found with {len(self.keys)} key{'s' if len(self.keys) > 1 else ''}"
+        what = f"not found with {counted(len(self.keys), 'key')}"
         what += f"; pictures below {cls.least_side} pixels are not marked" if small else ""
         if manifest.intact and any(one.rpartition(".")[2] == watermark.name for one in manifest.bindings):
             what += "; the manifest names one, so it was made with another key"  # the pixels are those that were signed

@@ -23,7 +23,7 @@ def weights(folder: Path) -> Path:
 def test_weights_that_match(tmp_path: Path) -> None:
     weights(tmp_path)
     [line] = doctor.check_weights(tmp_path)
-    assert line.state == "ok" and "1 files" in line.what
+    assert line.state == "ok" and "1 file," in line.what
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "garble", "nothing"])

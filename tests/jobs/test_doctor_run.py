@@ -49,7 +49,7 @@ def test_what_init_writes_passes_the_dry_run(found: RunLooks) -> None:
 
 def test_a_run_that_can_begin_is_four_lines(found: RunLooks) -> None:
     assert [line.topic for line in found.four] == ["run", "room", "time", "looks for"]
-    assert found.ok and found.four[0].what.startswith("can begin: 7 of 7 requests to draw in 1 shards (local, 1 worker)")
+    assert found.ok and found.four[0].what.startswith("can begin: 7 of 7 requests to draw in 1 shard (local, 1 worker)")
 
 
 def test_disk_and_memory_are_held_against_what_is_free(found: RunLooks) -> None:

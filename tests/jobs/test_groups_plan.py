@@ -75,7 +75,7 @@ def test_a_further_run_says_how_many_stand_alone(project: Path) -> None:
     notes: list[Note] = []
     made = plan(project, config(), only=["row-000000#1", "row-000001#1", "row-000001#2"], notes=notes)
     assert [one.group for one in made.requests] == ["", "row-000001#1-2", "row-000001#1-2"]
-    assert Note("diversity", "1 requests are drawn without all of their group, so each stands alone") in notes
+    assert Note("diversity", "drawn without all of their group, so that each stands alone: 1 request") in notes
 
 
 def test_a_plan_gives_its_groups_back(project: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_lines_keep_their_names(project: Path) -> None:
     assert shown.exit_code == 0, shown.stderr
     rows = [line.split(maxsplit=1) for line in shown.stdout.splitlines() if line.strip()]
     values = {name: rest for name, *more in rows for rest in more}
-    assert values["requests"].strip() == "4 in 1 shards" and values["policy"].startswith("small 1; ladder of 2 rungs")
+    assert values["requests"].strip() == "4 in 1 shard" and values["policy"].startswith("small 1; ladder of 2 rungs")
     assert "if nothing is steered; the ladders allow up to 3 times as much" in values["time"]
     assert values["measured"].startswith("a denoiser call of 4 rows") and "5 calls, all of them full" in values["measured"]
     assert values["binds"].startswith("config, policy, requests, ")
@@ -350,7 +350,7 @@ def test_a_run_that_stopped_counts_what_is_left(project: Path) -> None:
     assert refused.exit_code == 2 and "--resume" in refused.stderr
     result, found = dry(project, "--resume")
     assert result.exit_code == 0 and found["to_draw"] == 0
-    assert "0 requests are still to be drawn" in found["opened"]["folder"]
+    assert "with 0 requests still to be drawn" in found["opened"]["folder"]
 
 
 def test_the_notes_of_a_run_stay_with_it(project: Path) -> None:

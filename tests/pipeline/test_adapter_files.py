@@ -102,7 +102,7 @@ def test_the_configuration_of_peft_counts_for_its_own_file_alone(tmp_path: Path)
 
 
 def test_tensors_beside_pairs_are_not_lost_in_silence(tmp_path: Path) -> None:
-    assert "1 tensors beside low-rank pairs" in refused(file(tmp_path, PAIR | {"unet.mid.norm.weight": (8,)})).what
+    assert "holds 1 tensor beside low-rank pairs" in refused(file(tmp_path, PAIR | {"unet.mid.norm.weight": (8,)})).what
 
 
 @pytest.mark.parametrize("half", list(PAIR))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from index.counted import counted
 from index.errors import ConfigError, InputError
 from jobs.run.dataset.chain import Chain, Member, latest, member
 from jobs.run.dataset.out import NUMBER, Out
@@ -116,6 +117,6 @@ def _further(chain: Chain, config: RunConfig, base: Path, folder: Path, *, only_
         wanted.update(failed)
         parts.append(f"{len(failed)} ended as errors and are repeated" if failed else "no request failed")
     ordered = [one.key for one in requests if one.key in wanted] + sorted(wanted - {one.key for one in requests})
-    runs = f"{len(chain.members)} run{'s' if len(chain.members) > 1 else ''}"
+    runs = f"{counted(len(chain.members), 'run')}"
     about = f"data set {chain.dataset_id} ({runs}): {'; '.join(parts)}"
     return Which(folder=folder, only=ordered, parent=chain.last.plan_sha256, about=about)

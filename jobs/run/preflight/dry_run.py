@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from index.counted import counted
 from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
-from jobs.run.planning.sizes import counted, own_sides
+from jobs.run.planning.sizes import counted as counted_sizes
+from jobs.run.planning.sizes import own_sides
 from jobs.run.preflight.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.run.preflight.notes import device_notes_of, notes_of
 from jobs.run.preflight.stated_notes import adapter_in_words, adapter_notes, largest_note, stated_notes, unguided_notes
@@ -158,7 +160,7 @@ def _look_at_folder(found: Preflight, *, resume: bool) -> None:
     if place.state == "begun":
         done = committed(found.folder)
         found.todo = [r for shard in found.plan.shards if shard.shard_id not in done for r in shard.requests]
-    left = f"holds this plan; {len(found.todo)} requests are still to be drawn"
+    left = f"holds this plan, with {counted(len(found.todo), 'request')} still to be drawn"
     states = {"new": "new", "begun": left, "replaced": "holds another plan, of which nothing was committed"}
     found.opened["folder"] = f"{found.folder} ({states[place.state]})"
 
@@ -237,7 +239,7 @@ def _index(copies: Copies) -> str:
     point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
         "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
     )
-    return f"{len(copies.index)} references; {point}"
+    return f"{counted(len(copies.index), 'reference')}; {point}"
 
 
 def _load(
@@ -330,13 +332,13 @@ def lines(found: Preflight) -> dict[str, str]:
     if found.estimate is not None:
         pictures += f" to release at most; up to {found.estimate.times} drawn for one request"
     shown = {
-        "requests": f"{len(plan.requests)} in {len(plan.shards)} shards",
+        "requests": f"{len(plan.requests)} in {counted(len(plan.shards), 'shard')}",
         "bad rows": f"{len(bad)}" + (" (each becomes an error row)" if bad else ""),
         "pictures": pictures,
         **_sizes(found),
         **(_sums(found) if found.estimate else {"time": f"not estimated: {found.unmeasured or 'see the problems'}"}),
-        "runner": f"{found.runner}, {found.workers} worker{'s' if found.workers > 1 else ''}",
-        "policy": f"{plan.policy.name} {plan.policy.version}; ladder of {len(plan.policy.ladder)} rungs, "
+        "runner": f"{found.runner}, {counted(found.workers, 'worker')}",
+        "policy": f"{plan.policy.name} {plan.policy.version}; ladder of {counted(len(plan.policy.ladder), 'rung')}, "
         f"for marks {len(plan.policy.mark_ladder)}",
     }
     shown |= {name: value for name, value in found.opened.items() if name not in shown}
@@ -349,7 +351,7 @@ def _sizes(found: Preflight) -> dict[str, str]:
     """How many pictures there are of each size, where requests state their own."""
     measured = found.measured
     own = own_sides(found.plan.config.model) if measured is None else (measured.width, measured.height)
-    if len(sizes := counted(found.todo, own)) < 2:
+    if len(sizes := counted_sizes(found.todo, own)) < 2:
         return {}
     named = [f"{many} of {width or 'own'} × {height or 'own'}" for (width, height), many in sizes.most_common()]
     more = f" and {len(named) - SIZES} more sizes" if len(named) > SIZES else ""

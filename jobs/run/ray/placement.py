@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from index.counted import counted
 from pipeline.config import RunConfig
 from pipeline.model.device import cores
 
@@ -37,7 +38,7 @@ class Need:
         return sum(self.fits(resources) for resources in machines)
 
     def __str__(self) -> str:
-        cpus = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+        cpus = f"{counted(self.cpus, 'CPU')}"
         if not self.gpus:
             return cpus
         return f"{cpus} and {'a' if self.gpus == 1 else f'{self.gpus:g} of a'} GPU"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from index.counted import counted
 from index.errors import ConfigError, ModelError
 from index.places.cache import local_copy
 from index.shipped import STICKERS
@@ -301,7 +302,7 @@ def _kind_of(tensors: Tensors, where: str) -> Kind:
     if downs:
         others = [name for name in tensors if not any(part.search(name) for part in (DOWN, UP, ALPHA))]
         if others:
-            what = f"holds {len(others)} tensors beside low-rank pairs, which would be lost (first {others[0]})"
+            what = f"holds {counted(len(others), 'tensor')} beside low-rank pairs, which would be lost (first {others[0]})"
             raise ModelError(what, where=where, fix=MERGE)
         halves = [{name[: found.start()] for name in tensors if (found := half.search(name))} for half in (DOWN, UP)]
         if alone := sorted(halves[0] ^ halves[1]):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from index.counted import counted
 from index.errors import ModelError
 from pipeline.model.adapters.file import ALPHA, DOWN, UP, AdapterFile
 from pipeline.model.adapters.lowrank import LowRank
@@ -138,7 +139,7 @@ def _converted(found: AdapterFile, pipeline: Any) -> tuple[list[str], dict[str, 
         raise ModelError(what, where=f"adapter {found.config.path}", fix=_advice(found, pipeline))
     state, beside = (converted[0], converted[1] or {}) if isinstance(converted, tuple) else (converted, {})
     if others := [name for name in state if not any(kind.search(name) for kind in (DOWN, UP, ALPHA))]:
-        what = f"holds {len(others)} tensors beside low-rank pairs, which would be lost (first {others[0]})"
+        what = f"holds {counted(len(others), 'tensor')} beside low-rank pairs, which would be lost (first {others[0]})"
         raise ModelError(what, where=f"adapter {found.config.path}", fix="Use a plain LoRA, or merge this one into a model")
     stated = {name: value for name, value in (*state.items(), *beside.items()) if name.endswith(".alpha")}
     return [name for name in state if DOWN.search(name)], {_plain(name): float(value) for name, value in stated.items()}

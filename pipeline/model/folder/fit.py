@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from index.counted import counted
 from index.errors import ClearanceError, ModelError
 from index.torchvision_ops import ensure
 from pipeline.model.folder.parts import RESTORE, STEMS, Part
@@ -40,7 +41,7 @@ def check_fit(part: Part) -> list[Note]:
         raise ModelError(what, where=str(part.folder / "config.json"), fix=RESTORE) from error
     where = str(part.files[0])
     if missing:
-        what = f"lacks {_many(len(missing))} of {part.class_name}, first {', '.join(missing[:SHOWN])}"
+        what = f"lacks {counted(len(missing), 'tensor')} of {part.class_name}, first {', '.join(missing[:SHOWN])}"
         raise ModelError(what, where=where, fix=f"{RESTORE}, or use the config.json that belongs to these weights")
     if shapes:
         name, found, wanted = shapes[0]
@@ -50,7 +51,8 @@ def check_fit(part: Part) -> list[Note]:
         raise ModelError(what, where=where, fix="Use weights and config.json of the same model")
     floats = [name for name in unexpected if part.tensors.get(name, ("F32",))[0] not in ("I64", "I32", "BOOL")]
     if floats:
-        text = f"{_many(len(floats))} in the weights of {part.name} fit nowhere in {part.class_name}, first {floats[0]}"
+        many = counted(len(floats), "tensor")
+        text = f"{many} in the weights of {part.name} fit nowhere in {part.class_name}, first {floats[0]}"
         return [Note("model", text)]
     return []
 
@@ -134,7 +136,3 @@ def _transformers(cls: Any, part: Part) -> Difference:
         )  # fmt: skip
     shapes = [(name, tuple(here), tuple(wanted)) for name, here, wanted in found["mismatched_keys"]]
     return sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), sorted(shapes)
-
-
-def _many(count: int) -> str:
-    return f"{count} tensor{'s' if count > 1 else ''}"
