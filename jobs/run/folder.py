@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,7 @@ from index.storage import (
 from jobs.run.plan import Plan
 from jobs.run.planning.stored_plan import difference, plan_json_digest, stored_plan
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+from pipeline.outcome import Request
 from pipeline.salt import PART as SALT
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.audit.shards import ShardReceipt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """What an output folder is to a plan.
 
@@ -47,10 +48,12 @@ class Place:
         run_id: of the run that is there, or that is to begin.
         plan_file_sha256: digest of the plan.json that is there; empty when there is none.
         note: a sentence for people about a plan that is replaced.
+        plan: the plan to run there. Where the folder's plan words the problems of bad rows otherwise, its words stay in force.
     """
 
     state: Literal["new", "begun", "replaced"]
     run_id: str
+    plan: Plan
     plan_file_sha256: str = ""
     note: str = ""
 
@@ -75,40 +78,56 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
     require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
     if not is_folder(out):
         if is_remote(out) or not out.exists():
-            return Place("new", run_id)
+            return Place(state="new", run_id=run_id, plan=plan)
         raise PlanMismatch("is a file, not a folder", where=str(out), fix="Name a new folder as --out")
     theirs = _not_ours(out)
     if entry_of(out, PLAN_FILE) is None:
         if theirs or markers(out):
             what = f"is not a run folder and not empty ({', '.join(theirs[:3]) or 'commits'})"
             raise PlanMismatch(what, where=str(out), fix="Name a new folder as --out")
-        return Place("new", run_id)
+        return Place(state="new", run_id=run_id, plan=plan)
     stored, digest = stored_plan(out), _plan_file(out)
     before = Plan.load(out, plan)
-    if before.plan_sha256 == plan.plan_sha256:
+    here = _in_its_words(plan, before)
+    if before.plan_sha256 == here.plan_sha256:
         if not resume:
             raise PlanMismatch(
                 "the folder already holds this plan", where=str(out), fix="Add --resume to continue it, or name another --out"
             )
-        return Place("begun", stored["run_id"], digest)
-    changed = difference(plan.parts, before.parts)
+        return Place(state="begun", run_id=stored["run_id"], plan=here, plan_file_sha256=digest)
+    changed = difference(here.parts, before.parts)
     if theirs or markers(out) or entry_of(out, "run.json") is not None:
-        if _without_salt(plan.parts) == _without_salt(before.parts):
-            there, here = (parts.get(SALT) or "the public one" for parts in (before.parts, plan.parts))
+        if _without_salt(here.parts) == _without_salt(before.parts):
+            there, now = (parts.get(SALT) or "the public one" for parts in (before.parts, here.parts))
             raise PlanMismatch(
-                f"the prompts of this run are recorded under another salt: {there} there, {here} here",
+                f"the prompts of this run are recorded under another salt: {there} there, {now} here",
                 where=str(out),
                 fix="Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with",
             )
         fix = "Name another --out, or bring back what changed and use --resume"
-        if {name for name in plan.parts if plan.parts[name] != before.parts.get(name)} == {"requests"}:
+        if {name for name in here.parts if here.parts[name] != before.parts.get(name)} == {"requests"}:
             fix = "Name another --out; --only-new draws what is new there, as a further run of the data set"
         raise PlanMismatch(f"the folder belongs to another plan ({changed})", where=str(out), fix=fix)
     if holds := state_of(out).holds:
         what = f"the folder is under a legal hold ({', '.join(holds)}), and the new plan would take its place"
         raise PlanMismatch(what, where=str(out), fix="Name another --out; see `clearance hold show`")
     note = f"nothing was committed under the plan that the folder held ({changed}): this plan takes its place"
-    return Place("replaced", run_id, digest, note)
+    return Place(state="replaced", run_id=run_id, plan=plan, plan_file_sha256=digest, note=note)
+
+
+def _in_its_words(plan: Plan, before: Plan) -> Plan:
+    """The plan, with the requests of the folder's own where they differ in no more than the text of problems.
+
+    The text of a problem is for people: another version may word it otherwise. Its code says what is wrong, with which column.
+    """
+    if plan.parts["requests"] == before.parts["requests"] or len(plan.requests) != len(before.requests):
+        return plan
+    pairs = zip(plan.requests, before.requests, strict=True)
+    return replace(plan, requests=before.requests) if all(_coded(now) == _coded(then) for now, then in pairs) else plan
+
+
+def _coded(request: Request) -> Request:
+    return request if request.problem is None else replace(request, problem=(request.problem[0], ""))
 
 
 def _without_salt(parts: Mapping[str, str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def run_local(
         pending = session.pending()
         if pending:
             opened = Worker(
-                plan, session.folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended
+                session.plan, session.folder, session.run_id, "local-0", open_loop=open_loop, on_sample=session.sample_ended
             )
             with closing(opened) as worker:
                 session.ready(worker.context, "local-0")

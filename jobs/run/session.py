@@ -83,11 +83,11 @@ class Session:
     def __init__(
         self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
     ) -> None:
-        self.plan, self.runner, self.on_event, self.open_loop = plan, runner, on_event, open_loop
+        self.runner, self.on_event, self.open_loop = runner, on_event, open_loop
         # On an object store every commit, also one of a worker, looks whether the folder is still this session's.
         self.folder = fenced(folder, LEASE_FILE, secrets.token_hex(8))
         self.place = look(folder, plan, resume=resume)
-        self.run_id = self.place.run_id
+        self.plan, self.run_id = self.place.plan, self.place.run_id
         self.context: RunContext | None = None  # set by the first worker that is ready
         self.anchors: Anchors | None = None  # what the headers of this session's shards name
         self.started = time.monotonic()
@@ -99,7 +99,7 @@ class Session:
         self.sealed = False
         keys = Keys.find(plan.config.marks.keys, base=plan.base)
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
-        self._shard_of = {request.row_no: shard.shard_id for shard in plan.shards for request in shard.requests}
+        self._shard_of = {request.row_no: shard.shard_id for shard in self.plan.shards for request in shard.requests}
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._ended: Counter[str] = Counter()  # outcomes in committed shards: summing the receipts again would cost N² in a run
         self._claim = ExitStack()
@@ -349,7 +349,7 @@ def run_session(
         if session.place.state == "begun":
             session.begin()
         if not session.sealed:
-            session.report("started", f"{len(session.pending())} of {counted(len(plan.shards), 'shard')} to do")
+            session.report("started", f"{len(session.pending())} of {counted(len(session.plan.shards), 'shard')} to do")
         yield session
     except BaseException as error:
         session.close(error)

@@ -103,6 +103,38 @@ def test_resume_does_only_what_is_open(make_plan: MakePlan, tmp_path: Path, open
     assert kinds(folder) == ["run.started", "run.stopped", "run.resumed", "run.finished", "run.sealed"]
 
 
+def reworded(plan: Plan, code: str = "") -> Plan:
+    """The plan as a version would make it that describes problems of rows in other words."""
+    bad = [(one.row_no, (code or one.problem[0], "as it was worded once")) for one in plan.requests if one.problem]
+    requests = list(plan.requests)
+    for row_no, problem in bad:
+        requests[row_no] = replace(requests[row_no], problem=problem)
+    assert bad
+    return replace(plan, requests=tuple(requests))
+
+
+def test_another_wording_of_a_problem_does_not_stop_a_resume(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+    plan = make_plan(["cat", "owl", "disk-full", "", "fox", ""])
+    before = reworded(plan)
+    assert before.plan_sha256 != plan.plan_sha256
+    with pytest.raises(RunStopped, match="No space left"):
+        run_local(before, tmp_path / "run", open_loop=open_loop)
+    (tmp_path / "space").touch()
+    result = run_local(plan, tmp_path / "run", open_loop=open_loop)
+    check_whole(result, plan)
+    assert result.plan_sha256 == before.plan_sha256
+    texts = {row["error_message"] for row in sample_rows(result.folder) if row["outcome"] == "error"}
+    assert texts == {"as it was worded once"}  # one run, one wording: the one that its plan binds
+
+
+def test_another_problem_stops_a_resume(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+    plan = make_plan(["cat", "owl", "disk-full", "", "fox"])
+    with pytest.raises(RunStopped, match="No space left"):
+        run_local(reworded(plan, "input.bad_prompt"), tmp_path / "run", open_loop=open_loop)
+    with pytest.raises(PlanMismatch, match="changed: requests"):
+        run_local(plan, tmp_path / "run", open_loop=open_loop)
+
+
 def test_run_that_was_stopped_before_its_seal_is_sealed(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
     plan = make_plan(PROMPTS)
     folder = started(plan, tmp_path / "run")

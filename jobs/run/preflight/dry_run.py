@@ -159,7 +159,7 @@ def _look_at_folder(found: Preflight, *, resume: bool) -> None:
         found.notes.append(Note("folder", place.note))
     if place.state == "begun":
         done = committed(found.folder)
-        found.todo = [r for shard in found.plan.shards if shard.shard_id not in done for r in shard.requests]
+        found.todo = [r for shard in place.plan.shards if shard.shard_id not in done for r in shard.requests]
     left = f"holds this plan, with {counted(len(found.todo), 'request')} still to be drawn"
     states = {"new": "new", "begun": left, "replaced": "holds another plan, of which nothing was committed"}
     found.opened["folder"] = f"{found.folder} ({states[place.state]})"
