@@ -30,6 +30,7 @@ class Family:
         pipeline: diffusers' class.
         negative: the suite's negative prompt.
         takes_negative: there is classifier-free guidance at all.
+        unasked: diffusers guides where no negative prompt is given, too: away from the empty one.
         side: width and height of its pictures, in pixels.
         tokens: how many tokens of text it is given; where diffusers' call takes a number, that one too.
         asks: further arguments of diffusers' call.
@@ -42,6 +43,7 @@ class Family:
     pipeline: str
     negative: str = NEGATIVE
     takes_negative: bool = True
+    unasked: bool = True
     side: int = 16
     tokens: int = 24
     asks: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +72,7 @@ FAMILIES = {
     "sd3": Family(pipeline="StableDiffusion3Pipeline", asks=OF_T5),
     "flux": Family(
         pipeline="FluxPipeline",
+        unasked=False,
         asks=OF_T5,
         guided={"guidance_scale": SCALE, "true_cfg_scale": 2.0, "negative_prompt": NEGATIVE},
         plain={"guidance_scale": SCALE},
@@ -92,6 +95,7 @@ FAMILIES = {
     ),
     "qwen_image": Family(
         pipeline="QwenImagePipeline",
+        unasked=False,
         side=32,
         tokens=320,  # of a tokenizer of bytes, which makes a long text of the instruction
         asks={"max_sequence_length": 320},

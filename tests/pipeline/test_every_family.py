@@ -130,6 +130,24 @@ def test_pictures_are_those_of_diffusers_own_pipeline(
     assert_same_picture(ours, expected)
 
 
+def test_without_a_negative_prompt_it_is_guided_away_from_the_empty_one(
+    family: Family, model: DiffusionModel, theirs: Any
+) -> None:
+    """Two of diffusers' pipelines guide only where a negative prompt is given; with the empty one given, all are ours."""
+    if not family.takes_negative:
+        pytest.skip("there is no classifier-free guidance")
+    none = {key: value for key, value in family.guided.items() if key != "negative_prompt"}
+    empty = none | ({} if family.unasked else {"negative_prompt": ""})
+    e = engine_of(family, model)
+    ours = pixels(model, finish(e, [sample(e, 5, PROMPT, negative=text(model, "", negative=True))])[5])
+    assert_same_picture(ours, drawn_by(theirs, replace(family, guided=empty), 5))
+    if not family.unasked:
+        unguided = engine_of(family, model, guided=False)
+        plain = pixels(model, finish(unguided, [sample(unguided, 5, PROMPT)])[5])
+        assert_same_picture(plain, drawn_by(theirs, replace(family, guided=none), 5))
+        assert (plain - ours).abs().max() > 1e-3  # twice what is still the same picture
+
+
 def assert_same_picture(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert ours.std() > 0.05  # a picture at all
     assert (ours - theirs).abs().max() < 5e-4
