@@ -179,6 +179,31 @@ def test_words_and_weights_together(request: pytest.FixtureRequest, tmp_path: Pa
     assert moved.nonzero().flatten().tolist() == [2, 3]  # behind the beginning and "a"
 
 
+def test_weights_stay_where_an_eraser_adds_its_tokens(request: pytest.FixtureRequest) -> None:
+    model, tokens = model_of(request, "tiny_sd"), vectors(32, 3)
+    plain, empty = model.encode_words("a red cat", tokens).tokens, encoded(model, [""])[0].view(-1, 32)
+    red = 2  # behind the beginning and "a"
+    with Reading(model.parts, weights=True).reading():
+        weighted = model.encode_words("a (red:1.5) cat", tokens).tokens
+        unweighted = model.encode_words("a red cat", tokens).tokens
+        again = model.encode_words("a (red:1.5) cat", tokens).tokens
+        without = encoded(model, ["a red cat"])[0].view(-1, 32)
+    expected = plain.clone()
+    expected[red] = empty[red] + 1.5 * (plain[red] - empty[red])
+    assert torch.allclose(weighted, expected, atol=1e-5) and not torch.allclose(weighted, plain, atol=1e-3)
+    assert torch.equal(weighted, again) and torch.equal(unweighted, plain)  # weights of a call before are forgotten
+    assert torch.equal(without, encoded(model, ["a red cat"])[0].view(-1, 32))
+
+
+def test_weights_of_what_is_cut_off_are_cut_off_with_it(request: pytest.FixtureRequest) -> None:
+    model, tokens = model_of(request, "tiny_sd"), vectors(32, 3)
+    text = "a cat " * 40
+    with Reading(model.parts, weights=True).reading():
+        weighted = model.encode_words(f"(a:1.5) {text[2:]}(cat:3)", tokens).tokens
+    moved = (weighted != model.encode_words(text, tokens).tokens).any(dim=-1)
+    assert moved.nonzero().flatten().tolist() == [1]
+
+
 def test_brackets_are_text_without_the_key(request: pytest.FixtureRequest) -> None:
     model = model_of(request, "tiny_sd")
     plain = encoded(model, ["a (cat:1.5)"])

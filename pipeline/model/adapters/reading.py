@@ -95,12 +95,15 @@ class StandIn:
 
     Attributes:
         noted: ids (N, T) of the last call → weights float32 (N, T); None where all are 1.
+        words: ids and weights of the text that was last asked for without its beginning and its end, each a list of T numbers:
+            an eraser puts its tokens behind them. None where all weights are 1.
     """
 
     def __init__(self, tokenizer: Any, reading: Reading, *, own: bool) -> None:
         self._tokenizer, self._reading = tokenizer, reading
         self._patterns = [one.pattern for one in reading.embeddings] if own else []
         self.noted: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.words: tuple[list[int], list[float]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -111,12 +114,15 @@ class StandIn:
         plain = [one.text for one in marked]
         found = self._tokenizer(plain[0] if isinstance(text, str) else plain, **how)
         words = [self._words(one) for one in plain]
-        if how.get("padding") == "max_length":
-            self.noted = None
+        alone = isinstance(text, str) and how.get("add_special_tokens") is False
+        if alone or how.get("padding") == "max_length":
+            self.noted = self.words = None
         if not any(words) and not any(one.spans for one in marked):
             return found
         tensors = how.get("return_tensors") == "pt"
         rows = [self._row(one, found_in, how) for one, found_in in zip(marked, words, strict=True)]
+        if alone:
+            self.words = rows[0]
         longest = max(len(ids) for ids, _ in rows)
         pad = self._tokenizer.pad_token_id
         ids = [ids + [pad] * (longest - len(ids)) for ids, _ in rows]
@@ -129,6 +135,20 @@ class StandIn:
         if how.get("padding") == "max_length":  # the others are looked at for their length alone
             weights = torch.tensor([each + [1.0] * (longest - len(each)) for _, each in rows])
             self.noted = (found["input_ids"], weights)
+        return found
+
+    def weights_of(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """The weights (N, T) of ids (N, T) that the tokenizer made, as they are or with new tokens behind their text."""
+        if self.noted is not None and self.noted[0].shape == ids.shape and bool((self.noted[0].to(ids.device) == ids).all()):
+            return self.noted[1].to(ids.device)
+        if self.words is None:
+            return None
+        found = ids.new_ones(ids.shape).float()
+        for row, own in enumerate(ids[:, 1:].tolist()):  # the first one begins the text; what did not fit was cut off its end
+            for at, (id_, given, weight) in enumerate(zip(own, *self.words, strict=False), 1):
+                if id_ != given:
+                    break
+                found[row, at] = weight
         return found
 
     def batch_decode(self, ids: Any, **how: Any) -> Any:
@@ -226,11 +246,8 @@ class _Hooks:
 
     def _after(self, encoder: Any, args: tuple[Any, ...], named: dict[str, Any], out: Any) -> Any:
         """Scale the tokens of every state of the output; pooled embeddings stay."""
-        noted, ids = self._stand_in.noted, self._own[0]
-        if self._inside or noted is None or noted[0].shape != ids.shape or not bool((noted[0].to(ids.device) == ids).all()):
-            return out
-        weights = noted[1].to(ids.device)
-        if bool((weights == 1).all()):
+        ids = self._own[0]
+        if self._inside or (weights := self._stand_in.weights_of(ids)) is None or bool((weights == 1).all()):
             return out
         self._inside = True
         try:
