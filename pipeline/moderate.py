@@ -240,29 +240,45 @@ def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> 
 
 
 def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:
-    """Probe the running samples that are not steered yet; take those that are caught out of the engine.
+    """Probe the running samples, steered or not; take those that are caught out of the engine.
 
     A probe that fails costs no picture: the guards check the finished one anyway, and the attempt records the failure.
     """
     if runtime.early is None:
         return []
-    due = [
-        t
-        for t in runtime.engine.running  # all of one size
-        if runtime.early.due(t)
-        and (open_requests[t.tag].intervention or RESEEDED).kind == "reseed"
-        and open_requests[t.tag].rungs - open_requests[t.tag].marked < len(runtime.policy.ladder)
-        and not t.group  # its mates need it in their calls
-        and affordable(runtime, open_requests[t.tag], t)
-    ]
-    early = runtime.early_at(due[0].size) if due else None
-    if early is None:
-        return []
-    found, failures = together_or_alone(
-        lambda some: early.look(some, [runtime.adapters.plain(open_requests[t.tag].prompt) for t in some]), due
-    )
+    plain, steered = _due(runtime, open_requests)
+    early, again = runtime.early_at(plain[0].size) if plain else None, runtime.steered_probe
+    found: list[tuple[Trajectory, Caught | None]] = []
+    failures: list[tuple[Trajectory, Exception]] = []
+    if early is not None:
+        prompts = {t.tag: runtime.adapters.plain(open_requests[t.tag].prompt) for t in plain}
+        found, failures = together_or_alone(lambda some: early.look(some, [prompts[t.tag] for t in some]), plain)
+    if again is not None and steered:
+        own = {t.tag: open_requests[t.tag].own_references() for t in steered}
+        more, failed = together_or_alone(lambda some: again.look(some, [own[t.tag] for t in some]), steered)
+        found, failures = [*found, *more], [*failures, *failed]
     for t, error in failures:
         open_requests[t.tag].unlooked = f"early: {type(error).__name__}: {error}"[:200]
     caught = [(t, hit) for t, hit in found if hit is not None]
     runtime.engine.withdraw([t for t, _ in caught])
     return caught
+
+
+def _due(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> tuple[list[Trajectory], list[Trajectory]]:
+    """The running samples that a probe looks at now and that can be steered: those not steered yet, and those that are."""
+    early, again = runtime.early, runtime.steered_probe
+    due: tuple[list[Trajectory], list[Trajectory]] = [], []
+    for t in runtime.engine.running:  # all of one size
+        if t.group:  # its mates need it in their calls
+            continue
+        open_request = open_requests[t.tag]
+        steered = (open_request.intervention or RESEEDED).kind != "reseed"
+        probe = again if steered else early
+        if (
+            probe is not None
+            and probe.due(t)
+            and open_request.rungs - open_request.marked < len(runtime.policy.ladder)
+            and affordable(runtime, open_request, t)
+        ):
+            due[steered].append(t)
+    return due

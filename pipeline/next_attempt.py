@@ -21,7 +21,7 @@ from pipeline.references import References
 from pipeline.respond.copies import RESEED, Failed, Tools, Words, random_references, retry
 from pipeline.respond.early import TURNED
 from pipeline.respond.marks import Erasure, erase
-from pipeline.rungs import EraseRung, FromReferences, Rung
+from pipeline.rungs import EraseRung, FromReferences, NudgeRung, Rung
 from pipeline.runtime import Runtime
 from pipeline.steer.diversity import Group, mates_push
 from pipeline.steer.erase_tokens import marks_found
@@ -137,9 +137,10 @@ def _again(
         ref_ids = random_references(everything, ref_ids, seed=open_request.request.seed, attempt=attempt)[: rung.references]
     references = runtime.references_at(last.size)
     latents = {ref_id: z for ref_id in ref_ids if (z := references.latent(ref_id)) is not None}
+    every = list(latents)[: rung.references] if isinstance(rung, NudgeRung) and rung.colours == "all" else []
     failed = Failed(
         last=last, seed=open_request.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        colours=_colours(references, open_request), words=_words(runtime, open_request), caught_at=caught_at,
+        colours=_colours(references, open_request, every), words=_words(runtime, open_request), caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
         engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=references.centre,
@@ -195,10 +196,10 @@ def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
     )
 
 
-def _colours(references: References, open_request: OpenRequest) -> dict[str, list[torch.Tensor]]:
-    """Latents of all references that the sample copied in other colours: the next attempt may copy another one of them."""
+def _colours(references: References, open_request: OpenRequest, every: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Latents in other colours, of ``every`` and of those that the sample copied so: the next attempt may copy another one."""
     caught = [caught.nearest[0].ref_id for caught in open_request.caught if caught.signal.endswith(TURNED)]
     found = [
         f.ref_id for attempt in open_request.attempts for f in attempt.findings if f.triggered and f.category == RECOLOURED
     ]
-    return {ref_id: references.recoloured(ref_id) for ref_id in dict.fromkeys([*caught, *found])}
+    return {ref_id: references.recoloured(ref_id) for ref_id in dict.fromkeys([*every, *caught, *found])}

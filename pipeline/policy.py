@@ -120,7 +120,14 @@ class EarlyPolicy:
         absent="the calibrated ones, by noise level",
     )  # fmt: skip
     arm: bool = flag(True, "references that the prompt is near to catch a sample at a lower score")
+    steered: tuple[Annotated[float, within(0.001, 0.999)], ...] = several(
+        (), 32, "shares of the steps after which the predicted picture of a steered sample is looked at as a finished one"
+    )
     rollback: float = number(0.05, 0, 1, "share of the steps that a caught sample goes back before it is steered")
+
+    def __post_init__(self) -> None:
+        if self.steered and not self.enabled:
+            raise contradiction("steered", "has no effect without early detection", "Set early.enabled = true, or remove it")
 
 
 @settings

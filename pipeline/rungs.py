@@ -147,6 +147,9 @@ class NudgeRung(Nudging):
     penalty: Literal["l2_squared", "l2"] = choice("l2_squared", "penalty on the distance moved")
     solver: Literal["steps", "closed_form"] = choice("steps", "gradient steps, or the minimum of the paper's objective")
     direction: Literal["gradient", "random"] = choice("gradient", "random: the control, equally far in a random direction")
+    colours: Literal["copied", "all"] = choice(
+        "copied", "other colours of the references to be pushed from as well: those of references copied in one, or of all"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,6 +33,7 @@ from pipeline.policy import Policy, action_of
 from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, fits, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
+from pipeline.respond.steered_probe import SteeredProbe
 from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt
 from pipeline.settings import digest
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from guards.prompt import PromptGuard, PromptLook
     from index.store import ReferenceIndex
     from pipeline.audit.context import RunContext
-    from pipeline.engine.trajectory import Size
+    from pipeline.engine.trajectory import Size, Trajectory
     from pipeline.model.adapters.reading import Worn
     from pipeline.model.conditioning import Conditioning
     from pipeline.model.contexts import Contexts
@@ -114,8 +115,8 @@ class Runtime:
         self._references = {model.latent_shape[1:]: self.references}
         self.early = self._early(self.references)
         self._earlies: dict[Size, EarlyDetector | None] = {}  # of other sizes
-        if self.early is not None:
-            self.engine.looked_at = self.early.due
+        self.steered_probe = self._steered_probe()
+        self.engine.looked_at = self._looked_at
         self.erasers = erasers or Erasers()
         self._prompt_looks = lru_cache(maxsize=PROMPT_LOOKS)(lambda guard, prompt: guard.check(prompt))
         self._standing_of = lru_cache(maxsize=kept)(lambda text, worn: self._negative(text, self.standing, worn))
@@ -238,6 +239,14 @@ class Runtime:
             )  # fmt: skip
         size = references.shape[1:]
         return EarlyDetector.open(policy.early, self.model, self.engine.sampler, copies, latents=latents, size=size)
+
+    def _steered_probe(self) -> SteeredProbe | None:
+        shares, copies = self.policy.early.steered, self.copies
+        return SteeredProbe(shares, self.model.decode, copies) if shares and copies and wanted(self.policy) else None
+
+    def _looked_at(self, t: Trajectory) -> bool:
+        """Whether a probe may look at a sample after the step that it has just taken."""
+        return any(probe is not None and probe.due(t) for probe in (self.early, self.steered_probe))
 
     @property
     def looker(self) -> Looker:

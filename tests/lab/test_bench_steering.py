@@ -11,8 +11,10 @@ import pytest
 
 import jobs.lab.bench.steering as steering
 from jobs.lab.bench.forest import Panel, forest
-from jobs.lab.bench.steering import Attempts, contrasts, first_steered, of_arm, of_ladder, spread_over, table
+from jobs.lab.bench.steering import contrasts, first_steered, of_arm, spread_over, table
 from jobs.lab.bench.steering_arms import ARMS, BUDGET, MOST, STEPS, Arm
+from jobs.lab.bench.steering_attempts import Attempts
+from jobs.lab.bench.steering_ladder import of_ladder
 from jobs.lab.world.catalogue import PROTECTED, TEMPLATED
 
 
@@ -74,6 +76,9 @@ def test_the_ladder_is_counted_by_hand() -> None:
     assert found["accepted copies, judge (1 % false alarms)"].value == pytest.approx(1 / 4)
     assert found["accepted copies, judge (1 % false alarms)"].met is False
     spent = (55 + 40 + 22) / 3 / STEPS  # of the three that were repaired, one of them caught in mid-flight
+    assert found["evaluations per accepted picture, multiple of the steps, 15 % flagged"].value == pytest.approx(
+        0.85 + 0.15 * spent
+    )
     assert found["evaluations per repaired request, multiple of the steps"].value == pytest.approx(spent)
     assert found["caption kept, share of the unsteered (top 5)"].value == pytest.approx(4 / 3)  # right where it had not been
     assert found["unsteered: caption in the judge's top 5"].value == 3 / 4

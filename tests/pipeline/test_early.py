@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ from . import loop
 from .loop import REF
 
 LADDER = (NudgeRung(step_size=0.1), NudgeRung(step_size=0.2, resume_fraction=0.4))
+DIM = 16  # of a head; a matrix product with fewer columns may have other last bits in another row, on some processors
 EARLY = EarlyPolicy(enabled=True, signal="decode", probes=(0.2, 0.4), threshold=0.5, rollback=0.2)
 
 
@@ -331,6 +333,18 @@ def test_a_sample_caught_by_other_colours_is_steered_away_from_all_of_them(
     assert references == {"latent": [0, 1], "latent" + TURNED: [0, 12]}
 
 
+@pytest.mark.parametrize(("colours", "references"), [("copied", 1), ("all", 12)])
+def test_a_rung_may_push_from_all_colours_of_what_was_copied_in_none(
+    model: DiffusionModel, colours: Literal["copied", "all"], references: int
+) -> None:
+    seen = runtime(model, Copies(lambda _: True), ladder=(NudgeRung(step_size=0.1, colours=colours),))
+    submitted, submit = [], seen.engine.submit
+    seen.engine.submit = lambda t: (submitted.append(t), submit(t))[1]  # type: ignore[func-returns-value, method-assign]
+    (done,) = moderate(seen, requests(1))
+    assert len(done.attempts[0].caught) == 1
+    assert [len(t.nudge.references) for t in submitted if t.nudge] == [references]
+
+
 def test_by_latents_a_sample_is_caught_and_without_a_calibration_decoded(model: DiffusionModel) -> None:
     copies = Copies(lambda _: False)
     seen = runtime(model, copies, EarlyPolicy(enabled=True, probes=(0.2,), threshold=0.001))
@@ -348,10 +362,10 @@ def a_head(folder: Path, model_digest: str = "m", embedder_id: str = "e") -> Pat
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    network = make_network(4, 8, 3, (8, 8, 8))
+    network = make_network(4, 8, DIM, (8, 8, 8))
     save_file(network.state_dict(), folder / "head.safetensors")
     sha256 = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
-    told = {"model_digest": model_digest, "embedder_id": embedder_id, "sha256": sha256, "channels": 4, "side": 8, "dim": 3}
+    told = {"model_digest": model_digest, "embedder_id": embedder_id, "sha256": sha256, "channels": 4, "side": 8, "dim": DIM}
     (folder / "head.json").write_text(json.dumps({**told, "widths": [8, 8, 8]}))
     return folder
 
@@ -397,7 +411,7 @@ def test_with_a_head_of_its_own_nothing_is_decoded(
     assert of_policy and of_guard and (of_policy.threshold, of_guard.threshold) == (0.5, 0.8) and fallback.thresholds is None
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(model, "decode", lambda _: pytest.fail("decoded"))
-    assert detector.place([z], [1]).shape == (1, 3)
+    assert detector.place([z], [1]).shape == (1, DIM)
     (hit,) = detector.look([Trajectory(tag=0, latent=z, step=2, context=z, negative=z, clean=z)], ["a pear"])
     assert hit is not None and hit.signal == "head"
 

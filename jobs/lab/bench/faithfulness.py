@@ -18,7 +18,7 @@ from jobs.lab.bench.measures import RESAMPLES, Measure, clustered, publish
 if TYPE_CHECKING:
     from guards.faithfulness import FaithfulnessGuard
     from index.embed import Embedder
-    from jobs.lab.bench.steering import Attempts
+    from jobs.lab.bench.steering_attempts import Attempts
     from pipeline.policy import Policy
 
 SEEDS = (11, 12, 13)

@@ -21,7 +21,7 @@ from jobs.lab.bench.measures import RESAMPLES, Measure, change, clustered, paire
 from jobs.lab.bench.negtome_arms import SEARCH, STEPS, Arm
 from jobs.lab.bench.negtome_draw import Drawer, Ground
 from jobs.lab.bench.sheet import arrange, stack, strip
-from jobs.lab.bench.steering import copies_at
+from jobs.lab.bench.steering_attempts import copies_at
 from jobs.lab.bench.trade import Line, Point, trade
 
 SEEDS = (51, 52, 53, 54)

@@ -9,16 +9,18 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs.lab.bench.forest import Panel, forest
-from jobs.lab.bench.measures import Measure, clustered, half_samples, kid, publish, ratio, share, spread
+from jobs.lab.bench.measures import Measure, clustered, half_samples, kid, publish, share, spread
 from jobs.lab.bench.sheet import arrange, stack, strip
-from jobs.lab.bench.steering_arms import ARMS, BUDGET, STEPS, Arm
+from jobs.lab.bench.steering_arms import ARMS, BUDGET, Arm
+from jobs.lab.bench.steering_attempts import Attempts, copies_at, templated
+from jobs.lab.bench.steering_ladder import of_ladder
 
 if TYPE_CHECKING:
     from jobs.lab.judges.judges import Judges
@@ -29,50 +31,6 @@ if TYPE_CHECKING:
 SEEDS = (11, 12, 13)
 LADDER_SEEDS = tuple(range(101, 118))  # 17 × 62 protected captions
 SHOWN = 20  # captions on the sheet
-EVALS = "evaluations per repaired request, multiple of the steps"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempts:
-    """Every picture of some requests, in order; one row each.
-
-    Attributes:
-        key: ``caption#seed`` (N,).
-        number, evals: attempt number, evaluations spent on it (N,).
-        steered: the picture differs from the unsteered one: a later attempt, or one that a probe caught in mid-flight (N,).
-        cosine: to the protected drawing of that caption, by the pipeline's embedder (N,).
-        judge: probability of a copy of it, by the copy judge (N,).
-        right: the caption is among the caption judge's five likeliest (N,).
-        flagged: by the pipeline's copy rule (N,).
-        accepted: this attempt was the accepted one (N,).
-        features: the judges' trunk's features (N, 1280), float16.
-        pictures: uint8 (N, 64, 64, 3).
-    """
-
-    key: np.ndarray
-    number: np.ndarray
-    evals: np.ndarray
-    steered: np.ndarray
-    cosine: np.ndarray
-    judge: np.ndarray
-    right: np.ndarray
-    flagged: np.ndarray
-    accepted: np.ndarray
-    features: np.ndarray
-    pictures: np.ndarray
-
-    @property
-    def captions(self) -> list[str]:
-        return [str(key).split("#")[0] for key in self.key]
-
-    def where(self, keep: np.ndarray) -> Attempts:
-        return Attempts(**{name: getattr(self, name)[keep] for name in self.__dataclass_fields__})
-
-    @staticmethod
-    def of(parts: Sequence[Attempts]) -> Attempts:
-        """All of them, in order."""
-        names = Attempts.__dataclass_fields__
-        return Attempts(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def bench(out: Path, *, quick: bool = False, work: Path, captions: int = 0, world: Path | None = None) -> None:
@@ -124,13 +82,6 @@ def spread_over(protected: Sequence[str], count: int) -> list[str]:
         for i in np.linspace(0, len(group) - 1, n).astype(int)
     }
     return [name for name in protected if name in picked]
-
-
-def templated(captions: Sequence[str]) -> np.ndarray:
-    """bool (N,): the caption's protected drawing was memorised as a template (same lines, changing colours)."""
-    from jobs.lab.world.catalogue import TEMPLATED
-
-    return np.array([caption.replace(" ", "-") in TEMPLATED for caption in captions], bool)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------------
@@ -224,14 +175,6 @@ def examined(judges: Judges, runtime: Runtime, samples: Sequence[Sample]) -> Att
 
 
 # --- measures --------------------------------------------------------------------------------------------------------------
-
-
-def copies_at(judged: np.ndarray, rate: str) -> np.ndarray:
-    """bool (N,): the copy judge's answer at the operating point that calls ``rate`` of the near misses copies."""
-    from jobs.lab.judges.judges import SETTINGS, shipped
-
-    points = json.loads((shipped() / SETTINGS).read_text(encoding="utf-8"))["copies"]["operating_points"]
-    return np.asarray(judged >= points[rate])
 
 
 def first_steered(found: Attempts) -> Attempts:
@@ -330,48 +273,6 @@ def contrasts(drawn: Mapping[str, Attempts]) -> list[Measure]:
         effect = float(taken["NegToMe, ours"].mean() / max(1e-9, taken[other].mean()))
         measures.append(spread(f"NegToMe, ours: effect, multiple of that of {other}", [effect], 2.0))
     return measures
-
-
-def of_ladder(found: Attempts, unsteered: Attempts) -> list[Measure]:
-    """The default policy on protected captions, with the goals of full steering; ``unsteered``: the same requests without."""
-    name = "the default ladder · "
-    accepted, plain = found.where(found.accepted), dict(zip(unsteered.key.tolist(), unsteered.right.tolist(), strict=True))
-    before = np.array([plain[key] for key in accepted.key.tolist()], float)
-    share_kept = name + "caption kept, share of the unsteered (top 5)"
-    measures = [
-        *ladder_bars(name, found, goals=True),
-        ratio(share_kept, accepted.right.astype(float), before, accepted.captions, 0.95),
-        clustered(name + "unsteered: caption in the judge's top 5", unsteered.right, unsteered.captions),
-    ]
-    for kind, mine in (("verbatim", ~templated(found.captions)), ("template", templated(found.captions))):
-        if mine.any():
-            measures += ladder_bars(f"{name}memorised {kind}: ", found.where(mine), goals=False)
-    return measures
-
-
-def ladder_bars(name: str, found: Attempts, *, goals: bool) -> list[Measure]:
-    """How these requests ended: share accepted, copies among them, captions kept, cost of a repair."""
-    accepted = found.where(found.accepted)
-    requests, index = np.unique(found.key, return_index=True)
-    captions = [found.captions[i] for i in index]
-    ended = np.isin(requests, accepted.key)
-    repaired = accepted.where(accepted.steered)
-    spent = [float(found.evals[found.key == key].sum()) for key in repaired.key]
-    by_judge = {rate: copies_at(accepted.judge, rate) for rate in ("0.05", "0.01")}
-    evals = np.array(spent) / STEPS
-
-    def goal(value: float) -> float | None:
-        return value if goals else None
-
-    return [
-        clustered(name + "accepted", ended, captions, goal(0.98)),
-        clustered(name + "accepted copies, pipeline's rule", accepted.flagged, accepted.captions, goal(0.0), "lower"),
-        clustered(name + "accepted copies, judge (5 % false alarms)", by_judge["0.05"], accepted.captions, goal(0.0), "lower"),
-        clustered(name + "accepted copies, judge (1 % false alarms)", by_judge["0.01"], accepted.captions, goal(0.0), "lower"),
-        clustered(name + "accepted, caption in the judge's top 5", accepted.right, accepted.captions),
-        clustered(name + EVALS, evals, repaired.captions, goal(1.25), "lower"),
-        clustered(name + "similarity of what was accepted", accepted.cosine, accepted.captions, better="lower"),
-    ]  # fmt: skip
 
 
 def drift(seeds: Sequence[int], quick: bool) -> list[Measure]:
