@@ -279,6 +279,23 @@ def ray(out: Out = DOCS, quick: Quick = False) -> None:
 
 
 @app.command()
+def memory(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="The run and its readings; made anew every time.")] = Path("bench-memory"),
+    samples: Annotated[int, typer.Option(min=0, help="Number of samples; 0 means 10,000.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many minutes; what was read until then counts.")] = 600.0,
+) -> None:
+    """Measure whether a worker's memory grows: one process, the default policy, 10,000 samples; an hour or two.
+
+    Example: clearance lab bench memory --quick
+    """
+    from jobs.lab.bench.memory import bench
+
+    bench(out, work=work, quick=quick, samples=samples, minutes=minutes)
+
+
+@app.command()
 def faithfulness(
     out: Out = DOCS,
     quick: Quick = False,
