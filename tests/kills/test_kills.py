@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,9 @@ def under_fire(base: Path, out: Path, runner: str, kill: Kill) -> Iterator[tuple
 @pytest.mark.ray
 @pytest.mark.parametrize(("out", "runner", "kill"), KILLS, ids=lambda one: str(one), indirect=["out"])
 def test_nothing_is_lost_and_nothing_is_twice(
-    tmp_path: Path, keys: Path, quiet: dict[str, str], out: Path, runner: str, kill: Kill
-) -> None:
+    tmp_path: Path, keys: Path, quiet: dict[str, str], out: Path, runner: str, kill: Kill,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
     (tmp_path / "keys").symlink_to(keys)
     with under_fire(tmp_path, out, runner, kill) as (code, said):
         assert (tmp_path / "fired").exists(), said
@@ -112,6 +113,8 @@ def test_nothing_is_lost_and_nothing_is_twice(
 
     again = {row for row, times in Counter(drawn(tmp_path)).items() if times > 1}
     shards = {row // SHARD for row in again}
+    record_property("rows_drawn_again", len(again))  # in the file of --junitxml: what the death cost
+    record_property("shards_begun_again", len(shards))
     under_way = (1 + shards_ahead(plan.config)) * (1 if ends else WORKERS)
     assert max(Counter(drawn(tmp_path)).values()) <= 2 and len(shards) <= under_way
     if not ends:
