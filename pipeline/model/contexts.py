@@ -26,7 +26,7 @@ class Contexts:
     def __init__(
         self, encode: Callable[[Sequence[str]], Iterable[Conditioning]], most: int, *, together: int = TOGETHER
     ) -> None:
-        self._encode, self._most, self._together = encode, most, min(together, most)
+        self._encode, self.most, self._together = encode, most, min(together, most)
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._expected: deque[str] = deque()
 
@@ -58,5 +58,5 @@ class Contexts:
     def _keep(self, prompts: list[str]) -> None:
         for prompt, encoded in zip(reversed(prompts), reversed(list(self._encode(prompts))), strict=True):
             self._kept[prompt] = encoded
-        while len(self._kept) > self._most:
+        while len(self._kept) > self.most:
             self._kept.popitem(last=False)

@@ -164,7 +164,7 @@ def measure(folder: str, samples: int, minutes: float) -> None:
 
 def fill(runtime: Any) -> int:
     """Encode as many prompts as the runtime keeps, so that those of the run replace them; returns their number."""
-    most: int = runtime.contexts._most
+    most: int = runtime.contexts.most
     texts = [f"a thing, {number}" for number in range(most)]
     runtime.contexts.expect(texts)
     for text in texts:

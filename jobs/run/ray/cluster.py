@@ -155,15 +155,16 @@ def _lean() -> Iterator[None]:
     """
     from ray._private import parameter
 
-    whole, without = parameter.RayParams, {"no_monitor": True, "include_log_monitor": False}
+    there: Any = parameter
+    whole, without = there.RayParams, {"no_monitor": True, "include_log_monitor": False}
     if not without.keys() <= inspect.signature(whole).parameters.keys():
         yield
         return
-    parameter.RayParams = partial(whole, **without)
+    there.RayParams = partial(whole, **without)
     try:
         yield
     finally:
-        parameter.RayParams = whole
+        there.RayParams = whole
 
 
 def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
