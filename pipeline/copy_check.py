@@ -34,28 +34,39 @@ def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *,
 
     Raises:
         ConfigError: there is none for this embedder, and no threshold in the policy; or it is of another second look than the
-            policy asks for.
+            policy asks for, or than would be taken beside a threshold of the policy's own.
         IndexMismatch: the second look here is not the one that it was measured with.
         InputError: it cannot be read.
         IntegrityError: its numbers are not those it was written with.
     """
+    from index.calibrate import Calibration
+
     asked = named(policy.copies.second_look, base=base, where=WHERE)
+    own = beside(place(config.index, base), "calibration.json") if config.index else None
     if policy.copies.threshold is not None:
+        if asked == AUTO and own is not None and own.exists() and (found := Calibration.load(own)).embedder_id == embedder_id:
+            _require_alignment(found.second_look)
         if asked in (AUTO, ALIGNMENT):
             return None
         what = f"the second look {asked!r} has no operating point: with copies.threshold no calibration is in force"
         fix = f"Remove copies.threshold, and run: clearance index calibrate {config.index} --second-look {asked}"
         raise ConfigError(what, where=WHERE, fix=fix)
-    from index.calibrate import Calibration
-
-    for path in (beside(place(config.index, base), "calibration.json"), STICKERS / "calibration.json"):
-        if path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
+    for path in (own, STICKERS / "calibration.json"):
+        if path is not None and path.exists() and (found := Calibration.load(path)).embedder_id == embedder_id:
             return _with_look(found, asked, config.index)
     raise ConfigError(
         "there is no calibrated threshold for this embedder",
         where=f"policy {policy.name}: copies.threshold",
         fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
     )
+
+
+def _require_alignment(look: str) -> None:
+    """Refuse a threshold of the policy's own where the index was calibrated for another look than would then be taken."""
+    if look != ALIGNMENT:
+        what = f"copies.threshold sets the calibration aside, and with it the second look {look!r} that it was made for"
+        fix = f'Remove copies.threshold; or set copies.second_look = "{ALIGNMENT}", so that near pictures are compared by it'
+        raise ConfigError(what, where=WHERE, fix=fix)
 
 
 def _with_look(found: Calibration, asked: str, index: str) -> Calibration:

@@ -208,22 +208,3 @@ def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:
     if not config.index or not wanted(policy):
         return ""
     return set_aside(policy, ReferenceIndex.open(place(config.index, base)))
-
-
-def unused_look(config: RunConfig, policy: Policy, *, base: Path) -> str:
-    """A sentence if the policy's own threshold sets the second look aside that the index was calibrated for; else empty."""
-    if not config.index or policy.copies.threshold is None:
-        return ""
-    path = beside(place(config.index, base), "calibration.json")
-    if not path.exists():
-        return ""
-    from index.calibrate import Calibration
-    from index.second_look import ALIGNMENT
-
-    look = Calibration.load(path).second_look
-    if look == ALIGNMENT:
-        return ""
-    return (
-        f"the policy sets copies.threshold, so that the calibration is not used: near pictures are compared by {ALIGNMENT}, "
-        f"though the index was calibrated for {look}; remove copies.threshold to use that"
-    )

@@ -14,7 +14,7 @@ from index.keypoints import keypoints_id
 from jobs.reaudit.facts import point_of_plan
 from pipeline.config import RunConfig
 from pipeline.copy_check import CopyCheck, copy_check_record
-from pipeline.opening import operating_point, unused_look
+from pipeline.opening import operating_point
 from pipeline.policy import CopiesPolicy, Policy
 
 CONFIG = RunConfig(prompts="p.csv", index="index")
@@ -73,15 +73,19 @@ def test_a_threshold_of_the_policys_own_knows_alignment_alone(tmp_path: Path) ->
         point(tmp_path, asking("keypoints", threshold=0.8))
 
 
-@pytest.mark.parametrize(
-    ("look", "threshold", "said"), [("keypoints", 0.8, True), ("keypoints", None, False), ("alignment", 0.8, False)]
-)
-def test_a_calibrated_look_that_a_threshold_sets_aside_is_named(
-    tmp_path: Path, look: str, threshold: float | None, said: bool
-) -> None:
-    calibrated(tmp_path, look)
-    found = unused_look(CONFIG, asking("auto", threshold=threshold), base=tmp_path)
-    assert (f"the index was calibrated for {look}" in found) is said and bool(found) is said
+def test_a_threshold_that_would_set_the_calibrated_look_aside_is_refused(tmp_path: Path) -> None:
+    calibrated(tmp_path, "keypoints")
+    with pytest.raises(ConfigError, match="sets the calibration aside, and with it the second look 'keypoints'") as refused:
+        point(tmp_path, asking("auto", threshold=0.8))
+    assert 'copies.second_look = "alignment"' in refused.value.fix
+    assert point(tmp_path, asking("alignment", threshold=0.8)).second_look == "alignment"
+    other = operating_point(CONFIG, asking("auto", threshold=0.8), "another embedder", base=tmp_path)[1]
+    assert other.second_look == "alignment"  # the calibration beside the index is not of what it is searched with
+
+
+def test_a_threshold_beside_an_index_calibrated_for_alignment_is_taken(tmp_path: Path) -> None:
+    calibrated(tmp_path, "alignment")
+    assert point(tmp_path, asking("auto", threshold=0.8)).threshold == 0.8
 
 
 def test_a_descriptor_is_the_one_that_was_measured_or_refused(tmp_path: Path) -> None:
