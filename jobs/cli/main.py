@@ -255,7 +255,7 @@ def run(
         return _dry_run(plan, folder, runner, json=json, resume=resume, notes=notes, problem=problem)
     plans.append(plan)
     look(folder, plan, resume=resume)  # before models are loaded
-    notes += notes_of(plan.config, plan.policy, plan.base)
+    notes += notes_of(plan.config, plan.policy, plan.base, plan.requests)
     notes += device_notes_of(config.model) if runner == "local" else []  # Ray's workers may be on other machines
     plan = replace(plan, notes=tuple(dict.fromkeys(notes)))
     for note in plan.notes:

@@ -31,6 +31,7 @@ from pipeline.marking.c2pa import read_manifest
 from pipeline.marking.encode import decode
 from pipeline.marking.tile import TileWatermark
 from pipeline.marking.watermark import key_id, run_tag
+from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
 
 PROMPTS = ["cat", "a copy", "a steered owl", "", "fox"]
@@ -202,6 +203,22 @@ def test_the_side_is_read_from_the_models_folder(tmp_path: Path) -> None:
     assert "watermark" not in {note.topic for note in notes_of(small, Policy(), tmp_path)}  # the embedded world: 64 pixels
     large = replace(small, model=replace(small.model, size=256))
     assert "watermark" in {note.topic for note in notes_of(large, Policy(), tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("stated", "width", "noted"),
+    [
+        (Stated(width=128, height=256), None, True),
+        (Stated(width=128), None, False),  # as high as the model's own: 64
+        (Stated(width=64, height=64), 256, False),  # not one picture has the run file's size
+        (Stated(height=256), 256, True),
+    ],
+)
+def test_the_sides_that_rows_state_count(tmp_path: Path, stated: Stated, width: int | None, noted: bool) -> None:
+    config = RunConfig(prompts="p.csv")
+    config = replace(config, model=replace(config.model, width=width, height=width))
+    requests = [Request(row_no=0, key="a", prompt="cat", seed=0, stated=stated)]
+    assert ("watermark" in {note.topic for note in notes_of(config, Policy(), tmp_path, requests)}) is noted
 
 
 def test_a_run_of_larger_pictures_is_watermarked_labelled_and_verifies(

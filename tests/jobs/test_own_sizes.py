@@ -250,6 +250,7 @@ def test_a_dry_run_names_the_sizes(project: Path) -> None:
     found = CliRunner(env={"COLUMNS": "250"}).invoke(app, ["run", str(project / "run.toml"), "--dry-run"])
     assert found.exit_code == 0, found.output
     assert "3 of 24 × 16, 2 of 16 × 16, 2 of 16 × 24; a denoiser call holds one size" in found.output
+    assert "5 pictures of other sizes than 16 × 16: not measured, taken to grow with the pixels" in found.output
 
 
 def test_widths_of_other_pictures_are_kept_as_the_callers_own(tmp_path: Path) -> None:

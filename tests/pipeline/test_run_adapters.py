@@ -159,6 +159,14 @@ def test_the_identity_holds_every_file(folder: Path, files: Path, named: Runtime
     assert identity_of(one, Policy(), base=files)["adapters_sha256"] != named.identity()["adapters_sha256"]
 
 
+def test_the_digest_in_a_row_leads_to_the_licence(mixed: Drawn, named: Runtime) -> None:
+    context = named.context("run", "0" * 64, "worker")
+    licences = {one["digest"]: one.get("licence") for one in run_predicate(context)["adapters"]}
+    table = sample_table([mixed[key] for key in sorted(mixed)], context, "shard")
+    found = [[licences[one["digest"]] for one in row] for row in table["adapters"].to_pylist()]
+    assert found == [[], ["CC-BY-4.0"], [None], ["CC-BY-4.0", None]]
+
+
 def test_an_unknown_name_ends_as_an_error_row(named: Runtime) -> None:
     sample = draw(named, ["lost"])["0"]
     assert (sample.outcome, sample.reason) == (Outcome.ERROR, "error.prompt")

@@ -115,7 +115,7 @@ def preflight(
     here = found.attempt("model.device", lambda: _look_at_device(found))
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
-    found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base)) or []
+    found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base, plan.requests)) or []
     prepare(config)
     opened = found.attempt("guards", lambda: open_policy_guards(plan.policy, base=plan.base))
     copies = found.attempt("index", lambda: open_copies(config, plan.policy, base=plan.base))
@@ -358,6 +358,17 @@ def _sizes(found: Preflight) -> dict[str, str]:
     return {"sizes": f"{', '.join(named[:SIZES])}{more}; a denoiser call holds one size"}
 
 
+def _assumed_of_sizes(found: Preflight) -> str:
+    """That pictures of other sizes than the one that was measured are drawn; empty: none is."""
+    assert found.measured is not None
+    here = (found.measured.width, found.measured.height)
+    others = sum(many for of, many in counted_sizes(found.todo, here).items() if of != here)
+    text = (
+        f"; {counted(others, 'picture')} of other sizes than {here[0]} × {here[1]}: not measured, taken to grow with the pixels"
+    )
+    return text if others else ""
+
+
 def _sums(found: Preflight) -> dict[str, str]:
     measured, sums, g = found.measured, found.estimate, found.plan.config.generation
     assert measured is not None and sums is not None
@@ -368,7 +379,7 @@ def _sums(found: Preflight) -> dict[str, str]:
     return {
         "time": f"{long} if nothing is steered{more}",
         "measured": f"a denoiser call {rows} {measured.call_seconds:.3g} s, a look at a picture {measured.look_seconds:.3g} s "
-        f"(of {LOOKED_AT} together); assumed: {sums.calls} calls, all of them full{by}",
+        f"(of {LOOKED_AT} together); assumed: {sums.calls} calls, all of them full{by}{_assumed_of_sizes(found)}",
         "disk": f"at most about {size(sums.bytes)}, {found.opened['disk']}; a {measured.width} × {measured.height} picture of "
         f"noise takes {size(measured.picture_bytes)} as {found.plan.config.image_format}, a drawing less",
         "memory": f"{size(measured.memory_bytes)} a worker, the peak of this dry run",

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from jobs.run.planning.sizes import own_sides
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.keys import Keys
 from pipeline.notes import Note
+from pipeline.outcome import Request
 from pipeline.policy import Policy
 
 SOON = timedelta(days=14)  # a certificate that ends within this time is warned of
 
 
-def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
+def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[Request] = ()) -> list[Note]:
     """Every silent substitution that model, policy and index bring with them. Reads names and headers; loads nothing.
+
+    Args:
+        config: the run file. policy: its policy. base: its folder.
+        requests: of the run; they may state sizes of their own.
 
     Raises:
         ModelError: the model's folder cannot be drawn with.
@@ -23,7 +30,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
-    from pipeline.opening import early_set_aside, stale_calibration, unused_look
+    from pipeline.opening import early_set_aside, stale_calibration
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
@@ -34,13 +41,13 @@ def notes_of(config: RunConfig, policy: Policy, base: Path) -> list[Note]:
         notes += [Note("scheduler", text)] if text else []
     notes += _safety(folder, policy)
     notes += [Note("policy", remark) for remark in remarks(policy)]
-    remarks_of_calibration = (stale_calibration(config, policy, base=base), unused_look(config, policy, base=base))
-    notes += [Note("calibration", remark) for remark in remarks_of_calibration if remark]
+    if stale := stale_calibration(config, policy, base=base):
+        notes.append(Note("calibration", stale))
     if probes := early_set_aside(config, policy, base=base):
         notes.append(Note("early", probes))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
-    return [*notes, *key_notes(config, base), *watermark_notes(config, base, config.model.size or _trained_side(folder))]
+    return [*notes, *key_notes(config, base), *watermark_notes(config, base, _largest_side(config.model, folder, requests))]
 
 
 def watermark_notes(config: RunConfig, base: Path, side: int | None = None) -> list[Note]:
@@ -48,7 +55,7 @@ def watermark_notes(config: RunConfig, base: Path, side: int | None = None) -> l
 
     Args:
         config: the run file. base: its folder.
-        side: of the pictures in pixels; None: not known.
+        side: the shorter one of the picture whose shorter side is the longest, in pixels; None: not known.
 
     Raises:
         ConfigError: the key is damaged, or there is no such watermark.
@@ -65,6 +72,15 @@ def watermark_notes(config: RunConfig, base: Path, side: int | None = None) -> l
         "`clearance keys new FOLDER` makes a key of your own"
     )
     return [Note("watermark", text)]
+
+
+def _largest_side(model: ModelConfig, folder: Path, requests: Sequence[Request]) -> int | None:
+    """The largest shorter side of a run's pictures, in pixels; None where one of them is not known."""
+    trained = None if None not in own_sides(model) else _trained_side(folder)
+    width, height = (side or trained for side in own_sides(model))
+    every = {(one.stated.width or width, one.stated.height or height) for one in requests if one.problem is None}
+    sides = [None if wide is None or high is None else min(wide, high) for wide, high in every or {(width, height)}]
+    return max((side for side in sides if side is not None), default=None) if None not in sides else None
 
 
 def _trained_side(folder: Path) -> int | None:
