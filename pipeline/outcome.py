@@ -150,10 +150,10 @@ class Caught:
 
     Attributes:
         step: denoising steps it had taken.
-        signal: how its x̂0 was compared: ``latent``, ``head`` or ``decode``; ``picture`` if the copies guard looked at what
+        signal: how its x̂0 was compared: ``latent``, ``head`` or ``decode``; ``picture`` if the second look was at what
             steering made of it; ``+text`` if ‖ε_text − ε_empty‖ counted,
             ``+hues`` if it was near to a reference in other colours.
-        score: cosine to the nearest of those references, and what ‖ε_text − ε_empty‖ added to it; or the guard's score.
+        score: cosine to the nearest of those references, and what ‖ε_text − ε_empty‖ added to it; or the second look's.
         threshold: from which it is caught at that step.
         nearest: the references it was caught by, best first; it is steered away from them.
         armed: the prompt had armed the first of them.

@@ -121,7 +121,7 @@ class EarlyPolicy:
     )  # fmt: skip
     arm: bool = flag(True, "references that the prompt is near to catch a sample at a lower score")
     steered: tuple[Annotated[float, within(0.001, 0.999)], ...] = several(
-        (), 32, "shares of the steps after which the predicted picture of a steered sample is looked at as a finished one"
+        (), 32, "shares of the steps after which a steered sample's predicted picture is held against its references"
     )
     rollback: float = number(0.05, 0, 1, "share of the steps that a caught sample goes back before it is steered")
 

@@ -242,7 +242,7 @@ class Runtime:
 
     def _steered_probe(self) -> SteeredProbe | None:
         shares, copies = self.policy.early.steered, self.copies
-        return SteeredProbe(shares, self.model.decode, copies) if shares and copies and wanted(self.policy) else None
+        return SteeredProbe(shares, self.model.decoder.alone, copies) if shares and copies and wanted(self.policy) else None
 
     def _looked_at(self, t: Trajectory) -> bool:
         """Whether a probe may look at a sample after the step that it has just taken."""

@@ -85,11 +85,24 @@ class Decoder:
             ModelError: the output is not finite.
             OutOfMemory: not even one picture fits into memory.
         """
+        decode = tensor or self.tensor
+        return self._pictures(latents, self.calls_of(latents), decode)
+
+    def alone(self, latent: torch.Tensor) -> np.ndarray:
+        """A latent float32 (C, h, w) → its picture uint8 RGB (H, W, 3), in a call of one row; raises as a call of many does.
+
+        It is cheaper than a padded call, does not depend on the rows of those, and may differ in last bits from what they give.
+        """
+        picture: np.ndarray = self._pictures(latent[None], PaddedCalls(1, self.calls.network, LESS), self.tensor)[0]
+        return picture
+
+    def _pictures(
+        self, latents: torch.Tensor, calls: PaddedCalls, decode: Callable[[torch.Tensor], torch.Tensor]
+    ) -> np.ndarray:
         import torch
 
-        decode = tensor or self.tensor
         with torch.inference_mode():
-            out: torch.Tensor = self.calls_of(latents).run(lambda rows: decode(latents[rows]), len(latents))
+            out: torch.Tensor = calls.run(lambda rows: decode(latents[rows]), len(latents))
         if not out.isfinite().all():  # as bytes it would look like a picture
             fix = "Draw it with another seed; if others end so too, the autoencoder does not belong to the denoiser"
             raise ModelError("a decoded picture is not finite", where="decoder", fix=fix)

@@ -57,6 +57,9 @@ class TinyIndex:
     def picture(self, ref_id: str) -> np.ndarray | None:
         return self.pictures.get(ref_id)
 
+    def get(self, ref_id: str) -> Match | None:
+        return next((match for match, _ in self.works if match.ref_id == ref_id), None)
+
 
 def same(picture: np.ndarray, reference: np.ndarray) -> float:
     return float((picture == reference).mean()) if picture.shape == reference.shape else 0.0
@@ -210,6 +213,26 @@ def test_a_pictures_own_reference_is_looked_at_however_far_it_is(clean: np.ndarr
     assert not geometry.confirmed, "alone it steers and asks a person, and never rejects"
     (other,) = copies.examine(recoloured, [["plum"]])
     assert not any(f.triggered for f in other.findings)
+
+
+def test_likeness_is_the_second_look_at_a_pictures_own_references_alone(clean: np.ndarray) -> None:
+    works = [(work("apple"), clean[0]), (work("pear", status="retired"), clean[1]), (work("plum"), clean[2])]
+    looked: list[float] = []
+
+    def look(picture: np.ndarray, reference: np.ndarray) -> float:
+        looked.append(0.95 if (picture == reference).all() else 0.3)
+        return looked[-1]
+
+    copies = guard(works, confirm=look, alone_threshold=0.5)
+    found = copies.likeness(clean[0], ["plum", "apple"])
+    assert found is not None
+    match, bar = found
+    assert (match.ref_id, match.title, match.similarity, match.confirm, bar) == ("apple", "Apple", 0.95, 0.95, 0.9)
+    assert looked == [0.3, 0.95]
+    assert copies.likeness(clean[0], ["plum"]) is None, "no other reference is looked for"
+    assert copies.likeness(clean[1], ["pear"]) is None, "a retired one forbids nothing"
+    assert copies.likeness(clean[0], []) is None and copies.likeness(clean[0], ["gone"]) is None
+    assert guard(works, pictures=False, confirm=look).likeness(clean[0], ["apple"]) is None
 
 
 RNG = np.random.default_rng(7)
