@@ -6,11 +6,11 @@ below looks for the most severe of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from guards.base import Finding, worst
 from pipeline.outcome import Decision, Verdict
-from pipeline.policy import Policy, action_of
+from pipeline.policy import ASKED, Policy, action_of
 
 
 def is_mark(category: str) -> bool:
@@ -18,9 +18,13 @@ def is_mark(category: str) -> bool:
     return category.startswith(("mark.", "text."))
 
 
-def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0, *, another: bool = True) -> Decision:
+def decide(
+    findings: Sequence[Finding], attempt: int, policy: Policy, marked: int = 0, *, another: bool = True,
+    asked: Collection[str] = (),
+) -> Decision:  # fmt: skip
     """Decide about attempt number ``attempt`` (0 is the first); ``marked`` earlier ones were steered for a mark, and
-    ``another`` is whether the request's budget (``policy.max_evals``) has room for another one.
+    ``another`` is whether the request's budget (``policy.max_evals``) has room for another one. ``asked``:
+    categories of :func:`pipeline.policy.asked_and_kept`; their findings are only recorded.
 
     An action that a policy leaves open counts as ``steer``; :func:`pipeline.identity.policy_in_force` settles it for a run.
 
@@ -35,8 +39,8 @@ def decide(findings: Sequence[Finding], attempt: int, policy: Policy, marked: in
     for finding in findings:
         if not finding.triggered:
             continue
-        action = action_of(policy, finding.guard, finding.category)
-        if action != "rewrite":  # a prompt that was rewritten is drawn: nothing is left to decide about
+        action = action_of(policy, finding.guard, finding.category, asked)
+        if action not in ("rewrite", ASKED):  # a prompt that was rewritten is drawn: nothing is left to decide about
             by_action[action].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)

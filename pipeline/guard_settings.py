@@ -91,6 +91,18 @@ class TextPolicy(GuardPolicy):
     )  # fmt: skip
 
 
+ASKED = "what becomes of it where the prompt asks for it. act: as if the prompt did not; keep: recorded, and nothing follows"
+
+
+@settings
+class AskedPolicy:
+    """Marks that the prompt asks for. See [Marks that the prompt asks for](#marks-that-the-prompt-asks-for)."""
+
+    watermark: Literal["act", "keep"] = choice("act", f"a watermark: {ASKED}")
+    qr: Literal["act", "keep"] = choice("act", f"a QR code or another matrix code: {ASKED}")
+    text: Literal["act", "keep"] = choice("act", f"text: {ASKED}")
+
+
 @settings
 class OutsideGuard:
     """A guard of another package; it is used where the policy names it, and nowhere else."""

@@ -82,7 +82,7 @@ class Moderation:
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
         open_request = OpenRequest(
-            request=request, started_at=time.time(), truncated=False, seed=request.seed, erasure=self.runtime.standing
+            request=request, started_at=time.time(), truncated=False, seed=request.seed
         )
         self.runtime.spent.touch(rested=not self._open)
         if request.problem is not None:
@@ -96,8 +96,11 @@ class Moderation:
                 open_request.drawn_prompt = look.drawn if look.drawn != request.prompt else None
                 if look.rejected:
                     return [open_request.refused(look.rejected)]
+            open_request.asked = self.runtime.asked(open_request.prompt, request.negative_prompt)
+            open_request.erasure = self.runtime.standing_for(open_request.asked)
             open_request.truncated = self.runtime.truncated(open_request.prompt)
-            self.runtime.engine.submit(first(self.runtime, tag, replace(request, prompt=open_request.prompt)))
+            drawn = replace(request, prompt=open_request.prompt)
+            self.runtime.engine.submit(first(self.runtime, tag, drawn, open_request.asked))
         except Exception as error:
             return [open_request.broken("error.prompt", error), *self._break(request, "error.prompt", str(error))]
         if self.runtime.early is not None and request.group:
@@ -208,7 +211,8 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
     """Decide about a checked picture and record its attempt."""
     another, catches = affordable(runtime, open_request, trajectory), tuple(open_request.catches)
     findings = (*open_request.prompt_findings, *study.findings, *_faithfulness(runtime, open_request, study))
-    decision = decide(findings, open_request.rungs, runtime.policy, open_request.marked, another=another)
+    asked = open_request.asked
+    decision = decide(findings, open_request.rungs, runtime.policy, open_request.marked, another=another, asked=asked)
     open_request.attempts.append(
         Attempt(
             number=len(open_request.attempts), seed=open_request.seed,
@@ -221,7 +225,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
             rows_from=tuple(trajectory.rows_from), padded_rows=runtime.padded_rows(study.shapes, trajectory.latent),
             caught=catches, guard_seconds=study.guard_seconds,
             guidance_norms=tuple(trajectory.guidance_norms), update_norms=tuple(trajectory.update_norms),
-            group=trajectory.group.id if trajectory.group else "",
+            group=trajectory.group.id if trajectory.group else "", asked=tuple(sorted(asked)),
         )
     )  # fmt: skip
     open_request.unlooked = ""

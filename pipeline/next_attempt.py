@@ -6,6 +6,7 @@ here it meets the request and the runtime.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,8 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
     return size, engine.sampler_for(size, request.stated.steps), guided
 
 
-def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
-    """The trajectory of a request's first attempt.
+def first(runtime: Runtime, tag: int, request: Request, asked: Collection[str] = ()) -> Trajectory:
+    """The trajectory of a request's first attempt; ``asked``: categories of marks that it asks for and the policy keeps.
 
     Raises:
         ConfigError: what the request states of its picture cannot be drawn.
@@ -56,7 +57,7 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
     engine, scale = runtime.engine, request.stated.guidance_scale
     size, sampler, guided = drawn_with(runtime, request)
     worn = runtime.adapters.worn(request.adapter)
-    negative = runtime.negative_of(request.negative_prompt, runtime.standing, worn) if guided else None
+    negative = runtime.negative_of(request.negative_prompt, runtime.standing_for(asked), worn) if guided else None
     context, noise = runtime.context_for(worn)(request.prompt), engine.initial_noise(request.seed, sampler, size)
     return Trajectory(
         tag=tag,
@@ -67,7 +68,7 @@ def first(runtime: Runtime, tag: int, request: Request) -> Trajectory:
         context=context,
         negative=negative,
         seed=request.seed,
-        lowrank=(*runtime.erasers.always_lowrank, *denoisers(worn)),
+        lowrank=(*runtime.erasers_for(asked).always_lowrank, *denoisers(worn)),
         group=_group(runtime, request, size, len(sampler)) if request.group else None,
         member=request.member,
     )
@@ -159,9 +160,10 @@ def _again(
 def _erasure(runtime: Runtime, open_request: OpenRequest, rung: EraseRung) -> Erasure | None:
     """The erasure for the marks found, the last attempt's first; None if it was tried before or no adapter has one."""
     found = [finding for attempt in reversed(open_request.attempts) for finding in attempt.findings]
-    findings = [finding for finding in found if action_of(runtime.policy, finding.guard, finding.category) == "steer"]
+    asked = open_request.asked
+    findings = [one for one in found if action_of(runtime.policy, one.guard, one.category, asked) == "steer"]
     room, usual = runtime.model.word_room(), rung.places == "usual"
-    erasure = runtime.erasers.erasure_for(marks_found(findings), room, rung.strength, usual=usual)
+    erasure = runtime.erasers_for(asked).erasure_for(marks_found(findings), room, rung.strength, usual=usual)
     before = open_request.erasure
     tried = erasure is not None and before is not None and before.same_as(erasure)
     return None if tried and not rung.resume_fraction else erasure

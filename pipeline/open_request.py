@@ -29,6 +29,7 @@ class OpenRequest:
     erasure: Erasure | None = None  # in the negative conditioning of the current attempt
     attempts: list[Attempt] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
+    asked: frozenset[str] = frozenset()  # categories of marks that the prompt asks for and the policy keeps
     unlooked: str = ""  # why a probe could not look
     drawn_prompt: str | None = None  # in place of the request's own
     prompt_findings: tuple[Finding, ...] = ()

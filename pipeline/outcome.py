@@ -226,6 +226,7 @@ class Attempt:
         guidance_norms: ‖ε_text − ε_empty‖ of each step from ``resumed_from_step`` on; empty without classifier-free guidance.
         update_norms: ‖z_{i+1} − z_i‖ of the same steps.
         group: the group that it was drawn in; empty: it stood alone, as every attempt after the first does.
+        asked: categories of marks that the prompt asks for and the policy keeps: nothing follows from their findings.
     """
 
     number: int
@@ -248,6 +249,7 @@ class Attempt:
     guidance_norms: tuple[float, ...] = ()
     update_norms: tuple[float, ...] = ()
     group: str = ""
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from guards.asked import CATEGORIES, asked_for
 from guards.vision_language import UNANSWERED
 from index.second_look import AUTO, BUILT_IN, DESCRIPTOR, WORDS
 from index.storage import place
 from pipeline.fields import choice, flag, line, number, several, table, within
 from pipeline.guard_settings import (
     ACTION,
+    AskedPolicy,
     BlockedPolicy,
     ClassifierPolicy,
     CodesPolicy,
@@ -39,6 +43,7 @@ LONGEST_LADDER = 64
 GRADED = ("copies", "marks", "text", "unsafe", "yolo")  # guards whose scores have degrees; a code is read or it is not
 HARDLY_ANY, NEARLY_EVERY = 0.98, 0.05
 HUB = "hf-hub:"
+ASKED = "asked"  # in rows, the action of a finding of a mark that the prompt asks for, and that the policy keeps
 GuardSettings = GuardPolicy | OutsideGuard | ClassifierPolicy | Question
 
 
@@ -151,6 +156,7 @@ class Policy:
     classifiers: tuple[ClassifierPolicy, ...] = several((), 32, "image classifiers that you bring, one entry for each finding")
     vision_language: VisionLanguagePolicy = table(VisionLanguagePolicy)
     questions: tuple[QuestionPolicy, ...] = several((), 32, "questions about every picture to a vision-language model")
+    asked: AskedPolicy = table(AskedPolicy)
     prompt: PromptPolicy = table(PromptPolicy)
     blocked: tuple[BlockedPolicy, ...] = several((), 1000, "what prompts must not hold")
     faithfulness: FaithfulnessPolicy = table(FaithfulnessPolicy)
@@ -188,7 +194,7 @@ class Policy:
 
 
 _UNSAID = Policy()
-NEWER = ("classifiers", "vision_language", "questions", "prompt", "blocked", "faithfulness")
+NEWER = ("classifiers", "vision_language", "questions", "prompt", "blocked", "faithfulness", "asked")
 
 
 def policy_digest(policy: Policy) -> str:
@@ -219,8 +225,32 @@ def guard_tables(policy: Policy, base: Path | None = None) -> dict[str, GuardSet
     return own | {guard.name: guard for guard in policy.guards}
 
 
-def action_of(policy: Policy, guard: str, category: str = "") -> str:
-    """What a triggered finding of a guard leads to; an action that the policy leaves open counts as ``steer``."""
+def kept_if_asked(policy: Policy) -> frozenset[str]:
+    """Categories of the marks that the policy keeps where the prompt asks for them."""
+    return frozenset(c for kind, some in CATEGORIES.items() if getattr(policy.asked, kind) == "keep" for c in some)
+
+
+def asked_sets(policy: Policy) -> list[tuple[str, ...]]:
+    """Every set of categories, sorted, that :func:`asked_and_kept` may return but the empty one."""
+    kinds = [some for kind, some in CATEGORIES.items() if getattr(policy.asked, kind) == "keep"]
+    sets = (some for many in range(1, len(kinds) + 1) for some in combinations(kinds, many))
+    return [tuple(sorted(category for one in some for category in one)) for some in sets]
+
+
+def asked_and_kept(policy: Policy, prompt: str, negative_prompt: str = "") -> frozenset[str]:
+    """Categories of the marks that a prompt asks for and the policy keeps; see :func:`guards.asked.asked_for`."""
+    if not (kept := kept_if_asked(policy)):
+        return kept
+    return kept & {category for kind in asked_for(prompt, negative_prompt) for category in CATEGORIES[kind]}
+
+
+def action_of(policy: Policy, guard: str, category: str = "", asked: Collection[str] = ()) -> str:
+    """What a triggered finding of a guard leads to; an action that the policy leaves open counts as ``steer``.
+
+    ``asked``: the categories of :func:`asked_and_kept`, whatever the guard; nothing follows from their findings.
+    """
+    if category in asked:
+        return ASKED
     if guard == "copies":
         return policy.copies.action
     if guard == "faithfulness":
@@ -245,4 +275,8 @@ def remarks(policy: Policy) -> list[str]:
             found.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")
         elif threshold is not None and threshold < NEARLY_EVERY:
             found.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
+    if policy.asked.watermark == "keep":
+        found.append(
+            'asked.watermark = "keep": whoever writes prompts can have a watermark released by naming one'
+        )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,8 +28,8 @@ from pipeline.model.load import load_model
 from pipeline.model.machine import machine
 from pipeline.model.sampling.presets import Facts, filled_in
 from pipeline.opening import Copies, count_together, open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
-from pipeline.outcome import PaddedRows, Request
-from pipeline.policy import Policy, action_of
+from pipeline.outcome import Adapter, PaddedRows, Request
+from pipeline.policy import Policy, action_of, asked_and_kept, asked_sets, kept_if_asked
 from pipeline.references import References
 from pipeline.respond.early import EarlyDetector, ReferenceLatents, fits, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
@@ -38,6 +38,7 @@ from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt
 from pipeline.settings import digest
 from pipeline.steer.diversity import too_few_rows
+from pipeline.steer.erase_tokens import CONCEPTS
 from pipeline.steer.feature_memory import site_shapes
 from pipeline.steer.features import FeatureCache
 
@@ -308,6 +309,22 @@ class Runtime:
         """Prompt → conditioning, for a row with these LoRAs."""
         return self.read.contexts(worn) if texts(worn) else self.context_of
 
+    def asked(self, prompt: str, negative_prompt: str) -> frozenset[str]:
+        """Categories of the marks that a prompt, as the text encoders read it, asks for and the policy keeps."""
+        if not kept_if_asked(self.policy):
+            return frozenset()
+        return asked_and_kept(self.policy, self.adapters.plain(prompt), self.adapters.plain(negative_prompt))
+
+    def erasers_for(self, asked: Collection[str]) -> Erasers:
+        """The erasers of a request that asks for marks of these categories."""
+        return self.erasers.sparing({CONCEPTS[category] for category in asked})
+
+    def standing_for(self, asked: Collection[str]) -> Erasure | None:
+        """The tokens in the negative conditioning of such a request from the start."""
+        if self.standing is None or not asked:
+            return self.standing
+        return self.erasers_for(asked).standing(self.model.word_room())
+
     def negative_of(self, text: str, erasure: Erasure | None, worn: Worn = ()) -> Conditioning:
         """Conditioning of a negative prompt, with the words of an eraser behind it, for a row with these LoRAs."""
         if erasure is not None and erasure is self.standing:
@@ -345,6 +362,9 @@ class Runtime:
             secrets={**self.markers.parts, **salt_parts(self.salt)},
         )
 
+    def _recorded(self, asked: Collection[str] = ()) -> tuple[Adapter, ...]:
+        return (*self.erasers_for(asked).recorded(self.standing_for(asked)), *self.adapters.recorded)
+
     def _actions(self) -> dict[str, str]:
         """What findings lead to, by guard; and by guard and category, where a guard has several actions."""
         named = {guard.name: guard.action for guard in self.in_force if guard.name != "prompt"}
@@ -372,8 +392,9 @@ class Runtime:
             model_revision=c.model.revision,
             model_digest=parts["model_digest"],
             model_licence=c.model.licence or ("Apache-2.0" if c.model.path == "stickers" else ""),
-            adapters=(*self.erasers.recorded(self.standing), *self.adapters.recorded),
+            adapters=self._recorded(),
             named_adapters=self.adapters.recorded_named,
+            adapters_if_asked={asked: self._recorded(asked) for asked in asked_sets(self.policy)},
             scheduler=self.engine.sampler.name,
             steps=self.engine.steps,
             guidance=self.engine.inner_guidance,

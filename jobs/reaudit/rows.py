@@ -16,7 +16,7 @@ from pipeline.audit.requests import Row
 from pipeline.audit.stored import chosen_rows, samples_of
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
-from pipeline.policy import Policy, guard_tables
+from pipeline.policy import ASKED, Policy, guard_tables, kept_if_asked
 
 LADDER_USED_UP = 1_000_000
 FOLLOWS = ("enabled", "required", "threshold", "action", "allow_download")
@@ -88,7 +88,8 @@ class OtherGuards:
     @property
     def differ(self) -> bool:
         """Whether any threshold or action differs, so that rows may be judged differently."""
-        return (_tables(self.then), self.then.blocked) != (_tables(self.now), self.now.blocked)
+        then, now = ((_tables(policy), policy.blocked, policy.asked) for policy in (self.then, self.now))
+        return then != now
 
     def held(self, folder: Path, standing: Standing, claim: str) -> list[Change]:
         """Samples that are out, or held back for that claim, and that these rules would not let out, but for copies."""
@@ -100,9 +101,10 @@ class OtherGuards:
     def _judged(self, row: Row, before: str) -> Iterator[Change]:
         tables = _tables(self.now)
         findings = [again for one in row["findings"] or [] if (again := _again(one, tables)) is not None]
-        decision = decide(findings, LADDER_USED_UP, self.now, LADDER_USED_UP, another=False)
+        asked = kept_if_asked(self.now) & {one["category"] for one in row["findings"] or [] if one.get("action") == ASKED}
+        decision = decide(findings, LADDER_USED_UP, self.now, LADDER_USED_UP, another=False, asked=asked)
         if decision.verdict is not Verdict.ACCEPT:
-            worst = max((f for f in findings if f.triggered), key=lambda f: f.score - f.threshold)
+            worst = max((f for f in findings if f.triggered and f.category not in asked), key=lambda f: f.score - f.threshold)
             yield Change(
                 sample_id=row["sample_id"],
                 request_key=str(row["request_key"]),

@@ -31,6 +31,7 @@ class RunContext:
         plan_sha256: digest of the plan (configuration, policy, model, index, requests).
         model_id, model_revision, model_digest, model_licence: the diffusion model.
         adapters: what was loaded on top of it. named_adapters: LoRAs for the rows that name them, by name.
+        adapters_if_asked: the same of rows that ask for marks that the policy keeps, by the categories of these.
         scheduler, steps, guidance, dtype, device_kind, rows, threads: how pictures were drawn.
         machine: card, driver, libraries and settings of torch.
         index_id, embedder_id, calibration_id, copy_threshold: what copies were measured against.
@@ -57,6 +58,7 @@ class RunContext:
     model_licence: str
     adapters: tuple[Adapter, ...] = ()
     named_adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    adapters_if_asked: Mapping[tuple[str, ...], tuple[Adapter, ...]] = field(default_factory=dict)
     scheduler: str
     steps: int
     guidance: float

@@ -37,7 +37,9 @@ def is_hard_stop(attempt: Attempt, context: RunContext) -> bool:
     return any(
         finding.triggered and finding.confirmed and finding.category.startswith(context.hard_stop)
         for finding in attempt.findings
-        if context.hard_stop and context.action_of(finding.guard, finding.category) == "reject"
+        if context.hard_stop
+        and finding.category not in attempt.asked
+        and context.action_of(finding.guard, finding.category) == "reject"
     )
 
 

@@ -10,10 +10,12 @@ flagged            Of these, requests whose first picture triggered a guard, *wh
                    probe caught in mid-flight. Every flagged request is exactly one of the next three.
 – caught           A probe stopped a try of it in mid-flight, because it was on its way to a reference.
 – acted on         The first picture was flagged and not accepted: steered, sent to a person, or rejected.
-– observed         The first picture was flagged and accepted at once: the policy only observes what was found.
+– observed         The first picture was flagged and accepted at once: the policy only observes what was found, or keeps it
+                   because the prompt asks for it.
 steered            Requests for which at least one picture was drawn under an intervention.
 accepted           Requests that ended with a picture, at once or after steering. Every other one is in review, rejected,
                    quarantined or an error.
+asked for          Accepted pictures with a mark that the prompt asks for and that the policy keeps (its table ``asked``).
 would have been    Accepted pictures on which a guard triggered that the policy only observes. A policy that acts would not
 flagged            have let them through like that.
 similarity         Of a picture: the highest cosine to a reference in force (one neither retired nor allowed).
@@ -42,6 +44,7 @@ from index.errors import ClearanceError, IntegrityError
 from index.rate import wilson
 from pipeline.audit.requests import VERIFY, Row, ended_requests
 from pipeline.outcome import ACCEPTED, Outcome, Verdict
+from pipeline.policy import ASKED
 
 SAMPLE_COLUMNS = (
     "request_key outcome reason accepted_attempt findings nearest copy_threshold denoiser_evals device_seconds started_at "
@@ -68,7 +71,8 @@ class Counts:
         looked_first: requests whose first attempt the copies guard looked at, or a probe caught.
         too_near_first: of these, requests whose first picture was too near, or that were caught on the way to it.
         looked: accepted pictures that the copies guard looked at. near, too_near, cleared: of these.
-        would_be_flagged: accepted pictures on which a guard triggered. observed_by: the same by guard.
+        would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for. observed_by: the same
+            by guard. asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
         by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
         copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
         evals, evals_accepted, device_seconds: what all attempts cost; what the accepted pictures cost.
@@ -93,6 +97,7 @@ class Counts:
     cleared: int = 0
     would_be_flagged: int = 0
     observed_by: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
     by_embedder: float | None = None
     after_second_look: float | None = None
     copy_threshold: float | None = None
@@ -149,7 +154,9 @@ class Counts:
         self.too_near_first += bool(first["caught"]) or is_copy(first["findings"])
 
     def _accepted(self, sample: Row) -> None:
-        guards = {str(finding["guard"]) for finding in triggered(sample["findings"])}
+        found = triggered(sample["findings"])
+        guards = {str(finding["guard"]) for finding in found if not is_asked(finding)}
+        self.asked += any(map(is_asked, found))
         self.would_be_flagged += bool(guards)
         self.observed_by.update(guards)
         for name in ("xmp_present", "c2pa_present", "watermark_scheme"):
@@ -206,8 +213,11 @@ class Counts:
                 self.cleared, self.looked, f"count(samples where {accepted} and {near} and not {too_near}) / {looked}"
             ),
             "would_be_flagged_rate": rate(
-                self.would_be_flagged, self.accepted, f"count(samples where {accepted} and any(findings: triggered)) / accepted"
+                self.would_be_flagged,
+                self.accepted,
+                f"count(samples where {accepted} and any(findings: triggered and action <> {ASKED})) / accepted",
             ),
+            "asked": count(self.asked, f"count(samples where {accepted} and any(findings: triggered and action = {ASKED}))"),
             "nearest_by_embedder": count(self.by_embedder, f"max(nearest.similarity in force of samples where {accepted})"),
             "nearest_after_second_look": count(
                 self.after_second_look,
@@ -287,6 +297,11 @@ def count_into(
 def triggered(findings: Sequence[Row]) -> list[Row]:
     """The findings that reached their threshold."""
     return [finding for finding in findings if finding["triggered"]]
+
+
+def is_asked(finding: Row) -> bool:
+    """Whether a finding is of a mark that the prompt asks for and the policy keeps."""
+    return finding.get("action") == ASKED  # rows of schema 1 have no action
 
 
 def is_copy(findings: Sequence[Row]) -> bool:

@@ -29,6 +29,7 @@ from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import Markers
 from pipeline.marking.watermark import run_tag
 from pipeline.outcome import ACCEPTED, Adapter, Attempt, Caught, Machine, Outcome, Request, Sample
+from pipeline.policy import ASKED
 from pipeline.row_adapters import row_adapters
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _sample_row(sample: Sample, file: MarkedPicture | None, context: RunContext,
         **_file_columns(file, sample_id),
         **_picture_columns(sample, file, context),
         **_run_columns(context),
-        "adapters": [*map(_adapter, context.adapters), *_of_the_row(request, context)],
+        "adapters": [*map(_adapter, _loaded(sample, context)), *_of_the_row(request, context)],
         **{name: value for name, value in _stated(sample).items() if value is not None},
     }
 
@@ -196,9 +197,15 @@ def _picture_columns(sample: Sample, file: MarkedPicture | None, context: RunCon
         "iscc": (file.iscc or iscc(final.picture)) if file is not None else None,
         "embedding": embedding,
         "embedding_sha256": hashlib.sha256(embedding.tobytes()).hexdigest() if embedding is not None else None,
-        "findings": [_finding(f, context) for f in final.findings],
+        "findings": [_finding(f, context, final.asked) for f in final.findings],
         "nearest": [_match(m) for m in final.nearest],
     }
+
+
+def _loaded(sample: Sample, context: RunContext) -> Sequence[Adapter]:
+    """The adapters of every row; of a row that asks for marks that the policy keeps, those that do not erase these."""
+    asked = sample.final.asked if sample.final is not None else ()
+    return context.adapters_if_asked.get(asked, context.adapters) if asked else context.adapters
 
 
 def _adapter(adapter: Adapter) -> dict[str, Any]:
@@ -274,7 +281,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
         "pixel_sha256": attempt.pixel_sha256,
         "thumbnail": {"bytes": small, "path": f"{sample_id}-{attempt.number}.webp"} if small is not None else None,
         "thumbnail_sha256": hashlib.sha256(small).hexdigest() if small is not None else None,
-        "findings": [_finding(f, context) for f in attempt.findings],
+        "findings": [_finding(f, context, attempt.asked) for f in attempt.findings],
         "nearest": [_match(m) for m in attempt.nearest],
         "decision": str(attempt.decision.verdict),
         "reason": attempt.decision.reason,
@@ -287,7 +294,7 @@ def _attempt_row(attempt: Attempt, sample: Sample, context: RunContext, shard_id
     }
 
 
-def _finding(finding: Finding, context: RunContext) -> dict[str, Any]:
+def _finding(finding: Finding, context: RunContext, asked: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "guard": finding.guard,
         "version": finding.version,
@@ -296,7 +303,7 @@ def _finding(finding: Finding, context: RunContext) -> dict[str, Any]:
         "threshold": float(finding.threshold),
         "triggered": bool(finding.triggered),
         "confirmed": bool(finding.confirmed),
-        "action": context.action_of(finding.guard, finding.category),
+        "action": ASKED if finding.category in asked else context.action_of(finding.guard, finding.category),
         "box": [float(edge) for edge in finding.box] if finding.box is not None else None,
         "ref_id": finding.ref_id,
         "detail": finding.detail,

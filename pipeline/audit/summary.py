@@ -12,12 +12,13 @@ from pipeline.copy_check import UNKNOWN, CopyCheck
 def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
     """The sentences beside the counts, by topic; a topic without a sentence is left out.
 
-    ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``copies``: how many
+    ``warning``: the check misses too much. ``observed``: what a policy that only observes let through. ``asked``: marks
+    that were kept because the prompt asks for them. ``copies``: how many
     accepted pictures are too near, and how many the second look cleared. ``nearest``: how near the nearest came, by either
     look. ``check``: the recall of the check, which stands beside every count of copies. ``measured_on``: what it was measured
     on.
     """
-    found = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "copies": _copies(counts)}
+    found = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "asked": _asked(counts), "copies": _copies(counts)}
     if counts.looked or check is not None:
         found |= {"nearest": _nearest(counts), "check": check.sentence if check is not None else UNKNOWN}
         found["measured_on"] = check.measured_on if check is not None else ""
@@ -56,6 +57,13 @@ def _nearest(counts: Counts) -> str:
         f"The highest similarity of an accepted picture is {counts.by_embedder:.3f} by the embedder alone and {after} "
         f"after the second look; the threshold is {counts.copy_threshold:.3f}."
     )
+
+
+def _asked(counts: Counts) -> str:
+    if not counts.asked:
+        return ""
+    shown = "shows a mark that its prompt asks" if counts.asked == 1 else "show a mark that their prompt asks"
+    return f"{counts.asked} of {counts.accepted} accepted pictures {shown} for; the policy keeps such marks (table asked)."
 
 
 def _observed(counts: Counts) -> str:

@@ -7,7 +7,7 @@ change; where an adapter has low-rank weights they act on those rows alone, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,14 +64,32 @@ class Erasure:
 
 @dataclass(frozen=True)
 class Erasers:
-    """The adapters of a run, each with its configuration; the tokens of earlier ones come first."""
+    """The adapters of a run, each with its configuration; the tokens of earlier ones come first.
+
+    Attributes:
+        loaded: the adapters.
+        spared: concepts that are not erased, because the sample's prompt asks for them: no token names them, and an adapter without
+            tokens that would erase them with the others is left out. Weights for *data removal* that act on every sample stay:
+            without them the run would draw something else.
+    """
 
     loaded: tuple[tuple[EraseAdapter, AdapterConfig], ...] = ()
+    spared: frozenset[str] = frozenset()
+
+    def sparing(self, concepts: Collection[str]) -> Erasers:
+        """The same adapters, with these concepts spared."""
+        return replace(self, spared=frozenset(concepts)) if concepts else self
+
+    def _left_out(self, adapter: EraseAdapter, config: AdapterConfig) -> bool:
+        if adapter.vocabulary is not None or self.spared.isdisjoint(adapter.concepts):
+            return False
+        return adapter.removal == "model" or not _always(adapter, config)
 
     @property
     def always_lowrank(self) -> tuple[tuple[LowRank, float], ...]:
         """Low-rank weights in force for every sample."""
-        return tuple((a.lowrank, c.weight) for a, c in self.loaded if a.lowrank is not None and _always(a, c))
+        acting = ((a, c) for a, c in self.loaded if _always(a, c) and not self._left_out(a, c))
+        return tuple((a.lowrank, c.weight) for a, c in acting if a.lowrank is not None)
 
     @property
     def concepts(self) -> set[str]:
@@ -80,7 +98,9 @@ class Erasers:
     def standing(self, room: int) -> Erasure | None:
         """The tokens in every sample's negative conditioning, of adapters whose ``tokens`` are "always"; None: none."""
         marks = {
-            id(adapter): {concept: typical(adapter.places.get(concept, ())) for concept in adapter.concepts}
+            id(adapter): {
+                concept: typical(adapter.places.get(concept, ())) for concept in adapter.concepts if concept not in self.spared
+            }
             for adapter, config in self.loaded
             if config.tokens == "always" and adapter.vocabulary is not None
         }
@@ -94,6 +114,7 @@ class Erasers:
                 tokens=standing.tokens if standing is not None and config.tokens == "always" else (),
             )
             for adapter, config in self.loaded
+            if not self._left_out(adapter, config)
         )  # fmt: skip
 
     def erasure_for(
@@ -118,7 +139,7 @@ class Erasers:
             id(adapter): {
                 concept: places(adapter, concept)
                 for concept in adapter.concepts
-                if concept in found or config.tokens == "always"
+                if (concept in found or config.tokens == "always") and concept not in self.spared
             }
             for adapter, config in self.loaded
         }
@@ -136,7 +157,7 @@ class Erasers:
         lowrank: list[tuple[LowRank, float]] = []
         digests: list[str] = []
         for adapter, config in self.loaded:
-            if id(adapter) not in marks:
+            if id(adapter) not in marks or self._left_out(adapter, config):
                 continue
             mine = adapter.vocabulary.phrase(marks[id(adapter)], room=room - len(tokens)) if adapter.vocabulary else ()
             weighs = flagged and adapter.lowrank is not None and not _always(adapter, config)

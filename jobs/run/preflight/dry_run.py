@@ -21,7 +21,7 @@ from jobs.run.planning.sizes import counted as counted_sizes
 from jobs.run.planning.sizes import own_sides
 from jobs.run.preflight.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.run.preflight.notes import device_notes_of, notes_of
-from jobs.run.preflight.stated_notes import adapter_in_words, adapter_notes, largest_note, stated_notes, unguided_notes
+from jobs.run.preflight.stated_notes import adapter_in_words, adapter_notes, asked_notes, largest_note, stated_notes, unguided_notes
 from jobs.run.progress import duration
 from jobs.run.ray.placement import workers_here
 from pipeline.model.device import cores
@@ -115,6 +115,7 @@ def preflight(
     here = found.attempt("model.device", lambda: _look_at_device(found))
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
+    found.notes += asked_notes(found.todo, plan.policy)
     found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base, plan.requests)) or []
     prepare(config)
     opened = found.attempt("guards", lambda: open_policy_guards(plan.policy, base=plan.base))

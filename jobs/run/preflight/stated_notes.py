@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guards.asked import CATEGORIES, NAMES, asked_for
 from index.errors import ClearanceError
 from pipeline.config import RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
+from pipeline.policy import Policy
 from pipeline.rungs import NegativeRung
 
 if TYPE_CHECKING:
     from pipeline.model.adapters.file import AdapterFile
     from pipeline.model.load import CheckedModel
     from pipeline.runtime import Runtime
+
+PROMPTS_READ = 10_000  # seconds; a million would take minutes
 
 
 def adapter_notes(config: RunConfig, requests: Sequence[Request], model: CheckedModel | None, *, base: Path) -> list[Note]:
@@ -101,6 +106,21 @@ def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> l
     if ignored := sum(not engine.guides(request.stated.guidance_scale) for request in negative):
         text = f"{ignored} of {len(todo)} rows have a negative prompt, which has no effect without guidance"
         notes.append(Note("prompts", text))
+    return notes
+
+
+def asked_notes(todo: Sequence[Request], policy: Policy) -> list[Note]:
+    """How many prompts ask for each kind of mark, and what the policy does with such a mark; of many, the first are read."""
+    read = [one for one in todo[:PROMPTS_READ] if one.problem is None]
+    asked = Counter(kind for one in read for kind in asked_for(one.prompt, one.negative_prompt))
+    of = str(len(read)) if len(todo) <= PROMPTS_READ else f"the first {len(read):,}"
+    notes = []
+    for kind in (kind for kind in CATEGORIES if asked[kind]):
+        if getattr(policy.asked, kind) == "keep":
+            what = f'nothing follows where the picture shows it (asked.{kind} = "keep")'
+        else:
+            what = f'it is treated as a mark that nobody asked for (asked.{kind} = "act"; "keep" lets it stay)'
+        notes.append(Note("prompts", f"{asked[kind]} of {of} prompts ask for {NAMES[kind]}: {what}"))
     return notes
 
 
