@@ -1,7 +1,7 @@
 """The marks that a prompt asks for, by a small list of words for each kind of mark.
 
-A mark that the prompt asks for is not spurious. Whether it stays is for the policy to state (its table ``asked``): a prompt comes
-from outside, and must not turn a safeguard off by naming a word. In doubt a mark counts as not asked for.
+A mark that the prompt asks for is not spurious. Whether it stays is for the policy to state (its table ``asked``): a prompt
+comes from outside, and must not turn a safeguard off by naming a word. In doubt a mark counts as not asked for.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ WORDS: Mapping[str, tuple[str, ...]] = {  # an eraser's own tokens are among the
     "qr": ("QR", "QR code", "data matrix", "Aztec code"),
     "text": ("text", "the word", "lettering", "inscription", "that says", "that reads"),
 }
-QUOTED = re.compile(
-    r"""(?<!\w)(?:"[^"\n]+"|'[^'\n]{2,}'|\u201c[^\u201c\u201d\n]+\u201d|\u2018[^\u2018\u2019\n]{2,}\u2019|\u00ab[^\u00ab\u00bb\n]+\u00bb)(?!\w)"""
+QUOTED = re.compile(  # between single marks at least two signs: rock 'n' roll quotes nothing
+    r"""(?<!\w)(?:"[^"\n]+"|'[^'\n]{2,}'|\u201c[^\u201c\u201d\n]+\u201d|\u2018[^\u2018\u2019\n]{2,}\u2019"""
+    r"""|\u00ab[^\u00ab\u00bb\n]+\u00bb)(?!\w)"""
 )
 _END = re.compile(r"[.!?;](?=\s|$)|\n")  # of a sentence
+_STRUCK = r"avoid\w*|exclud\w*|omit\w*|remov\w*|delet\w*|eras\w*|forbid\w*|hidden|absent|none|not|never"
+_NOT = r"n['\u2019]t\b"
 _NO = re.compile(
-    r"\b(?:no|not|non|none|nor|neither|never|without|cannot|zero|minus|negative|avoid\w*|exclud\w*|except|omit\w*|remov\w*|delet\w*|"
-    r"eras\w*|lack\w*|absent|absence|free|forbid\w*|hid(?:e|den|ing))\b|n['\u2019]t\b",
+    rf"\b(?:no|non|nor|neither|without|cannot|zero|minus|negative|except|lack\w*|absence|free|hid(?:e|ing)|{_STRUCK})\b|{_NOT}",
     re.IGNORECASE,
 )
-_AGAIN = re.compile(r"\bbut\b|[,;]\s*with\b|\band with\b", re.IGNORECASE)  # what follows is asked for, whatever was negated before
+_AGAIN = re.compile(r"\bbut\b|[,;]\s*with\b|\band with\b", re.IGNORECASE)  # what follows is no longer negated
 _NO_BEHIND = re.compile(
-    r"[\s-]*free\b|[^,.!?;\n]?\W*(?:\w+\W+){0,2}?(?:(?:not|never|none|absent|missing|avoid\w*|exclud\w*|omit\w*|remov\w*|delet\w*|eras\w*|"
-    r"forbid\w*|hidden)\b|\w*n['\u2019]t\b)",
-    re.IGNORECASE,
-)
+    rf"[\s-]*free\b|\W*(?:\w+\W+){{0,2}}?(?:(?:missing|{_STRUCK})\b|\w*{_NOT})", re.IGNORECASE
+)  # at most two words lie between
 
 
 def asked_for(prompt: str, negative_prompt: str = "") -> frozenset[str]:
     """The kinds of marks (keys of :data:`WORDS`) that a prompt asks for.
 
-    Text in quotation marks asks for text, and what stands in it asks for nothing else. A mention does not count behind a negating
-    word of its sentence ("no people, text, watermark"), unless a "but" or a new "with" stands between; nor shortly before one ("text
-    removed", "watermark-free"). A kind that the negative prompt names is not asked for.
+    Text in quotation marks asks for text, and what stands in it asks for nothing else. A mention does not count behind a
+    negating word of its sentence ("no people, text, watermark"), unless a "but" or a new "with" stands between; nor shortly
+    before one ("text removed", "watermark-free"). A kind that the negative prompt names is not asked for.
     """
     quotes = [match.span() for match in QUOTED.finditer(prompt) if any(letter.isalnum() for letter in match[0])]
     bare = prompt

@@ -81,9 +81,7 @@ class Moderation:
 
     def submit(self, request: Request) -> list[Sample]:
         """Queue a request; returns its sample where it has ended already."""
-        open_request = OpenRequest(
-            request=request, started_at=time.time(), truncated=False, seed=request.seed
-        )
+        open_request = OpenRequest(request=request, started_at=time.time(), truncated=False, seed=request.seed)
         self.runtime.spent.touch(rested=not self._open)
         if request.problem is not None:
             return [open_request.failed(*request.problem, "InputError")]

@@ -276,7 +276,5 @@ def remarks(policy: Policy) -> list[str]:
         elif threshold is not None and threshold < NEARLY_EVERY:
             found.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
     if policy.asked.watermark == "keep":
-        found.append(
-            'asked.watermark = "keep": whoever writes prompts can have a watermark released by naming one'
-        )
+        found.append('asked.watermark = "keep": whoever writes prompts can have a watermark released by naming one')
     return found

@@ -71,8 +71,8 @@ class Counts:
         looked_first: requests whose first attempt the copies guard looked at, or a probe caught.
         too_near_first: of these, requests whose first picture was too near, or that were caught on the way to it.
         looked: accepted pictures that the copies guard looked at. near, too_near, cleared: of these.
-        would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for. observed_by: the same
-            by guard. asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
+        would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for. observed_by: the
+            same by guard. asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
         by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
         copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
         evals, evals_accepted, device_seconds: what all attempts cost; what the accepted pictures cost.

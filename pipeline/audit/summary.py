@@ -18,7 +18,12 @@ def sentences(counts: Counts, check: CopyCheck | None) -> dict[str, str]:
     look. ``check``: the recall of the check, which stands beside every count of copies. ``measured_on``: what it was measured
     on.
     """
-    found = {"warning": check.warning if check is not None else "", "observed": _observed(counts), "asked": _asked(counts), "copies": _copies(counts)}
+    found = {
+        "warning": check.warning if check is not None else "",
+        "observed": _observed(counts),
+        "asked": _asked(counts),
+        "copies": _copies(counts),
+    }
     if counts.looked or check is not None:
         found |= {"nearest": _nearest(counts), "check": check.sentence if check is not None else UNKNOWN}
         found["measured_on"] = check.measured_on if check is not None else ""

@@ -68,9 +68,9 @@ class Erasers:
 
     Attributes:
         loaded: the adapters.
-        spared: concepts that are not erased, because the sample's prompt asks for them: no token names them, and an adapter without
-            tokens that would erase them with the others is left out. Weights for *data removal* that act on every sample stay:
-            without them the run would draw something else.
+        spared: concepts that are not erased, because the sample's prompt asks for them: no token names them, and an adapter
+            without tokens that would erase them with the others is left out. Weights for *data removal* that act on every
+            sample stay: without them the run would draw something else.
     """
 
     loaded: tuple[tuple[EraseAdapter, AdapterConfig], ...] = ()

@@ -57,7 +57,7 @@ def test_what_is_asked_for(prompt: str, kinds: str) -> None:
         "avoid: text, watermark",
         "a non-watermarked picture",
         'without the text "SALE"',
-        "a 5\" phone and a 6\" tablet",
+        'a 5" phone and a 6" tablet',
         "the dogs' bones and the cats' toys",
         "rock 'n' roll",
         '"?!"',

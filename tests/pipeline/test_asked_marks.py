@@ -62,7 +62,9 @@ def draw(runtime: Runtime, prompts: Sequence[str] = PROMPTS) -> list[Sample]:
 
 
 def erasers_of(model: DiffusionModel, folder: Path, vocabulary: Vocabulary | None, how: Any = None, **more: Any) -> Erasers:
-    return open_erasers([AdapterConfig(path=str(write_adapter(folder, model, vocabulary, **more)), **(how or {}))], model, base=folder)
+    return open_erasers(
+        [AdapterConfig(path=str(write_adapter(folder, model, vocabulary, **more)), **(how or {}))], model, base=folder
+    )
 
 
 def first(samples: Sequence[Sample]) -> list[str]:

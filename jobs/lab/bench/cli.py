@@ -97,6 +97,21 @@ def erase(
 
 
 @app.command()
+def asked(
+    out: Out = DOCS,
+    quick: Quick = False,
+    work: Annotated[Path, typer.Option(help="Pictures are kept here.")] = Path("asked"),
+) -> None:
+    """Draw prompts that ask for a QR code: whether the painter draws one, and what becomes of it.
+
+    Example: clearance lab bench asked --quick
+    """
+    from jobs.lab.bench.asked import bench
+
+    bench(out, work, quick=quick)
+
+
+@app.command()
 def steering(
     out: Out = DOCS,
     quick: Quick = False,

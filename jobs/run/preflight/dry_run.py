@@ -21,7 +21,14 @@ from jobs.run.planning.sizes import counted as counted_sizes
 from jobs.run.planning.sizes import own_sides
 from jobs.run.preflight.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
 from jobs.run.preflight.notes import device_notes_of, notes_of
-from jobs.run.preflight.stated_notes import adapter_in_words, adapter_notes, asked_notes, largest_note, stated_notes, unguided_notes
+from jobs.run.preflight.stated_notes import (
+    adapter_in_words,
+    adapter_notes,
+    asked_notes,
+    largest_note,
+    stated_notes,
+    unguided_notes,
+)
 from jobs.run.progress import duration
 from jobs.run.ray.placement import workers_here
 from pipeline.model.device import cores
