@@ -10,6 +10,7 @@ import pytest
 from jobs.policies import slips
 from jobs.reaudit.rows import OtherGuards
 from pipeline.guard_settings import (
+    AskedPolicy,
     BlockedPolicy,
     CodesPolicy,
     FaithfulnessPolicy,
@@ -93,6 +94,17 @@ def test_findings_about_prompts_are_judged_again(found: dict[str, Any], category
     now = replace(ASKED, faithfulness=FaithfulnessPolicy(enabled=True, threshold=0.2, action="reject"))
     row = {"sample_id": "s", "request_key": "k", "findings": [found]}
     assert [change.category for change in OtherGuards(ASKED, now)._judged(row, "accepted")] == ([category] if category else [])
+
+
+@pytest.mark.parametrize(
+    ("action", "keeps", "category"),
+    [("asked", True, ""), ("asked", False, "mark.qr"), ("steer", True, "mark.qr")],  # rows do not tell that a prompt asked
+)
+def test_a_mark_that_was_asked_for_stays_under_a_policy_that_keeps_it(action: str, keeps: bool, category: str) -> None:
+    now = replace(ASKED, asked=AskedPolicy(qr="keep" if keeps else "act"))
+    row = {"sample_id": "s", "request_key": "k", "findings": [finding("codes", "mark.qr", 1.0) | {"action": action}]}
+    assert [change.category for change in OtherGuards(ASKED, now)._judged(row, "accepted")] == ([category] if category else [])
+    assert OtherGuards(ASKED, now).differ is keeps
 
 
 def test_a_policy_that_rejects_prompts_does_not_only_observe() -> None:

@@ -19,6 +19,7 @@ from pipeline.audit.summary import sentences
 from pipeline.config import AdapterConfig, GenerationConfig, RunConfig
 from pipeline.decide import decide
 from pipeline.guard_settings import AskedPolicy
+from pipeline.identity import GuardInForce
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
@@ -53,7 +54,8 @@ class Marks:
 
 def opened(model: DiffusionModel, policy: Policy, erasers: Erasers, guards: Sequence[Any] = ()) -> Runtime:
     config = RunConfig(prompts="-", generation=GenerationConfig(steps=3, rows=8))
-    return Runtime(config, policy, model, guards=guards, erasers=erasers)
+    in_force = [GuardInForce(name=guard.name, version="1", weights={}, action="steer") for guard in guards]
+    return Runtime(config, policy, model, guards=guards, erasers=erasers, in_force=in_force)
 
 
 def draw(runtime: Runtime, prompts: Sequence[str] = PROMPTS) -> list[Sample]:

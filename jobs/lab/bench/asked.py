@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ SEEDS = (1, 2, 3)
 ASKING = "{} with a QR code"
 STRENGTHS = (1.0, 0.6, 0.4, 0.25)  # of the weights that ship
 GOAL = 0.05
+REMOVED, LOST = "removed where nobody asked", "lost where it was asked for in words"
 
 
 def bench(out: Path, work: Path, *, quick: bool = False, seeds: Sequence[int] = SEEDS) -> None:
@@ -110,7 +111,7 @@ def in_a_run(b: Bench, captions: Sequence[str], seeds: Sequence[int]) -> list[Me
     """Requests under both policies, from the first picture to the end."""
     from jobs.lab.bench.drawing import open_runtime
     from pipeline.moderate import moderate
-    from pipeline.outcome import ACCEPTED, Request
+    from pipeline.outcome import Request
 
     of, noises = requests(captions, seeds)
     ended: dict[tuple[str, bool], list[Sample]] = {}
@@ -127,6 +128,13 @@ def in_a_run(b: Bench, captions: Sequence[str], seeds: Sequence[int]) -> list[Me
             runtime.close()
         for ask in texts:
             ended[name, ask] = [done[f"{ask}-{i}"] for i in range(len(of))]
+    return counted(b, ended, of)
+
+
+def counted(b: Bench, ended: Mapping[tuple[str, bool], Sequence[Sample]], of: Sequence[str]) -> list[Measure]:
+    """The measures of samples by policy and whether their prompts ask; ``of``: the captions, in the samples' order."""
+    from pipeline.outcome import ACCEPTED
+
     measures = []
     for (name, ask), samples in ended.items():
         which = f'in a run, asked.qr = "{name}", {"asked for in words" if ask else "not asked for"}'
@@ -156,8 +164,8 @@ def by_strength(b: Bench, captions: Sequence[str], seeds: Sequence[int]) -> list
     measures = []
     for strength in STRENGTHS:
         for what, better, texts in (
-            ("removed where nobody asked", "higher", of),
-            ("lost where it was asked for in words", "lower", [ASKING.format(one) for one in of]),
+            (REMOVED, "higher", of),
+            (LOST, "lower", [ASKING.format(one) for one in of]),
         ):
             had = np.flatnonzero(codes(b, drawn(b, texts, noises))["pipeline's detector"])
             again = codes(b, drawn(b, [texts[i] for i in had], [noises[i] for i in had], strength)) if len(had) else {}
