@@ -141,7 +141,7 @@ def counted(b: Bench, ended: Mapping[tuple[str, bool], Sequence[Sample]], of: Se
         before = codes(b, np.stack([sample.attempts[0].picture for sample in samples]))
         after = codes(b, np.stack([sample.attempts[-1].picture for sample in samples]))
         for detector in before:
-            had = np.flatnonzero(before[detector])
+            had = np.flatnonzero(before[detector]).tolist()
             gone, clusters = ~after[detector][had], [of[i] for i in had]
             goal = GOAL if ask and name == "keep" else None
             better = "lower" if ask else "higher"
