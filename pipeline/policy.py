@@ -207,6 +207,11 @@ def policy_digest(policy: Policy) -> str:
     rules = dataclasses.asdict(policy)
     if policy.copies.second_look == AUTO:
         del rules["copies"]["second_look"]
+    if not policy.early.steered:
+        del rules["early"]["steered"]
+    for rung in rules["ladder"]:
+        if rung.get("colours") == "copied":
+            del rung["colours"]
     unsaid = {name for name in NEWER if getattr(policy, name) == getattr(_UNSAID, name)}
     return digest({name: value for name, value in rules.items() if name != "about" and name not in unsaid})
 

@@ -28,8 +28,30 @@ def test_the_digest_is_that_of_the_rules_before_there_were_later_keys() -> None:
     rules = dataclasses.asdict(Policy())
     for later in ("about", *NEWER):
         del rules[later]
-    del rules["copies"]["second_look"]
+    del rules["copies"]["second_look"], rules["early"]["steered"]
     assert policy_digest(Policy()) == digest(rules)
+
+
+@pytest.mark.parametrize(
+    ("rules", "before"),
+    [
+        ({}, "06f93cc3167aad683f7110b50886940a09bb9b3f3c3e515b40a6c42e00f17d98"),
+        (
+            {"ladder": [{"kind": "nudge"}], "early": {"enabled": True}},
+            "42559e631006e9b0d5132a73e3829e8cda2321f32a555abbf125f18e5127bee0",
+        ),
+    ],
+)
+def test_a_run_of_before_can_be_resumed_under_its_policy(rules: dict[str, Any], before: str) -> None:
+    """Digests that runs of before 2026-11-29 hold; a key that came later may not change them."""
+    assert policy_digest(from_dict(Policy, rules, where="p")) == before
+
+
+def test_later_keys_count_where_they_are_stated() -> None:
+    rules: dict[str, Any] = {"ladder": [{"kind": "nudge"}], "early": {"enabled": True}}
+    steered = rules | {"early": {"enabled": True, "steered": [0.5]}}
+    coloured = rules | {"ladder": [{"kind": "nudge", "colours": "all"}]}
+    assert len({policy_digest(from_dict(Policy, one, where="p")) for one in (rules, steered, coloured)}) == 3
 
 
 def test_a_date_of_toml_is_a_day(tmp_path: Path) -> None:
