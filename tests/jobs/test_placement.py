@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.run.ray.cluster import cluster, own_cpus
+from jobs.run.ray.cluster import own_cpus
 from jobs.run.ray.placement import Need, workers_here
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 from pipeline.model.device import cores
@@ -67,10 +67,3 @@ def test_a_need_in_words() -> None:
 )
 def test_workers_of_this_machine(settings: dict[str, Any], shards: int, gpus: int, workers: int) -> None:
     assert workers_here(config(**settings), shards, gpus=gpus) == workers
-
-
-@pytest.mark.ray
-def test_a_ray_of_our_own_starts_no_process_that_has_nothing_to_do() -> None:
-    with cluster(Need(1, 0.0), 1) as own:
-        started = {name for name, processes in own._started.items() if processes}
-        assert {"gcs_server", "raylet"} <= started and not {"monitor", "log_monitor"} & started

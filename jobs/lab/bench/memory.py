@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.rate import Z95
 from jobs.lab.bench.apart import run_apart
 from jobs.lab.bench.measures import Measure, publish, share
 
@@ -81,7 +82,7 @@ def slope(drawn: np.ndarray, megabytes: np.ndarray) -> tuple[float, float, float
 
     every = np.arange(len(drawn))
     without = np.array([fitted(np.setdiff1d(every, block)) for block in np.array_split(every, BLOCKS)])
-    reach = 1.96 * float(np.sqrt((BLOCKS - 1) / BLOCKS * ((without - without.mean()) ** 2).sum()))
+    reach = Z95 * float(np.sqrt((BLOCKS - 1) / BLOCKS * ((without - without.mean()) ** 2).sum()))
     value = fitted(every)
     return value, value - reach, value + reach
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import socket
@@ -10,8 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from index.errors import RunStopped
@@ -135,8 +133,7 @@ def _start(address: str, cpus: int) -> None:
     own: dict[str, Any] = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        with nullcontext() if address else _lean():
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
         raise RunStopped(
             f"Ray does not start ({type(error).__name__}: {error})",
@@ -144,27 +141,6 @@ def _start(address: str, cpus: int) -> None:
             fix="Use --runner local, or check RAY_ADDRESS",
         ) from error
     _quieten(handlers)
-
-
-@contextmanager
-def _lean() -> Iterator[None]:
-    """Start Ray without two of its processes, each of which takes most of a second of the processor while workers open.
-
-    The monitor adds machines, and a Ray of our own gets none. The log monitor sends what workers print to the driver, which
-    has turned that off. ``ray start`` has options for both, ``ray.init`` has none; a Ray without these parameters starts both.
-    """
-    from ray._private import parameter
-
-    there: Any = parameter
-    whole, without = there.RayParams, {"no_monitor": True, "include_log_monitor": False}
-    if not without.keys() <= inspect.signature(whole).parameters.keys():
-        yield
-        return
-    there.RayParams = partial(whole, **without)
-    try:
-        yield
-    finally:
-        there.RayParams = whole
 
 
 def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
