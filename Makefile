@@ -32,6 +32,7 @@ nightly: install ## checks too heavy for every change: 40 kills, the fused kerne
 	PYTHONPATH=.triton $(BIN)/python -m pytest -q tests/pipeline/test_fused.py
 	CLEARANCE_KILLS=20 $(BIN)/python -m pytest -q tests/kills
 	CLEARANCE_TRUE_SIZES=1 $(BIN)/python -m pytest -q tests/pipeline/test_waits.py
+	CLEARANCE_COMPILED=1 $(BIN)/python -m pytest -q tests/pipeline/test_compiled.py
 	CLEARANCE_REAL_SIZE=1 $(BIN)/python -m pytest -q -s tests/pipeline/test_real_size.py
 
 check: install ## format, lint, types

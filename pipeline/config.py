@@ -50,6 +50,11 @@ class ModelConfig:
         "attention backend of a transformer; auto: torch chooses. flash2 and flash3 want the package flash-attn. Backends that "
         "multiply in fewer bits (sage) are not among them",
     )
+    compile: Literal["off", "blocks"] = choice(
+        "off",
+        "blocks: torch compiles the denoiser's repeated blocks (see [Compiled blocks](#compiled-blocks)). Part of the plan, "
+        "because the pictures differ in their last bits",
+    )
     vae_dtype: Literal["float32", "bfloat16", "float16"] = choice(
         "float32", "number format of the autoencoder; SDXL's own gives black pictures in float16"
     )

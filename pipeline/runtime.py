@@ -21,6 +21,7 @@ from pipeline.looking.pool import Pool
 from pipeline.looking.study import Looker, Study
 from pipeline.marking.markers import Markers, open_markers
 from pipeline.model.adapters.opened import Adapters, Read, open_adapters, texts
+from pipeline.model.compiled import add_layer_points, compile_now
 from pipeline.model.contexts import TOGETHER
 from pipeline.model.folder.resolve import model_name
 from pipeline.model.interface import DiffusionModel
@@ -126,6 +127,16 @@ class Runtime:
             guide = self.engine.how_to_guide()
             fix = f"{guide}, or leave the key out" if guide else "Leave the key out"
             raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
+        if config.model.compile == "blocks":
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile the denoiser's blocks for calls of the run's own size, with hook points for what its adapters change."""
+        loras = (lora.denoiser for lora, _ in self.adapters.named.values())
+        weights = (*loras, *(eraser.lowrank for eraser, _ in self.erasers.loaded))
+        add_layer_points(self.model.network, (name for one in weights if one is not None for name in one.pairs))
+        time = self.engine.sampler.time(0, self.model.device)
+        compile_now(self.model, self.engine.rows, time, self.context_of(""), self.engine.inner_guidance)
 
     @classmethod
     def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Runtime:
@@ -133,7 +144,7 @@ class Runtime:
 
         Raises:
             ConfigError: the device is not there; or no calibrated threshold for this embedder, and none in the policy.
-            ModelError: the model or embedder cannot be loaded.
+            ModelError: the model or embedder cannot be loaded, or the model's blocks not be compiled.
             IndexMismatch: the index was built with another embedder.
             GuardUnavailable: a guard the policy requires cannot run here.
             IntegrityError: an adapter's weights are not the ones it was saved with.

@@ -153,7 +153,7 @@ def train(
     from pipeline.model.families.sd import StableDiffusion
     from pipeline.model.load import load_model
 
-    base = load_model(dataclasses.replace(model, dtype="float32"))
+    base = load_model(dataclasses.replace(model, dtype="float32", compile="off"))
     if not isinstance(base, StableDiffusion):
         fix = "Use Stable Diffusion 1.x or 2.x"
         raise ConfigError(f"erasers of models of class {base.family} cannot be trained", where="model", fix=fix)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from index.errors import ClearanceError, ModelError, OutOfMemory
 from index.padding import first_line, out_of_memory
 from pipeline.config import ModelConfig
+from pipeline.model.compiled import check_compiles
 from pipeline.model.device import LESS, check_device
 from pipeline.model.families.registry import class_of
 from pipeline.model.folder.digest import check_digests
@@ -73,6 +74,8 @@ def check_model(config: ModelConfig) -> CheckedModel:
     check_digests(folder.parent)
     for name, (library, class_name) in parts.classes.items():
         check_class(name, library, class_name, folder)
+    if config.compile == "blocks":
+        check_compiles(check_class(cls.denoiser, *parts.classes[cls.denoiser], folder), config.device)
     misfits = [note for part in parts.parts for note in check_fit(part)]
     return CheckedModel(folder, cls, parts, (*parts.notes, *misfits))
 

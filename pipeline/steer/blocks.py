@@ -1,14 +1,16 @@
 """Read and change the image tokens of a denoiser's sites (:mod:`pipeline.model.sites`) while it runs.
 
-Hooks live only inside the ``with``; afterwards the modules are as they were. Nothing is copied, neither of the blocks' code nor
-of their tokens: rows of steered samples alone are written to.
+What listens lives only inside the ``with``; afterwards the modules are as they were. Nothing is copied, neither of the blocks'
+code nor of their tokens: rows of steered samples alone are written to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipeline.model.hook_points import Act, Removable, listen
 
 if TYPE_CHECKING:
     import torch
@@ -54,17 +56,15 @@ class RowIndex:
 @contextmanager
 def hooked(edits: Sequence[tuple[Site, Edit]]) -> Iterator[None]:
     """Inside, each edit is shown its site's tokens as the network runs."""
-    handles: list[Any] = []
+    handles: list[Removable] = []
     try:
         for site, edit in edits:
-            handles.append(_attach(site, edit))
+            handles.append(listen(site.module, site.shown, _acting(site, edit)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _attach(site: Site, edit: Edit) -> Any:
-    if site.shown == "input":
-        return site.module.register_forward_pre_hook(lambda _module, args: edit(site.name, site.tokens(args[0])))
-    return site.module.register_forward_hook(lambda _module, _args, output: edit(site.name, site.tokens(output)))
+def _acting(site: Site, edit: Edit) -> Act:
+    return lambda value, _: edit(site.name, site.tokens(value))

@@ -83,7 +83,7 @@ def train_esd(
 
     from pipeline.model.load import load_model
 
-    base = load_model(dataclasses.replace(model, dtype="float32"))
+    base = load_model(dataclasses.replace(model, dtype="float32", compile="off"))
     network: Any = base.network
     pool = flights(base, how)
     texts = base.encode_prompts([*how.words, ""]).tokens

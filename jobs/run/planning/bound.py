@@ -18,7 +18,8 @@ _NOT_BOUND = (
 )  # fmt: skip
 
 MODEL_KEYS_OF_LATER: dict[str, object] = {
-    "width": None, "height": None, "snap": False, "attention": "auto", "vae_dtype": "float32", "vae_tiling": False,
+    "width": None, "height": None, "snap": False, "attention": "auto", "compile": "off", "vae_dtype": "float32",
+    "vae_tiling": False,
 }  # fmt: skip
 
 

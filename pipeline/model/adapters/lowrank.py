@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from index.errors import ModelError
 from pipeline.model.compiled import refuse_compiled
+from pipeline.model.hook_points import Act, Removable, listen
 
 if TYPE_CHECKING:
     import torch
@@ -83,15 +84,16 @@ class RowAdapter:
 @contextmanager
 def adapted(network: Any, wanted: Sequence[RowAdapter]) -> Iterator[None]:
     """Inside, calls of ``network`` (rows first in every tensor) add each adapter to its own rows; outside nothing changes."""
-    hooks = []
+    hooks: list[Removable] = []
     if wanted:
-        refuse_compiled(network, "low-rank weights")
+        layers = (module for adapter in wanted for module, _ in adapter.weights.products(network).values())
+        refuse_compiled(network, "low-rank weights", layers)
     try:
         for adapter in wanted:
             mask = None if adapter.rows is None else _Mask(adapter.rows)
             for name, (module, product) in adapter.weights.products(network).items():
                 strength = adapter.strength * adapter.weights.scales.get(name, 1.0)
-                hooks.append(module.register_forward_hook(_adding(product, strength, mask)))
+                hooks.append(listen(module, "output", _adding(product, strength, mask)))
         yield
     finally:
         for hook in hooks:
@@ -119,13 +121,11 @@ class _Mask:
         return self._made[key].view(-1, *[1] * (out.ndim - 1))
 
 
-def _adding(
-    product: Product, strength: float, mask: _Mask | None
-) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+def _adding(product: Product, strength: float, mask: _Mask | None) -> Act:
     import torch
 
-    def add(_: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        more = out + strength * product(args[0])
+    def add(out: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        more = out + strength * product(given)
         return more if mask is None else torch.where(mask(out), more, out)
 
     return add

@@ -16,6 +16,7 @@ from index.torchvision_ops import ensure
 from pipeline.config import ModelConfig
 from pipeline.model.codec import Codec
 from pipeline.model.combine import classifier_free
+from pipeline.model.compiled import compile_blocks
 from pipeline.model.conditioning import Conditioning, concatenate
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
 from pipeline.model.device import LESS
@@ -141,6 +142,8 @@ class LatentDiffusion(ABC):
         if config.vae_tiling:
             self.autoencoder.enable_tiling()
         choose_attention(self.network, config.attention)
+        if config.compile == "blocks":
+            compile_blocks(self.network, self.sites())
         self.codec = self.codec_class(self.autoencoder, where)
         takes, has = self._channels(), self.codec.channels
         if takes != has:
