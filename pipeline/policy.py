@@ -126,7 +126,10 @@ class EarlyPolicy:
     )  # fmt: skip
     arm: bool = flag(True, "references that the prompt is near to catch a sample at a lower score")
     steered: tuple[Annotated[float, within(0.001, 0.999)], ...] = several(
-        (), 32, "shares of the steps after which a steered sample's predicted picture is held against its references"
+        (),
+        32,
+        "shares of the steps after which a steered sample's predicted picture is held against its references, by the second "
+        "look; nothing is found where the index keeps no pictures",
     )
     rollback: float = number(0.05, 0, 1, "share of the steps that a caught sample goes back before it is steered")
 
