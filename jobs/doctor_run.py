@@ -65,7 +65,7 @@ def examine_run(config: RunConfig, base: Path, runner: str = "local", *, now: fl
         which = next_run(config, base)
         if which.nothing:
             return RunLooks(four=(Line("run", "ok", f"nothing to draw: {which.about}"),), details=(), preflight=None)
-        folder, more = which.folder, {"only": which.only, "parent": which.parent}
+        folder, more = which.folder, {"only": which.only, "parent": which.parent, "begun": which.folder}
     except ClearanceError as error:
         problems.append(error)
     try:

@@ -238,6 +238,7 @@ def run(
     if which.nothing:
         return say_json({"nothing_to_draw": which.about}) if json else say("nothing to draw: no run was begun")
     restriction: dict[str, Any] = {"notes": notes, "only": which.only, "parent": which.parent}
+    restriction["begun"] = folder if resume else None
     problem = None
     try:
         plan = _plan(config, base, folder, policy, **restriction)

@@ -314,6 +314,7 @@ def _plan_json(folder: Path, plan: Plan, run_id: str) -> bytes:
         "shards": [{"shard_id": shard.shard_id, "rows": len(shard.requests)} for shard in plan.shards],
         "requests": len(plan.requests),
         "requests_sha256": hashlib.sha256(plan.requests_file).hexdigest(),
+        **({"prompts_sha256": plan.prompts_sha256} if plan.prompts_sha256 else {}),
     }
     body = json.loads(json.dumps(body))  # tuples become lists, as they are when the digest is checked
     return json.dumps({**body, "plan_json_sha256": plan_json_digest(body)}, indent=2).encode() + b"\n"

@@ -11,10 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +22,19 @@ from typing import TYPE_CHECKING, Any
 from index import storage
 from index.counted import counted
 from index.embedder_source import LOCAL
-from index.errors import ConfigError, InputError, IntegrityError, ModelError, PlanMismatch
+from index.errors import ConfigError, InputError, IntegrityError, ModelError
 from index.places.cache import local_copy, named_as
-from index.storage import digest_of, entry_of, read_file
+from index.storage import digest_of, entry_of
 from jobs.run.openers import openers
+from jobs.run.planning.begun import holds_requests, prompts_digest, read_requests, requests_begun
 from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.planning.preset_rows import held_to_preset
 from jobs.run.planning.sizes import by_size, own_sides
 from jobs.run.planning.stored_plan import RESTORE, check_plan, difference, read_plan
-from jobs.run.planning.stored_requests import digests_of, request_of, requests_digest, requests_table
-from jobs.run.prompts.requests import adapter_column, prompts_of
+from jobs.run.planning.stored_requests import StoredRequests, digests_of, requests_digest, requests_table, row_numbers
+from jobs.run.prompts.requests import AdapterColumn, adapter_column, read_sources
+from jobs.run.prompts.sources import Source, sources_of
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
 from pipeline.config import RunConfig
 from pipeline.fields import stored as stored_entry
@@ -57,7 +58,7 @@ class Shard:
     """
 
     shard_id: str
-    requests: tuple[Request, ...]
+    requests: Sequence[Request]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,20 @@ class Plan:
         guards: the guards in force: name, version, digests of weights, action (see :mod:`pipeline.identity`).
         copy_check: what the copy check is worth, for people (see :mod:`pipeline.copy_check`); empty without index.
         notes: what the run does differently from what its files let expect; goes into the run's events, binds nothing.
+        prompts_sha256: digest of the prompt files as they were read; binds nothing. Empty: unknown, or not all of them are
+            requests of this run.
     """
 
     config: RunConfig
     policy: Policy
     base: Path
-    requests: tuple[Request, ...]
+    requests: Sequence[Request]
     identity: Mapping[str, str] = field(default_factory=dict)
     parent: str = ""
     copy_check: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[Note, ...] = field(default=(), compare=False)
+    prompts_sha256: str = field(default="", compare=False)
 
     @classmethod
     def make(
@@ -97,6 +101,7 @@ class Plan:
         only: Iterable[str] | None = None,
         parent: str = "",
         notes: list[Note] | None = None,
+        begun: Path | None = None,
     ) -> Plan:
         """Read the prompts and bind everything by digest.
 
@@ -108,12 +113,16 @@ class Plan:
             only: keys to restrict the plan to (see :mod:`jobs.run.dataset.which`).
             parent: plan digest of the run that this one continues.
             notes: receives what the prompts were read as; see :func:`jobs.run.prompts.requests.read_prompts`.
+            begun: folder of a run that is to go on. Where its prompt files have not changed, its requests are taken from it.
 
         Raises:
             InputError: the prompts cannot be used, or a key of ``only`` is not among them.
         """
         base = base.resolve()
-        requests = requests_of(config, base, notes)
+        sources = sources_of(config.prompts, base, [] if notes is None else notes)
+        prompts_sha256 = "" if only is not None else prompts_digest(config, sources, adapter_column_of(config))
+        there = requests_begun(begun, prompts_sha256) if begun is not None else None
+        requests: Sequence[Request] = requests_of(config, base, notes, sources) if there is None else there
         if only is not None:
             keys = set(only)
             absent = keys - {request.key for request in requests}
@@ -145,8 +154,8 @@ class Plan:
             in_force = guards_in_force(config, policy, *ids, index_id=identity.get("index_id", ""), base=base)
             guards = tuple(guard.plain() for guard in in_force)
         return cls(
-            config=config, policy=policy, base=base, requests=tuple(requests), identity=dict(identity), parent=parent,
-            copy_check=copy_check, guards=guards,
+            config=config, policy=policy, base=base, requests=requests if there is not None else tuple(requests),
+            identity=dict(identity), parent=parent, copy_check=copy_check, guards=guards, prompts_sha256=prompts_sha256,
         )  # fmt: skip
 
     @property
@@ -158,9 +167,12 @@ class Plan:
         """The shards, and the digest of all requests: in one pass where the shards have the order of the requests."""
         ordered = by_size(self.requests, self.config.model)
         pieces = pieces_of(ordered, self.config.shard_size)
-        each, whole = digests_of(pieces)
-        shards = tuple(Shard(f"{piece[0].row_no:06d}-{one[:8]}", piece) for piece, one in zip(pieces, each, strict=True))
-        return shards, whole if ordered is self.requests else requests_digest(self.requests)
+        each, whole = digests_of(ordered, map(len, pieces))
+        numbers, start, shards = row_numbers(ordered), 0, list[Shard]()
+        for piece, one in zip(pieces, each, strict=True):
+            shards.append(Shard(f"{numbers[start]:06d}-{one[:8]}", piece))
+            start += len(piece)
+        return tuple(shards), whole if ordered is self.requests else requests_digest(self.requests)
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -190,7 +202,7 @@ class Plan:
 
     @cached_property
     def _table(self) -> pa.Table:
-        return requests_table(self.requests)
+        return self.requests.table if isinstance(self.requests, StoredRequests) else requests_table(self.requests)
 
     def portable(self, folder: Path) -> dict[str, Any]:
         """Configuration and policy as they stand in a run folder: without the paths of this machine.
@@ -228,7 +240,8 @@ class Plan:
         return place.name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return state | {"requests": StoredRequests(self._table)}  # of a million, a second's work less than a million objects
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -253,8 +266,9 @@ class Plan:
             loaded: Plan = before[2]  # a run looks before its models are loaded, and again when it begins
             return loaded
         stored, fix = read_plan(folder), RESTORE
-        same = known is not None and _holds(folder, stored["requests_sha256"], known)
-        requests = known.requests if known is not None and same else _read_requests(folder, stored["requests_sha256"])
+        file_sha256 = stored["requests_sha256"]
+        same = known is not None and holds_requests(folder, file_sha256, known.requests, lambda: known._table)
+        requests = known.requests if known is not None and same else read_requests(folder, file_sha256)
         try:
             config = from_dict(RunConfig, stored["config"], where=PLAN_FILE)
             policy = from_dict(Policy, _readable(stored["policy"], stored["identity"]), where=PLAN_FILE)
@@ -262,7 +276,7 @@ class Plan:
             identity, guards = stored["identity"], tuple(stored["guards"])
             plan = cls(
                 config=config, policy=policy, base=base, requests=requests, identity=identity, parent=stored["parent"],
-                copy_check=stored["copy_check"], guards=guards,
+                copy_check=stored["copy_check"], guards=guards, prompts_sha256=str(stored.get("prompts_sha256", "")),
             )  # fmt: skip
             if known is not None and same:
                 plan.__dict__["_requests_sha256"] = known._requests_sha256
@@ -306,8 +320,18 @@ def in_full(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, generation=drawn.generation)
 
 
-def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) -> list[Request]:
-    """The requests that a run file's prompts make; arguments and errors as :func:`jobs.run.prompts.requests.prompts_of`."""
+def adapter_column_of(config: RunConfig) -> AdapterColumn:
+    """The column in which rows name adapters; raises as :func:`jobs.run.prompts.requests.adapter_column`."""
+    return adapter_column(config.adapters, config.columns.adapter)
+
+
+def requests_of(
+    config: RunConfig, base: Path, notes: list[Note] | None = None, sources: Sequence[Source] | None = None
+) -> list[Request]:
+    """The requests that a run file's prompts make; errors as :func:`jobs.run.prompts.requests.read_sources`.
+
+    ``sources``: the prompt files, where they were looked for already.
+    """
     seeds = {"base_seed": config.base_seed, "samples_per_prompt": config.samples_per_prompt}
 
     @functools.cache
@@ -317,12 +341,12 @@ def requests_of(config: RunConfig, base: Path, notes: list[Note] | None = None) 
         return sides_of(config.model)
 
     columns = dataclasses.asdict(config.columns)
-    adapters = adapter_column(config.adapters, columns.pop("adapter"))
-    places: dict[str, str] = {}
+    del columns["adapter"]
+    adapters, places = adapter_column_of(config), dict[str, str]()
+    if sources is None:
+        sources = sources_of(config.prompts, base.resolve(), [] if notes is None else notes)
     with _no_search_for_cycles():
-        requests = prompts_of(
-            config.prompts, base.resolve(), columns=columns, notes=notes, sides=sides, adapters=adapters, places=places, **seeds
-        )
+        requests = read_sources(sources, columns=columns, notes=notes, sides=sides, adapters=adapters, places=places, **seeds)
     return in_groups(held_to_preset(requests, config, notes, places), config.generation.diversity.size)
 
 
@@ -388,45 +412,3 @@ def _readable(policy: Mapping[str, Any], identity: Mapping[str, str]) -> dict[st
     """A stored policy that can be read without the packages of its steering methods; they may be absent here."""
     outside = [name.removeprefix(STEERING) for name in identity if name.startswith(STEERING)]
     return {**policy, "ladder": [stored_entry(rung) if rung["kind"] in outside else rung for rung in policy["ladder"]]}
-
-
-def _holds(folder: Path, sha256: str, plan: Plan) -> bool:
-    """Whether the requests in a run folder are those of a plan; False also where they are damaged, which reading them names."""
-    import pyarrow.parquet as pq
-
-    try:
-        data = read_file(folder, REQUESTS_FILE)
-        same = hashlib.sha256(data).hexdigest() == sha256
-        return same and bool(pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).equals(plan._table))
-    except Exception:  # the reader of damaged bytes may raise anything
-        return False
-
-
-def _read_requests(folder: Path, sha256: str) -> tuple[Request, ...]:
-    import pyarrow.parquet as pq
-
-    from index.padding import first_line
-
-    where, fix = str(folder / REQUESTS_FILE), RESTORE
-    data = read_file(folder, REQUESTS_FILE)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        if prompts_erased(folder):
-            what = "prompts of this run were erased; its requests cannot be drawn again"
-            raise PlanMismatch(what, where=where, fix="Start a new run from the prompts file")
-        raise IntegrityError(f"was changed: it is not the file that {PLAN_FILE} names", where=where, fix=fix)
-    try:
-        return tuple(request_of(row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist())
-    except Exception as error:  # the reader of damaged bytes may raise anything
-        raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=fix) from None
-
-
-def prompts_erased(folder: Path) -> bool:
-    """Whether events say that prompts were erased from the requests of a run.
-
-    Raises:
-        IntegrityError: the events were changed.
-    """
-    from pipeline.audit.erasure import Erasures
-    from pipeline.audit.events import read_events
-
-    return REQUESTS_FILE in Erasures.of(read_events(folder)).paths

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from jobs.run.event import Event, OnEvent
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
 from jobs.run.planning.stored_plan import stored_plan
+from jobs.run.planning.stored_requests import row_numbers
 from jobs.run.retries import MOST_DEATHS, REASONS, Cause
 from jobs.run.worker import OpenLoop, Worker, commit
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
@@ -99,7 +101,6 @@ class Session:
         self.sealed = False
         keys = Keys.find(plan.config.marks.keys, base=plan.base)
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
-        self._shard_of = {request.row_no: shard.shard_id for shard in self.plan.shards for request in shard.requests}
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._ended: Counter[str] = Counter()  # outcomes in committed shards: summing the receipts again would cost N² in a run
         self._claim = ExitStack()
@@ -118,6 +119,12 @@ class Session:
         for outcomes in self._under_way.values():
             total.update(outcomes)
         return total
+
+    @cached_property
+    def _shard_of(self) -> dict[int, str]:
+        """The shard of each row that this session may draw: of a million rows most may be committed."""
+        shards = [self.plan.shards[number] for number in self.pending()]
+        return {row_no: shard.shard_id for shard in shards for row_no in row_numbers(shard.requests)}
 
     def report(self, kind: Any, detail: str = "", *, shard: str = "", worker: str = "") -> None:
         signals.check()

@@ -28,7 +28,8 @@ def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, 
         InputError: there is no such folder, or it holds no run.
     """
     from jobs.run.folder import check_begun
-    from jobs.run.plan import Plan, prompts_erased
+    from jobs.run.plan import Plan
+    from jobs.run.planning.begun import prompts_erased
     from pipeline.audit.binding import PLAN_FILE, is_first_version
     from pipeline.audit.shards import committed
 

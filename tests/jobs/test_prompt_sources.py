@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +13,8 @@ import pytest
 from index import storage
 from index.errors import InputError
 from jobs.run.plan import Plan
-from jobs.run.prompts.requests import derived_seed, prompts_of
-from jobs.run.prompts.sources import in_order
+from jobs.run.prompts.requests import derived_seed, read_sources
+from jobs.run.prompts.sources import in_order, sources_of
 from pipeline.config import ColumnsConfig, RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -33,6 +33,13 @@ def write(folder: Path, **files: str) -> None:
 def parquet(path: Path, *prompts: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"prompt": list(prompts)}), path)
+
+
+def prompts_of(
+    names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None
+) -> list[Request]:
+    notes = [] if notes is None else notes
+    return read_sources(sources_of(names, base, notes), columns=columns, notes=notes)
 
 
 def keyed(requests: Sequence[Request]) -> list[tuple[str, str]]:

@@ -190,7 +190,8 @@ class Chain:
 
     def _requests(self) -> Iterator[tuple[str, Request | None]]:
         """Every request by key; None where its prompt was erased."""
-        from jobs.run.plan import Plan, prompts_erased
+        from jobs.run.plan import Plan
+        from jobs.run.planning.begun import prompts_erased
 
         for one in self.members:
             if prompts_erased(one.folder):

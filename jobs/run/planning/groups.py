@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from index.errors import ModelError
+from jobs.run.planning.stored_requests import StoredRequests
 from pipeline.config import RunConfig
 from pipeline.outcome import Request
 
@@ -47,16 +48,17 @@ def whole_groups(requests: Sequence[Request]) -> list[Request]:
     ]
 
 
-def pieces_of(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
+def pieces_of(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
     """Cut requests into shards of at most ``size``, none of them through a group (which has at most ``size`` members)."""
-    pieces, start = [], 0
-    while start < len(requests):
-        end = min(start + size, len(requests))
-        while (
-            end < len(requests) and requests[end].group and requests[end].group == requests[end - 1].group and end > start + 1
-        ):
+    if isinstance(requests, StoredRequests) and not requests.has("group"):
+        return [requests[start : start + size] for start in range(0, len(requests), size)]
+    pieces, start = list[Sequence[Request]](), 0
+    groups = [one.group for one in requests]
+    while start < len(groups):
+        end = min(start + size, len(groups))
+        while end < len(groups) and groups[end] and groups[end] == groups[end - 1] and end > start + 1:
             end -= 1
-        pieces.append(tuple(requests[start:end]))
+        pieces.append(requests[start:end])
         start = end
     return pieces
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from jobs.run.planning.stored_requests import StoredRequests
 from pipeline.config import ModelConfig
-from pipeline.outcome import AS_THE_RUN, Request
+from pipeline.outcome import AS_THE_RUN, Request, Stated
 
 PictureSize = tuple[int | None, int | None]  # width and height in pixels; None: the model's own
 
@@ -16,20 +17,30 @@ def own_sides(model: ModelConfig) -> PictureSize:
     return model.width or model.size, model.height or model.size
 
 
-def by_size(requests: tuple[Request, ...], model: ModelConfig) -> tuple[Request, ...]:
+def by_size(requests: Sequence[Request], model: ModelConfig) -> Sequence[Request]:
     """The requests sorted by size, the first one's first, otherwise in their order; those of one size are left as they are."""
-    if not any(request.stated is not AS_THE_RUN and request.stated for request in requests):
+    if not _any_stated(requests):
         return requests
     sizes = list(_sizes(requests, own_sides(model)))
     order = {size: place for place, size in enumerate(dict.fromkeys(sizes))}
     if len(order) < 2:
         return requests
-    return tuple(request for _, request in sorted(zip(sizes, requests, strict=True), key=lambda pair: order[pair[0]]))
+    places = sorted(range(len(sizes)), key=lambda place: order[sizes[place]])
+    return requests.taken(places) if isinstance(requests, StoredRequests) else tuple(requests[place] for place in places)
 
 
-def counted(requests: Iterable[Request], own: PictureSize) -> Counter[PictureSize]:
+def counted(requests: Sequence[Request], own: PictureSize) -> Counter[PictureSize]:
     """How many requests that can be drawn there are of each size; ``own``: of those that state none."""
+    if isinstance(requests, StoredRequests) and not _any_stated(requests):
+        many = requests.drawable()
+        return Counter({own: many} if many else {})
     return Counter(_sizes([request for request in requests if request.problem is None], own))
+
+
+def _any_stated(requests: Sequence[Request]) -> bool:
+    if isinstance(requests, StoredRequests):
+        return requests.has(Stated._fields[0])
+    return any(request.stated is not AS_THE_RUN and request.stated for request in requests)
 
 
 def _sizes(requests: Iterable[Request], own: PictureSize) -> Iterable[PictureSize]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from jobs.run.planning.sizes import own_sides
+from jobs.run.planning.sizes import counted, own_sides
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.keys import Keys
 from pipeline.notes import Note
@@ -78,8 +78,8 @@ def _largest_side(model: ModelConfig, folder: Path, requests: Sequence[Request])
     """The largest shorter side of a run's pictures, in pixels; None where one of them is not known."""
     trained = None if None not in own_sides(model) else _trained_side(folder)
     width, height = (side or trained for side in own_sides(model))
-    every = {(one.stated.width or width, one.stated.height or height) for one in requests if one.problem is None}
-    sides = [None if wide is None or high is None else min(wide, high) for wide, high in every or {(width, height)}]
+    every = [*counted(requests, (width, height))] or [(width, height)]
+    sides = [None if wide is None or high is None else min(wide, high) for wide, high in every]
     return max((side for side in sides if side is not None), default=None) if None not in sides else None
 
 

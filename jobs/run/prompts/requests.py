@@ -20,7 +20,7 @@ from uuid import UUID
 from index.errors import ConfigError, InputError
 from index.places.cache import named_as
 from jobs.run.prompts.files import COLUMNS, OWN, BadRow, Row, kept_own, read_rows
-from jobs.run.prompts.sources import Source, sources_of
+from jobs.run.prompts.sources import Source
 from jobs.run.prompts.stated import GAPS, Rule, stated_of
 from pipeline.config import AdapterConfig
 from pipeline.notes import Note
@@ -95,24 +95,6 @@ def read_prompts(
 ) -> list[Request]:
     """Read requests from one prompt file; see :func:`read_sources`."""
     return read_sources([Source(path)], base_seed=base_seed, samples_per_prompt=samples_per_prompt, notes=notes)
-
-
-def prompts_of(
-    names: Sequence[str], base: Path, *, columns: Mapping[str, str] | None = None, notes: list[Note] | None = None,
-    adapters: AdapterColumn = NO_ADAPTERS, sides: Rule = lambda: None, places: dict[str, str] | None = None, **seeds: int,
-) -> list[Request]:  # fmt: skip
-    """Read requests from all that a run file names: files, folders, patterns.
-
-    Args:
-        names, base: see :func:`jobs.run.prompts.sources.sources_of`.
-        columns, notes, adapters, sides, places, seeds: see :func:`read_sources`.
-
-    Raises:
-        InputError: as :func:`read_sources`; there is no such file.
-    """
-    notes = [] if notes is None else notes
-    found = sources_of(names, base, notes)
-    return read_sources(found, columns=columns, notes=notes, adapters=adapters, sides=sides, places=places, **seeds)
 
 
 def read_sources(
