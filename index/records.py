@@ -88,7 +88,8 @@ def parquet_records(path: Path, *, column: str = "", wanted: Iterable[str] = ())
     """
     with _parquet(path) as file:
         image = _image_column(file.schema_arrow, path, column)
-        others = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names and name != image]
+        there = set(file.schema_arrow.names)
+        others = [name for name in dict.fromkeys(wanted) if name in there and name != image]
         number = 0
         for batch in file.iter_batches(ROWS, columns=[image, *others]):
             for row in batch.to_pylist():

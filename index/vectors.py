@@ -235,8 +235,9 @@ def _parquet(metadata: Path, wanted: Mapping[str, str]) -> Iterator[dict[str, li
     import pyarrow.parquet as pq
 
     with _readable(metadata), pq.ParquetFile(metadata, memory_map=True) as file:
-        there = {ours: theirs for ours, theirs in wanted.items() if theirs in file.schema_arrow.names}
-        columns = [*dict.fromkeys(there.values())] or file.schema_arrow.names[:1]  # without any, the number of rows is known
+        names = file.schema_arrow.names
+        there = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
+        columns = [*dict.fromkeys(there.values())] or names[:1]  # without any, the number of rows is known
         for batch in file.iter_batches(ROWS, columns=columns):
             rows = {ours: [_plain(value) for value in batch.column(theirs).to_pylist()] for ours, theirs in there.items()}
             yield rows or {"": [""] * batch.num_rows}

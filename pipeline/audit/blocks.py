@@ -68,12 +68,12 @@ def read_blocks(stream: IO[bytes]) -> Iterator[pa.Table]:
 
     stream.seek(0)
     file = pq.ParquetFile(stream, page_checksum_verification=True)
-    some = False
+    schema, some = file.schema_arrow, False
     for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, use_threads=False):
         some = True
-        yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+        yield pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
     if not some:
-        yield file.schema_arrow.empty_table()
+        yield schema.empty_table()
 
 
 def alike(one: pa.Table, other: pa.Table) -> bool:

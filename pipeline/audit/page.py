@@ -7,6 +7,7 @@ behind it, so that mouse, finger and keyboard reach it.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from index.rate import Rate, percent
 
 if TYPE_CHECKING:
     import jinja2
+    from jinja2.bccache import Bucket
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -150,12 +152,31 @@ def _environment() -> jinja2.Environment:
 
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, bytecode_cache=_compiled(),
     )  # fmt: skip
     made.filters.update(
         pct=_percent, whole=lambda value: percent(value, 0), short=short, real=_real, sim=_similarity, words=_words
     )
     return made
+
+
+@functools.cache
+def _compiled() -> jinja2.BytecodeCache:
+    """Keeps templates compiled: every page has functions of its own, and to compile takes longer than to write a small page."""
+    import jinja2
+
+    class Compiled(jinja2.BytecodeCache):
+        def __init__(self) -> None:
+            self._kept: dict[str, bytes] = {}
+
+        def load_bytecode(self, bucket: Bucket) -> None:
+            if (kept := self._kept.get(bucket.key)) is not None:
+                bucket.bytecode_from_string(kept)
+
+        def dump_bytecode(self, bucket: Bucket) -> None:
+            self._kept[bucket.key] = bucket.bytecode_to_string()
+
+    return Compiled()
 
 
 def interval(rate: Mapping[str, Any]) -> Markup:

@@ -103,14 +103,13 @@ def rows_in(
     with open_file(folder, path) as stream:
         with parsing(path, fix=VERIFY):
             file = pq.ParquetFile(stream)
-            expected = schema_of(table, written_version(file.schema_arrow))
+            schema = file.schema_arrow  # made anew each time it is asked for
+            expected = schema_of(table, written_version(schema))
             there = [name for name in names if name in expected.names or name not in now.names]
             for name in there:
-                _require(file.schema_arrow, expected.field(name), path)
+                _require(schema, expected.field(name), path)
             absent = dict.fromkeys(name for name in names if name not in there)
-            complete = {
-                name: fill for name in there if (fill := _filling(file.schema_arrow.field(name).type, now.field(name).type))
-            }
+            complete = {name: fill for name in there if (fill := _filling(schema.field(name).type, now.field(name).type))}
             batches = _batches(file, there, first, count)
         while rows := _next_rows(batches, path):
             for row in rows:

@@ -135,7 +135,8 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
     wanted, start = np.array(sorted(rows), np.int64), 0
     with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
         file = pq.ParquetFile(stream)
-        there = [name for name in columns if name in file.schema_arrow.names]
+        names = set(file.schema_arrow.names)
+        there = [name for name in columns if name in names]
         for group in range(file.metadata.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             mine = wanted[(wanted >= start) & (wanted < stop)]
