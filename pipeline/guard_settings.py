@@ -298,7 +298,7 @@ class PromptPolicy:
         None, 0, 1,
         "cosine from which a prompt is near to a title, both embedded by the text tower of the index's embedder; absent: not "
         "compared",
-        above=True, absent="not compared",
+        above=True, absent="no comparison",
     )  # fmt: skip
     near_action: Literal["reject", "review", "observe"] = choice("review", "what follows when a prompt is near to a title")
 

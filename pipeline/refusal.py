@@ -7,7 +7,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from pipeline.fields import AUTO, CONTRADICTION, REQUIRED, Key, OneOf, finite, k
 
 UNKNOWN = "unexpected_keyword_argument"
 SHOWN = 60  # characters of a value that a message repeats
+LIKELY, SURE = 0.6, 0.8  # how alike a key must be to one that is known to be a slip; of one that another file knows
 LINES, PARSED = 5000, 200  # beyond these the search for a line takes too long
 NUMBERS = {"int_type", "float_type", "finite_number", "greater_than", "greater_than_equal", "less_than_equal"}
 Loc = tuple[str | int, ...]
@@ -24,10 +25,18 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Where:
-    """What the configuration was read from: its name, and its text where lines can be named."""
+    """What the configuration was read from.
+
+    Attributes:
+        name: of the file, for messages.
+        text: its text, where lines can be named.
+        other: the class of the file that people confuse it with; None: there is none. other_name: what that file is called.
+    """
 
     name: str = ""
     text: str = ""
+    other: type[Any] | None = None
+    other_name: str = ""
 
     def of(self, path: str, loc: Loc) -> str:
         """The place of a key: "run.toml, line 7: generation.steps"."""
@@ -46,6 +55,7 @@ class Problem:
         context: what pydantic adds.
         key: the key concerned; None for an unknown one and for the whole.
         known: every key of the class by its place.
+        where: what was read.
     """
 
     type: str
@@ -54,6 +64,7 @@ class Problem:
     context: Mapping[str, Any]
     key: Key | None
     known: Mapping[Loc, Key]
+    where: Where
 
     @property
     def name(self) -> str:
@@ -81,10 +92,11 @@ def refusal(cls: type[Any], error: ValidationError, where: Where | None = None) 
     elif found["type"] in ("union_tag_invalid", "union_tag_not_found"):
         loc = (*loc, "kind")
     key = known.get(_general(loc)) or (known.get(_general(loc[:-1])) if loc and isinstance(loc[-1], int) else None)
-    problem = Problem(type=found["type"], loc=loc, value=found["input"], context=context, key=key, known=known)
+    where = where or Where()
+    problem = Problem(type=found["type"], loc=loc, value=found["input"], context=context, key=key, known=known, where=where)
     what, fix = _sentences(problem, found["msg"])
     at = _plain(loc[:-1] if problem.type in ("missing", "union_tag_not_found") else loc, known)
-    return ConfigError(what, where=(where or Where()).of(_path(at), at), fix=fix)
+    return ConfigError(what, where=where.of(_path(at), at), fix=fix)
 
 
 def _general(loc: Loc) -> Loc:
@@ -135,8 +147,12 @@ def _sentences(problem: Problem, message: str) -> tuple[str, str]:
     if problem.type == "string_pattern_mismatch":
         return f"has a control character in it: {seen(problem.value)}", "Take the character out; text stands in one line"
     if problem.type in ("string_too_short", "string_too_long"):
-        long = problem.type == "string_too_long"
-        return ("is too long", "Shorten it to 4096 characters") if long else ("is empty", f'Write {problem.name} = "…"')
+        if problem.type == "string_too_long":
+            return "is too long", "Shorten it to 4096 characters"
+        if not problem.value:
+            return "is empty", f'Write {problem.name} = "…"'
+        least = problem.context["min_length"]
+        return f"is too short: {seen(problem.value)} has {len(problem.value)} characters", f"Write at least {least} characters"
     if problem.type == "too_long":
         most, count = problem.context["max_length"], problem.context["actual_length"]
         return f"must have at most {most} entries, not {count}", "Take some out"
@@ -157,15 +173,48 @@ def _unknown(problem: Problem) -> tuple[str, str]:
             uses = sorted(set(siblings) - {"kind"})
             fix = f"Leave it out; this kind knows {', '.join(uses)}" if uses else "Leave it out; this kind knows no keys"
             return f"{name!r} means nothing to kind {problem.parent[-1]!r}", fix
-    elsewhere = [loc[:-1] for loc, key in problem.known.items() if loc[-1] == name and 0 not in loc]
-    if near := get_close_matches(name, siblings, 1):
-        fix = f"Did you mean {near[0]!r}?"
+    theirs = problem.where.other is not None and problem.loc in {key.loc for key in keys(problem.where.other)}
+    elsewhere = [
+        loc[:-1] for loc, key in problem.known.items() if loc[-1] == name and 0 not in loc and _of_its_type(problem.value, key)
+    ]
+    near = _nearest(name, siblings, SURE if theirs else LIKELY)
+    meant = f"Did you mean {near}? " if near else ""
+    if theirs:
+        fix = f"{meant}{_path(problem.loc)!r} is a key of the {problem.where.other_name}: write it there, if that is meant"
+    elif meant:
+        fix = meant + (f"Or write it below {_listed(elsewhere)}" if elsewhere and () not in elsewhere else "")
+    elif len(elsewhere) > 1 and problem.parent and () not in elsewhere:
+        fix = f"Known keys here: {', '.join(siblings)}; it is a key of {_listed(elsewhere)}"
     elif elsewhere:
-        places = [f"below [{'.'.join(map(str, loc))}]" if loc else "at the top, above the first [table]" for loc in elsewhere]
-        fix = f"Write it {' or '.join(places)}"
+        at_top = "at the top, above the first [table]"
+        fix = f"Write it {at_top}" if elsewhere == [()] else f"Write it below {_listed([loc for loc in elsewhere if loc])}"
+        fix += f", or {at_top}" if len(elsewhere) > 1 and () in elsewhere else ""
     else:
         fix = f"Known keys: {', '.join(siblings)}"
-    return f"unknown key {seen(name)}", fix
+    return f"unknown key {seen(name)}", fix.strip()
+
+
+def _nearest(name: str, siblings: list[str], least: float) -> str:
+    """The keys that are meant most likely, in quotes: several where they are equally near."""
+    near = get_close_matches(name, siblings, 3, least)
+    ratios = [SequenceMatcher(None, one, name).ratio() for one in near]
+    return " or ".join(repr(one) for one, ratio in zip(near, ratios, strict=True) if ratio == ratios[0])
+
+
+def _listed(tables: list[Loc]) -> str:
+    names = [f"[{'.'.join(map(str, loc))}]" for loc in tables]
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _of_its_type(value: Any, key: Key) -> bool:
+    """Whether a value could stand at a key, whatever its size: the other keys of that name are not meant."""
+    if key.shape == "table":
+        return isinstance(value, dict)
+    if key.shape != "value":
+        return isinstance(value, (list, str))
+    if typing.get_origin(key.type) is typing.Literal or key.type is str:
+        return isinstance(value, str)
+    return isinstance(value, bool) if key.type is bool else isinstance(value, str) or _real(value)  # text: a number in quotes
 
 
 def _kind(problem: Problem) -> tuple[str, str]:
@@ -188,6 +237,7 @@ def _choice(value: Any, allowed: list[str]) -> tuple[str, str]:
 
 def _shape(problem: Problem) -> tuple[str, str]:
     key, name = problem.key, problem.name
+    full = ".".join(map(str, problem.loc)) if not any(isinstance(part, int) for part in problem.loc) else name
     if key is not None and dataclasses.is_dataclass(problem.value):  # built in Python
         made = type(problem.value).__name__
         return f"must be a {key.type.__name__}, not a {made}", f"Build a {key.type.__name__}"
@@ -197,8 +247,8 @@ def _shape(problem: Problem) -> tuple[str, str]:
         return f"must be a table, not {seen(problem.value)}", f"Write [[{name}]] once for each entry, its keys below"
     if key.shape == "table":
         if isinstance(problem.value, list):
-            return f"must be one table, not {seen(problem.value)}", f"Write [{name}] once, with single brackets"
-        return f"must be a table, not {seen(problem.value)}", f"Write [{name}], its keys below"
+            return f"must be one table, not {seen(problem.value)}", f"Write [{full}] once, with single brackets"
+        return f"must be a table, not {seen(problem.value)}", f"Write [{full}], its keys below"
     if key.shape == "tables":
         fix = f"Write [[{name}]] with double brackets, once for each entry, its keys below"
         return f"must be a list of tables, not {seen(problem.value)}", fix

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
@@ -63,8 +64,12 @@ def from_dict(cls: type[T], data: Any, *, where: str) -> T:
     return _validated(cls, data, Where(where))
 
 
-def read_toml(cls: type[T], path: Path) -> T:
+def read_toml(cls: type[T], path: Path, *, other: type[Any] | None = None, other_name: str = "") -> T:
     """Read a configuration class from a TOML file.
+
+    Args:
+        cls: the class. path: the file.
+        other: the class of the file that people confuse it with, whose keys a message names. other_name: what that is called.
 
     Raises:
         ConfigError: the file cannot be read or is not TOML; a key is unknown, missing, of the wrong type or out of range.
@@ -73,8 +78,8 @@ def read_toml(cls: type[T], path: Path) -> T:
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not valid TOML: {_sentence(error)}", where=str(path), fix=_advice(str(error))) from None
-    return _validated(cls, data, Where(str(path), text))
+        raise ConfigError(f"not valid TOML: {_sentence(error)}", where=str(path), fix=_advice(str(error), text)) from None
+    return _validated(cls, data, Where(str(path), text, other, other_name))
 
 
 def _validated(cls: type[T], data: Any, where: Where) -> T:
@@ -114,8 +119,11 @@ def _sentence(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _advice(message: str) -> str:
+def _advice(message: str, text: str) -> str:
     """What to do about a message of tomllib's."""
+    lines, at = text.splitlines(), re.search(r"at line (\d+)", message)
+    if at and int(at[1]) <= len(lines) and (comma := re.search(r"=\s*([+-]?\d+),(\d+)\s*(#.*)?$", lines[int(at[1]) - 1])):
+        return f"Write a decimal point in place of the comma: {comma[1]}.{comma[2]}"
     if "overwrite" in message or "twice" in message or "immutable" in message:
         return "A key or table stands there twice: keep one of them"
     if "Unescaped '\\'" in message or "escape" in message:

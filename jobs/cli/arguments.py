@@ -66,9 +66,10 @@ def read_run_file(path: Path) -> tuple[RunConfig, Path]:
     from dataclasses import replace
 
     from pipeline.config import RunConfig
+    from pipeline.policy import Policy
     from pipeline.settings import read_toml
 
-    config = read_toml(RunConfig, path)
+    config = read_toml(RunConfig, path, other=Policy, other_name="policy")
     base = path.resolve().parent
     model = os.path.expanduser(config.model.path)
     if model != "stickers" and (base / model).is_dir():

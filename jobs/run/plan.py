@@ -382,13 +382,13 @@ def read_policy(name: str, base: Path) -> Policy:
         there = storage.place(name)
         path = local_copy(there)
         with named_as(there, path):
-            return read_toml(Policy, path)
+            return read_toml(Policy, path, other=RunConfig, other_name="run file")
     path = base / name
     if not path.is_file():
         raise ConfigError(
             f"there is no policy {name!r}", where=str(path), fix=f"Name a policy file, or one of {', '.join(sorted(shipped))}"
         )
-    return read_toml(Policy, path)
+    return read_toml(Policy, path, other=RunConfig, other_name="run file")
 
 
 def run_place(uri: str, base: Path) -> Path:

@@ -136,6 +136,15 @@ def test_what_is_no_toml_is_refused_with_its_line(text: str, what: str, fix: str
         (RunConfig, 'prompts = "p"\n[model]\nworkers = 2\n', "line 3: model.workers", "at the top, above the first [table]"),
         (RunConfig, 'prompts = "p"\nsteps = 20\n', "line 2: steps", "below [generation]"),
         (RunConfig, "workers = 2\n", "file.toml", "Add it: prompt file"),
+        (RunConfig, 'prompts = "p"\ngeneration.diversity = 4\n', "diversity", "Write [generation.diversity], its keys"),
+        (RunConfig, 'prompts = "p"\n[[generation.diversity]]\nsize = 4\n', "diversity", "Write [generation.diversity] once"),
+        (RunConfig, 'prompts = "p"\n[generation]\nguidance = 3\n', "guidance", "'guidance_until' or 'guidance_scale'?"),
+        (RunConfig, 'prompts = "p"\ndevice = "cpu"\n', "device", "Or write it below [model], [embedder] or [guards]"),
+        (Policy, "threshold = 0.8\n", "threshold", "Write it below [copies], [marks], "),
+        (Policy, "[copies]\nenabled = false\n", "copies.enabled", "Known keys here: threshold, confirm_threshold, k, "),
+        (Policy, "[copies]\nthreshold = 0,85 # near\n", "file.toml", "decimal point in place of the comma: 0.85"),
+        (Policy, '[[questions]]\nname = "a"\nask = "Cat?"\n', "ask", "Write at least 8 characters"),
+        (Policy, '[[questions]]\nname = "a"\nask = ""\n', "ask", 'Write ask = "…"'),
     ],
     ids=lambda one: one[:30] if isinstance(one, str) else one.__name__,
 )  # fmt: skip
@@ -145,6 +154,29 @@ def test_a_wrong_shape_is_refused_with_its_line_and_the_right_shape(
     error = refused(cls, text, tmp_path)
     assert error.where.endswith(where)
     assert fix in error.fix
+
+
+def test_a_key_is_named_below_those_tables_alone_where_its_value_fits(tmp_path: Path) -> None:
+    assert refused(RunConfig, 'prompts = "p"\nsteps = 20\n', tmp_path).fix == "Write it below [generation]"  # no column's name
+
+
+@pytest.mark.parametrize(
+    ("cls", "other", "text", "fix"),
+    [
+        (RunConfig, Policy, 'prompts = "p"\n[copies]\nthreshold = 0.8\n', "'copies' is a key of the other one: "),
+        (RunConfig, Policy, 'prompts = "p"\n[[ladder]]\nkind = "reseed"\n', "'ladder' is a key of the other one: "),
+        (RunConfig, Policy, 'prompts = "p"\n[marks]\nthreshold = 0.8\n', "'marks.threshold' is a key of the other one: "),
+        (Policy, RunConfig, '[model]\npath = "x"\n', "'model' is a key of the other one: "),
+        (Policy, RunConfig, 'prompts = "p"\n', "Did you mean 'prompt'? 'prompts' is a key of the other one: "),
+        (Policy, RunConfig, "treshold = 0.8\n", "Known keys: "),
+    ],
+)
+def test_a_key_of_the_other_file_is_sent_there(cls: type[Any], other: type[Any], text: str, fix: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_toml(cls, path, other=other, other_name="other one")
+    assert caught.value.fix.startswith(fix)
 
 
 def test_a_key_of_another_kind_of_rung_is_refused_with_the_kinds_own(tmp_path: Path) -> None:
