@@ -154,8 +154,9 @@ def _of_guards(policy: Policy, base: Path) -> Iterator[str]:
 
     here = {guard.name: guard for guard in describe()}
     for name, table in guard_tables(policy, base).items():
-        reason = here[name].reason if name in here else ""
-        if table.enabled and kind_of(name) != name:
+        brought = kind_of(name) != name
+        reason = here[name].reason if name in here else "" if brought else "no installed package brings it"
+        if table.enabled and brought:
             try:
                 guard_class(name).probe(table)
             except ClearanceError as error:

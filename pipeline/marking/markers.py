@@ -101,13 +101,16 @@ def signing_key(config: MarksConfig, keys: Keys) -> C2paKey | None:
     """The key that signs the manifests of a run; None: they get none, and the run file allows that.
 
     Raises:
-        ConfigError: it is damaged, its certificate has ended, or a manifest is required and there is no key.
+        ConfigError: it is damaged, its certificate has ended, or it is missing, and a manifest is required or a service named.
     """
     key = keys.c2pa(elsewhere=bool(config.signer)) if config.c2pa != "off" else None
     where = f"marks.c2pa: {keys.folder}" if keys.folder is not None else "marks.c2pa"
+    if key is None and config.signer and config.c2pa != "off":
+        what = "a key service is named, and there is no c2pa.pem with the certificate of its key: no picture would be signed"
+        fix = "Put the certificates into c2pa.pem of the folder of keys (marks.keys), or remove marks.signer"
+        raise ConfigError(what, where=f"marks.signer: {keys.folder}" if keys.folder is not None else "marks.signer", fix=fix)
     if key is None and config.c2pa == "required":
         fix = f"Name a folder with c2pa.key and c2pa.pem as marks.keys; {NEW}"
-        fix = "Put the certificate of its key into c2pa.pem of the folder of keys" if config.signer else fix
         raise ConfigError("a C2PA manifest is required, and there is no key that signs it", where=where, fix=fix)
     if key is not None and (why := key.expired()):
         fix = 'Put a certificate that is valid today into c2pa.pem and its key into c2pa.key, or set marks.c2pa = "off"'

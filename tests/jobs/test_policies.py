@@ -123,6 +123,7 @@ QUESTION = {"name": "red", "ask": "Is it mostly red?"}
         ({"faithfulness": {"threshold": 0.4}}, "faithfulness.enabled = false"),
         ({"faithfulness": {"enabled": True, "action": "steer"}, "ladder": []}, "a lost prompt is not drawn again"),
         ({"classifiers": [COLOUR | {"threshold": 0.99}]}, "classifier:colour.threshold = 0.99: hardly any picture"),
+        ({"guards": [{"name": "nope"}]}, "nope is not available on this machine (no installed package brings it)"),
         ({"classifiers": [COLOUR]}, "classifier:colour is not available on this machine (guard classifier:colour: gone"),
         (
             ASKED | {"questions": [QUESTION]},

@@ -346,6 +346,15 @@ def test_a_key_service_that_signs_with_another_key_is_found_before_drawing(keys:
         open_markers(MarksConfig(signer=f"file2:{tmp_path / 'other'}"), keys)
 
 
+@pytest.mark.parametrize("folder", [None, "keys"])
+def test_a_key_service_without_its_certificates_is_refused(tmp_path: Path, folder: str | None) -> None:
+    (tmp_path / "keys").mkdir()
+    keys = Keys(None if folder is None else tmp_path / folder)
+    with pytest.raises(ConfigError, match=r"marks\.signer.*no picture would be signed"):
+        open_markers(MarksConfig(signer="awskms:ours"), keys)
+    assert open_markers(MarksConfig(signer="awskms:ours", c2pa="off"), keys).signer is None
+
+
 # --- other people's tools --------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -96,6 +97,37 @@ def sink_of(config: MetricsConfig, runner: str, base: Path) -> Sink:
     return Nowhere()
 
 
+def check_metrics(config: MetricsConfig, base: Path) -> None:
+    """What of :func:`sink_of` can be seen without writing a file: for a dry run of the local runner.
+
+    Raises:
+        ConfigError: the file's name is none of a metrics file, or its folder is not there.
+        RunStopped: the port cannot be opened.
+    """
+    if config.port:
+        try:
+            socket.create_server((config.address, config.port)).close()
+        except OSError as error:
+            raise _no_port(config.address, config.port, error) from None
+    if config.textfile:
+        path = base / Path(config.textfile).expanduser()
+        _require_metrics_name(str(path))
+        if not path.parent.is_dir():
+            what = "the metrics file cannot be written (there is no such folder)"
+            raise ConfigError(what, where=f"metrics.textfile: {path}", fix="Make its folder, or remove the key")
+
+
+def _require_metrics_name(textfile: str) -> None:
+    if not textfile.endswith(".prom"):
+        fix = "Let its name end in .prom, as node_exporter's textfile collector wants it"
+        raise ConfigError("is not the name of a metrics file", where=f"metrics.textfile: {textfile}", fix=fix)
+
+
+def _no_port(address: str, port: int, error: OSError) -> RunStopped:
+    what = f"metrics cannot be served at {address}:{port} ({error.strerror or error})"
+    return RunStopped(what, where="metrics.port", fix="Choose another port, or 0 for none")
+
+
 class PrometheusSink:
     """Counts in this process, with ``prometheus_client``.
 
@@ -122,15 +154,9 @@ class PrometheusSink:
             try:
                 self._server, _ = prometheus.start_http_server(port, addr=address, registry=self.registry)
             except OSError as error:
-                raise RunStopped(
-                    f"metrics cannot be served at {address}:{port} ({error.strerror or error})",
-                    where="metrics.port",
-                    fix="Choose another port, or 0 for none",
-                ) from error
+                raise _no_port(address, port, error) from error
         if textfile:
-            if not textfile.endswith(".prom"):
-                fix = "Let its name end in .prom, as node_exporter's textfile collector wants it"
-                raise ConfigError("is not the name of a metrics file", where=f"metrics.textfile: {textfile}", fix=fix)
+            _require_metrics_name(textfile)
             self.flush(now=True)
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:

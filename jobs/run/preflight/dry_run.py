@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from index.counted import counted
 from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
+from jobs.run.metrics.sinks import check_metrics
 from jobs.run.planning.sizes import counted as counted_sizes
 from jobs.run.planning.sizes import own_sides
 from jobs.run.preflight.estimate import LOOKED_AT, Estimate, Measured, estimate, free_memory, measure, size
@@ -120,6 +121,10 @@ def preflight(
     found.attempt("out", lambda: _look_at_folder(found, resume=resume))
     found.attempt("marks", lambda: _look_at_marks(found))
     here = found.attempt("model.device", lambda: _look_at_device(found))
+    for key, name in (("embedder.device", config.embedder_device), ("guards.device", config.guard_device)):
+        found.attempt(key, lambda key=key, name=name: _look_at_networks(found, key, name))  # type: ignore[misc]
+    if runner == "local":
+        found.attempt("metrics", lambda: check_metrics(config.metrics, plan.base))
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
     found.notes += asked_notes(found.todo, plan.policy)
@@ -191,15 +196,10 @@ def _nearest(folder: Path) -> Path:
 
 def _look_at_device(found: Preflight) -> bool:
     """Whether the model can be drawn here. On Ray the workers may be on other machines."""
-    from pipeline.model.device import check_device, devices
+    from pipeline.model.device import devices
 
     config = found.plan.config
-    try:
-        check_device(config.model.device)
-    except ConfigError as error:
-        if found.runner != "ray" or not error.what.startswith(f"{config.model.device!r} cannot be used"):
-            raise
-        found.notes.append(Note("device", f"{error.what}; the Ray workers need machines that have it"))
+    if not _here(found, "model.device", config.model.device):
         return False
     found.notes += device_notes_of(config.model)
     gpus = sum(device.startswith("cuda") for device in devices())
@@ -211,6 +211,30 @@ def _look_at_device(found: Preflight) -> bool:
     if config.model.device.startswith("cpu") and wanted > cores():
         text = f"{found.workers} workers of {config.generation.threads} threads on {cores()} cores share them: expect longer"
         found.notes.append(Note("device", text))
+    return True
+
+
+def _look_at_networks(found: Preflight, key: str, name: str) -> None:
+    """The device of the embedder or of the guards' networks, which the dry run itself opens on the CPU."""
+    if (found.plan.config.index or key != "embedder.device") and name != found.plan.config.model.device:
+        _here(found, key, name)
+
+
+def _here(found: Preflight, key: str, name: str) -> bool:
+    """Whether this machine has a device. On Ray one that is elsewhere is a note.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot be used here and the run is a local one.
+    """
+    from pipeline.model.device import check_device
+
+    try:
+        check_device(name, where=key)
+    except ConfigError as error:
+        if found.runner != "ray" or not error.what.startswith(f"{name!r} cannot be used"):
+            raise
+        found.notes.append(Note("device", f"{error.what}; the Ray workers need machines that have it"))
+        return False
     return True
 
 

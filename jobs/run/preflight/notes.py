@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from jobs.run.planning.sizes import counted, own_sides
-from pipeline.config import ModelConfig, RunConfig
+from pipeline.config import HARD_STOP, ModelConfig, RunConfig
 from pipeline.keys import Keys
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -47,7 +47,29 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
         notes.append(Note("early", probes))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
+    notes += hard_stop_notes(config.keep.hard_stop, policy)
     return [*notes, *key_notes(config, base), *watermark_notes(config, base, _largest_side(config.model, folder, requests))]
+
+
+def hard_stop_notes(hard_stop: Sequence[str], policy: Policy) -> list[Note]:
+    """Entries of ``keep.hard_stop`` with which no finding begins, so that pictures are kept after all, or with which all do."""
+    if tuple(hard_stop) == HARD_STOP:
+        return []
+    from guards.copies import CopiesGuard
+    from guards.registry import describe
+
+    brought = [one.category or f"classifier.{one.name}" for one in policy.classifiers]
+    brought += [one.category or f"question.{one.name}" for one in policy.questions]
+    ships = (one for guard in describe() for one in guard.categories if not one.endswith(".NAME"))
+    known = [*CopiesGuard.categories, *ships, *brought]
+    notes = []
+    for begins in hard_stop:
+        if not begins:
+            notes.append(Note("keep", "keep.hard_stop has an empty entry: no picture is kept of anything that is rejected"))
+        elif not any(category.startswith(begins) for category in known):
+            text = f"keep.hard_stop has {begins!r}, and no guard finds such a category: it changes nothing. Categories: "
+            notes.append(Note("keep", text + ", ".join(dict.fromkeys(known))))
+    return notes
 
 
 def watermark_notes(config: RunConfig, base: Path, side: int | None = None) -> list[Note]:

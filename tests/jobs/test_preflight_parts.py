@@ -1,0 +1,114 @@
+"""What a dry run opens on the CPU or not at all (devices of guards and embedder, metrics) it looks at; hard stops by name."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from jobs.cli import main as cli
+from jobs.run.preflight.notes import hard_stop_notes
+from pipeline.policy import ClassifierPolicy, Policy
+
+POLICY = """
+name = "small"
+[marks]
+enabled = false
+[text]
+enabled = false
+[unsafe]
+enabled = false
+"""
+RUN = """
+prompts = "prompts.csv"
+out = "run"
+policy = "policy.toml"
+[model]
+path = "model"
+dtype = "float32"
+[generation]
+steps = 1
+rows = 4
+"""
+
+
+@pytest.fixture
+def project(tiny_sd: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_sd, tmp_path / "model")
+    (tmp_path / "policy.toml").write_text(POLICY)
+    (tmp_path / "prompts.csv").write_text("prompt\ncat\n")
+    return tmp_path
+
+
+def run(project: Path, more: str, *options: str) -> Result:
+    (project / "run.toml").write_text(RUN + more)
+    return CliRunner(env={"COLUMNS": "250"}).invoke(cli.app, ["run", str(project / "run.toml"), *options])
+
+
+def refusal(result: Result) -> list[str]:
+    assert result.exit_code == 2, result.output
+    return [line.strip() for line in result.stderr.splitlines() if line.strip().startswith(("error:", "fix:"))]
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ('[guards]\ndevice = "tpu"\n', "guards.device"),
+        ('[guards]\ndevice = "mps:7"\n', "guards.device"),
+        ('[metrics]\ntextfile = "numbers.txt"\n', "metrics.textfile"),
+        ('[metrics]\ntextfile = "nowhere/numbers.prom"\n', "metrics.textfile"),
+        ('[metrics]\nport = 9\naddress = "no such address"\n', "metrics.port"),
+    ],
+)
+def test_it_fails_where_the_run_fails(project: Path, more: str, place: str) -> None:
+    dry, drawn = refusal(run(project, more, "--dry-run")), refusal(run(project, more))
+    assert place in dry[0] and place in drawn[0]
+    assert dry[1] == drawn[1]  # the same advice
+    assert not (project / "run").exists() and not (project / "numbers.prom").exists()
+
+
+def test_a_port_that_is_taken_fails_the_dry_run(project: Path, taken: int) -> None:
+    assert "metrics.port" in refusal(run(project, f"[metrics]\nport = {taken}\n", "--dry-run"))[0]
+
+
+def test_a_free_port_and_a_new_file_are_left_as_they_are(project: Path, taken: int) -> None:
+    result = run(project, '[metrics]\ntextfile = "numbers.prom"\n', "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert not (project / "numbers.prom").exists()
+
+
+def test_the_embedders_device_is_looked_at_where_there_is_an_index(project: Path) -> None:
+    more = '[embedder]\ndevice = "tpu"\n'
+    assert run(project, more, "--dry-run").exit_code == 0  # nothing is embedded
+    (project / "run.toml").write_text(f'index = "index"\n{RUN}{more}')
+    result = CliRunner(env={"COLUMNS": "250"}).invoke(cli.app, ["run", str(project / "run.toml"), "--dry-run"])
+    assert any("embedder.device" in line for line in refusal(result))
+
+
+def test_a_device_of_the_guards_on_other_machines_is_a_note_for_ray(project: Path) -> None:
+    result = run(project, '[guards]\ndevice = "xpu:3"\n', "--dry-run", "--runner", "ray")
+    assert result.exit_code == 0, result.output
+    assert "'xpu:3' cannot be used" in result.stderr and "Ray workers" in result.stderr
+
+
+def test_hard_stops_that_hit_nothing_or_everything_are_notes() -> None:
+    assert hard_stop_notes(["unsafe."], Policy()) == []
+    assert hard_stop_notes(["unsafe.nsfw", "mark.qr", "copy."], Policy()) == []
+    (note,) = hard_stop_notes(["unsafe.", "nsfw"], Policy())
+    assert "'nsfw'" in note.text and "unsafe.nsfw" in note.text and "NAME" not in note.text
+    (note,) = hard_stop_notes([""], Policy())
+    assert "empty entry" in note.text
+    brought = replace(Policy(), classifiers=(ClassifierPolicy(name="gore", model="m", labels=("bad",)),))
+    assert hard_stop_notes(["classifier.gore"], brought) == []
+    assert hard_stop_notes(["classifier.gore"], Policy())
