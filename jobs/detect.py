@@ -66,10 +66,11 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: every picture is identified; 1: a layer fails, or a picture cannot be read; 3: neither, and one is not."""
+        """0: every picture is identified; 1: a layer fails, or a picture cannot be read; 3: neither, and one is not or there
+        is none."""
         if self.verdicts["failed"] or self.verdicts["damaged"]:
             return 1
-        return 3 if self.verdicts["not identified"] else 0
+        return 3 if self.verdicts["not identified"] or not self.files else 0
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

@@ -15,6 +15,7 @@ from index.errors import InputError
 from index.shipped import STICKERS
 from index.storage import create_once, entry_of, make, remove
 from jobs.run.plan import shipped_policies
+from pipeline.keys import RUN_FILES
 
 RUN, POLICY, PROMPTS = "run.toml", "policy.toml", "prompts.csv"
 EMBEDDED = "stickers"
@@ -107,6 +108,9 @@ def init(folder: Path, options: Options) -> list[Path]:
             raise InputError(
                 f"there is no such {what}", where=place, fix="Name one that is there; init writes down where it is"
             )
+    if any(folder.is_dir() and entry_of(folder, name) is not None for name in RUN_FILES):
+        fix = f"Name another folder: clearance init {folder.name}-2"
+        raise InputError("is a run folder, and nothing is written into it", where=str(folder), fix=fix)
     files = {RUN: _run_file(folder, options), POLICY: _policy()} | ({} if options.prompts else {PROMPTS: _example(options)})
     there = [name for name in files if folder.is_dir() and entry_of(folder, name) is not None]
     if there:

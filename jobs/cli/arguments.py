@@ -38,6 +38,7 @@ def a_local_path(text: str | Path) -> Path:
     return Path(text)
 
 
+NAME_A_RUN = "Name the --out folder of a run, or its run file"
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False, parser=a_local_path)]
 RunFolder = Annotated[
     Path,
@@ -97,11 +98,17 @@ def run_folder(run: Path) -> tuple[Path, Path | None]:
 def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
     """What a RUN names: the runs of a data set where there are several (else None), a run folder, the run file's folder.
 
-    A folder of runs names its data set. So does a run file whose ``out`` has a placeholder.
+    A folder of runs names its data set. So does a run file whose ``out`` has a placeholder. A damaged run is one as long as one
+    of its own files is there.
+
+    Raises:
+        InputError: it is no folder, or one that holds nothing of a run.
     """
     from index.storage import entry_of, is_folder, is_remote
     from jobs.run.dataset.chain import Chain, latest
-    from pipeline.audit.binding import PLAN_FILE
+    from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
+    from pipeline.audit.ledger import RUN_FILE
+    from pipeline.audit.shards import COMMITS
 
     base = None
     if not is_remote(run) and run.suffix == ".toml" and run.is_file():
@@ -117,10 +124,14 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
             chain = Chain.of(last, there)
             return (chain if len(chain.members) > 1 else None), chain.last.folder, base
     if not is_folder(run):
-        raise InputError("there is no such run folder", where=str(run), fix="Name the --out folder of a run, or its run file")
+        what = "is a file, not a run folder" if not is_remote(run) and run.is_file() else "there is no such run folder"
+        raise InputError(what, where=str(run), fix=NAME_A_RUN)
     if entry_of(run, PLAN_FILE) is None and runs_inside(run):
         chain = Chain.inside(run)
         return (chain if len(chain.members) > 1 else None), chain.last.folder, base
+    if all(entry_of(run, name) is None for name in (PLAN_FILE, RUN_FILE, REQUESTS_FILE, COMMITS)):
+        # An empty queue, no hold and nothing to show would be said of whatever folder a slip names.
+        raise InputError("not a run folder (no plan.json)", where=str(run), fix=NAME_A_RUN)
     return None, run, base
 
 

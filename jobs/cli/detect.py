@@ -42,7 +42,8 @@ def detect(
     """Look for the marks of generated pictures: XMP, C2PA, watermark, fingerprint. Uses no network.
 
     Exits with 0 if every picture is identified as generated; with 1 if a mark does not hold or a picture cannot be read; with 3
-    if neither, and a picture is not identified. Such a picture may be generated all the same: every mark can be removed.
+    if neither, and a picture is not identified or there is none. One that is not identified may be generated all the same:
+    every mark can be removed.
     """
     from jobs.cli.arguments import run_folder
     from jobs.detect import Detection

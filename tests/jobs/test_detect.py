@@ -139,7 +139,7 @@ def test_the_watermark_may_be_left_out(released: list[bytes], tmp_path: Path) ->
 def test_a_place_without_pictures(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     result = call("detect", tmp_path / place)
-    assert result.exit_code == (2 if place == "nothing" else 0)
+    assert result.exit_code == (2 if place == "nothing" else 3)  # nothing was identified
     assert ("does not exist" if place == "nothing" else "0 pictures") in result.output
 
 

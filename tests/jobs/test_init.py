@@ -60,6 +60,14 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path, name: s
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
+@pytest.mark.parametrize("name", ["plan.json", "run.json"])
+def test_nothing_is_written_into_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="is a run folder"):
+        init(tmp_path, Options())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     init(tmp_path, Options())
