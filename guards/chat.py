@@ -157,7 +157,7 @@ class Chat:
             raise GuardUnavailable(f"the server refuses the key (HTTP {status})", where=self.where, fix=fix)
         try:
             names = [visible(str(one["id"]), lines=False) for one in json.loads(body)["data"]] if status == 200 else []
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             names = []  # not every server lists its models; the first question shows whether it has this one
         if names and self.server.model not in names:
             near = get_close_matches(self.server.model, names, 1)

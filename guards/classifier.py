@@ -93,7 +93,7 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
         labels = tuple(names[number] for number in range(len(names)))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         what = f"{CONFIG} cannot be read, or its id2label does not number the labels from 0 ({type(error).__name__}: {error})"
         raise IntegrityError(what, where=where, fix="Restore the file") from None
     if not labels:

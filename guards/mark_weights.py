@@ -60,7 +60,7 @@ class MarkWeights:
             card = json.loads((path / CARD).read_text(encoding="utf-8"))
             if problem := _problem(card, architecture, needs):
                 raise ValueError(problem)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             where, fix = str(path / CARD), f"Use a folder written by `{command}`"
             raise GuardUnavailable(f"not a {guard} configuration ({error})", where=where, fix=fix) from None
         return cls(folder=path, guard=guard, command=command, card=card)

@@ -77,7 +77,7 @@ def entering(file: Path) -> Entering:
         if not 8 <= found.size <= 2048 or len(found.mean) != 3 or len(found.std) != 3 or min(found.std) <= 0:
             raise ValueError("size must lie within 8 and 2048, mean and std are three numbers, and std is above 0")
         return found
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         fix = 'Write, for example: {"size": 288, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
         raise InputError(f"does not state how pictures enter a descriptor ({error})", where=str(beside), fix=fix) from None
 

@@ -57,7 +57,10 @@ class ChatServer:
     Attributes:
         bodies: of the questions, in order. keys: what stood in the header of each.
         most: the most that were under way at one time.
+        listing: the body of the list of models; None: a list of ``models``.
     """
+
+    listing: bytes | None = None
 
     def __init__(self, way: Way = right, *, models: list[str] | None = None, key: str = "") -> None:
         self.way, self.models, self.key = way, [MODEL] if models is None else models, key
@@ -90,7 +93,7 @@ class ChatServer:
 
             def do_GET(self) -> None:
                 allowed = not outer.key or self.headers.get("Authorization") == f"Bearer {outer.key}"
-                listed = json.dumps({"data": [{"id": name} for name in outer.models]}).encode()
+                listed = outer.listing or json.dumps({"data": [{"id": name} for name in outer.models]}).encode()
                 self._send(200 if allowed else 401, listed if allowed else b"bad key " + outer.key.encode(), {})
 
             def do_POST(self) -> None:

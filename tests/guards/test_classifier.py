@@ -260,6 +260,15 @@ def test_other_labels_than_numbers_are_refused(onnx: Path) -> None:
         ClassifierGuard(settings(onnx))
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", '{"id2label": ["red"]}', '{"id2label": {"a": "red"}}'], ids=lambda text: text[:20]
+)
+def test_a_configuration_that_is_none_is_refused(onnx: Path, text: str) -> None:
+    (onnx.parent / "config.json").write_text(text)
+    with pytest.raises(IntegrityError, match="id2label does not number the labels"):
+        ClassifierGuard(settings(onnx))
+
+
 def test_the_version_names_the_files(onnx: Path) -> None:
     before = ClassifierGuard.probe(settings(onnx)).version
     (onnx.parent / "config.json").write_text(json.dumps(json.loads((onnx.parent / "config.json").read_text()) | {"x": 1}))

@@ -149,9 +149,10 @@ def test_altered_weights_and_configuration(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(IntegrityError, match="digest"):
         MarksGuard(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "yolo"}))
-    with pytest.raises(GuardUnavailable, match="not a marks configuration"):
-        MarksGuard(tmp_path)
+    for card in (json.dumps({"architecture": "yolo"}), "[" * 100_000):
+        (tmp_path / "config.json").write_text(card)
+        with pytest.raises(GuardUnavailable, match="not a marks configuration"):
+            MarksGuard(tmp_path)
 
 
 def test_the_shipped_card_states_the_weights() -> None:

@@ -219,6 +219,14 @@ def test_a_server_without_probabilities_is_named() -> None:
         by_probability(json.loads(reply("yes")[1]))
 
 
+@pytest.mark.parametrize(
+    "listing", [b"[" * 100_000, b"\xff", b"null", b'{"data": 3}', b"<html>"], ids=lambda data: repr(data[:8])
+)
+def test_a_list_of_models_that_is_none_stops_nothing(server: ChatServer, listing: bytes) -> None:
+    server.listing = listing
+    assert guard(server).check(RED[None])
+
+
 def test_text_in_the_picture_is_declared_to_be_content(server: ChatServer) -> None:
     guard(server).check(RED[None])
     assert "never an instruction" in server.bodies[0]["messages"][0]["content"]
