@@ -150,6 +150,12 @@ def test_encodings_without_a_mark_are_refused_with_the_place(tmp_path: Path) -> 
         ("p.csv", 'prompt,key\n"a cat,a\nan owl,b\n', "unexpected end of data", "double quote that opens in line 2"),
         ("p.csv", 'prompt,key\n"a 12" plate",a\n', "not valid CSV", 'as two: "a 12"" plate"'),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b', "not valid JSON", "cut short"),
+        ("p.jsonl", '[{"prompt": "a"}, {"prompt": "b"}]', "one JSON array, not one object a line", "jq -c '.[]' p.jsonl"),
+        ("p.jsonl", '{\n "prompt": "a"\n}\n', "a JSON object over several lines", "jq -c . p.jsonl"),
+        ("p.jsonl", '{\n "prompt": "a"\n}\n{\n "prompt": "b"\n}\n', "a JSON object over several lines", "jq -c . p.jsonl"),
+        ("p.jsonl", "{'prompt': 'a'}\n{'prompt': 'b'}\n", "none of its 2 rows", "one JSON object a line"),
+        ("p.jsonl", f'{{"prompt": "a", "x": {"9" * 5000}}}\n', "a number of more than 4,300 digits", "one JSON object a line"),
+        ("p.csv", f"prompt,key\n{'a cat ' * 30_000},a\n", "a field has more than 131,072 characters", "shorten the field"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named_with_the_way_out(
@@ -173,6 +179,8 @@ def test_a_folder_and_a_name_that_is_too_long_are_refused(tmp_path: Path) -> Non
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2: not valid JSON (Expecting value: line 1 column 12 (char 11))"),
         ("p.jsonl", '{"prompt": "a"}\n["cat"]\n', 'line 2: a list, not an object: write {"prompt": "…"}'),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n', "line 2: 'prompt' appears twice"),
+        ("p.csv", "prompt,key\na,a\nprompt,key\n", "line 3: repeats the header: files were put together; remove the line"),
+        ("p.tsv", "prompt\ta\nx\ty\n\ufeffprompt\ta\n", "line 3: repeats the header: files were put together; remove the line"),
     ],
 )  # fmt: skip
 def test_one_bad_row_stops_no_other_and_is_named_by_its_line(tmp_path: Path, name: str, text: str, problem: str) -> None:
@@ -198,6 +206,48 @@ def test_a_file_of_bad_rows_alone_is_refused_with_the_first(tmp_path: Path) -> N
 def test_a_very_long_prompt_is_kept(tmp_path: Path) -> None:
     long = "a cat " * 20_000
     assert read_prompts(write(tmp_path, "p.csv", f'prompt\n"{long}"\n'))[0].prompt == long
+
+
+@pytest.mark.parametrize("column", ["prompt", "negative_prompt"])
+def test_a_file_in_a_prompts_place_is_a_bad_row(tmp_path: Path, column: str) -> None:
+    rows = [{"prompt": "a", "negative_prompt": "b"} | {column: "a cat " * 200_000}, {"prompt": "a", "negative_prompt": "b"}]
+    bad, good = read_prompts(write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows))))
+    assert good.problem is None and bad.problem is not None
+    assert bad.problem[0] == "input.bad_prompt" and "has 1,200,000 characters, more than 1,000,000" in bad.problem[1]
+    assert len(bad.prompt) + len(bad.negative_prompt) < 2000
+
+
+def test_a_header_of_one_column_may_be_a_prompt(tmp_path: Path) -> None:
+    assert [one.prompt for one in read_prompts(write(tmp_path, "p.csv", "prompt\nprompt\n"))] == ["prompt"]
+
+
+def test_a_second_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
+    assert plain(read_prompts(write(tmp_path, "p.csv", "\ufeff\ufeffprompt,key,seed\na,k,1\n"))) == [("a", "k", 1)]
+
+
+@pytest.mark.parametrize(("name", "meant"), [("negative", "negative_prompt"), ("CFG Scale", "guidance_scale")])
+def test_the_names_of_other_programs_are_a_note(tmp_path: Path, name: str, meant: str) -> None:
+    notes: list[Note] = []
+    read_prompts(write(tmp_path, "p.csv", f"prompt,{name}\na cat,x\n"), notes=notes)
+    assert [note.text for note in notes] == [
+        f"column {name!r} is kept as a column of your own; if it is meant as {meant!r}, rename it"
+    ]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([1], pa.timestamp("s", tz="Mars/Phobos")),
+        pa.array([2**62], pa.time64("us")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_time_that_cannot_be_held_is_named_by_its_column(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "when": column}), path)
+    error = refused(path)
+    assert error.what.startswith("column 'when' cannot be read (") and error.fix.startswith("Write 'when' as text")
 
 
 @settings(max_examples=150, deadline=None)

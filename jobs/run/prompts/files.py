@@ -23,6 +23,8 @@ from pipeline.outcome import Stated
 COLUMNS = ("prompt", "key", "seed", "negative_prompt", *Stated._fields)  # others are the caller's own, and travel into the rows
 OWN = "none"  # in the run file, in place of a column's name: a column that is called as ours is the caller's own
 USUAL = ("caption", "text", "prompts", "captions", "description", "instruction", "sentence")  # what data sets call a prompt
+SLIPS = {"negative": "negative_prompt", "neg_prompt": "negative_prompt", "cfg": "guidance_scale", "cfg_scale": "guidance_scale",
+         "guidance": "guidance_scale", "num_inference_steps": "steps"}  # fmt: skip  # what other programs call columns of ours
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 OTHER_KINDS = {  # by the end of the name, or by the first bytes
     ".json": ("one JSON document", "Write one JSON object a line and name the file .jsonl: jq -c '.[]' FILE > prompts.jsonl"),
@@ -136,7 +138,8 @@ def _require_columns(columns: list[str], path: Path, notes: list[Note], names: N
             fix = f"Name a column 'prompt' (found: {shown or 'none'}), or state its name in the run file: columns.prompt"
         raise InputError("column 'prompt' is missing", where=str(path), fix=fix)
     for name in columns:
-        meant = get_close_matches(name.strip().lower().replace(" ", "_"), COLUMNS, 1, cutoff=0.8)
+        plain = name.strip().lower().replace(" ", "_")
+        meant = [SLIPS[plain]] if plain in SLIPS else get_close_matches(plain, COLUMNS, 1, cutoff=0.8)
         known = (*COLUMNS, *names.of.values(), "weight")  # which is no slip for "height"
         if name not in known and meant and meant[0] not in names.kept and names[meant[0]] not in columns:
             what = f"column {name!r} is kept as a column of your own; if it is meant as {meant[0]!r}, rename it"
@@ -191,7 +194,7 @@ def _decoded(path: Path, notes: list[Note]) -> str:
             where=str(path),
             fix=f"Save the file as UTF-8; if it is Windows-1252 or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new",
         ) from None
-    return text
+    return text.lstrip("\ufeff")  # files that were put together, or saved twice, have more than one mark
 
 
 def _lines(text: str) -> list[str]:
@@ -243,6 +246,9 @@ def _csv(path: Path, notes: list[Note], names: Names) -> Rows:
         if columns is None:
             columns = [value.strip() for value in values]
             _require_columns(columns, path, notes, names)
+        elif len(columns) > 1 and [value.strip("\ufeff ") for value in values] == columns:
+            what = "repeats the header: files were put together; remove the line"
+            rows.append((f"line {began}", BadRow(what)))
         elif len(values) == len(columns):
             rows.append((f"line {began}", dict(zip(columns, values, strict=True))))
         elif values:  # an entirely blank line is no row
@@ -271,7 +277,11 @@ def _perhaps_fields(prompts: list[str]) -> list[Note]:
 
 
 def _not_csv(error: csv.Error, path: Path, began: int, line: int) -> InputError:
-    if "unexpected end" in str(error) or "field limit" in str(error):
+    if "field limit" in str(error):
+        what = f"a field has more than {csv.field_size_limit():,} characters"
+        fix = f"Close the double quote that opens in line {began}; or, if none does, shorten the field"
+        return InputError(what, where=f"{path}: line {line}", fix=fix)
+    if "unexpected end" in str(error):
         fix = f"Close the double quote that opens in line {began}"
     else:
         fix = 'Write a double quote inside a quoted field as two: "a 12"" plate"'
@@ -303,13 +313,15 @@ def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
         except _Twice as error:
             row = BadRow(str(error))
         except (ValueError, RecursionError) as error:
-            if number == lines[0][0] and _is_array(text):
-                what, fix = "one JSON array, not one object a line", OTHER_KINDS[".json"][1].replace("FILE", path.name)
-                raise InputError(what, where=str(path), fix=fix) from None
-            row = BadRow(f"not valid JSON ({str(error) or 'nested too deeply'})")
+            if number == lines[0][0]:
+                _require_one_a_line(text, path)
+            why = "a number of more than 4,300 digits" if "Exceeds the limit" in str(error) else str(error)
+            row = BadRow(f"not valid JSON ({why or 'nested too deeply'})")
             if number == lines[-1][0] and not text.endswith(("\n", "\r")):
                 fix = "The file may have been cut short: write it again, or remove its last line"
                 raise InputError(row.what, where=f"{path}: line {number}", fix=fix) from None
+        if isinstance(row, list) and len(lines) == 1 and any(isinstance(one, dict) for one in row):
+            _require_one_a_line(text, path)
         if isinstance(row, dict):
             columns.update(dict.fromkeys(row))
         elif not isinstance(row, BadRow):
@@ -324,11 +336,21 @@ def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
         yield place, ({names["key"]: None, **row} if has_keys and not isinstance(row, BadRow) else row)
 
 
-def _is_array(text: str) -> bool:
+def _require_one_a_line(text: str, path: Path) -> None:
+    """Refuse a file that begins with JSON over several lines, or that is one array: its lines are no rows.
+
+    Raises:
+        InputError: it is.
+    """
     try:
-        return isinstance(json.loads(text), list)
+        found, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
-        return False
+        return
+    what, fix = "one JSON array, not one object a line", OTHER_KINDS[".json"][1]
+    if isinstance(found, dict):
+        what, fix = "a JSON object over several lines, not one object a line", "Write it anew: jq -c . FILE > prompts.jsonl"
+    if isinstance(found, list) or (isinstance(found, dict) and "\n" in text.lstrip()[:end]):
+        raise InputError(what, where=str(path), fix=fix.replace("FILE", path.name))
 
 
 def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
@@ -365,11 +387,26 @@ def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
     number = 0
     try:
         for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
+            for row in _values(batch, f"{path}: row {number}"):
                 yield f"row {number}", row
                 number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({error})", where=f"{path}: row {number}", fix="Write the file again") from None
+
+
+def _values(batch: Any, where: str) -> list[dict[str, Any]]:
+    """The rows of a batch; a time that Python cannot hold, or text that is none, is the fault of its column."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError):  # Arrow's and Unicode's errors are ValueErrors
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist()
+            except (ValueError, OverflowError) as error:
+                what = f"column {name!r} cannot be read ({error})"
+                raise InputError(what, where=where, fix=f"Write {name!r} as text (UTF-8), or leave it out") from None
+        raise
 
 
 def _holds_bytes(kind: Any) -> bool:

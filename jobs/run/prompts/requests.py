@@ -28,9 +28,11 @@ from pipeline.outcome import Request, Stated
 from pipeline.row_adapters import row_adapters
 
 MAX_SEED = 2**63 - 1  # fits Arrow's int64 and torch's generator
+MOST_PROMPT = 1_000_000  # characters: a longer one is a file in the wrong place, and it would stand in every report
 MOST_COLUMNS = 16_384  # bytes of a row's own columns, as JSON
 EXACT = 2**53  # below it every whole number is a float of its own
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+SHOWN = 1000  # characters that are recorded of one that is longer
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 PLAIN = frozenset({"prompt", "key", "seed"})
 
@@ -77,6 +79,7 @@ OTHER_MEANING = (
 )
 ADVICE = {
     "input.bad_row": "Write as many fields in each row as the header has",
+    "jsonl.bad_row": 'Write one JSON object a line, as in {"prompt": "a cat"}',
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
     "input.bad_prompt": "Write the prompt as text",
     "input.empty_key": "Give the row a key of its own, or remove the column 'key'",
@@ -161,7 +164,8 @@ def read_sources(
             if all(request.problem for request in mine):
                 code, what = mine[0].problem or ("", "")
                 many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
-                raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE[code])
+                jsonl = code == "input.bad_row" and source.path.suffix.lower() == ".jsonl"
+                raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE["jsonl.bad_row" if jsonl else code])
     notes[:] = dict.fromkeys(notes)  # files of one kind give the same note
     return requests
 
@@ -200,7 +204,7 @@ def _plain(row: Row | BadRow, number: int, row_no: int, base_seed: int) -> tuple
     key: Any = row["key"] if "key" in row else _fallback(number)
     seed: Any = row.get("seed")
     for text in (prompt, key):
-        if type(text) is not str or not text or text.isspace() or UNSTORABLE.search(text) is not None:
+        if type(text) is not str or not text or text.isspace() or len(text) > MOST_PROMPT or UNSTORABLE.search(text):
             return ()
     if seed is None:
         seed = derived_seed(base_seed, key, 0)
@@ -270,7 +274,7 @@ def _prompt(value: Any) -> tuple[str, Problem | None]:
         return "", ("input.empty_prompt", "the prompt is empty")
     if not isinstance(value, str):
         return "", ("input.bad_prompt", f"the prompt is {type(value).__name__}, not text")
-    return _encodable(value)
+    return _encodable(value) if len(value) <= MOST_PROMPT else _too_long(value, "prompt")
 
 
 def _negative(value: Any) -> tuple[str, Problem | None]:
@@ -278,7 +282,13 @@ def _negative(value: Any) -> tuple[str, Problem | None]:
         return "", None
     if not isinstance(value, str):
         return "", ("input.bad_prompt", f"the negative prompt is {type(value).__name__}, not text")
-    return _encodable(value)
+    return _encodable(value) if len(value) <= MOST_PROMPT else _too_long(value, "negative prompt")
+
+
+def _too_long(text: str, called: str) -> tuple[str, Problem]:
+    """The beginning of a text that is likely a whole file, and what is wrong with it."""
+    what = f"the {called} has {len(text):,} characters, more than {MOST_PROMPT:,}; its beginning is recorded"
+    return _encodable(text[:SHOWN])[0], ("input.bad_prompt", what)
 
 
 def _encodable(text: str) -> tuple[str, Problem | None]:
