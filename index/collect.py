@@ -25,6 +25,7 @@ __all__ = ["KEEPING", "Reading", "Seen", "Works", "read_picture", "read_referenc
 KEEPING = ("licensed", "memorisation_probe", "own_mark")  # bases that allow a copy of the picture to be kept
 NAMED = 20  # names in one message
 NOTHING: Mapping[str, Any] = {}  # what the sheet has about a file that it does not list
+GONE = ("it does not exist", "a link to nothing")  # in the reasons of files that no program can save again
 FREE = 2  # spread of values up to which a picture shows one colour only
 
 
@@ -180,12 +181,14 @@ class Works:
         try:
             other = why_no_picture(path)
         except UnreadablePicture as error:
-            self.seen.left_out.append((name, error.what + self._near(path, listed)))
+            near = self._near(path, listed)
+            self.seen.left_out.append((name, f"{error.what.removesuffix(')')}{near})" if near else error.what))
             return
         if other is not None and listed:
             self.seen.left_out.append((name, f"cannot be read ({other})"))
         elif other is not None:
-            self.seen.others.append((name, other))
+            sheet = Path(name).stem.lower() == Path(SHEET).stem
+            self.seen.others.append((name, f"not read: a sheet is {SHEET}, in the folder itself" if sheet else other))
         else:
             self._found.append(_Found(str(path), name, fields or NOTHING, where or name))
             if unlisted:
@@ -194,8 +197,9 @@ class Works:
     def _near(self, path: Path, listed: bool) -> str:
         if not listed or os.path.lexists(path) or not path.parent.is_dir():
             return ""
-        near = get_close_matches(path.name, [shown(p.name) for p in path.parent.iterdir()], n=1)
-        return f"; did you mean {near[0]}?" if near else ""
+        names = {shown(p.name).lower(): shown(p.name) for p in path.parent.iterdir()}
+        near = get_close_matches(path.name.lower(), names, n=1)
+        return f"; did you mean {names[near[0]]}?" if near else ""
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -248,10 +252,11 @@ class Works:
     def _refusal(self) -> InputError:
         names = listed(self.seen.left_out)
         left, seen = len(self.seen.left_out), self.seen.pictures
-        return InputError(
-            f"{left} of {seen} pictures cannot be read: {names}", where=shown(self.path),
-            fix="Save them again as PNG or JPEG; or leave them out (--leave-out), and they are not protected",
-        )  # fmt: skip
+        gone = sum(any(word in reason for word in GONE) for _, reason in self.seen.left_out)
+        ways = ["Save them again as PNG or JPEG"] if gone < left else []
+        ways += [f"Restore what does not exist, or correct its name in {SHEET}"] if gone else []
+        fix = f"{'. '.join(ways)}; or leave them out (--leave-out), and they are not protected"
+        return InputError(f"{left} of {seen} pictures cannot be read: {names}", where=shown(self.path), fix=fix)
 
 
 def read_references(path: Path) -> list[NewReference]:

@@ -39,8 +39,9 @@ def read_sheet(path: Path, columns: Mapping[str, str]) -> list[Row]:
     """
     where = str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        text = _text(path)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        start = 1
         header = [name.strip() for name in next(lines, [])]
         _require_header(header, columns, where)
         rows, start = [], lines.line_num + 1
@@ -48,12 +49,24 @@ def read_sheet(path: Path, columns: Mapping[str, str]) -> list[Row]:
             if any(cell.strip() for cell in cells) or len(cells) == 1:  # spreadsheets leave lines of commas at the end
                 rows.append(_row(header, cells, columns, f"{where}, line {start}", start))
             start = lines.line_num + 1
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot be read as CSV ({error})", where=where, fix="Save it as CSV in UTF-8") from None
+    except csv.Error as error:  # a quote that is not closed would take all that follows for one text
+        fix = f"Close the double quote that opens in line {start}; write one that belongs to the text as two"
+        raise InputError(f"cannot be read as CSV ({error})", where=f"{where}, line {start}", fix=fix) from None
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise InputError(what, where=where, fix="Make it a readable file, or move it away") from None
     return rows
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        fix = "Save it as CSV in UTF-8; spreadsheets call it CSV UTF-8"
+        what = f"cannot be read as CSV (byte 0x{raw[error.start]:02x} is no UTF-8)"
+        raise InputError(what, where=f"{path}, line {line}", fix=fix) from None
 
 
 def _delimiter(text: str) -> str:

@@ -90,6 +90,9 @@ def index_build(
 
     if entry_of(out, "CURRENT") is not None:
         raise InputError("already holds an index", where=str(out), fix="Add to it (clearance index add), or name a new folder")
+    if not is_remote(out) and not is_remote(references) and references.resolve() in out.resolve().parents:
+        fix = "Name a folder outside with --out: who reads the works again would take the index's own files for works"
+        raise InputError(f"lies in the folder of the works, {references}", where=str(out), fix=fix)
     how = _reading(rights_basis, keep_pictures, column, picture_column, leave_out)
     if holds_vectors(references):
         taken_in = build_of_vectors(references, out, how, _embedder(None, embedder, pretrained, allow_download))

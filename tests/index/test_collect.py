@@ -246,8 +246,25 @@ def test_an_unknown_header_is_refused(tmp_path: Path, header: str, reason: str) 
 @pytest.mark.parametrize("content", [b"\xff\xfef\x00i\x00l\x00e\x00", b"file\n\xe9.png\n", b"file\n" + b"x" * 200_000])
 def test_a_sheet_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     put(tmp_path, {"a.png": png(1), "metadata.csv": content})
-    with pytest.raises(InputError, match=r"metadata\.csv: cannot be read|has no column|unknown columns"):
+    with pytest.raises(InputError, match=r"metadata\.csv.*cannot be read|has no column|unknown columns"):
         read_references(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "fix"),
+    [
+        (b'file,title,status\na.png,"A cat,\nb.png,B,allowed\n', "line 2", "Close the double quote that opens in line 2"),
+        (b'file,title\na.png,x\nb.png,"A" cat\n', "line 3", "Close the double quote that opens in line 3"),
+        (b"file,title\na.png,x\nb.png,M\xfcll\n", "line 3", "CSV UTF-8"),
+    ],
+)
+def test_a_quote_or_a_letter_that_spoils_a_sheet_is_named_by_its_line(
+    tmp_path: Path, content: bytes, place: str, fix: str
+) -> None:
+    put(tmp_path, {"a.png": png(1), "b.png": png(2), "metadata.csv": content})
+    with pytest.raises(InputError) as caught:
+        Works(tmp_path)
+    assert caught.value.where.endswith(place) and fix in caught.value.fix
 
 
 def test_a_folder_in_the_place_of_the_sheet_is_refused(tmp_path: Path) -> None:
@@ -258,8 +275,23 @@ def test_a_folder_in_the_place_of_the_sheet_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_are_listed_and_missing_are_named_with_what_may_be_meant(tmp_path: Path) -> None:
     sheet(put(tmp_path, {"Cat.png": png(1)}), "cat.png,Cat,active,claim,")
-    with pytest.raises(InputError, match=r"cat\.png \(it does not exist\); did you mean Cat\.png\?"):
+    with pytest.raises(InputError, match=r"cat\.png \(it does not exist; did you mean Cat\.png\?\)") as caught:
         read_references(tmp_path)
+    assert caught.value.fix.startswith("Restore what does not exist, or correct its name in metadata.csv;")
+
+
+def test_advice_follows_from_what_is_wrong(tmp_path: Path) -> None:
+    put(tmp_path, {"a.png": png(1)[:40], "b.png": png(2)})
+    (tmp_path / "c.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError) as caught:
+        read_references(tmp_path)
+    assert caught.value.fix.startswith("Save them again as PNG or JPEG. Restore what does not exist, or correct its name")
+
+
+@pytest.mark.parametrize("name", ["Metadata.csv", "metadata.jsonl", "metadata.xlsx", "more/metadata.csv"])
+def test_a_sheet_of_another_name_or_place_is_named_as_not_read(tmp_path: Path, name: str) -> None:
+    works = Works(put(tmp_path, {"a.png": png(1), name: b"file,status\na.png,allowed\n"}))
+    assert works.seen.others == [(name, "not read: a sheet is metadata.csv, in the folder itself")]
 
 
 def test_a_file_is_found_however_its_accents_and_slashes_are_written(tmp_path: Path) -> None:

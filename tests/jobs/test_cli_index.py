@@ -62,6 +62,15 @@ def built(tmp_path: Path, opening: Callable[..., None]) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.parametrize("out", ["works/index", "works/a/b", "link/index"])
+def test_an_index_among_its_works_is_refused(tmp_path: Path, out: str) -> None:
+    works = draw(tmp_path / "works", ["a"])
+    (tmp_path / "link").symlink_to(works)
+    result = call("build", works, "--out", tmp_path / out)
+    assert result.exit_code == 2 and "lies in the folder of the works" in result.stderr
+    assert sorted(path.name for path in works.iterdir()) == ["a.png", "metadata.csv"]
+
+
 def test_from_build_to_retire(built: Path, tmp_path: Path) -> None:
     found = call("search", built, tmp_path / "works" / "fox.png", "--k", 1)
     assert found.exit_code == 0 and "fox" in found.output and "1.0000" in found.output
