@@ -112,6 +112,31 @@ def test_half_a_pair_is_refused_before_the_model_is_touched(half: str, tmp_path:
     assert "of 1 low-rank pairs it holds one half alone (first unet.mid.attn1.to_k" in error.what
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shapes", [PAIR, {"emb_params": (2, 8)}], ids=["lora", "embedding"])
+def test_values_that_are_no_numbers_are_refused_with_their_tensor(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, value: float, tmp_path: Path
+) -> None:
+    tensors = {name: torch.ones(shape, dtype=dtype) for name, shape in shapes.items()}
+    last = list(tensors)[-1]
+    tensors[last].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "style.safetensors")
+    assert refused(tmp_path / "style.safetensors").what == f"has values in {last} that are not finite"
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"emb_params": (0, 8)},
+        {"unet.mid.attn1.to_q.lora_A.weight": (0, 8), "unet.mid.attn1.to_q.lora_B.weight": (8, 0)},
+    ],
+    ids=["embedding", "lora"],
+)
+def test_an_empty_tensor_is_refused(shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    assert refused(file(tmp_path, shapes)).what.startswith(f"has no numbers in {next(iter(shapes))}")
+
+
 def test_a_whole_checkpoint_is_none(tmp_path: Path) -> None:
     error = refused(file(tmp_path, {"model.diffusion_model.out.2.weight": (4, 8), "cond_stage_model.x": (8, 8)}))
     assert "whole checkpoint" in error.what and "from_single_file" in error.fix

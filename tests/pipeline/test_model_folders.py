@@ -115,6 +115,15 @@ def test_odd_entries_of_the_index_are_named(broken: Path, change: dict[str, Any]
     assert what in error.what and str(broken) in error.where
 
 
+@pytest.mark.parametrize(
+    ("named", "fix"), [("StableDifusionPipeline", "Did you mean StableDiffusionPipeline? "), (3, "Write ")]
+)
+def test_the_classes_that_can_be_drawn_with_are_written_as_they_are_called(broken: Path, named: Any, fix: str) -> None:
+    edit(broken / "model_index.json", lambda index: index | {"_class_name": named})
+    error = refused(broken)
+    assert error.fix.startswith(fix) and "se a model of class StableDiffusionPipeline, " in error.fix
+
+
 @pytest.mark.parametrize("content", [b"[]", b"3", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b""])
 def test_an_index_that_is_no_table_is_refused(broken: Path, content: bytes) -> None:
     (broken / "model_index.json").write_bytes(content)

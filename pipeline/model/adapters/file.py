@@ -153,6 +153,7 @@ def look_at_adapter(config: AdapterConfig, *, base: Path) -> AdapterFile:
     file = _file_in(path, where)
     tensors, stated = read_header(file), _metadata(file)
     kind = _kind_of(tensors, where)
+    _require_numbers(file, tensors, where)
     if kind == "lora" and (key := _stated_dora(file, stated)):
         what = f"is a DoRA by its metadata ({key}), and the magnitudes of its weights are not in it"
         again = "Fetch or save the file again, since a part of it is missing"
@@ -252,6 +253,25 @@ def _file_in(path: Path, where: str) -> Path:
         return (usual or files)[0]
     names = ", ".join(file.name for file in files[:5])
     raise ModelError(f"the folder holds {len(files)} weight files ({names})", where=where, fix="Name the file itself")
+
+
+def _require_numbers(file: Path, tensors: Tensors, where: str) -> None:
+    """Refuse a file that is empty in part or holds what is no number, before a model is called with it.
+
+    Raises:
+        ModelError: with the first such tensor.
+    """
+    import torch
+    from safetensors import safe_open
+
+    again = "Fetch or save the file again; a training that diverged leaves such files"
+    if empty := next((name for name, (_, shape) in tensors.items() if 0 in shape), ""):
+        raise ModelError(f"has no numbers in {empty[:200]} (shape {tensors[empty][1]})", where=where, fix=again)
+    with safe_open(file, framework="pt") as weights:
+        for name in tensors:
+            tensor = weights.get_tensor(name)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                raise ModelError(f"has values in {name[:200]} that are not finite", where=where, fix=again)
 
 
 def _metadata(path: Path) -> dict[str, str]:

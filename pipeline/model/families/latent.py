@@ -86,12 +86,11 @@ class LatentDiffusion(ABC):
                 )
             except Exception as error:
                 saved_by = read_index(folder).get("_diffusers_version", "an unknown version")
-                raise ModelError(
-                    f"diffusers cannot load it: {reason(error)}",
-                    where=str(folder),
-                    fix=f"It was saved by diffusers {saved_by}, here is {diffusers.__version__}: save it again with this one, "
-                    "or restore the folder",
-                ) from error
+                fix = "Restore the folder: copy or download it again"
+                if saved_by != diffusers.__version__:
+                    here = f"It was saved by diffusers {saved_by}, here is {diffusers.__version__}"
+                    fix = f"{here}: save it again with this one, or restore the folder"
+                raise ModelError(f"diffusers cannot load it: {reason(error)}", where=str(folder), fix=fix) from error
         return cls(parts, config, digest=folder_digest(folder), where=str(folder))
 
     @classmethod

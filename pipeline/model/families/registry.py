@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,12 @@ def class_of(folder: Path) -> type[LatentDiffusion]:
         raise ModelError(what, where=str(path), fix=f'{use}; if it is one of these, write "_class_name": "{known[0]}"')
     if not isinstance(kind, str) or not kind:
         what = "does not name its pipeline class" if kind is None else f"names its pipeline class as {json.dumps(kind)}"
-        raise ModelError(what, where=str(path), fix=f'Write "_class_name": "{known[0]}", or whichever it is; {use.lower()}')
+        raise ModelError(
+            what, where=str(path), fix=f'Write "_class_name": "{known[0]}", or whichever it is; {use[:1].lower()}{use[1:]}'
+        )
     if kind not in known:
         why = why_refused(kind)
-        raise ModelError(f"pipelines of class {kind} cannot be run{why and f': {why}'}", where=str(folder), fix=use)
+        near = [] if why else get_close_matches(kind, known, 1, 0.9)
+        fix = f"Did you mean {near[0]}? {use}" if near else use
+        raise ModelError(f"pipelines of class {kind} cannot be run{why and f': {why}'}", where=str(folder), fix=fix)
     return classes[kind]
