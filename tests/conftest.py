@@ -14,11 +14,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import typer.testing
 
 from index.torchvision_ops import ensure
 from tests.pipeline.tiny_models import BUILDERS
 
 ensure()
+typer.testing._get_command = cache(typer.testing._get_command)  # the commands do not change; to make them takes .15 s each time
 
 # The same inputs each time, so that a change fails by its own fault; new ones are looked for with CLEARANCE_FUZZ.
 hypothesis.settings.register_profile("suite", derandomize=True)
