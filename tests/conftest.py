@@ -36,6 +36,14 @@ def one_thread() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_processor() -> Iterator[None]:
+    """By "auto" a run starts a guard process where a processor is free. The suite uses them all, and such a start takes 4 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.looking.beside.cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function (diffusers' pipeline class) → a folder of a tiny random model of it, built once a session."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from index.errors import ClearanceError, PlanMismatch, RunStopped
+from index.heap import Heap
 from index.storage import advice
 from jobs.run.commits import Commits
 from jobs.run.folder import without_paths
@@ -102,6 +103,7 @@ class Worker:
         self._ended: dict[int, list[Sample]] = {}  # by shard, of those under way
         self._shard_of: dict[int, int] = {}  # row → shard, of those under way
         self._receipts: dict[int, ShardReceipt] = {}  # of shards that ended before their turn
+        self._heap = Heap()
         self._begun: dict[int, float] = {}  # row → when the loop got it, of those under way; the oldest first
         self.calling_since: float | None = None  # when the loop was called, while it has not answered
 
@@ -230,6 +232,7 @@ class Worker:
             self._receipts[one.shard_no] = one.receipt
             self._meter.committed(one.samples, one.seconds, self.activity() or None)
             self._log.committed(self.plan.shards[one.shard_no].shard_id, one.samples, one.seconds)
+            self._heap.give_back()
 
     def _portable(self, sample: Sample) -> Sample:
         if not sample.error_message:

@@ -17,8 +17,9 @@ leave files that nobody can tell from damaged ones. Reports show thumbnails and 
 can be written again.
 
 What this does not reach: copies, exports and backups of the run, blocks that a disk or a snapshot keeps of the old files, and
-what the rows keep by design: request keys, reasons, findings with the text that a guard read, fingerprints of the picture, and
-commitments to the prompt. Under the default salt whoever guesses a prompt can check the guess against its commitment.
+what the rows keep by design: request keys, reasons, findings with the text that a guard read or the phrase of the policy that a
+prompt held, fingerprints of the picture, and commitments to the prompt. Under the default salt whoever guesses a prompt can
+check the guess against its commitment.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from index.heap import Heap
+
 GRACE = 30.0  # seconds beyond the deadline after which a process that nobody ended any more ends itself
 
 
@@ -31,6 +33,7 @@ def main() -> None:
     messages: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, messages), daemon=True).start()
     send(connection, _opened(messages))
+    heap = Heap()
     while True:
         latents, own, deadline = messages.get()
         # In C, without Python's lock: it also ends a guard that never gives the lock back, when nobody is left to end it.
@@ -38,6 +41,7 @@ def main() -> None:
         answer = _looked(latents, own)
         faulthandler.cancel_dump_traceback_later()
         send(connection, answer)
+        heap.give_back()
 
 
 _looker: Any = None

@@ -59,7 +59,8 @@ def test_a_removed_file_is_gone_and_an_exchanged_one_stays(folder: Path) -> None
     storage.remove(folder, "file")
     storage.write_file(folder, "other", b"keeps the number of the first one from being given again")
     storage.write_file(folder, "file", b"another")
-    if storage.entry_of(folder, "file") != seen:
+    there = storage.entry_of(folder, "file")
+    if there is not None and there.inode != seen.inode:  # a file system may give the number again
         assert not storage.remove(folder, "file", inode=seen.inode)
     assert storage.remove(folder, "file")
     assert not storage.remove(folder, "file")
