@@ -77,5 +77,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut to fit into another message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The first line of an error's message, cut to fit into another message; with the next where it only announces that one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[1]}"[:240] if lines[0].endswith(":") and lines[1:] else lines[0][:160]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from index.padding import first_line
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence progress bars and remarks of diffusers and transformers, such as that AutoencoderTiny is not AutoencoderKL."""
+def quiet(*, errors: bool = True) -> Iterator[None]:
+    """Silence progress bars and remarks of diffusers and transformers, such as that AutoencoderTiny is not AutoencoderKL.
+
+    ``errors``: whether they may still log errors; not where each is an exception too, which is shown in our own words.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -19,7 +23,7 @@ def quiet() -> Iterator[None]:
     levels = [kit.get_verbosity() for kit in kits]
     bars = [kit.is_progress_bar_enabled() for kit in kits]
     for kit in kits:
-        kit.set_verbosity_error()
+        kit.set_verbosity(logging.ERROR if errors else logging.CRITICAL)
         kit.disable_progress_bar()
     try:
         with warnings.catch_warnings():

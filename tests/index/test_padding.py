@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from index.errors import OutOfMemory
-from index.padding import PaddedCalls, out_of_memory
+from index.padding import PaddedCalls, first_line, out_of_memory
 
 
 def test_what_one_run_returns_has_one_shape() -> None:
@@ -54,3 +54,17 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
 )
 def test_what_means_out_of_memory(error: Exception) -> None:
     assert out_of_memory(error) and not out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot be read\nmore", "cannot be read"),
+        ("Error(s) in loading X:\n\tsize mismatch for a\n\tsize mismatch for b", "Error(s) in loading X: size mismatch for a"),
+        ("nothing follows:", "nothing follows:"),
+        ("", "ValueError"),
+        ("x" * 500, "x" * 160),
+    ],
+)
+def test_the_first_line_of_an_error_says_what_is_wrong(text: str, shown: str) -> None:
+    assert first_line(ValueError(text)) == shown

@@ -64,7 +64,7 @@ def load_lora(found: AdapterFile, pipeline: Any, denoiser: str) -> Lora:
         what = f"diffusers reads no LoRA for a {type(pipeline).__name__}"
         raise ModelError(what, where=where, fix="Take the entry out, or use another class of models")
     try:
-        with quiet(), warnings.catch_warnings():
+        with quiet(errors=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what has no place and of lost scales: both are looked after here
             expected, alphas = _converted(found, pipeline)
             pipeline.load_lora_weights(
