@@ -253,7 +253,9 @@ class Works:
         names = listed(self.seen.left_out)
         left, seen = len(self.seen.left_out), self.seen.pictures
         gone = sum(any(word in reason for word in GONE) for _, reason in self.seen.left_out)
-        ways = ["Save them again as PNG or JPEG"] if gone < left else []
+        denied = sum("Permission denied" in reason for _, reason in self.seen.left_out)
+        ways = ["Save them again as PNG or JPEG"] if gone + denied < left else []
+        ways += ["Give this user the right to read them"] if denied else []
         ways += [f"Restore what does not exist, or correct its name in {SHEET}"] if gone else []
         fix = f"{'. '.join(ways)}; or leave them out (--leave-out), and they are not protected"
         return InputError(f"{left} of {seen} pictures cannot be read: {names}", where=shown(self.path), fix=fix)

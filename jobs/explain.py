@@ -10,6 +10,7 @@ _OTHER_PLACE = "Name another place, or change the permissions of this one"
 ADVICE = {
     errno.ENOSPC: "Free some space on that disk, then repeat the command; a run continues with --resume",
     errno.EDQUOT: "Free some of your quota on that disk, then repeat the command; a run continues with --resume",
+    errno.EFBIG: "Raise the limit (ulimit -f), or name a place on another file system",
     errno.EACCES: _OTHER_PLACE,
     errno.EPERM: _OTHER_PLACE,
     errno.EROFS: "Name a place on a disk that can be written to",
@@ -28,6 +29,8 @@ ADVICE = {
     errno.ENOTCONN: "The network mount was lost: mount it again, then repeat the command",
     errno.ETIMEDOUT: "The storage or network did not answer: look at it, then repeat the command",
 }
+NO_ROOM = "No usable temporary directory"  # Python's message where none of them can be written to: mostly, a full disk
+TEMPORARY = "Free some space on that disk, or name a folder on another one in TMPDIR"
 MEMORY = "Close other programs, lower workers or generation.rows, or draw smaller pictures (model.size)"
 
 
@@ -39,6 +42,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return f"out of memory{f' ({cause})' if str(cause) else ''}", MEMORY
+        if isinstance(cause, FileNotFoundError) and NO_ROOM in str(cause):
+            return str(cause.strerror), TEMPORARY
         if isinstance(cause, OSError) and cause.errno is not None:
             names = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]
             place = f"{' → '.join(names)}: " if names else ""

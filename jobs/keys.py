@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,8 +75,7 @@ def new_keys(folder: Path, *, days: int = DAYS) -> list[str]:
     files = _files(days)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, data in files.items():
-            _write_once(folder / name, data)
+        _write_all(folder, files)
     except FileExistsError as error:
         fix = "Name a new folder"
         raise ConfigError("is there already", where=str(error.filename or folder), fix=fix) from None
@@ -106,11 +106,19 @@ def show_keys(folder: Path) -> list[Shown]:
     return shown
 
 
-def _write_once(path: Path, data: bytes) -> None:
-    """Create a file that only this user can read."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Create files that only this user can read: all, or none. Half a set would sign or mark, and leave the rest off."""
+    written: list[Path] = []
+    try:
+        for name, data in files.items():
+            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            written.append(folder / name)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _files(days: int) -> dict[str, bytes]:

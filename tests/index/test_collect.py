@@ -135,6 +135,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
         Works(tmp_path)
 
 
+def test_a_picture_that_may_not_be_read_is_not_to_be_saved_again(tmp_path: Path) -> None:
+    works = Works(put(tmp_path, {"a.png": png(1)}))
+    works.seen.left_out.append(("b.png", "cannot be read (Permission denied)"))
+    with pytest.raises(InputError) as caught:
+        list(works)
+    assert caught.value.fix.startswith("Give this user the right to read them;")
+
+
 def test_names_that_are_no_text_are_read_and_shown(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
     [work] = read_references(tmp_path)

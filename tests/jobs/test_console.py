@@ -90,6 +90,12 @@ def test_what_the_system_refuses_is_a_sentence_with_its_place(number: int) -> No
     assert result.stderr == f"error: runs/[x]\\x1b: {os.strerror(number)}\n  fix: {ADVICE[number]}\n"
 
 
+def test_no_room_for_temporary_files_is_no_missing_file() -> None:
+    """What Python's tempfile raises where every folder is full: an error without a file's name."""
+    what, fix = explain(FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")) or ("", "")
+    assert what == "No usable temporary directory found in ['/tmp']" and "TMPDIR" in fix
+
+
 def test_two_places_and_bytes_are_named() -> None:
     explained = explain(OSError(errno.EXDEV, "Invalid cross-device link", b"a\xff", None, "b"))
     assert explained == ("a\udcff → b: Invalid cross-device link", "Look at that path, then repeat the command")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from index.errors import ConfigError
+from index.errors import ConfigError, RunStopped
 from jobs.cli.main import app
 from jobs.keys import new_keys
 from pipeline.keys import PURPOSES, SECRETS, Keys
@@ -87,6 +88,24 @@ def test_new_in_a_git_tree_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     result = call("keys", "new", tmp_path / "keys")
     assert result.exit_code == 0 and "lies in the git working tree" in result.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "stop"])
+def test_half_a_set_of_keys_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    opened = os.open
+
+    def full(path: Path, *how: int) -> int:
+        if path.name == "salt":
+            raise error
+        return opened(path, *how)
+
+    (tmp_path / "mine.txt").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.keys.os.open", full)
+        with pytest.raises((RunStopped, KeyboardInterrupt)):
+            new_keys(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    new_keys(tmp_path)  # the same command again makes all of them
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

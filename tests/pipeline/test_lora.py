@@ -181,7 +181,7 @@ def test_a_file_that_failed_leaves_the_model_as_it_was(request: pytest.FixtureRe
     model = loaded(request, "tiny_sd")
     plain = call(model)
     state = halves("unet", {name: (down[:, :7], up) for name, (down, up) in pairs_for(model.network, ("to_q",)).items()})
-    with pytest.raises(ModelError, match="does not fit this StableDiffusionPipeline.* size mismatch for "):
+    with pytest.raises(ModelError, match=r"does not fit this StableDiffusionPipeline.* size mismatch for "):
         read(write(tmp_path / "style.safetensors", state), model)
     assert torch.equal(call(model), plain)
     assert not [name for name, _ in model.network.named_modules() if "lora" in name]
