@@ -13,7 +13,9 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import main as cli
 from jobs.run.preflight.notes import hard_stop_notes
-from pipeline.policy import ClassifierPolicy, Policy
+from pipeline.guard_settings import ClassifierPolicy
+from pipeline.policy import Policy
+from tests.guards.chat_server import MODEL, ChatServer, Reply, right
 
 POLICY = """
 name = "small"
@@ -100,6 +102,17 @@ def test_a_device_of_the_guards_on_other_machines_is_a_note_for_ray(project: Pat
     result = run(project, '[guards]\ndevice = "xpu:3"\n', "--dry-run", "--runner", "ray")
     assert result.exit_code == 0, result.output
     assert "'xpu:3' cannot be used" in result.stderr and "Ray workers" in result.stderr
+
+
+@pytest.mark.parametrize(("answer", "why"), [((404, b"no such page", {}), "HTTP 404"), ((200, b"<html>", {}), "whole JSON")])
+def test_a_server_that_does_not_answer_the_question_is_a_note(project: Path, answer: Reply, why: str) -> None:
+    with ChatServer(lambda body, number: answer) as server:
+        asked = f'[vision_language]\naddress = "{server.address}"\nmodel = "{MODEL}"\nretries = 0\n'
+        (project / "policy.toml").write_text(f'{POLICY}{asked}[[questions]]\nname = "red"\nask = "Is it red?"\n')
+        result = run(project, "", "--dry-run")
+        assert result.exit_code == 0 and "question:red got no answer" in result.stderr and why in result.stderr
+        server.way = right
+        assert "got no answer" not in run(project, "", "--dry-run").stderr
 
 
 def test_hard_stops_that_hit_nothing_or_everything_are_notes() -> None:

@@ -310,6 +310,9 @@ def _load(
         found.notes.append(Note("prompts", text))
     found.notes += unguided_notes(found.todo, runtime, config.generation.drawn_guidance)
     found.measured = measure(runtime, config)
+    for guard, why in found.measured.unanswered.items():
+        text = f"{guard} got no answer about the pictures of this dry run ({why}): see vision_language.when_unanswered"
+        found.notes.append(Note("guards", text))
     found.notes += largest_note(found.todo, (found.measured.width, found.measured.height))
     found.estimate = _estimate(found, runtime)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guards.vision_language import UNANSWERED
 from index.errors import ClearanceError, ModelError
 from pipeline.config import RunConfig
 from pipeline.model.conditioning import stack
@@ -36,6 +37,7 @@ class Measured:
         picture_bytes: of a picture decoded from noise, as it is stored; a drawing takes less.
         width, height: of a picture.
         memory_bytes: most that the process, or the GPU, held.
+        unanswered: guard → why its model gave no answer about these pictures.
     """
 
     call_seconds: float
@@ -45,6 +47,7 @@ class Measured:
     width: int
     height: int
     memory_bytes: int
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +93,24 @@ def measure(runtime: Runtime, config: RunConfig) -> Measured:
             fix = 'Choose model.dtype = "bfloat16" or "float32"; if it stays so, the weights are damaged'
             raise ModelError(f"the denoiser's output is not finite in {config.model.dtype}", where="model", fix=fix)
 
-    pictures: list[Any] = []
+    studies: list[Any] = []
 
     def look(count: int) -> None:
         # Finished latents are about as large as noise: that is what an autoencoder's scaling factor is for.
-        pictures[:] = [study.picture for study in runtime.study([noise] * count)]
+        studies[:] = runtime.study([noise] * count)
 
     with _edge("the denoiser", "model"):
         rows, call_seconds = _timed(call, g.rows)
     with _edge("decoder or guards", "model"):
         _, look_seconds = _timed(look, LOOKED_AT)
-    stored = mark(pictures[0], config.image_format, Origin("model", "", "Clearance"), runtime.markers).data  # with its marks
-    height, width = pictures[0].shape[:2]
+    picture = studies[0].picture
+    stored = mark(picture, config.image_format, Origin("model", "", "Clearance"), runtime.markers).data  # with its marks
+    height, width = picture.shape[:2]
+    findings = [finding for study in studies for finding in study.findings]
     return Measured(
         call_seconds=call_seconds, rows=rows, look_seconds=look_seconds / LOOKED_AT,
-        picture_bytes=len(stored) + len(thumbnail(pictures[0])), width=width, height=height, memory_bytes=_memory(config),
+        picture_bytes=len(stored) + len(thumbnail(picture)), width=width, height=height, memory_bytes=_memory(config),
+        unanswered={one.guard: one.detail for one in findings if one.category == UNANSWERED and one.triggered},
     )  # fmt: skip
 
 
