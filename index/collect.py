@@ -132,6 +132,8 @@ class Works:
             yield work
         if self.seen.left_out and not (some and self.how.leave_out):
             raise self._refusal()
+        if not some:  # Parquet or tars without a row: the index would protect nothing
+            raise InputError("holds no pictures", where=shown(self.path), fix="Put pictures there, a row or sample for each")
 
     # --- finding --------------------------------------------------------------------------------------------------
 

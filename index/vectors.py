@@ -97,6 +97,10 @@ class StoredVectors:
                 what = f"has {rows} rows, and {shown(file)} has {len(vectors)} vectors"
                 raise InputError(what, where=shown(metadata or file), fix="Write one row for each vector, in their order")
         self.total = sum(len(vectors) for _, _, vectors in self._parts)
+        if not self.total:
+            raise InputError(
+                "holds no vectors", where=shown(path), fix="Write one for each work: an empty index protects nothing"
+            )
 
     def _opened(self, file: Path) -> np.ndarray:
         try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from guards.base import Guard, OnDevice
 from guards.chat import BUDGET_FILE
 from index.at_uri import beside
+from index.errors import ClearanceError
 from index.storage import place
 from pipeline.config import RunConfig
 from pipeline.copy_check import calibration_in_force
@@ -198,6 +199,24 @@ def stale_calibration(config: RunConfig, policy: Policy, *, base: Path) -> str:
         f"{folder / path.name} was measured on index {found.index_id}, which is now {index.index_id}: with more references "
         "there are more false alarms; calibrate again (clearance index calibrate)"
     )
+
+
+def nothing_protected(config: RunConfig, *, base: Path) -> str:
+    """A sentence if no reference of the index can match; empty if one can, or if the index cannot be opened, which is said
+    elsewhere."""
+    if not config.index:
+        return ""
+    from guards.copies import HARMLESS
+    from index.store import ReferenceIndex
+
+    try:
+        counts = ReferenceIndex.open(place(config.index, base)).counts("status")
+    except ClearanceError:
+        return ""
+    if sum(many for status, many in counts.items() if status not in HARMLESS):
+        return ""
+    listed = ", ".join(f"{many} {status}" for status, many in sorted(counts.items()) if many) or "no reference at all"
+    return f"the index protects nothing ({listed}): no picture can be found to be a copy"
 
 
 def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:

@@ -361,6 +361,15 @@ def test_parquet_columns_may_have_other_names(tmp_path: Path) -> None:
         read(path, picture_column="caption")
 
 
+def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": pa.array([], pa.binary()), "title": pa.array([], pa.string())}), tmp_path / "works.parquet"
+    )
+    for place in (tmp_path, tmp_path / "works.parquet"):
+        with pytest.raises(InputError, match="holds no pictures"):
+            read_references(place)
+
+
 def test_rows_without_a_picture_are_named(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", {"image": [png(1), None, b"no picture"]})
     with pytest.raises(InputError, match=r"2 of 3 pictures .*row 1 \(holds no picture\), .*row 2 \(no picture"):

@@ -43,6 +43,15 @@ def build(folder: Path, source: Path, how: Reading | None = None) -> ReferenceIn
     return ReferenceIndex.build_of_vectors(folder, StoredVectors(source, DIM, how), GridEmbedder())
 
 
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    """An index of it would protect nothing, and every picture would pass."""
+    stored(tmp_path / "a.npy", 0)
+    (tmp_path / "a.csv").write_text("file,title\n")
+    with pytest.raises(InputError, match="holds no vectors"):
+        build(tmp_path / "index", tmp_path / "a.npy")
+    assert not (tmp_path / "index" / "CURRENT").exists()
+
+
 @pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8"])
 def test_vectors_are_found_again_at_unit_length(tmp_path: Path, kind: str) -> None:
     made = stored(tmp_path / "v.npy", 50, kind=kind).astype(np.float64)

@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from index.store import ReferenceIndex
 from jobs.cli import main as cli
 from jobs.run.preflight.notes import hard_stop_notes
+from pipeline.config import RunConfig
 from pipeline.guard_settings import ClassifierPolicy
+from pipeline.opening import nothing_protected
 from pipeline.policy import Policy
 from tests.guards.chat_server import MODEL, ChatServer, Reply, right
 
@@ -113,6 +118,28 @@ def test_a_server_that_does_not_answer_the_question_is_a_note(project: Path, ans
         assert result.exit_code == 0 and "question:red got no answer" in result.stderr and why in result.stderr
         server.way = right
         assert "got no answer" not in run(project, "", "--dry-run").stderr
+
+
+@pytest.mark.parametrize("status", ["allowed", "retired", "disputed"])
+def test_an_index_in_which_nothing_can_match_is_a_note(project: Path, status: str) -> None:
+    (project / "works").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(project / "works" / "a.png")
+    runner = CliRunner(env={"COLUMNS": "250"})
+    assert runner.invoke(cli.app, ["index", "build", str(project / "works"), "--out", str(project / "index")]).exit_code == 0
+    (ref_id,) = [one.ref_id for one in ReferenceIndex.open(project / "index").in_force()]
+    changed = runner.invoke(cli.app, ["index", "set-status", str(project / "index"), ref_id, status, "--reason", "x"])
+    assert changed.exit_code == 0, changed.output
+    found = nothing_protected(RunConfig(prompts=("p.csv",), index="index"), base=project)
+    assert bool(found) == (status != "disputed")
+    assert not found or f"protects nothing (1 {status})" in found
+    (project / "run.toml").write_text('index = "index"\n' + RUN)
+    (project / "policy.toml").write_text(POLICY + "[copies]\nthreshold = 0.9\n")
+    assert (found in runner.invoke(cli.app, ["run", str(project / "run.toml"), "--dry-run"]).stderr) if found else True
+
+
+def test_an_index_that_is_not_there_is_said_elsewhere(tmp_path: Path) -> None:
+    assert nothing_protected(RunConfig(prompts=("p.csv",), index="nowhere"), base=tmp_path) == ""
 
 
 def test_hard_stops_that_hit_nothing_or_everything_are_notes() -> None:
