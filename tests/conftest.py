@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,7 @@ from index.torchvision_ops import ensure
 from tests.pipeline.tiny_models import BUILDERS
 
 ensure()
+gc.set_threshold(20_000, 20, 50)  # millions of objects outlive their test's module; to look through them took 6 % of the suite
 typer.testing._get_command = cache(typer.testing._get_command)  # the commands do not change; to make them takes .15 s each time
 
 # The same inputs each time, so that a change fails by its own fault; new ones are looked for with CLEARANCE_FUZZ.

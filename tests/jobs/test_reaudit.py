@@ -103,13 +103,20 @@ def test_it_flags_exactly_what_the_guard_flagged_on_drawn_pictures(tmp_path: Pat
     from jobs.demo import DRAWINGS, demo_prompts
     from jobs.run.local_runner import run_local
     from jobs.run.plan import Plan, read_policy
-    from pipeline.config import RunConfig
+    from pipeline.config import GenerationConfig, RunConfig
 
     embedder = OpenCLIPEmbedder.open("stickers")
     index = ReferenceIndex.build(tmp_path / "index", Works(DRAWINGS, Reading(keep_pictures=True)), embedder)
     lines = [f"{prompt.key},{prompt.prompt}" for prompt in demo_prompts(12)]
     (tmp_path / "prompts.csv").write_text("\n".join(["key,prompt", *lines]) + "\n", encoding="utf-8")
-    config = RunConfig(prompts="prompts.csv", index="index", dataset_id="demo", base_seed=20, shard_size=6)
+    config = RunConfig(
+        prompts="prompts.csv",
+        index="index",
+        dataset_id="demo",
+        base_seed=20,
+        shard_size=6,
+        generation=GenerationConfig(steps=8),
+    )
     run_local(Plan.make(config, read_policy("observe", tmp_path), tmp_path), tmp_path / "observed")
     world = World(tmp_path, index, embedder)
     found = {seen.request_key: again(seen) for seen in look(tmp_path / "observed", standard(world)).hits}
