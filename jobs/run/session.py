@@ -160,7 +160,7 @@ class Session:
             self._ended.update(receipt.outcomes)
         self.sealed = check_begun(self.folder, self.plan, self.receipts)
         if not self.sealed:
-            sweep(self.folder)
+            sweep(self.folder, known=self.receipts)
         files = {"plan_file_sha256": digest_of(self.folder, PLAN_FILE)}
         events = read_events(self.folder)
         if self.sealed:
