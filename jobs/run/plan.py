@@ -15,6 +15,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -385,9 +386,9 @@ def read_policy(name: str, base: Path) -> Policy:
             return read_toml(Policy, path, other=RunConfig, other_name="run file")
     path = base / name
     if not path.is_file():
-        raise ConfigError(
-            f"there is no policy {name!r}", where=str(path), fix=f"Name a policy file, or one of {', '.join(sorted(shipped))}"
-        )
+        meant = get_close_matches(name, [*shipped, *(file.name for file in base.glob("*.toml"))], 1)
+        fix = f"Write {meant[0]!r}" if meant else f"Name a policy file, or one of {', '.join(sorted(shipped))}"
+        raise ConfigError(f"there is no policy {name!r}", where=str(path), fix=fix)
     return read_toml(Policy, path, other=RunConfig, other_name="run file")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator
 
 from index.errors import ConfigError
 from pipeline.fields import REQUIRED, entry, line, several
-from pipeline.settings import contradiction, read_toml, settings
+from pipeline.settings import contradiction, from_dict, read_toml, settings
 
 EXAMPLE = """\
 # A claim about protected works. Fill it in, then:
@@ -82,9 +83,13 @@ def read_claim(path: Path) -> FiledClaim:
     """Read a claim file.
 
     Raises:
-        ConfigError: it cannot be read, a key is unknown or missing, or a value is not usable.
+        ConfigError: it cannot be read, a key is unknown or missing, a value is not usable, or is still that of the example.
     """
     claim = read_toml(Claim, path)
+    example = from_dict(Claim, tomllib.loads(EXAMPLE), where="the example")
+    if left := [name for name in ("works", "contact") if getattr(claim, name) == getattr(example, name)]:
+        what = f"{' and '.join(left)} still say{'s' if len(left) == 1 else ''} what the example says"
+        raise ConfigError(what, where=str(path), fix="Fill in the claim that was received: runs keep it for good")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -13,7 +13,7 @@ import pytest
 from index.errors import ConfigError, InputError, IntegrityError, PlanMismatch
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.folder import open_folder
-from jobs.run.plan import Plan, requests_of, run_place
+from jobs.run.plan import Plan, read_policy, requests_of, run_place
 from jobs.run.planning.bound import MODEL_KEYS_OF_LATER
 from jobs.run.ray.actor import for_this_card
 from pipeline.config import AdapterConfig, ColumnsConfig, GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
@@ -246,3 +246,14 @@ def test_a_column_of_adapters_needs_adapters(make_plan: MakePlan, tmp_path: Path
     config = replace(make_plan(PROMPTS).config, columns=ColumnsConfig(adapter="look"))
     with pytest.raises(ConfigError, match="names 'look', and no adapter is for rows that name it"):
         requests_of(config, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "fix"), [("defualt", "Write 'default'"), ("my-polcy.toml", "Write 'my-policy.toml'")])
+def test_a_policy_with_a_slip_in_its_name_is_guessed(tmp_path: Path, name: str, fix: str) -> None:
+    (tmp_path / "my-policy.toml").write_text('name = "p"\nversion = "1"\n')
+    with pytest.raises(ConfigError) as caught:
+        read_policy(name, tmp_path)
+    assert caught.value.fix == fix
+    with pytest.raises(ConfigError) as caught:
+        read_policy("strict", tmp_path)
+    assert caught.value.fix == "Name a policy file, or one of default, observe"

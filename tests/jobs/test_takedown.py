@@ -300,8 +300,12 @@ def test_a_claim_that_cannot_be_used_is_refused(world: World, change: tuple[str,
         claim_of(world, CLAIM.replace(*change))
 
 
-def test_the_example_is_a_claim(world: World) -> None:
-    assert claim_of(world, EXAMPLE).claim.claimant == "rights holder A"
+def test_the_example_is_a_claim_once_it_is_filled_in(world: World) -> None:
+    works, contact = ('["Red lemon, 2019", "Blue kite"]', '["Ant"]'), ("ticket 4711", "ticket 12")
+    assert claim_of(world, EXAMPLE.replace(*works).replace(*contact)).claim.claimant == "rights holder A"
+    for text, left in ((EXAMPLE, "works and contact still say"), (EXAMPLE.replace(*works), "contact still says")):
+        with pytest.raises(ConfigError, match=left):
+            claim_of(world, text)
 
 
 def test_the_receipt_is_written_twice_and_covers_itself(world: World) -> None:
