@@ -23,7 +23,10 @@ _WHY: dict[int, tuple[str, str]] = {
     errno.EROFS: ("the folder is mounted read-only", "Mount it writable, or name a folder elsewhere with --out"),
     errno.EACCES: ("permission denied", "Give this user the right to write there, or name a folder elsewhere with --out"),
     errno.EPERM: ("permission denied", "Give this user the right to write there, or name a folder elsewhere with --out"),
-    errno.EFBIG: ("the file is larger than this file system allows", "Use a smaller shard_size, or another file system"),
+    errno.EFBIG: (
+        "the file is larger than file system or limits allow",
+        "Raise the limit (ulimit -f) or use another file system; the files of a run are smaller with a smaller shard_size",
+    ),
 }
 
 

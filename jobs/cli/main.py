@@ -87,7 +87,7 @@ class Commands(TyperGroup):
             raise typer.Exit(TOO_MANY_ERRORS if isinstance(error, TooManyErrors) else 2) from None
         except KeyboardInterrupt as stopped:
             number = signals.received() or signal.SIGINT
-            kept = str(stopped) or "What was committed is kept; continue a run with --resume"
+            kept = str(stopped) or "What was committed is kept; continue a run with --resume, a build by the same command"
             say_error(f"stopped by {signals.name(number)}", kept)
             raise typer.Exit(128 + number) from None
         except BrokenPipeError:

@@ -77,7 +77,8 @@ def end(process: subprocess.Popen[str], number: int) -> tuple[int, list[str]]:
 def check_ended(folder: Path, number: int, code: int, lines: list[str]) -> None:
     name = signal.Signals(number).name
     assert code == 128 + number, lines
-    assert lines == [f"error: stopped by {name}", "  fix: What was committed is kept; continue a run with --resume"]
+    kept = "What was committed is kept; continue a run with --resume, a build by the same command"
+    assert lines == [f"error: stopped by {name}", f"  fix: {kept}"]
     last = read_events(folder)[-1]
     assert last["kind"] == "run.stopped" and re.fullmatch(rf"{name}: \d+ of 20 shards are committed", last["reason"])
     assert (folder / ".lease").read_bytes() == b"" and committed(folder)
