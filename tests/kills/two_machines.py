@@ -24,15 +24,20 @@ PROMPTS, LONG = 32, 320
 
 
 def open_slow(config: RunConfig, policy: Policy, base: Path) -> Any:
-    """A loop that writes down where it is, and draws nothing while the second machine is coming."""
+    """A loop that writes down where it is. Nothing is drawn until both workers of the second machine are at work, and they
+    draw nothing until it is lost."""
     loop = FAKES.open_fake(config, policy, base)
     whole = loop.step
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     (base / f"worker-{os.getpid()}").write_text(f"{os.getppid()} {niceness} {os.environ['CUDA_VISIBLE_DEVICES']}")
 
+    late = (base / "joining").exists()
+
     def step() -> Any:
         time.sleep(0.1)
-        while (base / "joining").exists() and len(list(base.glob("worker-*"))) < 4:
+        if late:
+            (base / f"late-{os.getpid()}").touch()
+        while not (base / "killed").exists() if late else (base / "joining").exists() and len(list(base.glob("late-*"))) < 2:
             time.sleep(0.05)
         return whole()
 
@@ -58,8 +63,8 @@ def main(base: Path, victim: str) -> None:
         if event.kind == "shard" and len(shards) == 1 and not victim:
             (base / "joining").touch()
             others.append(cluster.add_node(**machine))
-        workers = len(list(base.glob("worker-*")))
-        if len(shards) >= 2 and workers == (2 if victim else 4) and not (base / "killed").exists():
+        at_work = len(list(base.glob("worker-*" if victim else "late-*")))
+        if len(shards) >= 2 and at_work >= 2 and not (base / "killed").exists():
             (base / "killed").touch()
             {
                 "": lambda: others[0].kill_raylet(),
