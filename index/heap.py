@@ -1,7 +1,7 @@
 """Memory that a process has freed and its C library keeps: given back to the kernel now and then.
 
 glibc returns by itself only what lies above the last block in use. Buffers of networks, pictures and rows come in many sizes
-and leave gaps below it. A worker grew by 56 MB for each thousand samples (64 px), while what it used stayed the same to .2 MB.
+and leave gaps below it. A worker grew by 45 MB for each thousand samples (64 px), while what it used stayed the same to .3 MB.
 """
 
 from __future__ import annotations

@@ -279,14 +279,18 @@ def _leftovers(folder: Path, name: str) -> list[str]:
     return [e.name for e in storage.entries(folder, name) if e.kind == "file" and is_leftover(name, e.name)]
 
 
-def write_parquet(table: pa.Table, stream: IO[bytes]) -> None:
+def write_parquet(table: pa.Table, stream: IO[bytes], *, group: int = ROW_GROUP_ROWS) -> None:
     """Write a table the way all shards are written; the same table gives the same bytes.
 
     How each column is stored stands beside it in the schema; all have page checksums.
+
+    Args:
+        table, stream: what, and where to.
+        group: rows of a row group. Those with pictures are small, so that few are in memory at once.
     """
     import pyarrow.parquet as pq
 
-    pq.write_table(table, stream, row_group_size=ROW_GROUP_ROWS, **parquet_options(table.schema))
+    pq.write_table(table, stream, row_group_size=group, **parquet_options(table.schema))
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
