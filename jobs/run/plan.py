@@ -388,8 +388,10 @@ def read_policy(name: str, base: Path) -> Policy:
             return read_toml(Policy, path, other=RunConfig, other_name="run file")
     path = base / name
     if not path.is_file():
-        meant = get_close_matches(name, [*shipped, *(file.name for file in base.glob("*.toml"))], 1)
-        fix = f"Write {meant[0]!r}" if meant else f"Name a policy file, or one of {', '.join(sorted(shipped))}"
+        known = dict.fromkeys(shipped) | {file.stem: file.name for file in base.glob("*.toml")}
+        near = get_close_matches(name.removesuffix(".toml"), known, 1, cutoff=0.75)
+        guess = f"Write {known[near[0]] or near[0]}" if near else "Name a policy file"
+        fix = f"{guess}, or one of {', '.join(sorted(shipped))}"
         raise ConfigError(f"there is no policy {name!r}", where=str(path), fix=fix)
     return read_toml(Policy, path, other=RunConfig, other_name="run file")
 

@@ -82,7 +82,7 @@ class ShardReceipt:
         """The bytes of the commit marker; a marker with any other bytes was changed."""
         # As json.dumps writes it with sorted keys and an indent of 1, in a fifth of the time: a run may have 60,000 of them.
         files = ",\n".join(map(_file_text, self.files))
-        outcomes = ",\n".join(f"  {_text(name)}: {count}" for name, count in sorted(self.outcomes.items()))
+        outcomes = ",\n".join(f"  {_text(str(name))}: {count}" for name, count in sorted(self.outcomes.items()))
         text = (
             f'{{\n "attempts": {self.attempts},\n "digest": {_text(self.digest)},\n "files": {_filled("[", files, "]")},\n'
             f' "outcomes": {_filled("{", outcomes, "}")},\n "rows": {self.rows},\n "shard_id": {_text(self.shard_id)}\n}}\n'

@@ -248,12 +248,12 @@ def test_a_column_of_adapters_needs_adapters(make_plan: MakePlan, tmp_path: Path
         requests_of(config, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "fix"), [("defualt", "Write 'default'"), ("my-polcy.toml", "Write 'my-policy.toml'")])
+@pytest.mark.parametrize(("name", "fix"), [("defualt", "Write default"), ("my-polcy.toml", "Write my-policy.toml")])
 def test_a_policy_with_a_slip_in_its_name_is_guessed(tmp_path: Path, name: str, fix: str) -> None:
     (tmp_path / "my-policy.toml").write_text('name = "p"\nversion = "1"\n')
     with pytest.raises(ConfigError) as caught:
         read_policy(name, tmp_path)
-    assert caught.value.fix == fix
+    assert caught.value.fix == f"{fix}, or one of default, observe"
     with pytest.raises(ConfigError) as caught:
         read_policy("strict", tmp_path)
     assert caught.value.fix == "Name a policy file, or one of default, observe"
