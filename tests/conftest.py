@@ -21,8 +21,8 @@ from index.torchvision_ops import ensure
 from tests.pipeline.tiny_models import BUILDERS
 
 ensure()
-gc.set_threshold(20_000, 20, 50)  # millions of objects outlive their test's module; to look through them took 6 % of the suite
-typer.testing._get_command = cache(typer.testing._get_command)  # the commands do not change; to make them takes .15 s each time
+gc.set_threshold(20_000, 20, 50)  # millions of objects outlive their test's module, and are not looked through as often
+typer.testing._get_command = cache(typer.testing._get_command)  # the commands do not change, and each test would make them all
 
 # The same inputs each time, so that a change fails by its own fault; new ones are looked for with CLEARANCE_FUZZ.
 hypothesis.settings.register_profile("suite", derandomize=True)
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_processor() -> Iterator[None]:
-    """By "auto" a run starts a guard process where a processor is free. The suite uses them all, and such a start takes 4 s."""
+    """By "auto" a run starts a guard process where a processor is free: the suite uses them all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.looking.beside.cores", lambda: 1)
         yield

@@ -73,9 +73,7 @@ def read_run_file(path: Path) -> tuple[RunConfig, Path]:
     config = read_toml(RunConfig, path, other=Policy, other_name="policy")
     base = path.resolve().parent
     model = os.path.expanduser(config.model.path)
-    if model != "stickers" and (
-        (base / model).is_dir() or (base / model).is_file()
-    ):  # a file is refused as one, and no hub's id
+    if model != "stickers" and (base / model).exists():  # a file is refused as one: it is no hub's id
         model = str(base / model)
     adapters = tuple(replace(adapter, path=os.path.expanduser(adapter.path)) for adapter in config.adapters)
     paths: dict[str, Any] = {name: os.path.expanduser(getattr(config, name)) for name in ("index", "policy")}

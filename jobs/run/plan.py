@@ -27,7 +27,7 @@ from index.errors import ConfigError, InputError, IntegrityError, ModelError
 from index.places.cache import local_copy, named_as
 from index.storage import digest_of, entry_of
 from jobs.run.openers import openers
-from jobs.run.planning.begun import holds_requests, prompts_digest, read_requests, requests_begun
+from jobs.run.planning.begun import drawn_alike, holds_requests, prompts_digest, read_requests, requests_begun
 from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.planning.preset_rows import held_to_preset
@@ -45,12 +45,12 @@ from pipeline.outcome import Request
 from pipeline.policy import Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
 
-REQUESTS_GROUP = 65_536  # rows of a row group: a million in groups of 64 take 2 s to read, and .3 in these
-
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.model.sides import Sides
+
+REQUESTS_GROUP = 65_536  # rows of a row group: a million in groups of 64 take 2 s to read, and .3 in these
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Plan:
         base = base.resolve()
         sources = sources_of(config.prompts, base, [] if notes is None else notes)
         prompts_sha256 = "" if only is not None else prompts_digest(config, sources, adapter_column_of(config))
-        there = requests_begun(begun, prompts_sha256) if begun is not None else None
+        there, given = requests_begun(begun, prompts_sha256) if begun is not None else None, config
         requests: Sequence[Request] = requests_of(config, base, notes, sources) if there is None else there
         if only is not None:
             keys = set(only)
@@ -156,6 +156,8 @@ class Plan:
             ids = identity.get("model_digest", ""), identity.get("embedder_id", ""), copy_check.get("second_look_id", "")
             in_force = guards_in_force(config, policy, *ids, index_id=identity.get("index_id", ""), base=base)
             guards = tuple(guard.plain() for guard in in_force)
+        if begun is not None and there is not None and not drawn_alike(begun, config, identity):
+            there, requests = None, requests_of(given, base, notes, sources)
         return cls(
             config=config, policy=policy, base=base, requests=requests if there is not None else tuple(requests),
             identity=dict(identity), parent=parent, copy_check=copy_check, guards=guards, prompts_sha256=prompts_sha256,
@@ -244,7 +246,7 @@ class Plan:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return state | {"requests": StoredRequests(self._table)}  # of a million, a second's work less than a million objects
+        return state | {"requests": StoredRequests(self._table)}  # a million take 17 s as objects, and 1.3 so
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

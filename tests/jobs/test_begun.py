@@ -82,6 +82,21 @@ def test_so_are_files_that_are_read_otherwise(make: Callable[..., Plan], run: Pa
     assert plan.requests == make(**keys).requests and isinstance(plan.requests, tuple)
 
 
+@pytest.mark.parametrize("change", [{"model": ModelConfig(snap=True)}, {"identity": {"model_digest": "other"}}])
+def test_files_are_read_for_another_model(
+    make: Callable[..., Plan], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """What a row's size is snapped to, and which steps contradict a preset, hangs on the model too."""
+    plan = make()
+    config, identity = (
+        replace(plan.config, model=change.get("model", plan.config.model)),
+        {**plan.identity, **change.get("identity", {})},
+    )
+    made = Plan.make(config, Policy(), tmp_path, identity=identity, begun=run)
+    assert isinstance(made.requests, tuple) and made.requests == plan.requests
+    assert isinstance(Plan.make(plan.config, Policy(), tmp_path, identity=plan.identity, begun=run).requests, StoredRequests)
+
+
 def test_a_file_of_another_name_in_its_place_is_read(make: Callable[..., Plan], run: Path, tmp_path: Path) -> None:
     # its kind is told by its name, and messages about its rows hold its label
     shutil.copy(tmp_path / "p.csv", tmp_path / "p.tsv")
@@ -130,11 +145,12 @@ def test_a_folder_of_a_version_before_lends_nothing_and_goes_on(make: Callable[.
     assert isinstance(plan.requests, tuple) and look(run, plan, resume=True).state == "begun"
 
 
-@pytest.mark.parametrize("name", ["gone.csv", "."])
-def test_files_that_cannot_be_read_are_named_by_their_reader(make: Callable[..., Plan], run: Path, name: str) -> None:
-    with pytest.raises(InputError) as caught:
-        make(begun=run, prompts=(name,) if name != "." else ("run",))
-    assert caught.value.fix
+@pytest.mark.parametrize(("name", "what"), [("gone.csv", "does not exist"), ("run/plan.json", "unknown kind of prompt file")])
+def test_files_that_cannot_be_read_are_named_by_their_reader(
+    make: Callable[..., Plan], run: Path, name: str, what: str
+) -> None:
+    with pytest.raises(InputError, match=what):
+        make(begun=run, prompts=(name,))
 
 
 def test_a_part_of_the_requests_has_no_digest_of_the_files(make: Callable[..., Plan], run: Path, tmp_path: Path) -> None:

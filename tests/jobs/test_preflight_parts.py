@@ -21,16 +21,8 @@ from pipeline.guard_settings import ClassifierPolicy
 from pipeline.opening import nothing_protected
 from pipeline.policy import Policy
 from tests.guards.chat_server import MODEL, ChatServer, Reply, right
+from tests.jobs.test_own_sizes import POLICY
 
-POLICY = """
-name = "small"
-[marks]
-enabled = false
-[text]
-enabled = false
-[unsafe]
-enabled = false
-"""
 RUN = """
 prompts = "prompts.csv"
 out = "run"

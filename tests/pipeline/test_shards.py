@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from index.storage import Disk
 from pipeline.audit import shards as shard
 from pipeline.audit.context import RunContext
 from pipeline.audit.records import attempt_table, sample_table
-from pipeline.audit.shards import ShardFile, ShardReceipt, commit_shard, committed, sweep, write_parquet
+from pipeline.audit.shards import ShardReceipt, commit_shard, committed, sweep, write_parquet
 from pipeline.audit.verify import verify
 from pipeline.outcome import Sample
 
@@ -175,19 +174,6 @@ def test_unsealed_run_is_not_verified(tmp_path: Path, samples: list[Sample], con
     commit_shard(tmp_path, "00000", *tables(samples, context()))
     problems = verify(tmp_path).problems
     assert [p.where for p in problems] == ["run.json"]
-
-
-@pytest.mark.parametrize("outcomes", [{}, {"error": 1}, {"review": 2, "accepted": 3, "Größe \u2028": 1}])
-@pytest.mark.parametrize("names", [(), ("samples",), ("samples", "attempts", "kept")])
-def test_a_marker_is_json_with_sorted_keys_and_an_indent(outcomes: dict[str, int], names: tuple[str, ...]) -> None:
-    one = {"path": 'a"b\\c', "sha256": "0" * 64, "bytes": 7, "rows": 2, "chain_head": "ü"}
-    files = tuple(ShardFile(table=table, **one) for table in names)  # type: ignore[arg-type]
-    receipt = ShardReceipt(shard_id="000007-é", rows=3, attempts=0, files=files, outcomes=outcomes)
-    plain = {
-        "shard_id": "000007-é", "rows": 3, "attempts": 0, "files": [{"table": table, **one} for table in names],
-        "outcomes": outcomes, "digest": receipt.digest,
-    }  # fmt: skip
-    assert receipt.marker == json.dumps(plain, sort_keys=True, indent=1).encode() + b"\n"
 
 
 def test_a_sweep_reads_the_markers_that_came_since(tmp_path: Path, samples: list[Sample], context: Make) -> None:
