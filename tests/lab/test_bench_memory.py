@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.heap import Heap, _trim
 from jobs.lab.bench.memory import GOAL, PROTECTED, Enough, Readings, fill, measures, memory, prompts, slope
 from jobs.run.event import Event
 from pipeline.model.contexts import Contexts
@@ -37,8 +38,15 @@ def test_one_step_up_widens_the_interval() -> None:
     assert high - low > 3 * (most - least)
 
 
-def readings(resident: np.ndarray) -> list[dict[str, float]]:
-    return [{"samples": n, "resident": mb, "anonymous": mb - 200} for n, mb in zip(DRAWN, resident, strict=True)]
+def readings(resident: np.ndarray, held: float = 0.0) -> list[dict[str, float]]:
+    """One after each commit, and one after each twentieth time of giving back: 100 MB lower, growing by ``held`` a thousand."""
+    made: list[dict[str, float]] = []
+    for at, (n, mb) in enumerate(zip(DRAWN, resident, strict=True)):
+        made.append({"samples": n, "resident": mb, "anonymous": mb - 200})
+        if at % 20 == 0:
+            low = 900 + held * n / 1000
+            made.append({"samples": n, "resident": low, "anonymous": low - 200, "given_back": True})
+    return made
 
 
 def test_readings_of_the_warm_up_do_not_count() -> None:
@@ -48,6 +56,15 @@ def test_readings_of_the_warm_up_do_not_count() -> None:
     assert resident_slope.met and resident_slope.n == (DRAWN > 1000).sum()
     early = {one.id: one for one in measures(readings(resident), {"outcomes": {}}, 100)}
     assert not early["resident memory, MB more for each 1,000 samples"].met
+
+
+def test_what_is_held_on_to_has_a_slope_of_its_own() -> None:
+    """A saw's teeth hide slow growth; right after memory was given back there are none, and they do not pull the other down."""
+    found = {one.id: one for one in measures(readings(1000 + noise(), held=1.5), {"outcomes": {}}, 10_000)}
+    held = found["resident memory right after freed memory was given back, MB more for each 1,000 samples"]
+    assert held.value == pytest.approx(1.5) and not held.met and held.n < 40
+    resident = found["resident memory, MB more for each 1,000 samples"]
+    assert resident.met and resident.n == (DRAWN > 1000).sum()
 
 
 def test_a_run_that_was_stopped_early_misses_its_number_of_samples() -> None:
@@ -77,6 +94,18 @@ def test_memory_is_read_after_every_commit_until_the_minutes_are_over(tmp_path: 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["samples"] for line in lines] == [16, 32, 48] and listener.outcomes == {"accepted": 32}
     assert all(line["resident"] > line["anonymous"] > 0 for line in lines)
+
+
+def test_memory_is_read_right_after_it_was_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "readings.jsonl"
+    listener, kept = Readings(path, minutes=60), Heap.give_back
+    listener(event("shard", 16))
+    with listener.of(Heap):
+        assert Heap(0.0).give_back() is (_trim() is not None)
+        assert not Heap(60.0).give_back()  # nothing was given back: nothing is read
+    assert Heap.give_back is kept
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["samples"], line.get("given_back")) for line in lines] == [(16, None), (16, True)][: 2 if _trim() else 1]
 
 
 def test_the_kernel_counts_what_this_process_takes() -> None:

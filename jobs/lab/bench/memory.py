@@ -2,8 +2,9 @@
 
 One process makes a run of the embedded world: the model and the policy that ship, all guards in the process itself, an index
 of the protected drawings, shards of the default size. Every prompt is another text. After each commit the kernel is asked for
-the process's memory. What is kept on purpose is bounded, and is full before the first reading counts: the conditionings of
-4,096 prompts are made before the run, and the first tenth of the samples fills the rest.
+the process's memory; and once more each time right after the worker has given freed memory back, which is what it holds on to.
+What is kept on purpose is bounded, and is full before the first reading counts: the conditionings of 4,096 prompts are made
+before the run, and the first tenth of the samples fills the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.heap import Heap
 from index.rate import Z95
 from jobs.lab.bench.apart import run_apart
 from jobs.lab.bench.measures import Measure, publish, share
@@ -51,23 +53,32 @@ def measures(readings: Sequence[dict[str, float]], ended: dict[str, Any], asked:
     """Slopes over the readings that count, with what the run did.
 
     Args:
-        readings: ``samples`` and the megabytes of :data:`FIELDS`, in order. ended: of :func:`measure`. asked: samples.
+        readings: ``samples`` and the megabytes of :data:`FIELDS`, in order; ``given_back`` where freed memory just was.
+        ended: of :func:`measure`. asked: samples.
     """
-    counted = [one for one in readings if one["samples"] > WARM * asked]
-    drawn = np.array([one["samples"] for one in counted], np.float64)
-    last = float(drawn[-1])
-    yield Measure(id="samples of one process", value=last, low=last, high=last, n=len(readings), goal=asked)
+    every = [one for one in readings if one["samples"] > WARM * asked]
+    counted = [one for one in every if not one.get("given_back")]
+    last = float(counted[-1]["samples"])
+    yield Measure(id="samples of one process", value=last, low=last, high=last, n=len(counted), goal=asked)
     for field in FIELDS.values():
-        value, low, high = slope(drawn, np.array([one[field] for one in counted]))
-        goal = GOAL if field == "resident" else None
-        name = f"{field} memory, MB more for each 1,000 samples"
-        yield Measure(id=name, value=value, low=low, high=high, n=len(counted), goal=goal, better="lower")
+        yield _growth(f"{field} memory, MB more for each 1,000 samples", counted, field)
+    if len(held := [one for one in every if one.get("given_back")]) >= 2 * BLOCKS:  # a short run has too few for a slope
+        yield _growth(
+            "resident memory right after freed memory was given back, MB more for each 1,000 samples", held, "resident"
+        )
     peak = max(one["resident"] for one in counted)
     first = counted[0]["resident"]
     yield Measure(id="resident memory, MB, at the first reading that counts", value=first, low=first, high=first, n=1)
     yield Measure(id="resident memory, MB, the most", value=peak, low=peak, high=peak, n=len(counted), better="lower")
     outcomes = ended["outcomes"]
     yield share("accepted after steering", outcomes.get("accepted_after_steering", 0), sum(outcomes.values()))
+
+
+def _growth(name: str, readings: Sequence[dict[str, float]], field: str) -> Measure:
+    drawn, megabytes = (np.array([one[key] for one in readings], np.float64) for key in ("samples", field))
+    value, low, high = slope(drawn, megabytes)
+    goal = GOAL if field == "resident" else None
+    return Measure(id=name, value=value, low=low, high=high, n=len(readings), goal=goal, better="lower")
 
 
 def slope(drawn: np.ndarray, megabytes: np.ndarray) -> tuple[float, float, float]:
@@ -88,9 +99,14 @@ def slope(drawn: np.ndarray, megabytes: np.ndarray) -> tuple[float, float, float
 
 
 def _more(readings: Sequence[dict[str, float]], ended: dict[str, Any]) -> dict[str, Any]:
-    """Twenty readings of all, for the eye, and what the run came to."""
-    shown = [readings[round(at)] for at in np.linspace(0, len(readings) - 1, min(20, len(readings)))]
-    return {"readings": shown, **ended, "steps": STEPS}
+    """Twenty readings of each kind, for the eye, and what the run came to."""
+    kinds: dict[str, list[dict[str, float]]] = {"readings": [], "right_after_giving_back": []}
+    for one in readings:
+        kinds["right_after_giving_back" if one.get("given_back") else "readings"].append(one)
+    shown = {
+        name: [kind[round(at)] for at in np.linspace(0, len(kind) - 1, min(20, len(kind)))] for name, kind in kinds.items()
+    }
+    return {**shown, **ended, "steps": STEPS}
 
 
 # --- in the process that is measured -----------------------------------------------------------------------------------------
@@ -101,21 +117,44 @@ class Enough(Exception):
 
 
 class Readings:
-    """A listener of a run that reads this process's memory after every commit and writes it down at once."""
+    """A listener of a run that reads this process's memory after every commit and writes it down at once.
+
+    Attributes:
+        outcomes: samples of each outcome, as of the last commit.
+    """
 
     def __init__(self, path: Path, minutes: float) -> None:
-        self._path, self._until = path, time.monotonic() + 60 * minutes
+        self._path, self._until, self._done = path, time.monotonic() + 60 * minutes, 0
         self.outcomes: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
         if event.kind != "shard":
             return
-        self.outcomes = dict(event.outcomes)
-        one = {"samples": event.done, "processor_seconds": round(time.process_time(), 1), **memory()}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(one) + "\n")
+        self.outcomes, self._done = dict(event.outcomes), event.done
+        self._write()
         if time.monotonic() > self._until:
             raise Enough
+
+    @contextlib.contextmanager
+    def of(self, heap: type[Heap]) -> Iterator[None]:
+        """Meanwhile read also right after a heap of this kind has given freed memory back."""
+        give_back, write = heap.give_back, self._write
+
+        def and_read(self: Heap) -> bool:
+            if done := give_back(self):
+                write(given_back=True)
+            return done
+
+        heap.give_back = and_read  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            heap.give_back = give_back  # type: ignore[method-assign]
+
+    def _write(self, **more: bool) -> None:
+        one = {"samples": self._done, "processor_seconds": round(time.process_time(), 1), **memory(), **more}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(one) + "\n")
 
 
 def memory() -> dict[str, float]:
@@ -157,7 +196,7 @@ def measure(folder: str, samples: int, minutes: float) -> None:
         return loop
 
     listener = Readings(base / "readings.jsonl", minutes)
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(Enough), listener.of(Heap):
         run_local(plan, base / "run", listener, open_loop=opened)
     ended = {"outcomes": listener.outcomes, "asked": samples, "prompts_kept": kept[0]}
     (base / "ended.json").write_text(json.dumps(ended) + "\n", encoding="utf-8")
