@@ -20,7 +20,7 @@ def shipped() -> dict[str, Any]:
 
 def test_a_rung_says_only_what_differs_from_its_defaults() -> None:
     (_, copies), (_, marks) = ladders(shipped())
-    assert copies[0] == ("nudge", "window = 0.3, iterations = 20, enough = 0.5")
+    assert copies[0] == ("nudge", "window = 0.4, iterations = 20, enough = 0.5, colours = all")
     assert marks == [("erase", "focus = 4"), ("erase", "places = usual, focus = 4"), ("reseed", "all at their defaults")]
 
 
