@@ -381,7 +381,10 @@ class RunConfig:
     )  # fmt: skip
     index: str = line("", "index folder; empty: the copies guard does not run, and every row records it")
     policy: str = line(
-        "default", "a policy that ships (`default`, `observe`) or a policy file; `--policy` overrides it", least=1
+        "default",
+        "a policy that ships (`default`, `observe`), a policy file, or a run folder for the policy that its run began with; "
+        "`--policy` overrides it",
+        least=1,
     )
     image_format: Literal["webp", "png", "jpeg"] = choice(
         "webp", "WebP is lossless; JPEG has quality 95, and its pixels cannot be verified from the file"

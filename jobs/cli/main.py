@@ -193,7 +193,9 @@ def run(
     only_failed: Annotated[
         bool, typer.Option("--only-failed", help="Repeat the requests of `out` that ended as errors, in a further run.")
     ] = False,
-    policy: Annotated[str, typer.Option(help="Policy file or name; overrides the run file's.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="Policy file or name, or a run folder for the one it began with; overrides the run file's.")
+    ] = "",
     log_format: Annotated[
         Literal["text", "json"] | None,
         typer.Option(help="json: one object a line on stderr instead of text. By default CLEARANCE_LOG_FORMAT, else text."),

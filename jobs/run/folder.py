@@ -105,8 +105,11 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
                 fix="Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with",
             )
         fix = "Name another --out, or bring back what changed and use --resume"
-        if {name for name in here.parts if here.parts[name] != before.parts.get(name)} == {"requests"}:
+        parts = {name for name in here.parts if here.parts[name] != before.parts.get(name)}
+        if parts == {"requests"}:
             fix = "Name another --out; --only-new draws what is new there, as a further run of the data set"
+        elif parts and parts <= {"policy", "policy_sha256"}:
+            fix = f"Name another --out; --resume --policy {out} goes on under the policy that the run began with"
         raise PlanMismatch(f"the folder belongs to another plan ({changed})", where=str(out), fix=fix)
     if holds := state_of(out).holds:
         what = f"the folder is under a legal hold ({', '.join(holds)}), and the new plan would take its place"

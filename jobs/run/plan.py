@@ -32,7 +32,7 @@ from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
 from jobs.run.planning.preset_rows import held_to_preset
 from jobs.run.planning.sizes import by_size, own_sides
-from jobs.run.planning.stored_plan import RESTORE, check_plan, difference, read_plan
+from jobs.run.planning.stored_plan import RESTORE, check_plan, difference, read_plan, stored_plan
 from jobs.run.planning.stored_requests import StoredRequests, digests_of, requests_digest, requests_table, row_numbers
 from jobs.run.prompts.requests import AdapterColumn, adapter_column, read_sources
 from jobs.run.prompts.sources import Source, sources_of
@@ -377,12 +377,18 @@ def shipped_policies() -> dict[str, Path]:
 def read_policy(name: str, base: Path) -> Policy:
     """The policy of that name among those that ship, or the policy file at that path (relative to ``base``) or URI.
 
+    A run folder stands for the policy that the run was planned with: it can be resumed after the file, or a policy that
+    ships, has changed.
+
     Raises:
         ConfigError: there is no such policy, or it holds an unknown key.
+        IntegrityError: the plan of that run was changed.
     """
     shipped = shipped_policies()
     if name in shipped:
         return read_toml(Policy, shipped[name])
+    if storage.is_folder(run := storage.place(name, base)) and storage.entry_of(run, PLAN_FILE) is not None:
+        return from_dict(Policy, stored_plan(run)["policy"], where=str(run / PLAN_FILE))
     if storage.is_uri(name):
         there = storage.place(name)
         path = local_copy(there)

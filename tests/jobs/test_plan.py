@@ -17,7 +17,7 @@ from jobs.run.plan import Plan, read_policy, requests_of, run_place
 from jobs.run.planning.bound import MODEL_KEYS_OF_LATER
 from jobs.run.ray.actor import for_this_card
 from pipeline.config import AdapterConfig, ColumnsConfig, GenerationConfig, GuardsConfig, MarksConfig, ModelConfig
-from pipeline.policy import Policy
+from pipeline.policy import AboutPolicy, Policy
 from pipeline.rungs import NegToMeRung, ReseedRung
 from pipeline.settings import digest
 
@@ -86,6 +86,32 @@ def test_folder_of_another_plan_is_refused_with_what_changed(make_plan: MakePlan
     with pytest.raises(PlanMismatch, match="another plan") as caught:
         open_folder(tmp_path / "run", make_plan(PROMPTS, rules=Policy(version="2")), resume=resume)
     assert "changed: policy" in caught.value.what and "requests" not in caught.value.what
+
+
+def test_a_run_is_resumed_under_the_policy_it_began_with(make_plan: MakePlan, tmp_path: Path) -> None:
+    """The policy's file, or the policy that ships, was changed since: the folder itself stands for what it was."""
+    rules = Policy(version="1", ladder=(NegToMeRung(alpha=0.5), ReseedRung()), about=AboutPolicy(owner="Ada"))
+    folder, run_id = open_folder(tmp_path / "run", make_plan(PROMPTS, rules=rules))
+    (folder / "commits").mkdir()
+    (folder / "commits" / "000000-00000000.json").touch()
+    with pytest.raises(PlanMismatch, match="another plan") as caught:
+        open_folder(folder, make_plan(PROMPTS, rules=Policy(version="2")), resume=True)
+    assert f"--resume --policy {folder}" in caught.value.fix
+    kept = read_policy("run", tmp_path)
+    assert kept == rules == read_policy(str(folder), Path())
+    assert open_folder(folder, make_plan(PROMPTS, rules=kept), resume=True) == (folder, run_id)
+    with pytest.raises(PlanMismatch) as caught:  # more changed than the policy: it alone does not help
+        open_folder(folder, make_plan([*PROMPTS, "ant"], rules=Policy(version="2")), resume=True)
+    assert "--policy" not in caught.value.fix
+    (folder / "plan.json").write_text((folder / "plan.json").read_text().replace("0.5", "0.9"))
+    with pytest.raises(IntegrityError, match="was changed"):
+        read_policy("run", tmp_path)
+
+
+def test_a_folder_that_holds_no_run_is_no_policy(tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    with pytest.raises(ConfigError, match="there is no policy 'rules'"):
+        read_policy("rules", tmp_path)
 
 
 def test_folder_with_other_files_is_left_alone(make_plan: MakePlan, tmp_path: Path) -> None:
