@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.errors import InputError
 from jobs.erase.dataset import Row
 from jobs.erase.save import save_adapter
 from jobs.erase.train import Trained, Training
 from jobs.lab.bench.degraded import degraded, jittered, mean_overlap, worse
-from jobs.lab.bench.erase import schedule
+from jobs.lab.bench.erase import bench, schedule
 from jobs.lab.bench.erase_arms import ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
 from jobs.lab.bench.erase_ship import MAIN, ship
 from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
@@ -194,3 +195,16 @@ def test_what_ships_is_what_was_measured(tmp_path: Path) -> None:
         for name in ("marks", "twelve-subjects")
         for file in ("adapter.json", "tokens.safetensors", "pytorch_lora_weights.safetensors")
     }  # fmt: skip
+
+
+def test_one_part_and_some_arms_are_trained_alone(tmp_path: Path) -> None:
+    chosen = schedule(3, "data", [PLAIN, HIDDEN])
+    assert [(arm.part, arm.name, seed) for arm, seed in chosen] == [
+        ("data", name, seed) for seed in range(3) for name in (HIDDEN, PLAIN)
+    ]
+    assert {arm.part for arm, _ in schedule(1, "model")} == {"model"}
+    with pytest.raises(InputError, match="there is no arm 'plane'"):
+        schedule(1, "data", ["plane"])
+    with pytest.raises(InputError, match="both parts"):
+        bench(tmp_path, tmp_path / "work", tmp_path, part="data", shipped=True)
+    assert not (tmp_path / "work").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -86,6 +86,10 @@ def erase(
     ship: Annotated[
         bool, typer.Option("--ship", help="Copy the main adapters to where they ship, with cards that quote the table.")
     ] = False,
+    part: Annotated[
+        Literal["model", "data"] | None, typer.Option(help="Measure one part alone, into a result file of its own.")
+    ] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Train this arm alone; may be repeated.")] = None,
 ) -> None:
     """Compare erasers with controls: how often independent detectors find a mark, and what erasing costs the picture.
 
@@ -93,7 +97,7 @@ def erase(
     """
     from jobs.lab.bench.erase import bench
 
-    bench(out, work, world, quick=quick, train=train, trainings=trainings, shipped=ship)
+    bench(out, work, world, quick=quick, train=train, trainings=trainings, shipped=ship, part=part, arms=arm or ())
 
 
 @app.command()
