@@ -101,6 +101,8 @@ def detectors(work: Path) -> list[Measure]:
     from index.errors import GuardUnavailable
     from jobs.lab.world import train_marks, train_yolo
     from jobs.lab.world.mark_measures import evaluate
+    from pipeline.config import ModelConfig
+    from pipeline.model.folder.resolve import resolve
 
     judges = {"marks network": train_marks.judge_of(MarksGuard().network)}
     try:
@@ -109,7 +111,7 @@ def detectors(work: Path) -> list[Measure]:
         print("YOLO was not measured: the extra 'yolo' is not installed")
     measures = []
     for name, judge in judges.items():
-        for look, found in evaluate(judge, work)["designs"].items():
+        for look, found in evaluate(judge, work, shown_by=resolve(ModelConfig()))["designs"].items():
             goal = 0.90 if look == "held-out, plain" else None
             low, high = found["interval"]
             pictures = found["marks_per_kind"] * 3 + found["clean"]

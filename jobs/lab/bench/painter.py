@@ -39,7 +39,7 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
     from jobs.lab.judges.judges import Judges
     from jobs.lab.world.catalogue import MARK_PRONE, ORDINARY, PROTECTED
 
-    judges = Judges.open()
+    judges, shown_by = Judges.open(), model or work
     seeds = SEEDS[:1] if quick else SEEDS
     protected, ordinary = list(PROTECTED)[:: 3 if quick else 1], list(ORDINARY)
     prone = [name for names in MARK_PRONE.values() for name in names][:: 3 if quick else 1]
@@ -57,7 +57,7 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
         references = pictures_of(free)
         assert free.copies is not None
         embed = free.copies.embedder.images
-    shown, of = drawings(work)
+    shown, of = drawings(work, shown_by)
     vectors, accepted = embed(shown), cleared.only([s.accepted_attempt is not None for s in cleared.samples])
     unmarked = plain.only(np.isin(plain.captions, [c.replace("-", " ") for c in ordinary]))
     kept = [
@@ -88,8 +88,12 @@ def bench(out: Path, *, work: Path, model: Path | None = None, quick: bool = Fal
     sheet(unsteered, plain, cleared, references).save(out / f"painter{'-quick' if quick else ''}.png", optimize=True)
 
 
-def drawings(work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The world's own drawings, encoded and decoded by its autoencoder, uint8 (N, 64, 64, 3), and the caption of each."""
+def drawings(work: Path, shown_by: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The world's own drawings, encoded and decoded by an autoencoder, uint8 (N, 64, 64, 3), and the caption of each.
+
+    Args:
+        work: the built world. shown_by: a folder with an autoencoder: the world's, or a diffusers folder.
+    """
     from jobs.lab.world.autoencoder import load_autoencoder, round_trip
     from jobs.lab.world.catalogue import concepts
     from jobs.lab.world.pictures import load
@@ -98,7 +102,7 @@ def drawings(work: Path) -> tuple[np.ndarray, np.ndarray]:
     where = {(v, n): i for i, (v, n) in enumerate(zip(vendors, names, strict=True))}
     pairs = [(where[vendor, c.icon], c.caption) for c in concepts() for vendor in sorted(set(vendors))]
     chosen = pixels[[at for at, _ in pairs]]
-    return round_trip(load_autoencoder(work), chosen, np.random.default_rng(0), noise=0.0), np.array([c for _, c in pairs])
+    return round_trip(load_autoencoder(shown_by), chosen, np.random.default_rng(0), noise=0.0), np.array([c for _, c in pairs])
 
 
 def nearness(

@@ -117,7 +117,7 @@ def clean_drawings(pixels: np.ndarray, ids: np.ndarray, copies: int, rng: np.ran
     return np.concatenate([pixels[ids], np.stack(jittered)])
 
 
-def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> dict[str, Any]:
+def evaluate(judge: Judge, work: Path, *, shown_by: Path | None = None, count: int = 200, seed: int = 1) -> dict[str, Any]:
     """Measure a detector; every picture shows a held-out drawing, "smeared" ones after the world's autoencoder.
 
     Half of the held-out drawings set the operating points (their clean pictures only); the false alarms are counted on
@@ -126,6 +126,7 @@ def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> di
     Args:
         judge: the detector, with the weights that ship.
         work: the world's folder.
+        shown_by: a diffusers folder whose autoencoder smears; the world's own where it is absent, if it is trained.
         count: marked pictures per kind and set of designs.
         seed: of the pictures.
     """
@@ -134,7 +135,7 @@ def evaluate(judge: Judge, work: Path, *, count: int = 200, seed: int = 1) -> di
     rng = np.random.default_rng(seed)
     pixels, _, names = load(work)
     held = choose(names)[2]
-    vae = load_autoencoder(work)
+    vae = load_autoencoder(shown_by or work)
 
     def looks(pictures: np.ndarray) -> dict[str, np.ndarray]:
         return {"plain": pictures} | ({"smeared": round_trip(vae, pictures, rng, noise=0.3)} if vae is not None else {})
