@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -167,10 +168,11 @@ def schema_difference(table: str, schema: pa.Schema, columns: Sequence[str] | No
             return what
     expected = schema_of(table, written_version(schema))
     wanted = [name for name in expected.names if columns is None or name in columns]
-    missing = [name for name in wanted if name not in schema.names]
+    there = Counter(schema.names)  # the list is made anew each time it is asked for
+    missing = [name for name in wanted if name not in there]
     if missing:
         return f"columns are missing: {', '.join(missing)}"
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    twice = sorted(name for name, count in there.items() if count > 1)
     if twice:
         return f"columns are there twice: {', '.join(twice)}"
     other = [name for name in wanted if not fits(schema.field(name).type, expected.field(name).type)]

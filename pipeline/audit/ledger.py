@@ -13,6 +13,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ _PACKAGES = """
 
 def bill_of_materials() -> list[dict[str, str]]:
     """Installed packages that take part in a run, with version and licence as their metadata states them."""
+    return [dict(package) for package in _installed()]
+
+
+@cache
+def _installed() -> tuple[dict[str, str], ...]:
+    """Read once a process: what it has imported does not change under it, and the metadata of large packages are long."""
     from importlib.metadata import PackageNotFoundError, metadata
 
     bill = []
@@ -58,7 +65,7 @@ def bill_of_materials() -> list[dict[str, str]]:
         short = text if len(text) <= 60 and "\n" not in text else ""  # some packages paste the whole licence
         licence = found.get("License-Expression") or short or ", ".join(classifiers) or "not stated"
         bill.append({"name": name, "version": found["Version"], "licence": licence})
-    return bill
+    return tuple(bill)
 
 
 def run_predicate(context: RunContext, **more: Any) -> dict[str, Any]:

@@ -355,6 +355,7 @@ KEPT_COLUMNS = (
 )
 
 
+@cache
 def stored_as(how: Store) -> frozenset[str]:
     """Names of the columns and struct fields that are stored that way."""
     return frozenset(column.name for column in _every() if how in column.store)

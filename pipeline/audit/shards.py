@@ -17,6 +17,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -279,7 +280,7 @@ def write_parquet(table: pa.Table, stream: IO[bytes], *, group: int = ROW_GROUP_
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """How each column of a table is stored: the arguments of ``pyarrow.parquet.ParquetWriter``."""
     plain, few, keys = (stored_as(how) for how in (Store.PLAIN, Store.DICTIONARY, Store.STATISTICS))
-    leaves = {path: path.split(".") for path in _leaves(schema)}
+    leaves = {path: path.split(".") for path in _leaves(schema.remove_metadata())}
     return {
         "compression": {path: "none" if parts[-1] in plain else "zstd" for path, parts in leaves.items()},
         "use_dictionary": [path for path, parts in leaves.items() if parts[-1] in few],
@@ -290,14 +291,16 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
+@lru_cache(maxsize=16)
+def _leaves(schema: pa.Schema) -> tuple[str, ...]:
+    """The paths of the physical columns; the few schemas of a run are written for every shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     physical = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [physical.column(i).path for i in range(len(physical))]
+    return tuple(physical.column(i).path for i in range(len(physical)))
 
 
 def _part(name: str, shard_id: str, table: pa.Table) -> Part:
