@@ -48,7 +48,9 @@ def judge(kind: Kind, seed: int, runs: Runs, place: Path) -> str:
     if kind.expected == "not covered":
         if not found.ok:
             return f"is a problem: {found.problems[0]}"
-        return "" if any(left.where.startswith(places[0]) for left in found.not_covered) else "is not named as not covered"
+        if not any(left.where.startswith(places[0]) for left in found.not_covered):
+            return "is not named as not covered"
+        return disagreement(kind, folder)
     if found.ok:
         return "was not found"
     if not names(places, found.problems):
@@ -57,7 +59,8 @@ def judge(kind: Kind, seed: int, runs: Runs, place: Path) -> str:
 
 
 def disagreement(kind: Kind, folder: Path) -> str:
-    """The two verifiers, neither of which has a key, see the same; where only pixels or keys tell, they say what they lack."""
+    """The two verifiers, neither of which has a key, see the same, by the same stage; where only pixels or keys tell, they say
+    what they lack."""
     ours, small = verify(folder), Run(str(folder)).verify()
     states = {name: state for name, state, _ in small.stages()}
     if kind.by_pixels:
@@ -66,7 +69,9 @@ def disagreement(kind: Kind, folder: Path) -> str:
         return "" if states["signature"] in ("skip", "fail") else "the signature passes without a key"
     if ours.ok == bool(small.problems):
         return f"verify finds {len(ours.problems)} problems, the small verifier {list(small.problems)[:2]}"
-    return ""
+    failed = {stage.name for stage in ours.stages if stage.state == "fail"}
+    theirs = {name for name, state in states.items() if state == "fail"}
+    return "" if ours.ok or failed & theirs else f"verify fails at {sorted(failed)}, the small verifier at {sorted(theirs)}"
 
 
 def continued(folder: Path, places: tuple[str, ...], runs: Runs) -> str:
