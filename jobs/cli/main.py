@@ -180,7 +180,9 @@ def demo(
 def run(
     run_file: RunFile,
     out: Annotated[str, typer.Option(metavar="URI", help="Run folder; overrides `out` of the run file.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run of the same plan.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run of the same plan; where there is none, begin it.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Open everything, print what it takes and what would fail; write nothing.")
     ] = False,
@@ -214,6 +216,7 @@ def run(
     from functools import partial
 
     from jobs.funnel import print_counts
+    from jobs.run.dataset.slip import refuse_slip
     from jobs.run.dataset.which import which_run
     from jobs.run.error_budget import LISTED
     from jobs.run.folder import look
@@ -254,6 +257,15 @@ def run(
             if json:
                 say_json({"ok": False, "problems": [{"what": last.what, "where": last.where, "fix": last.fix}]})
             raise
+    if resume:
+        try:
+            if refuse_slip(folder, plan, named=out, base=base):
+                note = Note("resume", f"no run to continue: a new one begins in {folder}")
+                notes.append(note) if dry_run else say_note(note)
+        except ClearanceError as error:
+            if not dry_run:
+                raise
+            problem = problem or error
     if dry_run:
         return _dry_run(plan, folder, runner, json=json, resume=resume, notes=notes, problem=problem)
     plans.append(plan)

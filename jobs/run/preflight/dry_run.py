@@ -111,7 +111,7 @@ def preflight(
         runner: ``local`` or ``ray``.
         resume: whether a run that stopped would be continued.
         notes: those that were made with the plan.
-        problem: why the plan has no identity, if it has none; the other parts are checked anyway.
+        problem: what is known already: why the plan has no identity, or that the folder is a slip; the rest is checked anyway.
     """
     from pipeline.opening import open_copies, open_faithfulness, open_policy_guards, open_prompts, prepare
 
