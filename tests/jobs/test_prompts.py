@@ -77,6 +77,14 @@ def test_repeats_have_keys_and_seeds_of_their_own(tmp_path: Path) -> None:
         ('{"prompt": "owl", "key": null}', "input.empty_key"),
         ('{"prompt": "owl"}', "input.empty_key"),
         ('{"prompt": "owl", "key": {"a": 1}}', "input.empty_key"),
+        ('{"prompt": "owl", "key": "a "}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "a\\u00a0"}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "\\ta"}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "\\u200ba"}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "a\\u2060", "steps": 3}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "a\\u3164"}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "\\ufeffa"}', "input.bad_key"),
+        ('{"prompt": "owl", "key": "a\\n"}', "input.bad_key"),
         ('{"prompt": "owl", "key": "b", "seed": "seven"}', "input.bad_seed"),
         ('{"prompt": "owl", "key": "b", "seed": -1}', "input.bad_seed"),
         ('{"prompt": "owl", "key": "b", "seed": 1.5}', "input.bad_seed"),
@@ -92,6 +100,45 @@ def test_one_bad_row_becomes_a_request_with_a_problem(tmp_path: Path, line: str,
     assert (bad.problem and bad.problem[0]) == code
     assert bad.key and 0 <= bad.seed < 2**63
     bad.prompt.encode()  # whatever is kept can be stored
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("x ", "the key 'x' ends with space (U+0020)"),
+        ("\u00a0x", "the key 'x' begins with no-break space (U+00A0)"),
+        ("x\u200b", r"the key 'x\u200b' ends with zero width space (U+200B)"),
+        ("x\x07", r"the key 'x\x07' ends with a control character (U+0007)"),
+    ],
+)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_two_keys_that_look_the_same_are_a_problem_of_the_odd_one(tmp_path: Path, key: str, what: str, samples: int) -> None:
+    path = write(tmp_path, "p.csv", f"prompt,key\ncat,x\nowl,{key}\n")
+    found = read_prompts(path, samples_per_prompt=samples)
+    assert [one.problem is None for one in found] == [True] * samples + [False] * samples
+    assert found[-1].problem == ("input.bad_key", f"line 3: {what}, so that it looks like another; recorded as row-000001")
+    with pytest.raises(InputError) as caught:
+        read_prompts(write(tmp_path, "q.csv", f"prompt,key\nowl,{key}\n"))
+    assert what in caught.value.what and caught.value.fix == "Remove what cannot be seen at the ends of the key"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a b",
+        "-x_",
+        "(7)",
+        "é",
+        "猫",
+        "\U0001f469\u200d\U0001f680",
+        "\u2764\ufe0f",
+        "🏴\U000e0067\U000e0062\U000e007f",
+        "a\u200cb",
+    ],
+)
+def test_keys_whose_ends_are_seen_are_kept(tmp_path: Path, key: str) -> None:
+    (found,) = read_prompts(write(tmp_path, "p.csv", f"prompt,key\ncat,{key}\n"))
+    assert (found.key, found.problem) == (key, None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -34,6 +35,9 @@ EXACT = 2**53  # below it every whole number is a float of its own
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 SHOWN = 1000  # characters that are recorded of one that is longer
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode's categories of controls, format characters and spaces
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
+FLAGS = range(0xE0020, 0xE0080)  # format characters that end the flags of England, Scotland and Wales
 PLAIN = frozenset({"prompt", "key", "seed"})
 
 Problem = tuple[str, str]
@@ -83,6 +87,7 @@ ADVICE = {
     "input.empty_prompt": "Write a prompt in the row, or remove the row",
     "input.bad_prompt": "Write the prompt as text",
     "input.empty_key": "Give the row a key of its own, or remove the column 'key'",
+    "input.bad_key": "Remove what cannot be seen at the ends of the key",
     "input.bad_column": "Shorten the row's own columns, or remove the one that is named",
     "input.bad_adapter": 'Name adapters of the run file that have rows = "named", or leave the field empty',
     "input.bad_seed": "Write a whole number from 0 to 2^63-1, or leave the field empty",
@@ -128,9 +133,9 @@ def read_sources(
 
     Returns:
         Requests in the order of the files; bad rows are among them, with :attr:`Request.problem` set
-        (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_seed``,
-        ``input.bad_column``, ``input.bad_adapter``, ``input.bad_width``, ``input.bad_height``, ``input.bad_steps``,
-        ``input.bad_guidance_scale``).
+        (``input.bad_row``, ``input.empty_prompt``, ``input.bad_prompt``, ``input.empty_key``, ``input.bad_key``,
+        ``input.bad_seed``, ``input.bad_column``, ``input.bad_adapter``, ``input.bad_width``, ``input.bad_height``,
+        ``input.bad_steps``, ``input.bad_guidance_scale``).
 
     Raises:
         InputError: a file as a whole cannot be used, or none of its rows can; two rows have one key.
@@ -206,6 +211,8 @@ def _plain(row: Row | BadRow, number: int, row_no: int, base_seed: int) -> tuple
     for text in (prompt, key):
         if type(text) is not str or not text or text.isspace() or len(text) > MOST_PROMPT or UNSTORABLE.search(text):
             return ()
+    if _unseen(key[0]) or _unseen(key[-1]):
+        return ()
     if seed is None:
         seed = derived_seed(base_seed, key, 0)
     elif type(seed) is not int or not 0 <= seed <= MAX_SEED:
@@ -327,7 +334,22 @@ def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
     if not isinstance(value, str):
         return fallback, ("input.empty_key", f"the key is {type(value).__name__}, not text; recorded as {fallback}")
     text, problem = _encodable(value)
-    return (fallback, ("input.empty_key", f"the key is not valid text; recorded as {fallback}")) if problem else (text, None)
+    if problem:
+        return fallback, ("input.empty_key", f"the key is not valid text; recorded as {fallback}")
+    for end, of in (("begins", text[0]), ("ends", text[-1])):
+        if _unseen(of):
+            named = f"{unicodedata.name(of, 'a control character').lower()} (U+{ord(of):04X})"
+            shown = text.strip()[:60] if of.isspace() else text[:60]
+            what = f"the key {shown!r} {end} with {named}, so that it looks like another; recorded as {fallback}"
+            return fallback, ("input.bad_key", what)
+    return text, None
+
+
+def _unseen(end: str) -> bool:
+    """Whether a character cannot be seen at the end of a text: a space of any kind, a control or format character."""
+    if end.isalnum() and end not in BLANK:
+        return False
+    return end in BLANK or (unicodedata.category(end) in INVISIBLE and ord(end) not in FLAGS)
 
 
 def _own_columns(row: Mapping[str, Any], kept: frozenset[str]) -> tuple[str, Problem | None]:
