@@ -169,8 +169,9 @@ def read_snapshot(folder: Path) -> tuple[str, Snapshot]:
     pointer = folder / "CURRENT"
     digest = _pointer(folder)
     if not digest and not os.path.exists(pointer):
-        fix = "Build one: clearance index build REFERENCES --out FOLDER"
-        raise InputError("is not a reference index", where=str(folder), fix=fix)
+        from index.no_index import not_an_index
+
+        raise not_an_index(folder)
     path = snapshot_path(folder, digest)
     if not re.fullmatch("[0-9a-f]{64}", digest) or not os.path.exists(path):
         raise IntegrityError("names no snapshot of this index", where=str(pointer), fix=RESTORE)

@@ -99,15 +99,20 @@ def init(folder: Path, options: Options) -> list[Path]:
         What was written: run file, policy, and the example of prompts where no others are named.
 
     Raises:
-        InputError: one of the files is there, or what was named is not.
+        InputError: one of the files is there, or what was named is not; the index that is named is none.
+        IntegrityError: it is damaged.
         RunStopped: they cannot be written; those that were are taken away again.
     """
+    from index.store import ReferenceIndex
+
     folder = Path(os.path.abspath(folder.expanduser()))
     for what, place in (("index", options.index), *(("prompt file", name) for name in options.prompts)):
         if place and not re.search(r"[*?\[]|://", place) and not Path(place).expanduser().exists():
             raise InputError(
                 f"there is no such {what}", where=place, fix="Name one that is there; init writes down where it is"
             )
+    if options.index and "://" not in options.index:
+        ReferenceIndex.open(Path(options.index).expanduser())  # as the run opens it, and with the same words
     if any(folder.is_dir() and entry_of(folder, name) is not None for name in RUN_FILES):
         fix = f"Name another folder: clearance init {folder.name}-2"
         raise InputError("is a run folder, and nothing is written into it", where=str(folder), fix=fix)

@@ -57,7 +57,7 @@ def calibration_in_force(config: RunConfig, policy: Policy, embedder_id: str, *,
     raise ConfigError(
         "there is no calibrated threshold for this embedder",
         where=f"policy {policy.name}: copies.threshold",
-        fix="Set it, or put the calibration of this embedder beside the index as calibration.json",
+        fix=f"Measure it: clearance index calibrate {config.index or 'INDEX'} --works WORKS --harmless PICTURES; or set it",
     )
 
 

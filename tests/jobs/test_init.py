@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from index.errors import InputError
+from index.errors import InputError, IntegrityError
+from index.reference import NewReference
+from index.store import ReferenceIndex
 from jobs.cli.arguments import read_run_file
 from jobs.init import Options, init
 from jobs.policies import named, slips
 from jobs.run.plan import read_policy, requests_of
 from pipeline.policy import policy_digest
+from tests.index.conftest import GridEmbedder, drawing
 
 
 def test_the_files_of_the_embedded_world_are_read_as_they_are(tmp_path: Path) -> None:
@@ -36,7 +39,7 @@ def test_the_policy_has_the_rules_that_ship_under_another_name(tmp_path: Path) -
 
 def test_own_model_index_and_prompts_are_named_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "works-index").mkdir()
+    ReferenceIndex.build(tmp_path / "works-index", [NewReference(title="a", picture=drawing(1))], GridEmbedder())
     (tmp_path / "my-model").mkdir()
     (tmp_path / 'odd "name".csv').write_text("prompt\ncat\n")
     written = init(Path("deep/run"), Options(model="my-model", index="works-index", prompts=['odd "name".csv', "in/*.parquet"]))
@@ -78,4 +81,39 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
 def test_what_is_named_must_be_there(tmp_path: Path, options: Options) -> None:
     with pytest.raises(InputError, match="there is no such"):
         init(tmp_path / "x", options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_index_that_is_none_is_refused_with_what_it_may_be(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+
+    def refused() -> tuple[str, str]:
+        with pytest.raises(InputError) as caught:
+            init(tmp_path / "x", Options(index=str(index)))
+        assert caught.value.where == str(index) and not (tmp_path / "x").exists()
+        return caught.value.what, caught.value.fix
+
+    assert refused() == ("is not a reference index", "Build one: clearance index build REFERENCES --out FOLDER")
+    (index / "deep").mkdir()
+    (index / "deep" / "work.JPG").write_bytes(b"x")
+    what, fix = refused()
+    assert what == "is not a reference index; it holds pictures, as works do that an index is built of"
+    assert fix == f"Build the index of them first: clearance index build {index} --out FOLDER"
+    (index / "building").mkdir()
+    assert refused()[0] == "is not a reference index yet: its build has not ended"
+    ReferenceIndex.build(index / "of-2025", [NewReference(title="a", picture=drawing(1))], GridEmbedder())
+    assert refused() == ("is not a reference index; one lies in it: of-2025", f"Name {index / 'of-2025'}")
+    index = index / "of-2025"
+    (index / "CURRENT").rename(tmp_path / "CURRENT")
+    assert "no file CURRENT that names those in force" in refused()[0]
+    index = tmp_path / "CURRENT"
+    assert refused()[0] == "is not a reference index: it is a file"
+
+
+def test_a_damaged_index_is_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    index = ReferenceIndex.build(tmp_path / "index", [NewReference(title="a", picture=drawing(1))], GridEmbedder())
+    next((index.folder / "snapshots").iterdir()).write_text("{}")
+    with pytest.raises(IntegrityError):
+        init(tmp_path / "x", Options(index=str(index.folder)))
     assert not (tmp_path / "x").exists()
