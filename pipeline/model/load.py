@@ -16,6 +16,7 @@ from pipeline.model.folder.digest import check_digests
 from pipeline.model.folder.fit import check_class, check_fit
 from pipeline.model.folder.parts import Parts, read_json, read_parts
 from pipeline.model.folder.resolve import resolve
+from pipeline.model.folder.tokenizer import check_tokenizer
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.libraries import reason
 from pipeline.model.sides import Sides
@@ -74,6 +75,8 @@ def check_model(config: ModelConfig) -> CheckedModel:
     check_digests(folder.parent)
     for name, (library, class_name) in parts.classes.items():
         check_class(name, library, class_name, folder)
+        if name.startswith("tokenizer"):
+            check_tokenizer(folder / name)
     if config.compile == "blocks":
         check_compiles(check_class(cls.denoiser, *parts.classes[cls.denoiser], folder), config.device)
     misfits = [note for part in parts.parts for note in check_fit(part)]

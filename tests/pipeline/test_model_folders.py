@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from index.errors import ConfigError, ModelError
 from pipeline.config import ModelConfig
+from pipeline.model.folder.tokenizer import check_tokenizer
 from pipeline.model.load import check_model, load_model
 from pipeline.model.sampling.choose import OF_SCHEDULER, sampler_of
 
@@ -174,6 +175,45 @@ def test_a_tokenizer_without_a_vocabulary_is_named(broken: Path) -> None:
     (broken / "tokenizer" / "tokenizer.json").unlink()
     error = refused(broken)
     assert (error.what, error.where) == ("holds no vocabulary", str(broken / "tokenizer"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("tokenizer.json", b"", "is not JSON (Expecting value"),
+        ("tokenizer.json", None, "is not JSON ("),  # cut short
+        ("tokenizer.json", b"[]", "is a list, not an object"),
+        ("tokenizer.json", b"{}", "is no tokenizer ("),
+        ("tokenizer_config.json", b"{", "is not JSON ("),
+        ("special_tokens_map.json", b"", "is not JSON ("),
+        ("vocab.json", b'{"a": 0, "b"', "is not JSON ("),
+        ("vocab.json", b"{}", "holds no token"),
+        ("vocab.json", b'{"a": "0"}', "gives token 'a' no whole number"),
+        ("merges.txt", b"", "holds no pair of tokens"),
+        ("merges.txt", b"#version: 0.2\n", "holds no pair of tokens"),
+        ("merges.txt", b"#version: 0.2\na b\nab", "line 3 is no pair of tokens; it may be cut short"),
+        ("merges.txt", b"#version: 0.2\na b\nb a\n", "its last line makes a token that vocab.json does not hold"),
+        ("merges.txt", b"\xff", "is not UTF-8 text (byte 0)"),
+        ("spiece.model", b"", "is empty"),
+    ],
+)
+def test_a_broken_file_of_a_tokenizer_is_named(broken: Path, name: str, content: bytes | None, what: str) -> None:
+    folder = broken / "tokenizer"
+    if name in ("vocab.json", "merges.txt"):
+        (folder / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+        (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+        check_tokenizer(folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-40] if content is None else content)
+    with pytest.raises(ModelError) as caught:
+        check_model(config_of(broken))
+    assert caught.value.what.startswith(what) and caught.value.where == str(folder / name)
+    assert caught.value.fix == "Restore the file: copy or download the folder again"
+
+
+def test_a_vocabulary_without_its_merges_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(ModelError, match=r"vocab\.json beside it needs it"):
+        check_tokenizer(tmp_path)
 
 
 def test_pickled_weights_are_never_opened(broken: Path) -> None:
