@@ -112,7 +112,8 @@ class Plan:
             config: the run file.
             policy: the policy in force.
             base: folder that relative paths in ``config`` start from.
-            identity: digests of models and index; computed from the configuration when not given.
+            identity: digests of models and index; computed from the configuration when not given. Empty: it is not
+                known, and the configuration stays as it is written.
             only: keys to restrict the plan to (see :mod:`jobs.run.dataset.which`).
             parent: plan digest of the run that this one continues.
             notes: receives what the prompts were read as; see :func:`jobs.run.prompts.requests.read_prompts`.
@@ -143,7 +144,7 @@ class Plan:
         if identity is None:
             config = in_full(config)
             require_rows(config)
-        else:
+        elif identity:
             config = dataclasses.replace(config, generation=config.generation.filled())
         copy_check: Mapping[str, Any] = {}
         guards: tuple[Mapping[str, Any], ...] = ()

@@ -447,3 +447,19 @@ def test_free_memory_is_less_than_there_is() -> None:
     import os
 
     assert 0 < free_memory("cpu") <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ('scheduler = "ddim"', "turbo is drawn with 'euler_a', not 'ddim'"),
+        ("guidance_scale = 7.5", "turbo is drawn with a guidance of at most 1, not 7.5"),
+        ("steps = 20", "turbo is drawn in 1 to 4 steps, not 20"),
+    ],
+)
+def test_a_key_against_the_preset_is_the_one_that_was_written(project: Path, keys: str, what: str) -> None:
+    text = RUN.format(more="", model="").replace("steps = 3", f'preset = "turbo"\n{keys}')
+    (project / "run.toml").write_text(text)
+    result, found = dry(project)
+    assert result.exit_code == 2
+    assert [problem["what"].split(":")[0] for problem in found["problems"]] == [what]
