@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("CLEARANCE_KEYS", None)  # a test names its keys
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,17 @@ typer.testing._get_command = cache(typer.testing._get_command)  # the commands d
 hypothesis.settings.register_profile("suite", derandomize=True)
 if "CLEARANCE_FUZZ" not in os.environ:
     hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Hand out the files with slow tests first, then those with many: none of them is what others wait for at the end.
+
+    ``make test`` keeps this order (``--no-loadscope-reorder``); xdist's own has the files with few and long tests last.
+    """
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -205,20 +207,72 @@ def plan(make_plan: Callable[..., Plan], prompts: list[str]) -> Plan:
     return make_plan(prompts)
 
 
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of the fakes lie that several tests begin with, by plan."""
+    return tmp_path_factory.mktemp("made")
+
+
 @pytest.fixture
-def stopped(plan: Plan, tmp_path: Path, open_loop: Callable[..., FakeModeration]) -> Path:
-    """The folder of a run that stopped with some of its shards committed; a resumed run ends."""
-    with pytest.raises(RunStopped):
-        run_local(plan, tmp_path / "run", open_loop=open_loop)
+def made(made_runs: Path, open_loop: Callable[..., FakeModeration]) -> Callable[..., Path]:
+    """Make a run of a plan, as ``how`` does in the folder that it is given: once a session, and a copy for every test."""
+
+    def copied(plan: Plan, folder: Path, how: Callable[[Path], Any], what: str = "run") -> Path:
+        if open_loop is not open_fake:
+            how(folder)
+            return folder
+        about = f"{plan.plan_sha256} {plan.config} {plan.policy}"
+        place = made_runs / what / hashlib.sha256(about.encode()).hexdigest()
+        if not place.exists():
+            how(place)
+        return Path(shutil.copytree(place, folder, symlinks=True))
+
+    return copied
+
+
+@pytest.fixture
+def run_of(made: Callable[..., Path], open_loop: Callable[..., FakeModeration]) -> Callable[[Plan, Path], Path]:
+    """Run a plan to its end; the same plan is run once a session, and its folder copied."""
+    return lambda plan, folder: made(plan, folder, lambda place: run_local(plan, place, open_loop=open_loop))
+
+
+@pytest.fixture
+def stop(plan: Plan, open_loop: Callable[..., FakeModeration]) -> Callable[[Path], None]:
+    """Run ``plan`` in a folder until it stops with some of its shards committed; a resumed run ends."""
+
+    def stop(folder: Path) -> None:
+        with pytest.raises(RunStopped):
+            run_local(plan, folder, open_loop=open_loop)
+        (plan.base / "space").touch()
+        assert 0 < len(committed(folder)) < len(plan.shards)
+
+    return stop
+
+
+@pytest.fixture
+def stopped(plan: Plan, tmp_path: Path, made: Callable[..., Path], stop: Callable[[Path], None]) -> Path:
+    """The folder of such a run."""
+    folder = made(plan, tmp_path / "run", stop, "stopped")
     (tmp_path / "space").touch()
-    assert 0 < len(committed(tmp_path / "run")) < len(plan.shards)
-    return tmp_path / "run"
+    return folder
 
 
 @pytest.fixture
-def sealed(plan: Plan, stopped: Path, open_loop: Callable[..., FakeModeration]) -> Path:
-    run_local(plan, stopped, open_loop=open_loop)
-    return stopped
+def seal(plan: Plan, open_loop: Callable[..., FakeModeration], stop: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Run ``plan`` in a folder until it stops, and to its end."""
+
+    def seal(folder: Path) -> None:
+        stop(folder)
+        run_local(plan, folder, open_loop=open_loop)
+
+    return seal
+
+
+@pytest.fixture
+def sealed(plan: Plan, tmp_path: Path, made: Callable[..., Path], seal: Callable[[Path], None]) -> Path:
+    folder = made(plan, tmp_path / "run", seal, "sealed")
+    (tmp_path / "space").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -129,9 +129,8 @@ def test_every_input_names_its_source_and_its_place_in_the_repository_exists() -
 
 
 @pytest.fixture
-def run(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> Path:
-    run_local(make_plan(["cat", "a steered owl", "a copy", "fox"]), tmp_path / "run", open_loop=open_loop)
-    return tmp_path / "run"
+def run(make_plan: Callable[..., Plan], tmp_path: Path, run_of: Callable[..., Path]) -> Path:
+    return run_of(make_plan(["cat", "a steered owl", "a copy", "fox"]), tmp_path / "run")
 
 
 def test_a_run_gives_its_own_numbers(run: Path) -> None:

@@ -65,6 +65,7 @@ class FailsOnce(storage.Disk):
         super().make_folder(name, at=at)
 
 
+@pytest.mark.slow
 def test_whatever_system_call_fails_is_a_sentence_and_nothing_is_lost(
     make_plan: MakePlan, tmp_path: Path, open_loop: Open
 ) -> None:

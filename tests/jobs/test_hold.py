@@ -30,9 +30,8 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def run(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> Path:
-    plan = make_plan(["cat", "owl", "copy of a fox"])
-    return run_local(plan, tmp_path / "run", open_loop=open_loop).folder
+def run(make_plan: Callable[..., Plan], tmp_path: Path, run_of: Callable[..., Path]) -> Path:
+    return run_of(make_plan(["cat", "owl", "copy of a fox"]), tmp_path / "run")
 
 
 @pytest.fixture

@@ -38,9 +38,14 @@ def prompts() -> list[str]:
 
 
 @pytest.fixture
-def sealed(sealed: Path) -> Path:
-    report_run(sealed)
-    return sealed
+def sealed(plan: Plan, tmp_path: Path, made: Callable[..., Path], seal: Callable[[Path], None]) -> Path:
+    def reported(folder: Path) -> None:
+        seal(folder)
+        report_run(folder)
+
+    folder = made(plan, tmp_path / "run", reported, "reported")
+    (tmp_path / "space").touch()
+    return folder
 
 
 def use_all(plan: Plan, folder: Path, open_loop: Open) -> list[str]:

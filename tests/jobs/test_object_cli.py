@@ -46,6 +46,7 @@ def project(
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_from_dry_run_to_export(project: Path, s3: str) -> None:
     run, uri = project / "run.toml", f"{s3}/monday"
     assert storage.is_folder(storage.place(uri)) is False

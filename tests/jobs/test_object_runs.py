@@ -150,6 +150,7 @@ def test_a_changed_byte_is_named(make_plan: MakePlan, in_memory: Path, open_loop
     assert not found.ok and found.problems[0].where.startswith(name)
 
 
+@pytest.mark.slow
 def test_workers_of_ray_commit_to_it(make_plan: MakePlan, s3: str, open_loop: Open, small_ray: None) -> None:
     plan = make_plan(["cat", "die-once", "owl", "fox", "bee"], workers=2)
     result = run_ray(plan, storage.place(s3), open_loop=open_loop)

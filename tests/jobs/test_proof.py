@@ -41,9 +41,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def run(make_plan: Make, open_loop: Any, tmp_path: Path) -> Path:
+def run(make_plan: Make, run_of: Callable[..., Path], tmp_path: Path) -> Path:
     """A sealed run that nobody signed."""
-    return run_local(make_plan(["cat", "owl", "fox"]), tmp_path / "run", open_loop=open_loop).folder
+    return run_of(make_plan(["cat", "owl", "fox"]), tmp_path / "run")
 
 
 @pytest.fixture

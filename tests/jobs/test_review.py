@@ -17,7 +17,6 @@ from jobs.reaudit.standing import Standing
 from jobs.review.decisions import Decision, decide_one, import_file
 from jobs.review.export import Wanted, export, render
 from jobs.review.queue import drawn, waiting
-from jobs.run.local_runner import run_local
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
@@ -26,10 +25,10 @@ PROMPTS = ["cat", "a copy", "steered", "stubborn", "dog", "lemon", "", "bell"]
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_plan: Callable[..., Any], open_loop: Callable[..., Any]) -> Path:
+def run(tmp_path: Path, make_plan: Callable[..., Any], run_of: Callable[..., Path]) -> Path:
     """A run with accepted, rejected and failed samples; one accepted and one rejected wait for a person."""
     plan = make_plan(PROMPTS, dataset_id="d")
-    run_local(plan, tmp_path / "run", open_loop=open_loop)
+    run_of(plan, tmp_path / "run")
     cat = _row(tmp_path / "run", "row-000000")["sample_id"]
     append_event(
         tmp_path / "run", "sample.quarantined", "takedown", "claimed", samples=[cat],

@@ -23,9 +23,9 @@ from pipeline.audit.sections.entry import drawn_with
 
 
 @pytest.fixture
-def run(make_plan: Any, open_loop: Any, tmp_path: Path) -> Path:
+def run(make_plan: Any, run_of: Any, tmp_path: Path) -> Path:
     plan = make_plan(["accepted"] * 3 + ["steered", "review"])
-    return run_local(plan, tmp_path / "monday", open_loop=open_loop).folder
+    return Path(run_of(plan, tmp_path / "monday"))
 
 
 def call(*words: object) -> Any:

@@ -92,6 +92,7 @@ def under_fire(base: Path, out: Path, runner: str, kill: Kill) -> Iterator[tuple
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(("out", "runner", "kill"), KILLS, ids=lambda one: str(one), indirect=["out"])
 def test_nothing_is_lost_and_nothing_is_twice(
     tmp_path: Path, keys: Path, quiet: dict[str, str], out: Path, runner: str, kill: Kill,

@@ -471,7 +471,7 @@ def test_a_number_that_asks_for_a_million_layers_is_refused_at_once(tiny_sd: Pat
         load_model(config_of(folder))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_any_json_of_the_folder_is_taken_or_refused(
     tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

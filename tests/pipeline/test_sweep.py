@@ -92,6 +92,7 @@ def check(folder: Path) -> set[str]:
     return set(committed(folder))
 
 
+@pytest.mark.slow
 def test_whatever_the_order_of_their_steps(tmp_path: Path, samples: list[Sample], context: Make) -> None:
     made = sample_table(samples[:1], context(), "1"), attempt_table(samples[:1], context(), "1")
 
