@@ -15,6 +15,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,18 @@ def commands_of(called: str, app: Any) -> Iterator[tuple[str, Any]]:
 
 def literals(pattern: re.Pattern[str], aside: Collection[Path] = ()) -> set[str]:
     """Every string in the four packages that is wholly of this form; modules may be left out."""
-    found = set()
-    for package in PACKAGES:
-        for path in (path for path in (ROOT / package).rglob("*.py") if path not in aside):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value):
-                    found.add(node.value)
-    return found - set(FILE_NAMES)
+    read = [texts for path, texts in texts_of_modules().items() if path not in aside]
+    return {text for texts in read for text in texts if pattern.fullmatch(text)} - set(FILE_NAMES)
+
+
+@cache
+def texts_of_modules() -> dict[Path, set[str]]:
+    """Every string in each module of the four packages."""
+    found: dict[Path, set[str]] = {}
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        found[path] = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return found
 
 
 # --- the generated parts of the reference ----------------------------------------------------------------------------------
