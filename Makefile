@@ -27,11 +27,11 @@ demo: install ## the main job on the embedded world; prints where the report is
 test: install ## the whole test suite, in as many processes as there are processors (at most 4)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-nightly: install ## checks too heavy for every change: 40 kills, 200 tamperings, the fused kernel (Triton, 1 GB), SDXL's size (6 GB of memory)
+nightly: install ## checks too heavy for every change: 40 kills, 200 tamperings, 200 damaged inputs, the fused kernel (Triton, 1 GB), SDXL's size (6 GB of memory)
 	@test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
 	PYTHONPATH=.triton $(BIN)/python -m pytest -q tests/pipeline/test_fused.py
-	CLEARANCE_KILLS=20 $(BIN)/python -m pytest -q tests/kills
-	CLEARANCE_TAMPER=200 $(BIN)/python -m pytest -q tests/tampering
+	CLEARANCE_KILLS=20 $(BIN)/python -m pytest -q tests/kills tests/jobs/test_signals.py
+	CLEARANCE_TAMPER=200 CLEARANCE_FUZZ=20 $(BIN)/python -m pytest -q tests/tampering tests/fuzz
 	CLEARANCE_TRUE_SIZES=1 $(BIN)/python -m pytest -q tests/pipeline/test_waits.py
 	CLEARANCE_COMPILED=1 $(BIN)/python -m pytest -q tests/pipeline/test_compiled.py
 	CLEARANCE_REAL_SIZE=1 $(BIN)/python -m pytest -q -s tests/pipeline/test_real_size.py

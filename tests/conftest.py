@@ -51,6 +51,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def no_power_cuts() -> Iterator[None]:
+    """Files are not waited for until they are on the disk: no test cuts the power, and a run of fakes has twenty of them.
+
+    Tests of what is made durable, and when, put a disk of their own in its place; runs in other processes wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("index.places.disk.Disk.fsync", lambda self, handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_processor() -> Iterator[None]:
     """By "auto" a run starts a guard process where a processor is free: the suite uses them all."""
     with pytest.MonkeyPatch.context() as patch:

@@ -40,7 +40,7 @@ def test_the_undamaged_project_is_accepted(project: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 def test_damaged_input_ends_in_a_sentence_or_a_whole_run(group: Group, project: Path) -> None:
     @settings(
-        max_examples=5, derandomize=True, deadline=None, database=None, report_multiple_bugs=False,
+        max_examples=3, derandomize=True, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate],
     )  # fmt: skip
     @given(st.integers(0, 2**63 - 1))

@@ -93,8 +93,13 @@ def test_a_signal_ends_a_run_with_a_sentence_and_an_event(tmp_path: Path, number
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_signal_ends_a_run_on_ray_alike(tmp_path: Path) -> None:
+    """Its workers are as nice as it is, and end with it."""
     with running(tmp_path / "run", "ray") as process:
+        workers = of_ray(tmp_path)
+        assert {(tmp_path / f"worker-{pid}").read_text() for pid in workers} == {str(os.nice(0))}
+        assert all(lives(pid) for pid in workers)
         check_ended(tmp_path / "run", signal.SIGTERM, *end(process, signal.SIGTERM))
+        assert have_ended(workers)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
@@ -157,6 +162,13 @@ def lives(pid: int) -> bool:
         return False
 
 
+def have_ended(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 5
+    while any(lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not [pid for pid in pids if lives(pid)]
+
+
 def children(pid: int) -> dict[int, str]:
     """Processes started by one, with their command lines."""
     found: dict[int, str] = {}
@@ -187,13 +199,40 @@ def test_a_ray_that_dies_ends_the_run_with_a_sentence_and_an_event(tmp_path: Pat
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_workers_are_as_nice_as_their_driver_and_end_with_it(tmp_path: Path) -> None:
+@pytest.mark.skipif("CLEARANCE_KILLS" not in os.environ, reason="the test below sees it without Ray; set CLEARANCE_KILLS")
+def test_workers_end_with_a_driver_that_is_killed(tmp_path: Path) -> None:
     with running(tmp_path / "run", "ray") as process:
         workers = of_ray(tmp_path)
-        assert {(tmp_path / f"worker-{pid}").read_text() for pid in workers} == {str(os.nice(0))}
-        assert all(lives(pid) for pid in workers)
+        assert workers and all(lives(pid) for pid in workers)
         process.kill()
-        deadline = time.monotonic() + 5  # nobody has waited for the driver yet: it is seen to have ended all the same
-        while any(lives(pid) for pid in workers) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not [pid for pid in workers if lives(pid)]
+        assert have_ended(workers)
+
+
+# A worker's watch, in a process of its own that has no Ray: it ends with the process whose number it is given.
+WATCH = """
+import math, sys, types
+from jobs.run.lease.process import Process
+from jobs.run.ray.actor import ActorProcess
+
+driver = Process.this()
+driver = type(driver)(pid=int(sys.argv[1]), host=driver.host, boot=driver.boot, space=driver.space)
+print("watching", flush=True)
+ActorProcess._watch(types.SimpleNamespace(hangs=lambda seconds: False), driver, math.inf)
+"""
+
+
+def test_a_worker_ends_with_a_driver_that_is_killed() -> None:
+    driver = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WATCH, str(driver.pid)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert worker.stdout is not None and worker.stdout.readline() == "watching\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(1.5)  # it looks every second
+        driver.kill()  # nobody has waited for the driver yet: it is seen to have ended all the same
+        assert worker.wait(10) == 1
+    finally:
+        for process in (worker, driver):
+            process.kill()
+            process.communicate()
