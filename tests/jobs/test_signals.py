@@ -231,7 +231,7 @@ def test_a_worker_ends_with_a_driver_that_is_killed() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             worker.wait(1.5)  # it looks every second
         driver.kill()  # nobody has waited for the driver yet: it is seen to have ended all the same
-        assert worker.wait(10) == 1
+        assert worker.wait(60) == 1
     finally:
         for process in (worker, driver):
             process.kill()
