@@ -32,6 +32,7 @@ from index.errors import IndexMismatch, InputError
 from index.intake import Intake, Taken, alone
 from index.journal import Change
 from index.opened import OpenedIndex
+from index.places.disk import filling
 from index.reference import RETIRED, STATUSES, NewReference
 from index.segment_writer import write_segment
 from index.segments import amended_by, differences, hash_of_rows, make_folder, to_merge
@@ -73,6 +74,7 @@ class ReferenceIndex(OpenedIndex):
 
         Raises:
             InputError: the folder holds something, or a work is not usable.
+            RunStopped: there is no room on the disk; what was embedded is kept.
         """
         index = cls._empty(folder, embedder.embedder_id, int(embedder.dim), getattr(embedder, "source", None))
         index._append(index._intake(embedder), items, flat_limit=flat_limit, event="built")
@@ -145,7 +147,7 @@ class ReferenceIndex(OpenedIndex):
 
         The index gets a new id if it was of format 1 or 2, whose ids were made otherwise.
         """
-        with alone(self.folder):
+        with filling(self.folder), alone(self.folder):
             self._require_unchanged()
             late = {segment.folder.name for segment in self._segments if segment.late}
             if not late:
@@ -171,7 +173,7 @@ class ReferenceIndex(OpenedIndex):
             IndexMismatch: another process changes the index, or has since it was opened.
         """
         self._require_there(ref_ids)
-        with alone(self.folder):
+        with filling(self.folder), alone(self.folder):
             self._require_unchanged()
             new = [ref_id for ref_id in dict.fromkeys(ref_ids) if ref_id not in self._gone]
             if new:
@@ -193,7 +195,7 @@ class ReferenceIndex(OpenedIndex):
         if status not in (*STATUSES, RETIRED):
             fix = f"One of: {', '.join((*STATUSES, RETIRED))}"
             raise InputError(f"status is {status!r}", where=f"reference {ref_id}", fix=fix)
-        with alone(self.folder):
+        with filling(self.folder), alone(self.folder):
             self._require_unchanged()
             return self._set_status(ref_id, status, reason)
 
@@ -223,7 +225,7 @@ class ReferenceIndex(OpenedIndex):
         event: str,
         reason: str = "",
     ) -> Sequence[str]:
-        with alone(self.folder):
+        with filling(self.folder), alone(self.folder):
             self._require_unchanged()
             for left in (self.folder / "segments").glob(f"{storage.TEMPORARY}*"):  # of a build that was killed
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)

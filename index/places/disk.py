@@ -12,7 +12,7 @@ from pathlib import Path
 
 from index.errors import ClearanceError, InputError, RunStopped
 
-CONTINUE = "then continue with --resume"
+CONTINUE = "then repeat the command; a run continues with --resume"
 _WHY: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", f"Free some space, {CONTINUE}"),
     errno.EDQUOT: ("the disk quota is used up", f"Free some space or raise the quota, {CONTINUE}"),
@@ -28,6 +28,8 @@ _WHY: dict[int, tuple[str, str]] = {
         "Raise the limit (ulimit -f) or use another file system; the files of a run are smaller with a smaller shard_size",
     ),
 }
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # these say that something was written, and no reading ends so
 
 
 class Disk:
@@ -88,6 +90,21 @@ def cannot_read(error: OSError, where: Path | str) -> ClearanceError:
     """The sentence for a read that failed."""
     reason = f"cannot be read ({error.strerror or type(error).__name__})"
     return InputError(reason, where=str(where), fix="Check its permissions and the disk or network mount, then try again")
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Work that writes files into a folder through libraries, whose errors name no place.
+
+    Raises:
+        RunStopped: there is no room for them.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise cannot_write(error, folder) from error
 
 
 def advice(error: OSError) -> str:

@@ -21,6 +21,7 @@ from typing import IO, Any, ClassVar
 
 from index.errors import ClearanceError, InputError, RunStopped
 from index.places.backend import CHUNK, LITTLE, Entry, Tagged
+from index.places.disk import CONTINUE
 
 BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
@@ -74,7 +75,7 @@ class ObjectStore:
 
         text, _, more = str(error).partition("Debug source")
         kind, where = (RunStopped if writing else InputError), f"{self.root}/{key}".rstrip("/")
-        then = ", then continue with --resume" if writing else ", then try again"
+        then = f", {CONTINUE}" if writing else ", then try again"
         status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
         if _NO_BUCKET.search(text) or isinstance(error, known.NotFoundError | FileNotFoundError):
             return kind("there is no such bucket", where=self.root, fix="Make it, or check its name and the endpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index import storage
 from index.embed import OpenCLIPEmbedder
-from index.errors import IndexMismatch, InputError
+from index.errors import IndexMismatch, InputError, RunStopped
 from index.fingerprint import content_digest
 from index.intake import BLOCK
 from index.reference import NewReference
@@ -224,3 +226,29 @@ def test_two_processes_do_not_change_one_index_at_once(tmp_path: Path, embedder:
     os.close(other)
     index.add([work(2)], embedder)
     assert len(index) == 2
+
+
+class Full(storage.Disk):
+    """A disk that is full from its n-th file on."""
+
+    def __init__(self, number: int, error: int) -> None:
+        self.number, self.error, self.files = number, error, 0
+
+    def fsync(self, handle: int) -> None:
+        self.files += 1
+        if self.files >= self.number:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize(("error", "what"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")])
+@pytest.mark.parametrize("number", [1, 2, 4, 7])
+def test_a_build_on_a_full_disk_is_a_sentence_and_goes_on(tmp_path: Path, error: int, what: str, number: int) -> None:
+    works = [NewReference(title=f"w{one}", picture=drawing(one)) for one in range(3)]
+    with storage.using(Full(number, error)), pytest.raises(RunStopped, match=what) as caught:
+        ReferenceIndex.build(tmp_path / "i", works, GridEmbedder())
+    assert caught.value.where == str(tmp_path / "i") and "then repeat the command" in caught.value.fix
+    index = ReferenceIndex.build(tmp_path / "i", works, GridEmbedder())
+    assert len(index) == 3
+    with storage.using(Full(1, error)), pytest.raises(RunStopped, match=what):
+        index.add([NewReference(title="w9", picture=drawing(9))], GridEmbedder())
+    assert len(ReferenceIndex.open(tmp_path / "i")) == 3
