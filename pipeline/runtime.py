@@ -23,6 +23,7 @@ from pipeline.marking.markers import Markers, open_markers
 from pipeline.model.adapters.opened import Adapters, Read, open_adapters, texts
 from pipeline.model.compiled import add_layer_points, compile_now
 from pipeline.model.contexts import TOGETHER
+from pipeline.model.device import check_device
 from pipeline.model.folder.resolve import model_name
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.load import load_model
@@ -150,6 +151,7 @@ class Runtime:
             IntegrityError: an adapter's weights are not the ones it was saved with.
             ConfigError: a key is damaged, or a required mark cannot be made.
         """
+        check_device(config.model.device)  # before guards and embedder, which have its device where they state none
         prepare(config)
         counted = count_together(policy)
         guards, skipped = open_policy_guards(policy, config.guard_device, base=base)

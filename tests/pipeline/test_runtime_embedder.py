@@ -11,7 +11,7 @@ import pytest
 
 from index.embed import OpenCLIPEmbedder, weights_folder
 from index.embedder_source import EmbedderSource
-from index.errors import IndexMismatch, ModelError
+from index.errors import ConfigError, IndexMismatch, ModelError
 from index.reference import NewReference
 from index.store import ReferenceIndex
 from pipeline.config import EmbedderConfig, GenerationConfig, ModelConfig, RunConfig
@@ -77,3 +77,11 @@ def test_a_remembered_embedder_that_is_gone_is_named(project: Path, tiny_sd: Pat
     with pytest.raises(ModelError, match="is not a folder") as refused:
         open_runtime(project, tiny_sd, EmbedderConfig())
     assert "--embedder" in refused.value.fix
+
+
+def test_a_device_that_is_not_there_is_named_by_the_key_that_was_written(tmp_path: Path) -> None:
+    """Guards and embedder have the model's device where they state none."""
+    config = RunConfig(prompts="-", model=ModelConfig(device="cuda:99"))
+    with pytest.raises(ConfigError) as caught:
+        Runtime.open(config, Policy(), base=tmp_path)
+    assert caught.value.where == "model.device"
