@@ -139,7 +139,7 @@ def test_a_header_is_found_in_a_footer_without_parsing_it(identity: Any, tmp_pat
     import pyarrow.parquet as pq
 
     # Statistics of the keys stand in the footer: one that looks like a header.
-    key = "\x18\tclearance\x18\x02{}"
+    key = "a\x18\tclearance\x18\x02{}"
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"key": f"{key}{n}", "prompt": "cat"}) + "\n" for n in range(3)))
     config = RunConfig(prompts=("p.jsonl",), shard_size=2)
     plan = Plan.make(config, Policy(), tmp_path, identity=identity(config, Policy(), tmp_path))
