@@ -31,6 +31,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_every_table_has_the_storage_of_its_own_columns(samples: list[Sample], context: Make) -> None:
+    """The layouts are worked out once a process: one table's must not serve another, nor the same with fewer columns."""
+    for table in (*tables(samples, context()), sample_table(samples, context(), "00000").select(["request_key", "prompt"])):
+        options = shard.parquet_options(table.schema)
+        assert {path.split(".")[0] for path in options["compression"]} == set(table.column_names)
+        assert {*options["use_dictionary"], *options["write_statistics"]} <= set(options["compression"])
+
+
 def test_commit_and_read_back(tmp_path: Path, samples: list[Sample], context: Make) -> None:
     import pyarrow.parquet as pq
 
