@@ -55,6 +55,11 @@ class ModelConfig:
         "blocks: torch compiles the denoiser's repeated blocks (see [Compiled blocks](#compiled-blocks)). Part of the plan, "
         "because the pictures differ in their last bits",
     )
+    graphs: Literal["off", "plain"] = choice(
+        "off",
+        "plain: on a CUDA device, calls in which nothing is steered are recorded as CUDA graphs (see "
+        "[Recorded calls](#recorded-calls)). Not part of the plan: a recording that gives other bytes is refused",
+    )
     vae_dtype: Literal["float32", "bfloat16", "float16"] = choice(
         "float32", "number format of the autoencoder; SDXL's own gives black pictures in float16"
     )

@@ -25,6 +25,7 @@ from pipeline.model.compiled import add_layer_points, compile_now
 from pipeline.model.contexts import TOGETHER
 from pipeline.model.device import check_device
 from pipeline.model.folder.resolve import model_name
+from pipeline.model.graphs import PlainCalls
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.load import load_model
 from pipeline.model.machine import machine
@@ -130,14 +131,21 @@ class Runtime:
             raise ConfigError("without guidance there is no negative prompt", where='adapters: tokens = "always"', fix=fix)
         if config.model.compile == "blocks":
             self._compile()
+        if config.model.graphs == "plain":
+            self.engine.plain = plain = PlainCalls(self.model)
+            plain.record_now(*self._padding())
 
     def _compile(self) -> None:
         """Compile the denoiser's blocks for calls of the run's own size, with hook points for what its adapters change."""
         loras = (lora.denoiser for lora, _ in self.adapters.named.values())
         weights = (*loras, *(eraser.lowrank for eraser, _ in self.erasers.loaded))
         add_layer_points(self.model.network, (name for one in weights if one is not None for name in one.pairs))
+        compile_now(self.model, *self._padding())
+
+    def _padding(self) -> tuple[int, torch.Tensor, Conditioning, float]:
+        """Of a call of the run's own size without samples: its rows, a row's time and conditioning, the guidance inside."""
         time = self.engine.sampler.time(0, self.model.device)
-        compile_now(self.model, self.engine.rows, time, self.context_of(""), self.engine.inner_guidance)
+        return self.engine.rows, time, self.context_of(""), self.engine.inner_guidance
 
     @classmethod
     def open(cls, config: RunConfig, policy: Policy, *, base: Path) -> Runtime:

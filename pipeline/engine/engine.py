@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from index.errors import ConfigError, OutOfMemory
 from index.padding import first_line, out_of_memory
 from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, steering
-from pipeline.engine.packed_call import packed_call, units
+from pipeline.engine.packed_call import Denoise, packed_call, units
 from pipeline.engine.packing import next_call, next_size, room
 from pipeline.engine.readings import Call, Norms, Reading, pay
 from pipeline.model.device import LESS
@@ -117,6 +117,7 @@ class Engine:
         self.rows_used = 0
         self.filled: dict[Size, Filled] = {}
         self.features: FeatureCache | None = None  # set it, and references are run once instead of beside every sample
+        self.plain: Denoise | None = None  # set it, and it makes the calls in which nothing acts on single rows
         self.looked_at: Callable[[Trajectory], bool] = lambda t: False  # whether somebody is about to look at its norms
         self.late = model.device.type != "cpu"  # whether norms are read one call late; on the host there is nothing to wait for
         self._norms: list[Norms] = []  # of the last call, not asked for yet
@@ -389,7 +390,7 @@ class Engine:
     def _call(self, samples: Sequence[Trajectory]) -> list[torch.Tensor]:
         """The network's output for each sample's own rows; its cost is shared out when it has been waited for."""
         began = time.perf_counter()
-        outputs = packed_call(self.model, self.sampler, samples, self.rows, self.inner_guidance)
+        outputs = packed_call(self.model, self.sampler, samples, self.rows, self.inner_guidance, self.plain)
         call = Call([(t, t.rows()) for t in samples], began)
         self.count(samples[0].size, sum(rows for _, rows in call.samples))
         self._unpaid.append(call)

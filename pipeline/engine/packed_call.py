@@ -6,8 +6,8 @@ nor on the other samples of the call, byte for byte (a declared group's depends 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pipeline.model.adapters.lowrank import LowRank, RowAdapter, adapted
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel
     from pipeline.model.sampling.sampler import Sampler
 
+Denoise = Callable[["torch.Tensor", "torch.Tensor", Conditioning, "float | torch.Tensor"], "torch.Tensor"]
 Owners = list[tuple["Trajectory", int]]  # samples and the first row of each
 
 
 def packed_call(
-    model: DiffusionModel, sampler: Sampler, samples: Sequence[Trajectory], rows: int, inner_guidance: float
+    model: DiffusionModel,
+    sampler: Sampler,
+    samples: Sequence[Trajectory],
+    rows: int,
+    inner_guidance: float,
+    plain: Denoise | None = None,
 ) -> list[torch.Tensor]:
     """Run the denoiser once for some samples, each at its own step.
 
@@ -36,6 +42,7 @@ def packed_call(
         samples: at least one, all of one size; together they own at most ``rows`` rows.
         rows: of the call.
         inner_guidance: the scale that a network with guidance inside takes, for samples without their own and for references.
+        plain: makes the calls in which nothing acts on single rows, with the model's own bytes; None: the model.
 
     Returns:
         Of each sample the raw output for its own rows, float32 (1 or 2, C, h, w), the unconditional one first.
@@ -72,9 +79,11 @@ def packed_call(
     pushes += _pushes_of_groups(owners)
     if pushes:
         refuse_compiled(model.network, "token merging")
-    with pushing(model.sites() if pushes else (), pushes), _adapting(model, owners):
+    adapters = _adapters(owners)
+    denoise = model.denoise if pushes or adapters or plain is None else plain
+    with pushing(model.sites() if pushes else (), pushes), adapted(model.network, adapters) if adapters else nullcontext():
         scales = guidance[0] if len(set(guidance)) == 1 else torch.tensor(guidance)
-        output = model.denoise(torch.stack(latents), torch.stack(timesteps), stack(context), scales)
+        output = denoise(torch.stack(latents), torch.stack(timesteps), stack(context), scales)
     return [output[first : first + t.own_rows] for t, first in owners]
 
 
@@ -93,17 +102,14 @@ def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
     return found
 
 
-def _adapting(model: DiffusionModel, owners: Owners) -> AbstractContextManager[None]:
+def _adapters(owners: Owners) -> list[RowAdapter]:
     """Low-rank weights on the samples' own rows, not on those of their references: features of references, which may stand for
     these rows, are worked out once for all samples, without any."""
     wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
     for t, first in owners:
         for weights, strength in t.lowrank:
             wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.own_rows))
-    if not wanted:
-        return nullcontext()
-    rows = [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
-    return adapted(model.network, rows)
+    return [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
 
 
 def _pushes_of_groups(owners: Owners) -> list[RowPush]:

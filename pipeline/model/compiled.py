@@ -110,13 +110,8 @@ def compile_now(
     Raises:
         ModelError: they cannot be.
     """
-    import torch
-
-    latents = torch.zeros(rows, *model.latent_shape, device=model.device)
     try:
-        model.denoise(
-            latents, time.expand(rows).contiguous(), context.map(lambda part: part.expand(rows, *part.shape)), guidance
-        )
+        model.denoise(*padding(model, rows, time, context), guidance)
     except ClearanceError:
         raise
     except Exception as error:
@@ -124,6 +119,16 @@ def compile_now(
             raise OutOfMemory(first_line(error), where=WHERE, fix=EAGER) from error
         what = f"the blocks of {type(model.network).__name__} cannot be compiled: {first_line(error)}"
         raise ModelError(what, where=WHERE, fix=EAGER) from error
+
+
+def padding(
+    model: DiffusionModel, rows: int, time: torch.Tensor, context: Conditioning
+) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+    """Latents, timesteps and conditionings of a call of the model's own size, in which no row has an owner."""
+    import torch
+
+    latents = torch.zeros(rows, *model.latent_shape, device=model.device)
+    return latents, time.expand(rows).contiguous(), context.map(lambda part: part.expand(rows, *part.shape).contiguous())
 
 
 def refuse_compiled(network: Any, what: str, layers: Iterable[Any] = ()) -> None:

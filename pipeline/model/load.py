@@ -17,6 +17,7 @@ from pipeline.model.folder.fit import check_class, check_fit
 from pipeline.model.folder.parts import Parts, read_json, read_parts
 from pipeline.model.folder.resolve import resolve
 from pipeline.model.folder.tokenizer import check_tokenizer
+from pipeline.model.graphs import check_graphs
 from pipeline.model.interface import DiffusionModel
 from pipeline.model.libraries import reason
 from pipeline.model.sides import Sides
@@ -79,6 +80,8 @@ def check_model(config: ModelConfig) -> CheckedModel:
             check_tokenizer(folder / name)
     if config.compile == "blocks":
         check_compiles(check_class(cls.denoiser, *parts.classes[cls.denoiser], folder), config.device)
+    if config.graphs == "plain":
+        check_graphs(config.device, cls.denoiser_class, waits_for_host=cls.waits_for_host)
     misfits = [note for part in parts.parts for note in check_fit(part)]
     return CheckedModel(folder, cls, parts, (*parts.notes, *misfits))
 

@@ -206,7 +206,7 @@ def test_a_plan_that_says_nothing_of_marks_has_the_digest_of_before(make_plan: M
         "retention_days_held",
     ):
         del settings[name]
-    for name in ("path", "allow_download", "text_encoders", *MODEL_KEYS_OF_LATER):
+    for name in ("path", "allow_download", "text_encoders", "graphs", *MODEL_KEYS_OF_LATER):
         del settings["model"][name]
     for name in ("diversity", "preset", "prompt_weighting", "timestep_spacing"):
         del settings["generation"][name]

@@ -77,8 +77,9 @@ def waits_of_a_call(e: Engine, trajectories: list[Trajectory]) -> Waits:
         (lambda x: x[torch.tensor([0, 2])], "hidden copies to"),
     ],
 )
-def test_the_counter_counts(what: Callable[[torch.Tensor], object], counted: str) -> None:
-    with Waits() as waits:
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_counter_counts(what: Callable[[torch.Tensor], object], counted: str, inference: bool) -> None:
+    with torch.inference_mode(inference), Waits() as waits:
         what(torch.empty(3, device=META))
     assert dict(waits.counts) == {counted: 1}
 

@@ -33,7 +33,7 @@ def bound(config: RunConfig) -> dict[str, Any]:
     devices = [one.partition(":")[0] for one in (config.embedder_device, config.guard_device)]
     if set(devices) != {"cpu"}:  # a plan of before there were these keys, when both were on the CPU, keeps its digest
         settings["devices"] = devices
-    for name in ("path", "allow_download", "text_encoders"):
+    for name in ("path", "allow_download", "text_encoders", "graphs"):
         del settings["model"][name]
     for name, value in MODEL_KEYS_OF_LATER.items():
         if settings["model"][name] == value:

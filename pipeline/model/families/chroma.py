@@ -23,6 +23,7 @@ class Chroma(Flux):
     narrow = ("text_encoder",)
     usual = Defaults(steps=35, guidance=5.0, text_tokens=512, size=1024)
     distilled = False
+    waits_for_host = True
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self._parts.tokenizer, self._text_tokens)]
@@ -49,7 +50,7 @@ class Chroma(Flux):
             timestep=timesteps.to(self._device) / 1000,
             encoder_hidden_states=context.tokens,
             txt_ids=image.new_zeros(context.tokens.shape[1], 3),
-            img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
+            img_ids=self._places(height // 2, width // 2),
             attention_mask=counts,
         ).sample
         pixels = height * self._pixels_per_latent, width * self._pixels_per_latent

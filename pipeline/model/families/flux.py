@@ -74,10 +74,18 @@ class Flux(LatentDiffusion):
             pooled_projections=context.pooled,
             encoder_hidden_states=context.tokens,
             txt_ids=torch.zeros(context.tokens.shape[1], 3, device=self._device, dtype=self._dtype),
-            img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, self._device, self._dtype),
+            img_ids=self._places(height // 2, width // 2),
         ).sample
         pixels = height * self._pixels_per_latent, width * self._pixels_per_latent
         return pipe._unpack_latents(out, *pixels, self._pixels_per_latent).float()  # type: ignore[no-any-return]
+
+    def _places(self, height: int, width: int) -> torch.Tensor:
+        """Every token's row and column behind a 0, (height · width, 3), made on the device."""
+        torch, device = self._torch, self._device
+        places = torch.zeros(height, width, 3, device=device)
+        places[..., 1] = torch.arange(height, device=device)[:, None]
+        places[..., 2] = torch.arange(width, device=device)
+        return places.view(-1, 3).to(self._dtype)  # type: ignore[no-any-return]
 
     def _find_sites(self) -> list[Site]:
         return flux_sites(self.network, self.layout)

@@ -56,6 +56,7 @@ class LatentDiffusion(ABC):
     codec_class: ClassVar[type[Codec]] = Codec  # of its autoencoder
     settings: ClassVar[dict[str, Any]] = {}  # further arguments of from_pretrained
     distilled: bool = False
+    waits_for_host: ClassVar[bool] = False  # diffusers' denoiser copies something from the host in every call
     negatives_differ: bool = False  # whether "negative" matters to _encode
 
     @classmethod
@@ -239,6 +240,12 @@ class LatentDiffusion(ABC):
         angles = 1000 * (scale - 1)[:, None] * rates[None]
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return torch.nn.functional.pad(waves, (0, self._guidance_width - 2 * half)).to(self._dtype)  # type: ignore[no-any-return]
+
+    def _numbers(self, rows: int, *numbers: float) -> torch.Tensor:
+        """The same numbers for every row, float32 (rows, len(numbers)), made on the device and not copied to it."""
+        torch = self._torch
+        columns = [torch.full((rows, 1), number, dtype=torch.float32, device=self._device) for number in numbers]
+        return torch.cat(columns, dim=1)  # type: ignore[no-any-return]
 
     def shape_of(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
         native, rule = self._native(), Sides(self._pixels_per_latent * self.patch, self._snap)

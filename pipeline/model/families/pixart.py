@@ -63,9 +63,9 @@ class PixArtSigma(LatentDiffusion):
         if not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (side * self._pixels_per_latent for side in latents.shape[-2:])
-        places: dict[str, Any] = {"device": self._device, "dtype": self._dtype}
-        size = self._torch.tensor([[height, width]], **places).expand(len(latents), -1)
-        return {"resolution": size, "aspect_ratio": self._torch.full((len(latents), 1), height / width, **places)}
+        rows = len(latents)
+        size, ratio = self._numbers(rows, height, width), self._numbers(rows, height / width)
+        return {"resolution": size.to(self._dtype), "aspect_ratio": ratio.to(self._dtype)}
 
     def _find_sites(self) -> list[Site]:
         from diffusers.models.attention import BasicTransformerBlock

@@ -37,6 +37,7 @@ class QwenImage(LatentDiffusion):
     flow = True
     text_tokens = 512
     usual = Defaults(steps=50, guidance=4.0, text_tokens=512, size=1024)
+    waits_for_host = True
     codec_class = VideoCodec
 
     @classmethod

@@ -43,15 +43,14 @@ class StableDiffusionXL(LatentDiffusion):
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         height, width = (side * self._pixels_per_latent for side in latents.shape[-2:])
-        # original size, top left corner of the crop, target size
-        sizes = self._torch.tensor([[height, width, 0, 0, height, width]], dtype=self._torch.float32, device=self._device)
+        sizes = self._numbers(len(latents), height, width, 0, 0, height, width)  # the original, the crop's corner, the target
         context = context.to(self._device, self._dtype)
         out = self.network(
             latents.to(self._device, self._dtype),
             timesteps.to(self._device),
             context.tokens,
             timestep_cond=self._timestep_condition(guidance, len(latents)),
-            added_cond_kwargs={"text_embeds": context.pooled, "time_ids": sizes.expand(len(latents), -1)},
+            added_cond_kwargs={"text_embeds": context.pooled, "time_ids": sizes},
         )
         return out.sample.float()  # type: ignore[no-any-return]
 
