@@ -224,7 +224,7 @@ def run(
     from jobs.run.metrics.listeners import LogEvents, all_of, prompts_of
     from jobs.run.metrics.meters import RunMeter, renewed
     from jobs.run.metrics.sinks import sink_of, using
-    from jobs.run.preflight.notes import device_notes_of, notes_of
+    from jobs.run.preflight.notes import check_devices, device_notes_of, notes_of
     from jobs.run.progress import Watch, duration
     from pipeline.audit.envelope import signed_by
     from pipeline.looking.activity import sentence
@@ -271,7 +271,9 @@ def run(
     plans.append(plan)
     look(folder, plan, resume=resume)  # before models are loaded
     notes += notes_of(plan.config, plan.policy, plan.base, plan.requests)
-    notes += device_notes_of(config.model) if runner == "local" else []  # Ray's workers may be on other machines
+    if runner == "local":  # Ray's workers may be on other machines
+        check_devices(config)
+        notes += device_notes_of(config.model)
     plan = replace(plan, notes=tuple(dict.fromkeys(notes)))
     for note in plan.notes:
         say_note(note)

@@ -101,6 +101,12 @@ def test_a_device_of_the_guards_on_other_machines_is_a_note_for_ray(project: Pat
     assert "'xpu:3' cannot be used" in result.stderr and "Ray workers" in result.stderr
 
 
+def test_a_device_that_is_missing_ends_a_run_before_it_says_that_it_started(project: Path) -> None:
+    result = run(project, '[guards]\ndevice = "xpu:3"\n')
+    assert result.exit_code == 2 and "guards.device: 'xpu:3' cannot be used" in result.stderr
+    assert "started" not in result.stderr and not (project / "run").exists()
+
+
 @pytest.mark.parametrize(("answer", "why"), [((404, b"no such page", {}), "HTTP 404"), ((200, b"<html>", {}), "whole JSON")])
 def test_a_server_that_does_not_answer_the_question_is_a_note(project: Path, answer: Reply, why: str) -> None:
     with ChatServer(lambda body, number: answer) as server:

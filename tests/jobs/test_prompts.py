@@ -12,6 +12,7 @@ import pytest
 from index.errors import InputError
 from jobs.run.prompts.requests import AdapterColumn, derived_seed, read_prompts, read_sources
 from jobs.run.prompts.sources import Source
+from pipeline.notes import Note
 from pipeline.outcome import Request
 
 CSV = 'prompt,key,seed,negative_prompt,origin\n"a cat, sleeping",a,7,dog,x\nan owl,b,,,y\n'
@@ -100,6 +101,38 @@ def test_one_bad_row_becomes_a_request_with_a_problem(tmp_path: Path, line: str,
     assert (bad.problem and bad.problem[0]) == code
     assert bad.key and 0 <= bad.seed < 2**63
     bad.prompt.encode()  # whatever is kept can be stored
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),  # composed, and a letter with an accent behind it
+        ("ab", "a\u200bb"),
+        ("a\u200cb", "a\u2060b"),  # neither is what it looks like
+        ("a b", "a\u00a0b"),
+        ("a b", "a  b"),
+        ("ab", "a\u00adb"),
+    ],
+)
+def test_keys_that_differ_in_what_cannot_be_seen_are_noted(tmp_path: Path, one: str, other: str) -> None:
+    notes: list[Note] = []
+    lines = [f'{{"prompt": "owl", "key": "{key}"}}' for key in ("first", one, other)]
+    found = read_prompts(write(tmp_path, "p.jsonl", "\n".join(lines)), notes=notes)
+    assert [request.key for request in found] == ["first", one, other] and not any(request.problem for request in found)
+    (note,) = notes
+    assert note.text.startswith("keys look the same and are different: ") and note.text.endswith("Each is a request of its own")
+    assert f"{one!a} (line 2)" in note.text and f"{other!a} (line 3)" in note.text
+
+
+def test_keys_that_look_different_are_not_noted_and_many_pairs_are_counted(tmp_path: Path) -> None:
+    notes: list[Note] = []
+    keys = ["ab", "a b", "\u00e9", "e", "\u6797", "\u672b", *(f"n{i}" for i in range(5))]
+    text = "\n".join(f'{{"prompt": "owl", "key": "{key}"}}' for key in keys)
+    read_prompts(write(tmp_path, "p.jsonl", text), notes=notes)
+    assert not notes
+    text += "".join(f'\n{{"prompt": "owl", "key": "n\u2060{i}"}}' for i in range(5))
+    read_prompts(write(tmp_path, "q.jsonl", text), notes=notes)
+    assert "; and 2 more" in notes[0].text
 
 
 @pytest.mark.parametrize(

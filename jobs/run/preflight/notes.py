@@ -145,6 +145,21 @@ def device_notes_of(config: ModelConfig) -> list[Note]:
     return device_notes(config)
 
 
+def check_devices(config: RunConfig) -> None:
+    """Whether this machine has every device that a run file names and the run needs.
+
+    Raises:
+        ConfigError: it lacks one.
+    """
+    from pipeline.model.device import check_device
+
+    named = {"model": config.model.device, "embedder": config.embedder_device, "guards": config.guard_device}
+    if not config.index:
+        del named["embedder"]  # nothing is embedded
+    for table, device in named.items():
+        check_device(device, where=f"{table}.device")
+
+
 def _safety(folder: Path, policy: Policy) -> list[Note]:
     from guards.registry import describe
     from pipeline.model.folder.components import read_index

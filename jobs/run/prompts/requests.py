@@ -23,6 +23,7 @@ from index.places.cache import named_as
 from jobs.run.prompts.files import COLUMNS, OWN, BadRow, Row, kept_own, read_rows
 from jobs.run.prompts.sources import Source
 from jobs.run.prompts.stated import GAPS, Rule, stated_of
+from jobs.run.prompts.unseen import look_alikes, unseen
 from pipeline.config import AdapterConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request, Stated
@@ -35,9 +36,6 @@ EXACT = 2**53  # below it every whole number is a float of its own
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 SHOWN = 1000  # characters that are recorded of one that is longer
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode's categories of controls, format characters and spaces
-BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
-FLAGS = range(0xE0020, 0xE0080)  # format characters that end the flags of England, Scotland and Wales
 PLAIN = frozenset({"prompt", "key", "seed"})
 
 Problem = tuple[str, str]
@@ -171,6 +169,7 @@ def read_sources(
                 many = f"none of its {len(rows)} rows can be drawn; the first: " if len(rows) > 1 else ""
                 jsonl = code == "input.bad_row" and source.path.suffix.lower() == ".jsonl"
                 raise InputError(f"{many}{what}", where=str(source.path), fix=ADVICE["jsonl.bad_row" if jsonl else code])
+    notes += look_alikes(seen)
     notes[:] = dict.fromkeys(notes)  # files of one kind give the same note
     return requests
 
@@ -211,7 +210,7 @@ def _plain(row: Row | BadRow, number: int, row_no: int, base_seed: int) -> tuple
     for text in (prompt, key):
         if type(text) is not str or not text or text.isspace() or len(text) > MOST_PROMPT or UNSTORABLE.search(text):
             return ()
-    if _unseen(key[0]) or _unseen(key[-1]):
+    if unseen(key[0]) or unseen(key[-1]):
         return ()
     if seed is None:
         seed = derived_seed(base_seed, key, 0)
@@ -337,19 +336,12 @@ def _key(row: Mapping[str, Any], number: int) -> tuple[str, Problem | None]:
     if problem:
         return fallback, ("input.empty_key", f"the key is not valid text; recorded as {fallback}")
     for end, of in (("begins", text[0]), ("ends", text[-1])):
-        if _unseen(of):
+        if unseen(of):
             named = f"{unicodedata.name(of, 'a control character').lower()} (U+{ord(of):04X})"
             shown = text.strip()[:60] if of.isspace() else text[:60]
             what = f"the key {shown!r} {end} with {named}, so that it looks like another; recorded as {fallback}"
             return fallback, ("input.bad_key", what)
     return text, None
-
-
-def _unseen(end: str) -> bool:
-    """Whether a character cannot be seen at the end of a text: a space of any kind, a control or format character."""
-    if end.isalnum() and end not in BLANK:
-        return False
-    return end in BLANK or (unicodedata.category(end) in INVISIBLE and ord(end) not in FLAGS)
 
 
 def _own_columns(row: Mapping[str, Any], kept: frozenset[str]) -> tuple[str, Problem | None]:
