@@ -10,10 +10,9 @@ import typer
 
 from jobs.cli.arguments import AsJson
 from jobs.console import make_console, say, say_json
+from jobs.group import group
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Copies on this machine of models, indexes and prompts on object stores."
-)
+app = group("Copies on this machine of models, indexes and prompts on object stores.")
 
 
 @app.command("show", epilog="Example: clearance cache show")

@@ -10,6 +10,7 @@ import typer
 from index.errors import ConfigError, InputError
 from jobs.cli.arguments import AsJson
 from jobs.console import busy, draws, grid, make_console, say, say_json, volume
+from jobs.group import group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from pipeline.config import ModelConfig
 
 DRAWN = "drawn:"
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Erasers, which keep a model from drawing marks (extra 'erase')."
-)
+app = group("Erasers, which keep a model from drawing marks (extra 'erase').")
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
 

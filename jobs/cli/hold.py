@@ -9,15 +9,14 @@ import typer
 from index.errors import InputError
 from jobs.cli.arguments import AsJson, By, Person, Reason, RunFolder, run_folder
 from jobs.console import grid, make_console, say, say_json
+from jobs.group import group
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from jobs.hold import Holds
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Legal holds: what is held is neither erased nor retained away."
-)
+app = group("Legal holds: what is held is neither erased nor retained away.")
 Keys = Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="A request key; may be given again.")]
 All = Annotated[bool, typer.Option("--all", help="The whole run.")]
 Matter = Annotated[str, typer.Option(help="The case or inquiry. Each matter is lifted on its own.")]

@@ -18,6 +18,7 @@ from jobs.cli.arguments import IndexFolder, a_place
 from jobs.cli.index_tables import intake_data, intake_lines, operating_point
 from jobs.cli.index_vectors import add_vectors, build_of_vectors, holds_vectors, say_vectors
 from jobs.console import busy, make_console, say, say_json
+from jobs.group import group
 from jobs.run.progress import Steps
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from index.pairs import Pair
     from index.store import ReferenceIndex
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The reference index: what must not be copied.")
+app = group("The reference index: what must not be copied.")
 References = Annotated[
     Path,
     typer.Argument(

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from jobs.console import grid, make_console, say, say_json, say_note
+from jobs.group import group
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The keys that mark pictures and sign records.")
+app = group("The keys that mark pictures and sign records.")
 KeysFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of keys, outside every run.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data.")]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from index.places.kept import listen
@@ -42,6 +41,7 @@ from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
 from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note, set_volume
 from jobs.explain import explain
+from jobs.group import Group
 from jobs.log import Log, log_in_use, of_one_command, use, wanted
 from pipeline.notes import Note
 
@@ -55,8 +55,21 @@ EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
 TOO_MANY_ERRORS = 4  # the exit code of a run beyond max_error_rate
 
 
-class Commands(TyperGroup):
+SECTIONS = {
+    "To draw": ("demo", "init", "doctor", "capacity", "run", "status"),
+    "What came of it": ("report", "show", "review", "export", "compact"),
+    "What it is held against": ("index", "policy", "erase"),
+    "Afterwards": ("takedown", "reaudit", "hold", "retention"),
+    "Proof and marks": ("verify", "keys", "sign", "stamp", "receipt", "detect"),
+    "This machine": ("cache",),
+}
+"""The commands as the help lists them."""
+
+
+class Commands(Group):
     """Commands whose errors end as one line with what was wrong, and one with what to do."""
+
+    sections = SECTIONS
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options of the whole command line may stand behind the command too."""

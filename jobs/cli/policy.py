@@ -9,10 +9,9 @@ import typer
 
 from jobs.cli.arguments import AsJson
 from jobs.console import grid, make_console, say, say_json, say_note
+from jobs.group import group
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Which pictures are released: check, show, compare policies."
-)
+app = group("Which pictures are released: check, show, compare policies.")
 PolicyName = Annotated[
     str,
     typer.Argument(

@@ -9,13 +9,12 @@ import typer
 from index.counted import counted
 from jobs.cli.arguments import AsJson, By, Person, Reason, RunFolder, run_folder
 from jobs.console import make_console, say, say_json
+from jobs.group import group
 
 if TYPE_CHECKING:
     from pipeline.audit.erase import Erased
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="What is kept until when, and erasing it. Rows and chains stay."
-)
+app = group("What is kept until when, and erasing it. Rows and chains stay.")
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be erased, and change nothing.")]
 
 

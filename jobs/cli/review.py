@@ -11,10 +11,9 @@ from index.counted import counted
 from index.errors import InputError
 from jobs.cli.arguments import AsJson, By, Person, RunFolder, a_local_path, run_folder
 from jobs.console import busy, make_console, say, say_json
+from jobs.group import group
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="What waits for a person: export it, decide, import decisions."
-)
+app = group("What waits for a person: export it, decide, import decisions.")
 
 
 @app.command("list", epilog="Example: clearance review list runs/monday")

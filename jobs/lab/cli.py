@@ -8,17 +8,14 @@ from typing import Annotated
 
 import typer
 
+from jobs.group import group
 from jobs.lab.bench.cli import app as bench_app
 from jobs.lab.world.cli import app as world_app
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="The laboratory: rebuild the embedded world, fit the judges, run the benches behind the documents (extra 'lab').",
-)
+app = group("The laboratory: rebuild the embedded world, fit the judges, run the benches behind the documents (extra 'lab').")
 app.add_typer(world_app, name="world")
 app.add_typer(bench_app, name="bench")
-judges_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Independent judges of generated pictures.")
+judges_app = group("Independent judges of generated pictures.")
 app.add_typer(judges_app, name="judges")
 
 

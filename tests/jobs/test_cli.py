@@ -356,3 +356,13 @@ def test_the_doctor_has_json() -> None:
     lines = json.loads(shown.stdout)
     assert {line["topic"] for line in lines} >= {"python", "torch"}
     assert {line["state"] for line in lines} <= {"ok", "note", "missing"}
+
+
+def test_the_help_names_every_command_once_and_cuts_no_sentence() -> None:
+    command = typer.main.get_command(cli.app)
+    known = set(command.list_commands(typer.Context(command)))  # type: ignore[attr-defined]
+    listed = [name for names in cli.SECTIONS.values() for name in names]
+    assert len(listed) == len(set(listed)) and set(listed) == known
+    for words in ([], ["index"], ["review"], ["lab"]):
+        shown = CliRunner().invoke(cli.app, [*words, "--help"]).output
+        assert "..." not in shown.split("Options:")[1].replace("[ARGS]...", ""), words

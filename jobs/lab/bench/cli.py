@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run benches; each prints a table and writes JSON.")
+from jobs.group import group
+
+app = group("Run benches; each prints a table and writes JSON.")
 Out = Annotated[Path, typer.Option(help="Folder for NAME.json and pictures.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Run a small version; its numbers are not for quoting.")]
 DOCS = Path("infra/docs/bench")

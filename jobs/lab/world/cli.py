@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Rebuild and retrain the embedded world (extra 'lab', and npm).")
+from jobs.group import group
+
+app = group("Rebuild and retrain the embedded world (extra 'lab', and npm).")
 Work = Annotated[Path, typer.Option(help="Folder for data and checkpoints; never committed.")]
 Minutes = Annotated[float, typer.Option(help="Training budget in minutes; a stopped training resumes.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu or cuda.")]
