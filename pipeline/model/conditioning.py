@@ -81,6 +81,15 @@ class Conditioning:
         return all(bool(part.isfinite().all()) for part in self.parts)
 
 
+def scales_of(guidance: float | torch.Tensor, rows: int, device: torch.device) -> torch.Tensor:
+    """Every row's guidance scale, float32 (rows,). A number is written there by the device: to copy it would wait for it."""
+    import torch
+
+    if isinstance(guidance, torch.Tensor):
+        return guidance.to(device, torch.float32).expand(rows)
+    return torch.full((rows,), guidance, dtype=torch.float32, device=device)
+
+
 def stack(prompts: Sequence[Conditioning]) -> Conditioning:
     """Conditionings of single prompts → one with rows."""
     import torch

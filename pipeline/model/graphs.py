@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from index.errors import ClearanceError, ConfigError, ModelError
 from index.padding import first_line, out_of_memory
 from pipeline.model.compiled import padding
-from pipeline.model.conditioning import Conditioning
+from pipeline.model.conditioning import Conditioning, scales_of
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +91,7 @@ class PlainCalls:
         import torch
 
         with torch.inference_mode():
-            # On the device and of the rows' number, so that one graph serves every scale.
-            scales = torch.as_tensor(guidance, dtype=torch.float32).to(latents.device).expand(len(latents))
+            scales = scales_of(guidance, len(latents), latents.device)  # a tensor, so that one graph serves every scale
             inputs = (latents, timesteps, scales, *context.parts)
             shape = (context.mask is None, context.pooled is None, *((x.shape, x.dtype, x.device) for x in inputs))
             graph = self._graphs.get(shape)

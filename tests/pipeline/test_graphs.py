@@ -234,6 +234,7 @@ def test_a_call_has_nothing_that_a_recording_would_refuse(name: str, tmp_path: P
         monkeypatch.setattr(torch, maker, seen)
     with Waits() as waits:
         of.denoise(*inputs)
+        of.denoise(*inputs[:3], 3.5)  # a number for all rows, as in most calls
     assert not waits.waited
     assert (bool(waits.counts) or bool(made)) is of.waits_for_host, (waits.counts, made)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.model.conditioning import Conditioning
+from pipeline.model.conditioning import Conditioning, scales_of
 from pipeline.model.families.defaults import Configs, Defaults
 from pipeline.model.families.flow import set_flow_steps, shift_of
 from pipeline.model.families.latent import LatentDiffusion
@@ -64,7 +64,7 @@ class Flux(LatentDiffusion):
     ) -> torch.Tensor:
         torch, pipe = self._torch, self._parts
         rows, channels, height, width = latents.shape
-        scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
+        scale = scales_of(guidance, rows, self._device)
         context = context.to(self._device, self._dtype)
         self.layout.image = slice(context.tokens.shape[1], None)
         out = self.network(

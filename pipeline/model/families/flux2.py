@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.model.codec import PatchCodec
-from pipeline.model.conditioning import Conditioning
+from pipeline.model.conditioning import Conditioning, scales_of
 from pipeline.model.families.chat import as_chat, hidden_states, states_of
 from pipeline.model.families.defaults import Configs, Defaults
 from pipeline.model.families.flow import set_flow_steps
@@ -75,7 +75,7 @@ class Flux2(LatentDiffusion):
         torch = self._torch
         context = context.to(self._device, self._dtype)
         rows, _, height, width = latents.shape
-        scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
+        scale = scales_of(guidance, rows, self._device)
         text = context.tokens.shape[1]
         self.layout.image = slice(text, None)
         # (frame, row, column, number in the text)

@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.codec import Codec
 from pipeline.model.combine import classifier_free
 from pipeline.model.compiled import compile_blocks
-from pipeline.model.conditioning import Conditioning, concatenate
+from pipeline.model.conditioning import Conditioning, concatenate, scales_of
 from pipeline.model.decoder import Decoder, PictureCalls, picture_rows
 from pipeline.model.device import LESS
 from pipeline.model.families.attention import choose_attention
@@ -235,7 +235,7 @@ class LatentDiffusion(ABC):
         if self._guidance_width is None:
             return None
         torch, half = self._torch, self._guidance_width // 2
-        scale = torch.as_tensor(guidance, dtype=torch.float32).to(self._device).expand(rows)
+        scale = scales_of(guidance, rows, self._device)
         rates = torch.exp(torch.arange(half, dtype=torch.float32, device=self._device) * -(math.log(10_000) / (half - 1)))
         angles = 1000 * (scale - 1)[:, None] * rates[None]
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
