@@ -6,7 +6,7 @@ STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml index/
 OUT    ?= clearance-demo
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test nightly check bench lock clean
+.PHONY: help install demo test nightly card check bench lock clean
 .DEFAULT_GOAL = help
 
 help: ## this list
@@ -35,6 +35,9 @@ nightly: install ## checks too heavy for every change: 40 kills, 200 tamperings,
 	CLEARANCE_TRUE_SIZES=1 $(BIN)/python -m pytest -q tests/pipeline/test_waits.py
 	CLEARANCE_COMPILED=1 $(BIN)/python -m pytest -q tests/pipeline/test_compiled.py
 	CLEARANCE_REAL_SIZE=1 $(BIN)/python -m pytest -q -s tests/pipeline/test_real_size.py
+
+card: install ## what only a CUDA device can show: bytes in company, recorded calls, calls that nothing waits for, the fused kernel
+	$(BIN)/python -m pytest -q -m gpu
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

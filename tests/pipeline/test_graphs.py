@@ -23,7 +23,6 @@ from pipeline.model.graphs import Call, PlainCalls, Recorder
 from pipeline.model.load import check_model, load_model
 from pipeline.steer.negtome import NegToMe
 from tests.pipeline.families import FAMILIES, engine_of, finish, load, sample, text
-from tests.pipeline.tiny_models import BUILDERS
 from tests.pipeline.true_sizes import META, Waits
 
 
@@ -48,8 +47,8 @@ def bytes_of(done: dict[int, torch.Tensor]) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux", "z_image"])
-def test_recorded_calls_draw_the_same_bytes_and_one_recording_serves_all(name: str, tmp_path: Path) -> None:
-    model = load(FAMILIES[name], BUILDERS[FAMILIES[name].pipeline](tmp_path))
+def test_recorded_calls_draw_the_same_bytes_and_one_recording_serves_all(name: str, tiny_model: Callable[[str], Path]) -> None:
+    model = load(FAMILIES[name], tiny_model(FAMILIES[name].pipeline))
     found, again = [], Again()
     for plain in (None, PlainCalls(model, again)):
         e = engine_of(FAMILIES[name], model)
@@ -212,10 +211,12 @@ def test_cuda_records_beside_and_warm_and_lets_other_threads_be(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_call_has_nothing_that_a_recording_would_refuse(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_has_nothing_that_a_recording_would_refuse(
+    name: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything it reads lies on the device, and nothing of it is made on the host, but in the classes that say so."""
     family = FAMILIES[name]
-    here = load(family, BUILDERS[family.pipeline](tmp_path))
+    here = load(family, tiny_model(family.pipeline))
     context = text(here, "a red apple").map(lambda part: part.expand(4, *part.shape).to(META))
     parts = {part: getattr(here.parts, part) for part in (here.denoiser, "vae", "scheduler")}
     config = ModelConfig(path="-", device="meta", dtype="float32", size=family.side, text_tokens=family.tokens)
@@ -240,7 +241,7 @@ def test_a_call_has_nothing_that_a_recording_would_refuse(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("pipeline", ["ChromaPipeline", "QwenImagePipeline"])
-def test_a_class_that_waits_for_the_host_is_refused_by_name(pipeline: str, tmp_path: Path) -> None:
-    folder = BUILDERS[pipeline](tmp_path)
+def test_a_class_that_waits_for_the_host_is_refused_by_name(pipeline: str, tiny_model: Callable[[str], Path]) -> None:
+    folder = tiny_model(pipeline)
     with pytest.raises(ConfigError, match=r"diffusers' \w+Transformer2DModel copies something from the host in every call"):
         check_model(ModelConfig(path=str(folder), device="cuda", graphs="plain"))
