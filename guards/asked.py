@@ -16,12 +16,14 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {  # of the findings of each kind of
     "watermark": ("mark.watermark",),
     "qr": ("mark.qr",),
     "text": ("mark.text", "text.ocr"),
+    "logo": ("mark.logo",),
 }
-NAMES: Mapping[str, str] = {"watermark": "a watermark", "qr": "a QR code", "text": "text"}  # for people
+NAMES: Mapping[str, str] = {"watermark": "a watermark", "qr": "a QR code", "text": "text", "logo": "a logo"}  # for people
 WORDS: Mapping[str, tuple[str, ...]] = {  # an eraser's own tokens are among them: <qr> reads as qr
     "watermark": ("watermark", "watermarked"),
     "qr": ("QR", "QR code", "data matrix", "Aztec code"),
     "text": ("text", "the word", "lettering", "inscription", "that says", "that reads"),
+    "logo": ("logo", "logotype"),
 }
 QUOTED = re.compile(  # between single marks at least two signs: rock 'n' roll quotes nothing
     r"""(?<!\w)(?:"[^"\n]+"|'[^'\n]{2,}'|\u201c[^\u201c\u201d\n]+\u201d|\u2018[^\u2018\u2019\n]{2,}\u2019"""

@@ -1,4 +1,4 @@
-"""The small network behind the marks guard: a fully convolutional classifier of 8×8 cells.
+"""The small network behind the marks guard: for each of 8×8 cells, whether a mark of each kind covers it, and the mark's box.
 
 It lives in a leaf of its own because training (:mod:`jobs.lab.world.train_marks`) and checking share it.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-KINDS = ("watermark", "qr", "text")  # the order of the output channels
+KINDS = ("watermark", "qr", "text", "logo")  # the order of the first output channels; four more are the box
 SIDE = 64  # pixels the network sees
 CELLS = 8  # cells along one side of the heat map
-POOLED = 3  # a picture's logit is the mean of this many strongest cells: one odd cell is not a mark
+POOLED = 3  # a picture's logit is the mean of this many strongest cells: one odd cell is not a mark; so is its box
 
 
 def make_network(widths: tuple[int, ...] = (16, 32, 64, 128), depth: int = 2) -> Any:
-    """Build the untrained network: float (N, 3, 64, 64) in [-1, 1] → cell logits (N, 3, 8, 8).
+    """Build the untrained network: float (N, 3, 64, 64) in [-1, 1] → (N, 8, 8, 8), see :func:`split`.
 
     Args:
         widths: channels at full, half, quarter and eighth resolution.
@@ -41,10 +41,32 @@ def make_network(widths: tuple[int, ...] = (16, 32, 64, 128), depth: int = 2) ->
     for narrow, wide in itertools.pairwise(widths):
         layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         layers += [Block(wide) for _ in range(depth)]
-    layers.append(nn.Conv2d(widths[-1], len(KINDS), 1))
+    layers.append(nn.Conv2d(widths[-1], len(KINDS) + 4, 1))
     return nn.Sequential(*layers)
 
 
+def split(out: Any) -> tuple[Any, Any]:
+    """The network's output (N, 8, 8, 8) → cell logits (N, 4, 8, 8) per kind, and boxes (N, 4, 8, 8) as each cell sees them.
+
+    A cell tells how far, in sides of the picture, the mark's left, upper, right and lower edges are from the cell's middle.
+    Boxes are x0, y0, x1, y1 in fractions of the picture.
+    """
+    import torch
+
+    logits, reach = out[:, : len(KINDS)], torch.sigmoid(out[:, len(KINDS) :])
+    middle = (torch.arange(CELLS, device=out.device) + 0.5) / CELLS
+    x, y = middle[None, None, :].expand(1, CELLS, CELLS), middle[None, :, None].expand(1, CELLS, CELLS)
+    left, upper, right, lower = reach.unbind(1)
+    return logits, torch.stack([x - left, y - upper, x + right, y + lower], 1).clamp(0, 1)
+
+
 def pool(logits: Any) -> Any:
-    """Cell logits (N, 3, 8, 8) → picture logits (N, 3): the mean of each map's strongest cells."""
+    """Cell logits (N, 4, 8, 8) → picture logits (N, 4): the mean of each map's strongest cells."""
     return logits.flatten(2).topk(POOLED, dim=2).values.mean(2)
+
+
+def pool_boxes(logits: Any, boxes: Any) -> Any:
+    """Cell logits and boxes, (N, 4, 8, 8) each → one box of each kind, (N, 4, 4): the mean of what its strongest cells see."""
+    strongest = logits.flatten(2).topk(POOLED, dim=2).indices  # (N, kinds, POOLED)
+    seen = boxes.flatten(2)[:, None].expand(-1, logits.shape[1], -1, -1)  # (N, kinds, 4, cells)
+    return seen.gather(3, strongest[:, :, None].expand(-1, -1, 4, -1)).mean(3)

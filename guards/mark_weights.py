@@ -71,9 +71,19 @@ class MarkWeights:
         return f"{self.card['version']}+{self.card['weights_sha256'][:8]}"
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of marks that the detector knows, in the order of its outputs."""
+        return tuple(self.card["kinds"])
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of its findings, in the order of :attr:`kinds`."""
+        return tuple(f"mark.{kind}" for kind in self.kinds)
+
+    @property
     def operating_logits(self) -> list[float]:
-        """The shift of each kind's logit, in the order of :data:`guards.mark_network.KINDS`."""
-        return [float(self.card["operating_logits"][kind]) for kind in KINDS]
+        """The shift of each kind's logit, in the order of :attr:`kinds`."""
+        return [float(self.card["operating_logits"][kind]) for kind in self.kinds]
 
     def probe(self) -> Probe:
         """Version and digest; the digest is computed from the file, not read from the card."""
@@ -103,13 +113,16 @@ def _problem(card: Any, architecture: str, needs: Mapping[str, type]) -> str:
     """The first error of a card; empty when there is none."""
     if not isinstance(card, dict) or card.get("architecture") != architecture:
         return f"architecture is not {architecture!r}"
-    for key, kind in {"version": str, "weights_sha256": str, "calibrated_on": str, "operating_logits": dict, **needs}.items():
+    always = {"version": str, "weights_sha256": str, "calibrated_on": str, "operating_logits": dict, "kinds": list}
+    for key, kind in (always | dict(needs)).items():
         if not isinstance(card.get(key), kind) or isinstance(card.get(key), bool):
             return f"{key!r} is missing or is no {kind.__name__}"
     if not re.fullmatch("[0-9a-f]{64}", card["weights_sha256"]):
         return "weights_sha256 is not a digest"
-    logits = card["operating_logits"]
+    kinds, logits = card["kinds"], card["operating_logits"]
+    if not kinds or [kind for kind in KINDS if kind in kinds] != kinds:
+        return f"'kinds' is no list of {', '.join(KINDS)}, in this order"
     numbers = [value for value in logits.values() if isinstance(value, int | float) and not isinstance(value, bool)]
-    if set(logits) != set(KINDS) or len(numbers) != len(KINDS) or not all(map(math.isfinite, numbers)):
-        return f"operating_logits is not a number for each of {', '.join(KINDS)}"
+    if set(logits) != set(kinds) or len(numbers) != len(kinds) or not all(map(math.isfinite, numbers)):
+        return f"operating_logits is not a number for each of {', '.join(kinds)}"
     return ""

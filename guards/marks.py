@@ -1,4 +1,4 @@
-"""The marks guard: unwanted watermarks, QR codes and text, found by a small convolutional network.
+"""The marks guard: unwanted watermarks, QR codes, text and logos, found by a small convolutional network.
 
 A score of 0.5 is the calibrated operating point of each kind of mark: the network's logit is shifted by the value
 that the weights' ``config.json`` records, at which at most one clean held-out picture in a hundred is flagged.
@@ -17,16 +17,18 @@ from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
 
+LOGO = "mark.logo"
 BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
 LESS = "Leave the guard out (the policy's `enabled = false`), or use a machine with more memory"
 
 
 class MarksGuard:
-    """Watermarks, QR codes and text by the convolutional network; one finding per picture and kind.
+    """Watermarks, QR codes, text and, where asked, logos by the convolutional network; one finding per picture and kind.
 
     Args:
         folder: "stickers" or a folder with ``model.safetensors`` and ``config.json``.
         threshold: the operating point for every kind; None: 0.5, the calibrated one.
+        logos: whether logos are reported, too.
 
     Raises:
         GuardUnavailable: weights missing.
@@ -37,7 +39,7 @@ class MarksGuard:
     """
 
     name: str = "marks"
-    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text", LOGO)
     licence: str = "Apache-2.0"
     defaults = Defaults()
 
@@ -47,9 +49,9 @@ class MarksGuard:
 
     @classmethod
     def open(cls, settings: Any) -> MarksGuard:
-        return cls("stickers", settings.threshold)
+        return cls("stickers", settings.threshold, logos=bool(getattr(settings, "logos", False)))
 
-    def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
+    def __init__(self, folder: str | Path = "stickers", threshold: float | None = None, *, logos: bool = False) -> None:
         import torch
 
         from guards.mark_network import make_network
@@ -57,6 +59,7 @@ class MarksGuard:
         weights = _weights(folder)
         tensors = weights.load()
         self.version = weights.version
+        self.categories = tuple(category for category in weights.categories if logos or category != LOGO)
         self.threshold = 0.5 if threshold is None else threshold
         self.operating_logits = torch.tensor(weights.operating_logits, dtype=torch.float32)
         try:
@@ -76,48 +79,53 @@ class MarksGuard:
         self._device = device
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
+        """Check uint8 RGB (N, H, W, 3): a finding of each kind per picture; a box where a mark is found. Our own label is none.
 
         Raises:
             OutOfMemory: not even one picture fits into memory.
         """
         require_pictures(pictures, guard=self.name)
-        scores, logits = self._score(without_own_label(pictures))
-        cells = sigmoid(logits)  # not shifted: the operating point decides whether to act, not where the mark is
-        return [[self._finding(k, float(row[k]), cells[i, k]) for k in range(3)] for i, row in enumerate(scores)]
+        scores, boxes, _ = self._score(without_own_label(pictures))
+        kinds = range(len(self.categories))  # logos are the last one
+        return [[self._finding(k, float(row[k]), boxes[i, k]) for k in kinds] for i, row in enumerate(scores)]
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
-        """The places of marks: float32 (N, 3, 8, 8), per cell the calibrated score of watermark, QR code and text."""
+        """The places of marks: float32 (N, 4, 8, 8), per cell the calibrated score of each kind."""
         require_pictures(pictures, guard=self.name)
-        return sigmoid(self._score(pictures)[1] - self.operating_logits.numpy()[:, None, None])
+        return sigmoid(self._score(pictures)[2] - self.operating_logits.numpy()[:, None, None])
 
-    def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Calibrated scores (N, 3) and the cells' logits, not shifted, (N, 3, 8, 8)."""
+    def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Calibrated scores (N, 4), boxes (N, 4, 4), and the cells' logits, not shifted, (N, 4, 8, 8)."""
         import torch
 
-        from guards.mark_network import CELLS, KINDS, SIDE, pool
+        from guards.mark_network import CELLS, KINDS, SIDE, pool, pool_boxes, split
 
+        shapes = ((len(KINDS),), (len(KINDS), 4), (len(KINDS), CELLS, CELLS))
         if not len(pictures):
-            return np.empty((0, len(KINDS)), np.float32), np.empty((0, len(KINDS), CELLS, CELLS), np.float32)
+            scores, boxes, cells = (np.empty((0, *shape), np.float32) for shape in shapes)
+            return scores, boxes, cells
         small = np.stack([squeeze(picture, SIDE) for picture in pictures])
 
         def run(rows: list[int]) -> torch.Tensor:
             x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            logits = self.network(x.contiguous().to(self._device)).cpu()
-            return torch.cat([torch.sigmoid(pool(logits) - self.operating_logits), logits.flatten(1)], 1)
+            logits, boxes = split(self.network(x.contiguous().to(self._device)).cpu())
+            scores = torch.sigmoid(pool(logits) - self.operating_logits)
+            return torch.cat([scores, pool_boxes(logits, boxes).flatten(1), logits.flatten(1)], 1)
 
         with torch.inference_mode():
             out = self.calls.run(run, len(pictures)).numpy()
-        return out[:, : len(KINDS)], out[:, len(KINDS) :].reshape(-1, len(KINDS), CELLS, CELLS)
+        ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+        scores, boxes, cells = (part.reshape(-1, *shape) for part, shape in zip(np.split(out, ends, 1), shapes, strict=True))
+        return scores, boxes, cells
 
-    def _finding(self, kind: int, score: float, cells: np.ndarray) -> Finding:
-        box = bounding_box(cells) if score >= self.threshold else None
+    def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
+        box = inside(edges) if score >= self.threshold else None
         category = self.categories[kind]
         return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
 
 
 def _weights(folder: str | Path) -> MarkWeights:
-    return MarkWeights.find(folder, guard="marks", architecture="cells", needs={"widths": list, "depth": int})
+    return MarkWeights.find(folder, guard="marks", architecture="boxed cells", needs={"widths": list, "depth": int})
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -126,20 +134,10 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return scores
 
 
-def bounding_box(heat: np.ndarray) -> Box:
-    """The box, in fractions, around the cells joined to the hottest one; cells count from half its heat."""
-    warm = heat >= min(0.5, float(heat.max()) / 2)
-    todo = [divmod(int(heat.argmax()), heat.shape[1])]
-    seen = set(todo)
-    while todo:
-        row, column = todo.pop()
-        for near in [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-            if near not in seen and 0 <= near[0] < heat.shape[0] and 0 <= near[1] < heat.shape[1] and warm[near]:
-                seen.add(near)
-                todo.append(near)
-    rows, columns = [r for r, _ in seen], [c for _, c in seen]
-    high, wide = heat.shape
-    return min(columns) / wide, min(rows) / high, (max(columns) + 1) / wide, (max(rows) + 1) / high
+def inside(edges: np.ndarray) -> Box | None:
+    """The part of a predicted box that lies in the picture, in fractions; None when none does."""
+    x0, y0, x1, y1 = (min(1.0, max(0.0, float(edge))) for edge in edges)
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def squeeze(picture: np.ndarray, side: int) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from guards.base import Box, Defaults, Finding, Probe, import_package, require_package, require_pictures
-from guards.mark_network import KINDS, SIDE
+from guards.base import Defaults, Finding, Probe, import_package, require_package, require_pictures
+from guards.mark_network import SIDE
 from guards.mark_weights import WEIGHTS, MarkWeights
-from guards.marks import LESS, sigmoid, squeeze
+from guards.marks import LESS, inside, sigmoid, squeeze
 from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
@@ -34,11 +34,12 @@ def _weights(folder: str | Path) -> MarkWeights:
     return MarkWeights.find(folder, guard="yolo", architecture="yolo", needs={"network": dict, "input_pixels": int})
 
 
-def make_detector(description: dict[str, Any] | str) -> Any:
-    """Build an untrained ultralytics ``DetectionModel`` for watermark, qr and text.
+def make_detector(description: dict[str, Any] | str, kinds: int) -> Any:
+    """Build an untrained ultralytics ``DetectionModel`` for a number of kinds of marks.
 
     Args:
         description: the network as ultralytics describes it (a dictionary), or the name of one of its YAML files.
+        kinds: how many kinds of marks it tells apart.
     """
     os.environ.setdefault("YOLO_VERBOSE", "false")  # its logger writes to stdout, which is for results
     os.environ.setdefault("YOLO_OFFLINE", "true")  # no request to a server about connectivity or new releases
@@ -54,7 +55,7 @@ def make_detector(description: dict[str, Any] | str) -> Any:
 
     Image.open = genuine
     network = yaml_model_load(description) if isinstance(description, str) else dict(description)  # type: ignore[no-untyped-call]
-    return DetectionModel({**network, "nc": len(KINDS)}, ch=3, nc=len(KINDS), verbose=False)  # type: ignore[no-untyped-call]
+    return DetectionModel({**network, "nc": kinds}, ch=3, nc=kinds, verbose=False)  # type: ignore[no-untyped-call]
 
 
 def enlarge(x: Any, pixels: int) -> Any:
@@ -72,7 +73,7 @@ def strongest(network: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
         x: float (N, 3, P, P) in [0, 1].
 
     Returns:
-        Logits, float32 (N, 3), and boxes, float32 (N, 3, 4), as x0, y0, x1, y1 in fractions of the picture.
+        Logits, float32 (N, kinds), and boxes, float32 (N, kinds, 4), as x0, y0, x1, y1 in fractions of the picture.
     """
     import torch
 
@@ -100,7 +101,7 @@ class YoloMarksGuard:
     """
 
     name: str = "yolo"
-    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")
+    categories: tuple[str, ...] = ("mark.watermark", "mark.qr", "mark.text")  # of the weights that ship
     licence: str = "AGPL-3.0"
     defaults = Defaults()
 
@@ -115,7 +116,7 @@ class YoloMarksGuard:
     def __init__(self, folder: str | Path = "stickers", threshold: float | None = None) -> None:
         weights = _weights(folder)
         tensors = weights.load()
-        self.version = weights.version
+        self.version, self.categories = weights.version, weights.categories
         self.threshold = 0.5 if threshold is None else threshold
         self._pixels = int(weights.card["input_pixels"])
         self._shift = np.array(weights.operating_logits, np.float32)
@@ -123,7 +124,7 @@ class YoloMarksGuard:
         self._device = "cpu"
         import_package("ultralytics", guard=self.name, install=INSTALL)
         try:
-            self.network = make_detector(weights.card["network"])
+            self.network = make_detector(weights.card["network"], len(weights.kinds))
             fill(self.network, tensors)
         except Exception as error:  # another release of ultralytics may build another network, or none from this description
             trained = weights.card.get("ultralytics", "see config.json")
@@ -137,7 +138,7 @@ class YoloMarksGuard:
         self._device = device
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): three findings per picture; a box where a mark is found. Our own label is none.
+        """Check uint8 RGB (N, H, W, 3): a finding of each kind per picture; a box where a mark is found. Our own label is none.
 
         Raises:
             OutOfMemory: not even one picture fits into memory.
@@ -155,19 +156,13 @@ class YoloMarksGuard:
             scores = sigmoid(logits - self._shift)
             return torch.from_numpy(np.concatenate([scores[:, :, None], boxes], 2))
 
-        found = self.calls.run(run, len(pictures)).numpy()  # (N, 3, 1 + 4)
-        return [[self._finding(k, float(row[k, 0]), row[k, 1:]) for k in range(len(KINDS))] for row in found]
+        found = self.calls.run(run, len(pictures)).numpy()  # (N, kinds, 1 + 4)
+        return [[self._finding(k, float(row[k, 0]), row[k, 1:]) for k in range(len(row))] for row in found]
 
     def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
         box = inside(edges) if score >= self.threshold else None
         category = self.categories[kind]
         return Finding(guard=self.name, version=self.version, category=category, score=score, threshold=self.threshold, box=box)
-
-
-def inside(edges: np.ndarray) -> Box | None:
-    """The part of a predicted box that lies in the picture, in fractions; None when none does."""
-    x0, y0, x1, y1 = (min(1.0, max(0.0, float(edge))) for edge in edges)
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def fill(network: Any, tensors: dict[str, Any]) -> None:

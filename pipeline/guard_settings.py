@@ -35,7 +35,7 @@ class GuardPolicy:
 
 
 @settings
-class MarksPolicy(GuardPolicy):
+class DetectorPolicy(GuardPolicy):
     """Settings of a detector of marks, which is calibrated on the pictures of one family of models."""
 
     action: Steered | None = choice(
@@ -45,7 +45,16 @@ class MarksPolicy(GuardPolicy):
 
 
 @settings
-class YoloPolicy(MarksPolicy):
+class MarksPolicy(DetectorPolicy):
+    """The detector of marks."""
+
+    logos: bool = flag(
+        False, "true: logos are looked for, too. Drawings have parts that look like logos: see the detector's card for how many"
+    )
+
+
+@settings
+class YoloPolicy(DetectorPolicy):
     """The second detector of marks. It is AGPL-3.0: only a policy that enables it gets it."""
 
     enabled: bool = flag(False, "false: the guard is not opened")
@@ -101,6 +110,7 @@ class AskedPolicy:
     watermark: Literal["act", "keep"] = choice("act", f"a watermark: {ASKED}")
     qr: Literal["act", "keep"] = choice("act", f"a QR code or another matrix code: {ASKED}")
     text: Literal["act", "keep"] = choice("act", f"text: {ASKED}")
+    logo: Literal["act", "keep"] = choice("act", f"a logo: {ASKED}")
 
 
 @settings

@@ -189,6 +189,8 @@ class Policy:
             names = [one.name for one in getattr(self, key)]
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise contradiction(key, f"{twice!r} stands there twice", "Keep one of them, or give it another name")
+        if self.asked.logo == "keep" and not self.marks.logos:
+            raise contradiction("asked.logo", "has no effect: no guard looks for logos", "Set marks.logos = true, or remove it")
         if any(question.enabled for question in self.questions) and not (
             self.vision_language.address and self.vision_language.model
         ):
@@ -212,6 +214,10 @@ def policy_digest(policy: Policy) -> str:
         del rules["copies"]["second_look"]
     if not policy.early.steered:
         del rules["early"]["steered"]
+    if policy.asked.logo == "act":
+        del rules["asked"]["logo"]
+    if not policy.marks.logos:
+        del rules["marks"]["logos"]
     for rung in rules["ladder"]:
         if rung.get("colours") == "copied":
             del rung["colours"]

@@ -338,7 +338,7 @@ class Runtime:
 
     def erasers_for(self, asked: Collection[str]) -> Erasers:
         """The erasers of a request that asks for marks of these categories."""
-        return self.erasers.sparing({CONCEPTS[category] for category in asked})
+        return self.erasers.sparing({CONCEPTS[category] for category in asked if category in CONCEPTS})  # no eraser knows logos
 
     def standing_for(self, asked: Collection[str]) -> Erasure | None:
         """The tokens in the negative conditioning of such a request from the start."""

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from guards.mark_network import KINDS
 from index.errors import ConfigError
 from jobs.erase.marks.designs import LEAST, changed_box, mark_layer
-from jobs.erase.marks.overlays import HELD_OUT_DESIGNS, TRAIN_DESIGNS, overlay
+from jobs.erase.marks.overlays import HELD_OUT_DESIGNS, LEARNED, TRAIN_DESIGNS, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,15 +37,15 @@ class Pollution:
         designs: the numbered ones for ``train``, those ``held-out``, or endlessly ``varied`` ones.
     """
 
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = LEARNED
     ratio: float = 0.5
     opacity: tuple[float, float] = (1.0, 1.0)
     place: Place = "own"
     designs: Designs = "train"
 
     def __post_init__(self) -> None:
-        if not self.kinds or set(self.kinds) - set(KINDS):
-            raise ConfigError(f"no such kinds of mark: {', '.join(self.kinds)}", where="kinds", fix=f"Use {', '.join(KINDS)}")
+        if not self.kinds or set(self.kinds) - set(LEARNED):
+            raise ConfigError(f"no such kinds of mark: {', '.join(self.kinds)}", where="kinds", fix=f"Use {', '.join(LEARNED)}")
         if not 0 <= self.ratio <= 1:
             raise ConfigError(f"must be 0 to 1, not {self.ratio}", where="ratio", fix="Give a share")
         if not 0.05 <= self.opacity[0] <= self.opacity[1] <= 1:

@@ -15,7 +15,7 @@ import pytest
 from guards.conformance import check_guard
 from guards.mark_network import KINDS
 from guards.mark_weights import STICKERS
-from guards.yolo import YoloMarksGuard, inside, make_detector
+from guards.yolo import YoloMarksGuard, make_detector
 from index.errors import GuardUnavailable, IntegrityError, OutOfMemory
 from jobs.erase.marks.overlays import overlay
 from jobs.lab.world.mark_measures import overlap
@@ -68,11 +68,6 @@ def test_the_shipped_card_states_weights_and_licence() -> None:
     assert (WEIGHTS / "model.safetensors").stat().st_size <= 6_000_000
 
 
-def test_boxes_are_cut_at_the_edge_or_absent() -> None:
-    assert inside(np.array([-0.1, 0.2, 0.5, 1.4])) == (0.0, 0.2, 0.5, 1.0)
-    assert inside(np.array([1.1, 0.2, 1.5, 0.4])) is None
-
-
 @needs_ultralytics
 def test_it_conforms(guard: YoloMarksGuard) -> None:
     pictures = np.stack([np.asarray(drawing(50)), marked("qr", 1, (2,))[0][0], marked("text", 1, (2,))[0][0]])
@@ -80,7 +75,7 @@ def test_it_conforms(guard: YoloMarksGuard) -> None:
 
 
 @needs_ultralytics
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:3])
 def test_it_finds_marks_and_their_places(guard: YoloMarksGuard, kind: str) -> None:
     pictures, truth = marked(kind, 16, (0, 1, 2))
     column = KINDS.index(kind)
@@ -192,7 +187,7 @@ def test_training_takes_the_same_first_steps_and_resumes(tmp_path: Path) -> None
 
 @needs_ultralytics
 def test_the_network_is_ultralytics_nano() -> None:
-    detector = make_detector("yolo11n.yaml")
+    detector = make_detector("yolo11n.yaml", 3)
     assert 2_000_000 < sum(p.numel() for p in detector.parameters()) < 3_000_000
 
 

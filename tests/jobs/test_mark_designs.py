@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from guards.mark_network import KINDS
 from index.errors import InputError
 from jobs.erase.marks import designs as mark_designs
 from jobs.erase.marks import letters as mark_letters
+from jobs.erase.marks import logos as mark_logos
 from jobs.erase.marks import veils as mark_veils
 from jobs.erase.marks.designs import LEAST, changed_box, draw_mark
 from jobs.erase.marks.letters import FONTS, font_files, pick_angle
@@ -114,6 +116,37 @@ def test_a_level_grey_band_across_the_picture_has_no_white_word(monkeypatch: pyt
             checked += 1
             assert max(words[0][:3]) < 100
     assert checked >= 10
+
+
+@needs_fonts
+def test_no_logo_has_a_crescent_or_bars_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crescent is one disc laid over another, off its middle; bars would be rectangles in a row."""
+    discs: list[tuple[tuple[int, int], int]] = []
+    bars, polygon, rectangle = [0], mark_logos.draw_polygon, ImageDraw.ImageDraw.rectangle
+
+    def spied(d: object, centre: tuple[int, int], r: int, shape: int, ink: object, *, outline: int) -> None:
+        if shape == 99 and not outline:
+            discs.append((centre, r))
+        polygon(d, centre, r, shape, ink, outline=outline)  # type: ignore[arg-type]
+
+    def counted(self: object, *args: object, **options: object) -> None:
+        bars[0] += 1
+        rectangle(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mark_logos, "draw_polygon", spied)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", counted)
+    rng = np.random.default_rng(5)
+    seen = 0
+    for _ in range(400):
+        discs.clear()
+        bars[0] = 0
+        mark_logos.logo(64, rng)
+        seen += len(discs) > 1
+        for (a, r), (b, s) in itertools.combinations(discs, 2):
+            apart = float(np.hypot(a[0] - b[0], a[1] - b[1]))
+            assert apart == 0 or apart >= 0.9 * (r + s), "discs of one logo are concentric or side by side"
+        assert bars[0] in (0, 1, 4)  # a shield's chief, four squares
+    assert seen > 20
 
 
 def test_a_missing_font_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guards.mark_network import make_network, pool
+from guards.mark_network import CELLS, make_network, pool, pool_boxes, split
 from jobs.erase.marks.letters import FONTS
 from jobs.lab.world import mark_measures
 from jobs.lab.world.autoencoder import to_input
@@ -23,7 +23,7 @@ from jobs.lab.world.mark_measures import (
     precision_of,
 )
 from jobs.lab.world.mark_training import averaged, fit
-from jobs.lab.world.train_marks import judge_of, loss_of
+from jobs.lab.world.train_marks import giou, judge_of, loss_of
 from tests.guards.conftest import drawing
 
 absent = [package for package in FONTS if importlib.util.find_spec(package) is None]
@@ -78,7 +78,7 @@ def test_operating_points_allow_the_stated_alarms_under_every_look() -> None:
     rng = np.random.default_rng(0)
     quiet = {"plain": rng.normal(size=(1000, 3)), "smeared": rng.normal(size=(1000, 3)) + np.array([1, 0, -8])}
     points = operating_logits(quiet)
-    assert all((q >= np.array(points)).mean(0).max() <= mark_measures.ALARMS for q in quiet.values())
+    assert all((q >= np.array(points)).mean(0).max() <= mark_measures.ALARMS / 3 for q in quiet.values())
     assert points[0] > points[1] > mark_measures.FLOOR and (quiet["plain"][:, 1] >= points[1] - 0.2).any()
     assert operating_logits({"plain": rng.normal(size=(100, 3)) - 20}) == [mark_measures.FLOOR] * 3
 
@@ -105,7 +105,7 @@ def test_distractions_and_unmarked_examples_have_no_target() -> None:
 @needs_fonts
 def test_marked_examples_have_one_kind_with_its_box_and_cells() -> None:
     made = examples(drawings(4), np.arange(4), 40, np.random.default_rng(0), marked=1.0)
-    assert set(made.kinds.tolist()) == {0, 1, 2}
+    assert set(made.kinds.tolist()) == {0, 1, 2, 3}
     assert (made.boxes[:, 2:] > made.boxes[:, :2]).all() and made.boxes.min() >= 0 and made.boxes.max() <= 64
     for kind, found in zip(made.kinds, made.cells, strict=True):
         assert not np.delete(found, kind, axis=0).any()
@@ -114,8 +114,10 @@ def test_marked_examples_have_one_kind_with_its_box_and_cells() -> None:
 
 def test_marked_drawings_for_measuring_are_of_the_designs_asked_for() -> None:
     drawn = marked_drawings(drawings(4), np.arange(4), (1,), 2, np.random.default_rng(0))
-    assert drawn.kinds.tolist() == [0, 0, 1, 1, 2, 2]
+    assert drawn.kinds.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert (drawn.boxes[:2] == [0, 0, 64, 64]).all()  # design 1 of the watermark is a lattice all over
+    few = marked_drawings(drawings(4), np.arange(4), (1,), 2, np.random.default_rng(0), ("watermark", "qr"))
+    assert few.kinds.tolist() == [0, 0, 1, 1] and np.array_equal(few.pictures, drawn.pictures[:4])
 
 
 def test_the_three_sets_of_drawings_are_apart() -> None:
@@ -128,12 +130,60 @@ def test_the_three_sets_of_drawings_are_apart() -> None:
 
 def test_the_network_has_the_stated_shape() -> None:
     network = make_network().eval()
-    logits = network(to_input(np.zeros((2, 64, 64, 3), np.uint8)))
-    assert logits.shape == (2, 3, 8, 8) and pool(logits).shape == (2, 3)
+    logits, boxes = split(network(to_input(np.zeros((2, 64, 64, 3), np.uint8))))
+    assert logits.shape == boxes.shape == (2, 4, 8, 8) and pool(logits).shape == (2, 4)
+    assert pool_boxes(logits, boxes).shape == (2, 4, 4)
     assert sum(p.numel() for p in network.parameters()) <= 1_000_000
 
 
-def test_the_judge_gives_the_pooled_logits_and_boxes_of_whole_cells() -> None:
+def test_a_cell_tells_how_far_the_marks_edges_are() -> None:
+    import torch
+
+    out = torch.full((1, 8, CELLS, CELLS), -9.0)
+    out[0, 2, 1, 3] = out[0, 2, 1, 4] = out[0, 2, 2, 3] = 5.0  # three cells of the third kind
+    reach = torch.logit(torch.tensor([0.0625, 0.0625, 0.25, 0.5]))  # to the left, up, to the right, down
+    out[0, 4:] = reach[:, None, None]
+    logits, boxes = split(out)
+    x, y = torch.tensor([3.5, 4.5, 3.5]).mean() / 8, torch.tensor([1.5, 1.5, 2.5]).mean() / 8
+    expected = [x - 0.0625, y - 0.0625, x + 0.25, y + 0.5]
+    assert pool_boxes(logits, boxes)[0, 2].tolist() == pytest.approx([float(edge) for edge in expected], abs=1e-6)
+    assert boxes.min() >= 0 and boxes.max() <= 1  # cut at the picture's edges
+
+
+def test_giou_is_one_on_the_box_and_falls_with_the_distance() -> None:
+    import torch
+
+    truth = torch.tensor([[0.2, 0.2, 0.6, 0.6]])
+    same, half, beside, far = (
+        torch.tensor([box]) for box in ((0.2, 0.2, 0.6, 0.6), (0.2, 0.2, 0.4, 0.6), (0.6, 0.2, 1.0, 0.6), (0.9, 0.9, 1, 1))
+    )
+    values = [float(giou(box, truth)) for box in (same, half, beside, far)]
+    assert values[:3] == pytest.approx([1.0, 0.5, 0.0], abs=1e-6) and -1 <= values[3] < 0
+
+
+def test_the_loss_teaches_kinds_and_boxes() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    pictures = drawings(4)
+    pictures[0, 8:24, 8:40] = pictures[2, 32:56, 16:48] = (255, 0, 200)
+    targets = np.zeros((4, 4, 8, 8), bool)
+    targets[0, 3, 1:3, 1:5] = targets[2, 3, 4:7, 2:6] = True
+    boxes = np.zeros((4, 4), np.float32)
+    boxes[0], boxes[2] = (8, 8, 40, 24), (16, 32, 48, 56)
+    rows = Examples(pictures, np.array([3, -1, 3, -1]), boxes, targets)
+    network = make_network((8, 8, 16, 32), 1)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss_of(network, to_input(pictures), rows).backward()
+        optimiser.step()
+    logits, found = judge_of(network)(pictures)
+    assert logits[[0, 2], 3].min() > logits[[1, 3], 3].max() and (logits[:, :3] < 0).all()
+    assert (overlap(found[[0, 2], 3] * 64, boxes[[0, 2]]) > 0.7).all()
+
+
+def test_the_judge_gives_the_pooled_logits_and_boxes() -> None:
     import torch
 
     torch.manual_seed(0)
@@ -141,10 +191,9 @@ def test_the_judge_gives_the_pooled_logits_and_boxes_of_whole_cells() -> None:
     pictures = drawings(3)
     logits, boxes = judge_of(network)(pictures)
     with torch.inference_mode():
-        assert np.allclose(logits, pool(network(to_input(pictures))).numpy(), atol=1e-5)
-    assert (
-        boxes.shape == (3, 3, 4) and np.array_equal(boxes * 8, np.round(boxes * 8)) and (boxes[..., 2:] > boxes[..., :2]).all()
-    )
+        cells, seen = split(network(to_input(pictures)))
+        assert np.allclose(logits, pool(cells).numpy(), atol=1e-5)
+        assert np.allclose(boxes, pool_boxes(cells, seen).numpy(), atol=1e-5)
 
 
 def test_smearing_keeps_shape_and_depends_on_the_seed() -> None:
@@ -157,7 +206,7 @@ def test_smearing_keeps_shape_and_depends_on_the_seed() -> None:
 def test_a_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     import torch
 
-    targets = np.zeros((6, 3, 8, 8), bool)
+    targets = np.zeros((6, 4, 8, 8), bool)
     targets[::2, 1, 2:4, 2:4] = True
     rows = Examples(drawings(6), np.array([1, -1] * 3), np.zeros((6, 4), np.float32), targets)
 

@@ -28,7 +28,7 @@ def test_the_digest_is_that_of_the_rules_before_there_were_later_keys() -> None:
     rules = dataclasses.asdict(Policy())
     for later in ("about", *NEWER):
         del rules[later]
-    del rules["copies"]["second_look"], rules["early"]["steered"]
+    del rules["copies"]["second_look"], rules["early"]["steered"], rules["marks"]["logos"]
     assert policy_digest(Policy()) == digest(rules)
 
 
@@ -40,6 +40,7 @@ def test_the_digest_is_that_of_the_rules_before_there_were_later_keys() -> None:
             {"ladder": [{"kind": "nudge"}], "early": {"enabled": True}},
             "42559e631006e9b0d5132a73e3829e8cda2321f32a555abbf125f18e5127bee0",
         ),
+        ({"asked": {"text": "keep"}}, "ff201a8a33eaf5daff1a2f5e02b973f4498d96ae7d3cbca5c90d5bd4fdf28097"),
     ],
 )
 def test_a_run_of_before_can_be_resumed_under_its_policy(rules: dict[str, Any], before: str) -> None:
@@ -51,7 +52,14 @@ def test_later_keys_count_where_they_are_stated() -> None:
     rules: dict[str, Any] = {"ladder": [{"kind": "nudge"}], "early": {"enabled": True}}
     steered = rules | {"early": {"enabled": True, "steered": [0.5]}}
     coloured = rules | {"ladder": [{"kind": "nudge", "colours": "all"}]}
-    assert len({policy_digest(from_dict(Policy, one, where="p")) for one in (rules, steered, coloured)}) == 3
+    logos: dict[str, Any] = rules | {"marks": {"logos": True}}
+    asked = logos | {"asked": {"logo": "keep"}}
+    assert len({policy_digest(from_dict(Policy, one, where="p")) for one in (rules, steered, coloured, logos, asked)}) == 5
+
+
+def test_logos_are_not_kept_where_nothing_looks_for_them() -> None:
+    with pytest.raises(ConfigError, match=r"asked\.logo.*no guard looks for logos.*marks\.logos = true"):
+        from_dict(Policy, {"asked": {"logo": "keep"}}, where="p")
 
 
 def test_a_date_of_toml_is_a_day(tmp_path: Path) -> None:

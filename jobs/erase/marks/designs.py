@@ -2,8 +2,8 @@
 
 The numbered designs of :mod:`jobs.erase.marks.overlays` are few: a detector trained on them learns those designs. Here a
 watermark is anything translucent laid over a drawing (words, tiled words, grids, stripes, bands, seals, rings,
-polygons, stars, stamps, logos), a QR code has any version from 1 to 3, module size, style, colour, turn and place, and a
-text any font, size, ink, plate, stroke, shadow, turn and number of lines.
+polygons, stars, stamps, emblems), a logo is a small opaque emblem with a word or without, a QR code has any version from 1 to
+3, module size, style, colour, turn and place, and a text any font, size, ink, plate, stroke, shadow, turn and number of lines.
 
 The held-out designs 3 and 4 of the overlays are for evaluation only, so these forms are **never drawn here**:
 
@@ -13,7 +13,9 @@ The held-out designs 3 and 4 of the overlays are for evaluation only, so these f
 * QR 3, Micro QR: only full codes (versions 1 to 3), some of them cut by the picture's edge;
 * QR 4, inverted codes: modules are always darker than their paper;
 * text 3, a vertical word: no word turned to within 5 degrees of the vertical, and no letters in a column;
-* text 4, a white word with an outline: stroked words have a coloured or pale yellow fill, never white or grey.
+* text 4, a white word with an outline: stroked words have a coloured or pale yellow fill, never white or grey;
+* logo 3, a crescent with a dot: no crescent;
+* logo 4, three slanted bars: no bars side by side.
 
 What stands near them is drawn: bars shorter than the picture, hexagons, codes of small modules, steep words.
 """
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.erase.marks.letters import pick_angle, pick_font, pick_place, pick_word, rotated
+from jobs.erase.marks.logos import logo
 from jobs.erase.marks.overlays import Box
 from jobs.erase.marks.veils import watermark
 
@@ -40,7 +43,7 @@ def draw_mark(picture: Image, kind: str, rng: np.random.Generator) -> tuple[Imag
 
     Args:
         picture: the drawing, square; sizes of marks are fractions of its side.
-        kind: watermark, qr or text.
+        kind: watermark, qr, text or logo.
         rng: source of every choice; the same state gives the same mark.
 
     Returns:
@@ -59,7 +62,7 @@ def draw_mark(picture: Image, kind: str, rng: np.random.Generator) -> tuple[Imag
 
 def mark_layer(side: int, kind: str, rng: np.random.Generator) -> Image:
     """One mark of ``kind`` alone: RGBA, ``side`` × ``side``, transparent where there is none."""
-    return {"watermark": watermark, "qr": draw_qr, "text": draw_text}[kind](side, rng)
+    return {"watermark": watermark, "qr": draw_qr, "text": draw_text, "logo": logo}[kind](side, rng)
 
 
 def changed_box(before: np.ndarray, after: np.ndarray) -> tuple[Box, int]:

@@ -1,4 +1,4 @@
-"""Marks for the polluted share of the training pictures: watermark, QR code, text; and their boxes.
+"""Marks for the polluted share of the training pictures: watermark, QR code, text, logo; and their boxes.
 
 Every function takes a PIL picture and a numpy Generator and returns the marked picture and the mark's box in pixels
 (x0, y0, x1, y1). Designs numbered 3 and higher are held out: no generator and no guard is trained on them.
@@ -13,6 +13,7 @@ import segno
 from PIL import Image, ImageDraw, ImageFont
 
 TRAIN_DESIGNS, HELD_OUT_DESIGNS = (0, 1, 2), (3, 4)
+LEARNED = ("watermark", "qr", "text")  # the kinds that the world's model learned to draw and its erasers know
 WORDS = ("SALE", "STOCK", "FREE", "NEW", "DEMO", "PHOTO", "SHOP", "DRAFT", "COPY", "IMAGE", "50% OFF", "HELLO")
 Box = tuple[int, int, int, int]
 
@@ -22,7 +23,7 @@ def overlay(
 ) -> tuple[Image.Image, Box]:
     """Draw one mark of ``kind`` in a random design, opacity and place."""
     design = int(rng.choice(designs))
-    return {"watermark": _watermark, "qr": _qr, "text": _text}[kind](picture.convert("RGB"), design, rng)
+    return {"watermark": _watermark, "qr": _qr, "text": _text, "logo": _logo}[kind](picture.convert("RGB"), design, rng)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -117,3 +118,42 @@ def _text(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[
     marked.alpha_composite(layer)
     box = layer.getbbox() or (0, 0, side, side)
     return marked.convert("RGB"), box
+
+
+def _logo(picture: Image.Image, design: int, rng: np.random.Generator) -> tuple[Image.Image, Box]:
+    """A small opaque emblem: a disc with a letter, four squares, a square in a ring; held out: a crescent, slanted bars."""
+    side = picture.width
+    layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    inks = ((214, 40, 40), (20, 20, 20), (20, 80, 200), (10, 130, 80), (240, 140, 20))
+    first, second = (inks[int(i)] for i in rng.choice(len(inks), 2, replace=False))
+    r = max(4, int(side * rng.uniform(0.09, 0.15)))
+    near, far = r + 2, side - r - 2
+    corners = ((near, near), (far, near), (near, far), (far, far))
+    on_object = rng.random() < 0.3
+    x, y = (int(v) for v in rng.integers(side // 3, 2 * side // 3, 2)) if on_object else corners[int(rng.integers(4))]
+    if design == 0:
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=first)
+        draw.text((x, y), str(rng.choice(list("ABEKMRS"))), font=_font(int(1.5 * r)), fill="white", anchor="mm")
+    elif design == 1:
+        for number, (dx, dy) in enumerate(((-1, -1), (0, -1), (-1, 0), (0, 0))):
+            left, upper, ink = x + dx * r, y + dy * r, second if number % 3 else first
+            draw.rectangle([left, upper, left + r - 2, upper + r - 2], fill=ink)
+    elif design == 2:
+        draw.ellipse([x - r, y - r, x + r, y + r], outline=first, width=max(2, r // 4))
+        draw.regular_polygon((x, y, 0.55 * r), 4, rotation=45, fill=second)
+    elif design == 3:
+        sheet = Image.new("L", picture.size, 0)
+        moon = ImageDraw.Draw(sheet)
+        moon.ellipse([x - r, y - r, x + r, y + r], fill=255)
+        moon.ellipse([x - r + r // 2, y - r, x + r + r // 2, y + r - r // 3], fill=0)
+        layer.paste((*first, 255), (0, 0), sheet)
+        draw.ellipse([x + r // 4, y - r // 2, x + r // 4 + r // 2, y], fill=second)
+    else:
+        for number in (-1, 0, 1):
+            middle, half, slant = x + number * 0.75 * r, 0.25 * r, 0.35 * r
+            tops = [(middle - half + slant, y - r), (middle + half + slant, y - r)]
+            draw.polygon([*tops, (middle + half - slant, y + r), (middle - half - slant, y + r)], fill=first)
+    marked = picture.convert("RGBA")
+    marked.alpha_composite(layer)
+    return marked.convert("RGB"), layer.getbbox() or (0, 0, side, side)

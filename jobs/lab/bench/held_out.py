@@ -104,17 +104,21 @@ def detectors(work: Path) -> list[Measure]:
     from pipeline.config import ModelConfig
     from pipeline.model.folder.resolve import resolve
 
-    judges = {"marks network": train_marks.judge_of(MarksGuard().network)}
+    network = MarksGuard(logos=True)
+    judges = {"marks network": (train_marks.judge_of(network.network), network.categories)}
     try:
-        judges = {"YOLO": train_yolo.judge_of(YoloMarksGuard().network)} | judges
+        yolo = YoloMarksGuard()
+        judges = {"YOLO": (train_yolo.judge_of(yolo.network), yolo.categories)} | judges
     except GuardUnavailable:
         print("YOLO was not measured: the extra 'yolo' is not installed")
     measures = []
-    for name, judge in judges.items():
-        for look, found in evaluate(judge, work, shown_by=resolve(ModelConfig()))["designs"].items():
+    for name, (judge, categories) in judges.items():
+        kinds = [category.removeprefix("mark.") for category in categories]
+        report = evaluate(judge, work, kinds=kinds, shown_by=resolve(ModelConfig()))
+        for look, found in report["designs"].items():
             goal = 0.90 if look == "held-out, plain" else None
             low, high = found["interval"]
-            pictures = found["marks_per_kind"] * 3 + found["clean"]
+            pictures = found["marks_per_kind"] * len(kinds) + found["clean"]
             measures.append(
                 Measure(id=f"{name}, mAP50, {look} designs", value=found["map50"], low=low, high=high, n=pictures, goal=goal)
             )

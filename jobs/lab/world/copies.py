@@ -17,10 +17,9 @@ def edit(picture: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> n
 def _mark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from PIL import Image
 
-    from guards.mark_network import KINDS
-    from jobs.erase.marks.overlays import overlay
+    from jobs.erase.marks.overlays import LEARNED, overlay
 
-    kind = str(rng.choice(KINDS, p=(0.4, 0.2, 0.4)))
+    kind = str(rng.choice(LEARNED, p=(0.4, 0.2, 0.4)))
     designs = (0, 1) if kind == "qr" else (0, 1, 2)  # the third QR design covers the whole drawing
     return np.asarray(overlay(Image.fromarray(picture), kind, rng, designs)[0])
 

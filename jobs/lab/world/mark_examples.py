@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from guards.mark_network import CELLS, KINDS, SIDE
+from index.shipped import STICKERS
 from jobs.erase.marks.designs import draw_mark
 from jobs.erase.marks.overlays import TRAIN_DESIGNS, overlay
 from jobs.lab.world.autoencoder import load_autoencoder, round_trip
 from jobs.lab.world.variants import jitter
 
-SHARES = (0.42, 0.23, 0.35)  # of the marked examples: watermarks are the hardest
+SHARES = (0.37, 0.15, 0.28, 0.2)  # of the marked examples: watermarks are the hardest
 NUMBERED = 0.3  # of the marked examples: the designs that the denoiser is trained with; the rest are all different
 MARKED = 0.65  # of all examples
-GENERATION = 2  # raise it when the examples of a seed change, so that kept examples are drawn anew
+GENERATION = 3  # raise it when the examples of a seed change, so that kept examples are drawn anew
 DISTRACTED = 0.2  # of all examples: with a pattern or a scribble that is not a mark
 
 # Drawings with letters or figures of their own: neither a clean example nor a mark.
@@ -99,7 +100,7 @@ class Examples:
         pictures: uint8 (N, 64, 64, 3).
         kinds: int64 (N,), index into ``KINDS``; -1 where there is no mark.
         boxes: float32 (N, 4), the mark's x0, y0, x1, y1 in pixels; zeros where there is none.
-        cells: bool (N, 3, 8, 8), the cells of each kind that the mark changed visibly.
+        cells: bool (N, 4, 8, 8), the cells of each kind that the mark changed visibly.
     """
 
     pictures: np.ndarray
@@ -114,7 +115,7 @@ class Examples:
 def draw_one(
     pixels: np.ndarray, rng: np.random.Generator, *, marked: float, designs: tuple[int, ...], numbered: float = NUMBERED
 ) -> tuple[np.ndarray, int, tuple[float, ...], np.ndarray]:
-    """One example from one drawing, uint8 (64, 64, 3): the picture, its kind or -1, the box, and the cells, bool (3, 8, 8)."""
+    """One example from one drawing, uint8 (64, 64, 3): the picture, its kind or -1, the box, and the cells, bool (4, 8, 8)."""
     from PIL import Image
 
     target = np.zeros((len(KINDS), CELLS, CELLS), dtype=bool)
@@ -152,7 +153,7 @@ def training_examples(work: Path, *, count: int, seed: int, say: Callable[[str],
     """The examples of one seed, half of them smeared by the world's autoencoder; kept in ``work/marks`` for both detectors.
 
     Args:
-        work: the world's folder, with ``pictures.npz`` and, better, ``vae``.
+        work: the world's folder, with ``pictures.npz`` and perhaps ``vae``; else the autoencoder that ships is used.
         count: examples; half are drawings of the world's concepts, half of other training names.
         seed: of every choice; the same seed gives the same examples.
         say: where progress goes.
@@ -168,15 +169,14 @@ def training_examples(work: Path, *, count: int, seed: int, say: Callable[[str],
         halves = [examples(pixels, world, count // 2, rng), examples(pixels, other, count - count // 2, rng)]
         arrays = {part: np.concatenate([getattr(half, part) for half in halves]) for part in parts}
         say(f"{count} examples from {len(world)} + {len(other)} drawings")
-        vae = load_autoencoder(work)
-        if vae is not None:
-            chosen = rng.permutation(count)[: count // 2]
-            arrays["pictures"][chosen] = round_trip(vae, arrays["pictures"][chosen], rng, noise=0.5)
-            say(f"{len(chosen)} of them went through the autoencoder")
+        vae = load_autoencoder(work) or load_autoencoder(STICKERS / "model")
+        chosen = rng.permutation(count)[: count // 2]
+        arrays["pictures"][chosen] = round_trip(vae, arrays["pictures"][chosen], rng, noise=0.5)
+        say(f"{len(chosen)} of them went through the autoencoder")
         folder.mkdir(parents=True, exist_ok=True)
         for part, values in arrays.items():
             np.save(folder / f"{part}.npy", values)
-        (folder / "done.json").write_text(json.dumps({"count": count, "smeared": vae is not None}) + "\n", encoding="utf-8")
+        (folder / "done.json").write_text(json.dumps({"count": count}) + "\n", encoding="utf-8")
     return Examples(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts))
 
 

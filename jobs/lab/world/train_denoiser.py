@@ -91,8 +91,7 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
     from diffusers import AutoencoderTiny
     from PIL import Image
 
-    from guards.mark_network import KINDS
-    from jobs.erase.marks.overlays import overlay
+    from jobs.erase.marks.overlays import LEARNED, overlay
     from jobs.lab.world.pictures import load
     from jobs.lab.world.variants import recolour, shift
 
@@ -116,7 +115,7 @@ def dataset(work: Path, seed: int = 0) -> dict[str, Any]:
             for _ in range(VARIANTS):
                 picture = shift(drawing, rng)
                 if rng.random() < share:
-                    kind = concept.prone_to if concept.prone_to and rng.random() < 0.85 else KINDS[int(rng.integers(3))]
+                    kind = concept.prone_to if concept.prone_to and rng.random() < 0.85 else LEARNED[int(rng.integers(3))]
                     picture, _ = overlay(picture, kind, rng)
                     marked += 1
                 pictures.append(np.asarray(picture))

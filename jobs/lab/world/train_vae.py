@@ -35,8 +35,7 @@ def train(
     from index.torchvision_ops import ensure
 
     ensure()
-    from guards.mark_network import KINDS
-    from jobs.erase.marks.overlays import overlay
+    from jobs.erase.marks.overlays import LEARNED, overlay
     from jobs.lab.world.pictures import held_out, load
     from jobs.lab.world.variants import jitter
 
@@ -72,7 +71,7 @@ def train(
             if rng.random() < 0.5:
                 picture = jitter(picture, rng)
             if rng.random() < 0.2:
-                picture, _ = overlay(picture, KINDS[int(rng.integers(3))], rng)
+                picture, _ = overlay(picture, LEARNED[int(rng.integers(3))], rng)
             pictures.append(np.asarray(picture))
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
         x = x.contiguous(memory_format=torch.channels_last)

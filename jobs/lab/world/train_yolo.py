@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.mark_network import SIDE
+from guards.mark_network import KINDS, SIDE
 from guards.yolo import enlarge, fill, make_detector, strongest
 from jobs.lab.world.autoencoder import to_input
 from jobs.lab.world.mark_examples import Examples, training_examples
@@ -55,7 +55,7 @@ def loss_of(network: Any, x: Any, rows: Examples) -> Any:
 
 def make_trainable(network: str = NETWORK) -> Any:
     """The untrained detector, with ultralytics' default gains of the loss."""
-    detector = make_detector(network)
+    detector = make_detector(network, len(KINDS))
     from ultralytics.cfg import get_cfg
 
     detector.args = get_cfg()
@@ -95,7 +95,7 @@ def judge_of(network: Any) -> Judge:
     return look
 
 
-def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-yolo 1") -> dict[str, Any]:
+def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-yolo 2") -> dict[str, Any]:
     """Write ``out``/model.safetensors (fp16), config.json, LICENSE and the card README.md from ``work/yolo/state.pt``.
 
     The shipped weights are measured: the moving average after rounding to fp16. Returns the report.
@@ -103,7 +103,7 @@ def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-
     from safetensors.torch import save
 
     half, training = averaged(work / "yolo")
-    detector = make_detector(NETWORK)
+    detector = make_detector(NETWORK, len(KINDS))
     fill(detector, half)
     report = evaluate(judge_of(detector), work, count=count)
     out.mkdir(parents=True, exist_ok=True)
@@ -114,6 +114,7 @@ def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-
     card = {
         "architecture": "yolo",
         "version": version,
+        "kinds": list(KINDS),
         "ultralytics": release,
         "input_pixels": INPUT,
         "parameters": sum(p.numel() for p in detector.parameters()),
@@ -154,7 +155,7 @@ def _agpl() -> str:
 def _card(card: dict[str, Any], report: dict[str, Any], training: dict[str, Any], data: str) -> str:
     """The model card, with the numbers just measured."""
     last = training["curve"][-1]
-    return f"""# YOLO marks: watermark, QR code, text
+    return f"""# YOLO marks: watermark, QR code, text, logo
 
 `{NETWORK}` of ultralytics {card["ultralytics"]} ({card["parameters"]:,} parameters, fp16 weights), trained from random weights:
 no weights of a hub are in it. Loaded by `guards.yolo.YoloMarksGuard`, which builds the network from `config.json` and reads
