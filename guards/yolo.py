@@ -9,6 +9,8 @@ description: no pickle is loaded, and nothing is downloaded.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ def _weights(folder: str | Path) -> MarkWeights:
     return MarkWeights.find(folder, guard="yolo", architecture="yolo", needs={"network": dict, "input_pixels": int})
 
 
+@contextmanager
+def _pictures_read_as_before() -> Iterator[None]:
+    """An import of ultralytics replaces PIL.Image.open for the whole process with one that wants a further package where a file
+    is no picture; the rest of the process relies on PIL's own."""
+    from PIL import Image
+
+    genuine = Image.open
+    try:
+        yield
+    finally:
+        Image.open = genuine
+
+
 def make_detector(description: dict[str, Any] | str, kinds: int) -> Any:
     """Build an untrained ultralytics ``DetectionModel`` for a number of kinds of marks.
 
@@ -46,14 +61,8 @@ def make_detector(description: dict[str, Any] | str, kinds: int) -> Any:
     from index.torchvision_ops import ensure
 
     ensure()
-    from PIL import Image
-
-    # ultralytics replaces PIL.Image.open for the whole process with one that wants a further package where a file is no
-    # picture; the rest of the process relies on PIL's own.
-    genuine = Image.open
-    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-
-    Image.open = genuine
+    with _pictures_read_as_before():
+        from ultralytics.nn.tasks import DetectionModel, yaml_model_load
     network = yaml_model_load(description) if isinstance(description, str) else dict(description)  # type: ignore[no-untyped-call]
     return DetectionModel({**network, "nc": kinds}, ch=3, nc=kinds, verbose=False)  # type: ignore[no-untyped-call]
 
@@ -122,7 +131,8 @@ class YoloMarksGuard:
         self._shift = np.array(weights.operating_logits, np.float32)
         self.calls = PaddedCalls(BATCH, "guard yolo", LESS)
         self._device = "cpu"
-        import_package("ultralytics", guard=self.name, install=INSTALL)
+        with _pictures_read_as_before():
+            import_package("ultralytics", guard=self.name, install=INSTALL)
         try:
             self.network = make_detector(weights.card["network"], len(weights.kinds))
             fill(self.network, tensors)
