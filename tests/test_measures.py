@@ -26,6 +26,7 @@ DOCUMENTS = [
 DRAWN: tuple[str, ...] = (
     "early",
     "erase",
+    "erase-data",
     "painter",
     "steering",
     "world",
