@@ -106,7 +106,7 @@ def test_a_card_that_describes_another_network_is_refused(marks: Path, changes: 
 
 def test_a_probe_states_the_weights_as_they_are(marks: Path) -> None:
     def probed() -> str:
-        weights = MarkWeights.find(marks, guard="marks", architecture="cells", needs={})
+        weights = MarkWeights.find(marks, guard="marks", architecture="boxed cells", needs={})
         return str(weights.probe().weights[WEIGHTS])
 
     before = probed()

@@ -36,7 +36,8 @@ def test_every_guard_opens_with_its_threshold_and_stated_categories() -> None:
     assert [guard.name for guard in guards] == HERE and skipped == []
     for guard in guards:
         assert guard.threshold == 0.25  # type: ignore[attr-defined]
-        assert guard.categories == guard_classes()[guard.name].categories
+        stated = guard_classes()[guard.name].categories
+        assert guard.categories == tuple(one for one in stated if one != "mark.logo")  # it is looked for where asked
 
 
 def test_disabled_and_unnamed_guards_are_not_opened() -> None:
