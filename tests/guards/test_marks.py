@@ -161,7 +161,7 @@ def test_altered_weights_and_configuration(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="digest"):
         MarksGuard(tmp_path)
     whole = json.loads((STICKERS / "config.json").read_text())
-    kinds = (["text", "qr"], ["watermark", "barcode"], [], "watermark")
+    kinds = (["text", "qr"], ["watermark", "barcode"], [], "watermark", [*reversed(whole["kinds"])])
     others = [json.dumps(whole | {"kinds": some}) for some in kinds]
     for card in (json.dumps({"architecture": "yolo"}), "[" * 100_000, *others):
         (tmp_path / "config.json").write_text(card)

@@ -23,7 +23,17 @@ from pipeline.identity import GuardInForce
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.policy import ASKED, Policy, action_of, asked_and_kept, asked_sets, kept_if_asked, policy_digest, remarks
+from pipeline.policy import (
+    ASKED,
+    MarksPolicy,
+    Policy,
+    action_of,
+    asked_and_kept,
+    asked_sets,
+    kept_if_asked,
+    policy_digest,
+    remarks,
+)
 from pipeline.respond.marks import Erasers, open_erasers
 from pipeline.rungs import EraseRung, ReseedRung
 from pipeline.runtime import Runtime
@@ -123,6 +133,18 @@ def test_weights_of_every_sample_stay_only_where_they_draw_the_set(
     assert plain[1] != acted[1] and kept == [acted[0], acted[1] if stay else plain[1], acted[2]]
     assert bool(erasers.sparing({"qr"}).recorded(None)) is stay
     assert erasers.sparing({"watermark"}).recorded(None) == erasers.recorded(None) != ()
+
+
+def test_a_logo_that_the_prompt_asks_for_stays_and_another_is_drawn_again(exact: DiffusionModel, tmp_path: Path) -> None:
+    """No eraser knows logos: one that nobody asked for is answered with a new seed."""
+    policy = dataclasses.replace(ACT, asked=AskedPolicy(logo="keep"), marks=MarksPolicy(logos=True))
+    erasers = erasers_of(exact, tmp_path / "eraser", Vocabulary(("qr",), "corners", 2), {})
+    runtime = opened(exact, policy, erasers, [Marks("mark.logo")])
+    prompts = ("a red apple", "a red apple with a logo")
+    found = {sample.request.prompt: sample for sample in draw(runtime, prompts)}
+    assert found[prompts[1]].outcome is Outcome.ACCEPTED and len(found[prompts[1]].attempts) == 1
+    assert found[prompts[0]].outcome is Outcome.REVIEW and found[prompts[0]].reason == "mark.logo"
+    assert len(found[prompts[0]].attempts) == 3
 
 
 def test_rows_name_what_was_asked_for(exact: DiffusionModel, tmp_path: Path) -> None:
