@@ -24,6 +24,7 @@ DOCUMENTS = [
     ROOT / "README.md",
 ]
 DRAWN: tuple[str, ...] = (
+    "asked",
     "early",
     "erase",
     "erase-data",
