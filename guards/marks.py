@@ -1,7 +1,7 @@
 """The marks guard: unwanted watermarks, QR codes, text and logos, found by a small convolutional network.
 
 A score of 0.5 is the calibrated operating point of each kind of mark: the network's logit is shifted by the value
-that the weights' ``config.json`` records, at which at most one clean held-out picture in a hundred is flagged.
+that the weights' ``config.json`` records, at which at most one clean held-out picture in two hundred is flagged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from guards.base import Box, Defaults, Finding, Probe, require_pictures
-from guards.mark_weights import WEIGHTS, MarkWeights
+from guards.mark_weights import CARD, WEIGHTS, MarkWeights
 from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
@@ -54,9 +54,12 @@ class MarksGuard:
     def __init__(self, folder: str | Path = "stickers", threshold: float | None = None, *, logos: bool = False) -> None:
         import torch
 
-        from guards.mark_network import make_network
+        from guards.mark_network import KINDS, make_network
 
         weights = _weights(folder)
+        if weights.kinds != KINDS:
+            what, fix = f"the network knows {', '.join(KINDS)}, and the card has not all of them", "Restore the folder"
+            raise IntegrityError(what, where=str(weights.folder / CARD), fix=fix)
         tensors = weights.load()
         self.version = weights.version
         self.categories = tuple(category for category in weights.categories if logos or category != LOGO)

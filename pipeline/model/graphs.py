@@ -2,7 +2,8 @@
 
 In a plain call nothing acts on single rows: no token merging, no low-rank weights. All other calls run as without graphs, as
 hooks are Python, and a graph repeats kernels alone. A sample must draw the same bytes in either, whoever shares its calls; so
-every graph is played once when it is recorded, and its answer compared, bit by bit, with that of the call it was recorded from.
+every graph is played twice when it is recorded, on what it was recorded with and on something else, and its answers compared,
+bit by bit, with those of the call.
 """
 
 from __future__ import annotations
@@ -130,6 +131,11 @@ class PlainCalls:
             answer, play = self._record(call)
             play()
             same = torch.equal(answer, expected)
+            for one, other in ((latents, latents + 0.5), (timesteps, timesteps / 2), (scales, scales + 1)):
+                one.copy_(other)  # what was recorded as a number, and is not read again, shows here
+            expected = call().clone()
+            play()
+            same = same and torch.equal(answer, expected)
         except ClearanceError:
             raise
         except Exception as error:

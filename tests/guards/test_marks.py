@@ -169,6 +169,17 @@ def test_altered_weights_and_configuration(tmp_path: Path) -> None:
             MarksGuard(tmp_path)
 
 
+def test_a_card_that_leaves_out_a_kind_is_refused(tmp_path: Path) -> None:
+    """Its operating points would be taken for those of other kinds, or for all."""
+    shutil.copy(STICKERS / "model.safetensors", tmp_path)
+    card = json.loads((STICKERS / "config.json").read_text())
+    card["kinds"] = ["text"]
+    card["operating_logits"] = {"text": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    with pytest.raises(IntegrityError, match="the card has not all of them"):
+        MarksGuard(tmp_path)
+
+
 def test_the_shipped_card_states_the_weights() -> None:
     card = json.loads((STICKERS / "config.json").read_text())
     assert card["licence"] == "Apache-2.0" and card["parameters"] <= 1_000_000

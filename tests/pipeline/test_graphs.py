@@ -58,7 +58,7 @@ def test_recorded_calls_draw_the_same_bytes_and_one_recording_serves_all(name: s
             ts[1].guidance_scale = 1.5  # a scale of its own: a tensor of scales instead of a number
         found.append((bytes_of(finish(e, ts, stagger=True)), e.calls))
     assert found[0] == found[1]
-    assert plain is not None and plain.recorded == 1 and again.played == found[1][1] + 1  # once to compare it
+    assert plain is not None and plain.recorded == 1 and again.played == found[1][1] + 2  # twice to compare it
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_calls_in_which_something_acts_on_rows_are_not_played(model: Any) -> Non
         e.plain = PlainCalls(model, again)
         own = more | ({"push": push(e)} if "push" in more else {})
         finish(e, [sample(e, 1, **own)])
-        seen.append((again.played > before, again.played - before == e.calls + 1))
+        seen.append((again.played > before, again.played - before == e.calls + 2))
     # The push ends after two of the steps: from then on calls are plain.
     assert seen == [(True, True), (True, False), (False, False)]
 
@@ -127,6 +127,14 @@ def test_a_recording_that_gives_other_bytes_is_refused(model: Any) -> None:
 
     with pytest.raises(ModelError, match=r'gives other bytes.*their company.*"off"'):
         PlainCalls(model, other)(*padding(engine_of(FAMILIES["sd"], model), 0.0))
+
+
+def test_a_recording_that_keeps_what_it_was_recorded_with_is_refused(model: Any) -> None:
+    def kept(call: Call) -> tuple[torch.Tensor, Callable[[], None]]:
+        return call().clone(), lambda: None
+
+    with pytest.raises(ModelError, match="gives other bytes"):
+        PlainCalls(model, kept)(*padding(engine_of(FAMILIES["sd"], model), 0.0))
 
 
 def test_what_cannot_be_recorded_is_named(model: Any) -> None:

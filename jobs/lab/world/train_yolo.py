@@ -67,7 +67,7 @@ def train(
     *,
     minutes: float,
     steps: int | None = None,
-    examples: int = 24000,
+    examples: int = 60000,
     batch: int = 32,
     rate: float = 2e-3,
     seed: int = 0,
