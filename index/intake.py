@@ -26,6 +26,7 @@ from index.errors import IndexMismatch, InputError, IntegrityError
 from index.files import write_whole
 from index.fingerprint import content_digest, pdq, pdq_hex
 from index.ids import Ids
+from index.parquet import parquet_file
 from index.reference import COLUMNS, RETIRED, NewReference, Reference, require, stricter
 from index.segment import encode
 from index.spool import Places, SharedId, Spool
@@ -246,10 +247,9 @@ class Intake:
     def tables(self) -> Iterator[Any]:
         """The new references as Arrow tables with the columns of a segment, a block at a time."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         for number, path in enumerate(self._files):
-            block = pq.read_table(path)
+            block = parquet_file(path).read()
             digests = block.column("content_sha256").to_pylist()
             which = self._fresh.several(digests)
             here = self._embedded.several(digests) >> 1 == np.arange(len(digests)) + _packed(number, 0, pictured=False) // 2
@@ -283,12 +283,11 @@ def _read_blocks(folder: Path, embedder_id: str) -> Iterator[tuple[Path, list[st
     Incomplete blocks and another embedder's are removed.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in sorted(path for path in folder.glob("*.parquet") if re.fullmatch("[0-9a-f]{64}", path.stem)):
         try:
             content = path.read_bytes()
-            table = pq.read_table(io.BytesIO(content))
+            table = parquet_file(io.BytesIO(content)).read(use_threads=False)
             theirs = (table.schema.metadata or {}).get(b"embedder_id", b"").decode()
             if hashlib.sha256(content).hexdigest() != path.stem or theirs != embedder_id:
                 raise ValueError("not this embedder's, or changed")

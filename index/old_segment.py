@@ -14,6 +14,7 @@ import numpy as np
 
 from index.errors import IntegrityError
 from index.files import RESTORE
+from index.parquet import parquet_file
 from index.segment import ANN, TEXTS, Segment, key_of, row_digest
 
 OLD_TABLE = "references.parquet"
@@ -27,9 +28,8 @@ class OldSegment(Segment):
 
     def _open(self) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        file = pq.ParquetFile(self.folder / OLD_TABLE)
+        file = parquet_file(self.folder / OLD_TABLE)
         table = file.read(columns=[*TEXTS, "embedding"])
         if table.num_rows != self.rows:
             raise ValueError(f"{table.num_rows} rows, not {self.rows}")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from index.errors import InputError
+from index.parquet import parquet_file
 from index.picture import UnreadablePicture, endings, why_no_picture
 
 ROWS = 16  # of a Parquet file in memory
@@ -115,10 +116,9 @@ class _parquet:  # noqa: N801 - a context manager, used like a function
 
     def __enter__(self) -> Any:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            self._file = pq.ParquetFile(self.path, memory_map=True)
+            self._file = parquet_file(self.path, mapped=True)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
         return self._file

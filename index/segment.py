@@ -28,6 +28,7 @@ from index.files import RESTORE
 from index.fingerprint import content_digest
 from index.ids import numbers_of
 from index.known import LARGE, require_known
+from index.parquet import parquet_file
 from index.reference import COLUMNS, MATCHING, PREFIX, STATUSES, Reference, amended
 
 TABLE, PICTURES, VECTORS, ANN = "references.arrow", "pictures.parquet", "vectors.f32", "vectors.faiss"
@@ -297,10 +298,8 @@ class Segment:
         return np.cumsum([0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))])
 
     def _pictures(self) -> Any:
-        import pyarrow.parquet as pq
-
         try:
-            file = pq.ParquetFile(self.folder / self._pictures_name)
+            file = parquet_file(self.folder / self._pictures_name)
             if file.metadata.num_rows != self.rows:
                 raise ValueError(f"{file.metadata.num_rows} rows, not {self.rows}")
             return file

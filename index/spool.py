@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from index.ids import Ids
+from index.parquet import parquet_file
 from index.reference import COLUMNS, STATUSES, NewReference
 
 RUNS = 8  # sorted runs that are searched one after the other; with more, they become one
@@ -191,9 +192,7 @@ class Spool:
         self._waiting = []
 
     def _texts_of(self, part: int) -> list[dict[str, Any]]:
-        import pyarrow.parquet as pq
-
-        rows: list[dict[str, Any]] = pq.ParquetFile(self._path(part)).read(use_threads=False).to_pylist()
+        rows: list[dict[str, Any]] = parquet_file(self._path(part)).read(use_threads=False).to_pylist()
         return rows
 
     def _path(self, part: int) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 from index.errors import InputError
 from index.ids import Ids
 from index.intake import NO_PICTURE, Taken, compare, shared_id
+from index.parquet import parquet_file
 from index.reference import COLUMNS, STATUSES, NewReference, Reference, stricter
 from index.spool import Runs, parted
 from index.vectors import VectorBlock
@@ -114,10 +115,9 @@ class VectorIntake:
         """The new references as Arrow tables with the columns of a segment, a block at a time."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         for path in self._files:
-            table = pq.read_table(path)
+            table = parquet_file(path).read()
             ref_ids = pc.utf8_slice_codeunits(table.column("content_sha256"), 0, 16)
             later = [self._stricter.get(ref_id) for ref_id in ref_ids.to_pylist()] if self._stricter else []
             if any(later):

@@ -19,6 +19,7 @@ import numpy as np
 
 from index.collect import Reading
 from index.errors import IndexMismatch, InputError
+from index.parquet import parquet_file
 from index.reference import COLUMNS, require_terms
 from index.sheet import FILE_COLUMNS
 from index.walk import shown
@@ -236,9 +237,7 @@ def _rows(metadata: Path | None, total: int, wanted: Mapping[str, str]) -> Itera
 
 
 def _parquet(metadata: Path, wanted: Mapping[str, str]) -> Iterator[dict[str, list[str]]]:
-    import pyarrow.parquet as pq
-
-    with _readable(metadata), pq.ParquetFile(metadata, memory_map=True) as file:
+    with _readable(metadata), parquet_file(metadata, mapped=True) as file:
         names = file.schema_arrow.names
         there = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
         columns = [*dict.fromkeys(there.values())] or names[:1]  # without any, the number of rows is known

@@ -151,6 +151,20 @@ def test_decide_is_pure() -> None:
     assert set(imports(ROOT / "pipeline" / "decide.py")) <= allowed
 
 
+def test_parquet_is_opened_in_one_place() -> None:
+    """Elsewhere Arrow would read ahead in threads of its own, which take the interpreter's lock when they like."""
+    alone = {"index/parquet.py", "pipeline/audit/verifier/clearance_verify.py"}  # the verifier imports nothing of ours
+    calls = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"ParquetFile", "ParquetDataset", "read_table"}
+    }
+    assert calls == alone
+
+
 def test_no_rooms_without_a_name() -> None:
     forbidden = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
     assert not [path for path in MODULES if path.stem in forbidden or forbidden & set(path.parts)]

@@ -18,6 +18,7 @@ import numpy as np
 
 from guards.base import Finding, Guard
 from index.errors import ClearanceError, InputError
+from index.parquet import parquet_file
 from jobs.erase.captioned import Captioned
 from jobs.erase.pollute import Mark, Pollution, pollute
 from pipeline.steer.erase_tokens import CONCEPTS, check_box, marks_found, overlap
@@ -88,7 +89,7 @@ class PollutedSet:
             if missing := [name for name in ("image", "caption", "found") if name not in names]:
                 fix = "Make it with `clearance erase dataset`, or add image, caption and found (list of concept and box)"
                 raise InputError(f"has no column {missing[0]!r}", where=str(path), fix=fix)
-            stored = pq.read_table(path, columns=["caption", "found", *(["marks"] if "marks" in names else [])]).to_pylist()
+            stored = parquet_file(path).read(columns=["caption", "found", *(["marks"] if "marks" in names else [])]).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write it again") from None
         self.path, self._rows = path, []
@@ -105,9 +106,7 @@ class PollutedSet:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self.path) as file:
+        with parquet_file(self.path) as file:
             images = (image for batch in file.iter_batches(BATCH, columns=["image"]) for image in batch["image"].to_pylist())
             for number, (image, (caption, marks, found, where)) in enumerate(zip(images, self._rows, strict=True)):
                 stored = image if isinstance(image, dict) else {"bytes": image}

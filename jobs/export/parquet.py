@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.parquet import parquet_file
 from jobs.export.formats import Format
 from jobs.export.select import Item
 
@@ -62,7 +63,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
-    physical = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    physical = parquet_file(pa.BufferReader(sink.getvalue())).schema
     return [physical.column(i).path for i in range(len(physical))]
 
 

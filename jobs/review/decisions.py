@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
+from index.parquet import parquet_file
 from jobs.reaudit.facts import alone_in
 from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
 from jobs.review.queue import AUDIT, HELD, QUEUE
@@ -233,10 +234,8 @@ def _lines(data: bytes, file: Path) -> list[tuple[int, Any]]:
     if data[:4] == b"PAR1":
         import io
 
-        import pyarrow.parquet as pq
-
         try:
-            return [*enumerate(pq.read_table(io.BytesIO(data)).to_pylist(), 1)]
+            return [*enumerate(parquet_file(io.BytesIO(data)).read(use_threads=False).to_pylist(), 1)]
         except Exception as error:  # the reader of damaged bytes may raise anything
             raise InputError(f"cannot be read as Parquet ({error})", where=str(file), fix="Write it again") from None
     found: list[tuple[int, Any]] = []

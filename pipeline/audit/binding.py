@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
+from index.parquet import parquet_file
 from index.storage import each, entry_of, open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_named, index_problems, parts_index
@@ -192,8 +193,6 @@ def _header(folder: Path, path: str, size: int | None = None, which: str = "") -
     Raises:
         IntegrityError: the file has another size than ``size`` (it is not the file ``which``), or no header that can be read.
     """
-    import pyarrow.parquet as pq
-
     where = str(folder / path)
     with open_file(folder, path, little=True) as stream:
         there = stream.seek(0, os.SEEK_END)
@@ -204,7 +203,7 @@ def _header(folder: Path, path: str, size: int | None = None, which: str = "") -
             return found
         with parsing(where, fix="", what="cannot be read as Parquet"):
             stream.seek(0)
-            schema = pq.ParquetFile(stream).schema_arrow
+            schema = parquet_file(stream).schema_arrow
         return table_header(schema)
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from index.parquet import parquet_file
 from pipeline.audit.shards import ROW_GROUP_ROWS, parquet_options
 
 if TYPE_CHECKING:
@@ -64,10 +65,9 @@ def write_blocks(stream: IO[bytes] | Hashed, blocks: Iterator[pa.Table]) -> int:
 def read_blocks(stream: IO[bytes]) -> Iterator[pa.Table]:
     """The rows of a file, at most 64 at a time, page checksums compared; one table without rows where it has none."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     stream.seek(0)
-    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    file = parquet_file(stream, checksums=True)
     schema, some = file.schema_arrow, False
     for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, use_threads=False):
         some = True

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
+from index.parquet import parquet_file
 from index.storage import TEMPORARY, entries, open_file, parsing, remove_all, require_held, write_file, write_from
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.chain import canonical, chain_start, table_header
@@ -231,10 +232,8 @@ def _planned(
 
 
 def _source(folder: Path, shard_id: str, file: ShardFile, now: FileNow) -> _Source:
-    import pyarrow.parquet as pq
-
     with open_file(folder, file.path) as stream, parsing(folder / file.path, fix=_RESTORE):
-        schema = pq.ParquetFile(stream).schema_arrow
+        schema = parquet_file(stream).schema_arrow
     found = table_header(schema)
     rest = {key: value for key, value in (schema.metadata or {}).items() if key != b"clearance"}
     kind = (*((f.name, str(f.type), f.nullable) for f in schema), *sorted(rest.items()), found.get("schema_version"))

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
 from index.padding import first_line
+from index.parquet import parquet_file
 from index.storage import entry_of, parse_object, read_file
 from pipeline.audit.schema import KEPT
 
@@ -138,9 +139,7 @@ def parts_index(folder: Path) -> PartsIndex | None:
 
 
 def _parse(data: bytes) -> PartsIndex:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+    table = parquet_file(BytesIO(data), checksums=True).read(use_threads=False)
     table.validate(full=True)
     if not table.schema.remove_metadata().equals(_schema()):
         raise ValueError("other columns")

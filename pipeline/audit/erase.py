@@ -36,6 +36,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING
 
 from index.errors import IntegrityError, RunStopped
+from index.parquet import parquet_file
 from index.storage import digest_of, entries, entry_of, open_file, parsing, read_object, remove_all, write_from
 from pipeline.audit.binding import REQUESTS_FILE
 from pipeline.audit.blocks import Hashed, emptied_alike, read_blocks, write_blocks
@@ -229,12 +230,10 @@ _What = tuple[str, Mapping[str, Collection[str]], Mapping[str, str] | None]  # d
 
 
 def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | None:
-    import pyarrow.parquet as pq
-
     before, wanted, keys = what
     name = "sample_id" if keys is None else "key"
     stream.seek(0)
-    there = pq.ParquetFile(stream).read(columns=[name], use_threads=False).column(name).to_pylist()
+    there = parquet_file(stream).read(columns=[name], use_threads=False).column(name).to_pylist()
     if not any((one if keys is None else keys.get(one, "")) in wanted for one in there):
         return None
     emptied: dict[str, dict[str, None]] = {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
 from index.padding import first_line
+from index.parquet import parquet_file
 from index.storage import read_file
 from pipeline.audit.chain import canonical
 from pipeline.audit.schema import Column
@@ -86,12 +87,10 @@ def read_part(folder: Path, name: str) -> Part:
     Raises:
         IntegrityError: it is missing, a link, or no part. InputError: the storage failed.
     """
-    import pyarrow.parquet as pq
-
     where = str(folder / name)
     data = read_file(folder, name)
     try:
-        table = pq.ParquetFile(BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+        table = parquet_file(BytesIO(data), checksums=True).read(use_threads=False)
         table.validate(full=True)
         rows = table.to_pylist()
         for row in rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
+from index.parquet import parquet_file
 from index.storage import open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.layout import Unit, units
@@ -95,14 +96,12 @@ def rows_in(
         IntegrityError: the file is missing or a link, ends before, cannot be read, or a column in it is not of its type.
         InputError: the storage failed.
     """
-    import pyarrow.parquet as pq
-
     now = schema_of(table)
     names = sorted(columns) if columns is not None else now.names
     number = first
     with open_file(folder, path) as stream:
         with parsing(path, fix=VERIFY):
-            file = pq.ParquetFile(stream)
+            file = parquet_file(stream)
             schema = file.schema_arrow  # made anew each time it is asked for
             expected = schema_of(table, written_version(schema))
             then, today = set(expected.names), set(now.names)

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from index import storage
 from index.errors import ClearanceError, IntegrityError, RunStopped
+from index.parquet import parquet_file
 from index.storage import TEMPORARY, Part, Stored, cannot_write
 from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, parts_index
 from pipeline.audit.event_parts import EVENTS_FOLDER
@@ -299,7 +300,7 @@ def _leaves(schema: pa.Schema) -> tuple[str, ...]:
 
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
-    physical = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    physical = parquet_file(pa.BufferReader(sink.getvalue())).schema
     return tuple(physical.column(i).path for i in range(len(physical)))
 
 

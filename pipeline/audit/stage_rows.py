@@ -16,6 +16,7 @@ import numpy as np
 from index.errors import ClearanceError, IntegrityError
 from index.fingerprint import pixel_digest
 from index.padding import first_line
+from index.parquet import parquet_file
 from index.storage import open_file, parsing
 from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
@@ -128,8 +129,6 @@ class Rows:
 
     def _part(self, part: LargePart, index: PartsIndex, receipts: Mapping[str, ShardReceipt]) -> None:
         """A part of a compacted run: every shard's chain in it, from the header that the index keeps."""
-        import pyarrow.parquet as pq
-
         slices = index.in_part(part)
         now = self.binding.erasures.now(part.path, part.sha256, part.bytes)
         try:
@@ -137,7 +136,7 @@ class Rows:
                 intact, known = self._same(stream, part.path, now)
                 if not known:
                     self._damaged_columns(stream, part.path)
-                file = pq.ParquetFile(stream)
+                file = parquet_file(stream)
                 if difference := schema_difference(part.table, file.schema_arrow):
                     self.found.problem(CHAINS, part.path, difference)
                     return
@@ -215,14 +214,11 @@ class Rows:
 
     def _read(self, stream: IO[bytes], where: str, *, intact: bool) -> pa.Table | None:
         """Read a data file; of a damaged one, name the damaged columns and read what can still be read."""
-        import pyarrow.parquet as pq
-
         try:
             with parsing(where, fix="", what=_NOT_PARQUET):
                 if not intact:
                     self._damaged_columns(stream, where)
-                # Arrow's pool of threads, young when the process ends, aborted 1 exit in 14 (pyarrow 26).
-                table = pq.ParquetFile(stream).read(use_threads=False)
+                table = parquet_file(stream).read(use_threads=False)
                 table.validate(full=True)
                 return table
         except IntegrityError as error:
@@ -230,9 +226,7 @@ class Rows:
             return None
 
     def _damaged_columns(self, stream: IO[bytes], where: str) -> None:
-        import pyarrow.parquet as pq
-
-        checked = pq.ParquetFile(stream, page_checksum_verification=True)
+        checked = parquet_file(stream, checksums=True)
         for name in checked.schema_arrow.names:
             try:
                 with parsing(where, fix=""):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from index.errors import ClearanceError
+from index.parquet import parquet_file
 from index.storage import open_file, parsing
 from pipeline.audit.layout import data_files
 from pipeline.audit.requests import VERIFY, Row
@@ -71,11 +72,9 @@ def sample_files(folder: Path, *, damaged: list[ClearanceError] | None = None) -
 
 
 def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:
-    import pyarrow.parquet as pq
-
     first = 0
     with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
-        file = pq.ParquetFile(stream)
+        file = parquet_file(stream)
         columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
         for batch in batches:
@@ -130,11 +129,10 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
         IntegrityError: the file cannot be read. InputError: the storage failed.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     wanted, start = np.array(sorted(rows), np.int64), 0
     with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
-        file = pq.ParquetFile(stream)
+        file = parquet_file(stream)
         names = set(file.schema_arrow.names)
         there = [name for name in columns if name in names]
         for group in range(file.metadata.num_row_groups):
@@ -160,12 +158,10 @@ def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None) -> 
     Raises:
         ClearanceError: as :func:`embeddings`.
     """
-    import pyarrow.parquet as pq
-
     for path in sample_files(folder, damaged=damaged):
         try:
             with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
-                table = pq.ParquetFile(stream).read(columns=["sample_id", "outcome"], use_threads=False)
+                table = parquet_file(stream).read(columns=["sample_id", "outcome"], use_threads=False)
             yield Samples(path, table.column("sample_id").to_pylist(), table.column("outcome").to_pylist())
         except ClearanceError as error:
             if damaged is None:

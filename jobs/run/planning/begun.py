@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from index.errors import ClearanceError, IntegrityError, PlanMismatch
 from index.padding import first_line
+from index.parquet import parquet_file
 from index.storage import read_file
 from jobs.run.planning.bound import bound
 from jobs.run.planning.stored_plan import RESTORE, stored_plan
@@ -88,8 +89,6 @@ def read_requests(folder: Path, sha256: str) -> StoredRequests:
         IntegrityError: the file was changed.
         PlanMismatch: prompts of the run were erased.
     """
-    import pyarrow.parquet as pq
-
     where = str(folder / REQUESTS_FILE)
     data = read_file(folder, REQUESTS_FILE)
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -98,7 +97,7 @@ def read_requests(folder: Path, sha256: str) -> StoredRequests:
             raise PlanMismatch(what, where=where, fix="Start a new run from the prompts file")
         raise IntegrityError(f"was changed: it is not the file that {PLAN_FILE} names", where=where, fix=RESTORE)
     try:
-        table: pa.Table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+        table: pa.Table = parquet_file(io.BytesIO(data)).read(use_threads=False)
     except Exception as error:  # the reader of damaged bytes may raise anything
         raise IntegrityError(f"cannot be read ({first_line(error)})", where=where, fix=RESTORE) from None
     if not has_requests(table):
@@ -113,15 +112,13 @@ def holds_requests(folder: Path, sha256: str, requests: Sequence[Request], table
         folder, sha256: see :func:`read_requests`.
         requests: these. table: gives them as a table; asked only where they were not read from a file of this digest.
     """
-    import pyarrow.parquet as pq
-
     try:
         data = read_file(folder, REQUESTS_FILE)
         if hashlib.sha256(data).hexdigest() != sha256:
             return False
         if isinstance(requests, StoredRequests) and requests.file_sha256 == sha256:
             return True
-        return bool(pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).equals(table()))
+        return bool(parquet_file(io.BytesIO(data)).read(use_threads=False).equals(table()))
     except Exception:  # the reader of damaged bytes may raise anything
         return False
 

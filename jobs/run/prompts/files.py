@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
+from index.parquet import parquet_file
 from pipeline.notes import Note
 from pipeline.outcome import Stated
 
@@ -355,10 +356,9 @@ def _require_one_a_line(text: str, path: Path) -> None:
 
 def _parquet(path: Path, notes: list[Note], names: Names) -> Rows:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = parquet_file(path)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"not a readable Parquet file ({error})", where=str(path), fix="Write the file again") from None

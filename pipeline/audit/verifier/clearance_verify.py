@@ -119,6 +119,11 @@ def vectors(column: pa.Array) -> list[memoryview | None]:
     return found
 
 
+def parquet(source: Any, checksums: bool = False) -> pq.ParquetFile:
+    """A Parquet file that is read in this thread: Arrow's own, reading ahead, may outlive the call and abort the exit."""
+    return pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=checksums)
+
+
 class Run:
     """A run folder that is being verified."""
 
@@ -255,7 +260,7 @@ class Run:
         try:
             self.count("files")
             data = self.read(INDEX)
-            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+            table = parquet(pa.BufferReader(data), checksums=True).read(use_threads=False)
             table.validate(full=True)
             parts = json.loads(table.schema.metadata[b"clearance_parts"])
             for part in parts:
@@ -352,7 +357,7 @@ class Run:
             try:
                 data = self.read(where)
                 self.count("files")
-                table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+                table = parquet(pa.BufferReader(data), checksums=True).read(use_threads=False)
                 table.validate(full=True)
                 rows = [{**row, "digests": dict(row["digests"])} for row in table.to_pylist()]
                 if not rows or not re.fullmatch(r"\d{8,}\.parquet", name) or name != f"{len(events):08d}.parquet":
@@ -405,9 +410,7 @@ class Run:
             for name in self.names(table):
                 try:
                     with self.open(f"{table}/{name}") as stream:
-                        versions.add(
-                            json.loads(pq.ParquetFile(stream).schema_arrow.metadata[b"clearance"]).get("schema_version")
-                        )
+                        versions.add(json.loads(parquet(stream).schema_arrow.metadata[b"clearance"]).get("schema_version"))
                 except Exception:  # the reader of damaged bytes may raise anything
                     versions.add(None)
         return versions == {1}
@@ -419,7 +422,7 @@ class Run:
         now = erased.now(where, file["sha256"], file["bytes"])
         try:
             with self.open(where) as stream:
-                self.check_rows(shard_id, file, pq.ParquetFile(pa.BufferReader(self.mapped(stream, where, now))), now)
+                self.check_rows(shard_id, file, parquet(pa.BufferReader(self.mapped(stream, where, now))), now)
         except Wrong as error:
             self.wrong("files", where, f"{error}; shard {shard_id} committed it")
         except Exception as error:  # the reader of damaged bytes may raise anything
@@ -437,7 +440,7 @@ class Run:
             shards = sorted((one for one in shards if one[2][f"{table}_part"] == number), key=lambda one: one[0])
             try:
                 with self.open(where) as stream:
-                    rows = self.rows_of(table, pq.ParquetFile(pa.BufferReader(self.mapped(stream, where, now))))
+                    rows = self.rows_of(table, parquet(pa.BufferReader(self.mapped(stream, where, now))))
                     at = 0
                     for first, name, row in shards:
                         file = next(file for file in receipts[name]["files"] if file["table"] == table)
