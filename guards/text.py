@@ -77,7 +77,7 @@ class TextGuard:
         import importlib.metadata
 
         weights = {path.name: file_digest(path, guard=cls.name, fix=AGAIN) for path in model_paths().values()}
-        return Probe(version=f"2+rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small", weights=weights)
+        return Probe(version=f"3+rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small", weights=weights)
 
     @classmethod
     def open(cls, settings: Any) -> TextGuard:

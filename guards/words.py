@@ -10,6 +10,7 @@ LEAST_SIGNS = 3
 SURE = 0.8
 CERTAIN = 0.95  # of 1,049 drawings none was read as a number of two digits with this confidence, unless it showed one
 ROUND_OR_STRAIGHT = frozenset("018")  # what rings and strokes in a drawing are read as
+NESTED_SQUARES = frozenset("\u56de\u56d7\u53e3\u25a1\u25a3")  # what corners of a QR code are read as
 SAME = 0.5  # share of the smaller box that two readings of one word have in common
 LINE = 0.5  # readings whose middles differ by less than this share of their height stand in one line
 
@@ -33,8 +34,10 @@ def counts(word: Word, least: float = LEAST_SIGNS, sure: float = SURE) -> bool:
 
     With ``least`` letters it is, however sure the recogniser is; the guard's threshold decides about that. With as many signs
     but fewer letters (prices, numbers, two Chinese letters), which drawings resemble more, it must be ``sure``. A number may
-    have one sign less where the recogniser is all but certain.
+    have one sign less where the recogniser is all but certain. The corners of a code are none: other guards look for codes.
     """
+    if NESTED_SQUARES.issuperset("".join(word.text.split())):
+        return False
     letters = sum(letter.isalpha() for letter in word.text)
     if letters >= least:
         return True

@@ -40,6 +40,16 @@ def test_three_letters_always_count(text: str, score: float) -> None:
         assert counts(word(text, score))
 
 
+@pytest.mark.parametrize("text", ["\u56de\u56de", "\u56de", "\u56de\u56d7\u56de", "\u53e3 \u53e3"])
+def test_the_corners_of_a_code_are_no_text(text: str) -> None:
+    assert not counts(word(text, 1.0))
+
+
+@pytest.mark.parametrize("text", ["\u51fa\u53e3", "\u4eba\u53e3", "\u56de\u5bb6", "\u53e3\u7ea2"])
+def test_words_with_such_a_sign_are(text: str) -> None:
+    assert counts(word(text, 0.96))
+
+
 def test_readings_of_one_word_become_one() -> None:
     tiles = [word("SALE", 0.9, (10, 10, 50, 20)), word("SALE", 0.8, (11, 10, 51, 21)), word("SAL", 0.99, (10, 10, 40, 20))]
     assert merged(tiles) == [word("SALE", 0.99, (10, 10, 51, 21))]
