@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.outcome import Sample
     from pipeline.policy import Policy
 
-SEEDS = (1, 2, 3)
+SEEDS = tuple(range(1, 10))  # half of the pictures have a code: three seeds gave sixteen, too few for a goal of 5 %
 ASKING = "{} with a QR code"
 STRENGTHS = (1.0, 0.6, 0.4, 0.25)  # of the weights that ship
 GOAL = 0.05
