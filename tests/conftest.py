@@ -105,22 +105,35 @@ def tiny_flux(tiny_model: Callable[[str], Path]) -> Path:
 BUCKET = "clearance-tests"
 
 
+# A process of its own: it makes a thread for every request, and a fault in one would end the tests' process. It ends with that.
+SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server of this process, with one bucket."""
-    import logging
+    """The address of an S3 server with one bucket."""
+    import subprocess
+    import sys
 
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    known = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=endpoint, **known).create_bucket(Bucket=BUCKET)  # type: ignore[call-overload]
-    yield endpoint
-    server.stop()
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdin is not None and server.stdout is not None
+        endpoint = server.stdout.readline().strip()
+        assert endpoint.startswith("http://127.0.0.1:"), "the S3 server does not start"
+        known = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=endpoint, **known).create_bucket(Bucket=BUCKET)  # type: ignore[call-overload]
+        yield endpoint
+        server.stdin.close()
 
 
 @pytest.fixture
