@@ -70,3 +70,22 @@ def pool_boxes(logits: Any, boxes: Any) -> Any:
     strongest = logits.flatten(2).topk(POOLED, dim=2).indices  # (N, kinds, POOLED)
     seen = boxes.flatten(2)[:, None].expand(-1, logits.shape[1], -1, -1)  # (N, kinds, 4, cells)
     return seen.gather(3, strongest[:, :, None].expand(-1, -1, 4, -1)).mean(3)
+
+
+def surest_boxes(network: Any, x: Any, logits: Any, boxes: Any) -> Any:
+    """The boxes (N, 4, 4) of pictures (N, 3, 64, 64), of each kind from the one of four quarter turns that is surest of it.
+
+    ``logits`` (N, 4) and ``boxes`` are of the pictures as they are. A network that learned from lying words does not see where
+    one ends that runs upwards. Only boxes come from the turns: with the logits of four looks more clean pictures are flagged.
+    """
+    import torch
+
+    for turns in (1, 2, 3):
+        cells, seen = split(network(torch.rot90(x, turns, (2, 3)).contiguous()))
+        again, found = pool(cells), pool_boxes(cells, seen)
+        for _ in range(turns):  # back by a quarter: anticlockwise (x, y) had become (y, 1 - x)
+            left, upper, right, lower = found.unbind(2)
+            found = torch.stack([1 - lower, left, 1 - upper, right], 2)
+        boxes = torch.where((again > logits)[:, :, None], found, boxes)
+        logits = torch.maximum(again, logits)
+    return boxes

@@ -7,7 +7,7 @@ that the weights' ``config.json`` records, at which at most one clean held-out p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from guards.mark_weights import CARD, WEIGHTS, MarkWeights
 from guards.own_label import without_own_label
 from index.errors import IntegrityError
 from index.padding import PaddedCalls
+
+if TYPE_CHECKING:
+    import torch
 
 LOGO = "mark.logo"
 BATCH = 8  # rows of every call of the network: a kernel chosen by batch size never changes a score; fewer when memory runs out
@@ -88,38 +91,58 @@ class MarksGuard:
             OutOfMemory: not even one picture fits into memory.
         """
         require_pictures(pictures, guard=self.name)
-        scores, boxes, _ = self._score(without_own_label(pictures))
+        if not len(pictures):
+            return []
+        small = self._squeezed(without_own_label(pictures))
+        logits, boxes, _ = self._look(small)
+        scores = (logits - self.operating_logits).sigmoid().numpy()
+        found = np.flatnonzero((scores >= self.threshold).any(1))  # the others need no box
+        places = boxes.numpy()
+        if len(found):
+            places[found] = self._surest(small[found], logits[found], boxes[found]).numpy()
         kinds = range(len(self.categories))  # logos are the last one
-        return [[self._finding(k, float(row[k]), boxes[i, k]) for k in kinds] for i, row in enumerate(scores)]
+        return [[self._finding(k, float(row[k]), places[i, k]) for k in kinds] for i, row in enumerate(scores)]
 
     def heat(self, pictures: np.ndarray) -> np.ndarray:
         """The places of marks: float32 (N, 4, 8, 8), per cell the calibrated score of each kind."""
         require_pictures(pictures, guard=self.name)
-        return sigmoid(self._score(pictures)[2] - self.operating_logits.numpy()[:, None, None])
+        _, _, cells = self._look(self._squeezed(pictures))
+        return sigmoid((cells - self.operating_logits[:, None, None]).numpy())
 
-    def _score(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Calibrated scores (N, 4), boxes (N, 4, 4), and the cells' logits, not shifted, (N, 4, 8, 8)."""
+    def _squeezed(self, pictures: np.ndarray) -> torch.Tensor:
+        """Pictures as the network sees them: float (N, 3, 64, 64) in [-1, 1]."""
         import torch
 
-        from guards.mark_network import CELLS, KINDS, SIDE, pool, pool_boxes, split
+        from guards.mark_network import SIDE
 
-        shapes = ((len(KINDS),), (len(KINDS), 4), (len(KINDS), CELLS, CELLS))
-        if not len(pictures):
-            scores, boxes, cells = (np.empty((0, *shape), np.float32) for shape in shapes)
-            return scores, boxes, cells
-        small = np.stack([squeeze(picture, SIDE) for picture in pictures])
+        small = torch.from_numpy(np.stack([squeeze(picture, SIDE) for picture in pictures]))
+        return small.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _look(self, small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of the kinds, not shifted (N, 4), boxes (N, 4, 4), and the cells' logits (N, 4, 8, 8)."""
+        import torch
+
+        from guards.mark_network import pool, pool_boxes, split
 
         def run(rows: list[int]) -> torch.Tensor:
-            x = torch.from_numpy(small[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            logits, boxes = split(self.network(x.contiguous().to(self._device)).cpu())
-            scores = torch.sigmoid(pool(logits) - self.operating_logits)
-            return torch.cat([scores, pool_boxes(logits, boxes).flatten(1), logits.flatten(1)], 1)
+            return self.network(small[rows].contiguous().to(self._device)).cpu()  # type: ignore[no-any-return]
 
         with torch.inference_mode():
-            out = self.calls.run(run, len(pictures)).numpy()
-        ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
-        scores, boxes, cells = (part.reshape(-1, *shape) for part, shape in zip(np.split(out, ends, 1), shapes, strict=True))
-        return scores, boxes, cells
+            cells, boxes = split(self.calls.run(run, len(small)))
+            return pool(cells), pool_boxes(cells, boxes), cells
+
+    def _surest(self, small: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """The boxes (N, 4, 4) of pictures with a mark, of each kind from the turn that is surest of it."""
+        import torch
+
+        from guards.mark_network import surest_boxes
+
+        def run(rows: list[int]) -> torch.Tensor:
+            given = (part[rows].contiguous().to(self._device) for part in (small, logits, boxes))
+            return surest_boxes(self.network, *given).cpu()  # type: ignore[no-any-return]
+
+        with torch.inference_mode():
+            return self.calls.run(run, len(small))  # type: ignore[no-any-return]
 
     def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
         box = inside(edges) if score >= self.threshold else None

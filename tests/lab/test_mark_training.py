@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guards.mark_network import CELLS, make_network, pool, pool_boxes, split
+from guards.mark_network import CELLS, make_network, pool, pool_boxes, split, surest_boxes
 from jobs.erase.marks.letters import FONTS
 from jobs.lab.world import mark_measures
 from jobs.lab.world.autoencoder import to_input
@@ -178,22 +178,55 @@ def test_the_loss_teaches_kinds_and_boxes() -> None:
         optimiser.zero_grad()
         loss_of(network, to_input(pictures), rows).backward()
         optimiser.step()
-    logits, found = judge_of(network)(pictures)
+    with torch.inference_mode():
+        cells, seen = split(network(to_input(pictures)))
+    logits, found = pool(cells).numpy(), pool_boxes(cells, seen).numpy()  # of the pictures as they are: it saw no others
     assert logits[[0, 2], 3].min() > logits[[1, 3], 3].max() and (logits[:, :3] < 0).all()
     assert (overlap(found[[0, 2], 3] * 64, boxes[[0, 2]]) > 0.7).all()
 
 
-def test_the_judge_gives_the_pooled_logits_and_boxes() -> None:
+def test_the_judge_gives_the_pooled_logits_and_the_surest_boxes() -> None:
     import torch
 
     torch.manual_seed(0)
     network = make_network((4, 4, 4, 4), 1).eval()
     pictures = drawings(3)
     logits, boxes = judge_of(network)(pictures)
+    x = to_input(pictures)
     with torch.inference_mode():
-        cells, seen = split(network(to_input(pictures)))
+        cells, seen = split(network(x))
         assert np.allclose(logits, pool(cells).numpy(), atol=1e-5)
-        assert np.allclose(boxes, pool_boxes(cells, seen).numpy(), atol=1e-5)
+        assert np.allclose(boxes, surest_boxes(network, x, pool(cells), pool_boxes(cells, seen)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_box_is_that_of_the_surest_turn_turned_back(turns: int) -> None:
+    """A network that is sure of lying bars whose left end is bright, and boxes these alone."""
+    import torch
+
+    right = torch.tensor([0.25, 0.125, 0.875, 0.25])
+
+    class Lying(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = torch.full((len(x), 8, CELLS, CELLS), -20.0)
+            bar = x[0, 0] > 0
+            ys, xs = torch.where(bar)
+            lying = int(xs.max() - xs.min()) > int(ys.max() - ys.min()) and x[0, 0].argmax() % 64 < 32
+            out[:, :4, 1, 4] = out[:, :4, 1, 3] = out[:, :4, 1, 5] = 9.0 if lying and ys.min() < 32 else 1.0
+            middle = (torch.arange(CELLS) + 0.5) / CELLS
+            to = [middle[None] - right[0], middle[:, None] - right[1], right[2] - middle[None], right[3] - middle[:, None]]
+            out[:, 4:] = torch.logit(torch.stack([edge.expand(CELLS, CELLS) for edge in to]).clamp(1e-4, 1 - 1e-4))
+            return out
+
+    x = torch.full((1, 3, 64, 64), -1.0)
+    x[:, :, 8:16, 16:56] = 0.5
+    x[:, :, 8:16, 16:20] = 1.0
+    x = torch.rot90(x, -turns, (2, 3)).contiguous()
+    cells, boxes = split(Lying()(x))
+    found = surest_boxes(Lying(), x, pool(cells), pool_boxes(cells, boxes))[0, 0]
+    ys, xs = torch.where(x[0, 0] > 0)
+    expected = [int(xs.min()) / 64, int(ys.min()) / 64, (int(xs.max()) + 1) / 64, (int(ys.max()) + 1) / 64]
+    assert found.tolist() == pytest.approx(expected, abs=0.01)
 
 
 def test_smearing_keeps_shape_and_depends_on_the_seed() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from guards.mark_network import KINDS, SIDE, make_network, pool, pool_boxes, split
+from guards.mark_network import KINDS, SIDE, make_network, pool, pool_boxes, split, surest_boxes
 from jobs.lab.world.autoencoder import to_input
 from jobs.lab.world.mark_examples import Examples, training_examples
 from jobs.lab.world.mark_measures import Judge, curve_table, evaluate, five, sources, tables
@@ -68,7 +68,7 @@ def train(
 
 
 def judge_of(network: Any) -> Judge:
-    """The network as :mod:`jobs.lab.world.mark_measures` takes it: pooled logits and boxes."""
+    """The network as :mod:`jobs.lab.world.mark_measures` takes it: pooled logits, and the surest boxes."""
 
     def look(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
@@ -76,15 +76,16 @@ def judge_of(network: Any) -> Judge:
         found, places = [], []
         with torch.inference_mode():
             for at in range(0, len(pictures), 64):
-                logits, boxes = split(network(to_input(pictures[at : at + 64])))
+                x = to_input(pictures[at : at + 64])
+                logits, boxes = split(network(x))
                 found.append(pool(logits).numpy())
-                places.append(pool_boxes(logits, boxes).numpy())
+                places.append(surest_boxes(network, x, pool(logits), pool_boxes(logits, boxes)).numpy())
         return np.concatenate(found), np.concatenate(places)
 
     return look
 
 
-def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-marks 2") -> dict[str, Any]:
+def export(work: Path, out: Path, *, count: int = 200, version: str = "stickers-marks 3") -> dict[str, Any]:
     """Write ``out``/model.safetensors (fp16), config.json and the card README.md from ``work/marks/state.pt``.
 
     The shipped weights are measured: the moving average after rounding to fp16. Returns the report.
@@ -121,8 +122,8 @@ def _card(card: dict[str, Any], report: dict[str, Any], training: dict[str, Any]
     return f"""# Marks: watermark, QR code, text, logo
 
 A fully convolutional network ({card["parameters"]:,} parameters, fp16 weights) that predicts for each cell of 8×8 pixels of a
-64×64 picture whether a watermark, a QR code, text or a logo covers it, and where the mark ends. Loaded by
-`guards.marks.MarksGuard`; licence Apache-2.0.
+64×64 picture whether a watermark, a QR code, text or a logo covers it, and where the mark ends. A box is that of the surest of
+four quarter turns of the picture. Loaded by `guards.marks.MarksGuard`; licence Apache-2.0.
 
 {five(report)}
 
