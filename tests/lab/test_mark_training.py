@@ -211,8 +211,9 @@ def test_a_box_is_that_of_the_surest_turn_turned_back(turns: int) -> None:
             out = torch.full((len(x), 8, CELLS, CELLS), -20.0)
             bar = x[0, 0] > 0
             ys, xs = torch.where(bar)
-            lying = int(xs.max() - xs.min()) > int(ys.max() - ys.min()) and x[0, 0].argmax() % 64 < 32
-            out[:, :4, 1, 4] = out[:, :4, 1, 3] = out[:, :4, 1, 5] = 9.0 if lying and ys.min() < 32 else 1.0
+            lying = int(xs.max() - xs.min()) > int(ys.max() - ys.min())
+            sure = lying and x[0, 0].argmax() % 64 < 32 and ys.min() < 32
+            out[:, :4, 1, 4] = out[:, :4, 1, 3] = out[:, :4, 1, 5] = 9.0 if sure else 1.0 + lying
             middle = (torch.arange(CELLS) + 0.5) / CELLS
             to = [middle[None] - right[0], middle[:, None] - right[1], right[2] - middle[None], right[3] - middle[:, None]]
             out[:, 4:] = torch.logit(torch.stack([edge.expand(CELLS, CELLS) for edge in to]).clamp(1e-4, 1 - 1e-4))
