@@ -5,6 +5,8 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml index/torchvision_ops.py 2>/dev/null | cksum | cut -d' ' -f1)
 OUT    ?= clearance-demo
 export TOKENIZERS_PARALLELISM = false
+# A worker that dies, or hangs where no signal reaches it, ends the suite and names its test: xdist 3.8 may wait for ever for another.
+ENDS = --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help install demo test nightly card check bench lock clean
 .DEFAULT_GOAL = help
@@ -25,7 +27,7 @@ demo: install ## the main job on the embedded world; prints where the report is
 	$(BIN)/clearance demo --out $(OUT)
 
 test: install ## the whole test suite, in as many processes as there are processors (at most 4)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ENDS) $(ARGS)
 
 nightly: install ## checks too heavy for every change: 40 kills, 200 tamperings, 200 damaged inputs, the fused kernel (Triton, 1 GB), SDXL's size (6 GB of memory)
 	@test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
