@@ -94,20 +94,14 @@ class MarksGuard:
         if not len(pictures):
             return []
         small = self._squeezed(without_own_label(pictures))
-        logits, boxes, _ = self._look(small)
+        logits, boxes = self._look(small)
         scores = (logits - self.operating_logits).sigmoid().numpy()
-        found = np.flatnonzero((scores >= self.threshold).any(1))  # the others need no box
+        found = np.flatnonzero((scores[:, : len(self.categories)] >= self.threshold).any(1))  # the others need no box
         places = boxes.numpy()
         if len(found):
             places[found] = self._surest(small[found], logits[found], boxes[found]).numpy()
         kinds = range(len(self.categories))  # logos are the last one
         return [[self._finding(k, float(row[k]), places[i, k]) for k in kinds] for i, row in enumerate(scores)]
-
-    def heat(self, pictures: np.ndarray) -> np.ndarray:
-        """The places of marks: float32 (N, 4, 8, 8), per cell the calibrated score of each kind."""
-        require_pictures(pictures, guard=self.name)
-        _, _, cells = self._look(self._squeezed(pictures))
-        return sigmoid((cells - self.operating_logits[:, None, None]).numpy())
 
     def _squeezed(self, pictures: np.ndarray) -> torch.Tensor:
         """Pictures as the network sees them: float (N, 3, 64, 64) in [-1, 1]."""
@@ -118,8 +112,8 @@ class MarksGuard:
         small = torch.from_numpy(np.stack([squeeze(picture, SIDE) for picture in pictures]))
         return small.permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def _look(self, small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of the kinds, not shifted (N, 4), boxes (N, 4, 4), and the cells' logits (N, 4, 8, 8)."""
+    def _look(self, small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the kinds, not shifted (N, 4), and boxes (N, 4, 4)."""
         import torch
 
         from guards.mark_network import pool, pool_boxes, split
@@ -129,7 +123,7 @@ class MarksGuard:
 
         with torch.inference_mode():
             cells, boxes = split(self.calls.run(run, len(small)))
-            return pool(cells), pool_boxes(cells, boxes), cells
+            return pool(cells), pool_boxes(cells, boxes)
 
     def _surest(self, small: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """The boxes (N, 4, 4) of pictures with a mark, of each kind from the turn that is surest of it."""

@@ -133,7 +133,7 @@ def s3_endpoint() -> Iterator[str]:
         known = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=endpoint, **known).create_bucket(Bucket=BUCKET)  # type: ignore[call-overload]
         yield endpoint
-        server.stdin.close()
+        server.kill()
 
 
 @pytest.fixture

@@ -145,15 +145,6 @@ def test_the_threshold_is_repeated_and_decides(guard: MarksGuard) -> None:
     ]
 
 
-def test_heat_maps_are_hot_where_the_mark_is(guard: MarksGuard) -> None:
-    pictures, boxes = marked("qr", 4, (2,))
-    heat = guard.heat(pictures)
-    assert heat.shape == (4, 4, 8, 8) and heat.dtype == np.float32
-    for cells, (x0, y0, x1, y1) in zip(heat[:, 1], boxes, strict=True):
-        row, column = divmod(int(cells.argmax()), 8)
-        assert y0 <= 8 * row + 8 and 8 * row <= y1 and x0 <= 8 * column + 8 and 8 * column <= x1
-
-
 def test_logos_are_reported_where_asked_for_and_change_nothing_else(guard: MarksGuard) -> None:
     pictures = np.concatenate([marked("logo", 4)[0], marked("qr", 4)[0]])
     both = MarksGuard(logos=True)
