@@ -12,11 +12,8 @@ import numpy as np
 
 from guards.allowed import AllowList
 from guards.base import Box, Defaults, Finding, Probe, import_package, require_package, require_pictures
+from guards.code_reader import INSTALL, decoded
 
-UPSCALES = (1, 2, 4)  # small codes have modules of one pixel; the decoder wants two or more
-LARGEST = 1024  # pixels of the longer side beyond which nothing is enlarged
-FORMATS = ("QRCode", "MicroQRCode", "RMQRCode", "DataMatrix", "Aztec")  # stripes in drawings pass for linear codes
-INSTALL = "Install it with `pip install zxing-cpp`"
 DETAIL = 80  # characters of payload kept in a finding
 
 
@@ -58,7 +55,10 @@ class CodesGuard:
         return [self._one(picture) for picture in pictures]
 
     def _one(self, picture: np.ndarray) -> list[Finding]:
-        codes = _decode(picture)
+        found: dict[str, Box] = {}
+        for code in decoded(picture):
+            found.setdefault(code.payload, code.box)
+        codes = sorted(found.items())
         flagged = [code for code in codes if code[0] not in self._allowed]
         if not flagged:
             detail = f"allowed: {codes[0][0]}"[:DETAIL] if codes else ""
@@ -70,30 +70,3 @@ class CodesGuard:
             guard=self.name, version=self.version, category="mark.qr", score=score, threshold=self.threshold, box=box,
             detail=detail,
         )  # fmt: skip
-
-
-def _decode(picture: np.ndarray) -> list[tuple[str, Box]]:
-    """Payloads and boxes of the codes found at any enlargement, each payload once, in order of payload."""
-    import zxingcpp
-
-    formats: Any = zxingcpp.barcode_formats_from_str("|".join(FORMATS))
-    luma = np.array([0.299, 0.587, 0.114], np.float32)
-    grey = (picture.astype(np.float32) @ luma).round().astype(np.uint8)
-    found: dict[str, Box] = {}
-    for times in UPSCALES:
-        if times > 1 and times * max(grey.shape) > LARGEST:
-            break
-        # A quiet zone of white helps codes that touch the border; try_invert covers light-on-dark codes.
-        pad = 4 * times
-        shown = np.pad(grey.repeat(times, 0).repeat(times, 1), pad, constant_values=255)
-        for code in zxingcpp.read_barcodes(shown, formats=formats, try_invert=True, try_rotate=True):
-            if code.valid and code.text:
-                found.setdefault(code.text, _box(code.position, pad, times, grey.shape))
-    return sorted(found.items())
-
-
-def _box(position: Any, pad: int, times: int, shape: tuple[int, ...]) -> Box:
-    corners = (position.top_left, position.top_right, position.bottom_right, position.bottom_left)
-    x = [min(1.0, max(0.0, (corner.x - pad) / (times * shape[1]))) for corner in corners]
-    y = [min(1.0, max(0.0, (corner.y - pad) / (times * shape[0]))) for corner in corners]
-    return min(x), min(y), max(x), max(y)

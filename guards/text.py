@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
+from guards.code_reader import INSTALL, covered, decoded
 from guards.own_label import without_own_label
 from guards.words import LEAST_SIGNS, SURE, Word, counts, merged
 from index.errors import GuardUnavailable, IntegrityError
@@ -52,6 +53,8 @@ def model_paths() -> dict[str, Path]:
 class TextGuard:
     """Readable text; category ``text.ocr``, score = confidence of the surest word that counts (:mod:`guards.words`), else 0.
 
+    What is in a code that decodes is no text: where words are found, such codes are covered and the picture is read again.
+
     A picture of more than 640 pixels is looked at in overlapping tiles of its own size, for small words, and as a whole, made
     smaller, for large letters.
 
@@ -64,7 +67,7 @@ class TextGuard:
         sure: the confidence that prices, numbers and two Chinese letters must have to count.
 
     Raises:
-        GuardUnavailable: RapidOCR or a file of its weights is missing.
+        GuardUnavailable: RapidOCR or a file of its weights is missing, or zxing-cpp.
     """
 
     name: str = "text"
@@ -77,13 +80,16 @@ class TextGuard:
         import importlib.metadata
 
         weights = {path.name: file_digest(path, guard=cls.name, fix=AGAIN) for path in model_paths().values()}
-        return Probe(version=f"3+rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small", weights=weights)
+        reader = f"zxing-cpp {require_package('zxingcpp', 'zxing-cpp', guard=cls.name, install=INSTALL)}"
+        ocr = f"rapidocr {importlib.metadata.version('rapidocr')} PP-OCRv6-small"
+        return Probe(version=f"4+{ocr}+{reader}", weights=weights)
 
     @classmethod
     def open(cls, settings: Any) -> TextGuard:
         rule = {key: getattr(settings, key) for key in ("least_signs", "sure") if hasattr(settings, key)}
         guard = cls(settings.threshold, **rule)
         guard._load()
+        import_package("zxingcpp", guard=cls.name, install=INSTALL)
         return guard
 
     def __init__(self, threshold: float = 0.5, *, least_signs: float = LEAST_SIGNS, sure: float = SURE) -> None:
@@ -105,9 +111,10 @@ class TextGuard:
         return [[self._one(picture)] for picture in without_own_label(pictures)]
 
     def _one(self, picture: np.ndarray) -> Finding:
-        read = self._words(picture)
-        broken = [word for word in read if not math.isfinite(word.score)]  # no rule holds for it; the finding refuses it
-        words = broken or [word for word in read if counts(word, self.least_signs, self.sure)]
+        words = self._counted(picture)
+        if words and (codes := decoded(picture)):  # the recogniser takes modules for letters
+            words = self._counted(covered(picture, codes))
+        broken = not all(math.isfinite(word.score) for word in words)
         found: dict[str, Any] = {"score": 0.0}
         if words:
             x0, y0, x1, y1 = zip(*(word.box for word in words), strict=True)
@@ -118,6 +125,12 @@ class TextGuard:
             found = {"score": score, "box": box if inside else None, "detail": " ".join(word.text for word in words)[:DETAIL]}
         category = self.categories[0]
         return Finding(guard=self.name, version=self.version, category=category, threshold=self.threshold, **found)
+
+    def _counted(self, picture: np.ndarray) -> list[Word]:
+        """The words that are text; where a score is no number, those words: no rule holds for them, the finding refuses it."""
+        read = self._words(picture)
+        broken = [word for word in read if not math.isfinite(word.score)]
+        return broken or [word for word in read if counts(word, self.least_signs, self.sure)]
 
     def _words(self, picture: np.ndarray) -> list[Word]:
         """Every word of a picture, once."""

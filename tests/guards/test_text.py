@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import segno
 from PIL import Image, ImageDraw, ImageFont
 
 import guards.text
@@ -214,3 +215,44 @@ def test_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, conten
 
 def test_the_wheel_holds_the_weights() -> None:
     assert all(isinstance(path, Path) and path.stat().st_size > 100_000 for path in guards.text.model_paths().values())
+
+
+def with_code(*places: tuple[int, int], word: str = "", under: str = "", wrecked: bool = False, turn: float = 0) -> np.ndarray:
+    """A picture of 640 pixels with one code in several places, ``word`` in their middles and ``under`` at its foot."""
+    code = segno.make("https://example.org/leaflet", micro=False, error="h")
+    dark = np.pad(np.array([list(row) for row in code.matrix], dtype=np.uint8), 2)
+    tile = Image.fromarray(255 - 255 * dark.repeat(8, 0).repeat(8, 1)).convert("RGB")
+    if wrecked:
+        tile.paste((255, 255, 255), (0, 0, 120, tile.height))
+    if word:
+        middle = tile.width // 2
+        ImageDraw.Draw(tile).rectangle([middle - 40, middle - 14, middle + 40, middle + 14], fill="white")
+        ImageDraw.Draw(tile).text((middle, middle), word, font=ImageFont.load_default(26), fill=(20, 20, 20), anchor="mm")
+    picture = Image.new("RGB", (640, 640), (205, 220, 235))
+    for place in places:
+        picture.paste(tile.rotate(turn, expand=True, fillcolor=(205, 220, 235)), place)
+    ImageDraw.Draw(picture).text((320, 600), under, font=ImageFont.load_default(40), fill=(20, 20, 20), anchor="mm")
+    return np.asarray(picture)
+
+
+@pytest.mark.parametrize(("places", "turn"), [([(180, 60)], 0), ([(20, 40), (330, 300)], 0), ([(120, 60)], 8)], ids=str)
+def test_what_stands_in_a_code_is_no_text_and_what_stands_under_it_is(
+    guard: TextGuard, places: list[tuple[int, int]], turn: float
+) -> None:
+    bare, named = (with_code(*places, word="SALE", under=under, turn=turn) for under in ("", "SCAN ME"))
+    assert "SALE" in " ".join(word.text for word in guard._counted(bare))  # else this test shows nothing
+    (quiet,), (found,) = guard.check(np.stack([bare, named]))
+    assert quiet.score == 0.0
+    assert found.triggered and found.detail == "SCAN ME"
+    assert found.box is not None and found.box[1] > 0.85
+
+
+def test_a_word_in_a_code_that_does_not_decode_is_text(guard: TextGuard) -> None:
+    ((found,),) = guard.check(with_code((180, 60), word="SALE", wrecked=True)[None])
+    assert found.triggered and "SALE" in found.detail
+
+
+def test_a_missing_reader_of_codes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zxingcpp", None)
+    with pytest.raises(GuardUnavailable, match="zxing-cpp"):
+        TextGuard.open(Settings)
