@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw
 from index.errors import InputError
 from jobs.lab.judges.errors import JudgeUnavailable
 from jobs.lab.judges.judges import SETTINGS, WEIGHTS, Judges, shipped
+from jobs.lab.judges.marks import CELLS, MarkJudge, look, make_network
 from jobs.lab.judges.own_marks import KINDS, litter, stamp
+from jobs.lab.judges.own_watermarks import cover
+from jobs.lab.judges.own_words import files, write
 from jobs.lab.judges.placing import placements
 from jobs.lab.judges.trunk import CHANNELS, PACKAGE, SIDE, Trunk, weights_file
 
@@ -163,6 +166,59 @@ def test_own_marks_change_a_picture_and_repeat(kind: str, drawings: np.ndarray) 
         assert np.abs(one.astype(int) - drawings[0]).max() > 12
         assert np.array_equal(one, stamp(drawings[0], kind, np.random.default_rng(seed)))
     assert litter(drawings[0], np.random.default_rng(1)).shape == drawings[0].shape
+
+
+def test_own_watermarks_are_of_great_variety_and_cover_some_of_the_picture() -> None:
+    shares = [float(cover(256, np.random.default_rng(seed)).mean()) for seed in range(60)]
+    assert sum(share > 0.01 for share in shares) >= 55 and max(shares) < 0.7
+    assert len({round(share, 4) for share in shares}) > 50
+
+
+def test_own_words_stay_in_the_picture_and_have_many_typefaces() -> None:
+    sheets = []
+    for seed in range(40):
+        alpha = np.zeros((512, 512), np.float32)
+        wide, high = write(alpha, "WATERMARKED", (256, 256), 60, np.random.default_rng(seed))
+        assert 0 < wide < 300 and 0 < high < 120 and 0 < alpha.max() <= 1  # the picture is the middle half
+        sheets.append(alpha.tobytes())
+    assert len(set(sheets)) > 10
+
+
+def test_a_missing_typeface_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    files.cache_clear()
+    with pytest.raises(JudgeUnavailable, match=r"font-source-sans-pro.*pip install 'clearance\[lab\]'"):
+        files()
+
+
+def test_the_mark_judges_fit_goes_on_where_it_was_stopped(tmp_path: Path, drawings: np.ndarray) -> None:
+    from jobs.lab.judges.fit_marks import fit
+
+    where = np.zeros((len(drawings), len(KINDS), CELLS, CELLS), bool)
+    where[::2, 0, 4:9, 4:9] = True
+    said: list[str] = []
+    fit(drawings, where, tmp_path / "marks.pt", minutes=0.01, batch=2, say=said.append)
+    import torch
+
+    first = torch.load(tmp_path / "marks.pt", weights_only=True)["step"]
+    weights, _ = fit(drawings, where, tmp_path / "marks.pt", minutes=0.02, batch=2, say=said.append)
+    assert torch.load(tmp_path / "marks.pt", weights_only=True)["step"] > first >= 1
+    judge = MarkJudge(weights, (0.0, 0.0, 0.0))
+    with pytest.raises(JudgeUnavailable, match="another network"):
+        MarkJudge({"mix.weight": weights["0.0.weight"]}, (0.0, 0.0, 0.0))
+    assert judge.score(drawings).shape == (len(drawings), len(KINDS))
+
+
+def test_the_marks_of_a_picture_do_not_depend_on_neighbours_nor_on_how_it_is_turned(drawings: np.ndarray) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    network = make_network().eval()
+    together, alone = look(network, np.concatenate([drawings] * 3)), look(network, drawings[2:3])
+    assert np.array_equal(together[2], alone[0]) and np.array_equal(together[2], together[2 + len(drawings)])
+    turned = look(network, np.rot90(drawings, axes=(1, 2))[:, :, ::-1])
+    assert np.allclose(turned, together[: len(drawings)], atol=1e-4)
+    assert look(network, np.zeros((2, 96, 96, 3), np.uint8)).shape == (2, len(KINDS))
 
 
 def test_a_reference_is_laid_over_its_moved_mirror_image(drawings: np.ndarray) -> None:

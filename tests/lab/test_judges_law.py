@@ -29,7 +29,7 @@ def test_nothing_that_is_judged_knows_its_judges(path: Path) -> None:
 
 
 def test_the_judges_use_nothing_of_the_pipeline() -> None:
-    used = ("judges", "trunk", "captions", "copies", "placing", "marks", "own_marks", "errors")
+    used = ("judges", "trunk", "captions", "copies", "placing", "marks", "own_marks", "own_watermarks", "own_words", "errors")
     for stem in used:  # asking a judge needs no embedder, no guard, no second look and no training
         found = names(ROOT / "jobs" / "lab" / "judges" / f"{stem}.py")
         ours = {name for name in found if name.split(".")[0] in {"index", "guards", "pipeline"} or name.startswith("jobs.")}

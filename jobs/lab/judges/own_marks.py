@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from jobs.lab.judges.own_watermarks import cover
+from jobs.lab.judges.own_words import word, write
+
 KINDS = ("watermark", "qr", "text")  # the order of the judge's scores; judges share nothing with the guards, not even this list
 FINE = 4  # drawn so many times larger
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def stamp(picture: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -63,55 +65,15 @@ def litter(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _watermark(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Something half transparent over the subject: a word, many words, lines, a net, an emblem, a strip."""
-    import cv2
-
-    side = picture.shape[0]
-    big = side * FINE
-    wide = 2 * big  # turned, then cropped
-    alpha = np.zeros((wide, wide), np.float32)
-    x, y = (int(big + v * big) for v in rng.uniform(-0.22, 0.22, 2))
-    form = int(rng.integers(7))
-    if form == 0:
-        _write(alpha, _word(rng), (x, y), float(rng.uniform(0.17, 0.36)) * big, rng)
-    elif form == 1:
-        size = float(rng.uniform(0.11, 0.2)) * big
-        word, gap = _word(rng), float(rng.uniform(1.3, 2.6))
-        for row, at in enumerate(np.arange(0, wide, size * gap)):
-            for column in range(-1, 4):
-                _write(alpha, word, (int((column + 0.5 * (row % 2)) * wide / 3), int(at)), size, rng, jitter=False)
-    elif form in (2, 3):  # parallel lines; crossed, they make a net
-        step, thick = float(rng.uniform(0.12, 0.45)) * big, int(rng.integers(3, 12))
-        for at in np.arange(0, wide, step):
-            cv2.line(alpha, (int(at), 0), (int(at), wide), 1.0, thick)
-            if form == 3:
-                cv2.line(alpha, (0, int(at)), (wide, int(at)), 1.0, thick)
-    elif form == 4:  # an emblem: an outline with a letter or a shape in it
-        radius = int(float(rng.uniform(0.13, 0.34)) * big)
-        corners = int(rng.choice((3, 4, 5, 6, 40, 40, 40)))
-        turns = np.arange(corners) * 2 * np.pi / corners + rng.uniform(0, 2 * np.pi)
-        ring = (np.stack([x + radius * np.cos(turns), y + radius * np.sin(turns)], 1)).astype(np.int32)[:, None]
-        cv2.polylines(alpha, [ring], True, 1.0, int(rng.integers(5, 16)), cv2.LINE_AA)
-        if rng.random() < 0.7:
-            _write(alpha, str(rng.choice(list(LETTERS))), (x, y), 1.3 * radius, rng)
-    elif form == 5:  # a filled emblem: star or polygon
-        radius, corners = float(rng.uniform(0.1, 0.26)) * big, int(rng.integers(3, 9))
-        inner = radius * float(rng.uniform(0.4, 1.0))
-        turns = np.arange(2 * corners) * np.pi / corners + rng.uniform(0, 2 * np.pi)
-        reach = np.where(np.arange(2 * corners) % 2, inner, radius)
-        cv2.fillPoly(alpha, [np.stack([x + reach * np.cos(turns), y + reach * np.sin(turns)], 1).astype(np.int32)], 1.0)
-    else:  # a strip with a word left open in it
-        half = int(float(rng.uniform(0.07, 0.15)) * big)
-        cv2.rectangle(alpha, (0, y - half), (wide, y + half), 1.0, -1)
-        letters = np.zeros_like(alpha)
-        _write(letters, _word(rng), (big, y), 1.5 * half, rng)
-        alpha = alpha * (1 - letters)
-    turn = float(rng.uniform(-60, 60)) if rng.random() < 0.8 else 0.0
-    alpha = cv2.warpAffine(alpha, cv2.getRotationMatrix2D((big, big), turn, 1.0), (wide, wide))[
-        big // 2 : big // 2 + big, big // 2 : big // 2 + big
-    ]
-    grey = float(rng.uniform(70, 160) if rng.random() < 0.85 else rng.uniform(190, 255))
-    return _lay(picture, alpha * float(rng.uniform(0.3, 0.72)), np.full(3, grey) + rng.normal(0, 6, 3))
+    """Something half transparent over the subject, grey more often than not."""
+    alpha = cover(picture.shape[0] * FINE, rng)
+    chance = rng.random()
+    ink = np.full(3, rng.uniform(60, 165)) + rng.normal(0, 6, 3)
+    if chance > 0.9:
+        ink = rng.uniform(30, 220, 3)
+    elif chance > 0.8:
+        ink = np.full(3, rng.uniform(200, 255))
+    return _lay(picture, alpha * float(rng.uniform(0.35, 0.75)), ink)
 
 
 def _code(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -158,13 +120,13 @@ def _text(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     side = picture.shape[0]
     big = side * FINE
-    word = _word(rng)
+    text = word(rng)
     size = float(rng.uniform(0.15, 0.33)) * big
     ink = rng.uniform(0, 215, 3) if rng.random() < 0.7 else np.full(3, rng.uniform(0, 60))
     y = int(rng.choice((rng.uniform(0.1, 0.25), rng.uniform(0.75, 0.92), rng.uniform(0.2, 0.8))) * big)
     at = (int(big * (0.5 + rng.normal(0, 0.06))), y)
     alpha = np.zeros((big, big), np.float32)
-    wide, high = _write(alpha, word, at, size, rng)
+    wide, high = write(alpha, text, at, 0.8 * size, rng, room=big)
     form = rng.random()
     under, paper = np.zeros_like(alpha), np.full(3, 255.0)
     if form < 0.3:  # on a plate
@@ -187,29 +149,6 @@ def _text(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         matrix = cv2.getRotationMatrix2D((big / 2, big / 2), turn, 1.0)
         alpha, under = cv2.warpAffine(alpha, matrix, (big, big)), cv2.warpAffine(under, matrix, (big, big))
     return _lay(_lay(picture, under, paper), alpha, ink)
-
-
-def _word(rng: np.random.Generator) -> str:
-    """Two to eight letters, capitals more often."""
-    return "".join(rng.choice(list(LETTERS), int(rng.integers(3, 8))))
-
-
-def _write(
-    alpha: np.ndarray, word: str, at: tuple[int, int], size: float, rng: np.random.Generator, *, jitter: bool = True
-) -> tuple[int, int]:
-    """Write ``word`` centred on ``at``, capitals ``size`` pixels high (less where it would not fit); its width and height."""
-    import cv2
-
-    fonts = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX)
-    font = int(rng.choice(fonts)) if jitter else cv2.FONT_HERSHEY_SIMPLEX
-    thick = max(2, int(size * (rng.uniform(0.1, 0.24) if jitter else 0.14)))
-    (wide, high), _ = cv2.getTextSize(word, font, 1.0, 1)
-    scale = min(size / high, 0.94 * alpha.shape[1] / wide) * 0.8
-    (wide, high), _ = cv2.getTextSize(word, font, scale, thick)
-    canvas = np.zeros(alpha.shape, np.uint8)
-    cv2.putText(canvas, word, (at[0] - wide // 2, at[1] + high // 2), font, scale, 255, thick, cv2.LINE_AA)
-    np.maximum(alpha, canvas / np.float32(255), out=alpha)
-    return int(wide), int(high)
 
 
 def _patch(big: int, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jobs.lab.judges.own_marks import KINDS
 from jobs.lab.judges.trunk import SHA256, Trunk
 
 VIEWS, TEST_VIEWS = 24, 5  # per drawing, caption judge
-EXAMPLES, PASSES = 8000, 9  # mark judge
+EXAMPLES, CHUNK, MINUTES = 60000, 2500, 90  # mark judge: examples in all and a file; of one core
 NAMES, PER_DRAWING = 150, 3  # copy judge: names fitted on; copies and near misses per drawing
 Say = Callable[[str], None]
 
@@ -122,10 +123,7 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
 
 def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
     """The mark judge: (weights, settings). Measured on the world's numbered designs, smeared, and on clean drawings."""
-    import torch
-
-    from jobs.lab.judges.fit_marks import examples, fit, numbered, thresholds
-    from jobs.lab.judges.marks import heat, hottest, places
+    from jobs.lab.judges.fit_marks import examples, fit, numbered
     from jobs.lab.judges.smears import smear
     from jobs.lab.world.mark_examples import choose
     from jobs.lab.world.pictures import load
@@ -133,41 +131,46 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
     pixels, _, names = load(work)
     world, other, held = choose(names)
 
-    def grids(pictures: np.ndarray) -> np.ndarray:
-        looked = [places(trunk.look(pictures[at : at + 64])).half().numpy() for at in range(0, len(pictures), 64)]
-        return np.concatenate(looked)
-
-    def draw() -> dict[str, np.ndarray]:
-        halves = [examples(work, rows, EXAMPLES // 2, seed=seed) for seed, rows in enumerate((world, other))]
-        pictures, where = (np.concatenate(parts) for parts in zip(*halves, strict=True))
-        return {"grids": grids(pictures), "where": where}
+    def draw(part: int, seed: int) -> dict[str, np.ndarray]:
+        pictures, where = examples(work, (world, other)[part], CHUNK, seed=seed)
+        return {"pictures": pictures, "where": where}
 
     def trials() -> dict[str, np.ndarray]:
         rng = np.random.default_rng(5)
         found: dict[str, np.ndarray] = {}
         for label, rows in (("held_out", held), ("world", rng.choice(world, 200, replace=False))):
-            found[f"{label} clean plain"] = grids(pixels[rows])
-            found[f"{label} clean smeared"] = grids(smear(work, pixels[rows], rng, noise=0.3))
+            found[f"{label} clean plain"] = pixels[rows]
+            found[f"{label} clean smeared"] = smear(work, pixels[rows], rng, noise=0.3)
             for kind in KINDS:
                 for design in range(5):
                     chosen = rng.choice(rows, 60, replace=False)
-                    marked = numbered(work, chosen, kind, (design,), seed=design, smeared=True)
-                    found[f"{label} {kind} {design}"] = grids(marked)
+                    found[f"{label} {kind} {design}"] = numbered(work, chosen, kind, (design,), seed=design, smeared=True)
         return found
 
-    seen = _keep(kept / "marks_fit.npz", draw, say)
-    test = _keep(kept / "marks_test.npz", trials, say)
+    seen = [
+        _keep(kept / f"marks_{part}_{chunk}.npz", partial(draw, part, 1000 * part + chunk), say)
+        for part in range(2)
+        for chunk in range(EXAMPLES // 2 // CHUNK)
+    ]
+    pictures, where = (np.concatenate([some[name] for some in seen]) for name in ("pictures", "where"))
+    test = _keep(kept / "marks_trials.npz", trials, say)
+    found, steps = fit(pictures, where, kept / "marks.pt", minutes=MINUTES, say=say)
+    weights = {name: value.half() for name, value in found.items()}
+    return weights, marks_measured(weights, test, examples=len(pictures), steps=steps)
 
-    def head() -> dict[str, np.ndarray]:
-        found = fit(torch.from_numpy(seen["grids"]), seen["where"], epochs=PASSES, say=say)
-        return {name: value.numpy() for name, value in found.items()}
 
-    weights = {name: torch.from_numpy(value) for name, value in _keep(kept / "marks_head.npz", head, say).items()}
-    stored = {name: value.half().float() for name, value in weights.items()}  # as they ship
-    with torch.no_grad():
-        logits = {name: hottest(heat(stored, torch.from_numpy(grid).float())).numpy() for name, grid in test.items()}
+def marks_measured(weights: dict[str, Any], trials: dict[str, np.ndarray], *, examples: int, steps: int) -> dict[str, Any]:
+    """The mark judge's operating points and rates, with the weights as they ship; ``trials``: pictures by sort."""
+    from jobs.lab.judges.fit_marks import thresholds
+    from jobs.lab.judges.marks import look, make_network
+
+    network = make_network()
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+    logits = {name: look(network.eval(), some) for name, some in trials.items()}
     at = np.array(thresholds([found for name, found in logits.items() if " clean " in name]))
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = {
+        "parameters": sum(value.numel() for value in network.parameters()), "examples": examples, "steps": steps,
+    }  # fmt: skip
     for label in ("held_out", "world"):
         for sort in ("plain", "smeared"):
             fired: np.ndarray = logits[f"{label} clean {sort}"] >= at
@@ -179,7 +182,10 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
                 fired = np.concatenate([logits[f"{label} {kind} {design}"] >= at for design in designs])
                 sort = "".join(str(design) for design in designs)
                 measured[f"{label}_{kind}_{sort}"] = {"kind": _rate(fired[:, k]), "any": _rate(fired.any(1))}
-    return weights, {"thresholds": at.tolist(), "measured": measured}
+            for design in range(5):
+                fired = logits[f"{label} {kind} {design}"] >= at
+                measured[f"{label}_{kind}_design_{design}"] = _rate(fired[:, k])
+    return {"thresholds": at.tolist(), "measured": measured}
 
 
 def _keep(path: Path, build: Callable[[], dict[str, np.ndarray]], say: Say) -> dict[str, np.ndarray]:
