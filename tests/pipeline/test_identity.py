@@ -83,10 +83,11 @@ def test_an_open_action_is_settled_before_anything_is_decided(tiny_sd: Path) -> 
 
 def test_the_identity_names_every_guard_with_its_weights(tmp_path: Path) -> None:
     parts = identity_of(a_run("stickers"), Policy(), base=tmp_path)
-    assert parts["guard.text.version"].endswith("PP-OCRv6-small")
+    codes = f"zxing-cpp {importlib.metadata.version('zxing-cpp')}"
+    assert parts["guard.text.version"].endswith(f"PP-OCRv6-small+{codes}")
     assert parts["guard.marks.action"] == "steer"
     assert len(parts["guard.text.weights"]) == len(parts["guard.marks.weights"]) == 64
-    assert parts["guard.codes.version"] == f"zxing-cpp {importlib.metadata.version('zxing-cpp')}"
+    assert parts["guard.codes.version"] == codes
     assert not [name for name in parts if name.startswith("guard.yolo")]  # not in force
 
 
