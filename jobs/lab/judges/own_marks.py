@@ -1,8 +1,8 @@
 """Marks of the judges' own design: watermark, QR code, text; and litter that is none of them.
 
 The pipeline's detector learned from the numbered designs of :mod:`jobs.erase.marks.overlays`. A judge trained on the same
-designs would share its blind spots. These designs therefore use other means: another typeface (OpenCV's own), QR codes of
-random modules instead of encoded ones, every size, place, rotation and ink. The numbered designs only measure the judge.
+designs would share its blind spots. These designs therefore use other means: other typefaces, QR codes of random modules
+instead of encoded ones, every size, place, rotation and ink. The numbered designs only measure the judge.
 
 Everything is drawn four times as large and averaged down. Pictures are uint8 (S, S, 3).
 """
