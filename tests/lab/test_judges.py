@@ -197,12 +197,12 @@ def test_the_mark_judges_fit_goes_on_where_it_was_stopped(tmp_path: Path, drawin
     where = np.zeros((len(drawings), len(KINDS), CELLS, CELLS), bool)
     where[::2, 0, 4:9, 4:9] = True
     said: list[str] = []
-    fit(drawings, where, tmp_path / "marks.pt", minutes=0.01, batch=2, say=said.append)
+    fit(drawings, where, tmp_path, minutes=0.01, batch=2, say=said.append)
     import torch
 
-    first = torch.load(tmp_path / "marks.pt", weights_only=True)["step"]
-    weights, _ = fit(drawings, where, tmp_path / "marks.pt", minutes=0.02, batch=2, say=said.append)
-    assert torch.load(tmp_path / "marks.pt", weights_only=True)["step"] > first >= 1
+    first = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+    weights, _ = fit(drawings, where, tmp_path, minutes=0.02, batch=2, say=said.append)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] > first >= 1
     judge = MarkJudge(weights, (0.0, 0.0, 0.0))
     with pytest.raises(JudgeUnavailable, match="another network"):
         MarkJudge({"mix.weight": weights["0.0.weight"]}, (0.0, 0.0, 0.0))

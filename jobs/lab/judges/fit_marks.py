@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,19 +87,19 @@ def soften(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def fit(
     pictures: np.ndarray,
     where: np.ndarray,
-    state: Path,
+    folder: Path,
     *,
     minutes: float,
     batch: int = 64,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, Any], int]:
-    """Train the network for a time budget; the moving average of its weights, without the batch counters, and the steps.
+    """Train the network for a time budget; the moving average of its weights, fp16, without the batch counters, and the steps.
 
     Args:
         pictures: uint8 (M, 64, 64, 3).
         where: bool (M, 3, CELLS, CELLS).
-        state: a file that is written every minute and a half; a stopped fit goes on from it.
+        folder: where the state is kept; a stopped fit goes on from it.
         minutes: budget in all. The rate falls along a cosine over its second half.
         batch: pictures a step. A step may turn and mirror its own, permute their colours and add noise.
         seed: of the network and of every step's choices.
@@ -110,29 +108,9 @@ def fit(
     import torch
     from torch.nn import functional
 
-    torch.manual_seed(seed)
-    network = make_network().to(memory_format=torch.channels_last).train()
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.03, fused=True)
-    step, spent, total = 0, 0.0, 0.0
-    if state.exists():
-        kept = torch.load(state, weights_only=True)
-        network.load_state_dict(kept["network"])
-        average.load_state_dict(kept["average"])
-        optimiser.load_state_dict(kept["optimiser"])
-        step, spent = kept["step"], kept["spent"]
-    start = time.monotonic() - spent
+    from jobs.lab.world.mark_training import averaged, loop
 
-    def save() -> None:
-        parts = {"network": network.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save({**parts, "step": step, "spent": time.monotonic() - start}, state.with_suffix(".part"))
-        state.with_suffix(".part").rename(state)
-
-    saved = time.monotonic()
-    while (share := (time.monotonic() - start) / 60 / minutes) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * float(np.cos(np.pi * max(0.0, 2 * share - 1))))
-        rng = np.random.default_rng([7, seed, step])
+    def loss_at(network: Any, rng: np.random.Generator) -> Any:
         at = np.sort(rng.integers(0, len(pictures), batch))
         x, y = torch.from_numpy(pictures[at]).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(where[at]).float()
         if rng.random() < 0.5:
@@ -147,26 +125,11 @@ def fit(
             logits = network(x.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
         picture = functional.binary_cross_entropy_with_logits(hottest(logits), y.flatten(2).amax(2))
-        place = functional.binary_cross_entropy_with_logits(logits, y, pos_weight=torch.tensor(2.0))
-        loss = picture + place
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        step, total = step + 1, total + float(loss.detach())
-        decay = min(0.998, (step + 1) / (step + 10))
-        with torch.no_grad():
-            now = network.state_dict()
-            for name, value in average.state_dict().items():
-                value.lerp_(now[name], 1 - decay) if value.is_floating_point() else value.copy_(now[name])
-        if step % 100 == 0:
-            say(f"marks: step {step}, {(time.monotonic() - start) / 60:.1f} of {minutes:g} minutes, loss {total / 100:.4f}")
-            total = 0.0
-        if time.monotonic() - saved > 90:
-            save()
-            saved = time.monotonic()
-    save()
-    return {name: value for name, value in average.state_dict().items() if value.is_floating_point()}, step
+        return picture + functional.binary_cross_entropy_with_logits(logits, y, pos_weight=torch.tensor(2.0))
+
+    torch.manual_seed(seed)
+    done = loop(make_network(), loss_at, folder, minutes=minutes, steps=None, rate=RATE, seed=seed, say=say)
+    return averaged(folder)[0], int(done["steps"])
 
 
 def thresholds(clean: list[np.ndarray]) -> tuple[float, ...]:

@@ -154,8 +154,7 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
     ]
     pictures, where = (np.concatenate([some[name] for some in seen]) for name in ("pictures", "where"))
     test = _keep(kept / "marks_trials.npz", trials, say)
-    found, steps = fit(pictures, where, kept / "marks.pt", minutes=MINUTES, say=say)
-    weights = {name: value.half() for name, value in found.items()}
+    weights, steps = fit(pictures, where, kept / "marks", minutes=MINUTES, say=say)
     return weights, marks_measured(weights, test, examples=len(pictures), steps=steps)
 
 

@@ -1,4 +1,4 @@
-"""The training loop of both mark detectors: batches of examples, smeared anew; a moving average; checkpoints; a curve.
+"""The training loop of the mark detectors and their judge: batches, smeared anew; a moving average; checkpoints; a curve.
 
 Every step draws its batch from its own generator, seeded by (seed, step): two trainings with one seed take the same first steps
 whatever their budgets, and a resumed training uses the batches that an uninterrupted one would have used.
@@ -55,6 +55,32 @@ def fit(
     Returns:
         steps, batch, seed, examples and the curve (step, minutes, mean loss of the last fifty steps).
     """
+
+    def loss_at(network: Any, rng: np.random.Generator) -> Any:
+        at = np.sort(rng.integers(0, len(data), batch))
+        rows = Examples(data.pictures[at], data.kinds[at], data.boxes[at], data.cells[at])
+        return loss_of(network, smear(to_input(rows.pictures), rng), rows)
+
+    done = loop(network, loss_at, folder, minutes=minutes, steps=steps, rate=rate, seed=seed, say=say)
+    return {"steps": done["steps"], "batch": batch, "seed": seed, "examples": len(data), "curve": done["curve"]}
+
+
+def loop(
+    network: Any,
+    loss_at: Callable[[Any, np.random.Generator], Any],
+    folder: Path,
+    *,
+    minutes: float,
+    steps: int | None,
+    rate: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The loop itself; ``loss_at`` draws a step's batch from the step's generator and gives its loss. Arguments as :func:`fit`.
+
+    Returns:
+        steps and the curve.
+    """
     import torch
 
     if minutes <= 0 and not steps:
@@ -86,9 +112,7 @@ def fit(
             falling = 0.5 + 0.5 * float(np.cos(np.pi * max(0.0, 2 * share - 1)))
             group["lr"] = rate * min(1.0, (step + 1) / 100) * falling
         rng = np.random.default_rng([seed, step])
-        at = np.sort(rng.integers(0, len(data), batch))
-        rows = Examples(data.pictures[at], data.kinds[at], data.boxes[at], data.cells[at])
-        loss = loss_of(network, smear(to_input(rows.pictures), rng), rows)
+        loss = loss_at(network, rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
         optimiser.step()
@@ -108,7 +132,7 @@ def fit(
             save()
             saved = time.monotonic()
     save()
-    return {"steps": step, "batch": batch, "seed": seed, "examples": len(data), "curve": curve}
+    return {"steps": step, "curve": curve}
 
 
 def averaged(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
