@@ -18,7 +18,7 @@ from jobs.erase.save import save_adapter
 from jobs.erase.train import Trained, Training
 from jobs.lab.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.lab.bench.erase import bench, schedule
-from jobs.lab.bench.erase_arms import ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
+from jobs.lab.bench.erase_arms import ALONE, ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
 from jobs.lab.bench.erase_ship import MAIN, ship
 from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.lab.bench.measures import Measure, corrected, half_samples, kid, ratio
@@ -100,6 +100,8 @@ def test_arms_differ_in_one_thing() -> None:
             assert of[HIDDEN] == dataclasses.replace(full, hidden=1.0)
     data = {arm.name: arm for arm in ARMS if arm.part == "data"}
     assert data[PLAIN].training == data[CLEAN].training and data[PLAIN].dataset != data[CLEAN].dataset
+    for name in (HIDDEN, PLAIN):
+        assert data[name + ALONE].training == data[name].training and data[name + ALONE].dataset == "new-watermarked"
 
 
 def test_what_others_are_compared_with_is_trained_first() -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from jobs.erase.dataset import Rows
     from pipeline.steer.erase_adapter import EraseAdapter
 
-SETS = ("marked", "new", "new-clean")
 STEPS, BATCH, RANK = 400, 24, 16
 TOKEN_STEPS, TOKEN_BATCH = 300, 32  # where tokens alone are trained
 CAPTIONED = 0.2  # share of captions left out, as in other trainings: tokens are mostly learned behind a caption
@@ -57,6 +56,7 @@ BOTH = f"{FULL} + low-rank weights"  # for redrawn samples: the weights learn on
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
 HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
+ALONE = ", watermarks alone"  # in the set: after a mixed one, plain fine-tuning draws too few to count
 
 ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are compared with come first
     Arm(part="model", name=HIDDEN, training=_BOTH_HIDDEN, dataset="marked", main=True),
@@ -65,6 +65,8 @@ ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are comp
     Arm(part="data", name=FULL, training=_DATA, dataset="new", main=True),
     Arm(part="data", name=PLAIN, training=_PLAIN, dataset="new", main=True),
     Arm(part="data", name=CLEAN, training=_PLAIN, dataset="new-clean", main=True),
+    Arm(part="data", name=HIDDEN + ALONE, training=_HIDDEN, dataset="new-watermarked", main=True),
+    Arm(part="data", name=PLAIN + ALONE, training=_PLAIN, dataset="new-watermarked", main=True),
     Arm(part="model", name=FULL, training=_TOKENS, dataset="marked"),
     Arm(part="model", name="name", training=replace(_TOKENS, mode="none", a=1.0), dataset="marked"),
     Arm(part="model", name="name + geometry", training=replace(_TOKENS, a=1.0), dataset="marked"),
@@ -89,7 +91,7 @@ ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are comp
 
 
 def build_sets(world: Path, work: Path) -> None:
-    """Build the sets that are missing, of three: the world's marked subjects, new subjects polluted, new subjects clean."""
+    """Build the sets that are missing: the world's marked subjects; new subjects polluted, with watermarks alone, and clean."""
     from guards.marks import MarksGuard
     from jobs.erase.dataset import build
     from jobs.erase.pollute import Pollution
@@ -98,6 +100,7 @@ def build_sets(world: Path, work: Path) -> None:
     plans = {
         "marked": (("marked", 1, 12), Pollution(ratio=0.7), True),
         "new": (("new", 2, 24), Pollution(ratio=0.6), True),
+        "new-watermarked": (("new", 2, 24), Pollution(kinds=("watermark",), ratio=0.6), True),
         "new-clean": (("new", 2, 24), Pollution(ratio=0.0), False),
     }
     for name, ((part, seed, variants), how, seen) in plans.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.erase_arms import CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
+from jobs.lab.bench.erase_arms import ALONE, CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
 from jobs.lab.bench.erase_draw import WORDS, Bench, marked_shares, prefixed
 from jobs.lab.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 from jobs.lab.judges.own_marks import KINDS
@@ -44,7 +44,7 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
     oracle = half_samples("", b.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
     measures: list[Measure] = []
     for name, pictures in drawn.items():
-        erasing = name.partition(", seed ")[0] == HIDDEN or (name.startswith(FULL) and name.endswith(ERASED))
+        erasing = name.partition(", seed ")[0] in (HIDDEN, HIDDEN + ALONE) or (name.startswith(FULL) and name.endswith(ERASED))
         bound = oracle.high if oracle is not None and erasing else None
         measures += judged_set(b, name, pictures, captions, clean, bound)
     measures += compared(b, drawn, captions, clean)
@@ -57,15 +57,18 @@ def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], cle
     """Erasing arms against plain fine-tuning, by training and over all trainings; and how well the subjects are kept."""
     measures: list[Measure] = []
     trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
-    for arm, way in ((HIDDEN, ""), *((FULL, way) for way in ERASED)):
-        pairs = [(PLAIN + seed, arm + seed + way) for seed in trainings if {PLAIN + seed, arm + seed + way} <= drawn.keys()]
+    everything, alone = tuple(KINDS), ("watermark",)
+    arms = [(HIDDEN, "", PLAIN, everything), *((FULL, way, PLAIN, everything) for way in ERASED)]
+    for arm, way, control, kinds in (*arms, (HIDDEN + ALONE, "", PLAIN + ALONE, alone)):
+        pairs = [(control + seed, arm + seed + way) for seed in trainings]
+        pairs = [pair for pair in pairs if set(pair) <= drawn.keys()]
         for plain, ours in pairs:
-            measures += divided(b, ours, drawn[plain], drawn[ours], captions)
+            measures += divided(b, ours, drawn[plain], drawn[ours], captions, kinds)
         if len(pairs) > 1:
             before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
-            measures += divided(b, f"{arm}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs))
-        for seed, control in itertools.product(trainings, (CLEAN, PLAIN)):
-            ours, other = arm + seed + way, control + seed
+            measures += divided(b, f"{arm}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs), kinds)
+        for seed, beside in itertools.product(trainings, (CLEAN, control)):
+            ours, other = arm + seed + way, beside + seed
             if {ours, other} <= drawn.keys():
                 kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
                 measures.append(ratio(f"{ours}: subject right / {other}", kept[0], kept[1], captions, 0.97))
@@ -120,16 +123,18 @@ def judged_set(
     return [*measures, replace(distance, goal=bound)]
 
 
-def divided(b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str]) -> list[Measure]:
-    """How many times fewer pictures carry each kind of mark than after plain fine-tuning.
+def divided(
+    b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str], kinds: Sequence[str]
+) -> list[Measure]:
+    """How many times fewer pictures carry each kind of mark in the set than after plain fine-tuning.
 
     The judge's false alarms are subtracted from its rates; its sensitivity cancels in the ratio.
     """
     judge = [b.marks(pictures) >= 0.5 for pictures in (before, after)]
     own = [b.found(pictures) for pictures in (before, after)]
     measures = [ratio(f"plain / {name}, any mark, judge", judge[0].max(1), judge[1].max(1), captions)]
-    for column, kind in enumerate(KINDS):
-        first, second = (one[:, column] for one in judge)
+    for kind in kinds:
+        first, second = (one[:, KINDS.index(kind)] for one in judge)
         alarm = judge_rates(b, kind)[1]
         measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=alarm))
         first, second = (np.array([kind in marks for marks in one]) for one in own)
