@@ -92,6 +92,7 @@ def erase(
         Literal["model", "data"] | None, typer.Option(help="Measure one part alone, into a result file of its own.")
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Train this arm alone; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of the pictures.")] = 3,
 ) -> None:
     """Compare erasers with controls: how often independent detectors find a mark, and what erasing costs the picture.
 
@@ -99,7 +100,8 @@ def erase(
     """
     from jobs.lab.bench.erase import bench
 
-    bench(out, work, world, quick=quick, train=train, trainings=trainings, shipped=ship, part=part, arms=arm or ())
+    drawn = range(1, seeds + 1)
+    bench(out, work, world, quick=quick, train=train, trainings=trainings, shipped=ship, part=part, arms=arm or (), seeds=drawn)
 
 
 @app.command()

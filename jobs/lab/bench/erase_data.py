@@ -114,8 +114,8 @@ def judged_set(
         by_judge = clustered(f"{name}: {kind}, judge", judge[:, column], captions)
         measures.append(clustered(f"{name}: {kind}, pipeline's detector", [kind in marks for marks in own], captions))
         measures.append(by_judge)
-        hit, alarm = judge_rates(b, kind)
-        measures.append(corrected(f"{name}: {kind}, judge, corrected for its sensitivity", by_judge, hit, 1 - alarm))
+        rates = sensitivity(b, kind), 1 - b.alarms(kind)
+        measures.append(corrected(f"{name}: {kind}, judge, corrected for its sensitivity", by_judge, *rates))
     kept = nearest_right(b, pictures, captions, clean)
     measures.append(clustered(f"{name}: nearest of the twelve subjects is the right one, judge's eyes", kept, captions))
     features, everything = b.features(pictures), np.concatenate(list(clean.values()))
@@ -135,8 +135,8 @@ def divided(
     measures = [ratio(f"plain / {name}, any mark, judge", judge[0].max(1), judge[1].max(1), captions)]
     for kind in kinds:
         first, second = (one[:, KINDS.index(kind)] for one in judge)
-        alarm = judge_rates(b, kind)[1]
-        measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=alarm))
+        alarms = b.alarms(kind)
+        measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=alarms))
         first, second = (np.array([kind in marks for marks in one]) for one in own)
         measures.append(ratio(f"plain / {name}, {kind}, pipeline's detector", first, second, captions))
     return measures
@@ -150,10 +150,9 @@ def nearest_right(b: Bench, pictures: np.ndarray, captions: Sequence[str], clean
     return np.array([one == caption for one, caption in zip(nearest, captions, strict=True)])
 
 
-def judge_rates(b: Bench, kind: str) -> tuple[float, float]:
-    """The judge's measured sensitivity and false-alarm rate for a kind, on smeared drawings of the world."""
-    measured = b.judges.settings["marks"]["measured"]
-    return float(measured[f"world_{kind}_012"]["kind"][0]), float(measured["world_clean_smeared"][kind][0])
+def sensitivity(b: Bench, kind: str) -> float:
+    """The judge's measured sensitivity for a kind, on smeared drawings of the world."""
+    return float(b.judges.settings["marks"]["measured"][f"world_{kind}_012"]["kind"][0])
 
 
 def set_features(b: Bench) -> dict[str, np.ndarray]:

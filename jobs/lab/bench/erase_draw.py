@@ -190,6 +190,10 @@ class Bench:
         """The judge's (N, 3), see :meth:`Judges.marks`."""
         return np.array(self._looked("marks", pictures, lambda some: list(self.judges.marks(some)))).reshape(-1, len(KINDS))
 
+    def alarms(self, kind: str) -> float:
+        """The share of the world's clean drawings, smeared, on which the judge sees a mark of this kind, or ``any``."""
+        return float(self.judges.settings["marks"]["measured"]["world_clean_smeared"][kind][0])
+
     def marked(self, pictures: np.ndarray) -> np.ndarray:
         """Whether the judge finds a mark of any kind, bool (N,)."""
         return np.asarray(np.max(self.marks(pictures) >= 0.5, axis=1))

@@ -176,8 +176,10 @@ def divided(
     """How many times fewer pictures are marked. The goal is set on the judge: the pipeline's detector chose what to redraw."""
     judge = [b.marked(pictures) for pictures in (plain, once, laddered)]
     own = [np.array([bool(marks) for marks in b.found(pictures)]) for pictures in (plain, once, laddered)]
+    fair = f"marked before / marked after one attempt, judge, its false alarms subtracted, {name}"
     return [
         ratio(f"marked before / marked after one attempt, judge, {name}", judge[0], judge[1], captions, 5.0),
+        ratio(fair, judge[0], judge[1], captions, alarms=b.alarms("any")),
         ratio(f"marked before / marked after the ladder, judge, {name}", judge[0], judge[2], captions, 5.0),
         ratio(f"marked before / marked after the ladder, both agree, {name}", own[0] & judge[0], own[2] & judge[2], captions),
     ]
