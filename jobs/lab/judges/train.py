@@ -20,7 +20,7 @@ from jobs.lab.judges.own_marks import KINDS
 from jobs.lab.judges.trunk import SHA256, Trunk
 
 VIEWS, TEST_VIEWS = 24, 5  # per drawing, caption judge
-EXAMPLES, CHUNK, MINUTES = 60000, 2500, 90  # mark judge: examples in all and a file; of one core
+EXAMPLES, CHUNK, MINUTES = 120000, 2500, 165  # mark judge: examples in all and a file; of one core
 NAMES, PER_DRAWING = 150, 3  # copy judge: names fitted on; copies and near misses per drawing
 Say = Callable[[str], None]
 
