@@ -58,15 +58,19 @@ def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], cle
     measures: list[Measure] = []
     trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
     everything, alone = tuple(KINDS), ("watermark",)
+    clean_drawn = [b.marks(drawn[CLEAN + seed]) >= 0.5 for seed in trainings if CLEAN + seed in drawn]
+    alarms = np.mean(clean_drawn, 0) if clean_drawn else None
     arms = [(HIDDEN, "", PLAIN, everything), *((FULL, way, PLAIN, everything) for way in ERASED)]
     for arm, way, control, kinds in (*arms, (HIDDEN + ALONE, "", PLAIN + ALONE, alone)):
         pairs = [(control + seed, arm + seed + way) for seed in trainings]
         pairs = [pair for pair in pairs if set(pair) <= drawn.keys()]
         for plain, ours in pairs:
-            measures += divided(b, ours, drawn[plain], drawn[ours], captions, kinds)
+            measures += divided(b, ours, drawn[plain], drawn[ours], captions, kinds, alarms)
         if len(pairs) > 1:
             before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
-            measures += divided(b, f"{arm}{way}, {len(pairs)} trainings together", before, after, captions * len(pairs), kinds)
+            every = None if alarms is None else np.tile(alarms, (len(pairs), 1))
+            together = f"{arm}{way}, {len(pairs)} trainings together"
+            measures += divided(b, together, before, after, captions * len(pairs), kinds, every)
         for seed, beside in itertools.product(trainings, (CLEAN, control)):
             ours, other = arm + seed + way, beside + seed
             if {ours, other} <= drawn.keys():
@@ -124,19 +128,23 @@ def judged_set(
 
 
 def divided(
-    b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str], kinds: Sequence[str]
-) -> list[Measure]:
+    b: Bench, name: str, before: np.ndarray, after: np.ndarray, captions: Sequence[str], kinds: Sequence[str],
+    alarms: np.ndarray | None,
+) -> list[Measure]:  # fmt: skip
     """How many times fewer pictures carry each kind of mark in the set than after plain fine-tuning.
 
-    The judge's false alarms are subtracted from its rates; its sensitivity cancels in the ratio.
+    The judge's false alarms on clean drawings are subtracted from its rates; its sensitivity cancels in the ratio. Beside it,
+    those on the oracle's pictures instead (``alarms``, (N, 3)): they are smeared like ours, and no mark was in its set.
     """
     judge = [b.marks(pictures) >= 0.5 for pictures in (before, after)]
     own = [b.found(pictures) for pictures in (before, after)]
     measures = [ratio(f"plain / {name}, any mark, judge", judge[0].max(1), judge[1].max(1), captions)]
     for kind in kinds:
         first, second = (one[:, KINDS.index(kind)] for one in judge)
-        alarms = b.alarms(kind)
-        measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=alarms))
+        measures.append(ratio(f"plain / {name}, {kind}, judge", first, second, captions, GOALS[kind], alarms=b.alarms(kind)))
+        if alarms is not None:
+            fair = f"plain / {name}, {kind}, judge, the oracle's alarms subtracted"
+            measures.append(ratio(fair, first, second, captions, alarms=alarms[:, KINDS.index(kind)]))
         first, second = (np.array([kind in marks for marks in one]) for one in own)
         measures.append(ratio(f"plain / {name}, {kind}, pipeline's detector", first, second, captions))
     return measures

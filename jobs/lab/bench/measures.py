@@ -89,16 +89,17 @@ def spread(name: str, values: Sequence[float], goal: float | None = None, better
 
 def ratio(
     name: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], goal: float | None = None,
-    better: str = "higher", alarms: float = 0.0,
+    better: str = "higher", alarms: float | np.ndarray = 0.0,
 ) -> Measure:  # fmt: skip
     """Mean before over mean after, of the same requests; bootstrap over whole clusters; a count of zero is taken as a half.
 
-    ``alarms``: the detector's rate of false alarms, subtracted from both (Rogan and Gladen; its sensitivity cancels).
+    ``alarms``: the detector's rate of false alarms, in all or by request; subtracted from both (Rogan and Gladen; its
+    sensitivity cancels).
     """
     of, least = np.asarray(clusters), 0.5
     groups = [np.flatnonzero(of == cluster) for cluster in np.unique(of)]
     sums = np.array([[x[g].sum() for g in groups] for x in (np.asarray(before, float), np.asarray(after, float))])
-    sums = sums - alarms * np.array([len(g) for g in groups])
+    sums = sums - [np.broadcast_to(alarms, of.shape)[g].sum() for g in groups]
     drawn = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
     first, second = (np.maximum(0.0, sums[i][drawn].sum(1)) for i in (0, 1))
     low, high = (float(v) for v in np.quantile(first / np.maximum(least, second), (0.025, 0.975)))
