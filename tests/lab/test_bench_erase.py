@@ -67,6 +67,8 @@ def test_false_alarms_are_taken_off_both_sides_of_a_ratio() -> None:
     clusters = [f"c{i // 4}" for i in range(100)]
     before, after = np.tile([1.0, 1.0, 0.0, 0.0], 25), np.tile([1.0, 0.0, 0.0, 0.0], 25)
     assert ratio("r", before, after, clusters, alarms=0.05).value == pytest.approx((50 - 5) / (25 - 5))
+    by_request = np.where(np.arange(len(before)) % 2 == 0, 0.1, 0.0)
+    assert ratio("r", before, after, clusters, alarms=by_request).value == pytest.approx((50 - 5) / (25 - 5))
     assert ratio("r", before, after, clusters, alarms=0.25).value == pytest.approx((50 - 25) / 0.5)  # nothing left but alarms
     assert ratio("r", after, after, clusters, alarms=0.5).value == 0  # nothing to begin with
 
