@@ -19,6 +19,7 @@ from jobs.erase.train import Trained, Training
 from jobs.lab.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.lab.bench.erase import bench, schedule
 from jobs.lab.bench.erase_arms import ALONE, ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
+from jobs.lab.bench.erase_data import divided
 from jobs.lab.bench.erase_ship import MAIN, ship
 from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.lab.bench.measures import Measure, corrected, half_samples, kid, ratio
@@ -79,6 +80,29 @@ def test_every_arm_has_a_folder_of_its_own() -> None:
     for part in ("model", "data"):
         full = [arm.training for arm in ARMS if arm.part == part and arm.name == FULL]
         assert len(full) == 1 and isinstance(full[0], Training) and full[0].a < 1 and full[0].mode == "corners"
+
+
+def test_the_oracles_alarms_are_taken_off_beside_those_on_clean_drawings() -> None:
+    class Counted:
+        """A bench whose pictures are their judge's scores."""
+
+        marks = staticmethod(lambda pictures: pictures)
+        found = staticmethod(lambda pictures: [{"watermark": []} if row[0] > 0.9 else {} for row in pictures])
+        alarms = staticmethod(lambda kind: 0.0)
+
+    before, after = np.zeros((40, 3)), np.zeros((40, 3))
+    before[:20, 0], after[:4, 0], before[:2, 0] = 0.6, 0.6, 1.0
+    oracle = np.zeros((40, 3))
+    oracle[:4, 0] = 0.5  # flagged in one of two trainings
+    captions = [f"c{i % 8}" for i in range(40)]
+    of = {m.id: m for m in divided(Counted(), "x", before, after, captions, ("watermark",), oracle)}  # type: ignore[arg-type]
+    assert len(of) == 4 and not any("qr" in name or "text" in name for name in of)
+    assert of["plain / x, watermark, judge"].value == 20 / 4 and of["plain / x, watermark, judge"].met is False
+    fair = of["plain / x, watermark, judge, the oracle's alarms subtracted"]
+    assert fair.value == (20 - 2) / (4 - 2) and fair.goal is None
+    assert of["plain / x, watermark, pipeline's detector"].value == 2 / 0.5
+    plain = divided(Counted(), "x", before, after, captions, ("watermark",), None)  # type: ignore[arg-type]
+    assert fair.id not in {m.id for m in plain}  # without an oracle there is nothing to take off
 
 
 def test_arms_differ_in_one_thing() -> None:
