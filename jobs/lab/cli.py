@@ -28,14 +28,16 @@ def root() -> None:
 def fit(
     work: Annotated[Path, typer.Option(help="The built world.")] = Path("world"),
     target: Annotated[Path, typer.Option(help="Folder that ships.")] = Path("pipeline/weights/stickers/judges"),
+    share: Annotated[float, typer.Option(min=0, help="Share of the examples and of the time that what ships took.")] = 1.0,
 ) -> None:
     """Fit the judges that the benches ask.
 
     Example: clearance lab judges fit --work world
+    Example: clearance lab judges fit --work trial --target trial/judges --share 0.01
     """
     from jobs.lab.judges.train import make
 
-    make(work, target)
+    make(work, target, share=share)
     print(f"wrote {target}")
 
 
@@ -64,7 +66,7 @@ def rebuild(
         "files": lambda: world.pack(work),
         "mark detector": lambda: world.marks(work, minutes=30 * share),
         "latent head": lambda: world.head(work, steps=max(100, round(3200 * share)), flights=max(128, round(768 * share))),
-        "judges": lambda: fit(work),
+        "judges": lambda: fit(work, share=share),
     }
     for number, (name, stage) in enumerate(stages.items(), 1):
         say(f"{number} of {len(stages)}: {name}")

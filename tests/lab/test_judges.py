@@ -17,6 +17,7 @@ from jobs.lab.judges.marks import CELLS, MarkJudge, look, make_network
 from jobs.lab.judges.own_marks import KINDS, litter, stamp
 from jobs.lab.judges.own_watermarks import cover
 from jobs.lab.judges.own_words import files, write
+from jobs.lab.judges.painted import SORTS, apart, known, painted, tuned
 from jobs.lab.judges.placing import placements
 from jobs.lab.judges.trunk import CHANNELS, PACKAGE, SIDE, Trunk, weights_file
 
@@ -207,6 +208,30 @@ def test_the_mark_judges_fit_goes_on_where_it_was_stopped(tmp_path: Path, drawin
     with pytest.raises(JudgeUnavailable, match="another network"):
         MarkJudge({"mix.weight": weights["0.0.weight"]}, (0.0, 0.0, 0.0))
     assert judge.score(drawings).shape == (len(drawings), len(KINDS))
+
+
+def test_the_painter_never_draws_the_benches_own_subjects_for_the_judge() -> None:
+    from jobs.lab.world.catalogue import MARK_PRONE, concepts
+    from jobs.lab.world.drawings import SUBJECTS
+
+    prone = {name for names in MARK_PRONE.values() for name in names}
+    world = {concept.icon for concept in concepts()}
+    names = [*sorted(world), *SUBJECTS, "spoon", "rooster", "kite", "two-vendors"] * 2 + ["spoon", "kite", *SUBJECTS]
+    icons = tuned(names)
+    assert prone <= set(icons) and not set(icons) & set(SUBJECTS)
+    assert set(icons) - prone == {"spoon", "kite"}  # drawn by all three vendors
+    assert not {icon.replace("-", " ") for icon in prone} & set(known())
+    captions = known()
+    assert set(apart(captions, True)) | set(apart(captions, False)) == set(captions)
+    assert not set(apart(captions, True)) & set(apart(captions, False))
+
+
+def test_the_painters_pictures_for_the_judge_repeat() -> None:
+    some = painted(known()[:5], len(SORTS), seed=3, rows=2)
+    assert some.shape == (len(SORTS), 64, 64, 3) and some.dtype == np.uint8
+    assert len({picture.tobytes() for picture in some}) == len(SORTS)
+    usual = painted(known()[:5], 1, seed=3, usual=True, rows=2)
+    assert np.array_equal(usual, painted(known()[:5], 1, seed=3, usual=True, rows=2))
 
 
 def test_the_marks_of_a_picture_do_not_depend_on_neighbours_nor_on_how_it_is_turned(drawings: np.ndarray) -> None:

@@ -12,14 +12,25 @@ from jobs.lab.judges.marks import CELLS, hottest, make_network
 from jobs.lab.judges.own_marks import KINDS, litter, stamp
 
 MARKED = 0.6  # share of the examples with a mark, a few with two
+SMEARED = 0.7  # share of the examples that pass through the autoencoder with noise
+SMEARED_AGAIN = 0.25  # the same of a painter's pictures: they come smeared
 SHARES = (0.62, 0.1, 0.28)  # of the kinds: watermarks are the hardest, codes are soon learned
 NOISE = 0.35  # largest standard deviation of the noise on latents
 RATE = 2e-3  # largest learning rate
 FALSE_ALARMS = 0.015  # share of clean pictures that may reach the operating point, per kind and sort of picture
 
 
-def examples(work: Path, rows: np.ndarray, count: int, *, seed: int, marked: float = MARKED) -> tuple[np.ndarray, np.ndarray]:
-    """Drawings, placed at random, with litter and marks of the judge's own, seven in ten of them smeared.
+def examples(
+    work: Path, pool: np.ndarray, count: int, *, seed: int, marked: float = MARKED, smeared: float = SMEARED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of a pool, placed at random, with litter and marks of the judge's own, some of them smeared.
+
+    Args:
+        work: the built world.
+        pool: uint8 (M, 64, 64, 3), without marks.
+        count: examples.
+        seed: of every choice.
+        marked, smeared: shares of the examples.
 
     Returns:
         pictures uint8 (count, 64, 64, 3) and where a mark changed them, bool (count, 3, CELLS, CELLS).
@@ -27,14 +38,12 @@ def examples(work: Path, rows: np.ndarray, count: int, *, seed: int, marked: flo
     from PIL import Image
 
     from jobs.lab.judges.smears import smear
-    from jobs.lab.world.pictures import load
     from jobs.lab.world.variants import jitter
 
     rng = np.random.default_rng(seed)
-    pixels = load(work)[0]
     pictures, where = [], np.zeros((count, len(KINDS), CELLS, CELLS), bool)
-    for at, row in enumerate(rng.choice(rows, count)):
-        picture = pixels[row]
+    for at, row in enumerate(rng.integers(len(pool), size=count)):
+        picture = pool[row]
         if rng.random() < 0.6:
             picture = np.asarray(jitter(Image.fromarray(picture), rng))
         if rng.random() < 0.25:
@@ -47,7 +56,7 @@ def examples(work: Path, rows: np.ndarray, count: int, *, seed: int, marked: flo
                 picture = after
         pictures.append(picture)
     stack = np.stack(pictures)
-    chosen = rng.random(count) < 0.7
+    chosen = rng.random(count) < smeared
     stack[chosen] = smear(work, stack[chosen], rng, noise=NOISE)
     return soften(stack, rng), where
 

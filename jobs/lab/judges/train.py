@@ -20,13 +20,22 @@ from jobs.lab.judges.own_marks import KINDS
 from jobs.lab.judges.trunk import SHA256, Trunk
 
 VIEWS, TEST_VIEWS = 24, 5  # per drawing, caption judge
-EXAMPLES, CHUNK, MINUTES = 120000, 2500, 165  # mark judge: examples in all and a file; of one core
+EXAMPLES = (60000, 60000, 30000)  # mark judge: of the world's drawings, of others, of the painter's pictures
+CHUNK, MINUTES = 2500, 215  # mark judge: examples a file; minutes of one core
+PAINTED, TUNED, APART = 900, 600, 400  # mark judge: pictures by the painter and by its fine-tuning; those kept apart, of each
 NAMES, PER_DRAWING = 150, 3  # copy judge: names fitted on; copies and near misses per drawing
 Say = Callable[[str], None]
 
 
-def make(work: Path, target: Path, *, say: Say = print) -> dict[str, Any]:
-    """Fit the judges on the world in ``work`` and write them to ``target``; returns the measured numbers."""
+def make(work: Path, target: Path, *, share: float = 1.0, say: Say = print) -> dict[str, Any]:
+    """Fit the judges on the world in ``work`` and write them to ``target``; returns the measured numbers.
+
+    Args:
+        work: the built world; examples are kept here.
+        target: gets weights, numbers and card.
+        share: of the examples and of the time that the judges that ship took; what they are measured on stays the same.
+        say: where progress goes.
+    """
     from safetensors.torch import save_file
 
     from jobs.lab.judges.card import card
@@ -37,7 +46,7 @@ def make(work: Path, target: Path, *, say: Say = print) -> dict[str, Any]:
     weights: dict[str, Any] = {}
     settings: dict[str, Any] = {"version": 1, "trunk_sha256": SHA256}
     for name, stage in (("captions", captions), ("copies", copies), ("marks", marks)):
-        found, settings[name] = stage(work, kept, trunk, say)
+        found, settings[name] = stage(work, kept, trunk, share, say)
         weights |= {f"{name}.{key}": value.half().contiguous() for key, value in found.items()}
         say(f"{name}: {json.dumps(settings[name]['measured'])} ({time.time() - started:.0f} s)")
     target.mkdir(parents=True, exist_ok=True)
@@ -50,7 +59,7 @@ def make(work: Path, target: Path, *, say: Say = print) -> dict[str, Any]:
     return settings
 
 
-def captions(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+def captions(work: Path, kept: Path, trunk: Trunk, share: float, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
     """The caption judge: (weights, settings). Measured on views by another seed, and on each vendor left out of the fit."""
     from jobs.lab.judges.captions import describe
     from jobs.lab.judges.fit_captions import fit, top, views, world_rows
@@ -64,7 +73,8 @@ def captions(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, 
         vectors = np.concatenate([describe(trunk.look(pictures[at : at + 64])).numpy() for at in range(0, len(pictures), 64)])
         return {"vectors": vectors, "concept": shown, "sources": sources}
 
-    seen = _keep(kept / "captions_fit.npz", lambda: draw(VIEWS, 0), say)
+    each = max(2, round(VIEWS * share))
+    seen = _keep(kept / f"captions_fit_{each}.npz", lambda: draw(each, 0), say)
     test = _keep(kept / "captions_test.npz", lambda: draw(TEST_VIEWS, 1), say)
     weight, bias = fit(seen["vectors"], seen["concept"], len(order))
     measured: dict[str, Any] = {"views": len(test["vectors"])}
@@ -80,7 +90,7 @@ def captions(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, 
     return {"weight": weight, "bias": bias}, {"names": list(order), "measured": measured}
 
 
-def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+def copies(work: Path, kept: Path, trunk: Trunk, share: float, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
     """The copy judge: (weights, settings). Measured on held-out names and on the protected drawings, beside the embedder."""
     import torch
 
@@ -92,7 +102,8 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
 
     _, _, names = load(work)
     works = {(c.protected_vendor, c.icon) for c in concepts() if c.protected_vendor}
-    some = set(np.random.default_rng(3).permutation(names_to_fit(names))[:NAMES].tolist())
+    count = max(10, round(NAMES * share))
+    some = set(np.random.default_rng(3).permutation(names_to_fit(names))[:count].tolist())
 
     def draw(wanted: set[str], seed: int, each: int, only: Any = None) -> dict[str, np.ndarray]:
         made = pairs(work, wanted, seed=seed, each=each, only=only)
@@ -102,7 +113,7 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
         return {"found": found, "row": made.row, "copy": made.copy, "plain": made.plain, "cosine": cosine}
 
     unseen = {n for n in names if held_out(n) and not prescribed(n)}
-    fitted = _keep(kept / "copies_fit.npz", lambda: draw(some, 0, PER_DRAWING), say)
+    fitted = _keep(kept / f"copies_fit_{count}.npz", lambda: draw(some, 0, PER_DRAWING), say)
     held = _keep(kept / "copies_held_out.npz", lambda: draw(unseen, 1, 2), say)
     world = _keep(kept / "copies_protected.npz", lambda: draw({n for _, n in works}, 2, 2, works), say)
     weight, bias = fit(fitted["found"], fitted["copy"])
@@ -121,9 +132,10 @@ def copies(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, An
     return {"weight": torch.from_numpy(weight)}, settings
 
 
-def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The mark judge: (weights, settings). Measured on the world's numbered designs, smeared, and on clean drawings."""
-    from jobs.lab.judges.fit_marks import examples, fit, numbered
+def marks(work: Path, kept: Path, trunk: Trunk, share: float, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The mark judge: (weights, settings). Measured on the world's numbered designs, smeared, and on clean pictures."""
+    from jobs.lab.judges.fit_marks import SMEARED, SMEARED_AGAIN, examples, fit, numbered
+    from jobs.lab.judges.painted import apart, fine_tune, known, painted, tuned
     from jobs.lab.judges.smears import smear
     from jobs.lab.world.mark_examples import choose
     from jobs.lab.world.pictures import load
@@ -131,13 +143,27 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
     pixels, _, names = load(work)
     world, other, held = choose(names)
 
+    captions = {"painter": known(), "fine-tuned painter": [icon.replace("-", " ") for icon in tuned(names)]}
+    weights_of = {"painter": None, "fine-tuned painter": fine_tune(work, kept / "tuned").lowrank}
+    counts = {"painter": max(48, round(PAINTED * share)), "fine-tuned painter": max(48, round(TUNED * share))}
+
+    def drawn() -> dict[str, np.ndarray]:
+        made = [painted(apart(captions[by], False), counts[by], seed=7, lowrank=weights_of[by]) for by in captions]
+        return {"pictures": np.concatenate(made)}
+
+    pools = (pixels[world], pixels[other], _keep(kept / f"marks_drawn_{sum(counts.values())}.npz", drawn, say)["pictures"])
+
     def draw(part: int, seed: int) -> dict[str, np.ndarray]:
-        pictures, where = examples(work, (world, other)[part], CHUNK, seed=seed)
+        again = SMEARED_AGAIN if part == 2 else SMEARED
+        pictures, where = examples(work, pools[part], CHUNK, seed=seed, smeared=again)
         return {"pictures": pictures, "where": where}
 
     def trials() -> dict[str, np.ndarray]:
         rng = np.random.default_rng(5)
-        found: dict[str, np.ndarray] = {}
+        found = {
+            f"{by} clean drawn": painted(apart(captions[by], True), APART, seed=8, lowrank=weights_of[by], usual=True)
+            for by in captions
+        }
         for label, rows in (("held_out", held), ("world", rng.choice(world, 200, replace=False))):
             found[f"{label} clean plain"] = pixels[rows]
             found[f"{label} clean smeared"] = smear(work, pixels[rows], rng, noise=0.3)
@@ -149,12 +175,12 @@ def marks(work: Path, kept: Path, trunk: Trunk, say: Say) -> tuple[dict[str, Any
 
     seen = [
         _keep(kept / f"marks_{part}_{chunk}.npz", partial(draw, part, 1000 * part + chunk), say)
-        for part in range(2)
-        for chunk in range(EXAMPLES // 2 // CHUNK)
+        for part, most in enumerate(EXAMPLES)
+        for chunk in range(max(1, round(most * share) // CHUNK))
     ]
     pictures, where = (np.concatenate([some[name] for some in seen]) for name in ("pictures", "where"))
     test = _keep(kept / "marks_trials.npz", trials, say)
-    weights, steps = fit(pictures, where, kept / "marks", minutes=MINUTES, say=say)
+    weights, steps = fit(pictures, where, kept / "marks", minutes=MINUTES * share, say=say)
     return weights, marks_measured(weights, test, examples=len(pictures), steps=steps)
 
 
@@ -170,12 +196,12 @@ def marks_measured(weights: dict[str, Any], trials: dict[str, np.ndarray], *, ex
     measured: dict[str, Any] = {
         "parameters": sum(value.numel() for value in network.parameters()), "examples": examples, "steps": steps,
     }  # fmt: skip
+    for name in (name for name in logits if " clean " in name):
+        fired: np.ndarray = logits[name] >= at
+        measured[name.replace(" ", "_")] = {kind: _rate(fired[:, k]) for k, kind in enumerate(KINDS)} | {
+            "any": _rate(fired.any(1))
+        }
     for label in ("held_out", "world"):
-        for sort in ("plain", "smeared"):
-            fired: np.ndarray = logits[f"{label} clean {sort}"] >= at
-            measured[f"{label}_clean_{sort}"] = {kind: _rate(fired[:, k]) for k, kind in enumerate(KINDS)} | {
-                "any": _rate(fired.any(1))
-            }
         for k, kind in enumerate(KINDS):
             for designs in ((0, 1, 2), (3, 4)):
                 fired = np.concatenate([logits[f"{label} {kind} {design}"] >= at for design in designs])
