@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ LONGEST_PAUSE = 30.0  # seconds between two tries, whatever the server asks for
 AGAIN = (408, 429, 500, 502, 503, 504)
 FORBIDDEN = (401, 403)
 CONNECT_SECONDS = 10.0
+KEY = re.compile("[!-~]+")  # what a header can carry as one word
 
 
 class Unanswered(Exception):
@@ -131,15 +133,20 @@ class Chat:
         """The key, out of the environment; empty where none is wanted.
 
         Raises:
-            GuardUnavailable: the variable is not set.
+            GuardUnavailable: the variable is not set, or holds what no key can be. The message does not repeat it.
         """
         name = self.server.key
         if not name:
             return ""
-        if not os.environ.get(name, "").strip():
+        key = os.environ.get(name, "").strip()  # a file that it was read from ends with a line break
+        if not key:
             fix = f"Set {name} where the run starts (on Ray: in the environment of its workers), or remove vision_language.key"
             raise GuardUnavailable(f"the environment has no {name}", where=f"guard {self.guard}", fix=fix)
-        return os.environ[name].strip()
+        if not KEY.fullmatch(key):  # libraries would refuse it too, with a message that repeats it
+            what = f"{name} of the environment holds a blank, a line break or a sign beyond ASCII, as no key does"
+            fix = f"Set {name} to the key alone: no quotation marks, no second line, nothing before or behind it"
+            raise GuardUnavailable(what, where=f"guard {self.guard}", fix=fix)
+        return key
 
     def greet(self) -> None:
         """Ask the server for its models, which costs no tokens: before a run draws anything.
@@ -194,15 +201,26 @@ class Chat:
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes, float | None]:
         """Status, content, and the seconds that the server asks to wait for."""
+        from guards.timed_call import within
+
+        limit = self.server.seconds
+        try:
+            return within(limit, lambda: self._exchanged(method, path, body))
+        except TimeoutError:
+            raise Unanswered(f"no answer within {limit:g} s") from None
+
+    def _exchanged(self, method: str, path: str, body: Any) -> tuple[int, bytes, float | None]:
+        """The same, however long it takes: the limits here hold for one step of it."""
         import urllib3
 
+        from guards.timed_call import connections
+
         if self._pool is None:
-            self._pool = urllib3.PoolManager(maxsize=self.server.concurrency, retries=False)
+            self._pool = connections(maxsize=self.server.concurrency, retries=False)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := self.key():
             headers["Authorization"] = f"Bearer {key}"
         limit = self.server.seconds
-        until = time.monotonic() + limit
         timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, limit), read=limit)
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -215,8 +233,6 @@ class Chat:
                 content = b""
                 while piece := response.read1(1 << 16):
                     content += piece
-                    if time.monotonic() > until:
-                        raise Unanswered(f"no whole answer within {limit:g} s")
                     if len(content) > LARGEST:
                         raise Unanswered("an answer of more than 1 MiB")
             except BaseException:

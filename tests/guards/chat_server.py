@@ -58,15 +58,22 @@ class ChatServer:
         bodies: of the questions, in order. keys: what stood in the header of each.
         most: the most that were under way at one time.
         listing: the body of the list of models; None: a list of ``models``.
+        trickle: instead of an answer, the first bytes that questions are sent, and those that follow without an end.
+        keeps_open: it does not end a connection after an answer.
+        connections: how many there were.
+        released: the connections of such questions that the client ended.
     """
 
     listing: bytes | None = None
+    trickle: tuple[bytes, bytes] | None = None
 
-    def __init__(self, way: Way = right, *, models: list[str] | None = None, key: str = "") -> None:
+    def __init__(self, way: Way = right, *, models: list[str] | None = None, key: str = "", keeps_open: bool = False) -> None:
+        self.keeps_open = keeps_open
         self.way, self.models, self.key = way, [MODEL] if models is None else models, key
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        self.most = self._now = 0
+        self.released = threading.Semaphore(0)
+        self.most = self._now = self.connections = 0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -88,6 +95,13 @@ class ChatServer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1" if outer.keeps_open else "HTTP/1.0"
+
+            def setup(self) -> None:
+                with outer._lock:
+                    outer.connections += 1
+                super().setup()
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -104,12 +118,25 @@ class ChatServer:
                     outer.keys.append(self.headers.get("Authorization", ""))
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
+                if outer.trickle is not None:
+                    return self._trickle(*outer.trickle)
                 try:
                     status, data, headers = outer.way(body, number)
                 finally:
                     with outer._lock:
                         outer._now -= 1
                 self._send(status, data, headers)
+
+            def _trickle(self, first: bytes, again: bytes) -> None:
+                try:
+                    self.wfile.write(first)
+                    while True:
+                        self.wfile.write(again)
+                        self.wfile.flush()
+                        time.sleep(0.01)
+                except OSError:
+                    self.close_connection = True
+                    outer.released.release()
 
             def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
                 drip = float(headers.pop("Drip", 0))

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,37 @@ def test_a_slow_server_is_a_time_out(server: ChatServer) -> None:
 def test_a_server_that_drips_is_a_time_out(server: ChatServer) -> None:
     server.way = lambda body, number: (200, right(body, number)[1], {"Drip": "0.02"})
     assert "within 0.2 s" in why(guard(server, seconds=0.2))
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+TRICKLES = {
+    "a header": (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "the size of a chunk": (CHUNKED + b"1;", b"x"),
+    "chunks": (CHUNKED, b"1\r\n \r\n"),
+    "a body of a connection that ends": (b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n", b" "),
+}
+
+
+@pytest.mark.parametrize("keeps_open", [False, True])
+@pytest.mark.parametrize("kind", TRICKLES)
+def test_a_server_that_never_ends_its_answer_is_a_time_out(kind: str, keeps_open: bool) -> None:
+    """Whatever comes meanwhile, and also over a connection that an earlier question has opened; the connection is ended."""
+    with ChatServer(keeps_open=keeps_open) as server:
+        made = guard(server, seconds=1.0)
+        made.chat.greet()
+        server.trickle = TRICKLES[kind]
+        assert why(made) == "no answer within 1 s"
+        assert server.released.acquire(timeout=60)
+
+
+def test_an_answer_in_time_leaves_the_connection_open() -> None:
+    with ChatServer(keeps_open=True) as server:
+        made = guard(server, concurrency=1)
+        for picture in THREE:
+            assert made.check(picture[None])
+        assert server.connections == 1
+        made.chat._pool.clear()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -379,6 +411,23 @@ def test_without_the_variable_the_guard_is_unavailable(server: ChatServer, monke
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(GuardUnavailable, match="the environment has no MY_KEY"):
         QuestionGuard.probe(question(server, key="MY_KEY"))
+
+
+@pytest.mark.parametrize(
+    "key", [f"{SECRET}\n12345", f"{SECRET} x", f"“{SECRET}”", f"{SECRET}é", f"{SECRET}\x00", f"{SECRET}\udcff"]
+)
+def test_a_key_that_is_none_is_refused_and_not_repeated(server: ChatServer, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {"MY_KEY": key})  # a real environment refuses some of these, and files bring them
+    for use in (QuestionGuard.probe, QuestionGuard.open):
+        with pytest.raises(GuardUnavailable, match="MY_KEY of the environment holds a blank") as caught:
+            use(question(server, key="MY_KEY"))
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_line_break_behind_a_key_is_no_part_of_it(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", f"{SECRET}\n")
+    guard(server, key="MY_KEY").check(RED[None])
+    assert server.keys == [f"Bearer {SECRET}"]
 
 
 def test_a_refused_key_stops_the_run_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
