@@ -13,6 +13,7 @@ import numpy as np
 from guards.base import Finding, Guard
 from index.padding import PaddedCalls, out_of_memory
 from index.reference import Match
+from pipeline.looking.answers import answered, shown
 from pipeline.model.decoder import PictureCalls
 from pipeline.outcome import PaddedRows
 
@@ -100,14 +101,13 @@ class Looker:
         spent: dict[str, float] = {}
         if self.copies is not None:
             with _named("copies"), _timed("copies", spent):
-                examined = zip(range(len(pictures)), self.copies.examine(pictures, own), strict=True)
+                examined = zip(range(len(pictures)), self.copies.examine(shown(pictures), own), strict=True)
                 for i, examination in examined:
                     findings[i] += examination.findings
                     embeddings[i], nearest[i] = examination.embedding, tuple(examination.nearest)
         for guard in self.guards:
             with _named(guard.name), _timed(guard.name, spent):
-                # A guard that answers for fewer pictures than it was given has not seen the others: they may not pass.
-                for mine, found in zip(findings, guard.check(pictures), strict=True):
+                for mine, found in zip(findings, answered(guard, pictures), strict=True):
                     mine += found
         each, shapes = tuple((name, seconds / len(pictures)) for name, seconds in spent.items()), self.shapes(latents[0])
         return [
