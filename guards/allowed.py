@@ -18,6 +18,9 @@ from index.errors import ConfigError
 DELIMITERS = frozenset(":/?#;,|=& \t\r\n")
 PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
 WHERE = "codes.allow"
+BELOW = (
+    "Name scheme and host, such as https://example.org: it allows what lies below it. Other text allows what goes on after it"
+)
 
 
 class Address(NamedTuple):
@@ -37,7 +40,7 @@ class AllowList:
         entries: addresses and plain texts; see the module.
 
     Raises:
-        ConfigError: an entry is empty, is an address without a host, or has a wildcard in its host.
+        ConfigError: an entry is empty, is an address without a host or its beginning, or has a wildcard.
     """
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
@@ -45,15 +48,19 @@ class AllowList:
         self._addresses: list[Address] = []
         self._texts: list[str] = []
         for entry in self.entries:
-            if "://" in entry:
-                self._addresses.append(_entry_address(entry))
-            elif entry.strip():
-                self._texts.append(entry)
-            else:
+            if not entry.strip():
                 what = f"the entry {entry!r} is empty and would allow every code"
                 raise ConfigError(
                     what, where=WHERE, fix="Remove the entry, or name an address or the text that codes begin with"
                 )
+            if "*" in (entry.strip()[0], entry.strip()[-1]):
+                raise ConfigError(f"{entry!r}: there are no wildcards", where=WHERE, fix=BELOW)
+            if "://" in entry:
+                self._addresses.append(_entry_address(entry))
+            elif any(_goes_on(f"{scheme}://", entry.lower()) for scheme in PORTS):
+                raise ConfigError(f"the entry {entry!r} would allow every address that begins so", where=WHERE, fix=BELOW)
+            else:
+                self._texts.append(entry)
 
     def __contains__(self, payload: object) -> bool:
         return isinstance(payload, str) and (self._address_allowed(payload) or any(_goes_on(payload, t) for t in self._texts))

@@ -138,6 +138,19 @@ def test_entries_that_allow_too_much_are_refused(entry: str) -> None:
         AllowList([entry])
 
 
+@pytest.mark.parametrize(
+    "entry", ["https", "https:", "https:/", "HTTPS", "http", "ftp:", "wss", "*", "CLR*", "*.example.org", " * "]
+)
+def test_the_beginning_of_an_address_and_wildcards_are_refused_with_advice(entry: str) -> None:
+    with pytest.raises(ConfigError, match=r"Name scheme and host, such as https://example\.org"):
+        AllowList([entry])
+
+
+@pytest.mark.parametrize("entry", ["WIFI", "WIFI:", "mailto:us@example.org", "www", "httpx", "h", "A*B"])
+def test_other_text_is_allowed_to_begin_codes(entry: str) -> None:
+    assert f"{entry}:1" in AllowList([entry])
+
+
 @given(st.text(alphabet="abc.-@:/?#\\%2e\u200b\u0430 ", min_size=1, max_size=12))
 def test_no_ending_of_the_host_moves_it_elsewhere(ending: str) -> None:
     from urllib.parse import urlsplit
