@@ -358,7 +358,8 @@ def index_calibrate(
     if not as_json:
         make_console().print(operating_point(chosen, measured))
     found = chosen.held_to(min_recall, force=force)
-    path = out or index / "calibration.json"
+    in_force = index / "calibration.json"
+    path = out or in_force
     _save(found, path)
     if as_json:
         strangers = made.strangers if made is not None else []
@@ -377,6 +378,9 @@ def index_calibrate(
     say(f"second look: {why(worth) if worth else look + '; no picture was at hand to compare looks with'}")
     if found.forced:
         say(f"note: forced: the threshold flags {found.recall} of the copies, and every report will show it")
+    if not _same(path, in_force):
+        say(f"{path}: {found.calibration_id}. No run uses it there: to put it in force, copy it to {in_force}")
+        return
     say(f"{path}: {found.calibration_id}, used by every run on this index whose policy sets no copies.threshold")
 
 
@@ -390,6 +394,10 @@ def _going_on() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt("What was embedded is kept; the same command continues it") from None
+
+
+def _same(one: Path, other: Path) -> bool:
+    return str(one) == str(other) or (not (is_remote(one) or is_remote(other)) and one.resolve() == other.resolve())
 
 
 def _save(found: Calibration, path: Path) -> None:

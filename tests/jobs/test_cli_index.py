@@ -139,6 +139,9 @@ def test_calibrate_writes_an_operating_point_of_this_index(built: Path, tmp_path
     assert found.recall.n == 6 and found.false_positive_rate.n == 12  # 2 kept works × 3 copies; 3 × 2 harmless and 6 others
     assert found.false_positive_rate.value <= 0.2
     assert f"{found.threshold:.4f}" in done.output and "near-miss" in done.output
+    assert "used by every run on this index" in done.output
+    other = call("calibrate", built, "--harmless", harmless, *few, "--out", tmp_path / "other.json").output
+    assert "No run uses it there: to put it in force, copy it to" in other and "used by every run" not in other
     kept = (built / "calibration.json").read_bytes()
     assert call("calibrate", built, "--harmless", harmless, *few).exit_code == 0
     assert (built / "calibration.json").read_bytes() == kept
