@@ -145,7 +145,10 @@ def _sentences(problem: Problem, message: str) -> tuple[str, str]:
         plain = isinstance(problem.value, (int, float)) and not isinstance(problem.value, bool)
         return f"must be text, not {seen(problem.value)}", fix if plain else f'Write {problem.name} = "…"'
     if problem.type == "string_pattern_mismatch":
-        return f"has a control character in it: {seen(problem.value)}", "Take the character out; text stands in one line"
+        fix = "Take the character out; text stands in one line"
+        if problem.loc[-1] == "pattern":  # \\b of a regular expression, which TOML reads as a backspace
+            fix = "TOML reads a backslash between double quotes as a sign of its own: write the pattern in 'single quotes'"
+        return f"has a control character in it: {seen(problem.value)}", fix
     if problem.type in ("string_too_short", "string_too_long"):
         if problem.type == "string_too_long":
             return "is too long", "Shorten it to 4096 characters"
@@ -187,8 +190,10 @@ def _unknown(problem: Problem) -> tuple[str, str]:
         fix = f"Known keys here: {', '.join(siblings)}; it is a key of {_listed(elsewhere)}"
     elif elsewhere:
         at_top = "at the top, above the first [table]"
+        listed = elsewhere == [()] and problem.known[(name,)].shape == "tables"
         fix = f"Write it {at_top}" if elsewhere == [()] else f"Write it below {_listed([loc for loc in elsewhere if loc])}"
         fix += f", or {at_top}" if len(elsewhere) > 1 and () in elsewhere else ""
+        fix = f"Write it as [[{name}]], a list of its own" if listed else fix
     else:
         fix = f"Known keys: {', '.join(siblings)}"
     return f"unknown key {seen(name)}", fix.strip()
