@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection
 from datetime import date
 from itertools import combinations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from guards.asked import CATEGORIES, asked_for
+from guards.registry import SEVERAL
 from guards.vision_language import UNANSWERED
 from index.second_look import AUTO, BUILT_IN, DESCRIPTOR, WORDS
 from index.storage import place
@@ -42,6 +44,8 @@ CONFIRM = 0.5  # score from which the second look agrees, where a policy sets on
 LONGEST_LADDER = 64
 GRADED = ("copies", "marks", "text", "unsafe", "yolo")  # guards whose scores have degrees; a code is read or it is not
 HARDLY_ANY, NEARLY_EVERY = 0.98, 0.05
+LONG_WORD = 20  # signs; of what stands in pictures hardly any word has more
+LISTED = 'blocked.words has {0!r}, which is one phrase with its signs; for several write a list: words = ["…", "…"]'
 HUB = "hf-hub:"
 ASKED = "asked"  # in rows, the action of a finding of a mark that the prompt asks for, and that the policy keeps
 GuardSettings = GuardPolicy | OutsideGuard | ClassifierPolicy | Question
@@ -185,6 +189,12 @@ class Policy:
                 raise contradiction(
                     "guards", f"{guard.name!r} is a table of its own", f"Write its settings below [{guard.name}]"
                 )
+            if (kind := guard.name.partition(":")[0]) in SEVERAL:
+                raise contradiction(
+                    "guards", f"{guard.name!r} is a guard that ships", f"Write its settings as an entry of [[{kind}s]]"
+                )
+            if ":" in guard.name:
+                raise contradiction("guards", f"{guard.name!r} is no name of a guard", "Write the name without a colon")
         for key in ("guards", "classifiers", "questions"):
             names = [one.name for one in getattr(self, key)]
             if twice := next((name for name in names if names.count(name) > 1), None):
@@ -277,11 +287,22 @@ def action_of(policy: Policy, guard: str, category: str = "", asked: Collection[
     return action or "steer"
 
 
+def _hardly_ever(policy: Policy) -> list[tuple[str, float | None, str]]:
+    """Bars besides the guards' thresholds: key, value (None: not in force), and what follows where it is next to 1."""
+    early, prompt = policy.early, policy.prompt
+    look = "the second look hardly ever agrees, so hardly any picture counts as a copy"
+    return [
+        ("copies.confirm_threshold", policy.copies.confirm_threshold, look),
+        ("early.threshold", early.threshold if early.enabled else None, "hardly any sample reaches it in mid-flight"),
+        ("prompt.near", prompt.near if prompt.enabled else None, "hardly any prompt is so near to a title"),
+    ]
+
+
 def remarks(policy: Policy) -> list[str]:
     """Warnings about thresholds that are allowed but leave a guard with nearly nothing, or nearly everything, to find."""
     found = []
     tables = guard_tables(policy)
-    brought = [name for name in tables if ":" in name]
+    brought = [name for name, table in tables.items() if ":" in name or isinstance(table, OutsideGuard)]
     for name in (*GRADED, *brought):
         guard = tables[name] if name in brought else getattr(policy, name)
         threshold = guard.threshold if getattr(guard, "enabled", True) else None
@@ -289,6 +310,15 @@ def remarks(policy: Policy) -> list[str]:
             found.append(f"{name}.threshold = {threshold:g}: hardly any picture reaches it, so the guard finds next to nothing")
         elif threshold is not None and threshold < NEARLY_EVERY:
             found.append(f"{name}.threshold = {threshold:g}: nearly every picture reaches it")
+    for key, value, end in _hardly_ever(policy):
+        if value is not None and value > HARDLY_ANY:
+            found.append(f"{key} = {value:g}: {end}")
+    if policy.text.enabled and policy.text.least_signs > LONG_WORD:
+        found.append(
+            f"text.least_signs = {policy.text.least_signs}: hardly any word is so long, so the guard finds next to nothing"
+        )
+    if policy.prompt.enabled:
+        found += [LISTED.format(word) for one in policy.blocked for word in one.words if re.search("[,;|]", word)]
     if policy.asked.watermark == "keep":
         found.append('asked.watermark = "keep": whoever writes prompts can have a watermark released by naming one')
     return found

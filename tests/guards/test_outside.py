@@ -224,6 +224,9 @@ def test_two_packages_cannot_bring_one_name(install: Package) -> None:
     ("guards", "message"),
     [
         ([{"name": "marks"}], r"below \[marks\]"),
+        ([{"name": "classifier"}], r"is a guard that ships.*\[\[classifiers\]\]"),
+        ([{"name": "question:x"}], r"is a guard that ships.*\[\[questions\]\]"),
+        ([{"name": "toy:x"}], "the name without a colon"),
         ([{"name": "toy"}, {"name": "toy"}], "stands there twice"),
         ([{"threshold": 0.5}], "name"),
         ([{"name": "toy", "threshold": 50}], r"Did you mean 0\.5\?"),

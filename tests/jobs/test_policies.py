@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from typer.testing import CliRunner, Result
 
 from index import storage
 from jobs.cli import main as cli
-from jobs.policies import named, slips, values
+from jobs.policies import idle_in_a_run, named, slips, values
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan, read_policy, shipped_policies
 from pipeline.fields import keys
+from pipeline.guard_settings import PromptPolicy
 from pipeline.policy import Policy
 from pipeline.settings import from_dict
 
@@ -119,6 +121,8 @@ QUESTION = {"name": "red", "ask": "Is it mostly red?"}
     [
         ({"blocked": [{"words": "cat"}]}, "prompt.enabled = false: no prompt is looked at"),
         ({"prompt": {"near": 0.9}}, "prompt.enabled = false: the other keys"),
+        ({"prompt": {"enabled": True, "near_action": "reject"}}, "prompt.near_action has no effect without prompt.near"),
+        ({"prompt": {"enabled": True, "titles": "off"}}, "nothing is looked for"),
         ({"vision_language": {"model": "m"}}, "no [[questions]]: the model is never asked"),
         ({"faithfulness": {"threshold": 0.4}}, "faithfulness.enabled = false"),
         ({"faithfulness": {"enabled": True, "action": "steer"}, "ladder": []}, "a lost prompt is not drawn again"),
@@ -133,6 +137,20 @@ QUESTION = {"name": "red", "ask": "Is it mostly red?"}
 )
 def test_slips_about_brought_guards_are_named(rules: dict[str, Any], sentence: str) -> None:
     assert [one for one in slips_of(**rules) if sentence in one]
+
+
+def test_a_run_notes_that_a_safeguard_is_idle() -> None:
+    """What `policy check` says of it, a run and a dry run say as well; of a policy that ships its name says it."""
+    blocked = {"name": "own", "blocked": [{"words": "cat"}], "ladder": [{"kind": "reseed"}], "yolo": {"threshold": 0.4}}
+    found = idle_in_a_run(from_dict(Policy, blocked, where="policy"))
+    assert found == [
+        "yolo.enabled = false: the other keys of this guard have no effect",
+        "there is [[blocked]], and prompt.enabled = false: no prompt is looked at",
+    ]
+    assert idle_in_a_run(from_dict(Policy, OBSERVE | {"name": "own", "unsafe": {"enabled": False}}, where="policy"))
+    for name in shipped_policies():
+        assert idle_in_a_run(read_policy(name, Path())) == []
+        assert idle_in_a_run(replace(read_policy(name, Path()), prompt=PromptPolicy(near=0.9)))
 
 
 # --- show ------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from jobs.run.preflight.notes import notes_of
 from pipeline.audit.events import read_events
 from pipeline.config import GenerationConfig, ModelConfig, RunConfig
 from pipeline.outcome import Request
-from pipeline.policy import Policy, UnsafePolicy
+from pipeline.policy import BlockedPolicy, Policy, UnsafePolicy
 from pipeline.rungs import ReseedRung
 
 POLICY = """
@@ -381,6 +381,11 @@ def test_substitutions_are_notes(project: Path) -> None:
     on = texts(project, Policy(unsafe=UnsafePolicy(action="reject")))["safety checker"]
     assert on.endswith("is on, with action reject") or "is not available here" in on
     assert off["copies"].startswith("the run file names no index")
+
+
+def test_rules_that_nothing_looks_for_are_a_note(project: Path) -> None:
+    blocked = Policy(name="own", blocked=(BlockedPolicy(words=("napalm",)),), ladder=(ReseedRung(),))
+    assert texts(project, blocked)["policy"] == "there is [[blocked]], and prompt.enabled = false: no prompt is looked at"
 
 
 def test_a_scheduler_that_is_not_here_is_refused_in_the_dry_run(project: Path) -> None:

@@ -58,6 +58,15 @@ def test_another_class_in_python_is_refused_by_name() -> None:
     [
         ({"copies": {"threshold": 1}}, "copies.threshold = 1: hardly any picture reaches it"),
         ({"marks": {"threshold": 0.99}}, "marks.threshold = 0.99: hardly any picture reaches it"),
+        ({"copies": {"threshold": 0.8, "confirm_threshold": 1}}, "copies.confirm_threshold = 1: the second look hardly ever"),
+        ({"early": {"enabled": True, "threshold": 1}}, "early.threshold = 1: hardly any sample reaches it"),
+        ({"prompt": {"enabled": True, "near": 0.99}}, "prompt.near = 0.99: hardly any prompt is so near"),
+        ({"text": {"least_signs": 100}}, "text.least_signs = 100: hardly any word is so long"),
+        ({"guards": [{"name": "own", "threshold": 0.999}]}, "own.threshold = 0.999: hardly any picture reaches it"),
+        (
+            {"prompt": {"enabled": True}, "blocked": [{"words": "napalm, bomb"}]},
+            "blocked.words has 'napalm, bomb', which is one",
+        ),
         ({"unsafe": {"threshold": 0.001}}, "unsafe.threshold = 0.001: nearly every picture reaches it"),
     ],
 )

@@ -27,6 +27,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
     Raises:
         ModelError: the model's folder cannot be drawn with.
     """
+    from jobs.policies import idle_in_a_run
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
@@ -40,7 +41,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
         _, text = sampler_of(parts.scheduler, flow=cls.flow)
         notes += [Note("scheduler", text)] if text else []
     notes += _safety(folder, policy)
-    notes += [Note("policy", remark) for remark in remarks(policy)]
+    notes += [Note("policy", remark) for remark in (*remarks(policy), *idle_in_a_run(policy))]
     if stale := stale_calibration(config, policy, base=base):
         notes.append(Note("calibration", stale))
     if probes := early_set_aside(config, policy, base=base):
