@@ -134,7 +134,7 @@ def test_what_is_no_toml_is_refused_with_its_line(text: str, what: str, fix: str
         (RunConfig, 'prompts = "a\\u0000b"\n', "line 1: prompts no. 1", "Take the character out"),
         (RunConfig, 'prompts = "p"\nmodel = "stickers"\n', "line 2: model", "Write [model], its keys below"),
         (Policy, '[[prompt.blocked]]\nwords = ["x"]\n', "line 1: prompt.blocked", "Write it as [[blocked]]"),
-        (Policy, '[[blocked]]\npattern = "\\bx\\b"\n', "line 2: blocked no. 1: pattern", "write the pattern in 'single quotes'"),
+        (Policy, '[[blocked]]\npattern = "\\bx\\b"\n', "line 2: blocked no. 1: pattern", "the pattern in 'single quotes'"),
         (RunConfig, 'prompts = "p"\n[model]\nworkers = 2\n', "line 3: model.workers", "at the top, above the first [table]"),
         (RunConfig, 'prompts = "p"\nsteps = 20\n', "line 2: steps", "below [generation]"),
         (RunConfig, "workers = 2\n", "file.toml", "Add it: prompt file"),
