@@ -17,13 +17,13 @@ from index import storage
 from index.errors import ClearanceError, ConfigError
 from index.places.cache import local_copy
 from index.storage import entry_of, is_folder
-from jobs.run.plan import read_policy, shipped_policies
+from jobs.run.plan import read_policy, shipped_policies, ships
 from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.sections.policy_changes import policy_changes
 from pipeline.fields import REQUIRED, Key, keys
-from pipeline.guard_settings import FaithfulnessPolicy, PromptPolicy, VisionLanguagePolicy
-from pipeline.policy import Policy, action_of, guard_tables, policy_digest, remarks
+from pipeline.idle import actions, idle
+from pipeline.policy import Policy, guard_tables, remarks
 from pipeline.refusal import line_of
 
 DEFAULT, PLAN = "default", "plan.json of the run"
@@ -107,66 +107,18 @@ def _plain(policy: Policy) -> dict[str, Any]:
 def slips(policy: Policy, base: Path = Path()) -> list[str]:
     """What a policy allows and its owner may not have meant, one sentence each; ``base``: where its relative paths start."""
     found = [*remarks(policy), *idle(policy)]
-    steered = [name for name, action in _actions(policy).items() if name != "copies" and action == "steer"]
+    steered = [name for name, action in actions(policy).items() if name != "copies" and action == "steer"]
     if policy.mark_ladder and not steered:
         found.append("there is a [[mark_ladder]], and no guard but copies steers: its rungs are never used")
     if policy.ladder and policy.copies.action != "steer" and not steered:
         found.append("there is a [[ladder]], and no guard steers: its rungs are never used")
     found += _of_guards(policy, base)
-    if policy.name in shipped_policies() and not _ships(policy):
+    if policy.name in shipped_policies() and not ships(policy):
         what = f"name = {policy.name!r} is that of a policy that ships, and the rules are others: every row would name it so"
         found.append(f"{what}; write a name of your own")
     if not policy.about.owner and policy.name not in shipped_policies():
         found.append("nobody is named who answers for it: about.owner")
     return found
-
-
-def idle(policy: Policy) -> list[str]:
-    """Safeguards that a policy has rules for and that do not act, or end at once: a run says so, too."""
-    found = []
-    actions, tables = _actions(policy), guard_tables(policy)
-    if {*actions.values(), *_beside(policy)} == {"observe"}:
-        found.append("every guard only observes: whatever is found, the picture is released")
-    if policy.copies.action == "steer" and not policy.ladder:
-        found.append("copies.action = steer and there is no [[ladder]]: a copy is not drawn again, it ends at once")
-    steered = [name for name, action in actions.items() if name != "copies" and action == "steer"]
-    if steered and not policy.ladder and not policy.mark_ladder:
-        ends = f"what {', '.join(steered)} find ends as {policy.when_exhausted} at once"
-        found.append(f"action = steer and there is neither [[mark_ladder]] nor [[ladder]]: {ends}")
-    for name, table in tables.items():
-        if not table.enabled and dataclasses.replace(table, enabled=True) != _as_default(name, table):
-            found.append(f"{name}.enabled = false: the other keys of this guard have no effect")
-    return [*found, *_unused(policy)]
-
-
-def idle_in_a_run(policy: Policy) -> list[str]:
-    """The same for a run's notes: nothing of a policy that ships, whose name says what it does."""
-    return [] if policy.name in shipped_policies() and _ships(policy) else idle(policy)
-
-
-def _ships(policy: Policy) -> bool:
-    return policy_digest(policy) == policy_digest(read_policy(policy.name, Path()))
-
-
-def _actions(policy: Policy) -> dict[str, str]:
-    """The action of every enabled guard that looks at pictures."""
-    tables = guard_tables(policy)
-    return {"copies": policy.copies.action} | {name: action_of(policy, name) for name in tables if tables[name].enabled}
-
-
-def _beside(policy: Policy) -> Iterator[str]:
-    """The actions of the guards that look at prompts, where they are enabled."""
-    if policy.prompt.enabled:
-        stated = (*(one.action for one in policy.blocked), policy.prompt.titles)
-        near = [policy.prompt.near_action] if policy.prompt.near is not None else []
-        yield from (action for action in (*stated, *near) if action != "off")
-    if policy.faithfulness.enabled:
-        yield policy.faithfulness.action
-
-
-def _as_default(name: str, table: Any) -> Any:
-    default = getattr(Policy(), name, None)
-    return None if default is None else dataclasses.replace(default, enabled=True)
 
 
 def _of_guards(policy: Policy, base: Path) -> Iterator[str]:
@@ -185,25 +137,6 @@ def _of_guards(policy: Policy, base: Path) -> Iterator[str]:
         if table.enabled and reason:
             end = "a run stops here" if table.required else "every row records that it was skipped"
             yield f"{name} is not available on this machine ({reason}): {end}"
-
-
-def _unused(policy: Policy) -> Iterator[str]:
-    """Tables of brought guards that have no effect."""
-    if policy.blocked and not policy.prompt.enabled:
-        yield "there is [[blocked]], and prompt.enabled = false: no prompt is looked at"
-    stated = dataclasses.replace(policy.prompt, enabled=True)
-    if not policy.blocked and not policy.prompt.enabled and stated != PromptPolicy(enabled=True):
-        yield "prompt.enabled = false: the other keys of this guard have no effect"
-    if policy.prompt.near is None and policy.prompt.near_action != PromptPolicy().near_action and policy.prompt.enabled:
-        yield "prompt.near_action has no effect without prompt.near: no prompt is compared with titles"
-    if policy.prompt.enabled and policy.prompt.titles == "off" and policy.prompt.near is None and not policy.blocked:
-        yield 'prompt.enabled = true, titles = "off", and there is neither prompt.near nor [[blocked]]: nothing is looked for'
-    if policy.vision_language != VisionLanguagePolicy() and not policy.questions:
-        yield "there is [vision_language], and no [[questions]]: the model is never asked"
-    if not policy.faithfulness.enabled and policy.faithfulness != FaithfulnessPolicy():
-        yield "faithfulness.enabled = false: the other keys of this guard have no effect"
-    if policy.faithfulness.enabled and policy.faithfulness.action == "steer" and not policy.ladder:
-        yield "faithfulness.action = steer and there is no [[ladder]]: a lost prompt is not drawn again, it ends at once"
 
 
 # --- show ------------------------------------------------------------------------------------------------------------------

@@ -358,8 +358,7 @@ def index_calibrate(
     if not as_json:
         make_console().print(operating_point(chosen, measured))
     found = chosen.held_to(min_recall, force=force)
-    in_force = index / "calibration.json"
-    path = out or in_force
+    path = out or index / "calibration.json"
     _save(found, path)
     if as_json:
         strangers = made.strangers if made is not None else []
@@ -378,7 +377,7 @@ def index_calibrate(
     say(f"second look: {why(worth) if worth else look + '; no picture was at hand to compare looks with'}")
     if found.forced:
         say(f"note: forced: the threshold flags {found.recall} of the copies, and every report will show it")
-    if not _same(path, in_force):
+    if not _same(path, in_force := index / "calibration.json"):
         say(f"{path}: {found.calibration_id}. No run uses it there: to put it in force, copy it to {in_force}")
         return
     say(f"{path}: {found.calibration_id}, used by every run on this index whose policy sets no copies.threshold")

@@ -375,6 +375,11 @@ def shipped_policies() -> dict[str, Path]:
     return {path.stem: path for folder in policies.__path__ for path in Path(folder).glob("*.toml")}
 
 
+def ships(policy: Policy) -> bool:
+    """Whether a policy has the rules of the policy that ships under its name."""
+    return policy.name in shipped_policies() and policy_digest(policy) == policy_digest(read_policy(policy.name, Path()))
+
+
 def read_policy(name: str, base: Path) -> Policy:
     """The policy of that name among those that ship, or the policy file at that path (relative to ``base``) or URI.
 

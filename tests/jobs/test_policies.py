@@ -13,9 +13,10 @@ from typer.testing import CliRunner, Result
 
 from index import storage
 from jobs.cli import main as cli
-from jobs.policies import idle_in_a_run, named, slips, values
+from jobs.policies import named, slips, values
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan, read_policy, shipped_policies
+from jobs.run.preflight.notes import idle_in_a_run
 from pipeline.fields import keys
 from pipeline.guard_settings import PromptPolicy
 from pipeline.policy import Policy

@@ -27,7 +27,6 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
     Raises:
         ModelError: the model's folder cannot be drawn with.
     """
-    from jobs.policies import idle_in_a_run
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
@@ -52,6 +51,14 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     notes += hard_stop_notes(config.keep.hard_stop, policy)
     return [*notes, *key_notes(config, base), *watermark_notes(config, base, _largest_side(config.model, folder, requests))]
+
+
+def idle_in_a_run(policy: Policy) -> list[str]:
+    """Its safeguards that do not act; nothing of a policy that ships, whose name says what it does."""
+    from jobs.run.plan import ships
+    from pipeline.idle import idle
+
+    return [] if ships(policy) else idle(policy)
 
 
 def hard_stop_notes(hard_stop: Sequence[str], policy: Policy) -> list[Note]:
