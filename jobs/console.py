@@ -6,10 +6,13 @@ that would move the cursor, colour the screen or turn the reading direction are 
 
 from __future__ import annotations
 
+import os
+import select
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from index.printable import visible
 from jobs.log import log_in_use
@@ -48,15 +51,65 @@ def make_console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(visible(text), **options)
 
+        def on_broken_pipe(self) -> None:
+            """Rich would end the process with 1, which is the code for damage."""
+            raise  # the BrokenPipeError that is being handled
+
     # Where a machine reads the log, tables and bars are left out.
     return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=log_in_use() is not None)
 
 
+class _Expendable:
+    """A text stream whose loss ends nothing: what cannot be written (reader gone, disk full) is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def lenient_streams() -> None:
-    """A terminal that cannot show a character gets it escaped, instead of an exception."""
+    """Let no stream end a command that it tells about.
+
+    A terminal that cannot show a character gets it escaped, instead of an exception. Stderr has progress, notes and errors: a
+    run goes on without it. Stdout has results: its loss is an error.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is not None:
+        sys.stderr = cast("TextIO", _Expendable(sys.stderr))
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more (``| head -1``)."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return bool(poll.poll(0))  # with no event asked for, errors alone are answered
+    except (OSError, ValueError, AttributeError):  # it is no file of the system, or closed
+        return False
+
+
+def drop_stdout() -> None:
+    """Let what is still in stdout's buffer go nowhere, so that Python does not fail at it when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def grid() -> Table:
@@ -88,7 +141,7 @@ def say_json(data: Any) -> None:
     """Print data as JSON on stdout, in ASCII: no terminal and no pipe changes it."""
     import json
 
-    print(json.dumps(data, indent=1))
+    print(json.dumps(data, indent=1), flush=True)  # a command may exit with its verdict next
 
 
 def say_note(note: Note) -> None:

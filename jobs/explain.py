@@ -27,6 +27,7 @@ ADVICE = {
     errno.EIO: "The storage failed: look at the disk or the network mount, then repeat the command",
     errno.ESTALE: "The network mount was lost: mount it again, then repeat the command",
     errno.ENOTCONN: "The network mount was lost: mount it again, then repeat the command",
+    errno.EPIPE: "A program or connection that was written to has ended: repeat the command; a run continues with --resume",
     errno.ETIMEDOUT: "The storage or network did not answer: look at it, then repeat the command",
 }
 NO_ROOM = "No usable temporary directory"  # Python's message where none of them can be written to: mostly, a full disk

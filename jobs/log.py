@@ -80,8 +80,9 @@ class Log:
         text = json.dumps(line, separators=(",", ":"))
         with self._lock:
             stream = self._stream or sys.stderr
-            stream.write(text + "\n")
-            stream.flush()
+            with contextlib.suppress(OSError):  # a collector that died, or a full disk, ends no run
+                stream.write(text + "\n")
+                stream.flush()
 
     def _clean(self, text: str) -> str:
         text = _FOREIGN.sub(r"\1 (its text is left out)", text)

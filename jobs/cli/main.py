@@ -39,7 +39,19 @@ from jobs.cli.stamp import stamp
 from jobs.cli.status import status
 from jobs.cli.takedown import app as takedown_app
 from jobs.cli.verify import verify
-from jobs.console import busy, grid, lenient_streams, make_console, say, say_error, say_json, say_note, set_volume
+from jobs.console import (
+    busy,
+    drop_stdout,
+    grid,
+    lenient_streams,
+    make_console,
+    reader_is_gone,
+    say,
+    say_error,
+    say_json,
+    say_note,
+    set_volume,
+)
 from jobs.explain import explain
 from jobs.group import Group
 from jobs.log import Log, log_in_use, of_one_command, use, wanted
@@ -80,7 +92,13 @@ class Commands(Group):
 
     def invoke(self, ctx: Any) -> Any:
         with signals.ending(), of_one_command():
-            return self._invoke(ctx)
+            try:
+                return self._invoke(ctx)
+            except BrokenPipeError:
+                if not reader_is_gone():
+                    raise
+                drop_stdout()  # whoever reads the output has seen enough
+                raise typer.Exit(128 + signal.SIGPIPE) from None
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name. The laboratory is one too, loaded only when it is named: the product's help does not list it."""
@@ -94,7 +112,10 @@ class Commands(Group):
         if os.environ.get("CLEARANCE_DEBUG"):
             return super().invoke(ctx)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # while the command can still say that it failed
+            return result
         except ClearanceError as error:
             say_error(f"{error.where}: {error.what}" if error.where else error.what, error.fix)
             raise typer.Exit(TOO_MANY_ERRORS if isinstance(error, TooManyErrors) else 2) from None
@@ -103,11 +124,11 @@ class Commands(Group):
             kept = str(stopped) or "What was committed is kept; continue a run with --resume, a build by the same command"
             say_error(f"stopped by {signals.name(number)}", kept)
             raise typer.Exit(128 + number) from None
-        except BrokenPipeError:
-            raise  # whoever reads the output has seen enough; typer ends quietly
         except Exception as error:
             # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
-            if type(error).__module__.startswith(("typer.", "click.")):
+            if type(error).__module__.startswith(("typer.", "click.")) or (
+                isinstance(error, BrokenPipeError) and reader_is_gone()
+            ):
                 raise
             if sentences := explain(error):
                 say_error(*sentences)
@@ -377,4 +398,4 @@ def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: An
 
 
 if __name__ == "__main__":
-    sys.exit(app())
+    sys.exit(main())

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -126,10 +130,60 @@ def test_a_bug_is_still_called_one(error: Exception) -> None:
     assert result.exit_code == 70 and "This is a bug" in result.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    code = "import typer, sys\nfrom jobs.cli.main import app\nsys.argv = ['clearance', 'doctor']\napp()"
+def test_another_broken_pipe_than_that_of_stdout_is_a_sentence() -> None:
+    result = raising(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+    assert result.exit_code == 2 and result.stderr == f"error: Broken pipe\n  fix: {ADVICE[errno.EPIPE]}\n"
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    yield write
     os.close(write)
-    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("then", ["say('x')", "say_json({})", "print('x')", "say('x'); raise typer.Exit(1)"])
+def test_a_reader_that_has_seen_enough_is_no_error_and_no_damage(then: str, unread: int) -> None:
+    code = f"""
+import sys, typer
+from jobs.cli import main
+from jobs.console import say, say_json
+@main.app.command("go")
+def go() -> None:
+    {then}
+sys.argv = ["clearance", "go"]
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=unread, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def told(stderr: Any) -> subprocess.CompletedProcess[bytes]:
+    """A program that tells progress, a note, an error and a line of its log on stderr, and a result on stdout."""
+    code = """
+from jobs.console import *
+from jobs.log import Log
+from pipeline.notes import Note
+lenient_streams()
+for _ in range(2):
+    make_console(stderr=True).print("progress " * 10_000)
+    say_note(Note("a", "b"))
+    say_error("a", "b")
+    Log()("note", message="c")
+say("result")
+"""
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, timeout=120)
+
+
+def test_without_a_reader_of_stderr_a_command_goes_on(unread: int) -> None:
+    done = told(unread)
+    assert (done.stdout, done.returncode) == (b"result\n", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_with_a_full_disk_under_stderr_a_command_goes_on() -> None:
+    with open("/dev/full", "wb") as full:
+        done = told(full)
+    assert (done.stdout, done.returncode) == (b"result\n", 0)

@@ -54,6 +54,14 @@ def test_every_line_names_the_run_and_what_it_is_about(run_file: Path) -> None:
     assert lines[-1]["event"] == "finished" and lines[-1]["done"] == 3
 
 
+def test_a_stream_that_takes_nothing_more_ends_no_run() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    Log(Full())("note", message="a sentence")
+
+
 def test_with_json_the_result_stays_on_stdout(run_file: Path) -> None:
     _, done = run(run_file, "cat\nowl\n", "--json")
     assert json.loads(done.stdout)
