@@ -194,6 +194,14 @@ def test_names_are_told_apart(tmp_path: Path) -> None:
         look_at_adapters([AdapterConfig(path=str(path)) for path in paths], base=Path())
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [(" ink", "begins or ends with a blank"), ("ink ", "begins or ends with a blank"), ("a:b", "holds a comma or a colon")],
+)
+def test_names_that_no_row_can_write_are_refused(name: str, what: str, tmp_path: Path) -> None:
+    assert refused(file(tmp_path, PAIR), name=name).what == f"its name {name!r} {what}"
+
+
 DOWNS = {
     "Stable Diffusion 1.x": {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 768)},
     "Stable Diffusion 2.x": {"unet.down.attn2.to_k.lora_A.weight": (4, 1024)},

@@ -277,6 +277,9 @@ def test_what_does_not_go_together_is_refused() -> None:
         make("EulerDiscreteScheduler", eta=0.5)
     with pytest.raises(ConfigError, match="thresholding"):
         make(thresholding=True)
+    for name in ("LCMScheduler", "TCDScheduler"):
+        with pytest.raises(ConfigError, match=r"generation\.timestep_spacing: '(lcm|tcd)' has a grid of its own"):
+            make_sampler(model_of(name, "epsilon", {}), 4, spacing="trailing")
     with pytest.raises(ConfigError, match="zero terminal SNR"):
         make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ConfigError, match="invert_sigmas"):

@@ -359,7 +359,10 @@ def _checked(found: AdapterFile, where: str) -> AdapterFile:
             raise ConfigError(what, where=where, fix=f"Remove the key{more}")
     if kind == "eraser" and config.weight < 0:
         raise ConfigError("an eraser cannot have a negative weight", where=where, fix="Set `weight` from 0 to 10")
-    if kind == "lora" and re.search(r"[,:]|^\s*$", found.name):
+    if kind == "lora" and found.name != found.name.strip():
+        fix = "Give it a `name` without them: blanks around a name in a prompt file are not read"
+        raise ConfigError(f"its name {found.name!r} begins or ends with a blank", where=where, fix=fix)
+    if kind == "lora" and re.search(r"[,:]", found.name):
         fix = "Give it a `name` without them: prompt files separate names by commas, and strengths by colons"
         raise ConfigError(f"its name {found.name!r} holds a comma or a colon", where=where, fix=fix)
     return found

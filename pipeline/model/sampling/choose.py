@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.model.interface import DiffusionModel
 
 WITH_ETA = ("ddim", "tcd")
+OWN_GRID = ("lcm", "tcd")  # their timesteps are those that the model was distilled at
 # The sampler that "auto" uses for the scheduler of a model's folder.
 OF_SCHEDULER = {
     "DDIMScheduler": "ddim",
@@ -103,6 +104,9 @@ def make_sampler(
     if spacing and flow:
         what = "a rectified flow has no timesteps to spread, its schedule is that of its folder"
         raise ConfigError(what, where="generation.timestep_spacing", fix="Leave it out")
+    if spacing and name in OWN_GRID:
+        what = f"{name!r} has a grid of its own, which {spacing!r} does not change"
+        raise ConfigError(what, where="generation.timestep_spacing", fix="Leave it out, or choose another generation.scheduler")
     if config.get("thresholding"):
         raise ConfigError("dynamic thresholding is for models of pixels", where=FOLDER, fix=OTHER)
     try:
