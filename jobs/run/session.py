@@ -200,8 +200,16 @@ class Session:
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, KeyboardInterrupt):
             number = signals.received() or signal.SIGINT
-            return f"{signals.name(number)}: {len(self.receipts)} of {len(self.plan.shards)} shards are committed"
+            return f"{signals.name(number)}: {self._committed()} of {len(self.plan.shards)} shards are committed"
         return without_paths(f"{type(error).__name__}: {error}", self.folder, self.plan.base)[:500]
+
+    def _committed(self) -> int:
+        """Shards whose commit is in the folder: a worker may have made some that this session was not told of yet."""
+        from pipeline.audit.shards import markers
+
+        with suppress(Exception):
+            return len({shard.shard_id for shard in self.plan.shards} & set(markers(self.folder)))
+        return len(self.receipts)
 
     def sample_ended(self, sample: Sample) -> None:
         self._under_way.setdefault(self._shard_of[sample.request.row_no], Counter())[str(sample.outcome)] += 1

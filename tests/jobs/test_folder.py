@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from index.errors import ClearanceError, ModelError, PlanMismatch, RunStopped
-from jobs.run.event import Event
+from jobs.run.event import Event, ignore
 from jobs.run.folder import open_folder, without_paths
 from jobs.run.lease.lock import lease
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from jobs.run.planning.stored_plan import stored_plan
+from jobs.run.session import Session
 from jobs.run.verdict import verify_run
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import sample_rows
@@ -185,6 +186,16 @@ def test_an_error_row_names_no_folder_of_the_machine(make_plan: MakePlan, tmp_pa
 def test_the_reason_of_a_stop_names_no_folder(stopped: Path, tmp_path: Path) -> None:
     reason = read_events(stopped)[-1]["reason"]
     assert "No space left" in reason and str(tmp_path) not in reason
+
+
+def test_the_reason_of_a_stop_counts_what_is_committed_in_the_folder(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open
+) -> None:
+    """A worker may have committed shards that the session was not told of when a signal came."""
+    plan = make_plan(["cat", "owl", "fox"], shard_size=1)
+    folder = run_local(plan, tmp_path / "run", open_loop=open_loop).folder
+    session = Session(plan, folder, "local", ignore, open_loop, True)
+    assert session._reason(KeyboardInterrupt()) == "SIGINT: 3 of 3 shards are committed"
 
 
 def test_errors_of_the_folder_are_clearance_errors(tmp_path: Path) -> None:
