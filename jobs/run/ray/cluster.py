@@ -20,6 +20,7 @@ from pipeline.model.device import cores
 GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answer; Ray itself waits 60 s and then exits
 OBJECTS = 128 * 2**20  # bytes of a Ray of our own: plan and receipts go through it, pictures do not
 CLIENT = "ray://"
+BUSY = "Repeat the command when this machine is less busy: Ray's processes may not have answered in time"
 ASK_SECONDS = 1.0  # between questions to the control service; how long an answer of Ray's is waited for
 SHUTDOWN_SECONDS = 20.0  # a Ray whose processes were killed may never let go
 
@@ -138,7 +139,7 @@ def _start(address: str, cpus: int) -> None:
         raise RunStopped(
             f"Ray does not start ({type(error).__name__}: {error})",
             where=f"RAY_ADDRESS={address}" if address else "this machine",
-            fix="Use --runner local, or check RAY_ADDRESS",
+            fix=f"{'Check RAY_ADDRESS' if address else BUSY}, or use --runner local",
         ) from error
     _quieten(handlers)
 
