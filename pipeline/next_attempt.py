@@ -24,7 +24,7 @@ from pipeline.respond.early import TURNED
 from pipeline.respond.marks import Erasure, erase
 from pipeline.rungs import EraseRung, FromReferences, NudgeRung, Rung
 from pipeline.runtime import Runtime
-from pipeline.steer.diversity import Group, mates_push
+from pipeline.steer.diversity import Group, mates_push, too_few_rows
 from pipeline.steer.erase_tokens import marks_found
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
     if runtime.standing is not None and not guided:
         what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
         raise ConfigError(what, where="guidance_scale", fix=engine.how_to_guide(scale))
+    rows = runtime.config.generation.rows
+    if request.group and guided and 2 * request.group_size > rows:
+        raise too_few_rows(request.group_size, guided=True, rows=rows)
     return size, engine.sampler_for(size, request.stated.steps), guided
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from index.counted import counted
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from index.places.kept import listen
 from jobs import signals
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 Runner = Literal["local", "ray"]
 EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
 TOO_MANY_ERRORS = 4  # the exit code of a run beyond max_error_rate
+LISTED_ROWS = 10  # bad rows that a dry run prints
 
 
 SECTIONS = {
@@ -384,9 +386,12 @@ def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: An
         for name, value in lines(found).items():
             table.add_row(name, value)
         make_console().print(table)
-        for request in [request for request in plan.requests if request.problem][:10]:
+        bad = [request for request in plan.requests if request.problem]
+        for request in bad[:LISTED_ROWS]:
             assert request.problem is not None
             say(f"  {request.key}: {request.problem[1]} ({request.problem[0]})")
+        if len(bad) > LISTED_ROWS:
+            say(f"  and {counted(len(bad) - LISTED_ROWS, 'more bad row')}; --json lists all of them")
     for note in found.notes:
         say_note(note)
     for problem in found.problems:

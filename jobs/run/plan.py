@@ -143,7 +143,7 @@ class Plan:
                 notes.append(Note("diversity", f"drawn without all of their group, so that each stands alone: {many}"))
         if identity is None:
             config = in_full(config)
-            require_rows(config)
+            require_rows(config, requests if config.generation.diversity.size else ())
         elif identity:
             config = dataclasses.replace(config, generation=config.generation.filled())
         copy_check: Mapping[str, Any] = {}

@@ -78,11 +78,11 @@ def mates_push(settings: DiversityConfig, steps: int, context: Conditioning, fin
     )  # fmt: skip
 
 
-def too_few_rows(size: int, *, guided: bool, rows: int) -> ConfigError:
-    """The error of a run whose calls do not hold a whole group."""
+def too_few_rows(size: int, *, guided: bool, rows: int, by: str = "guidance") -> ConfigError:
+    """The error of a run whose calls do not hold a whole group; ``by``: what makes a member take two rows."""
     each = 2 if guided else 1
     what = f"a call has {rows} rows, and a group of {size} takes {size * each}"
-    more = f" ({each} a member, with guidance)" if guided else ""
+    more = f" ({each} a member, with {by})" if guided else ""
     fewer = f", or generation.diversity.size = {rows // each}" if rows // each >= 2 else ""
     return ConfigError(what + more, where="generation.rows", fix=f"Set it to {size * each} or more{fewer}")
 

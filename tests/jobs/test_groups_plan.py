@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from jobs.run.folder import open_folder
 from jobs.run.plan import Plan
 from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
+from jobs.run.preflight.dry_run import _diversity
 from pipeline.config import DiversityConfig, GenerationConfig, RunConfig
 from pipeline.notes import Note
-from pipeline.outcome import Request
+from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
 from pipeline.settings import digest
 
@@ -137,6 +139,23 @@ def test_what_makes_no_groups_is_refused(made: dict[str, int], what: str, fix: s
 def test_calls_that_hold_no_group_are_refused_before_the_model_is_loaded() -> None:
     with pytest.raises(ConfigError, match=r"generation\.rows: a call has 16 rows, and a group of 10 takes 20"):
         require_rows(config(samples=10, size=10))
+
+
+def test_a_row_that_is_guided_by_its_own_scale_needs_two_rows_a_member() -> None:
+    given = config(samples=10, size=10, guidance_scale=1.0)
+    own = [replace(one, stated=Stated(guidance_scale=7.5)) for one in in_groups(requests(1, 10), 10)]
+    what = r"a call has 16 rows, and a group of 10 takes 20 \(2 a member, with the guidance_scale 7\.5 of 'p0#1'\)"
+    with pytest.raises(ConfigError, match=what):
+        require_rows(given, own)
+    require_rows(given, [replace(one, group="", member=0, group_size=0) for one in own])
+    require_rows(given, in_groups(requests(1, 10), 10))
+
+
+def test_the_dry_run_counts_groups_by_the_steps_of_their_rows(project: Path) -> None:
+    (project / "p.csv").write_text("prompt,steps\na cat,\na dog,6\nan owl,\n", encoding="utf-8")
+    made = plan(project, replace(config(size=4), prompts="p.csv"))
+    told = "2 groups of 4 push apart in the first 4 of 4 steps, 1 group of 4 pushes apart in the first 6 of 6 steps;"
+    assert _diversity(made, 4).startswith(told)
 
 
 def test_calls_that_hold_a_group_are_not() -> None:

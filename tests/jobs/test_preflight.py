@@ -120,6 +120,15 @@ def test_a_guidance_scale_that_a_distilled_model_ignores_is_a_note(project: Path
     assert "has no effect" not in str(dry(project)[1]["notes"])
 
 
+def test_more_bad_rows_than_the_run_may_have_are_a_problem(project: Path) -> None:
+    (project / "prompts.csv").write_text("prompt;key\na cat;a\n" + "".join(f";b{i}\n" for i in range(12)))
+    result = call("run", project / "run.toml", "--dry-run")
+    assert result.exit_code == 2
+    assert "12 of 13 requests are bad rows (92.3 %); max_error_rate allows 25 %, so the run would" in result.stderr
+    assert result.stdout.count("the prompt is empty") == 10 and "  and 2 more bad rows; --json lists all" in result.stdout
+    assert call("run", project / "run.toml", "--dry-run", "--max-error-rate", "1").exit_code == 0
+
+
 def test_a_dry_run_tries_the_keys(project: Path) -> None:
     plain = dry(project)[1]
     new_keys(project / "keys")

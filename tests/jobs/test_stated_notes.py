@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, unguided_notes
-from pipeline.config import GenerationConfig, ModelConfig, RunConfig
+from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, stated_notes, unguided_notes
+from pipeline.config import DiversityConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.guard_settings import AskedPolicy
 from pipeline.model.load import load_model
-from pipeline.outcome import Request
+from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
 from pipeline.rungs import NegativeRung
 from pipeline.runtime import Runtime
+
+OWN = [(0, "a", None), (1, "b", 1.0), (2, "c", 7.5), (3, "d", 0.0)]  # row, key, its own guidance scale
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,29 @@ def test_guidance_that_a_model_does_not_have_is_noted(
     runtime = Runtime(config, Policy(ladder=(NegativeRung(),)), load_model(model))
     notes = [note.text for note in unguided_notes((), runtime, guidance)]
     assert len(notes) == len(expected) and all(wanted in note for wanted, note in zip(expected, notes, strict=True))
+
+
+def test_rows_that_turn_guidance_off_are_noted_beside_a_negative_rung(tiny_model: Callable[[str], Path]) -> None:
+    model = ModelConfig(path=str(tiny_model("StableDiffusionPipeline")), dtype="float32", size=16)
+    config = RunConfig(prompts="-", model=model, generation=GenerationConfig(steps=2, rows=4, guidance_scale=3.0))
+    runtime = Runtime(config, Policy(ladder=(NegativeRung(),)), load_model(model))
+    todo = [Request(row_no=i, key=key, prompt="a cat", stated=Stated(guidance_scale=scale)) for i, key, scale in OWN]
+    (note,) = unguided_notes(todo, runtime, 3.0)
+    assert note.text == (
+        "rung 1 (negative) needs a negative row, and 2 of 4 requests have none at the guidance_scale of their rows; "
+        "the first is 'b', at 1: those that it steers end as error rows"
+    )
+    assert unguided_notes(todo[:1], runtime, 3.0) == []
+
+
+def test_a_group_that_its_own_scale_makes_too_large_is_noted(tiny_model: Callable[[str], Path]) -> None:
+    model = ModelConfig(path=str(tiny_model("StableDiffusionPipeline")), dtype="float32", size=16)
+    drawn = GenerationConfig(steps=2, rows=4, guidance_scale=1.0, diversity=DiversityConfig(size=4))
+    config = RunConfig(prompts="-", samples_per_prompt=4, model=model, generation=drawn)
+    runtime = Runtime(config, Policy(ladder=()), load_model(model))
+    member = Request(row_no=0, key="a#1", prompt="a", stated=Stated(guidance_scale=7.5), group="a#1-4", group_size=4)
+    (note,) = stated_notes([member, replace(member, key="b", group="", group_size=0)], runtime)
+    assert note.text.startswith("1 of 2 requests will end as error rows: generation.rows: a call has 4 rows, and a group of 4")
 
 
 def test_prompts_that_ask_for_marks_are_counted_with_what_follows() -> None:

@@ -63,10 +63,13 @@ def pieces_of(requests: Sequence[Request], size: int) -> list[Sequence[Request]]
     return pieces
 
 
-def require_rows(config: RunConfig) -> None:
+def require_rows(config: RunConfig, requests: Sequence[Request] = ()) -> None:
     """Refuse a run whose calls do not hold a whole group. Reads the model's class; loads nothing.
 
     A folder that cannot be drawn with is refused when the model is looked at.
+
+    Args:
+        config: the run file. requests: of the run, of which some may state a guidance scale of their own.
 
     Raises:
         ConfigError: the group needs more rows than ``generation.rows``.
@@ -82,8 +85,12 @@ def require_rows(config: RunConfig) -> None:
         _, cls, _ = look_at(config.model)
     except ModelError:
         return
-    guided = (g.true_guidance_scale if cls.distilled else g.drawn_guidance) > 1
+    guided, by = (g.true_guidance_scale if cls.distilled else g.drawn_guidance) > 1, "guidance"
+    if not guided and not cls.distilled:  # a distilled network takes the scale as an input
+        own = [one for one in requests if one.group and (one.stated.guidance_scale or 0) > 1]
+        if own:
+            guided, by = True, f"the guidance_scale {own[0].stated.guidance_scale:g} of {own[0].key!r}"
     if cls.guided is not LatentDiffusion.guided:  # it depends on more than the class: the opened model decides
         guided = False
     if g.diversity.size * (2 if guided else 1) > g.rows:
-        raise too_few_rows(g.diversity.size, guided=guided, rows=g.rows)
+        raise too_few_rows(g.diversity.size, guided=guided, rows=g.rows, by=by)

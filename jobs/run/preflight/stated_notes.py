@@ -67,9 +67,10 @@ def stated_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
     failing: dict[ClearanceError, int] = {}
     known: dict[object, ClearanceError | None] = {}
     for request in todo:
-        if request.problem is None and request.stated and request.stated not in known:
-            known[request.stated] = _refusal(runtime, request)
-        if request.problem is None and (error := known.get(request.stated)) is not None:
+        states = (request.stated, request.group_size)
+        if request.problem is None and request.stated and states not in known:
+            known[states] = _refusal(runtime, request)
+        if request.problem is None and (error := known.get(states)) is not None:
             failing[error] = failing.get(error, 0) + 1
     return [
         Note("prompts", f"{many} of {len(todo)} requests will end as error rows: {error}") for error, many in failing.items()
@@ -92,6 +93,7 @@ def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> l
     if own != 1 and not (runtime.model.distilled and engine.how_to_guide()):
         why = "this class of model has no classifier-free guidance" if runtime.model.distilled else "it is for Flux and LCMs"
         notes.append(Note("guidance", f"generation.true_guidance_scale = {own:g} has no effect: {why}"))
+    unguided = [one for one in todo if one.problem is None and not engine.guides(one.stated.guidance_scale)]
     for number, rung in enumerate(runtime.policy.ladder, 1):
         if isinstance(rung, NegativeRung) and not engine.guided:
             fix = engine.how_to_guide() or "Use another kind of rung"
@@ -99,6 +101,14 @@ def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> l
                 f"rung {number} (negative) needs a negative row, and samples have none: those that it steers end as error rows"
             )
             notes.append(Note("policy", f"{what}. {fix}"))
+        elif isinstance(rung, NegativeRung) and unguided:
+            have = "has none" if len(unguided) == 1 else "have none"
+            which = f"{len(unguided)} of {len(todo)} requests {have} at the guidance_scale of their rows"
+            first = f"the first is {unguided[0].key!r}, at {unguided[0].stated.guidance_scale:g}"
+            text = (
+                f"rung {number} (negative) needs a negative row, and {which}; {first}: those that it steers end as error rows"
+            )
+            notes.append(Note("policy", text))
     if not engine.guided and not runtime.model.distilled and scale > 1:
         text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
         notes.append(Note("guidance", text))
