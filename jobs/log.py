@@ -23,7 +23,8 @@ ENVIRONMENT = "CLEARANCE_LOG_FORMAT"
 FIELDS = {
     "time": "when, in UTC",
     "level": "info, warning or error",
-    "event": "what happened: an event of the run, `committed` and `failed` of a worker, `error` or `note` of the command",
+    "event": "what happened: an event of the run, `committed` and `failed` of a worker, `error`, `note` or `nothing_to_draw` "
+    "of the command",
     "run_id": "the run",
     "shard": "the shard it is about",
     "worker": "the worker it is about",

@@ -277,12 +277,15 @@ def run(
     if which.about:
         make_console(stderr=json).print(which.about, soft_wrap=True)
     if which.nothing:
+        if log := log_in_use():
+            log("nothing_to_draw", message=which.about)
         return say_json({"nothing_to_draw": which.about}) if json else say("nothing to draw: no run was begun")
     restriction: dict[str, Any] = {"notes": notes, "only": which.only, "parent": which.parent}
     restriction["begun"] = folder if resume else None
     problem = None
     try:
         plan = _plan(config, base, folder, policy, **restriction)
+        notes += which.notes_of(plan)
     except ClearanceError as error:
         if not dry_run:
             raise

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from index.errors import ClearanceError, PlanMismatch
 from jobs.run.dataset.chain import Chain, Member, in_order, latest, member
-from jobs.run.dataset.which import which_run
+from jobs.run.dataset.which import Which, which_run
+from jobs.run.plan import Plan
+from pipeline.config import RunConfig
+from pipeline.notes import Note
+from pipeline.outcome import Request, Stated
+from pipeline.policy import Policy
 from tests.jobs.data_sets import ROWS, call, config_of, draw, fine, grown, keys, project, three, write
 
 FIXTURES = (project, three, grown)  # used by name
@@ -56,9 +63,28 @@ def test_a_prompt_that_changed_under_its_key_is_refused(project: Path) -> None:
     write(project.parent, "a dog,a", *ROWS[1:], "owl,d")
     refused = call("run", project, "--only-new")
     assert refused.exit_code == 2
-    assert (
-        "1 of the requests that the data set holds have another prompt or seed now; the first is 'a': 'cat'" in refused.stderr
-    )
+    what = "1 of the requests that the data set holds are others now; the first is 'a': prompt 'cat' there and 'a dog' now"
+    assert what in refused.stderr
+
+
+def test_what_makes_a_request_another_is_named_with_both_values() -> None:
+    old = Request(row_no=0, key="a", prompt="a red apple", seed=629, adapter="ink", stated=Stated(guidance_scale=7.5))
+    chain = Chain(members=(Member(folder=Path("set/0001"), stored={}),))
+    with patch.object(Chain, "_requests", lambda _: iter([("a", old)])), pytest.raises(PlanMismatch) as refused:
+        chain.new([replace(old, adapter="ink:0.5", negative_prompt="blue", stated=Stated())])
+    values = ("negative prompt '' there and 'blue' now", "adapter 'ink' there and 'ink:0.5' now")
+    assert refused.value.what.endswith(f"'a': {', '.join(values)}, guidance_scale 7.5 there and unstated now")
+
+
+def test_other_weights_than_those_of_the_run_before_are_noted() -> None:
+    before = Member(folder=Path("set/0001"), stored={"identity": {"model_digest": "m", "adapters_sha256": "old"}})
+    same = Plan(config=RunConfig(prompts="-"), policy=Policy(), base=Path(), requests=(), identity=before.stored["identity"])
+    assert Which(folder=Path("set/0002"), before=before).notes_of(same) == []
+    other = replace(same, identity={"model_digest": "m", "adapters_sha256": "new"})
+    assert Which(folder=Path("set/0002"), before=before).notes_of(other) == [
+        Note("model", "the adapters of this run are others than those of 0001, which it continues")
+    ]
+    assert Which(folder=Path("set/0001")).notes_of(other) == []
 
 
 def test_rows_that_moved_are_refused(project: Path) -> None:

@@ -67,6 +67,14 @@ def test_with_json_the_result_stays_on_stdout(run_file: Path) -> None:
     assert json.loads(done.stdout)
 
 
+def test_a_night_with_nothing_new_is_a_line_too(run_file: Path) -> None:
+    (run_file.parent / "run.toml").write_text('prompts = "prompts.txt"\nout = "set/{number}"\n')
+    run(run_file, "cat\nowl\n")
+    (line,), done = run(run_file, "cat\nowl\n", "--only-new")
+    assert done.exit_code == 0 and line["event"] == "nothing_to_draw"
+    assert line["message"].endswith("0 of 2 requests are new, 2 are there")
+
+
 def test_a_request_that_failed_is_a_line_with_its_row_and_class(run_file: Path) -> None:
     (run_file.parent / "run.toml").write_text('prompts = "prompts.csv"\nout = "run"\n')
     (run_file.parent / "prompts.csv").write_text("prompt\ncat\n\n,\n")

@@ -170,19 +170,18 @@ class Chain:
         """Keys of the requests that no run of the data set holds.
 
         Raises:
-            PlanMismatch: a request that is there had another prompt or seed.
+            PlanMismatch: a request that is there was another, for example by its prompt or seed.
         """
         there = dict(self._requests())
         changed = [one for one in requests if (old := there.get(one.key)) is not None and _differs(old, one)]
         if changed:
             first, old = changed[0], there[changed[0].key]
             assert old is not None
-            was = f"{_in_words(old)} there, {_in_words(first)} now"
-            same = (old.prompt, old.negative_prompt, old.seed) == (first.prompt, first.negative_prompt, first.seed)
-            other = "size, number of steps or guidance scale" if same else "prompt or seed"
+            now, was = _drawn_from(first), _drawn_from(old)
+            other = [name for name in now if now[name] != was[name]]
+            values = ", ".join(f"{name} {_in_words(was[name])} there and {_in_words(now[name])} now" for name in other)
             raise PlanMismatch(
-                f"{len(changed)} of the requests that the data set holds have another {other} now; the first is "
-                f"{first.key!r}: {was}",
+                f"{len(changed)} of the requests that the data set holds are others now; the first is {first.key!r}: {values}",
                 where=str(self.last.folder.parent),
                 fix="Give a row that changed a new key. Rows without a key get one from their number: add new ones at the end",
             )
@@ -221,16 +220,21 @@ def _ended(folder: Path) -> list[str]:
 
 def _differs(old: Request, now: Request) -> bool:
     """Whether a request is another than it was. One that could not be drawn may have been mended."""
-    if old.problem is not None:
-        return False
-    one, other = ((r.prompt, r.negative_prompt, r.seed, r.adapter, r.stated) for r in (old, now))
-    return one != other
+    return old.problem is None and _drawn_from(old) != _drawn_from(now)
 
 
-def _in_words(one: Request) -> str:
-    stated = "".join(f", {name} {value:g}" for name, value in one.stated._asdict().items() if value is not None)
-    return f"{_short(one.prompt)} with seed {one.seed}{stated}"
+def _drawn_from(one: Request) -> dict[str, Any]:
+    """What makes a request's picture, by its name for people."""
+    return {
+        "prompt": one.prompt,
+        "seed": one.seed,
+        "negative prompt": one.negative_prompt,
+        "adapter": one.adapter,
+        **one.stated._asdict(),
+    }
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:39]}…")
+def _in_words(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:39]}…")
+    return "unstated" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,7 @@ from jobs.run.dataset.chain import Chain, Member, latest, member
 from jobs.run.dataset.out import NUMBER, Out
 from jobs.run.plan import Plan, requests_of
 from pipeline.config import RunConfig
+from pipeline.notes import Note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,24 @@ class Which:
         only: keys of the requests that it draws; None: all.
         parent: plan digest of the run that it continues; empty: none.
         about: a sentence for people on what is drawn and what is there; empty where everything is drawn.
+        before: the run that a further run continues; None: it is none.
     """
 
     folder: Path
     only: Sequence[str] | None = None
     parent: str = ""
     about: str = ""
+    before: Member | None = None
+
+    def notes_of(self, plan: Plan) -> list[Note]:
+        """That a further run is drawn with other weights than the run that it continues, whatever their files are called."""
+        if self.before is None or not plan.identity:
+            return []
+        there = self.before.stored["identity"]
+        names = {"model_digest": "model", "adapters_sha256": "adapters"}
+        other = [name for part, name in names.items() if there.get(part, "") != plan.identity.get(part, "")]
+        text = f"the {' and '.join(other)} of this run are others than those of {self.before.folder.name}, which it continues"
+        return [Note("model", text)] if other else []
 
     @property
     def nothing(self) -> bool:
@@ -119,4 +132,4 @@ def _further(chain: Chain, config: RunConfig, base: Path, folder: Path, *, only_
     ordered = [one.key for one in requests if one.key in wanted] + sorted(wanted - {one.key for one in requests})
     runs = f"{counted(len(chain.members), 'run')}"
     about = f"data set {chain.dataset_id} ({runs}): {'; '.join(parts)}"
-    return Which(folder=folder, only=ordered, parent=chain.last.plan_sha256, about=about)
+    return Which(folder=folder, only=ordered, parent=chain.last.plan_sha256, about=about, before=chain.last)
