@@ -45,8 +45,7 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
     if runtime.standing is not None and not guided:
         what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
         raise ConfigError(what, where="guidance_scale", fix=engine.how_to_guide(scale))
-    rows = runtime.config.generation.rows
-    if request.group and guided and 2 * request.group_size > rows:
+    if request.group and guided and 2 * request.group_size > (rows := runtime.config.generation.rows):
         raise too_few_rows(request.group_size, guided=True, rows=rows)
     return size, engine.sampler_for(size, request.stated.steps), guided
 

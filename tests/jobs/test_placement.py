@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.run.ray.cluster import own_cpus
+from index.errors import RunStopped
+from jobs.run.ray.cluster import _start, own_cpus
 from jobs.run.ray.placement import Need, workers_here
 from pipeline.config import GenerationConfig, GuardsConfig, ModelConfig, RunConfig
 from pipeline.model.device import cores
@@ -67,3 +68,16 @@ def test_a_need_in_words() -> None:
 )
 def test_workers_of_this_machine(settings: dict[str, Any], shards: int, gpus: int, workers: int) -> None:
     assert workers_here(config(**settings), shards, gpus=gpus) == workers
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"), [("", "Repeat the command when this machine is less busy"), ("auto", "Check R")]
+)
+def test_a_ray_that_does_not_start_has_advice_that_fits(address: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: Any) -> None:
+        raise TimeoutError("the GCS did not answer")
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(RunStopped) as stopped:
+        _start(address, 1)
+    assert stopped.value.fix.startswith(advice) and stopped.value.fix.endswith(", or use --runner local")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def make_salted(tmp_path: Path) -> Path:
     commit_shard(tmp_path, "0", sample_table(samples, context, "0"), attempt_table(samples, context, "0"))
     seal(tmp_path, run_predicate(context))
     return tmp_path
+
+
+def test_a_reader_that_has_seen_enough_is_no_damage(written: Path, runs: Runs) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-I", str(written), str(runs.whole)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_the_file_names_what_it_needs() -> None:
