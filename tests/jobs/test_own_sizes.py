@@ -183,7 +183,7 @@ def test_another_size_under_the_same_key_is_not_new(project: Path) -> None:
     run_local(plan_of(project), project / "run")
     (project / "prompts.csv").write_text(PROMPTS.replace("b,1,24,16", "b,1,16,16"))
     there = member(project / "run")
-    with pytest.raises(PlanMismatch, match=r"are others now; the first is 'b': width 24 there and 16 now$"):
+    with pytest.raises(PlanMismatch, match=r"are others now; the first is 'b': width 24 there and 16 now"):
         Chain.of(there, [there]).new(plan_of(project).requests)
 
 
