@@ -406,4 +406,4 @@ def _dry_run(plan: Plan, folder: Path, runner: Runner, *, json: bool, **more: An
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,7 @@ from jobs.run.folder import open_folder
 from jobs.run.plan import Plan
 from jobs.run.planning.bound import bound
 from jobs.run.planning.groups import in_groups, pieces_of, require_rows, whole_groups
-from jobs.run.preflight.dry_run import _diversity
+from jobs.run.preflight.stated_notes import groups_in_words
 from pipeline.config import DiversityConfig, GenerationConfig, RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request, Stated
@@ -155,7 +155,7 @@ def test_the_dry_run_counts_groups_by_the_steps_of_their_rows(project: Path) -> 
     (project / "p.csv").write_text("prompt,steps\na cat,\na dog,6\nan owl,\n", encoding="utf-8")
     made = plan(project, replace(config(size=4), prompts="p.csv"))
     told = "2 groups of 4 push apart in the first 4 of 4 steps, 1 group of 4 pushes apart in the first 6 of 6 steps;"
-    assert _diversity(made, 4).startswith(told)
+    assert groups_in_words(made, 4).startswith(told)
 
 
 def test_calls_that_hold_a_group_are_not() -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from index.counted import counted
-from index.errors import ClearanceError, ConfigError, InputError, RunStopped
+from index.errors import ClearanceError, ConfigError, RunStopped
 from jobs.explain import explain
-from jobs.run.error_budget import percent
 from jobs.run.metrics.sinks import check_metrics
 from jobs.run.planning.sizes import counted as counted_sizes
 from jobs.run.planning.sizes import own_sides
@@ -28,6 +26,8 @@ from jobs.run.preflight.stated_notes import (
     adapter_in_words,
     adapter_notes,
     asked_notes,
+    check_bad_rows,
+    groups_in_words,
     largest_note,
     stated_notes,
     unguided_notes,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
 
 T = TypeVar("T")
-SIZES = 12  # of pictures, and numbers of steps, that are named
+SIZES = 12  # of pictures that are named
 
 
 @dataclass(kw_only=True)
@@ -153,7 +153,7 @@ def preflight(
     else:
         found.attempt("model", lambda: _load(found, model, opened[0], opened[1], copies))
     found.attempt("out", lambda: _room(found))
-    found.attempt("prompts", lambda: _bad_rows(found))
+    found.attempt("prompts", lambda: check_bad_rows(plan.requests, config.max_error_rate))
     found.notes = list(dict.fromkeys(found.notes))
     return found
 
@@ -302,7 +302,7 @@ def _load(
     if runtime.preset:
         found.opened["preset"] = f"{runtime.preset}, guidance {runtime.engine.inner_guidance:g}"
     if runtime.config.generation.diversity.size:
-        found.opened["diversity"] = _diversity(found.plan, len(runtime.engine.sampler))
+        found.opened["diversity"] = groups_in_words(found.plan, len(runtime.engine.sampler))
     adapters = [*(adapter.name for adapter, _ in runtime.erasers.loaded), *map(adapter_in_words, runtime.adapters.files)]
     if adapters:
         found.opened["adapters"] = ", ".join(adapters)
@@ -318,21 +318,6 @@ def _load(
         found.notes.append(Note("guards", text))
     found.notes += largest_note(found.todo, (found.measured.width, found.measured.height))
     found.estimate = _estimate(found, runtime)
-
-
-def _diversity(plan: Plan, steps: int) -> str:
-    from pipeline.steer.diversity import pushing_steps
-
-    d, steps_of = plan.config.generation.diversity, {one.group: one.stated.steps or steps for one in plan.requests if one.group}
-    early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
-    parts = []
-    for own, groups in Counter(steps_of.values()).most_common() or [(steps, 0)]:
-        acting = pushing_steps(d, own)
-        which = f"the first {len(acting)}" if acting.start == 0 else f"steps {acting.start + 1} to {acting.stop}"
-        pushing = f"{counted(groups, 'group')} of {d.size} {'pushes' if groups == 1 else 'push'} apart"
-        parts.append(f"{pushing} in {which} of {counted(own, 'step')}")
-    more = f", and {len(parts) - SIZES} more numbers of steps" if len(parts) > SIZES else ""
-    return f"{', '.join(parts[:SIZES])}{more}{early}"
 
 
 def _estimate(found: Preflight, runtime: Runtime) -> Estimate:
@@ -352,16 +337,6 @@ def _room(found: Preflight) -> None:
     found.opened["disk"] = f"{size(free)} free"
     if found.estimate is not None:
         check_room(found.estimate.bytes, free, found.folder)
-
-
-def _bad_rows(found: Preflight) -> None:
-    """Whether the rows that cannot be drawn are already more than the run may have as errors."""
-    requests, most = found.plan.requests, found.plan.config.max_error_rate
-    bad = sum(request.problem is not None for request in requests)
-    if requests and bad / len(requests) > most:
-        share = f"{bad} of {len(requests)} requests are bad rows ({percent(bad / len(requests))})"
-        what = f"{share}; max_error_rate allows {percent(most)}, so the run would end with exit code 4"
-        raise InputError(what, where="prompts", fix="Mend these rows, or raise max_error_rate (1: no limit)")
 
 
 def check_room(need: int, free: int, folder: Path) -> None:

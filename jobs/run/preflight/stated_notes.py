@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guards.asked import CATEGORIES, NAMES, asked_for
-from index.errors import ClearanceError
+from index.counted import counted
+from index.errors import ClearanceError, InputError
+from jobs.run.error_budget import percent
 from pipeline.config import RunConfig
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -16,10 +18,12 @@ from pipeline.policy import Policy
 from pipeline.rungs import NegativeRung
 
 if TYPE_CHECKING:
+    from jobs.run.plan import Plan
     from pipeline.model.adapters.file import AdapterFile
     from pipeline.model.load import CheckedModel
     from pipeline.runtime import Runtime
 
+NUMBERS_NAMED = 12  # of steps, of groups
 PROMPTS_READ = 10_000  # seconds; a million would take minutes
 
 
@@ -62,6 +66,22 @@ def adapter_in_words(one: AdapterFile) -> str:
     return f"{one.name} ({what}{f', licence {one.licence}' if one.licence else ''})"
 
 
+def groups_in_words(plan: Plan, steps: int) -> str:
+    """How many groups push apart, and at which steps; ``steps``: of rows that state none."""
+    from pipeline.steer.diversity import pushing_steps
+
+    d, steps_of = plan.config.generation.diversity, {one.group: one.stated.steps or steps for one in plan.requests if one.group}
+    early = "; the policy's probes do not look at them" if plan.policy.early.threshold != 1 else ""
+    parts = []
+    for own, groups in Counter(steps_of.values()).most_common() or [(steps, 0)]:
+        acting = pushing_steps(d, own)
+        which = f"the first {len(acting)}" if acting.start == 0 else f"steps {acting.start + 1} to {acting.stop}"
+        pushing = f"{counted(groups, 'group')} of {d.size} {'pushes' if groups == 1 else 'push'} apart"
+        parts.append(f"{pushing} in {which} of {counted(own, 'step')}")
+    more = f", and {len(parts) - NUMBERS_NAMED} more numbers of steps" if len(parts) > NUMBERS_NAMED else ""
+    return f"{', '.join(parts[:NUMBERS_NAMED])}{more}{early}"
+
+
 def stated_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
     """Whether the model can draw what requests state of their pictures; each that it cannot draw would end as an error row."""
     failing: dict[ClearanceError, int] = {}
@@ -85,6 +105,22 @@ def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
     except ClearanceError as error:
         return error
     return None
+
+
+def check_bad_rows(requests: Sequence[Request], most: float) -> None:
+    """Whether the rows that cannot be drawn are already more than a run may have as errors.
+
+    Args:
+        requests: of the run. most: the share of them that may be errors.
+
+    Raises:
+        InputError: they are.
+    """
+    bad = sum(request.problem is not None for request in requests)
+    if requests and bad / len(requests) > most:
+        share = f"{bad} of {len(requests)} requests are bad rows ({percent(bad / len(requests))})"
+        what = f"{share}; max_error_rate allows {percent(most)}, so the run would end with exit code 4"
+        raise InputError(what, where="prompts", fix="Mend these rows, or raise max_error_rate (1: no limit)")
 
 
 def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> list[Note]:
