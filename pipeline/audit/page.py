@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
+_BRIEF = 200  # characters of a prompt on a card; "Requests in full" has all of it
 SECTIONS = (
     ("summary", "Summary"),
     ("pairs", "Before and after"),
@@ -155,7 +156,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, bytecode_cache=_compiled(),
     )  # fmt: skip
     made.filters.update(
-        pct=_percent, whole=lambda value: percent(value, 0), short=short, real=_real, sim=_similarity, words=_words
+        pct=_percent,
+        whole=lambda value: percent(value, 0),
+        short=short,
+        real=_real,
+        sim=_similarity,
+        words=_words,
+        brief=_brief,
     )
     return made
 
@@ -237,6 +244,11 @@ def _as_text(value: Any) -> str:
 def _shown(value: Any) -> Any:
     """Text as a page may hold it: what would not be seen, or would turn the reading direction, is escaped."""
     return visible(value) if type(value) is str else value
+
+
+def _brief(text: str) -> str:
+    """The beginning of a text that may be long, for a card."""
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF].rstrip()}…"
 
 
 def _words(value: Any) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from index.errors import InputError, IntegrityError
+from index.reference import Match
 from pipeline.audit import report
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.ledger import run_predicate, seal
@@ -33,7 +34,7 @@ from pipeline.outcome import Caught, Outcome, Verdict
 from pipeline.policy import Policy
 from tests.pipeline.conftest import a_context, a_sample, an_attempt, drawing
 
-from ..counted import commit, one_of_each, sealed
+from ..counted import FAR, attempt, commit, copies, finding, one_of_each, sample, sealed
 
 Make = Callable[..., Any]
 STICKERS_EMBEDDER = "openclip-a5e0fe2ba4838284"
@@ -378,3 +379,33 @@ def test_an_erased_prompt_leaves_the_key(tmp_path: Path) -> None:
     assert "thing 4" not in page
     for name in ("pairs", "sheet", "entries"):
         assert "key-4" in part(whole, name), name
+
+
+def test_every_card_of_those_held_back_shows_its_reference_once(tmp_path: Path) -> None:
+    """A card that found the same reference by two looks shows its picture once, and so does the card after it."""
+    hit = Match(ref_id="ref", title="the near drawing", similarity=0.95, confirm=0.9)
+    copied = [copies(0.95), copies(0.97)]
+    held = [sample(row, Outcome.REJECTED, [attempt(0, Verdict.REJECT, copied, [hit])], "copy.protected") for row in (0, 1)]
+    held.append(sample(2, Outcome.REVIEW, [attempt(0, Verdict.REVIEW, [finding("text.ocr", 0.9, 0.5)], [FAR])], "text.ocr"))
+    path, _ = write_report(sealed(tmp_path, held), picture_of=lambda ref_id: drawing(0, [200, 30, 40]))
+    page = path.read_text(encoding="utf-8")
+    cards = part(page, "exceptions").split("<div>")[1:]
+    assert [card.count('alt="the reference the near drawing"') for card in cards] == [1, 1, 0]
+    assert [card.count("<img") for card in cards] == [2, 2, 1]
+
+
+def test_no_loop_of_a_template_asks_for_its_place_where_it_filters() -> None:
+    """`loop` in the condition of a for is that of the loop around it."""
+    for folder in ("pipeline/audit/templates", "jobs"):
+        for path in Path(folder).rglob("*.j2"):
+            assert not re.search(r"{%-? for [^%]* if [^%]*\bloop\.", path.read_text(encoding="utf-8")), path
+
+
+def test_a_card_shows_the_beginning_of_a_long_prompt(tmp_path: Path) -> None:
+    long = "a red apple " * 800
+    folder = sealed(tmp_path, [replace(one, request=replace(one.request, prompt=long)) for one in one_of_each()])
+    page = write_report(folder)[0].read_text(encoding="utf-8")
+    for name in ("pairs", "copies", "exceptions", "sheet"):
+        shown = part(page, name)
+        assert long[:200].rstrip() + "…" in shown and long[:240] not in shown, name
+    assert long.strip() in part(page, "entries")
