@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from guards.base import Finding, worst
 from pipeline.outcome import Decision, Verdict
-from pipeline.policy import ASKED, Policy, action_of
+from pipeline.policy import ASKED, REWRITE, Policy, action_of
 
 
 def is_mark(category: str) -> bool:
@@ -40,7 +40,7 @@ def decide(
         if not finding.triggered:
             continue
         action = action_of(policy, finding.guard, finding.category, asked)
-        if action not in ("rewrite", ASKED):  # a prompt that was rewritten is drawn: nothing is left to decide about
+        if action not in (REWRITE, ASKED):  # a prompt that was rewritten is drawn: nothing is left to decide about
             by_action[action].append(finding)
     if final := worst([f for f in by_action["reject"] if f.confirmed]):
         return Decision(Verdict.REJECT, final.category)

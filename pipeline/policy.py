@@ -48,6 +48,7 @@ LONG_WORD = 20  # signs; of what stands in pictures hardly any word has more
 LISTED = 'blocked.words has {0!r}, which is one phrase with its signs; for several write a list: words = ["…", "…"]'
 HUB = "hf-hub:"
 ASKED = "asked"  # in rows, the action of a finding of a mark that the prompt asks for, and that the policy keeps
+REWRITE = "rewrite"  # in rows, the action of a finding of words in the prompt that the policy replaced before it was drawn
 GuardSettings = GuardPolicy | OutsideGuard | ClassifierPolicy | Question
 
 

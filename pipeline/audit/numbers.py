@@ -7,7 +7,8 @@ not finished has them too. What each word means, here and everywhere else:
 requested          Requests that have ended, in whatever way: rows in ``samples``.
 generated          Of these, requests with at least one finished picture.
 flagged            Of these, requests whose first picture triggered a guard, *whatever the policy does about it*, or that a
-                   probe caught in mid-flight. Every flagged request is exactly one of the next three.
+                   probe caught in mid-flight. Every flagged request is exactly one of the next three. A prompt that the
+                   policy rewrote flags no picture: what was drawn no longer holds the words that were found.
 – caught           A probe stopped a try of it in mid-flight, because it was on its way to a reference.
 – acted on         The first picture was flagged and not accepted: steered, sent to a person, or rejected.
 – observed         The first picture was flagged and accepted at once: the policy only observes what was found, or keeps it
@@ -44,7 +45,7 @@ from index.errors import ClearanceError, IntegrityError
 from index.rate import wilson
 from pipeline.audit.requests import VERIFY, Row, ended_requests
 from pipeline.outcome import ACCEPTED, Outcome, Verdict
-from pipeline.policy import ASKED
+from pipeline.policy import ASKED, REWRITE
 
 SAMPLE_COLUMNS = (
     "request_key outcome reason accepted_attempt findings nearest copy_threshold denoiser_evals device_seconds started_at "
@@ -71,8 +72,9 @@ class Counts:
         looked_first: requests whose first attempt the copies guard looked at, or a probe caught.
         too_near_first: of these, requests whose first picture was too near, or that were caught on the way to it.
         looked: accepted pictures that the copies guard looked at. near, too_near, cleared: of these.
-        would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for. observed_by: the
-            same by guard. asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
+        would_be_flagged: accepted pictures on which a guard triggered, but for marks that the prompt asks for and words of the
+            prompt that the policy replaced. observed_by: the same by guard.
+        asked: accepted pictures with a mark that the prompt asks for and the policy keeps.
         by_embedder, after_second_look: the nearest accepted similarity; None without accepted pictures or references in force.
         copy_threshold: the lowest in force, should rows differ; None where nothing was compared.
         evals, evals_accepted, device_seconds: what all attempts cost; what the accepted pictures cost.
@@ -140,7 +142,7 @@ class Counts:
 
     def _first(self, attempts: Sequence[Row], outcome: Outcome) -> None:
         first, caught = attempts[0], any(one["caught"] for one in attempts)
-        flagged = caught or bool(triggered(first["findings"]))
+        flagged = caught or any(not is_rewritten(finding) for finding in triggered(first["findings"]))
         observed = flagged and not caught and Verdict(first["decision"]) is Verdict.ACCEPT
         self.generated += 1
         self.flagged += flagged
@@ -155,7 +157,7 @@ class Counts:
 
     def _accepted(self, sample: Row) -> None:
         found = triggered(sample["findings"])
-        guards = {str(finding["guard"]) for finding in found if not is_asked(finding)}
+        guards = {str(finding["guard"]) for finding in found if not (is_asked(finding) or is_rewritten(finding))}
         self.asked += any(map(is_asked, found))
         self.would_be_flagged += bool(guards)
         self.observed_by.update(guards)
@@ -181,7 +183,8 @@ class Counts:
         too_near = "any(findings: category like copy.* and triggered)"
         near = "any(nearest: status not in (retired, allowed) and similarity >= copy_threshold)"
         first = "count(samples, attempts where attempt = 0 and"
-        stopped = "any(attempts: caught <> [])"
+        flagged, stopped = f"any(findings: triggered and action <> {REWRITE})", "any(attempts: caught <> [])"
+        let_through = f"any(findings: triggered and action not in ({ASKED}, {REWRITE}))"
         by = {name: count(self.outcomes[name], f"count(samples where outcome = {name})") for name in Outcome}
         wasted = per(
             self.evals - self.evals_accepted, self.evals, "1 - sum(attempts.denoiser_evals of accepted attempts) / evals"
@@ -191,10 +194,10 @@ class Counts:
             "requested": count(n, "count(samples)"),
             "generated": count(self.generated, "count(samples with a row in attempts)"),
             "pictures": count(self.pictures, "count(attempts)"),
-            "flagged": count(self.flagged, f"{first} (any(findings: triggered) or {stopped}))"),
+            "flagged": count(self.flagged, f"{first} ({flagged} or {stopped}))"),
             "caught": count(self.caught, f"count(samples where {stopped})"),
-            "acted_on": count(self.acted, f"{first} any(findings: triggered) and decision <> accept and not {stopped})"),
-            "observed": count(self.observed, f"{first} any(findings: triggered) and decision = accept and not {stopped})"),
+            "acted_on": count(self.acted, f"{first} {flagged} and decision <> accept and not {stopped})"),
+            "observed": count(self.observed, f"{first} {flagged} and decision = accept and not {stopped})"),
             "steered": count(self.steered, "count(samples where any(attempts: intervention is not null))"),
             "accepted": count(self.accepted, f"count(samples where {accepted})"),
             "accepted_at_once": by[Outcome.ACCEPTED],
@@ -215,7 +218,7 @@ class Counts:
             "would_be_flagged_rate": rate(
                 self.would_be_flagged,
                 self.accepted,
-                f"count(samples where {accepted} and any(findings: triggered and action <> {ASKED})) / accepted",
+                f"count(samples where {accepted} and {let_through}) / accepted",
             ),
             "asked": count(self.asked, f"count(samples where {accepted} and any(findings: triggered and action = {ASKED}))"),
             "nearest_by_embedder": count(self.by_embedder, f"max(nearest.similarity in force of samples where {accepted})"),
@@ -302,6 +305,11 @@ def triggered(findings: Sequence[Row]) -> list[Row]:
 def is_asked(finding: Row) -> bool:
     """Whether a finding is of a mark that the prompt asks for and the policy keeps."""
     return finding.get("action") == ASKED  # rows of schema 1 have no action
+
+
+def is_rewritten(finding: Row) -> bool:
+    """Whether a finding is of words in the prompt that the policy replaced: it acted, and the picture is of other words."""
+    return finding.get("action") == REWRITE
 
 
 def is_copy(findings: Sequence[Row]) -> bool:

@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from index.errors import IntegrityError
 from pipeline.audit.contents import report_numbers
+from pipeline.audit.context import RunContext
 from pipeline.audit.numbers import ATTEMPT_COLUMNS, SAMPLE_COLUMNS, Counts, count_run
+from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.report import write_report
+from pipeline.audit.shards import commit_shard
 from pipeline.audit.summary import sentences
 from pipeline.outcome import Outcome, Verdict
 
-from ..counted import commit, one_of_each, sealed
+from ..counted import CONTEXT, attempt, commit, finding, one_of_each, sealed
+from ..counted import sample as a_sample
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,21 @@ def test_a_zero_never_stands_alone(counts: Counts) -> None:
     assert "0.910 by the embedder alone and 0.620 after the second look; the threshold is 0.800" in said["nearest"]
     assert said["observed"].startswith("1 of 6 accepted pictures would have been flagged (marks 1)")
     assert "does not hold how many copies" in said["check"]
+
+
+def test_a_prompt_that_was_rewritten_flags_no_picture(tmp_path: Path) -> None:
+    """The policy acted on it: a guard that only observes is another matter."""
+    rewritten, observed = finding("prompt.blocked.rewrite", 1.0, 0.5), finding("faithfulness", 0.9, 0.5)
+    context = RunContext(**CONTEXT, actions={"prompt": "rewrite", "faithfulness": "observe"})  # type: ignore[arg-type]
+    samples = [
+        a_sample(row, Outcome.ACCEPTED, [attempt(0, Verdict.ACCEPT, findings, [])])
+        for row, findings in enumerate([[rewritten], [rewritten, observed], [observed]])
+    ]
+    commit_shard(tmp_path, "0", sample_table(samples, context, "0"), attempt_table(samples, context, "0"))
+    found = count_run(tmp_path)
+    assert (found.flagged, found.acted, found.observed, found.would_be_flagged) == (2, 0, 2, 2)
+    assert found.observed_by == {"faithfulness": 2}
+    assert "action not in (asked, rewrite)" in found.measures()["would_be_flagged_rate"]["expression"]
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
