@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_place, keys_of, runs_named
-from jobs.console import make_console, say_json
+from jobs.console import make_console, say_json, say_note
 from jobs.run.progress import Steps
 
 To = Annotated[
@@ -42,6 +42,7 @@ def export(
     """
     from jobs.dataset import sources_of
     from jobs.export.write import export_run
+    from pipeline.notes import Note
 
     chain, folder, _ = runs_named(run)
     with Steps(make_console(stderr=True), "exporting", None) as steps:
@@ -54,6 +55,8 @@ def export(
             keys=keys_of(run, keys),
             on_sample=steps.at,
         )
+    if exported.fewer_marks:
+        say_note(Note("marks", exported.fewer_marks_note))
     if json:
         say_json({"folder": str(to), **exported.plain()})
         return

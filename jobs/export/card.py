@@ -98,6 +98,7 @@ def export_card(about: About, exported: Exported, kind: Format) -> str:
         f"* content root of run {run}: `{of.get('content_root', 'none, it was not sealed')}`\n" for run, of in roots.items()
     )
     left = "".join(f"* left out: {count} ({reason})\n" for reason, count in exported.left_out.items())
+    left += f"* **marks:** {exported.fewer_marks_note}\n" if exported.fewer_marks else ""
     return f"""{_front(about, kind.data_files)}
 # {about.dataset_id}
 

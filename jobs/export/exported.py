@@ -19,6 +19,7 @@ class Exported:
         samples: samples written. left_out: samples selected and not written, by reason.
         columns: the columns beside the picture.
         files: data files, with digest and size.
+        fewer_marks: pictures accepted in review that lack a mark which those released by the run carry, by mark.
     """
 
     folder: Path
@@ -31,6 +32,18 @@ class Exported:
     columns: tuple[str, ...]
     files: tuple[dict[str, Any], ...] = field(default=())
     runs: tuple[dict[str, Any], ...] = field(default=())
+    fewer_marks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fewer_marks_note(self) -> str:
+        """What to say where pictures lack marks, and what to do; empty where none does."""
+        if not self.fewer_marks:
+            return ""
+        lacking = ", ".join(f"{mark} ({count})" for mark, count in self.fewer_marks.items())
+        return (
+            f"pictures accepted in review lack marks that the pictures released by the run carry: {lacking}. "
+            "Export again with the run's folder of keys: --keys FOLDER"
+        )
 
     def plain(self) -> dict[str, Any]:
         """For JSON, without the place on this machine."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def load(run: str | Path, only: str = "accepted", columns: Sequence[str] | None = None, *, pictures: bool = True) -> pa.Table:
     """The samples of a run that are accepted now, with the caller's own columns as columns.
 
+    No keys are used: a picture that was accepted in review is neither signed nor marked with a secret key, as
+    ``clearance export --keys`` marks it.
+
     Args:
         run: the run folder.
         only, columns: see :class:`jobs.export.select.Selection`.

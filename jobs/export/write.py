@@ -12,7 +12,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -56,7 +57,8 @@ def export_run(
         to: the folder to make, or one on an object store; it must not be there, or be empty.
         format: see :mod:`jobs.export.formats`.
         only, columns: see :class:`jobs.export.select.Selection`.
-        keys: marks pictures of samples that were accepted in review; None: they get XMP alone.
+        keys: marks pictures of samples that were accepted in review. Without those of the run they get fewer marks than the
+            pictures that it released: the result, its card and ``export.json`` say so.
         on_sample: called with the number of samples written and of those selected.
 
     Raises:
@@ -70,7 +72,8 @@ def export_run(
     last = runs[-1].folder
     for one in runs:
         _require_free(one.folder, to)
-    selection = Selection([replace(one, mark=marker_of(one.folder, keys)) for one in runs], only, columns)
+    fewer: Counter[str] = Counter()
+    selection = Selection([replace(one, mark=marker_of(one.folder, keys, fewer)) for one in runs], only, columns)
     if not selection.total:
         fix = "Choose others with --only; `clearance status` shows how the samples ended"
         raise InputError(f"no sample is {only} now", where=str(last), fix=fix)
@@ -94,7 +97,7 @@ def export_run(
         exported = Exported(
             folder=to, format=format, only=only, run_id=about.run_id, roots={} if several else stated_roots(last),
             samples=written, left_out=dict(selection.left_out), columns=tuple(selection.names),
-            files=tuple(_files(folder)), runs=tuple(every) if several else (),
+            files=tuple(_files(folder)), runs=tuple(every) if several else (), fewer_marks=dict(sorted(fewer.items())),
         )  # fmt: skip
         (folder / CARD_FILE).write_text(export_card(about, exported, kind), encoding="utf-8")
         data = croissant(about, selection.schema, kind, exported.files)
@@ -103,8 +106,11 @@ def export_run(
     return exported
 
 
-def marker_of(run: Path, keys: Keys | None) -> Mark:
-    """What marks the kept picture of a sample that was accepted in review, as the run marks those that it releases."""
+def marker_of(run: Path, keys: Keys | None, fewer: Counter[str] | None = None) -> Mark:
+    """What marks the kept picture of a sample that was accepted in review, as the run marks those that it releases.
+
+    ``fewer`` counts, by mark, the pictures that lack what those released by the run carry, because its keys are not at hand.
+    """
     statement, _ = scan_statement(run)
     found = (statement or {}).get("predicate")
     predicate: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -119,17 +125,40 @@ def marker_of(run: Path, keys: Keys | None) -> Mark:
         marks = {name: value for name, value in (predicate.get("config") or {}).get("marks", {}).items() if name != "keys"}
         return open_markers(from_dict(MarksConfig, marks, where="marks"), keys or Keys())
 
+    @cache
+    def of_the_run() -> Mapping[str, Any]:
+        from jobs.run.planning.stored_plan import stored_plan
+
+        return predicate.get("identity") or stored_plan(run)["identity"]
+
     def mark_kept(data: bytes, row: Row) -> MarkedPicture:
         from pipeline.marking.encode import decode
         from pipeline.marking.mark import Origin, mark
+        from pipeline.marking.watermark import run_tag
 
         model = predicate.get("model") or {}
         version = model.get("revision") or (f"sha256:{model['digest'][:16]}" if model.get("digest") else "")
         software = f"Clearance {predicate.get('software_version', '')}".strip()
-        origin = Origin(str(model.get("id", "")), version, software)
-        return mark(decode(data)[0], str(predicate.get("image_format", "webp")), origin, markers())
+        plan = str(predicate.get("plan_sha256", ""))
+        origin = Origin(str(model.get("id", "")), version, software, run_tag(plan) if plan else 0)
+        file = mark(decode(data)[0], str(predicate.get("image_format", "webp")), origin, markers())
+        if fewer is not None:
+            fewer.update(_lacking(file, of_the_run()))
+        return file
 
     return mark_kept
+
+
+def _lacking(file: MarkedPicture, of_the_run: Mapping[str, Any]) -> Iterator[str]:
+    """The marks that the pictures released by a run carry, by its plan's parts, and a file does not."""
+    from pipeline.marking.markers import SIGNED, WATERMARK_KEY
+    from pipeline.marking.watermark import PUBLIC_KEY, key_id
+
+    if of_the_run.get(SIGNED) and not file.c2pa_key_id:
+        yield "C2PA manifest"
+    secret = of_the_run.get(WATERMARK_KEY, key_id(PUBLIC_KEY)) not in (key_id(PUBLIC_KEY), file.watermark_key_id)
+    if secret and file.watermark_scheme:  # a small or flat picture gets no watermark, with whatever key
+        yield "watermark with the run's key"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from guards.own_label import own_label
 from index.errors import ConfigError, PlanMismatch
 from index.fingerprint import pixel_digest
+from jobs.cli.main import app
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.lease.lock import Process
 from jobs.run.local_runner import run_local
@@ -23,6 +27,7 @@ from jobs.run.preflight.notes import key_notes, notes_of, watermark_notes
 from jobs.run.ray.actor import Actor, Driver
 from jobs.run.ray.runner import run_ray
 from pipeline.audit.contents import report_numbers
+from pipeline.audit.events import append_event
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.verify import verify
 from pipeline.config import MarksConfig, RunConfig
@@ -30,7 +35,7 @@ from pipeline.keys import ENVIRONMENT, Keys
 from pipeline.marking.c2pa import read_manifest
 from pipeline.marking.encode import decode
 from pipeline.marking.tile import TileWatermark
-from pipeline.marking.watermark import key_id, run_tag
+from pipeline.marking.watermark import PUBLIC_KEY, key_id, run_tag
 from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
 
@@ -250,6 +255,33 @@ def test_another_watermark_key_is_another_plan(make_plan: MakePlan, tmp_path: Pa
     (keys.folder / "watermark.key").write_text("7a" * 32)
     with pytest.raises(PlanMismatch, match=r"marks\.watermark_key"):
         run_local(plan, tmp_path / "run", open_loop=open_loop)
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_an_export_says_which_marks_a_picture_lacks_that_was_accepted_in_review(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys, with_keys: bool
+) -> None:
+    """With the keys of the run it is marked as those are that the run released, the payload of its watermark too."""
+    plan = make_plan(["large cat", "a large copy", "a copy"], marks=MarksConfig(keys="keys"))
+    folder = run_local(plan, tmp_path / "run", open_loop=open_loop).folder
+    held = [str(row["sample_id"]) for row in sample_rows(folder) if row["outcome"] == "rejected"]
+    append_event(folder, "review.decided", "reviewer", "looked at", samples=held, details={"outcome": "accepted"})
+    to, columns = tmp_path / "export", "--columns=prompt,c2pa_key_id,watermark_key_id"
+    named = ["--keys", str(keys.folder)] if with_keys else []
+    done = CliRunner().invoke(app, ["export", str(folder), "--to", str(to), columns, *named])
+    assert done.exit_code == 0
+    stated, card = json.loads((to / "export.json").read_text()), (to / "README.md").read_text()
+    rows = {row["prompt"]: row for row in pq.read_table(to / "data").to_pylist()}
+    key, large = keys.watermark(), decode(rows["a large copy"]["image"]["bytes"])[0]
+    assert key is not None
+    lacking = {} if with_keys else {"C2PA manifest": 2, "watermark with the run's key": 1}
+    assert stated["fewer_marks"] == lacking
+    assert all(f"{mark} ({count})" in done.stderr and f"{mark} ({count})" in card for mark, count in lacking.items())
+    assert ("note: marks:" in done.stderr, "--keys FOLDER" in card) == (not with_keys, not with_keys)
+    assert TileWatermark().look(large, key if with_keys else PUBLIC_KEY).payload == run_tag(plan.plan_sha256)
+    if with_keys:
+        assert {row["c2pa_key_id"] for row in rows.values()} == {keys.ids()["c2pa.pem"]}
+        assert rows["a large copy"]["watermark_key_id"] == rows["large cat"]["watermark_key_id"] == key_id(key)
 
 
 def test_a_run_verifies_whose_pictures_carry_a_watermark_that_no_look_finds(
