@@ -107,15 +107,13 @@ def _show(folder: Path, *, json: bool) -> None:
         return
     about |= {
         "in force": ", ".join(f"{count} {outcome}" for outcome, count in sorted(now.outcomes.items())) or "nothing yet",
-        "review queue": f"{now.waiting} wait for a person" if now.waiting else "empty",
+        "review queue": f"{now.waiting} {'waits' if now.waiting == 1 else 'wait'} for a person" if now.waiting else "empty",
     }
     table = grid()
-    for name, value in {
-        **about,
-        **{f"  because {reason}": str(count) for reason, count in counts.reasons.most_common()},
-        **{label: values[0] for label, values in rows({"run": counts}).items()},
-    }.items():
+    for name, value in {**about, **{label: values[0] for label, values in rows({"run": counts}).items()}}.items():
         table.add_row(name, value)
+        for reason, count in counts.reasons.most_common() if name == "not accepted" else ():
+            table.add_row(f"  because {reason}", str(count))
     make_console().print(table)
     for line in lines(counts, check):
         say(line)

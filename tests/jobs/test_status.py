@@ -143,3 +143,12 @@ def test_a_run_on_an_object_store_is_looked_at_while_it_goes(make_plan: Callable
     assert first.rate is not None and first.workers == ("local-0",)
     assert Watched(folder).look().state == SEALED
     assert renewed(storage.place(f"{s3}/nobody")) is None
+
+
+def test_reasons_stand_below_what_was_not_accepted(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Open) -> None:
+    """They are of every row that was not accepted, not of those that wait for a person."""
+    run_local(make_plan(["cat", "a copy", "another copy"]), tmp_path / "run", open_loop=open_loop)
+    lines = [line.split() for line in call("status", tmp_path / "run").stdout.splitlines()]
+    at = lines.index(["not", "accepted", "2", "rejected"])
+    assert lines[at + 1] == ["because", "copy.protected", "2"]
+    assert lines[lines.index(["review", "queue", "empty"]) + 1][0] == "requested"
