@@ -24,9 +24,10 @@ from pipeline.audit.sections.policy_changes import policy_changes, run_changes
 from pipeline.audit.sections.training import TrainingTable, hash_of, own_columns
 from pipeline.marking.coverage import marks_coverage
 from pipeline.marking.robustness import measured, robustness_table
+from pipeline.outcome import ACCEPTED
 from pipeline.policy import Policy
 
-from ..counted import one_of_each, sealed
+from ..counted import finding, one_of_each, sealed
 
 ENDED = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -270,6 +271,29 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "robustness.json").write_text("[]", encoding="utf-8")
     with pytest.raises(IntegrityError, match="no result of the marks bench"):
         measured(tmp_path / "robustness.json")
+
+
+@pytest.mark.parametrize(("compared", "said"), [
+    (0, "no caption was checked against its picture"), (2, "compared 2 of them with their prompts"),
+    (6, "the faithfulness guard compared every picture with its prompt"),
+])  # fmt: skip
+def test_whether_captions_were_checked_is_what_the_guard_did(tmp_path: Path, compared: int, said: str) -> None:
+    samples = one_of_each()
+    for at in [at for at, s in enumerate(samples) if s.outcome in ACCEPTED][:compared]:
+        last = samples[at].attempts[-1]
+        looked = dataclasses.replace(last, findings=(*last.findings, finding("faithfulness", 0.1, 0.5)))
+        samples[at] = dataclasses.replace(samples[at], attempts=(*samples[at].attempts[:-1], looked))
+    page = page_of(sealed(tmp_path, samples))
+    assert said in page
+    assert ("no caption was checked" in page) == (not compared)
+
+
+def test_what_is_in_force_today_stands_beside_what_the_run_released(folder: Path) -> None:
+    assert "In force today" not in page_of(folder)
+    append_event(folder, "sample.quarantined", "claims", "claim 1", samples=[ids(folder)["key-0"]], details={"claim": "1"})
+    section = page_of(folder).partition('<section id="training"')[2].partition("</section>")[0]
+    assert "In force today" in section and "1 quarantined" in section and "1 request has changed" in section
+    assert "at the end of the run, of 10 requests 1 in review" in section
 
 
 def test_guard_time_is_summed_by_guard(tmp_path: Path) -> None:

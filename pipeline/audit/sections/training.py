@@ -23,12 +23,13 @@ _WORTH = 50  # PDQ's own quality below which its hash means little
 class TrainingTable:
     """Sizes, kinds of file, repeated pictures, prompts, and what became of the values of the user's own columns."""
 
-    COLUMNS = ("width", "height", "media_type", "pixel_sha256", "pdq", "pdq_quality", "prompt_commit", "columns")
+    COLUMNS = ("width", "height", "media_type", "pixel_sha256", "pdq", "pdq_quality", "prompt_commit", "columns", "findings")
 
     def __init__(self) -> None:
         self._sizes: Counter[str] = Counter()
         self._files: Counter[str] = Counter()
         self._pixels, self._pdq, self._prompts = array("Q"), array("Q"), array("Q")
+        self._compared = 0
         self._values: dict[str, dict[str, list[int]] | None] = {}  # column → value → requested, released; None: too many
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
@@ -37,6 +38,7 @@ class TrainingTable:
             self._count(name, value, released)
         if not released:
             return
+        self._compared += any(finding["guard"] == "faithfulness" for finding in sample["findings"])
         self._sizes[f"{sample['width']} × {sample['height']}"] += 1
         self._files[str(sample["media_type"])] += 1
         self._pixels.append(_beginning(sample["pixel_sha256"]))
@@ -57,6 +59,7 @@ class TrainingTable:
     def rows(self) -> dict[str, Any]:
         return {
             "released": len(self._pixels),
+            "compared": self._compared,
             "sizes": [{"size": size, "pictures": n} for size, n in self._sizes.most_common(MOST_SIZES)],
             "more_sizes": max(0, len(self._sizes) - MOST_SIZES),
             "files": dict(sorted(self._files.items())),
