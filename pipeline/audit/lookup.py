@@ -1,4 +1,4 @@
-"""Find a released picture again by its fingerprints: the rows of runs are the log of what was released.
+"""Find a released picture again by its fingerprints: the rows of runs, and their events, are the log of what was released.
 
 Two fingerprints look at the picture, PDQ and ISCC (ISO 24138), each 256 bits. A picture that was saved again, scaled or
 darkened a little differs from the released one in few of them. A cropped, turned or mirrored one is not found, nor is one that
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from index.fingerprint import iscc, iscc_bytes, pdq, pdq_hex
+from pipeline.audit.events import scan_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.outcome import ACCEPTED
 
@@ -48,10 +49,21 @@ class Likeness:
         return 0 if self.same_file else min(bits for bits in (self.pdq_bits, self.iscc_bits, 256) if bits is not None)
 
 
+def _accepted_later(folder: Path) -> set[str]:
+    """The samples that an event made accepted. What does not hold in the events is verify's to name."""
+    return {
+        str(sample_id)
+        for event in scan_events(folder)[0]
+        if event["kind"] in ("review.decided", "sample.released") and (event["details"] or {}).get("outcome") in ACCEPTED
+        for sample_id in event["samples"]
+    }
+
+
 class Released:
     """The fingerprints of the pictures that runs released: some 200 bytes a picture in memory.
 
-    Rows of schema versions 1 and 2 hold no ISCC; they are found by PDQ alone.
+    A picture that a person accepted in review is one of them, and so is one that was withdrawn later: it may be anywhere.
+    Rows of schema versions 1 and 2, and those of pictures accepted later, hold no ISCC; they are found by PDQ alone.
 
     Args:
         folders: run folders, sealed or not.
@@ -64,8 +76,9 @@ class Released:
         self._rows: list[tuple[Path, str, str, str]] = []
         pdqs, isccs, known = bytearray(), bytearray(), []
         for folder in folders:
+            later = _accepted_later(folder)
             for row in sample_rows(folder, _COLUMNS):
-                if row["outcome"] not in ACCEPTED:
+                if row["outcome"] not in ACCEPTED and row["sample_id"] not in later:
                     continue
                 self._rows.append((folder, row["sample_id"], row["request_key"], row["file_sha256"] or ""))
                 has_pdq = bool(row["pdq"]) and (row["pdq_quality"] or 0) >= PDQ_QUALITY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from pipeline.audit.events import append_event
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.lookup import Released
 from pipeline.audit.records import attempt_table, sample_table
@@ -100,6 +102,19 @@ def test_rows_without_an_iscc_are_found_by_pdq(tmp_path: Path, version: int) -> 
     row = next(row for row in sample_rows(tmp_path / "run") if row["image"])
     found = Released([tmp_path / "run"]).like(decode(row["image"]["bytes"])[0])
     assert (row["request_key"], 0, None) in [(one.request_key, one.pdq_bits, one.iscc_bits) for one in found]
+
+
+@pytest.mark.parametrize("kind", ["review.decided", "sample.released"])
+def test_a_picture_that_was_accepted_in_review_is_found_after_it_was_withdrawn_too(
+    run: Path, tmp_path: Path, kind: str
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    held = [row["sample_id"] for row in sample_rows(folder) if row["request_key"] == "key-012"]
+    append_event(folder, kind, "reviewer", "looked at", samples=held, details={"outcome": "rejected"})
+    assert Released([folder]).like(painted(12)) == []
+    append_event(folder, kind, "reviewer", "looked at again", samples=held, details={"outcome": "accepted"})
+    append_event(folder, "sample.quarantined", "claims", "claim 1", samples=held, details={"claim": "1"})
+    assert [(one.request_key, one.same_file) for one in Released([folder]).like(painted(12))] == [("key-012", False)]
 
 
 def test_an_empty_run_finds_nothing(tmp_path: Path) -> None:
