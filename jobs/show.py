@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from index.counted import counted
 from index.errors import ClearanceError, InputError
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ def show_request(folder: Path, key: str) -> Shown:
     from pipeline.audit.ledger import sample_rows
     from pipeline.audit.sections.entry import entries
 
-    found, keys = [], []
+    found, keys = [], dict[str, str]()  # sample ids by key
     for row in sample_rows(folder, ["sample_id", "request_key", "shard_id"]):
         if row["request_key"] == key or row["sample_id"] == key:
             found = [row]
             break
-        keys.append(str(row["request_key"]))
+        keys[str(row["request_key"])] = str(row["sample_id"])
         if len(key) >= _LEAST and row["sample_id"].startswith(key):
             found.append(row)
     if len(found) != 1:
@@ -63,16 +64,21 @@ def show_request(folder: Path, key: str) -> Shown:
     return shown
 
 
-def _not_found(folder: Path, key: str, keys: list[str], count: int) -> InputError:
+def _not_found(folder: Path, key: str, keys: Mapping[str, str], count: int) -> InputError:
     if count:
         what = f"{count} requests have a sample_id that begins with {key!r}"
         return InputError(what, where=str(folder), fix="Write more of it, or the request's key")
+
+    def named(one: str) -> str:
+        # A key that can only be shown escaped cannot be typed as it is shown; its sample id can.
+        return repr(one) if repr(one)[1:-1] == one else f"sample id {keys[one]} (key {one!r})"
+
     near = get_close_matches(key, keys, n=3)
     what = f"there is no request {key!r}"
     fix = (
-        f"Did you mean {' or '.join(map(repr, near))}?"
+        f"Did you mean {' or '.join(map(named, near))}?"
         if near
-        else f"Name one of its {len(keys)} keys, as {keys[0]!r}"
+        else f"Name one of its {counted(len(keys), 'key')}, as {named(next(iter(keys)))}"
         if keys
         else ""
     )

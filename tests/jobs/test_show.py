@@ -15,11 +15,15 @@ from jobs.cli.main import app
 from jobs.earlier import OtherRun, previous_run, runs_beside, unsteered
 from jobs.report import report_run
 from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 from jobs.show import lines, show_request, write_pages
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.sections.entry import drawn_with
+from pipeline.config import RunConfig
+from pipeline.policy import Policy
+from tests.jobs.conftest import fake_identity
 
 
 @pytest.fixture
@@ -46,6 +50,18 @@ def test_an_unknown_key_names_the_likely_slip(run: Path) -> None:
     with pytest.raises(InputError) as error:
         show_request(run, f"{key}x")
     assert key in error.value.fix
+
+
+def test_a_key_that_cannot_be_typed_is_named_by_its_sample_id(run_of: Any, tmp_path: Path) -> None:
+    """Its right-to-left character is shown escaped, and the escape is another key."""
+    (tmp_path / "keys.csv").write_text("key,prompt\nrtl-\u202eevil,cat\n", encoding="utf-8")
+    config = RunConfig(prompts="keys.csv")
+    run = run_of(Plan.make(config, Policy(), tmp_path, identity=fake_identity(config, Policy(), tmp_path)), tmp_path / "run")
+    sample_id = next(row["sample_id"] for row in sample_rows(run, ["sample_id"]))
+    with pytest.raises(InputError) as error:
+        show_request(run, "rtl-\\u202eevil")
+    assert f"sample id {sample_id}" in error.value.fix
+    assert show_request(run, sample_id).entry["request_key"] == "rtl-\u202eevil"
 
 
 def test_every_attempt_and_finding_is_shown(run: Path) -> None:
