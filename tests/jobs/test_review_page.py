@@ -117,6 +117,7 @@ def test_it_fits_a_phone_and_everything_has_a_name(queue: Path, tmp_path: Path) 
         await open_queue(page, queue)
         await page.size(390, 844)
         assert await page.run("document.documentElement.scrollWidth") <= 390
+        assert await page.run("getComputedStyle(document.querySelector('thead th')).overflowWrap") == "normal"
         assert await page.run("[...document.images].every(image => image.alt && image.naturalWidth > 0)")
         assert await page.run("[...document.querySelectorAll('button')].every(button => button.textContent.trim())")
         assert await page.run("[...document.querySelectorAll('th')].every(head => head.scope)")
