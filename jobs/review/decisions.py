@@ -25,6 +25,9 @@ KEYS = {
     "run_id", "sample_id", "request_key", "pixel_sha256", "purpose", "decision", "reason", "note", "decided_at", "seconds",
 }  # fmt: skip
 NAMED = 10  # lines that a message names
+# What to do about decisions that cannot be taken: about the lines of a file, and about one of the command line.
+MEND = "Mend or remove these, then import the file again; --overrule of `clearance review decide` replaces a decision"
+ONE = "`clearance review list RUN` names the samples that wait for a person; --overrule replaces a decision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ def _take(
     folder: Path, standing: Standing, decisions: Sequence[Decision], *, where: str, actor: str, person: str, sha256: str = ""
 ) -> Imported:
     problems = _problems(folder, standing, decisions)
-    _refuse(problems, where)
+    _refuse(problems, where, MEND if sha256 else ONE)
     events = [event for one in decisions for event in _events(one, standing, actor, person, sha256)]
     append_events(folder, events)
     audited = [one for one in decisions if one.purpose == AUDIT]
@@ -189,11 +192,10 @@ def _decided(event: Mapping[str, Any] | None, decision: Mapping[str, Any] | None
     return decision
 
 
-def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:
+def _refuse(problems: Sequence[tuple[int, str]], where: str, fix: str) -> None:
     if problems:
         lines = "; ".join(f"line {line} {what}" if line else what for line, what in problems[:NAMED])
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        fix = "Mend or remove these, then import the file again; --overrule of `clearance review decide` replaces a decision"
         raise InputError(f"nothing was taken: {lines}{more}", where=where, fix=fix)
 
 
@@ -276,7 +278,7 @@ def _decisions(folder: Path, file: Path, lines: Sequence[tuple[int, Any]]) -> li
         )
     if not lines:
         problems.append((0, "the file holds no decision"))
-    _refuse(problems, str(file))
+    _refuse(problems, str(file), MEND)
     return decisions
 
 

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from index.errors import InputError
+from index.errors import InputError, RunStopped
 from jobs.cli import main as cli
 from jobs.reaudit.standing import Standing
 from jobs.review.decisions import Decision, decide_one, import_file
 from jobs.review.export import Wanted, export, render
 from jobs.review.queue import drawn, waiting
+from jobs.run.lease.lock import lease
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
@@ -278,8 +279,16 @@ def test_a_decision_is_replaced_only_on_purpose(run: Path) -> None:
 
 
 def test_a_sample_without_picture_cannot_be_decided(run: Path) -> None:
-    with pytest.raises(InputError, match="no picture was made"):
+    with pytest.raises(InputError, match="no picture was made") as refused:
         decide_one(run, "row-000006", one(), actor="compliance")
+    assert "import the file" not in refused.value.fix and "review list" in refused.value.fix
+
+
+def test_two_who_decide_at_once_are_told_so(run: Path) -> None:
+    """The run is finished: no run writes to it, and there is nothing to stop."""
+    with lease(run), pytest.raises(RunStopped, match=r"another command is writing .*: a decision") as refused:
+        decide_one(run, "row-000004", one(), actor="compliance")
+    assert refused.value.fix == "Try again when it has ended"
 
 
 # --- commands --------------------------------------------------------------------------------------------------------------

@@ -149,12 +149,7 @@ def _lock(folder: Path, handle: int) -> bool:
         disk().lock(handle)
         return True
     except BlockingIOError:
-        holder_process = Process.parse(_content(handle))
-        raise RunStopped(
-            f"another run is writing to this folder ({holder_process or 'unknown process'})",
-            where=str(folder),
-            fix="Wait for it, or stop it first",
-        ) from None
+        raise objects.held_by(folder, Process.parse(_content(handle))) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -175,9 +170,7 @@ def _take_over(folder: Path, handle: int, me: Process, locked: bool, note: Calla
     if (locked and holder_process.same_kernel(me)) or holder_process.lives() is False:
         return
     if holder_process.lives():
-        raise RunStopped(
-            f"another run is writing to this folder ({holder_process})", where=str(folder), fix="Wait for it, or stop it first"
-        )
+        raise objects.held_by(folder, holder_process)
     note(f"{holder_process} may still hold this folder: waiting {patience:.0f} s for a sign of life")
     if _touched(folder, patience):
         raise RunStopped(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
-from index.storage import Tagged, create_once, read_tagged, replace_if
+from index.storage import Tagged, create_once, entry_of, read_tagged, replace_if
 from jobs.run.lease.process import Process
 from pipeline.audit.coverage import LEASE_FILE
 
@@ -189,8 +189,7 @@ def _ended(folder: Path, found: Tagged, before: Lease, note: Callable[[str], Non
     if lives is False:
         return found
     if lives:
-        what = f"another run is writing to this folder ({before.process})"
-        raise RunStopped(what, where=str(folder), fix=_WAIT)
+        raise held_by(folder, before.process)
     note(f"{before.process} may still hold this folder: waiting {patience:.0f} s for a sign of life")
     deadline = time.monotonic() + patience
     while (left := deadline - time.monotonic()) > 0:
@@ -201,6 +200,20 @@ def _ended(folder: Path, found: Tagged, before: Lease, note: Callable[[str], Non
             raise RunStopped(what, where=str(folder), fix=_WAIT)
     note(f"{before.process} gave no sign of life for {patience:.0f} s: going on in its place, as epoch {before.epoch + 1}")
     return found
+
+
+def held_by(folder: Path, process: Process | None) -> RunStopped:
+    """The refusal where another process writes to a folder: a run; or, where the run is finished, a short command."""
+    from pipeline.audit.ledger import RUN_FILE
+
+    with suppress(ClearanceError):
+        if entry_of(folder, RUN_FILE) is not None:
+            what = (
+                f"another command is writing to this folder ({process or 'unknown process'}): a decision, a claim or the like"
+            )
+            return RunStopped(what, where=str(folder), fix="Try again when it has ended")
+    what = f"another run is writing to this folder ({process or 'unknown process'})"
+    return RunStopped(what, where=str(folder), fix=_WAIT)
 
 
 def _same_moment(folder: Path) -> RunStopped:
