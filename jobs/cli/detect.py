@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from index.counted import counted
 from jobs.cli.arguments import a_place
 from jobs.console import grid, make_console, say, say_json
 
@@ -87,8 +88,8 @@ def _table(one: Looked) -> None:
 def _summary(detection: Detection) -> None:
     summary = detection.summary
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(summary.verdicts.items()))
-    other = f"; {summary.other_files} other files" if summary.other_files else ""
-    say(f"{summary.files} pictures: {counts or 'none'}{other}")
+    other = f"; {counted(summary.other_files, 'other file')}" if summary.other_files else ""
+    say(f"{counted(summary.files, 'picture')}: {counts or 'none'}{other}")
     table = grid()
     for name, states in summary.layers.items():
         table.add_row(name, ", ".join(f"{states[state]} {state}" for state in sorted(states)))

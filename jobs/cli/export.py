@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from index.counted import counted
 from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_place, keys_of, runs_named
 from jobs.console import make_console, say_json, say_note
 from jobs.run.progress import Steps
@@ -61,6 +62,6 @@ def export(
         say_json({"folder": str(to), **exported.plain()})
         return
     out = make_console()
-    out.print(f"exported: {exported.samples} samples ({exported.only}) as {exported.format} in {to}", soft_wrap=True)
+    out.print(f"exported: {counted(exported.samples, 'sample')} ({exported.only}) as {exported.format} in {to}", soft_wrap=True)
     for reason, count in exported.left_out.items():
         out.print(f"left out: {count} ({reason})", soft_wrap=True)

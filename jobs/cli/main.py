@@ -338,8 +338,9 @@ def run(
     if spent := sentence(result.activity):
         console.print(spent, soft_wrap=True)
     print_report(folder, base, keys_of(run_file, None), json=json)
-    if result.outcomes.get("error"):
-        text = f"{result.outcomes['error']} requests ended as errors; with the cause removed, --only-failed repeats them"
+    if errors := result.outcomes.get("error", 0):
+        ended = "1 request ended as an error" if errors == 1 else f"{errors} requests ended as errors"
+        text = f"{ended}; with the cause removed, --only-failed repeats them"
         console.print(text, soft_wrap=True)
     if result.too_many_errors:
         say_error(f"{folder}: {result.too_many_errors}", f"{LISTED}; --max-error-rate sets another limit")

@@ -60,7 +60,7 @@ def retention_apply(
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             say(f"stays, {why}: {', '.join(keys[:5])}{more}")
     if found.unfinished:
-        say(f"an interrupted erasure of {found.unfinished} samples is finished with it")
+        say(f"an interrupted erasure of {counted(found.unfinished, 'sample')} is finished with it")
     _print(found.erased, dry_run=dry_run)
 
 

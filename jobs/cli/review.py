@@ -103,10 +103,11 @@ def review_import(
     if as_json:
         say_json({"run": str(folder), **asdict(found)})
     elif found.before:
-        say(f"{file}: its {found.decisions} decisions were imported before; nothing changed")
+        were = f"{counted(found.decisions, 'decision')} {'was' if found.decisions == 1 else 'were'}"
+        say(f"{file}: its {were} imported before; nothing changed")
     else:
         audit = f"; of {found.audited} audited, {found.overturned} overturned" if found.audited else ""
-        say(f"{found.decisions} decisions: {found.accepted} accepted, {found.rejected} rejected{audit}")
+        say(f"{counted(found.decisions, 'decision')}: {found.accepted} accepted, {found.rejected} rejected{audit}")
 
 
 @app.command(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -99,10 +101,11 @@ def export_card(about: About, exported: Exported, kind: Format) -> str:
     )
     left = "".join(f"* left out: {count} ({reason})\n" for reason, count in exported.left_out.items())
     left += f"* **marks:** {exported.fewer_marks_note}\n" if exported.fewer_marks else ""
+    pictures = counted(exported.samples, "generated picture")
     return f"""{_front(about, kind.data_files)}
 # {about.dataset_id}
 
-{exported.samples} generated pictures with their rows, exported from {source} by Clearance as {kind.what}.
+{pictures} {"with its row" if exported.samples == 1 else "with their rows"}, exported from {source} by Clearance as {kind.what}.
 Outcome in force at the export: {exported.only}.
 
 {_facts(about)}{left}{proof}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from index.at_uri import place_of
+from index.counted import counted
 from index.errors import ClearanceError
 from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
@@ -203,16 +204,17 @@ def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing) 
     if result.quarantined:
         ids = [change.sample_id for change in result.quarantined]
         looks = {change.sample_id: change.look() for change in result.quarantined}
-        changes.append(
-            event(QUARANTINED, f"{len(ids)} samples would not be released today", ids, {"claim": CLAIM, "looks": looks})
-        )
+        reason = f"{counted(len(ids), 'sample')} would not be released today"
+        changes.append(event(QUARANTINED, reason, ids, {"claim": CLAIM, "looks": looks}))
     if result.released:
         ids = [change.sample_id for change in result.released]
-        changes.append(event(RELEASED, f"{len(ids)} samples are not held back by these rules", ids, {"claim": CLAIM}))
+        reason = f"{counted(len(ids), 'sample')} {'is' if len(ids) == 1 else 'are'} not held back by these rules"
+        changes.append(event(RELEASED, reason, ids, {"claim": CLAIM}))
     same = {name: details[name] for name in ("rules", "not_reached")}
     if not changes and any(_says(event, same, against) for event in standing.events):
         return []
-    reason = f"{result.compared} samples compared again: {len(result.quarantined)} held back, {len(result.released)} released"
+    compared = counted(result.compared, "sample")
+    reason = f"{compared} compared again: {len(result.quarantined)} held back, {len(result.released)} released"
     return [event(DONE, reason, (), details), *changes]
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
 from index.errors import InputError
 from index.storage import write_file
 from jobs.reaudit.standing import Standing
@@ -100,7 +101,7 @@ def export(folder: Path, to: Path, wanted: Wanted, reference: Reference, *, acto
     for purpose, count in counts.items():
         ids = [one.sample_id for one in those if one.purpose == purpose]
         append_events(folder, [NewEvent(
-            kind=EXPORTED, actor=actor, person=person, reason=f"{count} samples for review ({purpose})", samples=ids,
+            kind=EXPORTED, actor=actor, person=person, reason=f"{counted(count, 'sample')} for review ({purpose})", samples=ids,
             details={**details, "purpose": purpose}, digests={"rows_sha256": rows},
         )])  # fmt: skip
     return Exported(folder=to, page=to / PAGE, counts=counts, without_picture=without)

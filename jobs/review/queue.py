@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from index.counted import counted
 from index.errors import InputError
 from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
 from pipeline.audit.pictures import COLUMNS
@@ -98,7 +99,8 @@ def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiti
         if standing.is_out(sample_id, born) and (sample_id not in latest or latest[sample_id]["kind"] != DECIDED)
     )
     if len(fit) < count:
-        what = f"asks for {count} accepted samples, and {len(fit)} are there that nobody has looked at"
+        there = f"{len(fit)} {'is' if len(fit) == 1 else 'are'} there"
+        what = f"asks for {counted(count, 'accepted sample')}, and {there} that nobody has looked at"
         raise InputError(what, where="--random", fix="Ask for fewer")
     chosen = sorted(random.Random(seed).sample(fit, count))
     return [

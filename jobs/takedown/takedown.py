@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from guards.copies import HARMLESS
 from index.at_uri import place_of
+from index.counted import counted
 from index.errors import ClearanceError, InputError
 from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, why
@@ -265,15 +266,18 @@ def _events(done: Done, result: RunResult, standing: Standing, lets_go: Mapping[
     if result.quarantined:
         ids = [change.sample_id for change in result.quarantined]
         looks = {change.sample_id: change.look() for change in result.quarantined}
-        reason = f"{len(ids)} samples are too near to what {claim['id']} claims"
+        reason = f"{counted(len(ids), 'sample')} {'is' if len(ids) == 1 else 'are'} too near to what {claim['id']} claims"
         changes.append(event(QUARANTINED, reason, ids, {"claim": claim["id"], "looks": looks}))
     for held_for, ids in lets_go.items():
-        reason = f"the references that {len(ids)} samples were held back for are retired, and nothing else is found in them"
+        held, them = ("was", "it") if len(ids) == 1 else ("were", "them")
+        of_them = f"the references that {counted(len(ids), 'sample')} {held} held back for"
+        reason = f"{of_them} are retired, and nothing else is found in {them}"
         changes.append(event(RELEASED, reason, ids, {"claim": held_for, "because_of": claim["id"]}))
     if not changes and _applied_before(standing, details):
         return []
     reason = (
-        f"{order.action} {len(refs)} references: {len(result.quarantined)} samples held back, {len(result.released)} released"
+        f"{order.action} {counted(len(refs), 'reference')}: {counted(len(result.quarantined), 'sample')} held back, "
+        f"{len(result.released)} released"
     )
     return [event(APPLIED, reason, (), details), *changes]
 

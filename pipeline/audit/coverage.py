@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from index.counted import counted
 from index.errors import IntegrityError
 from index.storage import TEMPORARY, Entry, entries
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
@@ -76,11 +77,12 @@ def _why(folder: Path, entry: Entry) -> str:
     if entry.kind == "link":
         return "a link; nothing behind it was looked at"
     if entry.kind == "folder" and entry.name == PAGES:
-        return f"pages of {len(entries(folder, PAGES))} requests; `clearance report --pages` writes them again"
+        return f"pages of {counted(len(entries(folder, PAGES)), 'request')}; `clearance report --pages` writes them again"
     if entry.kind == "folder" and entry.name == PARTS:
         return "parts of a compaction that goes on or was stopped; no reader uses them yet, `clearance compact` finishes it"
     if entry.kind == "folder":
-        return f"a folder that is not the run's, with {len(entries(folder, entry.name))} entries"
+        inside = len(entries(folder, entry.name))
+        return f"a folder that is not the run's, with {inside} {'entry' if inside == 1 else 'entries'}"
     if entry.kind == "other":
         return "neither a file nor a folder"
     if entry.name in (REPORT_HTML, REPORT_JSON):

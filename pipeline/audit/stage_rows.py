@@ -111,7 +111,8 @@ class Rows:
             for stage in (CHAINS, PICTURES, PROMPTS):
                 self.found.skipped(stage, "no shard was committed")
             return
-        rows = f"{counts['samples']:,} samples and {counts['attempts']:,} attempts"
+        samples = f"{counts['samples']:,} {'sample' if counts['samples'] == 1 else 'samples'}"
+        rows = f"{samples} and {counts['attempts']:,} {'attempt' if counts['attempts'] == 1 else 'attempts'}"
         self.found.compared(CHAINS, f"every row of {rows} has the digest stated in it and follows the row before it")
         kinds = ("pictures", "pixels", "kept_pictures", "thumbnails", "embeddings")
         numbers = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in kinds if counts[name])
@@ -122,7 +123,8 @@ class Rows:
             self.found.compared(PICTURES, f"nothing is left to compare{erased}")
         else:
             self.found.skipped(PICTURES, "no row holds a picture, a thumbnail or an embedding")
-        self.found.compared(PROMPTS, f"{counts['prompts']:,} prompts match their commitments")
+        many = f"{counts['prompts']:,} prompts match their commitments"
+        self.found.compared(PROMPTS, "1 prompt matches its commitment" if counts["prompts"] == 1 else many)
         if counts["prompts_unchecked"]:
             why = "their commitments are under a secret salt that was not given"
             self.found.skipped(PROMPTS, f"{counts['prompts_unchecked']:,} prompts were not compared: {why}")

@@ -61,8 +61,10 @@ def check_statement(
     content = predicate.get("content_root")  # statements of schema versions 1 and 2 have none
     if content is not None and content != rows.content.root:
         found.problem(TREE, RUN_FILE, "the content root does not match the rows")
-    also = f", and so is the content root over {len(rows.samples):,} requests" if content is not None else ""
-    found.compared(TREE, f"the Merkle root over {len(receipts):,} shards is the one that {RUN_FILE} states{also}")
+    requests = f"{len(rows.samples):,} {'request' if len(rows.samples) == 1 else 'requests'}"
+    shards = f"{len(receipts):,} {'shard' if len(receipts) == 1 else 'shards'}"
+    also = f", and so is the content root over {requests}" if content is not None else ""
+    found.compared(TREE, f"the Merkle root over {shards} is the one that {RUN_FILE} states{also}")
     recount = (found.counts["samples"], found.counts["attempts"], dict(sorted(rows.outcomes.items())))
     if recount != numbers:
         found.problem(STATEMENT, RUN_FILE, f"counts {numbers} are stated, {recount} are found")

@@ -96,6 +96,7 @@ def test_every_record_names_the_claim(world: World) -> None:
     done = take_down(world, actor="claims desk", person="c3")
     claim_id, events = done.order.filed.claim_id, read_events(world.base / "observed")[-2:]
     assert [event["kind"] for event in events] == ["takedown.applied", "sample.quarantined"]
+    assert events[0]["reason"] == "add 1 reference: 2 samples held back, 0 released"
     assert {event["details"]["claim"] for event in events} == {claim_id}
     assert {(event["actor"], event["person"]) for event in events} == {("claims desk", "c3")}
     assert events[0]["digests"]["index_before"] == done.before and events[0]["digests"]["index_after"] == done.after
@@ -126,6 +127,9 @@ def test_a_run_that_is_named_later_gets_what_it_lacks(world: World) -> None:
     draw(world.base, world.index, world.embedder, policy=OBSERVE, out="fresh", shown={"x-ant": drawing("ant")})
     done = take_down(world, ["observed", "fresh"])
     assert [len(run.quarantined) for run in done.runs] == [0, 1]
+    applied, held = (event["reason"] for event in read_events(world.base / "fresh")[-2:])
+    assert applied == "add 1 reference: 1 sample held back, 0 released"
+    assert held == f"1 sample is too near to what {done.order.filed.claim_id} claims"
 
 
 def test_a_dry_run_finds_the_same_and_changes_nothing(world: World) -> None:

@@ -152,7 +152,7 @@ def test_verify_names_what_it_did_not_look_at(make_run: Callable[..., Any], tmp_
     left = {problem.where: problem.what for problem in found.not_covered}
     assert found.ok and sorted(left) == [".lease", ".tmp-x", "elsewhere", "notes.txt", "pipe", "plots", "report.html"]
     assert "clearance report" in left["report.html"] and "nothing behind it" in left["elsewhere"]
-    assert "with 1 entries" in left["plots"]
+    assert "with 1 entry" in left["plots"]
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
