@@ -314,7 +314,7 @@ def test_a_run_without_guard_time_says_so(folder: Path) -> None:
 
 def row(outcome: str, pixel: str, pdq: str = "0" * 64, **more: Any) -> dict[str, Any]:
     about = {"width": 8, "height": 8, "media_type": "image/webp", "pixel_sha256": pixel, "pdq": pdq, "pdq_quality": 90}
-    return {"outcome": outcome, "prompt_commit": pixel, **about, **more}
+    return {"outcome": outcome, "prompt_commit": pixel, "findings": [], **about, **more}
 
 
 def test_duplicates_among_released_pictures_are_counted() -> None:
