@@ -27,6 +27,7 @@ from jobs.export.card import About, croissant, export_card
 from jobs.export.exported import Exported
 from jobs.export.formats import format_named
 from jobs.export.select import Item, Mark, Selection, Source
+from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.coverage import CARD_FILE
 from pipeline.audit.ledger import scan_statement, stated_roots
 from pipeline.audit.requests import Row
@@ -127,9 +128,9 @@ def marker_of(run: Path, keys: Keys | None, fewer: Counter[str] | None = None) -
 
     @cache
     def of_the_run() -> Mapping[str, Any]:
-        from jobs.run.planning.stored_plan import stored_plan
-
-        return predicate.get("identity") or stored_plan(run)["identity"]
+        unsealed = not predicate and storage.entry_of(run, PLAN_FILE) is not None
+        stated = (storage.read_object(run, PLAN_FILE) if unsealed else predicate).get("identity")
+        return stated if isinstance(stated, dict) else {}
 
     def mark_kept(data: bytes, row: Row) -> MarkedPicture:
         from pipeline.marking.encode import decode
