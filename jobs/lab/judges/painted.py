@@ -41,7 +41,7 @@ def tuned(names: list[str]) -> list[str]:
     inside = {concept.icon for concept in concepts()} | set(SUBJECTS)
     fair = sorted({names[i] for i in choose(names)[1]} - inside)
     fair = [name for name in fair if names.count(name) == 3]  # drawn by every vendor
-    others = np.random.default_rng(11).permutation(fair)[:OTHERS].tolist()
+    others: list[str] = np.random.default_rng(11).permutation(fair)[:OTHERS].tolist()
     return [name for prone in MARK_PRONE.values() for name in prone] + others
 
 
