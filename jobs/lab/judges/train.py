@@ -179,7 +179,7 @@ def marks(work: Path, kept: Path, trunk: Trunk, share: float, say: Say) -> tuple
         for chunk in range(max(1, round(most * share) // CHUNK))
     ]
     pictures, where = (np.concatenate([some[name] for some in seen]) for name in ("pictures", "where"))
-    test = _keep(kept / "marks_trials.npz", trials, say)
+    test = _keep(kept / "marks_trials_painted.npz", trials, say)
     weights, steps = fit(pictures, where, kept / "marks", minutes=MINUTES * share, say=say)
     return weights, marks_measured(weights, test, examples=len(pictures), steps=steps)
 
