@@ -62,9 +62,9 @@ def check_statement(
     if content is not None and content != rows.content.root:
         found.problem(TREE, RUN_FILE, "the content root does not match the rows")
     requests = f"{len(rows.samples):,} {'request' if len(rows.samples) == 1 else 'requests'}"
-    shards = f"{len(receipts):,} {'shard' if len(receipts) == 1 else 'shards'}"
+    over = f"{len(receipts):,} {'shard' if len(receipts) == 1 else 'shards'}"
     also = f", and so is the content root over {requests}" if content is not None else ""
-    found.compared(TREE, f"the Merkle root over {shards} is the one that {RUN_FILE} states{also}")
+    found.compared(TREE, f"the Merkle root over {over} is the one that {RUN_FILE} states{also}")
     recount = (found.counts["samples"], found.counts["attempts"], dict(sorted(rows.outcomes.items())))
     if recount != numbers:
         found.problem(STATEMENT, RUN_FILE, f"counts {numbers} are stated, {recount} are found")
