@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,24 @@ from index.embed import Embedder, embed_each, fitted
 from index.reference import Match
 from index.second_look import ALIGNMENT, Look, open_look
 from index.second_look import look_id as id_of_look
+from index.undone import FORMS, INSET, undone
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
 
 PROBE = "memorisation_probe"
+AS_IT_IS = ("copy.protected", "copy.memorised")
 GEOMETRY = "copy.geometry"
 RECOLOURED = "copy.recoloured"
 HARMLESS = ("retired", "allowed")  # statuses of references that no longer forbid anything
+LOOKS = 3  # second looks at one reference with an edit undone: the window nearest to it need not be the one that fits best
 NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to compare with
+
+
+def category_of(edit: str) -> str:
+    """The category of a copy that is found with an edit undone."""
+    return f"copy.{edit}"
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Examination:
 
 
 class CopiesGuard:
-    """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised``, ``copy.geometry`` and
-    ``copy.recoloured``.
+    """Compares pictures with the reference index; categories ``copy.protected``, ``copy.memorised``, ``copy.geometry``,
+    ``copy.recoloured``, and one for each of ``edits``: ``copy.turned``, ``copy.negative``, ``copy.inset``.
 
     The score of the first two is the similarity of their best reference. Among references at or above the threshold one
     that the second look confirms comes before a nearer one that it does not, and one that it clears does not count.
@@ -53,8 +61,11 @@ class CopiesGuard:
     ``copy.recoloured`` is for a reference's drawing in other colours, which the embedder may place anywhere: the picture is
     searched for with its hues turned as well, and its score is the best second look at what is found so. The hues are turned
     in the size that the embedder's network takes, so that a large picture costs no more than a small one.
-    ``ref_id`` names the reference. A picture's *own* references, which it was steered away from, always get the second look:
-    a copy in other colours may be far from its reference to the embedder, and steering makes such copies.
+    The categories of ``edits`` are for a reference that was turned, inverted, or put into a larger picture: the picture is
+    searched for with the edit undone as well (:func:`index.undone.undone`), and the score is the best second look at what is
+    found so, with the edit undone as it was found. ``ref_id`` names the reference. A picture's *own* references, which it was
+    steered away from, always get the second look: a copy in other colours may be far from its reference to the embedder, and
+    steering makes such copies.
 
     Args:
         index: the references.
@@ -62,6 +73,7 @@ class CopiesGuard:
         point: from which scores on a picture counts as too near.
         k: references kept per picture.
         hues: parts of the circle of hues that a picture is turned by and searched for; 1: only as it is.
+        edits: that are undone (see :data:`index.undone.EDITS`).
         confirm: the second look, (picture, reference picture) → [0, 1]; by default the one that the operating point is of.
         device: torch device of a second look that is a network.
 
@@ -71,7 +83,7 @@ class CopiesGuard:
     """
 
     name = "copies"
-    categories: tuple[str, ...] = ("copy.protected", "copy.memorised", GEOMETRY, RECOLOURED)
+    categories: tuple[str, ...] = (*AS_IT_IS, GEOMETRY, RECOLOURED)
 
     def __init__(
         self,
@@ -81,6 +93,7 @@ class CopiesGuard:
         point: OperatingPoint,
         k: int = 3,
         hues: int = 1,
+        edits: Sequence[str] = (),
         confirm: Look | None = None,
         device: str = "cpu",
     ) -> None:
@@ -91,7 +104,8 @@ class CopiesGuard:
             what = f"the index was built with embedder {built_with[:12]}, this one is {embedder.embedder_id[:12]}"
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
-        self.point, self.k, self.hues = point, k, hues
+        self.point, self.k, self.hues, self.edits = point, k, hues, tuple(edits)
+        self.categories = (*CopiesGuard.categories, *map(category_of, self.edits))
         self.version = self.probe(embedder.embedder_id, point.look_id).version
         self._confirm = open_look(point.second_look, expected=point.look_id, device=device) if confirm is None else confirm
 
@@ -119,24 +133,28 @@ class CopiesGuard:
         require_pictures(pictures, guard=self.name)
         if not len(pictures):
             return []
+        # One list for the pictures, all their colours and edits: they share the network's padded calls.
         small = [fitted(self.embedder, picture) for picture in pictures]
-        # One list for the pictures and all their colours: they share the network's padded calls.
-        shares = hue_shares(self.hues)
         shown = [] if embeddings is not None else list(small)
-        shown += [turned for picture in small for turned in in_hues(picture, shares)] if shares else []
+        shown += [view for each in zip(pictures, small, strict=True) for view in self._views(*each)]
         vectors = embed_each(self.embedder, shown)
         if embeddings is None:
             embeddings, vectors = vectors[: len(pictures)], vectors[len(pictures) :]
         found = self.index.search(embeddings, self.k)
-        rows = zip(
-            pictures,
-            embeddings,
-            found,
-            own or [()] * len(pictures),
-            self._in_other_colours(len(pictures), vectors),
-            strict=True,
-        )
-        return [self._examine(*row) for row in rows]
+        views = self.index.search(vectors, self.k) if len(vectors) else []
+        of_one = len(views) // len(pictures)
+        return [
+            self._examine(picture, embeddings[i], found[i], own[i] if own else (), views[i * of_one : (i + 1) * of_one])
+            for i, picture in enumerate(pictures)
+        ]
+
+    def _views(self, picture: np.ndarray, small: np.ndarray) -> Iterator[np.ndarray]:
+        """What is searched for beside the picture, in the embedder's size: ``small`` in other hues, then with edits undone."""
+        if shares := hue_shares(self.hues):
+            yield from in_hues(small, shares)
+        for edit in self.edits:
+            # A part is cut out of the whole picture: of a small one too little would be left.
+            yield from (fitted(self.embedder, view) for view in undone(picture if edit == INSET else small, edit))
 
     def likeness(self, picture: np.ndarray, own: Sequence[str]) -> tuple[Match, float] | None:
         """The second look alone, at a picture uint8 RGB (H, W, 3) and its own references: which it is too like, and the bar.
@@ -160,38 +178,49 @@ class CopiesGuard:
         best = max(found, key=lambda match: match.similarity, default=None)
         return None if best is None else (best, self.point.own_threshold)
 
-    def _in_other_colours(self, count: int, turned: np.ndarray) -> list[list[str]]:
-        """Ids of the references that each of ``count`` pictures is too near to once its hues are turned, best first.
-
-        Args:
-            count: pictures.
-            turned: float32 (count × turns, D), the embeddings of the first one's turns, then of the second one's, and so on.
-        """
-        best: list[dict[str, float]] = [{} for _ in range(count)]
-        for row, matches in enumerate(self.index.search(turned, self.k) if len(turned) else ()):
-            scores = best[row * count // len(turned)]
+    def _near(self, views: Sequence[Sequence[Match]]) -> dict[str, list[int]]:
+        """References that forbid something and that a view is too near to; of each the numbers of such views; best first."""
+        found: dict[str, list[tuple[float, int]]] = {}
+        for number, matches in enumerate(views):
             for match in matches:
                 if match.similarity >= self.point.threshold and match.status not in HARMLESS:
-                    scores[match.ref_id] = max(match.similarity, scores.get(match.ref_id, NOTHING_NEAR))
-        return [sorted(scores, key=lambda ref_id: (-scores[ref_id], ref_id)) for scores in best]
+                    found.setdefault(match.ref_id, []).append((-match.similarity, number))
+        ranked = sorted((min(of), ref_id) for ref_id, of in found.items())
+        return {ref_id: [number for _, number in sorted(found[ref_id])] for _, ref_id in ranked}
 
     def _examine(
-        self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match], own: Sequence[str], recoloured: Sequence[str]
+        self, picture: np.ndarray, embedding: np.ndarray, matches: list[Match], own: Sequence[str], views: list[list[Match]]
     ) -> Examination:
         near = {match.ref_id for match in matches}
         further = [self.index.compare(embedding, ref_id) for ref_id in own if ref_id not in near]
         ranked = sorted([*matches, *further], key=lambda match: -match.similarity)
         nearest = tuple(self._looked_at(picture, match, match.ref_id in own) for match in ranked)
-        findings = [self._finding(c, nearest) for c in self.categories if c not in (GEOMETRY, RECOLOURED)]
-        geometry = self._geometry(nearest)
-        # A reference found only by turned hues has a stricter threshold, and is not evidence for the other categories.
-        looked = [self._looked_at(picture, self.index.compare(embedding, ref_id), True) for ref_id in recoloured]
-        other = self._recoloured([match for match in looked if match.similarity < self.point.threshold])
-        if other.triggered:
-            kept = [match for match in nearest if match.ref_id != other.ref_id]
-            hit = next(match for match in looked if match.ref_id == other.ref_id)
-            nearest = tuple(sorted([*kept, hit], key=lambda match: -match.similarity))
-        return Examination(embedding, nearest, (*findings, geometry, other))
+        findings = [*(self._finding(c, nearest) for c in AS_IT_IS), self._geometry(nearest)]
+        # A reference found only by other views has a stricter threshold, and is not evidence for the other categories.
+        for category, looked in self._by_views(picture, embedding, nearest, views):
+            hit = max(looked, key=lambda match: match.confirm or 0.0, default=None)
+            findings.append(self._strictly(category, hit))
+            if hit is not None and findings[-1].triggered:
+                kept = [match for match in nearest if match.ref_id != hit.ref_id]
+                nearest = tuple(sorted([*kept, hit], key=lambda match: -match.similarity))
+        return Examination(embedding, nearest, tuple(findings))
+
+    def _by_views(
+        self, picture: np.ndarray, embedding: np.ndarray, nearest: Sequence[Match], views: list[list[Match]]
+    ) -> Iterator[tuple[str, list[Match]]]:
+        """The second look at what the views are too near to, by category: other hues, then each edit."""
+        start = len(hue_shares(self.hues))
+        looked = [self._looked_at(picture, self.index.compare(embedding, ref_id), True) for ref_id in self._near(views[:start])]
+        yield RECOLOURED, [match for match in looked if match.similarity < self.point.threshold]
+        found = {m.ref_id for m in nearest if m.similarity >= self.point.threshold and not self._cleared(m)}
+        for edit in self.edits:
+            stop = start + FORMS[edit]
+            near = {ref_id: numbers for ref_id, numbers in self._near(views[start:stop]).items() if ref_id not in found}
+            forms = list(undone(picture, edit)) if near else []
+            tried = [(forms[number], ref_id) for ref_id, numbers in near.items() for number in numbers[:LOOKS]]
+            looks = [self._looked_at(form, self.index.compare(embedding, ref_id), True) for form, ref_id in tried]
+            yield category_of(edit), looks
+            start = stop
 
     def _looked_at(self, picture: np.ndarray, match: Match, own: bool) -> Match:
         near = own or match.similarity >= min(self.point.threshold, self.point.look_from)
@@ -243,8 +272,7 @@ class CopiesGuard:
         own = match.similarity < min(point.threshold, point.look_from)
         return point.own_threshold if own else point.alone_threshold
 
-    def _recoloured(self, looked: Sequence[Match]) -> Finding:
-        """Two independent looks: the embedder at the picture with its hues turned, the second look at the unchanged picture."""
-        best = max(looked, key=lambda match: match.confirm or 0.0, default=None)
+    def _strictly(self, category: str, best: Match | None) -> Finding:
+        """Two independent looks must agree: the embedder at another view of the picture, and the second look."""
         score = 0.0 if best is None else best.confirm or 0.0
-        return self._report(RECOLOURED, score, self.point.recoloured_threshold, best)
+        return self._report(category, score, self.point.recoloured_threshold, best)

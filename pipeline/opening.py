@@ -116,7 +116,8 @@ def open_copies(config: RunConfig, policy: Policy, *, base: Path, device: str = 
     index = ReferenceIndex.open(place(config.index, base))
     embedder = embedder_of(index, e.model, e.pretrained, allow_download=e.allow_download, device=device, base=base)
     calibration_id, point = operating_point(config, policy, embedder.embedder_id, base=base)
-    guard = CopiesGuard(index, embedder, point=point, k=policy.copies.k, hues=policy.copies.hues, device=device)
+    looks = policy.copies
+    guard = CopiesGuard(index, embedder, point=point, k=looks.k, hues=looks.hues, edits=looks.edits, device=device)
     return Copies(guard, index, calibration_id, point.threshold)
 
 
@@ -217,6 +218,22 @@ def nothing_protected(config: RunConfig, *, base: Path) -> str:
         return ""
     listed = ", ".join(f"{many} {status}" for status, many in sorted(counts.items()) if many) or "no reference at all"
     return f"the index protects nothing ({listed}): no picture can be found to be a copy"
+
+
+def edits_in_vain(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """A sentence if the policy undoes edits and the index lacks pictures that would confirm a copy so found; else empty."""
+    if not config.index or not policy.copies.edits:
+        return ""
+    from index.store import ReferenceIndex
+
+    try:
+        index = ReferenceIndex.open(place(config.index, base))
+    except ClearanceError:
+        return ""
+    bare = len(index) - index.kept
+    if not bare:
+        return ""
+    return f"copies.edits finds no copy of {bare:,} of {len(index):,} references: the index keeps no picture of them"
 
 
 def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:

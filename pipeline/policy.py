@@ -96,6 +96,12 @@ class CopiesPolicy:
         "into how many parts the circle of hues is cut to find copies in other colours, of references whose picture the index "
         "keeps; 1: they are not looked for",
     )  # fmt: skip
+    edits: tuple[Literal["turned", "negative", "inset"], ...] = several(
+        (),
+        3,
+        "edits that are undone to find copies that hide behind them: `turned` (by a quarter, upside down), `negative`, `inset` "
+        "(in a frame, on a page, in a scene); of references whose picture the index keeps",
+    )
     second_look: str = line(
         AUTO,
         "the second look at a near picture: `alignment` (drawings), `keypoints` (photographs), `descriptor:FILE` (a network in "
@@ -108,6 +114,8 @@ class CopiesPolicy:
         look = self.second_look
         if look not in (AUTO, *BUILT_IN) and (not look.startswith(DESCRIPTOR) or not look.removeprefix(DESCRIPTOR).strip()):
             raise contradiction("second_look", f"there is no second look {look!r}", f"One of: {WORDS}")
+        if twice := next((edit for edit in self.edits if self.edits.count(edit) > 1), None):
+            raise contradiction("edits", f"{twice!r} stands there twice", "Keep one of them")
         if self.confirm_threshold is not None and self.threshold is None:
             what = "has no effect without copies.threshold: the calibrated operating point has its own"
             raise contradiction("confirm_threshold", what, "Remove it, or set copies.threshold as well")
@@ -223,6 +231,8 @@ def policy_digest(policy: Policy) -> str:
     rules = dataclasses.asdict(policy)
     if policy.copies.second_look == AUTO:
         del rules["copies"]["second_look"]
+    if not policy.copies.edits:
+        del rules["copies"]["edits"]
     if not policy.early.steered:
         del rules["early"]["steered"]
     if policy.asked.logo == "act":

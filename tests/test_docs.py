@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from index.undone import EDITS
 from pipeline.audit.event_kinds import KINDS
 from pipeline.config import RunConfig
 from pipeline.fields import REQUIRED, Key, keys
@@ -115,11 +116,11 @@ def command_lines(every: Iterable[tuple[str, Any]]) -> Iterator[str]:
 
 
 def guard_lines() -> Iterator[str]:
-    from guards.copies import CopiesGuard
+    from guards.copies import CopiesGuard, category_of
     from guards.registry import classes_beside, guard_classes
 
     yield from ("| guard | categories | licence |", "|---|---|---|")
-    rows = {"copies": (CopiesGuard.categories, "Apache-2.0")} | {
+    rows = {"copies": ((*CopiesGuard.categories, *map(category_of, EDITS)), "Apache-2.0")} | {
         n: (c.categories, c.licence) for n, c in (guard_classes() | classes_beside()).items()
     }
     for name, (categories, licence) in rows.items():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.look import Looked, Seen, Standard
-from jobs.reaudit.result import COLOURS, LARGE, Change, RunResult
+from jobs.reaudit.result import COLOURS, EDITS, LARGE, Change, RunResult
 from jobs.reaudit.standing import Standing
 
 OUT_OR_HELD = frozenset({"accepted", "accepted_after_steering", "review", "quarantined"})
@@ -63,4 +63,6 @@ def notes(facts: RunFacts, standard: Standard) -> list[str]:
         found.append("The policy does not look for copies in other colours (copies.hues = 1), and neither did this.")
     elif not standard.every_picture:
         found.append(COLOURS if standard.views is not None else LARGE)
+    if standard.edits and not standard.every_picture:
+        found.append(EDITS)
     return found

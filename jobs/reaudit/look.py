@@ -43,7 +43,7 @@ class Standard:
 
     Attributes:
         references: the whole index, or a claim's references. embedder: theirs.
-        point: the guard's operating point. k: references it keeps. hues: parts of the circle of hues.
+        point: the guard's operating point. k: references it keeps. hues: parts of the circle of hues. edits: that it undoes.
         views: what stored embeddings are compared with; None: the index's own search proposes, without other colours.
         every_picture: look at every picture, whatever its embedding is near to.
     """
@@ -54,6 +54,7 @@ class Standard:
     k: int
     hues: int
     views: Views | None
+    edits: tuple[str, ...] = ()
     every_picture: bool = False
 
     @classmethod
@@ -65,6 +66,7 @@ class Standard:
         point: OperatingPoint,
         k: int,
         hues: int,
+        edits: tuple[str, ...] = (),
         every_picture: bool = False,
     ) -> Standard:
         """An index, with the k that runs have; or chosen references, of which none is crowded out by others that are nearer."""
@@ -80,8 +82,9 @@ class Standard:
             vectors = np.stack([index.embedding(ref_id) for ref_id in ids]) if ids else zero
             views = Views.of(ids, vectors, index.picture, embedder, point=point, hues=hues)
         return cls(
-            references=references, embedder=embedder, point=point, k=k, hues=hues, views=views, every_picture=every_picture
-        )
+            references=references, embedder=embedder, point=point, k=k, hues=hues, views=views, edits=edits,
+            every_picture=every_picture,
+        )  # fmt: skip
 
     def candidates(self, vectors: np.ndarray) -> dict[int, bool]:
         """Rows of stored embeddings float16 (N, D) that deserve a look, and whether for their colours as well."""
@@ -109,7 +112,8 @@ def _guard(standard: Standard, colours: bool, rounded: bool) -> CopiesGuard:
     if rounded:
         point = replace(point, threshold=point.threshold - ROUNDING, look_from=min(point.look_from, point.threshold) - ROUNDING)
     index: ReferenceIndex = standard.references  # type: ignore[assignment]  # chosen ones answer what the guard asks
-    return CopiesGuard(index, standard.embedder, point=point, k=standard.k, hues=standard.hues if colours else 1)
+    hues = standard.hues if colours else 1
+    return CopiesGuard(index, standard.embedder, point=point, k=standard.k, hues=hues, edits=standard.edits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +192,7 @@ def look(
     wanted: Wanted = lambda sample_id, outcome: True,
     own: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
+    fully: Collection[str] = (),
     progress: Callable[[int], None] = lambda compared: None,
 ) -> Looked:
     """Look at a run again.
@@ -198,13 +203,14 @@ def look(
         wanted: whether a sample matters: its id and its outcome in the row.
         own: sample id → the references that it was steered away from, which always get the second look.
         only: when given, these samples are looked at in full, and no others.
+        fully: these are looked at in full, whatever their embedding is near to.
         progress: called with the number of samples compared so far.
 
     Returns:
         What was seen. A file that cannot be read is among what was not reached.
     """
     found, own = Looked(), own or {}
-    chooser = _Chooser(standard, own, only)
+    chooser = _Chooser(standard, own, only, frozenset(fully))
     candidates = _screen(folder, chooser, found, wanted, progress)
     for path, rows in candidates.items():
         try:
@@ -222,6 +228,7 @@ class _Chooser:
     standard: Standard
     own: Mapping[str, Sequence[str]]
     only: Collection[str] | None
+    fully: Collection[str]
 
     def choose(self, batch: Embeddings) -> dict[int, _Candidate]:
         """By row of the file."""
@@ -230,8 +237,10 @@ class _Chooser:
             chosen = {n: True for n, one in enumerate(ids) if self.only is None or one in self.only}
         else:
             chosen = self.standard.candidates(batch.vectors)
-            for n, one in enumerate(batch.ids.to_pylist()) if self.own else ():
-                if one in self.own:
+            for n, one in enumerate(batch.ids.to_pylist()) if self.own or self.fully else ():
+                if one in self.fully:
+                    chosen[n] = True
+                elif one in self.own:
                     chosen.setdefault(n, False)
         return {
             int(batch.rows[n]): _Candidate(sample_id=batch.ids[n].as_py(), vector=batch.vectors[n].copy(), colours=colours)

@@ -119,11 +119,12 @@ def reaudit(
 
     def standard_of(facts: RunFacts) -> Standard:
         copies = rules.policy_for(facts).copies
-        key = (rules.point_for(facts), copies.k, copies.hues)
+        key = (rules.point_for(facts), copies.k, copies.hues, copies.edits)
         if key not in standards:
             standards[key] = Standard.of(
-                index, embedder, point=key[0], k=copies.k, hues=copies.hues, every_picture=rules.every_picture
-            )
+                index, embedder, point=key[0], k=copies.k, hues=copies.hues, edits=copies.edits,
+                every_picture=rules.every_picture,
+            )  # fmt: skip
         return standards[key]
 
     for run in runs:
@@ -149,6 +150,7 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
         standard,
         wanted=lambda sample_id, born: sample_id in held or standing.outcome(sample_id, born) in OUT_OR_HELD,
         own=own_references(facts.folder),
+        fully={*held, *(sample_id for sample_id in standing.held() if CLAIM in standing.held_for(sample_id))},
         progress=lambda compared: progress(result.run, compared),
     )
 

@@ -18,7 +18,11 @@ LARGE = (
     "Copies in other colours were not searched for: the index is too large to turn every reference's colours. --every-picture "
     "turns every picture's."
 )
-LIMITS = (COLOURS, LARGE)  # said once, whatever the number of runs
+EDITS = (
+    "The policy undoes edits (copies.edits). Here they were undone in the pictures that came near for another reason; "
+    "--every-picture undoes them in all."
+)
+LIMITS = (COLOURS, LARGE, EDITS)  # said once, whatever the number of runs
 
 
 @dataclass(frozen=True, kw_only=True)

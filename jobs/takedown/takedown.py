@@ -198,10 +198,10 @@ class _Work:
     def standard_of(self, facts: RunFacts) -> Standard:
         """The guard as the run had it, held against what the claim is about."""
         copies = facts.policy.copies
-        key = (facts.point, copies.k, copies.hues)
+        key = (facts.point, copies.k, copies.hues, copies.edits)
         if key not in self._standards:
             self._standards[key] = Standard.of(
-                self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues,
+                self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues, edits=copies.edits,
                 every_picture=self.done.order.every_picture or self.done.order.action == RETIRE,
             )  # fmt: skip
         return self._standards[key]

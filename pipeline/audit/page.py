@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.counted import counted
 from index.printable import visible
 from index.rate import Rate, percent
 
@@ -213,7 +214,7 @@ def _guards_seen(guards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _skipped(guard: str, skipped: Mapping[str, int]) -> str:
     count = sum(number for name, number in skipped.items() if name.split(":")[0] == guard)
-    return f"{count} {'request' if count == 1 else 'requests'}" if count else "none"
+    return counted(count, "request") if count else "none"
 
 
 def _ticks(low: float) -> list[float]:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.counted import counted
 from index.errors import ClearanceError, IntegrityError
 from index.fingerprint import pixel_digest
 from index.padding import first_line
@@ -111,8 +112,7 @@ class Rows:
             for stage in (CHAINS, PICTURES, PROMPTS):
                 self.found.skipped(stage, "no shard was committed")
             return
-        samples = f"{counts['samples']:,} {'sample' if counts['samples'] == 1 else 'samples'}"
-        rows = f"{samples} and {counts['attempts']:,} {'attempt' if counts['attempts'] == 1 else 'attempts'}"
+        rows = f"{counted(counts['samples'], 'sample')} and {counted(counts['attempts'], 'attempt')}"
         self.found.compared(CHAINS, f"every row of {rows} has the digest stated in it and follows the row before it")
         kinds = ("pictures", "pixels", "kept_pictures", "thumbnails", "embeddings")
         numbers = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in kinds if counts[name])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from index.counted import counted
 from index.errors import ClearanceError
 from index.storage import digest_of
 from pipeline.audit.erasure import Erasures
@@ -61,10 +62,8 @@ def check_statement(
     content = predicate.get("content_root")  # statements of schema versions 1 and 2 have none
     if content is not None and content != rows.content.root:
         found.problem(TREE, RUN_FILE, "the content root does not match the rows")
-    requests = f"{len(rows.samples):,} {'request' if len(rows.samples) == 1 else 'requests'}"
-    over = f"{len(receipts):,} {'shard' if len(receipts) == 1 else 'shards'}"
-    also = f", and so is the content root over {requests}" if content is not None else ""
-    found.compared(TREE, f"the Merkle root over {over} is the one that {RUN_FILE} states{also}")
+    also = f", and so is the content root over {counted(len(rows.samples), 'request')}" if content is not None else ""
+    found.compared(TREE, f"the Merkle root over {counted(len(receipts), 'shard')} is the one that {RUN_FILE} states{also}")
     recount = (found.counts["samples"], found.counts["attempts"], dict(sorted(rows.outcomes.items())))
     if recount != numbers:
         found.problem(STATEMENT, RUN_FILE, f"counts {numbers} are stated, {recount} are found")

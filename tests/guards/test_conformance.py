@@ -43,6 +43,7 @@ def test_the_copies_guard_conforms_with_its_own_embedder_and_second_look(tmp_pat
     index = ReferenceIndex.build(tmp_path / "index", works, embedder)
     point = OperatingPoint(threshold=-1.0)  # so that everything gets the second look
     check_guard(CopiesGuard(index, embedder, point=point, hues=3), mixed())
+    check_guard(CopiesGuard(index, embedder, point=point, edits=("turned", "negative")), mixed())
 
 
 class Brightness:

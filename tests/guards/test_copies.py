@@ -14,6 +14,7 @@ from index.calibrate import OperatingPoint
 from index.colours import turn_hues
 from index.errors import IndexMismatch
 from index.reference import Match
+from index.undone import WINDOWS
 
 
 class TinyEmbedder:
@@ -313,3 +314,90 @@ def test_hues_of_a_large_picture_are_turned_once_it_is_small() -> None:
     copies = CopiesGuard(TinyIndex(works), Fitting(), point=OperatingPoint(threshold=0.95), hues=12, confirm=lambda *_: 0.9)  # type: ignore[arg-type]
     (found,) = copies.examine(large[None])
     assert found.findings[-1].triggered and found.findings[-1].ref_id == "pear"
+
+
+def noise(seed: int) -> np.ndarray:
+    """A picture whose quarters differ; turned, inverted or cut into, the tiny embedder finds it elsewhere."""
+    rng = np.random.default_rng(seed)
+    return np.asarray(np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((10, 10, 1))), np.uint8)
+
+
+def on_a_page(picture: np.ndarray) -> np.ndarray:
+    """The picture where the first of the smallest windows lies."""
+    side = round(40 / WINDOWS[-1][0])
+    page = np.full((side, side, 3), 100, np.uint8)
+    page[:40, :40] = picture
+    return page
+
+
+EDITED = {"turned": lambda picture: np.rot90(picture).copy(), "negative": lambda picture: 255 - picture, "inset": on_a_page}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_a_copy_that_hides_behind_an_edit_is_found_where_the_edit_is_undone(edit: str) -> None:
+    works = [(work(name), noise(seed)) for seed, name in enumerate(("apple", "pear", "plum"))]
+    copy = EDITED[edit](works[0][1])[None]
+    plain, undoing = (guard(works, threshold=0.99, edits=edits) for edits in ((), ("turned", "negative", "inset")))
+    assert not any(finding.triggered for finding in plain.check(copy)[0])
+    (found,) = undoing.examine(copy)
+    hits = [finding for finding in found.findings if finding.triggered]
+    assert [(hit.category, hit.ref_id, hit.confirmed, hit.score) for hit in hits] == [(f"copy.{edit}", "apple", True, 1.0)]
+    assert next(match for match in found.nearest if match.ref_id == "apple").confirm == 1
+    assert [finding.category for finding in found.findings] == list(undoing.categories)
+
+
+def test_edits_are_undone_only_where_they_are_asked_for() -> None:
+    works = [(work("apple"), noise(0))]
+    turning = guard(works, threshold=0.99, edits=("turned",))
+    assert turning.categories == (*CopiesGuard.categories, "copy.turned")
+    assert not any(finding.triggered for finding in turning.check(255 - noise(0)[None])[0])
+
+
+def test_an_undone_copy_is_held_to_the_stricter_bar_of_the_second_look() -> None:
+    works = [(work("apple"), noise(0))]
+    scores = iter((0.79, 0.81))
+    copies = guard(works, threshold=0.99, confirm=lambda *_: next(scores), alone_threshold=0.3, edits=("negative",))
+    (below, above) = (copies.examine(255 - noise(0)[None])[0] for _ in range(2))
+    assert not any(finding.triggered for finding in below.findings) and below.findings[-1].score == 0.79
+    assert above.findings[-1].triggered
+
+
+@pytest.mark.parametrize("status", ["retired", "allowed"])
+def test_undone_copies_of_what_forbids_nothing_do_not_matter(status: str) -> None:
+    copies = guard([(work("old", status=status), noise(0))], threshold=0.99, edits=("negative",))
+    assert not any(finding.triggered for finding in copies.check(255 - noise(0)[None])[0])
+
+
+def test_a_reference_without_a_picture_is_not_found_undone() -> None:
+    copies = guard([(work("apple"), noise(0))], threshold=0.99, pictures=False, edits=("negative",))
+    assert not any(finding.triggered for finding in copies.check(255 - noise(0)[None])[0])
+
+
+def test_what_is_found_as_it_is_is_not_found_again_undone() -> None:
+    """A drawing that a half turn leaves as it is has one finding."""
+    half = np.asarray(np.kron(np.random.default_rng(1).integers(0, 256, (2, 4, 3)), np.ones((10, 10, 1))), np.uint8)
+    same_upside_down = np.concatenate([half, np.rot90(half, 2)])
+    copies = guard([(work("apple"), same_upside_down)], threshold=0.99, edits=("turned",))
+    assert [f.category for f in copies.check(same_upside_down[None])[0] if f.triggered] == ["copy.protected"]
+
+
+def test_what_the_second_look_clears_as_it_is_may_still_be_a_copy_with_the_edit_undone() -> None:
+    works = [(work("apple"), noise(0))]
+
+    def look(picture: np.ndarray, reference: np.ndarray) -> float:
+        return 1.0 if picture.shape == reference.shape else 0.01
+
+    copies = guard(works, threshold=0.2, veto_below=0.05, confirm=look, edits=("inset",))
+    (seen,) = copies.examine(on_a_page(noise(0))[None])
+    found = {finding.category: finding for finding in seen.findings}
+    assert seen.nearest[0].similarity >= 0.2, "near as it is"
+    assert not found["copy.protected"].triggered and found["copy.inset"].triggered
+
+
+def test_pictures_with_edits_undone_are_judged_alike_alone_and_in_company() -> None:
+    works = [(work(name), noise(seed)) for seed, name in enumerate(("apple", "pear", "plum"))]
+    shown = np.stack([on_a_page(noise(seed)) for seed in (2, 7, 0)])
+    copies = guard(works, threshold=0.99, hues=4, edits=("inset", "turned"))
+    together = copies.examine(shown)
+    assert [one.findings for one in together] == [copies.examine(picture[None])[0].findings for picture in shown]
+    assert [next((f.ref_id for f in one.findings if f.triggered), "") for one in together] == ["plum", "", "apple"]

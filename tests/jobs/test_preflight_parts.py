@@ -13,13 +13,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from index.embed import OpenCLIPEmbedder
+from index.reference import NewReference
 from index.store import ReferenceIndex
 from jobs.cli import main as cli
 from jobs.run.preflight.notes import hard_stop_notes
 from pipeline.config import RunConfig
 from pipeline.guard_settings import ClassifierPolicy
-from pipeline.opening import nothing_protected
-from pipeline.policy import Policy
+from pipeline.opening import edits_in_vain, nothing_protected
+from pipeline.policy import CopiesPolicy, Policy
 from tests.guards.chat_server import MODEL, ChatServer, Reply, right
 from tests.jobs.test_own_sizes import POLICY
 
@@ -137,7 +139,25 @@ def test_an_index_in_which_nothing_can_match_is_a_note(project: Path, status: st
 
 
 def test_an_index_that_is_not_there_is_said_elsewhere(tmp_path: Path) -> None:
-    assert nothing_protected(RunConfig(prompts=("p.csv",), index="nowhere"), base=tmp_path) == ""
+    config, undoing = RunConfig(prompts=("p.csv",), index="nowhere"), Policy(copies=CopiesPolicy(edits=("inset",)))
+    assert nothing_protected(config, base=tmp_path) == edits_in_vain(config, undoing, base=tmp_path) == ""
+
+
+def test_edits_that_no_picture_of_a_reference_could_confirm_are_a_note(project: Path) -> None:
+    works = [NewReference(title=f"w{n}", picture=np.full((8, 8, 3), n, np.uint8), keep_picture=n < 2) for n in range(3)]
+    ReferenceIndex.build(project / "index", works, OpenCLIPEmbedder.open("stickers"))
+    config, undoing = RunConfig(prompts=("p.csv",), index="index"), Policy(copies=CopiesPolicy(edits=("inset",)))
+    found = edits_in_vain(config, undoing, base=project)
+    assert found == "copies.edits finds no copy of 1 of 3 references: the index keeps no picture of them"
+    assert edits_in_vain(config, Policy(), base=project) == ""
+    (project / "run.toml").write_text('index = "index"\n' + RUN)
+    (project / "policy.toml").write_text(POLICY + '[copies]\nthreshold = 0.9\nedits = ["inset"]\n')
+    assert found in CliRunner(env={"COLUMNS": "250"}).invoke(cli.app, ["run", str(project / "run.toml"), "--dry-run"]).stderr
+
+
+def test_a_hard_stop_may_name_what_is_found_with_an_edit_undone() -> None:
+    assert hard_stop_notes(["copy.inset"], Policy(copies=CopiesPolicy(edits=("inset",)))) == []
+    assert len(hard_stop_notes(["copy.inset"], Policy())) == 1
 
 
 def test_hard_stops_that_hit_nothing_or_everything_are_notes() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from index.embed import OpenCLIPEmbedder
 from index.errors import IndexMismatch
 from index.store import ReferenceIndex
+from index.undone import EDITS
 from jobs.by import By
 from jobs.cli import main as cli
 from jobs.compact import compact_run
@@ -365,6 +367,36 @@ def test_rounding_never_hides_a_picture_at_the_threshold(drawn: World) -> None:
         at = Standard.of(drawn.index, drawn.embedder, point=point, k=3, hues=1)
         assert key in {seen.request_key for seen in look(drawn.base / "observed", at).hits}
         assert np.isfinite(exact)
+
+
+def behind_edits() -> dict[str, np.ndarray]:
+    """Drawings in the index upside down, inverted and in another drawing; and another's likewise, which nobody has claimed."""
+    scene = drawing("bread").copy()
+    scene[16:54, 2:40] = cv2.resize(drawing("butterfly"), (38, 38), interpolation=cv2.INTER_AREA)
+    turned = {f"turned-{name}": np.rot90(drawing(name), 2).copy() for name in ("anchor", "ant")}
+    return turned | {f"negative-{name}": 255 - drawing(name) for name in ("banana", "cactus")} | {"inset-butterfly": scene}
+
+
+def test_copies_behind_edits_are_found_in_every_picture_and_not_let_go_by_a_later_look(tmp_path: Path) -> None:
+    index, embedder = make_index(tmp_path / "index")
+    draw(tmp_path, index, embedder, out="observed", shown=behind_edits())
+    world = World(tmp_path, index, embedder)
+    assert not any(born(row) for row in rows(tmp_path / "observed").values()), "as they are, none is near"
+    undoing = dataclasses.replace(STRICT, copies=dataclasses.replace(STRICT.copies, edits=EDITS))
+
+    screened = run_again(world, policy=undoing)
+    assert any("--every-picture undoes them in all" in note for note in screened.notes)
+    every = run_again(world, policy=undoing, every_picture=True)
+    held = {change.request_key: change.category for change in (*screened.quarantined, *every.quarantined)}
+    assert held == {
+        "turned-anchor": "copy.turned", "negative-banana": "copy.negative", "inset-butterfly": "copy.inset",
+    }  # fmt: skip
+    assert not any("--every-picture" in note for note in every.notes)
+
+    again = run_again(world, policy=undoing)
+    assert again.released == [] and len(outcomes(tmp_path / "observed")) == 5
+    assert sorted(outcomes(tmp_path / "observed").values()) == ["accepted"] * 2 + ["quarantined"] * 3
+    assert len(run_again(world, policy=STRICT).released) == 3
 
 
 def test_a_large_index_proposes_by_its_own_search_and_says_what_that_misses(drawn: World) -> None:

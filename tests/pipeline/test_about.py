@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from index.errors import ConfigError
+from index.undone import EDITS
 from pipeline.config import RunConfig
 from pipeline.policy import NEWER, AboutPolicy, Policy, policy_digest
 from pipeline.settings import digest, from_dict, read_toml
@@ -28,7 +29,7 @@ def test_the_digest_is_that_of_the_rules_before_there_were_later_keys() -> None:
     rules = dataclasses.asdict(Policy())
     for later in ("about", *NEWER):
         del rules[later]
-    del rules["copies"]["second_look"], rules["early"]["steered"], rules["marks"]["logos"]
+    del rules["copies"]["second_look"], rules["copies"]["edits"], rules["early"]["steered"], rules["marks"]["logos"]
     assert policy_digest(Policy()) == digest(rules)
 
 
@@ -54,7 +55,17 @@ def test_later_keys_count_where_they_are_stated() -> None:
     coloured = rules | {"ladder": [{"kind": "nudge", "colours": "all"}]}
     logos: dict[str, Any] = rules | {"marks": {"logos": True}}
     asked = logos | {"asked": {"logo": "keep"}}
-    assert len({policy_digest(from_dict(Policy, one, where="p")) for one in (rules, steered, coloured, logos, asked)}) == 5
+    undone = rules | {"copies": {"edits": ["inset"]}}
+    every = (rules, steered, coloured, logos, asked, undone)
+    assert len({policy_digest(from_dict(Policy, one, where="p")) for one in every}) == len(every)
+
+
+def test_edits_are_those_that_can_be_undone_each_once() -> None:
+    assert from_dict(Policy, {"copies": {"edits": list(EDITS)}}, where="p").copies.edits == EDITS
+    with pytest.raises(ConfigError, match="'inset' stands there twice"):
+        from_dict(Policy, {"copies": {"edits": ["inset", "turned", "inset"]}}, where="p")
+    with pytest.raises(ConfigError, match="framed"):
+        from_dict(Policy, {"copies": {"edits": ["framed"]}}, where="p")
 
 
 def test_logos_are_not_kept_where_nothing_looks_for_them() -> None:

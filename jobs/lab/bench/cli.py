@@ -270,6 +270,21 @@ def guards(out: Out = DOCS, quick: Quick = False) -> None:
 
 
 @app.command()
+def edits(
+    out: Out = DOCS,
+    quick: Quick = False,
+    world: Annotated[Path, typer.Option(help="The built world, whose other drawings are no copies.")] = Path("world"),
+) -> None:
+    """Measure how many copies behind an edit the copies guard finds (turned, negative, framed, in a scene); 15 minutes.
+
+    Example: clearance lab bench edits --world world
+    """
+    from jobs.lab.bench.edits import bench
+
+    bench(out, world=world, quick=quick)
+
+
+@app.command()
 def photographs(
     packages: Annotated[
         Path, typer.Option(help="Unpacked packages that ship photographs, each in a folder of its name.", show_default=False)

@@ -30,7 +30,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
-    from pipeline.opening import early_set_aside, nothing_protected, stale_calibration
+    from pipeline.opening import early_set_aside, edits_in_vain, nothing_protected, stale_calibration
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
@@ -47,6 +47,8 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
         notes.append(Note("early", probes))
     if nothing := nothing_protected(config, base=base):
         notes.append(Note("copies", nothing))
+    if vain := edits_in_vain(config, policy, base=base):
+        notes.append(Note("copies", vain))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     notes += hard_stop_notes(config.keep.hard_stop, policy)
@@ -65,13 +67,13 @@ def hard_stop_notes(hard_stop: Sequence[str], policy: Policy) -> list[Note]:
     """Entries of ``keep.hard_stop`` with which no finding begins, so that pictures are kept after all, or with which all do."""
     if tuple(hard_stop) == HARD_STOP:
         return []
-    from guards.copies import CopiesGuard
+    from guards.copies import CopiesGuard, category_of
     from guards.registry import describe
 
     brought = [one.category or f"classifier.{one.name}" for one in policy.classifiers]
     brought += [one.category or f"question.{one.name}" for one in policy.questions]
     ships = (one for guard in describe() for one in guard.categories if not one.endswith(".NAME"))
-    known = [*CopiesGuard.categories, *ships, *brought]
+    known = [*CopiesGuard.categories, *map(category_of, policy.copies.edits), *ships, *brought]
     notes = []
     for begins in hard_stop:
         if not begins:
