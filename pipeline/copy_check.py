@@ -7,6 +7,7 @@ bound by its digest and sealed in ``run.json``, so that a report can show it wit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from index.rate import Rate, percent
 from index.second_look import ALIGNMENT, AUTO, named, require
 from index.shipped import STICKERS
 from index.storage import place
+from index.undone import INSET, NEGATIVE, TURNED
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 
@@ -205,6 +207,24 @@ class CopyCheck:
             f"The copy check misses too much to be relied on: it finds {_share(rate)} of edited copies ({_measured(rate)}), "
             f"where at least {percent(self.least_recall, 0)} must be shown{forced}. A count of 0 copies means little here."
         )
+
+
+OTHER_COLOURS = "in other colours"
+BEHIND = {  # an edit of copies.edits → the copy, in words
+    TURNED: "turned by a quarter or upside down",
+    NEGATIVE: "inverted",
+    INSET: "in a frame, on a page or in a scene",
+}
+
+
+def looked_for(copies: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a policy's table ``copies`` looks for beside copies as they are, in words: ``looked_for`` and ``not_looked_for``."""
+    edits = copies.get("edits") or ()
+    asked = {OTHER_COLOURS: copies.get("hues", 1) != 1} | {words: edit in edits for edit, words in BEHIND.items()}
+    return {
+        "looked_for": [words for words, yes in asked.items() if yes],
+        "not_looked_for": [words for words, yes in asked.items() if not yes],
+    }
 
 
 PERCENT = "\u00a0%"

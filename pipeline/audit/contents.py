@@ -37,7 +37,7 @@ from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities
 from pipeline.audit.timestamp import STAMP_FILE
 from pipeline.audit.verify import Verification, verify
-from pipeline.copy_check import CopyCheck
+from pipeline.copy_check import CopyCheck, looked_for
 from pipeline.marking.markers import SIGNED
 
 REPORT_VERSION = 3
@@ -139,6 +139,7 @@ def report_numbers(
         "funnel": funnel.bars(counted["measures"], check),
         "beside_zero": funnel.beside_zero(check),
         "look_from": _look_from(predicate.get("copy_check", copy_check)),
+        "copies_by_form": looked_for(_table(policy.get("copies"))) if check is not None and policy else None,
         "guards": tables.guards.rows(policy),
         "interventions": tables.interventions.rows(),
         "similarity": similarity,

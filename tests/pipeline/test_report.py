@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -32,6 +33,7 @@ from pipeline.copy_check import copy_check_record
 from pipeline.marking.encode import decode, thumbnail
 from pipeline.outcome import Caught, Outcome, Verdict
 from pipeline.policy import Policy
+from pipeline.settings import from_dict
 from tests.pipeline.conftest import a_context, a_sample, an_attempt, drawing
 
 from ..counted import FAR, attempt, commit, copies, finding, one_of_each, sample, sealed
@@ -336,6 +338,24 @@ def test_recall_stands_on_page_one_and_in_the_section_of_copies(tmp_path: Path, 
     assert sentence in first_page(page)
     section = text_of(part(page, "copies"))
     assert sentence in section and "391 of 428 (91.4 %; 88 %–93.7 %, 95 %)" in section and "150 held-out names" in section
+
+
+@pytest.mark.parametrize(
+    ("copies", "found", "missed"),
+    [
+        ({}, "as they are; in other colours", "turned by a quarter or upside down; inverted; in a frame, on a page or in a"),
+        ({"edits": ["turned"], "hues": 1}, "as they are; turned by a quarter or upside down", "in other colours; inverted; in"),
+        ({"edits": ["inset", "negative", "turned"]}, "as they are; in other colours; turned by a quarter", None),
+    ],
+)
+def test_the_section_of_copies_says_behind_which_edits_they_are_looked_for(
+    tmp_path: Path, check: dict[str, Any], copies: dict[str, Any], found: str, missed: str | None
+) -> None:
+    policy = dataclasses.asdict(from_dict(Policy, {"copies": copies}, where="p"))
+    folder = sealed(tmp_path, one_of_each(), copy_check=check, policy=policy)
+    section = text_of(part(write_report(folder)[0].read_text(encoding="utf-8"), "copies"))
+    assert f"Copies looked for {found}" in section
+    assert (f"Copies not looked for, and mostly missed {missed}" in section) if missed else ("not looked for" not in section)
 
 
 def test_a_check_that_misses_most_is_warned_of_on_top(tmp_path: Path, check: dict[str, Any]) -> None:

@@ -140,7 +140,6 @@ def found(
     *, goal: float | None, better: str,
 ) -> list[Measure]:  # fmt: skip
     """How many are flagged, not edited and behind each edit, with no edit undone and with all."""
-    from index.undone import EDITS
     from jobs.console import say
 
     measures = []
@@ -148,8 +147,11 @@ def found(
         say(f"{kind}: {what}")
         shown = [edit(picture, np.random.default_rng([seed, i])) for seed in seeds for i, (_, picture) in enumerate(pictures)]
         of = [name for name, _ in pictures] * len(seeds)
-        for undone, how, bar in (((), "no edit undone", None), (EDITS, "edits undone", goal)):
-            measures.append(clustered(f"{kind}, {what}, {how}", _flagged(copies, shown, undone), of, bar, better))
+        flagged = _flagged(copies, shown)
+        measures += [
+            clustered(f"{kind}, {what}, no edit undone", [plain for plain, _ in flagged], of, None, better),
+            clustered(f"{kind}, {what}, edits undone", [either for _, either in flagged], of, goal, better),
+        ]
     return measures
 
 
@@ -160,10 +162,16 @@ def _guard(copies: CopiesGuard, undone: tuple[str, ...]) -> CopiesGuard:
     return CopiesGuard(copies.index, copies.embedder, point=copies.point, k=copies.k, hues=copies.hues, edits=undone)
 
 
-def _flagged(copies: CopiesGuard, shown: list[np.ndarray], undone: tuple[str, ...]) -> list[bool]:
-    guard = _guard(copies, undone)
-    blocks = (np.stack(shown[start : start + AT_ONCE]) for start in range(0, len(shown), AT_ONCE))
-    return [any(finding.triggered for finding in found) for block in blocks for found in guard.check(block)]
+def _flagged(copies: CopiesGuard, shown: list[np.ndarray]) -> list[tuple[bool, bool]]:
+    """Of each picture, whether it is flagged with no edit undone, and with all; the guard's other findings are the same."""
+    from index.undone import EDITS
+
+    guard, flagged = _guard(copies, EDITS), []
+    for start in range(0, len(shown), AT_ONCE):
+        for findings in guard.check(np.stack(shown[start : start + AT_ONCE])):
+            hits = {finding.category for finding in findings if finding.triggered}
+            flagged.append((bool(hits & set(copies.categories)), bool(hits)))
+    return flagged
 
 
 def cost(copies: CopiesGuard, pictures: list[np.ndarray], rounds: int) -> Measure:
