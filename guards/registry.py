@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint
 from typing import Any, Protocol, TypeVar, cast
 
 from guards.base import Defaults, Guard, GuardClass, Probe
 from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, GuardUnavailable
+from index.printable import visible
 
 T = TypeVar("T")
 
@@ -149,7 +151,7 @@ def describe() -> list[GuardInfo]:
         try:
             cls = classes_beside()[name] if name in (SEVERAL | BESIDE) else guard_class(name)
             licence, categories = cls.licence, cls.categories
-            version = cls.probe(_filled(cls, None)).version
+            version = _asked(name, cls.probe, _filled(cls, None)).version
         except ClearanceError as error:
             reason = str(error)
         info = GuardInfo(
@@ -169,7 +171,7 @@ def _each(
         try:
             cls = guard_class(name)
             if wanted.enabled:
-                done[name] = do(cls, _filled(cls, wanted))
+                done[name] = _asked(name, partial(do, cls), _filled(cls, wanted))
         except GuardUnavailable as error:
             if not wanted.enabled:
                 continue
@@ -178,6 +180,24 @@ def _each(
                 raise GuardUnavailable(error.what, where=error.where, fix=fix) from error
             skipped.append(f"{name}: {error}")
     return done, skipped
+
+
+def _asked(name: str, call: Callable[[GuardSettings], T], settings: GuardSettings) -> T:
+    """What a guard's class answers.
+
+    Raises:
+        GuardUnavailable: it is of another package, and raises what no guard should, or wants to end the process.
+    """
+    try:
+        return call(settings)
+    except ClearanceError:
+        raise
+    except (Exception, SystemExit) as error:
+        if name in SHIPPED or kind_of(name) in SEVERAL | BESIDE:
+            raise
+        what = f"{origin(outside_guards()[name])} cannot be opened ({type(error).__name__}: {error})"
+        fix = "Try guards.conformance.check_guard on it, or ask its author"
+        raise GuardUnavailable(visible(what), where=f"guard {name}", fix=fix) from error
 
 
 def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from index.errors import ClearanceError, ConfigError
+from index.printable import visible
 
 
 def entries(group: str, *, taken: Container[str], called: str) -> dict[str, EntryPoint]:
@@ -34,9 +35,9 @@ def load(entry: EntryPoint, *, where: str, error: type[ClearanceError]) -> Any:
     """Import the object of an entry point; raises ``error`` where its package cannot be imported."""
     try:
         return entry.load()
-    except Exception as cause:  # importing the package may raise anything
+    except (Exception, SystemExit) as cause:  # importing the package may raise anything, or want to end the process
         what = f"{origin(entry)} cannot be imported ({type(cause).__name__}: {cause})"
-        raise error(what, where=where, fix="Install the package again") from cause
+        raise error(visible(what), where=where, fix="Install the package again") from cause
 
 
 def origin(entry: EntryPoint) -> str:

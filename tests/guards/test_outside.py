@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from guards.conformance import check_guard
-from guards.registry import describe, guard_class, open_guards
+from guards.registry import describe, guard_class, open_guards, probe_guards
 from index.errors import ConfigError, GuardUnavailable
 from jobs.run.folder import open_folder
 from jobs.run.local_runner import run_local
@@ -186,6 +186,27 @@ def test_a_package_that_cannot_be_imported_is_skipped_where_the_guard_is_optiona
     install("import a_package_that_is_not_here\n")
     guards, (skipped,) = open_guards({"brightness": OutsideGuard(name="brightness", required=False)})
     assert guards == [] and skipped.startswith("brightness: ")
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(3)", "ValueError(chr(0xDC80))"])
+@pytest.mark.parametrize("at", ["return cls(settings.threshold", "return Probe("])
+def test_a_package_that_ends_the_process_or_raises_anything_stops_only_where_it_is_required(
+    install: Package, at: str, raised: str
+) -> None:
+    install(TOY.replace(at, f"raise {raised}; {at}"))
+    ask = open_guards if "cls" in at else probe_guards
+    with pytest.raises(GuardUnavailable, match=r"toy-guard cannot be opened \((SystemExit: 3|ValueError: \\udc80)\)"):
+        ask({"brightness": OutsideGuard(name="brightness")})
+    _, (skipped,) = ask({"brightness": OutsideGuard(name="brightness", required=False)})
+    assert skipped.encode().startswith(b"brightness: "), "it can be written down"
+    told = next(line for line in describe() if line.name == "brightness")
+    assert told.available == ("cls" in at), "doctor probes, and opens nothing"
+
+
+def test_a_package_that_ends_the_process_when_imported_cannot_be_imported(install: Package) -> None:
+    install("raise SystemExit(0)\n")
+    with pytest.raises(GuardUnavailable, match=r"cannot be imported \(SystemExit: 0\)"):
+        open_guards({"brightness": OutsideGuard(name="brightness")})
 
 
 @pytest.mark.parametrize(
