@@ -19,6 +19,7 @@ from guards.own_label import own_label
 from index.errors import ConfigError, PlanMismatch
 from index.fingerprint import pixel_digest
 from jobs.cli.main import app
+from jobs.export.load import load
 from jobs.keys import c2pa_test_chain, new_keys
 from jobs.run.lease.lock import Process
 from jobs.run.local_runner import run_local
@@ -279,6 +280,9 @@ def test_an_export_says_which_marks_a_picture_lacks_that_was_accepted_in_review(
     assert all(f"{mark} ({count})" in done.stderr and f"{mark} ({count})" in card for mark, count in lacking.items())
     assert ("note: marks:" in done.stderr, "--keys FOLDER" in card) == (not with_keys, not with_keys)
     assert TileWatermark().look(large, key if with_keys else PUBLIC_KEY).payload == run_tag(plan.plan_sha256)
+    frame = {row["prompt"]: row for row in load(folder, keys=keys.folder or "" if with_keys else "").to_pylist()}
+    same, _ = decode(frame["a large copy"]["image"]["bytes"])
+    assert (same == large).all(), "in Python it carries what the export does"
     if with_keys:
         assert {row["c2pa_key_id"] for row in rows.values()} == {keys.ids()["c2pa.pem"]}
         assert rows["a large copy"]["watermark_key_id"] == rows["large cat"]["watermark_key_id"] == key_id(key)
