@@ -15,7 +15,7 @@ from index.embed import Embedder, embed_each, fitted
 from index.reference import Match
 from index.second_look import ALIGNMENT, Look, open_look
 from index.second_look import look_id as id_of_look
-from index.undone import FORMS, INSET, undone
+from index.undone import FORMS, INSET, NEGATIVE, TURNED, undone
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
@@ -25,14 +25,10 @@ PROBE = "memorisation_probe"
 AS_IT_IS = ("copy.protected", "copy.memorised")
 GEOMETRY = "copy.geometry"
 RECOLOURED = "copy.recoloured"
+UNDONE = {TURNED: "copy.turned", NEGATIVE: "copy.negative", INSET: "copy.inset"}  # edit → category
 HARMLESS = ("retired", "allowed")  # statuses of references that no longer forbid anything
 LOOKS = 3  # second looks at one reference with an edit undone: the window nearest to it need not be the one that fits best
 NOTHING_NEAR = -1.0  # the lowest cosine: reported when there is no reference to compare with
-
-
-def category_of(edit: str) -> str:
-    """The category of a copy that is found with an edit undone."""
-    return f"copy.{edit}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class CopiesGuard:
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder
         self.point, self.k, self.hues, self.edits = point, k, hues, tuple(edits)
-        self.categories = (*CopiesGuard.categories, *map(category_of, self.edits))
+        self.categories = (*CopiesGuard.categories, *(UNDONE[edit] for edit in self.edits))
         self.version = self.probe(embedder.embedder_id, point.look_id).version
         self._confirm = open_look(point.second_look, expected=point.look_id, device=device) if confirm is None else confirm
 
@@ -219,7 +215,7 @@ class CopiesGuard:
             forms = list(undone(picture, edit)) if near else []
             tried = [(forms[number], ref_id) for ref_id, numbers in near.items() for number in numbers[:LOOKS]]
             looks = [self._looked_at(form, self.index.compare(embedding, ref_id), True) for form, ref_id in tried]
-            yield category_of(edit), looks
+            yield UNDONE[edit], looks
             start = stop
 
     def _looked_at(self, picture: np.ndarray, match: Match, own: bool) -> Match:

@@ -47,7 +47,7 @@ class OperatingPoint:
         veto_below: score below which the second look clears a picture whose cosine reaches ``threshold``: laid over each
             other the two share nothing.
         recoloured_threshold: score from which the second look agrees that a picture, whose cosine reaches ``threshold`` only
-            once its hues are turned, is the reference in other colours.
+            once its hues are turned or an edit is undone, is the reference in other colours or behind the edit.
         second_look: which look these scores are of (see :mod:`index.second_look`).
         look_id: the digest that it was measured with; empty: any.
     """

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from index.undone import EDITS
 from pipeline.audit.event_kinds import KINDS
 from pipeline.config import RunConfig
 from pipeline.fields import REQUIRED, Key, keys
@@ -116,11 +115,11 @@ def command_lines(every: Iterable[tuple[str, Any]]) -> Iterator[str]:
 
 
 def guard_lines() -> Iterator[str]:
-    from guards.copies import CopiesGuard, category_of
+    from guards.copies import UNDONE, CopiesGuard
     from guards.registry import classes_beside, guard_classes
 
     yield from ("| guard | categories | licence |", "|---|---|---|")
-    rows = {"copies": ((*CopiesGuard.categories, *map(category_of, EDITS)), "Apache-2.0")} | {
+    rows = {"copies": ((*CopiesGuard.categories, *UNDONE.values()), "Apache-2.0")} | {
         n: (c.categories, c.licence) for n, c in (guard_classes() | classes_beside()).items()
     }
     for name, (categories, licence) in rows.items():

@@ -292,6 +292,8 @@ def test_index_and_embedder_are_opened(with_index: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert found["opened"]["index"] == "2 references; a copy from similarity 0.900 on, set by the policy"
     assert "copies" not in {note["topic"] for note in found["notes"]}
+    (with_index / "policy.toml").write_text(POLICY + '[copies]\nthreshold = 0.9\nedits = ["negative"]\n')
+    assert dry(with_index)[1]["opened"]["index"].endswith("on, set by the policy; undoes edits: negative")
 
 
 def test_an_embedder_that_is_not_there_fails_the_dry_run_too(with_index: Path) -> None:

@@ -34,6 +34,7 @@ from jobs.run.preflight.stated_notes import (
 )
 from jobs.run.progress import duration
 from jobs.run.ray.placement import workers_here
+from pipeline.copy_check import POLICY
 from pipeline.model.device import cores
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -271,10 +272,9 @@ def _look_at_model(found: Preflight) -> CheckedModel:
 
 
 def _index(copies: Copies) -> str:
-    point = f"a copy from similarity {copies.threshold:.3f} on, set by " + (
-        "the policy" if copies.calibration_id == "policy" else f"calibration {copies.calibration_id[:12]}"
-    )
-    return f"{counted(len(copies.index), 'reference')}; {point}"
+    by = "the policy" if copies.calibration_id == POLICY else copies.calibration_id
+    undone = f"; undoes edits: {', '.join(copies.guard.edits)}" if copies.guard.edits else ""
+    return f"{counted(len(copies.index), 'reference')}; a copy from similarity {copies.threshold:.3f} on, set by {by}{undone}"
 
 
 def _load(

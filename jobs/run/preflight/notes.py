@@ -67,13 +67,13 @@ def hard_stop_notes(hard_stop: Sequence[str], policy: Policy) -> list[Note]:
     """Entries of ``keep.hard_stop`` with which no finding begins, so that pictures are kept after all, or with which all do."""
     if tuple(hard_stop) == HARD_STOP:
         return []
-    from guards.copies import CopiesGuard, category_of
+    from guards.copies import UNDONE, CopiesGuard
     from guards.registry import describe
 
     brought = [one.category or f"classifier.{one.name}" for one in policy.classifiers]
     brought += [one.category or f"question.{one.name}" for one in policy.questions]
     ships = (one for guard in describe() for one in guard.categories if not one.endswith(".NAME"))
-    known = [*CopiesGuard.categories, *map(category_of, policy.copies.edits), *ships, *brought]
+    known = [*CopiesGuard.categories, *(UNDONE[edit] for edit in policy.copies.edits), *ships, *brought]
     notes = []
     for begins in hard_stop:
         if not begins:
