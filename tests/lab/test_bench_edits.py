@@ -12,6 +12,7 @@ from index.calibrate import Calibration
 from index.shipped import STICKERS
 from index.undone import NEGATIVE, TURNED, undone
 from jobs.lab.bench.edits import Edit, contact_sheet, cost, edits, found
+from jobs.lab.bench.sheet import GAP, TILE
 from tests.jobs.drawn_run import OTHERS, PROTECTED, drawing, make_index
 
 
@@ -44,12 +45,10 @@ def test_it_counts_with_and_without_undoing_and_what_it_costs(tmp_path: Path) ->
     measures = {m.id: m for m in found(copies, "copies, found", works, two, (1,), goal=0.9, better="higher")}
     assert measures["not edited, copies, found, no edit undone"].value == 1
     assert measures["negative, copies, found, no edit undone"].value == 0
-    assert (
-        measures["negative, copies, found, edits undone"].value == 1 and measures["negative, copies, found, edits undone"].met
-    )
+    undoing = measures["negative, copies, found, edits undone"]
+    assert undoing.value == 1 and undoing.met
     assert measures["negative, copies, found, no edit undone"].met is None
     assert cost(copies, [picture for _, picture in works], rounds=1).value > 1
     sheet = np.asarray(contact_sheet(works, two))
-    assert any(
-        (sheet[y : y + 64, x : x + 64] == drawing(PROTECTED[0])).all() for y in range(sheet.shape[0] - 64) for x in (18,)
-    )
+    left = sheet[:, GAP : GAP + TILE]  # below each other: the first work as it is, then behind each edit
+    assert sum((left[y : y + TILE] == drawing(PROTECTED[0])).all() for y in range(len(left) - TILE + 1)) == 1

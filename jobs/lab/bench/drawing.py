@@ -76,6 +76,19 @@ def draw(runtime: Runtime, names: Sequence[str], seeds: Iterable[int], label: st
     return Drawn(sorted(done, key=lambda s: (s.request.seed, s.request.row_no)))
 
 
+def no_copies(world: Path) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray]]]:
+    """Drawings of the built world that copy no protected one, with names: of the same subjects by others; of other subjects."""
+    from jobs.lab.world.catalogue import concepts
+    from jobs.lab.world.pictures import load
+
+    pixels, vendors, names = load(world)
+    protected = {c.icon: c.protected_vendor for c in concepts() if c.protected_vendor}
+    ordinary = {c.icon for c in concepts()} - set(protected)
+    same = [i for i, name in enumerate(names) if name in protected and vendors[i] != protected[name]]
+    other = [i for i, name in enumerate(names) if name in ordinary]
+    return [(names[i], pixels[i]) for i in same], [(names[i], pixels[i]) for i in other]
+
+
 def pictures_of(runtime: Runtime) -> dict[str, np.ndarray]:
     """Caption → the protected drawing."""
     index = runtime.index

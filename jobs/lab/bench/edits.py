@@ -110,17 +110,11 @@ def bench(out: Path, *, world: Path, quick: bool = False) -> None:
         quick: one draw of each edit, a few drawings.
     """
     from index.undone import EDITS, FORMS
-    from jobs.lab.bench.drawing import open_runtime, pictures_of
-    from jobs.lab.world.catalogue import concepts
-    from jobs.lab.world.pictures import load
+    from jobs.lab.bench.drawing import no_copies, open_runtime, pictures_of
 
-    pixels, vendors, names = load(world)
-    protected = {c.icon: c.protected_vendor for c in concepts() if c.protected_vendor}
-    ordinary = {c.icon for c in concepts()} - set(protected)
-    elsewhere = [i for i, name in enumerate(names) if name in ordinary]
-    others = [i for i, name in enumerate(names) if name in protected and vendors[i] != protected[name]]
-    harmless = [(names[i], pixels[i]) for i in [*others, *elsewhere][:: 20 if quick else 2]]
-    seeds, kinds = SEEDS[:1] if quick else SEEDS, edits(pixels[elsewhere])
+    same_subjects, other_subjects = no_copies(world)
+    harmless = [*same_subjects, *other_subjects][:: 20 if quick else 2]
+    seeds, kinds = SEEDS[:1] if quick else SEEDS, edits(np.stack([picture for _, picture in other_subjects]))
     with tempfile.TemporaryDirectory() as folder:
         runtime = open_runtime(Path(folder), "default")
         copies, works = runtime.copies, sorted(pictures_of(runtime).items())[: 6 if quick else None]
@@ -132,7 +126,7 @@ def bench(out: Path, *, world: Path, quick: bool = False) -> None:
         ]
     more = {"views": {"no edit undone": copies.hues, "edits undone": copies.hues + sum(FORMS[e] for e in EDITS)}}
     publish("edits", measures, out, seeds=seeds, quick=quick, more=more | {"works": len(works), "others": len(harmless)})
-    contact_sheet(works[:8], kinds).save(out / "edits.png")
+    contact_sheet(works[:8], kinds).save(out / f"edits{'-quick' if quick else ''}.png")
 
 
 def found(

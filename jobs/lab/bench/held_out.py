@@ -63,17 +63,11 @@ def recoloured(work: Path) -> list[Measure]:
     """The copies guard with turned hues and without: protected drawings in other colours, and genuine other drawings."""
     import tempfile
 
-    from jobs.lab.bench.drawing import open_runtime, pictures_of
-    from jobs.lab.world.catalogue import concepts
-    from jobs.lab.world.pictures import load
+    from jobs.lab.bench.drawing import no_copies, open_runtime, pictures_of
     from jobs.lab.world.variants import recolour
 
     rng = np.random.default_rng(0)
-    pixels, vendors, names = load(work)
-    protected = {c.icon: c.protected_vendor for c in concepts() if c.protected_vendor}
-    ordinary = {c.icon for c in concepts()} - set(protected)
-    others = [i for i, name in enumerate(names) if name in protected and vendors[i] != protected[name]]
-    elsewhere = [i for i, name in enumerate(names) if name in ordinary]
+    same_subjects, other_subjects = no_copies(work)
     measures = []
     with tempfile.TemporaryDirectory() as folder:
         runtime = open_runtime(Path(folder), "observe")
@@ -83,8 +77,8 @@ def recoloured(work: Path) -> list[Measure]:
         turned = np.stack([np.asarray(recolour(Image.fromarray(picture), rng)) for _, picture in works])
         sets = (
             ("protected drawings in other colours, found", turned, [title for title, _ in works], "higher"),
-            ("genuine other drawings of these subjects, called copies", pixels[others], [names[i] for i in others], "lower"),
-            ("drawings of other subjects, called copies", pixels[elsewhere], [names[i] for i in elsewhere], "lower"),
+            ("genuine other drawings of these subjects, called copies", *_apart(same_subjects), "lower"),
+            ("drawings of other subjects, called copies", *_apart(other_subjects), "lower"),
         )
         for hues in (1, copies.hues):
             copies.hues = hues
@@ -92,6 +86,10 @@ def recoloured(work: Path) -> list[Measure]:
                 flagged = [any(finding.triggered for finding in found) for found in copies.check(pictures)]
                 measures.append(clustered(f"copies guard, {hues} hues: {shown}", flagged, of, better=better))  # type: ignore[arg-type]
     return measures
+
+
+def _apart(named: Sequence[tuple[str, np.ndarray]]) -> tuple[np.ndarray, list[str]]:
+    return np.stack([picture for _, picture in named]), [name for name, _ in named]
 
 
 def detectors(work: Path) -> list[Measure]:
