@@ -93,7 +93,7 @@ def review_import(
     person: Person = "",
     as_json: AsJson = False,
 ) -> None:
-    """Take decisions in: all of them, or none if a line cannot be taken. The same file again changes nothing."""
+    """Take decisions in: all of them, or none if a line cannot be taken. What was imported before changes nothing."""
     from dataclasses import asdict
 
     from jobs.review.decisions import import_file
@@ -107,7 +107,8 @@ def review_import(
         say(f"{file}: its {were} imported before; nothing changed")
     else:
         audit = f"; of {found.audited} audited, {found.overturned} overturned" if found.audited else ""
-        say(f"{counted(found.decisions, 'decision')}: {found.accepted} accepted, {found.rejected} rejected{audit}")
+        again = f"; {found.again:,} imported before" if found.again else ""
+        say(f"{counted(found.decisions, 'decision')}: {found.accepted} accepted, {found.rejected} rejected{audit}{again}")
 
 
 @app.command(
@@ -156,7 +157,7 @@ def _reason(decision: str, text: str) -> tuple[str, str]:
         raise InputError(
             f"{text!r} is no reason to {decision}", where="--reason", fix=f"Write a sentence, or one of: {fitting}"
         )
-    return ("nothing_wrong" if decision == ACCEPT else "other"), text.strip()
+    return ("stated" if decision == ACCEPT else "other"), text.strip()
 
 
 def _role(by: str) -> str:

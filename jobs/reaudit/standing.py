@@ -17,7 +17,8 @@ OUT = frozenset(str(outcome) for outcome in ACCEPTED)  # outcomes with which a p
 
 @dataclass(kw_only=True)
 class _History:
-    """Of one sample: claim → references it is held for; all references named so far; those named when a person accepted it."""
+    """Of one sample: claim → references it is held for; all references named so far; those of them that a person knew who
+    accepted it."""
 
     held_for: dict[str, set[str]] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
@@ -69,7 +70,8 @@ class Standing:
         return self._samples[sample_id].held_for if sample_id in self._samples else {}
 
     def settled_by_person(self, sample_id: str) -> set[str] | None:
-        """References that events had named when a person accepted it; None where no person did, or one rejected it since."""
+        """References that events had named and that a person knew who accepted it; None where no person did, or one rejected it
+        since."""
         return self._samples[sample_id].settled if sample_id in self._samples else None
 
     def held(self) -> list[str]:
@@ -90,7 +92,9 @@ def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
         else:
             history.held_for.clear()
     else:
-        history.settled = set(history.named) if details.get("outcome") in OUT else None
+        shown = details.get("references")  # an event of another program may lack it
+        knew = history.named & {*map(str, shown)} if isinstance(shown, list) else set(history.named)
+        history.settled = knew if details.get("outcome") in OUT else None
 
 
 def references_of(details: Mapping[str, Any], sample_id: str) -> list[str]:

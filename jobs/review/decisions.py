@@ -23,6 +23,7 @@ from pipeline.outcome import Outcome
 LARGEST = 1 << 30  # bytes of a file of decisions
 KEYS = {
     "run_id", "sample_id", "request_key", "pixel_sha256", "purpose", "decision", "reason", "note", "decided_at", "seconds",
+    "references",
 }  # fmt: skip
 NAMED = 10  # lines that a message names
 # What to do about decisions that cannot be taken: about the lines of a file, and about one of the command line.
@@ -39,6 +40,8 @@ class Decision:
         decision: ``accept`` or ``reject``. reason: a code. note: what the person wrote.
         purpose: ``queue``, ``quarantine`` or ``audit``.
         decided_at: when, as it stands in the file. seconds: how long it took.
+        references: ids of the references that the person was shown. What claims hold back is accepted by nobody who does not
+            know what it is held back for.
         overrule: it may replace a person's decision before it.
     """
 
@@ -51,25 +54,35 @@ class Decision:
     purpose: str = QUEUE
     decided_at: str = ""
     seconds: float | None = None
+    references: tuple[str, ...] = ()
     overrule: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What came of decisions: how many; accepted, rejected; audited ones overturned; whether all of it was there before."""
+    """What came of decisions.
+
+    Attributes:
+        decisions: how many there are; accepted, rejected: of those that were taken.
+        audited: of those that were taken, on accepted samples drawn at random. overturned: of these, rejected.
+        again: how many the run holds already, word by word; they change nothing.
+        before: whether it holds all of them.
+    """
 
     decisions: int
     accepted: int = 0
     rejected: int = 0
     audited: int = 0
     overturned: int = 0
+    again: int = 0
     before: bool = False
 
 
 def import_file(folder: Path, file: Path, *, actor: str, person: str = "") -> Imported:
     """Import a file of decisions, JSONL or Parquet.
 
-    The same file again changes nothing, and the result says so.
+    What the run holds already changes nothing, and the result says so: the same file again, or the lines of a page's earlier
+    download, which its later ones repeat.
 
     Args:
         folder: the run folder.
@@ -88,13 +101,13 @@ def import_file(folder: Path, file: Path, *, actor: str, person: str = "") -> Im
             event for event in standing.events if event["kind"] == DECIDED and event["digests"].get("file_sha256") == sha256
         ]
         if known:
-            return Imported(decisions=len(known), before=True)
+            return Imported(decisions=len(known), again=len(known), before=True)
         decisions = _decisions(folder, file, _lines(data, file))
         return _take(folder, standing, decisions, where=str(file), actor=actor, person=person, sha256=sha256)
 
 
 def decide_one(folder: Path, key: str, decision: Decision, *, actor: str, person: str = "") -> Imported:
-    """One decision, about the sample of a request key or a sample id.
+    """One decision, made now, about the sample of a request key or a sample id, and about all that holds it back now.
 
     Raises:
         InputError: no such sample, or it cannot be decided about.
@@ -104,33 +117,51 @@ def decide_one(folder: Path, key: str, decision: Decision, *, actor: str, person
     with alone_in(folder, dry_run=False):
         sample_id, pixels = _find(folder, key)
         standing = Standing.of(folder)
-        one = replace(decision, sample_id=sample_id, pixel_sha256=pixels)
+        held_for = standing.held_for(sample_id)
+        named = tuple(sorted({ref_id for ref_ids in held_for.values() for ref_id in ref_ids}))
+        purpose = HELD if held_for else decision.purpose
+        one = replace(decision, sample_id=sample_id, pixel_sha256=pixels, purpose=purpose, references=named)
         return _take(folder, standing, [one], where=f"{folder}: {key}", actor=actor, person=person)
 
 
 def _take(
     folder: Path, standing: Standing, decisions: Sequence[Decision], *, where: str, actor: str, person: str, sha256: str = ""
 ) -> Imported:
-    problems = _problems(folder, standing, decisions)
+    decided = [event for event in standing.events if event["kind"] == DECIDED]
+    held = {_words(event) for event in decided} if sha256 else set()
+    new = [one for one in decisions if _words_of(one) not in held]
+    problems = _problems(folder, standing, new)
     _refuse(problems, where, MEND if sha256 else ONE)
-    events = [event for one in decisions for event in _events(one, standing, actor, person, sha256)]
-    append_events(folder, events)
-    audited = [one for one in decisions if one.purpose == AUDIT]
+    if new:
+        append_events(folder, [event for one in new for event in _events(one, standing, actor, person, sha256)])
+    audited = [one for one in new if one.purpose == AUDIT]
     return Imported(
-        decisions=len(decisions), accepted=sum(one.decision == ACCEPT for one in decisions),
-        rejected=sum(one.decision == REJECT for one in decisions), audited=len(audited),
-        overturned=sum(one.decision == REJECT for one in audited),
+        decisions=len(decisions), accepted=sum(one.decision == ACCEPT for one in new),
+        rejected=sum(one.decision == REJECT for one in new), audited=len(audited),
+        overturned=sum(one.decision == REJECT for one in audited), again=len(decisions) - len(new), before=not new,
     )  # fmt: skip
+
+
+def _words(event: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a decision's event says, to tell whether a line says the same."""
+    details = event["details"]
+    told = (details.get(name) for name in ("decision", "code", "note", "purpose", "decided_at", "seconds"))
+    return (*event["samples"], event["digests"].get("pixel_sha256"), *told)
+
+
+def _words_of(one: Decision) -> tuple[Any, ...]:
+    told = (one.decision, one.reason, one.note, one.purpose, one.decided_at, one.seconds)
+    return (one.sample_id, one.pixel_sha256, *told)
 
 
 def _events(one: Decision, standing: Standing, actor: str, person: str, sha256: str) -> list[NewEvent]:
     """A decision as events. Accepting a sample that is held back ends what holds it; its acceptance then is in force."""
     outcome = str(Outcome.ACCEPTED if one.decision == ACCEPT else Outcome.REJECTED)
-    text = BY_CODE[one.reason].text
-    reason = f"{text}: {one.note}" if one.note else text
+    code = BY_CODE[one.reason]
+    reason = one.note if code.note else f"{code.text}: {one.note}" if one.note else code.text
     details = {
         "outcome": outcome, "decision": one.decision, "code": one.reason, "note": one.note, "purpose": one.purpose,
-        "decided_at": one.decided_at, "seconds": one.seconds,
+        "decided_at": one.decided_at, "seconds": one.seconds, "references": list(one.references),
     }  # fmt: skip
     digests = {"pixel_sha256": one.pixel_sha256} | ({"file_sha256": sha256} if sha256 else {})
     found = [NewEvent(
@@ -180,7 +211,23 @@ def _problems(folder: Path, standing: Standing, decisions: Sequence[Decision]) -
         elif not one.overrule and (event := _decided(latest.get(one.sample_id), decided.get(one.sample_id))) is not None:
             by = f"{event['actor']}{' (' + event['person'] + ')' if event['person'] else ''} on {str(event['at'])[:10]}"
             problems.append((one.line, f"decides about sample {one.sample_id} again: {by} did, in event {event['seq']}"))
+        elif what := _unknown(one, standing.held_for(one.sample_id)):
+            problems.append((one.line, what))
     return problems
+
+
+def _unknown(one: Decision, held_for: Mapping[str, set[str]]) -> str:
+    """What holds a sample back that the person who accepts it was not shown; empty where that is nothing."""
+    if one.decision != ACCEPT or not held_for:
+        return ""
+    missing = sorted({ref_id for ref_ids in held_for.values() for ref_id in ref_ids} - set(one.references))
+    if not missing and one.purpose == HELD:
+        return ""
+    claims = ", ".join(held_for)
+    seen = (
+        f"reference {missing[0]}, which it is held back for, was not shown" if missing else "it was not known to be held back"
+    )
+    return f"accepts sample {one.sample_id}, held back by {claims}, but {seen}: export the queue again and decide on that page"
 
 
 def _decided(event: Mapping[str, Any] | None, decision: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -274,6 +321,7 @@ def _decisions(folder: Path, file: Path, lines: Sequence[tuple[int, Any]]) -> li
                 purpose=plain.get("purpose") or QUEUE,
                 decided_at=plain.get("decided_at") or "",
                 seconds=plain.get("seconds"),
+                references=tuple(plain.get("references") or ()),
             )
         )
     if not lines:
@@ -314,6 +362,9 @@ def _odd_rest(plain: Mapping[str, Any]) -> str:
         datetime.fromisoformat(plain.get("decided_at") or "2000-01-01")
     except (ValueError, TypeError):
         return f"was decided at {str(plain['decided_at'])[:40]!r}, which is no time"
+    references = plain.get("references") or []
+    if not isinstance(references, list) or not all(isinstance(ref_id, str) for ref_id in references):
+        return f"has references {str(references)[:40]!r}, which are no list of ids"
     seconds = plain.get("seconds")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9):
         return f"took {str(seconds)[:40]!r} seconds"

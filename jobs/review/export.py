@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PAGE, PICTURES, REFERENCES = "queue.html", "pictures", "references"
 EXPORTED = "review.exported"
-NEAREST = 3  # references shown beside a picture
+NEAREST = 3  # references shown beside a picture, if fewer hold it back
 Reference = Callable[[str], "np.ndarray | None"]
 
 
@@ -158,7 +158,8 @@ def _item(one: Waiting, row: Row, picture: str | None, shown: Callable[[str], st
     ]  # fmt: skip
     references = {match["ref_id"]: match for match in [*near, *first]}
     named = [match["ref_id"] for match in [*first, *near]]
-    chosen = [references[ref_id] for ref_id in list(dict.fromkeys(named))[:NEAREST]]
+    # All that hold it back: a person who accepts it must know them.
+    chosen = [references[ref_id] for ref_id in list(dict.fromkeys(named))[: max(NEAREST, len({m["ref_id"] for m in first}))]]
     findings = [
         {name: finding[name] for name in ("guard", "category", "score", "threshold", "triggered", "confirmed", "box", "detail")}
         for finding in sorted(row["findings"] or [], key=lambda f: not f["triggered"])

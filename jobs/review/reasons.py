@@ -27,5 +27,6 @@ REASONS = (
     Reason("mark", REJECT, "It shows a mark, a code or text"),
     Reason("unsafe", REJECT, "It shows unsafe content"),
     Reason("other", REJECT, "Another reason, in the note", True),
+    Reason("stated", ACCEPT, "Another reason, in the note", True),  # last, for its key on the page is 0
 )
 BY_CODE = {reason.code: reason for reason in REASONS}

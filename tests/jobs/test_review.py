@@ -22,6 +22,7 @@ from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
 
+HELD_BACK = "row-000000"  # for the reference "ref"
 PROMPTS = ["cat", "a copy", "steered", "stubborn", "dog", "lemon", "", "bell"]
 
 
@@ -52,8 +53,9 @@ def line(folder: Path, key: str, decision: str = "accept", **more: Any) -> dict[
     run_id = json.loads((folder / "plan.json").read_text())["run_id"]
     return {
         "run_id": run_id, "sample_id": row["sample_id"], "request_key": key, "pixel_sha256": row["pixel_sha256"],
-        "purpose": "queue", "decision": decision, "reason": "nothing_wrong" if decision == "accept" else "copy", "note": "",
-        "decided_at": "2026-11-28T16:00:00Z", "seconds": 2.5,
+        "purpose": "quarantine" if key == HELD_BACK else "queue", "decision": decision,
+        "reason": "nothing_wrong" if decision == "accept" else "copy", "note": "", "decided_at": "2026-11-28T16:00:00Z",
+        "seconds": 2.5, "references": ["ref"] if key == HELD_BACK else [],
     } | more  # fmt: skip
 
 
@@ -204,6 +206,8 @@ def test_parquet_is_taken_too(run: Path) -> None:
         ({"decided_at": "soon"}, "line 2 was decided at 'soon'"),
         ({"seconds": -1}, "line 2 took '-1' seconds"),
         ({"purpose": "fun"}, "line 2 has the purpose 'fun'"),
+        ({"references": "ref"}, "line 2 has references 'ref'"),
+        ({"references": [1]}, "line 2 has references"),
         ({"sample_id": ""}, "line 2 lacks 'sample_id'"),
     ],
 )
@@ -243,6 +247,63 @@ def test_a_sample_that_was_held_back_since_can_be_decided_again(run: Path) -> No
     sample_id = _row(run, "row-000000")["sample_id"]
     append_event(run, "sample.quarantined", "takedown", "claimed", samples=[sample_id], details={"claim": "claim-2"})
     assert import_file(run, write(run, line(run, "row-000000", "reject")), actor="compliance").rejected == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"purpose": "audit", "references": []}, "reference ref, which it is held back for, was not shown"),
+        ({"purpose": "quarantine", "references": ["another"]}, "reference ref"),
+        ({"purpose": "queue"}, "it was not known to be held back"),
+    ],
+)
+def test_nobody_accepts_what_is_held_back_without_knowing_why(run: Path, more: dict[str, Any], why: str) -> None:
+    """Handed out before the claim came, brought back behind it."""
+    with pytest.raises(InputError, match=rf"line 1 accepts sample .*, held back by claim-1, but {why}"):
+        import_file(run, write(run, line(run, HELD_BACK, **more)), actor="compliance")
+    assert outcome(run, HELD_BACK) == "quarantined"
+    import_file(run, write(run, line(run, HELD_BACK, "reject", **more)), actor="compliance")  # harms nobody
+
+
+def test_a_claim_that_came_since_is_not_lifted_by_who_knew_another(run: Path) -> None:
+    sample_id = _row(run, HELD_BACK)["sample_id"]
+    append_event(
+        run, "sample.quarantined", "takedown", "claimed", samples=[sample_id],
+        details={"claim": "claim-2", "looks": {sample_id: {"ref_ids": ["new"], "similarity": 0.9, "confirm": None}}},
+    )  # fmt: skip
+    with pytest.raises(InputError, match="held back by claim-1, claim-2, but reference new"):
+        import_file(run, write(run, line(run, HELD_BACK)), actor="compliance")
+    import_file(run, write(run, line(run, HELD_BACK, references=["ref", "new"])), actor="compliance")
+    assert Standing.of(run).settled_by_person(sample_id) == {"ref", "new"}
+
+
+def test_a_person_knows_the_references_that_were_shown_and_no_others(run: Path) -> None:
+    """Released by a later look, then accepted at random: nobody was shown what it had been held back for."""
+    sample_id = _row(run, HELD_BACK)["sample_id"]
+    append_event(run, "sample.released", "reaudit", "not near", samples=[sample_id], details={"claim": "claim-1"})
+    import_file(run, write(run, line(run, HELD_BACK, purpose="audit", references=[])), actor="compliance")
+    assert Standing.of(run).settled_by_person(sample_id) == set()
+
+
+def test_a_page_shows_everything_that_holds_a_sample_back(run: Path) -> None:
+    sample_id = _row(run, HELD_BACK)["sample_id"]
+    many = [f"ref-{n}" for n in range(5)]
+    append_event(
+        run, "sample.quarantined", "takedown", "claimed", samples=[sample_id],
+        details={"claim": "claim-2", "looks": {sample_id: {"ref_ids": many, "similarity": 0.9, "confirm": None}}},
+    )  # fmt: skip
+    _, rows = exported(run)
+    assert [match["ref_id"] for match in rows[0]["references"]] == ["ref", *many]
+
+
+def test_lines_of_an_earlier_download_are_passed_over(run: Path) -> None:
+    """A page keeps its decisions: every later download holds the earlier ones as well."""
+    first, second = line(run, HELD_BACK), line(run, "row-000004", "reject")
+    import_file(run, write(run, first), actor="compliance")
+    found = import_file(run, write(run, first, second), actor="compliance")
+    assert (found.decisions, found.again, found.accepted, found.rejected, found.before) == (2, 1, 0, 1, False)
+    assert len(decisions(run)) == 2 and outcome(run, HELD_BACK) == "accepted"
+    assert import_file(run, write(run, second), actor="compliance").before
 
 
 def test_every_line_that_is_wrong_is_named(run: Path) -> None:
@@ -316,6 +377,11 @@ def test_decide_as_a_command_takes_a_sentence_as_reason(run: Path) -> None:
     done = call("decide", run, "--key", "row-000004", "--reject", "--reason", "the ears are the same", "--by", "compliance")
     assert done.exit_code == 0
     assert decisions(run)[-1]["details"]["note"] == "the ears are the same"
+    assert decisions(run)[-1]["reason"] == "the ears are the same"
+    call("decide", run, "--key", HELD_BACK, "--accept", "--reason", "contract 12", "--by", "compliance")
+    last = decisions(run)[-1]
+    assert (last["reason"], last["details"]["code"], last["details"]["references"]) == ("contract 12", "stated", ["ref"])
+    assert (last["details"]["purpose"], outcome(run, HELD_BACK)) == ("quarantine", "accepted")
     wrong = call("decide", run, "--key", "row-000005", "--accept", "--reason", "copy", "--by", "compliance")
     assert wrong.exit_code == 2 and "no reason to accept" in wrong.stderr
 
