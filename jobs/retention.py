@@ -6,7 +6,7 @@ rules say when a sample's payloads are due:
 * **A released sample**: all of them at ``retain_until`` (``retention_days`` after it ended; 0: no limit).
 * **A sample that was not released**: its pictures (the full one in ``kept``, the thumbnails of its attempts) after the shorter
   ``retention_days_held`` (0: as ``retention_days``), the rest of it at ``retain_until``. What counts is the outcome in force.
-* **While a review is open** the sample's pictures are not due: the reviewer needs them.
+* **While it waits for a person**, in review or held back by a claim, the sample's pictures are not due: the person needs them.
 
 What is under a legal hold is never due, and is named.
 """
@@ -23,13 +23,15 @@ from typing import Any, NamedTuple
 
 from index.errors import InputError
 from jobs.by import By
+from jobs.reaudit.standing import Standing
+from jobs.review.queue import waiting
 from pipeline.audit.by_key import samples_by_key
 from pipeline.audit.erase import COLUMNS, EMBEDDING, KINDS, PICTURE, PROMPT, Erased, erase_payloads, unfinished
 from pipeline.audit.events import NewEvent, append_events, events_head, read_events
 from pipeline.audit.ledger import SEALED, scan_statement
 from pipeline.audit.requests import ended_requests
-from pipeline.audit.state import State, fold
-from pipeline.outcome import ACCEPTED, Outcome
+from pipeline.audit.state import fold
+from pipeline.outcome import ACCEPTED
 
 RELEASED, HELD_BACK = "released", "not released"
 # What stands in for a payload in the chain: where it is null, there never was one.
@@ -48,7 +50,7 @@ def utc_now() -> datetime:
 class Item(NamedTuple):
     """Payloads of one sample that are still there and have one end of retention.
 
-    ``until`` is None where nothing limits it; ``holds`` are the matters that it is held for; ``waits``: its review is open.
+    ``until`` is None where nothing limits it; ``holds`` are the matters that it is held for; ``waits``: for a person.
     """
 
     sample_id: str
@@ -71,7 +73,7 @@ class Applied:
     Attributes:
         now: the time that ends of retention were compared with. dry_run: nothing was changed.
         due: number of samples, by kind and payloads. held: keys that would be due and are under a hold.
-        waiting: keys that would be due and are under review.
+        waiting: keys that would be due and wait for a person.
         unfinished: number of samples of which an earlier erasure was interrupted.
         erased: what was erased, or would be.
     """
@@ -107,13 +109,14 @@ def plain(erased: Erased) -> dict[str, Any]:
     }
 
 
-def items_of(folder: Path, state: State, days_held: int) -> Iterator[Item]:
+def items_of(folder: Path, standing: Standing, days_held: int) -> Iterator[Item]:
     """What of every sample is still there, and until when it is kept.
 
     Args:
-        folder: the run folder. state: its events, folded.
+        folder: the run folder. standing: what events made of its samples.
         days_held: ``retention_days_held`` of the run file.
     """
+    state, needed = standing.state, {one.sample_id for one in waiting(folder, standing)}
     rest = (EMBEDDING, PROMPT, COLUMNS)
     alike: dict[frozenset[str], frozenset[str]] = {}  # a run of a million samples has few sets of columns
     for ended in ended_requests(folder, _ROW, ["thumbnail_sha256"]):
@@ -125,7 +128,7 @@ def items_of(folder: Path, state: State, days_held: int) -> Iterator[Item]:
         first = min((end for end in (short, until) if end is not None), default=None)
         rules: list[tuple[str, tuple[str, ...], datetime | None, bool]] = [(RELEASED, (PICTURE, *rest), until, False)]
         if outcome not in ACCEPTED:
-            rules = [(HELD_BACK, (PICTURE,), first, outcome == Outcome.REVIEW), (HELD_BACK, rest, until, False)]
+            rules = [(HELD_BACK, (PICTURE,), first, row["sample_id"] in needed), (HELD_BACK, rest, until, False)]
         for table, what, end, waits in rules:
             columns = there & frozenset[str]().union(*(KINDS[kind] for kind in what))
             if columns:
@@ -163,9 +166,9 @@ def show_retention(folder: Path, *, clock: Clock = utc_now) -> list[dict[str, An
     Raises:
         ClearanceError: the folder is no run, or a file in it cannot be read.
     """
-    now, state = clock(), fold(read_events(folder))
+    now, standing = clock(), Standing.of(folder)
     groups: dict[tuple[str, tuple[str, ...]], list[Item]] = {}
-    for item in items_of(folder, state, days_held_of(folder)):
+    for item in items_of(folder, standing, days_held_of(folder)):
         groups.setdefault((item.table, item.what), []).append(item)
     shown = []
     for (table, what), items in groups.items():
@@ -201,25 +204,25 @@ def apply_retention(folder: Path, by: By, *, dry_run: bool = False, clock: Clock
         IntegrityError: a file or the events were changed.
     """
     with _held(folder, dry_run=dry_run):
-        events = read_events(folder)
-        state, now = fold(events), clock()
+        standing, now = Standing.of(folder), clock()
+        events, state = standing.events, standing.state
         wanted: dict[str, frozenset[str]] = {}
         due: Counter[str] = Counter()
         held: dict[str, None] = {}
-        waiting: dict[str, None] = {}
-        for item in items_of(folder, state, days_held_of(folder)):
+        needed: dict[str, None] = {}
+        for item in items_of(folder, standing, days_held_of(folder)):
             if item.due(now):
                 wanted[item.sample_id] = wanted[item.sample_id] | item.columns if item.sample_id in wanted else item.columns
                 due[f"{item.table}: {', '.join(item.what)}"] += 1
             elif item.until is not None and item.until <= now:
-                (held if item.holds else waiting)[item.key] = None
+                (held if item.holds else needed)[item.key] = None
         begun = {one: columns for one, columns in unfinished(folder).items() if not state.of(one).holds}
         for sample_id, columns in begun.items():
             wanted[sample_id] = wanted.get(sample_id, frozenset()) | columns
         event = NewEvent(kind="payload.erased", actor=by.role, person=by.person, reason=by.reason, details={"why": "retention"})
         erased = erase_payloads(folder, wanted, event, known=len(events), dry_run=dry_run)
         found = Applied(
-            now=now, dry_run=dry_run, due=due, held=tuple(held), waiting=tuple(waiting), unfinished=len(begun), erased=erased
+            now=now, dry_run=dry_run, due=due, held=tuple(held), waiting=tuple(needed), unfinished=len(begun), erased=erased
         )
         if erased.events:
             _record(folder, by, found, sorted(wanted), events_head(events))

@@ -34,10 +34,10 @@ def retention_show(run: RunFolder, as_json: AsJson = False) -> None:
         return
     table = Table(box=None)
     for name in ("samples", "payloads", "number", "due", "held", "in review", "no limit", "next end"):
-        table.add_column(name, no_wrap=name != "payloads")
+        table.add_column(name, overflow="fold", no_wrap=name not in ("payloads", "in review", "no limit"))
     for one in shown:
         counts = [str(one[name]) for name in ("number", "due", "held", "waiting_for_review", "no_limit")]
-        table.add_row(one["samples"], ", ".join(one["payloads"]), *counts, one["next"] or "")
+        table.add_row(one["samples"], ", ".join(one["payloads"]), *counts, (one["next"] or "")[:10])
     make_console().print(table)
 
 
@@ -45,7 +45,7 @@ def retention_show(run: RunFolder, as_json: AsJson = False) -> None:
 def retention_apply(
     run: RunFolder, by: By, reason: Reason, dry_run: DryRun = False, person: Person = "", as_json: AsJson = False
 ) -> None:
-    """Erase what is due. What is under a legal hold or in an open review stays, and is named."""
+    """Erase what is due. What is under a legal hold or waits for a person stays, and is named."""
     from jobs.by import By as Author
     from jobs.retention import apply_retention
 
@@ -55,7 +55,7 @@ def retention_apply(
         return
     for kind, number in found.due.items():
         say(f"due: {number} {kind}")
-    for why, keys in (("under a legal hold", found.held), ("in an open review", found.waiting)):
+    for why, keys in (("under a legal hold", found.held), ("waits for a person", found.waiting)):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             say(f"stays, {why}: {', '.join(keys[:5])}{more}")

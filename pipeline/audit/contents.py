@@ -157,7 +157,7 @@ def report_numbers(
         "claims": claims(events, str(config.get("claims_contact") or "")),
         "changes": changes(events),
         "marks": tables.marks.rows(beside.robustness, str(_table(predicate.get("identity")).get(SIGNED, ""))),
-        "retention": tables.retention.rows(listed(events), tables.in_force.holds)
+        "retention": tables.retention.rows(events, tables.in_force)
         | {"days": predicate.get("retention_days", config.get("retention_days"))},
         "guard_seconds": tables.guard_time.rows(),
         "training": tables.training.rows(),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import main as cli
 from jobs.hold import change_hold
 from jobs.retention import apply_retention, erase_keys, show_retention
 from jobs.run.local_runner import run_local
@@ -103,6 +105,9 @@ def test_the_outcome_in_force_decides_which_retention_holds(run: Path, keys: lis
     append_event(run, "review.decided", "reviewer", "fine", samples=ids, details={"outcome": "accepted"})
     assert apply_retention(run, PRIVACY, clock=at(finished, 30)).due == {}
     append_event(run, "sample.quarantined", "officer", "claim", samples=ids, details={"claim": "c"})
+    applied = apply_retention(run, PRIVACY, clock=at(finished, 30))
+    assert (applied.due, applied.waiting) == ({}, (keys[1],))  # the person who decides about the claim needs the picture
+    append_event(run, "review.decided", "reviewer", "no", samples=ids, details={"outcome": "rejected"})
     assert apply_retention(run, PRIVACY, clock=at(finished, 30)).due == {"not released: picture": 1}
 
 
@@ -155,6 +160,8 @@ def test_the_commands(commands: tuple[Path, list[str]]) -> None:
     run, keys = commands
     shown = call("retention", "show", run)
     assert shown.exit_code == 0 and "not released" in shown.output
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, ["retention", "show", str(run)]).output
+    assert "embedding" in narrow and "…" not in narrow
     assert json.loads(call("retention", "show", run, "--json").stdout)[0]["number"] == 3
     by = ("--by", "records", "--reason", "monthly")
     assert "nothing is left to erase" in call("retention", "apply", run, *by).output

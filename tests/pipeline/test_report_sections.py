@@ -12,7 +12,7 @@ import pytest
 
 from index.errors import IntegrityError
 from pipeline.audit.contents import report_numbers
-from pipeline.audit.events import append_event
+from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.report import write_report
 from pipeline.audit.report_digest import REPORTED, digests_of, report_state
@@ -43,6 +43,10 @@ def folder(tmp_path: Path) -> Path:
 
 def page_of(folder: Path, **more: Any) -> str:
     return write_report(folder, **more)[0].read_text(encoding="utf-8")
+
+
+def cover_of(folder: Path) -> str:
+    return page_of(folder).partition("<section")[0]
 
 
 # --- closest ---------------------------------------------------------------------------------------------------------------
@@ -221,6 +225,27 @@ def test_a_hold_and_an_erasure_are_shown(folder: Path) -> None:
     content = report_numbers(folder)
     assert content["retention"]["holds"] == 10
     assert "10 of 10 requests are under a hold" in page_of(folder) and "inquiry 7" in page_of(folder)
+    assert "10 requests are under a hold, and nothing of them may be erased" in cover_of(folder)
+
+
+def test_one_erasure_is_one_line_and_stands_on_the_cover(folder: Path) -> None:
+    """An erasure writes an event for every shard, and one for the plan's requests."""
+    from pipeline.audit.erase import KINDS, erase_payloads
+    from pipeline.audit.events import NewEvent
+
+    assert "Erased since the run" not in cover_of(folder)
+    ids = [row["sample_id"] for row in sample_rows(folder, ["sample_id"])]
+    columns = frozenset[str]().union(*KINDS.values())
+    for two in (ids[:2], ids[2:4]):  # as the events of two shards
+        event = NewEvent(kind="payload.erased", actor="privacy", reason="request 31", details={"why": "request"})
+        erase_payloads(folder, dict.fromkeys(two, columns), event, known=len(read_events(folder)))
+    found = report_numbers(folder)["retention"]
+    assert [(one["samples"], len(one["events"]) > 1) for one in found["history"]] == [(4, True)]
+    assert found["erased"]["requests"] == found["erased"]["payloads"]["prompt"] == 4
+    page = page_of(folder)
+    part = page[page.index('<section id="retention"') :].partition("</section>")[0]
+    assert "of 4 of 10 requests: " in part and part.count("request 31") == 1
+    assert "Of 4 requests pictures, prompts or other payloads were erased on purpose" in cover_of(folder)
 
 
 def test_where_to_claim_is_said_or_missed(tmp_path: Path) -> None:

@@ -23,11 +23,15 @@ class InForce:
         self._moved: list[dict[str, Any]] = []
         self._changed = 0
         self.holds = 0
+        self.erased_requests = 0
+        self.erased: Counter[str] = Counter()  # payloads that were erased, by column
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         state, now = self._state.of(str(sample["sample_id"])), self._state.outcome(sample)
         self._now[now] += 1
         self.holds += state.hold or bool(sample["legal_hold"])
+        self.erased.update(state.erased)
+        self.erased_requests += bool(state.erased)
         if now == sample["outcome"]:
             return
         self._changed += 1

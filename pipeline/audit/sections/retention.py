@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
+from pipeline.audit.erasure import ERASED
 from pipeline.audit.requests import Row
+from pipeline.audit.sections.people import listed
+
+if TYPE_CHECKING:
+    from pipeline.audit.sections.in_force import InForce
 
 KINDS = ("hold.set", "hold.lifted", "retention.applied", "payload.erased")
 
@@ -32,8 +38,12 @@ class RetentionTable:
         self._first = min(until, self._first or until)
         self._last = max(until, self._last or until)
 
-    def rows(self, events: Sequence[Mapping[str, Any]], holds: int) -> dict[str, Any]:
-        """The counts; ``holds``: samples under a hold now."""
+    def rows(self, events: Sequence[Mapping[str, Any]], now: InForce) -> dict[str, Any]:
+        """The counts, and what was done.
+
+        Args:
+            events: of the run. now: what counted holds and erasures that are in force.
+        """
         kinds = Counter(str(event["kind"]) for event in events if event["kind"] in KINDS)
         return {
             "samples": self._total,
@@ -41,7 +51,24 @@ class RetentionTable:
             "first_end": self._first.isoformat(timespec="seconds") if self._first else None,
             "last_end": self._last.isoformat(timespec="seconds") if self._last else None,
             "held_at_birth": self._held,
-            "holds": holds,
+            "holds": now.holds,
+            "erased": {"requests": now.erased_requests, "payloads": dict(sorted(now.erased.items()))},
             "events": dict(sorted(kinds.items())),
-            "history": [event for event in events if event["kind"] in KINDS],
+            "history": history(events),
         }
+
+
+def history(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Holds, retention and erasures as the report lists them; the events of one erasure, one for every shard, are one line."""
+    found: list[dict[str, Any]] = []
+    for _, same in groupby((event for event in events if event["kind"] in KINDS), key=_command):
+        these = list(same)
+        samples = {sample_id for event in these for sample_id in event["samples"]}
+        found.append(listed(these[:1])[0] | {"samples": len(samples), "events": [int(event["seq"]) for event in these]})
+    return found
+
+
+def _command(event: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the events of one command share; every event but an erasure is a command of its own."""
+    own = str(event["at"])[:10] if event["kind"] == ERASED else str(event["seq"])
+    return str(event["kind"]), str(event["actor"]), str(event.get("person") or ""), str(event["reason"]), own
