@@ -341,7 +341,7 @@ def _version(files: ModelFiles) -> str:
 
 
 def require_labels(wanted: Sequence[str], labels: Sequence[str], *, guard: str) -> list[int]:
-    """The numbers of a model's labels.
+    """The numbers of a model's labels, in its order: all of them where several have one name.
 
     Raises:
         ConfigError: it has no such label; the nearest is named.
@@ -353,7 +353,7 @@ def require_labels(wanted: Sequence[str], labels: Sequence[str], *, guard: str) 
             listed = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
             fix = f"Did you mean {by_case[near[0]]!r}? It has {listed}" if near else f"It has {listed}"
             raise ConfigError(f"its model has no label {label!r}", where=f"guard {guard}", fix=fix)
-    return [list(labels).index(label) for label in wanted]
+    return [number for number, label in enumerate(labels) if label in wanted]
 
 
 def probabilities(logits: np.ndarray, *, several: bool) -> np.ndarray:

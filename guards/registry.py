@@ -132,14 +132,13 @@ def open_guards(settings: Mapping[str, GuardSettings]) -> tuple[list[Guard], lis
         IntegrityError: a guard's weights are damaged; also where the guard is optional.
         ConfigError: an unknown name, a class that is not a guard, or a setting that a guard refuses.
     """
-    guards, skipped = _each(settings, lambda cls, wanted: cls.open(wanted))
+    guards, skipped = _each(settings, _opened)
     return [*guards.values()], skipped
 
 
 def probe_guards(settings: Mapping[str, GuardSettings]) -> tuple[dict[str, Probe], list[str]]:
     """The same without loading anything: what every enabled guard is on this machine, by name."""
-    probes, skipped = _each(settings, lambda cls, wanted: cls.probe(wanted))
-    return probes, skipped
+    return _each(settings, _probed)
 
 
 def describe() -> list[GuardInfo]:
@@ -151,7 +150,7 @@ def describe() -> list[GuardInfo]:
         try:
             cls = classes_beside()[name] if name in (SEVERAL | BESIDE) else guard_class(name)
             licence, categories = cls.licence, cls.categories
-            version = _asked(name, cls.probe, _filled(cls, None)).version
+            version = _asked(name, partial(_probed, cls), _filled(cls, None)).version
         except ClearanceError as error:
             reason = str(error)
         info = GuardInfo(
@@ -186,7 +185,8 @@ def _asked(name: str, call: Callable[[GuardSettings], T], settings: GuardSetting
     """What a guard's class answers.
 
     Raises:
-        GuardUnavailable: it is of another package, and raises what no guard should, or wants to end the process.
+        GuardUnavailable: it is of another package, and raises what no guard should, answers what no guard should, or wants to
+            end the process.
     """
     try:
         return call(settings)
@@ -198,6 +198,42 @@ def _asked(name: str, call: Callable[[GuardSettings], T], settings: GuardSetting
         what = f"{origin(outside_guards()[name])} cannot be opened ({type(error).__name__}: {error})"
         fix = "Try guards.conformance.check_guard on it, or ask its author"
         raise GuardUnavailable(visible(what), where=f"guard {name}", fix=fix) from error
+
+
+def _probed(cls: GuardClass, settings: GuardSettings) -> Probe:
+    """What a guard is on this machine.
+
+    Raises:
+        TypeError: its class answers something else than a probe; a plan would hold what nobody can read.
+    """
+    probe = cls.probe(settings)
+    if not isinstance(probe, Probe) or not all(isinstance(text, str) for text in (probe.version, probe.calibrated_on)):
+        raise TypeError(f"its probe() answers {_short(probe)}, and no Probe with a text as version")
+    if not isinstance(probe.weights, Mapping) or not all(
+        isinstance(text, str) for pair in probe.weights.items() for text in pair
+    ):
+        raise TypeError(f"its probe() answers the weights {_short(probe.weights)}, and no digests of files")
+    return probe
+
+
+def _opened(cls: GuardClass, settings: GuardSettings) -> Guard:
+    """A guard that looks.
+
+    Raises:
+        TypeError: its class answers something else than a guard, or another one than its probe says, which a plan binds.
+    """
+    guard = cls.open(settings)
+    if cls.name in SHIPPED | SEVERAL:
+        return guard
+    if not isinstance(guard, Guard) or guard.name != cls.name:
+        raise TypeError(f"its open() answers {_short(guard)}, and no guard called {cls.name!r}")
+    if guard.version != (version := _probed(cls, settings).version):
+        raise TypeError(f"its open() answers version {_short(guard.version)}, and its probe() {version!r}")
+    return guard
+
+
+def _short(value: object) -> str:
+    return visible(repr(value)[:80], lines=False)
 
 
 def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:

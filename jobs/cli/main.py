@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 Runner = Literal["local", "ray"]
 EVERYWHERE = ("-q", "--quiet", "-v", "--verbose")
 TOO_MANY_ERRORS = 4  # the exit code of a run beyond max_error_rate
+BUG = "This is a bug; see the traceback with CLEARANCE_DEBUG=1"
 LISTED_ROWS = 10  # bad rows that a dry run prints
 
 
@@ -126,6 +127,9 @@ class Commands(Group):
             kept = str(stopped) or "What was committed is kept; continue a run with --resume, a build by the same command"
             say_error(f"stopped by {signals.name(number)}", kept)
             raise typer.Exit(128 + number) from None
+        except SystemExit as error:  # of a package that a command called: its code would stand for the command's
+            say_error(f"something that this command called wants to end the process ({error.code!r})", BUG)
+            raise typer.Exit(70) from None
         except Exception as error:
             # typer's own exceptions (usage errors, Exit, Abort) are handled by typer.
             if type(error).__module__.startswith(("typer.", "click.")) or (
@@ -135,7 +139,7 @@ class Commands(Group):
             if sentences := explain(error):
                 say_error(*sentences)
                 raise typer.Exit(2) from None
-            say_error(f"{type(error).__name__}: {error}", "This is a bug; see the traceback with CLEARANCE_DEBUG=1")
+            say_error(f"{type(error).__name__}: {error}", BUG)
             raise typer.Exit(70) from None
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from index.errors import ConfigError, OutOfMemory
 from index.padding import first_line, out_of_memory
-from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, steering
+from pipeline.engine.isolate import Failures, answers, mates_of, not_finite, shaped, steering
 from pipeline.engine.packed_call import Denoise, packed_call, units
 from pipeline.engine.packing import next_call, next_size, room
 from pipeline.engine.readings import Call, Norms, Reading, pay
@@ -419,11 +419,11 @@ class Engine:
                 output = self.model.combine(rows[0], rows[1], self.guidance_of(t))
             else:
                 with steering("guidance", t.step):
-                    output = t.guide(t.latent, rows[0], rows[1], t.step)
+                    output = shaped(t.guide(t.latent, rows[0], rows[1], t.step), rows[1])
         clean, noise = sampler.clean(t.latent, output, t.step)
         if t.nudge is not None:
             with steering("nudge", t.step):
-                clean = t.nudge(clean, t.step, noise)
+                clean = shaped(t.nudge(clean, t.step, noise), clean)
         fresh = counter_noise(t.seed, t.step, tuple(clean.shape)).to(clean.device) if sampler.fresh else None
         before, older = t.cleans.get(t.step - 1), t.cleans.get(t.step - 2)
         latent = sampler.advance(clean, noise, t.step, before=before, older=older, fresh=fresh)

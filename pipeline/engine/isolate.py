@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, ModelError, OutOfMemory, SteeringFailed
 from index.padding import first_line, out_of_memory
@@ -91,16 +91,30 @@ def steering(what: str, step: int) -> Iterator[None]:
 
     Raises:
         OutOfMemory: the hook's own work did not fit into memory.
-        SteeringFailed: it raised anything else.
+        SteeringFailed: it raised anything else, or wants to end the process.
     """
     try:
         yield
     except OutOfMemory:  # its message names what did not fit
         raise
+    except SystemExit as error:  # it would end the run, and say nothing
+        raise SteeringFailed("it wants to end the process", where=f"{what}, step {step}", fix=LESS_STEERING) from error
     except Exception as error:
         kind = OutOfMemory if out_of_memory(error) else SteeringFailed
         fix = error.fix if isinstance(error, ClearanceError) else ""
         raise kind(described(error), where=f"{what}, step {step}", fix=fix or LESS_STEERING) from error
+
+
+def shaped(answer: Any, like: torch.Tensor) -> torch.Tensor:
+    """What a hook answers, if it is a latent of the shape that it got.
+
+    Raises:
+        TypeError: it is not; another shape would be spread over the latent, and nobody would see it.
+    """
+    if getattr(answer, "shape", None) != like.shape:
+        given = f"shape {tuple(answer.shape)}" if hasattr(answer, "shape") else type(answer).__name__
+        raise TypeError(f"it answers {given} in place of a latent of shape {tuple(like.shape)}")
+    return answer.to(like.dtype)  # type: ignore[no-any-return]
 
 
 def mates_of(failed: Failures, under_way: Sequence[Trajectory]) -> Failures:

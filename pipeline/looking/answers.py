@@ -7,7 +7,6 @@ answer fails: its pictures do not pass.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,10 @@ from index.printable import visible
 
 FIX = "The guard's author can try it with guards.conformance.check_guard"
 SHOWN = 80  # signs of a name in a message
+MOST_FINDINGS, MOST_DETAIL = (
+    1000,
+    16_384,
+)  # of one picture; signs of one finding: rows hold them, and reports and pages show them
 
 
 class WrongAnswer(ClearanceError):
@@ -57,6 +60,8 @@ def _wrong(guard: Guard, findings: Any) -> str:
     """What is wrong with the findings of one picture; empty: nothing."""
     if not isinstance(findings, list | tuple) or not all(isinstance(one, Finding) for one in findings):
         return "it gives something else than a list of findings for a picture"
+    if len(findings) > MOST_FINDINGS:
+        return f"it gives {len(findings):,} findings for a picture, more than {MOST_FINDINGS:,}"
     for one in findings:
         if not all(map(_is_text, (one.guard, one.version, one.category, one.ref_id, one.detail))):
             return "a finding holds something else than text where text belongs, or text that is not Unicode"
@@ -68,8 +73,10 @@ def _wrong(guard: Guard, findings: Any) -> str:
             return f"a finding has the category {_name(one.category)}, and the guard declares {', '.join(guard.categories)}"
         if not isinstance(one.confirmed, bool | np.bool_):
             return f"a finding is confirmed = {_name(one.confirmed)}, neither true nor false"
+        if len(one.detail) > MOST_DETAIL:
+            return f"a finding's detail has {len(one.detail):,} signs, more than {MOST_DETAIL:,}"
         if one.box is not None and not _is_box(one.box):
-            return f"a finding's box is {_name(one.box)}, not four numbers"
+            return f"a finding's box is {_name(one.box)}, not x0, y0, x1, y1 as fractions of the picture"
     if absent := [category for category in guard.categories if category not in {one.category for one in findings}]:
         return f"it gives no finding of {', '.join(absent)} for a picture: one is due for every category, with a low score too"
     return ""
@@ -81,8 +88,9 @@ def _is_text(value: Any) -> bool:
 
 def _is_box(box: Any) -> bool:
     try:
-        return len(box) == 4 and all(math.isfinite(edge) for edge in box)
-    except TypeError:
+        x0, y0, x1, y1 = box
+        return bool(0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1)
+    except (TypeError, ValueError):
         return False
 
 

@@ -211,6 +211,18 @@ def test_a_picture_is_looked_at_once_for_all_of_them(onnx: Path) -> None:
     assert entered == []
 
 
+def test_a_label_that_several_columns_have_is_all_of_them(onnx: Path, tmp_path: Path) -> None:
+    """Of the first alone a picture of the other would pass."""
+    shutil.copytree(onnx.parent, tmp_path / "twice")
+    config = json.loads((tmp_path / "twice" / "config.json").read_text())
+    config["id2label"] = {"0": "warm", "1": "green", "2": "warm"}
+    (tmp_path / "twice" / "config.json").write_text(json.dumps(config))
+    both = ClassifierGuard(settings(onnx, labels=("red", "blue")))
+    twice = ClassifierGuard(settings(tmp_path / "twice" / onnx.name, labels=("warm",)))
+    scores = [[finding.score for (finding,) in guard.check(THREE)] for guard in (both, twice)]
+    assert scores[0] == scores[1] and scores[1][2] > 0.9 > scores[1][1]
+
+
 def test_an_unknown_label_is_refused_with_the_nearest(onnx: Path) -> None:
     with pytest.raises(ConfigError, match=r"no label 'gren'.*Did you mean 'green'"):
         ClassifierGuard(settings(onnx, labels=("gren",)))

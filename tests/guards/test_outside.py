@@ -203,6 +203,30 @@ def test_a_package_that_ends_the_process_or_raises_anything_stops_only_where_it_
     assert told.available == ("cls" in at), "doctor probes, and opens nothing"
 
 
+@pytest.mark.parametrize(
+    ("at", "answer", "what"),
+    [
+        ("return Probe(", "None", "its probe() answers None"),
+        ("return Probe(", "Probe(version=5)", "and no Probe with a text as version"),
+        ("return Probe(", "Probe(version='1', weights={'a': 1})", "its probe() answers the weights {'a': 1}"),
+        ("return cls(settings.threshold", "None", "its open() answers None, and no guard called 'brightness'"),
+        (
+            "return Probe(",
+            "Probe(version='brightness 2')",
+            "its open() answers version 'brightness 1', and its probe() 'brightn",
+        ),
+    ],
+)
+def test_a_package_that_answers_nonsense_is_named(install: Package, at: str, answer: str, what: str) -> None:
+    """Of doctor, too: whose guard no policy names must not end it."""
+    install(TOY.replace(at, f"return {answer}; {at}"))
+    with pytest.raises(GuardUnavailable) as refused:
+        probe_guards({"brightness": OutsideGuard(name="brightness")})
+        open_guards({"brightness": OutsideGuard(name="brightness")})
+    assert "toy-guard cannot be opened (TypeError: " in refused.value.what and what in refused.value.what
+    assert any(line.name == "brightness" for line in describe())
+
+
 def test_a_package_that_ends_the_process_when_imported_cannot_be_imported(install: Package) -> None:
     install("raise SystemExit(0)\n")
     with pytest.raises(GuardUnavailable, match=r"cannot be imported \(SystemExit: 0\)"):

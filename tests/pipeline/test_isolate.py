@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Hook:
         return self.act(out) if step == self.step else out
 
 
-def raising(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+def raising(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
     def act(_: torch.Tensor) -> torch.Tensor:
         raise error
 
@@ -105,6 +106,29 @@ def test_a_hook_that_raises_at_step_3(model: DiffusionModel, whole: dict[int, to
     )
     assert isinstance(error, SteeringFailed) and isinstance(error.__cause__, ValueError)
     assert str(error).startswith(f"{'nudge' if hook == 'nudge' else 'guidance'}, step 3: ValueError: on purpose. Steer this")
+
+
+@pytest.mark.parametrize("hook", ["nudge", "guide"])
+def test_a_hook_that_wants_to_end_the_process(model: DiffusionModel, whole: dict[int, torch.Tensor], hook: str) -> None:
+    error = only_the_victim(broken(model, lambda _, t: setattr(t, hook, Hook(3, raising(SystemExit(0))))), whole)
+    assert isinstance(error, SteeringFailed) and "it wants to end the process" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (lambda x: x.mean(), r"shape \(\)"), (lambda x: x[:1], "in place of a latent of shape"),
+        (lambda x: None, "NoneType"), (lambda x: x.tolist(), "it answers list"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("hook", ["nudge", "guide"])
+def test_a_hook_that_answers_no_latent_of_its_shape(
+    model: DiffusionModel, whole: dict[int, torch.Tensor], hook: str, answer: Callable[[torch.Tensor], Any], what: str
+) -> None:
+    """Another shape would be spread over the latent, and nobody would see it."""
+    error = only_the_victim(broken(model, lambda _, t: setattr(t, hook, Hook(3, answer))), whole)
+    assert isinstance(error, SteeringFailed)
+    assert re.search(what, str(error))
 
 
 def test_a_hook_whose_own_work_does_not_fit_into_memory(exact: DiffusionModel) -> None:

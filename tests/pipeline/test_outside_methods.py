@@ -38,7 +38,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.fields import choice, number
 from pipeline.outcome import Intervention
-from pipeline.respond.copies import Failed, NextTry, Tools, resumed
+from pipeline.respond.copies import Failed, NextTry, Tools, reseed, resumed
 from pipeline.rungs import KIND, Resumed, SteeringMethod
 from pipeline.settings import settings
 
@@ -49,6 +49,10 @@ class LiftRung(Resumed):
 
     kind: Literal["lift"] = choice("lift", KIND)
     height: float = number(0.5, 0, 10, "what is added")
+
+
+def fresh(failed, tools):
+    return reseed(failed, None, tools).trajectory
 
 
 def answer(failed: Failed, rung: LiftRung, tools: Tools) -> NextTry:
@@ -112,7 +116,17 @@ def test_it_steers_in_a_ladder(install: Install, model: DiffusionModel, tmp_path
 
 @pytest.mark.parametrize(
     ("kind", "ending", "message"),
-    [("raises", "raise RuntimeError('no idea')", "no idea"), ("forgets", "return None", "NoneType")],
+    [
+        ("raises", "raise RuntimeError('no idea')", "no idea"),
+        ("forgets", "return None", "it answers None and no NextTry"),
+        ("leaves", "raise SystemExit(0)", "it wants to end the process (0)"),
+        ("stays", "return NextTry(failed.last, Intervention(kind='stays'), 1)", "which has no step to take"),
+        ("seeds", "return NextTry(fresh(failed, tools), Intervention(kind='seeds'), 'abc')", "the seed 'abc'"),
+        ("sinks", "return NextTry(fresh(failed, tools), Intervention(kind='sinks'), -5)", "the seed -5"),
+        ("poses", "return NextTry(fresh(failed, tools), Intervention(kind='nudge'), 1)", "which is of another kind"),
+        ("nans", "return NextTry(fresh(failed, tools), Intervention(kind='nans', strength=float('nan')), 1)", "strength nan"),
+        ("names", "return NextTry(fresh(failed, tools), Intervention(kind='names', ref_ids=('zz',)), 1)", "reference 'zz'"),
+    ],
 )
 def test_an_answer_that_fails_ends_its_own_sample_alone(
     install: Install, model: DiffusionModel, kind: str, ending: str, message: str
