@@ -199,6 +199,8 @@ def by_probability(answer: Mapping[str, Any]) -> Answer:
     Raises:
         Unanswered: there are no probabilities, or yes and no have hardly any.
     """
+    if isinstance(answer, Mapping) and not answer.get("choices"):
+        raise Unanswered("the server gives no answer: its choices are empty")
     try:
         first = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         found = [(_word(one["token"]), _probability(float(one["logprob"]))) for one in first]

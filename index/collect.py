@@ -39,6 +39,7 @@ class Reading:
         columns: our column → the source's, where they differ; for sheets, Parquet and the JSON of tar files.
         picture_column: of Parquet files; empty: found by its name and kind.
         leave_out: continue without pictures that cannot be read, instead of refusing the source.
+        option: of the caller's command that would leave them out, for the refusal; empty: it has none.
     """
 
     rights_basis: str = "claim"
@@ -46,6 +47,7 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     picture_column: str = ""
     leave_out: bool = False
+    option: str = ""
 
     def __post_init__(self) -> None:
         require_terms(self.rights_basis, "active", where="rights basis of works that state none")
@@ -259,7 +261,8 @@ class Works:
         ways = ["Save them again as PNG or JPEG"] if gone + denied < left else []
         ways += ["Give this user the right to read them"] if denied else []
         ways += [f"Restore what does not exist, or correct its name in {SHEET}"] if gone else []
-        fix = f"{'. '.join(ways)}; or leave them out (--leave-out), and they are not protected"
+        fix = ". ".join(ways or ["Remove them"])
+        fix += f"; or leave them out ({self.how.option}), and they are not protected" if self.how.option else ""
         return InputError(f"{left} of {seen} pictures cannot be read: {names}", where=shown(self.path), fix=fix)
 
 

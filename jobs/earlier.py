@@ -13,8 +13,8 @@ from typing import Any
 
 from index.errors import ClearanceError
 from index.storage import digest_of, entries, entry_of, read_object
-from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.sections.beside import Unsteered
+from pipeline.audit.shards import RUN_FILE
 
 MOST_FOLDERS = 1000  # beside a run folder; what lies beyond is not looked at
 # Two runs that agree in these draw the same picture of the same request and seed, unless something steers it.

@@ -59,8 +59,8 @@ def beside_run(folder: Path, pictures: ReferencePictures) -> Beside:
     """What a report shows beside the run folder: the index, the default policy, and other runs of the data set."""
     from jobs.earlier import previous_run, runs_beside, unsteered
     from jobs.run.plan import read_policy
-    from pipeline.audit.ledger import RUN_FILE
     from pipeline.audit.sections.beside import Beside
+    from pipeline.audit.shards import RUN_FILE
     from pipeline.marking.robustness import measured
 
     stored = pictures.stored

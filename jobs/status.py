@@ -21,9 +21,8 @@ from jobs.run.metrics.meters import renewed
 from jobs.run.planning.stored_plan import stored_plan
 from jobs.run.progress import duration
 from pipeline.audit.events import read_events
-from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.requests import rows_in
-from pipeline.audit.shards import ShardReceipt, markers, receipts_of
+from pipeline.audit.shards import RUN_FILE, ShardReceipt, markers, receipts_of
 from pipeline.outcome import ACCEPTED
 
 LATEST = 64  # shards from which rate and activity are taken
@@ -104,6 +103,8 @@ class Look:
             return f"running: {self.holder}{age}"
         if self.state == STOPPED:
             return "stopped; continue with --resume" + (f" ({self.stopped})" if self.stopped else "")
+        if gone := self.shards - self.shards_done:
+            return f"damaged: sealed, and {gone} of {self.shards} shards are gone; see clearance verify"
         return SEALED
 
 

@@ -40,6 +40,9 @@ def row_adapters(text: str, known: Collection[str]) -> tuple[Named, ...]:
         name, colon, strength = (piece.strip() for piece in part.partition(":"))
         if name not in known:
             near = get_close_matches(name, known, 1)
+            several = [one for one in re.split(r"[;|+\s]+", part) if one]  # names, with another sign between them
+            if len(several) > 1 and all(one.partition(":")[0] in known for one in several):
+                near = [", ".join(several)]
             fix = f"Write {near[0]!r}" if near else f"Name one of {', '.join(sorted(known))}"
             raise InputError(f'there is no adapter {name!r} with rows = "named"', where="adapter", fix=fix)
         if name in [one.name for one in found]:

@@ -66,6 +66,7 @@ def place(text: str, base: Path | None = None) -> Path:
     if not separator:
         whole = Path(os.path.expanduser(text))
         return whole if base is None else base / whole
+    scheme = scheme.lower()  # RFC 3986, 3.1: S3:// is s3://
     if scheme == "file":
         return Path(rest)
     bucket, _, key = rest.partition("/")
@@ -83,7 +84,7 @@ def place(text: str, base: Path | None = None) -> Path:
 
 def is_uri(text: str) -> bool:
     """Whether a text names a place by its scheme."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def _unknown(scheme: str, where: str) -> ConfigError:

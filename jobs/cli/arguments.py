@@ -107,8 +107,7 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
     from index.storage import entry_of, is_folder, is_remote
     from jobs.run.dataset.chain import Chain, latest
     from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-    from pipeline.audit.ledger import RUN_FILE
-    from pipeline.audit.shards import COMMITS
+    from pipeline.audit.shards import COMMITS, RUN_FILE
 
     base = None
     if not is_remote(run) and run.suffix == ".toml" and run.is_file():

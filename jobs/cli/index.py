@@ -311,6 +311,7 @@ def index_calibrate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the edits.")] = 0,
+    leave_out: LeaveOut = False,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
     embedder: OfIndex = "",
     pretrained: Pretrained = "",
@@ -328,8 +329,9 @@ def index_calibrate(
         raise InputError(what, where="index calibrate", fix="Label the harmless ones too, or leave out --pairs")
     looks = open_looks(second_look or ["auto"], where="--second-look")
     store = _open(index)
-    given = _works(works, None) if works is not None else None
-    stock = _works(harmless, None) if harmless is not None else None
+    how = _reading("claim", None, None, "", leave_out)
+    given = _works(works, how) if works is not None else None
+    stock = _works(harmless, how) if harmless is not None else None
     model = _embedder(store, embedder, pretrained, allow_download)
     store.require_embedder(model.embedder_id)
     if pairs is not None:
@@ -357,13 +359,16 @@ def index_calibrate(
     ).looked_by(look, seen, measured.copy, worth)  # fmt: skip
     if not as_json:
         make_console().print(operating_point(chosen, measured))
+    unread = [name for some in (given, stock) if some is not None for name, _ in some.seen.left_out]
     found = chosen.held_to(min_recall, force=force)
     path = out or index / "calibration.json"
     _save(found, path)
     if as_json:
         strangers = made.strangers if made is not None else []
-        say_json({"file": str(path), **found.summary(), "works_not_in_the_index": strangers})
+        say_json({"file": str(path), **found.summary(), "works_not_in_the_index": strangers, "left_out": unread})
         return
+    if unread:
+        say(f"note: {counted(len(unread), 'picture')} that cannot be read had no part in it: {', '.join(unread[:5])}")
     if made is not None and len(made.measured) < len(store):
         gap = len(store) - len(made.measured)
         say(f"note: no picture of {gap} references is at hand, so they were not measured; --works names the rest")
@@ -440,6 +445,7 @@ def _reading(
         columns=mapped,
         picture_column=picture_column,
         leave_out=leave_out,
+        option="--leave-out",
     )
 
 

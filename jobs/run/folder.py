@@ -71,7 +71,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         IntegrityError: what is there was changed.
         RunStopped: it cannot be written to.
     """
-    from pipeline.audit.shards import markers
+    from pipeline.audit.shards import RUN_FILE, markers
     from pipeline.audit.state import state_of
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
@@ -82,8 +82,11 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         raise PlanMismatch("is a file, not a folder", where=str(out), fix="Name a new folder as --out")
     theirs = _not_ours(out)
     if entry_of(out, PLAN_FILE) is None:
-        if theirs or markers(out):
-            what = f"is not a run folder and not empty ({', '.join(theirs[:3]) or 'commits'})"
+        if markers(out) or entry_of(out, RUN_FILE) is not None:  # another folder would mean to draw all of it again
+            what = "is missing, and a run is committed here"
+            raise IntegrityError(what, where=str(out / PLAN_FILE), fix="Restore it from a copy; or name a new folder as --out")
+        if theirs:
+            what = f"is not a run folder and not empty ({', '.join(theirs[:3])})"
             raise PlanMismatch(what, where=str(out), fix="Name a new folder as --out")
         return Place(state="new", run_id=run_id, plan=plan)
     stored, digest = stored_plan(out), _plan_file(out)
@@ -96,7 +99,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
             )
         return Place(state="begun", run_id=stored["run_id"], plan=here, plan_file_sha256=digest)
     changed = difference(here.parts, before.parts)
-    if theirs or markers(out) or entry_of(out, "run.json") is not None:
+    if theirs or markers(out) or entry_of(out, RUN_FILE) is not None:
         if _without_salt(here.parts) == _without_salt(before.parts):
             there, now = (parts.get(SALT) or "the public one" for parts in (before.parts, here.parts))
             raise PlanMismatch(
@@ -250,6 +253,7 @@ def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardRec
     """
     from pipeline.audit.binding import RunBinding, shard_problems
     from pipeline.audit.events import read_events
+    from pipeline.audit.shards import lost_marker
 
     stored, digest, events = stored_plan(folder), digest_of(folder, PLAN_FILE), read_events(folder)
     own = {"run_id": stored["run_id"], "plan_file_sha256": digest}
@@ -273,15 +277,15 @@ def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardRec
         if not sealed:
             fix += "; or delete the commit marker of that shard, and --resume draws the shard again"
         raise IntegrityError(what, where=f"{folder}/{where}", fix=fix)
-    lost = [shard_id for shard_id in shard_ids if shard_id not in receipts]
-    if sealed and lost:
-        where = str(folder / f"commits/{lost[0]}.json")
-        raise IntegrityError("is missing; the run was sealed with it", where=where, fix="Restore it from a copy")
+    gone = [shard_id for shard_id in shard_ids if shard_id not in receipts]
+    if sealed and gone:
+        raise lost_marker(folder, gone[0])
     return sealed
 
 
 def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
-    from pipeline.audit.ledger import RUN_FILE, SEALED, scan_statement
+    from pipeline.audit.ledger import SEALED, scan_statement
+    from pipeline.audit.shards import RUN_FILE
 
     named = [event["digests"].get("run_sha256") for event in events if event["kind"] == SEALED]
     there = entry_of(folder, RUN_FILE) is not None
@@ -333,9 +337,8 @@ def _not_ours(out: Path) -> list[str]:
     from pipeline.audit.coverage import CARD_FILE, LEASE_FILE
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
-    from pipeline.audit.ledger import RUN_FILE
     from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
-    from pipeline.audit.shards import COMMITS, EVERY_TABLE, is_leftover
+    from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE, is_leftover
 
     files = {PLAN_FILE, REQUESTS_FILE, LEASE_FILE, REPORT_HTML, REPORT_JSON, EVENT_LINES, EVENTS_HEAD_FILE, RUN_FILE}
     there = entries(out)

@@ -9,8 +9,9 @@ from typing import Any
 
 from index.errors import ClearanceError
 from pipeline.audit.events import scan_events
-from pipeline.audit.ledger import NEVER_SEALED, RUN_FILE
+from pipeline.audit.ledger import NEVER_SEALED
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, report_state
+from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.stage import FILES, Problem
 from pipeline.audit.stage_proof import NOBODY, Trust
 from pipeline.audit.verify import Verification, verify

@@ -17,7 +17,6 @@ from index.errors import ClearanceError, IntegrityError
 from index.storage import digest_of, entry_of, read_object
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.events import scan_events
-from pipeline.audit.ledger import RUN_FILE
 from pipeline.audit.numbers import Counting, Counts, count_into
 from pipeline.audit.policy_rows import ladders, policy_rows
 from pipeline.audit.requests import Row
@@ -32,6 +31,7 @@ from pipeline.audit.sections.people import Waiting, changes, claims, listed, peo
 from pipeline.audit.sections.policy_changes import policy_changes, run_changes
 from pipeline.audit.sections.retention import RetentionTable
 from pipeline.audit.sections.training import TrainingTable
+from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.state import State, fold
 from pipeline.audit.summary import plain
 from pipeline.audit.tables import ClearedTable, GuardTable, InterventionTable, ReferenceTable, Similarities

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from index.errors import ClearanceError, ConfigError, InputError, IntegrityError, RunStopped
 from index.storage import entry_of, parse_object, read_file, write_file
 from pipeline.audit.events import append_event, read_events
-from pipeline.audit.ledger import RUN_FILE, SEALED, scan_statement
+from pipeline.audit.ledger import SEALED, scan_statement
+from pipeline.audit.shards import RUN_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

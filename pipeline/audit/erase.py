@@ -45,11 +45,11 @@ from pipeline.audit.compacted import parts_index
 from pipeline.audit.coverage import PAGES
 from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
 from pipeline.audit.events import NewEvent, append_events, read_events
-from pipeline.audit.ledger import RUN_FILE, sample_rows
+from pipeline.audit.ledger import sample_rows
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.requests import rows_in
 from pipeline.audit.schema import PAYLOADS
-from pipeline.audit.shards import ShardReceipt, committed
+from pipeline.audit.shards import RUN_FILE, ShardReceipt, committed
 
 if TYPE_CHECKING:
     import pyarrow as pa

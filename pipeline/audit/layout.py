@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
 from pipeline.audit.compacted import Slice, parts_index
-from pipeline.audit.shards import markers, receipt_of
+from pipeline.audit.shards import lost, lost_marker, markers, receipt_of
 
 UNIT_ROWS = 256  # samples of shards in the same parts that are read in one go, at most 64 MB or so of pictures
 
@@ -102,7 +102,13 @@ def _holds(own: Slice, rows: Collection[int]) -> bool:
 
 
 def _shards(folder: Path, shards: Collection[str] | None, damaged: list[ClearanceError] | None) -> Iterator[Unit]:
-    for shard_id in markers(folder):
+    there = markers(folder)
+    gone = [lost_marker(folder, shard_id) for shard_id in lost(folder, there) if shards is None or shard_id in shards]
+    if damaged is not None:
+        damaged += gone
+    elif gone:
+        raise gone[0]
+    for shard_id in there:
         if shards is not None and shard_id not in shards:
             continue
         try:

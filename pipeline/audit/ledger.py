@@ -27,13 +27,12 @@ from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.layout import data_files
 from pipeline.audit.requests import rows_in
-from pipeline.audit.shards import committed
+from pipeline.audit.shards import RUN_FILE, committed
 from pipeline.audit.tree import merkle_root
 from pipeline.salt import salt_id
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://clearance.dev/run/v1"
-RUN_FILE = "run.json"
 SEALED = "run.sealed"
 NEVER_SEALED = "is missing: the run was never sealed, or the file was removed"
 _PACKAGES = """

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from index.errors import InputError, IntegrityError
 from index.storage import entry_of
 from pipeline.audit.content import requests_content
-from pipeline.audit.ledger import RUN_FILE, scan_statement
-from pipeline.audit.shards import committed
+from pipeline.audit.ledger import scan_statement
+from pipeline.audit.shards import RUN_FILE, committed
 from pipeline.audit.tree import inclusion_path, merkle_root
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.audit.schema import KEPT, Store, stored_as
 if TYPE_CHECKING:
     import pyarrow as pa
 
+RUN_FILE = "run.json"  # the statement of a sealed run
 COMMITS, TABLES = "commits", ("samples", "attempts")
 EVERY_TABLE = (*TABLES, KEPT)  # the last where a shard has such pictures
 _DIGEST = re.compile(r"[0-9a-f]{16}(-[0-9a-f]+)?\.parquet")  # how the name of a shard's file ends
@@ -222,6 +223,24 @@ def markers(folder: Path) -> list[str]:
         return list(index.markers)
     names = [entry.name for entry in storage.entries(folder, COMMITS)]
     return [name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+def lost(folder: Path, there: Collection[str]) -> list[str]:
+    """Shards with which a run was sealed and whose commit markers are gone. Whatever reads the rest would leave them out.
+
+    Empty for a run that is not sealed, or whose statement cannot be read, which `verify` says.
+    """
+    try:
+        stated = storage.parse_object(storage.read_file(folder, RUN_FILE), where=RUN_FILE)["predicate"]["shards"]
+        return sorted(set(map(str, stated)) - set(there))
+    except (ClearanceError, LookupError, TypeError):
+        return []
+
+
+def lost_marker(folder: Path, shard_id: str) -> IntegrityError:
+    """The refusal of a sealed run without this shard."""
+    where = str(folder / f"{COMMITS}/{shard_id}.json")
+    return IntegrityError("is missing; the run was sealed with it", where=where, fix="Restore it from a copy")
 
 
 def sweep(folder: Path, *, complete: bool = False, known: Mapping[str, ShardReceipt] | None = None) -> list[Path]:

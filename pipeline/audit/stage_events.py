@@ -13,7 +13,8 @@ from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import NO_HEAD, event_files, events_head, scan_events
-from pipeline.audit.ledger import RUN_FILE, SEALED
+from pipeline.audit.ledger import SEALED
+from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.stage import EVENTS, FILES, STATEMENT, Findings
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from index.errors import ClearanceError
 from index.storage import digest_of, entry_of, read_file
 from pipeline.audit.envelope import ENVELOPE_FILE, PAYLOAD_TYPE, SIGN_AGAIN, SIGNED, last_event, public_key, read_envelope
-from pipeline.audit.ledger import RUN_FILE, SEALED
+from pipeline.audit.ledger import SEALED
+from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.stage import SIGNATURE, TIME_STAMP, Findings
 from pipeline.audit.timestamp import STAMP_FILE, STAMPED, certificates, distrust, parse, read_stamp
 

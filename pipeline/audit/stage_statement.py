@@ -11,8 +11,8 @@ from index.counted import counted
 from index.errors import ClearanceError
 from index.storage import digest_of
 from pipeline.audit.erasure import Erasures
-from pipeline.audit.ledger import RUN_FILE, scan_statement
-from pipeline.audit.shards import ShardReceipt
+from pipeline.audit.ledger import scan_statement
+from pipeline.audit.shards import RUN_FILE, ShardReceipt
 from pipeline.audit.stage import EVENTS, FILES, STATEMENT, TREE, Findings
 from pipeline.audit.stage_rows import Rows
 from pipeline.audit.tree import merkle_root

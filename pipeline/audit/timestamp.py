@@ -21,7 +21,7 @@ from index.padding import first_line
 from index.storage import entry_of, read_file, write_file
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.events import append_event, read_events
-from pipeline.audit.ledger import RUN_FILE
+from pipeline.audit.shards import RUN_FILE
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

@@ -20,8 +20,7 @@ from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
-from pipeline.audit.ledger import RUN_FILE
-from pipeline.audit.shards import COMMITS, EVERY_TABLE
+from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE
 from pipeline.audit.stage import FILES, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp

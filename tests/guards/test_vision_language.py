@@ -208,6 +208,11 @@ def test_garbage_is_no_answer(server: ChatServer, answer: str, data: bytes) -> N
     assert why(guard(server, answer=answer))
 
 
+def test_an_empty_answer_is_not_called_one_without_probabilities(server: ChatServer) -> None:
+    server.way = lambda body, number: (200, b'{"choices": []}', {})
+    assert why(guard(server)) == "the server gives no answer: its choices are empty"
+
+
 def test_an_answer_that_is_cut_off_is_none(server: ChatServer) -> None:
     server.way = lambda body, number: (200, right(body, number)[1][:-40], {})
     assert why(guard(server)) == "the server sent something else than whole JSON"

@@ -347,6 +347,7 @@ def test_a_uri_is_a_place_and_a_path_a_path(tmp_path: Path) -> None:
     assert str(place / "commits/1.json") == "s3://bucket/runs/monday/commits/1.json"
     assert storage.place("runs/monday", tmp_path) == tmp_path / "runs/monday"
     assert storage.place("file:///srv/runs") == Path("/srv/runs")
+    assert storage.is_uri("S3://bucket/runs") and storage.place("S3://bucket/runs") == storage.place("s3://bucket/runs")
     assert tmp_path / place == place
 
 

@@ -161,6 +161,16 @@ def test_calibrate_compares_looks_and_prints_why_one_is_chosen(built: Path, tmp_
     assert slip.exit_code != 0 and "keypoints or descriptor:FILE" in slip.output
 
 
+def test_calibrate_reads_the_folder_that_an_index_was_built_of_without_what_cannot_be_read(built: Path, tmp_path: Path) -> None:
+    few = ("--copies", 3, "--false-alarms", 0.2, "--min-recall", 0.4, "--second-look", "alignment")
+    harmless = draw(tmp_path / "harmless", ["pear", "plum", "kiwi"])
+    (harmless / "half.png").write_bytes(next(harmless.glob("*.png")).read_bytes()[:-40])
+    refused = call("calibrate", built, "--harmless", harmless, *few)
+    assert refused.exit_code == 2 and "leave them out (--leave-out)" in " ".join(refused.stderr.split())
+    done = call("calibrate", built, "--harmless", harmless, *few, "--leave-out")
+    assert done.exit_code == 0 and "1 picture that cannot be read had no part in it: half.png" in " ".join(done.output.split())
+
+
 def test_calibrate_warns_when_the_pairs_cannot_show_the_rate(built: Path) -> None:
     done = call("calibrate", built)
     assert done.exit_code == 0 and "cannot show a rate" in done.output and "nothing harmless was given" in done.output

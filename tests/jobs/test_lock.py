@@ -36,6 +36,20 @@ def ended() -> Process:
     return replace(Process.this(), pid=child.pid, started="1")
 
 
+def test_a_process_that_has_ended_and_was_not_asked_yet_does_not_live() -> None:
+    """A zombie: its parent holds it, as a first process of a container may that reaps nobody."""
+    from jobs.run.lease.process import _started
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    here = replace(Process.this(), pid=child.pid, started=_started(child.pid))
+    assert here.started and here.lives() is True
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still in the table
+    os.kill(child.pid, 0)
+    assert here.lives() is False
+    child.wait()
+
+
 def test_the_holder_is_named_and_the_next_is_refused(tmp_path: Path) -> None:
     with lease(tmp_path):
         assert holder(tmp_path).startswith(f"process {os.getpid()} on ")

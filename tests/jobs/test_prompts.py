@@ -250,7 +250,7 @@ def test_rows_name_their_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "what"),
     [("stile", "there is no adapter 'stile'.*write 'style'"), ("style:11", "'11' of 'style' is no number from -10 to 10"),
-     ("style:x", "'x' of 'style'"), ('"style, style"', "named twice")],
+     ("style; ink:2", "write 'style, ink:2'"), ("style:x", "'x' of 'style'"), ('"style, style"', "named twice")],
 )  # fmt: skip
 def test_a_slip_in_the_name_is_one_bad_row(tmp_path: Path, value: str, what: str) -> None:
     good, bad = adapters_of(tmp_path, f"prompt,adapter\ncat,ink\nowl,{value}\n")

@@ -88,6 +88,31 @@ def test_a_sealed_run_is_done(sealed: Path) -> None:
     assert json.loads(json.dumps(look.plain()))["requests_done"] == 5
 
 
+def test_a_sealed_run_that_lost_a_shard_is_nowhere_taken_for_a_whole_one(sealed: Path, tmp_path: Path) -> None:
+    """What reads the rows would leave the shard out and say nothing: an export, a claim, a decision."""
+    gone = sorted((sealed / "commits").glob("*.json"))[0]
+    gone.unlink()
+    assert Watched(sealed).look().state_line().startswith("damaged: sealed, and 1 of 3 shards are gone")
+    for command in (
+        ("export", sealed, "--to", tmp_path / "data"), ("show", sealed, "row-000001"), ("review", "list", sealed),
+        ("review", "export", sealed, "--to", tmp_path / "queue", "--random", "1"), ("retention", "show", sealed),
+    ):  # fmt: skip
+        done = call(*command)
+        assert done.exit_code == 2, command
+        assert f"commits/{gone.name}: is missing; the run was sealed with it" in " ".join(done.stderr.split()), command
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_committed_run_without_its_plan_is_not_to_be_drawn_again(sealed: Path, plan: Plan) -> None:
+    from index.errors import IntegrityError
+    from jobs.run.folder import look
+
+    (sealed / "plan.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(IntegrityError, match=r"plan\.json: is missing, and a run is committed here\. Restore it"):
+            look(sealed, plan, resume=resume)
+
+
 def test_watching_a_sealed_run_ends_with_0_and_a_stopped_one_with_1(stopped: Path) -> None:
     shown = call("status", stopped, "--watch")
     assert shown.exit_code == 1 and shown.stdout.startswith("state: stopped")

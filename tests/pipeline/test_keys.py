@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from index.errors import ConfigError
 from jobs.keys import c2pa_test_chain, new_keys
 from pipeline.audit.binding import PLAN_FILE
-from pipeline.audit.ledger import RUN_FILE
+from pipeline.audit.shards import RUN_FILE
 from pipeline.keys import RUN_FILES, SECRETS, Keys, refuse_inside
 
 PEM = serialization.Encoding.PEM

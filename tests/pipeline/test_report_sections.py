@@ -118,6 +118,14 @@ def test_an_absent_key_says_what_is_in_force_in_a_difference() -> None:
     assert row["before"] == "observe" and row["now"].startswith("steer on the family of models")
 
 
+def test_what_is_blocked_is_not_called_absent_when_it_was_added() -> None:
+    rule = {"name": "artist", "words": ["van gogh"]}
+    for before, now, word in (([], [rule], "before"), ([rule], [], "now")):
+        rows = policy_changes({"blocked": before}, {"blocked": now})
+        assert {row["key"] for row in rows} == {"blocked[1].name", "blocked[1].words"}
+        assert {row[word] for row in rows} == {"not there"}
+
+
 def test_the_order_of_keys_is_no_difference() -> None:
     rung = {"kind": "nudge", "window": 0.4, "enough": 0.3}
     assert policy_changes({"ladder": [rung]}, {"ladder": [dict(sorted(rung.items()))]}) == []

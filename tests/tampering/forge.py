@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from pipeline.audit.chain import canonical, chain_start, record_digest, table_header
 from pipeline.audit.events import append_event, read_events
-from pipeline.audit.ledger import RUN_FILE, seal, statement_bytes, statement_digest
-from pipeline.audit.shards import ShardReceipt, commit_shard, committed
+from pipeline.audit.ledger import seal, statement_bytes, statement_digest
+from pipeline.audit.shards import RUN_FILE, ShardReceipt, commit_shard, committed
 
 Rows = list[dict[str, Any]]
 

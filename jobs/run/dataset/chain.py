@@ -17,7 +17,7 @@ from index.errors import InputError, PlanMismatch
 from index.storage import entries, entry_of, is_folder
 from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
-from pipeline.audit.ledger import RUN_FILE
+from pipeline.audit.shards import RUN_FILE
 from pipeline.outcome import Request
 
 

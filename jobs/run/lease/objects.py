@@ -204,7 +204,7 @@ def _ended(folder: Path, found: Tagged, before: Lease, note: Callable[[str], Non
 
 def held_by(folder: Path, process: Process | None) -> RunStopped:
     """The refusal where another process writes to a folder: a run; or, where the run is finished, a short command."""
-    from pipeline.audit.ledger import RUN_FILE
+    from pipeline.audit.shards import RUN_FILE
 
     with suppress(ClearanceError):
         if entry_of(folder, RUN_FILE) is not None:

@@ -61,6 +61,8 @@ class Process:
             return False
         except PermissionError:
             pass
+        if _stat(self.pid)[:1] in (["Z"], ["X"]):  # it has ended, and nobody has asked yet how
+            return False
         return not self.started or self.started == _started(self.pid)
 
     def __str__(self) -> str:
@@ -86,6 +88,10 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str:
-    # The name in brackets may hold spaces; the 22nd field is the 20th behind it.
-    behind = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    behind = _stat(pid)
     return behind[19] if len(behind) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process from its state on, the third field; before it stands a name that may hold spaces."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()

@@ -34,8 +34,13 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[
     return [
         {"key": key, "before": _shown(one.get(key, _ABSENT)), "now": _shown(other.get(key, _ABSENT))}
         for key in dict.fromkeys((*one, *other))
-        if one.get(key, _ABSENT) != other.get(key, _ABSENT)
+        if one.get(key, _ABSENT) != other.get(key, _ABSENT) and not _in_parts(key, one, other)
     ]
+
+
+def _in_parts(key: str, *policies: Mapping[str, Any]) -> bool:
+    """Whether a policy has parts of this key, [[tables]], where the other has an empty list: the rows of the parts tell it."""
+    return any(part.startswith(f"{key}[") for policy in policies for part in policy)
 
 
 def run_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -192,4 +192,6 @@ def _plain(name: str) -> str:
 
 def _advice(found: AdapterFile, pipeline: Any) -> str:
     known = f"It looks like one for {found.base.name}. " if found.base.name else ""
+    if found.tensors and all(name.startswith("base_model.model.") for name in found.tensors):
+        known = "peft saved it without its model's names: load it with peft and save it by the pipeline's save_lora_weights. "
     return f"{known}Use a LoRA that was trained for the model's class ({type(pipeline).__name__}) and version"

@@ -28,6 +28,8 @@ def resolve(config: ModelConfig) -> Path:
         return folder
     if folder.is_file():
         fix = f'Make a folder of it: diffusers\' StableDiffusionPipeline.from_single_file("{folder.name}").save_pretrained(NEW)'
+        if folder.suffix != ".safetensors":
+            fix += "; only if you trust where it comes from: a file of this kind may run code when it is read"
         raise ModelError("is a file, not a folder", where=config.path, fix=fix)
     if folder.is_absolute() or config.path.startswith("."):
         raise ModelError("folder does not exist", where=config.path, fix="Name a diffusers folder, a hub id, or 'stickers'")
