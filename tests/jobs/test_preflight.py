@@ -162,6 +162,21 @@ def test_workers_of_a_cluster_need_the_keys_too(project: Path, monkeypatch: pyte
     assert [note["text"] for note in found["notes"] if "every machine of the cluster needs" in note["text"]]
 
 
+def test_a_cluster_that_nobody_reaches_is_refused_before_ray_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from index.errors import RunStopped
+    from jobs.run.ray import cluster
+    from jobs.run.ray.placement import Need
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(cluster, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    with pytest.raises(RunStopped, match="nothing answers there") as refused, cluster.cluster(Need(cpus=1, gpus=0)):
+        pass
+    assert refused.value.where == "RAY_ADDRESS=127.0.0.1:1"
+
+
 def test_the_lines_keep_their_names(project: Path) -> None:
     shown = call("run", project / "run.toml", "--dry-run")
     assert shown.exit_code == 0, shown.stderr

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+ENDED = ("Z", "X")  # states of a process that has ended and that nobody has waited for yet
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
@@ -61,7 +63,7 @@ class Process:
             return False
         except PermissionError:
             pass
-        if _stat(self.pid)[:1] in (["Z"], ["X"]):  # it has ended, and nobody has asked yet how
+        if state_of(self.pid) in ENDED:
             return False
         return not self.started or self.started == _started(self.pid)
 
@@ -90,6 +92,11 @@ def _space() -> str:
 def _started(pid: int) -> str:
     behind = _stat(pid)
     return behind[19] if len(behind) > 19 else ""
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for the state of a process; empty where there is none, or it cannot be seen."""
+    return "".join(_stat(pid)[:1])
 
 
 def _stat(pid: int) -> list[str]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from index.errors import RunStopped
+from jobs.run.lease.process import ENDED, state_of
 from jobs.run.ray.actor import NICENESS
 from jobs.run.ray.placement import Need
 from pipeline.model.device import cores
@@ -21,6 +22,7 @@ GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answ
 OBJECTS = 128 * 2**20  # bytes of a Ray of our own: plan and receipts go through it, pictures do not
 CLIENT = "ray://"
 BUSY = "Repeat the command when this machine is less busy: Ray's processes may not have answered in time"
+ASKED = 5  # times that a cluster is asked for, before a run that wants it is refused
 ASK_SECONDS = 1.0  # between questions to the control service; how long an answer of Ray's is waited for
 SHUTDOWN_SECONDS = 20.0  # a Ray whose processes were killed may never let go
 
@@ -57,7 +59,7 @@ class Cluster:
         for name in ("raylet", "gcs_server"):
             if any(info.process.poll() is not None for info in self._started.get(name, ())):
                 return f"Ray's process {name} died"
-        if self._raylet_pid and not _lives(self._raylet_pid):
+        if self._raylet_pid and state_of(self._raylet_pid) in ("", *ENDED):
             return "Ray's process raylet of this machine died"
         if self._gcs and time.monotonic() - self._gcs_asked > ASK_SECONDS:
             answers, self._gcs_asked = _answers(self._gcs), time.monotonic()
@@ -131,6 +133,9 @@ def _start(address: str, cpus: int) -> None:
 
     import ray
 
+    if ":" in address and not _reached(address):  # Ray itself waits for minutes
+        fix = "Check RAY_ADDRESS, or use --runner local"
+        raise RunStopped("nothing answers there", where=f"RAY_ADDRESS={address}", fix=fix)
     own: dict[str, Any] = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
@@ -176,13 +181,13 @@ def _listener(path: str) -> int:
     return 0
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process lives; one that has ended and that nobody waited for does not."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
-            return stream.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False
+def _reached(address: str) -> bool:
+    """Whether a cluster's control service answers, now or within a few seconds."""
+    for _ in range(ASKED - 1):
+        if _answers(address):
+            return True
+        time.sleep(ASK_SECONDS)
+    return _answers(address)
 
 
 def _answers(address: str) -> bool:
