@@ -24,6 +24,7 @@ from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
 from jobs.cli.index import app as index_app
+from jobs.cli.index_calibrate import app as index_calibrate_app
 from jobs.cli.index_doctor import app as index_doctor_app
 from jobs.cli.index_info import app as index_info_app
 from jobs.cli.init import init
@@ -151,6 +152,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generate images in batches and clear each one: no copies of protected works, no spurious marks, an audit as proof.",
 )
+index_app.add_typer(index_calibrate_app)
 index_app.add_typer(index_info_app)
 index_app.add_typer(index_doctor_app)
 app.add_typer(index_app, name="index")

@@ -56,6 +56,8 @@ def gap_lines(runs: Sequence[RunResult]) -> Iterator[str]:
     yield f"NOT COMPLETE: {what} not reached. Give the same command again when that can be reached."
     yield from (f"  {gap}" for gap in gaps[:NAMED])
     yield from more(len(gaps))
+    if any("erased" in gap for gap in gaps):
+        yield "What was erased on purpose cannot be looked at any more: whether it went anywhere, people must find out."
 
 
 def run_lines(run: RunResult, *, dry_run: bool) -> Iterator[str]:

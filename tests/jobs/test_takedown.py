@@ -218,6 +218,7 @@ def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:
     rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
     done = take_down(world)
     assert not receipt(done)["complete"]
+    assert "What was erased on purpose cannot be looked at any more" in "\n".join(lines(done))
     change = next(change for change in done.runs[0].quarantined if change.sample_id == sample_id)
     assert change.by == "embedding" and change.confirm is None
 
