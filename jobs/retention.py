@@ -283,7 +283,7 @@ def _held(folder: Path, *, dry_run: bool) -> Iterator[None]:
     from jobs.run.lease.lock import lease
 
     if not any(event["kind"] == SEALED for event in read_events(folder)):
-        fix = "Finish the run with --resume first; or remove the whole folder, if nothing of it is to be kept"
+        fix = "Finish the run with --resume first, or end it as it is (clearance end); or remove the whole folder"
         raise InputError("the run is not sealed; payloads are erased from finished runs", where=str(folder), fix=fix)
     with nullcontext() if dry_run else lease(folder):
         yield

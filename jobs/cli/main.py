@@ -20,6 +20,7 @@ from jobs.cli.capacity import capacity
 from jobs.cli.compact import compact
 from jobs.cli.detect import detect
 from jobs.cli.doctor import doctor
+from jobs.cli.end import end
 from jobs.cli.erase import app as erase_app
 from jobs.cli.export import export
 from jobs.cli.hold import app as hold_app
@@ -72,7 +73,7 @@ LISTED_ROWS = 10  # bad rows that a dry run prints
 
 
 SECTIONS = {
-    "To draw": ("demo", "init", "doctor", "capacity", "run", "status"),
+    "To draw": ("demo", "init", "doctor", "capacity", "run", "status", "end"),
     "What came of it": ("report", "show", "review", "export", "compact"),
     "What it is held against": ("index", "policy", "erase"),
     "Afterwards": ("takedown", "reaudit", "hold", "retention"),
@@ -164,6 +165,7 @@ app.add_typer(hold_app, name="hold")
 app.add_typer(cache_app, name="cache")
 app.command("init", epilog="Example: clearance init my-run --model models/sd15 --index my-index")(init)
 app.add_typer(retention_app, name="retention")
+app.command("end", epilog='Example: clearance end runs/monday --by operator --reason "the index changed for claim 12"')(end)
 app.command("compact", epilog="Example: clearance compact runs/monday")(compact)
 app.command("export", epilog="Example: clearance export runs/monday --to exported --format webdataset")(export)
 app.add_typer(review_app, name="review")

@@ -107,7 +107,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
                 where=str(out),
                 fix="Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with",
             )
-        fix = "Name another --out, or bring back what changed and use --resume"
+        fix = "Name another --out, or bring back what changed and use --resume; `clearance end` ends the run as it is"
         parts = {name for name in here.parts if here.parts[name] != before.parts.get(name)}
         if parts == {"requests"}:
             fix = "Name another --out; --only-new draws what is new there, as a further run of the data set"

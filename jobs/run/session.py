@@ -247,23 +247,34 @@ class Session:
 
     def give_up(self, shard_no: int, cause: Cause) -> None:
         """Commit every request of a shard that keeps killing its workers as an error row."""
+        shard_id = self.plan.shards[shard_no].shard_id
+        message = f"{self._causes[shard_id, cause]} workers died while moderating shard {shard_id}"
+        self.committed(self.undrawn(shard_no, REASONS[cause], "WorkerDied", message))
+
+    def end_early(self, message: str) -> None:
+        """Commit every request that is open as an error row, however many there are: a person decided so."""
+        for shard_no in self.pending():
+            receipt = self.undrawn(shard_no, "error.ended_early", "EndedEarly", message)
+            self.receipts[receipt.shard_id] = receipt
+            self._ended.update(receipt.outcomes)
+            self.report("shard", f"shard {receipt.shard_id} committed", shard=receipt.shard_id)
+
+    def undrawn(self, shard_no: int, reason: str, error_class: str, message: str) -> ShardReceipt:
+        """Commit a shard of which nothing was drawn. A row that could not be used keeps its own problem."""
         shard, now = self.plan.shards[shard_no], time.time()
-        message = f"{self._causes[shard.shard_id, cause]} workers died while moderating shard {shard.shard_id}"
-        samples = [
-            Sample(
-                request=request,
-                outcome=Outcome.ERROR,
-                reason=REASONS[cause],
-                error_class="WorkerDied",
-                error_message=message,
-                started_at=now,
-                finished_at=now,
-            )
-            for request in shard.requests
-        ]
-        assert self.context is not None  # a worker that died at a shard was ready before
-        context = dataclasses.replace(self.context, worker_id="driver")
-        self.committed(commit(self.folder, shard.shard_id, shard.requests, samples, context))
+        samples = []
+        for request in shard.requests:
+            code, text, kind = (*request.problem, "InputError") if request.problem else (reason, message, error_class)
+            samples.append(
+                Sample(
+                    request=request, outcome=Outcome.ERROR, reason=code, error_class=kind, error_message=text, started_at=now,
+                    finished_at=now,
+                )
+            )  # fmt: skip
+        assert self.context is not None  # of a worker that was ready before, or of the rows that are there
+        return commit(
+            self.folder, shard.shard_id, shard.requests, samples, dataclasses.replace(self.context, worker_id="driver")
+        )
 
     def finish(self, workers: int) -> RunResult:
         """Seal the run and return its result. Needs :attr:`context` unless the run was sealed before."""

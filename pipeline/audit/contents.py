@@ -163,6 +163,7 @@ def report_numbers(
         "training": tables.training.rows(),
         "controls": controls(),
         "bill_of_materials": _bill(predicate.get("bill_of_materials")),
+        "ended": next((event for event in listed(events) if event["kind"] == "run.ended"), None),
         "events": listed(events),
     }
     finite: dict[str, Any] = _finite(numbers)

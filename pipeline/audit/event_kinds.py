@@ -11,6 +11,7 @@ KINDS: dict[str, str] = {
     "run.noted": "the run does something differently from what its files let a reader expect; with topic and sentence",
     "run.resumed": "a stopped run continues; with the number of open shards",
     "run.stopped": "the run had to stop; with the error or the signal",
+    "run.ended": "a person ended a stopped run as it is; with how many requests and shards were not drawn",
     "run.error_rate": "more requests ended as errors than `max_error_rate` allows; with the counts",
     "run.finished": "every shard is committed",
     "run.sealed": "`run.json` was written; with its digest",

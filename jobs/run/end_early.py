@@ -1,0 +1,93 @@
+"""End a stopped run as it is: what was not drawn becomes error rows, and the run is sealed.
+
+A run whose index, model or policy has changed for good cannot be continued: a claim came, for example, while it was stopped.
+Ended, it is a finished run like any other. It is verified, exported, held and erased, and ``--only-failed`` draws the rest in a
+run of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from index.counted import counted
+from index.errors import InputError, PlanMismatch
+from jobs.by import By
+from jobs.run.event import OnEvent, ignore
+from jobs.run.plan import Plan
+from jobs.run.session import RunResult, run_session
+from pipeline.audit.context import RunContext
+from pipeline.audit.events import NewEvent, append_events
+from pipeline.audit.ledger import sample_rows
+from pipeline.keys import Keys
+from pipeline.outcome import Adapter
+from pipeline.salt import PART, salt_parts, secret_salt
+
+ENDED = "run.ended"
+_SAME = (
+    "model_id", "model_revision", "model_digest", "model_licence", "scheduler", "steps", "guidance", "preset", "dtype",
+    "device_kind", "rows", "threads", "index_id", "embedder_id", "calibration_id", "copy_threshold", "policy_id",
+    "policy_sha256", "policy_name", "software_version",
+)  # fmt: skip
+
+
+def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
+    """End a stopped run. Opens neither model nor index: what every row repeats is in the rows that are there.
+
+    Args:
+        folder: the run folder.
+        by: who ends it, and why; an event and every row that was not drawn say so.
+        on_event: listener for progress.
+
+    Raises:
+        InputError: the run is finished, or nothing of it is committed.
+        PlanMismatch: its prompts are recorded under a secret salt that is not at hand.
+        RunStopped: another process holds the folder, or it cannot be written.
+        IntegrityError: a file of the run was changed.
+    """
+    plan = Plan.load(folder)
+    context = _context(folder, plan)
+    with run_session(plan, folder, "local", on_event, None, resume=True) as session:
+        if session.sealed:
+            raise InputError("the run is finished", where=str(folder), fix="There is nothing to end")
+        assert session.anchors is not None  # of a folder that holds the plan
+        context = dataclasses.replace(context, run_id=session.run_id, anchors=session.anchors)
+        session.context = dataclasses.replace(context, adapters=())  # nothing was drawn with them
+        left = len(plan.requests) - session.outcomes().total()
+        event = NewEvent(
+            kind=ENDED, actor=by.role, person=by.person, reason=by.reason,
+            details={"requests": left, "shards": len(session.pending())}, digests={"plan_sha256": plan.plan_sha256},
+        )  # fmt: skip
+        append_events(session.folder, [event])
+        session.end_early(f"the run was ended early by {by.role}, before {counted(left, 'request')} were drawn: {by.reason}")
+        session.context = context
+        return session.finish(0)
+
+
+def _context(folder: Path, plan: Plan) -> RunContext:
+    """What the rows of a run repeat, from those that are committed."""
+    first: dict[str, Any] = {}
+    adapters: list[Adapter] = []
+    for row in sample_rows(folder, [*_SAME, "adapters"]):
+        first = first or row
+        worn = [Adapter(**{**one, "tokens": tuple(one["tokens"])}) for one in row["adapters"]]
+        adapters += [one for one in worn if one.digest not in [known.digest for known in adapters]]
+    if not first:
+        fix = "Remove the folder; or continue it with --resume"
+        raise InputError("nothing of the run is committed, so there is nothing to keep", where=str(folder), fix=fix)
+    config = plan.config
+    return RunContext(
+        run_id="", dataset_id=config.dataset_id, plan_sha256=plan.plan_sha256, adapters=tuple(adapters),
+        image_format=config.image_format, retention_days=config.retention_days, salt=_salt(folder, plan),
+        keep_held=config.keep.held, hard_stop=config.keep.hard_stop, diversity=config.generation.diversity,
+        **{name: first[name] for name in _SAME},
+    )  # fmt: skip
+
+
+def _salt(folder: Path, plan: Plan) -> str:
+    salt = secret_salt(Keys.find(plan.config.marks.keys, base=plan.base))
+    if salt_parts(salt).get(PART) != plan.identity.get(PART):
+        fix = "Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with"
+        raise PlanMismatch("the prompts of this run are recorded under another salt", where=str(folder), fix=fix)
+    return salt

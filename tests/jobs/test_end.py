@@ -1,0 +1,129 @@
+"""A stopped run that is ended as it is: every request has its row, and the run is finished like any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from index.errors import InputError, PlanMismatch, RunStopped
+from jobs.by import By
+from jobs.cli import main as cli
+from jobs.retention import erase_keys
+from jobs.run.end_early import end_early
+from jobs.run.folder import failed_keys
+from jobs.run.lease.lock import lease
+from jobs.run.local_runner import run_local
+from jobs.run.plan import Plan
+from jobs.run.verdict import verify_run
+from pipeline.audit.events import read_events
+from pipeline.audit.ledger import sample_rows, scan_statement
+from pipeline.audit.report import write_report
+
+WHO = By(role="operator", reason="the index changed for claim 12", person="r7")
+
+
+def outcomes(folder: Path) -> list[tuple[str, str]]:
+    return [(row["outcome"], row["reason"]) for row in sample_rows(folder, ["outcome", "reason"])]
+
+
+def test_what_was_not_drawn_becomes_error_rows_and_the_run_is_whole(stopped: Path) -> None:
+    drawn = len(outcomes(stopped))
+    done = end_early(stopped, WHO)
+    rows = outcomes(stopped)
+    assert 0 < drawn < len(rows) == done.requests == 5
+    assert {reason for _, reason in rows[drawn:]} == {"error.ended_early"} and rows[0] == ("accepted", "")
+    last = [*sample_rows(stopped)][-1]
+    assert "ended early by operator, before" in last["error_message"] and "claim 12" in last["error_message"]
+    assert (last["model_digest"], last["worker_id"]) == (next(sample_rows(stopped))["model_digest"], "driver")
+    assert verify_run(stopped).ok
+    kinds = [event["kind"] for event in read_events(stopped)]
+    assert kinds[-3:] == ["run.error_rate", "run.finished", "run.sealed"] and "run.ended" in kinds
+    ended = next(event for event in read_events(stopped) if event["kind"] == "run.ended")
+    assert (ended["actor"], ended["person"], ended["reason"]) == ("operator", "r7", WHO.reason)
+    assert ended["details"]["requests"] == 5 - drawn
+
+
+def test_it_opens_neither_model_nor_index(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.run import openers
+
+    monkeypatch.setattr(openers, "openers", lambda: pytest.fail("something was opened"))
+    assert end_early(stopped, WHO).outcomes["error"] > 0
+
+
+def test_it_states_what_a_run_to_the_end_states(
+    stopped: Path, plan: Plan, tmp_path: Path, open_loop: Callable[..., Any]
+) -> None:
+    whole = Path(shutil.copytree(stopped, tmp_path / "whole"))
+    (tmp_path / "space").touch()
+    run_local(plan, whole, open_loop=open_loop)
+    end_early(stopped, WHO)
+    ours, theirs = ((scan_statement(folder)[0] or {})["predicate"] for folder in (stopped, whole))
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} & {"model", "policy_id", "generation", "index_id"} == set()
+
+
+def test_afterwards_it_is_a_run_like_any_other(stopped: Path) -> None:
+    keys = [row["request_key"] for row in sample_rows(stopped, ["request_key"])]
+    end_early(stopped, WHO)
+    page, _ = write_report(stopped)
+    text = page.read_text(encoding="utf-8")
+    assert "error.ended_early" in text
+    assert "</b> by operator on 20" in text and f"{5 - len(keys)} of 5 requests were not drawn" in text
+    assert len(failed_keys(stopped)) == 5 - len(keys)  # what --only-failed draws
+    assert erase_keys(stopped, keys[:1], [], WHO).samples == 1 and verify_run(stopped).ok
+
+
+def test_a_finished_run_has_nothing_to_end(sealed: Path) -> None:
+    before = read_events(sealed)
+    with pytest.raises(InputError, match="the run is finished"):
+        end_early(sealed, WHO)
+    assert read_events(sealed) == before
+
+
+def test_a_run_that_goes_is_not_ended(stopped: Path) -> None:
+    with lease(stopped), pytest.raises(RunStopped, match="another run is writing"):
+        end_early(stopped, WHO)
+
+
+def test_where_nothing_is_committed_there_is_nothing_to_keep(
+    make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]
+) -> None:
+    from jobs.run.folder import open_folder
+
+    folder, _ = open_folder(tmp_path / "run", make_plan(["cat"]))
+    with pytest.raises(InputError, match="nothing of the run is committed"):
+        end_early(folder, WHO)
+
+
+def test_prompts_stay_recorded_under_one_salt(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARANCE_SALT", "ab" * 32)
+    with pytest.raises(PlanMismatch, match="under another salt"):
+        end_early(stopped, WHO)
+
+
+def test_bad_rows_keep_their_own_problem(make_plan: Callable[..., Plan], tmp_path: Path, open_loop: Callable[..., Any]) -> None:
+    plan = make_plan(["cat", "dog", "", "owl"], shard_size=1)
+
+    def stop(event: Any) -> None:
+        if event.kind == "shard":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(plan, tmp_path / "run", stop, open_loop=open_loop)
+    end_early(tmp_path / "run", WHO)
+    reasons = [reason for _, reason in outcomes(tmp_path / "run")]
+    assert reasons[2] == "input.empty_prompt" and reasons[-1] == "error.ended_early"
+
+
+def test_the_command(stopped: Path) -> None:
+    by = ("--by", "operator", "--reason", "claim 12")
+    done = CliRunner().invoke(cli.app, ["end", str(stopped), *by, "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["requests"] == 5
+    again = CliRunner().invoke(cli.app, ["end", str(stopped), *by])
+    assert again.exit_code == 2 and "the run is finished" in again.stderr
