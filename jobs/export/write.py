@@ -29,7 +29,7 @@ from jobs.export.formats import format_named
 from jobs.export.select import Item, Mark, Selection, Source
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.coverage import CARD_FILE
-from pipeline.audit.ledger import scan_statement, stated_roots
+from pipeline.audit.ledger import sample_rows, scan_statement, stated_roots
 from pipeline.audit.requests import Row
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def export_run(
     return exported
 
 
+OTHER_SIGNER = "C2PA manifest of the run's signer"  # or its certificate was renewed since
+
+
 def marker_of(run: Path, keys: Keys | None, fewer: Counter[str] | None = None) -> Mark:
     """What marks the kept picture of a sample that was accepted in review, as the run marks those that it releases.
 
@@ -132,6 +135,10 @@ def marker_of(run: Path, keys: Keys | None, fewer: Counter[str] | None = None) -
         stated = (storage.read_object(run, PLAN_FILE) if unsealed else predicate).get("identity")
         return stated if isinstance(stated, dict) else {}
 
+    @cache
+    def signers() -> frozenset[str]:
+        return frozenset(row["c2pa_key_id"] for row in sample_rows(run, ["c2pa_key_id"]) if row["c2pa_key_id"])
+
     def mark_kept(data: bytes, row: Row) -> MarkedPicture:
         from pipeline.marking.encode import decode
         from pipeline.marking.mark import Origin, mark
@@ -145,6 +152,8 @@ def marker_of(run: Path, keys: Keys | None, fewer: Counter[str] | None = None) -
         file = mark(decode(data)[0], str(predicate.get("image_format", "webp")), origin, markers())
         if fewer is not None:
             fewer.update(_lacking(file, of_the_run()))
+            if file.c2pa_key_id and signers() and file.c2pa_key_id not in signers():
+                fewer[OTHER_SIGNER] += 1
         return file
 
     return mark_kept

@@ -258,29 +258,34 @@ def test_another_watermark_key_is_another_plan(make_plan: MakePlan, tmp_path: Pa
         run_local(plan, tmp_path / "run", open_loop=open_loop)
 
 
-@pytest.mark.parametrize("with_keys", [False, True])
+@pytest.mark.parametrize("whose", ["none", "run", "other"])
 def test_an_export_says_which_marks_a_picture_lacks_that_was_accepted_in_review(
-    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys, with_keys: bool
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys, whose: str
 ) -> None:
     """With the keys of the run it is marked as those are that the run released, the payload of its watermark too."""
+    new_keys(tmp_path / "others")
+    chosen = {"none": "", "run": str(keys.folder), "other": str(tmp_path / "others")}[whose]
+    with_keys = whose == "run"
     plan = make_plan(["large cat", "a large copy", "a copy"], marks=MarksConfig(keys="keys"))
     folder = run_local(plan, tmp_path / "run", open_loop=open_loop).folder
     held = [str(row["sample_id"]) for row in sample_rows(folder) if row["outcome"] == "rejected"]
     append_event(folder, "review.decided", "reviewer", "looked at", samples=held, details={"outcome": "accepted"})
     to, columns = tmp_path / "export", "--columns=prompt,c2pa_key_id,watermark_key_id"
-    named = ["--keys", str(keys.folder)] if with_keys else []
+    named = ["--keys", chosen] if chosen else []
     done = CliRunner().invoke(app, ["export", str(folder), "--to", str(to), columns, *named])
     assert done.exit_code == 0
     stated, card = json.loads((to / "export.json").read_text()), (to / "README.md").read_text()
     rows = {row["prompt"]: row for row in pq.read_table(to / "data").to_pylist()}
     key, large = keys.watermark(), decode(rows["a large copy"]["image"]["bytes"])[0]
     assert key is not None
-    lacking = {} if with_keys else {"C2PA manifest": 2, "watermark with the run's key": 1}
+    signed = {"none": "C2PA manifest", "other": "C2PA manifest of the run's signer"}
+    lacking = {} if with_keys else {signed[whose]: 2, "watermark with the run's key": 1}
     assert stated["fewer_marks"] == lacking
     assert all(f"{mark} ({count})" in done.stderr and f"{mark} ({count})" in card for mark, count in lacking.items())
     assert ("note: marks:" in done.stderr, "--keys FOLDER" in card) == (not with_keys, not with_keys)
-    assert TileWatermark().look(large, key if with_keys else PUBLIC_KEY).payload == run_tag(plan.plan_sha256)
-    frame = {row["prompt"]: row for row in load(folder, keys=keys.folder or "" if with_keys else "").to_pylist()}
+    if whose != "other":
+        assert TileWatermark().look(large, key if with_keys else PUBLIC_KEY).payload == run_tag(plan.plan_sha256)
+    frame = {row["prompt"]: row for row in load(folder, keys=chosen).to_pylist()}
     same, _ = decode(frame["a large copy"]["image"]["bytes"])
     assert (same == large).all(), "in Python it carries what the export does"
     if with_keys:
