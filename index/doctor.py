@@ -134,7 +134,7 @@ def _pictures(index: ReferenceIndex) -> Iterator[Remark]:
 def _calibration(index: ReferenceIndex, now: float | None = None) -> Iterator[Remark]:
     """Age, fit and recall of the calibration beside the index."""
     path = Path(index.folder) / "calibration.json"
-    again = f"clearance index calibrate {index.folder} --harmless PICTURES"
+    again = f"clearance index calibrate {index.folder} --works WORKS --harmless PICTURES"
     if not path.exists():
         what = "no calibration was made with this index: how many copies its runs miss is known from elsewhere, if at all"
         yield Remark(level=NOTE, topic="calibration", what=what, fix=again)

@@ -329,4 +329,7 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
 
 def _unfit(where: str, error: Exception) -> ModelError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(f"cannot be loaded ({first})", where=where, fix="Check that configuration and weights belong together")
+    fix = "Check that configuration and weights belong together"
+    if "download" in first.lower():  # open_clip names what it tried to fetch
+        fix = "Look whether this machine has a network, or name weights on this machine with --pretrained FILE"
+    return ModelError(f"cannot be loaded ({first})", where=where, fix=fix)

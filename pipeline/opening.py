@@ -220,9 +220,9 @@ def nothing_protected(config: RunConfig, *, base: Path) -> str:
     return f"the index protects nothing ({listed}): no picture can be found to be a copy"
 
 
-def edits_in_vain(config: RunConfig, policy: Policy, *, base: Path) -> str:
-    """A sentence if the policy undoes edits and the index lacks pictures that would confirm a copy so found; else empty."""
-    if not config.index or not policy.copies.edits:
+def without_pictures(config: RunConfig, policy: Policy, *, base: Path) -> str:
+    """A sentence if the index keeps no picture of some references, and so cannot do all that the policy says; else empty."""
+    if not config.index:
         return ""
     from index.store import ReferenceIndex
 
@@ -233,7 +233,11 @@ def edits_in_vain(config: RunConfig, policy: Policy, *, base: Path) -> str:
     bare = len(index) - index.kept
     if not bare:
         return ""
-    return f"copies.edits finds no copy of {bare:,} of {len(index):,} references: the index keeps no picture of them"
+    lost = ["the embedder alone finds their copies, without a second look"]
+    lost += ["copies in other colours are not found"] if policy.copies.hues > 1 else []
+    lost += ["copies.edits finds no copy of them"] if policy.copies.edits else []
+    lost += ["to steer away from them is a new seed"] if policy.copies.action == "steer" and policy.ladder else []
+    return f"the index keeps no picture of {bare:,} of {len(index):,} references (--keep-pictures): {'; '.join(lost)}"
 
 
 def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:

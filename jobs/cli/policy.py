@@ -53,7 +53,7 @@ def policy_show(policy: PolicyName, json: AsJson = False) -> None:
     if json:
         return say_json({"policy": found.source, "values": [asdict(one) for one in shown]})
     say(f"policy {found.source}")
-    for title, differs in (("differs from the default", True), ("at its default", False)):
+    for title, differs in (("other than without the key", True), ("as without the key", False)):
         table = grid()
         for one in (one for one in shown if one.differs is differs):
             table.add_row(f"  {one.key}", f"{one.value}  ({one.source})")

@@ -218,8 +218,9 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     marked = sum(map(bool, known))
     if how.concepts and marked < min(LEAST_MARKED, len(rows)):
         raise NothingFound(
-            f"the detector found marks in {marked} of {len(rows)} pictures", where=", ".join(how.concepts),
-            fix="Make the set with another detector or a lower threshold, or name what it found",
+            f"the detector found marks in {marked} of {len(rows)} pictures; at least {LEAST_MARKED} are needed",
+            where=", ".join(how.concepts),
+            fix="Add pictures, raise --ratio, make the set with another detector or a lower threshold, or name what it found",
         )  # fmt: skip
     if vocabulary is not None and vocabulary.mode is not None and not any(b for row in known for b in row.values()):
         fix = "Train with --tokens none (existence only), or make the set with a detector that has boxes"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.look import Looked, Seen, Standard
-from jobs.reaudit.result import COLOURS, EDITS, LARGE, Change, RunResult
+from jobs.reaudit.result import COLOURS, EDITS, LARGE, UNKEPT, Change, RunResult
 from jobs.reaudit.standing import Standing
 
 OUT_OR_HELD = frozenset({"accepted", "accepted_after_steering", "review", "quarantined"})
@@ -61,8 +61,10 @@ def notes(facts: RunFacts, standard: Standard) -> list[str]:
         found.append(f"The run is not finished: {facts.committed} of {facts.shards} shards are committed and were looked at.")
     if standard.hues == 1:
         found.append("The policy does not look for copies in other colours (copies.hues = 1), and neither did this.")
-    elif not standard.every_picture:
+    elif not standard.every_picture and (standard.views is None or standard.views.turned.any()):
         found.append(COLOURS if standard.views is not None else LARGE)
+    if standard.unkept:
+        found.append(UNKEPT)
     if standard.edits and not standard.every_picture:
         found.append(EDITS)
     return found

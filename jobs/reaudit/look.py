@@ -95,6 +95,14 @@ class Standard:
         found = self.references.search(vectors.astype(np.float32), 1)
         return {row: False for row, matches in enumerate(found) if matches and matches[0].similarity >= bar}
 
+    @property
+    def unkept(self) -> bool:
+        """Whether the index keeps no picture of some references, so that nothing is turned, confirmed or cleared by them."""
+        if isinstance(self.references, ChosenReferences):
+            return any(self.references.picture(ref_id) is None for ref_id in self.references.ref_ids)
+        index = _index_of(self.references)
+        return index.kept < len(index)
+
     def guard(self, *, colours: bool, rounded: bool) -> CopiesGuard:
         """The guard: with the search for other colours or without it, its bars lower by the rounding or not."""
         return _guard(self, colours, rounded)

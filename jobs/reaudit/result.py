@@ -22,7 +22,11 @@ EDITS = (
     "The policy undoes edits (copies.edits). Here they were undone in the pictures that came near for another reason; "
     "--every-picture undoes them in all."
 )
-LIMITS = (COLOURS, LARGE, EDITS)  # said once, whatever the number of runs
+UNKEPT = (
+    "Of some references the index keeps no picture: copies of them in other colours were not searched for, and none was "
+    "confirmed or cleared by a second look."
+)
+LIMITS = (COLOURS, LARGE, UNKEPT, EDITS)  # said once, whatever the number of runs
 
 
 @dataclass(frozen=True, kw_only=True)

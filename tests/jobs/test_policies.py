@@ -189,8 +189,8 @@ def test_a_run_file_shows_the_policy_that_it_names(strict: Path) -> None:
 
 def test_show_on_the_terminal(strict: Path) -> None:
     lines = call("policy", "show", strict).output.splitlines()
-    assert lines[1] == "differs from the default:"
-    assert lines.index("at its default:") > lines.index("differs from the default:") + 5
+    assert lines[1] == "other than without the key:"
+    assert lines.index("as without the key:") > lines.index("other than without the key:") + 5
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from jobs.cli import main as cli
 from jobs.run.preflight.notes import hard_stop_notes
 from pipeline.config import RunConfig
 from pipeline.guard_settings import ClassifierPolicy
-from pipeline.opening import edits_in_vain, nothing_protected
+from pipeline.opening import nothing_protected, without_pictures
 from pipeline.policy import CopiesPolicy, Policy
+from pipeline.rungs import ReseedRung
 from tests.guards.chat_server import MODEL, ChatServer, Reply, right
 from tests.jobs.test_own_sizes import POLICY
 
@@ -140,16 +141,18 @@ def test_an_index_in_which_nothing_can_match_is_a_note(project: Path, status: st
 
 def test_an_index_that_is_not_there_is_said_elsewhere(tmp_path: Path) -> None:
     config, undoing = RunConfig(prompts=("p.csv",), index="nowhere"), Policy(copies=CopiesPolicy(edits=("inset",)))
-    assert nothing_protected(config, base=tmp_path) == edits_in_vain(config, undoing, base=tmp_path) == ""
+    assert nothing_protected(config, base=tmp_path) == without_pictures(config, undoing, base=tmp_path) == ""
 
 
-def test_edits_that_no_picture_of_a_reference_could_confirm_are_a_note(project: Path) -> None:
+def test_what_is_not_done_for_want_of_pictures_is_a_note(project: Path) -> None:
     works = [NewReference(title=f"w{n}", picture=np.full((8, 8, 3), n, np.uint8), keep_picture=n < 2) for n in range(3)]
     ReferenceIndex.build(project / "index", works, OpenCLIPEmbedder.open("stickers"))
     config, undoing = RunConfig(prompts=("p.csv",), index="index"), Policy(copies=CopiesPolicy(edits=("inset",)))
-    found = edits_in_vain(config, undoing, base=project)
-    assert found == "copies.edits finds no copy of 1 of 3 references: the index keeps no picture of them"
-    assert edits_in_vain(config, Policy(), base=project) == ""
+    found = without_pictures(config, undoing, base=project)
+    assert found.startswith("the index keeps no picture of 1 of 3 references (--keep-pictures): the embedder alone finds")
+    assert "copies.edits finds no copy" in found and "steer" not in found, "this policy has no ladder"
+    full = without_pictures(config, Policy(ladder=(ReseedRung(),)), base=project)
+    assert "to steer away from them is a new seed" in full and "copies.edits" not in full and "other colours" in full
     (project / "run.toml").write_text('index = "index"\n' + RUN)
     (project / "policy.toml").write_text(POLICY + '[copies]\nthreshold = 0.9\nedits = ["inset"]\n')
     assert found in CliRunner(env={"COLUMNS": "250"}).invoke(cli.app, ["run", str(project / "run.toml"), "--dry-run"]).stderr

@@ -181,11 +181,12 @@ def children(pid: int) -> dict[int, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_ray_that_dies_ends_the_run_with_a_sentence_and_an_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])  # the latter as `ray stop`: Ray tells its nodes that it goes
+def test_a_ray_that_dies_ends_the_run_with_a_sentence_and_an_event(tmp_path: Path, how: signal.Signals) -> None:
     name = "raylet"  # gcs_server takes ten seconds longer and ends alike
     with running(tmp_path / "run", "ray") as process:
         victim = next(pid for pid, command in children(process.pid).items() if f"/{name} " in command)
-        os.kill(victim, signal.SIGKILL)
+        os.kill(victim, how)
         began = time.monotonic()
         stdout, stderr = process.communicate(timeout=60)
         seconds = time.monotonic() - began

@@ -30,7 +30,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
     from pipeline.model.sampling.presets import Facts, filled_in
-    from pipeline.opening import early_set_aside, edits_in_vain, nothing_protected, stale_calibration
+    from pipeline.opening import early_set_aside, nothing_protected, stale_calibration, without_pictures
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
@@ -47,8 +47,8 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
         notes.append(Note("early", probes))
     if nothing := nothing_protected(config, base=base):
         notes.append(Note("copies", nothing))
-    if vain := edits_in_vain(config, policy, base=base):
-        notes.append(Note("copies", vain))
+    if bare := without_pictures(config, policy, base=base):
+        notes.append(Note("copies", bare))
     if not config.index:
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     notes += hard_stop_notes(config.keep.hard_stop, policy)

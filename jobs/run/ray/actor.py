@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import select
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
 
 NICENESS = "RAY_worker_niceness"  # Ray's own setting; without it Ray gives its workers 15, and any other program the processor
+PIECE, MOST_PIECES = 90_000, 80  # bytes: Ray sends arguments of up to 100 KB along, and up to 10 MB of them
 HUNG = 2.0  # deadlines after which a call that has not returned counts as one that never will
 
 
@@ -102,8 +105,9 @@ class ActorProcess(Actor):
     """An actor that has a process of its own."""
 
     def __init__(
-        self, plan: Plan, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, driver: Driver
+        self, folder: Path, run_id: str, worker_id: str, open_loop: OpenLoop | None, driver: Driver, *pieces: Any
     ) -> None:
+        plan = joined(pieces)
         super().__init__(plan, folder, run_id, worker_id, open_loop, driver)
         be_as_nice_as_ray()
         patience = HUNG * plan.config.deadline_seconds or math.inf
@@ -124,6 +128,28 @@ class ActorProcess(Actor):
             if (seen and not driver.lives()) or self.hangs(patience):
                 break
         os._exit(1)
+
+
+def pieces_of(plan: Plan) -> list[Any]:
+    """A plan as arguments of an actor that stay below what Ray puts into its store; a very large one as an object of the store.
+
+    Who owns an object there is ended by Ray without a word when its machine's Ray ends in order (`ray stop`, a node that is
+    drained): it looks for the object's store and finds none. A driver that owns nothing can stop the run with a sentence.
+    """
+    import ray
+    from ray import cloudpickle
+
+    data = zlib.compress(cloudpickle.dumps(plan), 1)  # type: ignore[no-untyped-call]
+    if len(data) > PIECE * MOST_PIECES:
+        return [ray.put(plan)]
+    return [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+
+
+def joined(pieces: Sequence[Any]) -> Plan:
+    """The plan of :func:`pieces_of`; Ray has replaced an object of its store by what it holds."""
+    if isinstance(pieces[0], bytes):
+        return pickle.loads(zlib.decompress(b"".join(pieces)))  # type: ignore[no-any-return]
+    return pieces[0]  # type: ignore[no-any-return]
 
 
 def _handle(pid: int) -> int | None:

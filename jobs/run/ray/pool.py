@@ -15,7 +15,7 @@ from typing import Any
 
 from index.errors import RunStopped
 from jobs import signals
-from jobs.run.ray.actor import ActorProcess, Driver, Failure, Opened
+from jobs.run.ray.actor import ActorProcess, Driver, Failure, Opened, pieces_of
 from jobs.run.ray.cluster import Cluster
 from jobs.run.ray.placement import Need
 from jobs.run.retries import MOST_DEATHS, Cause
@@ -61,7 +61,7 @@ class Pool:
         self._most = 0  # workers that were ready at once
         self._fits, self._counted = 0, -COUNT_SECONDS
         self._hired: Counter[int] = Counter()
-        self._plan = ray.put(session.plan)
+        self._plan = pieces_of(session.plan)
         self._driver = Driver.this()
         asked: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_restarts": 0, "max_task_retries": 0}
         self._actor: Any = ray.remote(**asked)(ActorProcess)
@@ -141,7 +141,7 @@ class Pool:
         session = self.session
         self._hired[number] += 1
         worker_id = f"ray-{number}" if self._hired[number] == 1 else f"ray-{number}.{self._hired[number] - 1}"
-        actor = self._actor.remote(self._plan, session.folder, session.run_id, worker_id, session.open_loop, self._driver)
+        actor = self._actor.remote(session.folder, session.run_id, worker_id, session.open_loop, self._driver, *self._plan)
         future = actor.open.remote()
         self.waiting[future] = _Seat(number=number, actor=actor, worker_id=worker_id)
         return future
