@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index.errors import InputError
-from jobs.cli.arguments import a_place
+from jobs.cli.arguments import a_local_path, a_place
 from jobs.console import busy, make_console
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
 
 Index = Annotated[Path | None, typer.Option(help="The index folder, or its URI.", show_default=False, parser=a_place)]
-Receipts = Annotated[Path, typer.Option("--receipts", help="Folder that the receipt is written to.")]
+Receipts = Annotated[Path, typer.Option("--receipts", help="Folder that the receipt is written to.", parser=a_local_path)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Look, and change nothing: neither the index nor a run.")]
 EveryPicture = Annotated[
     bool,

@@ -51,7 +51,12 @@ IndexFolder = Annotated[
 ]
 KeysFolder = Annotated[
     Path | None,
-    typer.Option("--keys", metavar="FOLDER", help="Folder of keys; by default the run file's, or that of CLEARANCE_KEYS."),
+    typer.Option(
+        "--keys",
+        metavar="FOLDER",
+        help="Folder of keys; by default the run file's, or that of CLEARANCE_KEYS.",
+        parser=a_local_path,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and everything else to stderr.")]
 By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it, as in counsel.", show_default=False)]

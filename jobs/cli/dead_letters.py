@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from index.counted import counted
+from jobs.cli.arguments import a_local_path
 from jobs.console import make_console, say, say_json
 
 Errors = Annotated[bool, typer.Option("--errors", help="List the requests that ended as errors, each with its reason.")]
 SaveErrors = Annotated[
     Path | None,
-    typer.Option("--save-errors", metavar="FILE.jsonl", help="Write them as a prompt file (.jsonl) with keys and seeds."),
+    typer.Option(
+        "--save-errors",
+        metavar="FILE.jsonl",
+        help="Write them as a prompt file (.jsonl) with keys and seeds.",
+        parser=a_local_path,
+    ),
 ]
 
 

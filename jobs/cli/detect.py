@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index.counted import counted
-from jobs.cli.arguments import a_place
+from jobs.cli.arguments import a_local_path, a_place
 from jobs.console import grid, make_console, say, say_json
 
 if TYPE_CHECKING:
     from jobs.detect import Detection, Looked
 
-Place = Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="A picture, or a folder of pictures.", show_default=False)]
+Place = Annotated[
+    Path,
+    typer.Argument(metavar="FILE|FOLDER", help="A picture, or a folder of pictures.", show_default=False, parser=a_local_path),
+]
 
 
 def detect(
@@ -30,7 +33,11 @@ def detect(
     ] = None,
     keys: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FOLDER", help="Folders of keys, earlier ones too; by default the one in CLEARANCE_KEYS."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folders of keys, earlier ones too; by default the one in CLEARANCE_KEYS.",
+            parser=a_local_path,
+        ),
     ] = None,
     watermark: Annotated[
         list[str] | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.cli.arguments import AsJson, read_run_file
+from jobs.cli.arguments import AsJson, a_local_path, read_run_file
 from jobs.console import busy, grid, make_console, say, say_error, say_json
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from jobs.doctor import Line
 
 OptionalRun = Annotated[
-    Path | None, typer.Argument(metavar="RUN.toml", help="A run file: can this machine do the run?", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="RUN.toml", help="A run file: can this machine do the run?", show_default=False, parser=a_local_path
+    ),
 ]
 
 

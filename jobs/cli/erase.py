@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from index.errors import ConfigError, InputError
-from jobs.cli.arguments import AsJson
+from jobs.cli.arguments import AsJson, a_local_path
 from jobs.console import busy, draws, grid, make_console, say, say_json, volume
 from jobs.group import group
 
@@ -36,7 +36,7 @@ def dataset(
             "makes of a prompt file.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", parser=a_local_path)],
     kinds: Annotated[str, typer.Option(help="Marks to put on, with commas between.")] = "watermark,qr,text",
     ratio: Annotated[
         float | None, typer.Option(help="Share of the pictures that get a mark; default 0.5, and 0 for drawn: sources.")
@@ -83,8 +83,12 @@ def dataset(
 
 @app.command(epilog="Example: clearance erase train marked.parquet --out eraser --removal model")
 def train(
-    dataset: Annotated[Path, typer.Argument(metavar="SET", help="A set written by erase dataset.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The adapter's folder; an interrupted training continues in it.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="SET", help="A set written by erase dataset.", show_default=False, parser=a_local_path)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The adapter's folder; an interrupted training continues in it.", parser=a_local_path)
+    ],
     removal: Annotated[
         Literal["model", "data"],
         typer.Option(help="model: the base model draws marks; data: the set is to be learned without its marks."),

@@ -11,7 +11,7 @@ import typer
 from index.counted import counted
 from index.errors import InputError
 from index.storage import is_remote, write_file
-from jobs.cli.arguments import IndexFolder
+from jobs.cli.arguments import IndexFolder, a_local_path, a_place
 from jobs.cli.index_arguments import (
     AllowDownload,
     AsJson,
@@ -43,15 +43,17 @@ app = typer.Typer()
 def index_calibrate(
     index: IndexFolder,
     works: Annotated[
-        Path | None, typer.Option(help="The works of the index, for references whose picture it does not keep.")
+        Path | None, typer.Option(help="The works of the index, for references whose picture it does not keep.", parser=a_place)
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="CSV: picture, reference (file or ref_id), label (copy, near-miss, other)."),
+        typer.Option(help="CSV: picture, reference (file or ref_id), label (copy, near-miss, other).", parser=a_local_path),
     ] = None,
     harmless: Annotated[
         Path | None,
-        typer.Option(help="Pictures that are no copies, as similar to the works as possible; used without --pairs."),
+        typer.Option(
+            help="Pictures that are no copies, as similar to the works as possible; used without --pairs.", parser=a_place
+        ),
     ] = None,
     copies: Annotated[int, typer.Option(min=1, help="Edited copies made of each reference, without --pairs.")] = 4,
     false_alarms: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of harmless pairs that may be flagged.")] = 0.02,
@@ -75,7 +77,9 @@ def index_calibrate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the edits.")] = 0,
     leave_out: LeaveOut = False,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="INDEX/calibration.json", parser=a_place)
+    ] = None,
     embedder: OfIndex = "",
     pretrained: Pretrained = "",
     allow_download: AllowDownload = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.again import OfIndex, open_embedder, open_index
-from jobs.cli.arguments import IndexFolder, a_place, run_folder
+from jobs.cli.arguments import IndexFolder, a_local_path, a_place, run_folder
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
@@ -18,7 +18,10 @@ app = typer.Typer()
 def index_doctor(
     index: IndexFolder,
     harmless: Annotated[
-        Path | None, typer.Option(help="Pictures that are no copies of anything: references that fire on them are named.")
+        Path | None,
+        typer.Option(
+            help="Pictures that are no copies of anything: references that fire on them are named.", parser=a_local_path
+        ),
     ] = None,
     run: Annotated[
         list[Path] | None,

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson
+from jobs.cli.arguments import AsJson, a_local_path
 from jobs.console import say, say_json
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made if it is missing.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made if it is missing.", parser=a_local_path)]
 Model = Annotated[
     str, typer.Option(metavar="FOLDER|ID", help="Your model: a diffusers folder or a hub id; stickers: the embedded one.")
 ]

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.arguments import a_local_path
 from jobs.console import grid, make_console, say, say_json, say_note
 from jobs.group import group
 
 app = group("The keys that mark pictures and sign records.")
-KeysFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of keys, outside every run.", show_default=False)]
+KeysFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A folder of keys, outside every run.", show_default=False, parser=a_local_path)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data.")]
 
 

@@ -14,7 +14,7 @@ from index.counted import counted
 from index.errors import ClearanceError, ConfigError, TooManyErrors
 from index.places.kept import listen
 from jobs import signals
-from jobs.cli.arguments import AsJson, RunFile, keys_of, read_run_file
+from jobs.cli.arguments import AsJson, RunFile, a_local_path, keys_of, read_run_file
 from jobs.cli.cache import app as cache_app
 from jobs.cli.capacity import capacity
 from jobs.cli.compact import compact
@@ -207,7 +207,7 @@ def root(
 
 @app.command(epilog="Example: clearance demo --out clearance-demo --runner local")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the demo.")] = Path("clearance-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the demo.", parser=a_local_path)] = Path("clearance-demo"),
     samples: Annotated[int, typer.Option(min=3, help="Number of prompts.")] = 48,
     runner: Annotated[Runner, typer.Option(help="Where to run.")] = "ray",
     json: AsJson = False,

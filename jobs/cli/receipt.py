@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_local_path, keys_of, run_folder
 from jobs.console import say, say_json
 
 
@@ -15,9 +15,9 @@ def receipt(
     run: RunFolder,
     key: Annotated[str, typer.Option("--key", help="The key of a request.")] = "",
     shard: Annotated[str, typer.Option("--shard", help="A shard, in place of a request.")] = "",
-    out: Annotated[Path, typer.Option(help="File of the receipt; FILE.json beside it holds what the leaf is made of.")] = Path(
-        "receipt.cose"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="File of the receipt; FILE.json beside it holds what the leaf is made of.", parser=a_local_path)
+    ] = Path("receipt.cose"),
     keys: KeysFolder = None,
     json: AsJson = False,
 ) -> None:

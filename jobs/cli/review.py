@@ -88,7 +88,9 @@ def review_export(
 @app.command("import", epilog="Example: clearance review import runs/monday decisions.jsonl --by compliance --person r7")
 def review_import(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Decisions, as JSONL or Parquet.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Decisions, as JSONL or Parquet.", show_default=False, parser=a_local_path)
+    ],
     by: By,
     person: Person = "",
     as_json: AsJson = False,

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, RunFolder, runs_named
+from jobs.cli.arguments import AsJson, RunFolder, a_local_path, runs_named
 from jobs.console import grid, make_console, say, say_json
 
 Key = Annotated[
     str, typer.Argument(metavar="KEY", help="The request's key, its sample_id, or how that begins.", show_default=False)
 ]
-OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page of its own into this file.")]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page of its own into this file.", parser=a_local_path)
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page; without --out it is written to RUN/pages.")]
 
 

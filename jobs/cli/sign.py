@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, keys_of, run_folder
+from jobs.cli.arguments import AsJson, KeysFolder, RunFolder, a_local_path, keys_of, run_folder
 from jobs.console import say, say_json
 
 
@@ -18,7 +18,9 @@ def sign(
         str,
         typer.Option(metavar="URI", help="A key that stays in a key service or hardware module, as securesystemslib names it."),
     ] = "",
-    key: Annotated[Path | None, typer.Option("--key", metavar="PEM", help="Public key of --signer.")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="PEM", help="Public key of --signer.", parser=a_local_path)
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Sign a sealed run: its statement in a DSSE envelope, run.dsse.json. A run with keys is signed when it ends.

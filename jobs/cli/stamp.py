@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, RunFolder, run_folder
+from jobs.cli.arguments import AsJson, RunFolder, a_local_path, run_folder
 from jobs.console import busy, say, say_json
 
 
@@ -16,7 +16,12 @@ def stamp(
     tsa: Annotated[str, typer.Option(metavar="URL", help="A time stamping authority (RFC 3161).", show_default=False)],
     tsa_roots: Annotated[
         Path | None,
-        typer.Option("--tsa-roots", metavar="PEM", help="Its root certificates; the answer must be valid under them."),
+        typer.Option(
+            "--tsa-roots",
+            metavar="PEM",
+            help="Its root certificates; the answer must be valid under them.",
+            parser=a_local_path,
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from index.errors import InputError
 from jobs.cli.again import By, DryRun, EveryPicture, Index, OfIndex, Receipts, open_embedder, open_index, watching
-from jobs.cli.arguments import AsJson, Person, every_run
+from jobs.cli.arguments import AsJson, Person, a_local_path, every_run
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
@@ -27,14 +27,19 @@ def takedown(
     add: Annotated[
         Path | None,
         typer.Option(
-            metavar="PICTURES", help="The claimed works: a folder, a picture, a Parquet file or tar.", show_default=False
+            metavar="PICTURES",
+            help="The claimed works: a folder, a picture, a Parquet file or tar.",
+            show_default=False,
+            parser=a_local_path,
         ),
     ] = None,
     retire: Annotated[
         list[str] | None,
         typer.Option(metavar="REF_ID", help="A reference to retire; the beginning of its id is enough.", show_default=False),
     ] = None,
-    claim: Annotated[Path | None, typer.Option(metavar="CLAIM.toml", help="The claim file.", show_default=False)] = None,
+    claim: Annotated[
+        Path | None, typer.Option(metavar="CLAIM.toml", help="The claim file.", show_default=False, parser=a_local_path)
+    ] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a claim file to fill in.")] = False,
     keep_pictures: Annotated[
         bool | None,

@@ -10,20 +10,32 @@ import typer
 from index.counted import counted
 from index.errors import InputError
 from index.printable import visible
-from jobs.cli.arguments import AsJson, KeysFolder, a_place, keys_of, run_folder, runs_named
+from jobs.cli.arguments import AsJson, KeysFolder, a_local_path, a_place, keys_of, run_folder, runs_named
 from jobs.cli.dataset import show_verified
 from jobs.console import make_console, say_json
 
 KeyFile = Annotated[
     Path | None,
-    typer.Option("--key", metavar="PEM", help="Public key of who must have signed; a run without a signature fails then."),
+    typer.Option(
+        "--key",
+        metavar="PEM",
+        help="Public key of who must have signed; a run without a signature fails then.",
+        parser=a_local_path,
+    ),
 ]
 RootsFile = Annotated[
-    Path | None, typer.Option("--tsa-roots", metavar="PEM", help="Root certificates of time stamping authorities you trust.")
+    Path | None,
+    typer.Option(
+        "--tsa-roots", metavar="PEM", help="Root certificates of time stamping authorities you trust.", parser=a_local_path
+    ),
 ]
 SaltFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Secret salt of the prompts; without it CLEARANCE_SALT, or that of the folder of keys."),
+    typer.Option(
+        metavar="FILE",
+        help="Secret salt of the prompts; without it CLEARANCE_SALT, or that of the folder of keys.",
+        parser=a_local_path,
+    ),
 ]
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
@@ -40,6 +52,7 @@ VerifierFile = Annotated[
         "--write-verifier",
         metavar="FILE",
         help="Write a verifier that needs Python and pyarrow alone, for people who do not install Clearance.",
+        parser=a_local_path,
     ),
 ]
 
