@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Volume = Literal["quiet", "usual", "verbose"]
 _volume: ContextVar[Volume] = ContextVar("volume", default="usual")
 
+NARROW = 60  # columns of a terminal below which names of values are folded
+
 
 def set_volume(volume: Volume) -> None:
     """How much beside the results is printed: quiet: errors alone; verbose: a line for each step, and no bars."""
@@ -113,11 +115,11 @@ def drop_stdout() -> None:
 
 
 def grid() -> Table:
-    """Two columns, name and value; long values are folded, never cut."""
+    """Two columns, name and value; long values are folded, never cut. In a narrow terminal names are folded, too."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=make_console().width >= NARROW, overflow="fold")
     table.add_column(overflow="fold")
     return table
 

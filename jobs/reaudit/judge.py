@@ -31,6 +31,7 @@ def sort_hits(
     """
     result.compared, result.looked, result.cleared = looked.compared, len(looked.seen), looked.cleared
     result.unreached += looked.unreached
+    result.lasting |= looked.lasting
     for seen in looked.hits:
         result.hits += 1
         before = standing.outcome(seen.sample_id, seen.born)

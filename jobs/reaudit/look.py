@@ -23,6 +23,7 @@ from index.near import ROUNDING, Views, near
 from index.reference import Match
 from pipeline.audit.pictures import COLUMNS, pictures_of
 from pipeline.audit.requests import Row
+from pipeline.audit.state import state_of
 from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_of
 
 if TYPE_CHECKING:
@@ -164,12 +165,14 @@ class Looked:
         seen: those that deserved a look.
         cleared: of those, how many the embedder finds near and the second look cleared.
         unreached: what could not be looked at: (sample id or file, why).
+        lasting: the samples among them that events say were erased on purpose: nothing will ever reach them.
     """
 
     compared: int = 0
     seen: list[Seen] = field(default_factory=list)
     cleared: int = 0
     unreached: list[tuple[str, str]] = field(default_factory=list)
+    lasting: set[str] = field(default_factory=set)
 
     @property
     def hits(self) -> list[Seen]:
@@ -226,6 +229,9 @@ def look(
         except ClearanceError as error:
             found.unreached.append((error.where or path, error.what))
     found.unreached.sort()
+    if found.unreached:
+        state = state_of(folder)
+        found.lasting = {where for where, _ in found.unreached if state.of(where).erased}
     return found
 
 

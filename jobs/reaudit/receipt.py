@@ -53,11 +53,15 @@ def gap_lines(runs: Sequence[RunResult]) -> Iterator[str]:
         yield "Complete: every named run was reached, and every embedding was compared."
         return
     what = "1 thing was" if len(gaps) == 1 else f"{len(gaps)} things were"
-    yield f"NOT COMPLETE: {what} not reached. Give the same command again when that can be reached."
+    again = " Give the same command again when that can be reached." if any(run.may_be_mended for run in runs) else ""
+    yield f"NOT COMPLETE: {what} not reached.{again}"
     yield from (f"  {gap}" for gap in gaps[:NAMED])
     yield from more(len(gaps))
-    if any("erased" in gap for gap in gaps):
-        yield "What was erased on purpose cannot be looked at any more: whether it went anywhere, people must find out."
+    if lasting := sum(len(run.lasting) for run in runs):
+        yield (
+            f"{counted(lasting, 'sample')} of these {'was' if lasting == 1 else 'were'} erased on purpose, and nothing can look at "
+            "it any more: whether a copy went anywhere, people must find out."
+        )
 
 
 def run_lines(run: RunResult, *, dry_run: bool) -> Iterator[str]:

@@ -86,7 +86,7 @@ class RunResult:
         held_already: hits that were held back before. by_person: hits that a person accepted, knowing the reference.
         observed: hits that the policy only observes.
         held_at_birth: samples that their run held back for what no longer holds; a person may accept them.
-        unreached: what could not be looked at, with the reason.
+        unreached: what could not be looked at, with the reason. lasting: the samples among it that were erased on purpose.
         notes: what a reader must know beside the numbers.
         events: digest of the last event before and after.
     """
@@ -105,6 +105,7 @@ class RunResult:
     observed: list[Change] = field(default_factory=list)
     held_at_birth: list[Change] = field(default_factory=list)
     unreached: list[tuple[str, str]] = field(default_factory=list)
+    lasting: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     events: tuple[str, str] = ("", "")
 
@@ -121,6 +122,11 @@ class RunResult:
         if self.why_not:
             return [f"{self.run}: {self.why_not}"]
         return [f"{self.run}: {where}: {what}" for where, what in self.unreached]
+
+    @property
+    def may_be_mended(self) -> bool:
+        """Whether the same command, given again, could reach more."""
+        return bool(self.why_not) or any(where not in self.lasting for where, _ in self.unreached)
 
     def counts(self) -> dict[str, int]:
         """For events."""

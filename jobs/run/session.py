@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.counted import counted
 from index.errors import RunStopped
-from index.storage import digest_of, fenced, require_held
+from index.storage import digest_of, entry_of, fenced, require_held
 from jobs import signals
 from jobs.proof import signer_of
 from jobs.run.error_budget import beyond, stop_beyond
@@ -329,6 +329,11 @@ class Session:
         from pipeline.audit.shards import markers
 
         lost = sorted({shard.shard_id for shard in self.plan.shards} - set(markers(self.folder)))
+        if lost and entry_of(self.folder, PLAN_FILE) is None:
+            what = "plan.json and committed shards are gone: the folder was emptied while the run went"
+            raise RunStopped(
+                what, where=str(self.folder), fix="Restore what was there from a copy; or name a new folder as --out"
+            )
         if lost:
             raise RunStopped(
                 f"{len(lost)} committed shards are not in the run folder, the first is {lost[0]}",

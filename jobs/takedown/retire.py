@@ -45,6 +45,7 @@ def release(
     looked = look(facts.folder, standard, only=over)
     result.compared, result.looked, result.cleared = looked.compared, len(looked.seen), looked.cleared
     result.unreached += looked.unreached
+    result.lasting |= looked.lasting
     blind = {where for where, _ in looked.unreached}
     lets_go: dict[str, list[str]] = {}
     for seen in looked.seen:

@@ -103,6 +103,11 @@ def test_a_sealed_run_that_lost_a_shard_is_nowhere_taken_for_a_whole_one(sealed:
     assert not (tmp_path / "data").exists()
 
 
+def test_a_narrow_terminal_shows_the_values(sealed: Path) -> None:
+    shown = CliRunner(env={"COLUMNS": "40"}).invoke(cli.app, ["status", str(sealed)]).stdout
+    assert "5 of 5 ended" in shown and "sealed" in shown
+
+
 def test_a_committed_run_without_its_plan_is_not_to_be_drawn_again(sealed: Path, plan: Plan) -> None:
     from index.errors import IntegrityError
     from jobs.run.folder import look

@@ -18,6 +18,7 @@ from index.store import ReferenceIndex
 from jobs.by import By
 from jobs.cli import main as cli
 from jobs.compact import compact_run
+from jobs.retention import erase_keys
 from jobs.takedown.claim import EXAMPLE, FiledClaim, read_claim
 from jobs.takedown.receipt import lines, receipt, write_receipt
 from jobs.takedown.takedown import ADD, RETIRE, Done, Order, carry_out
@@ -208,6 +209,16 @@ def test_the_index_is_changed_although_no_run_is_reached(world: World) -> None:
     assert ReferenceIndex.open(world.base / "index").index_id == done.after != done.before
 
 
+def test_what_was_erased_on_purpose_is_named_and_no_command_is_to_be_given_again(world: World) -> None:
+    folder = world.base / "observed"
+    erase_keys(folder, ["copy-anchor"], [], By(role="privacy", reason="request 31"))
+    done = take_down(world)
+    text = "\n".join(lines(done))
+    assert not receipt(done)["complete"] and "its embedding was erased, and its picture was erased" in text
+    assert "1 sample of these was erased on purpose" in text and "Give the same command again" not in text
+    assert [run.may_be_mended for run in done.runs if run.lasting] == [False]
+
+
 def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:
     from pipeline.audit.stored import samples_of
     from tests.pipeline.test_stored import rewrite
@@ -218,7 +229,7 @@ def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:
     rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
     done = take_down(world)
     assert not receipt(done)["complete"]
-    assert "What was erased on purpose cannot be looked at any more" in "\n".join(lines(done))
+    assert "Give the same command again" in "\n".join(lines(done)), "no event says that it was erased"
     change = next(change for change in done.runs[0].quarantined if change.sample_id == sample_id)
     assert change.by == "embedding" and change.confirm is None
 
