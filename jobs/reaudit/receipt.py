@@ -58,10 +58,8 @@ def gap_lines(runs: Sequence[RunResult]) -> Iterator[str]:
     yield from (f"  {gap}" for gap in gaps[:NAMED])
     yield from more(len(gaps))
     if lasting := sum(len(run.lasting) for run in runs):
-        yield (
-            f"{counted(lasting, 'sample')} of these {'was' if lasting == 1 else 'were'} erased on purpose, and nothing can look at "
-            "it any more: whether a copy went anywhere, people must find out."
-        )
+        were = f"{counted(lasting, 'sample')} of these {'was' if lasting == 1 else 'were'} erased on purpose"
+        yield f"{were}, and nothing can look at it any more: whether a copy went anywhere, people must find out."
 
 
 def run_lines(run: RunResult, *, dry_run: bool) -> Iterator[str]:
