@@ -30,9 +30,11 @@ def a_local_path(text: str | Path) -> Path:
     Raises:
         InputError: it is a URI.
     """
-    from index.storage import is_uri
+    from index.storage import is_uri, place
 
     if is_uri(str(text)):
+        if str(text).lower().startswith("file://"):
+            return place(str(text))
         shown = str(text).partition("?")[0].rpartition("@")[2]
         raise InputError("this has to be on this machine", where=shown, fix="Name a local or mounted path, and copy it")
     return Path(text)

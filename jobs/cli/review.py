@@ -110,7 +110,8 @@ def review_import(
     else:
         audit = f"; of {found.audited} audited, {found.overturned} overturned" if found.audited else ""
         again = f"; {found.again:,} imported before" if found.again else ""
-        say(f"{counted(found.decisions, 'decision')}: {found.accepted} accepted, {found.rejected} rejected{audit}{again}")
+        ends = f"; no longer held back by {', '.join(found.lifted)}" if found.lifted else ""
+        say(f"{counted(found.decisions, 'decision')}: {found.accepted} accepted, {found.rejected} rejected{audit}{again}{ends}")
 
 
 @app.command(
@@ -142,7 +143,8 @@ def review_decide(
     if as_json:
         say_json({"run": str(folder), "key": key, "decision": decision, **asdict(found)})
     else:
-        say(f"{key}: {'accepted' if accept else 'rejected'}")
+        ends = f"; it is no longer held back by {', '.join(found.lifted)}" if found.lifted else ""
+        say(f"{key}: {'accepted' if accept else 'rejected'}{ends}")
 
 
 def _reason(decision: str, text: str) -> tuple[str, str]:

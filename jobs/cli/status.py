@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from index.errors import ClearanceError
 from jobs.cli.arguments import AsJson, RunFolder, run_folder, runs_named
 from jobs.cli.dataset import show_data_set
 from jobs.cli.dead_letters import Errors, SaveErrors, show_dead_letters
@@ -92,7 +93,12 @@ def _show(folder: Path, *, json: bool) -> None:
     from pipeline.audit.timestamp import stamped_at
 
     found = Watched(folder).look()
-    counts, check = read_counts(folder)
+    try:
+        counts, check = read_counts(folder)
+    except ClearanceError:  # what is left of a damaged run says at least how far it had come
+        if not json:
+            make_console().print(_table(found))
+        raise
     about = {
         "run": found.run_id,
         "plan": str(stored_plan(folder)["plan_sha256"]),

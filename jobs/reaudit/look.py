@@ -231,8 +231,13 @@ def look(
     found.unreached.sort()
     if found.unreached:
         state = state_of(folder)
-        found.lasting = {where for where, _ in found.unreached if state.of(where).erased}
+        found.lasting = {where for where, why in found.unreached if _on_purpose(state.of(where).erased, why)}
     return found
+
+
+def _on_purpose(erased: Collection[str], why: str) -> bool:
+    """Whether events erased all that is missing: the picture, and the embedding where it is gone, too."""
+    return "image" in erased and ("embedding" in erased or "its embedding" not in why)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class _History:
     held_for: dict[str, set[str]] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
     settled: set[str] | None = None
+    decision: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,15 @@ class Standing:
         since."""
         return self._samples[sample_id].settled if sample_id in self._samples else None
 
+    def named(self, sample_id: str) -> set[str]:
+        """All references that events have named for a sample."""
+        return self._samples[sample_id].named if sample_id in self._samples else set()
+
+    def decision(self, sample_id: str) -> Mapping[str, Any] | None:
+        """The decision of a person about a sample that stands: nothing has held the sample back or let it go since, but the
+        release that came with it."""
+        return self._samples[sample_id].decision if sample_id in self._samples else None
+
     def held(self) -> list[str]:
         """Ids of the samples that a claim holds."""
         return [sample_id for sample_id, found in self._samples.items() if found.held_for]
@@ -86,15 +96,19 @@ def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
         named = set(references_of(details, sample_id))
         history.held_for.setdefault(claim, set()).update(named)
         history.named |= named
+        history.decision = None
     elif event["kind"] == RELEASED:
         if "claim" in details:
             history.held_for.pop(claim, None)
         else:
             history.held_for.clear()
+        if details.get("because_of") != "review":
+            history.decision = None
     else:
+        history.decision = event
         shown = details.get("references")  # an event of another program may lack it
         knew = history.named & {*map(str, shown)} if isinstance(shown, list) else set(history.named)
-        history.settled = knew if details.get("outcome") in OUT else None
+        history.settled = knew | (history.settled or set()) if details.get("outcome") in OUT else None
 
 
 def references_of(details: Mapping[str, Any], sample_id: str) -> list[str]:

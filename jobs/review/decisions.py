@@ -13,7 +13,7 @@ from typing import Any
 from index.errors import InputError
 from index.parquet import parquet_file
 from jobs.reaudit.facts import alone_in
-from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
+from jobs.reaudit.standing import DECIDED, RELEASED, Standing
 from jobs.review.queue import AUDIT, HELD, QUEUE
 from jobs.review.reasons import ACCEPT, BY_CODE, REJECT
 from pipeline.audit.events import NewEvent, append_events
@@ -23,7 +23,7 @@ from pipeline.outcome import Outcome
 LARGEST = 1 << 30  # bytes of a file of decisions
 KEYS = {
     "run_id", "sample_id", "request_key", "pixel_sha256", "purpose", "decision", "reason", "note", "decided_at", "seconds",
-    "references",
+    "references", "claims",
 }  # fmt: skip
 NAMED = 10  # lines that a message names
 # What to do about decisions that cannot be taken: about the lines of a file, and about one of the command line.
@@ -40,8 +40,8 @@ class Decision:
         decision: ``accept`` or ``reject``. reason: a code. note: what the person wrote.
         purpose: ``queue``, ``quarantine`` or ``audit``.
         decided_at: when, as it stands in the file. seconds: how long it took.
-        references: ids of the references that the person was shown. What claims hold back is accepted by nobody who does not
-            know what it is held back for.
+        references: ids of the references that the person was shown. claims: those that the person was told of. What claims hold
+            back is accepted by nobody who does not know of them, and what for.
         overrule: it may replace a person's decision before it.
     """
 
@@ -55,6 +55,7 @@ class Decision:
     decided_at: str = ""
     seconds: float | None = None
     references: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
     overrule: bool = False
 
 
@@ -66,6 +67,7 @@ class Imported:
         decisions: how many there are; accepted, rejected: of those that were taken.
         audited: of those that were taken, on accepted samples drawn at random. overturned: of these, rejected.
         again: how many the run holds already, word by word; they change nothing.
+        lifted: claims that the accepted samples were held back by, and no longer are.
         before: whether it holds all of them.
     """
 
@@ -75,6 +77,7 @@ class Imported:
     audited: int = 0
     overturned: int = 0
     again: int = 0
+    lifted: tuple[str, ...] = ()
     before: bool = False
 
 
@@ -117,41 +120,47 @@ def decide_one(folder: Path, key: str, decision: Decision, *, actor: str, person
     with alone_in(folder, dry_run=False):
         sample_id, pixels = _find(folder, key)
         standing = Standing.of(folder)
-        held_for = standing.held_for(sample_id)
-        named = tuple(sorted({ref_id for ref_ids in held_for.values() for ref_id in ref_ids}))
-        purpose = HELD if held_for else decision.purpose
-        one = replace(decision, sample_id=sample_id, pixel_sha256=pixels, purpose=purpose, references=named)
+        claims, named = tuple(standing.held_for(sample_id)), tuple(sorted(standing.named(sample_id)))
+        purpose = HELD if claims else decision.purpose
+        one = replace(
+            decision, sample_id=sample_id, pixel_sha256=pixels, purpose=purpose, references=named, claims=claims
+        )  # fmt: skip
         return _take(folder, standing, [one], where=f"{folder}: {key}", actor=actor, person=person)
 
 
 def _take(
     folder: Path, standing: Standing, decisions: Sequence[Decision], *, where: str, actor: str, person: str, sha256: str = ""
 ) -> Imported:
-    decided = [event for event in standing.events if event["kind"] == DECIDED]
-    held = {_words(event) for event in decided} if sha256 else set()
-    new = [one for one in decisions if _words_of(one) not in held]
+    new = [one for one in decisions if not (sha256 and _said_before(one, standing))]
     problems = _problems(folder, standing, new)
     _refuse(problems, where, MEND if sha256 else ONE)
     if new:
         append_events(folder, [event for one in new for event in _events(one, standing, actor, person, sha256)])
     audited = [one for one in new if one.purpose == AUDIT]
+    lifted = [claim for one in new if one.decision == ACCEPT for claim in standing.held_for(one.sample_id)]
     return Imported(
         decisions=len(decisions), accepted=sum(one.decision == ACCEPT for one in new),
         rejected=sum(one.decision == REJECT for one in new), audited=len(audited),
         overturned=sum(one.decision == REJECT for one in audited), again=len(decisions) - len(new), before=not new,
+        lifted=tuple(dict.fromkeys(lifted)),
     )  # fmt: skip
 
 
-def _words(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a decision's event says, to tell whether a line says the same."""
-    details = event["details"]
-    told = (details.get(name) for name in ("decision", "code", "note", "purpose", "decided_at", "seconds"))
-    return (*event["samples"], event["digests"].get("pixel_sha256"), *told)
+def _said_before(one: Decision, standing: Standing) -> bool:
+    """Whether a line was imported before: an event says the same, of the same moment; or it is the decision that stands."""
+    details = {
+        "decision": one.decision, "code": one.reason, "note": one.note, "purpose": one.purpose, "decided_at": one.decided_at,
+        "seconds": one.seconds, "references": list(one.references), "claims": list(one.claims),
+    }  # fmt: skip
 
+    def same(event: Mapping[str, Any] | None) -> bool:
+        return (
+            event is not None and event["kind"] == DECIDED and event["samples"] == [one.sample_id]
+            and event["digests"].get("pixel_sha256") == one.pixel_sha256
+            and all(event["details"].get(name, said) == said for name, said in details.items())
+        )  # fmt: skip
 
-def _words_of(one: Decision) -> tuple[Any, ...]:
-    told = (one.decision, one.reason, one.note, one.purpose, one.decided_at, one.seconds)
-    return (one.sample_id, one.pixel_sha256, *told)
+    return any(map(same, standing.events)) if one.decided_at else same(standing.decision(one.sample_id))
 
 
 def _events(one: Decision, standing: Standing, actor: str, person: str, sha256: str) -> list[NewEvent]:
@@ -162,6 +171,7 @@ def _events(one: Decision, standing: Standing, actor: str, person: str, sha256: 
     details = {
         "outcome": outcome, "decision": one.decision, "code": one.reason, "note": one.note, "purpose": one.purpose,
         "decided_at": one.decided_at, "seconds": one.seconds, "references": list(one.references),
+        "claims": list(one.claims),
     }  # fmt: skip
     digests = {"pixel_sha256": one.pixel_sha256} | ({"file_sha256": sha256} if sha256 else {})
     found = [NewEvent(
@@ -186,11 +196,6 @@ def _problems(folder: Path, standing: Standing, decisions: Sequence[Decision]) -
     wanted = {one.sample_id for one in decisions}
     columns = ("sample_id", "outcome", "pixel_sha256")
     rows = {row["sample_id"]: row for _, _, row in rows_of(folder, wanted, columns)}
-    latest = {
-        sample_id: event for event in standing.events if event["kind"] in (DECIDED, QUARANTINED, RELEASED)
-        for sample_id in event["samples"]
-    }  # fmt: skip
-    decided = {sample_id: event for event in standing.events if event["kind"] == DECIDED for sample_id in event["samples"]}
     problems: list[tuple[int, str]] = []
     first: dict[str, int] = {}
     for one in decisions:
@@ -208,7 +213,7 @@ def _problems(folder: Path, standing: Standing, decisions: Sequence[Decision]) -
             problems.append((one.line, f"was made on another picture: its pixel_sha256 is {theirs}…, the row's {ours}…"))
         elif row["outcome"] == Outcome.ERROR:
             problems.append((one.line, f"decides about sample {one.sample_id}, which ended as an error"))
-        elif not one.overrule and (event := _decided(latest.get(one.sample_id), decided.get(one.sample_id))) is not None:
+        elif not one.overrule and (event := standing.decision(one.sample_id)) is not None:
             by = f"{event['actor']}{' (' + event['person'] + ')' if event['person'] else ''} on {str(event['at'])[:10]}"
             problems.append((one.line, f"decides about sample {one.sample_id} again: {by} did, in event {event['seq']}"))
         elif what := _unknown(one, standing.held_for(one.sample_id)):
@@ -221,22 +226,11 @@ def _unknown(one: Decision, held_for: Mapping[str, set[str]]) -> str:
     if one.decision != ACCEPT or not held_for:
         return ""
     missing = sorted({ref_id for ref_ids in held_for.values() for ref_id in ref_ids} - set(one.references))
-    if not missing and one.purpose == HELD:
+    untold, claims = [claim for claim in held_for if claim not in one.claims], ", ".join(held_for)
+    if not missing and not untold:
         return ""
-    claims = ", ".join(held_for)
-    seen = (
-        f"reference {missing[0]}, which it is held back for, was not shown" if missing else "it was not known to be held back"
-    )
+    seen = f"the line does not know of {untold[0]}" if untold else f"reference {missing[0]}, which that is for, was not shown"
     return f"accepts sample {one.sample_id}, held back by {claims}, but {seen}: export the queue again and decide on that page"
-
-
-def _decided(event: Mapping[str, Any] | None, decision: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The decision of a person that stands: the last event about a sample is one, or a release that came with it."""
-    if event is None or event["kind"] == QUARANTINED:
-        return None
-    if event["kind"] == RELEASED and event["details"].get("because_of") != "review":
-        return None
-    return decision
 
 
 def _refuse(problems: Sequence[tuple[int, str]], where: str, fix: str) -> None:
@@ -322,6 +316,7 @@ def _decisions(folder: Path, file: Path, lines: Sequence[tuple[int, Any]]) -> li
                 decided_at=plain.get("decided_at") or "",
                 seconds=plain.get("seconds"),
                 references=tuple(plain.get("references") or ()),
+                claims=tuple(plain.get("claims") or ()),
             )
         )
     if not lines:
@@ -362,9 +357,10 @@ def _odd_rest(plain: Mapping[str, Any]) -> str:
         datetime.fromisoformat(plain.get("decided_at") or "2000-01-01")
     except (ValueError, TypeError):
         return f"was decided at {str(plain['decided_at'])[:40]!r}, which is no time"
-    references = plain.get("references") or []
-    if not isinstance(references, list) or not all(isinstance(ref_id, str) for ref_id in references):
-        return f"has references {str(references)[:40]!r}, which are no list of ids"
+    for name in ("references", "claims"):
+        named = plain.get(name) or []
+        if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+            return f"has {name} {str(named)[:40]!r}, which are no list of ids"
     seconds = plain.get("seconds")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9):
         return f"took {str(seconds)[:40]!r} seconds"

@@ -169,7 +169,7 @@ def _item(one: Waiting, row: Row, picture: str | None, shown: Callable[[str], st
         "purpose": one.purpose, "outcome": one.outcome, "why": WHY[one.purpose].format(reason=one.reason or row["reason"]),
         "prompt": row["prompt"] or "", "drawn_prompt": row.get("drawn_prompt") or "", "attempts": row["attempts"],
         "picture": picture, "findings": findings,
-        "references": [{**match, "picture": shown(match["ref_id"])} for match in chosen],
+        "references": [{**match, "picture": shown(match["ref_id"])} for match in chosen], "claims": list(one.claims),
     }  # fmt: skip
 
 

@@ -91,12 +91,11 @@ def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiti
     Raises:
         InputError: there are fewer.
     """
-    latest = _latest(standing)
     fit = sorted(
         (sample_id, born)
         for part in samples_of(folder)
         for sample_id, born in zip(part.ids, part.outcomes, strict=True)
-        if standing.is_out(sample_id, born) and (sample_id not in latest or latest[sample_id]["kind"] != DECIDED)
+        if standing.is_out(sample_id, born) and standing.decision(sample_id) is None
     )
     if len(fit) < count:
         there = f"{len(fit)} {'is' if len(fit) == 1 else 'are'} there"

@@ -33,7 +33,8 @@ _SAME = (
 
 
 def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
-    """End a stopped run. Opens neither model nor index: what every row repeats is in the rows that are there.
+    """End a stopped run. Opens neither model nor index: what rows repeat of them is in those that are there. What they do not
+    hold, the machine and the licences of adapters, is left out.
 
     Args:
         folder: the run folder.
@@ -54,13 +55,13 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
         assert session.anchors is not None  # of a folder that holds the plan
         context = dataclasses.replace(context, run_id=session.run_id, anchors=session.anchors)
         session.context = dataclasses.replace(context, adapters=())  # nothing was drawn with them
-        left = len(plan.requests) - session.outcomes().total()
+        left, shards = len(plan.requests) - session.outcomes().total(), len(session.pending())
+        session.end_early(f"the run was ended early by {by.role}, with {counted(left, 'request')} left to draw: {by.reason}")
         event = NewEvent(
-            kind=ENDED, actor=by.role, person=by.person, reason=by.reason,
-            details={"requests": left, "shards": len(session.pending())}, digests={"plan_sha256": plan.plan_sha256},
+            kind=ENDED, actor=by.role, person=by.person, reason=by.reason, details={"requests": left, "shards": shards},
+            digests={"plan_sha256": plan.plan_sha256},
         )  # fmt: skip
-        append_events(session.folder, [event])
-        session.end_early(f"the run was ended early by {by.role}, before {counted(left, 'request')} were drawn: {by.reason}")
+        append_events(session.folder, [event])  # behind its rows: stopped in the middle, the run may still be continued
         session.context = context
         return session.finish(0)
 
@@ -73,6 +74,8 @@ def _context(folder: Path, plan: Plan) -> RunContext:
         first = first or row
         worn = [Adapter(**{**one, "tokens": tuple(one["tokens"])}) for one in row["adapters"]]
         adapters += [one for one in worn if one.digest not in [known.digest for known in adapters]]
+    weights = {one.name: one.weight for one in plan.config.adapters if one.name}  # rows may have had other strengths
+    adapters = [dataclasses.replace(one, weight=weights.get(one.name, one.weight)) for one in adapters]
     if not first:
         fix = "Remove the folder; or continue it with --resume"
         raise InputError("nothing of the run is committed, so there is nothing to keep", where=str(folder), fix=fix)

@@ -210,7 +210,7 @@ def failed_keys(folder: Path) -> list[str]:
         raise InputError(
             f"the run is not finished ({len(open_shards)} shards are open)",
             where=str(folder),
-            fix="Finish it with --resume first",
+            fix="Finish it with --resume first, or end it as it is (clearance end)",
         )
     return [row["request_key"] for row in sample_rows(folder, ["request_key", "outcome"]) if row["outcome"] == "error"]
 

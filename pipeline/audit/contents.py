@@ -62,6 +62,7 @@ class _Facts:
         self.media_types: set[str] = set()
         self.workers: set[str] = set()
         self.skipped: Counter[str] = Counter()
+        self.ended_early = 0
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         if not self.first:
@@ -70,6 +71,7 @@ class _Facts:
         known += [found for one in sample["adapters"] if (found := dict(one)) not in known]
         self.media_types |= {sample["media_type"]} - {None}
         self.workers.add(str(sample["worker_id"]))
+        self.ended_early += sample["reason"] == "error.ended_early"
         self.skipped.update(sample["skipped_guards"])
 
 
@@ -163,11 +165,17 @@ def report_numbers(
         "training": tables.training.rows(),
         "controls": controls(),
         "bill_of_materials": _bill(predicate.get("bill_of_materials")),
-        "ended": next((event for event in listed(events) if event["kind"] == "run.ended"), None),
+        "ended": _ended(events, tables.facts.ended_early),
         "events": listed(events),
     }
     finite: dict[str, Any] = _finite(numbers)
     return finite
+
+
+def _ended(events: Sequence[Mapping[str, Any]], requests: int) -> dict[str, Any] | None:
+    """Who ended the run before all of it was drawn, and of how many requests nothing was; None where nobody did."""
+    event = next((event for event in reversed(listed(events)) if event["kind"] == "run.ended"), None)
+    return {"requests": requests, **{name: event[name] for name in ("at", "actor", "reason")}} if event and requests else None
 
 
 def _check(record: Any) -> CopyCheck | None:

@@ -216,7 +216,8 @@ def _adapter(adapter: Adapter) -> dict[str, Any]:
 def _of_the_row(request: Request, context: RunContext) -> list[dict[str, Any]]:
     """The adapters that a row names for itself, each with its strength."""
     found = []
-    for name, strength in row_adapters(request.adapter, context.named_adapters) if request.problem is None else ():
+    drawn = request.problem is None and context.named_adapters  # none are known of what was never drawn
+    for name, strength in row_adapters(request.adapter, context.named_adapters) if drawn else ():
         one = context.named_adapters[name]
         found.append(_adapter(one if strength is None else replace(one, weight=strength)))
     return found

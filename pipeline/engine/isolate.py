@@ -111,10 +111,16 @@ def shaped(answer: Any, like: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError: it is not; another shape would be spread over the latent, and nobody would see it.
     """
-    if getattr(answer, "shape", None) != like.shape:
-        given = f"shape {tuple(answer.shape)}" if hasattr(answer, "shape") else type(answer).__name__
-        raise TypeError(f"it answers {given} in place of a latent of shape {tuple(like.shape)}")
-    return answer.to(like.dtype)  # type: ignore[no-any-return]
+    import torch
+
+    if not isinstance(answer, torch.Tensor):
+        raise TypeError(f"it answers {type(answer).__name__} in place of a latent")
+    if answer.shape != like.shape:
+        raise TypeError(f"it answers shape {tuple(answer.shape)} in place of a latent of shape {tuple(like.shape)}")
+    if not answer.is_floating_point() or answer.layout != like.layout or answer.device != like.device:
+        given = f"{answer.dtype}, {answer.layout} on {answer.device}"
+        raise TypeError(f"it answers {given} in place of a latent: {like.dtype}, {like.layout} on {like.device}")
+    return answer.to(like.dtype)
 
 
 def mates_of(failed: Failures, under_way: Sequence[Trajectory]) -> Failures:

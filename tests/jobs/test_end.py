@@ -24,6 +24,7 @@ from jobs.run.verdict import verify_run
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import sample_rows, scan_statement
 from pipeline.audit.report import write_report
+from pipeline.outcome import Request
 
 WHO = By(role="operator", reason="the index changed for claim 12", person="r7")
 
@@ -39,7 +40,7 @@ def test_what_was_not_drawn_becomes_error_rows_and_the_run_is_whole(stopped: Pat
     assert 0 < drawn < len(rows) == done.requests == 5
     assert {reason for _, reason in rows[drawn:]} == {"error.ended_early"} and rows[0] == ("accepted", "")
     last = [*sample_rows(stopped)][-1]
-    assert "ended early by operator, before" in last["error_message"] and "claim 12" in last["error_message"]
+    assert "ended early by operator, with 3 requests left to draw" in last["error_message"] and "claim 12" in last["error_message"]
     assert (last["model_digest"], last["worker_id"]) == (next(sample_rows(stopped))["model_digest"], "driver")
     assert verify_run(stopped).ok
     kinds = [event["kind"] for event in read_events(stopped)]
@@ -77,6 +78,30 @@ def test_afterwards_it_is_a_run_like_any_other(stopped: Path) -> None:
     assert "</b> by operator on 20" in text and f"{5 - len(keys)} of 5 requests were not drawn" in text
     assert len(failed_keys(stopped)) == 5 - len(keys)  # what --only-failed draws
     assert erase_keys(stopped, keys[:1], [], WHO).samples == 1 and verify_run(stopped).ok
+
+
+def test_ended_in_the_middle_it_may_still_be_continued(
+    stopped: Path, plan: Plan, tmp_path: Path, open_loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report then says nothing of an end that never came."""
+    from jobs.run.session import Session
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Session, "undrawn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        end_early(stopped, WHO)
+    assert "run.ended" not in [event["kind"] for event in read_events(stopped)]
+    (tmp_path / "space").touch()
+    assert run_local(plan, stopped, open_loop=open_loop).outcomes == {"accepted": 5}
+    assert "Ended early" not in write_report(stopped)[0].read_text(encoding="utf-8")
+
+
+def test_a_row_that_names_an_adapter_is_ended_like_any_other(stopped: Path) -> None:
+    """None is known of what was never drawn: neither the model nor its adapters are opened."""
+    from jobs.run.end_early import _context
+    from pipeline.audit.records import _of_the_row
+
+    request = Request(row_no=0, key="k", prompt="cat", seed=0, adapter="style:0.7")
+    assert _of_the_row(request, _context(stopped, Plan.load(stopped))) == []
 
 
 def test_a_finished_run_has_nothing_to_end(sealed: Path) -> None:

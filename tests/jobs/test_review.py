@@ -55,7 +55,7 @@ def line(folder: Path, key: str, decision: str = "accept", **more: Any) -> dict[
         "run_id": run_id, "sample_id": row["sample_id"], "request_key": key, "pixel_sha256": row["pixel_sha256"],
         "purpose": "quarantine" if key == HELD_BACK else "queue", "decision": decision,
         "reason": "nothing_wrong" if decision == "accept" else "copy", "note": "", "decided_at": "2026-11-28T16:00:00Z",
-        "seconds": 2.5, "references": ["ref"] if key == HELD_BACK else [],
+        "seconds": 2.5, "references": ["ref"] if key == HELD_BACK else [], "claims": ["claim-1"] if key == HELD_BACK else [],
     } | more  # fmt: skip
 
 
@@ -208,6 +208,7 @@ def test_parquet_is_taken_too(run: Path) -> None:
         ({"purpose": "fun"}, "line 2 has the purpose 'fun'"),
         ({"references": "ref"}, "line 2 has references 'ref'"),
         ({"references": [1]}, "line 2 has references"),
+        ({"claims": 1}, "line 2 has claims '1'"),
         ({"sample_id": ""}, "line 2 lacks 'sample_id'"),
     ],
 )
@@ -252,9 +253,9 @@ def test_a_sample_that_was_held_back_since_can_be_decided_again(run: Path) -> No
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"purpose": "audit", "references": []}, "reference ref, which it is held back for, was not shown"),
-        ({"purpose": "quarantine", "references": ["another"]}, "reference ref"),
-        ({"purpose": "queue"}, "it was not known to be held back"),
+        ({"purpose": "audit", "references": []}, "reference ref, which that is for, was not shown"),
+        ({"references": ["another"]}, "reference ref, which"),
+        ({"claims": []}, "the line does not know of claim-1"),
     ],
 )
 def test_nobody_accepts_what_is_held_back_without_knowing_why(run: Path, more: dict[str, Any], why: str) -> None:
@@ -271,10 +272,48 @@ def test_a_claim_that_came_since_is_not_lifted_by_who_knew_another(run: Path) ->
         run, "sample.quarantined", "takedown", "claimed", samples=[sample_id],
         details={"claim": "claim-2", "looks": {sample_id: {"ref_ids": ["new"], "similarity": 0.9, "confirm": None}}},
     )  # fmt: skip
+    both = ["claim-1", "claim-2"]
     with pytest.raises(InputError, match="held back by claim-1, claim-2, but reference new"):
-        import_file(run, write(run, line(run, HELD_BACK)), actor="compliance")
-    import_file(run, write(run, line(run, HELD_BACK, references=["ref", "new"])), actor="compliance")
+        import_file(run, write(run, line(run, HELD_BACK, claims=both)), actor="compliance")
+    found = import_file(run, write(run, line(run, HELD_BACK, claims=both, references=["ref", "new"])), actor="compliance")
+    assert found.lifted == ("claim-1", "claim-2")
     assert Standing.of(run).settled_by_person(sample_id) == {"ref", "new"}
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_claim_for_what_was_known_is_a_claim_that_was_not(run: Path, looks: bool) -> None:
+    """Another claimant names the same work, or a program of somebody else names none."""
+    sample_id = _row(run, HELD_BACK)["sample_id"]
+    named = {"looks": {sample_id: {"ref_ids": ["ref"], "similarity": 0.9, "confirm": None}}} if looks else {}
+    append_event(run, "sample.quarantined", "takedown", "claimed", samples=[sample_id], details={"claim": "claim-3", **named})
+    with pytest.raises(InputError, match="held back by claim-1, claim-3, but the line does not know of claim-3"):
+        import_file(run, write(run, line(run, HELD_BACK)), actor="compliance")
+    assert outcome(run, HELD_BACK) == "quarantined"
+
+
+def test_what_a_person_once_knew_is_known_when_the_reason_is_corrected(run: Path) -> None:
+    sample_id = _row(run, HELD_BACK)["sample_id"]
+    decide_one(run, HELD_BACK, one("accept"), actor="compliance")
+    decide_one(run, HELD_BACK, one("accept", overrule=True), actor="head of compliance")
+    assert Standing.of(run).settled_by_person(sample_id) == {"ref"}
+    decide_one(run, HELD_BACK, one(overrule=True), actor="compliance")
+    assert Standing.of(run).settled_by_person(sample_id) is None
+
+
+def test_the_same_words_about_another_claim_are_another_decision(run: Path) -> None:
+    """A line need not say when it was made."""
+    sample_id, bare = _row(run, HELD_BACK)["sample_id"], {"decided_at": "", "seconds": None}
+    import_file(run, write(run, line(run, HELD_BACK, "reject", **bare)), actor="compliance")
+    assert import_file(run, write(run, line(run, HELD_BACK, "reject", **bare), ""), actor="compliance").before
+    append_event(run, "sample.quarantined", "takedown", "claimed", samples=[sample_id], details={"claim": "claim-2"})
+    found = import_file(run, write(run, line(run, HELD_BACK, "reject", **bare), "", ""), actor="compliance")
+    assert (found.rejected, found.again) == (1, 0)
+
+
+def test_a_draw_leaves_out_what_a_person_accepted_against_a_claim(run: Path) -> None:
+    decide_one(run, HELD_BACK, one("accept"), actor="compliance")
+    with pytest.raises(InputError, match="asks for 5 accepted samples, and 4 are there"):
+        drawn(run, Standing.of(run), 5, 0)
 
 
 def test_a_person_knows_the_references_that_were_shown_and_no_others(run: Path) -> None:

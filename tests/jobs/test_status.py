@@ -93,6 +93,8 @@ def test_a_sealed_run_that_lost_a_shard_is_nowhere_taken_for_a_whole_one(sealed:
     gone = sorted((sealed / "commits").glob("*.json"))[0]
     gone.unlink()
     assert Watched(sealed).look().state_line().startswith("damaged: sealed, and 1 of 3 shards are gone")
+    shown = call("status", sealed)
+    assert shown.exit_code == 2 and "damaged: sealed, and 1 of 3 shards are gone" in " ".join(shown.stdout.split())
     for command in (
         ("export", sealed, "--to", tmp_path / "data"), ("show", sealed, "row-000001"), ("review", "list", sealed),
         ("review", "export", sealed, "--to", tmp_path / "queue", "--random", "1"), ("retention", "show", sealed),

@@ -117,7 +117,7 @@ def _further(chain: Chain, config: RunConfig, base: Path, folder: Path, *, only_
         what = f"the runs there belong to data set {chain.dataset_id!r}, and the run file to {config.dataset_id!r}"
         raise ConfigError(what, where="dataset_id", fix="Write the same dataset_id, or name another folder with --out")
     if (open_run := chain.unfinished()) is not None:
-        fix = "Finish it with --resume first"
+        fix = "Finish it with --resume first, or end it as it is (clearance end)"
         raise InputError("this run of the data set is not finished", where=str(open_run.folder), fix=fix)
     wanted, parts = set[str](), []
     requests = requests_of(config, base)
