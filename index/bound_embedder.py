@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from index.embed import OpenCLIPEmbedder
 from index.embedder_source import SHIPPED, EmbedderSource
-from index.errors import ModelError
+from index.errors import IndexMismatch, ModelError
 
 if TYPE_CHECKING:
     from index.store import ReferenceIndex
@@ -46,5 +46,12 @@ def embedder_of(
         raise ModelError(
             error.what, where=error.where, fix=fix + "--embedder, or model under [embedder] in the run file"
         ) from None
-    index.require_embedder(embedder.embedder_id)
+    try:
+        index.require_embedder(embedder.embedder_id)
+    except IndexMismatch as error:
+        if model or not remembered.model:
+            raise
+        fix = "Restore them; or name where they lie now: --embedder, or model under [embedder] in the run file"
+        what = f"the weights of {remembered} are no longer those that the index was built with ({error.what})"
+        raise IndexMismatch(what, where=error.where, fix=fix) from None
     return embedder

@@ -211,9 +211,10 @@ class Works:
         for found in self._found:
             yield from self._work(Path(found.path), found.name, Path(found.name).stem, found.fields, found.where)
         theirs = [self.how.columns.get(name, name) for name in KNOWN]
+        required = [] if os.path.lexists(self.path / SHEET) else [*self.how.columns.values()]  # else they are the sheet's
         for path, kind in self._stored:
             name = shown(path.relative_to(self.path)) if self.path.is_dir() else shown(path.name)
-            for record in records_in(path, kind, column=self.how.picture_column, wanted=theirs):
+            for record in records_in(path, kind, column=self.how.picture_column, wanted=theirs, required=required):
                 yield from self._recorded(record, f"{name}{record.place.removeprefix(str(path))}")
 
     def _recorded(self, record: Record, name: str) -> Iterator[NewReference]:

@@ -199,7 +199,7 @@ class OpenCLIPEmbedder:
         if not path.is_file():
             fix = "Name a folder in open_clip's format: open_clip_config.json and open_clip_model.safetensors"
             raise ModelError("has no open_clip_config.json", where=str(folder), fix=fix)
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")) and not any(folder.glob("*.pt*")):
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")) and not any(folder.glob("*.pth")):
             raise ModelError(
                 "has no weights", where=str(folder), fix="Put open_clip_model.safetensors beside the configuration"
             )

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from index.errors import InputError
 from index.parquet import parquet_file
@@ -55,9 +55,11 @@ def holds_records(path: Path) -> str | None:
     return "tar" if head[257:262] == b"ustar" or path.name.lower().endswith(TARS) else None
 
 
-def records_in(path: Path, kind: str, *, column: str = "", wanted: Iterable[str] = ()) -> Iterator[Record]:
+def records_in(
+    path: Path, kind: str, *, column: str = "", wanted: Iterable[str] = (), required: Iterable[str] = ()
+) -> Iterator[Record]:
     """The pictures of a file of that kind, see :func:`parquet_records` and :func:`tar_records`."""
-    return tar_records(path) if kind == "tar" else parquet_records(path, column=column, wanted=wanted)
+    return tar_records(path) if kind == "tar" else parquet_records(path, column=column, wanted=wanted, required=required)
 
 
 def count_records(path: Path, kind: str) -> int | None:
@@ -75,14 +77,16 @@ def count_records(path: Path, kind: str) -> int | None:
 # --- Parquet ----------------------------------------------------------------------------------------------------------------
 
 
-def parquet_records(path: Path, *, column: str = "", wanted: Iterable[str] = ()) -> Iterator[Record]:
+def parquet_records(
+    path: Path, *, column: str = "", wanted: Iterable[str] = (), required: Iterable[str] = ()
+) -> Iterator[Record]:
     """The rows of a Parquet file whose pictures are a struct of ``bytes`` and ``path``, or the file's bytes.
 
     Args:
         path: the file.
         column: of the pictures; empty: one that the file's metadata call an image or that is called ``image``, else the first
             of bytes.
-        wanted: other columns to read, those of them that there are.
+        wanted: other columns to read, those of them that there are. required: those that there must be.
 
     Raises:
         InputError: not a readable Parquet file, or no such column.
@@ -90,6 +94,8 @@ def parquet_records(path: Path, *, column: str = "", wanted: Iterable[str] = ())
     with _parquet(path) as file:
         image = _image_column(file.schema_arrow, path, column)
         there = set(file.schema_arrow.names)
+        if absent := [name for name in required if name not in there]:
+            raise InputError(f"has no column {absent[0]!r}", where=str(path), fix=f"It has: {', '.join(sorted(there))}")
         others = [name for name in dict.fromkeys(wanted) if name in there and name != image]
         number = 0
         for batch in file.iter_batches(ROWS, columns=[image, *others]):
@@ -180,7 +186,7 @@ def tar_records(path: Path) -> Iterator[Record]:
     """
     number = 0
     try:
-        with tarfile.open(path, "r|*") as file:
+        with tarfile.open(path, "r|*", tarinfo=_Header) as file:
             for key, members in itertools.groupby(_members(file), key=lambda member: member[0]):
                 sample = [(ending, data, problem) for _, ending, data, problem in members]
                 for record in _sample(path, key, sample):
@@ -248,12 +254,36 @@ def _fields(sample: list[tuple[str, bytes, str]]) -> tuple[dict[str, Any], str]:
 
 def _members(file: tarfile.TarFile) -> Iterator[tuple[str, str, bytes, str]]:
     """Key, ending, content and problem of every file."""
-    for member in file:
+    for member in _to_the_end(file):
         stream = file.extractfile(member) if member.isfile() else None
         if stream is not None:
             key, ending = _key(member.name)
             large = member.size > LARGEST
             yield key, ending, b"" if large else stream.read(), f"is larger than {LARGEST >> 20} MiB" if large else ""
+
+
+class _Header(tarfile.TarInfo):
+    """A member whose header is damaged or cut is an error. Python's reader takes it for the end of the file and says nothing:
+    whatever stands behind it would not be protected."""
+
+    @classmethod
+    def fromtarfile(cls, file: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(file)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
+            raise
+        except tarfile.HeaderError as error:
+            if file.offset == 0:  # no tar at all, which Python says itself
+                raise
+            raise tarfile.ReadError(f"a header is damaged or cut: {error}") from None
+
+
+def _to_the_end(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Every member, and nothing but zeros behind the mark of the end: two tars in one file are read as the first alone."""
+    yield from file
+    while behind := file.fileobj.read(1 << 16):  # type: ignore[union-attr]
+        if behind.strip(b"\0"):
+            raise tarfile.ReadError("something stands behind its end: another tar, perhaps")
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def read_sheet(path: Path, columns: Mapping[str, str]) -> list[Row]:
     where = str(path)
     try:
         text = _text(path)
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
         start = 1
         header = [name.strip() for name in next(lines, [])]
         _require_header(header, columns, where)
@@ -69,7 +69,8 @@ def _text(path: Path) -> str:
         raise InputError(what, where=f"{path}, line {line}", fix=fix) from None
 
 
-def _delimiter(text: str) -> str:
+def delimiter_of(text: str) -> str:
+    """What separates the columns of a sheet: a comma, a semicolon or a tab."""
     first = text.split("\n", 1)[0]
     return max(",;\t", key=first.count)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from index.collect import Reading
 from index.errors import IndexMismatch, InputError
 from index.parquet import parquet_file
 from index.reference import COLUMNS, require_terms
-from index.sheet import FILE_COLUMNS
+from index.sheet import FILE_COLUMNS, delimiter_of
 from index.walk import shown
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ def _rows(metadata: Path | None, total: int, wanted: Mapping[str, str]) -> Itera
 def _parquet(metadata: Path, wanted: Mapping[str, str]) -> Iterator[dict[str, list[str]]]:
     with _readable(metadata), parquet_file(metadata, mapped=True) as file:
         names = file.schema_arrow.names
+        _require_names(names, wanted, metadata)
         there = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
         columns = [*dict.fromkeys(there.values())] or names[:1]  # without any, the number of rows is known
         for batch in file.iter_batches(ROWS, columns=columns):
@@ -253,13 +254,28 @@ def _csv(metadata: Path, wanted: Mapping[str, str]) -> Iterator[dict[str, list[s
     with _readable(metadata):
         with metadata.open("rb") as stream:
             header = stream.readline().decode("utf-8-sig").strip()
-        names = next(csv.reader([header]), [])
+        sign = delimiter_of(header)
+        names = next(csv.reader([header], delimiter=sign), [])
+        _require_names(names, wanted, metadata)
         texts = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        for whole in arrow_csv.open_csv(metadata, convert_options=texts):
+        how = arrow_csv.ParseOptions(delimiter=sign, newlines_in_values=True)
+        for whole in arrow_csv.open_csv(metadata, parse_options=how, convert_options=texts):
             for start in range(0, whole.num_rows, ROWS):
                 batch = whole.slice(start, ROWS)
-                rows = {ours: batch.column(theirs).to_pylist() for ours, theirs in wanted.items() if theirs in names}
+                there = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
+                rows = {ours: [text.strip() for text in batch.column(theirs).to_pylist()] for ours, theirs in there.items()}
                 yield rows or {"": [""] * batch.num_rows}
+
+
+def _require_names(names: Sequence[str], wanted: Mapping[str, str], metadata: Path) -> None:
+    """Other columns may be there; one that is ours but for its spelling would be left out, and nobody would see it."""
+    if absent := [theirs for ours, theirs in wanted.items() if theirs not in (ours, *names)]:
+        raise InputError(f"has no column {absent[0]!r}", where=shown(metadata), fix=f"It has: {', '.join(names)}")
+    spelt = {theirs.casefold(): theirs for theirs in wanted.values()}
+    for name in names:
+        meant = spelt.get(name.strip().casefold())
+        if meant is not None and meant not in names:
+            raise InputError(f"has the column {name!r} (did you mean {meant!r}?)", where=shown(metadata), fix=f"Write {meant}")
 
 
 class _readable:  # noqa: N801 - a context manager, used like a function

@@ -110,7 +110,8 @@ def slips(policy: Policy, base: Path = Path()) -> list[str]:
     steered = [name for name, action in actions(policy).items() if name != "copies" and action == "steer"]
     if policy.mark_ladder and not steered:
         found.append("there is a [[mark_ladder]], and no guard but copies steers: its rungs are never used")
-    if policy.ladder and policy.copies.action != "steer" and not steered:
+    faithful = policy.faithfulness.enabled and policy.faithfulness.action == "steer"
+    if policy.ladder and policy.copies.action != "steer" and not steered and not faithful:
         found.append("there is a [[ladder]], and no guard steers: its rungs are never used")
     found += _of_guards(policy, base)
     if policy.name in shipped_policies() and not ships(policy):

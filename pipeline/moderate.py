@@ -237,8 +237,13 @@ def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> 
     if guard is None or not (steered or runtime.policy.faithfulness.of == "all"):
         return []
     first = open_request.attempts[0] if open_request.attempts else None
-    unsteered = first.embedding if first is not None and first.intervention is None else None
+    unsteered = first.embedding if first is not None and first.intervention is None and not _lost(first) else None
     return [guard.check(runtime.adapters.plain(open_request.prompt), study.embedding, unsteered)]
+
+
+def _lost(attempt: Attempt) -> bool:
+    """Whether a picture that nothing steered had lost its caption: what is drawn for that reason is not measured by it."""
+    return any(finding.triggered and finding.guard == "faithfulness" for finding in attempt.findings)
 
 
 def _probe(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> list[tuple[Trajectory, Caught]]:

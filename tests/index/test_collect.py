@@ -431,6 +431,34 @@ def test_every_picture_of_a_sample_is_a_work(tmp_path: Path) -> None:
     assert [(w.title, w.status) for w in read_references(path)] == [("1", "allowed"), ("1.mask", "allowed")]
 
 
+def spoilt(data: bytes, how: str) -> bytes:
+    """A tar of four pictures of which some are no longer to be found by who reads it front to back."""
+    second = data.index(b"2.png")
+    return {
+        "a header is changed": data[: second + 120] + b"x" + data[second + 121 :],
+        "cut in a header": data[: second + 100],
+        "cut before a header": data[:second],
+        "two of them": data + data,
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["a header is changed", "cut in a header", "cut before a header", "two of them"])
+def test_a_damaged_tar_is_not_taken_for_a_short_one(tmp_path: Path, how: str) -> None:
+    """Python's reader takes a damaged header for the end: what stands behind it would not be protected."""
+    path = tar(tmp_path / "s.tar", {f"{number}.png": png(number) for number in range(1, 5)})
+    assert len(read(path)[0]) == 4
+    path.write_bytes(spoilt(path.read_bytes(), how))
+    with pytest.raises(InputError, match=r"s\.tar: not a readable tar file, after [0-3] pictures"):
+        read(path)
+
+
+def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(1)], "caption": ["Cat"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has no column 'captoin'"):
+        titles(tmp_path / "a.parquet", columns={"title": "captoin"})
+    assert titles(tmp_path / "a.parquet", columns={"title": "caption"}) == ["Cat"]
+
+
 def test_a_compressed_tar_is_read_too(tmp_path: Path) -> None:
     works, source = read(tar(tmp_path / "s.tar.gz", {"1.png": png(1), "2.png": png(2)}, "w:gz"))
     assert (len(works), source.total) == (2, None)

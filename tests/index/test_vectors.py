@@ -52,6 +52,24 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "index" / "CURRENT").exists()
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_sheet_beside_vectors_may_have_any_of_the_usual_signs(tmp_path: Path, sign: str) -> None:
+    """With a semicolon all of it was one unknown column, and every status active."""
+    stored(tmp_path / "v.npy", 2)
+    (tmp_path / "v.csv").write_text(f"title{sign}status\nCat{sign} allowed \nOwl{sign}disputed\n")
+    index = build(tmp_path / "i", tmp_path / "v.npy")
+    assert sorted((one.title, one.status) for one in index.references()) == [("Cat", "allowed"), ("Owl", "disputed")]
+
+
+@pytest.mark.parametrize(("header", "what"), [("Title,url", "did you mean 'title'"), ("caption,url", "has no column 'name'")])
+def test_a_column_beside_vectors_that_is_misspelt_or_missing_is_refused(tmp_path: Path, header: str, what: str) -> None:
+    stored(tmp_path / "v.npy", 1)
+    (tmp_path / "v.csv").write_text(f"{header}\nCat,x\n")
+    how = Reading(columns={"title": "name"}) if "name" in what else None
+    with pytest.raises(InputError, match=what):
+        build(tmp_path / "i", tmp_path / "v.npy", how)
+
+
 @pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8"])
 def test_vectors_are_found_again_at_unit_length(tmp_path: Path, kind: str) -> None:
     made = stored(tmp_path / "v.npy", 50, kind=kind).astype(np.float64)

@@ -40,7 +40,9 @@ def test_what_was_not_drawn_becomes_error_rows_and_the_run_is_whole(stopped: Pat
     assert 0 < drawn < len(rows) == done.requests == 5
     assert {reason for _, reason in rows[drawn:]} == {"error.ended_early"} and rows[0] == ("accepted", "")
     last = [*sample_rows(stopped)][-1]
-    assert "ended early by operator, with 3 requests left to draw" in last["error_message"] and "claim 12" in last["error_message"]
+    assert (
+        "ended early by operator, with 3 requests left to draw" in last["error_message"] and "claim 12" in last["error_message"]
+    )
     assert (last["model_digest"], last["worker_id"]) == (next(sample_rows(stopped))["model_digest"], "driver")
     assert verify_run(stopped).ok
     kinds = [event["kind"] for event in read_events(stopped)]

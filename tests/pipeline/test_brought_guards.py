@@ -397,3 +397,26 @@ def test_steered_pictures_are_held_against_their_prompt(tiny_sd: Path) -> None:
 
 def test_all_pictures_may_be(tiny_sd: Path) -> None:
     assert looked_at(tiny_sd, "all", shown=0.9) == [["caption.lost"], ["caption.lost"]]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_is_drawn_because_a_caption_was_lost_is_not_measured_by_the_loss(lost: bool) -> None:
+    """Else the first picture, which has nothing of its prompt, would be the bar that every other one clears."""
+    from types import SimpleNamespace as Some
+
+    import numpy as np
+
+    from guards.faithfulness import FaithfulnessGuard, UsualRange
+    from pipeline.moderate import _faithfulness
+    from pipeline.outcome import Intervention
+
+    def near(cosine: float) -> Any:
+        return (cosine * np.ones(4) / 2 + np.sqrt(1 - cosine**2) * np.array([1, -1, 0, 0]) / np.sqrt(2)).astype(np.float32)
+
+    guard = FaithfulnessGuard(UsualRange(shown=0.5, other=0.0), Texts(), threshold=0.4 if lost else 0.95)  # type: ignore[arg-type]
+    first = Some(embedding=near(0.1), intervention=None, findings=[guard.check("owl", near(0.1))])
+    assert first.findings[0].triggered is lost
+    request = Some(attempts=[first], intervention=Intervention(kind="reseed"), prompt="owl")
+    runtime = Some(faithfulness=guard, policy=Some(faithfulness=Some(of="all")), adapters=Some(plain=str))
+    (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)))  # type: ignore[arg-type]
+    assert found.triggered is lost and ("usual" in found.detail) is lost
