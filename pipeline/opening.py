@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
 
 # What OpenMP (torch, FAISS), OpenBLAS (NumPy, FAISS), MKL and OpenCV read when they are loaded; Arrow reads the first.
+GONE_THROUGH = 200_000  # references that are gone through one by one when a run begins
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 
 
@@ -224,20 +225,24 @@ def without_pictures(config: RunConfig, policy: Policy, *, base: Path) -> str:
     """A sentence if the index keeps no picture of some references, and so cannot do all that the policy says; else empty."""
     if not config.index:
         return ""
+    from guards.copies import HARMLESS
     from index.store import ReferenceIndex
 
     try:
         index = ReferenceIndex.open(place(config.index, base))
     except ClearanceError:
         return ""
-    bare = len(index) - index.kept
+    bare, there = len(index) - index.kept, len(index)
+    if bare and there <= GONE_THROUGH:  # of a larger one every reference counts, in force or not
+        kept = [keeps for reference, keeps in index.listed() if reference.status not in HARMLESS]
+        bare, there = kept.count(False), len(kept)
     if not bare:
         return ""
     lost = ["the embedder alone finds their copies, without a second look"]
     lost += ["copies in other colours are not found"] if policy.copies.hues > 1 else []
     lost += ["copies.edits finds no copy of them"] if policy.copies.edits else []
     lost += ["to steer away from them is a new seed"] if policy.copies.action == "steer" and policy.ladder else []
-    return f"the index keeps no picture of {bare:,} of {len(index):,} references (--keep-pictures): {'; '.join(lost)}"
+    return f"the index keeps no picture of {bare:,} of {there:,} references (--keep-pictures): {'; '.join(lost)}"
 
 
 def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:

@@ -158,6 +158,16 @@ def test_what_is_not_done_for_want_of_pictures_is_a_note(project: Path) -> None:
     assert found in CliRunner(env={"COLUMNS": "250"}).invoke(cli.app, ["run", str(project / "run.toml"), "--dry-run"]).stderr
 
 
+def test_a_reference_that_forbids_nothing_lacks_nothing(project: Path) -> None:
+    works = [NewReference(title=f"w{n}", picture=np.full((8, 8, 3), n, np.uint8), keep_picture=n < 2) for n in range(3)]
+    index = ReferenceIndex.build(project / "index", works, OpenCLIPEmbedder.open("stickers"))
+    (bare,) = [reference.ref_id for reference, kept in index.listed() if not kept]
+    config = RunConfig(prompts=("p.csv",), index="index")
+    assert "of 1 of 3 references" in without_pictures(config, Policy(), base=project)
+    index.retire([bare], "withdrawn")
+    assert without_pictures(config, Policy(), base=project) == ""
+
+
 def test_a_hard_stop_may_name_what_is_found_with_an_edit_undone() -> None:
     assert hard_stop_notes(["copy.inset"], Policy(copies=CopiesPolicy(edits=("inset",)))) == []
     assert len(hard_stop_notes(["copy.inset"], Policy())) == 1
