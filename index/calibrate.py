@@ -175,7 +175,7 @@ class Calibration:
     def _how_to_flag_more(self, min_recall: float) -> str:
         n, advice = self.recall.n, []
         if self.recall.value >= min_recall and n < ENOUGH:
-            advice.append(f"compare more than {n} copies (--copies, or more works)")
+            advice.append(f"compare more than {n} copies (--copies, or more works or pairs)")
         for _, recall, false_alarms in self.curve:
             found = Rate.of(round(recall * n), n)
             if found.low >= min_recall and self.max_false_positive_rate < false_alarms <= 0.2:
@@ -311,7 +311,10 @@ def calibrate(
         what = f"similarities {similarity.shape} and labels {copy.shape} must be finite and of one length"
         raise InputError(what, where="calibration", fix="Give one cosine and one label per comparison")
     if not copy.any() or copy.all():
-        raise InputError("needs copies and near misses", where="calibration", fix="Add the kind that is missing")
+        ways = ("copies", "Keep pictures in the index, name --works, or label some as copy") if not copy.any() else (
+            "pictures that are no copies", "Name --harmless PICTURES, or label some as near-miss or other"
+        )  # fmt: skip
+        raise InputError(f"needs {ways[0]} to compare with, and has none", where="calibration", fix=ways[1])
     copies, misses = np.sort(similarity[copy]), np.sort(similarity[~copy])
     allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
     threshold = _above(misses, allowed)

@@ -17,6 +17,7 @@ from index.errors import InputError
 from index.fingerprint import content_digest
 from index.picture import UnreadablePicture, read_picture
 from index.reference import MATCHING, NewReference
+from index.sheet import delimiter_of
 from index.store import ReferenceIndex
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
         raise InputError("does not exist", where=str(sheet), fix=f"Name a CSV file with the columns {', '.join(COLUMNS)}")
     try:
         with sheet.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+            sign = delimiter_of(stream.readline())
+            stream.seek(0)
+            reader = csv.DictReader(stream, delimiter=sign)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
             if missing:
                 raise InputError(f"has no column {missing[0]!r}", where=str(sheet), fix=f"Columns are: {', '.join(COLUMNS)}")
@@ -101,6 +104,11 @@ def read_pairs(sheet: Path, index: ReferenceIndex) -> list[Pair]:
         if label not in LABELS:
             raise InputError(f"unknown label {label!r}", where=where, fix=f"Labels are: {', '.join(LABELS)}")
         named = (row["reference"] or "").strip()
+        if not named or not (row["picture"] or "").strip() or None in row:
+            what = "has more cells than the header" if None in row else "names no picture, or no reference"
+            raise InputError(
+                what, where=where, fix=f"Write {', '.join(COLUMNS)} in every line; put quotes round what holds a comma"
+            )
         picture = _open(sheet.parent / (row["picture"] or "").strip(), where)
         reference = index.picture(named) if index.get(named) is not None else _open(sheet.parent / named, where)
         if reference is None:

@@ -109,7 +109,7 @@ def parquet_records(
                     place=f"{path}: row {number}",
                     content=content,
                     fields=row,
-                    problem="" if content else "holds no picture",
+                    problem="" if content else f"names the file {named} and does not hold it" if named else "holds no picture",
                 )
                 number += 1
 

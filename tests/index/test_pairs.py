@@ -110,3 +110,22 @@ def test_a_reference_whose_picture_is_not_kept_cannot_be_named(index: ReferenceI
     bare = next(r.ref_id for r in index.references() if r.title == "work 3")
     with pytest.raises(InputError, match="keeps no picture"):
         read_pairs(sheet(tmp_path, [("a.png", bare, COPY)]), index)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("a.png;;copy", "names no picture, or no reference"), (";a.png;copy", "names no picture"),
+        ("a.png;a.png;copy;more", "has more cells than the header"),
+    ],
+)  # fmt: skip
+def test_a_sheet_of_pairs_may_have_semicolons_and_slips_in_it_are_named(
+    index: ReferenceIndex, tmp_path: Path, line: str, what: str
+) -> None:
+    Image.fromarray(drawing(1)).save(tmp_path / "a.png")
+    path = tmp_path / "pairs.csv"
+    path.write_text("picture;reference;label\na.png;a.png;other\n")
+    assert [pair.label for pair in read_pairs(path, index)] == [OTHER]
+    path.write_text(f"picture;reference;label\n{line}\n")
+    with pytest.raises(InputError, match=rf"line 2: {what}"):
+        read_pairs(path, index)
