@@ -149,6 +149,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         OpenCLIPEmbedder.open(str(copy))
     (copy / "open_clip_model.safetensors").unlink()
+    (copy / "epoch_32.pt").write_bytes(b"what open_clip passes over: the network would have random weights")
     with pytest.raises(ModelError, match="has no weights"):
         OpenCLIPEmbedder.open(str(copy))
 
