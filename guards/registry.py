@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 from guards.base import Defaults, Guard, GuardClass, Probe
 from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, GuardUnavailable
-from index.printable import visible
+from index.printable import short, visible
 
 T = TypeVar("T")
 
@@ -208,11 +208,11 @@ def _probed(cls: GuardClass, settings: GuardSettings) -> Probe:
     """
     probe = cls.probe(settings)
     if not isinstance(probe, Probe) or not all(isinstance(text, str) for text in (probe.version, probe.calibrated_on)):
-        raise TypeError(f"its probe() answers {_short(probe)}, and no Probe with a text as version")
+        raise TypeError(f"its probe() answers {short(probe)}, and no Probe with a text as version")
     if not isinstance(probe.weights, Mapping) or not all(
         isinstance(text, str) for pair in probe.weights.items() for text in pair
     ):
-        raise TypeError(f"its probe() answers the weights {_short(probe.weights)}, and no digests of files")
+        raise TypeError(f"its probe() answers the weights {short(probe.weights)}, and no digests of files")
     return probe
 
 
@@ -226,14 +226,10 @@ def _opened(cls: GuardClass, settings: GuardSettings) -> Guard:
     if cls.name in SHIPPED | SEVERAL:
         return guard
     if not isinstance(guard, Guard) or guard.name != cls.name:
-        raise TypeError(f"its open() answers {_short(guard)}, and no guard called {cls.name!r}")
+        raise TypeError(f"its open() answers {short(guard)}, and no guard called {cls.name!r}")
     if guard.version != (version := _probed(cls, settings).version):
-        raise TypeError(f"its open() answers version {_short(guard.version)}, and its probe() {version!r}")
+        raise TypeError(f"its open() answers version {short(guard.version)}, and its probe() {version!r}")
     return guard
-
-
-def _short(value: object) -> str:
-    return visible(repr(value)[:80], lines=False)
 
 
 def _filled(cls: GuardClass, settings: GuardSettings | None) -> GuardSettings:

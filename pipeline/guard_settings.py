@@ -323,7 +323,7 @@ class PromptPolicy:
 class FaithfulnessPolicy:
     """Whether a picture still shows what was asked. See [Faithfulness](#faithfulness)."""
 
-    enabled: bool = flag(False, "compare pictures with its prompt, by the embedder of the index")
+    enabled: bool = flag(False, "compare pictures with their prompts, by the embedder of the index")
     of: Literal["steered", "all"] = choice("steered", "which pictures are held against it: those that were steered, or all")
     threshold: float = number(
         0.5, 0, 1,

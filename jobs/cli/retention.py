@@ -55,7 +55,7 @@ def retention_apply(
         return
     for kind, number in found.due.items():
         say(f"due: {number} {kind}")
-    for why, keys in (("under a legal hold", found.held), ("waits for a person", found.waiting)):
+    for why, keys in (("under a legal hold", found.held), ("waiting for a person", found.waiting)):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             say(f"stays, {why}: {', '.join(keys[:5])}{more}")

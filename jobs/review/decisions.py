@@ -131,7 +131,12 @@ def decide_one(folder: Path, key: str, decision: Decision, *, actor: str, person
 def _take(
     folder: Path, standing: Standing, decisions: Sequence[Decision], *, where: str, actor: str, person: str, sha256: str = ""
 ) -> Imported:
-    new = [one for one in decisions if not (sha256 and _said_before(one, standing))]
+    said: dict[str, list[Mapping[str, Any]]] = {}
+    for event in standing.events if sha256 else ():
+        if event["kind"] == DECIDED:
+            for sample_id in event["samples"]:
+                said.setdefault(sample_id, []).append(event)
+    new = [one for one in decisions if not _said_before(one, said.get(one.sample_id, ()), standing)]
     problems = _problems(folder, standing, new)
     _refuse(problems, where, MEND if sha256 else ONE)
     if new:
@@ -146,21 +151,20 @@ def _take(
     )  # fmt: skip
 
 
-def _said_before(one: Decision, standing: Standing) -> bool:
-    """Whether a line was imported before: an event says the same, of the same moment; or it is the decision that stands."""
+def _said_before(one: Decision, said: Sequence[Mapping[str, Any]], standing: Standing) -> bool:
+    """Whether a line was imported before: one of its sample's decisions says the same, of the same moment, or is in force."""
     details = {
         "decision": one.decision, "code": one.reason, "note": one.note, "purpose": one.purpose, "decided_at": one.decided_at,
         "seconds": one.seconds, "references": list(one.references), "claims": list(one.claims),
     }  # fmt: skip
 
-    def same(event: Mapping[str, Any] | None) -> bool:
-        return (
-            event is not None and event["kind"] == DECIDED and event["samples"] == [one.sample_id]
-            and event["digests"].get("pixel_sha256") == one.pixel_sha256
-            and all(event["details"].get(name, said) == said for name, said in details.items())
-        )  # fmt: skip
-
-    return any(map(same, standing.events)) if one.decided_at else same(standing.decision(one.sample_id))
+    in_force = standing.decision(one.sample_id)
+    return any(
+        event["digests"].get("pixel_sha256") == one.pixel_sha256
+        and all(event["details"].get(name, value) == value for name, value in details.items())
+        and (bool(one.decided_at) or event is in_force)
+        for event in said
+    )
 
 
 def _events(one: Decision, standing: Standing, actor: str, person: str, sha256: str) -> list[NewEvent]:

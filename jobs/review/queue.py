@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from index.counted import counted
 from index.errors import InputError
-from jobs.reaudit.standing import DECIDED, QUARANTINED, RELEASED, Standing
+from jobs.reaudit.standing import QUARANTINED, Standing
 from pipeline.audit.pictures import COLUMNS
 from pipeline.audit.requests import Row
 from pipeline.audit.stored import rows_of, samples_of
@@ -53,13 +53,12 @@ def waiting(folder: Path, standing: Standing) -> Iterator[Waiting]:
     Raises:
         ClearanceError: a file cannot be read.
     """
-    latest, looks = _latest(standing), _looks(standing)
+    looks = _looks(standing)
     for part in samples_of(folder):
         for sample_id, born in zip(part.ids, part.outcomes, strict=True):
             outcome = standing.outcome(sample_id, born)
             if outcome == Outcome.QUARANTINED:
-                event = latest.get(sample_id)
-                if event is None or event["kind"] != DECIDED:
+                if standing.decision(sample_id) is None:
                     yield _held(sample_id, born, standing, looks.get(sample_id, ()))
             elif outcome == Outcome.REVIEW:
                 yield Waiting(sample_id=sample_id, born=born, outcome=outcome, purpose=QUEUE)
@@ -113,16 +112,6 @@ def rows_for(folder: Path, those: Collection[Waiting]) -> Iterator[tuple[Waiting
     by_id = {one.sample_id: one for one in those}
     for path, _, row in rows_of(folder, by_id.keys(), ROW_COLUMNS):
         yield by_id[row["sample_id"]], path, row
-
-
-def _latest(standing: Standing) -> dict[str, Any]:
-    """The last event that decided about each sample."""
-    return {
-        sample_id: event
-        for event in standing.events
-        if event["kind"] in (DECIDED, QUARANTINED, RELEASED)
-        for sample_id in event["samples"]
-    }
 
 
 def _looks(standing: Standing) -> dict[str, list[dict[str, Any]]]:

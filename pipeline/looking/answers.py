@@ -13,14 +13,11 @@ import numpy as np
 
 from guards.base import Finding, Guard
 from index.errors import ClearanceError
-from index.printable import visible
+from index.printable import short
 
 FIX = "The guard's author can try it with guards.conformance.check_guard"
-SHOWN = 80  # signs of a name in a message
-MOST_FINDINGS, MOST_DETAIL = (
-    1000,
-    16_384,
-)  # of one picture; signs of one finding: rows hold them, and reports and pages show them
+MOST_FINDINGS = 1000  # of one picture: rows hold them, reports and pages show them
+MOST_DETAIL = 16_384  # signs of one finding's text
 
 
 class WrongAnswer(ClearanceError):
@@ -36,7 +33,7 @@ def answered(guard: Guard, pictures: np.ndarray) -> list[list[Finding]]:
     try:
         found = guard.check(shown(pictures))
     except SystemExit as error:  # it would end the run, and say nothing
-        raise WrongAnswer(f"it wants to end the process ({_name(error.code)})", fix=FIX) from error
+        raise WrongAnswer(f"it wants to end the process ({short(error.code)})", fix=FIX) from error
     if not isinstance(found, list | tuple) or len(found) != len(pictures):
         given = f"{len(found)} lists" if isinstance(found, list | tuple) else type(found).__name__
         raise WrongAnswer(f"it gives {given} for {len(pictures)} pictures, and not one list for each", fix=FIX)
@@ -66,17 +63,17 @@ def _wrong(guard: Guard, findings: Any) -> str:
         if not all(map(_is_text, (one.guard, one.version, one.category, one.ref_id, one.detail))):
             return "a finding holds something else than text where text belongs, or text that is not Unicode"
         if one.guard != guard.name:
-            return f"a finding names the guard {_name(one.guard)}"
+            return f"a finding names the guard {short(one.guard)}"
         if one.version != guard.version:
-            return f"a finding names the version {_name(one.version)}, and the guard's is {_name(guard.version)}"
+            return f"a finding names the version {short(one.version)}, and the guard's is {short(guard.version)}"
         if one.category not in guard.categories:
-            return f"a finding has the category {_name(one.category)}, and the guard declares {', '.join(guard.categories)}"
+            return f"a finding has the category {short(one.category)}, and the guard declares {', '.join(guard.categories)}"
         if not isinstance(one.confirmed, bool | np.bool_):
-            return f"a finding is confirmed = {_name(one.confirmed)}, neither true nor false"
+            return f"a finding is confirmed = {short(one.confirmed)}, neither true nor false"
         if len(one.detail) > MOST_DETAIL:
             return f"a finding's detail has {len(one.detail):,} signs, more than {MOST_DETAIL:,}"
         if one.box is not None and not _is_box(one.box):
-            return f"a finding's box is {_name(one.box)}, not x0, y0, x1, y1 as fractions of the picture"
+            return f"a finding's box is {short(one.box)}, not x0, y0, x1, y1 as fractions of the picture"
     if absent := [category for category in guard.categories if category not in {one.category for one in findings}]:
         return f"it gives no finding of {', '.join(absent)} for a picture: one is due for every category, with a low score too"
     return ""
@@ -92,7 +89,3 @@ def _is_box(box: Any) -> bool:
         return bool(0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1)
     except (TypeError, ValueError):
         return False
-
-
-def _name(value: Any) -> str:
-    return visible(repr(value)[:SHOWN], lines=False)

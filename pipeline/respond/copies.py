@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError, SteeringFailed
-from index.printable import visible
+from index.printable import short
 from pipeline.engine.engine import Engine
 from pipeline.engine.trajectory import Trajectory
 from pipeline.methods import answer_of
@@ -139,7 +139,7 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
     try:
         again = answer_of(rung)(failed, rung, tools)
     except SystemExit as error:  # it would end the run, and say nothing
-        raise SteeringFailed(f"it wants to end the process ({_short(error.code)})", where=where, fix=fix) from error
+        raise SteeringFailed(f"it wants to end the process ({short(error.code)})", where=where, fix=fix) from error
     if wrong := _wrong(again, failed, rung, tools.engine):
         raise SteeringFailed(wrong, where=where, fix=fix)
     return again  # type: ignore[no-any-return]
@@ -148,30 +148,26 @@ def retry(failed: Failed, rung: Rung, tools: Tools) -> NextTry:
 def _wrong(again: Any, failed: Failed, rung: Rung, engine: Engine) -> str:
     """What is wrong with an answer: it would break the run, or stand in a row as something that it is not; else empty."""
     if not isinstance(again, NextTry) or not isinstance(again.trajectory, Trajectory):
-        return f"it answers {_short(again)} and no NextTry with a trajectory"
+        return f"it answers {short(again)} and no NextTry with a trajectory"
     trajectory, seed = again.trajectory, again.seed
     if trajectory is failed.last or not 0 <= trajectory.step < len(engine.sampler_of(trajectory)):
         return f"it answers a trajectory at step {trajectory.step}, which has no step to take"
     if trajectory.latent.shape != failed.last.latent.shape:
         return f"it answers a latent of shape {tuple(trajectory.latent.shape)} for one of {tuple(failed.last.latent.shape)}"
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        return f"it answers the seed {_short(seed)}, no whole number from 0 to 2^63 - 1"
+        return f"it answers the seed {short(seed)}, no whole number from 0 to 2^63 - 1"
     return _wrong_record(again.intervention, failed, rung)
 
 
 def _wrong_record(done: Any, failed: Failed, rung: Rung) -> str:
     """What is wrong with the intervention of an answer, which the row and the report show; else empty."""
     if not isinstance(done, Intervention) or done.kind not in (rung.kind, RESEED.kind):
-        return f"it answers the intervention {_short(done)}, which is of another kind"
+        return f"it answers the intervention {short(done)}, which is of another kind"
     if isinstance(done.strength, bool) or not isinstance(done.strength, int | float) or not math.isfinite(done.strength):
-        return f"it answers the strength {_short(done.strength)}, no finite number"
+        return f"it answers the strength {short(done.strength)}, no finite number"
     if strange := [ref_id for ref_id in done.ref_ids if ref_id not in failed.ref_ids]:
-        return f"it names the reference {_short(strange[0])}, which is none of the sample's"
+        return f"it names the reference {short(strange[0])}, which is none of the sample's"
     return ""
-
-
-def _short(value: Any) -> str:
-    return visible(repr(value)[:80], lines=False)
 
 
 # --- answers of three kinds ---------------------------------------------------------------------------------------------------

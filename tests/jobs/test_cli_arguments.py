@@ -54,3 +54,15 @@ def test_what_is_for_this_machine_is_not_written_beside_it(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2 and "this has to be on this machine" in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_ends_the_process_does_not_end_a_command_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code would stand for the command's: a nightly job would take a run that was never drawn for a success."""
+    import jobs.policies
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(jobs.policies, "named", leave)
+    done = CliRunner().invoke(app, ["policy", "show", "default"])
+    assert done.exit_code == 70 and "wants to end the process (0)" in " ".join(done.stderr.split())
