@@ -51,12 +51,14 @@ _BOTH = Training(removal="model", steps=STEPS, batch=BATCH, rank=RANK, lowrank_r
 _DATA = Training(removal="data", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3, alone=CAPTIONED)
 _PLAIN = replace(_DATA, concepts=(), a=1.0)
 _HIDDEN, _BOTH_HIDDEN = replace(_DATA, hidden=1.0), replace(_BOTH, hidden=1.0)
+_LONG = 2 * STEPS  # how much of what is left over is a training that was too short
 FULL = "name + geometry + re-weighting"
 BOTH = f"{FULL} + low-rank weights"  # for redrawn samples: the weights learn only what the tokens leave to them
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"
 HIDDEN = "marks hidden from the loss"  # what ships
 WORSE = "detector of IoU .4"
 ALONE = ", watermarks alone"  # in the set: after a mixed one, plain fine-tuning draws too few to count
+LONG = f", {_LONG} steps"
 
 ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are compared with come first
     Arm(part="model", name=HIDDEN, training=_BOTH_HIDDEN, dataset="marked", main=True),
@@ -67,6 +69,9 @@ ARMS: tuple[Arm, ...] = (  # in the order of training: arms that others are comp
     Arm(part="data", name=CLEAN, training=_PLAIN, dataset="new-clean", main=True),
     Arm(part="data", name=HIDDEN + ALONE, training=_HIDDEN, dataset="new-watermarked", main=True),
     Arm(part="data", name=PLAIN + ALONE, training=_PLAIN, dataset="new-watermarked", main=True),
+    Arm(part="data", name=HIDDEN + ALONE + LONG, training=replace(_HIDDEN, steps=_LONG), dataset="new-watermarked", main=True),
+    Arm(part="data", name=PLAIN + ALONE + LONG, training=replace(_PLAIN, steps=_LONG), dataset="new-watermarked", main=True),
+    Arm(part="data", name=CLEAN + LONG, training=replace(_PLAIN, steps=_LONG), dataset="new-clean", main=True),
     Arm(part="model", name=FULL, training=_TOKENS, dataset="marked"),
     Arm(part="model", name="name", training=replace(_TOKENS, mode="none", a=1.0), dataset="marked"),
     Arm(part="model", name="name + geometry", training=replace(_TOKENS, a=1.0), dataset="marked"),
