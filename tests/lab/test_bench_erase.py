@@ -18,8 +18,21 @@ from jobs.erase.save import save_adapter
 from jobs.erase.train import Trained, Training
 from jobs.lab.bench.degraded import degraded, jittered, mean_overlap, worse
 from jobs.lab.bench.erase import bench, schedule
-from jobs.lab.bench.erase_arms import ALONE, ARMS, BOTH, CAPTIONED, CLEAN, ESD, FULL, HIDDEN, PLAIN, adapter_folder, trained
-from jobs.lab.bench.erase_data import divided
+from jobs.lab.bench.erase_arms import (
+    ALONE,
+    ARMS,
+    BOTH,
+    CAPTIONED,
+    CLEAN,
+    ESD,
+    FULL,
+    HIDDEN,
+    LONG,
+    PLAIN,
+    adapter_folder,
+    trained,
+)
+from jobs.lab.bench.erase_data import compared, divided
 from jobs.lab.bench.erase_ship import MAIN, ship
 from jobs.lab.bench.esd import EsdTraining, erased_target, save_esd, train_esd
 from jobs.lab.bench.measures import Measure, corrected, half_samples, kid, ratio
@@ -103,6 +116,30 @@ def test_the_oracles_alarms_are_taken_off_beside_those_on_clean_drawings() -> No
     assert of["plain / x, watermark, pipeline's detector"].value == 2 / 0.5
     plain = divided(Counted(), "x", before, after, captions, ("watermark",), None)  # type: ignore[arg-type]
     assert fair.id not in {m.id for m in plain}  # without an oracle there is nothing to take off
+
+
+def test_an_arm_is_held_against_arms_trained_as_long() -> None:
+    class Counted:
+        """A bench whose pictures are their judge's scores, and nothing else."""
+
+        marks = staticmethod(lambda pictures: pictures)
+        found = staticmethod(lambda pictures: [{} for _ in pictures])
+        alarms = staticmethod(lambda kind: 0.0)
+        features = staticmethod(lambda pictures: pictures)
+
+    def flagged(count: int) -> np.ndarray:
+        return np.stack([np.repeat([1.0, 0.0], [count, 40 - count])] + [np.zeros(40)] * 2, 1)
+
+    ours, plain = HIDDEN + ALONE, PLAIN + ALONE
+    drawn = {plain: flagged(12), ours: flagged(6), CLEAN: flagged(2), plain + LONG: flagged(20), ours + LONG: flagged(5)}
+    drawn |= {CLEAN + LONG: flagged(1)}
+    captions = [f"c{i % 8}" for i in range(40)]
+    of = {m.id: m.value for m in compared(Counted(), drawn, captions, {"c0": np.zeros((1, 3))})}  # type: ignore[arg-type]
+    assert of[f"plain / {ours}, watermark, judge"] == 12 / 6 and of[f"plain / {ours + LONG}, watermark, judge"] == 20 / 5
+    fair = ", watermark, judge, the oracle's alarms subtracted"
+    assert of[f"plain / {ours}{fair}"] == (12 - 2) / (6 - 2) and of[f"plain / {ours + LONG}{fair}"] == (20 - 1) / (5 - 1)
+    beside = {name.partition(" / ")[2] for name in of if name.startswith(f"{ours + LONG}: subject right")}
+    assert beside == {CLEAN + LONG, plain + LONG}
 
 
 def test_arms_differ_in_one_thing() -> None:

@@ -51,7 +51,7 @@ _BOTH = Training(removal="model", steps=STEPS, batch=BATCH, rank=RANK, lowrank_r
 _DATA = Training(removal="data", steps=STEPS, batch=BATCH, rank=RANK, lowrank_rate=2e-3, alone=CAPTIONED)
 _PLAIN = replace(_DATA, concepts=(), a=1.0)
 _HIDDEN, _BOTH_HIDDEN = replace(_DATA, hidden=1.0), replace(_BOTH, hidden=1.0)
-_LONG = 2 * STEPS  # how much of what is left over is a training that was too short
+_LONG = 2 * STEPS  # does what is missed lack nothing but training?
 FULL = "name + geometry + re-weighting"
 BOTH = f"{FULL} + low-rank weights"  # for redrawn samples: the weights learn only what the tokens leave to them
 PLAIN, CLEAN, ESD = "plain fine-tuning", "trained on clean data", "ESD-style fine-tuning"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.lab.bench.erase_arms import ALONE, CLEAN, FULL, HIDDEN, MOST_SEEDS, PLAIN, trained
+from jobs.lab.bench.erase_arms import ALONE, CLEAN, FULL, HIDDEN, LONG, MOST_SEEDS, PLAIN, trained
 from jobs.lab.bench.erase_draw import WORDS, Bench, marked_shares, prefixed
 from jobs.lab.bench.measures import Measure, clustered, corrected, half_samples, kid, ratio
 from jobs.lab.judges.own_marks import KINDS
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REPEATS = 4  # pictures of each new subject and seed
 GOALS = {"watermark": 10.0, "qr": 20.0, "text": 10.0}  # times fewer than after plain fine-tuning
 ERASED = (", tokens always said", ", flagged drawn again")  # the paper's form, and the pipeline's
+OURS = (HIDDEN, HIDDEN + ALONE, HIDDEN + ALONE + LONG)
+ORACLES = (CLEAN, CLEAN + LONG)
 
 
 def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str], None]) -> list[Measure]:
@@ -41,11 +43,13 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
         drawn |= {shown + way: pictures for way, pictures in ways(b, adapter, shown, captions, noises).items()}
     clean = set_features(b)
     everything = np.concatenate(list(clean.values()))
-    oracle = half_samples("", b.features(drawn[CLEAN]), everything, kid, scale=1000) if CLEAN in drawn else None
+    oracles = {
+        name: half_samples("", b.features(drawn[name]), everything, kid, scale=1000) for name in ORACLES if name in drawn
+    }
     measures: list[Measure] = []
     for name, pictures in drawn.items():
-        erasing = name.partition(", seed ")[0] in (HIDDEN, HIDDEN + ALONE) or (name.startswith(FULL) and name.endswith(ERASED))
-        bound = oracle.high if oracle is not None and erasing else None
+        erasing = name.partition(", seed ")[0] in OURS or (name.startswith(FULL) and name.endswith(ERASED))
+        bound = oracles[oracle_of(name)].high if erasing and oracle_of(name) in oracles else None
         measures += judged_set(b, name, pictures, captions, clean, bound)
     measures += compared(b, drawn, captions, clean)
     if drawn:
@@ -53,25 +57,34 @@ def data_removal(b: Bench, seeds: Sequence[int], quick: bool, say: Callable[[str
     return [prefixed("data removal", m) for m in measures]
 
 
+def oracle_of(name: str) -> str:
+    """The arm trained on clean pictures for as long as the named one."""
+    return CLEAN + LONG if LONG in name else CLEAN
+
+
 def compared(b: Bench, drawn: Mapping[str, np.ndarray], captions: list[str], clean: Mapping[str, np.ndarray]) -> list[Measure]:
     """Erasing arms against plain fine-tuning, by training and over all trainings; and how well the subjects are kept."""
     measures: list[Measure] = []
     trainings = ["", *(f", seed {n}" for n in range(1, MOST_SEEDS))]
     everything, alone = tuple(KINDS), ("watermark",)
-    clean_drawn = [b.marks(drawn[CLEAN + seed]) >= 0.5 for seed in trainings if CLEAN + seed in drawn]
-    alarms = np.mean(clean_drawn, 0) if clean_drawn else None
+    alarms: dict[str, np.ndarray] = {}
+    for oracle in ORACLES:
+        if seen := [b.marks(drawn[oracle + seed]) >= 0.5 for seed in trainings if oracle + seed in drawn]:
+            alarms[oracle] = np.mean(seen, 0)
     arms = [(HIDDEN, "", PLAIN, everything), *((FULL, way, PLAIN, everything) for way in ERASED)]
-    for arm, way, control, kinds in (*arms, (HIDDEN + ALONE, "", PLAIN + ALONE, alone)):
+    arms += [(HIDDEN + ALONE + steps, "", PLAIN + ALONE + steps, alone) for steps in ("", LONG)]
+    for arm, way, control, kinds in arms:
+        oracle = oracle_of(arm)
         pairs = [(control + seed, arm + seed + way) for seed in trainings]
         pairs = [pair for pair in pairs if set(pair) <= drawn.keys()]
         for plain, ours in pairs:
-            measures += divided(b, ours, drawn[plain], drawn[ours], captions, kinds, alarms)
+            measures += divided(b, ours, drawn[plain], drawn[ours], captions, kinds, alarms.get(oracle))
         if len(pairs) > 1:
             before, after = (np.concatenate([drawn[pair[side]] for pair in pairs]) for side in (0, 1))
-            every = None if alarms is None else np.tile(alarms, (len(pairs), 1))
+            every = np.tile(alarms[oracle], (len(pairs), 1)) if oracle in alarms else None
             together = f"{arm}{way}, {len(pairs)} trainings together"
             measures += divided(b, together, before, after, captions * len(pairs), kinds, every)
-        for seed, beside in itertools.product(trainings, (CLEAN, control)):
+        for seed, beside in itertools.product(trainings, (oracle, control)):
             ours, other = arm + seed + way, beside + seed
             if {ours, other} <= drawn.keys():
                 kept = [nearest_right(b, drawn[one], captions, clean) for one in (ours, other)]
