@@ -214,8 +214,14 @@ class Works:
         required = [] if os.path.lexists(self.path / SHEET) else [*self.how.columns.values()]  # else they are the sheet's
         for path, kind in self._stored:
             name = shown(path.relative_to(self.path)) if self.path.is_dir() else shown(path.name)
+            there, some = set[str](), False
             for record in records_in(path, kind, column=self.how.picture_column, wanted=theirs, required=required):
+                there.update(record.fields)
+                some |= not record.problem
                 yield from self._recorded(record, f"{name}{record.place.removeprefix(str(path))}")
+            if some and (never := sorted(set(required) - there)):  # of a tar it is known at its end
+                fix = f"Correct --column; they have: {', '.join(sorted(there)) or 'nothing but pictures'}"
+                raise InputError(f"no sample has {never[0]!r}", where=shown(path), fix=fix)
 
     def _recorded(self, record: Record, name: str) -> Iterator[NewReference]:
         if record.problem:

@@ -245,11 +245,11 @@ def without_pictures(config: RunConfig, policy: Policy, *, base: Path) -> str:
     return f"the index keeps no picture of {bare:,} of {there:,} references (--keep-pictures): {'; '.join(lost)}"
 
 
-def early_set_aside(config: RunConfig, policy: Policy, *, base: Path) -> str:
-    """A sentence if the index is too large for the latents that the policy's probes compare; else empty."""
+def early_set_aside(config: RunConfig, policy: Policy, model_digest: str, *, base: Path) -> str:
+    """A sentence if the policy's probes are to compare latents and do not; else empty."""
     from index.store import ReferenceIndex
     from pipeline.respond.early import set_aside, wanted
 
     if not config.index or not wanted(policy):
         return ""
-    return set_aside(policy, ReferenceIndex.open(place(config.index, base)))
+    return set_aside(policy, ReferenceIndex.open(place(config.index, base)), model_digest)

@@ -317,7 +317,7 @@ def run(
         return _dry_run(plan, folder, runner, json=json, resume=resume, notes=notes, problem=problem)
     plans.append(plan)
     look(folder, plan, resume=resume)  # before models are loaded
-    notes += notes_of(plan.config, plan.policy, plan.base, plan.requests)
+    notes += notes_of(plan.config, plan.policy, plan.base, plan.requests, model_digest=plan.identity.get("model_digest", ""))
     if runner == "local":  # Ray's workers may be on other machines
         check_devices(config)
         notes += device_notes_of(config.model)

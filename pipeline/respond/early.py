@@ -268,21 +268,26 @@ def wanted(policy: Policy) -> bool:
     return policy.early.enabled and policy.copies.action == "steer" and bool(policy.ladder)
 
 
-def set_aside(policy: Policy, index: ReferenceIndex, numbers: int = 0, folder: Path = HEAD) -> str:
-    """A sentence if the policy's probes are to compare latents, and the index is too large for that; empty if it is not.
+def set_aside(policy: Policy, index: ReferenceIndex, model_digest: str, numbers: int = 0, folder: Path = HEAD) -> str:
+    """A sentence if the policy's probes are to compare latents and do not: nothing is calibrated, or the index is too large.
 
     Args:
         policy: its signal and its threshold.
         index: the references that probes look for.
+        model_digest: of the run's model; empty: not known, and nothing is said.
         numbers: in a latent of the run; 0: not known.
         folder: of the calibrated thresholds.
     """
-    early, path = policy.early, folder / "thresholds.json"
-    if not wanted(policy) or early.signal != "latent" or not index.matching:
+    early = policy.early
+    if not wanted(policy) or early.signal != "latent" or not index.matching or not model_digest:
         return ""
-    calibrated = path.exists() and json.loads(path.read_text(encoding="utf-8"))["embedder_id"] == index.embedder_id
+    calibrated = Thresholds.load(folder / "thresholds.json", "latent", model_digest, index.embedder_id) is not None
     if not (calibrated or early.threshold is not None):
-        return ""  # without a calibration latents are compared in no index
+        return (
+            "no thresholds of probes are calibrated for this model and embedder: probes decode and embed instead of comparing "
+            "latents, at the threshold of finished pictures, and arm no reference and look for no other colours; "
+            'state early.signal = "decode" in the policy if that is meant'
+        )
     if not (why := ReferenceLatents.obstacle(index, numbers)):
         return ""
     counts = "" if early.threshold is None else f", and early.threshold = {early.threshold:g} counts for cosines of embeddings"

@@ -459,6 +459,16 @@ def test_a_column_that_is_named_must_be_there(tmp_path: Path) -> None:
     assert titles(tmp_path / "a.parquet", columns={"title": "caption"}) == ["Cat"]
 
 
+@pytest.mark.parametrize(("beside", "there"), [({"1.txt": b"Fox"}, "they have: txt"), ({}, "they have: nothing but pictures")])
+def test_a_column_that_no_sample_of_a_tar_has_is_refused(tmp_path: Path, beside: dict[str, bytes], there: str) -> None:
+    path = tar(tmp_path / "s.tar", {"1.png": png(1), **beside, "2.png": png(2)})
+    with pytest.raises(InputError, match=r"s\.tar: no sample has 'rights_status'") as caught:
+        read(path, columns={"status": "rights_status"})
+    assert there in caught.value.fix
+    if beside:  # one sample that has it is enough: the others state nothing
+        assert titles(path, columns={"title": "txt"}) == ["Fox", "2"]
+
+
 def test_a_compressed_tar_is_read_too(tmp_path: Path) -> None:
     works, source = read(tar(tmp_path / "s.tar.gz", {"1.png": png(1), "2.png": png(2)}, "w:gz"))
     assert (len(works), source.total) == (2, None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from pipeline.config import ModelConfig, RunConfig
 from pipeline.model.load import load_model
 from pipeline.policy import EarlyPolicy, Policy
 from pipeline.references import References
-from pipeline.respond.early import LATENTS, ReferenceLatents, set_aside
+from pipeline.respond.early import HEAD, LATENTS, ReferenceLatents, set_aside
 from pipeline.rungs import NudgeRung
 from tests.index.conftest import GridEmbedder, drawing
 
@@ -103,16 +106,26 @@ def test_latents_stand_for_an_index_up_to_a_number_and_a_size(matching: int, bar
 
 
 def test_a_large_index_sets_the_latents_aside_in_words() -> None:
-    sentence = set_aside(PROBED, Counted(600))  # type: ignore[arg-type]
+    sentence = set_aside(PROBED, Counted(600), "m")  # type: ignore[arg-type]
     assert "600 references can match" in sentence
     assert "early.threshold = 0.5 counts for cosines of embeddings" in sentence
     assert 'early.signal = "head" or "decode"' in sentence
 
 
-@pytest.mark.parametrize("early", [EarlyPolicy(), EarlyPolicy(enabled=True, signal="head"), EarlyPolicy(enabled=True)])
-def test_where_latents_are_not_compared_nothing_is_set_aside(early: EarlyPolicy) -> None:
-    """Probes are off, or look in the embedder's space, or have no threshold for this embedder."""
-    assert set_aside(Policy(ladder=(NudgeRung(),), early=early), Counted(600)) == ""  # type: ignore[arg-type]
+@pytest.mark.parametrize("early", [EarlyPolicy(), EarlyPolicy(enabled=True, signal="head")])
+def test_where_latents_are_not_to_be_compared_nothing_is_set_aside(early: EarlyPolicy) -> None:
+    """Probes are off, or look in the embedder's space."""
+    assert set_aside(Policy(ladder=(NudgeRung(),), early=early), Counted(600), "m") == ""  # type: ignore[arg-type]
+
+
+def test_probes_without_thresholds_for_the_model_are_set_aside_in_words() -> None:
+    shipped, policy = json.loads((HEAD / "thresholds.json").read_text()), replace(PROBED, early=EarlyPolicy(enabled=True))
+    index: Any = SimpleNamespace(embedder_id=shipped["embedder_id"], matching=3)
+    sentence = set_aside(policy, index, "another model")
+    assert sentence.startswith("no thresholds of probes are calibrated for this model and embedder: probes decode and embed")
+    assert set_aside(policy, index, "") == ""  # a dry run that found no model
+    index.embedder_id = "another"
+    assert set_aside(policy, index, shipped["model_digest"]) == sentence
 
 
 def test_run_dry_run_and_doctor_note_an_index_that_is_too_large(tmp_path: Path) -> None:
@@ -123,7 +136,7 @@ def test_run_dry_run_and_doctor_note_an_index_that_is_too_large(tmp_path: Path) 
 
     def noted(index: str) -> list[str]:
         config = RunConfig(prompts="-", index=index)
-        return [note.text for note in notes_of(config, PROBED, tmp_path) if note.topic == "early"]
+        return [note.text for note in notes_of(config, PROBED, tmp_path, model_digest="m") if note.topic == "early"]
 
     assert [text.partition(",")[0] for text in noted("large")] == ["513 references can match"]
     assert [text.partition(":")[0] for text in noted("small")] == [

@@ -6,6 +6,7 @@ is measured.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -131,7 +132,10 @@ def preflight(
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
     found.notes += asked_notes(found.todo, plan.policy)
-    found.notes += found.attempt("model", lambda: notes_of(config, plan.policy, plan.base, plan.requests)) or []
+    noted = functools.partial(
+        notes_of, config, plan.policy, plan.base, plan.requests, model_digest=plan.identity.get("model_digest", "")
+    )
+    found.notes += found.attempt("model", noted) or []
     prepare(config)
     opened = found.attempt("guards", lambda: open_policy_guards(plan.policy, base=plan.base))
     copies = found.attempt("index", lambda: open_copies(config, plan.policy, base=plan.base))
@@ -296,7 +300,7 @@ def _load(
         if isinstance(rung, NegToMeRung) and (note := feature_note(rung, runtime.engine, runtime.context_of(""), number)):
             found.notes.append(Note("memory", note))
     if copies is not None and not any(note.topic == "early" for note in found.notes):
-        probes = set_aside(found.plan.policy, copies.index, math.prod(runtime.references.shape))
+        probes = set_aside(found.plan.policy, copies.index, runtime.model.digest, math.prod(runtime.references.shape))
         found.notes += [Note("early", probes)] if probes else []
     found.opened["sampler"] = f"{runtime.engine.sampler.name}, {len(runtime.engine.sampler)} steps"
     if runtime.preset:

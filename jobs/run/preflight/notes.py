@@ -17,12 +17,15 @@ from pipeline.policy import Policy
 SOON = timedelta(days=14)  # a certificate that ends within this time is warned of
 
 
-def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[Request] = ()) -> list[Note]:
+def notes_of(
+    config: RunConfig, policy: Policy, base: Path, requests: Sequence[Request] = (), *, model_digest: str = ""
+) -> list[Note]:
     """Every silent substitution that model, policy and index bring with them. Reads names and headers; loads nothing.
 
     Args:
         config: the run file. policy: its policy. base: its folder.
         requests: of the run; they may state sizes of their own.
+        model_digest: as the plan binds it.
 
     Raises:
         ModelError: the model's folder cannot be drawn with.
@@ -43,7 +46,7 @@ def notes_of(config: RunConfig, policy: Policy, base: Path, requests: Sequence[R
     notes += [Note("policy", remark) for remark in (*remarks(policy), *idle_in_a_run(policy))]
     if stale := stale_calibration(config, policy, base=base):
         notes.append(Note("calibration", stale))
-    if probes := early_set_aside(config, policy, base=base):
+    if probes := early_set_aside(config, policy, model_digest, base=base):
         notes.append(Note("early", probes))
     if nothing := nothing_protected(config, base=base):
         notes.append(Note("copies", nothing))
