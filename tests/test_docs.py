@@ -24,6 +24,7 @@ import pytest
 from pipeline.audit.event_kinds import KINDS
 from pipeline.config import RunConfig
 from pipeline.fields import REQUIRED, Key, keys
+from pipeline.notes import TOPICS
 from pipeline.policy import Policy
 from pipeline.rungs import NegToMeRung
 
@@ -181,6 +182,11 @@ def kind_lines() -> Iterator[str]:
     yield from (f"| `{kind}` | {when} |" for kind, when in KINDS.items())
 
 
+def topic_lines() -> Iterator[str]:
+    yield from ("| topic | what |", "|---|---|")
+    yield from (f"| `{topic}` | {what} |" for topic, what in sorted(TOPICS.items(), key=lambda row: row[0].lower()))
+
+
 def metric_lines() -> Iterator[str]:
     from jobs.run.metrics.table import METRICS
 
@@ -250,6 +256,7 @@ GENERATED = {
     "kept": (REFERENCE, lambda: schema_lines("kept")),
     "event columns": (REFERENCE, lambda: schema_lines("event columns")),
     "event kinds": (REFERENCE, kind_lines),
+    "note topics": (REFERENCE, topic_lines),
     "run file": (REFERENCE, lambda: file_lines(RunConfig)),
     "policy file": (REFERENCE, lambda: file_lines(Policy)),
     "metrics": (OPERATIONS, metric_lines),
@@ -312,6 +319,12 @@ def test_codes_in_the_source_and_in_the_reference_are_the_same(reference: str) -
     listed = {code for code in re.findall(r"^\| `([^`]+)`", section(reference, "Reason codes"), re.MULTILINE)}
     assert literals(REASON), "the search found nothing: it is broken"
     assert listed == literals(REASON)
+
+
+def test_every_topic_of_a_note_is_in_the_table() -> None:
+    noted = re.compile(r"\bNote\(\s*\"([^\"]+)\"")
+    sources = [path.read_text(encoding="utf-8") for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
+    assert {topic for text in sources for topic in noted.findall(text)} == set(TOPICS), "add it to TOPICS of pipeline/notes.py"
 
 
 def test_every_event_of_runs_and_shards_has_a_kind_and_every_kind_its_event() -> None:

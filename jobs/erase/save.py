@@ -133,8 +133,8 @@ def card(
 
 {tokens}
 {_five(measured, first)}
-It acts on what a generator invents and cleans nobody's pictures. Marks that label generated pictures (metadata, our own codes)
-are on the guards' allow-list and are not touched.
+It acts on what a generator invents and cleans nobody's pictures. Marks that label generated pictures are not touched:
+metadata, and codes that `codes.allow` in the policy lists.
 
 ## Base model
 
