@@ -13,7 +13,7 @@ import numpy as np
 from index.colours import hue_shares, in_hues
 from pipeline.model.decoder import PICTURE_ROWS
 from pipeline.model.interface import DiffusionModel
-from pipeline.respond.early import LATENTS
+from pipeline.respond.reference_latents import LATENTS
 
 if TYPE_CHECKING:
     import torch

@@ -34,8 +34,9 @@ from pipeline.opening import Copies, count_together, open_copies, open_faithfuln
 from pipeline.outcome import Adapter, PaddedRows, Request
 from pipeline.policy import Policy, action_of, asked_and_kept, asked_sets, kept_if_asked
 from pipeline.references import References
-from pipeline.respond.early import EarlyDetector, ReferenceLatents, fits, wanted
+from pipeline.respond.early import EarlyDetector, wanted
 from pipeline.respond.marks import Erasers, Erasure, negative_conditioning, open_erasers
+from pipeline.respond.reference_latents import ReferenceLatents, fits
 from pipeline.respond.steered_probe import SteeredProbe
 from pipeline.rungs import NegToMeRung
 from pipeline.salt import salt_parts, secret_salt

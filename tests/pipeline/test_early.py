@@ -34,13 +34,13 @@ from pipeline.respond.early import (
     TURNED,
     EarlyDetector,
     Level,
-    ReferenceLatents,
     Thresholds,
     early_id,
     probe_steps,
     wanted,
 )
 from pipeline.respond.latent_head import LatentHead, make_network
+from pipeline.respond.reference_latents import ReferenceLatents
 from pipeline.rungs import NudgeRung, Rung
 from pipeline.runtime import Runtime
 from pipeline.settings import from_dict

@@ -24,7 +24,8 @@ from pipeline.config import ModelConfig, RunConfig
 from pipeline.model.load import load_model
 from pipeline.policy import EarlyPolicy, Policy
 from pipeline.references import References
-from pipeline.respond.early import HEAD, LATENTS, ReferenceLatents, set_aside
+from pipeline.respond.early import HEAD, set_aside
+from pipeline.respond.reference_latents import LATENTS, ReferenceLatents
 from pipeline.rungs import NudgeRung
 from tests.index.conftest import GridEmbedder, drawing
 
@@ -83,7 +84,7 @@ def test_a_reference_that_a_probe_finds_is_the_same_in_blocks(monkeypatch: pytes
         return [(hit.match.ref_id, hit.match.similarity) for [hit] in near.search(list(latents.values()), 1)]
 
     at_once = found()
-    monkeypatch.setattr("pipeline.respond.early.ENCODED", 4)
+    monkeypatch.setattr("pipeline.respond.reference_latents.ENCODED", 4)
     assert found() == at_once
     assert [ref_id for ref_id, _ in at_once] == list(latents)
     assert [len(block) for block in asked] == [9, 4, 4, 1]

@@ -24,7 +24,8 @@ from jobs.lab.world.flights import KEPT, STEPS, Flight, mixed, subjects, watch
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
     from pipeline.model.interface import DiffusionModel
-    from pipeline.respond.early import EarlyDetector, ReferenceLatents
+    from pipeline.respond.early import EarlyDetector
+    from pipeline.respond.reference_latents import ReferenceLatents
 
 SEEDS = (1, 2, 3)
 GOAL, COST = 0.97, 0.02
@@ -85,8 +86,9 @@ def bench(out: Path, *, quick: bool = False, work: Path | None = None) -> None:
     from pipeline.model.load import load_model
     from pipeline.model.sampling.choose import make_sampler
     from pipeline.policy import EarlyPolicy
-    from pipeline.respond.early import HEAD, EarlyDetector, ReferenceLatents, Thresholds
+    from pipeline.respond.early import HEAD, EarlyDetector, Thresholds
     from pipeline.respond.latent_head import LatentHead
+    from pipeline.respond.reference_latents import ReferenceLatents
 
     seeds = SEEDS[:1] if quick else SEEDS
     model = load_model(ModelConfig())

@@ -19,7 +19,7 @@ from pipeline.respond.latent_head import ROWS
 
 if TYPE_CHECKING:
     from guards.copies import CopiesGuard
-    from pipeline.respond.early import Near
+    from pipeline.respond.reference_latents import Near
 
 FALSE_ALARMS = 0.02
 MARGIN = 0.03
@@ -92,8 +92,9 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
     from pipeline.model.load import load_model
     from pipeline.model.sampling.choose import make_sampler
     from pipeline.policy import EarlyPolicy
-    from pipeline.respond.early import EarlyDetector, ReferenceLatents
+    from pipeline.respond.early import EarlyDetector
     from pipeline.respond.latent_head import LatentHead
+    from pipeline.respond.reference_latents import ReferenceLatents
 
     model = load_model(ModelConfig())
     sampler = make_sampler(model, STEPS)
