@@ -156,7 +156,8 @@ def _unfit(event: Mapping[str, Any]) -> str:
     if kind not in _HOLDS and not event["samples"]:
         return "names no sample"
     outcome = details.get("outcome")
-    if outcome not in _OUTCOMES and (kind == "review.decided" or (kind == "sample.released" and outcome is not None)):
+    known = isinstance(outcome, str) and outcome in _OUTCOMES  # details are anybody's: a list cannot be looked up
+    if not known and (kind == "review.decided" or (kind == "sample.released" and outcome is not None)):
         return f"names no outcome, but {str(outcome)[:40]!r}"
     if "retain_until" in details and _until(event) is None:
         return f"names no time, but {str(details['retain_until'])[:40]!r}"
@@ -181,9 +182,9 @@ def _matter(event: Mapping[str, Any]) -> str:
 def _until(event: Mapping[str, Any]) -> datetime | None:
     try:
         found = datetime.fromisoformat(event["details"]["retain_until"])
-    except (KeyError, ValueError, TypeError):
+        return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    except (KeyError, ValueError, TypeError, OverflowError):  # the last: before the year 1 or after 9999 in UTC
         return None
-    return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 # --- what an event of each kind changes ------------------------------------------------------------------------------------
