@@ -94,7 +94,11 @@ def read_part(folder: Path, name: str) -> Part:
         table.validate(full=True)
         rows = table.to_pylist()
         for row in rows:
-            row["digests"] = dict(row["digests"])
+            pairs = row["digests"]
+            row["digests"] = dict(pairs)
+            # The digest of an event is over the names and their values: of a name that is there twice it covers one alone.
+            if pairs != sorted(row["digests"].items()):
+                raise ValueError("digests that are there twice, or not in order of their names")
             _require_row(row)
         prev = table.schema.metadata[b"clearance_prev_part_sha256"].decode()
     except Exception as error:  # the reader of damaged bytes may raise anything

@@ -15,6 +15,7 @@ import pytest
 from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
 from index.storage import Disk, using
 from pipeline.audit.chain import canonical
+from pipeline.audit.event_parts import read_part
 from pipeline.audit.events import EVENTS_START, NewEvent, append_event, append_events, read_events, scan_events
 from pipeline.audit.shards import sweep
 from pipeline.audit.verify import verify
@@ -126,6 +127,20 @@ def reissue(run: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row | {"digests": []}], schema=table.schema), part(run, 2))
 
 
+def twice(run: Path) -> None:
+    """Name a digest twice; the event's own digest is over the one that a mapping keeps, and still fits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(part(run, 2)).read()
+    row = table.to_pylist()[0] | {"digests": [("run_sha256", "another"), ("run_sha256", "this")]}
+    body = {name: value for name, value in row.items() if name != "record_sha256"} | {"digests": {"run_sha256": "this"}}
+    row["record_sha256"] = hashlib.sha256(canonical(body)).hexdigest()
+    pq.write_table(pa.Table.from_pylist([row], schema=table.schema), part(run, 2))
+    with pytest.raises(IntegrityError, match="there twice"):
+        read_part(run, "events/00000002.parquet")
+
+
 TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the first part is gone": (lambda f: part(f, 0).unlink(), "events/00000002.parquet"),
     "a part in the middle is gone": (lambda f: part(f, 2).unlink(), "events/00000003.parquet"),
@@ -134,6 +149,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a part is there twice": (lambda f: shutil.copy(part(f, 3), part(f, 5)), "events/00000005.parquet"),
     "a part has another name": (lambda f: part(f, 2).rename(part(f, 7)), "events/00000007.parquet"),
     "an event was edited and its digest redone": (reissue, "events/00000002.parquet"),
+    "a digest is named twice": (twice, "events/00000002.parquet"),
     "the first byte of a part": (lambda f: flip(part(f, 2), 0), "events/00000002.parquet"),
     "a byte of the footer": (lambda f: flip(part(f, 2), -40), "events/00000002.parquet"),
     "a part is empty": (lambda f: part(f, 2).write_bytes(b""), "events/00000002.parquet"),
