@@ -42,7 +42,7 @@ def report_state(
     Args:
         folder: the run folder.
         name: ``report.html`` or ``report.json``.
-        events: the run's; the last ``run.reported`` names the digests of both files.
+        events: the run's; the last ``run.reported`` names the digests of both files. Those before it named earlier reports.
     """
     try:
         if (entry := entry_of(folder, name)) is None or entry.kind != "file":
@@ -53,8 +53,10 @@ def report_state(
     reported = [event for event in events if event["kind"] == REPORTED]
     stated = {event["digests"].get(_key(name)): event["seq"] for event in reported}
     sha256 = hashlib.sha256(data).hexdigest()
+    if reported and sha256 == reported[-1]["digests"].get(_key(name)):
+        return "pass", f"a report; event {reported[-1]['seq']} names its digest"
     if sha256 in stated:
-        return "pass", f"a report; event {stated[sha256]} names its digest"
+        return "changed", f"an earlier report, of event {stated[sha256]}; event {reported[-1]['seq']} names the present one"
     if name == REPORT_HTML and not reported and _DIGEST_LINE not in data:
         return "pass", "a report of an earlier version, which states no digest"
     if name == REPORT_HTML and not own_digest_matches(data):

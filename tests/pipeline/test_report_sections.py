@@ -422,6 +422,20 @@ def test_a_changed_report_is_named(folder: Path, name: str) -> None:
     assert report_state(folder, name, events)[0] == "changed"
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_an_earlier_report_that_was_laid_back_is_named(folder: Path, name: str) -> None:
+    events = reported(folder)
+    earlier = (folder / name).read_bytes()
+    write_report(folder, titles={"ref": "another title"})
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")  # and the digest of what is there now
+    events.append(append_event(folder, REPORTED, "reporter", "written", **digests_of(folder)))
+    assert report_state(folder, name, events)[0] == "pass"
+    (folder / name).write_bytes(earlier)
+    state, why = report_state(folder, name, events)
+    numbers = events[0]["seq"], events[1]["seq"]
+    assert (state, why) == ("changed", "an earlier report, of event {}; event {} names the present one".format(*numbers))
+
+
 def test_a_page_with_a_digest_of_its_own_that_no_event_names_is_exchanged(folder: Path) -> None:
     events = reported(folder)
     write_report(folder, titles={"ref": "another title"})
