@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -75,6 +76,7 @@ def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -
         console.print(f"{name}: {word}; recomputed: {counts}; skipped: {', '.join(skipped) or 'nothing'}", style=style)
         for problem in one.problems:
             console.print(visible(f"  {problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
+        console.print(visible(f"{name}: anchors: {anchored(one.anchors)}", lines=False), soft_wrap=True)
     for what in found.together:
         console.print(visible(what, lines=False), style="red", soft_wrap=True)
     say(
@@ -84,6 +86,12 @@ def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -
     )
     if not found.ok:
         raise typer.Exit(1)
+
+
+def anchored(anchors: Mapping[str, Any]) -> str:
+    """What to keep elsewhere of a run that was verified, as a line of text."""
+    events = f"head {anchors['head']} of {counted(anchors['events'], 'event')}" if anchors["head"] else "no event"
+    return f"{events}; run.json sha256 {anchors['run_sha256'] or '(missing)'}"
 
 
 def show_report(chain: Chain, base: Path | None, keys: Keys, *, json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from index.counted import counted
 from index.errors import InputError
 from index.printable import visible
 from jobs.cli.arguments import AsJson, KeysFolder, a_local_path, a_place, keys_of, run_folder, runs_named
-from jobs.cli.dataset import show_verified
+from jobs.cli.dataset import anchored, show_verified
 from jobs.console import make_console, say_json
 
 KeyFile = Annotated[
@@ -67,6 +68,10 @@ def verify(
     key: KeyFile = None,
     tsa_roots: RootsFile = None,
     salt_file: SaltFile = None,
+    *,
+    head: Annotated[
+        str, typer.Option(metavar="DIGEST", help="Digest of an event that was kept elsewhere: the events must hold it.")
+    ] = "",
     write_verifier: VerifierFile = None,
     json: AsJson = False,
 ) -> None:
@@ -95,9 +100,13 @@ def verify(
     other = run_folder(same_as)[0] if same_as is not None else None
     deployment = keys_of(run, keys)
     salt = salt_in(salt_file) if salt_file is not None else secret_salt(deployment)
+    if head and not re.fullmatch("[0-9a-f]{64}", head := head.strip().lower()):
+        raise InputError("is no digest of an event", where="--head", fix="Give the 64 digits that verify printed as the head")
+    if chain is not None and head:
+        raise InputError("a data set of several runs was named", where="--head", fix="Name one run: each has its own events")
     if chain is not None:
         return show_verified(chain, salt or None, trust_in(deployment, key, tsa_roots), json=json)
-    found = verify_run(folder, salt or None, trust_in(deployment, key, tsa_roots))
+    found = verify_run(folder, salt or None, trust_in(deployment, key, tsa_roots), head=head)
     compared = compare_runs(folder, other) if other is not None else None
     ok = found.ok and (compared is None or compared.ok)
     if json:
@@ -113,6 +122,7 @@ def verify(
         console.print(visible(f"{problem.where}: {problem.what}", lines=False), style="red", soft_wrap=True)
     for left in found.not_covered:
         console.print(visible(f"not covered: {left.where} ({left.what})", lines=False), soft_wrap=True)
+    console.print(f"anchors: {anchored(found.anchors)}", soft_wrap=True)
     if not found.ok:
         console.print(f"NOT INTACT: {counted(len(found.problems), 'problem')}", style="bold red")
     else:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
+from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import scan_events
 from pipeline.audit.ledger import NEVER_SEALED
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, report_state
 from pipeline.audit.shards import RUN_FILE
-from pipeline.audit.stage import FILES, Problem
+from pipeline.audit.stage import EVENTS, FILES, Problem
 from pipeline.audit.stage_proof import NOBODY, Trust
 from pipeline.audit.verify import Verification, verify
 
 
-def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, reports: bool = True) -> Verification:
+def verify_run(
+    folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, reports: bool = True, head: str = ""
+) -> Verification:
     """Recompute every digest of a run folder, and hold plan, requests and shards against one another.
 
     Args:
         folder: the run folder.
         salt, trust: as :func:`pipeline.audit.verify.verify`.
         reports: whether a report that was changed is a problem; who writes it again does not mind.
+        head: digest of an event that was kept elsewhere: the events have to hold it. Empty: none was kept.
 
     Raises:
         InputError: there is no such folder, or it holds no run.
@@ -35,7 +39,13 @@ def verify_run(folder: Path, salt: str | None = None, trust: Trust = NOBODY, *, 
     from pipeline.audit.shards import committed
 
     found = verify(folder, salt, trust)
-    found = _with_reports(folder, found) if reports else found
+    events, _ = scan_events(folder)
+    found = _with_reports(folder, found, events) if reports else found
+    if head and head not in {event["record_sha256"] for event in events}:
+        what = (
+            f"hold no event of digest {head}: events were removed or changed since that digest was kept, or it is another run's"
+        )
+        found = found.with_problem(EVENTS, Problem(EVENTS_FOLDER, what))
     try:
         receipts = committed(folder)
         if is_first_version(folder, receipts):
@@ -103,9 +113,8 @@ def compare_runs(folder: Path, other: Path) -> SameAs:
     )
 
 
-def _with_reports(folder: Path, found: Verification) -> Verification:
+def _with_reports(folder: Path, found: Verification, events: Sequence[Mapping[str, Any]]) -> Verification:
     """The same with what is known of the reports in the folder: they are no part of the record, and may be written again."""
-    events, _ = scan_events(folder)
     states = {name: report_state(folder, name, events) for name in (REPORT_HTML, REPORT_JSON)}
     left = [Problem(p.where, states[p.where][1]) if p.where in states else p for p in found.not_covered]
     changed = [

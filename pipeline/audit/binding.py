@@ -24,7 +24,7 @@ from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_n
 from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.requests import fits, written_version
-from pipeline.audit.schema import KEPT, SCHEMA_VERSION, is_readable, schema_of
+from pipeline.audit.schema import KEPT, PAYLOADS, SCHEMA_VERSION, is_readable, schema_of
 from pipeline.audit.shards import ShardFile, ShardReceipt
 
 if TYPE_CHECKING:
@@ -176,8 +176,21 @@ def schema_difference(table: str, schema: pa.Schema, columns: Sequence[str] | No
     twice = sorted(name for name, count in there.items() if count > 1)
     if twice:
         return f"columns are there twice: {', '.join(twice)}"
+    added = sorted(there.keys() - set(expected.names)) if columns is None else []
+    if added:
+        return f"columns are there that no writer writes: {', '.join(added)}"
+    # The chain holds no digest of a member of a payload but its bytes, and the name is known: nothing would cover a third.
+    more = [name for name in wanted if name in PAYLOADS and _members(schema, name) != _members(expected, name)]
+    if more:
+        return f"columns have other members: {', '.join(more)}"
     other = [name for name in wanted if not fits(schema.field(name).type, expected.field(name).type)]
     return f"columns have another type: {', '.join(other)}" if other else ""
+
+
+def _members(schema: pa.Schema, name: str) -> list[str]:
+    """Names of the members of a column that is a struct; none of any other."""
+    kind = schema.field(name).type
+    return [kind.field(place).name for place in range(kind.num_fields)] if str(kind).startswith("struct<") else []
 
 
 def _version_problem(shard_header: Mapping[str, Any]) -> str:

@@ -48,13 +48,12 @@ from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
 from pipeline.audit.requests import rows_in
-from pipeline.audit.schema import PAYLOADS
+from pipeline.audit.schema import PAYLOADS, REQUESTS
 from pipeline.audit.shards import RUN_FILE, ShardReceipt, committed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-REQUESTS = "requests"  # the table in the file of the plan's requests, whose rows have keys instead of sample ids
 # What people ask to have erased, and the columns that hold it, of whatever table has them.
 PICTURE, PROMPT, EMBEDDING, COLUMNS = "picture", "prompt", "embedding", "columns"
 KINDS: dict[str, frozenset[str]] = {

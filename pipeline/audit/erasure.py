@@ -123,6 +123,11 @@ class Erasures:
     def paths(self) -> list[str]:
         return list(self._files)
 
+    @property
+    def files(self) -> list[ErasedFile]:
+        """What the events say of each file, file by file in their order."""
+        return [one for files in self._files.values() for one in files]
+
     def now(self, path: str, sha256: str, size: int) -> FileNow:
         """What a file has to be that was committed with this digest and size."""
         known = {sha256}

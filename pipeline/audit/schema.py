@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 # 2: what a finding led to, and its reference; 3: marks, fingerprint, kept pictures, own columns; 4: machine, groups, preset
 SCHEMA_VERSION = 4
 
+KEPT, REQUESTS = "kept", "requests"  # the second: of the plan's requests, whose rows have keys instead of sample ids
 # Payloads can be erased; the chain holds their digests (prompt_commit, file_sha256, embedding_sha256, thumbnail_sha256,
-# columns_commit, drawn_commit).
-PAYLOADS = frozenset({"image", "prompt", "negative_prompt", "embedding", "thumbnail", "columns", "drawn_prompt"})
+# columns_commit, drawn_commit). Nothing would cover a payload in a table that has no digest of it: verifying refuses one.
+PAYLOADS_OF = {
+    "samples": frozenset({"image", "prompt", "negative_prompt", "embedding", "columns", "drawn_prompt"}),
+    "attempts": frozenset({"thumbnail"}),
+    KEPT: frozenset({"image"}),
+    REQUESTS: frozenset({"prompt", "negative_prompt", "columns"}),
+}
+PAYLOADS = frozenset[str]().union(*PAYLOADS_OF.values())
 LINKS = frozenset({"prev_sha256", "record_sha256"})
 
 
@@ -336,7 +343,6 @@ ATTEMPT_COLUMNS = (
     *LINK_COLUMNS,
 )
 
-KEPT = "kept"
 KEPT_COLUMNS = (
     Column("schema_version", "whole", "version of this schema", since=3),
     Column("run_id", "text", "the run that wrote the row", DICTIONARY, since=3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.audit.erasure import Erasures
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import NO_HEAD, event_files, events_head, scan_events
 from pipeline.audit.ledger import SEALED
+from pipeline.audit.schema import PAYLOADS_OF
 from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.stage import EVENTS, FILES, STATEMENT, Findings
 
@@ -62,8 +63,21 @@ def check_events(
         found.problem(STATEMENT, RUN_FILE, "is not the statement that the last sealing event names")
 
 
-def check_erasures(erasures: Erasures, known: Collection[str], found: Findings) -> None:
-    """Every file that an event erased payloads from is a file of the run."""
-    for path in erasures.paths:
-        if path not in known:
-            found.problem(EVENTS, path, "an event erased payloads from it, and it is no file that a commit or the plan names")
+def check_erasures(erasures: Erasures, tables: Mapping[str, str], found: Findings) -> None:
+    """Every file that an event erased payloads from is a file of the run that has payloads, and the event names cells of it.
+
+    Args:
+        erasures: what the events name.
+        tables: the files that payloads can be erased from, and what they hold rows of.
+    """
+    for file in erasures.files:
+        if file.path not in tables:
+            what = (
+                "an event erased payloads from it, and it is no file that a commit or the plan names, or one without payloads"
+            )
+            found.problem(EVENTS, file.path, what)
+        elif not any(file.columns.values()):
+            found.problem(EVENTS, file.path, f"event {file.seq} says that payloads were erased from it, and names no cell")
+        elif other := sorted(file.columns.keys() - PAYLOADS_OF[tables[file.path]]):
+            what = f"event {file.seq} names as erased what is no payload of it: {', '.join(other)[:200]}"
+            found.problem(EVENTS, file.path, what)

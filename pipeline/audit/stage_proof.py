@@ -82,9 +82,14 @@ def _check_payload(folder: Path, envelope: Envelope, events: Events, found: Find
     if same:
         return
     signed = hashlib.sha256(envelope.payload).hexdigest()
-    earlier = any(event["kind"] == SEALED and event["digests"].get("run_sha256") == signed for event in events)
-    what = "signs the statement of an earlier seal" if earlier else "signs another statement than the one in"
-    found.problem(SIGNATURE, ENVELOPE_FILE, f"{what}{'' if earlier else ' ' + RUN_FILE}. {SIGN_AGAIN}")
+    seals = [event for event in events if event["kind"] == SEALED]
+    if seals and seals[-1]["digests"].get("run_sha256") == signed:  # signing again would sign what was changed
+        what = f"{RUN_FILE} was changed since the last seal, event {seals[-1]['seq']}; the envelope's payload holds the bytes"
+        found.problem(SIGNATURE, ENVELOPE_FILE, f"{what} that were sealed: restore {RUN_FILE} from it")
+    elif any(event["digests"].get("run_sha256") == signed for event in seals):
+        found.problem(SIGNATURE, ENVELOPE_FILE, f"signs the statement of an earlier seal. {SIGN_AGAIN}")
+    else:
+        found.problem(SIGNATURE, ENVELOPE_FILE, f"signs another statement than the one in {RUN_FILE}. {SIGN_AGAIN}")
 
 
 def _check_key(envelope: Envelope, trust: Trust, found: Findings) -> None:

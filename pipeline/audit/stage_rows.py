@@ -19,16 +19,17 @@ from index.fingerprint import pixel_digest
 from index.padding import first_line
 from index.parquet import parquet_file
 from index.storage import open_file, parsing
-from pipeline.audit.binding import RunBinding, header_problems, row_problems, schema_difference
+from pipeline.audit.binding import REQUESTS_FILE, RunBinding, header_problems, row_problems, schema_difference
 from pipeline.audit.chain import chain_start, record_digest, table_header
 from pipeline.audit.commitments import default_salt, prompt_commitment, uncommitted
-from pipeline.audit.compacted import PARTS_INDEX, LargePart, PartsIndex, header_of, parts_index
+from pipeline.audit.compacted import PARTS_INDEX, LargePart, PartsIndex, header_of
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.erasure import FileNow
 from pipeline.audit.schema import KEPT
-from pipeline.audit.shards import COMMITS, ShardFile, ShardReceipt, markers, receipt_in, receipt_of
+from pipeline.audit.shards import ShardFile, ShardReceipt
 from pipeline.audit.stage import CHAINS, EVENTS, FILES, PICTURES, PROMPTS, Findings
-from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, decode
+from pipeline.audit.stage_requests import ALONE, BOTH, Asked
+from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, LOSSLESS, SUFFIXES, decode
 from pipeline.marking.mark import LOST
 from pipeline.outcome import ACCEPTED
 from pipeline.salt import salt_id
@@ -40,43 +41,6 @@ if TYPE_CHECKING:
 _NOT_PARQUET = "cannot be read as Parquet"
 
 
-def read_index(folder: Path, found: Findings) -> PartsIndex | None:
-    """The index of a compacted run's parts; None where there is none that can be read. Stage files."""
-    try:
-        index = parts_index(folder)
-    except ClearanceError as error:
-        found.problem(FILES, PARTS_INDEX, error.what)
-        return None
-    found.counts["files"] += index is not None
-    return index
-
-
-def read_receipts(folder: Path, found: Findings, index: PartsIndex | None = None) -> dict[str, ShardReceipt]:
-    """The commit markers that can be read, by shard id; stage files."""
-    receipts: dict[str, ShardReceipt] = {}
-    if index is not None:
-        for shard_id in index.markers:
-            try:
-                receipts[shard_id] = receipt_in(index, shard_id)
-                found.counts["shards"] += 1
-            except ClearanceError as error:
-                found.problem(FILES, PARTS_INDEX, f"{error.what}: shard {shard_id}")
-        return receipts
-    try:
-        names = markers(folder)
-    except ClearanceError as error:
-        found.problem(FILES, COMMITS, error.what)
-        return {}
-    for shard_id in names:
-        found.counts["files"] += 1
-        try:
-            receipts[shard_id] = receipt_of(folder, shard_id)
-            found.counts["shards"] += 1
-        except ClearanceError as error:
-            found.problem(FILES, f"{COMMITS}/{shard_id}.json", error.what)
-    return receipts
-
-
 class Rows:
     """Every row of every shard, held against its digests and against the other rows.
 
@@ -84,6 +48,7 @@ class Rows:
         samples: sample_id → where its row stands, and the columns that are compared later.
         outcomes: rows by outcome.
         content: the digests of the requests' content.
+        asked: what samples say of the requests, where these are to be held against it.
     """
 
     def __init__(self, folder: Path, binding: RunBinding, salt: str | None, found: Findings) -> None:
@@ -93,6 +58,8 @@ class Rows:
         self.content = ContentTree()
         self._kept: dict[str, tuple[str, str, str]] = {}  # sample_id → where, kept_sha256, pixel_sha256
         self._erased: frozenset[str] = frozenset()  # columns of the present row whose payloads events name as erased
+        # What samples say of the requests; only where events say that the file of the requests was changed.
+        self.asked = Asked() if REQUESTS_FILE in binding.erasures.paths else None
         self._attempts: dict[str, dict[int, tuple[str, str, str]]] = {}  # sample_id → number → where, pixel_sha256, content
 
     def check(self, receipts: Mapping[str, ShardReceipt], index: PartsIndex | None = None) -> None:
@@ -127,6 +94,8 @@ class Rows:
         self.found.compared(PROMPTS, "1 prompt matches its commitment" if counts["prompts"] == 1 else many)
         if counts["prompts_unchecked"]:
             why = "their commitments are under a secret salt that was not given"
+            if self.salt:
+                why = f"{why}; the salt that was given, {salt_id(self.salt)}, is that of none of them"
             self.found.skipped(PROMPTS, f"{counts['prompts_unchecked']:,} prompts were not compared: {why}")
 
     def _part(self, part: LargePart, index: PartsIndex, receipts: Mapping[str, ShardReceipt]) -> None:
@@ -242,7 +211,7 @@ class Rows:
         try:
             rows = (row for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist())
             return self._chain(rows, file.table, (file.path, 0), shard_header, now)
-        except (UnicodeDecodeError, ValueError) as error:
+        except (ValueError, OverflowError) as error:  # text that is no UTF-8; a time outside of Python's
             self.found.problem(CHAINS, file.path, f"cannot be read ({error})")
             return ""
 
@@ -265,6 +234,7 @@ class Rows:
             problems = row_problems(row, table, shard_header)
             self.found.add(CHAINS, ((f"{where} column {column}", what) for column, what in problems))
             try:
+                self._path(table, row, where)
                 self._row(table, row, where, shard_header)
             except (TypeError, ValueError, AttributeError) as error:  # an empty cell where no writer leaves one
                 self.found.problem(CHAINS, where, f"holds a value that no row has ({first_line(error)})")
@@ -344,14 +314,34 @@ class Rows:
         if row["xmp_present"] != (DIGITAL_SOURCE_TYPE.encode() in xmp):
             self.found.problem(PICTURES, f"{where} column xmp_present", "does not say what the file carries")
 
+    def _path(self, table: str, row: Mapping[str, Any], where: str) -> None:
+        """The name beside a picture is in no digest: it has to be the one that the writer gives it."""
+        column = "thumbnail" if table == "attempts" else "image"
+        picture, written = row[column] or {}, None
+        if picture.get("bytes") is not None:
+            sample = row["sample_id"]
+            kind = SUFFIXES.get(str(row.get("media_type")), "")
+            written = f"{sample}-{row['attempt']}.webp" if table == "attempts" else f"{sample}.{kind}"
+        if picture.get("path") != written:
+            what = f"its path is {str(picture.get('path'))[:64]!r}; the writer's is {written!r}"
+            self.found.problem(PICTURES, f"{where} column {column}", what)
+
     def _prompt(self, row: Mapping[str, Any], where: str, shard_header: Mapping[str, Any]) -> None:
+        gone = self._erased.intersection(BOTH)
+        for column in BOTH if gone else ():
+            if row[column] is not None:
+                self.found.problem(PROMPTS, f"{where} column {column}", ALONE)
+            elif column not in gone:
+                self.found.problem(PROMPTS, f"{where} column {column}", "is empty, and no event names it as erased")
         # A deployment that has a secret salt now may have had none when this run was made.
         salts = [salt for salt in (self.salt, default_salt(str(shard_header.get("dataset_id", "")))) if salt]
         salt = next((salt for salt in salts if salt_id(salt) == shard_header.get("salt_id")), "")
+        if self.asked is not None:
+            self.asked.add(row, salt)
         if not salt:
             self.found.counts["prompts_unchecked"] += 1  # a secret salt that nobody passed: the stage says so
             return
-        if "prompt" in self._erased:
+        if gone:
             pass
         elif row["prompt"] is None or row["negative_prompt"] is None:
             self.found.problem(PROMPTS, f"{where} column prompt", "the prompt is missing")
@@ -407,7 +397,7 @@ class Rows:
             if row["attempts"] is None:
                 self.found.problem(CHAINS, f"{where} column attempts", "is empty")
                 continue
-            if sorted(made) != list(range(row["attempts"])):
+            if len(made) != row["attempts"] or sorted(made) != list(range(len(made))):
                 what = f"says {row['attempts']}; the attempts table has {sorted(made)}"
                 self.found.problem(CHAINS, f"{where} column attempts", what)
             accepted = row["accepted_attempt"]

@@ -14,17 +14,20 @@ from typing import Any
 
 from index.errors import InputError
 from index.storage import digest_of, entry_of, is_folder
-from pipeline.audit.binding import BOUND, PLAN_FILE, RunBinding, is_first_version
+from pipeline.audit.binding import BOUND, PLAN_FILE, REQUESTS_FILE, RunBinding, is_first_version
 from pipeline.audit.compacted import PARTS, index_problems
 from pipeline.audit.coverage import strangers, uncovered
 from pipeline.audit.envelope import ENVELOPE_FILE
 from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
+from pipeline.audit.schema import REQUESTS
 from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE
 from pipeline.audit.stage import FILES, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
+from pipeline.audit.stage_markers import read_index, read_receipts
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
-from pipeline.audit.stage_rows import Rows, read_index, read_receipts
+from pipeline.audit.stage_requests import check_requests
+from pipeline.audit.stage_rows import Rows
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
 from pipeline.audit.state import fold
 from pipeline.audit.timestamp import STAMP_FILE
@@ -44,6 +47,8 @@ class Verification:
         not_covered: what lies in the folder and was not looked at, and why: reports, files and folders of other people, links.
         stages: the result of every stage, in the order of :data:`pipeline.audit.stage.STAGES`.
         roots: what was recomputed of the whole: ``merkle_root`` over the record, ``content_root`` over what must repeat.
+        anchors: what to keep elsewhere and to compare: ``events`` (how many), ``head`` (digest of the last of them, which binds
+            all before it; empty: there is none) and ``run_sha256`` (of ``run.json``; empty: it is missing).
     """
 
     ok: bool
@@ -52,6 +57,7 @@ class Verification:
     not_covered: tuple[Problem, ...] = ()
     stages: tuple[Stage, ...] = ()
     roots: Mapping[str, str] = field(default_factory=dict)
+    anchors: Mapping[str, Any] = field(default_factory=dict)
 
     def with_problem(self, stage: str, problem: Problem) -> Verification:
         """The same with one problem more, found outside this package."""
@@ -95,16 +101,19 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     binding = _binding(folder, statement).known(events)
     rows = Rows(folder, binding, salt, found)
     rows.check(receipts, index)
-    small = {file.path for receipt in receipts.values() for file in receipt.files}
-    committed = small | ({part.path for part in index.parts} if index is not None else set())
-    found.add(FILES, strangers(folder, small, index))
+    tables = {file.path: file.table for receipt in receipts.values() for file in receipt.files}
+    found.add(FILES, strangers(folder, tables, index))
     found.add(FILES, index_problems(index, binding.index_sha256 or "") if index is not None else ())
     check_statement(statement, receipts, rows, events)
     covered = {RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_FOLDER, EVENT_LINES, EVENTS_HEAD_FILE, COMMITS, *EVERY_TABLE}
     covered |= {PARTS} if index is not None else set()
     plan_files = check_plan_files(folder, statement, binding.erasures, found) if statement is not None else set()
     covered |= plan_files
-    check_erasures(binding.erasures, committed | plan_files, found)
+    tables |= {part.path: part.table for part in index.parts} if index is not None else {}
+    tables |= {REQUESTS_FILE: REQUESTS} if REQUESTS_FILE in plan_files else {}
+    check_erasures(binding.erasures, tables, found)
+    if rows.asked is not None:
+        check_requests(folder, rows.asked, binding.erasures, found)
     check_events(folder, statement, events, binding.plan_file_sha256, found)
     check_signature(folder, events, trust, found)
     check_time_stamp(folder, events, trust, found)
@@ -122,12 +131,21 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
             "merkle_root": merkle_root([receipt.digest for receipt in receipts.values()]),
             "content_root": rows.content.root,
         },
+        anchors={
+            "events": len(events),
+            "head": str(events[-1]["record_sha256"]) if events else "",
+            "run_sha256": _digest(folder, RUN_FILE),
+        },
     )
 
 
 def _binding(folder: Path, statement: Mapping[str, Any] | None) -> RunBinding:
     predicate = (statement or {}).get("predicate")
     stated = predicate if isinstance(predicate, dict) else {}
-    plan = entry_of(folder, PLAN_FILE)
-    digest = digest_of(folder, PLAN_FILE) if plan is not None and plan.kind == "file" else ""
-    return RunBinding(header={name: stated[name] for name in BOUND if name in stated}, plan_file_sha256=digest)
+    header = {name: stated[name] for name in BOUND if name in stated}
+    return RunBinding(header=header, plan_file_sha256=_digest(folder, PLAN_FILE))
+
+
+def _digest(folder: Path, name: str) -> str:
+    entry = entry_of(folder, name)
+    return digest_of(folder, name) if entry is not None and entry.kind == "file" else ""

@@ -23,6 +23,7 @@ from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import seal
 from pipeline.audit.stage_proof import Trust
 from pipeline.audit.timestamp import STAMP_FILE, post, stamp_run, stamped_at
+from pipeline.audit.verifier.clearance_verify import Run
 from pipeline.audit.verify import verify
 from pipeline.keys import Keys
 from tests.proofs import Authority, keys_in, openssl
@@ -201,6 +202,37 @@ def test_a_statement_that_was_changed_after_signing_fails(signed: Path, keys: Ke
     assert state == "fail" and why.startswith("signs the statement of an earlier seal")
     sign(signed, keys)
     assert stage(signed, "signature", trust_in(keys))[0] == "pass"
+
+
+def test_a_statement_that_was_changed_since_the_last_seal_is_not_to_be_signed_again(signed: Path, keys: Keys) -> None:
+    sealed = (signed / "run.json").read_bytes()
+    (signed / "run.json").write_bytes(sealed.replace(b"default", b"defavlt"))
+    state, why = stage(signed, "signature", trust_in(keys))
+    assert state == "fail" and "run.json was changed since the last seal" in why and "clearance sign" not in why
+    assert base64.b64decode(json.loads((signed / ENVELOPE_FILE).read_bytes())["payload"]) == sealed
+    assert any("changed since the last seal" in what for _, _, what in Run(str(signed)).verify().problems)
+
+
+def test_what_to_keep_of_a_run_is_printed_and_compared(signed: Path) -> None:
+    """The events after the seal are bound by the last one's digest alone: an end that was cut off is whole otherwise."""
+    older = Path(shutil.copytree(signed, signed.parent / "older"))
+    kept = append_event(signed, "sample.quarantined", "takedown", "a claim", samples=["s"], details={"claim": "c-1"})
+    found = json.loads(call("verify", signed, "--json").stdout)["anchors"]
+    run_sha256 = hashlib.sha256((signed / "run.json").read_bytes()).hexdigest()
+    assert found == {"events": kept["seq"] + 1, "head": kept["record_sha256"], "run_sha256": run_sha256}
+    assert Run(str(signed)).verify().anchors == found
+    assert f"head {found['head']} of {found['events']} events" in call("verify", signed).output
+    append_event(signed, "hold.set", "counsel", "a claim", details={"matter": "m"})
+    assert call("verify", signed, "--head", found["head"]).exit_code == 0
+    assert not Run(str(signed), head=found["head"]).verify().problems
+    shutil.rmtree(signed / "events")
+    shutil.copytree(older / "events", signed / "events")
+    shutil.copy(older / "events-head.json", signed)
+    assert verify(signed).ok
+    refused = call("verify", signed, "--head", found["head"])
+    assert refused.exit_code == 1 and "hold no event of digest" in refused.output
+    assert Run(str(signed), head=found["head"]).verify().problems
+    assert call("verify", signed, "--head", "abc").exit_code == 2
 
 
 def test_events_after_the_signature_are_not_covered_and_break_nothing(signed: Path, keys: Keys) -> None:

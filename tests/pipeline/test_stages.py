@@ -15,7 +15,9 @@ from pipeline.audit.ledger import seal, statement_bytes, statement_digest
 from pipeline.audit.records import attempt_table, sample_table
 from pipeline.audit.shards import commit_shard, committed
 from pipeline.audit.stage import STAGES, Findings, Problem, State
+from pipeline.audit.verifier.clearance_verify import Run
 from pipeline.audit.verify import Verification, verify
+from pipeline.salt import salt_id
 from tests.pipeline.conftest import FakeRun
 
 Make = Callable[..., Any]
@@ -72,6 +74,14 @@ def test_a_secret_salt_that_is_not_given_skips_the_prompts_and_they_do_not_pass(
     assert states(verify(run.folder, salt="3b7f" * 8))["prompts"] == "pass"
 
 
+def test_a_salt_that_fits_no_commitment_is_named(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "salted", shards=1, salt="3b7f" * 8)
+    said = sentence(verify(run.folder, salt="99" * 32), "prompts")
+    assert f"the salt that was given, {salt_id('99' * 32)}, is that of none of them" in said
+    small = Run(str(run.folder), "99" * 32).verify()
+    assert "not the one that was given" in small.skip["prompts"]
+
+
 def test_a_changed_byte_fails_the_files(run: FakeRun) -> None:
     path = sorted(run.folder.glob("samples/*.parquet"))[0]
     path.write_bytes(path.read_bytes() + b" ")
@@ -119,6 +129,30 @@ def test_a_removed_picture_fails_the_pictures_alone(run: FakeRun) -> None:
 
 def test_a_changed_column_fails_the_chains_alone(run: FakeRun) -> None:
     assert failed(rewritten(run, lambda rows: rows[0].update(policy_name="another"))) == {"chains"}
+
+
+@pytest.mark.parametrize(("column", "value"), [("started_at", 2**62), ("finished_at", -(2**62)), ("attempts", 2**31 - 1)])
+def test_a_number_that_no_row_has_is_a_problem_and_no_crash(run: FakeRun, column: str, value: int) -> None:
+    """A time outside of Python's, and a count of attempts of which no list fits into memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = sorted((run.folder / "samples").iterdir())[0]
+    table = pq.ParquetFile(path).read()
+    place = table.schema.get_field_index(column)
+    field, cells = table.schema.field(place), [value] * table.num_rows
+    forged = pa.array(cells, pa.int64()).view(field.type) if column != "attempts" else pa.array(cells, field.type)
+    pq.write_table(table.set_column(place, field, forged), path)
+    assert failed(verify(run.folder)) >= {"files", "chains"}
+    assert Run(str(run.folder)).verify().problems and not any(
+        "to the end" in one[2] for one in Run(str(run.folder)).verify().problems
+    )
+
+
+def test_a_path_beside_a_picture_that_no_writer_gives_fails_the_pictures_alone(run: FakeRun) -> None:
+    """It is in no digest of the rows."""
+    assert failed(rewritten(run, lambda rows: rows[0]["image"].update(path="/etc/passwd"))) == {"pictures"}
+    assert any("/etc/passwd" in what for _, _, what in Run(str(run.folder)).verify().problems)
 
 
 def test_a_changed_event_fails_the_events(run: FakeRun, tmp_path: Path) -> None:

@@ -8,7 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.audit.envelope import ENVELOPE_FILE
+from pipeline.audit.ledger import sample_rows
 from pipeline.audit.shards import committed, write_parquet
 from pipeline.audit.timestamp import STAMP_FILE
 from tests.tampering import forge, in_tables
@@ -56,21 +60,79 @@ def an_erasure_without_its_event(folder: Path, rng: random.Random, runs: Runs) -
 
 def a_row_changed_under_cover_of_an_erasure(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
     """File digest and event are redone, as an erasure would: what is committed of the row contradicts."""
+    shard_id, table = editable(folder, rng)
+    file = next(file for file in committed(folder)[shard_id].files if file.table == table)
+    changed = forge.rewritten(forge.table_of(folder / file.path), an_edit(rng, table), rechain=rng.random() < 0.5)
+    _replace(folder, file.path, table, changed, {})
+    return (file.path,)
+
+
+def the_requests_replaced_under_cover_of_an_erasure(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    """One cell is emptied as the event says, or the event names none; beside that something else is asked for."""
+    path, ids = folder / "requests.parquet", {row["row_no"]: row["sample_id"] for row in sample_rows(folder)}
+    rows = pq.ParquetFile(path).read().to_pylist()
+    edits = (
+        {"prompt": "a cloud"},
+        {"negative_prompt": "rain"},
+        {"key": "x"},
+        {"seed": 7},
+        {"row_no": 99},
+        {"problem_code": "x"},
+    )
+    named: dict[str, tuple[str, ...]] = {}
+    if rng.random() < 0.7:
+        gone = rng.choice(rows)
+        gone.update(prompt=None, negative_prompt=None)
+        named = dict.fromkeys(("prompt", "negative_prompt"), (ids[gone["row_no"]],))
+    row = rng.choice([row for row in rows if row["prompt"] and not row["problem_code"]])
+    row.update(rng.choice(edits))
+    table = pa.Table.from_pylist(rows, schema=pq.read_schema(path))
+    how = rng.choice(("cell", "cell", "cell", "row", "column"))
+    if how == "row":
+        table = table.slice(1)
+    elif how == "column":
+        table = table.append_column("notes", pa.array(["anything"] * len(rows)))
+    _replace(folder, "requests.parquet", "requests", table, named)
+    return ("requests.parquet",)
+
+
+def cells_outside_the_chain_replaced_under_cover_of_an_erasure(folder: Path, rng: random.Random, runs: Runs) -> tuple[str, ...]:
+    """What no digest in the row covers: a picture's path, one of two prompts, another table's payload, a member more."""
+    receipt = rng.choice([one for one in committed(folder).values() if one.outcomes.get("accepted")])
+    path = next(file.path for file in receipt.files if file.table == "samples")
+    table = forge.table_of(folder / path)
+    rows, place = table.to_pylist(), table.schema.get_field_index("image")
+    row = rng.choice([row for row in rows if row["image"] is not None])
+    row["prompt"], named = None, {"prompt": (row["sample_id"],)}
+    how = rng.choice(("path", "prompt", "column", "member"))
+    row["negative_prompt"] = "in the style of somebody" if how == "prompt" else None
+    named |= {} if how == "prompt" else {"negative_prompt": (row["sample_id"],)}
+    if how == "path":
+        row["image"]["path"] = "/etc/passwd"
+    changed = pa.Table.from_pylist(rows, schema=table.schema)
+    if how == "column":
+        changed = changed.append_column("thumbnail", pa.array(["anything"] * len(rows)))
+    elif how == "member":
+        pictures = [{**one["image"], "note": "anything"} if one["image"] else None for one in rows]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("note", pa.string())])
+        changed = changed.set_column(place, "image", pa.array(pictures, kind))
+    _replace(folder, path, "samples", changed, named)
+    return (path,)
+
+
+def _replace(folder: Path, path: str, table: str, changed: pa.Table, named: dict[str, tuple[str, ...]]) -> None:
+    """Write a file anew, with the event of an erasure that names its digests and these cells."""
     from pipeline.audit.erasure import ERASED, ErasedFile
     from pipeline.audit.events import append_event
 
-    shard_id, table = editable(folder, rng)
-    file = next(file for file in committed(folder)[shard_id].files if file.table == table)
-    path, before = folder / file.path, forge.sha256(folder / file.path)
-    changed = forge.rewritten(forge.table_of(path), an_edit(rng, table), rechain=rng.random() < 0.5)
-    with path.open("wb") as stream:
+    before = forge.sha256(folder / path)
+    with (folder / path).open("wb") as stream:
         write_parquet(changed, stream)
-    named = ErasedFile(
-        seq=-1, path=file.path, table=table, columns={}, before_sha256=before, after_sha256=forge.sha256(path),
-        after_bytes=path.stat().st_size,
+    about = ErasedFile(
+        seq=-1, path=path, table=table, columns=named, before_sha256=before, after_sha256=forge.sha256(folder / path),
+        after_bytes=(folder / path).stat().st_size,
     )  # fmt: skip
-    append_event(folder, ERASED, "privacy", "asked for", details={"files": [named.plain()]})
-    return (file.path,)
+    append_event(folder, ERASED, "privacy", "asked for", details={"files": [about.plain()]})
 
 
 # --- statement and events --------------------------------------------------------------------------------------------------

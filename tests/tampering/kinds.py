@@ -95,6 +95,8 @@ KINDS: tuple[Kind, ...] = (
         )
     ),
     Kind(apply=in_record.a_row_changed_under_cover_of_an_erasure),
+    Kind(apply=in_record.the_requests_replaced_under_cover_of_an_erasure),
+    Kind(apply=in_record.cells_outside_the_chain_replaced_under_cover_of_an_erasure),
     *(
         Kind(apply=apply, compacted=True)
         for apply in (

@@ -86,6 +86,29 @@ def test_a_folder_that_is_not_there(written: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "no such run folder" in done.stderr
 
 
+def test_a_folder_that_is_no_run(written: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = alone(written, tmp_path / "empty")
+    assert done.returncode == 2 and "not a run folder" in done.stderr
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "empty")]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_a_report_that_was_changed_or_is_an_earlier_one(runs: Runs, tmp_path: Path, name: str) -> None:
+    from pipeline.audit.events import append_event
+    from pipeline.audit.report_digest import REPORTED, digests_of
+
+    folder = copy_of(runs.whole, tmp_path / "run")
+    append_event(folder, REPORTED, "reporter", "written", **digests_of(folder))
+    earlier = (folder / name).read_bytes()
+    assert not Run(str(folder)).verify().problems
+    (folder / name).write_bytes(earlier + b" ")
+    assert [(where, "no event names" in what) for _, where, what in Run(str(folder)).verify().problems] == [(name, True)]
+    append_event(folder, REPORTED, "reporter", "written", **digests_of(folder))
+    (folder / name).write_bytes(earlier)
+    assert [(where, "an earlier report" in what) for _, where, what in Run(str(folder)).verify().problems] == [(name, True)]
+
+
 def test_what_it_extracts_is_what_openssl_checks(runs: Runs, tmp_path: Path) -> None:
     assert main([str(runs.whole), "--extract", str(tmp_path)]) == 0
     assert runs.keys.folder is not None
@@ -174,7 +197,7 @@ def with_numbers(folder: Path, column: str, value: object) -> None:
 
 def test_what_nobody_foresaw_is_a_problem_and_no_traceback(runs: Runs, tmp_path: Path) -> None:
     folder = copy_of(runs.whole, tmp_path / "run")
-    with_numbers(folder, "attempts", "many")
+    with_numbers(folder, "accepted_attempt", ["many"])
     problems = Run(str(folder)).verify().problems
     assert any("cannot be verified to the end (TypeError" in what for _, _, what in problems)
 

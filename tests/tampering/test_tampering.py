@@ -61,7 +61,7 @@ def judge(kind: Kind, seed: int, runs: Runs, place: Path) -> str:
 def disagreement(kind: Kind, folder: Path) -> str:
     """The two verifiers, neither of which has a key, see the same, by the same stage; where only pixels or keys tell, they say
     what they lack."""
-    ours, small = verify(folder), Run(str(folder)).verify()
+    ours, small = verify_run(folder), Run(str(folder)).verify()
     states = {name: state for name, state, _ in small.stages()}
     if kind.by_pixels:
         return "" if not ours.ok and "not decoded here" in small.sentence["pictures"] else "is not named as undecoded"

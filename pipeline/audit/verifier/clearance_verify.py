@@ -1,10 +1,10 @@
 """Verify a run of Clearance with this one file, Python 3.11 or newer, and pyarrow: it shares no code with Clearance.
 
-    python clearance_verify.py RUN [--salt HEX] [--json] [--extract FOLDER]
+    python clearance_verify.py RUN [--salt HEX] [--head DIGEST] [--json] [--extract FOLDER]
 
 It recomputes the digests of a run folder and prints named stages: pass, fail or skip, with the reason. Exit code 0: no stage
-failed; 1: something does not match; 2: there is no such folder. Nobody has to trust the program that wrote the record: this
-file can be read in an hour. It writes nothing, except what ``--extract`` asks for.
+failed; 1: something does not match; 2: there is no such folder, or it is no run. Nobody has to trust the program that wrote the
+record: this file can be read in an hour. It writes nothing, except what ``--extract`` asks for.
 
 What it does not do, and names: it decodes no picture (stage pictures compares the stored bytes with their digests), and it has
 no Ed25519 and no X.509. For those two stages it compares what needs no key, and prints the openssl commands for the rest.
@@ -44,6 +44,26 @@ TABLES = {
     "kept": ("image",),
 }
 PAYLOADS = {name for columns in TABLES.values() for name in columns}
+# A payload is covered by a digest in its row alone. Without that column, or in another table, it is none that was written.
+DIGESTS = {
+    "samples": {
+        "image": "file_sha256",
+        "embedding": "embedding_sha256",
+        "prompt": "prompt_commit",
+        "negative_prompt": "prompt_commit",
+        "columns": "columns_commit",
+        "drawn_prompt": "drawn_commit",
+    },
+    "attempts": {"thumbnail": "thumbnail_sha256"},
+    "kept": {"image": "kept_sha256"},
+}
+REQUESTS = "requests.parquet"
+REQUEST_PAYLOADS = {"prompt", "negative_prompt", "columns"}
+REQUEST_COLUMNS = {"row_no", "key", "prompt", "negative_prompt", "seed", "problem_code", "problem"}
+MORE_COLUMNS = {"adapter", "columns", "group", "member", "group_size", "width", "height", "steps", "guidance_scale"}
+SUFFIXES = {"image/webp": "webp", "image/png": "png", "image/jpeg": "jpg"}
+REPORTS = ("report.html", "report.json")
+REPORT_LINE = re.compile(rb"<!-- sha256 of this file without this line: ([0-9a-f]{64}) -->\n")
 LINKS = {"prev_sha256", "record_sha256"}
 ACCEPTED = ("accepted", "accepted_after_steering")
 BOUND = ("run_id", "dataset_id", "plan_sha256", "policy_sha256", "salt_id")
@@ -58,6 +78,7 @@ VERDICT, CHANGED = ("guard", "category", "triggered", "confirmed"), ("kind", "st
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
 INDEX = "parts/index.parquet"  # of a run whose small files became large parts
 LEFT = {"report.html": "a report", "report.json": "a report", ".lease": "the run's lock"}
+A_RUN = ("plan.json", "run.json", REQUESTS, "commits")  # a folder that has none of them is no run
 
 
 Row = dict[str, Any]
@@ -127,8 +148,10 @@ def parquet(source: Any, checksums: bool = False) -> pq.ParquetFile:
 class Run:
     """A run folder that is being verified."""
 
-    def __init__(self, folder: str, salt: str = "") -> None:
-        self.folder, self.salt = folder, salt
+    def __init__(self, folder: str, salt: str = "", head: str = "") -> None:
+        self.folder, self.salt, self.head = folder, salt, head
+        self.anchors: Row = {"events": 0, "head": "", "run_sha256": ""}
+        self.asked: dict[Any, tuple[Row, Row, bytes]] = {}  # of the requests: rows of samples by row_no, payloads, salt
         self.problems: dict[tuple[str, str, str], None] = {}  # stage, where, what; in the order found
         self.sentence: dict[str, str] = {}
         self.skip: dict[str, str] = {}
@@ -194,6 +217,9 @@ class Run:
         receipts = self.read_receipts()
         events = self.read_events()
         self.known = {event["record_sha256"] for event in events}
+        self.anchors.update(events=len(events), head=events[-1]["record_sha256"] if events else "")
+        if self.head and self.head not in self.known:
+            self.wrong("events", "events", f"hold no event of digest {self.head}: events were removed or changed")
         predicate = (statement or {}).get("predicate")
         self.stated = predicate if isinstance(predicate, dict) else {}
         try:
@@ -201,6 +227,7 @@ class Run:
         except Wrong:
             self.plan = ""
         erased = Erasures(events)
+        self.hold_requests = REQUESTS in erased.paths
         if self.index is None:
             for shard_id, receipt in receipts.items():
                 for file in receipt["files"]:
@@ -210,12 +237,15 @@ class Run:
         self.check_whole(receipts)
         self.check_folders(receipts)
         files = self.check_statement(statement, receipts, events)
-        parts = {part["path"] for part in self.index["parts"]} if self.index is not None else set()
-        for path in erased.paths - files - parts - {file["path"] for one in receipts.values() for file in one["files"]}:
-            self.wrong("events", path, "an event erased payloads from it, and it is no file of the run")
+        tables = {file["path"]: file["table"] for one in receipts.values() for file in one["files"]}
+        tables.update({part["path"]: part["table"] for part in self.index["parts"]} if self.index is not None else {})
+        payloads = {path: set(TABLES[table]) for path, table in tables.items()}
+        self.check_erasures(erased, payloads | ({REQUESTS: REQUEST_PAYLOADS} if REQUESTS in files else {}))
+        self.check_requests(erased)
         self.check_events(statement, events)
         self.check_signature(events)
         self.check_time_stamp(events)
+        self.check_reports(events)
         self.check_uncovered(files)
         return self
 
@@ -246,6 +276,7 @@ class Run:
         except (Wrong, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.wrong("statement", "run.json", f"cannot be read as a statement ({error})")
             return None
+        self.anchors["run_sha256"] = sha256(data)
         self.count("files")
         if not whole:
             self.wrong("statement", "run.json", "was changed: its digest does not match its content")
@@ -359,7 +390,10 @@ class Run:
                 self.count("files")
                 table = parquet(pa.BufferReader(data), checksums=True).read(use_threads=False)
                 table.validate(full=True)
-                rows = [{**row, "digests": dict(row["digests"])} for row in table.to_pylist()]
+                rows = table.to_pylist()
+                if any(row["digests"] != sorted(dict(row["digests"]).items()) for row in rows):
+                    raise Wrong("digests that are there twice, or not in order of their names")
+                rows = [{**row, "digests": dict(row["digests"])} for row in rows]
                 if not rows or not re.fullmatch(r"\d{8,}\.parquet", name) or name != f"{len(events):08d}.parquet":
                     self.wrong("events", where, "is not the part that has to be here: parts are missing, or it was renamed")
                 if table.schema.metadata[b"clearance_prev_part_sha256"].decode() != prev_part:
@@ -501,11 +535,32 @@ class Run:
         if len(set(names)) < len(names):
             raise Wrong("has a column twice")
         committed = [name for name in names if name not in PAYLOADS]
+        bare = [name for name in names if name in PAYLOADS and DIGESTS[table].get(name) not in names]
+        if bare:
+            raise Wrong(f"has columns that no writer writes: {', '.join(bare)}")
+        pictures = [name for name in ("image", "thumbnail") if name in names]
+        for name in pictures:
+            kind = parquet.schema_arrow.field(name).type
+            if not pa.types.is_struct(kind) or [kind.field(n).name for n in range(kind.num_fields)] != ["bytes", "path"]:
+                raise Wrong(f"column {name} has other members")
         for batch in parquet.iter_batches(batch_size=64, use_threads=False):
             batch.validate(full=True)
             payloads = {name: self.payload(batch, name) for name in TABLES[table] if name in names}
+            paths = {name: pc.struct_field(batch.column(name), "path").to_pylist() for name in pictures}
             for n, row in enumerate(batch.select(committed).to_pylist()):
-                yield row, {name: values[n] for name, values in payloads.items()}
+                mine = {name: values[n] for name, values in payloads.items()}
+                for name, values in paths.items():
+                    self.check_path(table, row, values[n], mine[name] is not None)
+                yield row, mine
+
+    def check_path(self, table: str, row: Row, path: Any, there: bool) -> None:
+        """The name beside a picture is in no digest: it has to be the one that the writer gives it."""
+        sample, kind = row["sample_id"], SUFFIXES.get(str(row.get("media_type")), "")
+        written = f"{sample}-{row['attempt']}.webp" if table == "attempts" else f"{sample}.{kind}"
+        if path != (written if there else None):
+            self.wrong(
+                "pictures", f"{table}, sample {sample}", f"the path of its picture is {str(path)[:64]!r}, not {written!r}"
+            )
 
     def check_chain(self, rows: Iterable[tuple[Row, Row]], file: Row, header: Row, now: Now) -> None:
         """A shard's chain in one table; ``first`` of the file is the number of the shard's first row in it."""
@@ -562,24 +617,28 @@ class Run:
             self.match("embeddings", mine.get("embedding"), row["embedding_sha256"], f"{place} column embedding")
         default = sha256(b"clearance prompt commitment\0" + str(header.get("dataset_id", "")).encode())
         ids = {sha256(b"clearance salt id\0" + bytes.fromhex(salt))[:16]: salt for salt in (default, self.salt) if salt}
+        half = gone & {"prompt", "negative_prompt"}
+        for column in ("prompt", "negative_prompt") if half else ():
+            if mine[column] is not None or column not in half:
+                what = "one commitment covers both prompts: the other was erased, and this one was not, or no event names it"
+                self.wrong("prompts", f"{place} column {column}", what)
+        if self.hold_requests:
+            texts = {name: mine[name] for name in REQUEST_PAYLOADS if name in mine}  # and no picture
+            self.asked[row["row_no"]] = (row, texts, bytes.fromhex(ids.get(str(header.get("salt_id")), "")))
         if header.get("salt_id") not in ids:
             self.count("prompts_unchecked")
             return
         salt = bytes.fromhex(ids[header["salt_id"]])
-        if "prompt" not in gone and "negative_prompt" not in gone:
+        if not half:
             both = [mine["prompt"], mine["negative_prompt"]]
-            text = json.dumps(both, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
             self.count("prompts")
-            if None in both or hmac.new(salt, text, "sha256").hexdigest() != row["prompt_commit"]:
+            if None in both or commitment(salt, both) != row["prompt_commit"]:
                 self.wrong("prompts", f"{place} column prompt", "does not match its commitment")
         for column, label, stated in (
             ("columns", "columns", "columns_commit"),
             ("drawn_prompt", "drawn prompt", "drawn_commit"),
         ):
-            own = mine.get(column)
-            text = f"clearance {label}\0".encode() + (own or "").encode("utf-8", "surrogatepass")
-            commit = None if own is None else hmac.new(salt, text, "sha256").hexdigest()
-            if column not in gone and commit != row.get(stated):
+            if column not in gone and commitment(salt, mine.get(column), label) != row.get(stated):
                 self.wrong("prompts", f"{place} column {column}", "does not match its commitment")
 
     def row_of_attempts(self, row: Row, mine: Row, gone: set[str], place: str, header: Row) -> None:
@@ -614,7 +673,7 @@ class Run:
                 self.wrong("chains", f"{where} column kept_sha256", f"is not that of {place or 'a picture that is kept'}")
             elif kept is not None and (pixels != row["pixel_sha256"] or row["outcome"] in ACCEPTED):
                 self.wrong("chains", f"{where} column kept_sha256", "does not go with its pixels or its outcome")
-            if sorted(made) != list(range(row["attempts"] if row["attempts"] is not None else -1)):
+            if len(made) != row["attempts"] or sorted(made) != list(range(len(made))):
                 self.wrong("chains", f"{where} column attempts", f"is {row['attempts']}; the attempts table has {sorted(made)}")
             accepted = row["accepted_attempt"]
             if (accepted is not None) != (row["outcome"] in ACCEPTED):
@@ -639,7 +698,8 @@ class Run:
         self.sentence["pictures"] = f"{', '.join(kinds) or 'nothing'}: the bytes match their digests; not decoded here{erased}"
         self.sentence["prompts"] = f"{count('prompts', 0)} prompts match their commitments"
         if count("prompts_unchecked"):
-            self.skip["prompts"] = f"{count('prompts_unchecked')} prompts are under a secret salt that was not given (--salt)"
+            why = "that was not given (--salt)" if not self.salt else "that is not the one that was given"
+            self.skip["prompts"] = f"{count('prompts_unchecked')} prompts are under a secret salt {why}"
 
     # --- the whole -----------------------------------------------------------------------------------------------------------
 
@@ -709,6 +769,107 @@ class Run:
                 self.wrong("files", name, f"{error}; the plan names it")
         return set(files)
 
+    def check_erasures(self, erased: Erasures, payloads: dict[str, set[str]]) -> None:
+        """Events name files of the run that have payloads, and cells of them."""
+        for path, files in erased.files.items():
+            for number, file in files:
+                if path not in payloads:
+                    self.wrong("events", path, "an event erased payloads from it, and it is no file of the run with payloads")
+                elif not any(file["columns"].values()):
+                    self.wrong("events", path, f"event {number} says that payloads were erased from it, and names no cell")
+                elif file["columns"].keys() - payloads[path]:
+                    self.wrong("events", path, f"event {number} names as erased what is no payload of it")
+
+    def check_requests(self, erased: Erasures) -> None:
+        """After an erasure the digest of the requests is the last event's; what is in them, the rows of samples tell."""
+        now = erased.now(REQUESTS, "", 0)
+        if not self.hold_requests or not self.there(REQUESTS):
+            return
+        try:
+            data = self.read(REQUESTS)
+            if sha256(data) != now.sha256:
+                return  # that is a problem already
+            file = parquet(pa.BufferReader(data))
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names) or not REQUEST_COLUMNS <= set(names) <= REQUEST_COLUMNS | MORE_COLUMNS:
+                raise Wrong("has other columns than requests have")
+            number, left = 0, dict(self.asked)
+            for batch in file.iter_batches(batch_size=1024, use_threads=False):
+                batch.validate(full=True)
+                for row in batch.to_pylist():
+                    one = left.pop(row["row_no"], None)
+                    found = (
+                        self.request(row, one, now) if one else [f"belongs to no sample, or is there twice: {row['row_no']}"]
+                    )
+                    for what in found:
+                        self.wrong("files", f"{REQUESTS} row {number}", what)
+                    number += 1
+            for row_no in left:
+                self.wrong("files", f"{REQUESTS} row_no {row_no}", "is missing: samples has a row of this request")
+        except Wrong as error:
+            self.wrong("files", REQUESTS, str(error))
+        except Exception as error:  # the reader of damaged bytes may raise anything
+            self.wrong("files", REQUESTS, f"cannot be read as requests ({str(error)[:120]})")
+
+    def request(self, row: Row, asked: tuple[Row, Row, bytes], now: Now) -> Iterator[str]:
+        """What of a request the row of its sample contradicts."""
+        sample, mine, salt = asked
+        if (row["key"], row["seed"]) != (sample["request_key"], sample["base_seed"]):
+            yield "has another key or seed than its sample"
+        if row["problem_code"] and sample["outcome"] != "error":
+            yield f"column problem_code does not go with outcome {sample['outcome']}"
+        for column, stated in (("steps", "steps"), ("guidance_scale", "guidance")):
+            if row.get(column) is not None and row[column] != sample[stated]:
+                yield f"column {column} is not that of its sample"
+        group = sample.get("group") or {}
+        grouped = [row.get(name) or None for name in ("group", "member", "group_size")]
+        if "group" in sample and grouped != [group.get(name) or None for name in ("id", "member", "size")]:
+            yield "column group is not that of its sample"
+        gone = {column for column, samples in now.erased.items() if sample["sample_id"] in samples}
+        for column in REQUEST_PAYLOADS & row.keys():
+            if (row[column] is None) != (column in gone):
+                yield f"column {column} is empty, or an event names it as erased; not both"
+        both, there = [row["prompt"], row["negative_prompt"]], [mine["prompt"], mine["negative_prompt"]]
+        if None in both:
+            if both != [None, None]:
+                yield "holds one prompt, and the other was erased: one commitment covers both"
+        elif (both != there) if None not in there else (salt and commitment(salt, both) != sample["prompt_commit"]):
+            yield "column prompt is not what the row of samples commits to"
+        own = row.get("columns", "")
+        whole = "columns" in mine and (mine["columns"] is None) == (sample.get("columns_commit") is None)
+        if own is None:
+            return
+        text = commitment(salt, own or None, "columns") if salt and not whole else None
+        if (own != (mine["columns"] or "")) if whole else (salt and text != sample.get("columns_commit")):
+            yield "column columns is not what the row of samples commits to"
+
+    def check_reports(self, events: list[Row]) -> None:
+        """A report is no part of the record; the last event of writing one names the digests of both files."""
+        reported = [event for event in events if event["kind"] == "run.reported"]
+        for name in REPORTS:
+            path = os.path.join(self.folder, name)
+            if not os.path.lexists(path) or not stat.S_ISREG(os.lstat(path).st_mode):
+                continue
+            key = name.replace(".", "_") + "_sha256"
+            try:
+                data = self.read(name)
+            except Wrong as error:
+                self.wrong("files", name, str(error))
+                continue
+            stated = {event["digests"].get(key): event["seq"] for event in reported}
+            if reported and sha256(data) == reported[-1]["digests"].get(key):
+                continue
+            if sha256(data) in stated:
+                last_one = reported[-1]["seq"]
+                self.wrong("files", name, f"an earlier report; event {last_one} names the present one")
+            elif reported:
+                self.wrong("files", name, "no event names this report's digest: it was changed or exchanged")
+            elif name == "report.html" and b"sha256 of this file without this line" in data:
+                start = data.rstrip(b"\n").rfind(b"\n") + 1
+                line = REPORT_LINE.fullmatch(data[start:])
+                if line is None or line[1].decode() != sha256(data[:start]):
+                    self.wrong("files", name, "the report was changed: its last line is not the digest of the rest")
+
     def check_events(self, statement: Row | None, events: list[Row]) -> None:
         if events:
             self.sentence["events"] = f"each of {len(events)} events follows the one before it"
@@ -746,7 +907,10 @@ class Run:
             if kind != "application/vnd.in-toto+json" or not keys:
                 self.wrong("signature", where, "holds no in-toto statement, or no signature")
             if payload != self.read("run.json"):
-                self.wrong("signature", where, "signs another statement than run.json")
+                sealed = last(events, "run.sealed")
+                kept = sealed is not None and sealed["digests"].get("run_sha256") == sha256(payload)
+                since = "run.json was changed since the last seal; the envelope's payload holds the bytes that were sealed"
+                self.wrong("signature", where, since if kept else "signs another statement than run.json")
             if not event or event["digests"].get("envelope_sha256") != sha256(data):
                 self.wrong("signature", where, "is not the envelope that the last event of signing names")
             self.signed = (b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload), signatures)
@@ -795,6 +959,17 @@ class Run:
                 self.left.append((name, LEFT.get(name, "not a file of the run, or one that no statement names")))
 
 
+def commitment(salt: bytes, value: Any, label: str = "") -> str | None:
+    """HMAC-SHA256 over both prompts, or over a text of its own under a label; None where there is none."""
+    if value is None:
+        return None
+    if label:
+        text = f"clearance {label}\0".encode() + value.encode("utf-8", "surrogatepass")
+    else:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return hmac.new(salt, text, "sha256").hexdigest()
+
+
 def last(events: list[Row], kind: str) -> Row | None:
     return next((event for event in reversed(events) if event["kind"] == kind), None)
 
@@ -826,7 +1001,10 @@ class Erasures:
         texts = ("path", "table", "before_sha256", "after_sha256")
         if not isinstance(file, dict) or not all(isinstance(file.get(name), str) for name in texts):
             return False
-        return isinstance(file.get("columns"), dict) and type(file.get("after_bytes")) is int
+        columns = file.get("columns")
+        if not isinstance(columns, dict) or type(file.get("after_bytes")) is not int:
+            return False
+        return all(isinstance(ids, list) and all(isinstance(one, str) for one in ids) for ids in columns.values())
 
     @property
     def paths(self) -> set[str]:
@@ -859,6 +1037,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Verify a run of Clearance with Python and pyarrow alone.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--salt", default="", metavar="HEX", help="the secret salt of the prompts' commitments")
+    parser.add_argument("--head", default="", metavar="DIGEST", help="digest of an event that was kept: it must be here")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
         "--extract", default="", metavar="FOLDER", help="write what was signed, and the signatures, for openssl"
@@ -867,7 +1046,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not os.path.isdir(options.run):
         print(f"there is no such run folder: {options.run}", file=sys.stderr)
         return 2
-    run = Run(options.run, options.salt).verify()
+    if not any(os.path.lexists(os.path.join(options.run, name)) for name in A_RUN):
+        print(f"not a run folder (no plan.json): {options.run}", file=sys.stderr)
+        return 2
+    run = Run(options.run, options.salt, options.head.strip().lower()).verify()
     if options.extract:
         extract(run, options.extract)
     stages = list(run.stages())
@@ -875,9 +1057,8 @@ def main(arguments: list[str] | None = None) -> int:
         problems = [{"stage": stage, "where": where, "what": what} for stage, where, what in run.problems]
         named = [{"name": name, "state": state, "sentence": sentence} for name, state, sentence in stages]
         left = [{"where": where, "what": what} for where, what in run.left]
-        print(
-            json.dumps({"ok": not problems, "stages": named, "problems": problems, "counts": run.counts, "not_covered": left})
-        )
+        found = {"ok": not problems, "stages": named, "problems": problems, "counts": run.counts, "not_covered": left}
+        print(json.dumps({**found, "anchors": run.anchors}))
         return 1 if problems else 0
     for name, state, sentence in stages:
         print(ascii(f"{state}  {name:<10}  {sentence}")[1:-1])
@@ -885,6 +1066,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(ascii(f"{where}: {what}")[1:-1])
     for where, what in run.left:
         print(ascii(f"not covered: {where} ({what})")[1:-1])
+    kept = run.anchors
+    print(
+        f"anchors: head {kept['head'] or '(none)'} of {kept['events']} events; run.json sha256 {kept['run_sha256'] or '(none)'}"
+    )
     print("NOT INTACT" if run.problems else "intact")
     return 1 if run.problems else 0
 
