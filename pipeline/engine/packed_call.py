@@ -104,12 +104,18 @@ def units(samples: Sequence[Trajectory]) -> dict[object, list[Trajectory]]:
 
 def _adapters(owners: Owners) -> list[RowAdapter]:
     """Low-rank weights on the samples' own rows, not on those of their references: features of references, which may stand for
-    these rows, are worked out once for all samples, without any."""
-    wanted: dict[tuple[int, float], tuple[LowRank, list[int]]] = {}
+    these rows, are worked out once for all samples, without any.
+
+    In rounded numbers (x + a) + b is not (x + b) + a. So every sample's adapters are added in its own order, whoever shares the
+    call: first those that stand first with their samples, then those that stand second. Within such a turn each row has one.
+    """
+    wanted: dict[tuple[int, int, float], tuple[LowRank, list[int]]] = {}
     for t, first in owners:
-        for weights, strength in t.lowrank:
-            wanted.setdefault((id(weights), strength), (weights, []))[1].extend(range(first, first + t.own_rows))
-    return [RowAdapter(weights, strength, tuple(rows)) for (_, strength), (weights, rows) in wanted.items()]
+        for turn, (weights, strength) in enumerate(t.lowrank):
+            rows = range(first, first + t.own_rows)
+            wanted.setdefault((turn, id(weights), strength), (weights, []))[1].extend(rows)
+    turns = sorted(wanted.items(), key=lambda one: one[0][0])
+    return [RowAdapter(weights, strength, tuple(rows)) for (_, _, strength), (weights, rows) in turns]
 
 
 def _pushes_of_groups(owners: Owners) -> list[RowPush]:

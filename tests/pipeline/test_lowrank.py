@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,48 @@ def test_engine_bytes_do_not_depend_on_other_adapted_samples(model: DiffusionMod
     for order in ([0, 1, 2, 3, 4], [4, 1, 3, 0, 2]):
         mixed = draw(order)
         assert all(torch.equal(mixed[tag], alone[tag]) for tag in range(5))
+
+
+ORDERS = {"style, ink": ("style", "ink"), "ink, style": ("ink", "style"), "style": ("style",), "ink": ("ink",), "": ()}
+
+
+def test_engine_bytes_of_a_sample_with_two_adapters_do_not_depend_on_its_company(model: DiffusionModel) -> None:
+    """Each sample's adapters are added in its own order: (x + a) + b is not (x + b) + a in rounded numbers."""
+    named = {"style": (low_rank(model, seed=1), 1.0), "ink": (low_rank(model, seed=2), 1.0)}
+    texts = model.encode_prompts(["a red apple", ""])
+
+    def draw(*rows: str) -> dict[str, torch.Tensor]:
+        e = Engine(model, rows=12, steps=STEPS, guidance_scale=3.0)
+        wearing = [tuple(named[name] for name in ORDERS[row]) for row in rows]
+        samples = [
+            Trajectory(tag=i, latent=e.initial_noise(7), step=0, context=texts[0], negative=texts[1], lowrank=worn)
+            for i, worn in enumerate(wearing)
+        ]
+        done = e.finish(samples)
+        return {row: done[i] for i, row in enumerate(rows)}
+
+    rows = list(ORDERS)
+    alone = {row: draw(row)[row] for row in rows}
+    for company in (turned for way in (rows, rows[::-1]) for turned in (way[i:] + way[:i] for i in range(len(way)))):
+        mixed = draw(*company)
+        assert all(torch.equal(mixed[row], alone[row]) for row in rows), company
+
+
+def test_an_adapter_in_two_strengths_acts_on_each_row_with_its_own(model: DiffusionModel) -> None:
+    weights, other = low_rank(model, seed=1), low_rank(model, seed=2)
+    texts = model.encode_prompts(["a red apple", ""])
+    worn = [((weights, 0.5), (other, 1.0)), ((weights, 1.0), (other, 1.0)), ((other, 1.0), (weights, 0.5))]
+
+    def draw(*which: int) -> dict[int, torch.Tensor]:
+        e = Engine(model, rows=8, steps=STEPS, guidance_scale=3.0)
+        return e.finish(
+            [
+                Trajectory(tag=i, latent=e.initial_noise(7), step=0, context=texts[0], negative=texts[1], lowrank=worn[i])
+                for i in which
+            ]
+        )
+
+    alone = {i: draw(i)[i] for i in range(3)}
+    for company in itertools.permutations(range(3)):
+        assert all(torch.equal(z, alone[i]) for i, z in draw(*company).items()), company
+    assert not torch.equal(alone[0], alone[1])
