@@ -139,7 +139,8 @@ class NudgeRung(Nudging):
 
     kind: Literal["nudge"] = choice("nudge", KIND)
     space: Literal["clean", "noisy", "embedder"] = choice(
-        "clean", "the predicted clean latent, the noisy one, or its embedding"
+        "clean",
+        "the predicted clean latent, the noisy one (not where it is noise alone, as in a flow's first step), or its embedding",
     )
     push: float = number(1.0, 0, 1000, "weight of pushing away from the references")
     pull: float = number(0.0, 0, 1000, "weight of pulling towards the caption's embedding")

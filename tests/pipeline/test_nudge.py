@@ -38,6 +38,15 @@ def test_identities() -> None:
     assert Nudge(references=(), centre=torch.zeros_like(x), step_size=0.1, iterations=5, until_step=3)(x, 0) is x
 
 
+def test_a_noisy_latent_that_is_noise_alone_is_not_nudged() -> None:
+    """The first step of a flow, or of a schedule with zero terminal SNR: references scaled by √ᾱ = 0 are no direction."""
+    x, near, noise = latents()
+    levels = ((0.0, 1.0), (0.25, 0.75))
+    hook = Nudge(references=(near,), centre=torch.zeros_like(x), step_size=0.1, iterations=2, until_step=2, levels=levels)
+    assert hook(x, 0, noise) is x
+    assert hook(x, 1, noise).isfinite().all() and not torch.equal(hook(x, 1, noise), x)
+
+
 def test_what_all_pictures_share_is_no_likeness() -> None:
     """With a strong common ground the plain push goes into the ground; the centred one leaves it alone."""
     x, near, _ = latents()
