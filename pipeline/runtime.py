@@ -299,7 +299,7 @@ class Runtime:
         for prompt in prompts:
             try:
                 look = self.look_at_prompt(prompt)
-            except ClearanceError:  # its request says so
+            except Exception:  # its request says so; whatever it is, one prompt ends no run
                 continue
             if look is None or not look.rejected:
                 yield prompt if look is None else look.drawn

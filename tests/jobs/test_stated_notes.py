@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, stated_notes, unguided_notes
+from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, length_notes, stated_notes, unguided_notes
 from pipeline.config import DiversityConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.guard_settings import AskedPolicy
+from pipeline.model.adapters.prompt_weights import weighted
 from pipeline.model.load import load_model
 from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
@@ -53,6 +55,18 @@ def test_rows_that_turn_guidance_off_are_noted_beside_a_negative_rung(tiny_model
         "the first is 'b', at 1: those that it steers end as error rows"
     )
     assert unguided_notes(todo[:1], runtime, 3.0) == []
+
+
+def test_prompts_that_are_cut_or_cannot_be_read_are_noted() -> None:
+    def truncated(prompt: str) -> bool:
+        return len(weighted(prompt).text) > 77
+
+    prompts = ("(a cat:1.3)", "(a cat:99)", "a dog " * 40, "(" * 60 + "a" + ")" * 60, "(a dog:99)")
+    todo = [Request(row_no=i, key=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
+    notes = [note.text for note in length_notes(todo, SimpleNamespace(truncated=truncated))]  # type: ignore[arg-type]
+    assert notes[0].startswith("2 of 5 requests will end as error rows: prompt: the weight 99 is not from 0 to 10")
+    assert notes[1].startswith("1 of 5 requests will end as error rows: prompt: brackets stand more than 50 deep")
+    assert notes[2:] == ["1 of 5 prompts are longer than the text encoder takes: their ends are cut off"]
 
 
 def test_a_group_that_its_own_scale_makes_too_large_is_noted(tiny_model: Callable[[str], Path]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+
 import pytest
 
 from index.errors import InputError
@@ -41,5 +44,37 @@ def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
         weighted(prompt)
 
 
-def test_many_brackets_are_read() -> None:
-    assert weighted("(" * 200 + "cat" + ")" * 200).text == "cat"
+@pytest.mark.parametrize(
+    ("prompt", "product"), [("((cat:10):10)", "100"), ("((cat:10))", "11"), ("(" * 25 + "cat" + ")" * 25, "10.83")]
+)
+def test_weights_that_multiply_out_of_range_are_refused(prompt: str, product: str) -> None:
+    with pytest.raises(InputError, match=f"nested brackets multiply to {product}, which is not from 0 to 10"):
+        weighted(prompt)
+
+
+def test_the_product_is_what_counts_and_not_what_it_is_made_of() -> None:
+    for prompt in ("((cat:0.5):10)", "(" * 26 + "(cat:0.5)" + ")" * 26, "([(cat:10)])", "[(cat:10)]"):
+        assert weighted(prompt).text == "cat"
+    with pytest.raises(InputError, match="the weight 11 is not"):
+        weighted("((cat:11):0.1)")
+
+
+def test_brackets_nest_up_to_a_depth() -> None:
+    assert weighted("([" * 25 + "cat" + "])" * 25).text == "cat"  # 50 deep
+    assert weighted("(a)" * 1000).text == "a" * 1000
+    assert weighted("(" * 1000 + "cat").text == "(" * 1000 + "cat"  # without their other halves they are text
+    for prompt in ("[" * 51 + "cat" + "]" * 51, "(" * 5000 + "cat" + ")" * 5000):
+        with pytest.raises(InputError, match="more than 50 deep"):
+            weighted(prompt)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["(" * 100_000 + "[" * 100_000, ")" * 200_000, "(" * 100_000 + "x]" * 100_000, "(a:" + "1" * 200_000 + "x)",
+     "([" * 60_000 + "])" * 40 + ")" * 100_000],
+)  # fmt: skip
+def test_a_long_prompt_is_read_in_time_proportional_to_its_length(prompt: str) -> None:
+    began = time.process_time()
+    with suppress(InputError):
+        weighted(prompt)
+    assert time.process_time() - began < 5  # the square of the length takes minutes

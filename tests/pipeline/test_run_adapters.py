@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from guards.prompt import PromptGuard
+from guards.prompt import PromptGuard, PromptLook
 from index.errors import ConfigError, ModelError
 from pipeline.audit.ledger import run_predicate
 from pipeline.audit.records import sample_table
@@ -22,7 +22,7 @@ from pipeline.model.adapters.file import look_at_adapters
 from pipeline.model.adapters.opened import Adapters, open_adapters
 from pipeline.model.libraries import quiet
 from pipeline.model.load import load_model
-from pipeline.moderate import moderate
+from pipeline.moderate import Moderation, moderate
 from pipeline.outcome import Outcome, Request, Sample
 from pipeline.policy import Policy
 from pipeline.respond.marks import open_erasers
@@ -226,6 +226,31 @@ def test_a_title_is_no_weight_in_a_negative_prompt(folder: Path, files: Path) ->
 def test_a_wrong_weight_ends_as_an_error_row(folder: Path, files: Path) -> None:
     sample = draw(opened(config_of(folder, prompt_weighting=True), files), [""], "(cat:99)")["0"]
     assert sample.outcome is Outcome.ERROR and "the weight 99 is not from 0 to 10" in sample.error_message
+
+
+def test_prompts_that_cannot_be_read_end_as_error_rows_and_no_other_with_them(folder: Path, files: Path) -> None:
+    """Those to come are read ahead, to share the text encoder's calls: what one of them raises there concerns it alone."""
+
+    class Failing:
+        """In the place of the guard of prompts: fails in a way that no guard should."""
+
+        def check(self, prompt: str) -> PromptLook:
+            if prompt == "a green cat":
+                raise RecursionError("too deep")
+            return PromptLook((), prompt, "")
+
+    runtime = opened(config_of(folder, prompt_weighting=True), files)
+    runtime.prompts = Failing()  # type: ignore[assignment]
+    prompts = ["a red cat", "(" * 2000 + "cat" + ")" * 2000, "((cat:10):10)", "a green cat"]
+    loop = Moderation(runtime)
+    loop.expect(prompts)
+    samples = [one for i, p in enumerate(prompts) for one in loop.submit(Request(row_no=i, key=str(i), prompt=p, seed=i))]
+    while loop.busy:
+        samples += loop.step()
+    ended = {sample.request.key: sample for sample in samples}
+    assert [ended[key].outcome for key in "0123"] == [Outcome.ACCEPTED, *[Outcome.ERROR] * 3]
+    messages = [ended[key].error_message for key in "123"]
+    assert "more than 50 deep" in messages[0] and "multiply to 100" in messages[1] and "too deep" in messages[2]
 
 
 # --- beside erasers --------------------------------------------------------------------------------------------------------

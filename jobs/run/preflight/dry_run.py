@@ -30,6 +30,7 @@ from jobs.run.preflight.stated_notes import (
     check_bad_rows,
     groups_in_words,
     largest_note,
+    length_notes,
     stated_notes,
     unguided_notes,
 )
@@ -311,10 +312,7 @@ def _load(
     if adapters:
         found.opened["adapters"] = ", ".join(adapters)
     found.notes += stated_notes(found.todo, runtime)
-    cut = sum(runtime.truncated(request.prompt) for request in found.todo if not request.problem)
-    if cut:
-        text = f"{cut} of {len(found.todo)} prompts are longer than the text encoder takes: their ends are cut off"
-        found.notes.append(Note("prompts", text))
+    found.notes += length_notes(found.todo, runtime)
     found.notes += unguided_notes(found.todo, runtime, config.generation.drawn_guidance)
     found.measured = measure(runtime, config)
     for guard, why in found.measured.unanswered.items():

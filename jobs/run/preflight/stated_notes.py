@@ -97,6 +97,25 @@ def stated_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
     ]
 
 
+def length_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
+    """How many prompts are longer than the text encoders take, and how many cannot be read (their weights are out of range)."""
+    cut, unread = 0, Counter[str]()
+    for request in todo:
+        if request.problem is None:
+            try:
+                cut += runtime.truncated(request.prompt)
+            except ClearanceError as error:
+                unread[str(error)] += 1
+    notes = [
+        Note("prompts", f"{many} of {len(todo)} requests will end as error rows: {error}")
+        for error, many in unread.most_common(NUMBERS_NAMED)
+    ]
+    if cut:
+        text = f"{cut} of {len(todo)} prompts are longer than the text encoder takes: their ends are cut off"
+        notes.append(Note("prompts", text))
+    return notes
+
+
 def _refusal(runtime: Runtime, request: Request) -> ClearanceError | None:
     from pipeline.next_attempt import drawn_with
 

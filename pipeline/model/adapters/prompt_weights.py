@@ -1,7 +1,8 @@
 """Weights in prompts, as A1111 writes them: ``(word:1.3)``, ``(word)`` × 1.1, ``[word]`` ÷ 1.1; ``\\(`` is a bracket.
 
-They are read only where the run file has ``generation.prompt_weighting = true``. Brackets nest, and their weights multiply. A
-bracket without its other half stands for itself.
+They are read only where the run file has ``generation.prompt_weighting = true``. Brackets nest, and their weights multiply; the
+product has the range of a weight. A bracket without its other half stands for itself. Reading takes time in proportion to the
+prompt's length.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from index.errors import InputError
 
 STEP = 1.1  # of a bracket without a number
 MOST = 10.0
-_CLOSE = {"(": ")", "[": "]"}
-_NUMBER = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
+DEEPEST = 50  # brackets in one another
+_OPEN = {")": "(", "]": "["}
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*")
+_AS_TEXT = r"or \( and \) for brackets that are text"
 
 
 class Weighted(NamedTuple):
@@ -33,12 +36,15 @@ def weighted(prompt: str) -> Weighted:
     """Read the weights of a prompt.
 
     Raises:
-        InputError: a weight is not from 0 to 10.
+        InputError: a weight, or what weights of nested brackets multiply to, is not from 0 to 10; or brackets nest too deep.
     """
     closed = _pairs(prompt)
     text: list[str] = []
     weights: list[float] = []
     _read(prompt, 0, len(prompt), 1.0, closed, text, weights)
+    if max(weights, default=0.0) > MOST * (1 + 1e-9):  # 1.1 · 10 / 1.1 may be a last bit more than 10
+        what = f"weights of nested brackets multiply to {max(weights):.4g}, which is not from 0 to {MOST:g}"
+        raise InputError(what, where="prompt", fix=f"Write smaller numbers or fewer brackets, {_AS_TEXT}")
     spans: list[tuple[int, int, float]] = []
     for at, weight in enumerate(weights):
         if weight == 1:
@@ -56,21 +62,38 @@ def quoted(text: str) -> str:
 
 
 def _pairs(prompt: str) -> dict[int, int]:
-    """Opening bracket → its other half; one without it is in neither place."""
+    """Opening bracket → its other half; one without it is in neither place.
+
+    Raises:
+        InputError: brackets nest deeper than :data:`DEEPEST`.
+    """
     waiting: list[int] = []
+    open_of = {"(": 0, "[": 0}  # how many of each kind wait
     closed: dict[int, int] = {}
     at = 0
     while at < len(prompt):
-        if prompt[at] == "\\":
+        character = prompt[at]
+        if character == "\\":
             at += 1
-        elif prompt[at] in _CLOSE:
+        elif character in open_of:
             waiting.append(at)
-        elif prompt[at] in ")]":
-            fitting = [place for place in waiting if _CLOSE[prompt[place]] == prompt[at]]
-            if fitting:
-                closed[fitting[-1]] = at
-                del waiting[waiting.index(fitting[-1]) :]
+            open_of[character] += 1
+        elif character in _OPEN and open_of[_OPEN[character]]:
+            while True:  # those of the other kind that it passes over have no other half
+                opened = waiting.pop()
+                open_of[prompt[opened]] -= 1
+                if prompt[opened] == _OPEN[character]:
+                    break
+            closed[opened] = at
         at += 1
+    ends: list[int] = []  # of the pairs that are open at a place
+    for opened in sorted(closed):
+        while ends and ends[-1] < opened:
+            ends.pop()
+        ends.append(closed[opened])
+        if len(ends) > DEEPEST:
+            what = f"brackets stand more than {DEEPEST} deep in one another"
+            raise InputError(what, where="prompt", fix=f"Write one weight in place of them, as in (word:1.3), {_AS_TEXT}")
     return closed
 
 
@@ -85,13 +108,14 @@ def _read(prompt: str, at: int, end: int, weight: float, closed: dict[int, int],
             continue
         if at in closed:
             behind, factor = closed[at], STEP if character == "(" else 1 / STEP
-            number = _NUMBER.search(prompt[at + 1 : behind]) if character == "(" else None
+            colon = prompt.rfind(":", at + 1, behind) if character == "(" else -1
+            number = _NUMBER.fullmatch(prompt, colon + 1, behind) if colon >= 0 else None
             if number is not None:
                 factor = float(number[1])
                 if not 0 <= factor <= MOST:
                     what = f"the weight {number[1]} is not from 0 to {MOST:g}"
-                    raise InputError(what, where="prompt", fix=r"Write another number, or \( and \) for brackets that are text")
-            _read(prompt, at + 1, behind if number is None else at + 1 + number.start(), weight * factor, closed, text, weights)
+                    raise InputError(what, where="prompt", fix=f"Write another number, {_AS_TEXT}")
+            _read(prompt, at + 1, behind if number is None else colon, weight * factor, closed, text, weights)
             at = behind + 1
             continue
         text.append(character)

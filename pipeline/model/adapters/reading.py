@@ -12,6 +12,7 @@ SDXL, so the division breaks pictures.) Pooled embeddings have no tokens and sta
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,9 @@ class StandIn:
 
 
 def _weight(marked: Weighted, at: int) -> float:
-    return next((weight for begin, end, weight in marked.spans if begin <= at < end), 1.0)
+    before = bisect_right(marked.spans, at, key=lambda span: span[0])
+    _, end, weight = marked.spans[before - 1] if before else (0, 0, 1.0)
+    return weight if at < end else 1.0
 
 
 class _Hooks:
