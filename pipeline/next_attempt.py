@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.engine.trajectory import Size
+    from pipeline.model.conditioning import Conditioning
     from pipeline.model.sampling.sampler import Sampler
 
 
@@ -141,9 +142,11 @@ def _again(
     references = runtime.references_at(last.size)
     latents = {ref_id: z for ref_id in ref_ids if (z := references.latent(ref_id)) is not None}
     every = list(latents)[: rung.references] if isinstance(rung, NudgeRung) and rung.colours == "all" else []
+    encoded: list[tuple[Conditioning, str]] = []
     failed = Failed(
         last=last, seed=open_request.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        colours=_colours(references, open_request, every), words=_words(runtime, open_request), caught_at=caught_at,
+        colours=_colours(references, open_request, every), words=_words(runtime, open_request, encoded),
+        caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
         engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=references.centre,
@@ -151,6 +154,9 @@ def _again(
     )  # fmt: skip
     again = retry(failed, rung, tools)
     trajectory, open_request.intervention, open_request.seed = again.trajectory, again.intervention, again.seed
+    for conditioning, text in encoded:
+        if trajectory.negative is conditioning:
+            open_request.negative_text = text
     if open_request.erasure is not None:
         open_request.intervention = replace(
             open_request.intervention, tokens=open_request.erasure.tokens, adapters=open_request.erasure.adapters
@@ -172,12 +178,16 @@ def _erasure(runtime: Runtime, open_request: OpenRequest, rung: EraseRung) -> Er
 
 
 def _erase(runtime: Runtime, last: Trajectory, open_request: OpenRequest, rung: EraseRung, erasure: Erasure) -> None:
-    """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning."""
+    """Submit the next attempt from the same noise, the marks' names and places in its negative conditioning.
+
+    What steered the sample away from a work stays: a push, a nudge, or titles in the negative prompt.
+    """
     worn = runtime.adapters.worn(open_request.request.adapter)
-    negative = runtime.negative_of(open_request.request.negative_prompt, erasure, worn) if last.negative is not None else None
+    negative = runtime.negative_of(open_request.negative_prompt, erasure, worn) if last.negative is not None else None
     before = open_request.intervention
     trajectory, open_request.intervention = erase(runtime.engine, last, rung, erasure, negative, seed=open_request.seed)
-    if before is not None and (trajectory.push is not None or trajectory.nudge is not None):
+    away = trajectory.push is not None or trajectory.nudge is not None or open_request.negative_text is not None
+    if before is not None and away:
         open_request.intervention = replace(open_request.intervention, ref_ids=before.ref_ids)
     if trajectory.lowrank:  # else it goes on with those of the attempt before
         trajectory.lowrank = (*trajectory.lowrank, *denoisers(worn))
@@ -185,19 +195,22 @@ def _erase(runtime: Runtime, last: Trajectory, open_request: OpenRequest, rung: 
     runtime.engine.submit(trajectory.resumed(last, open_request.seed))
 
 
-def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
+def _words(runtime: Runtime, open_request: OpenRequest, encoded: list[tuple[Conditioning, str]]) -> Words:
+    """The texts of a sample; ``encoded`` takes every conditioning that a rung has made of a negative prompt, with its text."""
     titles = {match.ref_id: match.title for attempt in reversed(open_request.attempts) for match in attempt.nearest}
     titles |= {match.ref_id: match.title for caught in open_request.caught for match in caught.nearest}
     nearest = [
         runtime.adapters.quoted(titles.get(ref_id, "")) for ref_id in open_request.nearest_references()
     ]  # flagged ones need not be among the nearest
     worn = runtime.adapters.worn(open_request.request.adapter)
+
+    def context_of(text: str) -> Conditioning:
+        encoded.append((runtime.negative_of(text, open_request.erasure, worn), text))
+        return encoded[-1][0]
+
     return Words(
-        runtime.adapters.plain(open_request.prompt),
-        open_request.request.negative_prompt,
-        nearest,
-        lambda text: runtime.negative_of(text, open_request.erasure, worn),
-    )
+        runtime.adapters.plain(open_request.prompt), open_request.request.negative_prompt, nearest, context_of
+    )  # fmt: skip
 
 
 def _colours(references: References, open_request: OpenRequest, every: list[str]) -> dict[str, list[torch.Tensor]]:

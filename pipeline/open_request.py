@@ -27,6 +27,7 @@ class OpenRequest:
     resumed_from: int = 0
     marked: int = 0  # attempts steered for a mark
     erasure: Erasure | None = None  # in the negative conditioning of the current attempt
+    negative_text: str | None = None  # the negative prompt in force, where a rung wrote another one than the request's
     attempts: list[Attempt] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
     asked: frozenset[str] = frozenset()  # categories of marks that the prompt asks for and the policy keeps
@@ -43,6 +44,11 @@ class OpenRequest:
     def prompt(self) -> str:
         """What is drawn."""
         return self.request.prompt if self.drawn_prompt is None else self.drawn_prompt
+
+    @property
+    def negative_prompt(self) -> str:
+        """The negative prompt in force, without an eraser's tokens."""
+        return self.request.negative_prompt if self.negative_text is None else self.negative_text
 
     @property
     def rungs(self) -> int:

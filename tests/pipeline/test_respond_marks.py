@@ -24,15 +24,16 @@ from pipeline.identity import identity_of
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
 from pipeline.outcome import Outcome, Request, Sample
-from pipeline.policy import MarksPolicy, Policy, YoloPolicy
+from pipeline.policy import CopiesPolicy, MarksPolicy, Policy, YoloPolicy
 from pipeline.respond.marks import Erasers, adapters_digest, erase, open_erasers
-from pipeline.rungs import EraseRung, ReseedRung
+from pipeline.rungs import EraseRung, NegativeRung, ReseedRung
 from pipeline.runtime import Runtime
 from pipeline.settings import from_dict
 from pipeline.steer.erase_tokens import Vocabulary
 from pipeline.steer.nudge import Nudge
 
 from .adapters import write_adapter
+from .loop import REF, Copies, Index
 
 STEPS = 4
 MARKS = Policy(marks=MarksPolicy(), mark_ladder=(EraseRung(), EraseRung(strength=2.0), ReseedRung()))
@@ -313,6 +314,53 @@ def test_erasing_a_mark_keeps_what_keeps_a_copy_away(exact: DiffusionModel, eras
     assert steered.nudge is nudge and steered.step == 2 and sorted(steered.ring) == [0, 1]
     free, _ = erase(e, finished(None), EraseRung(), erasure, texts[1], seed=1)
     assert free.nudge is None and free.step == 0 and torch.equal(free.latent, e.initial_noise(1))
+
+
+@pytest.mark.parametrize("own", ["", "blurry"])
+def test_erasing_a_mark_keeps_the_titles_that_a_copy_was_steered_away_by(
+    exact: DiffusionModel, erasers: Erasers, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second(Marks):
+        """Finds a mark in every picture but the first, which is the copy."""
+
+        def __init__(self) -> None:
+            super().__init__(set())
+            self.looks = 0
+
+        def check(self, pictures: np.ndarray) -> list[list[Finding]]:
+            self.looks += 1
+            self.bad = set() if self.looks == 1 else {sha(picture) for picture in pictures}
+            return super().check(pictures)
+
+    copied: list[np.ndarray] = []
+
+    def flags(picture: np.ndarray) -> bool:
+        copied.append(picture)
+        return len(copied) == 1
+
+    policy = Policy(
+        copies=CopiesPolicy(), marks=MarksPolicy(), ladder=(NegativeRung(),),
+        mark_ladder=(EraseRung(), EraseRung(strength=2.0), ReseedRung()),
+    )  # fmt: skip
+    config = RunConfig(prompts="-", generation=GenerationConfig(steps=STEPS, rows=8))
+    steered: Any = Runtime(
+        config, policy, exact, copies=Copies(flags), index=Index(), guards=[Second()], erasers=erasers, threshold=0.8
+    )  # type: ignore[arg-type]
+    asked: list[str] = []
+    negative_of = steered.negative_of
+
+    def noted(text: str, *more: Any) -> Any:
+        asked.append(text)
+        return negative_of(text, *more)
+
+    monkeypatch.setattr(steered, "negative_of", noted)
+    (sample,) = moderate(steered, [Request(row_no=0, key="a", prompt="a red apple", negative_prompt=own, seed=1)])
+    done = [a.intervention for a in sample.attempts[1:]]
+    assert [one and (one.kind, one.ref_ids) for one in done] == [
+        ("negative", (REF,)), ("erase", (REF,)), ("erase", (REF,)), ("reseed", ()),
+    ]  # fmt: skip
+    titles = f"{own}, grey" if own else "grey"
+    assert asked == [own, titles, titles, titles]  # of the first attempt, the rung, and each erasure
 
 
 def test_our_own_marks_are_never_erased() -> None:
