@@ -199,13 +199,16 @@ def open_erasers(configured: Sequence[AdapterConfig], model: DiffusionModel, *, 
     Raises:
         ModelError: an adapter is missing, broken or for another model.
         IntegrityError: its weights are not the ones it was saved with.
-        ConfigError: an adapter's tokens are for guidance, and this model is drawn without.
+        ConfigError: an entry asks for low-rank weights or for tokens, and its adapter has none.
     """
     loaded = []
     for folder, config in adapter_folders(configured, model.digest, base=base):
         adapter = load_adapter(folder, model.digest)
         if adapter.lowrank is None and config.lowrank == "flagged":
             raise ConfigError("has no low-rank weights", where=f"adapter {config.path}: lowrank", fix="Leave the key out")
+        if adapter.vocabulary is None and config.tokens == "always":
+            fix = 'Leave the key out; lowrank = "always" has its weights act on every sample'
+            raise ConfigError("has no tokens", where=f"adapter {config.path}: tokens", fix=fix)
         if adapter.lowrank is not None:
             adapter.lowrank.products(model.network)  # whether they fit is known before anything is drawn
         loaded.append((adapter, config))

@@ -76,6 +76,9 @@ def test_adapters_are_part_of_the_identity(exact: DiffusionModel, tiny_sd: Path,
     assert opened.identity()["adapters_sha256"] == said
     with pytest.raises(ConfigError, match="low-rank"):
         open_erasers([AdapterConfig(path="one", lowrank="flagged")], exact, base=tmp_path)
+    write_adapter(tmp_path / "without", exact, None, weights=True, concepts=("qr",))
+    with pytest.raises(ConfigError, match=r'without: tokens: has no tokens\. .*lowrank = "always"'):
+        open_erasers([AdapterConfig(path="without", tokens="always")], exact, base=tmp_path)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------------
