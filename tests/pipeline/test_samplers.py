@@ -19,6 +19,7 @@ from pipeline.model.sampling.choose import make_sampler
 from pipeline.model.sampling.sampler import Sampler, counter_noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+LEVELS = {name: value for name, value in SD.items() if name != "clip_sample"}
 SHAPE = (4, 8, 8)
 
 
@@ -266,6 +267,14 @@ def test_auto_takes_what_the_folder_names() -> None:
     on_flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     assert make("DPMSolverMultistepScheduler", "flow_prediction", **on_flow).name == "dpmpp_2m"
     assert make("FlowMatchEulerDiscreteScheduler", "flow_prediction", stochastic_sampling=True).name.endswith("(stochastic)")
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_more_steps_than_there_are_noise_levels_are_refused_with_the_number_of_steps(name: str) -> None:
+    for more, steps in (({}, 1000), ({"timestep_spacing": "leading", "steps_offset": 1}, 999)):
+        with pytest.raises(ConfigError, match=rf"^generation\.steps: of {steps} steps at least two fall on one noise level"):
+            make_sampler(model_of(name, "epsilon", {**LEVELS, **more}), steps)
+    assert len(make_sampler(model_of(name, "epsilon", {**LEVELS, "timestep_spacing": "trailing"}), 1000)) == 1000
 
 
 def test_what_does_not_go_together_is_refused() -> None:

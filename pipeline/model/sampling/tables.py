@@ -6,7 +6,8 @@ That is: spacing, Karras sigmas, zero terminal SNR, shift. Each function takes a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -142,14 +143,30 @@ class _Solver:
     def correction(self, times: int) -> tuple[float, ...]:
         """c of each step; ``times`` is 1 for the ODE and 2 for the SDE, in which the exponent is doubled."""
         found, strides = [0.0], self.strides
-        for i in range(1, len(strides)):
-            h, last = strides[i], strides[i - 1]
-            if (i == len(strides) - 1 and self.first_order_end) or math.isinf(last):
-                found.append(0.0)
-                continue
-            weight = -math.expm1(-times * h) / 2 if self.midpoint else math.expm1(-times * h) / (times * h) + 1
-            found.append(self.signal[i + 1] * weight * h / last)
+        with _apart(len(strides)):
+            for i in range(1, len(strides)):
+                h, last = strides[i], strides[i - 1]
+                if (i == len(strides) - 1 and self.first_order_end) or math.isinf(last):
+                    found.append(0.0)
+                    continue
+                weight = -math.expm1(-times * h) / 2 if self.midpoint else math.expm1(-times * h) / (times * h) + 1
+                found.append(self.signal[i + 1] * weight * h / last)
         return tuple(found)
+
+
+@contextmanager
+def _apart(steps: int) -> Iterator[None]:
+    """Inside, divisions by the stride of a step.
+
+    Raises:
+        ConfigError: one is 0.
+    """
+    try:
+        yield
+    except ZeroDivisionError as error:
+        what = f"of {steps} steps at least two fall on one noise level, which a sampler of second order cannot take"
+        fix = "Take fewer, or another generation.timestep_spacing or generation.scheduler"
+        raise ConfigError(what, where="generation.steps", fix=fix) from error
 
 
 def _dpmpp_2m(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
@@ -210,16 +227,17 @@ def _unipc(model: DiffusionModel, steps: int, _eta: float) -> Sampler:
     kept = [after / s for s, after in pairwise(noise)]
     weights = [-math.expm1(-h) for h in strides]  # 1 − e⁻ʰ
     correction, older = [0.0] * steps, [0.0] * steps
-    for i in range(1, steps):
-        h, last = strides[i], strides[i - 1]
-        if order[i] == 2:
-            correction[i] = signal[i + 1] * weights[i] / 2 * h / last
-        if i - 1 in uncorrected:
-            continue
-        back, ahead = _corrector(last, strides[i - 2] / last) if order[i - 1] == 2 else (0.5, 0.5)
-        scale = kept[i] * signal[i] * weights[i - 1]
-        correction[i] += scale * ahead
-        older[i] = scale * (back - 0.5) * last / strides[i - 2] if order[i - 1] == 2 else 0.0
+    with _apart(steps):
+        for i in range(1, steps):
+            h, last = strides[i], strides[i - 1]
+            if order[i] == 2:
+                correction[i] = signal[i + 1] * weights[i] / 2 * h / last
+            if i - 1 in uncorrected:
+                continue
+            back, ahead = _corrector(last, strides[i - 2] / last) if order[i - 1] == 2 else (0.5, 0.5)
+            scale = kept[i] * signal[i] * weights[i - 1]
+            correction[i] += scale * ahead
+            older[i] = scale * (back - 0.5) * last / strides[i - 2] if order[i - 1] == 2 else 0.0
     return Sampler(
         name="unipc",
         prediction_type=model.prediction_type,
