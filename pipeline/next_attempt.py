@@ -42,13 +42,15 @@ def drawn_with(runtime: Runtime, request: Request) -> tuple[Size, Sampler, bool]
         ConfigError: what the request states of its picture cannot be drawn.
     """
     engine, scale = runtime.engine, request.stated.guidance_scale
-    size, guided = runtime.size_of(request), engine.guides(scale)
+    steps = request.stated.steps
+    size, guided = runtime.size_of(request), engine.guides(scale, steps)
     if runtime.standing is not None and not guided:
-        what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {scale:g} is stated'
-        raise ConfigError(what, where="guidance_scale", fix=engine.how_to_guide(scale))
+        where, own = ("steps", steps) if engine.asks_for_guidance(scale) else ("guidance_scale", scale)
+        what = f'without guidance there is no negative prompt, which adapters: tokens = "always" needs; {own:g} is stated'
+        raise ConfigError(what, where=where, fix=engine.how_to_guide(scale, steps))
     if request.group and guided and 2 * request.group_size > (rows := runtime.config.generation.rows):
         raise too_few_rows(request.group_size, guided=True, rows=rows)
-    return size, engine.sampler_for(size, request.stated.steps), guided
+    return size, engine.sampler_for(size, steps), guided
 
 
 def first(runtime: Runtime, tag: int, request: Request, asked: Collection[str] = ()) -> Trajectory:

@@ -83,7 +83,8 @@ class Engine:
         scheduler: the sampler's name; see :func:`pipeline.model.sampling.choose.make_sampler`.
         eta: η of DDIM.
         spacing: of the timesteps, if not the folder's own.
-        guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row.
+        guidance_until: share of the steps with classifier-free guidance; from then on a sample owns one row. Rounded to no step
+            it is none, and a sample has no negative row at all.
         references: the most references a steered sample may come to be pushed apart from; halving leaves room for them.
     """
 
@@ -103,7 +104,7 @@ class Engine:
     ) -> None:
         self.model, self.rows = model, rows
         self.guidance_scale = true_guidance_scale if model.distilled else guidance_scale
-        self.least_rows = (2 if self.guided else 1) + references
+        self.least_rows = (2 if model.guided(self.guidance_scale) else 1) + references
         self.inner_guidance = guidance_scale
         self.sampler = make_sampler(model, steps, scheduler, eta=eta, spacing=spacing)
         self.steps, self._scheduler, self._eta, self._guidance_until = steps, scheduler, eta, guidance_until
@@ -151,14 +152,29 @@ class Engine:
         """Whether samples need a negative row, if they have no guidance scale of their own."""
         return self.guides(None)
 
-    def guides(self, guidance_scale: float | None) -> bool:
-        """Whether a sample with that guidance scale (None: the engine's) needs a negative row."""
+    def guides(self, guidance_scale: float | None, steps: int | None = None) -> bool:
+        """Whether a sample with that guidance scale and number of steps (None: the engine's) needs a negative row."""
+        return self.asks_for_guidance(guidance_scale) and self.guided_steps(steps) > 0
+
+    def asks_for_guidance(self, guidance_scale: float | None) -> bool:
+        """Whether a sample with that guidance scale (None: the engine's) is guided in any step that has guidance."""
         return self.model.guided(self._combined(guidance_scale))
 
-    def how_to_guide(self, stated: float | None = None) -> str:
-        """How a sample without a negative row gets one, for messages; ``stated``: its row's own scale. Empty: it cannot."""
+    def guided_steps(self, steps: int | None = None) -> int:
+        """How many of so many steps (None: the engine's) have guidance: the first ones. A small share rounds to none."""
+        return round(self._guidance_until * (steps or self.steps))
+
+    def how_to_guide(self, stated: float | None = None, steps: int | None = None) -> str:
+        """How a sample without a negative row gets one, for messages; empty: it cannot.
+
+        Args:
+            stated, steps: its row's own guidance scale and number of steps; None: the engine's.
+        """
         if not self.model.guided(math.inf):
             return ""
+        if self.asks_for_guidance(stated) and not self.guided_steps(steps):
+            own = steps or self.steps
+            return f"Set generation.guidance_until above {0.5 / own:g}, which is half a step of {own}"
         least = 0 if self.model.guided(0.5) else 1
         if stated is None or self.model.distilled:
             return f"Set generation.{'true_' if self.model.distilled else ''}guidance_scale above {least}"
@@ -206,7 +222,7 @@ class Engine:
             trajectory.turn, self._turns = self._turns, self._turns + 1
         trajectory.sampler = sampler
         if trajectory.guided_until is None:
-            trajectory.guided_until = round(self._guidance_until * len(sampler))
+            trajectory.guided_until = self.guided_steps(len(sampler))
         trajectory.to(self.model.device)
         self._waiting.append(trajectory)
 

@@ -259,7 +259,7 @@ def require_guidance(failed: Failed, rung: Rung, tools: Tools) -> None:
         ConfigError: it is.
     """
     if failed.last.negative is None:
-        guide = tools.engine.how_to_guide(failed.last.guidance_scale)
+        guide = tools.engine.how_to_guide(failed.last.guidance_scale, len(tools.engine.sampler_of(failed.last)))
         what = "the sample is drawn without a negative row" if guide else "this model never has a negative row"
         fix = f"{guide}, or use another kind of rung" if guide else "Use another kind of rung"
         raise ConfigError(what, where=f'ladder, kind = "{rung.kind}"', fix=fix)

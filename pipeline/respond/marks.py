@@ -263,7 +263,7 @@ def erase(
         ConfigError: the model is drawn without guidance, which has no negative conditioning, and there are tokens for it.
     """
     if last.negative is None and erasure.tokens:
-        advice = engine.how_to_guide(last.guidance_scale)
+        advice = engine.how_to_guide(last.guidance_scale, len(engine.sampler_of(last)))
         fix = f"{advice}, or leave the rung out" if advice else "Leave the rung out: this model never has a negative row"
         raise ConfigError("the sample is drawn without a negative row", where='mark_ladder, kind = "erase"', fix=fix)
     guide = None

@@ -452,7 +452,7 @@ def requests(count: int, bad: int = 0) -> list[Request]:
 )  # fmt: skip
 def test_calls_of_a_run(count: int, guided: bool, until: float, workers: int, calls: int) -> None:
     config = RunConfig(prompts="p.csv", generation=GenerationConfig(steps=20, rows=16, guidance_until=until))
-    sums = estimate(CALL, config, Policy(), requests(count, bad=5), guides=lambda scale: guided, workers=workers)
+    sums = estimate(CALL, config, Policy(), requests(count, bad=5), guides=lambda scale, steps: guided, workers=workers)
     assert sums.calls == calls
     assert sums.seconds == calls * 2.0 + -(-count // workers) * 0.5
     assert sums.bytes == count * (1000 + ROW_BYTES)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.run.preflight.notes import guidance_notes
 from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, length_notes, stated_notes, unguided_notes
 from pipeline.config import DiversityConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.guard_settings import AskedPolicy
@@ -55,6 +56,32 @@ def test_rows_that_turn_guidance_off_are_noted_beside_a_negative_rung(tiny_model
         "the first is 'b', at 1: those that it steers end as error rows"
     )
     assert unguided_notes(todo[:1], runtime, 3.0) == []
+
+
+def test_a_share_of_guidance_that_rounds_to_no_step_is_noted(tiny_model: Callable[[str], Path]) -> None:
+    model = ModelConfig(path=str(tiny_model("StableDiffusionPipeline")), dtype="float32", size=16)
+    drawn = GenerationConfig(steps=4, rows=4, guidance_scale=3.0, guidance_until=0.1)
+    todo = [
+        Request(row_no=i, key=str(i), prompt="a cat", negative_prompt="blurry", stated=Stated(steps=steps))
+        for i, steps in enumerate((None, 20))
+    ]
+    (note,) = guidance_notes(drawn, todo)
+    assert note.text == (
+        "generation.guidance_until = 0.1 of 4 steps rounds to none: guidance acts in no step in 1 of 2 requests, and negative "
+        "prompts have no effect there. Set it above 0.125"
+    )
+    assert not guidance_notes(drawn, todo[1:]) and not guidance_notes(replace(drawn, guidance_until=1.0), todo)
+    runtime = Runtime(
+        RunConfig(prompts="-", model=model, generation=drawn), Policy(ladder=(NegativeRung(),)), load_model(model)
+    )
+    rung, negative = (note.text for note in unguided_notes(todo, runtime, 3.0))
+    assert rung.endswith("Set generation.guidance_until above 0.125, which is half a step of 4")
+    assert negative == "1 of 2 rows have a negative prompt, which has no effect without guidance"
+    own = replace(runtime.config, generation=replace(drawn, steps=20))
+    other = Runtime(own, Policy(ladder=(NegativeRung(),)), load_model(model))
+    short = [replace(one, stated=Stated(steps=2)) for one in todo[:1]]
+    rung, negative = (note.text for note in unguided_notes(short, other, 3.0))
+    assert "1 of 1 requests has none at the guidance_scale or steps of their rows; the first is '0', of 2 steps" in rung
 
 
 def test_prompts_that_are_cut_or_cannot_be_read_are_noted() -> None:

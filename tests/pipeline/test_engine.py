@@ -229,6 +229,23 @@ def test_guidance_that_stops_gives_its_row_back(exact: DiffusionModel, tiny_sd: 
     assert e.rows_used == 3 * 8 and e.calls < 2 * STEPS
 
 
+def test_a_share_that_rounds_to_no_step_is_no_guidance(exact: DiffusionModel) -> None:
+    """The bytes are those of before, when a negative row was prepared and never drawn."""
+    e = Engine(exact, rows=4, steps=STEPS, guidance_scale=3.0, guidance_until=0.1)
+    assert not e.guided and e.guided_steps() == 0 and e.guides(None, 20) and e.guided_steps(20) == 2 and not e.guides(1.0, 20)
+    assert e.how_to_guide() == f"Set generation.guidance_until above 0.1, which is half a step of {STEPS}"
+    assert e.how_to_guide(1.0, 20).startswith("Raise the row's guidance_scale above 1")
+    given = plain(e, 3)
+    assert given.negative is not None
+    without = plain(e, 3)
+    without.negative = None
+    assert torch.equal(e.finish([given])[3], e.finish([without])[3]) and given.guidance_norms == without.guidance_norms == []
+    unguided = Engine(exact, rows=4, steps=STEPS, guidance_scale=1.0)
+    alone = plain(unguided, 3)
+    alone.negative = None
+    assert torch.equal(unguided.finish([alone])[3], without.latent)
+
+
 def test_steering_changes_the_sample_and_costs_what_it_records(exact: DiffusionModel) -> None:
     e = engine(exact)
     base = e.finish([plain(e, 1)])[1]

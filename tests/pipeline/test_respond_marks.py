@@ -23,7 +23,7 @@ from pipeline.engine.trajectory import Trajectory
 from pipeline.identity import identity_of
 from pipeline.model.interface import DiffusionModel
 from pipeline.moderate import moderate
-from pipeline.outcome import Outcome, Request, Sample
+from pipeline.outcome import Outcome, Request, Sample, Stated
 from pipeline.policy import CopiesPolicy, MarksPolicy, Policy, YoloPolicy
 from pipeline.respond.marks import Erasers, adapters_digest, erase, open_erasers
 from pipeline.rungs import EraseRung, NegativeRung, ReseedRung
@@ -237,6 +237,36 @@ def test_unguided_models_have_no_negative_conditioning(exact: DiffusionModel, tm
     always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
     with pytest.raises(ConfigError, match="without guidance"):
         runtime(exact, [], always, MARKS, guidance_scale=1.0)
+
+
+def test_a_share_of_guidance_that_rounds_to_no_step_is_refused_beside_tokens(exact: DiffusionModel, tmp_path: Path) -> None:
+    """Tokens, negative prompts and rungs that need them did nothing, and the rows said that they were in force."""
+    folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
+    always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
+    with pytest.raises(ConfigError, match=r"without guidance .*Set generation\.guidance_until above 0\.125, which is half a step"):
+        runtime(exact, [], always, MARKS, guidance_until=0.1)
+    opened = runtime(exact, [], always, MARKS, steps=20, guidance_until=0.1)
+    requests = [
+        Request(row_no=i, key=str(i), prompt="a", seed=i, stated=Stated(steps=steps)) for i, steps in enumerate((None, 3))
+    ]
+    done = {sample.request.key: sample for sample in moderate(opened, requests)}
+    assert done["0"].outcome is Outcome.ACCEPTED and done["1"].outcome is Outcome.ERROR
+    assert "steps: without guidance" in done["1"].error_message and "guidance_until above 0.166667" in done["1"].error_message
+
+
+def test_without_guided_steps_words_are_a_new_seed_and_a_negative_rung_an_error(
+    exact: DiffusionModel, erasers: Erasers
+) -> None:
+    sample = draw(runtime(exact, [Everywhere(set())], erasers, MARKS, guidance_until=0.1), count=1)["key-0"]
+    assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
+    policy, config = Policy(copies=CopiesPolicy(), ladder=(NegativeRung(),)), GenerationConfig(steps=4, rows=8, guidance_until=0.1)
+    copies: Any = Copies(lambda _: True)
+    flagged = Runtime(
+        RunConfig(prompts="-", generation=config), policy, exact, copies=copies, index=Index(), threshold=0.8
+    )  # type: ignore[arg-type]
+    (ended,) = moderate(flagged, [Request(row_no=0, key="a", prompt="a red apple", seed=1)])
+    assert ended.outcome is Outcome.ERROR and "drawn without a negative row" in ended.error_message
+    assert "generation.guidance_until above 0.125" in ended.error_message
 
 
 def test_what_is_only_observed_is_not_erased(exact: DiffusionModel, erasers: Erasers) -> None:

@@ -161,7 +161,7 @@ def estimate(
     policy: Policy,
     todo: Sequence[Request],
     *,
-    guides: Callable[[float | None], bool],
+    guides: Callable[[float | None, int | None], bool],
     workers: int,
 ) -> Estimate:
     """The estimate of a run. What a picture of another size takes is assumed to grow with its pixels.
@@ -170,7 +170,8 @@ def estimate(
         measured: what one call takes.
         config, policy: of the run.
         todo: requests that are still to be drawn.
-        guides: whether a sample with this guidance scale (None: the run's) takes two rows while guidance acts.
+        guides: whether a sample with this guidance scale and number of steps (None: the run's) takes two rows while guidance
+            acts.
         workers: side by side, each as fast as this one.
     """
     g, sizes = config.generation, dict[tuple[int, int], list[Request]]()
@@ -182,7 +183,7 @@ def estimate(
     for (width, height), those in sizes.items():
         share, pixels = math.ceil(len(those) / workers) / len(those), width * height / (measured.width * measured.height)
         steps = [request.stated.steps or g.drawn_steps for request in those]
-        guided = [guides(request.stated.guidance_scale) for request in those]
+        guided = [guides(request.stated.guidance_scale, request.stated.steps) for request in those]
         rows = sum(
             taken + guided_too * round(g.guidance_until * taken) for taken, guided_too in zip(steps, guided, strict=True)
         )

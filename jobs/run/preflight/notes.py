@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from jobs.run.planning.sizes import counted, own_sides
-from pipeline.config import HARD_STOP, ModelConfig, RunConfig
+from index.counted import counted
+from jobs.run.planning.sizes import counted as counted_sizes
+from jobs.run.planning.sizes import own_sides
+from pipeline.config import HARD_STOP, GenerationConfig, ModelConfig, RunConfig
 from pipeline.keys import Keys
 from pipeline.notes import Note
 from pipeline.outcome import Request
@@ -38,7 +40,8 @@ def notes_of(
 
     folder, cls, parts = look_at(config.model)
     notes = list(parts.notes)
-    notes += filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler)).notes
+    drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
+    notes += [*drawn.notes, *guidance_notes(drawn.generation, requests)]
     if config.generation.scheduler == "auto":
         _, text = sampler_of(parts.scheduler, flow=cls.flow)
         notes += [Note("scheduler", text)] if text else []
@@ -56,6 +59,20 @@ def notes_of(
         notes.append(Note("copies", "the run file names no index: the copies guard does not run, and every row records it"))
     notes += hard_stop_notes(config.keep.hard_stop, policy)
     return [*notes, *key_notes(config, base), *watermark_notes(config, base, _largest_side(config.model, folder, requests))]
+
+
+def guidance_notes(drawn: GenerationConfig, requests: Sequence[Request]) -> list[Note]:
+    """That a share of the steps rounds to none, so that guidance acts in no step; ``drawn``: with steps and scale in force."""
+    share, usual = drawn.guidance_until, drawn.drawn_steps
+    if not 0 < share <= 0.5:  # 0 says so itself, and more than a half of one step is that step
+        return []
+    taken = [one.stated.steps or usual for one in requests if one.problem is None]
+    none = [steps for steps in taken or [usual] if not round(share * steps)]
+    if not none:
+        return []
+    which = f" in {len(none)} of {len(requests)} requests" if taken else ""
+    what = f"generation.guidance_until = {share:g} of {counted(min(none), 'step')} rounds to none: guidance acts in no step{which}"
+    return [Note("guidance", f"{what}, and negative prompts have no effect there. Set it above {0.5 / min(none):g}")]
 
 
 def idle_in_a_run(policy: Policy) -> list[str]:
@@ -115,7 +132,7 @@ def _largest_side(model: ModelConfig, folder: Path, requests: Sequence[Request])
     """The largest shorter side of a run's pictures, in pixels; None where one of them is not known."""
     trained = None if None not in own_sides(model) else _trained_side(folder)
     width, height = (side or trained for side in own_sides(model))
-    every = [*counted(requests, (width, height))] or [(width, height)]
+    every = [*counted_sizes(requests, (width, height))] or [(width, height)]
     sides = [None if wide is None or high is None else min(wide, high) for wide, high in every]
     return max((side for side in sides if side is not None), default=None) if None not in sides else None
 

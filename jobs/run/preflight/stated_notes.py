@@ -145,10 +145,15 @@ def check_bad_rows(requests: Sequence[Request], most: float) -> None:
 def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> list[Note]:
     """What run file, policy and prompts ask for and this model's guidance does not do; ``scale``: of the run."""
     notes, engine, own = list[Note](), runtime.engine, runtime.config.generation.true_guidance_scale
+
+    def guides(one: Request) -> bool:
+        return engine.guides(one.stated.guidance_scale, one.stated.steps)
+
     if own != 1 and not (runtime.model.distilled and engine.how_to_guide()):
         why = "this class of model has no classifier-free guidance" if runtime.model.distilled else "it is for Flux and LCMs"
         notes.append(Note("guidance", f"generation.true_guidance_scale = {own:g} has no effect: {why}"))
-    unguided = [one for one in todo if one.problem is None and not engine.guides(one.stated.guidance_scale)]
+    unguided = [one for one in todo if one.problem is None and not guides(one)]
+    of_steps = any(engine.asks_for_guidance(one.stated.guidance_scale) for one in unguided)
     for number, rung in enumerate(runtime.policy.ladder, 1):
         if isinstance(rung, NegativeRung) and not engine.guided:
             fix = engine.how_to_guide() or "Use another kind of rung"
@@ -158,17 +163,21 @@ def unguided_notes(todo: Sequence[Request], runtime: Runtime, scale: float) -> l
             notes.append(Note("policy", f"{what}. {fix}"))
         elif isinstance(rung, NegativeRung) and unguided:
             have = "has none" if len(unguided) == 1 else "have none"
-            which = f"{len(unguided)} of {len(todo)} requests {have} at the guidance_scale of their rows"
-            first = f"the first is {unguided[0].key!r}, at {unguided[0].stated.guidance_scale:g}"
+            stated, steps = unguided[0].stated.guidance_scale, unguided[0].stated.steps or engine.steps
+            asks = stated is None or engine.asks_for_guidance(stated)
+            at = f"of {counted(steps, 'step')}" if asks else f"at {stated:g}"
+            by = "guidance_scale or steps" if of_steps else "guidance_scale"
+            which = f"{len(unguided)} of {len(todo)} requests {have} at the {by} of their rows"
+            first = f"the first is {unguided[0].key!r}, {at}"
             text = (
                 f"rung {number} (negative) needs a negative row, and {which}; {first}: those that it steers end as error rows"
             )
             notes.append(Note("policy", text))
-    if not engine.guided and not runtime.model.distilled and scale > 1:
+    if not engine.asks_for_guidance(None) and not runtime.model.distilled and scale > 1:
         text = f"generation.guidance_scale = {scale:g} has no effect: this model is distilled to need none"
         notes.append(Note("guidance", text))
     negative = [request for request in todo if request.negative_prompt]
-    if ignored := sum(not engine.guides(request.stated.guidance_scale) for request in negative):
+    if ignored := sum(not guides(request) for request in negative):
         text = f"{ignored} of {len(todo)} rows have a negative prompt, which has no effect without guidance"
         notes.append(Note("prompts", text))
     return notes
