@@ -86,7 +86,10 @@ def _group(runtime: Runtime, request: Request, size: Size, steps: int) -> Group:
 
 
 def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) -> bool:
-    """Whether the policy's budget has room for a full picture's steps once more."""
+    """Whether the policy's budget has room for a full picture's steps once more; rows of references come on top.
+
+    How many there will be is not known yet: not every reference has a latent, and where the attempt resumes is the rung's.
+    """
     spent = [last.evals, *(c.denoiser_evals for c in open_request.catches), *(a.denoiser_evals for a in open_request.attempts)]
     most = runtime.policy.max_evals
     return most is None or sum(spent) + len(runtime.engine.sampler_of(last)) <= most
