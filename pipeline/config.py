@@ -129,9 +129,9 @@ class GenerationConfig:
     true_guidance_scale: float = number(1.0, 0, 100, "Flux: classifier-free guidance on top; 1: none")
     guidance_until: float = number(
         1.0, 0, 1,
-        "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free. Rounded to no "
-        "step it is no guidance: a sample has no negative row, and `guidance_norms` of its attempts is empty",
-    )
+        "share of the steps with classifier-free guidance; from then on a sample takes one row, the other is free. Rounded to "
+        "no step it is no guidance: a sample has no negative row, and `guidance_norms` of its attempts is empty",
+    )  # fmt: skip
     scheduler: Scheduler = choice(
         "auto", "auto: the one that the model's folder names; a folder that names another one is refused, with the nearest"
     )

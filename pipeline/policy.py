@@ -187,8 +187,8 @@ class Policy:
     max_evals: float | None = number(
         None, 0, 1_000_000,
         "denoiser evaluations, in guided steps, after which a request begins no other attempt: one begins only if a full "
-        "picture's steps fit into the rest. A reference that token merging carries takes a half more in each of its steps, which "
-        "is counted once it is spent and may go beyond the number; absent: as many as the ladders need",
+        "picture's steps fit into the rest. A reference that token merging carries takes a half more in each of its steps, "
+        "which is counted once it is spent and may go beyond the number; absent: as many as the ladders need",
         above=True, absent="as many as the ladders need",
     )  # fmt: skip
 

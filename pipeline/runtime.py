@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from guards.base import Guard
-from index.errors import ClearanceError, ConfigError
+from index.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.engine.engine import Engine
 from pipeline.identity import Compared, GuardInForce, guards_in_force, identity, policy_in_force

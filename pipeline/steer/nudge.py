@@ -36,8 +36,8 @@ class Nudge:
         desired: latents D to pull towards, (C, h, w).
         solver: ``steps`` or ``closed_form``.
         levels: (√ᾱ, √(1−ᾱ)) of every denoising step. Given, the noisy latent z_t is nudged, from √ᾱ·u, and x̂0 follows with ε
-            held; empty: x̂0 is nudged. Where √ᾱ is 0 (the first step of a flow, or of a schedule with zero terminal SNR) the noisy
-            latent is noise alone, which has nothing of a reference: x̂0 stays as it is.
+            held; empty: x̂0 is nudged. Where √ᾱ is 0 (the first step of a flow, or of a schedule with zero terminal SNR) the
+            noisy latent is noise alone, which has nothing of a reference: x̂0 stays as it is.
         random: a control: the move has the same length as the nudge would have, in a direction drawn from this seed.
     """
 

@@ -243,7 +243,9 @@ def test_a_share_of_guidance_that_rounds_to_no_step_is_refused_beside_tokens(exa
     """Tokens, negative prompts and rungs that need them did nothing, and the rows said that they were in force."""
     folder = write_adapter(tmp_path / "always", exact, Vocabulary(("qr",)))
     always = open_erasers([AdapterConfig(path=str(folder), tokens="always")], exact, base=tmp_path)
-    with pytest.raises(ConfigError, match=r"without guidance .*Set generation\.guidance_until above 0\.125, which is half a step"):
+    with pytest.raises(
+        ConfigError, match=r"without guidance .*Set generation\.guidance_until above 0\.125, which is half a step"
+    ):
         runtime(exact, [], always, MARKS, guidance_until=0.1)
     opened = runtime(exact, [], always, MARKS, steps=20, guidance_until=0.1)
     requests = [
@@ -259,11 +261,12 @@ def test_without_guided_steps_words_are_a_new_seed_and_a_negative_rung_an_error(
 ) -> None:
     sample = draw(runtime(exact, [Everywhere(set())], erasers, MARKS, guidance_until=0.1), count=1)["key-0"]
     assert [a.intervention and a.intervention.kind for a in sample.attempts] == [None, *["reseed"] * 3]
-    policy, config = Policy(copies=CopiesPolicy(), ladder=(NegativeRung(),)), GenerationConfig(steps=4, rows=8, guidance_until=0.1)
+    policy, config = (
+        Policy(copies=CopiesPolicy(), ladder=(NegativeRung(),)),
+        GenerationConfig(steps=4, rows=8, guidance_until=0.1),
+    )
     copies: Any = Copies(lambda _: True)
-    flagged = Runtime(
-        RunConfig(prompts="-", generation=config), policy, exact, copies=copies, index=Index(), threshold=0.8
-    )  # type: ignore[arg-type]
+    flagged = Runtime(RunConfig(prompts="-", generation=config), policy, exact, copies=copies, index=Index(), threshold=0.8)  # type: ignore[arg-type]
     (ended,) = moderate(flagged, [Request(row_no=0, key="a", prompt="a red apple", seed=1)])
     assert ended.outcome is Outcome.ERROR and "drawn without a negative row" in ended.error_message
     assert "generation.guidance_until above 0.125" in ended.error_message

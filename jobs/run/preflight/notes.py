@@ -71,7 +71,9 @@ def guidance_notes(drawn: GenerationConfig, requests: Sequence[Request]) -> list
     if not none:
         return []
     which = f" in {len(none)} of {len(requests)} requests" if taken else ""
-    what = f"generation.guidance_until = {share:g} of {counted(min(none), 'step')} rounds to none: guidance acts in no step{which}"
+    what = (
+        f"generation.guidance_until = {share:g} of {counted(min(none), 'step')} rounds to none: guidance acts in no step{which}"
+    )
     return [Note("guidance", f"{what}, and negative prompts have no effect there. Set it above {0.5 / min(none):g}")]
 
 
