@@ -165,16 +165,11 @@ class Engine:
         return round(self._guidance_until * (steps or self.steps))
 
     def how_to_guide(self, stated: float | None = None, steps: int | None = None) -> str:
-        """How a sample without a negative row gets one, for messages; empty: it cannot.
-
-        Args:
-            stated, steps: its row's own guidance scale and number of steps; None: the engine's.
-        """
+        """How a sample with that scale and number of steps (None: the engine's), and no negative row, gets one; empty: never."""
         if not self.model.guided(math.inf):
             return ""
         if self.asks_for_guidance(stated) and not self.guided_steps(steps):
-            own = steps or self.steps
-            return f"Set generation.guidance_until above {0.5 / own:g}, which is half a step of {own}"
+            return f"Set generation.guidance_until above {0.5 / (own := steps or self.steps):g}, which is half a step of {own}"
         least = 0 if self.model.guided(0.5) else 1
         if stated is None or self.model.distilled:
             return f"Set generation.{'true_' if self.model.distilled else ''}guidance_scale above {least}"
