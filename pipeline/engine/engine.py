@@ -165,7 +165,7 @@ class Engine:
         return round(self._guidance_until * (steps or self.steps))
 
     def how_to_guide(self, stated: float | None = None, steps: int | None = None) -> str:
-        """How a sample with that scale and number of steps (None: the engine's), and no negative row, gets one; empty: never."""
+        """How a sample of that scale and number of steps (None: the engine's) gets a negative row; empty: it cannot."""
         if not self.model.guided(math.inf):
             return ""
         if self.asks_for_guidance(stated) and not self.guided_steps(steps):
