@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from index.collect import Reading
+from index.collect import NAMED, Reading, listed
 from index.errors import IndexMismatch, InputError
 from index.parquet import parquet_file
 from index.reference import COLUMNS, require_terms
 from index.sheet import FILE_COLUMNS, delimiter_of
-from index.walk import shown
+from index.walk import files_below, shown
 
 if TYPE_CHECKING:
     from index.embed import Embedder
@@ -54,17 +54,14 @@ class VectorBlock:
 
 
 def holds_vectors(path: Path) -> bool:
-    """Whether a path is a NumPy file, or a folder that holds such files and their metadata, and nothing else."""
+    """Whether a path is a NumPy file, or a folder with such files or with ``img_emb``; :class:`StoredVectors` refuses one that
+    holds pictures as well."""
     if path.is_file():
         return path.suffix == ".npy"
     if not path.is_dir():
         return False
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    if "img_emb" in names:
-        return True
-    return any(name.endswith(".npy") for name in names) and all(
-        Path(name).suffix in (".npy", ".parquet", ".csv", ".json", ".txt", ".md") for name in names
-    )
+    return any(name == "img_emb" or name.endswith(".npy") for name in names)
 
 
 class StoredVectors:
@@ -80,10 +77,11 @@ class StoredVectors:
 
     Attributes:
         total: how many works there are. checked: how many of them :meth:`spot_check` held against their pictures.
+        others: files of the folder that were not read: (name, what they are).
 
     Raises:
-        InputError: nothing there, another length, metadata missing rows. While it is gone through: a vector without direction,
-            an unknown value.
+        InputError: nothing there, another length, metadata missing rows; a folder that also holds pictures, or metadata of no
+            file of vectors. While it is gone through: a vector without direction, an unknown value.
     """
 
     def __init__(self, path: Path, dim: int, how: Reading | None = None) -> None:
@@ -91,6 +89,7 @@ class StoredVectors:
         pairs = _pairs(self.path)
         if not pairs:
             raise InputError("holds no vectors", where=shown(path), fix="Name a .npy file, or a folder of them")
+        self.others = _others(self.path, pairs) if self.path.is_dir() else []
         self._parts = [(file, metadata, self._opened(file)) for file, metadata in pairs]
         for file, metadata, vectors in self._parts:
             rows = None if metadata is None else _count(metadata)
@@ -204,6 +203,49 @@ def _pairs(path: Path) -> list[tuple[Path, Path | None]]:
     return [(file, _beside(file)) for file in sorted(path.glob("*.npy"))]
 
 
+def _others(path: Path, pairs: Sequence[tuple[Path, Path | None]]) -> list[tuple[str, str]]:
+    """Files of a folder that are in no pair: (name, what it is).
+
+    Raises:
+        InputError: some of them hold works, or metadata: the works would be left out, and nobody would see it.
+    """
+    read, held, others = {file for pair in pairs for file in pair}, list[tuple[str, str]](), list[tuple[str, str]]()
+    for file in files_below(path):
+        if file not in read:
+            name, (works, what) = shown(file.relative_to(path)), _what_is(file, of_texts=file.parent == path / "text_emb")
+            (held if works else others).append((name, what))
+        if len(held) > NAMED:  # the folder may hold a million pictures
+            break
+    if held:
+        first = shown(pairs[0][0].relative_to(path))
+        fix = f"Name a file of vectors ({first}), and build from the rest as well; or move the vectors to a folder of their own"
+        if "/" in first:  # its metadata would not be found
+            fix = "Move what belongs to no vectors to another folder, and build from it as well"
+        more = " and more" if len(held) > NAMED else ""
+        what = f"holds vectors, and works or metadata that belong to none: {listed(held[:NAMED])}{more}"
+        raise InputError(what, where=shown(path), fix=fix)
+    return others
+
+
+def _what_is(file: Path, *, of_texts: bool) -> tuple[bool, str]:
+    """Whether a file beside vectors holds works or metadata, and what it is."""
+    from index.picture import UnreadablePicture, why_no_picture
+    from index.records import holds_records
+
+    ending = file.suffix.lower()
+    if ending == ".npy":  # clip-retrieval writes the vectors of captions beside those of pictures
+        return (False, "vectors of texts") if of_texts else (True, "vectors")
+    if (kind := holds_records(file)) is not None:
+        return True, "Parquet without vectors" if kind == "parquet" else "tar"
+    try:
+        other = why_no_picture(file)
+    except UnreadablePicture as error:
+        return True, error.what
+    if other is None:
+        return True, "a picture"
+    return (True, "CSV without vectors") if ending == ".csv" and other == "no picture" else (False, other)
+
+
 def _beside(file: Path) -> Path | None:
     there = [file.with_suffix(ending) for ending in (".parquet", ".csv") if file.with_suffix(ending).exists()]
     if len(there) > 1:
@@ -271,6 +313,9 @@ def _require_names(names: Sequence[str], wanted: Mapping[str, str], metadata: Pa
     """Other columns may be there; one that is ours but for its spelling would be left out, and nobody would see it."""
     if absent := [theirs for ours, theirs in wanted.items() if theirs not in (ours, *names)]:
         raise InputError(f"has no column {absent[0]!r}", where=shown(metadata), fix=f"It has: {', '.join(names)}")
+    if twice := [theirs for theirs in wanted.values() if names.count(theirs) > 1]:
+        fix = "Keep the one that counts, and give the other another name"
+        raise InputError(f"has the column {twice[0]!r} twice", where=shown(metadata), fix=fix)
     spelt = {theirs.casefold(): theirs for theirs in wanted.values()}
     for name in names:
         meant = spelt.get(name.strip().casefold())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -229,11 +231,78 @@ def test_the_check_of_a_digest_outlives_merged_runs(tmp_path: Path, monkeypatch:
         build(tmp_path / "i", tmp_path / "v.npy")
 
 
-def test_a_folder_with_pictures_is_no_folder_of_vectors(tmp_path: Path) -> None:
-    stored(tmp_path / "v.npy", 3)
-    assert holds_vectors(tmp_path) and holds_vectors(tmp_path / "v.npy")
-    (tmp_path / "fox.png").write_bytes(b"")
-    assert not holds_vectors(tmp_path)
+def picture_at(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(drawing(seed)).save(path)
+
+
+def bytes_of_drawings(path: Path) -> None:
+    picture_at(path.parent / "of-it.png")
+    pq.write_table(pa.table({"image": [(path.parent / "of-it.png").read_bytes()]}), path)
+    (path.parent / "of-it.png").unlink()
+
+
+def clip_retrieval(folder: Path) -> Path:
+    for below in ("img_emb", "metadata", "text_emb"):
+        (folder / below).mkdir(parents=True)
+    stored(folder / "img_emb" / "img_emb_0.npy", 2)
+    stored(folder / "text_emb" / "text_emb_0.npy", 2)
+    pq.write_table(pa.table({"title": ["a", "b"]}), folder / "metadata" / "metadata_0.parquet")
+    return folder
+
+
+LEFT: dict[str, Callable[[Path], object]] = {
+    "metadata.csv": lambda folder: sheet(folder / "metadata.csv", [{"file": "a.png"}]),
+    "pictures.parquet": lambda folder: bytes_of_drawings(folder / "pictures.parquet"),
+    "fox.png": lambda folder: picture_at(folder / "fox.png"),
+    "pics/fox.png": lambda folder: picture_at(folder / "pics" / "fox.png"),
+    "cut.png": lambda folder: (folder / "cut.png").write_bytes(b""),
+    "deep/b.npy": lambda folder: ((folder / "deep").mkdir(), stored(folder / "deep" / "b.npy", 1)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_belongs_to_no_vectors_is_refused_and_not_left_out(tmp_path: Path, name: str) -> None:
+    """They were left out without a word: their works matched nothing."""
+    flat, other = tmp_path / "flat", clip_retrieval(tmp_path / "clip")
+    flat.mkdir()
+    stored(flat / "a.npy", 3)
+    for folder, fix in ((flat, r"Name a file of vectors \(a\.npy\)"), (other, "Move what belongs to no vectors")):
+        LEFT[name](folder)
+        assert holds_vectors(folder)
+        with pytest.raises(InputError, match=f"works or metadata that belong to none: {name}") as refused:
+            StoredVectors(folder, DIM)
+        assert re.search(fix, refused.value.fix)
+    assert StoredVectors(flat / "a.npy", DIM).total == 3, "a file that is named is read, whatever lies beside it"
+
+
+def test_metadata_of_clip_retrieval_without_their_vectors_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"title": ["c"]}), clip_retrieval(tmp_path / "e") / "metadata" / "metadata_1.parquet")
+    with pytest.raises(InputError, match=r"metadata/metadata_1\.parquet \(Parquet without vectors\)"):
+        StoredVectors(tmp_path / "e", DIM)
+
+
+def test_other_files_of_a_folder_of_vectors_are_named(tmp_path: Path) -> None:
+    stored(tmp_path / "a.npy", 3)
+    (tmp_path / "README.md").write_text("mine\n")
+    (tmp_path / "a.json").write_text("{}\n")
+    assert StoredVectors(tmp_path, DIM).others == [("README.md", "no picture"), ("a.json", "no picture")]
+    others = StoredVectors(clip_retrieval(tmp_path / "e"), DIM).others
+    assert others == [("text_emb/text_emb_0.npy", "vectors of texts")]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+@pytest.mark.parametrize("name", ["title", "file"])
+def test_a_column_beside_vectors_that_stands_twice_is_refused(tmp_path: Path, ending: str, name: str) -> None:
+    stored(tmp_path / "v.npy", 1)
+    if ending == "csv":
+        (tmp_path / "v.csv").write_text(f"{name},{name},size,size\na,b,1,2\n")
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=[name, name]), tmp_path / "v.parquet")
+    with pytest.raises(InputError, match=f"has the column '{name}' twice"):
+        source = StoredVectors(tmp_path / "v.npy", DIM)
+        source.spot_check(GridEmbedder())
+        list(source)
 
 
 def test_memory_grows_by_some_bytes_a_vector(tmp_path: Path) -> None:
