@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.capacity.inputs import WHOLE, Known
+from index.errors import ConfigError
+from jobs.capacity.inputs import MOST_OF_ALL, WHOLE, Known
 from jobs.capacity.simulate import Machine, Outcome, Work, simulate
 from jobs.run.lease.lock import BEAT_SECONDS
 
@@ -34,12 +35,21 @@ class Order:
     """What is asked: accepted pictures in one night of so many hours, against an index of so many references.
 
     ``price`` is of a device in an hour, in any currency; 0: unknown.
+
+    Raises:
+        ConfigError: a number that is none, or too large for the arithmetic.
     """
 
     pictures: int
     hours: float
     references: int
     price: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("pictures", 1), ("hours", 0.1), ("references", 0), ("price", 0)):
+            if not least <= getattr(self, name) <= MOST_OF_ALL:  # false for NaN
+                fix = f"Give a number from {least:g} to {MOST_OF_ALL:g}"
+                raise ConfigError(f"{getattr(self, name)!s:.20} is out of range", where=f"--{name}", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +76,21 @@ class Capacity:
 
 
 def capacity(order: Order, inputs: Mapping[str, Known], *, seed: int = 0) -> Capacity:
-    """Simulate a few workers, and scale what they do to what is asked."""
+    """Simulate a few workers, and scale what they do to what is asked.
+
+    Raises:
+        ConfigError: with these inputs nothing is drawn, or nothing is accepted, with any number of devices.
+    """
     x = {name: int(known.value) if name in WHOLE else known.value for name, known in inputs.items()}
     x["guard_seconds"] += x["embed_seconds"]
+    if x["rows"] < 2 + x["reference_rows"]:
+        what = f"a steered sample takes {2 + x['reference_rows']:g} rows, a call has {x['rows']:g}"
+        raise ConfigError(what, where="--set rows", fix="Give a call more rows")
     # As many processors as the guards need at the device's full speed, a third free for bursts.
     processors = max(1, math.ceil(x["rate"] * x["guard_seconds"] * 1.5))
     undisturbed = Machine(
         rate=x["rate"], steps=int(x["steps"]), rows=int(x["rows"]), reference_rows=int(x["reference_rows"]),
-        guard_seconds=x["guard_seconds"], guard_processors=processors,
+        guard_seconds=x["guard_seconds"], guard_processors=min(processors, SIMULATED_REQUESTS),
         commit_seconds=x["picture_seconds"] * x["shard_size"], deaths=0, restart_seconds=x["restart_seconds"],
     )  # fmt: skip
     work = Work(
@@ -81,6 +98,9 @@ def capacity(order: Order, inputs: Mapping[str, Known], *, seed: int = 0) -> Cap
         tries=int(x["tries"]), caught=x["caught"], probe_at=x["probe_at"], back=int(x["back"]), from_step=int(x["from_step"]),
     )  # fmt: skip
     seen = simulate(undisturbed, work, workers=SIMULATED_WORKERS, seed=seed)
+    if not seen.accepted:
+        what = f"not one of {seen.requests:,} simulated requests is accepted: all pictures are flagged, again and again"
+        raise ConfigError(what, where="--set flagged, --set again", fix="Give smaller shares, or more tries (--set tries)")
     lost, redrawn = 0.0, 0.0
     if x["deaths"]:
         often = SIMULATED_DEATHS * 3600 / (seen.seconds * SIMULATED_WORKERS)
@@ -88,6 +108,9 @@ def capacity(order: Order, inputs: Mapping[str, Known], *, seed: int = 0) -> Cap
         each_death = max(0.0, deadly.seconds - seen.seconds) * SIMULATED_WORKERS / max(1, deadly.deaths)
         lost = each_death * x["deaths"] / 3600
         redrawn = deadly.redrawn / max(1, deadly.deaths) * x["deaths"] / (3600 * seen.yield_ * x["rate"])
+    if lost >= 1:
+        what = f"workers die {x['deaths']:g} times an hour, and what that costs is more than they draw"
+        raise ConfigError(what, where="--set deaths", fix="Give fewer deaths, smaller shards or a shorter restart_seconds")
     seen = replace(seen, yield_=seen.yield_ * (1 - lost))
     accepted = seen.accepted / seen.requests
     requests = order.pictures / accepted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +57,8 @@ DEFAULTS: Mapping[str, Known] = {
 WHOLE = ("steps", "rows", "shard_size", "tries", "back", "from_step", "reference_rows")
 SHARES = ("flagged", "again", "caught", "probe_at")
 LEAST = {"steps": 1, "rows": 2, "shard_size": 1, "tries": 1, "rate": 1e-6, "queries_per_core": 1}  # of the others 0
+MOST_OF_ALL = 1e12  # of every number; beyond, products stop being numbers
+MOST = {**dict.fromkeys(SHARES, 1), "steps": 1000, "rows": 1024, "shard_size": 10_000, "tries": 65, "reference_rows": 64}
 
 
 def given(name: str, text: str, known: Mapping[str, Known]) -> Known:
@@ -73,9 +74,9 @@ def given(name: str, text: str, known: Mapping[str, Known]) -> Known:
         value = float(text)
     except ValueError:
         raise ConfigError(f"{text!r} is no number", where=where, fix=f"Write --set {name}=0.5") from None
-    least, most = LEAST.get(name, 0), 1.0 if name in SHARES else math.inf
-    if not (math.isfinite(value) and least <= value <= most):
-        fix = f"Give a number from {least:g}" + (f" to {most:g}" if name in SHARES else " on")
+    least, most = LEAST.get(name, 0), MOST.get(name, MOST_OF_ALL)
+    if not least <= value <= most:  # false for NaN
+        fix = f"Give a number from {least:g} to {most:g}"
         raise ConfigError(f"{text} is out of range", where=where, fix=fix)
     if name in WHOLE and value != int(value):
         raise ConfigError(f"{text} is no whole number", where=where, fix="Give a whole number")

@@ -47,7 +47,8 @@ class Work:
         flagged: share of first pictures that a guard flags. again: share of repaired ones.
         tries: pictures a request may have; then it is held back.
         caught: share of flagged pictures that a probe catches. probe_at: share of the steps at which it looks.
-        back: steps that a caught sample goes back. from_step: step that a flagged picture is drawn again from.
+        back: steps that a caught sample goes back.
+        from_step: step that a flagged picture is drawn again from; two fifths of the steps where that is less.
     """
 
     requests: int
@@ -102,7 +103,7 @@ class _Worker:
     open_: deque[_Sample] = field(default_factory=deque)  # leased and not begun
     running: list[_Sample] = field(default_factory=list)
     shards: dict[int, int] = field(default_factory=dict)  # leased → requests that have not ended
-    guards: list[float] = field(default_factory=list)  # when each processor is free
+    guards: list[float] = field(default_factory=list)  # when each processor is free: a heap
     calling: bool = False
     commits_end: float = 0.0  # when all commits that it has begun are made
     life: int = 0  # events of an earlier life are void
@@ -114,6 +115,7 @@ class _Simulation:
         count = -(-work.requests // work.shard_size)
         self.todo: deque[int] = deque(range(count))
         self.size = {n: min(work.shard_size, work.requests - n * work.shard_size) for n in range(count)}
+        self.from_step = min(work.from_step, 2 * machine.steps // 5)
         self.call_seconds = machine.rows / 2 / (machine.steps * machine.rate)
         self.now, self.events, self.order = 0.0, list[tuple[float, int, str, int, int, _Sample | None]](), 0
         self.workers = [_Worker() for _ in range(workers)]
@@ -188,12 +190,11 @@ class _Simulation:
                 one.left = min(self.machine.steps, one.left + work.back)
                 one.caught_at, one.steered, one.attempt = -1, True, one.attempt + 1
                 one.doomed = self.draw.random() < work.again
-            if one.left:
+            if one.left > 0:
                 still.append(one)
                 continue
-            free = min(range(len(worker.guards)), key=worker.guards.__getitem__)
-            done = max(self.now, worker.guards[free]) + self.machine.guard_seconds
-            worker.guards[free] = done
+            done = max(self.now, worker.guards[0]) + self.machine.guard_seconds
+            heapq.heapreplace(worker.guards, done)
             self.push(done - self.now, "checked", number, one)
         worker.running = still
         self.go_on(number)
@@ -203,7 +204,7 @@ class _Simulation:
         worker, work = self.workers[number], self.work
         if sample.doomed and sample.attempt < work.tries:
             sample.attempt, sample.steered = sample.attempt + 1, True
-            sample.left, sample.doomed = self.machine.steps - work.from_step, self.draw.random() < work.again
+            sample.left, sample.doomed = self.machine.steps - self.from_step, self.draw.random() < work.again
             worker.open_.appendleft(sample)
         else:
             worker.shards[sample.shard] -= 1
@@ -254,12 +255,12 @@ class _Simulation:
 
 
 def simulate(machine: Machine, work: Work, *, workers: int, seed: int = 0) -> Outcome:
-    """Let workers do the work; the same arguments give the same outcome."""
+    """Let workers do the work; the same arguments give the same outcome. A call must have rows for a steered sample."""
     simulation = _Simulation(machine, work, workers, seed)
     simulation.run()
     seconds = simulation.now
     busy = simulation.calls * simulation.call_seconds / (seconds * workers)
-    began, before = simulation.first
+    began, before = simulation.first if simulation.first[0] < seconds else (0.0, 0)  # all came at once
     per_accepted = simulation.evaluations / machine.steps / max(1, simulation.committed_accepted)
     return Outcome(
         seconds=seconds,

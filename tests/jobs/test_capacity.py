@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from index.errors import ConfigError, InputError
 from jobs.capacity.arithmetic import Order, capacity
-from jobs.capacity.inputs import DEFAULTS, DEVICES, given, of_run
+from jobs.capacity.inputs import DEFAULTS, DEVICES, LEAST, MOST, MOST_OF_ALL, Known, given, of_run
 from jobs.capacity.simulate import Machine, Outcome, Work, simulate
 from jobs.cli import main as cli
 from jobs.run.local_runner import run_local
@@ -47,6 +47,22 @@ def test_flags_without_a_probe_cost_the_steps_that_are_drawn_again() -> None:
 def test_a_probe_makes_a_flag_cost_the_steps_back_alone() -> None:
     found = outcome(work={"flagged": 0.2, "again": 0.0, "caught": 1.0, "requests": 6000})
     assert found.evaluations == pytest.approx(1 + 0.2 * 3 / 20, rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 8, 12, 19, 20, 50])
+@pytest.mark.parametrize("caught", [0.0, 0.9])
+def test_pictures_of_few_steps_are_drawn_again_from_two_fifths_at_most(steps: int, caught: float) -> None:
+    """From the eighth step of four it never ended; of eight, every picture drawn again was caught once more."""
+    found = outcome(machine={"steps": steps}, work={"flagged": 0.2, "again": 0.0, "caught": caught, "requests": 6000})
+    again = steps - min(8, int(0.4 * steps))
+    back = min(3, max(1, round(0.25 * steps)))  # no further than its beginning
+    each = caught * back + (1 - caught) * again
+    assert found.accepted == found.requests and found.evaluations == pytest.approx(1 + 0.2 * each / steps, rel=0.02)
+
+
+def test_calls_that_hold_every_request_yield_what_they_draw() -> None:
+    found = outcome(4, machine={"rows": 10_000, "guard_seconds": 0}, work={"requests": 1000})
+    assert found.yield_ == pytest.approx(found.requests / found.seconds / 8)
 
 
 def test_a_reference_row_costs_half_an_evaluation_a_step() -> None:
@@ -166,6 +182,32 @@ def test_the_command_prints_and_has_json_and_names_a_wrong_input(run: Path) -> N
 def test_numbers_that_an_input_cannot_have_are_refused(name: str, number: str, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         given(name, number, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [(["--set", "flagged=1", "--set", "again=1"], "not one of"), (["--hours", "inf"], "inf is out of range"),
+     (["--hours", "nan"], "greater than or equal"), (["--price", "inf"], "inf is out of range"),
+     (["--pictures", "1" + "0" * 400], "is out of range"), (["--references", "1" + "0" * 400], "is out of range"),
+     (["--set", "rows=2", "--set", "reference_rows=1"], "takes 3 rows, a call has 2"),
+     (["--set", "deaths=1e9"], "die 1e+09 times an hour"), (["--set", "guard_seconds=1e300"], "out of range"),
+     (["--set", "steps=1e9"], "out of range"), (["--set", "hours=-1"], "no input")],
+)  # fmt: skip
+def test_what_has_no_answer_is_refused(arguments: list[str], what: str) -> None:
+    done = CliRunner().invoke(cli.app, ["capacity", *arguments], terminal_width=200)
+    assert done.exit_code == 2 and what in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [*INPUTS])
+def test_every_input_has_an_answer_or_a_refusal_at_its_ends(name: str) -> None:
+    least, most = LEAST.get(name, 0), MOST.get(name, MOST_OF_ALL)
+    few = {**INPUTS, "steps": Known(2, "test")}
+    for number in (least, most if name != "steps" else 40):
+        try:
+            found = capacity(Order(pictures=10**6, hours=8, references=10), {**few, name: given(name, str(number), INPUTS)})
+        except ConfigError:
+            continue
+        assert found.devices > 0 and "nan" not in str(found.steps), number
 
 
 def test_a_run_may_be_named_by_its_run_file(run: Path) -> None:
