@@ -66,6 +66,10 @@ class OperatingPoint:
         """Score from which the second look suffices alone at a picture's own reference that the embedder finds far from it."""
         return max(self.alone_threshold, self.confirm_threshold)
 
+    def at(self, threshold: float) -> OperatingPoint:
+        """The point with another copy threshold; its second look is taken from there on at the latest."""
+        return replace(self, threshold=threshold, look_from=min(self.look_from, threshold))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

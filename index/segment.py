@@ -371,8 +371,8 @@ def key_of(ref_id: str) -> int:
 def _key_or_none(ref_id: str) -> int:
     """The same; -1, which no key is, for a text that is no id."""
     try:
-        return key_of(ref_id)
-    except (ValueError, OverflowError):
+        return key_of(ref_id) if len(ref_id) <= 16 else -1  # a whole digest would not fit
+    except ValueError:
         return -1
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from index.errors import ConfigError
 from jobs.cli.again import OfIndex, open_embedder, open_index
 from jobs.cli.arguments import IndexFolder, a_local_path, a_place, run_folder
 from jobs.console import busy, say, say_json
+
+if TYPE_CHECKING:
+    from index.calibrate import OperatingPoint
+    from index.store import ReferenceIndex
 
 app = typer.Typer()
 
@@ -40,15 +45,13 @@ def index_doctor(
     """
     from index.doctor import PROBLEM, look_over
     from jobs.index_doctor import in_runs, on_harmless
-    from jobs.reaudit.facts import point_of_policy
-    from pipeline.policy import CopiesPolicy, Policy
 
     store = open_index(index)
     fired = None
     if harmless is not None:
         from index.collect import Works
 
-        point = point_of_policy(Policy(copies=CopiesPolicy(threshold=threshold)), store)
+        point = _point(store, threshold)
         model = open_embedder(store, embedder)
         with busy("looking at the harmless pictures"):
             fired = on_harmless(store, model, Works(harmless), point=point)
@@ -64,3 +67,22 @@ def index_doctor(
         say(f"{len(store)} references; problems: {problems}, notes: {len(found) - problems}")
     if problems:
         raise typer.Exit(1)
+
+
+def _point(store: ReferenceIndex, threshold: float | None) -> OperatingPoint:
+    """The calibrated operating point, at another threshold where one is given.
+
+    Raises:
+        ConfigError: there is neither a calibration nor a threshold.
+    """
+    from index.calibrate import OperatingPoint
+    from jobs.reaudit.facts import point_of_policy
+    from pipeline.policy import CONFIRM, Policy
+
+    try:
+        point = point_of_policy(Policy(), store)
+    except ConfigError:
+        if threshold is None:
+            raise
+        return OperatingPoint(threshold=threshold, confirm_threshold=CONFIRM)
+    return point if threshold is None else point.at(threshold)

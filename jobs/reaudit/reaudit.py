@@ -56,9 +56,7 @@ class Rules:
     def point_for(self, facts: RunFacts) -> OperatingPoint:
         """The operating point that a run is held against."""
         point = self.point or facts.point
-        if self.threshold is None:
-            return point
-        return replace(point, threshold=self.threshold, look_from=min(point.look_from, self.threshold))
+        return point if self.threshold is None else point.at(self.threshold)
 
     def policy_for(self, facts: RunFacts) -> Policy:
         return self.policy or facts.policy

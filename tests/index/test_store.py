@@ -106,6 +106,14 @@ def test_retiring_an_unknown_reference_retires_nothing(tmp_path: Path, embedder:
     assert index.index_id == before and all(r.status == "active" for r in index.references())
 
 
+@pytest.mark.parametrize("ref_id", [content_digest(drawing(1)), "f" * 17, "f" * 40, "9" * 5000])
+def test_more_digits_than_an_id_has_are_no_id(tmp_path: Path, embedder: GridEmbedder, ref_id: str) -> None:
+    index = ReferenceIndex.build(tmp_path / "i", [work(1)], embedder)
+    assert not index.has([ref_id]).any() and index.get(ref_id) is None
+    with pytest.raises(InputError, match="no such reference"):
+        index.retire([ref_id])
+
+
 @pytest.mark.parametrize(("status", "found"), [("allowed", False), ("disputed", True)])
 def test_allowed_references_are_kept_but_do_not_match(tmp_path: Path, embedder: GridEmbedder, status: str, found: bool) -> None:
     index = ReferenceIndex.build(tmp_path / "i", [work(1, status=status), work(2)], embedder)

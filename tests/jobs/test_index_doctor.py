@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from index.calibrate import calibrate
 from jobs.cli import main as cli
 from jobs.index_doctor import in_runs
 from pipeline.audit.events import append_event
@@ -48,6 +51,20 @@ def test_a_reference_that_fires_on_a_harmless_drawing_is_named(drawn: World) -> 
 def test_a_threshold_of_ones_own_is_used(drawn: World) -> None:
     done = call(drawn, drawn.base / "index", "--harmless", drawn.base / "harmless", "--threshold", "0.99", "--json")
     assert (done.exit_code, json.loads(done.stdout)["problems"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("threshold", "problems"), [("0.99", 0), ("0.1", 2)])
+def test_a_threshold_of_ones_own_is_used_with_the_look_of_the_calibration(
+    drawn: World, tmp_path: Path, threshold: str, problems: int
+) -> None:
+    """A policy that nobody gave was blamed for the look."""
+    shutil.copytree(drawn.base / "index", tmp_path / "index")
+    copy = np.arange(40) < 20
+    scores = copy * 0.5 + np.linspace(0, 0.4, 40)
+    found = calibrate(drawn.index.embedder_id, scores, copy, confirm=scores, max_added_rate=0.1)
+    found.looked_by("keypoints", scores, copy).save(tmp_path / "index" / "calibration.json")
+    done = call(drawn, tmp_path / "index", "--harmless", drawn.base / "harmless", "--threshold", threshold, "--json")
+    assert done.stderr == "" and json.loads(done.stdout)["problems"] == problems
 
 
 def test_runs_show_what_fires_and_what_people_overruled(drawn: World) -> None:
