@@ -73,6 +73,10 @@ class Taken:
         revived: ids that were retired and match again.
         conflicts: where statuses differed.
         amended: what changes about references that were in the index: id → the work that has it.
+        wished: of references that were in the index, whether their works would have the picture kept; an addition changes no
+            picture: the next two say where that is not as it is.
+        not_kept: ids whose picture a work would have kept, and the index has it not.
+        still_kept: ids whose picture the work in force would not have kept, and the index has it.
     """
 
     ref_ids: Ids = field(default_factory=Ids)
@@ -82,6 +86,9 @@ class Taken:
     revived: list[str] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     amended: dict[str, NewReference] = field(default_factory=dict)
+    wished: dict[str, bool] = field(default_factory=dict)
+    not_kept: list[str] = field(default_factory=list)
+    still_kept: list[str] = field(default_factory=list)
 
     def repeat(self, ref_id: str, work: NewReference, first: str, before: str) -> None:
         """Note a work that came before, as ``first`` and with the status ``before``."""
@@ -117,7 +124,10 @@ def compare(taken: Taken, known: Reference, digest: str, work: NewReference) -> 
     elif work.status != known.status:
         taken.conflicts.append(Conflict(ref_id, work.place, work.status, known.status))
     if not stricter(work.status, known.status):
+        if work.keep_picture:
+            taken.wished.setdefault(ref_id, True)
         return None
+    taken.wished[ref_id] = work.keep_picture
     taken.amended[ref_id] = replace(work, picture=NO_PICTURE)
     return replace(known, status=work.status)
 

@@ -9,8 +9,10 @@ On disk an index is a folder::
 
 Snapshots, leaves and segments are named after their content and never change; what changes about a reference later is an
 amendment in the snapshot. ``index_id`` is the digest of what the index *holds* (embedder, references, embeddings, tombstones),
-not of how it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it. Segments are
-mapped into memory, and their rows are found where they lie: an index of a million references opens at once.
+not of how it is stored: building at once or adding in two steps gives the same id, and merging segments keeps it. Whether a
+picture is kept is decided when its reference is new, and is part of the id: where a later work decides otherwise, only a new
+build follows it. Segments are mapped into memory, and their rows are found where they lie: an index of a million references
+opens at once.
 
 Where one picture has several names, at once or later, the strictest status is in force: a claimed work does not become free
 because another source calls it free. :meth:`ReferenceIndex.set_status` corrects a status.
@@ -128,7 +130,8 @@ class ReferenceIndex(OpenedIndex):
         """Add works; returns their ids in order, and :attr:`taken` lists what became of them. The history keeps the reason.
 
         A picture that is already there stays, unless the work's status is stricter: then the work's columns count. If it
-        was retired, it matches again, with the work's status.
+        was retired, it matches again, with the work's status. Whether the index keeps its picture stays as it was:
+        :attr:`taken` names the references of which a work would have it otherwise.
 
         Raises:
             IndexMismatch: another embedder, or the index changed on disk since it was opened.
@@ -230,6 +233,9 @@ class ReferenceIndex(OpenedIndex):
             for left in (self.folder / "segments").glob(f"{storage.TEMPORARY}*"):  # of a build that was killed
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
             taken = intake.take(works)
+            for ref_id, wish in taken.wished.items():
+                if wish != self.keeps(ref_id):
+                    (taken.not_kept if wish else taken.still_kept).append(ref_id)
             segments = list(self._snapshot.segments)
             if taken.new:
                 old = to_merge(self._segments) if len(segments) >= MAX_SEGMENTS else []

@@ -242,7 +242,8 @@ def without_pictures(config: RunConfig, policy: Policy, *, base: Path) -> str:
     lost += ["copies in other colours are not found"] if policy.copies.hues > 1 else []
     lost += ["copies.edits finds no copy of them"] if policy.copies.edits else []
     lost += ["to steer away from them is a new seed"] if policy.copies.action == "steer" and policy.ladder else []
-    return f"the index keeps no picture of {bare:,} of {there:,} references (--keep-pictures): {'; '.join(lost)}"
+    how = "build the index again with --keep-pictures"  # an addition of the same works keeps none
+    return f"the index keeps no picture of {bare:,} of {there:,} references ({how}): {'; '.join(lost)}"
 
 
 def early_set_aside(config: RunConfig, policy: Policy, model_digest: str, *, base: Path) -> str:

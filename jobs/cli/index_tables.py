@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from index.calibrate import Calibration
     from index.collect import Works
+    from index.intake import Taken
     from index.pairs import Measured
     from index.rate import Rate
     from index.store import ReferenceIndex
@@ -39,6 +40,8 @@ def intake_data(index: ReferenceIndex, works: Works) -> dict[str, Any]:
         "in_the_index_already": [{"file": file, "ref_id": ref_id} for file, ref_id in taken.known],
         "left_out": [{"file": file, "reason": reason} for file, reason in seen.left_out],
         "conflicts": [{**asdict(conflict), "in_force": conflict.kept} for conflict in taken.conflicts],
+        "pictures_not_kept": taken.not_kept,
+        "pictures_still_kept": taken.still_kept,
         "unlisted": seen.unlisted,
         "one_colour": seen.one_colour,
         "other_files": [{"file": file, "is": what} for file, what in seen.others],
@@ -55,11 +58,20 @@ def intake_lines(index: ReferenceIndex, works: Works) -> list[str]:
         "with another status, the strictest is in force": [
             f"{c.origin} is {c.stated}, {c.ref_id} was {c.before}: {c.kept}" for c in taken.conflicts
         ],
+        **pictures_otherwise(taken),
         "not in metadata.csv, active all the same": seen.unlisted,
         "of one colour only, which is likely a mistake": seen.one_colour,
         "no pictures": [f"{file} ({what})" for file, what in seen.others],
     }
     return [f"{heading} ({len(names)}): {shortened(names)}" for heading, names in headings.items() if names]
+
+
+def pictures_otherwise(taken: Taken) -> dict[str, list[str]]:
+    """Headings of the references whose pictures an addition left as they were, against what its works say."""
+    return {
+        "not kept, because the index had them without their picture (build the index again to keep it)": taken.not_kept,
+        "their picture stays in the index, though the work in force would not keep it (build the index again)": taken.still_kept,
+    }
 
 
 def shortened(names: list[str]) -> str:

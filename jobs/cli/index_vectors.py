@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.counted import counted
 from index.errors import InputError
-from jobs.cli.index_tables import shortened
+from jobs.cli.index_tables import pictures_otherwise, shortened
 from jobs.console import make_console, say, say_json
 from jobs.run.progress import Steps
 
@@ -105,6 +105,7 @@ def say_vectors(taken_in: TakenIn, *, as_json: bool) -> None:
         ("in the index already", [f"{place} ({ref_id})" for place, ref_id in taken.known]),
         ("with another status, the strictest is in force",
          [f"{c.origin} is {c.stated}, {c.ref_id} was {c.before}: {c.kept}" for c in taken.conflicts]),
+        *pictures_otherwise(taken).items(),
         ("not read", [f"{name} ({what})" for name, what in source.others]),
     ):  # fmt: skip
         if names:
@@ -128,5 +129,6 @@ def _data(taken_in: TakenIn) -> dict[str, Any]:
         "in_the_index_already": [{"row": place, "ref_id": ref_id} for place, ref_id in taken.known],
         "conflicts": [{"row": c.origin, "ref_id": c.ref_id, "stated": c.stated, "before": c.before, "in_force": c.kept}
                       for c in taken.conflicts],
+        "pictures_not_kept": taken.not_kept, "pictures_still_kept": taken.still_kept,
         "other_files": [{"file": name, "is": what} for name, what in source.others],
     }  # fmt: skip

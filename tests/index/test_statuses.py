@@ -192,6 +192,28 @@ def test_a_picture_is_kept_only_if_the_work_in_force_allows_it(tmp_path: Path, e
     assert other.picture(REF) is not None
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "not_kept", "still_kept"),
+    [
+        (("active", False), [("active", True)], [REF], []),
+        (("active", True), [("active", False)], [], []),  # the first work is in force, as in one build
+        (("allowed", True), [("active", False)], [], [REF]),
+        (("allowed", False), [("active", True)], [REF], []),
+        (("allowed", True), [("active", True)], [], []),
+        (("allowed", True), [("disputed", True), ("active", False), ("allowed", True)], [], [REF]),
+        (("allowed", True), [("disputed", False), ("active", True)], [], []),
+    ],
+)
+def test_an_addition_leaves_pictures_as_they_are_and_says_so(
+    tmp_path: Path, embedder: GridEmbedder, first: tuple[str, bool], then: list[tuple[str, bool]], not_kept: list[str],
+    still_kept: list[str],
+) -> None:  # fmt: skip
+    index = ReferenceIndex.build(tmp_path / "i", [named(first[0], title="a", keep_picture=first[1])], embedder)
+    index.add([named(status, title="b", keep_picture=keep) for status, keep in then], embedder)
+    assert (index.taken.not_kept, index.taken.still_kept) == (not_kept, still_kept)
+    assert index.keeps(REF) is first[1]
+
+
 def test_an_id_can_be_shortened_as_long_as_it_is_one_alone(tmp_path: Path, embedder: GridEmbedder) -> None:
     index = ReferenceIndex.build(tmp_path / "i", [work(1), work(2)], embedder)
     assert index.full_id(REF[:6]) == index.full_id(REF[:4].upper()) == index.full_id(REF) == REF

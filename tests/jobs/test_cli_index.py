@@ -450,3 +450,24 @@ def test_an_index_of_format_2_is_renewed(tmp_path: Path) -> None:
     after.verify()
     assert sorted((r.ref_id, r.status, r.title) for r in after.references()) == kept
     assert "today's form already" in call("renew", tmp_path / "index").output
+
+
+def test_vectors_with_their_pictures_in_one_folder_are_named_or_refused(tmp_path: Path, opening: Callable[..., None]) -> None:
+    """The folder became an index of the pictures alone."""
+    opening(embedder=lambda *_, **__: FakeEmbedder())
+    draw(tmp_path / "works", ["apple"]).joinpath("metadata.csv").unlink()
+    np.save(tmp_path / "works" / "v.npy", np.ones((2, 16), np.float32))
+    for command in (("build", tmp_path / "works", "--out", tmp_path / "index"), ("build", tmp_path, "--out", "/nowhere")):
+        if command[1] == tmp_path:
+            (tmp_path / "works" / "v.npy").rename(tmp_path / "v.npy")
+        refused = call(*command)
+        assert refused.exit_code == 2 and "apple.png (a picture)" in refused.stderr and "(v.npy)" in refused.stderr
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_addition_names_pictures_that_only_a_new_build_keeps(built: Path, tmp_path: Path) -> None:
+    owl = draw(tmp_path / "more", ["owl"])
+    (owl / "metadata.csv").write_text("file,keep_picture\nowl.png,yes\n")
+    assert "not kept, because the index had them without their picture" in call("add", built, owl).output
+    plain = json.loads(call("add", built, owl, "--json").stdout)
+    assert (plain["pictures_not_kept"], plain["pictures_still_kept"]) == ([plain["in_the_index_already"][0]["ref_id"]], [])
