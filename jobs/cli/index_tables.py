@@ -70,7 +70,7 @@ def pictures_otherwise(taken: Taken) -> dict[str, list[str]]:
     """Headings of the references whose pictures an addition left as they were, against what its works say."""
     return {
         "not kept, because the index had them without their picture (build the index again to keep it)": taken.not_kept,
-        "their picture stays in the index, though the work in force would not keep it (build the index again)": taken.still_kept,
+        "their picture stays in the index, though the work in force keeps none (build the index again)": taken.still_kept,
     }
 
 

@@ -251,13 +251,18 @@ def clip_retrieval(folder: Path) -> Path:
     return folder
 
 
+def stored_below(folder: Path) -> None:
+    folder.mkdir()
+    stored(folder / "b.npy", 1)
+
+
 LEFT: dict[str, Callable[[Path], object]] = {
     "metadata.csv": lambda folder: sheet(folder / "metadata.csv", [{"file": "a.png"}]),
     "pictures.parquet": lambda folder: bytes_of_drawings(folder / "pictures.parquet"),
     "fox.png": lambda folder: picture_at(folder / "fox.png"),
     "pics/fox.png": lambda folder: picture_at(folder / "pics" / "fox.png"),
     "cut.png": lambda folder: (folder / "cut.png").write_bytes(b""),
-    "deep/b.npy": lambda folder: ((folder / "deep").mkdir(), stored(folder / "deep" / "b.npy", 1)),
+    "deep/b.npy": lambda folder: stored_below(folder / "deep"),
 }
 
 

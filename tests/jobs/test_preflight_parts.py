@@ -149,7 +149,9 @@ def test_what_is_not_done_for_want_of_pictures_is_a_note(project: Path) -> None:
     ReferenceIndex.build(project / "index", works, OpenCLIPEmbedder.open("stickers"))
     config, undoing = RunConfig(prompts=("p.csv",), index="index"), Policy(copies=CopiesPolicy(edits=("inset",)))
     found = without_pictures(config, undoing, base=project)
-    assert found.startswith("the index keeps no picture of 1 of 3 references (build the index again with --keep-pictures): the embedder alone finds")
+    assert found.startswith(
+        "the index keeps no picture of 1 of 3 references (build the index again with --keep-pictures): the embedder alone finds"
+    )
     assert "copies.edits finds no copy" in found and "steer" not in found, "this policy has no ladder"
     full = without_pictures(config, Policy(ladder=(ReseedRung(),)), base=project)
     assert "to steer away from them is a new seed" in full and "copies.edits" not in full and "other colours" in full
