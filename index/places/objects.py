@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,18 +19,13 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import IO, Any, ClassVar
 
-from index.errors import ClearanceError, InputError, RunStopped
+from index.errors import InputError, RunStopped
 from index.places.backend import CHUNK, LITTLE, Entry, Tagged
-from index.places.disk import CONTINUE
+from index.places.refused import Answer, one_line, sentence
 
 BODY = "body"  # the rest of an answer that was counted already
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
-_GONE = "the object store does not answer"
-_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
-_KEYLESS = re.compile(
-    r"credential|169\.254\.169\.254|metadata\.google|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken", re.I
-)
-_AWAY = re.compile("error sending request|connect|dns|timed out|timeout|reset|broken pipe", re.I)
+PAUSES = (0.2, 1.0, 3.0)  # seconds before a write is repeated that came in another's way (HTTP 409)
 
 
 class ObjectStore:
@@ -51,7 +46,7 @@ class ObjectStore:
         """Make one request. Every request goes through here.
 
         Raises:
-            ClearanceError: it failed; obstore's errors about presence and versions pass.
+            ClearanceError: it failed. obstore's NotFoundError passes where something was read.
         """
         from obstore import exceptions as known
 
@@ -60,45 +55,12 @@ class ObjectStore:
         try:
             return do()
         except (FileNotFoundError, known.NotFoundError) as error:
-            if writing or _NO_BUCKET.search(str(error)):
-                raise self._sentence(error, key, writing) from None
+            if writing or Answer.of(error).no_bucket:
+                raise sentence(error, self.root, key, writing=writing) from None
             raise known.NotFoundError(key) from None
-        except (known.AlreadyExistsError, known.PreconditionError):
-            raise
         except (known.BaseError, OSError, ValueError) as error:
-            sentence = self._sentence(error, key, writing)
-            # The cause is what a caller decides by whether to try again; the library's own may hold a secret.
-            raise sentence from (TimeoutError(errno.ETIMEDOUT, "away") if sentence.what == _GONE else None)
-
-    def _sentence(self, error: Exception, key: str, writing: bool) -> ClearanceError:
-        from obstore import exceptions as known
-
-        text, _, more = str(error).partition("Debug source")
-        kind, where = (RunStopped if writing else InputError), f"{self.root}/{key}".rstrip("/")
-        then = f", {CONTINUE}" if writing else ", then try again"
-        status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
-        if _NO_BUCKET.search(text) or isinstance(error, known.NotFoundError | FileNotFoundError):
-            return kind("there is no such bucket", where=self.root, fix="Make it, or check its name and the endpoint")
-        if isinstance(error, known.NotSupportedError | NotImplementedError):
-            return kind("this kind of place cannot be written to", where=where, fix="Name a place such as s3://BUCKET/FOLDER")
-        if isinstance(error, known.UnauthenticatedError) or _KEYLESS.search(text):
-            return kind("there are no credentials that the object store accepts", where=where, fix=self._credentials)
-        if isinstance(error, known.PermissionDeniedError):
-            rights = "Give these credentials the right to list, read, write and delete there, or name another place"
-            return kind("the object store denies access", where=where, fix=rights)
-        if status in (408, 429) or status >= 500 or (not status and _AWAY.search(text + more)):
-            fix = f"Check the network and the endpoint in the environment{then}"
-            return kind(_GONE, where=where, fix=fix)
-        return kind(f"the object store failed ({_plain(text)})", where=where, fix=f"Look at the object store{then}")
-
-    @property
-    def _credentials(self) -> str:
-        names = {
-            "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
-            "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-            "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-        }
-        return f"Set {names.get(self.root.partition(':')[0], 'the credentials')} in the environment"
+            refused = sentence(error, self.root, key, writing=writing)
+            raise refused from refused.__cause__
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -156,24 +118,46 @@ class ObjectStore:
     def create(self, key: str, data: bytes) -> bool:
         import obstore
 
-        try:
-            self.request("put", key, lambda: obstore.put(self.store, key, data, mode="create"), writing=True)
-            return True
-        except obstore.exceptions.AlreadyExistsError:
+        def put() -> Any:
+            return obstore.put(self.store, key, data, mode="create")
+
+        for pause in (*PAUSES, None):
+            if self.request("put", key, lambda: _unless_refused(put), writing=True) is not None:
+                return True
             # A request that is sent again because its answer was lost finds its own work.
-            there = self.tagged(key)
-            return there is not None and there.data == data
+            if (there := self.tagged(key)) is not None:
+                return there.data == data
+            self._wait(pause, key)
+        raise AssertionError
 
     def replace(self, key: str, data: bytes, tag: str) -> str | None:
         import obstore
 
         update: Any = json.loads(tag)
-        try:
-            put = self.request("put", key, lambda: obstore.put(self.store, key, data, mode=update), writing=True)
-            return _tag(put)
-        except (obstore.exceptions.PreconditionError, obstore.exceptions.AlreadyExistsError):
+
+        def put() -> Any:
+            return obstore.put(self.store, key, data, mode=update)
+
+        for pause in (*PAUSES, None):
+            if (made := self.request("put", key, lambda: _unless_refused(put), writing=True)) is not None:
+                return _tag(made)
             there = self.tagged(key)  # as above
-            return there.tag if there is not None and there.data == data else None
+            if there is None or there.tag != tag:
+                return there.tag if there is not None and there.data == data else None
+            self._wait(pause, key)
+        raise AssertionError
+
+    def _wait(self, pause: float | None, key: str) -> None:
+        """Wait after a condition was refused that holds: another write is under way.
+
+        Raises:
+            RunStopped: that was the last time; the cause is one that may pass.
+        """
+        if pause is None:
+            fix = "Wait a moment, then repeat the command; a run continues with --resume"
+            what = "the object store puts this write off for another one (HTTP 409)"
+            raise RunStopped(what, where=f"{self.root}/{key}", fix=fix) from BlockingIOError(errno.EAGAIN, "in conflict")
+        time.sleep(pause)
 
     def delete(self, key: str) -> None:
         import obstore
@@ -212,16 +196,30 @@ class _Ranges(io.RawIOBase):
         if end <= self._at:
             return 0
         options: Any = {"range": (self._at, end)} | ({"if_match": self._tag} if self._tag else {})
+
+        def fetch() -> Any:
+            return obstore.get(self._store.store, self._key, options=options).bytes()
+
         try:
-            got = self._store.request(
-                "range", self._key, lambda: obstore.get(self._store.store, self._key, options=options).bytes()
-            )
-        except (obstore.exceptions.PreconditionError, obstore.exceptions.NotFoundError):
+            got = self._store.request("range", self._key, lambda: _unless_refused(fetch))
+        except obstore.exceptions.NotFoundError:
+            got = None
+        if got is None:
             where = f"{self._store.root}/{self._key}"
-            raise InputError("was replaced or removed while it was read", where=where, fix="Try again") from None
+            raise InputError("was replaced or removed while it was read", where=where, fix="Try again")
         buffer[: len(got)] = memoryview(got)
         self._at += len(got)
         return len(got)
+
+
+def _unless_refused(do: Callable[[], Any]) -> Any:
+    """The answer to a request with a condition; None where the store says that the condition does not hold."""
+    from obstore import exceptions as known
+
+    try:
+        return do()
+    except (known.AlreadyExistsError, known.PreconditionError):
+        return None
 
 
 def _tag(made: Any) -> str:
@@ -236,12 +234,6 @@ def _entry(meta: Any) -> Entry:
 
 def _leaf(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
-
-
-def _plain(text: str) -> str:
-    """An error of a library in one line, without what may hold a secret."""
-    line = re.sub(r"\s+", " ", text.partition("Debug source")[0]).strip()
-    return re.sub(r"//[^/@\s]*@", "//", re.sub(r"\?[^\s\"')]*", "", line))[:200]
 
 
 # --- how each kind is opened -----------------------------------------------------------------------------------------------
@@ -283,6 +275,6 @@ def _opened(root: str, _environment: str) -> ObjectStore:
         client: Any = {"allow_http": plain, "timeout": "120s", "connect_timeout": "10s"}
         store = from_url(root, client_options=client, retry_config=_RETRY, **more)
     except Exception as error:  # each kind of store has its own errors
-        what = f"cannot be opened ({_plain(str(error))})"
+        what = f"cannot be opened ({one_line(str(error))})"
         raise InputError(what, where=root, fix="Check the URI, and the credentials in the environment") from None
     return ObjectStore(root, store)

@@ -17,7 +17,7 @@ import pytest
 
 from index import storage
 from index.errors import ClearanceError, ConfigError, InputError, IntegrityError, RunStopped
-from index.places import schemes
+from index.places import objects, schemes
 from index.places.backend import Stored
 from index.places.cache import local_copy
 from index.places.objects import ObjectStore
@@ -256,7 +256,14 @@ SENTENCES = {
     "no keys": ("no credentials that the object store accepts", "AWS_ACCESS_KEY_ID"),
     "denied": ("denies access", "right to list"),
     "away": ("does not answer", "network"),
+    "redirect": ("the bucket is in another region", "AWS_REGION"),
+    "region": ("another region (AuthorizationHeaderMalformed: the region 'a' is wrong; expecting 'b')", "AWS_REGION"),
+    "clock": ("the clock of this machine is wrong (RequestTimeTooSkewed: too large)", "Set the clock"),
+    "archived": ("the object is archived (InvalidObjectState", "Restore it"),
+    "unlike": ("the object store failed (QuotaExceeded: your quota of 5 GB is used up)", "Look at the object store"),
+    "no word": ("400 Bad Request", "Check the region and the credentials"),
 }
+BODY = '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{}</Code><Message>{}</Message></Error>'
 
 
 @pytest.mark.parametrize("case", SENTENCES)
@@ -266,11 +273,23 @@ def test_a_store_that_refuses_is_a_sentence_without_secrets(case: str, writing: 
 
     secret = "?X-Amz-Signature=hidden"
     text = f"Error performing PUT http://127.0.0.1/b{secret} in 2 ms"
+
+    def answer(status: int, code: str, message: str, kind: type[Exception] = exceptions.GenericError) -> Exception:
+        return kind(f"{text} - Server returned non-2xx status code: {status} X: {BODY.format(code, message)}")
+
     errors: dict[str, Exception] = {
         "no bucket": exceptions.GenericError(f"{text} - status code: 404 Not Found: <Code>NoSuchBucket</Code>"),
         "no keys": exceptions.PermissionDeniedError(f"{text} - status code: 403: <Code>InvalidAccessKeyId</Code>"),
         "denied": exceptions.PermissionDeniedError(f"{text} - status code: 403: <Code>AccessDenied</Code>"),
         "away": exceptions.GenericError(f"{text} - error sending request"),
+        "redirect": exceptions.GenericError(
+            f"{text} - Received redirect without LOCATION\n\nDebug source:\n inner: BareRedirect"
+        ),
+        "region": answer(400, "AuthorizationHeaderMalformed", "the region 'a' is wrong; expecting 'b'"),
+        "clock": answer(403, "RequestTimeTooSkewed", "too large", exceptions.PermissionDeniedError),
+        "archived": answer(403, "InvalidObjectState", "storage class", exceptions.PermissionDeniedError),
+        "unlike": answer(400, "QuotaExceeded", "your quota of 5 GB is used up"),
+        "no word": exceptions.GenericError(f"{text} - status code: 400 Bad Request: "),
     }
 
     def fail() -> None:
@@ -296,6 +315,77 @@ def test_a_store_that_is_away_may_be_back_in_a_moment() -> None:
 
     assert passes(request("error sending request"))
     assert not passes(request("status code: 403: <Code>InvalidAccessKeyId</Code>"))
+
+
+@pytest.mark.parametrize("key", ["credential-scans/run", "NoSuchBucket", "reset/connect"])
+def test_what_a_key_is_called_says_nothing_of_the_failure(key: str) -> None:
+    """Text of obstore repeats the key in the URL and beside it."""
+    from obstore import exceptions
+
+    def refused(status: int, code: str, kind: type[Exception] = exceptions.GenericError) -> RunStopped:
+        def fail() -> None:
+            url, body = f"http://127.0.0.1/b/{key}/x", BODY.format(code, "no")
+            more = f'Debug source:\nPermissionDenied {{\n path: "{key}/x",\n uri: Some(\n {url},\n ) }}'
+            text = f"Error performing PUT {url} in 2 ms - Server returned non-2xx status code: {status} X: {body}"
+            raise kind(f"It failed for path {key}/x: {text}\n\n{more}")
+
+        with pytest.raises(RunStopped) as caught:
+            ObjectStore("s3://b", None).request("put", f"{key}/x", fail, writing=True)
+        return caught.value
+
+    away = refused(503, "SlowDown")
+    assert away.what == "the object store does not answer" and isinstance(away.__cause__, TimeoutError)
+    assert refused(403, "AccessDenied", exceptions.PermissionDeniedError).what.startswith("the object store denies access")
+    assert refused(400, "InvalidRequest").what == "the object store failed (InvalidRequest: no)"
+
+
+@pytest.fixture
+def conflicts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A store that answers the next writes with HTTP 409, as S3 does while another write is under way: ``list`` of codes."""
+    import obstore
+
+    put, codes = obstore.put, list[str]()
+
+    def conflicting(*args: Any, **options: Any) -> Any:
+        if codes:
+            body = BODY.format(codes.pop(), "try again")
+            raise obstore.exceptions.AlreadyExistsError(f"at location k already exists: status code: 409 Conflict: {body}")
+        return put(*args, **options)
+
+    monkeypatch.setattr(obstore, "put", conflicting)
+    monkeypatch.setattr(objects, "PAUSES", (0.0, 0.0))
+    return codes
+
+
+def test_a_write_that_came_in_anothers_way_is_repeated(conflicts: list[str]) -> None:
+    folder = storage.place("memory://conflicts/run")
+    conflicts += ["ConditionalRequestConflict", "OperationAborted"]
+    assert storage.create_once(folder, "once", b"mine")
+    seen = storage.read_tagged(folder, "once")
+    assert seen is not None and seen.data == b"mine"
+    conflicts += ["ConditionalRequestConflict"]
+    assert storage.replace_if(folder, "once", b"next", seen.tag)
+    assert not storage.create_once(folder, "once", b"other")
+    assert storage.replace_if(folder, "once", b"third", seen.tag) is None
+
+
+def test_a_store_that_stays_in_conflict_is_a_sentence_and_may_be_over_in_a_moment(conflicts: list[str]) -> None:
+    from jobs.run.retries import passes
+
+    folder = storage.place("memory://in-conflict/run")
+    storage.write_file(folder, "old", b"1")
+    seen = storage.read_tagged(folder, "old")
+    assert seen is not None
+    works: dict[str, Callable[[], Any]] = {
+        "HTTP 409": lambda: storage.create_once(folder, "once", b"mine"),
+        "puts this write off": lambda: storage.replace_if(folder, "old", b"2", seen.tag),
+        "OperationAborted: try again": lambda: storage.write_file(folder, "plain", b"1"),
+    }
+    for what, work in works.items():
+        conflicts[:] = ["OperationAborted"] * 9
+        with pytest.raises(RunStopped, match=what) as caught:
+            work()
+        assert passes(caught.value)
 
 
 def test_a_failure_nobody_foresaw_keeps_its_text_without_secrets() -> None:
