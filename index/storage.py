@@ -25,7 +25,7 @@ from index.errors import ClearanceError, IntegrityError, OutOfMemory, RunStopped
 from index.padding import first_line, out_of_memory
 from index.places import local, remote
 from index.places.backend import TEMPORARY, Entry, Part, Place, Stored, Tagged
-from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, is_lasting, using
+from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, filling_temporary, is_lasting, using
 from index.places.local import NO_LINK, inside
 from index.places.object_folder import ObjectFolder
 from index.places.remote import require_held
@@ -33,7 +33,7 @@ from index.places.schemes import is_uri, place
 
 __all__ = [
     "NO_LINK", "TEMPORARY", "Disk", "Entry", "ObjectFolder", "Part", "Stored", "Tagged", "advice", "cannot_read",
-    "cannot_write", "disk", "inside", "is_lasting", "is_uri", "place", "require_held", "using",
+    "cannot_write", "disk", "filling_temporary", "inside", "is_lasting", "is_uri", "place", "require_held", "using",
 ]  # fmt: skip
 
 _T = TypeVar("_T")

@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from index.places.disk import NO_TMPDIR, TMPDIR
+
 _OTHER_PLACE = "Name another place, or change the permissions of this one"
 ADVICE = {
     errno.ENOSPC: "Free some space on that disk, then repeat the command; a run continues with --resume",
@@ -30,8 +32,6 @@ ADVICE = {
     errno.EPIPE: "A program or connection that was written to has ended: repeat the command; a run continues with --resume",
     errno.ETIMEDOUT: "The storage or network did not answer: look at it, then repeat the command",
 }
-NO_ROOM = "No usable temporary directory"  # Python's message where none of them can be written to: mostly, a full disk
-TEMPORARY = "Free some space on that disk, or name a folder on another one in TMPDIR"
 MEMORY = "Close other programs, lower workers or generation.rows, or draw smaller pictures (model.size)"
 
 
@@ -43,8 +43,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return f"out of memory{f' ({cause})' if str(cause) else ''}", MEMORY
-        if isinstance(cause, FileNotFoundError) and NO_ROOM in str(cause):
-            return str(cause.strerror), TEMPORARY
+        if isinstance(cause, FileNotFoundError) and NO_TMPDIR in str(cause):
+            return str(cause.strerror), TMPDIR
         if isinstance(cause, OSError) and cause.errno is not None:
             names = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]
             place = f"{' → '.join(names)}: " if names else ""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,6 +30,8 @@ _WHY: dict[int, tuple[str, str]] = {
     ),
 }
 
+TMPDIR = "Free some space on that disk, or name a folder on another one in TMPDIR"
+NO_TMPDIR = "No usable temporary directory"  # Python's message where none of them can be written to: mostly, a full disk
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # these say that something was written, and no reading ends so
 
 
@@ -105,6 +108,24 @@ def filling(folder: Path) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise cannot_write(error, folder) from error
+
+
+@contextlib.contextmanager
+def filling_temporary() -> Iterator[None]:
+    """Work that fills temporary files of this machine, whose errors would be taken for those of the place that they are for.
+
+    Raises:
+        RunStopped: there is no room for them; it names their folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if NO_TMPDIR in str(error):
+            raise RunStopped(str(error.strerror), fix=TMPDIR) from error
+        if error.errno not in _NO_ROOM:
+            raise
+        made = cannot_write(error, tempfile.gettempdir())
+        raise RunStopped(made.what, where=made.where, fix=made.fix if error.errno == errno.EFBIG else TMPDIR) from error
 
 
 def advice(error: OSError) -> str:

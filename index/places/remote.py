@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 from index.errors import ClearanceError, IntegrityError, RunStopped
 from index.places.backend import Backend, Entry, Part, Stored, Tagged, parts_of
+from index.places.disk import filling_temporary
 from index.places.object_folder import ObjectFolder
 from index.places.schemes import backend_of
 
@@ -84,8 +85,7 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
 def write_from(folder: Path, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
     """Write an object whole, from a function that fills it; it is collected on this machine's disk before."""
     backend, key = _at(folder, name)
-    with _scratch() as stream:
-        fill(stream)
+    with _collected(fill) as stream:
         _upload(backend, key, stream)
 
 
@@ -113,10 +113,7 @@ def commit(folder: Path, parts: Sequence[Part], marker: str, content: Callable[[
     try:
         stored = []
         for part in parts:
-            with _scratch() as stream:
-                part.fill(stream)
-                stream.flush()
-                stream.seek(0)
+            with _collected(part.fill) as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 stored.append(Stored(part.path(digest), digest, stream.tell()))
                 placed.append(_at(folder, stored[-1].path)[1])
@@ -187,11 +184,20 @@ def _at(folder: Path, name: str = "") -> tuple[Backend, str]:
     return backend_of(folder), "/".join([folder.key, *steps] if folder.key else steps)
 
 
-def _scratch() -> BufferedRandom:
-    return tempfile.TemporaryFile(prefix="clearance-")  # type: ignore[return-value]
+@contextmanager
+def _collected(fill: Callable[[IO[bytes]], Any]) -> Iterator[BufferedRandom]:
+    """A temporary file of this machine that a function has filled, at its beginning.
+
+    Raises:
+        RunStopped: this machine has no room for it.
+    """
+    with filling_temporary(), tempfile.TemporaryFile(prefix="clearance-") as stream:
+        fill(stream)
+        stream.flush()
+        stream.seek(0)
+        yield stream  # type: ignore[misc]
 
 
 def _upload(backend: Backend, key: str, stream: IO[bytes]) -> None:
-    stream.flush()
     stream.seek(0)
     backend.put(key, stream)

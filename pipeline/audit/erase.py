@@ -37,7 +37,17 @@ from typing import IO, TYPE_CHECKING
 
 from index.errors import IntegrityError, RunStopped
 from index.parquet import parquet_file
-from index.storage import digest_of, entries, entry_of, open_file, parsing, read_object, remove_all, write_from
+from index.storage import (
+    digest_of,
+    entries,
+    entry_of,
+    filling_temporary,
+    open_file,
+    parsing,
+    read_object,
+    remove_all,
+    write_from,
+)
 from pipeline.audit.binding import REQUESTS_FILE
 from pipeline.audit.blocks import Hashed, emptied_alike, read_blocks, write_blocks
 from pipeline.audit.compact import tidy
@@ -242,14 +252,15 @@ def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | 
             yield _without_payloads(block, _cells(block, name, wanted, keys), emptied)
 
     content: IO[bytes] = SpooledTemporaryFile(max_size=_IN_MEMORY)  # type: ignore[assignment] # noqa: SIM115 (see Change)
-    try:
-        hashed = Hashed(content)
-        write_blocks(hashed, blocks())
-        if emptied:
-            _require_same(stream, content, partial(_cells, name=name, wanted=wanted, keys=keys), path)
-    except BaseException:
-        content.close()
-        raise
+    with filling_temporary():  # closing it writes as well
+        try:
+            hashed = Hashed(content)
+            write_blocks(hashed, blocks())
+            if emptied:
+                _require_same(stream, content, partial(_cells, name=name, wanted=wanted, keys=keys), path)
+        except BaseException:
+            content.close()
+            raise
     if not emptied:
         content.close()
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import pickle
+import tempfile
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -395,6 +398,51 @@ def test_a_failure_nobody_foresaw_keeps_its_text_without_secrets() -> None:
     with pytest.raises(InputError, match="odd answer from http://host/b") as caught:
         ObjectStore("s3://b", None).request("get", "k", fail)
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["write_from", "commit", "erased"])
+def test_a_full_disk_of_this_machine_is_not_taken_for_the_stores(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.run.retries import passes
+
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+
+    def fill(stream: Any) -> None:
+        stream.write(b"1" * 20_000)
+
+    def collect() -> None:
+        folder = storage.place("memory://full/run")
+        if how == "write_from":
+            storage.write_from(folder, "x", fill)
+        elif how == "commit":
+            storage.commit(folder, [Part("samples/1", fill, lambda _: "samples/1")], "commits/1.json", names)
+        else:
+            with storage.filling_temporary():
+                raise OSError(errno.EDQUOT, "quota")
+
+    with pytest.raises(RunStopped, match=r"the disk (is full|quota)") as caught:
+        collect()
+    assert caught.value.where == "/scratch" and "TMPDIR" in caught.value.fix and not passes(caught.value)
+
+
+class Full(io.BytesIO):
+    """A temporary file on a disk without room."""
+
+    def write(self, *_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __exit__(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # closing writes what is buffered
+
+
+def test_where_no_temporary_folder_can_be_written_to_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", none)
+    with pytest.raises(RunStopped, match="No usable temporary directory") as caught:
+        storage.commit(storage.place("memory://full/run"), parts(1), "commits/1.json", names)
+    assert "TMPDIR" in caught.value.fix
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
