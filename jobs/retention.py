@@ -106,6 +106,7 @@ def plain(erased: Erased) -> dict[str, Any]:
         "files": list(erased.files),
         "events": list(erased.events),
         "removed": list(erased.removed),
+        "old_versions": erased.old_versions,
     }
 
 
@@ -260,7 +261,8 @@ def erase_keys(folder: Path, keys: Sequence[str], what: Sequence[str], by: By, *
 
 def _record(folder: Path, by: By, found: Applied, samples: Sequence[str], before: str) -> None:
     events = read_events(folder)
-    details = {name: value for name, value in found.plain().items() if name not in ("dry_run", "files", "removed")}
+    left_out = {"dry_run", "files", "removed"} | (set() if found.erased.old_versions else {"old_versions"})
+    details = {name: value for name, value in found.plain().items() if name not in left_out}
     event = NewEvent(
         kind="retention.applied",
         actor=by.role,

@@ -23,12 +23,14 @@ class Entry:
         name: the name. kind: what it is.
         inode: with this number, a file that took the same name meanwhile is recognised.
         size: bytes of a file.
+        versioned: the storage says that it keeps what is replaced or removed here as an older version.
     """
 
     name: str
     kind: Literal["file", "folder", "link", "other"]
     inode: int
     size: int
+    versioned: bool = False
 
 
 class Tagged(NamedTuple):

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import IO, Any, ClassVar
@@ -79,9 +80,11 @@ class ObjectStore:
         import obstore
 
         try:
-            return _entry(self.request("head", key, lambda: obstore.head(self.store, key)))
+            meta = self.request("head", key, lambda: obstore.head(self.store, key))
         except obstore.exceptions.NotFoundError:
             return None
+        # Google numbers every object, whether or not its bucket keeps the older ones.
+        return replace(_entry(meta), versioned=meta.get("version") is not None and not self.root.startswith("gs://"))
 
     def open(self, key: str, little: bool = False) -> io.BufferedReader | None:
         import obstore

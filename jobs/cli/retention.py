@@ -8,7 +8,7 @@ import typer
 
 from index.counted import counted
 from jobs.cli.arguments import AsJson, By, Person, Reason, RunFolder, run_folder
-from jobs.console import make_console, say, say_json
+from jobs.console import make_console, say, say_error, say_json
 from jobs.group import group
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def retention_apply(
     found = apply_retention(run_folder(run)[0], Author(role=by, reason=reason, person=person), dry_run=dry_run)
     if as_json:
         say_json(found.plain())
-        return
+        return _all_reached(found.erased, dry_run=dry_run)
     for kind, number in found.due.items():
         say(f"due: {number} {kind}")
     for why, keys in (("under a legal hold", found.held), ("waiting for a person", found.waiting)):
@@ -62,6 +62,7 @@ def retention_apply(
     if found.unfinished:
         say(f"an interrupted erasure of {counted(found.unfinished, 'sample')} is finished with it")
     _print(found.erased, dry_run=dry_run)
+    _all_reached(found.erased, dry_run=dry_run)
 
 
 @app.command("erase", epilog='Example: clearance retention erase runs/monday --key cat-7 --by privacy --reason "request 31"')
@@ -88,6 +89,18 @@ def retention_erase(
         say_json({"dry_run": dry_run, **plain(erased)})
     else:
         _print(erased, dry_run=dry_run)
+    _all_reached(erased, dry_run=dry_run)
+
+
+def _all_reached(erased: Erased, *, dry_run: bool) -> None:
+    """Say that older versions are left, where they are, and exit with 1 unless nothing was to be erased yet."""
+    if not erased.old_versions:
+        return
+    held = "would still hold what is erased" if dry_run else "still hold what was erased"
+    fix = "Delete the noncurrent versions below the run folder, and give the bucket a rule that does it"
+    say_error(f"this bucket keeps old versions: they {held}", fix)
+    if not dry_run:
+        raise typer.Exit(1)
 
 
 def _print(erased: Erased, *, dry_run: bool) -> None:

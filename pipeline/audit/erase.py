@@ -16,10 +16,11 @@ and erasing again finishes it with an event of its own, which begins at the dige
 leave files that nobody can tell from damaged ones. Reports show thumbnails and prompts; they are removed first, because they
 can be written again.
 
-What this does not reach: copies, exports and backups of the run, blocks that a disk or a snapshot keeps of the old files, and
-what the rows keep by design: request keys, reasons, findings with the text that a guard read or the phrase of the policy that a
-prompt held, fingerprints of the picture, and commitments to the prompt. Under the default salt whoever guesses a prompt can
-check the guess against its commitment.
+What this does not reach: copies, exports and backups of the run; blocks that a disk or a snapshot keeps of the old files; the
+older versions that a bucket keeps of them (:func:`keeps_versions`: the event and the command say so); and what the rows keep by
+design: request keys, reasons, findings with the text that a guard read or the phrase of the policy that a prompt held,
+fingerprints of the picture, and commitments to the prompt. Under the default salt whoever guesses a prompt can check the guess
+against its commitment.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from pipeline.audit.binding import REQUESTS_FILE
 from pipeline.audit.blocks import Hashed, emptied_alike, read_blocks, write_blocks
 from pipeline.audit.compact import tidy
 from pipeline.audit.compacted import parts_index
-from pipeline.audit.coverage import PAGES
+from pipeline.audit.coverage import LEASE_FILE, PAGES
 from pipeline.audit.erasure import ERASED, ErasedFile, Erasures
 from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.ledger import sample_rows
@@ -82,6 +83,7 @@ class Erased:
     Attributes:
         cells: number of payloads, by column. samples: how many samples they belong to. files: the files that changed.
         events: numbers of the events that were written. removed: reports that were removed.
+        old_versions: the bucket keeps older versions, which still hold it.
     """
 
     cells: Mapping[str, int]
@@ -89,6 +91,7 @@ class Erased:
     files: tuple[str, ...]
     events: tuple[int, ...] = ()
     removed: tuple[str, ...] = ()
+    old_versions: bool = False
 
 
 def erase_payloads(
@@ -112,12 +115,14 @@ def erase_payloads(
     """
     if not dry_run:
         tidy(folder)  # a compaction that was stopped may have left a second copy of what is erased
+    old_versions = bool(wanted) and keeps_versions(folder)
     erasures = Erasures.of(read_events(folder))
     cells: dict[str, int] = {}
     samples: set[str] = set()
     files: list[str] = []
     numbers: list[int] = []
     removed: tuple[str, ...] = ()
+    told = {"old_versions": True} if old_versions else {}
     for changes in _every_change(folder, wanted, erasures):
         with ExitStack() as contents:
             for _, content in changes:
@@ -138,7 +143,7 @@ def erase_payloads(
                 person=event.person,
                 reason=event.reason,
                 samples=touched,
-                details={**event.details, "files": [file.plain() for file, _ in changes]},
+                details={**event.details, **told, "files": [file.plain() for file, _ in changes]},
             )
             numbers.append(int(append_events(folder, [made], known=known)[0]["seq"]))
             known += 1
@@ -149,7 +154,21 @@ def erase_payloads(
                 except RunStopped as error:
                     fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
                     raise RunStopped(error.what, where=error.where, fix=fix) from error
-    return Erased(cells=cells, samples=len(samples), files=tuple(files), events=tuple(numbers), removed=removed)
+    return Erased(
+        cells=cells,
+        samples=len(samples),
+        files=tuple(files),
+        events=tuple(numbers),
+        removed=removed,
+        old_versions=old_versions,
+    )
+
+
+def keeps_versions(folder: Path) -> bool:
+    """Whether the run lies in a bucket that keeps older versions of its objects. A store tells it of objects that were written
+    since it keeps them: the lease is the youngest."""
+    entry = entry_of(folder, LEASE_FILE) or entry_of(folder, RUN_FILE)
+    return entry is not None and entry.versioned
 
 
 def unfinished(folder: Path) -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ from index.store import ReferenceIndex
 from jobs.cli import main as cli
 from jobs.export.load import load
 from jobs.run.planning.stored_plan import stored_plan
+from pipeline.audit.events import read_events
 from pipeline.audit.ledger import sample_rows
 
 
@@ -174,3 +175,32 @@ def test_credentials_are_in_no_object_and_no_output(project: Path, s3: str, monk
 
     assert "a-very-secret-key" not in output
     assert b"a-very-secret-key" not in everything()
+
+
+@pytest.mark.parametrize("versions", [False, True])
+def test_an_erasure_in_a_bucket_that_keeps_old_versions_says_what_it_does_not_reach(
+    project: Path, s3: str, s3_endpoint: str, versions: bool
+) -> None:
+    import boto3
+
+    uri, bucket = f"{s3}/monday", "versions"
+    if versions:
+        known = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=s3_endpoint, **known)  # type: ignore[call-overload]
+        client.create_bucket(Bucket=bucket)
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        uri = f"s3://{bucket}/monday"
+    done("run", project / "run.toml", "--out", uri)
+    erase = ("retention", "erase", uri, "--key", "a", "--by", "privacy", "--reason", "asked")
+    said, code = "this bucket keeps old versions", 1 if versions else 0
+
+    dry = call(*erase, "--dry-run")
+    assert dry.exit_code == 0 and (said in dry.output) is versions
+    erased = call(*erase)
+    assert erased.exit_code == code and (said in erased.output) is versions and "erased: " in erased.output
+    [event] = [one for one in read_events(storage.place(uri)) if one["kind"] == "payload.erased"][:1]
+    assert event["details"].get("old_versions", False) is versions
+    again = call(*erase, "--json")  # they hold it still
+    assert again.exit_code == code and f'"old_versions": {str(versions).lower()}' in again.output
+    assert f"intact: {uri}" in done("verify", uri)
+    assert call("retention", "apply", uri, "--by", "records", "--reason", "weekly").exit_code == 0  # nothing was due
