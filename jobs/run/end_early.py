@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from index.counted import counted
-from index.errors import InputError, PlanMismatch
+from index.errors import ConfigError, InputError, PlanMismatch
 from jobs.by import By
 from jobs.run.event import OnEvent, ignore
 from jobs.run.plan import Plan
@@ -32,7 +32,7 @@ _SAME = (
 )  # fmt: skip
 
 
-def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
+def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | None = None) -> RunResult:
     """End a stopped run. Opens neither model nor index: what rows repeat of them is in those that are there. What they do not
     hold, the machine and the licences of adapters, is left out.
 
@@ -40,16 +40,20 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
         folder: the run folder.
         by: who ends it, and why; an event and every row that was not drawn say so.
         on_event: listener for progress.
+        keys: what signs the run, and holds its secret salt. None: those that the plan names, where they can be found from the
+            run folder, else those of the environment.
 
     Raises:
+        ConfigError: the run has keys, and they are not found.
         InputError: the run is finished, or nothing of it is committed.
         PlanMismatch: its prompts are recorded under a secret salt that is not at hand.
         RunStopped: another process holds the folder, or it cannot be written.
         IntegrityError: a file of the run was changed.
     """
     plan = Plan.load(folder)
-    context = _context(folder, plan)
-    with run_session(plan, folder, "local", on_event, None, resume=True) as session:
+    keys = keys if keys is not None else _keys(plan)
+    context = _context(folder, plan, keys)
+    with run_session(plan, folder, "local", on_event, None, resume=True, keys=keys) as session:
         if session.sealed:
             raise InputError("the run is finished", where=str(folder), fix="There is nothing to end")
         assert session.anchors is not None  # of a folder that holds the plan
@@ -66,7 +70,19 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore) -> RunResult:
         return session.finish(0)
 
 
-def _context(folder: Path, plan: Plan) -> RunContext:
+def _keys(plan: Plan) -> Keys:
+    """The keys of a run as its folder knows them: it leads to them only where they and it lie below the run file's folder."""
+    try:
+        return Keys.find(plan.config.marks.keys, base=plan.base)
+    except ConfigError as error:
+        found = Keys.find(base=Path.cwd())
+        if found.folder is not None:
+            return found
+        fix = "Name them with --keys, or name the run file in place of the run folder"
+        raise ConfigError(error.what, where=error.where, fix=fix) from None
+
+
+def _context(folder: Path, plan: Plan, keys: Keys) -> RunContext:
     """What the rows of a run repeat, from those that are committed."""
     first: dict[str, Any] = {}
     adapters: list[Adapter] = []
@@ -82,14 +98,14 @@ def _context(folder: Path, plan: Plan) -> RunContext:
     config = plan.config
     return RunContext(
         run_id="", dataset_id=config.dataset_id, plan_sha256=plan.plan_sha256, adapters=tuple(adapters),
-        image_format=config.image_format, retention_days=config.retention_days, salt=_salt(folder, plan),
+        image_format=config.image_format, retention_days=config.retention_days, salt=_salt(folder, plan, keys),
         keep_held=config.keep.held, hard_stop=config.keep.hard_stop, diversity=config.generation.diversity,
         **{name: first[name] for name in _SAME},
     )  # fmt: skip
 
 
-def _salt(folder: Path, plan: Plan) -> str:
-    salt = secret_salt(Keys.find(plan.config.marks.keys, base=plan.base))
+def _salt(folder: Path, plan: Plan, keys: Keys) -> str:
+    salt = secret_salt(keys)
     if salt_parts(salt).get(PART) != plan.identity.get(PART):
         fix = "Set CLEARANCE_SALT, or the file salt in the folder of keys, to the salt that the run began with"
         raise PlanMismatch("the prompts of this run are recorded under another salt", where=str(folder), fix=fix)

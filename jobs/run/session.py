@@ -83,7 +83,14 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
+        self,
+        plan: Plan,
+        folder: Path,
+        runner: str,
+        on_event: OnEvent,
+        open_loop: OpenLoop | None,
+        resume: bool,
+        keys: Keys | None = None,
     ) -> None:
         self.runner, self.on_event, self.open_loop = runner, on_event, open_loop
         # On an object store every commit, also one of a worker, looks whether the folder is still this session's.
@@ -99,7 +106,7 @@ class Session:
         self.activity: dict[str, Any] = {}  # of the local worker
         self._here: Counter[str] = Counter()  # outcomes in the shards that this session committed
         self.sealed = False
-        keys = Keys.find(plan.config.marks.keys, base=plan.base)
+        keys = keys if keys is not None else Keys.find(plan.config.marks.keys, base=plan.base)
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._ended: Counter[str] = Counter()  # outcomes in committed shards: summing the receipts again would cost N² in a run
@@ -371,11 +378,21 @@ class Session:
 
 @contextmanager
 def run_session(
-    plan: Plan, folder: Path, runner: str, on_event: OnEvent, open_loop: OpenLoop | None, resume: bool
+    plan: Plan,
+    folder: Path,
+    runner: str,
+    on_event: OnEvent,
+    open_loop: OpenLoop | None,
+    resume: bool,
+    keys: Keys | None = None,
 ) -> Iterator[Session]:
-    """A session that holds the folder's lease once the folder exists; it records the reason if it ends early."""
-    refuse_inside(Keys.find(plan.config.marks.keys, base=plan.base), folder)
-    session = Session(plan, folder, runner, on_event, open_loop, resume)
+    """A session that holds the folder's lease once the folder exists; it records the reason if it ends early.
+
+    ``keys`` are those of the plan unless they are named: a plan that was read from its run folder may not know where they are.
+    """
+    keys = keys if keys is not None else Keys.find(plan.config.marks.keys, base=plan.base)
+    refuse_inside(keys, folder)
+    session = Session(plan, folder, runner, on_event, open_loop, resume, keys)
     try:
         if session.place.state == "begun":
             session.begin()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from index.errors import InputError, PlanMismatch, RunStopped
 from jobs.by import By
 from jobs.cli import main as cli
+from jobs.keys import new_keys
 from jobs.retention import erase_keys
 from jobs.run.end_early import end_early
 from jobs.run.folder import failed_keys
@@ -24,6 +25,7 @@ from jobs.run.verdict import verify_run
 from pipeline.audit.events import read_events
 from pipeline.audit.ledger import sample_rows, scan_statement
 from pipeline.audit.report import write_report
+from pipeline.keys import Keys
 from pipeline.outcome import Request
 
 WHO = By(role="operator", reason="the index changed for claim 12", person="r7")
@@ -103,7 +105,7 @@ def test_a_row_that_names_an_adapter_is_ended_like_any_other(stopped: Path) -> N
     from pipeline.audit.records import _of_the_row
 
     request = Request(row_no=0, key="k", prompt="cat", seed=0, adapter="style:0.7")
-    assert _of_the_row(request, _context(stopped, Plan.load(stopped))) == []
+    assert _of_the_row(request, _context(stopped, Plan.load(stopped), Keys())) == []
 
 
 def test_a_finished_run_has_nothing_to_end(sealed: Path) -> None:
@@ -154,3 +156,38 @@ def test_the_command(stopped: Path) -> None:
     assert done.exit_code == 0 and json.loads(done.stdout)["requests"] == 5
     again = CliRunner().invoke(cli.app, ["end", str(stopped), *by])
     assert again.exit_code == 2 and "the run is finished" in again.stderr
+
+
+@pytest.mark.parametrize("out", ["runs/monday", "/elsewhere/run", "memory://"])
+@pytest.mark.parametrize("how", ["run file", "--keys", "environment"])
+def test_a_run_with_keys_is_ended_wherever_they_and_the_run_lie(
+    how: str,
+    out: str,
+    tmp_path: Path,
+    memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+    open_loop: Callable[..., Any],
+    opening: Callable[..., None],
+    identity: Callable[..., dict[str, str]],
+) -> None:
+    """The run folder leads to the keys only where both lie below the run file's folder."""
+    keys, project = tmp_path / "secure" / "keys", tmp_path / "project"
+    new_keys(keys)
+    project.mkdir()
+    monkeypatch.chdir(project)
+    (keys / "salt").unlink()  # the fake runtime has none
+    opening(loop=open_loop, identity=identity)
+    uri = f"{memory}/run" if out.startswith("memory") else str(tmp_path / "else" / "run") if out.startswith("/") else out
+    (project / "prompts.csv").write_text("prompt,key\ncat,a\nowl,b\ndisk-full,c\nfox,d\n")
+    (project / "run.toml").write_text(f'prompts = "prompts.csv"\nout = "{uri}"\nshard_size = 2\n[marks]\nkeys = "{keys}"\n')
+    by = ("--by", "operator", "--reason", "claim 12")
+    assert CliRunner().invoke(cli.app, ["run", "run.toml"]).exit_code == 2
+    lost = CliRunner().invoke(cli.app, ["end", uri, *by])
+    assert lost.exit_code == 2 and "no such folder of keys" in lost.stderr and "--keys" in lost.stderr
+    if how == "environment":
+        monkeypatch.setenv("CLEARANCE_KEYS", str(keys))
+    words = {"run file": ["run.toml"], "--keys": [uri, "--keys", str(keys)], "environment": [uri]}[how]
+    done = CliRunner().invoke(cli.app, ["end", *words, *by])
+    assert done.exit_code == 0, done.output
+    checked = CliRunner().invoke(cli.app, ["verify", uri, "--key", str(keys / "statement.pub")])
+    assert checked.exit_code == 0, checked.output
