@@ -333,6 +333,25 @@ def test_of_several_that_take_over_one_wins(folder: Path) -> None:
     assert len(won) == 1 and now(folder).epoch == 8
 
 
+def test_a_copy_of_a_local_run_that_ended_is_held_by_nobody(folder: Path, tmp_path: Path) -> None:
+    with lease(tmp_path):
+        pass
+    storage.write_file(folder, LEASE_FILE, (tmp_path / LEASE_FILE).read_bytes())  # it is there, and empty
+    notes: list[str] = []
+    assert holder(folder) == ""
+    with lease(folder, note=notes.append):
+        assert now(folder).epoch == 1 and now(folder).held and notes == []
+
+
+def test_a_copy_of_a_local_run_that_went_is_taken_over_after_patience(in_memory: Path, tmp_path: Path) -> None:
+    with lease(tmp_path, me=ELSEWHERE):
+        storage.write_file(in_memory, LEASE_FILE, (tmp_path / LEASE_FILE).read_bytes())
+    notes: list[str] = []
+    with lease(in_memory, note=notes.append, patience=0.3):
+        assert now(in_memory).epoch == 1
+    assert "process 4242 on elsewhere" in notes[0] and "epoch 1" in notes[1]
+
+
 def test_what_is_no_lease_is_left_alone(in_memory: Path) -> None:
     storage.write_file(in_memory, LEASE_FILE, b"years of work")
     with pytest.raises(IntegrityError, match="is not the lease of a run"), lease(in_memory):

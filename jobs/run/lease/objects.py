@@ -54,10 +54,15 @@ class Lease:
 
     @classmethod
     def parse(cls, data: bytes) -> Lease | None:
-        """From the object's bytes; None when it is something else."""
+        """From the object's bytes; None when it is something else.
+
+        The lease of a local run, copied while the run went, names its process alone: it is held, and never beats.
+        """
         process = Process.parse(data)
         try:
             plain: dict[str, Any] = json.loads(data)
+            if process is not None and not plain.keys() & {"token", "epoch", "beat", "held"}:
+                return cls(process=process, token="", epoch=0)
             token, epoch, beat, held = (plain[name] for name in ("token", "epoch", "beat", "held"))
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -171,12 +176,12 @@ def _take(folder: Path, token: str, note: Callable[[str], None], me: Process, pa
             return Held(folder, first, made.tag)
         raise _same_moment(folder)
     before = Lease.parse(found.data)
-    if before is None:
+    if before is None and found.data:  # a local run that ended leaves an empty file, which a copy of it brings here
         where = f"{folder}/{LEASE_FILE}"
         raise IntegrityError("is not the lease of a run", where=where, fix="Move it away, then try again")
-    if before.held:
+    if before is not None and before.held:
         found = _ended(folder, found, before, note, patience)
-    mine = Lease(process=me, token=token, epoch=before.epoch + 1)
+    mine = Lease(process=me, token=token, epoch=before.epoch + 1 if before is not None else 1)
     tag = replace_if(folder, LEASE_FILE, mine.content, found.tag)
     if tag is None:
         raise _same_moment(folder)
