@@ -83,7 +83,8 @@ class RunResult:
         compared: samples whose stored embedding was compared. looked: those that deserved a look.
         hits: those that are too near. cleared: near by the embedder, cleared by the second look.
         quarantined, released: what changes.
-        held_already: hits that were held back before. by_person: hits that a person accepted, knowing the reference.
+        held_already: what was held back before and stays so: hits, and samples that a person rejected.
+        by_person: hits that a person accepted, knowing the reference.
         observed: hits that the policy only observes.
         held_at_birth: samples that their run held back for what no longer holds; a person may accept them.
         unreached: what could not be looked at, with the reason. lasting: the samples among it that were erased on purpose.

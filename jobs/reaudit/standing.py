@@ -66,6 +66,10 @@ class Standing:
         """Whether its picture is out: accepted, and not held back since."""
         return self.outcome(sample_id, born) in OUT
 
+    def goes_out(self, sample_id: str, born: str) -> bool:
+        """Whether its picture is out once no claim holds it: nobody has rejected it, or left it for a person."""
+        return (self.state.of(sample_id).decided or born) in OUT
+
     def held_for(self, sample_id: str) -> Mapping[str, set[str]]:
         """The claims that hold a sample, and the references that each names."""
         return self._samples[sample_id].held_for if sample_id in self._samples else {}

@@ -23,7 +23,8 @@ def release(
     """Find the samples that a retired reference held back and that nothing else does.
 
     A claim lets a sample go when every reference that it named is harmless now, and the copies guard, held against the whole
-    index, finds nothing in the picture. Without a picture a sample stays held back.
+    index, finds nothing in the picture. Without a picture a sample stays held back. One that a person rejected is
+    let go by the claim, and counts as held back before: it does not go out.
 
     Args:
         facts: the run.
@@ -56,7 +57,8 @@ def release(
             continue
         for claim in over[seen.sample_id]:
             lets_go.setdefault(claim, []).append(seen.sample_id)
-        if set(over[seen.sample_id]) == set(standing.held_for(seen.sample_id)):
+        nothing_else = set(over[seen.sample_id]) == set(standing.held_for(seen.sample_id))
+        if nothing_else and standing.goes_out(seen.sample_id, seen.born):
             before = standing.outcome(seen.sample_id, seen.born)
             result.released.append(Change(sample_id=seen.sample_id, request_key=seen.request_key, before=before, by=seen.by))
         else:

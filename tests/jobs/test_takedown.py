@@ -261,6 +261,19 @@ def test_a_sample_that_another_claim_holds_stays_held_back(world: World) -> None
     assert outcomes(folder)["moved-ant"] == "quarantined"
 
 
+def test_what_a_person_rejected_meanwhile_is_not_called_released(world: World) -> None:
+    ref_id = ref_of(take_down(world))
+    folder = world.base / "observed"
+    sample_id = rows(folder)["moved-ant"]["sample_id"]
+    append_event(folder, "review.decided", "review", "a copy", samples=[sample_id], details={"outcome": "rejected"})
+    done = withdraw(world, [ref_id])
+    run = done.runs[0]
+    assert [change.request_key for change in run.released] == ["other-ant"] and run.held_already == 1
+    assert outcomes(folder)["moved-ant"] == "rejected", "the claim let it go, and the decision stays"
+    assert [one["counts"]["released"] for one in receipt(done)["runs"]] == [1]
+    assert withdraw(world, [ref_id]).nothing_new
+
+
 def test_a_sample_near_another_reference_stays_held_back(world: World) -> None:
     ref_id = ref_of(take_down(world))
     other = NewReference(title="ant again", picture=drawing("ant")[:, ::-1].copy(), keep_picture=True)
