@@ -10,15 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from index.at_uri import beside, place_of
 from index.calibrate import MIN_RECALL, Calibration
 from index.errors import ClearanceError
 from index.rate import Rate
 from index.reference import MATCHING
+from index.storage import is_remote
 from index.store import ReferenceIndex
 
 PROBLEM, NOTE = "problem", "note"
@@ -85,7 +86,7 @@ def _title(index: ReferenceIndex, ref_id: str) -> str:
 
 
 def _command(index: ReferenceIndex, ref_id: str, reason: str) -> str:
-    return f'clearance index set-status {index.folder} {ref_id} allowed --reason "{reason}"'
+    return f'clearance index set-status {place_of(index.folder)} {ref_id} allowed --reason "{reason}"'
 
 
 def _rights(index: ReferenceIndex) -> Iterator[Remark]:
@@ -133,8 +134,9 @@ def _pictures(index: ReferenceIndex) -> Iterator[Remark]:
 
 def _calibration(index: ReferenceIndex, now: float | None = None) -> Iterator[Remark]:
     """Age, fit and recall of the calibration beside the index."""
-    path = Path(index.folder) / "calibration.json"
-    again = f"clearance index calibrate {index.folder} --works WORKS --harmless PICTURES"
+    place = place_of(index.folder)
+    path = beside(place, "calibration.json")
+    again = f"clearance index calibrate {place} --works WORKS --harmless PICTURES"
     if not path.exists():
         what = "no calibration was made with this index: how many copies its runs miss is known from elsewhere, if at all"
         yield Remark(level=NOTE, topic="calibration", what=what, fix=again)
@@ -145,11 +147,12 @@ def _calibration(index: ReferenceIndex, now: float | None = None) -> Iterator[Re
         yield Remark(level=PROBLEM, topic="calibration", what=f"the calibration {error.what}", fix=again)
         return
     days = ((time.time() if now is None else now) - path.stat().st_mtime) / DAY
+    old = "" if is_remote(place) else f"is {days:.0f} days old and "  # a copy is as old as its fetching
     if found.embedder_id != index.embedder_id:
         what = f"the calibration is of embedder {found.embedder_id}; the index has {index.embedder_id}"
         yield Remark(level=PROBLEM, topic="calibration", what=what, fix=again)
     if found.index_id and found.index_id != index.index_id:
-        what = f"the calibration is {days:.0f} days old and was measured on another state of the index ({found.index_id})"
+        what = f"the calibration {old}was measured on another state of the index ({found.index_id})"
         yield Remark(level=NOTE, topic="calibration", what=what, fix=again)
     least = found.min_recall or MIN_RECALL
     if found.forced or found.recall.low < least:

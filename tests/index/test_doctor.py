@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index import storage
 from index.calibrate import calibrate
 from index.doctor import NOTE, PROBLEM, Fired, Remark, look_over
 from index.embed import Embedder
@@ -88,6 +89,24 @@ def _calibrated(index: ReferenceIndex, copies: int, index_id: str) -> None:
     cosine = np.r_[np.full(copies, 0.9), np.full(100 - copies, 0.1), np.linspace(0, 0.5, 100)]
     found = calibrate(index.embedder_id, cosine, np.arange(200) < 100, index_id=index_id)
     found.held_to(0.5, force=True).save(index.folder / "calibration.json")
+
+
+def test_an_index_on_an_object_store_is_named_by_its_place(
+    memory: str, tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on this machine is a copy: nobody is told to calibrate that, or to change it."""
+    monkeypatch.setenv("CLEARANCE_CACHE", str(tmp_path / "cache"))
+    place = storage.place(memory) / "index"
+    index = ReferenceIndex.build(place, [work(0), work(1)], embedder)
+    again = f"clearance index calibrate {place} --works"
+    assert of_topic(look_over(index), "calibration")[0].fix.startswith(again)
+    fired = Fired(pictures=200)
+    fired.accepted[ref_of(index, "work 1")] = 2
+    assert f"set-status {place} " in of_topic(look_over(index, runs=fired), "overruled")[0].fix
+    _calibrated(index, 95, "index-of-before")
+    storage.write_file(place, "calibration.json", (index.folder / "calibration.json").read_bytes())
+    (found,) = of_topic(look_over(index), "calibration")
+    assert "the calibration was measured on another state" in found.what and found.fix.startswith(again)
 
 
 def test_a_calibration_that_misses_too_much_is_a_problem(index: ReferenceIndex) -> None:
