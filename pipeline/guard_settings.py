@@ -195,7 +195,7 @@ class VisionLanguagePolicy:
     )
     side: int = number(768, 32, 4096, "longer side in pixels to which a larger picture is reduced before it is sent")
     seconds: float = number(30.0, 0.1, 600, "for one call, from the request to the answer's last byte")
-    retries: int = number(2, 0, 10, "further calls after a time-out, a broken connection, 429 or 5xx")
+    retries: int = number(2, 0, 10, "further calls after a time-out, a broken connection, 408, 429 or any 5xx")
     concurrency: int = number(4, 1, 64, "calls at one time")
     most_calls: int = number(0, 0, 1_000_000_000, "calls that a worker may make; 0: no limit")
     most_seconds: float = number(0.0, 0, 31_536_000, "seconds that a worker's calls may take in all; 0: no limit")

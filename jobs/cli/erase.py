@@ -185,8 +185,7 @@ def train(
         try:
             trained = run(rows, config, how, out, progress=told)
         except KeyboardInterrupt:
-            make_console(stderr=as_json).print(f"stopped; the same command continues in {out}", soft_wrap=True)
-            raise typer.Exit(130) from None
+            raise KeyboardInterrupt(f"The same command continues in {out}") from None
     said = save_adapter(
         out, trained, how, rows, base=model, base_digest=folder_digest(resolve(config)), dataset=_known(dataset)
     )  # fmt: skip

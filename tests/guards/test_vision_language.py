@@ -164,7 +164,7 @@ def test_an_answer_in_time_leaves_the_connection_open() -> None:
         made.chat._pool.clear()
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [408, 429, 500, 501, 503, 520, 524, 529])
 def test_a_busy_server_is_asked_again(server: ChatServer, status: int) -> None:
     server.way = lambda body, number: right(body, number) if number == 2 else reply("busy", status=status)
     assert findings(guard(server, retries=2))[0].score == pytest.approx(0.97)

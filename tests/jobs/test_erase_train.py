@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pipeline.model.load import load_model
 from pipeline.steer.erase_adapter import load_adapter
 from pipeline.steer.erase_tokens import box_mask
 
-from .erasing import SHORT, call, equal, folder_of, run, some_rows
+from .erasing import SHORT, a_set, call, equal, folder_of, run, some_rows
 
 
 @pytest.mark.parametrize(("removal", "rank"), [("model", 0), ("model", 2), ("data", 2)])
@@ -234,6 +236,21 @@ def test_from_a_folder_to_an_adapter(tiny_sd: Path, tmp_path: Path) -> None:
         assert ("no loss where the detector found" in (folder / "README.md").read_text()) == (not tokens)
     both = call(*hidden[:3], tmp_path / "both", *hidden[4:], "--tokens", "corners", "--hide", 1)
     assert both.exit_code == 2 and "there are no tokens" in both.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_training_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    from jobs.erase import train as module
+
+    def ended(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(module, "train", ended)
+    a_set(tmp_path / "set.parquet", 4)
+    result = call("train", tmp_path / "set.parquet", "--out", tmp_path / "eraser")
+    assert result.exit_code == 128 + number
+    assert f"stopped by {signal.Signals(number).name}" in result.output
+    assert f"The same command continues in {tmp_path / 'eraser'}" in result.output
 
 
 def test_commands_name_what_is_wrong(tmp_path: Path) -> None:
