@@ -15,7 +15,7 @@ LITTLE = 2**16  # bytes that a reader of headers fetches at once
 CHUNK = 2**23  # bytes of an object that are read at once; a smaller object is read whole in one request
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One name in a folder.
 

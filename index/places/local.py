@@ -118,7 +118,7 @@ def entries(folder: Path, name: str = "") -> list[Entry]:
         return []
     except OSError as error:
         raise cannot_read(error, folder / name) from error
-    return [Entry(leaf, _kind(info.st_mode), info.st_ino, info.st_size) for leaf, info in sorted(found, key=lambda f: f[0])]
+    return [_entry(leaf, info) for leaf, info in sorted(found, key=lambda f: f[0])]
 
 
 def entry_of(folder: Path, name: str) -> Entry | None:
@@ -131,7 +131,11 @@ def entry_of(folder: Path, name: str) -> Entry | None:
         return None
     except OSError as error:
         raise cannot_read(error, folder / name) from error
-    return Entry(leaf, _kind(info.st_mode), info.st_ino, info.st_size)
+    return _entry(leaf, info)
+
+
+def _entry(leaf: str, info: os.stat_result) -> Entry:
+    return Entry(name=leaf, kind=_kind(info.st_mode), inode=info.st_ino, size=info.st_size)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------

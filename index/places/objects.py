@@ -72,7 +72,7 @@ class ObjectStore:
             return []  # a web server lists nothing
         prefix = f"{key}/" if key else None
         found: Any = self.request("list", key, lambda: obstore.list_with_delimiter(self.store, prefix))
-        folders = [Entry(_leaf(path), "folder", 0, 0) for path in found["common_prefixes"]]
+        folders = [Entry(name=_leaf(path), kind="folder", inode=0, size=0) for path in found["common_prefixes"]]
         files = [_entry(meta) for meta in found["objects"] if meta["path"] != key]
         return sorted([*folders, *files], key=lambda entry: entry.name)
 
@@ -232,7 +232,8 @@ def _tag(made: Any) -> str:
 
 def _entry(meta: Any) -> Entry:
     version = f"{meta['e_tag']} {meta['last_modified']}"
-    return Entry(_leaf(meta["path"]), "file", int(hashlib.sha256(version.encode()).hexdigest()[:15], 16), int(meta["size"]))
+    inode = int(hashlib.sha256(version.encode()).hexdigest()[:15], 16)
+    return Entry(name=_leaf(meta["path"]), kind="file", inode=inode, size=int(meta["size"]))
 
 
 def _leaf(path: str) -> str:
