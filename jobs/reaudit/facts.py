@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from index import at_uri
 from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError, RunStopped
 from index.second_look import ALIGNMENT
-from index.storage import is_folder
+from index.storage import digest_of, is_folder, place
 from pipeline.policy import CONFIRM, Policy
 
 if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.store import ReferenceIndex
+    from pipeline.audit.committed_files import CommittedFiles
 
 UNDER_WAY = "Wait until the run has ended, then give the same command again"
 
@@ -31,7 +32,7 @@ class RunFacts:
         point: the operating point of its copies guard.
         policy: its policy.
         committed, shards: shards that are committed, and that it has.
-        stored: its plan.json.
+        stored: its plan.json. plan_file_sha256: the file's digest.
     """
 
     folder: Path
@@ -42,10 +43,11 @@ class RunFacts:
     committed: int
     shards: int
     stored: Mapping[str, Any] = field(repr=False)
+    plan_file_sha256: str
 
     @classmethod
     def of(cls, folder: Path, embedder_id: str) -> RunFacts:
-        """Read a run.
+        """Read a run. Its plan decides what it is held against, so that it has to be the one that its events name.
 
         Args:
             folder: the run folder.
@@ -55,10 +57,13 @@ class RunFacts:
             InputError: there is no run, or it has no embeddings.
             IndexMismatch: its embeddings are of another embedder.
             RunStopped: it is under way.
-            IntegrityError: its plan or a marker was changed.
+            IntegrityError: its plan, its events or the index of its parts was changed.
         """
+        from jobs.run.folder import require_plan_of
         from jobs.run.lease.lock import holder
         from jobs.run.planning.stored_plan import stored_plan
+        from pipeline.audit.binding import PLAN_FILE
+        from pipeline.audit.events import read_events
         from pipeline.audit.shards import markers
         from pipeline.settings import from_dict
 
@@ -67,6 +72,8 @@ class RunFacts:
         stored = stored_plan(folder)
         if held := holder(folder):
             raise RunStopped(f"is under way ({held})", where=str(folder), fix=UNDER_WAY)
+        digest = digest_of(folder, PLAN_FILE)
+        require_plan_of(read_events(folder), folder, str(stored["run_id"]), digest)
         theirs = str(stored["identity"].get("embedder_id", ""))
         if not theirs:
             fix = "Run it again with an index; its pictures were never compared with anything"
@@ -84,7 +91,22 @@ class RunFacts:
             committed=len(markers(folder)),
             shards=len(stored["shards"]),
             stored=stored,
+            plan_file_sha256=digest,
         )
+
+    def files(self) -> CommittedFiles:
+        """The run's data files, each held against what was committed when it is opened. Ask while the run is held.
+
+        Raises:
+            IntegrityError: events, statement or the index of parts was changed, or the shards are another plan's.
+        """
+        from pipeline.audit.committed_files import CommittedFiles
+
+        header = {
+            "run_id": self.run_id, "plan_sha256": self.stored["plan_sha256"],
+            "policy_sha256": self.stored["parts"].get("policy", ""), "dataset_id": self.stored["config"].get("dataset_id", ""),
+        }  # fmt: skip
+        return CommittedFiles.of(self.folder, header, self.plan_file_sha256)
 
 
 def point_of_plan(stored: Mapping[str, Any], policy: Policy, *, where: str) -> OperatingPoint:
@@ -171,6 +193,8 @@ def alone_in(folder: Path, *, dry_run: bool) -> Iterator[None]:
         yield
 
 
-def why(error: ClearanceError) -> str:
-    """An error as a reason in a receipt, without the place that stands beside it."""
-    return f"{error.what}. {error.fix}" if error.fix else error.what
+def why(error: ClearanceError, run: str) -> str:
+    """An error as a reason in a receipt: the file of the run that it is about, but not the run, which stands beside it."""
+    file = error.where.removeprefix(f"{place(run)}/")
+    what = error.what if file in ("", str(place(run))) else f"{file}: {error.what}"
+    return f"{what}. {error.fix}" if error.fix else what

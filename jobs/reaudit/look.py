@@ -21,8 +21,9 @@ from index.chosen import ChosenReferences, IndexWithout
 from index.errors import ClearanceError
 from index.near import ROUNDING, Views, near
 from index.reference import Match
+from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.pictures import COLUMNS, pictures_of
-from pipeline.audit.requests import Row
+from pipeline.audit.requests import Opener, Row
 from pipeline.audit.state import state_of
 from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_of
 
@@ -205,8 +206,12 @@ def look(
     only: Collection[str] | None = None,
     fully: Collection[str] = (),
     progress: Callable[[int], None] = lambda compared: None,
+    files: CommittedFiles | None = None,
 ) -> Looked:
     """Look at a run again.
+
+    Rows are read from files that are those that were committed. A picture that was kept apart, or a small one, is held against
+    the digest in its sample's row, and needs no more.
 
     Args:
         folder: the run folder.
@@ -216,16 +221,21 @@ def look(
         only: when given, these samples are looked at in full, and no others.
         fully: these are looked at in full, whatever their embedding is near to.
         progress: called with the number of samples compared so far.
+        files: the run's data files, as they were committed; asked for here where they are not given.
 
     Returns:
-        What was seen. A file that cannot be read is among what was not reached.
+        What was seen. A file that cannot be read, or is not the one that was committed, is among what was not reached.
+
+    Raises:
+        IntegrityError: the run's events, statement or index of parts was changed.
     """
     found, own = Looked(), own or {}
+    opener = (files or CommittedFiles.of(folder)).open
     chooser = _Chooser(standard, own, only, frozenset(fully))
-    candidates = _screen(folder, chooser, found, wanted, progress)
+    candidates = _screen(folder, opener, chooser, found, wanted, progress)
     for path, rows in candidates.items():
         try:
-            _Looker(folder, standard, own, found).look_at(path, rows)
+            _Looker(folder, opener, standard, own, found).look_at(path, rows)
         except ClearanceError as error:
             found.unreached.append((error.where or path, error.what))
     found.unreached.sort()
@@ -271,13 +281,13 @@ class _Chooser:
 
 
 def _screen(
-    folder: Path, chooser: _Chooser, found: Looked, wanted: Wanted, progress: Callable[[int], None]
+    folder: Path, opener: Opener, chooser: _Chooser, found: Looked, wanted: Wanted, progress: Callable[[int], None]
 ) -> dict[str, dict[int, _Candidate]]:
     """The samples that deserve a look, by file and row."""
     candidates: dict[str, dict[int, _Candidate]] = {}
     damaged: list[ClearanceError] = []
     lost: dict[str, str] = {}
-    for batch in embeddings(folder, int(chooser.standard.embedder.dim), damaged=damaged):
+    for batch in embeddings(folder, int(chooser.standard.embedder.dim), damaged=damaged, opener=opener):
         mine = chooser.choose(batch)
         candidates.setdefault(batch.path, {}).update(mine)
         found.compared += len(batch.rows) if chooser.only is None else len(mine)
@@ -287,24 +297,27 @@ def _screen(
         lost |= {sample_id: why for sample_id, why in without.items() if chooser.concerns(sample_id)}
         progress(found.compared)
     found.unreached += [(error.where, error.what) for error in damaged]
-    _without_embedding(folder, lost, candidates)
-    return {path: kept for path, rows in candidates.items() if (kept := _of_those(folder, path, rows, wanted))}
+    _without_embedding(folder, opener, lost, candidates)
+    return {path: kept for path, rows in candidates.items() if (kept := _of_those(folder, opener, path, rows, wanted))}
 
 
-def _without_embedding(folder: Path, lost: Mapping[str, str], candidates: dict[str, dict[int, _Candidate]]) -> None:
+def _without_embedding(
+    folder: Path, opener: Opener, lost: Mapping[str, str], candidates: dict[str, dict[int, _Candidate]]
+) -> None:
     """Samples without a usable embedding are looked at in any case, if there is a picture."""
-    for part in samples_of(folder, damaged=[]) if lost else ():
+    for part in samples_of(folder, damaged=[], opener=opener) if lost else ():
         for row, sample_id in enumerate(part.ids):
             if sample_id in lost:
                 why = lost[sample_id]
                 candidates.setdefault(part.path, {})[row] = _Candidate(sample_id=sample_id, colours=True, why=why)
 
 
-def _of_those(folder: Path, path: str, rows: dict[int, _Candidate], wanted: Wanted) -> dict[int, _Candidate]:
+def _of_those(folder: Path, opener: Opener, path: str, rows: dict[int, _Candidate], wanted: Wanted) -> dict[int, _Candidate]:
     if not rows:
         return {}
     try:
-        outcomes = {row: str(read["outcome"]) for row, read in chosen_rows(folder, path, rows, ["outcome"])}
+        read = chosen_rows(folder, path, rows, ["outcome"], opener=opener)
+        outcomes = {row: str(one["outcome"]) for row, one in read}
     except ClearanceError:  # it is met again, and named, where the pictures are read
         return rows
     return {row: one for row, one in rows.items() if wanted(one.sample_id, outcomes[row])}
@@ -315,6 +328,7 @@ class _Looker:
     """Looks at the pictures of one run, and notes what it sees."""
 
     folder: Path
+    opener: Opener
     standard: Standard
     own: Mapping[str, Sequence[str]]
     found: Looked
@@ -322,7 +336,7 @@ class _Looker:
     def look_at(self, path: str, rows: Mapping[int, _Candidate]) -> None:
         """The candidates of one file, a block of pictures at a time."""
         block: list[tuple[_Candidate, Row]] = []
-        for number, row in chosen_rows(self.folder, path, rows, ROW_COLUMNS):
+        for number, row in chosen_rows(self.folder, path, rows, ROW_COLUMNS, opener=self.opener):
             block.append((rows[number], row))
             if len(block) >= AT_ONCE:
                 self._block(path, block)

@@ -134,7 +134,7 @@ def reaudit(
             with alone_in(facts.folder, dry_run=rules.dry_run):
                 _one(facts, standard_of(facts), done, result, progress)
         except ClearanceError as error:
-            result.why_not = why(error)
+            result.why_not = why(error, run)
     return done
 
 
@@ -142,14 +142,16 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     rules, standing = done.rules, Standing.of(facts.folder)
     policy = in_force(rules.policy_for(facts), facts)
     result.events = (standing.head, standing.head)
-    held = held_for_copies(facts.folder, standing)
+    files = facts.files()
+    held = held_for_copies(facts.folder, standing, files.open)
     looked = look(
         facts.folder,
         standard,
         wanted=lambda sample_id, born: sample_id in held or standing.outcome(sample_id, born) in OUT_OR_HELD,
-        own=own_references(facts.folder),
+        own=own_references(facts.folder, files.open),
         fully={*held, *(sample_id for sample_id in standing.held() if CLAIM in standing.held_for(sample_id))},
         progress=lambda compared: progress(result.run, compared),
+        files=files,
     )
 
     def acts(seen: Seen) -> bool:
@@ -161,7 +163,7 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     blind = {where for where, _ in looked.unreached}
     near = {seen.sample_id for seen in looked.hits if acts(seen)}
     others = OtherGuards(facts.policy, policy)
-    marked = others.held(facts.folder, standing, CLAIM)
+    marked = others.held(facts.folder, standing, CLAIM, files.open)
     result.quarantined += [
         change for change in marked if change.sample_id not in near and CLAIM not in standing.held_for(change.sample_id)
     ]

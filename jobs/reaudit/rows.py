@@ -9,10 +9,11 @@ from typing import Any
 
 from guards.base import Finding
 from guards.vision_language import UNANSWERED
+from index.storage import open_file
 from jobs.reaudit.result import Change
 from jobs.reaudit.standing import Standing
 from pipeline.audit.ledger import attempt_rows
-from pipeline.audit.requests import Row
+from pipeline.audit.requests import Opener, Row
 from pipeline.audit.stored import chosen_rows, samples_of
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
@@ -24,11 +25,11 @@ HELD = frozenset({"review", "rejected"})
 COPY = "copy."
 
 
-def own_references(folder: Path) -> dict[str, list[str]]:
+def own_references(folder: Path, opener: Opener = open_file) -> dict[str, list[str]]:
     """Of every steered sample: the references that its last attempt was steered away from, as the run's own guard knew them."""
     own: dict[str, list[str]] = {}
     before: dict[str, list[str]] = {}
-    for row in attempt_rows(folder, ["sample_id", "attempt", "findings", "caught"]):
+    for row in attempt_rows(folder, ["sample_id", "attempt", "findings", "caught"], opener=opener):
         sample_id = row["sample_id"]
         caught = [one["ref_ids"][0] for one in row["caught"] or [] if one["ref_ids"]]
         flagged = [f["ref_id"] for f in row["findings"] or [] if f["triggered"] and str(f["category"]).startswith(COPY)]
@@ -40,13 +41,14 @@ def own_references(folder: Path) -> dict[str, list[str]]:
     return own
 
 
-def held_for_copies(folder: Path, standing: Standing) -> dict[str, Change]:
+def held_for_copies(folder: Path, standing: Standing, opener: Opener = open_file) -> dict[str, Change]:
     """Samples that the run itself held back as copies, and that no person has decided about."""
     found = {}
-    for part in samples_of(folder):
+    columns = ("sample_id", "request_key", "outcome", "reason", "findings")
+    for part in samples_of(folder, opener=opener):
         pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
         rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
-        for _, row in chosen_rows(folder, part.path, rows, ("sample_id", "request_key", "outcome", "reason", "findings")):
+        for _, row in chosen_rows(folder, part.path, rows, columns, opener=opener):
             if str(row["reason"]).startswith(COPY):
                 refs = tuple(sorted(copies_of(row)))
                 before = standing.outcome(row["sample_id"], row["outcome"])
@@ -91,11 +93,11 @@ class OtherGuards:
         then, now = ((_tables(policy), policy.blocked, policy.asked) for policy in (self.then, self.now))
         return then != now
 
-    def held(self, folder: Path, standing: Standing, claim: str) -> list[Change]:
+    def held(self, folder: Path, standing: Standing, claim: str, opener: Opener = open_file) -> list[Change]:
         """Samples that are out, or held back for that claim, and that these rules would not let out, but for copies."""
         if not self.differ and not any(claim in standing.held_for(sample_id) for sample_id in standing.held()):
             return []
-        rows = _out(folder, standing, claim)
+        rows = _out(folder, standing, claim, opener)
         return [change for row, before in rows for change in self._judged(row, before)]
 
     def _judged(self, row: Row, before: str) -> Iterator[Change]:
@@ -138,12 +140,12 @@ def _again(stored: Row, tables: Mapping[str, object]) -> Finding | None:
     )  # fmt: skip
 
 
-def _out(folder: Path, standing: Standing, claim: str) -> Iterator[tuple[Row, str]]:
+def _out(folder: Path, standing: Standing, claim: str, opener: Opener) -> Iterator[tuple[Row, str]]:
     columns: Sequence[str] = ("sample_id", "request_key", "outcome", "findings")
-    for part in samples_of(folder):
+    for part in samples_of(folder, opener=opener):
         pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
         rows = [
             row for row, (sample_id, born) in pairs if standing.is_out(sample_id, born) or claim in standing.held_for(sample_id)
         ]
-        for _, row in chosen_rows(folder, part.path, rows, columns):
+        for _, row in chosen_rows(folder, part.path, rows, columns, opener=opener):
             yield row, standing.outcome(row["sample_id"], row["outcome"])

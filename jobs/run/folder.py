@@ -253,16 +253,12 @@ def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardRec
     """
     from pipeline.audit.binding import RunBinding, shard_problems
     from pipeline.audit.events import read_events
+    from pipeline.audit.ledger import sealed_statement
     from pipeline.audit.shards import lost_marker
 
     stored, digest, events = stored_plan(folder), digest_of(folder, PLAN_FILE), read_events(folder)
-    own = {"run_id": stored["run_id"], "plan_file_sha256": digest}
-    for event in events:
-        for name, value in own.items():
-            if event["digests"].get(name, value) != value:
-                what = f"is not the plan that the run started with: another {name} stands in event {event['seq']}"
-                raise IntegrityError(what, where=str(folder / PLAN_FILE), fix="Restore it from a copy")
-    sealed = _sealed(folder, events)
+    require_plan_of(events, folder, stored["run_id"], digest)
+    sealed = sealed_statement(folder, events) is not None
     shard_ids = [shard.shard_id for shard in plan.shards] if plan else [str(shard["shard_id"]) for shard in stored["shards"]]
     unknown = sorted(set(receipts) - set(shard_ids))
     if unknown:
@@ -283,20 +279,18 @@ def check_begun(folder: Path, plan: Plan | None, receipts: Mapping[str, ShardRec
     return sealed
 
 
-def _sealed(folder: Path, events: Sequence[Mapping[str, Any]]) -> bool:
-    from pipeline.audit.ledger import SEALED, scan_statement
-    from pipeline.audit.shards import RUN_FILE
+def require_plan_of(events: Sequence[Mapping[str, Any]], folder: Path, run_id: str, plan_file_sha256: str) -> None:
+    """Refuse a plan.json that is not the one that the events of its run name.
 
-    named = [event["digests"].get("run_sha256") for event in events if event["kind"] == SEALED]
-    there = entry_of(folder, RUN_FILE) is not None
-    if not there and not named:
-        return False
-    _, problems = scan_statement(folder)
-    if not problems and named and named[-1] != digest_of(folder, RUN_FILE):
-        problems = [(RUN_FILE, "is not the statement that the last sealing event names")]
-    if problems:
-        raise IntegrityError(problems[0][1], where=f"{folder}/{problems[0][0]}", fix="Restore it from a copy")
-    return bool(named)  # without that event the run was stopped between the two; it is sealed again
+    Raises:
+        IntegrityError: another run, or another digest of the file, stands in an event.
+    """
+    own = {"run_id": run_id, "plan_file_sha256": plan_file_sha256}
+    for event in events:
+        for name, value in own.items():
+            if event["digests"].get(name, value) != value:
+                what = f"is not the plan that the run started with: another {name} stands in event {event['seq']}"
+                raise IntegrityError(what, where=str(folder / PLAN_FILE), fix="Restore it from a copy")
 
 
 def without_paths(text: str, folder: Path, base: Path) -> str:

@@ -9,6 +9,7 @@ from jobs.reaudit.look import EMBEDDING, Standard, look
 from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import HELD, copies_of
 from jobs.reaudit.standing import Standing
+from pipeline.audit.requests import Opener
 from pipeline.audit.stored import chosen_rows, samples_of
 
 
@@ -43,7 +44,8 @@ def release(
         ended = [claim for claim, refs in held_for.items() if refs & set(retired) and all(map(harmless, refs))]
         if ended:
             over[sample_id] = ended
-    looked = look(facts.folder, standard, only=over)
+    files = facts.files()
+    looked = look(facts.folder, standard, only=over, files=files)
     result.compared, result.looked, result.cleared = looked.compared, len(looked.seen), looked.cleared
     result.unreached += looked.unreached
     result.lasting |= looked.lasting
@@ -63,18 +65,19 @@ def release(
             result.released.append(Change(sample_id=seen.sample_id, request_key=seen.request_key, before=before, by=seen.by))
         else:
             result.held_already += 1
-    result.held_at_birth += _held_at_birth(facts, standing, retired)
+    result.held_at_birth += _held_at_birth(facts, standing, retired, files.open)
     return lets_go
 
 
-def _held_at_birth(facts: RunFacts, standing: Standing, retired: Collection[str]) -> list[Change]:
+def _held_at_birth(facts: RunFacts, standing: Standing, retired: Collection[str], opener: Opener) -> list[Change]:
     """Samples that the run itself held back for nothing but these references: their pictures carry no marks and cannot go out
     by themselves."""
     found = []
-    for part in samples_of(facts.folder):
+    columns = ("sample_id", "request_key", "outcome", "findings")
+    for part in samples_of(facts.folder, opener=opener):
         pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
         rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
-        for _, row in chosen_rows(facts.folder, part.path, rows, ("sample_id", "request_key", "outcome", "findings")):
+        for _, row in chosen_rows(facts.folder, part.path, rows, columns, opener=opener):
             refs = copies_of(row)
             if refs and refs <= set(retired):
                 before = standing.outcome(row["sample_id"], row["outcome"])

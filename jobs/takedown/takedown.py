@@ -220,7 +220,7 @@ class _Work:
                     append_events(facts.folder, events)
                     result.events = (standing.head, events_head(read_events(facts.folder)))
         except ClearanceError as error:
-            result.why_not = why(error)
+            result.why_not = why(error, run)
         return result
 
     def _harmless(self, ref_id: str) -> bool:
@@ -235,8 +235,9 @@ class _Work:
         result.notes += notes(facts, standard)
         if order.action == ADD:
             looked = look(
-                facts.folder, standard, wanted=concerns(standing), progress=lambda compared: self.progress(result.run, compared)
-            )
+                facts.folder, standard, wanted=concerns(standing), files=facts.files(),
+                progress=lambda compared: self.progress(result.run, compared),
+            )  # fmt: skip
             sort_hits(looked, standing, result, claim=order.filed.claim_id)
             return _events(self.done, result, standing, {})
         retired = {one["ref_id"] for one in self.done.references}

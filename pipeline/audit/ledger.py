@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError, InputError, IntegrityError
-from index.storage import digest_of, entry_of, parse_object, read_file, require_held, write_file
+from index.storage import digest_of, entry_of, open_file, parse_object, read_file, require_held, write_file
 from pipeline.audit.binding import BOUND, RunBinding, shard_problems
 from pipeline.audit.chain import canonical
 from pipeline.audit.compacted import parts_index
@@ -26,7 +26,7 @@ from pipeline.audit.content import content_root
 from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.layout import data_files
-from pipeline.audit.requests import rows_in
+from pipeline.audit.requests import Opener, rows_in
 from pipeline.audit.shards import RUN_FILE, committed
 from pipeline.audit.tree import merkle_root
 from pipeline.salt import salt_id
@@ -218,6 +218,29 @@ def scan_statement(folder: Path) -> tuple[dict[str, Any] | None, list[tuple[str,
     return statement, []
 
 
+def sealed_statement(folder: Path, events: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The statement of a sealed run, held against its own digest and against the event of its last sealing.
+
+    Args:
+        folder: the run folder. events: all of the run's.
+
+    Returns:
+        The statement; None where the run is not sealed, or was stopped before the event: then it is sealed again.
+
+    Raises:
+        IntegrityError: ``run.json`` was changed, exchanged or removed.
+    """
+    named = [event["digests"].get("run_sha256") for event in events if event["kind"] == SEALED]
+    if not named and entry_of(folder, RUN_FILE) is None:
+        return None
+    statement, problems = scan_statement(folder)
+    if not problems and named and named[-1] != digest_of(folder, RUN_FILE):
+        problems = [(RUN_FILE, "is not the statement that the last sealing event names")]
+    if problems:
+        raise IntegrityError(problems[0][1], where=f"{folder}/{problems[0][0]}", fix="Restore it from a copy")
+    return statement if named else None
+
+
 def stated_roots(folder: Path) -> dict[str, str]:
     """The roots that ``run.json`` states: ``merkle_root`` over the record, ``content_root`` over what must repeat.
 
@@ -233,7 +256,11 @@ def stated_roots(folder: Path) -> dict[str, str]:
 
 
 def sample_rows(
-    folder: Path, columns: Sequence[str] | None = None, *, damaged: list[ClearanceError] | None = None
+    folder: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    damaged: list[ClearanceError] | None = None,
+    opener: Opener = open_file,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the samples of every committed shard, in the order of shards and rows.
 
@@ -241,26 +268,31 @@ def sample_rows(
         folder: the run folder.
         columns: the columns to read; all when not given.
         damaged: when given, a shard that cannot be read is left out and its error appended here.
+        opener: opens the files; see :data:`pipeline.audit.requests.Opener`.
 
     Raises:
         ClearanceError: a shard cannot be read (and ``damaged`` is not given).
     """
-    return _rows_of(folder, "samples", columns, damaged)
+    return _rows_of(folder, "samples", columns, damaged, opener)
 
 
 def attempt_rows(
-    folder: Path, columns: Sequence[str] | None = None, *, damaged: list[ClearanceError] | None = None
+    folder: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    damaged: list[ClearanceError] | None = None,
+    opener: Opener = open_file,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the attempts of every committed shard, in the order of shards and rows; as :func:`sample_rows`."""
-    return _rows_of(folder, "attempts", columns, damaged)
+    return _rows_of(folder, "attempts", columns, damaged, opener)
 
 
 def _rows_of(
-    folder: Path, name: str, columns: Sequence[str] | None, damaged: list[ClearanceError] | None
+    folder: Path, name: str, columns: Sequence[str] | None, damaged: list[ClearanceError] | None, opener: Opener
 ) -> Iterator[dict[str, Any]]:
     for path in data_files(folder, name, damaged=damaged):
         try:
-            yield from (row for _, row in rows_in(folder, path, name, columns))
+            yield from (row for _, row in rows_in(folder, path, name, columns, opener=opener))
         except ClearanceError as error:
             if damaged is None:
                 raise

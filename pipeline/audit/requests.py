@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import ClearanceError, IntegrityError
 from index.parquet import parquet_file
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 VERIFY = "Run `clearance verify`, and restore the file from a copy"
 Row = dict[str, Any]
+# How a reader of rows opens a file of a run folder: as it is, or held against what was committed
+# (:meth:`pipeline.audit.committed_files.CommittedFiles.open`).
+Opener = Callable[[Path, str], IO[bytes]]
 
 
 class Ended(NamedTuple):
@@ -36,6 +39,7 @@ def ended_requests(
     *,
     shards: Collection[str] | None = None,
     damaged: list[ClearanceError] | None = None,
+    opener: Opener = open_file,
 ) -> Iterator[Ended]:
     """Every request of a run's committed shards, in the order of shards and rows; those of an unfinished run too.
 
@@ -45,6 +49,7 @@ def ended_requests(
         attempt_columns: of the attempts table, to read beside ``sample_id`` and ``attempt``.
         shards: only those; all when not given.
         damaged: when given, a shard that cannot be read is left out as a whole and its error appended here.
+        opener: opens the files.
 
     Raises:
         IntegrityError: a file is missing, cannot be read, or a column in it is not of its type (and ``damaged`` is not given).
@@ -52,7 +57,8 @@ def ended_requests(
     """
     for unit in units(folder, shards, damaged=damaged):
         try:
-            ended = _ended(folder, unit, {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns})
+            wanted = {"sample_id", *sample_columns}, {"sample_id", "attempt", *attempt_columns}
+            ended = _ended(folder, unit, *wanted, opener)
         except ClearanceError as error:
             if damaged is None:
                 raise
@@ -61,25 +67,34 @@ def ended_requests(
             yield from ended
 
 
-def _ended(folder: Path, unit: Unit, sample_columns: set[str], attempt_columns: set[str]) -> list[Ended]:
+def _ended(folder: Path, unit: Unit, sample_columns: set[str], attempt_columns: set[str], opener: Opener) -> list[Ended]:
     attempts: dict[str, list[Row]] = {}
-    for _, row in rows_of_unit(folder, unit, "attempts", attempt_columns):
+    for _, row in rows_of_unit(folder, unit, "attempts", attempt_columns, opener=opener):
         attempts.setdefault(row["sample_id"], []).append(row)
     ended = []
-    for number, row in rows_of_unit(folder, unit, "samples", sample_columns):
+    for number, row in rows_of_unit(folder, unit, "samples", sample_columns, opener=opener):
         mine = sorted(attempts.pop(row["sample_id"], []), key=lambda one: int(one["attempt"]))
         ended.append(Ended(row, mine, f"{unit.tables['samples'].path} row {number}"))
     return ended
 
 
-def rows_of_unit(folder: Path, unit: Unit, table: str, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
+def rows_of_unit(
+    folder: Path, unit: Unit, table: str, columns: Collection[str] | None = None, *, opener: Opener = open_file
+) -> Iterator[tuple[int, Row]]:
     """The rows of a table in a unit, with their numbers in their file; none where it has no such table."""
     if (own := unit.tables.get(table)) is not None:
-        yield from rows_in(folder, own.path, table, columns, first=own.first, count=own.rows)
+        yield from rows_in(folder, own.path, table, columns, first=own.first, count=own.rows, opener=opener)
 
 
 def rows_in(
-    folder: Path, path: str, table: str, columns: Collection[str] | None = None, *, first: int = 0, count: int | None = None
+    folder: Path,
+    path: str,
+    table: str,
+    columns: Collection[str] | None = None,
+    *,
+    first: int = 0,
+    count: int | None = None,
+    opener: Opener = open_file,
 ) -> Iterator[tuple[int, Row]]:
     """Rows of one data file, with their numbers; at most 64 of them are in memory.
 
@@ -91,6 +106,7 @@ def rows_in(
         table: ``samples`` or ``attempts``.
         columns: what to read; every column of the schema when not given.
         first, count: from which row on, and how many; all when not given. Only row groups that hold them are read.
+        opener: opens the file.
 
     Raises:
         IntegrityError: the file is missing or a link, ends before, cannot be read, or a column in it is not of its type.
@@ -99,7 +115,7 @@ def rows_in(
     now = schema_of(table)
     names = sorted(columns) if columns is not None else now.names
     number = first
-    with open_file(folder, path) as stream:
+    with opener(folder, path) as stream:
         with parsing(path, fix=VERIFY):
             file = parquet_file(stream)
             schema = file.schema_arrow  # made anew each time it is asked for

@@ -17,7 +17,7 @@ from index.errors import ClearanceError
 from index.parquet import parquet_file
 from index.storage import open_file, parsing
 from pipeline.audit.layout import data_files
-from pipeline.audit.requests import VERIFY, Row
+from pipeline.audit.requests import VERIFY, Opener, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,20 +46,25 @@ class Embeddings:
     absent: tuple[tuple[str, str], ...] = ()
 
 
-def embeddings(folder: Path, dim: int, *, damaged: list[ClearanceError] | None = None) -> Iterator[Embeddings]:
-    """The embeddings of every committed sample, in batches; each is held against its digest.
+def embeddings(
+    folder: Path, dim: int, *, damaged: list[ClearanceError] | None = None, opener: Opener = open_file
+) -> Iterator[Embeddings]:
+    """The embeddings of every committed sample, in batches; each is held against the digest in its row.
+
+    The row is what the file states: whoever rests a decision on it opens the files as they were committed.
 
     Args:
         folder: the run folder.
         dim: length of the embeddings.
         damaged: when given, a file that cannot be read is left out from there on and its error appended here.
+        opener: opens the files; see :data:`pipeline.audit.requests.Opener`.
 
     Raises:
         ClearanceError: a file cannot be read (and ``damaged`` is not given).
     """
     for path in sample_files(folder, damaged=damaged):
         try:
-            yield from _embeddings_in(folder, path, dim)
+            yield from _embeddings_in(folder, path, dim, opener)
         except ClearanceError as error:
             if damaged is None:
                 raise
@@ -71,9 +76,9 @@ def sample_files(folder: Path, *, damaged: list[ClearanceError] | None = None) -
     yield from data_files(folder, "samples", damaged=damaged)
 
 
-def _embeddings_in(folder: Path, path: str, dim: int) -> Iterator[Embeddings]:
+def _embeddings_in(folder: Path, path: str, dim: int, opener: Opener) -> Iterator[Embeddings]:
     first = 0
-    with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
+    with opener(folder, path) as stream, parsing(path, fix=VERIFY):
         file = parquet_file(stream)
         columns = ["sample_id", "outcome", "embedding", "embedding_sha256"]
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
@@ -116,7 +121,9 @@ def _batch(batch: pa.RecordBatch, path: str, first: int, dim: int) -> Embeddings
     )
 
 
-def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+def chosen_rows(
+    folder: Path, path: str, rows: Collection[int], columns: Sequence[str], *, opener: Opener = open_file
+) -> Iterator[tuple[int, Row]]:
     """Some rows of one file, in order; only the row groups that hold them are read, one at a time.
 
     Args:
@@ -124,6 +131,7 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
         path: the file, relative to it.
         rows: their numbers in the file.
         columns: what to read; columns that the file's version did not have are left out.
+        opener: opens the file.
 
     Raises:
         IntegrityError: the file cannot be read. InputError: the storage failed.
@@ -131,7 +139,7 @@ def chosen_rows(folder: Path, path: str, rows: Collection[int], columns: Sequenc
     import pyarrow as pa
 
     wanted, start = np.array(sorted(rows), np.int64), 0
-    with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
+    with opener(folder, path) as stream, parsing(path, fix=VERIFY):
         file = parquet_file(stream)
         names = set(file.schema_arrow.names)
         there = [name for name in columns if name in names]
@@ -152,7 +160,7 @@ class Samples(NamedTuple):
     outcomes: list[str]
 
 
-def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None) -> Iterator[Samples]:
+def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None, opener: Opener = open_file) -> Iterator[Samples]:
     """The samples of every committed shard, a file at a time.
 
     Raises:
@@ -160,7 +168,7 @@ def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None) -> 
     """
     for path in sample_files(folder, damaged=damaged):
         try:
-            with open_file(folder, path) as stream, parsing(path, fix=VERIFY):
+            with opener(folder, path) as stream, parsing(path, fix=VERIFY):
                 table = parquet_file(stream).read(columns=["sample_id", "outcome"], use_threads=False)
             yield Samples(path, table.column("sample_id").to_pylist(), table.column("outcome").to_pylist())
         except ClearanceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -26,12 +27,14 @@ from jobs.reaudit.look import Seen, Standard, look
 from jobs.reaudit.reaudit import Rules, reaudit
 from jobs.reaudit.standing import Standing
 from pipeline.audit.events import append_event, read_events
+from pipeline.audit.layout import data_files
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
 from pipeline.audit.verify import verify
 from pipeline.policy import MarksPolicy
 from tests.jobs.drawn_run import OBSERVE, STRICT, draw, drawing, make_index
 from tests.pipeline.test_stored import rewrite
+from tests.tampering.forge import put, redo_events
 
 REVIEWED = {"outcome": "accepted"}
 
@@ -167,7 +170,7 @@ def test_without_embedding_and_picture_it_is_named_and_nothing_is_claimed(world:
 
 def test_a_marked_picture_is_judged_by_the_embedding_of_the_unmarked_one(world: World) -> None:
     """Its pixels are not those that the guards saw, so the stored embedding stands for them."""
-    _put(world, "copy-anchor", "pixel_sha256", "0" * 64)
+    put(world.base / "observed", "copy-anchor", "pixel_sha256", "0" * 64)
     seen = next(s for s in look(world.base / "observed", standard(world)).hits if s.request_key == "copy-anchor")
     exact = next(
         score for category, _, score in born(rows(world.base / "observed")["copy-anchor"]) if category == "copy.protected"
@@ -177,18 +180,8 @@ def test_a_marked_picture_is_judged_by_the_embedding_of_the_unmarked_one(world: 
 
 
 def _erase(world: World, key: str, column: str) -> str:
-    return _put(world, key, column, None)
-
-
-def _put(world: World, key: str, column: str, value: Any) -> str:
-    """Put a value into one row; returns the sample id."""
-    from pipeline.audit.stored import samples_of
-
-    folder = world.base / "observed"
-    sample_id = rows(folder)[key]["sample_id"]
-    part = next(part for part in samples_of(folder) if sample_id in part.ids)
-    rewrite(folder, part.path, column, value, part.ids.index(sample_id))
-    return str(sample_id)
+    """A row as an erasure leaves it, and no event about it."""
+    return put(world.base / "observed", key, column, None)
 
 
 # --- what comes of it ------------------------------------------------------------------------------------------------------
@@ -303,6 +296,12 @@ def test_a_run_without_index_has_nothing_to_compare(world: World, tmp_path: Path
     plan = json.loads((world.base / "observed" / "plan.json").read_text())
     del plan["identity"]["embedder_id"]
     _write_plan(world.base / "observed", plan)
+    digest = hashlib.sha256((world.base / "observed" / "plan.json").read_bytes()).hexdigest()
+
+    def named(events: Any) -> Any:
+        return [{**one, "digests": {**one["digests"], "plan_file_sha256": digest}} for one in events]
+
+    redo_events(world.base / "observed", named)
     assert "without a reference index" in run_again(world).why_not
 
 
@@ -311,6 +310,25 @@ def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
 
     plan["plan_json_sha256"] = plan_json_digest(plan)
     (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_changed_plan_decides_nothing(world: World) -> None:
+    """Whoever raises the threshold in plan.json, and redoes the digest in it, leaves the run unreached."""
+    plan = json.loads((world.base / "observed" / "plan.json").read_text())
+    plan["copy_check"] |= dict.fromkeys(("threshold", "look_from", "alone_threshold", "recoloured_threshold"), 1.5)
+    _write_plan(world.base / "observed", plan)
+    found = run_again(world, policy=STRICT)
+    assert "is not the plan that the run started with" in found.why_not and not found.quarantined
+
+
+@pytest.mark.parametrize("table", ["samples", "attempts"])
+def test_rows_that_were_changed_are_not_judged(world: World, table: str) -> None:
+    folder = world.base / "observed"
+    path = next(data_files(folder, table))
+    rewrite(folder, path, "findings", [], 0)
+    found = run_again(world, policy=STRICT)
+    assert found.why_not.startswith(f"{path}: is not the file that was committed")
+    assert not read_events(folder)[-1]["kind"].startswith("sample.")
 
 
 def test_a_folder_that_moved_away_is_named_and_the_others_are_reached(world: World) -> None:

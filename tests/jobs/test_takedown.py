@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -23,9 +25,12 @@ from jobs.takedown.claim import EXAMPLE, FiledClaim, read_claim
 from jobs.takedown.receipt import lines, receipt, write_receipt
 from jobs.takedown.takedown import ADD, RETIRE, Done, Order, carry_out
 from pipeline.audit.events import append_event, read_events
+from pipeline.audit.stored import samples_of
 from pipeline.audit.verify import verify
 from tests.jobs.drawn_run import OBSERVE, draw, drawing, make_index
 from tests.jobs.test_reaudit import World, outcomes, rows
+from tests.pipeline.test_stored import rewrite
+from tests.tampering.forge import before_the_seal, put, recommit, rewritten
 
 CLAIM = """
 claimant = "rights holder A"
@@ -176,7 +181,7 @@ def test_the_run_stays_intact_for_those_who_verify_it(world: World) -> None:
 
 def test_a_run_that_never_ended_is_looked_at_as_far_as_it_is_committed(world: World) -> None:
     folder = world.base / "observed"
-    (folder / "run.json").unlink()
+    before_the_seal(folder)
     sorted((folder / "commits").iterdir())[-1].unlink()  # moved-ant is in the last shard
     done = take_down(world)
     assert "2 of 3 shards are committed" in done.runs[0].notes[0]
@@ -220,18 +225,62 @@ def test_what_was_erased_on_purpose_is_named_and_no_command_is_to_be_given_again
 
 
 def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:
-    from pipeline.audit.stored import samples_of
-    from tests.pipeline.test_stored import rewrite
-
-    folder = world.base / "observed"
-    sample_id = rows(folder)["other-ant"]["sample_id"]
-    part = next(part for part in samples_of(folder) if sample_id in part.ids)
-    rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
+    sample_id = put(world.base / "observed", "other-ant", "image", None)
     done = take_down(world)
     assert not receipt(done)["complete"]
     assert "Give the same command again" in "\n".join(lines(done)), "no event says that it was erased"
     change = next(change for change in done.runs[0].quarantined if change.sample_id == sample_id)
     assert change.by == "embedding" and change.confirm is None
+
+
+def _exchange_the_embedding(folder: Path, path: str, row: int) -> None:
+    other = np.zeros(len(rows(folder)["other-ant"]["embedding"]), np.float16)
+    other[0] = 1
+    rewrite(folder, path, "embedding", other.tolist(), row)
+    rewrite(folder, path, "embedding_sha256", hashlib.sha256(other.tobytes()).hexdigest(), row)
+
+
+def _call_it_an_error(folder: Path, path: str, row: int) -> None:
+    rewrite(folder, path, "outcome", "error", row)
+
+
+@pytest.mark.parametrize("tamper", [_exchange_the_embedding, _call_it_an_error])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_rows_that_were_changed_are_not_reached(world: World, tamper: Any, compacted: bool) -> None:
+    """The digest of an embedding stands in the same row: only the file's own tells that both were exchanged."""
+    folder = world.base / "observed"
+    if compacted:
+        compact_run(folder, By(role="operator", reason="fewer files"))
+    part = next(part for part in samples_of(folder) if rows(folder)["other-ant"]["sample_id"] in part.ids)
+    tamper(folder, part.path, part.ids.index(rows(folder)["other-ant"]["sample_id"]))
+    arguments = ("--runs", folder, "--add", world.base / "ant.png", "--claim", world.base / "claim.toml")
+    claim_of(world)
+    Image.fromarray(drawing("ant")).save(world.base / "ant.png")
+    done = call(world, *arguments, "--json")
+    data = json.loads(done.stdout)
+    assert (done.exit_code, data["complete"]) == (1, False)
+    assert f"{part.path}: is not the {'part that was written' if compacted else 'file that was committed'}" in str(data)
+    assert "other-ant" not in {one["request_key"] for one in data["runs"][0]["quarantined"]}
+    assert "NOT COMPLETE" in next((world.base / "receipts").glob("*.txt")).read_text()
+
+
+def test_a_shard_that_was_committed_again_is_not_reached(world: World) -> None:
+    """Row, chain, file and marker are forged together; the statement names the marker that was there."""
+    folder = world.base / "observed"
+
+    def change(table: Any) -> Any:
+        return rewritten(table, lambda found: [row.update(outcome="error") for row in found], rechain=True)
+
+    shard = rows(folder)["other-ant"]["shard_id"]
+    recommit(folder, shard, {"samples": change})
+    done = take_down(world)
+    assert not receipt(done)["complete"] and "which is not the marker that the run was sealed with" in done.gaps[0]
+
+
+def test_a_run_whose_statement_is_gone_is_not_reached(world: World) -> None:
+    (world.base / "observed" / "run.json").unlink()
+    done = take_down(world)
+    assert "the run was never sealed, or the file was removed" in done.runs[0].why_not
 
 
 def test_no_run_and_one_run_twice_are_refused(world: World) -> None:
@@ -299,14 +348,8 @@ def test_retiring_can_be_tried_first(world: World) -> None:
 
 
 def test_without_its_picture_a_sample_stays_held_back(world: World) -> None:
-    from pipeline.audit.stored import samples_of
-    from tests.pipeline.test_stored import rewrite
-
     ref_id = ref_of(take_down(world))
-    folder = world.base / "observed"
-    sample_id = rows(folder)["other-ant"]["sample_id"]
-    part = next(part for part in samples_of(folder) if sample_id in part.ids)
-    rewrite(folder, part.path, "image", None, part.ids.index(sample_id))
+    put(world.base / "observed", "other-ant", "image", None)
     done = withdraw(world, [ref_id])
     assert [change.request_key for change in done.runs[0].released] == ["moved-ant"]
     assert not receipt(done)["complete"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.audit.chain import canonical, chain_start, record_digest, table_header
 from pipeline.audit.events import append_event, read_events
-from pipeline.audit.ledger import seal, statement_bytes, statement_digest
+from pipeline.audit.ledger import sample_rows, seal, statement_bytes, statement_digest
 from pipeline.audit.shards import RUN_FILE, ShardReceipt, commit_shard, committed
 
 Rows = list[dict[str, Any]]
@@ -70,6 +70,18 @@ def redo_events(folder: Path, change: Callable[[Rows], Rows]) -> None:
         append_event(folder, event["kind"], event["actor"], event["reason"], **own, **event["digests"])
 
 
+def put(folder: Path, key: str, column: str, value: Any) -> str:
+    """Put a value into the row of one sample, and redo all digests up to the seal; returns its sample id."""
+    found = {row["request_key"]: row for row in sample_rows(folder, ["request_key", "sample_id", "shard_id"])}[key]
+
+    def change(rows: Rows) -> None:
+        next(row for row in rows if row["request_key"] == key)[column] = value
+
+    recommit(folder, found["shard_id"], {"samples": lambda table: rewritten(table, change, rechain=True)})
+    reseal(folder)
+    return str(found["sample_id"])
+
+
 def everything_anew(folder: Path) -> None:
     """The owner forges the whole folder: the events up to the seal stay, everything after them is made anew.
 
@@ -78,6 +90,12 @@ def everything_anew(folder: Path) -> None:
     for name in ("run.dsse.json", "run.tsr"):
         (folder / name).unlink()
     stated = json.loads((folder / RUN_FILE).read_bytes())["predicate"]
+    before_the_seal(folder)
+    seal(folder, stated)
+
+
+def before_the_seal(folder: Path) -> None:
+    """The run as it was before it was sealed: without the statement, and without all events from the seal on."""
     (folder / RUN_FILE).unlink()
     events = read_events(folder)
     sealed = next(n for n, event in enumerate(events) if event["kind"] == "run.sealed")
@@ -88,7 +106,6 @@ def everything_anew(folder: Path) -> None:
     named = {"part": f"events/{last.name}", "part_sha256": sha256(last)}
     head = {"count": sealed, "head": events[sealed - 1]["record_sha256"], **named}
     (folder / "events-head.json").write_bytes(canonical(head) + b"\n")
-    seal(folder, stated)
 
 
 def sha256(path: Path) -> str:

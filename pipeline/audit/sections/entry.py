@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError
-from pipeline.audit.requests import Ended, Row, ended_requests
+from index.storage import open_file
+from pipeline.audit.requests import Ended, Opener, Row, ended_requests
 from pipeline.audit.schema import ATTEMPT_COLUMNS, LINKS, SAMPLE_COLUMNS, attempts_schema, samples_schema
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def entries(
     *,
     shards: Collection[str] | None = None,
     damaged: list[ClearanceError] | None = None,
+    opener: Opener = open_file,
 ) -> Iterator[tuple[Ended, dict[str, bytes]]]:
     """The requests of a run with all their columns but the large payloads, and the thumbnails of their attempts by id.
 
@@ -42,12 +44,14 @@ def entries(
         folder: the run folder.
         wanted: only these, by sample_id; all when not given. shards: they stand in these; all are read when not given.
         damaged: when given, a shard that cannot be read is left out and its error appended here.
+        opener: opens the files; see :data:`pipeline.audit.requests.Opener`.
 
     Raises:
         IntegrityError: a file cannot be read (and ``damaged`` is not given).
     """
     samples = [name for name in samples_schema().names if name not in _LEFT_OUT]
-    for ended in ended_requests(folder, samples, attempts_schema().names, shards=shards, damaged=damaged):
+    wanted_columns = samples, attempts_schema().names
+    for ended in ended_requests(folder, *wanted_columns, shards=shards, damaged=damaged, opener=opener):
         if wanted is None or ended.sample["sample_id"] in wanted:
             yield ended, _thumbnails(ended)
 

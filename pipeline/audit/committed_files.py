@@ -1,0 +1,142 @@
+"""The data files of a run, given out only as they were committed, or as their last erasure left them.
+
+A row is worth what its file is worth. The digests in a row are no help against whoever rewrites the row: an embedding can be
+replaced together with its digest. So who acts on rows, or gives them out, opens their files here. A file is hashed when it is
+first opened, and its digest is held against its commit marker (in a compacted run: against the index of parts) and against what
+events say was erased since. The markers are held against the statement, where the run is sealed.
+
+The chains of the rows are not recomputed; :mod:`pipeline.audit.verify` does that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shutil import copyfileobj
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+from index.errors import ClearanceError, IntegrityError
+from index.storage import cannot_read, each, is_remote, open_file
+from pipeline.audit.binding import PLAN_FILE, RunBinding, shard_problems
+from pipeline.audit.blocks import Hashed
+from pipeline.audit.compacted import PARTS_INDEX, parts_index
+from pipeline.audit.erasure import FileNow
+from pipeline.audit.event_parts import EVENTS_FOLDER
+from pipeline.audit.events import read_events
+from pipeline.audit.ledger import sealed_statement
+from pipeline.audit.requests import VERIFY
+from pipeline.audit.shards import COMMITS, ShardReceipt, committed, markers, receipt_of
+
+_AT_ONCE = 2**23  # bytes of an object that are copied at once; a smaller one stays in memory
+_OF_THE_RUN = (PLAN_FILE, EVENTS_FOLDER, PARTS_INDEX)  # what is wrong with one of these is wrong with every file
+
+
+class CommittedFiles:
+    """The data files of one run. :meth:`open` takes the place of :func:`index.storage.open_file` in the readers of rows."""
+
+    def __init__(self, stated: Mapping[str, FileNow], refused: Mapping[str, str]) -> None:
+        self._stated, self._refused = stated, dict(refused)
+        self._sound: set[str] = set()
+
+    @classmethod
+    def of(cls, folder: Path, header: Mapping[str, Any] | None = None, plan_file_sha256: str = "") -> CommittedFiles:
+        """Read what markers, statement and events of a run state of its files.
+
+        A marker that cannot be read is left out: its files are then no files of a committed shard, and whoever asks
+        :mod:`pipeline.audit.layout` for them meets the marker itself.
+
+        Args:
+            folder: the run folder.
+            header: what the headers of its shards must hold; see :class:`pipeline.audit.binding.RunBinding`.
+            plan_file_sha256: digest of its plan.json; empty: not compared.
+
+        Raises:
+            IntegrityError: the events, the statement or the index of parts was changed, or shards are of another plan.
+            InputError: the storage failed.
+        """
+        events = read_events(folder)
+        statement = sealed_statement(folder, events)
+        run = RunBinding(header=header or {}, plan_file_sha256=plan_file_sha256).known(events)
+        index = parts_index(folder)
+        receipts = _receipts(folder) if index is None else committed(folder)
+        refused: dict[str, str] = {}
+        for where, what in shard_problems(folder, receipts, run):
+            if where in _OF_THE_RUN:
+                raise IntegrityError(what, where=f"{folder}/{where}", fix=VERIFY)
+            refused.setdefault(where, what)
+        for receipt in _not_sealed_with(receipts, statement):
+            marker = f"{COMMITS}/{receipt.shard_id}.json"
+            if index is not None:
+                what = f"holds another {marker} than the run was sealed with"
+                raise IntegrityError(what, where=f"{folder}/{PARTS_INDEX}", fix=VERIFY)
+            for file in receipt.files:
+                refused.setdefault(file.path, f"is named by {marker}, which is not the marker that the run was sealed with")
+        files = [file for receipt in receipts.values() for file in receipt.files] if index is None else index.parts
+        return cls({file.path: run.erasures.now(file.path, file.sha256, file.bytes) for file in files}, refused)
+
+    def open(self, folder: Path, path: str) -> IO[bytes]:
+        """Open a data file for reading, hashed if it is opened for the first time.
+
+        On an object store it is fetched once: what is hashed is what is read.
+
+        Raises:
+            IntegrityError: it is not the file that was committed or that its last erasure left; or as
+                :func:`index.storage.open_file`.
+            InputError: the storage failed.
+        """
+        if path in self._sound:
+            return open_file(folder, path)
+        now = self._stated.get(path)
+        what = self._refused.get(path) or ("belongs to no committed shard" if now is None else now.broken)
+        if now is None or what:
+            raise IntegrityError(what, where=path, fix=VERIFY)
+        stream, sha256 = _hashed(folder, path)
+        if sha256 != now.sha256:
+            stream.close()
+            what = self._refused[path] = now.other(sha256)
+            raise IntegrityError(what, where=path, fix=VERIFY)
+        self._sound.add(path)
+        return stream
+
+
+def _receipts(folder: Path) -> dict[str, ShardReceipt]:
+    """The receipts of all markers that can be read."""
+
+    def receipt(shard_id: str) -> ShardReceipt | None:
+        try:
+            return receipt_of(folder, shard_id)
+        except ClearanceError:
+            return None
+
+    names: Sequence[str] = markers(folder)
+    return {name: found for name, found in zip(names, each(folder, receipt, names), strict=True) if found is not None}
+
+
+def _not_sealed_with(receipts: Mapping[str, ShardReceipt], statement: Mapping[str, Any] | None) -> list[ShardReceipt]:
+    """Receipts that are not those with which the run was sealed; none where it is not sealed."""
+    if statement is None:
+        return []
+    shards = statement["predicate"].get("shards")
+    stated = shards if isinstance(shards, dict) else {}
+    return [receipt for name, receipt in receipts.items() if stated.get(name) != receipt.digest]
+
+
+def _hashed(folder: Path, path: str) -> tuple[IO[bytes], str]:
+    """A file at its beginning, and its digest."""
+    stream = open_file(folder, path)
+    try:
+        if not is_remote(folder):
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(0)
+            return stream, digest
+        with stream:
+            content: IO[bytes] = SpooledTemporaryFile(max_size=_AT_ONCE)  # type: ignore[assignment] # noqa: SIM115
+            hashed = Hashed(content)
+            copyfileobj(stream, hashed, _AT_ONCE)
+        content.seek(0)
+        return content, hashed.sha256
+    except OSError as error:
+        stream.close()
+        raise cannot_read(error, folder / path) from error

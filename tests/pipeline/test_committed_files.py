@@ -1,0 +1,127 @@
+"""Data files are given out as they were committed, or as their last erasure left them, and in no other state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import storage
+from index.errors import ClearanceError, IntegrityError
+from index.places.schemes import backend_of
+from pipeline.audit.committed_files import CommittedFiles
+from pipeline.audit.erase import erase_payloads
+from pipeline.audit.events import NewEvent, read_events
+from pipeline.audit.ledger import sample_rows
+from pipeline.audit.stored import sample_files
+from tests.tampering.forge import before_the_seal, recommit, restate, rewritten
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_run: Callable[..., Any]) -> Path:
+    return Path(make_run(tmp_path / "run").folder)
+
+
+def opened(folder: Path, path: str) -> bytes:
+    with CommittedFiles.of(folder).open(folder, path) as stream:
+        return stream.read()
+
+
+def refused(folder: Path, path: str) -> str:
+    with pytest.raises(ClearanceError) as error:
+        opened(folder, path)
+    return f"{error.value.where}: {error.value.what}"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def erase(folder: Path, *columns: str) -> None:
+    sample_id = next(row["sample_id"] for row in sample_rows(folder, ["sample_id"]))
+    event = NewEvent(kind="", actor="privacy", reason="request 4")
+    erase_payloads(folder, {sample_id: set(columns)}, event, known=len(read_events(folder)))
+
+
+def test_what_was_committed_is_opened_at_its_beginning(folder: Path) -> None:
+    files = CommittedFiles.of(folder)
+    for path in sample_files(folder):
+        for _ in range(2):
+            with files.open(folder, path) as stream:
+                assert stream.read() == (folder / path).read_bytes()
+
+
+def test_one_byte_of_the_same_length_is_found(folder: Path) -> None:
+    first, second = sample_files(folder)
+    flip(folder / first)
+    assert refused(folder, first) == f"{first}: the file was changed: its digest does not match its commit marker"
+    assert opened(folder, second)
+
+
+def test_a_file_that_no_marker_names_is_refused(folder: Path) -> None:
+    path = next(sample_files(folder))
+    (folder / "samples" / "part-other.parquet").write_bytes((folder / path).read_bytes())
+    assert "belongs to no committed shard" in refused(folder, "samples/part-other.parquet")
+
+
+def test_an_erased_file_is_the_one_that_the_event_names(folder: Path) -> None:
+    path = next(sample_files(folder))
+    before = (folder / path).read_bytes()
+    erase(folder, "image")
+    assert opened(folder, path) == (folder / path).read_bytes() != before
+    (folder / path).write_bytes(before)
+    assert refused(folder, path)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_marker_that_was_made_again_is_no_marker_of_the_sealed_run(folder: Path, sealed: bool) -> None:
+    if not sealed:
+        before_the_seal(folder)
+
+    def change(table: Any) -> Any:
+        return rewritten(table, lambda rows: rows[0].update(outcome="error"), rechain=True)
+
+    recommit(folder, "00000", {"samples": change})
+    first, second = sample_files(folder)
+    if sealed:
+        assert "which is not the marker that the run was sealed with" in refused(folder, first)
+    else:
+        assert opened(folder, first)  # nothing outside the shard tells of it before the seal
+    assert opened(folder, second)
+
+
+def test_a_statement_that_no_event_names_gives_out_nothing(folder: Path) -> None:
+    restate(folder, lambda predicate: predicate.update(finished_at="2001-01-01T00:00:00+00:00"))
+    with pytest.raises(IntegrityError, match="is not the statement that the last sealing event names"):
+        CommittedFiles.of(folder)
+
+
+def test_a_marker_that_cannot_be_read_costs_its_own_files_alone(folder: Path) -> None:
+    first, second = sample_files(folder)
+    (folder / "commits/00000.json").write_text(json.dumps({}))
+    assert "belongs to no committed shard" in refused(folder, first)
+    assert opened(folder, second)
+
+
+def test_shards_of_another_plan_give_out_nothing(folder: Path) -> None:
+    path = next(sample_files(folder))
+    files = CommittedFiles.of(folder, {"plan_sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match="is not this run's: its plan is"):
+        files.open(folder, path)
+
+
+def test_an_object_is_fetched_once_and_hashed_as_it_is_read(folder: Path) -> None:
+    place = storage.place("memory://committed/run")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        storage.write_file(place, path.relative_to(folder).as_posix(), path.read_bytes())
+    path, files = next(sample_files(folder)), CommittedFiles.of(place)
+    backend: Any = backend_of(place)  # type: ignore[arg-type]
+    before = backend.requests["get"]
+    with files.open(place, path) as stream:
+        assert stream.read() == (folder / path).read_bytes()
+    assert backend.requests["get"] - before == 1
