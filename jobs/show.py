@@ -43,8 +43,9 @@ def show_request(folder: Path, key: str) -> Shown:
 
     Raises:
         InputError: there is no such request, or several.
-        IntegrityError: a file of the run cannot be read.
+        IntegrityError: a file of the run cannot be read, or that of the request is not the one that was committed.
     """
+    from pipeline.audit.committed_files import CommittedFiles
     from pipeline.audit.ledger import sample_rows
     from pipeline.audit.sections.entry import entries
 
@@ -59,7 +60,8 @@ def show_request(folder: Path, key: str) -> Shown:
     if len(found) != 1:
         raise _not_found(folder, key, keys, len(found))
     sample_id, shard = found[0]["sample_id"], found[0]["shard_id"]
-    ended, thumbnails = next(entries(folder, {sample_id}, shards={shard}))
+    files = CommittedFiles.of(folder)
+    ended, thumbnails = next(entries(folder, {sample_id}, shards={shard}, opener=files.open))
     (shown,) = _shown(folder, iter([(ended, thumbnails)]))
     return shown
 

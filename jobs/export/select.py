@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError
 from jobs.export.own import OwnColumn, own_columns
+from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.layout import Unit, units
-from pipeline.audit.requests import VERIFY, Row, rows_of_unit
+from pipeline.audit.requests import VERIFY, Opener, Row, rows_of_unit
 from pipeline.audit.schema import KEPT, SAMPLE_COLUMNS, samples_schema
 from pipeline.audit.state import State, state_of
 from pipeline.marking.encode import SUFFIXES
@@ -92,7 +93,7 @@ class Selection:
 
     Raises:
         InputError: an unknown outcome or column.
-        IntegrityError: the events of the run were changed.
+        IntegrityError: the events or the statement of the run were changed, or a data file is not the one that was committed.
         ClearanceError: a shard cannot be read.
     """
 
@@ -101,6 +102,8 @@ class Selection:
         self.outcomes = outcomes_named(only)
         self.left_out: Counter[str] = Counter()
         self._states: dict[Path, State] = {run.folder: state_of(run.folder) for run in self.runs}
+        # What is exported is handed on as the run's: no row or picture comes out of a file that was changed.
+        self._files = {run.folder: CommittedFiles.of(run.folder) for run in self.runs}
         self.total = 0
         every = [column.name for column in SAMPLE_COLUMNS if column.name not in ("image", "columns")]
         every_own = own_columns(self._counted(), taken={*every, "image"})
@@ -122,7 +125,7 @@ class Selection:
         (:func:`pipeline.audit.layout.units`).
 
         Raises:
-            IntegrityError: a picture is not the one that its row states.
+            IntegrityError: a data file is not the one that was committed, or a picture not the one that its row states.
         """
         self.left_out.clear()
         own = {column.name: column for column in self.own}
@@ -132,7 +135,7 @@ class Selection:
                 kept: dict[str, bytes] | None = None
                 for row in self._rows_of(run, unit, [*_NEEDED, *stored]):
                     if row["kept_sha256"] is not None and kept is None:
-                        kept = _kept(run.folder, unit)
+                        kept = _kept(run.folder, unit, self._files[run.folder].open)
                     image = self._image(run, row, kept or {})
                     if image is None:
                         continue
@@ -154,7 +157,8 @@ class Selection:
 
     def _rows_of(self, run: Source, unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
         state = self._states[run.folder]
-        for _, row in rows_of_unit(run.folder, unit, "samples", set(columns)):
+        opener = self._files[run.folder].open
+        for _, row in rows_of_unit(run.folder, unit, "samples", set(columns), opener=opener):
             if run.counted is not None and row["request_key"] not in run.counted:
                 continue
             row["outcome"] = state.outcome(row)
@@ -182,9 +186,9 @@ class Selection:
         return data
 
 
-def _kept(folder: Path, unit: Unit) -> dict[str, bytes]:
+def _kept(folder: Path, unit: Unit, opener: Opener) -> dict[str, bytes]:
     found = {}
-    for _, row in rows_of_unit(folder, unit, KEPT, ["sample_id", "image"]):
+    for _, row in rows_of_unit(folder, unit, KEPT, ["sample_id", "image"], opener=opener):
         if row["image"] is not None and row["image"]["bytes"] is not None:
             found[row["sample_id"]] = row["image"]["bytes"]
     return found

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from index import storage
 from index.errors import ClearanceError, InputError, IntegrityError
+from jobs.by import By
 from jobs.cli.main import app
+from jobs.compact import compact_run
 from jobs.export.card import About, run_card
 from jobs.export.formats import Format, format_named
 from jobs.export.load import load
@@ -32,10 +34,13 @@ from pipeline.audit.erase import erase_payloads
 from pipeline.audit.events import NewEvent, append_event, read_events
 from pipeline.audit.kept import kept_pictures
 from pipeline.audit.ledger import sample_rows
+from pipeline.audit.stored import samples_of
 from pipeline.config import RunConfig
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, decode
 from pipeline.policy import Policy
 from tests.jobs.conftest import fake_identity, open_fake
+from tests.pipeline.test_stored import rewrite
+from tests.tampering.forge import put
 
 PROMPTS = """prompt,key,category,weight
 cat,a,pets,1
@@ -326,17 +331,24 @@ def test_a_run_folder_is_no_place_for_an_export(run: Path, place: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_changed_picture_stops_the_export_and_leaves_nothing(own_run: Path, tmp_path: Path, format: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = sorted((own_run / "samples").iterdir())[-1]
-    table = pq.ParquetFile(path).read()
-    rows = table.to_pylist()
-    rows[1]["image"]["bytes"] += b"\0"
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    there = next(row["image"] for row in sample_rows(own_run, ["request_key", "image"]) if row["request_key"] == "f")
+    put(own_run, "f", "image", {**there, "bytes": there["bytes"] + b"\0"})
     with pytest.raises(IntegrityError, match="does not match its digest") as error:
         export_run(own_run, tmp_path / "export", format=format)
     assert "'f'" in error.value.where and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_rejected_copy_that_a_row_calls_accepted_is_not_given_out(own_run: Path, tmp_path: Path, compacted: bool) -> None:
+    if compacted:
+        compact_run(own_run, By(role="operator", reason="fewer files"))
+    part = next(part for part in samples_of(own_run) if "rejected" in part.outcomes)
+    rewrite(own_run, part.path, "outcome", "accepted", part.outcomes.index("rejected"))
+    with pytest.raises(IntegrityError, match="is not the") as error:
+        export_run(own_run, tmp_path / "export")
+    assert error.value.where == part.path and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    with pytest.raises(IntegrityError):
+        load(own_run)
 
 
 def test_changed_events_stop_the_export(own_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from index.errors import InputError
+from index.errors import InputError, IntegrityError
 from jobs.cli.main import app
 from jobs.earlier import OtherRun, previous_run, runs_beside, unsteered
 from jobs.report import report_run
@@ -19,11 +19,13 @@ from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
 from jobs.show import lines, show_request, write_pages
 from pipeline.audit.events import append_event, read_events
+from pipeline.audit.layout import data_files
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.sections.entry import drawn_with
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 from tests.jobs.conftest import fake_identity
+from tests.pipeline.test_stored import rewrite
 
 
 @pytest.fixture
@@ -62,6 +64,15 @@ def test_a_key_that_cannot_be_typed_is_named_by_its_sample_id(run_of: Any, tmp_p
         show_request(run, "rtl-\\u202eevil")
     assert f"sample id {sample_id}" in error.value.fix
     assert show_request(run, sample_id).entry["request_key"] == "rtl-\u202eevil"
+
+
+@pytest.mark.parametrize("table", ["samples", "attempts"])
+def test_a_row_that_was_changed_is_not_shown(run: Path, table: str) -> None:
+    key = first_key(run)
+    rewrite(run, next(data_files(run, table)), "reason", "nothing at all", 0)
+    with pytest.raises(IntegrityError, match="is not the file that was committed"):
+        show_request(run, key)
+    assert call("show", run, key).exit_code != 0
 
 
 def test_every_attempt_and_finding_is_shown(run: Path) -> None:
