@@ -13,7 +13,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 from guards.base import Defaults, Finding, Probe, require_package, require_pictures
 from guards.chat import Chat, Unanswered
 from index.errors import ClearanceError
+from index.once import once
 from index.printable import visible
 
 KIND, REVISION = "question", "1"
@@ -226,7 +227,7 @@ def by_object(answer: Mapping[str, Any]) -> Answer:
         text = str(choice["message"]["content"]).strip()
         if text.startswith("```"):
             text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=once)
         said, sure = found["answer"], found["confidence"]
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise Unanswered("the model's answer is no JSON object with answer and confidence") from None
@@ -245,12 +246,6 @@ def _probability(logprob: float) -> float:
     if math.isnan(logprob) or logprob > 0.01:  # servers round
         raise ValueError("is no logarithm of a probability")
     return math.exp(min(0.0, logprob))
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return dict(pairs)
 
 
 def _word(token: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from index.errors import InputError
+from index.once import once
 from index.parquet import parquet_file
 from index.picture import UnreadablePicture, endings, why_no_picture
 
@@ -243,7 +244,7 @@ def _fields(sample: list[tuple[str, bytes, str]]) -> tuple[dict[str, Any], str]:
         try:
             text = data.decode("utf-8-sig")
             if last == ".json":
-                stored = json.loads(text)
+                stored = json.loads(text, object_pairs_hook=once)
                 fields |= stored if isinstance(stored, dict) else {}
             elif last in (".txt", ".caption", ".text"):
                 fields[last[1:]] = text.strip()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from index.errors import InputError
+from index.once import once
 from index.picture import read_picture, why_no_picture
 from index.records import Record, holds_records, records_in
 from index.walk import files_below
@@ -95,7 +96,7 @@ def _sheet(path: Path) -> dict[str, Any]:
     text = _words(path)
     try:
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [json.loads(line, object_pairs_hook=once) for line in text.split("\n") if line.strip()]
         else:
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (ValueError, csv.Error) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
+from index.once import Twice, once
 from index.parquet import parquet_file
 from jobs.reaudit.facts import alone_in
 from jobs.reaudit.standing import DECIDED, RELEASED, Standing
@@ -282,7 +283,9 @@ def _lines(data: bytes, file: Path) -> list[tuple[int, Any]]:
         import io
 
         try:
-            return [*enumerate(parquet_file(io.BytesIO(data)).read(use_threads=False).to_pylist(), 1)]
+            table = parquet_file(io.BytesIO(data)).read(use_threads=False)
+            once([(name, None) for name in table.column_names])
+            return [*enumerate(table.to_pylist(), 1)]
         except Exception as error:  # the reader of damaged bytes may raise anything
             raise InputError(f"cannot be read as Parquet ({error})", where=str(file), fix="Write it again") from None
     found: list[tuple[int, Any]] = []
@@ -290,7 +293,9 @@ def _lines(data: bytes, file: Path) -> list[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            found.append((number, json.loads(line)))
+            found.append((number, json.loads(line, object_pairs_hook=once)))
+        except Twice as error:
+            found.append((number, error))
         except (ValueError, RecursionError):
             found.append((number, None))
     return found
@@ -331,6 +336,8 @@ def _decisions(folder: Path, file: Path, lines: Sequence[tuple[int, Any]]) -> li
 
 def _odd(plain: Any, run_id: str) -> str:
     """Why a line is no decision about this run; empty when it is one."""
+    if isinstance(plain, Twice):
+        return f"is no decision: {plain}"
     if not isinstance(plain, dict):
         return "is no JSON object"
     if unknown := sorted(set(plain) - KEYS):

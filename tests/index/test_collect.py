@@ -474,8 +474,9 @@ def test_a_compressed_tar_is_read_too(tmp_path: Path) -> None:
     assert (len(works), source.total) == (2, None)
 
 
-def test_a_sample_whose_json_cannot_be_read_is_not_taken_for_one_without(tmp_path: Path) -> None:
-    path = tar(tmp_path / "s.tar", {"1.png": png(1), "1.json": b'{"status": "allo', "2.png": png(2)})
+@pytest.mark.parametrize("about", [b'{"status": "allo', b'{"status": "disputed", "status": "allowed"}'])
+def test_a_sample_whose_json_cannot_be_read_is_not_taken_for_one_without(tmp_path: Path, about: bytes) -> None:
+    path = tar(tmp_path / "s.tar", {"1.png": png(1), "1.json": about, "2.png": png(2)})
     with pytest.raises(InputError, match=r"1 of 2 pictures .*s\.tar: 1 \(its \.json cannot be read"):
         read_references(path)
 

@@ -225,6 +225,24 @@ def test_what_is_no_line_is_named(run: Path, text: str, what: str) -> None:
         import_file(run, write(run, line(run, "row-000000"), text), actor="compliance")
 
 
+def test_a_line_that_decides_twice_decides_nothing(run: Path) -> None:
+    """Python takes the last of two values, and other readers the first: a reviewer's tool may have shown 'reject'."""
+    text = json.dumps(line(run, "row-000004")).replace('"decision":', '"decision": "reject", "decision":')
+    before = read_events(run)
+    with pytest.raises(InputError, match="line 2 is no decision: 'decision' appears twice"):
+        import_file(run, write(run, line(run, "row-000000"), text), actor="compliance")
+    assert read_events(run) == before
+
+
+def test_a_table_that_decides_twice_decides_nothing(run: Path, tmp_path: Path) -> None:
+    plain = line(run, "row-000004")
+    names = [*plain, "decision"]
+    table = pa.Table.from_arrays([pa.array([plain[name]]) for name in names], names=names)
+    pq.write_table(table, tmp_path / "decisions.parquet")
+    with pytest.raises(InputError, match="'decision' appears twice"):
+        import_file(run, tmp_path / "decisions.parquet", actor="compliance")
+
+
 def test_an_empty_file_and_a_missing_one_are_refused(run: Path) -> None:
     with pytest.raises(InputError, match="holds no decision"):
         import_file(run, write(run), actor="compliance")

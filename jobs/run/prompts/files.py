@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import InputError
+from index.once import Twice, once
 from index.parquet import parquet_file
 from pipeline.notes import Note
 from pipeline.outcome import Stated
@@ -289,29 +290,17 @@ def _not_csv(error: csv.Error, path: Path, began: int, line: int) -> InputError:
     return InputError(f"not valid CSV ({error})", where=f"{path}: line {line}", fix=fix)
 
 
-class _Twice(ValueError):
-    """A JSON object that names one column twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
-    return row
-
-
 def _jsonl(path: Path, notes: list[Note], names: Names) -> Rows:
     columns: dict[str, None] = {}
     rows: list[tuple[str, Row]] = []
     text = _decoded(path, notes)
     lines = [(number, line) for number, line in enumerate(_lines(text), 1) if line.strip()]
-    decode = json.JSONDecoder(object_pairs_hook=_object).decode  # json.loads would make one for each line
+    decode = json.JSONDecoder(object_pairs_hook=once).decode  # json.loads would make one for each line
     for number, line in lines:
         row: Any
         try:
             row = decode(line)
-        except _Twice as error:
+        except Twice as error:
             row = BadRow(str(error))
         except (ValueError, RecursionError) as error:
             if number == lines[0][0]:
