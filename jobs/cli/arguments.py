@@ -106,15 +106,15 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
     """What a RUN names: the runs of a data set where there are several (else None), a run folder, the run file's folder.
 
     A folder of runs names its data set. So does a run file whose ``out`` has a placeholder. A damaged run is one as long as one
-    of its own files is there.
+    of its own files is there: it is never looked into for another, which would be shown in its place.
 
     Raises:
         InputError: it is no folder, or one that holds nothing of a run.
+        IntegrityError: a run of the set was changed, or has lost its plan.
     """
     from index.storage import entry_of, is_folder, is_remote
-    from jobs.run.dataset.chain import Chain, latest
-    from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-    from pipeline.audit.shards import COMMITS, RUN_FILE
+    from jobs.run.dataset.chain import Chain, latest, runs_inside
+    from pipeline.audit.shards import COMMITS
 
     base = None
     if not is_remote(run) and run.suffix == ".toml" and run.is_file():
@@ -132,33 +132,35 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
     if not is_folder(run):
         what = "is a file, not a run folder" if not is_remote(run) and run.is_file() else "there is no such run folder"
         raise InputError(what, where=str(run), fix=NAME_A_RUN)
-    if entry_of(run, PLAN_FILE) is None and runs_inside(run):
+    if _is_run(run):
+        return None, run, base
+    if runs_inside(run):
         chain = Chain.inside(run)
         return (chain if len(chain.members) > 1 else None), chain.last.folder, base
-    if all(entry_of(run, name) is None for name in (PLAN_FILE, RUN_FILE, REQUESTS_FILE, COMMITS)):
+    if entry_of(run, COMMITS) is None:
         # An empty queue, no hold and nothing to show would be said of whatever folder a slip names.
         raise InputError("not a run folder (no plan.json)", where=str(run), fix=NAME_A_RUN)
     return None, run, base
 
 
-def runs_inside(folder: Path) -> list[Path]:
-    """The run folders that lie in a folder which is no run itself."""
-    from index.storage import entries, entry_of
-    from pipeline.audit.binding import PLAN_FILE
+def _is_run(folder: Path) -> bool:
+    """Whether who names a folder names a run, however damaged, or one that is just beginning."""
+    from index.storage import entry_of
+    from pipeline.audit.binding import REQUESTS_FILE
+    from pipeline.audit.coverage import holds_run
 
-    names = [entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
-    return [folder / name for name in names if entry_of(folder / name, PLAN_FILE) is not None]
+    return holds_run(folder) or entry_of(folder, REQUESTS_FILE) is not None
 
 
 def every_run(named: Sequence[str]) -> list[str]:
-    """Runs by name; a folder of runs stands for all of them, so that a claim reaches every one."""
-    from index.storage import entry_of, is_folder
-    from pipeline.audit.binding import PLAN_FILE
+    """Runs by name; a folder of runs stands for all of them, damaged ones too, so that a claim reaches or names every one."""
+    from index.storage import is_folder
+    from jobs.run.dataset.chain import runs_inside
 
     found: list[str] = []
     for name in named:
         folder = a_place(name)
-        inside = runs_inside(folder) if is_folder(folder) and entry_of(folder, PLAN_FILE) is None else []
+        inside = runs_inside(folder) if is_folder(folder) and not _is_run(folder) else []
         found += map(str, inside) if inside else [name]
     return found
 

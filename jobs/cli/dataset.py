@@ -62,10 +62,13 @@ def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -
 
     from index.printable import visible
     from jobs.dataset import verify_set
+    from jobs.run.verdict import identity_of_run
 
     found = verify_set(chain, salt, trust)
     if json:
-        say_json({"ok": found.ok, "together": list(found.together), "runs": {n: asdict(one) for n, one in found.runs.items()}})
+        which = {one.folder.name: identity_of_run(one.folder) for one in chain.members}
+        runs = {name: which[name] | asdict(one) for name, one in found.runs.items()}
+        say_json({"ok": found.ok, "together": list(found.together), "runs": runs})
         raise typer.Exit(0 if found.ok else 1)
     console = make_console()
     for name, one in found.runs.items():

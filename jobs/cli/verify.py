@@ -27,7 +27,10 @@ KeyFile = Annotated[
 RootsFile = Annotated[
     Path | None,
     typer.Option(
-        "--tsa-roots", metavar="PEM", help="Root certificates of time stamping authorities you trust.", parser=a_local_path
+        "--tsa-roots",
+        metavar="PEM",
+        help="Root certificates of time stamping authorities you trust; a run without a time stamp fails then.",
+        parser=a_local_path,
     ),
 ]
 SaltFile = Annotated[
@@ -82,7 +85,8 @@ def verify(
     from dataclasses import asdict
 
     from jobs.proof import trust_in
-    from jobs.run.verdict import compare_runs, verify_run
+    from jobs.run.verdict import compare_runs, identity_of_run, verify_run
+    from pipeline.audit.shards import RUN_FILE
     from pipeline.salt import salt_in, secret_salt
 
     if write_verifier is not None:
@@ -109,11 +113,14 @@ def verify(
     found = verify_run(folder, salt or None, trust_in(deployment, key, tsa_roots), head=head)
     compared = compare_runs(folder, other) if other is not None else None
     ok = found.ok and (compared is None or compared.ok)
+    which = identity_of_run(folder)
     if json:
-        say_json(asdict(found) | ({"same_as": asdict(compared)} if compared is not None else {}))
+        say_json(which | asdict(found) | ({"same_as": asdict(compared)} if compared is not None else {}))
         raise typer.Exit(0 if ok else 1)
     console = make_console()
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
+    digest = f"{RUN_FILE} sha256 {which['run_sha256']}" if which["run_sha256"] else f"no {RUN_FILE}"
+    console.print(visible(f"run {which['run_id'] or 'without a name'}: {digest}", lines=False), soft_wrap=True)
     console.print(f"recomputed: {counts}", soft_wrap=True)
     for stage in found.stages:
         line = visible(f"{stage.state}  {stage.name:<10}  {stage.sentence}", lines=False)

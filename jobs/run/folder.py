@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from index.errors import InputError, IntegrityError, PlanMismatch, RunStopped
 from index.storage import (
-    TEMPORARY,
     digest_of,
     entries,
     entry_of,
@@ -328,7 +327,7 @@ def _plan_file(folder: Path) -> str:
 def _not_ours(out: Path) -> list[str]:
     """Entries of a folder that no run writes. Commit markers are not checked here."""
     from pipeline.audit.compacted import PARTS
-    from pipeline.audit.coverage import CARD_FILE, LEASE_FILE
+    from pipeline.audit.coverage import CARD_FILE, LEASE_FILE, of_a_run
     from pipeline.audit.event_lines import EVENT_LINES
     from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
     from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
@@ -342,19 +341,7 @@ def _not_ours(out: Path) -> list[str]:
     for entry in there:
         if entry.kind == "folder" and entry.name in (COMMITS, EVENTS_FOLDER, PARTS, *EVERY_TABLE):
             inner = entries(out, entry.name)
-            found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and _written(entry.name, e.name))]
+            found += [f"{entry.name}/{e.name}" for e in inner if not (e.kind == "file" and of_a_run(entry.name, e.name))]
         elif entry.kind != "file" or not (entry.name in files or is_leftover("", entry.name)):
             found.append(entry.name)
     return found
-
-
-def _written(folder: str, name: str) -> bool:
-    from pipeline.audit.compacted import PARTS, is_part_file
-    from pipeline.audit.event_parts import EVENTS_FOLDER, is_part
-    from pipeline.audit.shards import COMMITS, is_leftover
-
-    if folder == EVENTS_FOLDER:
-        return is_part(name) or name.startswith(TEMPORARY)
-    if folder == PARTS:
-        return is_part_file(name) or name.startswith(TEMPORARY)
-    return is_leftover(folder, name) or (folder == COMMITS and name.endswith(".json") and not name.startswith("."))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
+from index.storage import digest_of, entry_of
+from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import scan_events
-from pipeline.audit.ledger import NEVER_SEALED
+from pipeline.audit.ledger import NEVER_SEALED, scan_statement
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON, report_state
 from pipeline.audit.shards import RUN_FILE
 from pipeline.audit.stage import EVENTS, FILES, Problem
@@ -57,6 +60,25 @@ def verify_run(
         where = error.where.removeprefix(f"{folder}/")
         if not any(problem.where == where or problem.where.startswith(f"{where} ") for problem in found.problems):
             found = found.with_problem(FILES, Problem(where, error.what))
+    return found
+
+
+def identity_of_run(folder: Path) -> dict[str, str]:
+    """Which run was verified: its folder, its ``run_id``, and the digest of ``run.json``; what cannot be read is empty.
+
+    Whoever keeps the digest elsewhere sees by it that another run, intact by itself, was put in the place of this one.
+    """
+    statement, _ = scan_statement(folder)
+    stated = (statement or {}).get("predicate")
+    found = {
+        "folder": str(folder),
+        "run_id": str(stated.get("run_id", "")) if isinstance(stated, dict) else "",
+        "run_sha256": "",
+    }
+    with suppress(ClearanceError):
+        found["run_sha256"] = digest_of(folder, RUN_FILE) if entry_of(folder, RUN_FILE) is not None else ""
+        if not found["run_id"]:
+            found["run_id"] = str(stored_plan(folder)["run_id"])
     return found
 
 

@@ -1,4 +1,7 @@
-"""Files of a run folder that no commit names: a problem among the shards, and named elsewhere."""
+"""What lies in a folder: whether it is a run's, and which files of a run folder no commit names.
+
+Those are a problem among the shards, and named elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,53 @@ from pathlib import Path
 
 from index.counted import counted
 from index.errors import IntegrityError
-from index.storage import TEMPORARY, Entry, entries
+from index.storage import TEMPORARY, Entry, entries, entry_of
 from pipeline.audit.binding import PLAN_FILE, REQUESTS_FILE
-from pipeline.audit.compacted import PARTS, PARTS_INDEX, PartsIndex
-from pipeline.audit.event_parts import EVENTS_FOLDER
+from pipeline.audit.compacted import PARTS, PARTS_INDEX, PartsIndex, is_part_file
+from pipeline.audit.envelope import ENVELOPE_FILE
+from pipeline.audit.event_lines import EVENT_LINES
+from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE, is_part
 from pipeline.audit.report_digest import REPORT_HTML, REPORT_JSON
-from pipeline.audit.shards import COMMITS, EVERY_TABLE
+from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE, is_leftover
+from pipeline.audit.timestamp import STAMP_FILE
 
 PAGES = "pages"
 CARD_FILE = "README.md"  # by which readers of data sets find the samples
 LEASE_FILE = ".lease"
+
+_FILES = {PLAN_FILE, RUN_FILE, ENVELOPE_FILE, STAMP_FILE, EVENTS_HEAD_FILE, EVENT_LINES}
+_FOLDERS = {COMMITS, PARTS, EVENTS_FOLDER, *EVERY_TABLE}
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is a run folder, however damaged: one file of those that a run writes from its plan on is enough.
+
+    A run that begins writes ``.lease`` and ``requests.parquet`` before ``plan.json``. A folder with no more than these is none
+    yet.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if entry_of(folder, PLAN_FILE) is not None:
+        return True
+    there = entries(folder)
+    if any(entry.name in _FILES or (entry.name in _FOLDERS and entry.kind == "link") for entry in there):
+        return True
+    for name in (entry.name for entry in there if entry.name in _FOLDERS and entry.kind == "folder"):
+        inside = [entry.name for entry in entries(folder, name) if entry.kind == "file"]
+        # A run may be called "commits" itself, in a folder of runs.
+        if PLAN_FILE not in inside and any(of_a_run(name, leaf) for leaf in inside):
+            return True
+    return False
+
+
+def of_a_run(folder: str, name: str) -> bool:
+    """Whether a run writes files of that name into that folder of it, under way or for good."""
+    if folder == EVENTS_FOLDER:
+        return is_part(name) or name.startswith(TEMPORARY)
+    if folder == PARTS:
+        return is_part_file(name) or name.startswith(TEMPORARY)
+    return is_leftover(folder, name) or (folder == COMMITS and name.endswith(".json") and not name.startswith("."))
 
 
 def strangers(folder: Path, known: Collection[str], index: PartsIndex | None = None) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -74,6 +75,51 @@ def test_verify_looks_at_every_run(project: Path, grown: Path) -> None:
     assert "0002: NOT INTACT" in damaged.output and "0001: intact" in damaged.output
     shown = json.loads(call("verify", folder, "--json").stdout)
     assert not shown["ok"] and list(shown["runs"]) == ["0001", "0002", "0003"]
+
+
+def test_verify_names_the_runs_that_it_looked_at(project: Path, grown: Path) -> None:
+    statement = (grown / "0002" / "run.json").read_bytes()
+    named = {"run_id": json.loads(statement)["predicate"]["run_id"], "run_sha256": hashlib.sha256(statement).hexdigest()}
+    shown = json.loads(fine("verify", grown, "--json").stdout)["runs"]["0002"]
+    one = json.loads(fine("verify", grown / "0002", "--json").stdout)
+    for found in (shown, one):
+        assert {name: found[name] for name in ("folder", "run_id", "run_sha256")} == {"folder": str(grown / "0002"), **named}
+    assert f"run {named['run_id']}: run.json sha256 {named['run_sha256']}" in fine("verify", grown / "0002").output
+
+
+@pytest.mark.parametrize("named", ["folder", "run file"])
+@pytest.mark.parametrize("gone", [("plan.json",), ("plan.json", "run.json", "commits", "events"), ("plan.json", "samples")])
+def test_a_run_without_its_plan_is_left_out_of_no_set(project: Path, grown: Path, gone: tuple[str, ...], named: str) -> None:
+    for name in gone:
+        path = grown / "0002" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for command in ("verify", "status"):
+        refused = call(command, grown if named == "folder" else project)
+        assert refused.exit_code == 2 and f"{grown}/0002/plan.json: is missing" in refused.stderr
+    assert [Path(name).name for name in every_run([str(grown)])] == ["0001", "0002", "0003"]
+
+
+def test_a_run_that_is_just_beginning_is_no_run_of_the_set_yet(project: Path, grown: Path) -> None:
+    (grown / "0004").mkdir()
+    for name in (".lease", "requests.parquet"):  # what a run writes before plan.json
+        (grown / "0004" / name).write_bytes(b"")
+    assert "intact: data set of 3 runs" in fine("verify", grown).output
+    assert len(every_run([str(grown)])) == 3
+
+
+def test_no_run_inside_a_damaged_one_takes_its_place(project: Path, grown: Path) -> None:
+    shutil.copytree(grown / "0001", grown.parent / "backup")
+    shutil.move(grown.parent / "backup", grown / "0001" / "backup")
+    (grown / "0001" / "plan.json").unlink()
+    damaged = call("verify", grown / "0001")
+    assert damaged.exit_code == 1 and "NOT INTACT" in damaged.output
+    assert every_run([str(grown / "0001")]) == [str(grown / "0001")]
+
+
+def test_a_folder_of_runs_may_be_called_as_a_folder_of_a_run_is(project: Path, grown: Path) -> None:
+    (grown / "0001").rename(grown / "samples")
+    (grown / "0002").rename(grown / "commits")
+    assert "intact: data set of 3 runs" in fine("verify", grown).output
 
 
 def test_verify_names_a_run_that_draws_again_what_was_no_error(project: Path) -> None:

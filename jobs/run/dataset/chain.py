@@ -7,13 +7,13 @@ rows of the others stay where they are and count nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from index.errors import InputError, PlanMismatch
+from index.errors import InputError, IntegrityError, PlanMismatch
 from index.storage import entries, entry_of, is_folder
 from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
@@ -55,6 +55,40 @@ def member(folder: Path) -> Member | None:
     if not is_folder(folder) or entry_of(folder, PLAN_FILE) is None:
         return None
     return Member(folder=folder, stored=stored_plan(folder))
+
+
+def members_of(folders: Iterable[Path]) -> list[Member]:
+    """The runs in some folders, in order; folders that hold nothing of a run are left out.
+
+    Raises:
+        IntegrityError: a plan was changed, or removed while the rest of its run is there: a set without one of its runs would
+            pass for the whole.
+    """
+    from pipeline.audit.coverage import holds_run
+
+    found = []
+    for folder in folders:
+        if (one := member(folder)) is not None:
+            found.append(one)
+        elif is_folder(folder) and holds_run(folder):
+            fix = "Restore it from a copy, or move the folder away if it is none of these runs"
+            raise IntegrityError("is missing, and the folder holds files of a run", where=str(folder / PLAN_FILE), fix=fix)
+    return in_order(found)
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """The run folders, however damaged, that lie in a folder which is no run itself.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    from pipeline.audit.coverage import holds_run
+
+    return [place for place in _folders_in(folder) if holds_run(place)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [folder / entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
@@ -118,9 +152,9 @@ class Chain:
 
         Raises:
             InputError: it holds no run, or runs that do not continue one another.
+            IntegrityError: as :func:`members_of`.
         """
-        names = [entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
-        found = in_order([one for name in names if (one := member(folder / name)) is not None])
+        found = members_of(_folders_in(folder))
         if not found:
             fix = "Name the --out folder of a run, its run file, or a folder of runs that continue one another"
             raise InputError("not a run folder (no plan.json)", where=str(folder), fix=fix)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from index.errors import ConfigError
 from index.storage import entries, is_folder
-from jobs.run.dataset.chain import Member, in_order, member
+from jobs.run.dataset.chain import Member, members_of
 from jobs.run.plan import run_place
 
 DATE, NUMBER, DATASET = "{date}", "{number}", "{dataset}"
@@ -73,7 +73,7 @@ class Out:
             IntegrityError: the plan of one of them was changed.
         """
         folders = [self.folder / name for name in self._names()] if self.pattern else [self.folder]
-        return in_order([found for folder in folders if (found := member(folder)) is not None])
+        return members_of(folders)
 
     def next(self, now: datetime | None = None) -> Path:
         """The folder of a new run: the first name that is not taken."""
