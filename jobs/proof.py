@@ -68,11 +68,8 @@ def trust_in(keys: Keys, key_file: Path | None = None, tsa_roots: Path | None = 
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     from pipeline.audit.stage_proof import Trust
-    from pipeline.audit.timestamp import certificates
 
-    roots = _read(tsa_roots) if tsa_roots else b""
-    if tsa_roots and not certificates(roots, where=str(tsa_roots)):
-        raise ConfigError("holds no certificates (PEM)", where=str(tsa_roots), fix="Name the authority's root certificates")
+    roots = _roots(tsa_roots)
     if key_file is not None:
         pem = _read(key_file)
         return Trust(pem, id_of(pem, str(key_file)), signed=True, tsa_roots=roots)
@@ -113,10 +110,15 @@ def sign(folder: Path, keys: Keys, *, uri: str = "", public: Path | None = None)
 
 
 def stamp(folder: Path, url: str, tsa_roots: Path | None = None) -> Stamp:
-    """Have a run stamped; raises as :func:`pipeline.audit.timestamp.stamp_run`."""
+    """Have a run stamped, and the answer checked under the roots, where some are named.
+
+    Raises:
+        ConfigError: the file of roots holds no certificates. InputError: it cannot be read.
+        ClearanceError: as :func:`pipeline.audit.timestamp.stamp_run`.
+    """
     from pipeline.audit.timestamp import stamp_run
 
-    return stamp_run(folder, url, _read(tsa_roots) if tsa_roots else b"")
+    return stamp_run(folder, url, _roots(tsa_roots))
 
 
 def receipt(folder: Path, keys: Keys, *, key: str = "", shard: str = "") -> Receipt:
@@ -167,6 +169,16 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         what = f"cannot be written ({error.strerror or type(error).__name__})"
         raise InputError(what, where=str(path), fix="Name a file in a folder that this user can write to") from None
+
+
+def _roots(path: Path | None) -> bytes:
+    """Root certificates (PEM) of authorities; empty where no file is named. A file without one would check nothing."""
+    from pipeline.audit.timestamp import certificates
+
+    roots = _read(path) if path else b""
+    if path and not certificates(roots, where=str(path)):
+        raise ConfigError("holds no certificates (PEM)", where=str(path), fix="Name the authority's root certificates")
+    return roots
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,7 @@ own or beside the stages that share its pass over the files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from index.storage import digest_of, entry_of, is_folder
 from pipeline.audit.binding import BOUND, PLAN_FILE, REQUESTS_FILE, RunBinding, is_first_version
 from pipeline.audit.compacted import PARTS, index_problems
 from pipeline.audit.coverage import strangers, uncovered
-from pipeline.audit.envelope import ENVELOPE_FILE
+from pipeline.audit.envelope import ENVELOPE_FILE, last_event
 from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.schema import REQUESTS
 from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE
-from pipeline.audit.stage import FILES, Findings, Problem, Stage
+from pipeline.audit.stage import FILES, TIME_STAMP, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
 from pipeline.audit.stage_markers import read_index, read_receipts
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
@@ -30,7 +30,7 @@ from pipeline.audit.stage_requests import check_requests
 from pipeline.audit.stage_rows import Rows
 from pipeline.audit.stage_statement import check_plan_files, check_statement, read_statement
 from pipeline.audit.state import fold
-from pipeline.audit.timestamp import STAMP_FILE
+from pipeline.audit.timestamp import STAMP_FILE, STAMPED
 from pipeline.audit.tree import merkle_root
 
 _MOST_PROBLEMS = 200  # a folder that is wholly wrong need not list every row
@@ -85,7 +85,8 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     Args:
         folder: the run folder.
         salt: the run's prompt salt (hex) when it had a secret one; without it stage prompts is skipped.
-        trust: whose signature and time stamp to accept; where nobody is named, their stages are skipped.
+        trust: whose signature and time stamp to accept; where nobody is named, their stages are skipped. Where roots of
+            authorities are named, a run without a time stamp fails.
 
     Raises:
         InputError: there is no such folder.
@@ -117,6 +118,7 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     check_events(folder, statement, events, binding.plan_file_sha256, found)
     check_signature(folder, events, trust, found)
     check_time_stamp(folder, events, trust, found)
+    found.add(TIME_STAMP, _not_stamped(folder, events, trust))
     found.compared(FILES, f"{found.counts['files']:,} files are there, with the digests that markers and statement state")
     ignored = ((f"event {seq}", why) for seq, why in fold(events).ignored)
     left = tuple(Problem(*one) for one in (*uncovered(folder, covered), *ignored))
@@ -137,6 +139,12 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
             "run_sha256": _digest(folder, RUN_FILE),
         },
     )
+
+
+def _not_stamped(folder: Path, events: Sequence[Mapping[str, Any]], trust: Trust) -> Iterator[tuple[str, str]]:
+    """That a time stamp is missing, where whom to trust for it was named: a stamp can be removed together with its event."""
+    if trust.tsa_roots and last_event(events, STAMPED) is None and entry_of(folder, STAMP_FILE) is None:
+        yield STAMP_FILE, "is missing: the run has no time stamp, or it was removed"
 
 
 def _binding(folder: Path, statement: Mapping[str, Any] | None) -> RunBinding:

@@ -27,6 +27,7 @@ from pipeline.audit.verifier.clearance_verify import Run
 from pipeline.audit.verify import verify
 from pipeline.keys import Keys
 from tests.proofs import Authority, keys_in, openssl
+from tests.tampering.forge import redo_events
 
 Make = Callable[..., Any]
 
@@ -415,5 +416,22 @@ def test_no_other_command_asks(run: Path) -> None:
 
 def test_roots_that_are_none_are_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "roots.pem").write_text("hello")
-    result = call("verify", run, "--tsa-roots", tmp_path / "roots.pem")
-    assert result.exit_code == 2 and "holds no certificates" in result.output
+    (tmp_path / "empty.pem").write_text(" ")
+    for name in ("roots.pem", "empty.pem"):
+        for command in (("verify", run), ("stamp", run, "--tsa", "http://127.0.0.1:9")):
+            result = call(*command, "--tsa-roots", tmp_path / name)
+            assert result.exit_code == 2 and "holds no certificates" in result.output
+
+
+def test_a_stamp_removed_with_its_event_is_missed_by_who_names_roots(stamped: Path, authority: Authority) -> None:
+    (stamped / STAMP_FILE).unlink()
+    redo_events(stamped, lambda events: [event for event in events if event["kind"] != "run.stamped"])
+    assert stage(stamped, "time stamp")[0] == "skip"
+    found = stage(stamped, "time stamp", trusting(authority))
+    assert found == ("fail", "is missing: the run has no time stamp, or it was removed")
+
+
+def test_roots_require_a_time_stamp(signed: Path, authority: Authority) -> None:
+    result = call("verify", signed, "--tsa-roots", authority.root)
+    assert result.exit_code == 1 and "run.tsr: is missing: the run has no time stamp" in result.output
+    assert call("verify", signed).exit_code == 0
