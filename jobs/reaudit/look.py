@@ -235,7 +235,7 @@ def look(
     candidates = _screen(folder, opener, chooser, found, wanted, progress)
     for path, rows in candidates.items():
         try:
-            _Looker(folder, opener, standard, own, found).look_at(path, rows)
+            _Looker(folder=folder, opener=opener, standard=standard, own=own, found=found).look_at(path, rows)
         except ClearanceError as error:
             found.unreached.append((error.where or path, error.what))
     found.unreached.sort()
@@ -323,7 +323,7 @@ def _of_those(folder: Path, opener: Opener, path: str, rows: dict[int, _Candidat
     return {row: one for row, one in rows.items() if wanted(one.sample_id, outcomes[row])}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Looker:
     """Looks at the pictures of one run, and notes what it sees."""
 
