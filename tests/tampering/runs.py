@@ -89,6 +89,7 @@ def make_runs(base: Path) -> Runs:
     foreign = run_local(_plan(base / "three", ("lion", "horse")), base / "foreign", open_loop=open_fake).folder
     unerased = run_local(plan, base / "unerased", open_loop=open_fake).folder
     sign(unerased, keys)
+    stamp_run(unerased, "http://test", ask=authority.answer)  # who names roots requires a time stamp
     erased = copy_of(unerased, base / "erased")
     chosen = [str(row["request_key"]) for row in sample_rows(erased) if row["outcome"] in ("accepted", "rejected")][:2]
     erase_keys(erased, chosen, (), By(role="privacy", reason="asked for"))
