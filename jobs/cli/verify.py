@@ -86,7 +86,6 @@ def verify(
 
     from jobs.proof import trust_in
     from jobs.run.verdict import compare_runs, identity_of_run, verify_run
-    from pipeline.audit.shards import RUN_FILE
     from pipeline.salt import salt_in, secret_salt
 
     if write_verifier is not None:
@@ -119,8 +118,7 @@ def verify(
         raise typer.Exit(0 if ok else 1)
     console = make_console()
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.counts.items()))
-    digest = f"{RUN_FILE} sha256 {which['run_sha256']}" if which["run_sha256"] else f"no {RUN_FILE}"
-    console.print(visible(f"run {which['run_id'] or 'without a name'}: {digest}", lines=False), soft_wrap=True)
+    console.print(visible(f"run {which['run_id'] or 'without a name'} in {folder}", lines=False), soft_wrap=True)
     console.print(f"recomputed: {counts}", soft_wrap=True)
     for stage in found.stages:
         line = visible(f"{stage.state}  {stage.name:<10}  {stage.sentence}", lines=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
-from index.storage import digest_of, entry_of
 from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import scan_events
@@ -64,22 +63,13 @@ def verify_run(
 
 
 def identity_of_run(folder: Path) -> dict[str, str]:
-    """Which run was verified: its folder, its ``run_id``, and the digest of ``run.json``; what cannot be read is empty.
-
-    Whoever keeps the digest elsewhere sees by it that another run, intact by itself, was put in the place of this one.
-    """
+    """Which run was verified: its folder and its ``run_id``, empty where it cannot be read. See its ``anchors``, too."""
     statement, _ = scan_statement(folder)
     stated = (statement or {}).get("predicate")
-    found = {
-        "folder": str(folder),
-        "run_id": str(stated.get("run_id", "")) if isinstance(stated, dict) else "",
-        "run_sha256": "",
-    }
+    run_id = stated.get("run_id") if isinstance(stated, dict) else None
     with suppress(ClearanceError):
-        found["run_sha256"] = digest_of(folder, RUN_FILE) if entry_of(folder, RUN_FILE) is not None else ""
-        if not found["run_id"]:
-            found["run_id"] = str(stored_plan(folder)["run_id"])
-    return found
+        run_id = run_id or stored_plan(folder)["run_id"]
+    return {"folder": str(folder), "run_id": str(run_id or "")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,12 +79,12 @@ def test_verify_looks_at_every_run(project: Path, grown: Path) -> None:
 
 def test_verify_names_the_runs_that_it_looked_at(project: Path, grown: Path) -> None:
     statement = (grown / "0002" / "run.json").read_bytes()
-    named = {"run_id": json.loads(statement)["predicate"]["run_id"], "run_sha256": hashlib.sha256(statement).hexdigest()}
+    run_id, digest = json.loads(statement)["predicate"]["run_id"], hashlib.sha256(statement).hexdigest()
     shown = json.loads(fine("verify", grown, "--json").stdout)["runs"]["0002"]
     one = json.loads(fine("verify", grown / "0002", "--json").stdout)
     for found in (shown, one):
-        assert {name: found[name] for name in ("folder", "run_id", "run_sha256")} == {"folder": str(grown / "0002"), **named}
-    assert f"run {named['run_id']}: run.json sha256 {named['run_sha256']}" in fine("verify", grown / "0002").output
+        assert (found["folder"], found["run_id"], found["anchors"]["run_sha256"]) == (str(grown / "0002"), run_id, digest)
+    assert f"run {run_id} in {grown / '0002'}" in fine("verify", grown / "0002").output
 
 
 @pytest.mark.parametrize("named", ["folder", "run file"])
