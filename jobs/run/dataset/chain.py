@@ -77,18 +77,38 @@ def members_of(folders: Iterable[Path]) -> list[Member]:
 
 
 def runs_inside(folder: Path) -> list[Path]:
-    """The run folders, however damaged, that lie in a folder which is no run itself.
+    """The run folders, however damaged, that lie in a folder which is no run itself; a run elsewhere may be linked there.
 
     Raises:
-        InputError: a folder cannot be read.
+        InputError: a folder cannot be read, a link leads nowhere, or runs lie beside a folder that holds more of them: whoever
+            asks for all runs would miss those.
     """
     from pipeline.audit.coverage import holds_run
 
-    return [place for place in _folders_in(folder) if holds_run(place)]
+    found, others = [], []
+    for place in _folders_in(folder):
+        (found if holds_run(place) else others).append(place)
+    for other in others if found else ():
+        if deeper := next((one for one in _folders_in(other) if holds_run(one)), None):
+            fix = f"Name {other} too, as a folder of runs of its own, or move its runs beside the others"
+            what = f"is a run one folder deeper than {found[0].name}, and would be left out"
+            raise InputError(what, where=str(deeper), fix=fix)
+    return found
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [folder / entry.name for entry in entries(folder) if entry.kind == "folder" and not entry.name.startswith(".")]
+    """The folders in a folder, those behind links too, each once."""
+    named = [entry for entry in entries(folder) if not entry.name.startswith(".")]
+    found = [folder / entry.name for entry in named if entry.kind == "folder"]
+    known = {path.resolve() for path in found} if any(entry.kind == "link" for entry in named) else set()
+    for path in (folder / entry.name for entry in named if entry.kind == "link"):
+        if not path.exists():
+            fix = "Mount what it leads to, or remove the link"
+            raise InputError("is a link to nothing, and may have been a run", where=str(path), fix=fix)
+        if is_folder(path) and path.resolve() not in known:
+            known.add(path.resolve())
+            found.append(path)
+    return sorted(found)
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
@@ -154,7 +174,7 @@ class Chain:
             InputError: it holds no run, or runs that do not continue one another.
             IntegrityError: as :func:`members_of`.
         """
-        found = members_of(_folders_in(folder))
+        found = members_of(runs_inside(folder))
         if not found:
             fix = "Name the --out folder of a run, its run file, or a folder of runs that continue one another"
             raise InputError("not a run folder (no plan.json)", where=str(folder), fix=fix)

@@ -98,7 +98,9 @@ class Out:
         if not is_folder(self.folder):
             return []
         pattern = self._any()
-        return [entry.name for entry in entries(self.folder) if entry.kind == "folder" and pattern.fullmatch(entry.name)]
+        fitting = [entry for entry in entries(self.folder) if pattern.fullmatch(entry.name)]
+        linked = {one.name for one in fitting if one.kind == "link" and is_folder(self.folder / one.name)}
+        return [one.name for one in fitting if one.kind == "folder" or one.name in linked]
 
     def _any(self) -> re.Pattern[str]:
         text = re.escape(self.pattern)
