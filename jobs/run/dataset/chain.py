@@ -85,7 +85,8 @@ def runs_inside(folder: Path) -> list[Path]:
     """
     from pipeline.audit.coverage import holds_run
 
-    found, others = [], []
+    found: list[Path] = []
+    others: list[Path] = []
     for place in _folders_in(folder):
         (found if holds_run(place) else others).append(place)
     for other in others if found else ():
