@@ -264,7 +264,7 @@ def _seen(image: Image) -> np.ndarray:
     except Exception:
         upright = image  # metadata that cannot be parsed turns nothing, in any viewer
     if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        grey = _eight_bits(upright)
+        grey = _eight_bits(upright, image)
         return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode == "LAB":
         upright = _from_lab(upright)
@@ -278,8 +278,10 @@ def _seen(image: Image) -> np.ndarray:
     return np.asarray(canvas.convert("RGB"))
 
 
-def _eight_bits(image: Image) -> np.ndarray:
+def _eight_bits(image: Image, opened: Image) -> np.ndarray:
     """A deep or float grey picture as uint8 (H, W).
+
+    ``opened`` is what was opened: a picture that was turned upright has neither its format nor its tags.
 
     16 bits go from 0 to 65,535. Other numbers have no stated range: where the brightest is just below 1 (floats), 255 or
     65,535, that is white; else the picture's own darkest and brightest value are black and white, as for 12 bits in 16.
@@ -287,12 +289,12 @@ def _eight_bits(image: Image) -> np.ndarray:
     values = np.asarray(image)
     transparent = image.info.get("transparency")
     hidden = values == transparent if isinstance(transparent, int) else None
-    if values.dtype == np.int32 and values.min() < 0 and _unsigned(image):
+    if values.dtype == np.int32 and values.min() < 0 and _unsigned(opened):
         values = values.view(np.uint32)
     deep = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(deep.min()), float(deep.max())
-    declared = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
-    if declared and (high > 4095 or image.format in ("PNG", "PPM")):
+    declared = image.mode.startswith("I;16") or (opened.format == "PPM" and image.mode == "I")
+    if declared and (high > 4095 or opened.format in ("PNG", "PPM")):
         white = 65_535.0
     elif image.mode == "F" and low >= 0 and 0.25 <= high <= 1:
         white = 1.0

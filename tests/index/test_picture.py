@@ -168,6 +168,27 @@ def test_unstated_ranges_are_stretched_and_never_black(values: np.ndarray) -> No
     assert np.abs(got - stretched).max() <= 1
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sixteen_bits_of_a_png_state_their_range(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(GREY.astype("<u2") * 12).save(stream, "PNG", exif=exif.tobytes())
+    got = read_picture(stream.getvalue())[..., 0]
+    dark = np.rint(GREY * (12 / 257))
+    assert np.array_equal(got, dark if orientation == 1 else np.rot90(dark, -1))
+
+
+def test_unsigned_numbers_of_32_bits_go_from_black_to_white() -> None:
+    values = np.linspace(0, 2**32 - 1, GREY.size).reshape(GREY.shape).astype("<u4")
+    stream = io.BytesIO()
+    Image.fromarray(values.view("<i4")).save(stream, "TIFF")
+    signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))  # SampleFormat
+    assert stream.getvalue().count(signed) == 1
+    got = read_picture(stream.getvalue().replace(signed, unsigned))[..., 0]
+    assert (got[0, 0], got[-1, -1]) == (0, 255) and (np.diff(got.ravel().astype(int)) >= 0).all()
+
+
 def test_values_that_are_no_numbers_hide_nothing() -> None:
     values = GREY.astype(np.float32) / 255
     values[0, 0], values[0, 1] = np.nan, np.inf
