@@ -4,13 +4,15 @@ The embedder's cosine is learned. The second look is not: the reference is laid 
 at several sizes, turns and places; the best fit is refined to an affine alignment; then brightness, edges and small
 patches (each free to move a little) are compared where the reference is not empty ground. Meta's PDQ hash is compared too: it
 is useless for strongly edited copies and good for plain ones. A logistic model of those numbers, fitted on drawings by
-:mod:`jobs.lab.world.calibrate_copies`, gives the score.
+:mod:`jobs.lab.world.calibrate_copies`, gives the score. A reference almost without edges (one colour, fine grain, a smooth
+gradient) has nothing to be laid over: there is no score (NaN), and the embedder alone decides.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +27,9 @@ FEATURES = ("brightness", "edges", "patches", "worst_patches", "pdq")
 WEIGHTS = (1.2360, 6.9211, -0.2521, 0.6775, 3.3111)
 BIAS = -6.6186
 VERSION = 1  # raise it when anything below changes a score
+# Strongest edge of a reference that can be judged. The weakest of the world's 6,013 drawings has 0.46, and 99 in 100 have 0.85;
+# grain of ±16 has 0.38, a gradient from black to white 0.35. It is no part of the id: the scores that there are stay the same.
+FAINT = 0.4
 
 
 def second_look_id() -> str:
@@ -41,14 +46,20 @@ def confirm(picture: np.ndarray, reference: np.ndarray) -> float:
         reference: uint8 RGB (H, W, 3), any size.
 
     Returns:
-        Score in [0, 1]; 0.5 and above means the same drawing.
+        Score in [0, 1]; 0.5 and above means the same drawing. NaN where no edge of the reference reaches :data:`FAINT`: a score
+        would clear copies of it.
     """
+    if float(_edges(_fitted(reference)).max()) < FAINT:
+        return math.nan
     logit = float(np.dot(WEIGHTS, evidence(picture, reference)) + BIAS)
     return float(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
 
 
 def evidence(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The numbers the score is made of, float64, each at most 1 (see :data:`FEATURES`); 1 for an identical picture."""
+    """The numbers the score is made of, float64, each at most 1 (see :data:`FEATURES`).
+
+    About 1 for an identical picture, unless the reference is too faint to be judged: what cannot be correlated counts as 0.
+    """
     seen, wanted = _fitted(picture), _fitted(reference)
     edges = _edges(seen)
     best: tuple[float, Any, Any] = (-2.0, None, None)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from index.confirm import FEATURES, WEIGHTS, confirm, evidence
+from index.confirm import BIAS, FEATURES, WEIGHTS, confirm, evidence, second_look_id
 
 from .conftest import drawing
 
@@ -52,9 +52,31 @@ def test_an_identical_picture_has_full_evidence() -> None:
 @pytest.mark.parametrize("side", [1, 7, 64, 300])
 def test_empty_and_odd_pictures_give_a_score(side: int) -> None:
     blank = np.full((side, side, 3), 255, np.uint8)
-    for pair in ((blank, drawing(1)), (drawing(1), blank), (blank, blank), (drawing(2)[:40], drawing(2)[:, :20])):
+    for pair in ((blank, drawing(1)), (drawing(2)[:40], drawing(2)[:, :20])):
         assert 0 <= confirm(*pair) <= 1
-    assert confirm(blank, drawing(1)) < 0.5 and confirm(drawing(1), blank) < 0.5
+    assert confirm(blank, drawing(1)) < 0.5 and np.isnan(confirm(drawing(1), blank)) and np.isnan(confirm(blank, blank))
+
+
+FIELDS = {
+    "one colour": np.full((512, 512, 3), (0, 47, 167), np.uint8),
+    "grain": ((0, 47, 167) + np.random.default_rng(0).integers(-3, 4, (512, 512, 3))).clip(0, 255).astype(np.uint8),
+    "gradient": np.linspace(0, 255, 512).astype(np.uint8)[None, :, None].repeat(512, axis=0).repeat(3, axis=2),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_reference_without_edges_cannot_be_judged(field: str) -> None:
+    work = FIELDS[field]
+    coded = cv2.imdecode(cv2.imencode(".jpg", work, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], cv2.IMREAD_COLOR)
+    assert np.isnan(confirm(work, work)) and np.isnan(confirm(np.asarray(coded, np.uint8), work))
+
+
+def test_scores_that_can_be_judged_are_those_of_before() -> None:
+    for seed in range(3):
+        picture, reference = drawing(seed), moved(drawing(seed), turn=5)
+        logit = np.dot(WEIGHTS, evidence(picture, reference)) + BIAS
+        assert confirm(picture, reference) == float(1 / (1 + np.exp(-np.clip(float(logit), -30, 30))))
+    assert second_look_id().startswith("c01dfb181f65")
 
 
 def test_it_is_deterministic() -> None:
