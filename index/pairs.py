@@ -16,7 +16,7 @@ from index.embed import embed_each
 from index.errors import InputError
 from index.fingerprint import content_digest
 from index.picture import UnreadablePicture, read_picture
-from index.reference import MATCHING, NewReference
+from index.reference import MATCHING, Match, NewReference
 from index.sheet import delimiter_of
 from index.store import ReferenceIndex
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BLOCK = 64  # pictures embedded at a time
+ROUNDING = 1e-9  # of a cosine, summed in another order
 LARGEST = 512  # side of the copies made of a work
 COPY, NEAR_MISS, OTHER = "copy", "near-miss", "other"
 LABELS = {
@@ -175,9 +176,18 @@ class MadePairs:
             own, kept = self._index.embedding(ref_id).astype(np.float64), self._index.picture(ref_id)
             for copy, (vector, matches) in zip(edited, found, strict=False):
                 cosine = float(vector.astype(np.float64) @ own)
-                yield Pair(picture=copy, reference=kept, label=COPY, cosine=cosine, of=ref_id)
+                if self._missed(ref_id, cosine, matches):  # a run sees what was found instead
+                    yield self._pair(copy, matches[0].ref_id, COPY, matches[0].similarity, ref_id)
+                else:
+                    yield Pair(picture=copy, reference=kept, label=COPY, cosine=cosine, of=ref_id)
                 for match in [m for m in matches if m.ref_id != ref_id][:1]:
                     yield self._pair(copy, match.ref_id, OTHER, match.similarity, ref_id)
+
+    def _missed(self, ref_id: str, cosine: float, matches: Sequence[Match]) -> bool:
+        """Whether the search should have found a reference at this cosine and did not: beyond 20,000 it may miss one."""
+        if not matches or any(match.ref_id == ref_id for match in matches) or cosine <= matches[-1].similarity + ROUNDING:
+            return False
+        return self._index.reference(ref_id).status in MATCHING
 
     def _pair(self, picture: np.ndarray, ref_id: str, label: str, cosine: float, of: str) -> Pair:
         return Pair(picture=picture, reference=self._index.picture(ref_id), label=label, cosine=cosine, of=of)
@@ -204,8 +214,9 @@ def make_pairs(
 
     Copies are edited copies of every reference whose picture the index keeps or whose work is given again. Near misses are
     harmless pictures (which the caller knows to be no copies) against the reference nearest to each, as given and edited.
-    "Other" are the edited copies against the nearest *other* reference: how near two of the works come to each other. Where the
-    index keeps no picture there is no second look, as in a run.
+    "Other" are the edited copies against the nearest *other* reference: how near two of the works come to each other. A copy whose
+    work the search misses is compared with what it finds, so that the recall contains such misses. Where the index keeps no
+    picture there is no second look, as in a run.
 
     Raises (while it is gone through):
         InputError: no reference has a picture, or a harmless picture is a reference.

@@ -74,6 +74,23 @@ def test_pairs_are_made_of_every_kept_picture(index: ReferenceIndex, embedder: G
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(pairs, again, strict=True))
 
 
+def test_a_copy_that_the_search_misses_counts_as_what_is_found(
+    index: ReferenceIndex, embedder: GridEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [pair for pair in make_pairs(index, embedder, copies=3) if pair.label == COPY]
+    lost, search = plain[0].of, index.search
+    monkeypatch.setattr(
+        index, "search", lambda vectors, k: [[m for m in found if m.ref_id != lost] for found in search(vectors, k + 1)]
+    )
+    missed = [pair for pair in make_pairs(index, embedder, copies=3) if pair.label == COPY]
+    for before, after in zip(plain, missed, strict=True):
+        assert before.of == after.of and before.cosine is not None and after.cosine is not None
+        assert after.cosine < before.cosine if after.of == lost else after.cosine == before.cosine
+    index.set_status(lost, "allowed")  # it is not to be found
+    allowed = [pair.cosine for pair in make_pairs(index, embedder, copies=3) if pair.label == COPY and pair.of == lost]
+    assert allowed == [pair.cosine for pair in plain if pair.of == lost]
+
+
 def test_an_index_without_pictures_cannot_make_copies(tmp_path: Path, embedder: GridEmbedder) -> None:
     bare = ReferenceIndex.build(tmp_path / "bare", [work(1, keep_picture=False)], embedder)
     with pytest.raises(InputError, match="keeps no pictures"):
