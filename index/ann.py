@@ -1,7 +1,8 @@
 """Choose the FAISS index for a number of vectors, search it for candidates, and rank them exactly.
 
 FAISS proposes, exact cosines decide. Up to :data:`FLAT_LIMIT` vectors a flat index is exact and fast enough; beyond, it is an
-inverted file (:mod:`index.inverted`). Ids are the numbers of the rows. Either file is mapped into memory, not read.
+inverted file (:mod:`index.inverted`), which is asked for more candidates where works resemble one another. Ids are the numbers
+of the rows. Either file is mapped into memory, not read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 FLAT_LIMIT = 20_000
 SPARE = 32  # candidates of a flat index beyond the k wanted, for the exact ranking
 SPARE_CODED = 96  # the same of an inverted file, whose codes rank roughly
+WIDER = (1, 8, 64)  # times as many, one after the other, while a vector beyond them might be nearer
+EVERY = 4096  # times so many vectors or fewer are all compared instead: codes would not be faster, and might miss one
+FLOOR = 0.57  # cosine below which nobody asks who is near: the shipped guard takes its second look from .5709 on
 BLOCK = 16_384  # vectors added at a time
 AT_ONCE = 256  # queries searched at a time
 ROUNDING = 1e-4  # more than float32 can be off in a product of two unit vectors
@@ -75,7 +79,7 @@ def candidates(index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | No
         return index.search(queries, k, allowed)
     selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
     if isinstance(index, inverted.Inverted):
-        return index.search(queries, 2 * k + SPARE_CODED, selector)
+        return index.search(queries, 2 * k + SPARE_CODED, selector)[0]
     wanted = min(index.ntotal, 2 * k + SPARE)
     settings = faiss.SearchParameters(sel=selector)
     if isinstance(index, faiss.IndexIVF):  # of segments that were written before there was index.inverted
@@ -98,10 +102,68 @@ def nearest(
     Returns:
         For every query its rows int64 (M,) and their exact cosines float64 (M,): float64 products of the float32 vectors.
     """
-    found = []
+    from index import inverted
+
+    queries, found = np.ascontiguousarray(queries, np.float32), []
+    if isinstance(index, inverted.Inverted) and k and index.ntotal:
+        return _nearest_by_codes(index, vectors, queries, k, allowed)
     for start in range(0, len(queries), AT_ONCE):
-        block = np.ascontiguousarray(queries[start : start + AT_ONCE], np.float32)
+        block = queries[start : start + AT_ONCE]
         found += _ranked(vectors, block, candidates(index, block, k, allowed), k)
+    return found
+
+
+def _nearest_by_codes(
+    index: Any, vectors: np.ndarray, queries: np.ndarray, k: int, allowed: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same from an inverted file, whose codes tell works that resemble one another badly apart.
+
+    More candidates are ranked as long as the weakest of them has a better code than a vector at the k-th exact cosine (or at
+    :data:`FLOOR`) is expected to have: beyond it there may be nearer ones. Most queries need no more than the first ones.
+    """
+    faiss = _faiss()
+    selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
+    found = [(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
+    left, last, beyond = np.arange(len(queries)), np.full(len(queries), -1.0), np.full(len(queries), -np.inf, np.float32)
+    first = 2 * (2 * k + SPARE_CODED)  # a row may stand there twice
+    for times in WIDER:
+        every = times > 1 and len(vectors) <= EVERY * times
+        step, unsure = max(1, AT_ONCE // (4 if every else times)), np.zeros(len(queries), bool)
+        for start in range(0, len(left), step):
+            at = left[start : start + step]
+            if every:
+                proposed = _reaching(vectors, queries[at], last[at] - ROUNDING, allowed)
+            else:
+                proposed, scores = index.search(queries[at], times * (2 * k + SPARE_CODED), selector)
+                full, weakest = proposed[:, -1] >= 0, scores[:, -1]
+                proposed[:, first:][scores[:, first:] <= beyond[at, None]] = -1  # hardly nearer than what was found before
+            ranked = _ranked(vectors, queries[at], proposed, k)
+            for n, each in zip(at.tolist(), ranked, strict=True):
+                found[n] = each
+            if not every:
+                last[at] = [cosines[k - 1] if len(cosines) >= k else -1 for _, cosines in ranked]
+                beyond[at] = index.expected(queries[at], np.clip(last[at], FLOOR, 1), vectors)
+                unsure[at] = full & (weakest > beyond[at])
+        left = np.flatnonzero(unsure)
+    return found
+
+
+def _reaching(vectors: np.ndarray, queries: np.ndarray, least: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    """The rows int64 (N, M) whose products with their query reach its ``least``, by brute force; -1 where there are fewer."""
+    may = None if allowed is None else np.unpackbits(allowed, count=len(vectors), bitorder="little").astype(bool)
+    at, rows = [], []
+    for start in range(0, len(vectors), BLOCK):
+        reached = queries @ vectors[start : start + BLOCK].T >= least.astype(np.float32)[:, None]
+        if may is not None:
+            reached &= may[start : start + BLOCK]
+        one, other = np.nonzero(reached)
+        at.append(one)
+        rows.append(other + start)
+    of, row = np.concatenate(at), np.concatenate(rows)
+    order = np.argsort(of, kind="stable")
+    counts = np.bincount(of, minlength=len(queries))
+    found = np.full((len(queries), int(counts.max())), -1, np.int64)
+    found[np.arange(found.shape[1]) < counts[:, None]] = row[order]
     return found
 
 

@@ -214,9 +214,9 @@ def make_pairs(
 
     Copies are edited copies of every reference whose picture the index keeps or whose work is given again. Near misses are
     harmless pictures (which the caller knows to be no copies) against the reference nearest to each, as given and edited.
-    "Other" are the edited copies against the nearest *other* reference: how near two of the works come to each other. A copy whose
-    work the search misses is compared with what it finds, so that the recall contains such misses. Where the index keeps no
-    picture there is no second look, as in a run.
+    "Other" are the edited copies against the nearest *other* reference: how near two of the works come to each other. A copy
+    whose work the search misses is compared with what it finds, so that the recall contains such misses. Where the index keeps
+    no picture there is no second look, as in a run.
 
     Raises (while it is gone through):
         InputError: no reference has a picture, or a harmless picture is a reference.

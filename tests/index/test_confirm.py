@@ -59,7 +59,7 @@ def test_empty_and_odd_pictures_give_a_score(side: int) -> None:
 
 FIELDS = {
     "one colour": np.full((512, 512, 3), (0, 47, 167), np.uint8),
-    "grain": ((0, 47, 167) + np.random.default_rng(0).integers(-3, 4, (512, 512, 3))).clip(0, 255).astype(np.uint8),
+    "grain": (np.array([0, 47, 167]) + np.random.default_rng(0).integers(-3, 4, (512, 512, 3))).clip(0, 255).astype(np.uint8),
     "gradient": np.linspace(0, 255, 512).astype(np.uint8)[None, :, None].repeat(512, axis=0).repeat(3, axis=2),
 }
 

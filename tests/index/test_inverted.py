@@ -61,6 +61,66 @@ def test_nearest_are_those_of_brute_force_to_the_last_bit(written: tuple[np.ndar
         assert rows[0] == exact.argmax() and cosines[0] == exact.max() and (np.diff(cosines) <= 0).all()
 
 
+# --- works that resemble one another ------------------------------------------------------------------------------------------
+
+ALIKE = 1000
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, Path]:
+    """3,000 vectors in any direction, and 1,000 at cosines around 0.9 of one another."""
+    near = unit(1, 64, seed=4) + 0.33 * unit(ALIKE, 64, seed=5)
+    vectors = np.concatenate([unit(3000, 64, seed=6), near / np.linalg.norm(near, axis=1, keepdims=True)]).astype(np.float32)
+    path = tmp_path_factory.mktemp("alike") / "file"
+    inverted.write(vectors, path)
+    return vectors, path
+
+
+@pytest.mark.parametrize("every", [0, ann.EVERY], ids=["by codes", "by brute force"])
+@pytest.mark.parametrize("cosine", [1.0, 0.9])
+def test_works_that_resemble_one_another_are_told_apart(
+    alike: tuple[np.ndarray, Path], monkeypatch: pytest.MonkeyPatch, every: int, cosine: float
+) -> None:
+    monkeypatch.setattr(ann, "EVERY", every)
+    vectors, path = alike
+    queries = cosine * vectors[-200:] + (1 - cosine**2) ** 0.5 * unit(200, 64, seed=7)
+    queries = np.asarray(queries / np.linalg.norm(queries, axis=1, keepdims=True), np.float32)
+    allowed = np.random.default_rng(8).random(len(vectors)) < 0.7
+    for may, those in ((None, np.ones(len(vectors), bool)), (ann.bits(allowed), allowed)):
+        for query, (rows, cosines) in zip(queries, ann.nearest(ann.mapped(path), vectors, queries, 3, may), strict=True):
+            exact = np.where(those, np.sum(vectors.astype(np.float64) * query.astype(np.float64), axis=1), -2)
+            assert cosines.tolist() == np.sort(exact)[:-4:-1].tolist() and rows[0] == exact.argmax()
+
+
+def test_other_queries_are_hardly_asked_again(alike: tuple[np.ndarray, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ann, "EVERY", 0)
+    vectors, path = alike
+    index, asked = ann.mapped(path), []
+
+    def counted(queries: np.ndarray, wanted: int, selector: object) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(queries))
+        return inverted.Inverted.search(index, queries, wanted, selector)
+
+    monkeypatch.setattr(index, "search", counted)
+    ann.nearest(index, vectors, vectors[:200], 1)  # at cosine 1, and nothing else is near
+    assert asked[0] == 200 and sum(asked) <= 204
+
+
+def test_a_code_hardly_falls_below_what_is_expected_of_it(alike: tuple[np.ndarray, Path]) -> None:
+    vectors, path = alike
+    index = ann.mapped(path)
+    queries = np.asarray(0.9 * vectors[::100] + 0.44 * unit(40, 64, seed=9), np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    found, scores = index.search(queries, len(vectors), None)
+    cosines = np.einsum("qmd,qd->qm", vectors[np.maximum(found, 0)], queries)
+    near = (found >= 0) & (cosines > 0.6)
+    expected = np.stack([index.expected(queries, cosines[:, n], vectors) for n in range(cosines.shape[1])], axis=1)
+    assert near.sum() > 1000 and (scores >= expected)[near].mean() > 0.99
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+
+
 def test_no_row_comes_twice(written: tuple[np.ndarray, Path]) -> None:
     vectors, path = written
     assert all(len(set(rows.tolist())) == len(rows) == 3 for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3))

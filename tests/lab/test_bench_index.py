@@ -46,12 +46,18 @@ def test_the_same_numbers_are_made_again(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, dict[str, Any]]:
     steps = {"build": parts.build, "truth": parts.truth, "search": parts.search, "open": parts.opening, "change": parts.change}
+    steps["alike"] = parts.alike
     return {name: step(folder, ROWS, True) for name, step in steps.items()}
 
 
 def test_every_decision_is_that_of_brute_force(found: dict[str, dict[str, Any]]) -> None:
     search = found["search"]
     assert search["decisions"] == search["queries"] == 320 and search["pairs_found"] == search["pairs"] > 100
+
+
+def test_works_that_resemble_one_another_are_told_apart(found: dict[str, dict[str, Any]]) -> None:
+    alike = found["alike"]
+    assert (alike["templated"], alike["best"], alike["pairs_found"]) == (300, alike["queries"], alike["pairs"])
 
 
 def test_nothing_that_is_retired_is_found(found: dict[str, dict[str, Any]]) -> None:

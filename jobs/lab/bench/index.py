@@ -20,7 +20,7 @@ from jobs.lab.bench.measures import Measure, publish, share, spread
 
 SIZES = (20_000, 200_000, 1_000_000)
 HELD = 200_000  # references from which on the goals hold
-PARTS = ("data", "build", "truth", "search", "open", "change")
+PARTS = ("data", "build", "truth", "search", "open", "change", "alike")
 PICTURES = 768  # embedded for the rate of building
 QUERIES = 5_000  # made-up ones; real ones come on top
 
@@ -43,7 +43,7 @@ def bench(out: Path, *, quick: bool = False, work: Path, sizes: Sequence[int] = 
 
 def of_size(rows: int, found: dict[str, dict[str, Any]], *, goals: bool) -> list[Measure]:
     """The measures of one size, out of what the parts found."""
-    search, change, build = found["search"], found["change"], found["build"]
+    search, change, build, alike = found["search"], found["change"], found["build"], found["alike"]
 
     def goal(value: float) -> float | None:
         return value if goals else None
@@ -60,6 +60,9 @@ def of_size(rows: int, found: dict[str, dict[str, Any]], *, goals: bool) -> list
         share(f"{name}decisions equal to Flat's", search["decisions"], search["queries"], goal(1.0)),
         share(f"{name}… of the queries that are real embeddings", search["real_decisions"], search["real"], goal(1.0)),
         share(f"{name}recall at the threshold, pairs of the nearest 3", search["pairs_found"], search["pairs"], goal(0.999)),
+        share(f"{name}copies among works that are alike: nearest as Flat's", alike["best"], alike["queries"], goal(1.0)),
+        share(f"{name}… pairs of the nearest 3", alike["pairs_found"], alike["pairs"], goal(0.999)),
+        spread(f"{name}… seconds a query ÷ those of other queries", alike["ratios"], better="lower"),
         spread(f"{name}queries in a second ÷ Flat's, in batches", search["batch_ratios"], goal(10.0)),
         spread(f"{name}queries in a second ÷ Flat's, one by one", search["single_ratios"], goal(10.0)),
         spread(f"{name}queries in a second, in batches", search["batch_rates"]),

@@ -18,6 +18,7 @@ BLOCK = 16_384  # vectors made at a time
 PER_CLUSTER = 40
 EDITED = 20  # edited versions of every drawing among the references
 ASKED = 32  # other edited versions of every drawing among the queries
+ALIKE = ((300, 0.95), (1_000, 0.95), (2_000, 0.9))  # works of one template: how many, and how much of each is the template
 NEAR = 0.08  # of the threshold, on both sides: cosine of a near-copy
 
 
@@ -78,6 +79,35 @@ def queries(references: np.ndarray, made_up: int, real: np.ndarray) -> Asked:
     misses = _members(len(references), len(references), made_up - copies)
     vectors = np.concatenate([_unit(near.astype(np.float32)), misses, real])
     return Asked(vectors=vectors, real=np.arange(len(vectors)) >= made_up)
+
+
+def write_alike(path: Path, references: np.ndarray) -> np.ndarray:
+    """Write the references float32 (N, DIM) again, with works of a few templates in place of the first ones.
+
+    Returns:
+        int64 (A,): the rows of these works. A template that would take more than half of the references is left out.
+    """
+    out = np.lib.format.open_memmap(path, "w+", np.float32, references.shape)
+    for start in range(0, len(references), BLOCK):
+        out[start : start + BLOCK] = references[start : start + BLOCK]
+    rng, taken = np.random.default_rng([SEED, len(references), 1]), 0
+    for count, share in ALIKE:
+        if taken + count <= len(references) // 2:
+            template, own = (_unit(rng.normal(size=(n, DIM)) * spectrum()) for n in (1, count))
+            out[taken : taken + count] = _unit(share * template + np.sqrt(1 - share**2) * own)
+            taken += count
+    out.flush()
+    return np.arange(taken)
+
+
+def copies_of(vectors: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Queries float32 (count, DIM): copies of some of these rows, half of them verbatim, half at a cosine of 0.85 to 0.99."""
+    rng = np.random.default_rng([SEED, len(vectors), 2])
+    source = np.asarray(vectors[np.sort(rng.choice(rows, count))], np.float32)
+    cosine = np.where(np.arange(count) % 2, rng.uniform(0.85, 0.99, count), 1.0)[:, None]
+    noise = rng.normal(size=(count, DIM))
+    noise -= np.sum(noise * source, axis=1, keepdims=True) * source
+    return _unit(cosine * source + np.sqrt(1 - cosine**2) * _unit(noise))
 
 
 def further(rows: int, count: int) -> np.ndarray:

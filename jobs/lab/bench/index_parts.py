@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.lab.bench.index import QUERIES
-from jobs.lab.bench.index_data import DIM, Asked, drawings, further, queries, threshold, write_references
+from jobs.lab.bench.index_data import (
+    DIM,
+    Asked,
+    copies_of,
+    drawings,
+    further,
+    queries,
+    threshold,
+    write_alike,
+    write_references,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from index.reference import Match
@@ -49,7 +59,8 @@ def main(part: str, folder: str, rows: int, quick: bool) -> None:
 
     faiss.omp_set_num_threads(1)
     parts: dict[str, Callable[[Path, int, bool], dict[str, Any]]] = {
-        "data": data, "build": build, "truth": truth, "search": search, "open": opening, "change": change, "pictures": pictures,
+        "data": data, "build": build, "truth": truth, "search": search, "open": opening, "change": change, "alike": alike,
+        "pictures": pictures,
     }  # fmt: skip
     print(json.dumps(parts[part](Path(folder), rows, quick)))
 
@@ -196,6 +207,36 @@ def search(folder: Path, rows: int, quick: bool) -> dict[str, Any]:
         found[f"{name}_ratios"] = [other / mine for mine, other in pace]
         found[f"{name}_seconds"] = float(np.median([mine for mine, _ in pace]))
     return found
+
+
+def alike(folder: Path, rows: int, quick: bool) -> dict[str, Any]:
+    """Works that resemble one another by hundreds: the search held against brute force, and its cost beside that elsewhere."""
+    import faiss
+
+    from index import ann
+
+    templated = write_alike(folder / "alike.npy", vectors_of(folder))
+    vectors: np.ndarray = np.load(folder / "alike.npy", mmap_mode="r")
+    ann.write(vectors, folder / "alike.faiss", flat_limit=QUICK_FLAT if quick else ann.FLAT_LIMIT)
+    index = ann.mapped(folder / "alike.faiss")
+    asked, others = copies_of(vectors, templated, 200 if quick else 1_000), asked_of(folder).vectors
+    _, near = faiss.knn(asked, vectors, KNOWN, metric=faiss.METRIC_INNER_PRODUCT)
+    best = pairs = 0
+    for query, known, (_, cosines) in zip(asked, near, ann.nearest(index, vectors, asked, K), strict=True):
+        wanted = np.sort(exact(vectors, known, query))[::-1][:K]
+        best += bool(cosines[0] == wanted[0])
+        pairs += int((cosines[:K] == wanted).sum())
+    times = []
+    for turn in range(1 if quick else ROUNDS):
+        mine, usual = (
+            _pace(lambda block: ann.nearest(index, vectors, block, K), some, BATCH if len(some) > 2 * BATCH else 64, 512, turn)
+            for some in (asked, others)
+        )
+        times.append(mine / usual)
+    for name in ("alike.faiss", "alike.npy"):
+        (folder / name).unlink()
+    return {"templated": len(templated), "queries": len(asked), "best": best, "pairs": K * len(asked), "pairs_found": pairs,
+            "ratios": times}  # fmt: skip
 
 
 def _warm(folder: Path) -> None:
