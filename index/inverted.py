@@ -33,7 +33,7 @@ ALIGNED = 64
 LEAST, SHARE, REACH = 32, 0.15, 0.3  # lists looked into: so many, up to a share of all, those within reach of the nearest
 SAMPLE = 1024  # vectors whose codes are held against themselves
 KEEPS = 0.01  # share of them whose codes keep less than :meth:`Inverted.expected` reckons with
-SIGMAS = 2.0  # of the part of a score that is chance
+SIGMAS = 1.5  # of the part of a score that is chance
 STEPS = 0.005  # the fast scan's tables are of 8 bits: scores are off by .003 where this was measured
 
 
