@@ -247,7 +247,11 @@ def test_a_signal_ends_a_training_with_its_number(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(module, "train", ended)
     a_set(tmp_path / "set.parquet", 4)
-    result = call("train", tmp_path / "set.parquet", "--out", tmp_path / "eraser")
+    before = signal.signal(number, signal.default_int_handler)  # under nohup SIGHUP would be ignored, as it should
+    try:
+        result = call("train", tmp_path / "set.parquet", "--out", tmp_path / "eraser")
+    finally:
+        signal.signal(number, before)
     assert result.exit_code == 128 + number
     assert f"stopped by {signal.Signals(number).name}" in result.output
     assert f"The same command continues in {tmp_path / 'eraser'}" in result.output

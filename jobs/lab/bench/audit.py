@@ -281,7 +281,8 @@ def _table(number: int, size: int, context: RunContext) -> pa.Table:
     rows = table.to_pylist()
     for row in rows:
         data = rng.bytes(size)
-        row.update(image={"bytes": data, "path": "x.png"}, file_sha256=hashlib.sha256(data).hexdigest())
+        image = {"bytes": data, "path": f"{row['sample_id']}.png"}
+        row.update(image=image, media_type="image/png", file_sha256=hashlib.sha256(data).hexdigest())
     plain = table.schema.remove_metadata()
     return chained(iter(rows), plain, header("samples", f"{number:05d}", context))
 
