@@ -109,7 +109,7 @@ class CopiesGuard:
     def probe(cls, embedder_id: str, look_id: str = "") -> Probe:
         """The guard's version with an embedder and a second look (empty: alignment), without loading them."""
         second = look_id or id_of_look(ALIGNMENT)
-        version = f"5+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
+        version = f"6+{embedder_id.rsplit('-', 1)[-1][:8]}+{second[:8]}"
         return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:

@@ -20,6 +20,7 @@ EVERY = 4096  # times so many vectors or fewer are all compared instead: codes w
 FLOOR = 0.57  # cosine below which nobody asks who is near: the shipped guard takes its second look from .5709 on
 BLOCK = 16_384  # vectors added at a time
 AT_ONCE = 256  # queries searched at a time
+PAIRS = 16_384  # of a query and a vector, compared in float64 at a time
 ROUNDING = 1e-4  # more than float32 can be off in a product of two unit vectors
 
 
@@ -181,7 +182,10 @@ def _ranked(vectors: np.ndarray, queries: np.ndarray, proposed: np.ndarray, k: i
     at, column = np.nonzero((rough >= least[:, None]) & (proposed >= 0))
     pairs = np.unique(at * len(vectors) + proposed[at, column])
     at, rows = pairs // len(vectors), pairs % len(vectors)
-    cosines = np.sum(vectors[rows].astype(np.float64) * queries[at].astype(np.float64), axis=1)
+    cosines = np.empty(len(rows))
+    for start in range(0, len(rows), PAIRS):  # works that nearly tie may be very many
+        of, row = at[start : start + PAIRS], rows[start : start + PAIRS]
+        cosines[start : start + PAIRS] = np.sum(vectors[row].astype(np.float64) * queries[of].astype(np.float64), axis=1)
     order = np.lexsort((-cosines, at))
     at, rows, cosines = at[order], rows[order], cosines[order]
     ends = np.searchsorted(at, np.arange(count + 1))

@@ -19,8 +19,9 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         Twice: a key stands there twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise Twice(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Twice(f"{name!r} appears twice")
+        found[name] = value
     return found

@@ -126,6 +126,15 @@ def test_no_row_comes_twice(written: tuple[np.ndarray, Path]) -> None:
     assert all(len(set(rows.tolist())) == len(rows) == 3 for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3))
 
 
+def test_cosines_are_the_same_in_blocks(alike: tuple[np.ndarray, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, path = alike
+    index, queries = ann.mapped(path), vectors[:40]
+    whole = ann.nearest(index, vectors, queries, 3)
+    monkeypatch.setattr(ann, "PAIRS", 7)
+    for (rows, cosines), (again, parts) in zip(whole, ann.nearest(index, vectors, queries, 3), strict=True):
+        assert rows.tolist() == again.tolist() and cosines.tolist() == parts.tolist()
+
+
 def test_rows_that_tie_with_the_last_are_all_returned() -> None:
     vectors = np.concatenate([unit(1, 8).repeat(5, axis=0), unit(30, 8, seed=3)])
     [(rows, _)] = ann._ranked(vectors, vectors[:1], np.arange(35)[None], 2)

@@ -139,6 +139,10 @@ def test_what_makes_no_groups_is_refused(made: dict[str, int], what: str, fix: s
 def test_calls_that_hold_no_group_are_refused_before_the_model_is_loaded() -> None:
     with pytest.raises(ConfigError, match=r"generation\.rows: a call has 16 rows, and a group of 10 takes 20"):
         require_rows(config(samples=10, size=10))
+    require_rows(config(samples=10, size=10, guidance_until=0.0))  # no step is guided: one row a member
+    with pytest.raises(ConfigError, match="takes 20"):
+        require_rows(config(samples=10, size=10, guidance_until=0.1, steps=6))
+    require_rows(config(samples=10, size=10, guidance_until=0.1, steps=4))
 
 
 def test_a_row_that_is_guided_by_its_own_scale_needs_two_rows_a_member() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,10 @@ def test_a_share_of_guidance_that_rounds_to_no_step_is_noted(tiny_model: Callabl
         "prompts have no effect there. Set it above 0.125"
     )
     assert not guidance_notes(drawn, todo[1:]) and not guidance_notes(replace(drawn, guidance_until=1.0), todo)
+    unasked = replace(drawn, guidance_scale=1.0)  # guidance would act at no share
+    assert not guidance_notes(unasked, todo) and not guidance_notes(unasked, []) and guidance_notes(drawn, [])
+    assert not guidance_notes(drawn, todo, distilled=True)
+    assert guidance_notes(replace(drawn, true_guidance_scale=2.0), todo, distilled=True)
     runtime = Runtime(
         RunConfig(prompts="-", model=model, generation=drawn), Policy(ladder=(NegativeRung(),)), load_model(model)
     )
@@ -88,11 +93,17 @@ def test_prompts_that_are_cut_or_cannot_be_read_are_noted() -> None:
     def truncated(prompt: str) -> bool:
         return len(weighted(prompt).text) > 77
 
-    prompts = ("(a cat:1.3)", "(a cat:99)", "a dog " * 40, "(" * 60 + "a" + ")" * 60, "(a dog:99)")
+    prompts = ("(a cat:1.3)", "(a cat:99)", "a dog " * 40, "(" * 60 + "a" + ")" * 60)
     todo = [Request(row_no=i, key=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
-    notes = [note.text for note in length_notes(todo, SimpleNamespace(truncated=truncated))]  # type: ignore[arg-type]
+    todo.append(Request(row_no=4, key="4", prompt="a dog", negative_prompt="(a cat:99)"))
+    guided = {"on": True}
+    engine = SimpleNamespace(guides=lambda scale, steps: guided["on"])
+    runtime: Any = SimpleNamespace(truncated=truncated, engine=engine, adapters=SimpleNamespace(plain=weighted))
+    notes = [note.text for note in length_notes(todo, runtime)]
     assert notes[0].startswith("2 of 5 requests will end as error rows: prompt: the weight 99 is not from 0 to 10")
     assert notes[1].startswith("1 of 5 requests will end as error rows: prompt: brackets stand more than 50 deep")
+    guided["on"] = False  # nobody reads negative prompts then
+    assert length_notes(todo, runtime)[0].text.startswith("1 of 5 requests will end as error rows: prompt: the weight")
     assert notes[2:] == ["1 of 5 prompts are longer than the text encoder takes: their ends are cut off"]
 
 

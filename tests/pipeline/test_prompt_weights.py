@@ -57,6 +57,9 @@ def test_the_product_is_what_counts_and_not_what_it_is_made_of() -> None:
         assert weighted(prompt).text == "cat"
     with pytest.raises(InputError, match="the weight 11 is not"):
         weighted("((cat:11):0.1)")
+    with pytest.raises(InputError) as caught:
+        weighted(f"(cat:{'9' * 5000})")
+    assert len(str(caught.value)) < 200
 
 
 def test_brackets_nest_up_to_a_depth() -> None:

@@ -165,8 +165,8 @@ def summed(rows: list[dict[str, Any]]) -> list[Measure]:
 
 
 def threshold(misses: np.ndarray) -> float:
-    """The smallest score that at most :data:`FALSE_ALARMS` of these near misses reach."""
-    ordered = np.sort(misses)
+    """The smallest score that at most :data:`FALSE_ALARMS` of these near misses reach; NaN (not judged) reaches none."""
+    ordered = np.sort(np.nan_to_num(misses, nan=-np.inf))
     return float(np.nextafter(ordered[len(ordered) - int(FALSE_ALARMS * len(ordered)) - 1], np.inf))
 
 

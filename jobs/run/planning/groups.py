@@ -90,6 +90,8 @@ def require_rows(config: RunConfig, requests: Sequence[Request] = ()) -> None:
         own = [one for one in requests if one.group and (one.stated.guidance_scale or 0) > 1]
         if own:
             guided, by = True, f"the guidance_scale {own[0].stated.guidance_scale:g} of {own[0].key!r}"
+    steps = [one.stated.steps or g.drawn_steps for one in requests if one.group]
+    guided = guided and round(g.guidance_until * max(steps, default=g.drawn_steps)) > 0
     if cls.guided is not LatentDiffusion.guided:  # it depends on more than the class: the opened model decides
         guided = False
     if g.diversity.size * (2 if guided else 1) > g.rows:

@@ -41,7 +41,7 @@ def notes_of(
     folder, cls, parts = look_at(config.model)
     notes = list(parts.notes)
     drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
-    notes += [*drawn.notes, *guidance_notes(drawn.generation, requests)]
+    notes += [*drawn.notes, *guidance_notes(drawn.generation, requests, distilled=cls.distilled)]
     if config.generation.scheduler == "auto":
         _, text = sampler_of(parts.scheduler, flow=cls.flow)
         notes += [Note("scheduler", text)] if text else []
@@ -61,13 +61,24 @@ def notes_of(
     return [*notes, *key_notes(config, base), *watermark_notes(config, base, _largest_side(config.model, folder, requests))]
 
 
-def guidance_notes(drawn: GenerationConfig, requests: Sequence[Request]) -> list[Note]:
-    """That a share of the steps rounds to none, so that guidance acts in no step; ``drawn``: with steps and scale in force."""
+def guidance_notes(drawn: GenerationConfig, requests: Sequence[Request], *, distilled: bool = False) -> list[Note]:
+    """That a share of the steps rounds to none, so that guidance which is asked for acts in no step.
+
+    Args:
+        drawn: with steps and scale in force.
+        requests: of the run.
+        distilled: whether the network takes the scale as an input: guidance is then that of ``true_guidance_scale``.
+    """
     share, usual = drawn.guidance_until, drawn.drawn_steps
     if not 0 < share <= 0.5:  # 0 says so itself, and more than a half of one step is that step
         return []
-    taken = [one.stated.steps or usual for one in requests if one.problem is None]
-    none = [steps for steps in taken or [usual] if not round(share * steps)]
+
+    def asks(own: float | None) -> bool:
+        return (drawn.true_guidance_scale if distilled else drawn.drawn_guidance if own is None else own) > 1
+
+    there = [one for one in requests if one.problem is None]
+    taken = [one.stated.steps or usual for one in there if asks(one.stated.guidance_scale)]
+    none = [steps for steps in (taken if there else [usual] if asks(None) else []) if not round(share * steps)]
     if not none:
         return []
     which = f" in {len(none)} of {len(requests)} requests" if taken else ""

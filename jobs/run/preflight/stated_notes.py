@@ -104,6 +104,8 @@ def length_notes(todo: Sequence[Request], runtime: Runtime) -> list[Note]:
         if request.problem is None:
             try:
                 cut += runtime.truncated(request.prompt)
+                if runtime.engine.guides(request.stated.guidance_scale, request.stated.steps):
+                    runtime.adapters.plain(request.negative_prompt)
             except ClearanceError as error:
                 unread[str(error)] += 1
     notes = [

@@ -113,7 +113,7 @@ def _read(prompt: str, at: int, end: int, weight: float, closed: dict[int, int],
             if number is not None:
                 factor = float(number[1])
                 if not 0 <= factor <= MOST:
-                    what = f"the weight {number[1]} is not from 0 to {MOST:g}"
+                    what = f"the weight {number[1]:.20} is not from 0 to {MOST:g}"
                     raise InputError(what, where="prompt", fix=f"Write another number, {_AS_TEXT}")
             _read(prompt, at + 1, behind if number is None else colon, weight * factor, closed, text, weights)
             at = behind + 1
