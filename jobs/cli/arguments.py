@@ -153,15 +153,33 @@ def _is_run(folder: Path) -> bool:
 
 
 def every_run(named: Sequence[str]) -> list[str]:
-    """Runs by name; a folder of runs stands for all of them, damaged ones too, so that a claim reaches or names every one."""
+    """Runs by name; a folder of runs stands for all of them, damaged ones too, so that a claim reaches or names every one.
+
+    A link to nothing beside the runs is in the list too: it may have been a run, and is named as not reached.
+
+    Raises:
+        InputError: a run lies one folder deeper than those of a folder of runs, and no name reaches it.
+    """
     from index.storage import is_folder
-    from jobs.run.dataset.chain import runs_inside
+    from jobs.run.dataset.chain import left_out, look_inside
 
     found: list[str] = []
+    deeper: list[Path] = []
     for name in named:
         folder = a_place(name)
-        inside = runs_inside(folder) if is_folder(folder) and not _is_run(folder) else []
-        found += map(str, inside) if inside else [name]
+        inside = look_inside(folder) if is_folder(folder) and not _is_run(folder) else None
+        if inside is None or not inside.runs:
+            found.append(name)
+            continue
+        found += map(str, (*inside.runs, *inside.lost))
+        deeper += inside.deeper
+    # All names count: `--runs runs --runs runs/archive` misses no run in either.
+    reached = {os.path.realpath(str(a_place(name))) for name in found}
+    for one in deeper:
+        if os.path.realpath(str(one)) not in reached:
+            raise left_out(
+                one, fix=f"Name {one.parent} too, as a folder of runs of its own, or move its runs beside the others"
+            )
     return found
 
 

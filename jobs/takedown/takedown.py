@@ -6,6 +6,7 @@ its events in one part. The same command again finds what is done and does the r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -126,7 +127,7 @@ def carry_out(
 def _require_runs(runs: Sequence[str]) -> None:
     if not runs:
         raise InputError("names no run", where="--runs", fix="Name the runs that may hold copies of the works")
-    resolved = [str(place(run).resolve()) for run in runs]
+    resolved = [os.path.realpath(str(place(run))) for run in runs]  # Path.resolve raises on a link that leads to itself
     twice = sorted({run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
         raise InputError(f"names a run twice: {twice[0]}", where="--runs", fix="Name every run once")

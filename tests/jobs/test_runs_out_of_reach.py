@@ -13,6 +13,7 @@ from index.errors import ClearanceError, InputError
 from index.storage import entries, entry_of
 from jobs.cli import main as cli
 from jobs.cli.arguments import every_run
+from jobs.run.dataset.chain import runs_inside
 from jobs.run.dataset.out import Out
 from tests.jobs.data_sets import grown, project, three  # noqa: F401 - fixtures
 
@@ -59,7 +60,8 @@ def test_a_claim_reaches_or_names_it(away: tuple[Path, str]) -> None:
 def test_no_set_is_shown_without_it(away: tuple[Path, str], command: str) -> None:
     folder, name = away
     done = call(command, folder)
-    assert name in done.stdout + done.stderr or done.exit_code != 0
+    assert name in done.output
+    assert done.exit_code == (0 if (folder / name).is_symlink() else 2), done.output
 
 
 def test_no_set_is_exported_without_it(away: tuple[Path, str], tmp_path: Path) -> None:
@@ -81,10 +83,51 @@ def test_a_link_to_a_run_beside_it_is_no_second_run(grown: Path) -> None:  # noq
     assert every_run([str(grown)]) == before
 
 
-def test_a_link_to_nothing_is_named(grown: Path) -> None:  # noqa: F811
+def test_a_claim_names_a_link_to_nothing_and_reaches_the_others(grown: Path) -> None:  # noqa: F811
+    before = every_run([str(grown)])
     (grown / "0004").symlink_to(grown.parent / "unmounted")
-    with pytest.raises(InputError, match="0004: is a link to nothing"):
+    (grown / "0005").symlink_to("0005")
+    assert every_run([str(grown)]) == [*before, str(grown / "0004"), str(grown / "0005")]
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+@pytest.mark.parametrize(("name", "code"), [("0004", 2), ("2026.11", 2), ("older", 2), ("notes.txt", 0)])
+def test_a_set_is_refused_for_a_link_to_nothing_that_may_be_a_run(grown: Path, command: str, name: str, code: int) -> None:  # noqa: F811
+    (grown / name).symlink_to(grown.parent / "unmounted")
+    done = call(command, grown)
+    assert done.exit_code == code, done.output
+    assert (f"{name}: is a link to nothing" in " ".join(done.output.split())) == bool(code)
+
+
+def test_a_link_to_nothing_with_the_ending_of_a_run_may_be_one(grown: Path) -> None:  # noqa: F811
+    (grown / "0003").rename(grown / "0003.cats")
+    (grown / "0004.cats").symlink_to(grown.parent / "unmounted")
+    with pytest.raises(InputError, match=r"0004\.cats: is a link to nothing"):
+        runs_inside(grown)
+
+
+def test_what_is_no_run_beside_the_runs_refuses_nothing(grown: Path) -> None:  # noqa: F811
+    before = every_run([str(grown)])
+    (grown / "venv").mkdir()
+    (grown / "venv" / "lib64").symlink_to("gone")
+    (grown / "here").symlink_to(".")
+    (grown / "links").mkdir()
+    (grown / "links" / "latest").symlink_to(grown / "0003")
+    assert every_run([str(grown)]) == before
+    assert [str(run) for run in runs_inside(grown)] == before
+
+
+def test_a_deeper_run_is_passed_over_where_its_folder_is_named_too(grown: Path) -> None:  # noqa: F811
+    (grown / "archive").mkdir()
+    shutil.copytree(grown / "0001", grown / "archive" / "old")
+    with pytest.raises(InputError, match=r"Name .*archive too, as a folder of runs"):
         every_run([str(grown)])
+    three_runs = [str(grown / name) for name in ("0001", "0002", "0003")]
+    old = str(grown / "archive" / "old")
+    assert every_run([str(grown), str(grown / "archive")]) == [*three_runs, old]
+    assert every_run([old, str(grown)]) == [old, *three_runs]
+    with pytest.raises(InputError, match=r"old: is a run one folder deeper.*Move its runs beside the others$"):
+        runs_inside(grown)
 
 
 def test_the_next_run_of_a_pattern_takes_no_name_that_a_link_has(grown: Path, tmp_path: Path) -> None:  # noqa: F811

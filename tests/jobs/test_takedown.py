@@ -418,6 +418,20 @@ def test_the_command_carries_a_claim_out(world: World) -> None:
     assert gone.exit_code == 1 and "NOT REACHED" in gone.stdout
 
 
+def test_a_link_to_nothing_beside_the_runs_is_named_and_the_others_are_reached(world: World) -> None:
+    claim_of(world)
+    Image.fromarray(drawing("ant")).save(world.base / "ant.png")
+    runs = world.base / "runs"
+    runs.mkdir()
+    shutil.move(world.base / "observed", runs / "observed")
+    (runs / "unmounted").symlink_to(world.base / "nowhere")
+    (runs / "to-itself").symlink_to("to-itself")
+    done = call(world, "--runs", runs, "--add", world.base / "ant.png", "--claim", world.base / "claim.toml", "--json")
+    assert done.exit_code == 1, done.output
+    reached = {Path(run["run"]).name: run["reached"] for run in json.loads(done.stdout)["runs"]}
+    assert reached == {"observed": True, "unmounted": False, "to-itself": False}
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"), [((), "no claim file"), (("--claim", "claim.toml"), "either --add or --retire")]
 )

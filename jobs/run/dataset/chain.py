@@ -7,11 +7,13 @@ rows of the others stay where they are and count nowhere.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from index.errors import InputError, IntegrityError, PlanMismatch
 from index.storage import entries, entry_of, is_folder
@@ -19,6 +21,8 @@ from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.shards import RUN_FILE
 from pipeline.outcome import Request
+
+_FILE_ENDING = re.compile(r"\.[A-Za-z]\w*")  # of `notes.txt`; `2026.11` has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,40 +80,79 @@ def members_of(folders: Iterable[Path]) -> list[Member]:
     return in_order(found)
 
 
-def runs_inside(folder: Path) -> list[Path]:
-    """The run folders, however damaged, that lie in a folder which is no run itself; a run elsewhere may be linked there.
+class Inside(NamedTuple):
+    """What lies in a folder that is no run itself.
+
+    Attributes:
+        runs: the run folders, however damaged; a run elsewhere may be linked there.
+        lost: links to nothing, each of which may have been a run.
+        deeper: runs in the folders beside the runs, one level deeper. Whoever asks for all runs would miss them.
+    """
+
+    runs: list[Path]
+    lost: list[Path]
+    deeper: list[Path]
+
+
+def look_inside(folder: Path) -> Inside:
+    """What of runs lies in a folder; without a run directly in it nothing is looked for deeper.
 
     Raises:
-        InputError: a folder cannot be read, a link leads nowhere, or runs lie beside a folder that holds more of them: whoever
-            asks for all runs would miss those.
+        InputError: a folder cannot be read.
     """
     from pipeline.audit.coverage import holds_run
 
     found: list[Path] = []
     others: list[Path] = []
-    for place in _folders_in(folder):
+    places, lost = _folders_in(folder)
+    for place in places:
         (found if holds_run(place) else others).append(place)
-    for other in others if found else ():
-        if deeper := next((one for one in _folders_in(other) if holds_run(one)), None):
-            fix = f"Name {other} too, as a folder of runs of its own, or move its runs beside the others"
-            what = f"is a run one folder deeper than {found[0].name}, and would be left out"
-            raise InputError(what, where=str(deeper), fix=fix)
-    return found
+    known = {place.resolve() for place in found}
+    # A folder that is no run may be anything: a link to nothing in it is none of our business.
+    deeper = [one for other in (others if found else ()) for one in _folders_in(other)[0] if holds_run(one)]
+    return Inside(found, lost, [one for one in deeper if one.resolve() not in known])
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, those behind links too, each once."""
-    named = [entry for entry in entries(folder) if not entry.name.startswith(".")]
-    found = [folder / entry.name for entry in named if entry.kind == "folder"]
-    known = {path.resolve() for path in found} if any(entry.kind == "link" for entry in named) else set()
-    for path in (folder / entry.name for entry in named if entry.kind == "link"):
-        if not path.exists():
+def runs_inside(folder: Path) -> list[Path]:
+    """The runs in a folder, for one who shows all of them as one data set; raises as :func:`look_inside`, and
+
+    Raises:
+        InputError: runs lie one folder deeper, or beside the runs is a link to nothing that may have been a run.
+    """
+    runs, lost, deeper = look_inside(folder)
+    if deeper:
+        raise left_out(deeper[0], fix="Move its runs beside the others")
+    for path in lost if runs else ():
+        ending = path.suffix if _FILE_ENDING.fullmatch(path.suffix) else ""
+        if not ending or any(run.suffix == ending for run in runs):
             fix = "Mount what it leads to, or remove the link"
             raise InputError("is a link to nothing, and may have been a run", where=str(path), fix=fix)
-        if is_folder(path) and path.resolve() not in known:
-            known.add(path.resolve())
+    return runs
+
+
+def left_out(deeper: Path, *, fix: str) -> InputError:
+    """The error for a run that lies one folder deeper than the runs that were named."""
+    what = f"is a run one folder deeper than the runs beside {deeper.parent.name}, and would be left out"
+    return InputError(what, where=str(deeper), fix=fix)
+
+
+def _folders_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder, those behind links too, each once; and the links to nothing, one for each target."""
+    named = [entry for entry in entries(folder) if not entry.name.startswith(".")]
+    found = [folder / entry.name for entry in named if entry.kind == "folder"]
+    links = [folder / entry.name for entry in named if entry.kind == "link"]
+    known = {os.path.realpath(path) for path in (folder, *found)} if links else set()
+    lost = []
+    for path in links:
+        real = os.path.realpath(path)
+        if real in known:
+            continue
+        known.add(real)
+        if not os.path.exists(path):
+            lost.append(path)
+        elif is_folder(path):
             found.append(path)
-    return sorted(found)
+    return sorted(found), sorted(lost)
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
