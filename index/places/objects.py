@@ -83,8 +83,10 @@ class ObjectStore:
             meta = self.request("head", key, lambda: obstore.head(self.store, key))
         except obstore.exceptions.NotFoundError:
             return None
-        # Google numbers every object, whether or not its bucket keeps the older ones.
-        return replace(_entry(meta), versioned=meta.get("version") is not None and not self.root.startswith("gs://"))
+        # Google numbers every object, whether or not its bucket keeps the older ones. S3 answers "null" for an object that was
+        # written while versioning is suspended: the next one takes its place.
+        kept = meta.get("version") not in (None, "null") and not self.root.startswith("gs://")
+        return replace(_entry(meta), versioned=kept)
 
     def open(self, key: str, little: bool = False) -> io.BufferedReader | None:
         import obstore

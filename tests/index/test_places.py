@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -252,6 +253,22 @@ def test_a_request_that_is_sent_again_finds_its_own_work(faulty: Faulty) -> None
     assert seen is not None
     now = storage.replace_if(folder, "once", b"next", seen.tag)
     assert storage.replace_if(folder, "once", b"next", seen.tag) == now
+
+
+@pytest.mark.parametrize(
+    ("root", "version", "kept"),
+    [("s3://b", "3HL4", True), ("s3://b", "null", False), ("s3://b", None, False), ("gs://b", "1732", False)],
+)
+def test_a_bucket_whose_versioning_is_suspended_keeps_no_versions(
+    monkeypatch: pytest.MonkeyPatch, root: str, version: str | None, kept: bool
+) -> None:
+    """S3 names the version of an object "null" that was written while versioning is suspended."""
+    import obstore
+
+    meta = {"path": "run/.lease", "size": 2, "e_tag": "x", "last_modified": datetime(2026, 11, 28, tzinfo=UTC)}
+    monkeypatch.setattr(obstore, "head", lambda store, key: {**meta, "version": version})
+    entry = ObjectStore(root, None).entry("run/.lease")
+    assert entry is not None and entry.versioned is kept
 
 
 SENTENCES = {
