@@ -78,8 +78,11 @@ class Asked:
         )
 
     def problems(self, rows: Iterator[Mapping[str, Any]], now: FileNow) -> Iterator[tuple[str, str]]:
-        """What in the rows of requests the rows of samples contradict, as (place in the file, what)."""
-        left = dict(self._rows)
+        """What in the rows of requests the rows of samples contradict, as (place in the file, what).
+
+        Each row of samples is forgotten once it was compared, so this can be asked once.
+        """
+        left = self._rows
         for number, row in enumerate(rows):
             one = left.pop(row["row_no"], None)
             if one is None:

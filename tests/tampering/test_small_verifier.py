@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
+from pipeline.audit.coverage import holds_run
 from pipeline.audit.stage import STAGES
 from pipeline.audit.verifier import clearance_verify
 from pipeline.audit.verifier.clearance_verify import Run, main
@@ -91,6 +92,47 @@ def test_a_folder_that_is_no_run(written: Path, tmp_path: Path) -> None:
     done = alone(written, tmp_path / "empty")
     assert done.returncode == 2 and "not a run folder" in done.stderr
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "empty")]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plan.json", "run.json", "run.dsse.json", "run.tsr", "events-head.json", "events.jsonl", "commits/0.json"),
+        *("events/00000001.parquet", "parts/index.parquet", "parts/kept-00000-0123abcd.parquet", "parts/.tmp-x"),
+        *("samples/part-1.parquet", "attempts/part-1.parquet", "kept/part-1.parquet", "kept/.tmp-1"),
+        *("samples/own.parquet", "events/notes.txt", "parts/other.parquet", "notes.txt", "samples/plan.json"),
+    ],
+)
+def test_both_verifiers_take_the_same_folders_for_runs(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{}")
+    assert clearance_verify.holds_run(str(tmp_path / "folder")) == holds_run(tmp_path / "folder")
+    assert (main([str(tmp_path / "folder")]) == 2) == (not holds_run(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize("name", ["samples", "parts", "events"])
+def test_a_link_in_the_place_of_a_folder_of_a_run_is_of_a_run_for_both(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(tmp_path)
+    assert clearance_verify.holds_run(str(tmp_path)) and holds_run(tmp_path)
+
+
+def test_of_the_rows_only_what_is_compared_is_kept(runs: Runs) -> None:
+    """No text, picture or list of references is held until the end: a run may have a million rows."""
+    held: list[object] = []
+
+    class Watched(Run):
+        def check_requests(self, erased: clearance_verify.Erasures) -> None:
+            held.extend([[row for _, row, _ in self.samples.values()], dict(self.asked)])
+            super().check_requests(erased)
+
+    run = Watched(str(runs.erased)).verify()
+    samples, asked = held
+    assert isinstance(samples, list) and isinstance(asked, dict) and len(samples) == len(asked) > 0
+    assert all(row.keys() <= {*clearance_verify.WHOLE} for row in samples)
+    assert all(row.keys() <= {*clearance_verify.ASKED} for row, *_ in asked.values())
+    assert {len(text) for _, *texts, _ in asked.values() for text in texts if text} == {64}
+    assert not run.problems and not run.asked
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.json"])

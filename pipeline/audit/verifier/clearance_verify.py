@@ -73,12 +73,19 @@ REPEATED = {
     "kept": ("schema_version", "run_id", "shard_id"),
 }
 SAMPLE_CONTENT = ("row_no", "request_key", "base_seed", "outcome", "reason", "accepted_attempt")
+# What is kept of a row of samples: to hold the tables against one another, and the requests against it.
+WHOLE = ("row_no", "kept_sha256", "pixel_sha256", "outcome", "attempts", "accepted_attempt")
+COMMITS = ("prompt_commit", "columns_commit")
+ASKED = ("sample_id", "request_key", "base_seed", "outcome", "steps", "guidance", "group", *COMMITS)
 ATTEMPT_CONTENT = ("attempt", "seed", "resumed_from_step", "pixel_sha256", "decision", "reason", "skipped_guards")
 VERDICT, CHANGED = ("guard", "category", "triggered", "confirmed"), ("kind", "strength", "ref_ids", "tokens", "adapters")
 EVENTS_START = hashlib.sha256(b"clearance events\0").hexdigest()
 INDEX = "parts/index.parquet"  # of a run whose small files became large parts
 LEFT = {"report.html": "a report", "report.json": "a report", ".lease": "the run's lock"}
-A_RUN = ("plan.json", "run.json", REQUESTS, "commits")  # a folder that has none of them is no run
+# A folder is a run, however damaged, with one of these, or with such a file in one of its folders.
+A_RUN = ("plan.json", "run.json", "run.dsse.json", "run.tsr", "events-head.json", "events.jsonl", REQUESTS, "commits")
+OF_A_RUN = {name: r"part-.+\.parquet" for name in TABLES} | {"events": r"\d{8,}\.parquet"}
+OF_A_RUN["parts"] = rf"(index|({'|'.join(TABLES)})-\d{{5,}}-[0-9a-f]{{8}})\.parquet"
 
 
 Row = dict[str, Any]
@@ -151,7 +158,8 @@ class Run:
     def __init__(self, folder: str, salt: str = "", head: str = "") -> None:
         self.folder, self.salt, self.head = folder, salt, head
         self.anchors: Row = {"events": 0, "head": "", "run_sha256": ""}
-        self.asked: dict[Any, tuple[Row, Row, bytes]] = {}  # of the requests: rows of samples by row_no, payloads, salt
+        # Of the requests: rows of samples by row_no, digests of both prompts and of the caller's columns, salt.
+        self.asked: dict[Any, tuple[Row, str | None, str | None, bytes]] = {}
         self.problems: dict[tuple[str, str, str], None] = {}  # stage, where, what; in the order found
         self.sentence: dict[str, str] = {}
         self.skip: dict[str, str] = {}
@@ -609,7 +617,7 @@ class Run:
         if row["sample_id"] in self.samples:
             self.wrong("chains", place, f"the sample has a row already: {self.samples[row['sample_id']][0]}")
         content = sha256(canonical({name: row[name] for name in SAMPLE_CONTENT}))
-        self.samples[row["sample_id"]] = (place, row, content)
+        self.samples[row["sample_id"]] = (place, {name: row[name] for name in WHOLE if name in row}, content)
         self.outcomes[str(row["outcome"])] = self.outcomes.get(str(row["outcome"]), 0) + 1
         if "image" not in gone:
             self.match("pictures", mine.get("image"), row["file_sha256"], f"{place} column image")
@@ -623,8 +631,12 @@ class Run:
                 what = "one commitment covers both prompts: the other was erased, and this one was not, or no event names it"
                 self.wrong("prompts", f"{place} column {column}", what)
         if self.hold_requests:
-            texts = {name: mine[name] for name in REQUEST_PAYLOADS if name in mine}  # and no picture
-            self.asked[row["row_no"]] = (row, texts, bytes.fromhex(ids.get(str(header.get("salt_id")), "")))
+            # A run may have a million rows: of each only what is compared, and of the texts their digests.
+            both, own = [mine["prompt"], mine["negative_prompt"]], mine.get("columns")
+            whole = "columns" in mine and (own is None) == (row.get("columns_commit") is None)
+            texts = (None if None in both else sha256(canonical(both)), sha256(canonical(own or "")) if whole else None)
+            part = {name: row[name] for name in ASKED if name in row}
+            self.asked[row["row_no"]] = (part, *texts, bytes.fromhex(ids.get(str(header.get("salt_id")), "")))
         if header.get("salt_id") not in ids:
             self.count("prompts_unchecked")
             return
@@ -793,7 +805,7 @@ class Run:
             names = file.schema_arrow.names
             if len(set(names)) != len(names) or not REQUEST_COLUMNS <= set(names) <= REQUEST_COLUMNS | MORE_COLUMNS:
                 raise Wrong("has other columns than requests have")
-            number, left = 0, dict(self.asked)
+            number, left = 0, self.asked
             for batch in file.iter_batches(batch_size=1024, use_threads=False):
                 batch.validate(full=True)
                 for row in batch.to_pylist():
@@ -811,9 +823,9 @@ class Run:
         except Exception as error:  # the reader of damaged bytes may raise anything
             self.wrong("files", REQUESTS, f"cannot be read as requests ({str(error)[:120]})")
 
-    def request(self, row: Row, asked: tuple[Row, Row, bytes], now: Now) -> Iterator[str]:
+    def request(self, row: Row, asked: tuple[Row, str | None, str | None, bytes], now: Now) -> Iterator[str]:
         """What of a request the row of its sample contradicts."""
-        sample, mine, salt = asked
+        sample, prompts, columns, salt = asked
         if (row["key"], row["seed"]) != (sample["request_key"], sample["base_seed"]):
             yield "has another key or seed than its sample"
         if row["problem_code"] and sample["outcome"] != "error":
@@ -829,18 +841,17 @@ class Run:
         for column in REQUEST_PAYLOADS & row.keys():
             if (row[column] is None) != (column in gone):
                 yield f"column {column} is empty, or an event names it as erased; not both"
-        both, there = [row["prompt"], row["negative_prompt"]], [mine["prompt"], mine["negative_prompt"]]
+        both = [row["prompt"], row["negative_prompt"]]
         if None in both:
             if both != [None, None]:
                 yield "holds one prompt, and the other was erased: one commitment covers both"
-        elif (both != there) if None not in there else (salt and commitment(salt, both) != sample["prompt_commit"]):
+        elif (sha256(canonical(both)) != prompts) if prompts else (salt and commitment(salt, both) != sample["prompt_commit"]):
             yield "column prompt is not what the row of samples commits to"
         own = row.get("columns", "")
-        whole = "columns" in mine and (mine["columns"] is None) == (sample.get("columns_commit") is None)
         if own is None:
             return
-        text = commitment(salt, own or None, "columns") if salt and not whole else None
-        if (own != (mine["columns"] or "")) if whole else (salt and text != sample.get("columns_commit")):
+        text = commitment(salt, own or None, "columns") if salt and not columns else None
+        if (sha256(canonical(own)) != columns) if columns else (salt and text != sample.get("columns_commit")):
             yield "column columns is not what the row of samples commits to"
 
     def check_reports(self, events: list[Row]) -> None:
@@ -941,18 +952,8 @@ class Run:
             self.wrong("time stamp", where, str(error))
 
     def check_uncovered(self, files: set[str]) -> None:
-        ours = {
-            "run.json",
-            "run.dsse.json",
-            "run.tsr",
-            "events",
-            "events.jsonl",
-            "events-head.json",
-            "commits",
-            *TABLES,
-            *files,
-            *(["parts"] if self.index is not None else []),
-        }
+        unnamed = {"plan.json", REQUESTS, *(["parts"] if self.index is None else [])}
+        ours = {*A_RUN, *OF_A_RUN} - unnamed | files
         for name in self.names(""):
             path = os.path.join(self.folder, name)
             if name not in ours and not (name == ".lease" and not os.path.islink(path) and os.lstat(path).st_size == 0):
@@ -1033,6 +1034,18 @@ def extract(run: Run, folder: str) -> None:
             stream.write(data)
 
 
+def holds_run(folder: str) -> bool:
+    there = list(os.scandir(folder))
+    if any(one.name in A_RUN or (one.name in OF_A_RUN and one.is_symlink()) for one in there):
+        return True
+    for one in (one for one in there if one.name in OF_A_RUN and one.is_dir()):
+        inside = list(os.scandir(one.path))
+        names = [file.name for file in inside if file.is_file(follow_symlinks=False)]
+        if "plan.json" not in names and any(re.fullmatch(rf"\.tmp-.*|{OF_A_RUN[one.name]}", name) for name in names):
+            return True
+    return False
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Verify a run of Clearance with Python and pyarrow alone.")
     parser.add_argument("run", help="the run folder")
@@ -1046,7 +1059,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not os.path.isdir(options.run):
         print(f"there is no such run folder: {options.run}", file=sys.stderr)
         return 2
-    if not any(os.path.lexists(os.path.join(options.run, name)) for name in A_RUN):
+    if not holds_run(options.run):
         print(f"not a run folder (no plan.json): {options.run}", file=sys.stderr)
         return 2
     run = Run(options.run, options.salt, options.head.strip().lower()).verify()
