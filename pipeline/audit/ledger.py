@@ -2,7 +2,8 @@
 
 What this gives is *tamper-evident*, not tamper-proof: any change that does not recompute everything above it is found
 and named by :mod:`pipeline.audit.verify`. Someone who can rewrite the whole folder can rewrite all digests too. Against that,
-keep ``run.json``'s digest somewhere else (an object-lock bucket, a time stamp, a mail to yourself): one line anchors the run.
+keep the digest of the last event somewhere else (an object-lock bucket, a mail to yourself): it binds the seal and every event
+up to itself. The digest of ``run.json`` binds nothing that came after the seal.
 """
 
 from __future__ import annotations

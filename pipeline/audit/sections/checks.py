@@ -16,7 +16,9 @@ def checks(folder: str, content: Mapping[str, Any]) -> list[dict[str, str]]:
             f"clearance verify --write-verifier clearance_verify.py; python clearance_verify.py {folder}",
             "the same, by one file that shares no code with the program and can be handed to others",
         ),
-        _check("sha256sum", f"sha256sum {folder}/run.json", "the anchor, to compare with the copy kept elsewhere"),
+        _check(
+            "sha256sum", f"sha256sum {folder}/run.json", "the statement, to compare with a copy of its digest kept elsewhere"
+        ),
         _check(
             "sed and sha256sum",
             f"sed '$d' {folder}/report.html | sha256sum; tail -n 1 {folder}/report.html",
