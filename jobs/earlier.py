@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from index.errors import ClearanceError
-from index.storage import digest_of, entries, entry_of, read_object
+from index.storage import digest_of, entry_of, read_object
+from jobs.run.dataset.chain import folders_in
 from pipeline.audit.sections.beside import Unsteered
 from pipeline.audit.shards import RUN_FILE
 
@@ -35,18 +36,17 @@ class OtherRun:
 
 
 def runs_beside(folder: Path, dataset_id: str) -> list[OtherRun]:
-    """The sealed runs of a data set in the folders beside this one, the latest first.
+    """The sealed runs of a data set in the folders beside this one, those behind links too, the latest first.
 
     Those that cannot be read are left out.
     """
     folder = folder.resolve()
     try:
-        names = [entry.name for entry in entries(folder.parent) if entry.kind == "folder" and entry.name != folder.name]
+        places = [place for place in folders_in(folder.parent)[0] if place.name != folder.name]
     except ClearanceError:
         return []
     found = []
-    for name in sorted(names)[:MOST_FOLDERS]:
-        place = folder.parent / name
+    for place in places[:MOST_FOLDERS]:
         try:
             predicate = read_object(place, RUN_FILE)["predicate"] if entry_of(place, RUN_FILE) is not None else None
         except (ClearanceError, KeyError):

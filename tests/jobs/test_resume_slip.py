@@ -43,6 +43,14 @@ def test_a_slip_is_refused_with_the_folder_that_is_meant(plan: Plan, monday: Pat
     assert refuse_slip(monday, plan, base=monday.parents[1]) is False
 
 
+def test_a_run_that_is_linked_there_is_meant_too(plan: Plan, monday: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    monday.rename(tmp_path / "disk" / "monday")
+    monday.symlink_to(tmp_path / "disk" / "monday")
+    with pytest.raises(InputError, match=f"{monday} holds a run of this plan"):
+        refuse_slip(monday.with_name("mondya"), plan, base=tmp_path)
+
+
 def test_a_folder_of_the_run_file_is_named_from_another_one(
     plan: Plan, monday: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,11 +198,17 @@ def test_the_first_run_has_none_before_it(three: list[OtherRun]) -> None:
     assert previous_run({"started_at": 5.0}, three) is None
 
 
-def test_only_runs_of_the_data_set_are_looked_at(run: Path) -> None:
+def test_only_runs_of_the_data_set_are_looked_at(run: Path, tmp_path: Path) -> None:
     twin = shutil.copytree(run, run.parent / "tuesday")
     dataset = json.loads((run / "run.json").read_bytes())["predicate"]["dataset_id"]
     assert [found.folder for found in runs_beside(run, dataset)] == [twin.resolve()]
     assert runs_beside(run, "another") == []
+    elsewhere = tmp_path / "another disk" / twin.name
+    elsewhere.parent.mkdir()
+    twin.rename(elsewhere)
+    twin.symlink_to(elsewhere)
+    (twin.parent / "nothing").symlink_to("nowhere")
+    assert [found.folder.resolve() for found in runs_beside(run, dataset)] == [elsewhere.resolve()]
 
 
 def test_an_unsteered_picture_of_the_same_seed_is_found(run: Path) -> None:

@@ -104,12 +104,12 @@ def look_inside(folder: Path) -> Inside:
 
     found: list[Path] = []
     others: list[Path] = []
-    places, lost = _folders_in(folder)
+    places, lost = folders_in(folder)
     for place in places:
         (found if holds_run(place) else others).append(place)
     known = {place.resolve() for place in found}
     # A folder that is no run may be anything: a link to nothing in it is none of our business.
-    deeper = [one for other in (others if found else ()) for one in _folders_in(other)[0] if holds_run(one)]
+    deeper = [one for other in (others if found else ()) for one in folders_in(other)[0] if holds_run(one)]
     return Inside(found, lost, [one for one in deeper if one.resolve() not in known])
 
 
@@ -136,7 +136,7 @@ def left_out(deeper: Path, *, fix: str) -> InputError:
     return InputError(what, where=str(deeper), fix=fix)
 
 
-def _folders_in(folder: Path) -> tuple[list[Path], list[Path]]:
+def folders_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders in a folder, those behind links too, each once; and the links to nothing, one for each target."""
     named = [entry for entry in entries(folder) if not entry.name.startswith(".")]
     found = [folder / entry.name for entry in named if entry.kind == "folder"]

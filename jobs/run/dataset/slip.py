@@ -9,8 +9,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from index.errors import ClearanceError, InputError
-from index.storage import entries, is_folder, is_uri
-from jobs.run.dataset.chain import Member, member
+from index.storage import is_folder, is_uri
+from jobs.run.dataset.chain import Member, folders_in, member
 from jobs.run.plan import Plan, run_place
 
 NEAR = 0.75  # `cast` for `cats`; two days of a week, as in `monday` and `sunday`, are farther apart
@@ -56,7 +56,7 @@ def _others(folder: Path, named: str, base: Path) -> Iterator[Path]:
     while not is_folder(missing.parent) and missing.parent != missing:
         missing, rest = missing.parent, f"{missing.name}/{rest}"
     try:
-        names = [entry.name for entry in entries(missing.parent) if entry.kind == "folder" and entry.name != missing.name]
+        names = [place.name for place in folders_in(missing.parent)[0] if place.name != missing.name]
     except ClearanceError:
         return  # a folder that may be entered but not listed
     near = {name: _nearness(name, missing.name) for name in names if not _one_series(name, missing.name)}
