@@ -13,7 +13,7 @@ from index.errors import ClearanceError
 from index.storage import place
 from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
 from jobs.reaudit.judge import OUT_OR_HELD, notes, sort_hits
-from jobs.reaudit.look import EMBEDDING, Looked, Seen, Standard, look
+from jobs.reaudit.look import Looked, Seen, Standard, look
 from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import LADDER_USED_UP, OtherGuards, held_for_copies, own_references
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
@@ -170,26 +170,41 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     result.unreached += [
         (f"guard {name}", f"{why}; its findings would need the pictures") for name, why in others.unknown.items()
     ]
-    _release(looked, standing, result, near | blind | {change.sample_id for change in marked})
-    result.held_at_birth += [change for sample_id, change in held.items() if sample_id not in near | blind]
+    lets_go = _release(looked, standing, result, near | blind | {change.sample_id for change in marked})
+    cleared = {seen.sample_id for seen in looked.seen} - near - blind
+    result.held_at_birth += [change for sample_id, change in held.items() if sample_id in cleared]
     result.notes += notes(facts, standard)
-    events = _events(facts, done, result, standing)
+    events = _events(facts, done, result, standing, lets_go)
     if events and not rules.dry_run:
         append_events(facts.folder, events)
         result.events = (standing.head, events_head(read_events(facts.folder)))
 
 
-def _release(looked: Looked, standing: Standing, result: RunResult, stays: Collection[str]) -> None:
-    """Samples that an earlier re-audit held back and that these rules let go. What a claim holds, a claim lets go."""
-    seen = {one.sample_id: one for one in looked.seen}
-    for sample_id in standing.held():
-        if CLAIM in standing.held_for(sample_id) and sample_id not in stays:
-            one = seen.get(sample_id)
-            key, by = (one.request_key, one.by) if one is not None else ("", EMBEDDING)
-            result.released.append(Change(sample_id=sample_id, request_key=key, before="quarantined", by=by))
+def _release(looked: Looked, standing: Standing, result: RunResult, stays: Collection[str]) -> list[str]:
+    """Samples that an earlier re-audit held back and that these rules let go. What a claim holds, a claim lets go.
+
+    Only what was looked at is let go: a picture that lies in a file that cannot be read was not. A sample that a person
+    rejected, or that a claim holds as well, is let go too, and counts as held back before: it does not go out.
+
+    Returns:
+        Ids of all that are let go.
+    """
+    lets_go = []
+    for seen in looked.seen:
+        sample_id, held_for = seen.sample_id, standing.held_for(seen.sample_id)
+        if CLAIM not in held_for or sample_id in stays:
+            continue
+        lets_go.append(sample_id)
+        if len(held_for) == 1 and standing.goes_out(sample_id, seen.born):
+            result.released.append(Change(sample_id=sample_id, request_key=seen.request_key, before="quarantined", by=seen.by))
+        else:
+            result.held_already += 1
+    return lets_go
 
 
-def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing) -> list[NewEvent]:
+def _events(
+    facts: RunFacts, done: Done, result: RunResult, standing: Standing, lets_go: Sequence[str]
+) -> list[NewEvent]:
     """What is to be written of a run; nothing where the last re-audit says the same and nothing changes."""
     rules = done.rules
     before = facts.stored["identity"]
@@ -208,10 +223,9 @@ def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing) 
         looks = {change.sample_id: change.look() for change in result.quarantined}
         reason = f"{counted(len(ids), 'sample')} would not be released today"
         changes.append(event(QUARANTINED, reason, ids, {"claim": CLAIM, "looks": looks}))
-    if result.released:
-        ids = [change.sample_id for change in result.released]
-        reason = f"{counted(len(ids), 'sample')} {'is' if len(ids) == 1 else 'are'} not held back by these rules"
-        changes.append(event(RELEASED, reason, ids, {"claim": CLAIM}))
+    if lets_go:
+        reason = f"{counted(len(lets_go), 'sample')} {'is' if len(lets_go) == 1 else 'are'} not held back by these rules"
+        changes.append(event(RELEASED, reason, lets_go, {"claim": CLAIM}))
     same = {name: details[name] for name in ("rules", "not_reached")}
     if not changes and any(_says(event, same, against) for event in standing.events):
         return []

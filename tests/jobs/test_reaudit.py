@@ -224,6 +224,29 @@ def test_what_an_earlier_one_held_back_is_released_by_milder_rules(world: World)
     assert set(outcomes(world.base / "observed").values()) == {"accepted"}
 
 
+def test_what_was_not_looked_at_is_not_released(world: World) -> None:
+    """A picture of the strict run is kept apart; without that file nobody knows what the sample shows."""
+    folder = world.base / "strict"
+    held = {key: row["sample_id"] for key, row in rows(folder).items() if row["kept_sha256"]}
+    assert held
+    append_event(folder, "sample.quarantined", "reaudit", "near", samples=[*held.values()], details={"claim": "re-audit"})
+    for path in data_files(folder, "kept"):
+        (folder / path).unlink()
+    found = run_again(world, "strict", policy=OBSERVE)
+    assert not {change.request_key for change in [*found.released, *found.held_at_birth]} & set(held)
+    assert found.unreached and {*held.values()} <= {*Standing.of(folder).held()}
+
+
+def test_a_sample_that_a_person_rejected_is_let_go_and_not_released(world: World) -> None:
+    run_again(world, policy=STRICT)
+    folder = world.base / "observed"
+    sample_id = rows(folder)["copy-bell"]["sample_id"]
+    append_event(folder, "review.decided", "compliance", "a copy", samples=[sample_id], details={"outcome": "rejected"})
+    found = run_again(world)
+    assert (len(found.released), found.held_already) == (11, 1)
+    assert sample_id not in Standing.of(folder).held() and outcomes(folder)["copy-bell"] == "rejected"
+
+
 def test_what_a_claim_holds_back_is_not_released_by_rules(world: World) -> None:
     folder = world.base / "observed"
     sample_id = rows(folder)["other-ant"]["sample_id"]
