@@ -60,7 +60,7 @@ def show_request(folder: Path, key: str) -> Shown:
     if len(found) != 1:
         raise _not_found(folder, key, keys, len(found))
     sample_id, shard = found[0]["sample_id"], found[0]["shard_id"]
-    files = CommittedFiles.of(folder)
+    files = CommittedFiles.of(folder, shards={shard})
     ended, thumbnails = next(entries(folder, {sample_id}, shards={shard}, opener=files.open))
     (shown,) = _shown(folder, iter([(ended, thumbnails)]))
     return shown

@@ -237,12 +237,17 @@ def look(
         try:
             _Looker(folder=folder, opener=opener, standard=standard, own=own, found=found).look_at(path, rows)
         except ClearanceError as error:
-            found.unreached.append((error.where or path, error.what))
+            found.unreached.append((_file_of(error, folder) or path, error.what))
     found.unreached.sort()
     if found.unreached:
         state = state_of(folder)
         found.lasting = {where for where, why in found.unreached if _on_purpose(state.of(where).erased, why)}
     return found
+
+
+def _file_of(error: ClearanceError, folder: Path) -> str:
+    """The file that an error is about, as the run names it."""
+    return error.where.removeprefix(f"{folder}/")
 
 
 def _on_purpose(erased: Collection[str], why: str) -> bool:
@@ -296,7 +301,7 @@ def _screen(
         without |= {sample_id: "it has no embedding" for sample_id, outcome in batch.absent if outcome != "error"}
         lost |= {sample_id: why for sample_id, why in without.items() if chooser.concerns(sample_id)}
         progress(found.compared)
-    found.unreached += [(error.where, error.what) for error in damaged]
+    found.unreached += [(_file_of(error, folder), error.what) for error in damaged]
     _without_embedding(folder, opener, lost, candidates)
     return {path: kept for path, rows in candidates.items() if (kept := _of_those(folder, opener, path, rows, wanted))}
 

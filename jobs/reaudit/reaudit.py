@@ -202,9 +202,7 @@ def _release(looked: Looked, standing: Standing, result: RunResult, stays: Colle
     return lets_go
 
 
-def _events(
-    facts: RunFacts, done: Done, result: RunResult, standing: Standing, lets_go: Sequence[str]
-) -> list[NewEvent]:
+def _events(facts: RunFacts, done: Done, result: RunResult, standing: Standing, lets_go: Sequence[str]) -> list[NewEvent]:
     """What is to be written of a run; nothing where the last re-audit says the same and nothing changes."""
     rules = done.rules
     before = facts.stored["identity"]

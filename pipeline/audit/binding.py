@@ -68,11 +68,23 @@ class RunBinding:
         return replace(self, events=digests, erasures=Erasures.of(events), index_sha256=index_named(events))
 
 
-def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding) -> Iterator[tuple[str, str]]:
-    """Committed files that are missing, of another size or another run's, as (where, what). Reads headers, not rows."""
+def shard_problems(
+    folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding, *, hashed: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Committed files that are missing, of another size or another run's, as (where, what). Reads headers, not rows.
+
+    Args:
+        folder: the run folder. receipts: of its shards. run: what they are held against.
+        hashed: the caller compares digests. A digest tells a file whose erasure was interrupted from a changed one, and a size
+            does not: the size of a file from which payloads were erased is then left to it.
+
+    Raises:
+        IntegrityError: the index of parts cannot be read.
+        InputError: the storage failed; that says nothing of a file.
+    """
     index = parts_index(folder)
     if index is not None:
-        yield from _part_problems(folder, index, receipts, run)
+        yield from _part_problems(folder, index, receipts, run, hashed)
         return
     files = {file.path: (receipt.shard_id, file) for receipt in receipts.values() for file in receipt.files}
 
@@ -81,8 +93,8 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
         try:
             now = run.erasures.now(path, file.sha256, file.bytes)
             which = "that was committed" if now.sha256 == file.sha256 else "that its last erasure left"
-            shard_header = _header(folder, path, now.bytes, which)
-        except ClearanceError as error:
+            shard_header = _header(folder, path, None if hashed and now.earlier else now.bytes, which)
+        except IntegrityError as error:
             return [(path, error.what)]
         return list(header_problems(shard_header, shard_id, file, run))
 
@@ -91,7 +103,7 @@ def shard_problems(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunB
 
 
 def _part_problems(
-    folder: Path, index: PartsIndex, receipts: Mapping[str, ShardReceipt], run: RunBinding
+    folder: Path, index: PartsIndex, receipts: Mapping[str, ShardReceipt], run: RunBinding, hashed: bool
 ) -> Iterator[tuple[str, str]]:
     """The same of a compacted run: its index, its parts, and the headers that the index keeps of the shards."""
     if run.index_sha256 is not None:
@@ -99,12 +111,12 @@ def _part_problems(
     for part in index.parts:
         try:
             entry, now = entry_of(folder, part.path), run.erasures.now(part.path, part.sha256, part.bytes)
-        except ClearanceError as error:
+        except IntegrityError as error:
             yield part.path, error.what
             continue
         if entry is None or entry.kind != "file":
             yield part.path, "is missing" if entry is None else f"is a {entry.kind}"
-        elif entry.size != now.bytes:
+        elif entry.size != now.bytes and not (hashed and now.earlier):
             yield part.path, f"is not the part that was written: it has {entry.size} bytes, not {now.bytes}"
     for receipt in receipts.values():
         for file in receipt.files:

@@ -11,23 +11,24 @@ The chains of the rows are not recomputed; :mod:`pipeline.audit.verify` does tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-from index.errors import ClearanceError, IntegrityError
-from index.storage import cannot_read, each, is_remote, open_file
+from index.errors import IntegrityError, RunStopped
+from index.storage import cannot_read, each, entry_of, filling_temporary, is_remote, open_file
 from pipeline.audit.binding import PLAN_FILE, RunBinding, shard_problems
 from pipeline.audit.blocks import Hashed
 from pipeline.audit.compacted import PARTS_INDEX, parts_index
 from pipeline.audit.erasure import FileNow
 from pipeline.audit.event_parts import EVENTS_FOLDER
-from pipeline.audit.events import read_events
+from pipeline.audit.events import events_head, read_events
 from pipeline.audit.ledger import sealed_statement
 from pipeline.audit.requests import VERIFY
-from pipeline.audit.shards import COMMITS, ShardReceipt, committed, markers, receipt_of
+from pipeline.audit.shards import COMMITS, ShardReceipt, markers, receipt_of, receipts_of
 
 _AT_ONCE = 2**23  # bytes of an object that are copied at once; a smaller one stays in memory
 _OF_THE_RUN = (PLAN_FILE, EVENTS_FOLDER, PARTS_INDEX)  # what is wrong with one of these is wrong with every file
@@ -36,12 +37,26 @@ _OF_THE_RUN = (PLAN_FILE, EVENTS_FOLDER, PARTS_INDEX)  # what is wrong with one 
 class CommittedFiles:
     """The data files of one run. :meth:`open` takes the place of :func:`index.storage.open_file` in the readers of rows."""
 
-    def __init__(self, stated: Mapping[str, FileNow], refused: Mapping[str, str]) -> None:
-        self._stated, self._refused = stated, dict(refused)
+    def __init__(
+        self,
+        stated: Mapping[str, FileNow],
+        refused: Mapping[str, str],
+        state: tuple[str, bool],
+        again: Callable[[], CommittedFiles],
+    ) -> None:
+        self._stated, self._refused, self._state, self._again = stated, dict(refused), state, again
         self._sound: set[str] = set()
+        self._grew = False  # events came since
 
     @classmethod
-    def of(cls, folder: Path, header: Mapping[str, Any] | None = None, plan_file_sha256: str = "") -> CommittedFiles:
+    def of(
+        cls,
+        folder: Path,
+        header: Mapping[str, Any] | None = None,
+        plan_file_sha256: str = "",
+        *,
+        shards: Collection[str] | None = None,
+    ) -> CommittedFiles:
         """Read what markers, statement and events of a run state of its files.
 
         A marker that cannot be read is left out: its files are then no files of a committed shard, and whoever asks
@@ -51,6 +66,7 @@ class CommittedFiles:
             folder: the run folder.
             header: what the headers of its shards must hold; see :class:`pipeline.audit.binding.RunBinding`.
             plan_file_sha256: digest of its plan.json; empty: not compared.
+            shards: only the files of these are asked for; of all when not given. A large part is one of theirs, too.
 
         Raises:
             IntegrityError: the events, the statement or the index of parts was changed, or shards are of another plan.
@@ -60,9 +76,10 @@ class CommittedFiles:
         statement = sealed_statement(folder, events)
         run = RunBinding(header=header or {}, plan_file_sha256=plan_file_sha256).known(events)
         index = parts_index(folder)
-        receipts = _receipts(folder) if index is None else committed(folder)
+        names = [name for name in markers(folder) if shards is None or name in shards]
+        receipts = _receipts(folder, names) if index is None else receipts_of(folder, names)
         refused: dict[str, str] = {}
-        for where, what in shard_problems(folder, receipts, run):
+        for where, what in shard_problems(folder, receipts, run, hashed=True):
             if where in _OF_THE_RUN:
                 raise IntegrityError(what, where=f"{folder}/{where}", fix=VERIFY)
             refused.setdefault(where, what)
@@ -74,43 +91,71 @@ class CommittedFiles:
             for file in receipt.files:
                 refused.setdefault(file.path, f"is named by {marker}, which is not the marker that the run was sealed with")
         files = [file for receipt in receipts.values() for file in receipt.files] if index is None else index.parts
-        return cls({file.path: run.erasures.now(file.path, file.sha256, file.bytes) for file in files}, refused)
+        stated = {file.path: run.erasures.now(file.path, file.sha256, file.bytes) for file in files}
+        return cls(stated, refused, _state(folder, events), lambda: cls.of(folder, header, plan_file_sha256, shards=shards))
 
     def open(self, folder: Path, path: str) -> IO[bytes]:
         """Open a data file for reading, hashed if it is opened for the first time.
 
-        On an object store it is fetched once: what is hashed is what is read.
+        On an object store it is fetched once: what is hashed is what is read. Where payloads were erased meanwhile, the file is
+        held against what the events say by now.
 
         Raises:
             IntegrityError: it is not the file that was committed or that its last erasure left; or as
                 :func:`index.storage.open_file`.
             InputError: the storage failed.
+            RunStopped: the run was compacted, or payloads are being erased, while it is read; or this machine has no room for
+                the temporary file.
         """
         if path in self._sound:
             return open_file(folder, path)
-        now = self._stated.get(path)
+        try:
+            return self._opened(folder, path)
+        except IntegrityError:
+            if _state(folder, read_events(folder)) == self._state:
+                raise
+        now = self._again()
+        self._stated, self._refused, self._state, self._grew = now._stated, now._refused, now._state, True
+        return self._opened(folder, path)
+
+    def _opened(self, folder: Path, path: str) -> IO[bytes]:
+        """The file, if it is the one that is stated."""
+        where, now = f"{folder}/{path}", self._stated.get(path)
         what = self._refused.get(path) or ("belongs to no committed shard" if now is None else now.broken)
+        if now is None and self._grew:
+            raise _meanwhile(where)
         if now is None or what:
-            raise IntegrityError(what, where=path, fix=VERIFY)
+            raise IntegrityError(what, where=where, fix=VERIFY)
         stream, sha256 = _hashed(folder, path)
         if sha256 != now.sha256:
             stream.close()
-            what = self._refused[path] = now.other(sha256)
-            raise IntegrityError(what, where=path, fix=VERIFY)
+            if sha256 in now.earlier and self._grew:
+                raise _meanwhile(where)
+            fix = f"Give `clearance retention apply {folder}`" if sha256 in now.earlier else VERIFY
+            raise IntegrityError(now.other(sha256), where=where, fix=fix)
         self._sound.add(path)
         return stream
 
 
-def _receipts(folder: Path) -> dict[str, ShardReceipt]:
-    """The receipts of all markers that can be read."""
+def _state(folder: Path, events: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """What changes when payloads are erased or a run is compacted: the last event, and whether there is an index of parts."""
+    return events_head(events), entry_of(folder, PARTS_INDEX) is not None
+
+
+def _meanwhile(where: str) -> RunStopped:
+    what = "is not what it was: payloads are being erased, or the run was compacted, while it is read"
+    return RunStopped(what, where=where, fix="Give the command again; if it says the same, run `clearance verify`")
+
+
+def _receipts(folder: Path, names: Sequence[str]) -> dict[str, ShardReceipt]:
+    """The receipts of those markers that can be read. Where the storage fails, nothing is known of a marker: that is raised."""
 
     def receipt(shard_id: str) -> ShardReceipt | None:
         try:
             return receipt_of(folder, shard_id)
-        except ClearanceError:
+        except IntegrityError:
             return None
 
-    names: Sequence[str] = markers(folder)
     return {name: found for name, found in zip(names, each(folder, receipt, names), strict=True) if found is not None}
 
 
@@ -124,18 +169,28 @@ def _not_sealed_with(receipts: Mapping[str, ShardReceipt], statement: Mapping[st
 
 
 def _hashed(folder: Path, path: str) -> tuple[IO[bytes], str]:
-    """A file at its beginning, and its digest."""
+    """A file at its beginning, and its digest.
+
+    Raises:
+        RunStopped: this machine has no room for the copy of an object.
+        IntegrityError, InputError: as :func:`index.storage.open_file`.
+    """
     stream = open_file(folder, path)
     try:
         if not is_remote(folder):
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             stream.seek(0)
             return stream, digest
-        with stream:
-            content: IO[bytes] = SpooledTemporaryFile(max_size=_AT_ONCE)  # type: ignore[assignment] # noqa: SIM115
-            hashed = Hashed(content)
-            copyfileobj(stream, hashed, _AT_ONCE)
-        content.seek(0)
+        content: IO[bytes] = SpooledTemporaryFile(max_size=_AT_ONCE)  # type: ignore[assignment] # noqa: SIM115
+        try:
+            with stream, filling_temporary():
+                hashed = Hashed(content)
+                copyfileobj(stream, hashed, _AT_ONCE)
+                content.seek(0)  # writes what is left
+        except BaseException:
+            with suppress(OSError):  # closing writes as well
+                content.close()
+            raise
         return content, hashed.sha256
     except OSError as error:
         stream.close()

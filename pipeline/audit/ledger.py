@@ -199,14 +199,20 @@ def statement_bytes(statement: Mapping[str, Any]) -> bytes:
 def scan_statement(folder: Path) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
     """Read ``run.json``: the statement if it can be read as one, and every problem as (where, what)."""
     try:
+        return _scan(folder)
+    except ClearanceError as error:  # the storage failed
+        return None, [(RUN_FILE, error.what)]
+
+
+def _scan(folder: Path) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """As :func:`scan_statement`; a failure of the storage is raised, because it says nothing of the file."""
+    try:
         if entry_of(folder, RUN_FILE) is None:
             return None, [(RUN_FILE, NEVER_SEALED)]
         data = read_file(folder, RUN_FILE)
         statement = parse_object(data, where=RUN_FILE)
     except IntegrityError as error:
         return None, [(RUN_FILE, f"was changed: it {error.what}")]
-    except ClearanceError as error:
-        return None, [(RUN_FILE, error.what)]
     try:
         kind = (statement["_type"], statement["predicateType"])
         whole = statement["predicate"]["statement_sha256"] == statement_digest(statement) and statement_bytes(statement) == data
@@ -230,11 +236,12 @@ def sealed_statement(folder: Path, events: Sequence[Mapping[str, Any]]) -> dict[
 
     Raises:
         IntegrityError: ``run.json`` was changed, exchanged or removed.
+        InputError: the storage failed.
     """
     named = [event["digests"].get("run_sha256") for event in events if event["kind"] == SEALED]
     if not named and entry_of(folder, RUN_FILE) is None:
         return None
-    statement, problems = scan_statement(folder)
+    statement, problems = _scan(folder)
     if not problems and named and named[-1] != digest_of(folder, RUN_FILE):
         problems = [(RUN_FILE, "is not the statement that the last sealing event names")]
     if problems:

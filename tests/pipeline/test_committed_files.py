@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 
 from index import storage
-from index.errors import ClearanceError, IntegrityError
+from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
 from index.places.schemes import backend_of
 from pipeline.audit.committed_files import CommittedFiles
+from pipeline.audit.compact import compact, tidy
 from pipeline.audit.erase import erase_payloads
 from pipeline.audit.events import NewEvent, read_events
 from pipeline.audit.ledger import sample_rows
@@ -33,7 +36,7 @@ def opened(folder: Path, path: str) -> bytes:
 def refused(folder: Path, path: str) -> str:
     with pytest.raises(ClearanceError) as error:
         opened(folder, path)
-    return f"{error.value.where}: {error.value.what}"
+    return f"{error.value.where}: {error.value.what}".removeprefix(f"{folder}/")
 
 
 def flip(path: Path) -> None:
@@ -46,6 +49,12 @@ def erase(folder: Path, *columns: str) -> None:
     sample_id = next(row["sample_id"] for row in sample_rows(folder, ["sample_id"]))
     event = NewEvent(kind="", actor="privacy", reason="request 4")
     erase_payloads(folder, {sample_id: set(columns)}, event, known=len(read_events(folder)))
+
+
+def compacted(folder: Path) -> None:
+    event = NewEvent(kind="", actor="records", reason="fewer files")
+    compact(folder, event, part_bytes=1, known=len(read_events(folder)))
+    tidy(folder)
 
 
 def test_what_was_committed_is_opened_at_its_beginning(folder: Path) -> None:
@@ -75,7 +84,10 @@ def test_an_erased_file_is_the_one_that_the_event_names(folder: Path) -> None:
     erase(folder, "image")
     assert opened(folder, path) == (folder / path).read_bytes() != before
     (folder / path).write_bytes(before)
-    assert refused(folder, path)
+    assert "names as erased: the erasure was interrupted" in refused(folder, path)
+    with pytest.raises(IntegrityError) as error:
+        opened(folder, path)
+    assert error.value.fix == f"Give `clearance retention apply {folder}`" and error.value.where == f"{folder}/{path}"
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -115,13 +127,94 @@ def test_shards_of_another_plan_give_out_nothing(folder: Path) -> None:
         files.open(folder, path)
 
 
-def test_an_object_is_fetched_once_and_hashed_as_it_is_read(folder: Path) -> None:
-    place = storage.place("memory://committed/run")
+def put(folder: Path, name: str) -> Any:
+    """A copy of the run on an object store."""
+    place = storage.place(f"memory://committed-{name}/run")
     for path in (path for path in folder.rglob("*") if path.is_file()):
         storage.write_file(place, path.relative_to(folder).as_posix(), path.read_bytes())
+    return place
+
+
+def test_an_object_is_fetched_once_and_hashed_as_it_is_read(folder: Path) -> None:
+    place = put(folder, "once")
     path, files = next(sample_files(folder)), CommittedFiles.of(place)
     backend: Any = backend_of(place)  # type: ignore[arg-type]
     before = backend.requests["get"]
     with files.open(place, path) as stream:
         assert stream.read() == (folder / path).read_bytes()
     assert backend.requests["get"] - before == 1
+
+
+@pytest.mark.parametrize(
+    "reader", ["committed_files.receipt_of", "binding.open_file", "ledger.read_file", "committed_files.open_file"]
+)
+def test_a_store_that_does_not_answer_damages_nothing(folder: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*names: Any, **more: Any) -> Any:
+        raise InputError("the object store does not answer", where="memory://", fix="Check the network")
+
+    place, path = put(folder, "away"), next(sample_files(folder))
+    monkeypatch.setattr(f"pipeline.audit.{reader}", away)
+    with pytest.raises(InputError, match="does not answer"):
+        opened(place, path)
+
+
+def test_a_full_temporary_folder_is_not_taken_for_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*streams: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place, path = put(folder, "full"), next(sample_files(folder))
+    monkeypatch.setattr("pipeline.audit.committed_files.copyfileobj", full)
+    with pytest.raises(RunStopped) as error:
+        opened(place, path)
+    assert error.value.where == tempfile.gettempdir() and "TMPDIR" in error.value.fix
+
+
+def test_what_is_erased_while_a_run_is_read_is_read_as_it_is_then(folder: Path) -> None:
+    files, path = CommittedFiles.of(folder), next(sample_files(folder))
+    before = (folder / path).read_bytes()
+    erase(folder, "image")
+    with files.open(folder, path) as stream:
+        assert stream.read() == (folder / path).read_bytes() != before
+
+
+def test_a_file_that_an_erasure_has_not_reached_yet_is_asked_for_again(folder: Path) -> None:
+    first, second = sample_files(folder)
+    files, before = CommittedFiles.of(folder), (folder / first).read_bytes()
+    erase(folder, "image")
+    flip(folder / first)
+    with pytest.raises(IntegrityError, match="the file was changed"):  # the events tell of an erasure, and not of this
+        files.open(folder, first)
+    (folder / first).write_bytes(before)
+    with pytest.raises(RunStopped, match="while it is read"):
+        files.open(folder, first)
+    files.open(folder, second).close()
+
+
+def test_a_run_that_is_compacted_while_it_is_read_is_not_called_damaged(folder: Path) -> None:
+    first, second = sample_files(folder)
+    files = CommittedFiles.of(folder)
+    compacted(folder)
+    for path in (first, second):
+        with pytest.raises(RunStopped, match="Give the command again"):
+            files.open(folder, path)
+    for path in sample_files(folder):
+        files.open(folder, path).close()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_of_one_shard_only_what_belongs_to_it_is_read(folder: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        compacted(folder)
+    read: list[str] = []
+
+    def noted(place: Path, path: str, **more: Any) -> Any:
+        read.append(path)
+        return storage.open_file(place, path, **more)
+
+    monkeypatch.setattr("pipeline.audit.binding.open_file", noted)
+    files = CommittedFiles.of(folder, shards={"00001"})
+    assert all("part-00001-" in path for path in read) and bool(read) is not large
+    files.open(folder, [*sample_files(folder)][1]).close()
+    if not large:
+        with pytest.raises(IntegrityError, match="belongs to no committed shard"):
+            files.open(folder, next(sample_files(folder)))
