@@ -23,6 +23,7 @@ from index.storage import write_file
 from jobs.reaudit.standing import Standing
 from jobs.review.queue import AUDIT, HELD, QUEUE, WHY, Waiting, drawn, rows_for, waiting
 from jobs.review.reasons import REASONS
+from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.events import NewEvent, append_events
 from pipeline.audit.pictures import Shown, pictures_of
 from pipeline.audit.requests import Row
@@ -68,6 +69,7 @@ def export(folder: Path, to: Path, wanted: Wanted, reference: Reference, *, acto
 
     Raises:
         InputError: the folder is not empty, nothing waits, or fewer accepted samples are there than are to be drawn.
+        IntegrityError: events, statement or a data file of the run were changed.
         ClearanceError: a file of the run cannot be read, or the export not written.
     """
     _require_new(to, folder)
@@ -82,8 +84,9 @@ def export(folder: Path, to: Path, wanted: Wanted, reference: Reference, *, acto
     run_id = str(stored_plan(folder)["run_id"])
     shown: dict[str, str | None] = {}
     items, without = [], []
-    for path, block in _by_file(rows_for(folder, those)):
-        pictures = pictures_of(folder, path, [row for _, row in block])
+    opener = CommittedFiles.of(folder).open  # a person decides on what is shown: it comes out of no file that was changed
+    for path, block in _by_file(rows_for(folder, those, opener=opener)):
+        pictures = pictures_of(folder, path, [row for _, row in block], opener=opener)
         for one, row in block:
             kept = pictures[one.sample_id]
             if kept.picture is None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from index.counted import counted
 from index.errors import InputError
+from index.storage import open_file
 from jobs.reaudit.standing import QUARANTINED, Standing
 from pipeline.audit.pictures import COLUMNS
-from pipeline.audit.requests import Row
+from pipeline.audit.requests import Opener, Row
 from pipeline.audit.stored import rows_of, samples_of
 from pipeline.outcome import Outcome
 
@@ -107,10 +108,10 @@ def drawn(folder: Path, standing: Standing, count: int, seed: int) -> list[Waiti
     ]
 
 
-def rows_for(folder: Path, those: Collection[Waiting]) -> Iterator[tuple[Waiting, str, Row]]:
-    """What the rows hold of samples, with the file each row is in; in the order of the rows."""
+def rows_for(folder: Path, those: Collection[Waiting], *, opener: Opener = open_file) -> Iterator[tuple[Waiting, str, Row]]:
+    """What the rows hold of samples, with the file each row is in; in the order of the rows. ``opener`` opens the files."""
     by_id = {one.sample_id: one for one in those}
-    for path, _, row in rows_of(folder, by_id.keys(), ROW_COLUMNS):
+    for path, _, row in rows_of(folder, by_id.keys(), ROW_COLUMNS, opener=opener):
         yield by_id[row["sample_id"]], path, row
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from index.fingerprint import pixel_digest
+from index.storage import open_file
 from pipeline.audit.layout import Unit, unit_of
-from pipeline.audit.requests import Row, rows_in, rows_of_unit
+from pipeline.audit.requests import Opener, Row, rows_in, rows_of_unit
 from pipeline.audit.schema import KEPT
 from pipeline.audit.stored import chosen_rows
 
@@ -48,13 +49,14 @@ class Shown:
     why: str = ""
 
 
-def pictures_of(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
+def pictures_of(folder: Path, path: str, rows: Sequence[Row], *, opener: Opener = open_file) -> dict[str, Shown]:
     """The pictures of some rows of one samples file.
 
     Args:
         folder: the run folder.
         path: the file that the rows are in.
         rows: with :data:`COLUMNS`.
+        opener: opens the files; see :data:`pipeline.audit.requests.Opener`.
 
     Returns:
         sample_id → its picture, or why there is none.
@@ -63,7 +65,7 @@ def pictures_of(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown
         IntegrityError: the attempts of the shard cannot be read.
     """
     found = {row["sample_id"]: _released(row) for row in rows if row.get("image") is not None or row.get("file_sha256")}
-    return found | _held(folder, path, [row for row in rows if row["sample_id"] not in found])
+    return found | _held(folder, path, [row for row in rows if row["sample_id"] not in found], opener)
 
 
 def _released(row: Row) -> Shown:
@@ -87,7 +89,7 @@ def _decoded(data: bytes, pixel_sha256: str) -> Shown:
     return Shown(picture=picture, data=data, suffix=(image.format or "").lower(), exact=exact)
 
 
-def _held(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
+def _held(folder: Path, path: str, rows: Sequence[Row], opener: Opener) -> dict[str, Shown]:
     """Of samples that were not released: the full picture that is kept apart, else the last small one, if it is exact."""
     if not rows:
         return {}
@@ -97,24 +99,26 @@ def _held(folder: Path, path: str, rows: Sequence[Row]) -> dict[str, Shown]:
         for sample_id, digest in pixels.items()
     }
     digests = {row["sample_id"]: str(row["kept_sha256"]) for row in rows if row.get("kept_sha256")}
-    beside = list(unit_of(folder, path, _numbers(folder, path, pixels)))
+    beside = list(unit_of(folder, path, _numbers(folder, path, pixels, opener)))
     for unit in beside:
-        found |= _small(folder, unit, pixels)
+        found |= _small(folder, unit, pixels, opener)
     for unit in beside if digests else ():  # after the small ones: a full picture takes the place of a small one
-        found |= _full(folder, unit, digests, pixels)
+        found |= _full(folder, unit, digests, pixels, opener)
     return found
 
 
-def _numbers(folder: Path, path: str, wanted: Collection[str]) -> list[int]:
+def _numbers(folder: Path, path: str, wanted: Collection[str], opener: Opener) -> list[int]:
     """The rows of some samples in a samples file; a large part holds those of many shards."""
-    return [number for number, row in rows_in(folder, path, "samples", ("sample_id",)) if row["sample_id"] in wanted]
+    rows = rows_in(folder, path, "samples", ("sample_id",), opener=opener)
+    return [number for number, row in rows if row["sample_id"] in wanted]
 
 
-def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[str, str]) -> dict[str, Shown]:
-    ids = rows_of_unit(folder, unit, KEPT, ("sample_id",))
+def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[str, str], opener: Opener) -> dict[str, Shown]:
+    ids = rows_of_unit(folder, unit, KEPT, ("sample_id",), opener=opener)
     mine = [number for number, row in ids if row["sample_id"] in digests]
     found = {}
-    for _, row in chosen_rows(folder, unit.tables[KEPT].path, mine, ("sample_id", "image")) if mine else ():
+    columns = ("sample_id", "image")
+    for _, row in chosen_rows(folder, unit.tables[KEPT].path, mine, columns, opener=opener) if mine else ():
         sample_id, data = row["sample_id"], (row["image"] or {}).get("bytes")
         if not data:
             found[sample_id] = Shown(why="its picture was erased")
@@ -125,9 +129,10 @@ def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[
     return found
 
 
-def _small(folder: Path, unit: Unit, pixels: Mapping[str, str]) -> dict[str, Shown]:
+def _small(folder: Path, unit: Unit, pixels: Mapping[str, str], opener: Opener) -> dict[str, Shown]:
     last: dict[str, Any] = {}
-    for _, row in rows_of_unit(folder, unit, "attempts", ("sample_id", "attempt", "thumbnail", "pixel_sha256")):
+    columns = ("sample_id", "attempt", "thumbnail", "pixel_sha256")
+    for _, row in rows_of_unit(folder, unit, "attempts", columns, opener=opener):
         if row["pixel_sha256"] and row["pixel_sha256"] == pixels.get(row["sample_id"]):
             last[row["sample_id"]] = row["thumbnail"]
     found = {}

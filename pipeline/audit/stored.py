@@ -177,12 +177,15 @@ def samples_of(folder: Path, *, damaged: list[ClearanceError] | None = None, ope
             damaged.append(error)
 
 
-def rows_of(folder: Path, wanted: Collection[str], columns: Sequence[str]) -> Iterator[tuple[str, int, Row]]:
-    """The rows of some samples, with file and row number, in the order of shards and rows.
+def rows_of(
+    folder: Path, wanted: Collection[str], columns: Sequence[str], *, opener: Opener = open_file
+) -> Iterator[tuple[str, int, Row]]:
+    """The rows of some samples, with file and row number, in the order of shards and rows; ``opener`` opens the files.
 
     Raises:
         ClearanceError: a file cannot be read.
     """
-    for part in samples_of(folder):
+    for part in samples_of(folder, opener=opener):
         mine = [row for row, sample_id in enumerate(part.ids) if sample_id in wanted]
-        yield from ((part.path, row, read) for row, read in chosen_rows(folder, part.path, mine, columns))
+        read = chosen_rows(folder, part.path, mine, columns, opener=opener)
+        yield from ((part.path, number, row) for number, row in read)

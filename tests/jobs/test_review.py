@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from index.errors import InputError, RunStopped
+from index.errors import InputError, IntegrityError, RunStopped
 from jobs.cli import main as cli
 from jobs.reaudit.standing import Standing
 from jobs.review.decisions import Decision, decide_one, import_file
@@ -19,8 +19,10 @@ from jobs.review.export import Wanted, export, render
 from jobs.review.queue import drawn, waiting
 from jobs.run.lease.lock import lease
 from pipeline.audit.events import append_event, read_events
+from pipeline.audit.layout import data_files
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.requests import Row
+from tests.pipeline.test_stored import rewrite
 
 HELD_BACK = "row-000000"  # for the reference "ref"
 PROMPTS = ["cat", "a copy", "steered", "stubborn", "dog", "lemon", "", "bell"]
@@ -113,6 +115,18 @@ def test_an_export_holds_rows_pictures_and_the_page(run: Path) -> None:
     assert sorted(row["purpose"] for row in rows) == ["audit", "audit", "quarantine"]
     assert all((to / row["picture"]).read_bytes() for row in rows)
     assert "Review queue" in (to / "queue.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("table", "column", "value"), [("samples", "prompt", "a dog"), ("attempts", "thumbnail", None)])
+def test_a_person_is_shown_nothing_out_of_a_file_that_was_changed(run: Path, table: str, column: str, value: Any) -> None:
+    append_event(run, "sample.quarantined", "takedown", "claimed", samples=[_row(run, "row-000003")["sample_id"]],
+                 details={"claim": "claim-1"})  # fmt: skip
+    for path in data_files(run, table):
+        rewrite(run, path, column, value, 0)
+    before = read_events(run)
+    with pytest.raises(IntegrityError, match=r"is not the file that was committed|the file was changed"):
+        export(run, run.parent / "queue", Wanted(), lambda ref_id: None, actor="compliance")
+    assert read_events(run) == before
 
 
 def test_an_export_is_an_event_that_names_who_was_drawn_and_the_seed(run: Path) -> None:
