@@ -346,7 +346,7 @@ def test_a_rejected_copy_that_a_row_calls_accepted_is_not_given_out(own_run: Pat
     rewrite(own_run, part.path, "outcome", "accepted", part.outcomes.index("rejected"))
     with pytest.raises(IntegrityError, match="is not the") as error:
         export_run(own_run, tmp_path / "export")
-    assert error.value.where == part.path and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    assert error.value.where == f"{own_run}/{part.path}" and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
     with pytest.raises(IntegrityError):
         load(own_run)
 
