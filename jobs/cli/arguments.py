@@ -134,8 +134,8 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
         raise InputError(what, where=str(run), fix=NAME_A_RUN)
     if _is_run(run):
         return None, run, base
-    if runs_inside(run):
-        chain = Chain.inside(run)
+    if inside := runs_inside(run):
+        chain = Chain.inside(run, inside)
         return (chain if len(chain.members) > 1 else None), chain.last.folder, base
     if entry_of(run, COMMITS) is None:
         # An empty queue, no hold and nothing to show would be said of whatever folder a slip names.

@@ -114,10 +114,11 @@ def look_inside(folder: Path) -> Inside:
 
 
 def runs_inside(folder: Path) -> list[Path]:
-    """The runs in a folder, for one who shows all of them as one data set; raises as :func:`look_inside`, and
+    """The runs in a folder, for one who shows all of them as one data set.
 
     Raises:
-        InputError: runs lie one folder deeper, or beside the runs is a link to nothing that may have been a run.
+        InputError: runs lie one folder deeper, beside the runs is a link to nothing that may have been a run, or a folder
+            cannot be read.
     """
     runs, lost, deeper = look_inside(folder)
     if deeper:
@@ -211,17 +212,14 @@ class Chain:
         return cls(members=tuple(one for one in ordered if roots[one.folder] == roots[last.folder]))
 
     @classmethod
-    def inside(cls, folder: Path) -> Chain:
-        """The data set whose runs are the folders in a folder.
+    def inside(cls, folder: Path, runs: Sequence[Path]) -> Chain:
+        """The data set whose runs, at least one, lie in a folder (:func:`runs_inside`).
 
         Raises:
-            InputError: it holds no run, or runs that do not continue one another.
+            InputError: the runs do not continue one another.
             IntegrityError: as :func:`members_of`.
         """
-        found = members_of(runs_inside(folder))
-        if not found:
-            fix = "Name the --out folder of a run, its run file, or a folder of runs that continue one another"
-            raise InputError("not a run folder (no plan.json)", where=str(folder), fix=fix)
+        found = members_of(runs)
         last = latest(found)
         assert last is not None  # there are some
         chain = cls.of(last, found)
