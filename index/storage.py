@@ -27,9 +27,9 @@ from index.places import local, remote
 from index.places.backend import TEMPORARY, Entry, Part, Place, Stored, Tagged
 from index.places.disk import Disk, advice, cannot_read, cannot_write, disk, filling_temporary, is_lasting, using
 from index.places.local import NO_LINK, inside
+from index.places.named import is_uri, place
 from index.places.object_folder import ObjectFolder
 from index.places.remote import require_held
-from index.places.schemes import is_uri, place
 
 __all__ = [
     "NO_LINK", "TEMPORARY", "Disk", "Entry", "ObjectFolder", "Part", "Stored", "Tagged", "advice", "cannot_read",

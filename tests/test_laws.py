@@ -28,8 +28,6 @@ FLOORS: tuple[set[str], ...] = (
     {"next_attempt"},
     {"moderate"},
 )  # fmt: skip
-# Where files of one folder still import each other, inside functions. The list may only become shorter.
-WITH_CIRCLES = {"index/places"}
 AUDIT_KNOWS = FLOORS[0] | {"copy_check", "marking", "audit"}  # it records what was done, and does none of it
 
 
@@ -130,7 +128,7 @@ def circle(graph: dict[str, set[str]]) -> set[str]:
     return set(graph)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent.relative_to(ROOT).as_posix() for path in MODULES} - WITH_CIRCLES))
+@pytest.mark.parametrize("folder", sorted({path.parent.relative_to(ROOT).as_posix() for path in MODULES}))
 def test_no_rooms_import_each_other(folder: str) -> None:
     """No circle between the rooms of a package, nor between those of any folder in it."""
     assert circle(rooms(folder)) == set()
@@ -139,11 +137,6 @@ def test_no_rooms_import_each_other(folder: str) -> None:
 def test_the_law_of_circles_sees_what_it_forbids() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
-
-
-def test_the_folders_with_circles_still_have_one() -> None:
-    """One that has lost its circle comes off the list, so that none returns."""
-    assert {folder for folder in WITH_CIRCLES if circle(rooms(folder))} == WITH_CIRCLES
 
 
 def test_decide_is_pure() -> None:

@@ -10,6 +10,7 @@ from pathlib import PosixPath, PurePath
 from typing import Any, NoReturn
 
 from index.errors import ConfigError, InputError
+from index.places.schemes import backend_of
 
 
 class ObjectFolder(PosixPath):
@@ -136,15 +137,11 @@ class ObjectFolder(PosixPath):
 
     def is_dir(self, **_: Any) -> bool:
         """Whether there is anything below it."""
-        from index.places.remote import is_folder
-
-        return is_folder(self)
+        return bool(backend_of(self.store).listed(self.key))
 
     def is_file(self, **_: Any) -> bool:
-        """Whether there is such an object."""
-        from index.places.remote import entry_of
-
-        return bool(self.key) and entry_of(self.parent, self.name) is not None
+        """Whether there is such an object. Longer names do not count: a folder is in no object's place."""
+        return bool(self.key) and backend_of(self.store).entry(self.key) is not None
 
     def is_symlink(self) -> bool:
         return False

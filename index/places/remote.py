@@ -181,7 +181,7 @@ def require_held(folder: Path) -> None:
 def _at(folder: Path, name: str = "") -> tuple[Backend, str]:
     assert isinstance(folder, ObjectFolder)
     steps = parts_of(name) if name else []
-    return backend_of(folder), "/".join([folder.key, *steps] if folder.key else steps)
+    return backend_of(folder.store), "/".join([folder.key, *steps] if folder.key else steps)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def another_machine(cache: Path) -> None:
 
 
 def requests(place: Path) -> Counter[str]:
-    store = backend_of(place)  # type: ignore[arg-type]
+    store = backend_of(place.store)  # type: ignore[attr-defined]
     assert isinstance(store, ObjectStore)
     return store.requests
 

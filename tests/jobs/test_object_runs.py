@@ -159,7 +159,7 @@ def test_workers_of_ray_commit_to_it(make_plan: MakePlan, s3: str, open_loop: Op
 
 
 def test_requests_of_a_shard_are_few(make_plan: MakePlan, s3: str, open_loop: Open) -> None:
-    store = backend_of(storage.place(s3))  # type: ignore[arg-type]
+    store = backend_of(storage.place(s3).store)  # type: ignore[attr-defined]
     assert isinstance(store, ObjectStore)
     seen: list[Counter[str]] = []
     run_local(

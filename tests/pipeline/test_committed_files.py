@@ -138,7 +138,7 @@ def put(folder: Path, name: str) -> Any:
 def test_an_object_is_fetched_once_and_hashed_as_it_is_read(folder: Path) -> None:
     place = put(folder, "once")
     path, files = next(sample_files(folder)), CommittedFiles.of(place)
-    backend: Any = backend_of(place)  # type: ignore[arg-type]
+    backend: Any = backend_of(place.store)  # type: ignore[attr-defined]
     before = backend.requests["get"]
     with files.open(place, path) as stream:
         assert stream.read() == (folder / path).read_bytes()
