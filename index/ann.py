@@ -20,6 +20,7 @@ EVERY = 4096  # times so many vectors or fewer are all compared instead: codes w
 FLOOR = 0.57  # cosine below which nobody asks who is near: the shipped guard takes its second look from .5709 on
 BLOCK = 16_384  # vectors added at a time
 AT_ONCE = 256  # queries searched at a time
+COMPARED = 4096  # vectors compared with all of them at a time
 PAIRS = 16_384  # of a query and a vector, compared in float64 at a time
 ROUNDING = 1e-4  # more than float32 can be off in a product of two unit vectors
 
@@ -80,7 +81,7 @@ def candidates(index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | No
         return index.search(queries, k, allowed)
     selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
     if isinstance(index, inverted.Inverted):
-        return index.search(queries, 2 * k + SPARE_CODED, selector)[0]
+        return index.search(index.turned(queries), 2 * k + SPARE_CODED, selector)[0]
     wanted = min(index.ntotal, 2 * k + SPARE)
     settings = faiss.SearchParameters(sel=selector)
     if isinstance(index, faiss.IndexIVF):  # of segments that were written before there was index.inverted
@@ -135,7 +136,8 @@ def _nearest_by_codes(
             if every:
                 proposed = _reaching(vectors, queries[at], last[at] - ROUNDING, allowed)
             else:
-                proposed, scores = index.search(queries[at], times * (2 * k + SPARE_CODED), selector)
+                turned = index.turned(queries[at])
+                proposed, scores = index.search(turned, times * (2 * k + SPARE_CODED), selector)
                 full, weakest = proposed[:, -1] >= 0, scores[:, -1]
                 proposed[:, first:][scores[:, first:] <= beyond[at, None]] = -1  # hardly nearer than what was found before
             ranked = _ranked(vectors, queries[at], proposed, k)
@@ -143,7 +145,7 @@ def _nearest_by_codes(
                 found[n] = each
             if not every:
                 last[at] = [cosines[k - 1] if len(cosines) >= k else -1 for _, cosines in ranked]
-                beyond[at] = index.expected(queries[at], np.clip(last[at], FLOOR, 1), vectors)
+                beyond[at] = index.expected(turned, np.clip(last[at], FLOOR, 1), vectors)
                 unsure[at] = full & (weakest > beyond[at])
         left = np.flatnonzero(unsure)
     return found
@@ -153,10 +155,10 @@ def _reaching(vectors: np.ndarray, queries: np.ndarray, least: np.ndarray, allow
     """The rows int64 (N, M) whose products with their query reach its ``least``, by brute force; -1 where there are fewer."""
     may = None if allowed is None else np.unpackbits(allowed, count=len(vectors), bitorder="little").astype(bool)
     at, rows = [], []
-    for start in range(0, len(vectors), BLOCK):
-        reached = queries @ vectors[start : start + BLOCK].T >= least.astype(np.float32)[:, None]
+    for start in range(0, len(vectors), COMPARED):
+        reached = queries @ vectors[start : start + COMPARED].T >= least.astype(np.float32)[:, None]
         if may is not None:
-            reached &= may[start : start + BLOCK]
+            reached &= may[start : start + COMPARED]
         one, other = np.nonzero(reached)
         at.append(one)
         rows.append(other + start)
@@ -174,14 +176,15 @@ def _ranked(vectors: np.ndarray, queries: np.ndarray, proposed: np.ndarray, k: i
     nothing = np.zeros(0, np.int64), np.zeros(0)
     if not number:
         return [nothing] * count
+    proposed = np.sort(proposed, axis=1)
+    proposed[:, 1:][proposed[:, 1:] == proposed[:, :-1]] = -1  # a row that stands there twice
     rough = _products(vectors, queries, proposed)
     rough[proposed < 0] = -np.inf
     least = np.full(count, -np.inf, np.float32)
-    if number > 2 * k:  # a row stands there at most twice: the best 2 k hold k different ones
-        least = np.partition(rough, number - 2 * k, axis=1)[:, number - 2 * k] - np.float32(ROUNDING)
+    if number > k:
+        least = np.partition(rough, number - k, axis=1)[:, number - k] - np.float32(ROUNDING)
     at, column = np.nonzero((rough >= least[:, None]) & (proposed >= 0))
-    pairs = np.unique(at * len(vectors) + proposed[at, column])
-    at, rows = pairs // len(vectors), pairs % len(vectors)
+    rows = proposed[at, column]
     cosines = np.empty(len(rows))
     for start in range(0, len(rows), PAIRS):  # works that nearly tie may be very many
         of, row = at[start : start + PAIRS], rows[start : start + PAIRS]

@@ -64,6 +64,9 @@ class Inverted:
             raise ValueError("a list lies beyond the file")
         self._mapped_lists(path, table, size, code_size)
         self._fidelity: tuple[float, float] | None = None
+        quantizer = faiss.downcast_index(self._index.quantizer)
+        # A copy, because a product with numbers that lie askew in the file takes ten times as long.
+        self._centroids = np.array(faiss.rev_swig_ptr(quantizer.get_xb(), count * self.d).reshape(count, self.d))
 
     def _mapped_lists(self, path: Path, table: np.ndarray, size: int, code_size: int) -> None:
         faiss = _faiss()
@@ -76,28 +79,46 @@ class Inverted:
         self._index.replace_invlists(lists, True)
         lists.this.disown()
 
-    def search(self, queries: np.ndarray, wanted: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Likely neighbours of float32 (N, D), best first; a row may stand there twice.
+    def turned(self, queries: np.ndarray) -> np.ndarray:
+        """Queries float32 (N, D) as the lists and codes have them: turned as the vectors were."""
+        return np.asarray(self._turn.apply(np.ascontiguousarray(queries, np.float32)))
+
+    def search(self, turned: np.ndarray, wanted: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Likely neighbours of turned queries float32 (N, D), best first; a row may stand there twice.
 
         Returns:
             Row numbers int64 (N, 2 × wanted), -1 where there are fewer, and the products float32 of the query with their codes.
         """
         faiss, index = _faiss(), self._index
-        turned = self._turn.apply(np.ascontiguousarray(queries, np.float32))
-        most = min(index.nlist, max(LEAST, int(SHARE * index.nlist)))
-        near, lists = index.quantizer.search(turned, most)
-        far = near < near[:, :1] - REACH
-        far[:, :LEAST] = False
-        lists[far] = -1
+        near, lists = self._looked_into(turned)
         number = min(2 * wanted, 2 * self.ntotal)
         scores, found = np.empty((len(turned), number), np.float32), np.empty((len(turned), number), np.int64)
-        settings = faiss.SearchParametersIVF(nprobe=most, sel=selector)
+        settings = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)
         pointers = [faiss.swig_ptr(each) for each in (lists, near, scores, found)]
         # FAISS's Python wrapper of this call takes no settings.
         index.search_preassigned_c(len(turned), faiss.swig_ptr(turned), number, *pointers, False, settings)
         return found, scores
 
-    def expected(self, queries: np.ndarray, cosines: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    def _looked_into(self, turned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The products float32 (N, M) of turned queries float32 (N, D) with the lists int64 (N, M) that they look into.
+
+        A list is -1 where a query looks into fewer.
+        """
+        near = turned @ self._centroids.T
+        count = near.shape[1]
+        most = min(count, max(LEAST, int(SHARE * count)))
+        chosen = near >= near.max(axis=1, keepdims=True) - REACH
+        number = chosen.sum(axis=1)
+        for bound, out in ((most, number > most), (min(LEAST, count), number < LEAST)):
+            if out.any():
+                chosen[out] = near[out] >= np.partition(near[out], count - bound, axis=1)[:, count - bound, None]
+        number = chosen.sum(axis=1)
+        there = np.arange(number.max()) < number[:, None]
+        lists, products = np.full(there.shape, -1, np.int64), np.zeros(there.shape, np.float32)
+        lists[there], products[there] = np.nonzero(chosen)[1], near[chosen]
+        return products, lists
+
+    def expected(self, turned: np.ndarray, cosines: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The product float32 (N,) with a query that the code of a vector at this cosine hardly falls below.
 
         The code y of a vector x has ⟨q, y⟩ = c ⟨x, y⟩ + √(1 − c²) ⟨u, y⟩, where c = ⟨q, x⟩ and u is the direction in which q
@@ -105,20 +126,19 @@ class Inverted:
         not edited as much as of the query itself. ⟨u, y⟩ is chance, of spread ‖x − y‖ / √D.
 
         Args:
-            queries: float32 (N, D). cosines: float (N,), c. vectors: float32 (V, D), those of the index.
+            turned: float32 (N, D), from :meth:`turned`. cosines: float (N,), c. vectors: float32 (V, D), those of the index.
         """
         if self._fidelity is None:
             rows = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(np.int64))
-            kept, lost = self._coded(vectors[rows])
+            kept, lost = self._coded(self.turned(vectors[rows]))
             self._fidelity = float(np.quantile(kept, KEEPS)), float(lost.mean()) / self.d**0.5
         least, spread = self._fidelity
-        own, _ = self._coded(queries)
+        own, _ = self._coded(turned)
         chance = SIGMAS * spread * np.sqrt(np.clip(1 - cosines**2, 0, 1))
         return np.asarray(cosines * np.minimum(own, least) - chance - STEPS, np.float32)
 
-    def _coded(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of vectors float32 (N, D): the products float32 (N,) with their own codes, and their distances from them."""
-        turned = self._turn.apply(np.ascontiguousarray(vectors, np.float32))
+    def _coded(self, turned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of turned vectors float32 (N, D): the products float32 (N,) with their own codes, and their distances from them."""
         codes = self._index.pq.decode(self._index.pq.compute_codes(turned))
         return np.sum(turned * codes, axis=1), np.linalg.norm(turned - codes, axis=1)
 

@@ -97,9 +97,9 @@ def test_other_queries_are_hardly_asked_again(alike: tuple[np.ndarray, Path], mo
     vectors, path = alike
     index, asked = ann.mapped(path), []
 
-    def counted(queries: np.ndarray, wanted: int, selector: object) -> tuple[np.ndarray, np.ndarray]:
-        asked.append(len(queries))
-        return inverted.Inverted.search(index, queries, wanted, selector)
+    def counted(turned: np.ndarray, wanted: int, selector: object) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(turned))
+        return inverted.Inverted.search(index, turned, wanted, selector)
 
     monkeypatch.setattr(index, "search", counted)
     ann.nearest(index, vectors, vectors[:200], 1)  # at cosine 1, and nothing else is near
@@ -111,10 +111,11 @@ def test_a_code_hardly_falls_below_what_is_expected_of_it(alike: tuple[np.ndarra
     index = ann.mapped(path)
     queries = np.asarray(0.9 * vectors[::100] + 0.44 * unit(40, 64, seed=9), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    found, scores = index.search(queries, len(vectors), None)
+    turned = index.turned(queries)
+    found, scores = index.search(turned, len(vectors), None)
     cosines = np.einsum("qmd,qd->qm", vectors[np.maximum(found, 0)], queries)
     near = (found >= 0) & (cosines > 0.6)
-    expected = np.stack([index.expected(queries, cosines[:, n], vectors) for n in range(cosines.shape[1])], axis=1)
+    expected = np.stack([index.expected(turned, cosines[:, n], vectors) for n in range(cosines.shape[1])], axis=1)
     assert near.sum() > 1000 and (scores >= expected)[near].mean() > 0.99
 
 
