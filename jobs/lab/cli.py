@@ -64,7 +64,7 @@ def rebuild(
         "embedder": lambda: world.embedder(work, minutes=100 * share, device=device),
         "calibration": lambda: world.calibrate(work),
         "files": lambda: world.pack(work),
-        "mark detector": lambda: world.marks(work, minutes=30 * share),
+        "mark detector": lambda: world.marks(work, minutes=75 * share, examples=max(2_000, round(60_000 * share))),
         "latent head": lambda: world.head(work, steps=max(100, round(3200 * share)), flights=max(128, round(768 * share))),
         "judges": lambda: fit(work, share=share),
     }

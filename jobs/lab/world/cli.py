@@ -114,17 +114,19 @@ def calibrate(work: Work = Path("world"), target: Target = Path("pipeline/weight
 @app.command()
 def marks(
     work: Work = Path("world"),
-    minutes: Minutes = 30,
+    minutes: Minutes = 75,
     steps: Steps = 0,
+    examples: Annotated[int, typer.Option(min=64, help="Marked and clean drawings to learn from.")] = 60_000,
     target: Target = Path("pipeline/weights/stickers/marks"),
 ) -> None:
     """Train the mark detector, measure it and write it with its card and operating points.
 
-    Example: clearance lab world marks --work world --minutes 30
+    Example: clearance lab world marks --work world
+    Example: clearance lab world marks --work world --steps 10617
     """
     from jobs.lab.world.train_marks import export, train
 
-    train(work, minutes=minutes, steps=steps or None)
+    train(work, minutes=minutes, steps=steps or None, examples=examples)
     export(work, target)
 
 
