@@ -138,6 +138,16 @@ class GuardClass(Protocol):
     def open(cls, settings: Any) -> Guard: ...
 
 
+def is_copy(category: str) -> bool:
+    """Whether findings of this category are copies, which ``policy.ladder`` answers."""
+    return category.startswith("copy.")
+
+
+def is_mark(category: str) -> bool:
+    """Whether findings of this category are marks, which ``policy.mark_ladder`` answers."""
+    return category.startswith(("mark.", "text."))
+
+
 def worst(findings: Sequence[Finding]) -> Finding | None:
     """The triggered finding furthest above its threshold, or None."""
     triggered = [finding for finding in findings if finding.triggered]

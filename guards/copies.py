@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from index.store import ReferenceIndex
 
 PROBE = "memorisation_probe"
-AS_IT_IS = ("copy.protected", "copy.memorised")
+PROTECTED, MEMORISED = "copy.protected", "copy.memorised"
+AS_IT_IS = (PROTECTED, MEMORISED)  # found by the picture as it is, not by other views of it
 GEOMETRY = "copy.geometry"
 RECOLOURED = "copy.recoloured"
 UNDONE = {TURNED: "copy.turned", NEGATIVE: "copy.negative", INSET: "copy.inset"}  # edit → category
@@ -113,7 +114,7 @@ class CopiesGuard:
         return Probe(version=version, weights={"embedder": embedder_id, "second look": second})
 
     def check(self, pictures: np.ndarray) -> list[list[Finding]]:
-        """Check uint8 RGB (N, H, W, 3): two findings per picture, one per category."""
+        """Check uint8 RGB (N, H, W, 3); of every picture one finding per category."""
         return [list(examination.findings) for examination in self.examine(pictures)]
 
     def examine(
@@ -229,7 +230,7 @@ class CopiesGuard:
         return match if math.isnan(score) else replace(match, confirm=score)  # it cannot judge: as without a picture
 
     def _finding(self, category: str, nearest: tuple[Match, ...]) -> Finding:
-        probe = category == "copy.memorised"
+        probe = category == MEMORISED
         mine = [m for m in nearest if (m.rights_basis == PROBE) == probe and m.status not in HARMLESS and not self._cleared(m)]
         if not mine:
             return self._report(category, NOTHING_NEAR, self.point.threshold)

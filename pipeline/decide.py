@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from guards.base import Finding, worst
+from guards.base import Finding, is_copy, is_mark, worst
 from pipeline.outcome import Decision, Verdict
 from pipeline.policy import ASKED, REWRITE, Policy, action_of
-
-
-def is_mark(category: str) -> bool:
-    """Whether findings of this category are marks, which ``policy.mark_ladder`` answers."""
-    return category.startswith(("mark.", "text."))
 
 
 def decide(
@@ -53,7 +48,7 @@ def decide(
             return (attempt if shared else attempt - marked) < len(policy.ladder)
         return marked < len(policy.mark_ladder)
 
-    copies = [f for f in by_action["steer"] if f.confirmed and f.category.startswith("copy.")]
+    copies = [f for f in by_action["steer"] if f.confirmed and is_copy(f.category)]
     if copy := worst([f for f in copies if not rungs_left(f)]):
         return Decision(Verdict.REJECT, copy.category)
     if open_case := worst([f for f in by_action["steer"] if rungs_left(f)]):

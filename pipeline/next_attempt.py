@@ -10,9 +10,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from guards.base import is_copy, is_mark
 from guards.copies import RECOLOURED
 from index.errors import ConfigError
-from pipeline.decide import is_mark
 from pipeline.engine.trajectory import Trajectory
 from pipeline.model.adapters.opened import denoisers
 from pipeline.open_request import OpenRequest
@@ -110,7 +110,7 @@ def steer_caught(runtime: Runtime, last: Trajectory, open_request: OpenRequest, 
 
 def steer(runtime: Runtime, last: Trajectory, open_request: OpenRequest, decision: Decision) -> None:
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
-    if decision.reason.startswith("copy."):
+    if is_copy(decision.reason):
         return _again(
             runtime,
             last,

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from guards.base import Finding
+from guards.base import Finding, is_copy
 from index.padding import out_of_memory
 from pipeline.outcome import Attempt, Caught, Decision, Intervention, Outcome, Request, Sample, Verdict
 
@@ -64,13 +64,13 @@ class OpenRequest:
         """The references that the sample was caught by or flagged for so far; it is steered away from them."""
         caught = [caught.nearest[0].ref_id for caught in reversed(self.caught)]  # the others it was only near to
         found = [f for attempt in reversed(self.attempts) for f in attempt.findings if f.triggered]
-        return list(dict.fromkeys([*caught, *(f.ref_id for f in found if f.category.startswith("copy."))]))
+        return list(dict.fromkeys([*caught, *(f.ref_id for f in found if is_copy(f.category))]))
 
     def nearest_references(self) -> list[str]:
         """The sample's own references: those it was just caught by, those it was flagged for, the nearest; then earlier."""
 
         def of(attempt: Attempt) -> list[str]:
-            flagged = [f.ref_id for f in attempt.findings if f.triggered and f.category.startswith("copy.")]
+            flagged = [f.ref_id for f in attempt.findings if f.triggered and is_copy(f.category)]
             before = [match.ref_id for caught in reversed(attempt.caught) for match in caught.nearest]
             return [*flagged, *(match.ref_id for match in attempt.nearest), *before]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from guards.base import Finding
-from guards.copies import HARMLESS, PROBE, CopiesGuard, Examination
+from guards.copies import HARMLESS, MEMORISED, PROBE, PROTECTED, CopiesGuard, Examination
 from index.chosen import ChosenReferences, IndexWithout
 from index.errors import ClearanceError
 from index.near import ROUNDING, Views, near
@@ -386,7 +386,7 @@ class _Looker:
             best = matches[0]
             finding = Finding(
                 guard=CopiesGuard.name, version=standard.guard(colours=False, rounded=False).version,
-                category="copy.memorised" if best.rights_basis == PROBE else "copy.protected",
+                category=MEMORISED if best.rights_basis == PROBE else PROTECTED,
                 score=best.similarity, threshold=bar, ref_id=best.ref_id, detail=best.title,
             )  # fmt: skip
             self.found.seen.append(_seen(candidate, row, EMBEDDING, (finding,), tuple(matches)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from guards.base import Finding
+from guards.base import Finding, is_copy
 from guards.vision_language import UNANSWERED
 from index.storage import open_file
 from jobs.reaudit.result import Change
@@ -22,7 +22,6 @@ from pipeline.policy import ASKED, Policy, guard_tables, kept_if_asked
 LADDER_USED_UP = 1_000_000
 FOLLOWS = ("enabled", "required", "threshold", "action", "allow_download")
 HELD = frozenset({"review", "rejected"})
-COPY = "copy."
 
 
 def own_references(folder: Path, opener: Opener = open_file) -> dict[str, list[str]]:
@@ -32,7 +31,7 @@ def own_references(folder: Path, opener: Opener = open_file) -> dict[str, list[s
     for row in attempt_rows(folder, ["sample_id", "attempt", "findings", "caught"], opener=opener):
         sample_id = row["sample_id"]
         caught = [one["ref_ids"][0] for one in row["caught"] or [] if one["ref_ids"]]
-        flagged = [f["ref_id"] for f in row["findings"] or [] if f["triggered"] and str(f["category"]).startswith(COPY)]
+        flagged = [f["ref_id"] for f in row["findings"] or [] if f["triggered"] and is_copy(str(f["category"]))]
         known = before.get(sample_id, [])
         if mine := list(dict.fromkeys([*caught, *known])):
             own[sample_id] = mine
@@ -49,7 +48,7 @@ def held_for_copies(folder: Path, standing: Standing, opener: Opener = open_file
         pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
         rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
         for _, row in chosen_rows(folder, part.path, rows, columns, opener=opener):
-            if str(row["reason"]).startswith(COPY):
+            if is_copy(str(row["reason"])):
                 refs = tuple(sorted(copies_of(row)))
                 before = standing.outcome(row["sample_id"], row["outcome"])
                 key, category = str(row["request_key"]), str(row["reason"])
@@ -61,7 +60,7 @@ def held_for_copies(folder: Path, standing: Standing, opener: Opener = open_file
 
 def copies_of(row: Row) -> set[str]:
     """The references that the copies guard found a row's picture too near to."""
-    triggered = (f for f in row["findings"] or [] if f["triggered"] and str(f["category"]).startswith(COPY))
+    triggered = (f for f in row["findings"] or [] if f["triggered"] and is_copy(str(f["category"])))
     return {str(finding["ref_id"]) for finding in triggered}
 
 

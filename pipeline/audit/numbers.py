@@ -40,7 +40,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from guards.copies import HARMLESS, NOTHING_NEAR
+from guards.base import is_copy
+from guards.copies import AS_IT_IS, HARMLESS, NOTHING_NEAR
 from index.errors import ClearanceError, IntegrityError
 from index.rate import wilson
 from pipeline.audit.requests import VERIFY, Row, ended_requests
@@ -52,7 +53,6 @@ SAMPLE_COLUMNS = (
     "finished_at prompt_truncated xmp_present c2pa_present watermark_scheme"
 ).split()
 ATTEMPT_COLUMNS = "intervention caught findings nearest decision denoiser_evals".split()
-_BY_EMBEDDER = ("copy.protected", "copy.memorised")
 _ODD = (TypeError, KeyError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -153,7 +153,7 @@ class Counts:
         self.steered += steered
         self.steered_accepted += steered and outcome in ACCEPTED
         self.looked_first += bool(first["caught"]) or looked_at_for_copies(first["findings"])
-        self.too_near_first += bool(first["caught"]) or is_copy(first["findings"])
+        self.too_near_first += bool(first["caught"]) or is_too_near(first["findings"])
 
     def _accepted(self, sample: Row) -> None:
         found = triggered(sample["findings"])
@@ -166,14 +166,14 @@ class Counts:
         if not looked_at_for_copies(sample["findings"]):
             return
         likeness = similarity(sample["nearest"])
-        near, too_near = is_near(sample), is_copy(sample["findings"])
+        near, too_near = is_near(sample), is_too_near(sample["findings"])
         self.looked += 1
         self.near += near
         self.too_near += too_near
         self.cleared += near and not too_near
         self.by_embedder = larger(self.by_embedder, likeness)
         for finding in sample["findings"]:
-            if finding["category"] in _BY_EMBEDDER and finding["score"] > NOTHING_NEAR:
+            if finding["category"] in AS_IT_IS and finding["score"] > NOTHING_NEAR:
                 self.after_second_look = larger(self.after_second_look, float(finding["score"]))
 
     def measures(self) -> dict[str, dict[str, Any]]:
@@ -224,7 +224,7 @@ class Counts:
             "nearest_by_embedder": count(self.by_embedder, f"max(nearest.similarity in force of samples where {accepted})"),
             "nearest_after_second_look": count(
                 self.after_second_look,
-                f"max(findings.score, category in ({', '.join(_BY_EMBEDDER)}), of samples where {accepted})",
+                f"max(findings.score, category in ({', '.join(AS_IT_IS)}), of samples where {accepted})",
             ),
             "copy_threshold": count(self.copy_threshold, "min(samples.copy_threshold)"),
             "steering_success": rate(self.steered_accepted, self.steered, f"count(samples steered where {accepted}) / steered"),
@@ -312,14 +312,14 @@ def is_rewritten(finding: Row) -> bool:
     return finding.get("action") == REWRITE
 
 
-def is_copy(findings: Sequence[Row]) -> bool:
+def is_too_near(findings: Sequence[Row]) -> bool:
     """Whether a picture is too near to a reference, after both looks."""
-    return any(str(finding["category"]).startswith("copy.") for finding in triggered(findings))
+    return any(is_copy(str(finding["category"])) for finding in triggered(findings))
 
 
 def looked_at_for_copies(findings: Sequence[Row]) -> bool:
     """Whether the copies guard looked at the picture at all: it reports something about every one."""
-    return any(str(finding["category"]).startswith("copy.") for finding in findings)
+    return any(is_copy(str(finding["category"])) for finding in findings)
 
 
 def in_force(nearest: Sequence[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from guards.base import is_copy
 from pipeline.audit.numbers import in_force, triggered
 from pipeline.audit.requests import Row
 from pipeline.outcome import ACCEPTED, Outcome
@@ -98,7 +99,7 @@ def _nearest(attempt: Row) -> dict[str, Any] | None:
 
 def _copied(first: Row) -> str:
     """The reference that the first picture was found too near to; empty where it was flagged for something else."""
-    found = [finding for finding in triggered(first["findings"]) if str(finding["category"]).startswith("copy.")]
+    found = [finding for finding in triggered(first["findings"]) if is_copy(str(finding["category"]))]
     # Rows of schema 1 name the reference in the text for people.
     named = [str(finding.get("ref_id") or finding["detail"]) for finding in found]
     near = [match["ref_id"] for match in in_force(first["nearest"])]

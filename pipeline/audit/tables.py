@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.audit.numbers import in_force, is_copy, is_near, larger, looked_at_for_copies, per, rate, similarity
+from pipeline.audit.numbers import in_force, is_near, is_too_near, larger, looked_at_for_copies, per, rate, similarity
 from pipeline.audit.requests import Row
 from pipeline.outcome import ACCEPTED
 
@@ -141,7 +141,7 @@ class Similarities:
             return
         if sample["outcome"] not in ACCEPTED:
             name = "held_back"
-        elif is_copy(sample["findings"]):
+        elif is_too_near(sample["findings"]):
             name = "accepted_too_near"
         else:
             name = "accepted_cleared" if is_near(sample) else "accepted"
@@ -203,7 +203,12 @@ class ClearedTable:
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         findings = sample["findings"]
-        if sample["outcome"] not in ACCEPTED or not looked_at_for_copies(findings) or is_copy(findings) or not is_near(sample):
+        if (
+            sample["outcome"] not in ACCEPTED
+            or not looked_at_for_copies(findings)
+            or is_too_near(findings)
+            or not is_near(sample)
+        ):
             return
         near = [match for match in in_force(sample["nearest"]) if match["similarity"] >= sample["copy_threshold"]]
         match = near[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.audit.numbers import in_force, is_copy, looked_at_for_copies
+from pipeline.audit.numbers import in_force, is_too_near, looked_at_for_copies
 from pipeline.audit.requests import Row
 from pipeline.outcome import ACCEPTED
 
@@ -48,5 +48,5 @@ def _row(sample: Row, match: Row) -> dict[str, Any]:
         **{name: match[name] for name in ("ref_id", "title", "rights_basis", "similarity", "confirm")},
         "attempt": sample["accepted_attempt"],
         "threshold": sample["copy_threshold"],
-        "verdict": TOO_NEAR if is_copy(sample["findings"]) else CLEARED if near else BELOW,
+        "verdict": TOO_NEAR if is_too_near(sample["findings"]) else CLEARED if near else BELOW,
     }
