@@ -22,10 +22,8 @@ from pipeline.looking.study import Failed, Study, together_or_alone
 from pipeline.model.decoder import PICTURE_ROWS
 from pipeline.next_attempt import affordable, first, steer, steer_caught
 from pipeline.open_request import OpenRequest
-from pipeline.outcome import Attempt, Caught, Decision, Intervention, Request, Sample, Verdict
+from pipeline.outcome import Attempt, Caught, Decision, Request, Sample, Verdict
 from pipeline.runtime import Runtime
-
-RESEEDED = Intervention(kind="reseed")
 
 
 class Broken(NamedTuple):
@@ -233,8 +231,7 @@ def _decided(runtime: Runtime, trajectory: Trajectory, open_request: OpenRequest
 def _faithfulness(runtime: Runtime, open_request: OpenRequest, study: Study) -> list[Finding]:
     """Whether the picture still shows what was asked, where the policy wants to know."""
     guard = runtime.faithfulness
-    steered = (open_request.intervention or RESEEDED).kind != "reseed"
-    if guard is None or not (steered or runtime.policy.faithfulness.of == "all"):
+    if guard is None or not (open_request.steered or runtime.policy.faithfulness.of == "all"):
         return []
     first = open_request.attempts[0] if open_request.attempts else None
     unsteered = first.embedding if first is not None and first.intervention is None and not _lost(first) else None
@@ -279,13 +276,12 @@ def _due(runtime: Runtime, open_requests: dict[int, OpenRequest]) -> tuple[list[
         if t.group:  # its mates need it in their calls
             continue
         open_request = open_requests[t.tag]
-        steered = (open_request.intervention or RESEEDED).kind != "reseed"
-        probe = again if steered else early
+        probe = again if open_request.steered else early
         if (
             probe is not None
             and probe.due(t)
-            and open_request.rungs - open_request.marked < len(runtime.policy.ladder)
+            and open_request.copy_rungs < len(runtime.policy.ladder)
             and affordable(runtime, open_request, t)
         ):
-            due[steered].append(t)
+            due[open_request.steered].append(t)
     return due

@@ -98,26 +98,13 @@ def affordable(runtime: Runtime, open_request: OpenRequest, last: Trajectory) ->
 def steer_caught(runtime: Runtime, last: Trajectory, open_request: OpenRequest, caught: Caught) -> None:
     """Steer a caught sample from where it was, with the ladder's next rung, away from the references it was caught by."""
     open_request.caught.append(replace(caught, denoiser_evals=last.evals, device_seconds=last.device_seconds))
-    _again(
-        runtime,
-        last,
-        open_request,
-        runtime.policy.ladder[open_request.rungs - 1 - open_request.marked],
-        open_request.nearest_references(),
-        caught_at=caught.step,
-    )
+    _steer_away(runtime, last, open_request, caught_at=caught.step)
 
 
 def steer(runtime: Runtime, last: Trajectory, open_request: OpenRequest, decision: Decision) -> None:
     """Submit the next attempt: the ladder's rung for a copy, the mark ladder's for a mark, a re-seed for anything else."""
     if is_copy(decision.reason):
-        return _again(
-            runtime,
-            last,
-            open_request,
-            runtime.policy.ladder[open_request.rungs - 1 - open_request.marked],
-            open_request.nearest_references(),
-        )
+        return _steer_away(runtime, last, open_request)
     rung: Rung = RESEED
     if runtime.policy.mark_ladder and is_mark(decision.reason):
         answer, open_request.marked = runtime.policy.mark_ladder[open_request.marked], open_request.marked + 1
@@ -128,6 +115,12 @@ def steer(runtime: Runtime, last: Trajectory, open_request: OpenRequest, decisio
         else:
             rung = answer
     _again(runtime, last, open_request, rung, [])
+
+
+def _steer_away(runtime: Runtime, last: Trajectory, open_request: OpenRequest, *, caught_at: int | None = None) -> None:
+    """Submit the next attempt, by the ladder's rung for it."""
+    rung = runtime.policy.ladder[open_request.copy_rungs - 1]
+    _again(runtime, last, open_request, rung, open_request.nearest_references(), caught_at=caught_at)
 
 
 def _again(

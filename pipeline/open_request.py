@@ -52,8 +52,18 @@ class OpenRequest:
 
     @property
     def rungs(self) -> int:
-        """Rungs of the ladder used up when the current trajectory ends: an interrupted try uses one too."""
+        """Rungs used up when the current trajectory ends: an interrupted try uses one too."""
         return len(self.attempts) + len(self.caught)
+
+    @property
+    def copy_rungs(self) -> int:
+        """Of these, the rungs of the ladder for copies; where the policy has no other ladder, all of them."""
+        return self.rungs - self.marked
+
+    @property
+    def steered(self) -> bool:
+        """Whether anything but another seed steers the attempt under way."""
+        return self.intervention is not None and self.intervention.kind != "reseed"
 
     @property
     def catches(self) -> list[Caught]:
