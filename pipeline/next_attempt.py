@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.engine.trajectory import Size
-    from pipeline.model.conditioning import Conditioning
     from pipeline.model.sampling.sampler import Sampler
 
 
@@ -140,11 +139,10 @@ def _again(
     references = runtime.references_at(last.size)
     latents = {ref_id: z for ref_id in ref_ids if (z := references.latent(ref_id)) is not None}
     every = list(latents)[: rung.references] if isinstance(rung, NudgeRung) and rung.colours == "all" else []
-    encoded: list[tuple[Conditioning, str]] = []
+    words = _words(runtime, open_request)
     failed = Failed(
         last=last, seed=open_request.seed, attempt=attempt, ref_ids=list(latents), latents=list(latents.values()),
-        colours=_colours(references, open_request, every), words=_words(runtime, open_request, encoded),
-        caught_at=caught_at,
+        colours=_colours(references, open_request, every), words=words, caught_at=caught_at,
     )  # fmt: skip
     tools = Tools(
         engine=runtime.engine, reference_context=runtime.negative_context_of(""), centre=references.centre,
@@ -152,9 +150,8 @@ def _again(
     )  # fmt: skip
     again = retry(failed, rung, tools)
     trajectory, open_request.intervention, open_request.seed = again.trajectory, again.intervention, again.seed
-    for conditioning, text in encoded:
-        if trajectory.negative is conditioning:
-            open_request.negative_text = text
+    if (text := words.text_of(trajectory.negative)) is not None:
+        open_request.negative_text = text
     if open_request.erasure is not None:
         open_request.intervention = replace(
             open_request.intervention, tokens=open_request.erasure.tokens, adapters=open_request.erasure.adapters
@@ -193,22 +190,18 @@ def _erase(runtime: Runtime, last: Trajectory, open_request: OpenRequest, rung: 
     runtime.engine.submit(trajectory.resumed(last, open_request.seed))
 
 
-def _words(runtime: Runtime, open_request: OpenRequest, encoded: list[tuple[Conditioning, str]]) -> Words:
-    """The texts of a sample; ``encoded`` takes every conditioning that a rung has made of a negative prompt, with its text."""
+def _words(runtime: Runtime, open_request: OpenRequest) -> Words:
+    """The texts of a sample."""
     titles = {match.ref_id: match.title for attempt in reversed(open_request.attempts) for match in attempt.nearest}
     titles |= {match.ref_id: match.title for caught in open_request.caught for match in caught.nearest}
-    nearest = [
-        runtime.adapters.quoted(titles.get(ref_id, "")) for ref_id in open_request.nearest_references()
-    ]  # flagged ones need not be among the nearest
-    worn = runtime.adapters.worn(open_request.request.adapter)
-
-    def context_of(text: str) -> Conditioning:
-        encoded.append((runtime.negative_of(text, open_request.erasure, worn), text))
-        return encoded[-1][0]
-
+    quoted, worn = runtime.adapters.quoted, runtime.adapters.worn(open_request.request.adapter)
     return Words(
-        runtime.adapters.plain(open_request.prompt), open_request.request.negative_prompt, nearest, context_of
-    )  # fmt: skip
+        caption=runtime.adapters.plain(open_request.prompt),
+        negative_prompt=open_request.request.negative_prompt,
+        # Flagged references need not be among the nearest: of these no title is known.
+        titles=[quoted(titles.get(ref_id, "")) for ref_id in open_request.nearest_references()],
+        encode=lambda text: runtime.negative_of(text, open_request.erasure, worn),
+    )
 
 
 def _colours(references: References, open_request: OpenRequest, every: list[str]) -> dict[str, list[torch.Tensor]]:

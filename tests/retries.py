@@ -46,7 +46,10 @@ def again(
 ) -> tuple[Trajectory, Any, int]:
     latents = [torch.randn(engine.model.latent_shape, generator=torch.Generator().manual_seed(70 + i)) for i in range(found)]
     latents = [0.5 * z + 0.5 * last.latent for z in latents]
-    words = Words("a red apple", "a dog", ["cat", "lemon"][:found], lambda text: engine.model.encode_prompts([text])[0])
+    words = Words(
+        caption="a red apple", negative_prompt="a dog", titles=["cat", "lemon"][:found],
+        encode=lambda text: engine.model.encode_prompts([text])[0],
+    )  # fmt: skip
     ref_ids = ["00000001", "00000002", "00000003"][:found]
     failed = Failed(last=last, seed=SEED, attempt=attempt, ref_ids=ref_ids, latents=latents, words=words)
     tools = Tools(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RESEED = ReseedRung()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Words:
     """The texts a rung may need.
 
@@ -39,13 +39,23 @@ class Words:
         caption: the request's prompt.
         negative_prompt: the request's.
         titles: of the sample's nearest references, best first.
-        context_of: text of a negative prompt → conditioning.
+        encode: text of a negative prompt → conditioning.
     """
 
     caption: str
     negative_prompt: str
     titles: Sequence[str]
-    context_of: Callable[[str], Conditioning]
+    encode: Callable[[str], Conditioning]
+    _encoded: list[tuple[Conditioning, str]] = field(default_factory=list, init=False, repr=False)
+
+    def context_of(self, text: str) -> Conditioning:
+        """The conditioning of a negative prompt; :meth:`text_of` knows it again."""
+        self._encoded.append((self.encode(text), text))
+        return self._encoded[-1][0]
+
+    def text_of(self, negative: Conditioning | None) -> str | None:
+        """The text of a conditioning that :meth:`context_of` made; None for any other, as the request's own."""
+        return next((text for conditioning, text in reversed(self._encoded) if conditioning is negative), None)
 
     def negative_of(self, references: int) -> str:
         """The negative prompt with the nearest references' titles behind it; empty where none of them has one."""

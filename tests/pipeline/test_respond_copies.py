@@ -174,7 +174,15 @@ def test_renoise_changes_the_noise_and_nothing_else(engine: Engine, first: Traje
 def test_negative_titles_stand_behind_the_callers_own(engine: Engine, first: Trajectory) -> None:
     t, _, _ = again(engine, first, NegativeRung(references=2))
     assert t.negative.equal(engine.model.encode_prompts(["a dog, cat, lemon"])[0])
-    assert Words("x", "a dog", ["", ""], lambda _: torch.zeros(1)).negative_of(2) == ""
+    words = Words(caption="x", negative_prompt="a dog", titles=["", ""], encode=lambda _: torch.zeros(1))
+    assert words.negative_of(2) == ""
+
+
+def test_the_text_of_a_negative_conditioning_is_known_again_and_of_no_other(engine: Engine) -> None:
+    words = Words(caption="x", negative_prompt="", titles=[], encode=lambda text: engine.model.encode_prompts([text])[0])
+    made = [words.context_of(text) for text in ("a dog", "a cat")]
+    assert [words.text_of(one) for one in made] == ["a dog", "a cat"]
+    assert words.text_of(engine.model.encode_prompts(["a dog"])[0]) is None and words.text_of(None) is None
 
 
 def test_random_references_are_others_in_an_order_of_the_seed() -> None:
