@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -166,18 +167,29 @@ class Looked:
         seen: those that deserved a look.
         cleared: of those, how many the embedder finds near and the second look cleared.
         unreached: what could not be looked at: (sample id or file, why).
-        lasting: the samples among them that events say were erased on purpose: nothing will ever reach them.
+        missing: of each sample among them, the columns without which it could not be looked at.
+        lasting: the samples among them of which events say that all of this was erased on purpose: nothing will ever reach
+            them.
     """
 
     compared: int = 0
     seen: list[Seen] = field(default_factory=list)
     cleared: int = 0
     unreached: list[tuple[str, str]] = field(default_factory=list)
+    missing: dict[str, frozenset[str]] = field(default_factory=dict)
     lasting: set[str] = field(default_factory=set)
 
     @property
     def hits(self) -> list[Seen]:
         return [one for one in self.seen if one.hits]
+
+
+class _Lack(StrEnum):
+    """Why a sample has no embedding to compare, as receipts say it."""
+
+    ERASED = "its embedding was erased"
+    CHANGED = "its embedding is not the one that was committed"
+    NEVER_MADE = "it has no embedding"
 
 
 @dataclass(kw_only=True)
@@ -187,7 +199,7 @@ class _Candidate:
     sample_id: str
     vector: np.ndarray | None = None
     colours: bool = False
-    why: str = ""
+    lack: _Lack | None = None
 
 
 def _index_of(references: References) -> ReferenceIndex:
@@ -241,18 +253,13 @@ def look(
     found.unreached.sort()
     if found.unreached:
         state = state_of(folder)
-        found.lasting = {where for where, why in found.unreached if _on_purpose(state.of(where).erased, why)}
+        found.lasting = {sample_id for sample_id, missing in found.missing.items() if missing <= state.of(sample_id).erased}
     return found
 
 
 def _file_of(error: ClearanceError, folder: Path) -> str:
     """The file that an error is about, as the run names it."""
     return error.where.removeprefix(f"{folder}/")
-
-
-def _on_purpose(erased: Collection[str], why: str) -> bool:
-    """Whether events erased all that is missing: the picture, and the embedding where it is gone, too."""
-    return "image" in erased and ("embedding" in erased or "its embedding" not in why)
 
 
 @dataclass(frozen=True)
@@ -291,15 +298,14 @@ def _screen(
     """The samples that deserve a look, by file and row."""
     candidates: dict[str, dict[int, _Candidate]] = {}
     damaged: list[ClearanceError] = []
-    lost: dict[str, str] = {}
+    lost: dict[str, _Lack] = {}
     for batch in embeddings(folder, int(chooser.standard.embedder.dim), damaged=damaged, opener=opener):
         mine = chooser.choose(batch)
         candidates.setdefault(batch.path, {}).update(mine)
         found.compared += len(batch.rows) if chooser.only is None else len(mine)
-        without = dict.fromkeys(batch.erased, "its embedding was erased")
-        without |= dict.fromkeys(batch.changed, "its embedding is not the one that was committed")
-        without |= {sample_id: "it has no embedding" for sample_id, outcome in batch.absent if outcome != "error"}
-        lost |= {sample_id: why for sample_id, why in without.items() if chooser.concerns(sample_id)}
+        without = dict.fromkeys(batch.erased, _Lack.ERASED) | dict.fromkeys(batch.changed, _Lack.CHANGED)
+        without |= {sample_id: _Lack.NEVER_MADE for sample_id, outcome in batch.absent if outcome != "error"}
+        lost |= {sample_id: lack for sample_id, lack in without.items() if chooser.concerns(sample_id)}
         progress(found.compared)
     found.unreached += [(_file_of(error, folder), error.what) for error in damaged]
     _without_embedding(folder, opener, lost, candidates)
@@ -307,14 +313,14 @@ def _screen(
 
 
 def _without_embedding(
-    folder: Path, opener: Opener, lost: Mapping[str, str], candidates: dict[str, dict[int, _Candidate]]
+    folder: Path, opener: Opener, lost: Mapping[str, _Lack], candidates: dict[str, dict[int, _Candidate]]
 ) -> None:
     """Samples without a usable embedding are looked at in any case, if there is a picture."""
     for part in samples_of(folder, damaged=[], opener=opener) if lost else ():
         for row, sample_id in enumerate(part.ids):
             if sample_id in lost:
-                why = lost[sample_id]
-                candidates.setdefault(part.path, {})[row] = _Candidate(sample_id=sample_id, colours=True, why=why)
+                candidate = _Candidate(sample_id=sample_id, colours=True, lack=lost[sample_id])
+                candidates.setdefault(part.path, {})[row] = candidate
 
 
 def _of_those(folder: Path, opener: Opener, path: str, rows: dict[int, _Candidate], wanted: Wanted) -> dict[int, _Candidate]:
@@ -390,7 +396,9 @@ class _Looker:
                 score=best.similarity, threshold=bar, ref_id=best.ref_id, detail=best.title,
             )  # fmt: skip
             self.found.seen.append(_seen(candidate, row, EMBEDDING, (finding,), tuple(matches)))
-        reasons = ", and ".join(part for part in (candidate.why, why) if part)
+        gone = candidate.lack in (_Lack.ERASED, _Lack.CHANGED)
+        self.found.missing[candidate.sample_id] = frozenset({"image", "embedding"} if gone else {"image"})
+        reasons = ", and ".join(part for part in (candidate.lack, why) if part)
         self.found.unreached.append((candidate.sample_id, f"{reasons}: it was not looked at"))
 
 
