@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index import at_uri
-from index.errors import ClearanceError, IndexMismatch, InputError, IntegrityError, RunStopped
+from index.errors import IndexMismatch, InputError, IntegrityError, RunStopped
 from index.second_look import ALIGNMENT
-from index.storage import digest_of, is_folder, place
+from index.storage import digest_of, is_folder
 from pipeline.policy import CONFIRM, Policy
 
 if TYPE_CHECKING:
@@ -175,26 +174,3 @@ def in_force(policy: Policy, facts: RunFacts) -> Policy:
         config, policy, model, facts.embedder_id, index_id=str(facts.stored["identity"].get("index_id", "")), base=base
     )
     return policy_in_force(policy, found)
-
-
-@contextmanager
-def alone_in(folder: Path, *, dry_run: bool) -> Iterator[None]:
-    """Hold a run folder while its events are read and appended, so that no run, review or takedown comes between.
-
-    Raises:
-        RunStopped: another process holds it, or it cannot be written.
-    """
-    if dry_run:
-        yield
-        return
-    from jobs.run.lease.lock import lease
-
-    with lease(folder):
-        yield
-
-
-def why(error: ClearanceError, run: str) -> str:
-    """An error as a reason in a receipt: the file of the run that it is about, but not the run, which stands beside it."""
-    file = error.where.removeprefix(f"{place(run)}/")
-    what = error.what if file in ("", str(place(run))) else f"{file}: {error.what}"
-    return f"{what}. {error.fix}" if error.fix else what

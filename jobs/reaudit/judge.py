@@ -29,9 +29,7 @@ def sort_hits(
         claim: for what samples are held back.
         acts: whether a hit leads to quarantine; False: the policy only observes it.
     """
-    result.compared, result.looked, result.cleared = looked.compared, len(looked.seen), looked.cleared
-    result.unreached += looked.unreached
-    result.lasting |= looked.lasting
+    result.take(looked)
     for seen in looked.hits:
         result.hits += 1
         before = standing.outcome(seen.sample_id, seen.born)

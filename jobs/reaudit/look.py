@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from index.calibrate import OperatingPoint
     from index.embed import Embedder
     from index.store import ReferenceIndex
+    from pipeline.policy import CopiesPolicy
 
 AT_ONCE = 32  # pictures in memory
 MOST_VIEWED = 10_000  # references that are embedded in all their colours for one re-audit
@@ -40,7 +40,7 @@ ROW_COLUMNS = (*COLUMNS, "request_key", "findings", "nearest")
 PICTURE, EMBEDDING = "picture", "embedding"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Standard:
     """What a run is held against.
 
@@ -59,6 +59,7 @@ class Standard:
     views: Views | None
     edits: tuple[str, ...] = ()
     every_picture: bool = False
+    _guards: dict[tuple[bool, bool], CopiesGuard] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -107,24 +108,35 @@ class Standard:
         return index.kept < len(index)
 
     def guard(self, *, colours: bool, rounded: bool) -> CopiesGuard:
-        """The guard: with the search for other colours or without it, its bars lower by the rounding or not."""
-        return _guard(self, colours, rounded)
+        """The guard: with the search for other colours or without it, its bars lower by the rounding or not. Made once."""
+        if (colours, rounded) not in self._guards:
+            point = self.point
+            if rounded:
+                look_from = min(point.look_from, point.threshold) - ROUNDING
+                point = replace(point, threshold=point.threshold - ROUNDING, look_from=look_from)
+            index: ReferenceIndex = self.references  # type: ignore[assignment]  # chosen ones answer what the guard asks
+            hues = self.hues if colours else 1
+            guard = CopiesGuard(index, self.embedder, point=point, k=self.k, hues=hues, edits=self.edits)
+            self._guards[colours, rounded] = guard
+        return self._guards[colours, rounded]
 
-    def __hash__(self) -> int:
-        return id(self)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+class Standards:
+    """What runs are held against: a standard for each operating point and settings of the copies guard, made once."""
 
+    def __init__(self, references: References, embedder: Embedder, *, every_picture: bool) -> None:
+        self.references, self.embedder, self.every_picture = references, embedder, every_picture
+        self._made: dict[tuple[Any, ...], Standard] = {}
 
-@cache
-def _guard(standard: Standard, colours: bool, rounded: bool) -> CopiesGuard:
-    point = standard.point
-    if rounded:
-        point = replace(point, threshold=point.threshold - ROUNDING, look_from=min(point.look_from, point.threshold) - ROUNDING)
-    index: ReferenceIndex = standard.references  # type: ignore[assignment]  # chosen ones answer what the guard asks
-    hues = standard.hues if colours else 1
-    return CopiesGuard(index, standard.embedder, point=point, k=standard.k, hues=hues, edits=standard.edits)
+    def of(self, point: OperatingPoint, copies: CopiesPolicy) -> Standard:
+        """The standard of runs with that operating point and those settings."""
+        key = (point, copies.k, copies.hues, copies.edits)
+        if key not in self._made:
+            self._made[key] = Standard.of(
+                self.references, self.embedder, point=point, k=copies.k, hues=copies.hues, edits=copies.edits,
+                every_picture=self.every_picture,
+            )  # fmt: skip
+        return self._made[key]
 
 
 @dataclass(frozen=True, kw_only=True)

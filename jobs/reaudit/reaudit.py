@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from index.at_uri import place_of
 from index.counted import counted
-from index.errors import ClearanceError
-from index.storage import place
-from jobs.reaudit.facts import RunFacts, alone_in, in_force, why
+from jobs.reaudit.facts import RunFacts, in_force
 from jobs.reaudit.judge import OUT_OR_HELD, notes, sort_hits
-from jobs.reaudit.look import Looked, Seen, Standard, look
+from jobs.reaudit.look import Looked, Seen, Standard, Standards, look
+from jobs.reaudit.reach import reach
 from jobs.reaudit.result import Change, RunResult
 from jobs.reaudit.rows import LADDER_USED_UP, OtherGuards, held_for_copies, own_references
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
-from pipeline.audit.events import NewEvent, append_events, events_head, read_events
+from pipeline.audit.events import NewEvent
 from pipeline.decide import decide
 from pipeline.outcome import Verdict
 from pipeline.policy import Policy, policy_digest
@@ -113,34 +112,21 @@ def reaudit(
         progress: called with the run and the number of samples compared.
     """
     done = Done(rules=rules, index=str(place_of(index.folder)), index_id=index.index_id)
-    standards: dict[tuple[Any, ...], Standard] = {}
+    standards = Standards(index, embedder, every_picture=rules.every_picture)
 
-    def standard_of(facts: RunFacts) -> Standard:
-        copies = rules.policy_for(facts).copies
-        key = (rules.point_for(facts), copies.k, copies.hues, copies.edits)
-        if key not in standards:
-            standards[key] = Standard.of(
-                index, embedder, point=key[0], k=copies.k, hues=copies.hues, edits=copies.edits,
-                every_picture=rules.every_picture,
-            )  # fmt: skip
-        return standards[key]
+    def look_at(facts: RunFacts, standing: Standing, result: RunResult) -> list[NewEvent]:
+        standard = standards.of(rules.point_for(facts), rules.policy_for(facts).copies)
+        return _one(facts, standing, standard, done, result, progress)
 
-    for run in runs:
-        result = RunResult(run=run)
-        done.runs.append(result)
-        try:
-            facts = RunFacts.of(place(run), embedder.embedder_id)
-            result.run_id = facts.run_id
-            with alone_in(facts.folder, dry_run=rules.dry_run):
-                _one(facts, standard_of(facts), done, result, progress)
-        except ClearanceError as error:
-            result.why_not = why(error, run)
+    done.runs += [reach(run, embedder.embedder_id, look_at, dry_run=rules.dry_run) for run in runs]
     return done
 
 
-def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, progress: Callable[[str, int], None]) -> None:
-    rules, standing = done.rules, Standing.of(facts.folder)
-    policy = in_force(rules.policy_for(facts), facts)
+def _one(
+    facts: RunFacts, standing: Standing, standard: Standard, done: Done, result: RunResult, progress: Callable[[str, int], None]
+) -> list[NewEvent]:
+    """Look at a run; returns the events that tell of it."""
+    policy = in_force(done.rules.policy_for(facts), facts)
     result.events = (standing.head, standing.head)
     files = facts.files()
     held = held_for_copies(facts.folder, standing, files.open)
@@ -174,10 +160,7 @@ def _one(facts: RunFacts, standard: Standard, done: Done, result: RunResult, pro
     cleared = {seen.sample_id for seen in looked.seen} - near - blind
     result.held_at_birth += [change for sample_id, change in held.items() if sample_id in cleared]
     result.notes += notes(facts, standard)
-    events = _events(facts, done, result, standing, lets_go)
-    if events and not rules.dry_run:
-        append_events(facts.folder, events)
-        result.events = (standing.head, events_head(read_events(facts.folder)))
+    return _events(facts, done, result, standing, lets_go)
 
 
 def _release(looked: Looked, standing: Standing, result: RunResult, stays: Collection[str]) -> list[str]:

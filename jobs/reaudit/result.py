@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.reaudit.look import Seen
+from jobs.reaudit.look import Looked, Seen
 
 COLOURS = (
     "Copies in other colours were searched for through the references with their colours turned. That is nearly as good as "
@@ -109,6 +109,12 @@ class RunResult:
     lasting: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     events: tuple[str, str] = ("", "")
+
+    def take(self, looked: Looked) -> None:
+        """Count what was looked at, and what could not be."""
+        self.compared, self.looked, self.cleared = looked.compared, len(looked.seen), looked.cleared
+        self.unreached += looked.unreached
+        self.lasting |= looked.lasting
 
     @property
     def reached(self) -> bool:

@@ -40,22 +40,25 @@ def own_references(folder: Path, opener: Opener = open_file) -> dict[str, list[s
     return own
 
 
-def held_for_copies(folder: Path, standing: Standing, opener: Opener = open_file) -> dict[str, Change]:
-    """Samples that the run itself held back as copies, and that no person has decided about."""
-    found = {}
+def held_at_birth(folder: Path, standing: Standing, opener: Opener = open_file) -> Iterator[Change]:
+    """Samples that the run itself held back, and that no person has decided about; with the references of their copies."""
     columns = ("sample_id", "request_key", "outcome", "reason", "findings")
     for part in samples_of(folder, opener=opener):
         pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
         rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
         for _, row in chosen_rows(folder, part.path, rows, columns, opener=opener):
-            if is_copy(str(row["reason"])):
-                refs = tuple(sorted(copies_of(row)))
-                before = standing.outcome(row["sample_id"], row["outcome"])
-                key, category = str(row["request_key"]), str(row["reason"])
-                found[row["sample_id"]] = Change(
-                    sample_id=row["sample_id"], request_key=key, before=before, ref_ids=refs, category=category
-                )
-    return found
+            yield Change(
+                sample_id=row["sample_id"],
+                request_key=str(row["request_key"]),
+                before=standing.outcome(row["sample_id"], row["outcome"]),
+                ref_ids=tuple(sorted(copies_of(row))),
+                category=str(row["reason"]),
+            )
+
+
+def held_for_copies(folder: Path, standing: Standing, opener: Opener = open_file) -> dict[str, Change]:
+    """Of these, by sample id, the ones that the run held back as copies."""
+    return {one.sample_id: one for one in held_at_birth(folder, standing, opener) if is_copy(one.category)}
 
 
 def copies_of(row: Row) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from index.errors import InputError
 from index.once import Twice, once
 from index.parquet import parquet_file
-from jobs.reaudit.facts import alone_in
+from jobs.reaudit.reach import alone_in
 from jobs.reaudit.standing import DECIDED, RELEASED, Standing
 from jobs.review.queue import AUDIT, HELD, QUEUE
 from jobs.review.reasons import ACCEPT, BY_CODE, REJECT

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.look import EMBEDDING, Standard, look
 from jobs.reaudit.result import Change, RunResult
-from jobs.reaudit.rows import HELD, copies_of
+from jobs.reaudit.rows import held_at_birth
 from jobs.reaudit.standing import Standing
 from pipeline.audit.requests import Opener
-from pipeline.audit.stored import chosen_rows, samples_of
 
 
 def release(
@@ -46,9 +46,7 @@ def release(
             over[sample_id] = ended
     files = facts.files()
     looked = look(facts.folder, standard, only=over, files=files)
-    result.compared, result.looked, result.cleared = looked.compared, len(looked.seen), looked.cleared
-    result.unreached += looked.unreached
-    result.lasting |= looked.lasting
+    result.take(looked)
     blind = {where for where, _ in looked.unreached}
     lets_go: dict[str, list[str]] = {}
     for seen in looked.seen:
@@ -72,23 +70,5 @@ def release(
 def _held_at_birth(facts: RunFacts, standing: Standing, retired: Collection[str], opener: Opener) -> list[Change]:
     """Samples that the run itself held back for nothing but these references: their pictures carry no marks and cannot go out
     by themselves."""
-    found = []
-    columns = ("sample_id", "request_key", "outcome", "findings")
-    for part in samples_of(facts.folder, opener=opener):
-        pairs = enumerate(zip(part.ids, part.outcomes, strict=True))
-        rows = [row for row, (sample_id, born) in pairs if born in HELD and standing.outcome(sample_id, born) in HELD]
-        for _, row in chosen_rows(facts.folder, part.path, rows, columns, opener=opener):
-            refs = copies_of(row)
-            if refs and refs <= set(retired):
-                before = standing.outcome(row["sample_id"], row["outcome"])
-                key, category = str(row["request_key"]), "copy"
-                found.append(
-                    Change(
-                        sample_id=row["sample_id"],
-                        request_key=key,
-                        before=before,
-                        ref_ids=tuple(sorted(refs)),
-                        category=category,
-                    )
-                )
-    return found
+    found = held_at_birth(facts.folder, standing, opener)
+    return [replace(one, category="copy") for one in found if one.ref_ids and set(one.ref_ids) <= set(retired)]

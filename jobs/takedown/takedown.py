@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from guards.copies import HARMLESS
 from index.at_uri import place_of
 from index.counted import counted
-from index.errors import ClearanceError, InputError
+from index.errors import InputError
 from index.storage import place
-from jobs.reaudit.facts import RunFacts, alone_in, why
+from jobs.reaudit.facts import RunFacts
 from jobs.reaudit.judge import concerns, notes, sort_hits
-from jobs.reaudit.look import References, Standard, look
+from jobs.reaudit.look import References, Standards, look
+from jobs.reaudit.reach import reach
 from jobs.reaudit.result import RunResult
 from jobs.reaudit.standing import QUARANTINED, RELEASED, Standing
 from jobs.takedown.claim import FiledClaim
 from jobs.takedown.retire import release
-from pipeline.audit.events import NewEvent, append_events, events_head, read_events
+from pipeline.audit.events import NewEvent
 
 if TYPE_CHECKING:
     from index.chosen import ChosenReferences, IndexWithout
@@ -119,8 +120,10 @@ def carry_out(
         held_against: References = _added(index, embedder, order, done)
     else:
         held_against = _retired(index, order, done)
-    work = _Work(index=index, held_against=held_against, embedder=embedder, done=done, progress=progress)
-    done.runs += [work.reach(run) for run in runs]
+    every_picture = order.every_picture or order.action == RETIRE
+    standards = Standards(held_against, embedder, every_picture=every_picture)
+    work = _Work(index=index, standards=standards, done=done, progress=progress)
+    done.runs += [reach(run, embedder.embedder_id, work.look_at, dry_run=order.dry_run) for run in runs]
     return done
 
 
@@ -190,39 +193,9 @@ class _Work:
     """What every run is held against, and the index as a whole."""
 
     index: ReferenceIndex
-    held_against: References
-    embedder: Embedder
+    standards: Standards
     done: Done
     progress: Progress
-    _standards: dict[tuple[Any, ...], Standard] = field(default_factory=dict)
-
-    def standard_of(self, facts: RunFacts) -> Standard:
-        """The guard as the run had it, held against what the claim is about."""
-        copies = facts.policy.copies
-        key = (facts.point, copies.k, copies.hues, copies.edits)
-        if key not in self._standards:
-            self._standards[key] = Standard.of(
-                self.held_against, self.embedder, point=facts.point, k=copies.k, hues=copies.hues, edits=copies.edits,
-                every_picture=self.done.order.every_picture or self.done.order.action == RETIRE,
-            )  # fmt: skip
-        return self._standards[key]
-
-    def reach(self, run: str) -> RunResult:
-        """One run: looked at, and its events written; or why it was not reached."""
-        order, result = self.done.order, RunResult(run=run)
-        try:
-            facts = RunFacts.of(place(run), self.embedder.embedder_id)
-            result.run_id = facts.run_id
-            with alone_in(facts.folder, dry_run=order.dry_run):
-                standing = Standing.of(facts.folder)
-                result.events = (standing.head, standing.head)
-                events = self._look(facts, standing, result)
-                if events and not order.dry_run:
-                    append_events(facts.folder, events)
-                    result.events = (standing.head, events_head(read_events(facts.folder)))
-        except ClearanceError as error:
-            result.why_not = why(error, run)
-        return result
 
     def _harmless(self, ref_id: str) -> bool:
         """Whether a reference forbids nothing, once the claim is carried out."""
@@ -230,9 +203,10 @@ class _Work:
         gone = any(one["ref_id"] == ref_id for one in self.done.references)
         return gone or reference is None or reference.status in HARMLESS
 
-    def _look(self, facts: RunFacts, standing: Standing, result: RunResult) -> list[NewEvent]:
+    def look_at(self, facts: RunFacts, standing: Standing, result: RunResult) -> list[NewEvent]:
         """Look at a run; returns the events that tell of it."""
-        order, standard = self.done.order, self.standard_of(facts)
+        result.events = (standing.head, standing.head)
+        order, standard = self.done.order, self.standards.of(facts.point, facts.policy.copies)  # the guard as the run had it
         result.notes += notes(facts, standard)
         if order.action == ADD:
             looked = look(
