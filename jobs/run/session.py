@@ -80,6 +80,8 @@ class Session:
     """Book-keeping that both runners share: which shards are open, what ended how, events, and the seal at the end.
 
     A session of a new run has no folder until :meth:`ready`: a start that fails leaves nothing.
+
+    ``keys`` are those of the plan unless they are named: a plan that was read from its run folder may not know where they are.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Session:
         resume: bool,
         keys: Keys | None = None,
     ) -> None:
+        keys = keys if keys is not None else Keys.find(plan.config.marks.keys, base=plan.base)
+        refuse_inside(keys, folder)
         self.runner, self.on_event, self.open_loop = runner, on_event, open_loop
         # On an object store every commit, also one of a worker, looks whether the folder is still this session's.
         self.folder = fenced(folder, LEASE_FILE, secrets.token_hex(8))
@@ -106,7 +110,6 @@ class Session:
         self.activity: dict[str, Any] = {}  # of the local worker
         self._here: Counter[str] = Counter()  # outcomes in the shards that this session committed
         self.sealed = False
-        keys = keys if keys is not None else Keys.find(plan.config.marks.keys, base=plan.base)
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
         self._under_way: dict[str, Counter[str]] = {}  # outcomes in shards that the local worker is at
         self._ended: Counter[str] = Counter()  # outcomes in committed shards: summing the receipts again would cost N² in a run
@@ -386,12 +389,7 @@ def run_session(
     resume: bool,
     keys: Keys | None = None,
 ) -> Iterator[Session]:
-    """A session that holds the folder's lease once the folder exists; it records the reason if it ends early.
-
-    ``keys`` are those of the plan unless they are named: a plan that was read from its run folder may not know where they are.
-    """
-    keys = keys if keys is not None else Keys.find(plan.config.marks.keys, base=plan.base)
-    refuse_inside(keys, folder)
+    """A session that holds the folder's lease once the folder exists; it records the reason if it ends early."""
     session = Session(plan, folder, runner, on_event, open_loop, resume, keys)
     try:
         if session.place.state == "begun":
