@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -311,33 +311,17 @@ def calibrate(
         InputError: no copies, no near misses, or values that are not finite numbers.
     """
     similarity, copy = np.asarray(similarity, np.float64), np.asarray(copy, bool)
-    if similarity.shape != copy.shape or similarity.ndim != 1 or not np.isfinite(similarity).all():
-        what = f"similarities {similarity.shape} and labels {copy.shape} must be finite and of one length"
-        raise InputError(what, where="calibration", fix="Give one cosine and one label per comparison")
-    if not copy.any() or copy.all():
-        ways = ("copies", "Keep pictures in the index, name --works, or label some as copy") if not copy.any() else (
-            "pictures that are no copies", "Name --harmless PICTURES, or label some as near-miss or other"
-        )  # fmt: skip
-        raise InputError(f"needs {ways[0]} to compare with, and has none", where="calibration", fix=ways[1])
+    _require_both(similarity, copy)
     copies, misses = np.sort(similarity[copy]), np.sort(similarity[~copy])
-    allowed = int(np.floor(max_false_positive_rate * len(misses) + 1e-9))
-    threshold = _above(misses, allowed)
+    threshold = _above(misses, _so_many(max_false_positive_rate, len(misses)))
     flagged = similarity >= threshold
     looked = None if confirm is None else np.asarray(confirm, np.float64)
     if looked is not None and np.isnan(looked).all():
         looked = None
-    look_from, alone_threshold, veto_below, either = NEVER, NEVER, 0.0, None
-    if looked is not None and max_added_rate is not None:
-        seen = ~np.isnan(looked)
-        look_from = min(threshold, float(np.quantile(copies, 0.01)))
-        looked_at = (similarity >= look_from) & ~flagged & seen
-        may_be_added = int(np.floor(max_added_rate * len(misses) + 1e-9))
-        alone_threshold = _above(np.sort(looked[looked_at & ~copy]), may_be_added)
-        sure = np.sort(looked[flagged & copy & seen])
-        if len(sure) and max_vetoed_rate:
-            veto_below = min(float(sure[int(max_vetoed_rate * len(sure))]), confirm_threshold / 2)
-        either = (flagged & ~(looked < veto_below)) | (looked_at & (looked >= alone_threshold))
     agreed = None if looked is None else flagged & ~(looked < confirm_threshold)
+    alone = _Alone()
+    if looked is not None and max_added_rate is not None:
+        alone = _alone(similarity, copy, looked, threshold, confirm_threshold, max_added_rate, max_vetoed_rate)
     ends = np.quantile(similarity, (0.0, 1.0))
     points = np.linspace(ends[1], ends[0], CURVE_POINTS)
     curve = tuple(
@@ -350,22 +334,70 @@ def calibrate(
             index_id=index_id,
             threshold=threshold,
             confirm_threshold=confirm_threshold,
-            recall=Rate.of(int(flagged[copy].sum()), int(copy.sum())),
-            false_positive_rate=Rate.of(int(flagged[~copy].sum()), int((~copy).sum())),
-            precision=Rate.of(int(flagged[copy].sum()), int(flagged.sum())),
-            confirmed_recall=None if agreed is None else Rate.of(int(agreed[copy].sum()), int(copy.sum())),
-            confirmed_false_positive_rate=None if agreed is None else Rate.of(int(agreed[~copy].sum()), int((~copy).sum())),
+            recall=_share(flagged, copy),
+            false_positive_rate=_share(flagged, ~copy),
+            precision=_share(copy, flagged),
+            confirmed_recall=None if agreed is None else _share(agreed, copy),
+            confirmed_false_positive_rate=None if agreed is None else _share(agreed, ~copy),
             average_precision=average_precision(similarity, copy),
             curve=curve,
             max_false_positive_rate=max_false_positive_rate,
             source=source,
-            look_from=look_from,
-            alone_threshold=alone_threshold,
-            veto_below=veto_below,
-            either_recall=None if either is None else Rate.of(int(either[copy].sum()), int(copy.sum())),
-            either_false_positive_rate=None if either is None else Rate.of(int(either[~copy].sum()), int((~copy).sum())),
+            look_from=alone.look_from,
+            alone_threshold=alone.threshold,
+            veto_below=alone.veto_below,
+            either_recall=None if alone.either is None else _share(alone.either, copy),
+            either_false_positive_rate=None if alone.either is None else _share(alone.either, ~copy),
         )
     )
+
+
+def _require_both(similarity: np.ndarray, copy: np.ndarray) -> None:
+    """Refuse comparisons without copies, without near misses, or with values that are not finite."""
+    if similarity.shape != copy.shape or similarity.ndim != 1 or not np.isfinite(similarity).all():
+        what = f"similarities {similarity.shape} and labels {copy.shape} must be finite and of one length"
+        raise InputError(what, where="calibration", fix="Give one cosine and one label per comparison")
+    if not copy.any() or copy.all():
+        ways = ("copies", "Keep pictures in the index, name --works, or label some as copy") if not copy.any() else (
+            "pictures that are no copies", "Name --harmless PICTURES, or label some as near-miss or other"
+        )  # fmt: skip
+        raise InputError(f"needs {ways[0]} to compare with, and has none", where="calibration", fix=ways[1])
+
+
+class _Alone(NamedTuple):
+    """What the second look may do alone: from which cosine it is taken, from which score it suffices, below which it clears;
+    and what the whole rule flags, bool (M,). By default nothing."""
+
+    look_from: float = NEVER
+    threshold: float = NEVER
+    veto_below: float = 0.0
+    either: np.ndarray | None = None
+
+
+def _alone(
+    similarity: np.ndarray, copy: np.ndarray, looked: np.ndarray, threshold: float, confirm_threshold: float,
+    max_added_rate: float, max_vetoed_rate: float,
+) -> _Alone:  # fmt: skip
+    """The bars of the second look alone; arguments as of :func:`calibrate`."""
+    flagged, seen = similarity >= threshold, ~np.isnan(looked)
+    look_from = min(threshold, float(np.quantile(similarity[copy], 0.01)))
+    looked_at = (similarity >= look_from) & ~flagged & seen
+    suffices = _above(np.sort(looked[looked_at & ~copy]), _so_many(max_added_rate, int((~copy).sum())))
+    sure, veto_below = np.sort(looked[flagged & copy & seen]), 0.0
+    if len(sure) and max_vetoed_rate:
+        veto_below = min(float(sure[int(max_vetoed_rate * len(sure))]), confirm_threshold / 2)
+    either = (flagged & ~(looked < veto_below)) | (looked_at & (looked >= suffices))
+    return _Alone(look_from, suffices, veto_below, either)
+
+
+def _share(marked: np.ndarray, among: np.ndarray) -> Rate:
+    """How many of some comparisons are marked; both bool (M,)."""
+    return Rate.of(int(marked[among].sum()), int(among.sum()))
+
+
+def _so_many(rate: float, n: int) -> int:
+    """The most of ``n`` that a rate allows: of 100 a rate of 0.29 allows 29, although 0.29 · 100 is a rounding below it."""
+    return int(np.floor(rate * n + 1e-9))
 
 
 def _above(ordered: np.ndarray, allowed: int) -> float:
@@ -383,7 +415,7 @@ def agrees_from(look: str, scores: np.ndarray, copy: np.ndarray, *, at_most: flo
     if look == ALIGNMENT:
         return 0.5
     misses = np.sort(scores[~copy & ~np.isnan(scores)])
-    return _above(misses, int(np.floor(at_most * len(misses) + 1e-9)))
+    return _above(misses, _so_many(at_most, len(misses)))
 
 
 def compare(
