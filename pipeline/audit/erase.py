@@ -26,9 +26,9 @@ against its commitment.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -116,13 +116,14 @@ def erase_payloads(
     if not dry_run:
         tidy(folder)  # a compaction that was stopped may have left a second copy of what is erased
     old_versions = bool(wanted) and keeps_versions(folder)
+    if old_versions:
+        event = replace(event, details={**event.details, "old_versions": True})
     erasures = Erasures.of(read_events(folder))
     cells: dict[str, int] = {}
     samples: set[str] = set()
     files: list[str] = []
     numbers: list[int] = []
     removed: tuple[str, ...] = ()
-    told = {"old_versions": True} if old_versions else {}
     for changes in _every_change(folder, wanted, erasures):
         with ExitStack() as contents:
             for _, content in changes:
@@ -134,26 +135,8 @@ def erase_payloads(
                 for column, ids in file.columns.items():
                     cells[column] = cells.get(column, 0) + len(ids)
                     samples |= set(ids)
-            if dry_run:
-                continue
-            touched = sorted({one for file, _ in changes for ids in file.columns.values() for one in ids})
-            made = NewEvent(
-                kind=ERASED,
-                actor=event.actor,
-                person=event.person,
-                reason=event.reason,
-                samples=touched,
-                details={**event.details, **told, "files": [file.plain() for file, _ in changes]},
-            )
-            numbers.append(int(append_events(folder, [made], known=known)[0]["seq"]))
-            known += 1
-            for file, content in changes:
-                try:
-                    content.seek(0)
-                    write_from(folder, file.path, partial(copyfileobj, content))
-                except RunStopped as error:
-                    fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
-                    raise RunStopped(error.what, where=error.where, fix=fix) from error
+            if not dry_run:
+                numbers.append(_carry_out(folder, changes, event, known=known + len(numbers)))
     return Erased(
         cells=cells,
         samples=len(samples),
@@ -162,6 +145,27 @@ def erase_payloads(
         removed=removed,
         old_versions=old_versions,
     )
+
+
+def _carry_out(folder: Path, changes: Sequence[Change], event: NewEvent, *, known: int) -> int:
+    """Append the event that names the changes, then write the files; returns the event's number."""
+    made = NewEvent(
+        kind=ERASED,
+        actor=event.actor,
+        person=event.person,
+        reason=event.reason,
+        samples=sorted({one for file, _ in changes for ids in file.columns.values() for one in ids}),
+        details={**event.details, "files": [file.plain() for file, _ in changes]},
+    )
+    number = int(append_events(folder, [made], known=known)[0]["seq"])
+    for file, content in changes:
+        try:
+            content.seek(0)
+            write_from(folder, file.path, partial(copyfileobj, content))
+        except RunStopped as error:
+            fix = "Mend the storage, then give the command again: it finishes the erasure that its event names"
+            raise RunStopped(error.what, where=error.where, fix=fix) from error
+    return number
 
 
 def keeps_versions(folder: Path) -> bool:

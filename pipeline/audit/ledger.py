@@ -28,7 +28,7 @@ from pipeline.audit.context import RunContext
 from pipeline.audit.events import append_event, events_head, read_events
 from pipeline.audit.layout import data_files
 from pipeline.audit.requests import Opener, rows_in
-from pipeline.audit.shards import RUN_FILE, committed
+from pipeline.audit.shards import RUN_FILE, ShardReceipt, committed
 from pipeline.audit.tree import merkle_root
 from pipeline.salt import salt_id
 
@@ -139,16 +139,7 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
     run = RunBinding(header=bound).known(events)
     for where, what in shard_problems(folder, receipts, run):
         raise IntegrityError(what, where=f"{folder}/{where}", fix="Restore it from a copy, or start the run in a new folder")
-    subjects = []
-    for shard_id, receipt in receipts.items():
-        for file in receipt.files:
-            there = run.erasures.now(file.path, file.sha256, file.bytes)
-            if digest_of(folder, file.path) != there.sha256:
-                where = str(folder / file.path)
-                raise IntegrityError("is not the file that was committed", where=where, fix="Restore it from a copy")
-            subjects.append({"name": file.path, "digest": {"sha256": there.sha256}, "annotations": {"rows": file.rows}})
-        marker = {"sha256": hashlib.sha256(receipt.marker).hexdigest()}
-        subjects.append({"name": f"commits/{shard_id}.json", "digest": marker, "annotations": {"rows": receipt.rows}})
+    subjects = _subjects(folder, receipts, run)
     outcomes: Counter[str] = Counter()
     for receipt in receipts.values():
         outcomes.update(receipt.outcomes)
@@ -182,6 +173,25 @@ def seal(folder: Path, statement_predicate: dict[str, Any]) -> dict[str, Any]:
     digests = {"run_sha256": hashlib.sha256(data).hexdigest(), "merkle_root": predicate["merkle_root"]}
     append_event(folder, SEALED, "runner", "run sealed" if not before else "run sealed again", before_sha256=before, **digests)
     return sealed
+
+
+def _subjects(folder: Path, receipts: Mapping[str, ShardReceipt], run: RunBinding) -> list[dict[str, Any]]:
+    """The subjects of a statement: every data file, whose digest is recomputed, and every commit marker.
+
+    Raises:
+        IntegrityError: a file is not the one that was committed.
+    """
+    subjects: list[dict[str, Any]] = []
+    for shard_id, receipt in receipts.items():
+        for file in receipt.files:
+            there = run.erasures.now(file.path, file.sha256, file.bytes)
+            if digest_of(folder, file.path) != there.sha256:
+                where = str(folder / file.path)
+                raise IntegrityError("is not the file that was committed", where=where, fix="Restore it from a copy")
+            subjects.append({"name": file.path, "digest": {"sha256": there.sha256}, "annotations": {"rows": file.rows}})
+        marker = {"sha256": hashlib.sha256(receipt.marker).hexdigest()}
+        subjects.append({"name": f"commits/{shard_id}.json", "digest": marker, "annotations": {"rows": receipt.rows}})
+    return subjects
 
 
 def statement_digest(statement: Mapping[str, Any]) -> str:
