@@ -13,6 +13,7 @@ from index.errors import GuardUnavailable
 
 def test_drawings_are_safe(clean: np.ndarray) -> None:
     found = UnsafeGuard().check(clean[:4])
+    assert len(found) == 4
     assert all(f.category == "unsafe.nsfw" and 0 <= f.score < 0.5 and not f.triggered for (f,) in found)
 
 

@@ -184,7 +184,7 @@ def test_pictures_that_may_now_be_kept_are_kept(tmp_path: Path, embedder: GridEm
     with pytest.raises(Stopped):
         ReferenceIndex.build(tmp_path / "i", _unkept_then_stop(), embedder)
     index = ReferenceIndex.build(tmp_path / "i", stream(range(BLOCK)), embedder)
-    assert all(index.picture(reference.ref_id) is not None for reference in index.references())
+    assert [index.picture(ref_id) is not None for ref_id in index.ids()] == [True] * BLOCK
 
 
 def _unkept_then_stop() -> Iterator[NewReference]:

@@ -124,7 +124,8 @@ def test_a_code_hardly_falls_below_what_is_expected_of_it(alike: tuple[np.ndarra
 
 def test_no_row_comes_twice(written: tuple[np.ndarray, Path]) -> None:
     vectors, path = written
-    assert all(len(set(rows.tolist())) == len(rows) == 3 for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3))
+    found = [rows for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3)]
+    assert len(found) == 50 and all(len(set(rows.tolist())) == len(rows) == 3 for rows in found)
 
 
 def test_cosines_are_the_same_in_blocks(alike: tuple[np.ndarray, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_the_budget_ends_a_ladder_early(model: DiffusionModel) -> None:
 def test_observing_accepts_and_records(model: DiffusionModel) -> None:
     policy = Policy(copies=CopiesPolicy(action="observe"), ladder=LADDER)
     done = list(moderate(runtime(model, Copies(lambda _: True), policy=policy), requests(2)))
-    assert all(s.outcome is Outcome.ACCEPTED and s.attempts[0].findings[0].triggered for s in done)
+    assert [(s.outcome, s.attempts[0].findings[0].triggered) for s in done] == [(Outcome.ACCEPTED, True)] * 2
 
 
 def test_a_mark_is_reseeded_not_pushed_from_a_reference(model: DiffusionModel, unsteered: dict[str, str]) -> None:
