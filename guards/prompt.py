@@ -26,7 +26,6 @@ REVISION = "2"
 SECONDS = 0.1  # for one pattern on one prompt
 NEAR_TITLES = 4096  # titles that are embedded; more would take minutes when a run begins
 TURNS = 5  # rewritings of one prompt: a word may come to light when another is taken out
-SEVERITY = ("reject", "review", "rewrite", "observe")
 EMPTIED = "prompt.emptied.reject"
 INSTALL = "Install Clearance again: confusable-homoglyphs and regex belong to it"
 DETAIL = 120

@@ -10,7 +10,7 @@ import numpy as np
 from index.embed import Embedder, embed_each
 from index.errors import InputError
 from index.fingerprint import content_digest
-from index.reference import MATCHING, RETIRED, Match, NewReference
+from index.reference import RETIRED, Match, NewReference
 from index.store import ReferenceIndex
 
 AT_ONCE = 64  # works embedded at a time
@@ -31,22 +31,6 @@ class ChosenReferences:
     matches: Mapping[str, Match]
     vectors: np.ndarray = field(repr=False)
     pictures: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
-
-    @classmethod
-    def of_index(cls, index: ReferenceIndex, ref_ids: Iterable[str]) -> ChosenReferences:
-        """References of an index; retired and allowed ones are left out, because they match nothing.
-
-        Raises:
-            InputError: no such reference.
-        """
-        chosen = [index.reference(index.full_id(ref_id)) for ref_id in dict.fromkeys(ref_ids)]
-        found = [reference for reference in chosen if reference.status in MATCHING]
-        return cls(
-            embedder_id=index.embedder_id,
-            matches={r.ref_id: _match(r.ref_id, r.title, r.rights_basis, r.status) for r in found},
-            vectors=np.stack([index.embedding(r.ref_id) for r in found]) if found else np.zeros((0, index.dim), np.float32),
-            pictures={r.ref_id: picture for r in found if (picture := index.picture(r.ref_id)) is not None},
-        )
 
     @classmethod
     def of_works(cls, works: Iterable[NewReference], embedder: Embedder) -> ChosenReferences:

@@ -38,7 +38,6 @@ FILES = {  # md5, as the package 0.9.2 names them; weights: their origin is know
     "decoder_Q.ckpt": "4ced90e9cfe13e3295ad082887fe9187",
 }
 AGAIN = 0.9  # the size at which the second look is taken
-NETWORK_SIDE = 245  # pixels that the decoder sees of any picture
 
 
 class Networks(Protocol):

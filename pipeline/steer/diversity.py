@@ -6,17 +6,14 @@ other, a group steps together in the same calls, and its bytes depend on nothing
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from index.errors import ConfigError
-from pipeline.steer.matching import CHUNK, Precision
-from pipeline.steer.negtome import Form, NegToMe, RowPush, push_apart
+from pipeline.steer.negtome import NegToMe, RowPush
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.config import DiversityConfig
     from pipeline.model.conditioning import Conditioning
 
@@ -85,46 +82,6 @@ def too_few_rows(size: int, *, guided: bool, rows: int, by: str = "guidance") ->
     more = f" ({each} a member, with {by})" if guided else ""
     fewer = f", or generation.diversity.size = {rows // each}" if rows // each >= 2 else ""
     return ConfigError(what + more, where="generation.rows", fix=f"Set it to {size * each} or more{fewer}")
-
-
-def push_from_mates(
-    tokens: torch.Tensor,
-    groups: Sequence[Hashable | None],
-    *,
-    alpha: float,
-    threshold: float,
-    form: Form = "paper",
-    keep_norm: bool = False,
-    chunk: int = CHUNK,
-    precision: Precision = "float32",
-) -> torch.Tensor:
-    """Push every row of a group away from all other rows of its group; rows whose id is None stay, bit for bit.
-
-    Args:
-        tokens: (B, N, D).
-        groups: group id of every row, or None.
-        alpha, threshold, form, keep_norm, chunk, precision: see :func:`push_apart`.
-
-    Returns:
-        (B, N, D); a row alone in its group is left alone too.
-    """
-    import torch
-
-    if len(groups) != len(tokens):
-        raise ValueError(f"{len(tokens)} rows have {len(groups)} group ids")
-    rows = []
-    for i, group in enumerate(groups):
-        mates = [j for j, other in enumerate(groups) if j != i and other == group and group is not None]
-        if not mates:
-            rows.append(tokens[i])
-            continue
-        rows.append(
-            push_apart(
-                tokens[i : i + 1], tokens[mates].flatten(0, 1), alpha=alpha, threshold=threshold, form=form,
-                keep_norm=keep_norm, chunk=chunk, precision=precision,
-            )[0]
-        )  # fmt: skip
-    return torch.stack(rows)
 
 
 def group_pushes(rows: Sequence[GroupRow], sizes: Mapping[str, int], settings: NegToMe) -> list[RowPush]:

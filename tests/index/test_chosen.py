@@ -21,18 +21,11 @@ def test_works_get_the_ids_and_vectors_that_an_index_gives_them(tmp_path: Path, 
 
 
 def test_they_are_ranked_as_the_index_ranks_them(tmp_path: Path, embedder: Embedder) -> None:
-    index = ReferenceIndex.build(tmp_path / "index", [work(seed) for seed in range(6)], embedder)
-    chosen = ChosenReferences.of_index(index, [reference.ref_id for reference in index.references()])
+    works = [work(seed) for seed in range(6)]
+    index, chosen = ReferenceIndex.build(tmp_path / "index", works, embedder), ChosenReferences.of_works(works, embedder)
     queries = embedder.images(np.stack([drawing(seed) for seed in range(20, 24)]))
     assert chosen.search(queries, 3) == index.search(queries, 3)
     assert chosen.compare(queries[0], chosen.ref_ids[2]) == index.compare(queries[0], chosen.ref_ids[2])
-
-
-def test_a_retired_reference_matches_nothing(tmp_path: Path, embedder: Embedder) -> None:
-    index = ReferenceIndex.build(tmp_path / "index", [work(seed) for seed in range(3)], embedder)
-    gone, *rest = [reference.ref_id for reference in index.references()]
-    index.retire([gone])
-    assert ChosenReferences.of_index(index, [gone, *rest]).ref_ids == rest
 
 
 def test_the_picture_of_a_work_is_at_hand_although_the_index_may_not_keep_it(embedder: Embedder) -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.steer.diversity import push_from_mates
 from pipeline.steer.masks import foreground, token_mask
 from pipeline.steer.negtome import push_apart
 
@@ -124,23 +123,6 @@ def test_several_references_are_matched_as_one(tokens: torch.Tensor) -> None:
     alone = push_apart(tokens[:1], near, alpha=0.9, threshold=0.8)
     for both in (torch.cat([near, far]), torch.cat([far, near])):
         assert torch.allclose(push_apart(tokens[:1], both, alpha=0.9, threshold=0.8), alone, atol=1e-6)
-
-
-def test_mates_of_a_group_are_pushed_apart_and_strangers_stay(tokens: torch.Tensor) -> None:
-    base = tokens[0]
-    noise = 0.3 * torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(5))
-    batch = torch.cat([base + noise, tokens[1:]])
-    pushed = push_from_mates(batch, ["a", None, "a", "b", "c"], alpha=0.9, threshold=0.6)
-    assert torch.equal(pushed[[1, 3, 4]], batch[[1, 3, 4]])  # no group, and groups of one
-
-    def likeness(x: torch.Tensor) -> float:
-        return float(F.cosine_similarity(x[0], x[2], dim=-1).mean())
-
-    assert likeness(pushed) < likeness(batch) - 0.02
-    alone = push_from_mates(batch[[2, 0]], ["a", "a"], alpha=0.9, threshold=0.6)
-    assert torch.equal(alone, pushed[[2, 0]])  # the group's bytes depend on nothing outside it
-    with pytest.raises(ValueError, match="group ids"):
-        push_from_mates(batch, ["a"], alpha=0.9, threshold=0.6)
 
 
 def test_masks_follow_the_token_grid() -> None:

@@ -252,11 +252,6 @@ class Bench:
         return self.model.decode(self.model.encode(pictures))
 
 
-def places_of(found: Sequence[Mapping[str, Sequence[Box]]]) -> list[tuple[Box, ...]]:
-    """All boxes of every picture."""
-    return [tuple(box for boxes in marks.values() for box in boxes) for marks in found]
-
-
 def marked_shares(b: Bench, name: str, pictures: np.ndarray, captions: Sequence[str]) -> list[Measure]:
     """The share of the pictures with any mark, by each installed detector."""
     own, judge = np.array([bool(marks) for marks in b.found(pictures)]), b.marked(pictures)
