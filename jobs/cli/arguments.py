@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +41,7 @@ def a_local_path(text: str | Path) -> Path:
     return Path(text)
 
 
+Runner = Literal["local", "ray"]
 NAME_A_RUN = "Name the --out folder of a run, or its run file"
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False, parser=a_local_path)]
 RunFolder = Annotated[
@@ -71,8 +73,6 @@ def read_run_file(path: Path) -> tuple[RunConfig, Path]:
 
     A path that begins with ``~`` starts from the home folder.
     """
-    from dataclasses import replace
-
     from pipeline.config import RunConfig
     from pipeline.policy import Policy
     from pipeline.settings import read_toml
