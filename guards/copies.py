@@ -12,6 +12,7 @@ import numpy as np
 from guards.base import Finding, Probe, require_pictures
 from index.colours import hue_shares, in_hues
 from index.embed import Embedder, embed_each, fitted
+from index.errors import IndexMismatch
 from index.reference import Match
 from index.second_look import ALIGNMENT, Look, open_look
 from index.second_look import look_id as id_of_look
@@ -96,8 +97,6 @@ class CopiesGuard:
     ) -> None:
         built_with = getattr(index, "embedder_id", embedder.embedder_id)
         if built_with != embedder.embedder_id:
-            from index.errors import IndexMismatch
-
             what = f"the index was built with embedder {built_with[:12]}, this one is {embedder.embedder_id[:12]}"
             raise IndexMismatch(what, where="guard copies", fix="Rebuild the index with this embedder, or use the other one")
         self.index, self.embedder = index, embedder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -236,7 +237,5 @@ def _incomplete(place: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _upload(place: Path, name: str, folder: Path) -> None:
-    import shutil
-
     with (folder / name).open("rb") as source:
         storage.write_from(place, name, lambda sink: shutil.copyfileobj(source, sink, 2**22))

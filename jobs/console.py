@@ -6,6 +6,7 @@ that would move the cursor, colour the screen or turn the reading direction are 
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
@@ -141,8 +142,6 @@ def say(text: str) -> None:
 
 def say_json(data: Any) -> None:
     """Print data as JSON on stdout, in ASCII: no terminal and no pipe changes it."""
-    import json
-
     print(json.dumps(data, indent=1), flush=True)  # a command may exit with its verdict next
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.errors import ClearanceError, InputError
 from index.printable import visible
 from jobs.export.select import Source
 from jobs.run.dataset.chain import Chain, Member
@@ -79,8 +80,6 @@ class Summary:
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        from dataclasses import asdict
-
         from pipeline.audit.summary import plain
 
         return {
@@ -143,7 +142,6 @@ def show_in(chain: Chain, key: str) -> tuple[Path, Shown, list[str]]:
         InputError: no run holds it, or several requests are meant.
         IntegrityError: a file of a run cannot be read.
     """
-    from index.errors import InputError
     from jobs.show import show_request
 
     found: list[tuple[Path, Shown]] = []
@@ -222,7 +220,6 @@ def verify_set(chain: Chain, salt: str | None, trust: Trust) -> Verified:
     Raises:
         ClearanceError: a folder is no run any more.
     """
-    from index.errors import ClearanceError
     from jobs.run.verdict import verify_run
 
     found = {one.folder.name: verify_run(one.folder, salt, trust) for one in chain.members}

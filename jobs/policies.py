@@ -7,6 +7,7 @@ A policy is named by the name of one that ships, by a policy file, by a run file
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -95,8 +96,6 @@ def _is_run_file(place: Path) -> bool:
 
 
 def _plain(policy: Policy) -> dict[str, Any]:
-    import json
-
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(policy)))
     return plain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -58,8 +59,6 @@ def print_summary(found: Summary, *, stderr: bool = False) -> None:
 
 def show_verified(chain: Chain, salt: str | None, trust: Trust, *, json: bool) -> None:
     """Print what verifying found, run by run. Exits with 1 if a run is damaged, or the runs do not belong together."""
-    from dataclasses import asdict
-
     from index.printable import visible
     from jobs.dataset import verify_set
     from jobs.run.verdict import identity_of_run

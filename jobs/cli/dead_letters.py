@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +26,6 @@ SaveErrors = Annotated[
 
 def show_dead_letters(folder: Path, save: Path | None, *, json: bool) -> None:
     """Print the dead letters of a run, and write them where that is asked for."""
-    from dataclasses import asdict
-
     from jobs.dead_letters import dead_letters, save_prompts
 
     letters = list(dead_letters(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -194,8 +195,6 @@ def train(
 
 
 def _known(path: Path) -> dict[str, Any]:
-    import json
-
     beside = path.with_suffix(".json")
     return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -229,8 +230,6 @@ def index_search(
 def _neighbours(
     store: ReferenceIndex, model: OpenCLIPEmbedder | None, name: str, query: Works | str, k: int
 ) -> Iterator[tuple[str, float, str, str, str]]:
-    from itertools import islice
-
     from index.embed import embed_each
 
     if isinstance(query, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -51,8 +52,6 @@ def index_info(
 
 def print_references(index: ReferenceIndex) -> None:
     """Print every reference as one line of JSON, in the order in which they are stored, as they are read."""
-    import json
-
     for reference, kept in index.listed():
         print(json.dumps({**asdict(reference), "with_picture": kept}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +50,6 @@ def keys_show(folder: KeysFolder, as_json: AsJson = False) -> None:
 
 
 def _print(folder: Path, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from jobs.keys import show_keys
 
     shown = show_keys(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,6 @@ def policy_check(policy: PolicyName, json: AsJson = False) -> None:
 @app.command("show", epilog="Example: clearance policy show my-policy.toml")
 def policy_show(policy: PolicyName, json: AsJson = False) -> None:
     """Show every value that is in force and where it comes from; first what differs from the value without the key."""
-    from dataclasses import asdict
-
     from jobs.policies import named, values
 
     found = named(policy, Path.cwd())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,8 +97,6 @@ def review_import(
     as_json: AsJson = False,
 ) -> None:
     """Take decisions in: all of them, or none if a line cannot be taken. What was imported before changes nothing."""
-    from dataclasses import asdict
-
     from jobs.review.decisions import import_file
 
     folder, _ = run_folder(run)
@@ -130,8 +129,6 @@ def review_decide(
     as_json: AsJson = False,
 ) -> None:
     """Decide about one sample."""
-    from dataclasses import asdict
-
     from jobs.review.decisions import Decision, decide_one
     from jobs.review.reasons import ACCEPT, REJECT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,6 @@ def sign(
 
     Signers named by URI (awskms:, azurekms:, gcpkms:, hv:, hsm:) need their provider's library and were not tried.
     """
-    from dataclasses import asdict
-
     from jobs.proof import sign
 
     folder, _ = run_folder(run)

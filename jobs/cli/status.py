@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,8 +44,6 @@ def status(
 
 def _watch(folder: Path, every: float, *, json: bool) -> None:
     """Look until the run is sealed or has stopped: on a terminal in one place, elsewhere a line each time."""
-    from json import dumps
-
     from rich.live import Live
 
     from jobs.status import RUNNING, SEALED, Watched

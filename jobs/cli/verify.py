@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -82,8 +83,6 @@ def verify(
 
     Each stage passes, fails or is skipped, with the reason. What was not looked at is listed.
     """
-    from dataclasses import asdict
-
     from jobs.proof import trust_in
     from jobs.run.verdict import compare_runs, identity_of_run, verify_run
     from pipeline.salt import salt_in, secret_salt

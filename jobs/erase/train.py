@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -203,8 +204,6 @@ def prepare(rows: Rows, base: Any, how: Training) -> Examples:
     Pictures without marks teach tokens nothing and are left out where nothing else is trained; those whose marks could be
     anywhere (or everywhere) are where all marks are hidden.
     """
-    import hashlib
-
     import torch
 
     vocabulary = how.vocabulary

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from index.errors import InputError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -37,7 +39,6 @@ def load(
     """
     import pyarrow as pa
 
-    from index.errors import InputError
     from index.storage import is_folder, place
     from jobs.export.select import Selection, Source
     from jobs.export.write import marker_of

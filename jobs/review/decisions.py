@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,6 @@ def decide_one(folder: Path, key: str, decision: Decision, *, actor: str, person
     Raises:
         InputError: no such sample, or it cannot be decided about.
     """
-    from dataclasses import replace
-
     with alone_in(folder, dry_run=False):
         sample_id, pixels = _find(folder, key)
         standing = Standing.of(folder)
@@ -280,8 +279,6 @@ def _read(file: Path) -> bytes:
 def _lines(data: bytes, file: Path) -> list[tuple[int, Any]]:
     """Plain data with line numbers (of Parquet: row numbers), from 1."""
     if data[:4] == b"PAR1":
-        import io
-
         try:
             table = parquet_file(io.BytesIO(data)).read(use_threads=False)
             once([(name, None) for name in table.column_names])

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from index.errors import IntegrityError
 from index.parquet import parquet_file
-from index.storage import TEMPORARY, entries, open_file, parsing, remove_all, require_held, write_file, write_from
+from index.storage import TEMPORARY, digest_of, entries, open_file, parsing, remove_all, require_held, write_file, write_from
 from pipeline.audit.blocks import Hashed, alike, read_blocks, write_blocks
 from pipeline.audit.chain import canonical, chain_start, table_header
 from pipeline.audit.compacted import (
@@ -194,8 +194,6 @@ def superseded(folder: Path, index: PartsIndex) -> Iterator[str]:
 
 
 def _require_parts(folder: Path, index: PartsIndex) -> None:
-    from index.storage import digest_of
-
     events = read_events(folder)
     for where, what in index_problems(index, index_named(events)):
         raise IntegrityError(what, where=f"{folder}/{where}", fix=_RESTORE)
