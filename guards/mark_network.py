@@ -6,7 +6,12 @@ It lives in a leaf of its own because training (:mod:`jobs.lab.world.train_marks
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 KINDS = ("watermark", "qr", "text", "logo")  # the order of the first output channels; four more are the box
 SIDE = 64  # pixels the network sees
@@ -14,7 +19,7 @@ CELLS = 8  # cells along one side of the heat map
 POOLED = 3  # a picture's logit is the mean of this many strongest cells: one odd cell is not a mark; so is its box
 
 
-def make_network(widths: tuple[int, ...] = (16, 32, 64, 128), depth: int = 2) -> Any:
+def make_network(widths: tuple[int, ...] = (16, 32, 64, 128), depth: int = 2) -> nn.Module:
     """Build the untrained network: float (N, 3, 64, 64) in [-1, 1] → (N, 8, 8, 8), see :func:`split`.
 
     Args:
@@ -45,7 +50,7 @@ def make_network(widths: tuple[int, ...] = (16, 32, 64, 128), depth: int = 2) ->
     return nn.Sequential(*layers)
 
 
-def split(out: Any) -> tuple[Any, Any]:
+def split(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The network's output (N, 8, 8, 8) → cell logits (N, 4, 8, 8) per kind, and boxes (N, 4, 8, 8) as each cell sees them.
 
     A cell tells how far, in sides of the picture, the mark's left, upper, right and lower edges are from the cell's middle.
@@ -60,19 +65,21 @@ def split(out: Any) -> tuple[Any, Any]:
     return logits, torch.stack([x - left, y - upper, x + right, y + lower], 1).clamp(0, 1)
 
 
-def pool(logits: Any) -> Any:
+def pool(logits: torch.Tensor) -> torch.Tensor:
     """Cell logits (N, 4, 8, 8) → picture logits (N, 4): the mean of each map's strongest cells."""
     return logits.flatten(2).topk(POOLED, dim=2).values.mean(2)
 
 
-def pool_boxes(logits: Any, boxes: Any) -> Any:
+def pool_boxes(logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Cell logits and boxes, (N, 4, 8, 8) each → one box of each kind, (N, 4, 4): the mean of what its strongest cells see."""
     strongest = logits.flatten(2).topk(POOLED, dim=2).indices  # (N, kinds, POOLED)
     seen = boxes.flatten(2)[:, None].expand(-1, logits.shape[1], -1, -1)  # (N, kinds, 4, cells)
     return seen.gather(3, strongest[:, :, None].expand(-1, -1, 4, -1)).mean(3)
 
 
-def surest_boxes(network: Any, x: Any, logits: Any, boxes: Any) -> Any:
+def surest_boxes(
+    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
     """The boxes (N, 4, 4) of pictures (N, 3, 64, 64), of each kind from the one of four quarter turns that is surest of it.
 
     ``logits`` (N, 4) and ``boxes`` are of the pictures as they are. A network that learned from lying words does not see where

@@ -133,10 +133,10 @@ class MarksGuard:
 
         def run(rows: list[int]) -> torch.Tensor:
             given = (part[rows].contiguous().to(self._device) for part in (small, logits, boxes))
-            return surest_boxes(self.network, *given).cpu()  # type: ignore[no-any-return]
+            return surest_boxes(self.network, *given).cpu()
 
         with torch.inference_mode():
-            return self.calls.run(run, len(small))  # type: ignore[no-any-return]
+            return self.calls.run(run, len(small))
 
     def _finding(self, kind: int, score: float, edges: np.ndarray) -> Finding:
         box = inside(edges) if score >= self.threshold else None

@@ -138,7 +138,7 @@ def _torchscript(file: Path, device: str) -> Callable[[np.ndarray], Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch recommends torch.export; the published files are these
-            network = torch.jit.load(str(file), map_location=device).eval()  # type: ignore[no-untyped-call]
+            network = torch.jit.load(str(file), map_location=device).eval()
     except Exception as error:
         raise _unfit(file, error) from None
 

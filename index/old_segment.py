@@ -45,7 +45,7 @@ class OldSegment(Segment):
         self._row = np.argsort(keys, kind="stable")
         self._sorted = keys[self._row]
 
-    late = True  # type: ignore[assignment]  # a constant, where today's form has to look
+    late = True  # a constant, where today's form has to look
 
     def ann(self) -> Any:
         if self._ann is None:

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from index.errors import OutOfMemory
 
 PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")  # the last: ONNX Runtime
+
+
+class Rows(Protocol):
+    """What a call answers: something that is cut along its first dimension, as a tensor is."""
+
+    def __getitem__(self, at: slice, /) -> Self: ...
+
+
+T = TypeVar("T", bound=Rows)
 
 
 class PaddedCalls:
@@ -37,7 +46,7 @@ class PaddedCalls:
         """Rows of a call now."""
         return self.shapes[-1]
 
-    def run(self, call: Callable[[list[int]], Any], count: int, join: Callable[[list[Any]], Any] | None = None) -> Any:
+    def run(self, call: Callable[[list[int]], T], count: int, join: Callable[[list[T]], T] | None = None) -> T:
         """Results for items 0 … count − 1, concatenated along their first dimension.
 
         Args:
@@ -51,14 +60,16 @@ class PaddedCalls:
         """
         import torch
 
+        together: Any = join or torch.cat
         while True:
             try:
-                blocks = []
+                blocks: list[T] = []
                 for start in range(0, count, self.rows):
                     block = list(range(start, min(start + self.rows, count)))
                     full = block + block[:1] * (self.rows - len(block))
                     blocks.append(call(full)[: len(block)])
-                return (join or torch.cat)(blocks)
+                whole: T = together(blocks)
+                return whole
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

@@ -282,7 +282,7 @@ class _Header(tarfile.TarInfo):
 def _to_the_end(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Every member, and nothing but zeros behind the mark of the end: two tars in one file are read as the first alone."""
     yield from file
-    while behind := file.fileobj.read(1 << 16):  # type: ignore[union-attr]
+    while behind := file.fileobj.read(1 << 16):
         if behind.strip(b"\0"):
             raise tarfile.ReadError("something stands behind its end: another tar, perhaps")
 

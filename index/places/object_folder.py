@@ -49,7 +49,7 @@ class ObjectFolder(PosixPath):
     def __repr__(self) -> str:
         return f"ObjectFolder({str(self)!r})"
 
-    def __truediv__(self, name: Any) -> ObjectFolder:  # type: ignore[override]
+    def __truediv__(self, name: Any) -> ObjectFolder:
         text = str(name)
         if isinstance(name, ObjectFolder) or text.startswith("/"):
             raise InputError("a path of another place cannot lie in it", where=f"{self}: {text}", fix="Name one of the two")
@@ -61,10 +61,10 @@ class ObjectFolder(PosixPath):
                 steps.append(step)
         return ObjectFolder(self.store, "/".join(steps), self.fence)
 
-    def __rtruediv__(self, _: Any) -> ObjectFolder:  # type: ignore[override]
+    def __rtruediv__(self, _: Any) -> ObjectFolder:
         return self
 
-    def joinpath(self, *names: Any) -> ObjectFolder:  # type: ignore[override]
+    def joinpath(self, *names: Any) -> ObjectFolder:
         place = self
         for name in names:
             place = place / name
@@ -92,11 +92,11 @@ class ObjectFolder(PosixPath):
         return PurePath(self.name).suffix
 
     @property
-    def parent(self) -> ObjectFolder:  # type: ignore[override]
+    def parent(self) -> ObjectFolder:
         return ObjectFolder(self.store, self.key.rpartition("/")[0])
 
     @property
-    def parents(self) -> list[ObjectFolder]:  # type: ignore[override]
+    def parents(self) -> list[ObjectFolder]:
         found, place = [], self
         while place.key:
             found.append(place := place.parent)
@@ -106,7 +106,7 @@ class ObjectFolder(PosixPath):
     def parts(self) -> tuple[str, ...]:
         return (self.store, *(self.key.split("/") if self.key else ()))
 
-    def with_name(self, name: str) -> ObjectFolder:  # type: ignore[override]
+    def with_name(self, name: str) -> ObjectFolder:
         return self.parent / name
 
     def is_absolute(self) -> bool:
@@ -122,13 +122,13 @@ class ObjectFolder(PosixPath):
 
     as_uri = as_posix
 
-    def resolve(self, strict: bool = False) -> ObjectFolder:  # type: ignore[override]
+    def resolve(self, strict: bool = False) -> ObjectFolder:
         return self
 
-    def absolute(self) -> ObjectFolder:  # type: ignore[override]
+    def absolute(self) -> ObjectFolder:
         return self
 
-    def expanduser(self) -> ObjectFolder:  # type: ignore[override]
+    def expanduser(self) -> ObjectFolder:
         return self
 
     def exists(self, **_: Any) -> bool:

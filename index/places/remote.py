@@ -195,7 +195,7 @@ def _collected(fill: Callable[[IO[bytes]], Any]) -> Iterator[BufferedRandom]:
         fill(stream)
         stream.flush()
         stream.seek(0)
-        yield stream  # type: ignore[misc]
+        yield stream
 
 
 def _upload(backend: Backend, key: str, stream: IO[bytes]) -> None:

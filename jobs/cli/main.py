@@ -82,7 +82,7 @@ class Commands(Group):
         own = args.index("--") if "--" in args else len(args)
         early = [one for one in args[:own] if one in EVERYWHERE]
         rest = [one for one in args[:own] if one not in EVERYWHERE]
-        return super().parse_args(ctx, early + rest + args[own:])  # type: ignore[no-any-return]
+        return super().parse_args(ctx, early + rest + args[own:])
 
     def invoke(self, ctx: Any) -> Any:
         with signals.ending(), of_one_command():

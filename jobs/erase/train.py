@@ -304,7 +304,7 @@ class _Session:
         self.parameters = [p for group in groups for p in group["params"]]
         self.rates = [group.pop("rate") for group in groups]
         self.optimiser = torch.optim.AdamW(groups, lr=how.token_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)  # type: ignore[no-untyped-call]
+        scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.latents, self.weights, self.outside = (
             some.to(device) for some in (examples.latents, examples.weights, examples.outside)
@@ -343,7 +343,7 @@ class _Session:
             context = self.base.encode_ids(ids, self.vectors)
             out = self.network(noisy.contiguous(memory_format=torch.channels_last), times, context).sample
         loss = (weights[:, None] * (out.float() - target).square()).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()

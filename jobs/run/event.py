@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+Kind = Literal["started", "worker", "sample", "shard", "retried", "waiting", "note", "finished"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -24,7 +26,7 @@ class Event:
         shard, worker: which of them it is about; empty where it is about none.
     """
 
-    kind: Literal["started", "worker", "sample", "shard", "retried", "waiting", "note", "finished"]
+    kind: Kind
     done: int
     total: int
     outcomes: Mapping[str, int]

@@ -25,7 +25,7 @@ from index.storage import digest_of, entry_of, fenced, require_held
 from jobs import signals
 from jobs.proof import signer_of
 from jobs.run.error_budget import beyond, stop_beyond
-from jobs.run.event import Event, OnEvent
+from jobs.run.event import Event, Kind, OnEvent
 from jobs.run.folder import check_begun, claimed, look, without_paths
 from jobs.run.plan import Plan
 from jobs.run.planning.stored_plan import stored_plan
@@ -136,7 +136,7 @@ class Session:
         shards = [self.plan.shards[number] for number in self.pending()]
         return {row_no: shard.shard_id for shard in shards for row_no in row_numbers(shard.requests)}
 
-    def report(self, kind: Any, detail: str = "", *, shard: str = "", worker: str = "") -> None:
+    def report(self, kind: Kind, detail: str = "", *, shard: str = "", worker: str = "") -> None:
         signals.check()
         if self._held is not None:
             self._held.require()

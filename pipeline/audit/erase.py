@@ -274,7 +274,7 @@ def _emptied(stream: IO[bytes], path: str, table: str, what: _What) -> Change | 
         for block in read_blocks(stream):
             yield _without_payloads(block, _cells(block, name, wanted, keys), emptied)
 
-    content: IO[bytes] = SpooledTemporaryFile(max_size=_IN_MEMORY)  # type: ignore[assignment] # noqa: SIM115 (see Change)
+    content: IO[bytes] = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (see Change)
     with filling_temporary():  # closing it writes as well
         try:
             hashed = Hashed(content)

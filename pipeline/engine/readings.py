@@ -78,7 +78,7 @@ class Reading:
         self._numbers = vector.to("cpu", non_blocking=on_cuda)  # elsewhere a copy that does not wait may be read too early
         self._arrived: Any = None
         if on_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(vector.device))
 
     def read(self) -> list[Read]:

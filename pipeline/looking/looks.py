@@ -98,4 +98,4 @@ class Looks:
         self.activity.pictures += 1
         self.activity.beside += beside
         if isinstance(answer, Study):
-            self.activity.guards.update(dict(answer.guard_seconds))  # type: ignore[arg-type]
+            self.activity.guards.update(dict(answer.guard_seconds))

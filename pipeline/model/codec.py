@@ -43,7 +43,7 @@ class Codec:
     def to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents float32 (N, C, h, w) → pictures float32 (N, 3, H, W) around [−1, 1], on the same device, differentiable."""
         x = latents / self.scaling
-        return self._decoded(x + self.shift if self.shift else x)  # type: ignore[no-any-return]
+        return self._decoded(x + self.shift if self.shift else x)
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures float32 (N, 3, H, W) in [−1, 1] → latents float32 (N, C, h, w): the mode, where there is a distribution."""
@@ -81,7 +81,7 @@ class VideoCodec(Codec):
     def to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         # Divided by the reciprocal, as diffusers does, which is not the product to the last bit.
         x = latents / (1 / self.deviation.to(latents.device)) + self.mean.to(latents.device)
-        return self._decoded(x[:, :, None])[:, :, 0]  # type: ignore[no-any-return]
+        return self._decoded(x[:, :, None])[:, :, 0]
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         latents = self._encoded(pictures[:, :, None])[:, :, 0]
@@ -107,7 +107,7 @@ class PatchCodec(Codec):
         from torch.nn import functional
 
         x = functional.pixel_shuffle(latents * self.deviation.to(latents.device) + self.mean.to(latents.device), 2)
-        return self._decoded(x)  # type: ignore[no-any-return]
+        return self._decoded(x)
 
     def from_pixels(self, pictures: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional

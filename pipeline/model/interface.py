@@ -112,7 +112,7 @@ class DiffusionModel(Protocol):
         """Whether a sample at that guidance scale needs a negative row."""
         ...
 
-    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         """Raw outputs of the negative and the conditional row → the guided one, all (C, h, w).
 
         Args:

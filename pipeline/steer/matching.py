@@ -226,7 +226,7 @@ def _first_maximum(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     if len(tile) <= FEW:
-        return tile.max(0)  # type: ignore[no-any-return]
+        return tile.max(0)
     whole = len(tile) - len(tile) % GROUP
     groups = tile[:whole].view(-1, GROUP, tile.shape[1])
     best, of = groups.amax(1).max(0)

@@ -282,11 +282,11 @@ class LatentDiffusion(ABC):
         )
 
     def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Conditioning:
-        def run(rows: list[int]) -> Any:
+        def run(rows: list[int]) -> Conditioning:
             return self._encode([prompts[i] for i in rows], negative).to(self._device, self._dtype)
 
         with self._torch.inference_mode(), quiet(), resident(self._away, self._device):
-            return self.text_calls.run(run, len(prompts), concatenate)  # type: ignore[no-any-return]
+            return self.text_calls.run(run, len(prompts), concatenate)
 
     def padded_rows(self, latent: torch.Tensor | None = None) -> PaddedRows:
         positions = self.latent_shape[1:] if latent is None else (int(latent.shape[-2]), int(latent.shape[-1]))
@@ -306,7 +306,7 @@ class LatentDiffusion(ABC):
     def guided(self, scale: float) -> bool:
         return scale > 1
 
-    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         return classifier_free(negative, conditional, scale)
 
     def denoise(
@@ -329,14 +329,11 @@ class LatentDiffusion(ABC):
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         torch = self._torch
 
-        def run(rows: list[int]) -> Any:
-            return self.codec.from_pixels(x[rows].to(self._device)).cpu()
-
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = x.shape[-2:]
         calls = self.encode_calls.at((height // self._pixels_per_latent, width // self._pixels_per_latent), height * width)
         with torch.inference_mode():
-            return calls.run(run, len(x))  # type: ignore[no-any-return]
+            return calls.run(lambda rows: self.codec.from_pixels(x[rows].to(self._device)).cpu(), len(x))
 
     def sites(self) -> Sequence[Site]:
         if self._sites is None:

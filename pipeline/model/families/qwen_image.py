@@ -70,7 +70,7 @@ class QwenImage(LatentDiffusion):
         mu = shift_of(scheduler.config, (height // 2) * (width // 2), 1.15)
         set_flow_steps(scheduler, steps, mu)
 
-    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance, of which every token (2×2 positions) keeps the length that the conditional one has."""
         guided = classifier_free(negative, conditional, scale)
         before, after = (self._torch.nn.functional.pixel_unshuffle(x, 2).norm(dim=-3) for x in (conditional, guided))

@@ -59,9 +59,9 @@ class ZImage(LatentDiffusion):
     def guided(self, scale: float) -> bool:
         return scale > 0
 
-    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: Any) -> torch.Tensor:
+    def combine(self, negative: torch.Tensor, conditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         """ε_text + w·(ε_text − ε_neg): w is one less than in most classes."""
-        return conditional + scale * (conditional - negative)  # type: ignore[no-any-return]
+        return conditional + scale * (conditional - negative)
 
     def denoise_tensor(
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Conditioning, guidance: float | torch.Tensor = 1.0
