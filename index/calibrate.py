@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ from index.rate import Rate, percent
 from index.second_look import ALIGNMENT, LookWorth, look_id
 
 if TYPE_CHECKING:
-    from index.embed import Embedder
+    pass
 
 CURVE_POINTS = 41
 ENOUGH = 100  # copies; more of them hardly narrow the interval
@@ -416,29 +416,6 @@ def agrees_from(look: str, scores: np.ndarray, copy: np.ndarray, *, at_most: flo
         return 0.5
     misses = np.sort(scores[~copy & ~np.isnan(scores)])
     return _above(misses, _so_many(at_most, len(misses)))
-
-
-def compare(
-    embedder: Embedder,
-    references: np.ndarray,
-    pictures: np.ndarray,
-    *,
-    confirm: Callable[[np.ndarray, np.ndarray], float] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cosines (and second looks) of picture pairs, for :func:`calibrate`.
-
-    Args:
-        embedder: turns both into vectors.
-        references, pictures: uint8 (M, H, W, 3), compared row by row.
-        confirm: the second look, (picture, reference) → [0, 1]; None to skip it.
-
-    Returns:
-        Cosines float64 (M,), scores float64 (M,) or None.
-    """
-    cosine = np.sum(embedder.images(references).astype(np.float64) * embedder.images(pictures).astype(np.float64), axis=1)
-    if confirm is None:
-        return cosine, None
-    return cosine, np.array([confirm(picture, reference) for picture, reference in zip(pictures, references, strict=True)])
 
 
 def _identified(calibration: Calibration) -> Calibration:

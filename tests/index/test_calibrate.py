@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.calibrate import NEVER, Calibration, calibrate, compare
+from index.calibrate import NEVER, Calibration, calibrate
 from index.errors import InputError, IntegrityError
 from index.precision import average_precision
 from index.rate import Rate
-
-from .conftest import GridEmbedder, drawing
 
 
 def scores(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -112,15 +110,6 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str) -> None
 def test_unusable_pairs_are_refused(similarity: list[float], copy: list[bool]) -> None:
     with pytest.raises(InputError):
         calibrate("e", np.array(similarity, float), np.array(copy, bool))
-
-
-def test_pairs_of_pictures_are_compared_row_by_row() -> None:
-    references = np.stack([drawing(seed) for seed in (1, 2, 3)])
-    pictures = np.stack([drawing(seed) for seed in (1, 5, 3)])
-    cosine, second = compare(GridEmbedder(), references, pictures, confirm=lambda a, b: float(np.array_equal(a, b)))
-    assert cosine[0] == pytest.approx(1) and cosine[2] == pytest.approx(1) and cosine[1] < 0.95
-    assert second is not None and second.tolist() == [1.0, 0.0, 1.0]
-    assert compare(GridEmbedder(), references, pictures)[1] is None
 
 
 def test_the_second_look_alone_adds_no_more_than_it_may() -> None:

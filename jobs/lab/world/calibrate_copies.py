@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from index.embed import Embedder
+    from index.second_look import Look
 
 # A flagged picture is steered, not rejected (a rejection needs the second look as well). A false alarm costs some denoiser
 # evaluations, a miss releases a copy: the operating point favours recall.
@@ -31,6 +35,12 @@ class Comparisons:
     pictures: np.ndarray
     copy: np.ndarray
     plain: np.ndarray
+
+    def measured(self, embedder: Embedder, confirm: Look) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and second looks of the pairs, each float64 (M,)."""
+        references, pictures = (embedder.images(some).astype(np.float64) for some in (self.references, self.pictures))
+        looks = [confirm(picture, reference) for picture, reference in zip(self.pictures, self.references, strict=True)]
+        return np.sum(references * pictures, axis=1), np.array(looks)
 
 
 def comparisons(work: Path, wanted: set[str], *, seed: int = 1, protected_only: bool = False) -> Comparisons:
@@ -101,7 +111,7 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
         path: the calibration's file.
         limit: most held-out names to use.
     """
-    from index.calibrate import calibrate, compare
+    from index.calibrate import calibrate
     from index.confirm import confirm
     from index.embed import OpenCLIPEmbedder
     from index.precision import average_precision
@@ -112,8 +122,7 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     names = sorted({n for n in load(work)[2] if held_out(n) and not prescribed(n)})
     chosen = set(np.random.default_rng(seed).permutation(names)[:limit].tolist())
     pairs = comparisons(work, chosen, seed=seed)
-    cosine, second = compare(embedder, pairs.references, pairs.pictures, confirm=confirm)
-    assert second is not None
+    cosine, second = pairs.measured(embedder, confirm)
     calibration = calibrate(
         embedder.embedder_id,
         cosine,
@@ -126,8 +135,7 @@ def calibrate_world(work: Path, folder: Path, path: Path, *, limit: int = 150, s
     )
     calibration.save(path)
     world = comparisons(work, {c.icon for c in concepts() if c.protected_vendor}, seed=seed, protected_only=True)
-    near, look = compare(embedder, world.references, world.pictures, confirm=confirm)
-    assert look is not None
+    near, look = world.measured(embedder, confirm)
     report: dict[str, Any] = {"embedder_id": embedder.embedder_id, "threshold": calibration.threshold}
     for label, sample, cosines, looks in (("held_out", pairs, cosine, second), ("protected", world, near, look)):
         for kind, rows in (("plain", sample.plain), ("edited", ~sample.plain)):
