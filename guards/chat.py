@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from index.errors import GuardUnavailable
+from index.meant import meant
 from index.printable import visible
 
 BUDGET_FILE = "CLEARANCE_ANSWERS_BUDGET"  # of the environment: the file in which the processes of a worker count together
@@ -167,8 +167,7 @@ class Chat:
         except (ValueError, KeyError, TypeError, RecursionError):
             names = []  # not every server lists its models; the first question shows whether it has this one
         if names and self.server.model not in names:
-            near = get_close_matches(self.server.model, names, 1)
-            fix = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names[:8])}"
+            fix = meant(self.server.model, names, otherwise=f"It has {', '.join(names[:8])}")
             raise GuardUnavailable(f"the server has no model {self.server.model!r}", where=self.where, fix=fix)
 
     def ask(self, messages: list[dict[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import EntryPoint
 from typing import Any, Protocol, TypeVar, cast
@@ -18,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 from guards.base import Defaults, Guard, GuardClass, Probe
 from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, GuardUnavailable
+from index.meant import meant
 from index.printable import short, visible
 
 T = TypeVar("T")
@@ -108,8 +108,7 @@ def guard_class(name: str) -> GuardClass:
     others = outside_guards()
     if name not in others:
         known = [*SHIPPED, *others]
-        near = get_close_matches(name, known, 1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Known guards: {', '.join(known)}"
+        fix = meant(name, known, otherwise=f"Known guards: {', '.join(known)}")
         raise ConfigError(f"unknown guard {name!r}", where="policy", fix=fix)
     entry = others[name]
     cls = load(entry, where=f"guard {name}", error=GuardUnavailable)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from index.entry_points import entries, load, origin
 from index.errors import InputError
+from index.meant import meant
 from jobs.export.select import Item
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def format_named(name: str) -> Format:
     others = entries(GROUP, taken=SHIPPED, called="formats of exports")
     if name not in others:
         known = [*SHIPPED, *others]
-        near = get_close_matches(name, known, 1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(known)}; packages bring more as entry points {GROUP}"
+        fix = meant(name, known, otherwise=f"Use {', '.join(known)}; packages bring more as entry points {GROUP}")
         raise InputError(f"there is no format {name!r}", where="--format", fix=fix)
     found = load(others[name], where="--format", error=InputError)
     if not isinstance(found, Format):

@@ -11,12 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import InputError, IntegrityError
+from index.meant import meant
 from jobs.export.own import OwnColumn, own_columns
 from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.layout import Unit, units
@@ -214,8 +214,7 @@ def outcomes_named(only: str) -> frozenset[str]:
     for name in (part.strip() for part in only.split(",")):
         known = {**GROUPS, **{str(outcome): frozenset({str(outcome)}) for outcome in Outcome if outcome != Outcome.ACCEPTED}}
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            fix = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(known)}"
+            fix = meant(name, known, otherwise=f"Use {', '.join(known)}")
             raise InputError(f"there is no outcome {name!r}", where="--only", fix=fix)
         found |= known[name]
     return frozenset(found)
@@ -235,8 +234,7 @@ def _chosen(
         elif name in every or name in own_names:
             wanted.append(name)
         elif name != "image":  # it is always there
-            near = get_close_matches(name, [*own_names, *every], 1)
-            fix = f"Did you mean {near[0]!r}?" if near else f"Use columns of samples, {OWN} or {EVERY}"
+            fix = meant(name, [*own_names, *every], otherwise=f"Use columns of samples, {OWN} or {EVERY}")
             raise InputError(f"there is no column {name!r}", where="--columns", fix=fix)
     names = list(dict.fromkeys(wanted))
     return names, tuple(column for column in own if column.name in names)

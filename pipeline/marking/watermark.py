@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from index.entry_points import entries, load, origin
 from index.errors import ClearanceError, ConfigError, InputError, WatermarkUnavailable
+from index.meant import meant
 from pipeline.keys import key_id as id_of_key
 
 GROUP = "clearance.watermarks"
@@ -184,8 +184,7 @@ def watermark_class(name: str) -> WatermarkClass:
     others = outside_watermarks()
     if name not in others:
         known = ["auto", "off", *SHIPPED, *others]
-        near = get_close_matches(name, known, 1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}"
+        fix = meant(name, known, otherwise=f"Known: {', '.join(known)}")
         raise ConfigError(f"unknown watermark {name!r}", where="marks.watermark", fix=fix)
     entry = others[name]
     cls = load(entry, where=f"watermark {name}", error=WatermarkUnavailable)
