@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.parquet import parquet_file
 from jobs.export.formats import Format
 from jobs.export.select import Item
+from pipeline.audit.shards import physical_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,7 @@ def write(items: Iterator[Item], schema: pa.Schema, folder: Path) -> None:
             writer = pq.ParquetWriter(
                 folder / "data" / f"part-{number:05d}.parquet",
                 schema,
-                compression={path: "none" if path == "image.bytes" else "zstd" for path in _leaves(schema)},
+                compression={path: "none" if path == "image.bytes" else "zstd" for path in physical_columns(schema)},
                 use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
                 write_page_checksum=True,
             )
@@ -55,16 +55,6 @@ def write(items: Iterator[Item], schema: pa.Schema, folder: Path) -> None:
     finally:
         if writer is not None:
             writer.close()
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    physical = parquet_file(pa.BufferReader(sink.getvalue())).schema
-    return [physical.column(i).path for i in range(len(physical))]
 
 
 FORMAT = Format(name="parquet", what="Parquet, pictures inside the rows", data_files="data/*.parquet", write=write)

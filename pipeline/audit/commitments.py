@@ -16,24 +16,21 @@ def default_salt(dataset_id: str) -> str:
 
 def prompt_commitment(prompt: str, negative_prompt: str, salt: str) -> str:
     """HMAC-SHA256 over prompt and negative prompt, keyed by the salt (hex)."""
-    message = json.dumps([prompt, negative_prompt], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+    return _keyed(salt, json.dumps([prompt, negative_prompt], ensure_ascii=False, separators=(",", ":")))
 
 
 def drawn_commitment(prompt: str | None, salt: str) -> str | None:
     """HMAC-SHA256 over a prompt that the policy rewrote, keyed by the salt (hex); None where it was drawn as it stands."""
-    if prompt is None:
-        return None
-    message = b"clearance drawn prompt\0" + prompt.encode("utf-8", "surrogatepass")
-    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+    return None if prompt is None else _keyed(salt, f"clearance drawn prompt\0{prompt}")
 
 
 def columns_commitment(columns: str | None, salt: str) -> str | None:
     """HMAC-SHA256 over a request's own columns (JSON text), keyed by the salt (hex); None where it has none."""
-    if columns is None:
-        return None
-    message = b"clearance columns\0" + columns.encode("utf-8", "surrogatepass")
-    return hmac.new(bytes.fromhex(salt), message, hashlib.sha256).hexdigest()
+    return None if columns is None else _keyed(salt, f"clearance columns\0{columns}")
+
+
+def _keyed(salt: str, message: str) -> str:
+    return hmac.new(bytes.fromhex(salt), message.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def uncommitted(row: Mapping[str, Any], salt: str) -> Iterator[tuple[str, str]]:

@@ -300,7 +300,7 @@ def write_parquet(table: pa.Table, stream: IO[bytes], *, group: int = ROW_GROUP_
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """How each column of a table is stored: the arguments of ``pyarrow.parquet.ParquetWriter``."""
     plain, few, keys = (stored_as(how) for how in (Store.PLAIN, Store.DICTIONARY, Store.STATISTICS))
-    leaves = {path: path.split(".") for path in _leaves(schema.remove_metadata())}
+    leaves = {path: path.split(".") for path in physical_columns(schema)}
     return {
         "compression": {path: "none" if parts[-1] in plain else "zstd" for path, parts in leaves.items()},
         "use_dictionary": [path for path, parts in leaves.items() if parts[-1] in few],
@@ -311,9 +311,13 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=16)
-def _leaves(schema: pa.Schema) -> tuple[str, ...]:
-    """The paths of the physical columns; the few schemas of a run are written for every shard."""
+def physical_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The paths of a schema's physical columns, as a writer's settings name them."""
+    return _physical_columns(schema.remove_metadata())
+
+
+@lru_cache(maxsize=16)  # the few schemas of a run are written for every shard
+def _physical_columns(schema: pa.Schema) -> tuple[str, ...]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
