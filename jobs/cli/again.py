@@ -1,4 +1,4 @@
-"""What the commands share that look at finished runs again: their options, the index and its embedder, a line of progress."""
+"""What the commands share that look at finished runs again: their options, the index's embedder, a line of progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from index.errors import InputError
 from jobs.cli.arguments import a_local_path, a_place
 from jobs.console import busy, make_console
 
@@ -25,24 +24,7 @@ EveryPicture = Annotated[
     typer.Option("--every-picture", help="Look at every stored picture in full, not only at those whose embeddings come near."),
 ]
 By = Annotated[str, typer.Option("--by", metavar="ROLE", help="The role that does it.")]
-OfIndex = Annotated[
-    str,
-    typer.Option("--embedder", help="The place of the index's embedder, if it moved.", show_default="as the index remembers"),
-]
 EVERY = 100_000  # samples between two lines of progress
-
-
-def open_index(index: Path | None) -> ReferenceIndex:
-    """The index that is named.
-
-    Raises:
-        InputError: none is named, or there is none.
-    """
-    from index.store import ReferenceIndex
-
-    if index is None:
-        raise InputError("no index is named", where="--index", fix="Name the folder of the reference index")
-    return ReferenceIndex.open(index)
 
 
 def open_embedder(store: ReferenceIndex, name: str) -> OpenCLIPEmbedder:

@@ -55,10 +55,16 @@ AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Fetch wei
 AsJson = Annotated[bool, typer.Option("--json", help="Print data, with every name.")]
 
 
-def open_index(index: Path) -> ReferenceIndex:
-    """The index in a folder."""
+def open_index(index: Path | None) -> ReferenceIndex:
+    """The index that is named.
+
+    Raises:
+        InputError: none is named, or there is none.
+    """
     from index.store import ReferenceIndex
 
+    if index is None:
+        raise InputError("no index is named", where="--index", fix="Name the folder of the reference index")
     return ReferenceIndex.open(index)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from index.errors import ConfigError
-from jobs.cli.again import OfIndex, open_embedder, open_index
+from jobs.cli.again import open_embedder
 from jobs.cli.arguments import IndexFolder, a_local_path, a_place, run_folder
+from jobs.cli.index_arguments import OfIndex, open_index
 from jobs.console import busy, say, say_json
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.again import open_index
 from jobs.cli.arguments import IndexFolder
+from jobs.cli.index_arguments import open_index
 from jobs.cli.index_tables import calibration_of, worth
 from jobs.console import grid, make_console, say, say_json
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.again import By, DryRun, EveryPicture, Index, OfIndex, Receipts, open_embedder, open_index, watching
+from jobs.cli.again import By, DryRun, EveryPicture, Index, Receipts, open_embedder, watching
 from jobs.cli.arguments import AsJson, Person, every_run
+from jobs.cli.index_arguments import OfIndex, open_index
 from jobs.console import say, say_json
 
 app = typer.Typer()

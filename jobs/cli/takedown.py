@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from index.errors import InputError
-from jobs.cli.again import By, DryRun, EveryPicture, Index, OfIndex, Receipts, open_embedder, open_index, watching
+from jobs.cli.again import By, DryRun, EveryPicture, Index, Receipts, open_embedder, watching
 from jobs.cli.arguments import AsJson, Person, a_local_path, every_run
+from jobs.cli.index_arguments import OfIndex, open_index
 from jobs.console import busy, say, say_json
 
 app = typer.Typer()
