@@ -212,6 +212,6 @@ def file_digest(path: Path, *, guard: str, fix: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, size: int, changed: int) -> str:
+def _digest(path: Path, size: int, changed: int) -> str:  # both stand for the content that is remembered
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -87,6 +87,7 @@ class FaithfulnessGuard:
         usual: the range of cosines.
         embedder: of the index.
         threshold: score from which the prompt counts as lost.
+        version: as :meth:`probe` gives it.
     """
 
     name = "faithfulness"

@@ -196,7 +196,7 @@ def _in_runs(index: ReferenceIndex, fired: Fired) -> Iterator[Remark]:
             )
 
 
-def fired_on(index: ReferenceIndex, examined: Iterable[Any], threshold: float) -> Fired:
+def fired_on(examined: Iterable[Any], threshold: float) -> Fired:
     """Count what fired in examinations of the copies guard (:class:`guards.copies.Examination`)."""
     fired = Fired()
     for one in examined:

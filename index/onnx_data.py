@@ -22,7 +22,7 @@ def weight_files(file: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=64)
-def _named(file: Path, size: int, changed: int) -> tuple[str, ...]:
+def _named(file: Path, size: int, changed: int) -> tuple[str, ...]:  # both stand for the content that is remembered
     if not size:
         return ()
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:

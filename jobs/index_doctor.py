@@ -41,7 +41,7 @@ def on_harmless(
         point, k, hues: of the copies guard.
     """
     guard = CopiesGuard(index, embedder, point=point, k=k, hues=hues)
-    return fired_on(index, _examined(guard, works), point.threshold)
+    return fired_on(_examined(guard, works), point.threshold)
 
 
 def _examined(guard: CopiesGuard, works: Iterable[NewReference]) -> Iterator[Any]:

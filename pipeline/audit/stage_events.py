@@ -69,6 +69,7 @@ def check_erasures(erasures: Erasures, tables: Mapping[str, str], found: Finding
     Args:
         erasures: what the events name.
         tables: the files that payloads can be erased from, and what they hold rows of.
+        found: takes the problems.
     """
     for file in erasures.files:
         if file.path not in tables:
