@@ -20,6 +20,7 @@ import numpy as np
 
 from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
 from index.errors import ConfigError, GuardUnavailable, IntegrityError
+from index.foreign_models import advice, kept_shut
 from index.onnx_data import weight_files
 from index.padding import PaddedCalls, first_line
 
@@ -131,14 +132,19 @@ class Network:
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
         transformers = import_package("transformers", guard=guard, install=INSTALL)
         try:
-            self._processor = transformers.AutoImageProcessor.from_pretrained(files.folder, local_files_only=True)
-            self._load(transformers)
+            # trust_remote_code: unless it is refused, transformers asks at the terminal whether to run a file of the folder.
+            with kept_shut(allow_download=False):  # whatever was to be fetched is here
+                self._processor = transformers.AutoImageProcessor.from_pretrained(
+                    files.folder, local_files_only=True, trust_remote_code=False
+                )
+                self._load(transformers)
             self._squares = self._wants_squares()
             count = self._logits([np.zeros((64, 64, 3), np.uint8)]).shape[1]
         except (ConfigError, IntegrityError):
             raise
         except Exception as error:  # transformers, safetensors and ONNX Runtime have exceptions of their own
-            fix = "Check that the folder is that of an image classifier, and that weights and configuration belong together"
+            belong = "Check that the folder is that of an image classifier, and that weights and configuration belong together"
+            fix = advice(error) or belong
             raise IntegrityError(f"cannot be loaded ({first_line(error)})", where=where, fix=fix) from error
         if count != len(files.labels):
             what = f"gives {count} numbers a picture, and its configuration names {len(files.labels)} labels"
@@ -150,7 +156,7 @@ class Network:
             self._open_session()
             return
         network, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            files.folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            files.folder, local_files_only=True, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
         absent = sorted(loading.get("missing_keys") or ())
         if absent:  # transformers would draw them at random

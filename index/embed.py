@@ -13,6 +13,7 @@ import numpy as np
 
 from index.embedder_source import HUB, LOCAL, EmbedderSource, downloaded, folder_of, weights_folder
 from index.errors import InputError, ModelError
+from index.foreign_models import advice, kept_shut
 from index.padding import PaddedCalls
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class OpenCLIPEmbedder:
         source = EmbedderSource(model, pretrained).starting_from(Path.cwd() if base is None else base)
         folder = folder_of(source.model, allow_download=allow_download)
         if folder is not None:
-            embedder = cls._from_folder(folder, device=device)
+            embedder = cls._from_folder(folder, allow_download=allow_download, device=device)
         else:
             embedder = cls._from_architecture(source, allow_download=allow_download, device=device)
         embedder.source = source
@@ -180,10 +181,11 @@ class OpenCLIPEmbedder:
                 )  # fmt: skip
             pretrained, settings = str(kept[0]), kept[1]
         try:
-            network, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained or None, **settings)
-            tokenizer = open_clip.get_tokenizer(model)
-            if architecture is None:
-                architecture = open_clip.get_model_config(model)
+            with kept_shut(allow_download=allow_download):
+                network, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained or None, **settings)
+                if architecture is None:
+                    architecture = open_clip.get_model_config(model)
+                tokenizer = _tokenizer(model, architecture or {})
             del transform  # its centre crop is replaced, see Preprocessing
             entering = _preprocessing(network.visual.preprocess_cfg)
             return cls(network, tokenizer, dict(architecture or {}), entering, device=device)
@@ -192,7 +194,7 @@ class OpenCLIPEmbedder:
             raise _unfit(f"embedder {source}", error) from error
 
     @classmethod
-    def _from_folder(cls, folder: Path, *, device: str) -> OpenCLIPEmbedder:
+    def _from_folder(cls, folder: Path, *, allow_download: bool, device: str) -> OpenCLIPEmbedder:
         import open_clip
 
         path = folder / "open_clip_config.json"
@@ -205,8 +207,9 @@ class OpenCLIPEmbedder:
             )
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            network, _, _ = open_clip.create_model_and_transforms(LOCAL + str(folder))
-            tokenizer = open_clip.get_tokenizer(LOCAL + str(folder))
+            with kept_shut(allow_download=allow_download):
+                network, _, _ = open_clip.create_model_and_transforms(LOCAL + str(folder))
+                tokenizer = _tokenizer(LOCAL + str(folder), config["model_cfg"])
             return cls(network, tokenizer, config["model_cfg"], _preprocessing(network.visual.preprocess_cfg), device=device)
         except Exception as error:
             raise _unfit(str(folder), error) from error
@@ -312,6 +315,15 @@ def weights_digest(state: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _tokenizer(model: str, architecture: dict[str, Any]) -> Any:
+    """open_clip's tokenizer of a model. The configuration may state arguments of transformers' own, also the one that runs code
+    which lies beside it: ours comes last."""
+    import open_clip
+
+    of_transformers = bool((architecture.get("text_cfg") or {}).get("hf_tokenizer_name"))
+    return open_clip.get_tokenizer(model, **({"trust_remote_code": False} if of_transformers else {}))
+
+
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     size = config["size"]
     pair = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -329,7 +341,7 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
 
 def _unfit(where: str, error: Exception) -> ModelError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    fix = "Check that configuration and weights belong together"
+    fix = advice(error) or "Check that configuration and weights belong together"
     if "download" in first.lower():  # open_clip names what it tried to fetch
         fix = "Look whether this machine has a network, or name weights on this machine with --pretrained FILE"
     return ModelError(f"cannot be loaded ({first})", where=where, fix=fix)

@@ -39,7 +39,9 @@ class OwnColumn:
         if found is None:
             return None
         if self.kind == "json":
-            return json.dumps(found, ensure_ascii=False)
+            return storable(json.dumps(found, ensure_ascii=False))
+        if self.kind == "text":
+            return storable(found)
         return float(found) if self.kind == "number" else found
 
 
@@ -51,12 +53,17 @@ def own_columns(rows: Iterable[str | None], taken: Collection[str]) -> list[OwnC
             kinds.setdefault(name, set()).add(_kind(value))
     found, names = [], {*taken, *kinds}
     for source, those in kinds.items():
-        name = source
+        name = storable(source)
         while name in taken or (name != source and name in names):
             name = f"own_{name}"
         names.add(name)
         found.append(OwnColumn(name=name, source=source, kind=_common(those - {"none"})))
     return found
+
+
+def storable(text: str) -> str:
+    r"""The text with half a surrogate pair, which JSON can spell and UTF-8 cannot hold, as its escape (``\ud800``)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _kind(value: Any) -> str:

@@ -135,7 +135,9 @@ class _Page:
 
     def _note(self, expression: str) -> str:
         """The id of the row that holds an expression; the rows are written at the end of the page."""
-        return self._notes.setdefault(expression, f"x-{hashlib.sha256(expression.encode()).hexdigest()[:8]}")
+        # An expression quotes values of the caller's own columns, which may hold half a surrogate pair.
+        known = expression.encode("utf-8", "surrogatepass")
+        return self._notes.setdefault(expression, f"x-{hashlib.sha256(known).hexdigest()[:8]}")
 
     def _other_notes(self, measures: Mapping[str, Any]) -> list[tuple[str, str]]:
         mine = {measure["expression"] for measure in measures.values()}

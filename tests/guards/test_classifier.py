@@ -365,3 +365,21 @@ def test_doctor_lists_it() -> None:
     (line,) = [guard for guard in describe() if guard.name == "classifier"]
     assert line.available
     assert line.version.startswith("transformers ")
+
+
+def test_code_that_lies_beside_a_classifier_is_refused_and_nobody_is_asked(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = tmp_path / "own", tmp_path / "ran"
+    shutil.copytree(vit, folder)
+    path = folder / "preprocessor_config.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated |= {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    path.write_text(json.dumps(stated), encoding="utf-8")
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n\n\nclass Own: ...\n", encoding="utf-8")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    with pytest.raises(IntegrityError, match="custom code") as refused:
+        ClassifierGuard.open(settings(folder))
+    assert "never run" in refused.value.fix
+    assert not asked and not ran.exists()

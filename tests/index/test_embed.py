@@ -260,3 +260,44 @@ def test_what_was_downloaded_before_needs_no_permission(tmp_path: Path, monkeypa
     assert (opened.preprocessing.mean, opened.preprocessing.std) == (tag["mean"], tag["std"])
     assert opened.preprocessing.interpolation == "bilinear"
     assert opened.source == EmbedderSource("tiny-of-ours", "ours")
+
+
+def test_code_that_lies_beside_an_embedder_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration itself says that its code may be trusted: that is not for it to say."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, ran = tmp_path / "embedder", tmp_path / "ran"
+    shutil.copytree(weights_folder(), folder)
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    tokens = json.loads(path.read_text(encoding="utf-8"))
+    tokens |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    path.write_text(json.dumps(tokens), encoding="utf-8")
+    own = f"open({str(ran)!r}, 'w').close()\nfrom transformers import CLIPTokenizer\n\n\nclass Own(CLIPTokenizer): ...\n"
+    (folder / "own.py").write_text(own, encoding="utf-8")
+    with pytest.raises(ModelError, match="custom code") as refused:
+        OpenCLIPEmbedder.open(str(folder))
+    assert "code that comes with a model is never run" in refused.value.fix
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_folder_makes_no_library_ask_the_hub(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration may name a repository (``timm_model_name``, ``hf_model_name``), which libraries look up unasked."""
+    import open_clip
+    from huggingface_hub import constants, is_offline_mode
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    seen = []
+
+    def create(*_: Any, **__: Any) -> Any:
+        seen.append(is_offline_mode())
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    with pytest.raises(ModelError) as refused:
+        OpenCLIPEmbedder.open(str(weights_folder()), allow_download=allowed)
+    assert seen == [not allowed] and not is_offline_mode()
+    assert "allow_download" in refused.value.fix

@@ -278,6 +278,18 @@ def test_own_columns_get_the_narrowest_type_that_holds_them() -> None:
     }  # fmt: skip
 
 
+def test_half_a_surrogate_pair_in_own_columns_is_written_as_its_escape() -> None:
+    """JSON can spell it, UTF-8 cannot hold it: one such row would stop the export of a whole run."""
+    import pyarrow as pa
+
+    rows = [json.dumps(row) for row in ({"a\ud800": "b\udc00", "l": ["\ud800"]}, {"a\ud800": "c", "l": [], "a\\ud800": 1})]
+    found = own_columns(rows, taken=())
+    made = {column.name: [column.value(json.loads(row)) for row in rows] for column in found}
+    assert made == {"own_a\\ud800": ["b\\udc00", "c"], "l": ['["\\ud800"]', "[]"], "a\\ud800": [None, 1]}
+    table = pa.table(made, pa.schema([pa.field(column.name, column.type) for column in found]))
+    assert table.num_rows == 2
+
+
 # --- whole or nothing ------------------------------------------------------------------------------------------------------
 
 

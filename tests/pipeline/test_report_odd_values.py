@@ -39,6 +39,14 @@ def test_control_characters_are_shown_escaped_in_every_place(tmp_path: Path) -> 
     json.loads((folder / "report.json").read_bytes())
 
 
+def test_half_a_surrogate_pair_in_a_column_of_the_callers_own_ends_in_a_page(tmp_path: Path) -> None:
+    """JSON can spell it, so prompt files can hold it: in a column's name and in its values."""
+    own = json.dumps({"a\ud800": "b\udc00"})
+    folder = sealed(tmp_path, [replace(s, request=replace(s.request, columns=own)) for s in one_of_each()])
+    path, _ = write_report(folder)
+    assert "b\\udc00" in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("odd", [7, "text", [[]], {"a": []}, None, float("inf")])
 @pytest.mark.parametrize("part", ["policy", "bill_of_materials", "copy_check", "runner"])
 def test_odd_types_in_the_statement_end_in_a_page(tmp_path: Path, part: str, odd: object) -> None:
