@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guards.base import Defaults, Finding, Probe, file_digest, import_package, require_package, require_pictures
-from index.errors import ConfigError, GuardUnavailable, IntegrityError
+from index.errors import ConfigError, GuardUnavailable, IntegrityError, ModelError
 from index.foreign_models import advice, kept_shut
 from index.onnx_data import weight_files
 from index.padding import PaddedCalls, first_line
@@ -80,7 +80,12 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         fix = "Name a folder of transformers, an .onnx file or hf-hub:OWNER/NAME; relative paths start from the run file"
         raise GuardUnavailable("there is no such model", where=where, fix=fix)
     if onnx:
-        weights = sorted({*(path for path in folder.glob(f"{onnx}*") if path.is_file()), *weight_files(place)})
+        try:
+            named = weight_files(place)
+        except (ModelError, OSError) as error:
+            fix = error.fix if isinstance(error, ModelError) else "Restore the file"
+            raise IntegrityError(error.what if isinstance(error, ModelError) else str(error), where=where, fix=fix) from None
+        weights = sorted({*(path for path in folder.glob(f"{onnx}*") if path.is_file()), *named})
     else:
         weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -88,7 +93,8 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         raise GuardUnavailable("holds no safetensors", where=where, fix=fix)
     beside = "Put both beside the weights, as `save_pretrained` of model and image processor does"
     digests = {
-        path.name: file_digest(path, guard=guard, fix=beside) for path in [folder / CONFIG, folder / PROCESSOR, *weights]
+        path.relative_to(folder).as_posix(): file_digest(path, guard=guard, fix=beside)
+        for path in [folder / CONFIG, folder / PROCESSOR, *weights]
     }
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

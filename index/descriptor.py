@@ -50,13 +50,21 @@ def descriptor_id(file: Path) -> str:
         raise ModelError("is neither TorchScript nor ONNX by its name", where=f"second look: {file}", fix=fix)
     try:
         beside = weight_files(file) if file.suffix.lower() in ONNX else []
-        weights = hashlib.sha256(file.read_bytes()).hexdigest()
-        more = [[part.name, hashlib.sha256(part.read_bytes()).hexdigest()] for part in beside]
+        weights, *others = [_file_sha256(part) for part in (file, *beside)]
+        more = [[part.name, digest] for part, digest in zip(beside, others, strict=True)]
     except OSError as error:
         fix = "Name the file where it lies now: copies.second_look of the policy, --second-look of clearance index calibrate"
         raise ModelError(f"cannot be read ({error.strerror or error})", where=f"second look: {file}", fix=fix) from None
     content = json.dumps(["descriptor", VERSION, weights, asdict(entering(file)), *([more] if more else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
+    """Raises OSError: there is no such file, or something else than one: a device or a pipe would never end."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file.name}")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def entering(file: Path) -> Entering:

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import mmap
-import re
+from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-# onnx.proto, StringStringEntryProto of a tensor's external_data: key (field 1) "location", value (field 2) the file's name.
-_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")
+from index.errors import ModelError
+
+# onnx.proto: which numbered fields of a message lead to tensors. "text" (StringStringEntryProto) has key and value as 1 and 2.
+_LEADS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "text"},
+}
+_DEEPEST = 100  # messages within messages, as protobuf's own readers allow
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is stored
+_FIX = "Export the network again, with its weights in it or in files beside it"
 
 
 def weight_files(file: Path) -> list[Path]:
     """The files that the tensors of an ONNX file name as the place of their values, each once, in order of their names.
 
+    They lie in its folder; whether they are there is not looked at.
+
     Raises:
         OSError: the ONNX file cannot be read.
+        ModelError: it is no ONNX file, or names a file outside its folder.
     """
     found = file.stat()
-    return [file.parent / name for name in _named(file, found.st_size, found.st_mtime_ns)]
+    try:
+        names = _named(file, found.st_size, found.st_mtime_ns)
+    except ValueError as error:
+        raise ModelError(f"cannot be opened (it is no whole ONNX file: {error})", where=str(file), fix=_FIX) from None
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ModelError(f"names weights outside its folder: {name!r}", where=str(file), fix=_FIX)
+    return [file.parent / name for name in names]
 
 
 @lru_cache(maxsize=64)
@@ -26,5 +51,62 @@ def _named(file: Path, size: int, changed: int) -> tuple[str, ...]:  # both stan
     if not size:
         return ()
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        names = {content[at.end() : at.end() + at[1][0]] for at in _LOCATION.finditer(content)}
-    return tuple(sorted(name.decode("utf-8", "replace") for name in names))
+        return tuple(sorted(set(_locations(content, 0, size, "model", 0))))
+
+
+def _locations(content: mmap.mmap, at: int, end: int, kind: str, depth: int) -> Iterator[str]:
+    """What the tensors of a message name as the location of their values.
+
+    The message is read as protobuf is: its fields may come in any order, so that a search for their usual bytes misses some.
+
+    Raises:
+        ValueError: it is cut short, or stored as ONNX is not.
+    """
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
+    text = {1: b"", 2: b""}
+    for number, start, stop in _fields(content, at, end):
+        if kind == "text":
+            if number in text and stop >= start:
+                text[number] = content[start:stop]
+        elif (inner := _LEADS[kind].get(number)) is not None:
+            if stop < start:
+                raise ValueError(f"field {number} of a {kind} is a number")
+            yield from _locations(content, start, stop, inner, depth + 1)
+    if text[1] == b"location":
+        yield text[2].decode()
+
+
+def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of every field of a message; the end of a number is −1."""
+    while at < end:
+        tag, at = _number(content, at, end)
+        how = tag & 7
+        if how == _BYTES:
+            length, at = _number(content, at, end)
+            start, at = at, at + length
+            stop = at
+        elif how == _VARINT:
+            start, stop = at, -1
+            _, at = _number(content, at, end)
+        elif how in (_FIXED64, _FIXED32):
+            start, stop = at, -1
+            at += 8 if how == _FIXED64 else 4
+        else:
+            raise ValueError(f"no field begins at byte {at}")
+        if at > end:
+            raise ValueError(f"cut short at byte {end}")
+        yield tag >> 3, start, stop
+
+
+def _number(content: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    """A number of variable length, and where what follows begins."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte, at = content[at], at + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+    raise ValueError(f"no whole number ends at byte {at}")

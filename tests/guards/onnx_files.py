@@ -40,10 +40,20 @@ def _tensor(name: str, values: np.ndarray) -> bytes:
     return dims + _field(2, FLOAT) + _field(8, name) + _field(9, struct.pack(f"<{values.size}f", *values.ravel().tolist()))
 
 
+def _elsewhere(name: str, values: np.ndarray, location: str, backwards: bool) -> bytes:
+    """A tensor whose values lie in another file, and its entry written backwards, as protobuf allows."""
+    key, value = _field(1, "location"), _field(2, location)
+    dims = b"".join(_field(1, side) for side in values.shape)
+    entry = _field(13, value + key if backwards else key + value)
+    return dims + _field(2, FLOAT) + _field(8, name) + entry + _field(14, 1)
+
+
 def write_onnx(
-    folder: Path, labels: list[str], weight: np.ndarray, *, rows: int | str = "batch", several: bool = False
-) -> Path:
-    """A folder with ``model.onnx``, ``config.json`` and ``preprocessor_config.json``; ``weight``: (3, labels)."""
+    folder: Path, labels: list[str], weight: np.ndarray, *, rows: int | str = "batch", several: bool = False,
+    location: str = "", backwards: bool = False,
+) -> Path:  # fmt: skip
+    """A folder with ``model.onnx``, ``config.json`` and ``preprocessor_config.json``; ``weight``: (3, labels), in the file
+    or, with ``location``, in another, which is not written."""
     folder.mkdir(parents=True, exist_ok=True)
     graph = b"".join(
         [
@@ -51,11 +61,12 @@ def write_onnx(
             _field(1, _node("Flatten", ["mean"], "flat")),
             _field(1, _node("Gemm", ["flat", "weight"], "logits")),
             _field(2, "colours"),
-            _field(5, _tensor("weight", weight.astype(np.float32))),
+            _field(5, _elsewhere("weight", weight, location, backwards) if location
+                   else _tensor("weight", weight.astype(np.float32))),
             _field(11, _value("pixel_values", [rows, 3, 32, 32])),
             _field(12, _value("logits", [rows, len(labels)])),
         ]
-    )
+    )  # fmt: skip
     (folder / "model.onnx").write_bytes(_field(1, 9) + _field(7, graph) + _field(8, _field(2, 17)))
     write_cards(folder, labels, several=several)
     return folder / "model.onnx"

@@ -151,15 +151,34 @@ def test_the_policy_overrides_the_models_configuration(tmp_path: Path) -> None:
     assert not guard.several
 
 
-def test_the_digest_follows_weights_in_a_file_of_any_name(tmp_path: Path) -> None:
-    file = write_onnx(tmp_path, COLOURS, np.eye(3))
-    before = find_files(str(file), guard="g").digest
-    file.write_bytes(file.read_bytes() + b"\n\x08location\x12\x05w.bin")
-    with pytest.raises(GuardUnavailable, match=r"w\.bin is missing"):
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("location", ["w.bin", "part/w.bin", "w" * 150])
+def test_the_digest_follows_weights_in_a_file_of_any_name(tmp_path: Path, location: str, backwards: bool) -> None:
+    """Protobuf allows the entry of a tensor in any order, and names of any length: ONNX Runtime opens them all."""
+    file, values = write_onnx(tmp_path, COLOURS, np.eye(3), location=location, backwards=backwards), tmp_path / location
+    with pytest.raises(GuardUnavailable, match=rf"{Path(location).name} is missing"):
         find_files(str(file), guard="g")
-    (tmp_path / "w.bin").write_bytes(b"weights")
-    found = find_files(str(file), guard="g")
-    assert "w.bin" in found.digests and found.digest != before
+    values.parent.mkdir(exist_ok=True)
+    np.eye(3, dtype=np.float32).tofile(values)
+    before = find_files(str(file), guard="g")
+    assert location in before.digests
+    assert scores(ClassifierGuard(settings(file)), THREE)  # it is one that opens
+    (-np.eye(3, dtype=np.float32)).tofile(values)
+    assert find_files(str(file), guard="g").digest != before.digest
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/dev/zero", "part/../../w.bin"])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    file = write_onnx(tmp_path / "model", COLOURS, np.eye(3), location=location)
+    with pytest.raises(IntegrityError, match="outside its folder"):
+        find_files(str(file), guard="g")
+
+
+def test_an_onnx_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path, COLOURS, np.eye(3))
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(IntegrityError, match="no whole ONNX file"):
+        find_files(str(file), guard="g")
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -262,7 +281,7 @@ def test_a_backbone_without_a_head_is_refused(vit: Path, tmp_path: Path) -> None
 
 def test_a_damaged_file_is_refused(onnx: Path) -> None:
     onnx.write_bytes(onnx.read_bytes()[:40])
-    with pytest.raises(IntegrityError, match="cannot be loaded"):
+    with pytest.raises(IntegrityError, match="cannot be opened"):
         ClassifierGuard(settings(onnx))
 
 

@@ -158,14 +158,30 @@ def test_a_descriptors_id_follows_file_and_entering(tmp_path: Path) -> None:
 def test_a_descriptors_id_follows_the_files_that_hold_its_weights(tmp_path: Path) -> None:
     file = onnx(tmp_path / "mine.onnx")
     alone = look_id(f"descriptor:{file}")
-    place = _field(13, _field(1, b"location") + _field(2, b"weights.bin"))
-    file.write_bytes(file.read_bytes() + place)
+    entry = _field(2, b"weights.bin") + _field(1, b"location")  # protobuf allows any order
+    in_tensor = _field(5, _field(6, _field(5, _field(13, entry))))  # attribute, its graph, a tensor of that
+    file.write_bytes(file.read_bytes() + _field(7, _field(1, in_tensor)))
     with pytest.raises(ModelError, match="cannot be read"):
         look_id(f"descriptor:{file}")
     (tmp_path / "weights.bin").write_bytes(b"one")
     first = look_id(f"descriptor:{file}")
     (tmp_path / "weights.bin").write_bytes(b"other")
     assert len({alone, first, look_id(f"descriptor:{file}")}) == 3
+
+
+def test_a_descriptor_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    """The digest of a device would never end, and that of a file of this machine would stand in the plan."""
+    file = onnx(tmp_path / "mine.onnx")
+    whole = file.read_bytes()
+    for place in (b"/dev/zero", b"../secret"):
+        entry = _field(1, b"location") + _field(2, place)
+        file.write_bytes(whole + _field(7, _field(5, _field(13, entry))))
+        with pytest.raises(ModelError, match="outside its folder"):
+            look_id(f"descriptor:{file}")
+    (tmp_path / "weights.bin").symlink_to("/dev/zero")
+    file.write_bytes(whole + _field(7, _field(5, _field(13, _field(1, b"location") + _field(2, b"weights.bin")))))
+    with pytest.raises(ModelError, match=r"no file weights\.bin"):
+        look_id(f"descriptor:{file}")
 
 
 def test_descriptors_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
