@@ -197,9 +197,9 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
         return _without(error)
     signature = active.get("signature_info") or {}
     names = (signature.get("common_name"), signature.get("issuer"))
-    assertions = [one.get("data") or {} for one in active.get("assertions") or [] if isinstance(one, dict)]
-    created = [action for one in assertions for action in one.get("actions") or [] if action.get("action") == "c2pa.created"]
-    generators = active.get("claim_generator_info") or []
+    made = [action for one in _stated(active, "c2pa.actions") for action in _tables(one.get("actions"))]
+    created = [action for action in made if action.get("action") == "c2pa.created"]
+    generators = _tables(active.get("claim_generator_info"))
     failures = (results.get("activeManifest") or {}).get("failure") or []
     return Manifest(
         present=True,
@@ -209,9 +209,20 @@ def read_manifest(data: bytes, media_type: str, anchors: bytes = b"") -> Manifes
         serial=str(signature.get("cert_serial_number") or ""),
         generator=" ".join(str(generators[0].get(part, "")) for part in ("name", "version")).strip() if generators else "",
         source_type=str(created[0].get("digitalSourceType", "")) if created else "",
-        bindings=tuple(str(one["alg"]) for one in assertions if "alg" in one and "blocks" in one),
+        bindings=tuple(str(one["alg"]) for one in _stated(active, "c2pa.soft-binding") if "alg" in one and "blocks" in one),
         problems=tuple(sorted({str(failure.get("code")) for failure in failures})),
     )
+
+
+def _stated(manifest: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+    """What a manifest's assertions of one label state. Those of other vendors may hold anything, and count for nothing here."""
+    named = [one for one in _tables(manifest.get("assertions")) if str(one.get("label", "")).startswith(label)]
+    return _tables([one.get("data") for one in named])
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    """The objects in a list of JSON; whatever else somebody wrote there is left out."""
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def _without(error: Exception) -> Manifest:

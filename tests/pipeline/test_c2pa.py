@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import subprocess
 import time
@@ -109,6 +111,27 @@ def test_a_manifest_names_its_origin(signer: C2paSigner) -> None:
 def test_the_manifest_holds_the_code_of_the_picture_before_marking(signer: C2paSigner) -> None:
     file = signed(signer)
     assert file.iscc == iscc(PICTURE) and file.iscc.encode() in file.data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [["a"], "text", 5, {"actions": ["x"]}, {"actions": {"a": 1}},
+     {"actions": [{"action": "c2pa.created", "digitalSourceType": DIGITAL_SOURCE_TYPE}]}, {"alg": "io.iscc.v0", "blocks": []}],
+)  # fmt: skip
+def test_what_other_vendors_assert_counts_for_nothing(signer: C2paSigner, data: Any) -> None:
+    """Their assertions may hold anything: one picture with a list there ended the look at a whole folder."""
+    import c2pa
+
+    blank, out = encode(PICTURE, "png", b"<x/>"), io.BytesIO()
+    actions = {"actions": [{"action": "c2pa.created", "digitalSourceType": "http://example.org/a-camera"}]}
+    stated = {
+        "claim_generator_info": [{"name": "another"}],
+        "assertions": [{"label": "org.example.own", "data": data}, {"label": "c2pa.actions.v2", "data": actions}],
+    }
+    with c2pa.Builder(json.dumps(stated), context=signer._context) as builder:
+        builder.sign(signer._signer, blank.media_type, io.BytesIO(blank.data), out)
+    found = read_manifest(out.getvalue(), blank.media_type)
+    assert found.intact and found.source_type == "http://example.org/a-camera" and not found.bindings
 
 
 def test_a_file_without_manifest_is_no_failure() -> None:
