@@ -45,6 +45,12 @@ ANOTHER_FRAME = 16.0  # root mean square, of 255, from which a frame of an anima
 ANOTHER_PAGE = 2.0  # the same for pages, which may look alike from afar
 FRAMES = 32  # of an animation at most
 LOOKED_AT = 1000  # frames of an animation that are compared
+MOST_PAGES = 10_000  # of a document
+MOST_PIXELS = 10**10  # of all frames together: a file of some kB may hold thousands of large empty ones, which take hours
+
+
+class _TooMuch(Exception):
+    """A file holds more frames, or more pixels in them, than can be looked at; the text is how many."""
 
 
 class UnreadablePicture(InputError):
@@ -152,6 +158,9 @@ def _opened(source: Source, where: str) -> Iterator[Image]:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         fix = "Save it smaller, or remove it"
         raise UnreadablePicture(f"cannot be read (more than {most / 1e6:.0f} million pixels)", where=where, fix=fix) from None
+    except _TooMuch as error:
+        fix = "Split it into several files, save it smaller, or remove it"
+        raise UnreadablePicture(f"cannot be read ({error})", where=where, fix=fix) from None
     except MemoryError:
         raise UnreadablePicture("cannot be read (no memory)", where=where, fix="Save it smaller, or remove it") from None
     except Exception as error:
@@ -197,10 +206,35 @@ def _fix(name: str) -> str:
 
 def _frames_of(image: Image) -> list[int]:
     """The frames that are looked at: all pages, and of a long animation as many as :data:`LOOKED_AT`, evenly spread."""
+    if image.format in PAGES:
+        return list(range(_pages(image)))
     count = 1 if image.format in ONE_PICTURE else int(getattr(image, "n_frames", 1))
-    if count <= LOOKED_AT or image.format in PAGES:
+    if count > 1:
+        _require_few(count, count * image.width * image.height)  # whichever are looked at, the others are decoded on the way
+    if count <= LOOKED_AT:
         return list(range(count))
     return [int(number) for number in np.linspace(0, count - 1, LOOKED_AT)]
+
+
+def _pages(image: Image) -> int:
+    """How many pages there are, none of which is decoded. They are turned one by one: Pillow counts wrongly after a leap."""
+    count = pixels = 0
+    try:
+        while True:
+            image.seek(count)
+            count, pixels = count + 1, pixels + image.width * image.height
+            if count > MOST_PAGES:
+                raise _TooMuch(f"it has more than {MOST_PAGES:,} pages")
+    except EOFError:
+        image.seek(0)
+    if count > 1:
+        _require_few(count, pixels)
+    return count
+
+
+def _require_few(count: int, pixels: int) -> None:
+    if pixels > MOST_PIXELS:
+        raise _TooMuch(f"its {count:,} frames have more than {MOST_PIXELS / 1e6:,.0f} million pixels together")
 
 
 def _thumbs(image: Image, numbers: list[int]) -> np.ndarray:

@@ -273,6 +273,31 @@ def test_of_a_very_long_animation_a_sample_of_the_frames_is_looked_at(monkeypatc
     assert [number for number, _ in read_frames(animation(frames))] == [1, 5, 9]
 
 
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_frames_that_would_take_hours_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 25 kB may hold thousands of large white pages."""
+    from index import picture
+
+    data = animation([drawing(seed, 32) for seed in range(4)], kind)
+    monkeypatch.setattr(picture, "MOST_PIXELS", 4 * 32 * 32)
+    assert len(list(read_frames(data))) == 4
+    monkeypatch.setattr(picture, "MOST_PIXELS", 4 * 32 * 32 - 1)
+    for read in (read_picture, lambda data: list(read_frames(data))):
+        with pytest.raises(UnreadablePicture, match="its 4 frames have more than 0 million pixels together"):
+            read(data)
+
+
+def test_a_document_of_too_many_pages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from index import picture
+
+    data = animation([drawing(seed, 32) for seed in range(4)], "TIFF")
+    monkeypatch.setattr(picture, "MOST_PAGES", 4)
+    assert len(list(read_frames(data))) == 4
+    monkeypatch.setattr(picture, "MOST_PAGES", 3)
+    with pytest.raises(UnreadablePicture, match="more than 3 pages"):
+        list(read_frames(data))
+
+
 def test_a_picture_has_one_frame() -> None:
     [(number, picture)] = read_frames(file_of("PNG", "RGB"))
     assert number == 1
