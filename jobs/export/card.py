@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.counted import counted
+from index.printable import visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.export.formats import Format
 
 _CROISSANT = "http://mlcommons.org/croissant/"
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~]")
 _TERMS = "recordSet field source fileSet extract column includes".split()
 _CONTEXT = {
     "@language": "en",
@@ -80,7 +83,7 @@ def write_run_card(run: Path, statement: Mapping[str, Any]) -> None:
 def run_card(about: About) -> str:
     """The card of a run folder: the rows of every request, as the record holds them."""
     return f"""{_front(about, "samples/*.parquet")}
-# {about.dataset_id}, run {about.run_id}
+# {_literal(about.dataset_id)}, run {about.run_id}
 
 One row for every request of the run, whatever became of it. `image` is there where the picture was released; the column
 `outcome` states how the request ended. What a review or a claim changed afterwards is in `events/`, not here.
@@ -103,7 +106,7 @@ def export_card(about: About, exported: Exported, kind: Format) -> str:
     left += f"* **marks:** {exported.fewer_marks_note}\n" if exported.fewer_marks else ""
     pictures = counted(exported.samples, "generated picture")
     return f"""{_front(about, kind.data_files)}
-# {about.dataset_id}
+# {_literal(about.dataset_id)}
 
 {pictures} {"with its row" if exported.samples == 1 else "with their rows"}, exported from {source} by Clearance as {kind.what}.
 Outcome in force at the export: {exported.only}.
@@ -125,7 +128,12 @@ def _facts(about: About) -> str:
         "model": about.model, "licence of the model": about.licence, "adapters": about.adapters, "policy": about.policy,
         "date": about.date,
     }  # fmt: skip
-    return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value)
+    return "".join(f"* {name}: {_literal(value)}\n" for name, value in facts.items() if value)
+
+
+def _literal(text: str) -> str:
+    """Text of others (the licence that an adapter's file states) as Markdown that shows it: no markup, no second line."""
+    return _MARKUP.sub(r"\\\g<0>", visible(text, lines=False))
 
 
 def _front(about: About, data_files: str) -> str:

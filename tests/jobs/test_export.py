@@ -468,3 +468,10 @@ def test_a_card_names_adapters_with_their_licences(tmp_path: Path) -> None:
     adapters = [{"name": "detail", "kind": "lora", "licence": "CC-BY-4.0"}, {"name": "glow", "kind": "embedding"}]
     card = run_card(About.of(tmp_path, {"predicate": {"adapters": adapters}}))
     assert "* adapters: detail (lora, CC-BY-4.0), glow (embedding, no licence stated)\n" in card
+
+
+def test_a_licence_that_a_file_states_is_no_markup_in_the_card(tmp_path: Path) -> None:
+    stated = "CC\n---\n![](http://example.org/seen) <img src=x>\u202e"
+    card = run_card(About.of(tmp_path, {"predicate": {"adapters": [{"name": "a_b", "kind": "lora", "licence": stated}]}}))
+    (line,) = [line for line in card.splitlines() if line.startswith("* adapters: ")]
+    assert line == (r"* adapters: a_b (lora, CC\\n---\\n!\[\](http://example.org/seen) \<img src=x\>\\u202e)")

@@ -124,3 +124,26 @@ def test_it_fits_a_phone_and_everything_has_a_name(queue: Path, tmp_path: Path) 
         assert await page.run("document.querySelector('label[for=note]') !== null && document.documentElement.lang === 'en'")
 
     browse(tmp_path / "profile", visit)
+
+
+def test_text_of_others_shows_what_would_not_be_seen_and_decides_under_its_own_name(queue: Path, tmp_path: Path) -> None:
+    """An override of the reading direction would show another key, title or prompt to who decides."""
+    path, key, got = queue / "queue.html", "k\u202ecba\x1b[31m", list[dict[str, Any]]()
+    page_text = path.read_text(encoding="utf-8")
+    head, _, rest = page_text.partition('id="data">')
+    data, _, tail = rest.partition("</script>")
+    content = json.loads(data)
+    content["items"] = [{**one, "request_key": key, "prompt": f"p\u2066{n}"} for n, one in enumerate(content["items"])]
+    path.write_text(f'{head}id="data">{json.dumps(content)}</script>{tail}', encoding="utf-8")
+
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        assert await text(page, "title") == "1 of 4: k\\u202ecba\\u001b[31m"
+        assert (await text(page, "facts")).startswith("Prompt: p\\u20660 ·")
+        await page.press("a")
+        assert (await text(page, "said")).startswith("k\\u202ecba\\u001b[31m: accepted")
+        got.extend(await downloaded(page, tmp_path))
+        assert page.errors == []
+
+    browse(tmp_path / "profile", visit)
+    assert [one["request_key"] for one in got] == [key]
