@@ -198,8 +198,8 @@ def write_set_report(chain: Chain, damaged: Mapping[str, str]) -> tuple[Path, di
 
 
 def listed(outcomes: Mapping[str, int]) -> str:
-    """Outcomes in words: "3 accepted, 1 error"."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "none"
+    """Outcomes in words: "3 accepted, 1 accepted after steering"."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(outcomes.items())) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,8 @@ def lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if value and value != "none":
             yield f"  {name}", value if isinstance(value, str) else ", ".join(value)
     yield "  kept until", str(state["retain_until"] or "no limit")[:10]
+    if state["erased"]:
+        yield "  erased", ", ".join(map(_words, state["erased"]))
     row = entry["row"]
     if row["error_class"]:
         yield "  error", f"{row['error_class']}: {row['error_message']}"

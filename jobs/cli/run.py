@@ -203,8 +203,9 @@ def _say_errors(result: RunResult, folder: Path, console: Console) -> None:
     from jobs.run.error_budget import LISTED
 
     if errors := result.outcomes.get("error", 0):
-        ended = "1 request ended as an error" if errors == 1 else f"{errors} requests ended as errors"
-        console.print(f"{ended}; with the cause removed, --only-failed repeats them", soft_wrap=True)
+        one = errors == 1
+        ended = "1 request ended as an error" if one else f"{errors} requests ended as errors"
+        console.print(f"{ended}; with the cause removed, --only-failed repeats {'it' if one else 'them'}", soft_wrap=True)
     if result.too_many_errors:
         say_error(f"{folder}: {result.too_many_errors}", f"{LISTED}; --max-error-rate sets another limit")
         raise typer.Exit(TOO_MANY_ERRORS)

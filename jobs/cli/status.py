@@ -81,6 +81,7 @@ def _table(found: Look) -> Table:
 
 
 def _show(folder: Path, *, json: bool) -> None:
+    from jobs.dataset import listed
     from jobs.funnel import lines, read_counts, rows
     from jobs.reaudit.standing import Standing
     from jobs.review.queue import in_force
@@ -111,7 +112,7 @@ def _show(folder: Path, *, json: bool) -> None:
         say_json(about | {"now": found.plain()} | in_numbers | plain(counts, check))
         return
     about |= {
-        "in force": ", ".join(f"{count} {outcome}" for outcome, count in sorted(now.outcomes.items())) or "nothing yet",
+        "in force": listed(now.outcomes) if now.outcomes else "nothing yet",
         "review queue": f"{now.waiting} {'waits' if now.waiting == 1 else 'wait'} for a person" if now.waiting else "empty",
     }
     table = grid()

@@ -59,7 +59,8 @@ def gap_lines(runs: Sequence[RunResult]) -> Iterator[str]:
     yield from more(len(gaps))
     if lasting := sum(len(run.lasting) for run in runs):
         were = f"{counted(lasting, 'sample')} of these {'was' if lasting == 1 else 'were'} erased on purpose"
-        yield f"{were}, and nothing can look at it any more: whether a copy went anywhere, people must find out."
+        them = "it" if lasting == 1 else "them"
+        yield f"{were}, and nothing can look at {them} any more: whether a copy went anywhere, people must find out."
 
 
 def run_lines(run: RunResult, *, dry_run: bool) -> Iterator[str]:

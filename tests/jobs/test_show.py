@@ -95,6 +95,16 @@ def test_a_decision_after_the_run_is_in_force(run: Path) -> None:
     assert told["  in force now"] == "rejected" and "review.decided by counsel: a likeness" in told.values()
 
 
+def test_what_was_erased_is_listed(run: Path) -> None:
+    from jobs.by import By
+    from jobs.retention import erase_keys
+
+    assert "  erased" not in dict(lines(show_request(run, first_key(run)).entry))
+    erase_keys(run, [first_key(run)], ["picture"], By(role="privacy", reason="request 31"))
+    told = dict(lines(show_request(run, first_key(run)).entry))
+    assert told["  erased"] == "image, thumbnail"
+
+
 def test_show_prints_json(run: Path) -> None:
     result = call("show", run, first_key(run), "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["request_key"] == first_key(run)
