@@ -83,7 +83,7 @@ class _Tables:
         self.likeness, self.references, self.cleared = Similarities(), ReferenceTable(), ClearedTable()
         self.closest, self.marks, self.retention = ClosestTable(CLOSEST), MarksTable(), RetentionTable()
         self.training, self.in_force, self.guard_time = TrainingTable(), InForce(state), GuardTime()
-        self.waiting = Waiting([event for event in events if event["kind"] == "review.decided"])
+        self.waiting = Waiting([event for event in events if event["kind"] == "review.decided"], state)
 
     def all(self) -> list[Counting]:
         return list(vars(self).values())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
+_SMALL = "thumbnail"  # the column whose pictures a report shows
+_DETAIL = 160  # characters of a detail of an event
 _BRIEF = 200  # characters of a prompt on a card; "Requests in full" has all of it
 SECTIONS = (
     ("summary", "Summary"),
@@ -85,7 +87,7 @@ def render_request(entry: Mapping[str, Any], about: Mapping[str, Any], pictures:
         pictures: its pictures by id, WebP files.
     """
     named = [match["ref_id"] for attempt in entry["attempts"] for match in attempt["nearest"]]
-    return _Page(about["titles"], pictures, sections(), []).render(
+    return _Page(about["titles"], pictures, sections(), [entry]).render(
         "request.html.j2",
         e=entry,
         run=about["run"],
@@ -106,7 +108,8 @@ class _Page:
     ) -> None:
         self._titles, self._pictures = titles, pictures
         self._sections = {section["id"]: section for section in sections}
-        self._anchors = {entry["sample_id"]: entry["anchor"] for entry in entries}
+        self._anchors = {entry["sample_id"]: entry["anchor"] for entry in entries if "anchor" in entry}
+        self._erased = {entry["sample_id"] for entry in entries if _SMALL in entry["state"]["erased"]}
         self._notes: dict[str, str] = {}
 
     def render(self, template: str, **values: Any) -> str:
@@ -117,7 +120,9 @@ class _Page:
             anchor=self._anchor,
             bounds=lambda rate: Rate.of(rate["k"], rate["n"]).bounds,
             details=details_of,
+            parts=_parts,
             interval=interval,
+            missing=self._missing,
             note=self._note,
             other_notes=self._other_notes,
             picture=self._picture,
@@ -147,6 +152,10 @@ class _Page:
         data = self._pictures.get(name or "")
         return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
 
+    def _missing(self, name: str | None, otherwise: str) -> str:
+        """What stands in place of a picture that is not there."""
+        return "erased on purpose" if name and name.partition(":")[2].rpartition(":")[0] in self._erased else otherwise
+
     def _title(self, ref_id: str, stored: str = "") -> str:
         return self._titles.get(ref_id) or stored or ref_id
 
@@ -166,6 +175,7 @@ def _environment() -> jinja2.Environment:
         sim=_similarity,
         words=_words,
         brief=_brief,
+        hours=_hours,
     )
     return made
 
@@ -225,10 +235,14 @@ def _ticks(low: float) -> list[float]:
 
 def details_of(event: Mapping[str, Any]) -> str:
     """Details and digests of an event as one line: what belongs to it, short."""
-    texts = {name: _as_text(value) for name, value in event["details"].items()}
-    parts = [f"{name.replace('_', ' ')} {text}" for name, text in texts.items() if text]
-    parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in event["digests"].items() if value]
-    return "; ".join(part if len(part) <= 160 else f"{part[:160]}…" for part in parts) or "–"
+    return "; ".join(f"{name} {text}" for name, text in _parts(event)) or "–"
+
+
+def _parts(event: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and short texts of an event's details and digests that are not empty."""
+    texts = [(name, _as_text(value)) for name, value in event["details"].items()]
+    texts += [(name, short(value)) for name, value in event["digests"].items() if value]
+    return [(name.replace("_", " "), _brief(text, _DETAIL)) for name, text in texts if text]
 
 
 def _as_text(value: Any) -> str:
@@ -249,9 +263,9 @@ def _shown(value: Any) -> Any:
     return visible(value) if type(value) is str else value
 
 
-def _brief(text: str) -> str:
+def _brief(text: str, most: int = _BRIEF) -> str:
     """The beginning of a text that may be long, for a card."""
-    return text if len(text) <= _BRIEF else f"{text[:_BRIEF].rstrip()}…"
+    return text if len(text) <= most else f"{text[:most].rstrip()}…"
 
 
 def _words(value: Any) -> str:
@@ -282,6 +296,11 @@ def _real(value: float | None) -> str:
         return f"{int(value):,}"
     text = f"{value:.2f}" if abs(value) < 10 else f"{value:,.1f}"
     return text.replace("-", "−")
+
+
+def _hours(value: float | None) -> str:
+    """A time between a request's end and a decision: "3 min", "5.20 h"."""
+    return "–" if value is None else f"{60 * value:.0f} min" if value < 1 else f"{_real(value)} h"
 
 
 def short(digest: str | None) -> str:

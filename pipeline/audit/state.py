@@ -39,6 +39,7 @@ class SampleState:
         decided: the outcome that a person or a release gave it; None: the row's stands.
         claims: why it is held back; while there is one, its outcome is ``quarantined``.
         review_state: ``exported`` or ``decided``; None: the row's stands.
+        settled: a person decided about it, and nothing has held it back or released it since, but that decision's own release.
         holds: the matters for which nothing of it may be erased, the run's own among them.
         retain_until: a new end of its retention; None: the row's stands.
         erased: names of the columns whose payloads were erased.
@@ -48,6 +49,7 @@ class SampleState:
     decided: str | None = None
     claims: tuple[str, ...] = ()
     review_state: str | None = None
+    settled: bool = False
     holds: tuple[str, ...] = ()
     retain_until: datetime | None = None
     erased: frozenset[str] = frozenset()
@@ -96,6 +98,12 @@ class State:
         """The outcome in force of a row of the samples table (``sample_id`` and ``outcome``)."""
         own = self.samples.get(row["sample_id"], _UNTOUCHED).outcome
         return str(row["outcome"]) if own is None else own
+
+    def waits(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row's sample waits for a person: it is in review, or held back since and not decided about."""
+        now = self.outcome(row)
+        held = now == Outcome.QUARANTINED and not self.samples.get(row["sample_id"], _UNTOUCHED).settled
+        return now == Outcome.REVIEW or held
 
 
 _UNTOUCHED = SampleState()
@@ -199,18 +207,19 @@ def _exported(state: SampleState, event: Mapping[str, Any], columns: frozenset[s
 
 def _decided(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     until = _until(event) or state.retain_until
-    return replace(state, decided=event["details"]["outcome"], review_state=DECIDED, retain_until=until)
+    return replace(state, decided=event["details"]["outcome"], review_state=DECIDED, settled=True, retain_until=until)
 
 
 def _quarantined(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
-    return replace(state, claims=_with(state.claims, [str(event["details"].get("claim", ""))]))
+    return replace(state, claims=_with(state.claims, [str(event["details"].get("claim", ""))]), settled=False)
 
 
 def _released(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
     details = event["details"]
     claims = _without(state.claims, str(details["claim"])) if "claim" in details else ()
     until = _until(event) or state.retain_until
-    return replace(state, claims=claims, decided=details.get("outcome") or state.decided, retain_until=until)
+    settled = state.settled and details.get("because_of") == "review"
+    return replace(state, claims=claims, decided=details.get("outcome") or state.decided, settled=settled, retain_until=until)
 
 
 def _held(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:

@@ -18,6 +18,7 @@ from jobs.review.decisions import Decision, decide_one, import_file
 from jobs.review.export import Wanted, export, render
 from jobs.review.queue import drawn, waiting
 from jobs.run.lease.lock import lease
+from pipeline.audit.contents import report_numbers
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.layout import data_files
 from pipeline.audit.ledger import sample_rows
@@ -474,11 +475,13 @@ def test_status_shows_the_queue_and_the_outcomes_in_force(run: Path) -> None:
     status = CliRunner().invoke(cli.app, ["status", str(run), "--json"])
     data = json.loads(status.stdout)
     assert (data["review_queue"], data["outcomes_in_force"]["quarantined"]) == (1, 1)
+    assert report_numbers(run)["people"]["queue"]["open"] == 1  # the report and the terminal agree
     import_file(run, write(run, line(run, "row-000000")), actor="compliance")
     after = json.loads(CliRunner().invoke(cli.app, ["status", str(run), "--json"]).stdout)
     assert after["review_queue"] == 0 and "quarantined" not in after["outcomes_in_force"]
     assert after["outcomes_in_force"]["accepted"] == data["outcomes_in_force"]["accepted"] + 1
     assert "review queue" in CliRunner().invoke(cli.app, ["status", str(run)]).stdout
+    assert report_numbers(run)["people"]["queue"]["open"] == 0
 
 
 @pytest.mark.parametrize("looks", [None, 7, {"x": 1}, {"SAMPLE": 3}, {"SAMPLE": {"ref_ids": 4}}, {"SAMPLE": {}}])

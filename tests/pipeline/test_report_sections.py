@@ -22,6 +22,7 @@ from pipeline.audit.sections.closest import ClosestTable
 from pipeline.audit.sections.people import Waiting, claims, people
 from pipeline.audit.sections.policy_changes import policy_changes, run_changes
 from pipeline.audit.sections.training import TrainingTable, hash_of, own_columns
+from pipeline.audit.state import fold
 from pipeline.marking.coverage import marks_coverage
 from pipeline.marking.robustness import measured, robustness_table
 from pipeline.outcome import ACCEPTED
@@ -173,7 +174,7 @@ def decided(sample_id: str, outcome: str, seq: int = 0, hours: float = 2.0) -> d
 
 
 def waiting_for(events: list[dict[str, Any]], **born: str) -> Waiting:
-    waiting = Waiting(events)
+    waiting = Waiting(events, fold(events))
     for sample_id, outcome in born.items():
         waiting.add({"sample_id": sample_id, "request_key": f"key {sample_id}", "outcome": outcome, "finished_at": ENDED}, [])
     return waiting
@@ -182,7 +183,7 @@ def waiting_for(events: list[dict[str, Any]], **born: str) -> Waiting:
 def test_reviews_are_counted_once_each_by_the_last_decision() -> None:
     events = [decided("a", "rejected", 1), decided("a", "accepted", 2), decided("b", "rejected", 3)]
     found = people(events, waiting_for(events, a="review", b="review", c="review"))
-    assert found["queue"] == {"open": 1, "asked": 3, "keys": ["key c"]}
+    assert found["queue"] == {"open": 1, "held_since": 0, "asked": 3, "keys": ["key c"]}
     assert (found["accepted"]["k"], found["accepted"]["n"]) == (1, 2)
 
 

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.numbers import rate
 from pipeline.audit.requests import Row
 from pipeline.outcome import ACCEPTED, Outcome
+
+if TYPE_CHECKING:
+    from pipeline.audit.state import State
 
 LISTED = 40
 CLAIMS = ("takedown.applied", "reaudit.done", "sample.quarantined", "sample.released")
@@ -22,12 +25,15 @@ Event = Mapping[str, Any]
 
 
 class Waiting:
-    """Which requests were sent to a person, and when they ended: what the times of decisions are counted from.
+    """Which requests were sent to a person, which wait for one today, and when they ended, from which decisions are timed.
 
     It holds one entry a decision or open review, never one a picture.
     """
 
-    def __init__(self, decided: Sequence[Event]) -> None:
+    def __init__(self, decided: Sequence[Event], state: State) -> None:
+        self._state = state
+        self.open: dict[str, str] = {}  # the keys of those that wait today, by sample_id
+        self.held_since = 0  # of them, held back after the run
         self._about = {str(sample_id) for event in decided for sample_id in event.get("samples") or ()}
         self.keys: dict[str, str] = {}
         self.ended: dict[str, datetime] = {}
@@ -36,6 +42,9 @@ class Waiting:
 
     def add(self, sample: Row, attempts: Sequence[Row]) -> None:
         review = sample["outcome"] == Outcome.REVIEW
+        if self._state.waits(sample):
+            self.open[str(sample["sample_id"])] = str(sample["request_key"])
+            self.held_since += self._state.outcome(sample) == Outcome.QUARANTINED
         if review:
             self.reviews.add(str(sample["sample_id"]))
         if review or sample["sample_id"] in self._about:
@@ -52,12 +61,12 @@ def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -
     audited = [row for row in last.values() if row["born"] in ACCEPTED]
     accepted = sum(row["decision"] in ACCEPTED for row in asked)
     hours = sorted(row["hours"] for row in decisions if row["hours"] is not None)
-    open_now = waiting.reviews - set(last)
     return {
         "queue": {
-            "open": len(open_now),
+            "open": len(waiting.open),
+            "held_since": waiting.held_since,
             "asked": len(waiting.reviews),
-            "keys": sorted(waiting.keys[sample_id] for sample_id in open_now)[:LISTED],
+            "keys": sorted(waiting.open.values())[:LISTED],
         },
         "decided": len(last),
         "accepted": rate(accepted, len(asked), "count(last review.decided of samples born as review: accepted) / decided"),
@@ -135,9 +144,21 @@ def claims(events: Sequence[Event], contact: str) -> dict[str, Any]:
         "reaudits": counts["reaudit.done"],
         "quarantined": sum(event["samples"] for event in history if event["kind"] == "sample.quarantined"),
         "released": sum(event["samples"] for event in history if event["kind"] == "sample.released"),
+        "not_reached": _not_reached(history),
         "history": history[-LISTED:],
         "history_total": len(history),
     }
+
+
+def _not_reached(history: Sequence[Event]) -> int:
+    """Pictures that could not be looked at, each time by the last of the same commands: a later one may have reached them."""
+    last: dict[str, int] = {}
+    for event in history:
+        details, left = event["details"], event["details"].get("not_reached")
+        if event["kind"] in ("takedown.applied", "reaudit.done"):
+            same = [event["kind"], *(details.get(name) for name in ("claim", "action", "references", "rules"))]
+            last[str(same)] = len(left) if isinstance(left, list) else 0
+    return sum(last.values())
 
 
 def changes(events: Sequence[Event]) -> list[dict[str, Any]]:
