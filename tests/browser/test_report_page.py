@@ -15,7 +15,7 @@ from ..counted import one_of_each, sealed
 from .chromium import Browser, Page, find_chromium
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")]
-PHONE = 390
+PHONE, ZOOMED = 390, 320  # a usual phone, and a page of 1280 pixels at 400 % (WCAG 2.2, 1.4.10)
 MOST_PAGES = 12
 
 
@@ -114,15 +114,64 @@ def test_the_first_key_reaches_the_summary(browser: Browser, report: Path) -> No
     assert browser.run(story) == "#summary"
 
 
-def test_nothing_is_wider_than_a_phone(browser: Browser, report: Path) -> None:
+@pytest.mark.parametrize("wide", [PHONE, ZOOMED])
+def test_nothing_is_wider_than_a_phone(browser: Browser, report: Path, wide: int) -> None:
+    """Nor in the records of requests, once they are open."""
+
     async def story(page: Page) -> Any:
-        await page.open(report, width=PHONE)
-        wider = f"e.checkVisibility() && e.getBoundingClientRect().right > {PHONE + 1} && !e.closest('.scroll, thead, caption')"
+        await page.open(report, width=wide)
+        await page.evaluate("document.querySelectorAll('.entries details').forEach(one => { one.open = true })")
+        wider = f"e.checkVisibility() && e.getBoundingClientRect().right > {wide + 1} && !e.closest('.scroll, thead, caption')"
         elements = f"[...document.querySelectorAll('main *')].filter(e => {wider}).map(e => e.outerHTML.slice(0, 80))"
         return await page.evaluate(f"[document.documentElement.scrollWidth, {elements}]")
 
     width, wider = browser.run(story)
-    assert wider == [] and width <= PHONE
+    assert wider == [] and width <= wide
+
+
+def test_text_stands_out_from_its_ground(browser: Browser, report: Path) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1, and 3 to 1 for large text."""
+    script = """(() => {
+      const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+      const numbers = text => text.match(/[\\d.]+/g).map(Number);
+      const ground = e => { for (; e; e = e.parentElement) { const c = numbers(getComputedStyle(e).backgroundColor);
+        if (c.length < 4 || c[3] === 1) return c } return [255, 255, 255] };
+      document.querySelectorAll('details').forEach(one => { one.open = true });
+      return [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
+        [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).filter(e => {
+          const style = getComputedStyle(e), both = [light(numbers(style.color)), light(ground(e))];
+          const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && +style.fontWeight >= 700;
+          return (Math.max(...both) + .05) / (Math.min(...both) + .05) < (large ? 3 : 4.5) })
+        .map(e => e.outerHTML.slice(0, 80)) })()"""
+
+    async def story(page: Page) -> Any:
+        await page.open(report)
+        return await page.evaluate(script)
+
+    assert browser.run(story) == []
+
+
+def test_the_scale_of_the_histogram_covers_no_bar(browser: Browser, report: Path) -> None:
+    script = """[...document.querySelectorAll('.hist')].map(one => {
+      const text = one.querySelector('.max').getBoundingClientRect(), plot = one.querySelector('.plot').getBoundingClientRect();
+      return text.bottom <= plot.top || text.top >= plot.bottom })"""
+
+    async def story(page: Page) -> Any:
+        await page.open(report, width=1000)
+        return await page.evaluate(script)
+
+    assert browser.run(story) == [True, True]
+
+
+def test_the_code_of_a_reason_is_broken_on_narrow_screens_alone(browser: Browser, report: Path) -> None:
+    async def story(page: Page) -> Any:
+        await page.open(report, width=1000)
+        long = "document.querySelector('#exceptions td[data-label=Message]').textContent = 'a long message '.repeat(30)"
+        await page.evaluate(long)
+        return await page.evaluate("[...document.querySelectorAll('#exceptions td code')].map(e => e.getClientRects().length)")
+
+    assert set(browser.run(story)) == {1}
 
 
 def test_text_can_be_read_on_a_phone(browser: Browser, report: Path) -> None:

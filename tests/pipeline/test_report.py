@@ -36,7 +36,7 @@ from pipeline.policy import Policy
 from pipeline.settings import from_dict
 from tests.pipeline.conftest import a_context, a_sample, an_attempt, drawing
 
-from ..counted import FAR, attempt, commit, copies, finding, one_of_each, sample, sealed
+from ..counted import CONTEXT, FAR, attempt, commit, copies, finding, one_of_each, sample, sealed
 
 Make = Callable[..., Any]
 STICKERS_EMBEDDER = "openclip-a5e0fe2ba4838284"
@@ -376,7 +376,13 @@ def test_a_threshold_of_the_policy_has_no_recall(tmp_path: Path) -> None:
     assert "Threshold set by the policy (0.800): recall not measured." in page
 
 
-def test_without_an_index_nothing_is_called_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("index_id", "words"), [("", "there is no reference index"), ("c3" * 32, "no picture was compared with the index")]
+)
+def test_without_an_index_nothing_is_called_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_id: str, words: str
+) -> None:
+    monkeypatch.setitem(CONTEXT, "index_id", index_id)
     samples = [
         replace(s, attempts=tuple(replace(a, findings=a.findings[1:], nearest=(), caught=()) for a in s.attempts))
         for s in one_of_each()
@@ -384,7 +390,7 @@ def test_without_an_index_nothing_is_called_zero(tmp_path: Path) -> None:
     _, numbers = write_report(sealed(tmp_path, samples))
     page = first_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert numbers["measures"]["copy_rate_accepted"]["value"] is None
-    assert "– too near among accepted nothing to count" in page and "there is no reference index" in page
+    assert "– too near among accepted nothing to count" in page and words in page
 
 
 def test_an_unsealed_run_has_the_recall_of_its_plan(tmp_path: Path, check: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from index.counted import counted
 from index.rate import percent
 from pipeline.copy_check import CopyCheck
 
@@ -23,18 +24,20 @@ def bars(m: Mapping[str, Any], check: CopyCheck | None) -> list[dict[str, Any]]:
     def share(name: str) -> str:
         return percent(value(name) / whole) if whole else ""
 
-    split = f"{share('accepted')} · {value('accepted_at_once')} at once, {value('accepted_after_steering')} after steering"
+    split = f"{share('accepted')} · {value('accepted_at_once'):,} at once, {value('accepted_after_steering'):,} after steering"
     flagged = [
         (STOPPED, "in mid-flight", value("caught")), (HELD, "on the picture", value("acted_on")),
         (NEUTRAL, "only observed", value("observed")),
     ]  # fmt: skip
-    found = ", ".join(f"{number} {words}" for _, words, number in flagged if number)
+    found = ", ".join(f"{number:,} {words}" for _, words, number in flagged if number)
     accepted = [
         (RELEASED, "at once", value("accepted_at_once")), (STEERED, "after steering", value("accepted_after_steering")),
     ]  # fmt: skip
     made = [
         _bar("Requested", [(NEUTRAL, "", whole)], "100\u00a0%"),
-        _bar("Generated", [(NEUTRAL, "", value("generated"))], f"{share('generated')} · {value('pictures')} pictures"),
+        _bar(
+            "Generated", [(NEUTRAL, "", value("generated"))], f"{share('generated')} · {counted(value('pictures'), 'picture')}"
+        ),
         _bar("Flagged at first", flagged, f"{share('flagged')} · {found}" if found else share("flagged")),
         _bar("Steered", [(HELD, "", value("steered"))], share("steered")),
         _bar("Accepted", accepted, split),
