@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_text_of_others_shows_what_would_not_be_seen_and_decides_under_its_own_n
     async def visit(page: Page) -> None:
         await open_queue(page, queue)
         assert await text(page, "title") == "1 of 4: k\\u202ecba\\u001b[31m"
-        assert (await text(page, "facts")).startswith("Prompt: p\\u20660 ·")
+        assert await text(page, "prompt") == "Prompt: p\\u20660"
         await page.press("a")
         assert (await text(page, "said")).startswith("k\\u202ecba\\u001b[31m: accepted")
         got.extend(await downloaded(page, tmp_path))
@@ -147,3 +148,26 @@ def test_text_of_others_shows_what_would_not_be_seen_and_decides_under_its_own_n
 
     browse(tmp_path / "profile", visit)
     assert [one["request_key"] for one in got] == [key]
+
+
+def test_a_key_that_is_held_down_decides_once(queue: Path, tmp_path: Path) -> None:
+    """What follows was not looked at."""
+
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        for repeated in (False, True, True):
+            await page.call("Input.dispatchKeyEvent", type="keyDown", key="a", text="a", autoRepeat=repeated)
+        assert await text(page, "count") == "1 of 4 decided, 3 left"
+
+    browse(tmp_path / "profile", visit)
+
+
+def test_a_reviewer_reads_the_prompt_and_which_guard_found_what(queue: Path, tmp_path: Path) -> None:
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        assert (await text(page, "prompt")).startswith("Prompt: ")
+        named = "[...document.querySelectorAll('#findings th')].every(head => /^[a-z_]+: /.test(head.textContent))"
+        assert await page.run(f"document.querySelectorAll('#findings th').length > 0 && {named}")
+        assert re.search(r"exported \d{4}-\d\d-\d\d \d\d:\d\d UTC$", await text(page, "run"))
+
+    browse(tmp_path / "profile", visit)
