@@ -187,7 +187,8 @@ def write_set_report(chain: Chain, damaged: Mapping[str, str]) -> tuple[Path, di
         found=found,
         links={one.folder.name: f"{one.folder.name}/{REPORT_HTML}" for one in chain.members},
         damaged={one.folder.name: visible(damaged.get(one.folder.name, "")) for one in chain.members},
-        rows={label.strip(): values[0] for label, values in rows({"set": found.counts}).items()},
+        waiting=sum(run.waiting for run in found.runs),
+        rows={label: values[0] for label, values in rows({"set": found.counts}).items()},
         lines=lines(found.counts, found.check),
         listed=listed,
     )

@@ -45,12 +45,16 @@ def print_summary(found: Summary, *, stderr: bool = False) -> None:
         table.add_row(run.name, state, str(run.requests), str(run.ended), str(run.counted), listed(run.outcomes))
     console = make_console(stderr=stderr)
     console.print(table)
-    counted = Table(show_header=False, box=None)
-    total = {"in force": listed(found.outcomes), "superseded": f"{found.superseded} rows that a later run has replaced"}
-    total["review queue"] = f"{waiting} wait for a person" if (waiting := sum(run.waiting for run in found.runs)) else "empty"
+    numbers = Table(show_header=False, box=None)
+    total = {
+        "in force": listed(found.outcomes),
+        "superseded": f"{counted(found.superseded, 'row')} that a later run has replaced",
+    }
+    waiting = sum(run.waiting for run in found.runs)
+    total["review queue"] = f"{waiting} {'waits' if waiting == 1 else 'wait'} for a person" if waiting else "empty"
     for name, value in (total | {label: values[0] for label, values in rows({"set": found.counts}).items()}).items():
-        counted.add_row(name, value)
-    console.print(counted)
+        numbers.add_row(name, value)
+    console.print(numbers)
     for line in lines(found.counts, found.check):
         console.print(line, soft_wrap=True)
     if not found.one_check:

@@ -30,7 +30,7 @@ def test_status_counts_every_request_once_with_its_latest_outcome(project: Path,
         runs = [(run["name"], run["ended"], run["counted"]) for run in shown["runs"]]
         assert runs == [("0001", 3, 2), ("0002", 2, 2), ("0003", 1, 1)]
     text = fine("status", folder).output
-    assert "data set default" in text and "1 rows that a later run has replaced" in text
+    assert "data set default" in text and "1 row that a later run has replaced" in text
 
 
 def test_a_repeat_that_failed_again_is_in_force_and_can_be_repeated(project: Path) -> None:
@@ -146,6 +146,25 @@ def test_report_writes_those_of_the_runs_and_one_of_the_data_set(project: Path, 
     assert [f'href="{name}/report.html"' in page for name in ("0001", "0002", "0003")] == [True] * 3
     assert all((folder / name / "report.html").is_file() for name in ("0001", "0002", "0003"))
     assert "<script" not in page and "4 accepted, 1 rejected" in page
+
+
+def test_the_page_of_a_data_set_parts_today_from_the_end_of_the_runs(project: Path, grown: Path) -> None:
+    """A claim changes what is in force, and no count of what the runs made; parts of a count are told from counts."""
+    from pipeline.audit.events import append_event
+    from pipeline.audit.ledger import sample_rows
+
+    last = next(row for row in sample_rows(grown / "0003", ["sample_id", "outcome"]) if row["outcome"] == "accepted")
+    details = {"claim": "claim-12"}
+    append_event(grown / "0003", "sample.quarantined", "counsel", "a claim", samples=[last["sample_id"]], details=details)
+    fine("report", grown)
+    page = (grown / "report.html").read_text()
+    today, _, ended = page.partition("<h2>When the runs ended</h2>")
+    assert "3 accepted, 1 quarantined, 1 rejected. 1 waits for a person." in today.partition("<h2>In force today</h2>")[2]
+    assert '<tr><th scope="row">accepted</th><td class="n">4</td></tr>' in ended
+    assert '<tr class="part"><th scope="row">after steering</th>' in ended
+    assert page.count("<th") - page.count("<thead") == page.count("<th scope=") and page.count("<table") == page.count(
+        "<caption"
+    )
 
 
 def test_a_report_of_a_damaged_data_set_is_no_success(project: Path, grown: Path) -> None:
