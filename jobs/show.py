@@ -227,7 +227,8 @@ def _attempt(attempt: Mapping[str, Any], *, accepted: bool) -> Iterator[tuple[st
 
 def _finding(finding: Mapping[str, Any]) -> tuple[str, str]:
     mark = "!" if finding["triggered"] else " "
-    score = f"{finding['score']:.3f} of {finding['threshold']:.3f}"
+    # The lowest cosine stands for no reference of this kind (guards/copies.py).
+    score = "nothing compared" if finding["score"] == -1 else f"{finding['score']:.3f} of {finding['threshold']:.3f}"
     unsure = "" if finding["confirmed"] or not finding["triggered"] else ", unconfirmed"
     about = f"  {finding['detail']}" if finding["detail"] else ""
     return f"  {mark} {finding['guard']}", f"{finding['category']}  {score}{unsure}{about}"

@@ -239,8 +239,11 @@ def details_of(event: Mapping[str, Any]) -> str:
 
 
 def _parts(event: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and short texts of an event's details and digests that are not empty."""
-    texts = [(name, _as_text(value)) for name, value in event["details"].items()]
+    """Names and short texts of an event's details and digests that are not empty.
+
+    The files of an erasure are left out: their digests are for ``verify``, and a request's state names what was erased.
+    """
+    texts = [(name, _as_text(value)) for name, value in event["details"].items() if name != "files"]
     texts += [(name, short(value)) for name, value in event["digests"].items() if value]
     return [(name.replace("_", " "), _brief(text, _DETAIL)) for name, text in texts if text]
 

@@ -95,6 +95,14 @@ def test_a_decision_after_the_run_is_in_force(run: Path) -> None:
     assert told["  in force now"] == "rejected" and "review.decided by counsel: a likeness" in told.values()
 
 
+def test_where_nothing_was_compared_no_cosine_is_shown(run: Path) -> None:
+    entry = show_request(run, first_key(run)).entry
+    alone = {**entry["attempts"][0]["findings"][0], "score": -1.0, "triggered": False}
+    entry["attempts"][0]["findings"] = [alone]
+    values = [value for _, value in lines(entry)]
+    assert any("nothing compared" in value for value in values) and not any("-1.000" in value for value in values)
+
+
 def test_what_was_erased_is_listed(run: Path) -> None:
     from jobs.by import By
     from jobs.retention import erase_keys

@@ -222,6 +222,10 @@ def test_what_was_erased_on_purpose_is_named_and_no_command_is_to_be_given_again
     assert not receipt(done)["complete"] and "its embedding was erased, and its picture was erased" in text
     assert "1 sample of these was erased on purpose" in text and "Give the same command again" not in text
     assert [run.may_be_mended for run in done.runs if run.lasting] == [False]
+    assert "nothing can look at it any more" in text
+    erase_keys(folder, ["copy-bell"], [], By(role="privacy", reason="request 32"))
+    text = "\n".join(lines(take_down(world)))
+    assert "2 samples of these were erased on purpose, and nothing can look at them any more" in text
 
 
 def test_an_erased_picture_makes_the_receipt_incomplete(world: World) -> None:

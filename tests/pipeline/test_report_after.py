@@ -79,6 +79,13 @@ def test_a_picture_that_was_erased_is_called_erased(folder: Path) -> None:
         part = page[page.index(f'<section id="{name}"') :].partition("</section>")[0]
         assert ">erased on purpose</div>" in part, name
     assert "its picture was erased; it carried XMP yes" in page
+    assert 'request 31<br><span class="muted">why request</span>' in page  # no digests of files
+
+
+def test_where_nothing_was_compared_no_cosine_is_shown(folder: Path) -> None:
+    page = page_of(folder)
+    part = page[page.index('<section id="entries"') :]
+    assert '<td class="n">nothing compared</td>' in part and ">−1.000<" not in part  # key-9 is near an allowed work alone
 
 
 def test_of_a_run_that_accepted_nothing_nothing_is_claimed_about_accepted_pictures(tmp_path: Path) -> None:
