@@ -266,8 +266,10 @@ def _shown(value: Any) -> Any:
     return visible(value) if type(value) is str else value
 
 
-def _brief(text: str, most: int = _BRIEF) -> str:
-    """The beginning of a text that may be long, for a card."""
+def _brief(text: str | None, most: int = _BRIEF) -> str:
+    """The beginning of a text that may be long, for a card; a damaged row may lack it."""
+    if text is None:
+        return "–"
     return text if len(text) <= most else f"{text[:most].rstrip()}…"
 
 
