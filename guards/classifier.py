@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KIND, REVISION = "classifier", "1"
 HUB = "hf-hub:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+ADAPTER = "adapter_config.json"  # where there is one, transformers merges the adapter beside it into the network
 BATCH = 8  # rows of every call, padded: a score never depends on the pictures beside it
 LESS = "Leave the guard out (its `enabled = false`), or use a machine with more memory"
 INSTALL = "Install Clearance again: transformers and onnxruntime belong to it"
@@ -94,7 +95,7 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
     beside = "Put both beside the weights, as `save_pretrained` of model and image processor does"
     digests = {
         path.relative_to(folder).as_posix(): file_digest(path, guard=guard, fix=beside)
-        for path in [folder / CONFIG, folder / PROCESSOR, *weights]
+        for path in [folder / CONFIG, folder / PROCESSOR, *folder.glob(ADAPTER), *weights]
     }
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -317,6 +317,17 @@ def test_hub_weights_beside_are_found_by_name(vit: Path) -> None:
     assert set(find_files(str(vit), guard="x").digests) == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
+def test_the_strength_of_an_adapter_beside_the_weights_is_part_of_the_digest(vit: Path, tmp_path: Path) -> None:
+    """transformers merges it without a word, and its strength stands in its configuration alone."""
+    folder, found = tmp_path / "model", []
+    shutil.copytree(vit, folder)
+    for strength in (1, 64):
+        adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": strength, "target_modules": ["query"]}
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+        found.append(find_files(str(folder), guard="x").digest)
+    assert len({*found, find_files(str(vit), guard="x").digest}) == 3
+
+
 # --- in a policy -----------------------------------------------------------------------------------------------------------
 
 
