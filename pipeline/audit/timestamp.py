@@ -57,13 +57,18 @@ def post(url: str, request: bytes) -> bytes:
     """
     if not url.lower().startswith(("http://", "https://")):
         raise InputError("is not a URL of a time stamping authority", where=url, fix="Name one that begins with https://")
-    data: bytes
+    from guards.timed_call import within
+
     question = urllib.request.Request(url, request, {"Content-Type": "application/timestamp-query"})
-    try:
+
+    def asked() -> tuple[str, bytes]:
         with urllib.request.urlopen(question, timeout=SECONDS) as answer:
-            kind, data = answer.headers.get_content_type(), answer.read(LARGEST + 1)
+            return answer.headers.get_content_type(), answer.read(LARGEST + 1)
+
+    try:
+        kind, data = within(SECONDS, asked)  # urllib limits each read of a socket, not all of them together
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or str(error) or f"no whole answer in {SECONDS:.0f} seconds"
         fix = "Check the URL and the network; nothing was written"
         raise RunStopped(f"the authority cannot be asked ({reason})", where=url, fix=fix) from None
     if kind != "application/timestamp-reply" or len(data) > LARGEST:

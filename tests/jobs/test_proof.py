@@ -6,7 +6,10 @@ import base64
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from jobs.cli.main import app
 from jobs.proof import id_of, sign, signer_of, trust_in
 from jobs.run.local_runner import run_local
 from jobs.run.verdict import verify_run
+from pipeline.audit import timestamp
 from pipeline.audit.envelope import ENVELOPE_FILE, envelope_bytes, read_envelope, remote_signer, sign_run, signed_by
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import seal
@@ -370,6 +374,28 @@ def test_a_tampered_stamp_fails_both(stamped: Path, authority: Authority) -> Non
 def test_a_removed_stamp_is_missed(stamped: Path) -> None:
     (stamped / STAMP_FILE).unlink()
     assert stage(stamped, "time stamp") == ("fail", "is missing; event 4 names a time stamp")
+
+
+def test_an_authority_that_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read of its socket is in time; all of them together would never end."""
+    ended = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/timestamp-reply")
+            self.end_headers()
+            with suppress(OSError):
+                while not ended.wait(0.05):
+                    self.wfile.write(b"x")
+
+    monkeypatch.setattr(timestamp, "SECONDS", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(RunStopped, match="no whole answer"):
+            post(f"http://127.0.0.1:{server.server_port}", b"?")
+        ended.set()
+        server.shutdown()
 
 
 def test_an_unsigned_run_is_stamped_over_its_statement(run: Path, authority: Authority) -> None:
