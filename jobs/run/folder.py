@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from jobs.run.lease.lock import Held
     from pipeline.audit.shards import ShardReceipt
 
+COPIES_OF_RAY = "working_dir_files"  # the folder in which Ray unpacks the working directories of jobs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -74,6 +76,7 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
     from pipeline.audit.state import state_of
 
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+    _refuse_copy_of_ray(out)
     require_writable(out)  # models take minutes to load; a folder that cannot be made is known before
     if not is_folder(out):
         if is_remote(out) or not out.exists():
@@ -118,6 +121,16 @@ def look(out: Path, plan: Plan, *, resume: bool) -> Place:
         raise PlanMismatch(what, where=str(out), fix="Name another --out; see `clearance hold show`")
     note = f"nothing was committed under the plan that the folder held ({changed}): this plan takes its place"
     return Place(state="replaced", run_id=run_id, plan=plan, plan_file_sha256=digest, note=note)
+
+
+def _refuse_copy_of_ray(out: Path) -> None:
+    """Refuse a place that Ray makes for a job (`--working-dir`): each machine has its own, and Ray removes it after the job."""
+    if not is_remote(out) and COPIES_OF_RAY in out.absolute().parts:
+        raise RunStopped(
+            "lies in Ray's copy of the job's working directory: each machine has its own, and Ray removes it after the job",
+            where=str(out),
+            fix="Name an absolute path on storage that every machine shares, or an object store, as --out",
+        )
 
 
 def _in_its_words(plan: Plan, before: Plan) -> Plan:
