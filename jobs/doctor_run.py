@@ -6,7 +6,6 @@ written.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -175,11 +174,15 @@ def _memory(found: Preflight) -> Line:
 
 
 def _ray(found: Preflight) -> Iterator[Line]:
-    version, address = version_of("ray"), os.environ.get("RAY_ADDRESS", "")
+    from jobs.run.ray.address import VARIABLE, address_of_ray
+
+    version, address = version_of("ray"), address_of_ray()
     if found.runner != "ray":
         yield Line("ray", "ok", f"{version or 'not installed'}; not used by the local runner")
     elif not version:
         yield Line("ray", "missing", "not installed: pip install 'ray'")
+    elif any(problem.where.startswith(VARIABLE) for problem in found.problems):
+        yield Line("ray", "missing", f"{version}; the cluster at {address} cannot be joined: see the problems")
     else:
         yield Line("ray", "ok", f"{version}; " + (f"the cluster at {address}" if address else "begins one on this machine"))
         if not address and (free := _shared_memory()) is not None and free < 256 * 2**20:

@@ -35,6 +35,7 @@ from jobs.run.preflight.stated_notes import (
     unguided_notes,
 )
 from jobs.run.progress import duration
+from jobs.run.ray.address import address_of_ray, require_joinable, require_ray
 from jobs.run.ray.placement import workers_here
 from pipeline.copy_check import POLICY
 from pipeline.model.device import cores
@@ -130,6 +131,8 @@ def preflight(
         found.attempt(key, lambda key=key, name=name: _look_at_networks(found, key, name))  # type: ignore[misc]
     if runner == "local":
         found.attempt("metrics", lambda: check_metrics(config.metrics, plan.base))
+    else:
+        found.attempt("ray", _look_at_ray)
     model = found.attempt("model", lambda: _look_at_model(found))
     found.notes += found.attempt("adapters", lambda: adapter_notes(plan.config, plan.requests, model, base=plan.base)) or []
     found.notes += asked_notes(found.todo, plan.policy)
@@ -162,6 +165,12 @@ def preflight(
     found.attempt("prompts", lambda: check_bad_rows(plan.requests, config.max_error_rate))
     found.notes = list(dict.fromkeys(found.notes))
     return found
+
+
+def _look_at_ray() -> None:
+    """Whether there is a Ray to start, or one that the run could join."""
+    require_ray()
+    require_joinable(address_of_ray())
 
 
 def _look_at_folder(found: Preflight, *, resume: bool) -> None:
@@ -258,7 +267,7 @@ def _look_at_marks(found: Preflight) -> None:
     markers = open_markers(plan.config.marks, keys)
     signer = markers.signer
     found.opened["C2PA"] = f"signed by {signer.key.subject}" if signer is not None else "no manifest"
-    if keys.folder is not None and found.runner == "ray" and os.environ.get("RAY_ADDRESS"):
+    if keys.folder is not None and found.runner == "ray" and address_of_ray():
         text = (
             f"every machine of the cluster needs {keys.folder}, or names its own in CLEARANCE_KEYS; else its worker is refused"
         )

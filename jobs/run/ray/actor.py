@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import select
+import socket
 import threading
 import time
 import traceback
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, RunStopped
+from index.storage import digest_of, entry_of
 from jobs.run.lease.process import Process
 from jobs.run.plan import Plan
 from jobs.run.ray.placement import guards_on_ray
+from jobs.run.retries import STORAGE_WAITS
 from jobs.run.worker import OpenLoop, Worker
+from pipeline.audit.binding import PLAN_FILE
 from pipeline.keys import ENVIRONMENT as KEYS_VARIABLE
 
 if TYPE_CHECKING:
@@ -62,10 +66,23 @@ class Opened:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error as a value, so that its class and text arrive unwrapped."""
+    """An error as a value, so that its class and text arrive unwrapped; and the machine: its name and Ray's id of it."""
 
     error: ClearanceError
     trace: str
+    machine: str
+    node_id: str
+
+    def told(self, worker_id: str, *, opening: bool) -> ClearanceError:
+        """The error of another machine than the driver's, saying so: what it misses may well be there on the driver's.
+
+        Args:
+            worker_id: the worker's. opening: whether it had not begun to work.
+        """
+        error = self.error
+        where = f"{worker_id} on {self.machine}" + (f": {error.where}" if error.where else "")
+        needs = "every machine of the cluster needs the same files, keys and versions" if opening else ""
+        return type(error)(error.what, where=where, fix="; ".join(part for part in (error.fix, needs) if part))
 
 
 class Actor:
@@ -77,23 +94,28 @@ class Actor:
         self._arguments = (for_this_card(plan), folder, run_id, worker_id)
         self._open_loop = open_loop
         self._worker: Worker | None = None
+        self._knows_folder = False
         if driver.keys:  # the driver's folder, unless this machine has its own
             os.environ.setdefault(KEYS_VARIABLE, driver.keys)
 
     def open(self) -> Any:
         def opened() -> Opened:
-            import ray
-
             self._worker = Worker(*self._arguments, open_loop=self._open_loop)
-            node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-            return Opened(self._worker.context, node_id, os.getpriority(os.PRIO_PROCESS, 0))
+            return Opened(self._worker.context, this_node(), os.getpriority(os.PRIO_PROCESS, 0))
 
         return _caught(opened)
 
     def work(self, shard_no: int, ahead: Sequence[int], anchors: Anchors) -> Any:
         assert self._worker is not None
-        worker = self._worker
-        return _caught(lambda: worker.work(shard_no, ahead, anchors))
+        worker, folder = self._worker, self._arguments[1]
+
+        def worked() -> Any:
+            if not self._knows_folder:
+                require_folder_of_driver(folder, anchors)
+                self._knows_folder = True
+            return worker.work(shard_no, ahead, anchors)
+
+        return _caught(worked)
 
     def hangs(self, seconds: float) -> bool:
         """Whether a call of the worker's loop has not returned for so long."""
@@ -128,6 +150,33 @@ class ActorProcess(Actor):
             if (seen and not driver.lives()) or self.hangs(patience):
                 break
         os._exit(1)
+
+
+def require_folder_of_driver(folder: Path, anchors: Anchors, pause: Callable[[float], None] = time.sleep) -> None:
+    """Refuse to work for a run folder that is another one here: what is committed to it would be missing where the run ends.
+
+    Args:
+        folder: the run folder, as this machine sees it.
+        anchors: of the run; they hold the digest of its plan.json.
+        pause: waits for so many seconds; a network folder may show a new file late.
+
+    Raises:
+        RunStopped: the plan.json there is missing or another one.
+    """
+
+    def there() -> str:
+        return digest_of(folder, PLAN_FILE) if entry_of(folder, PLAN_FILE) is not None else ""
+
+    for wait in STORAGE_WAITS:
+        if there() == anchors.plan_file_sha256:
+            return
+        pause(wait)
+    if there() != anchors.plan_file_sha256:
+        raise RunStopped(
+            "the run folder is another one on this machine: the run's plan.json is not in it",
+            where=str(folder),
+            fix="Put the run folder on storage that every machine of the cluster shares, or into an object store (--out s3://…)",
+        )
 
 
 def pieces_of(plan: Plan) -> list[Any]:
@@ -181,13 +230,20 @@ def be_as_nice_as_ray() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
+def this_node() -> str:
+    """Ray's id of this machine; empty where no Ray is."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
 def _caught(do: Callable[[], Any]) -> Any:
     try:
         return do()
     except ClearanceError as error:
-        return Failure(error, traceback.format_exc())
+        return Failure(error, traceback.format_exc(), socket.gethostname(), this_node())
     except Exception as error:
         stopped = RunStopped(
             f"worker failed to start: {type(error).__name__}: {error}", fix="See the traceback with CLEARANCE_DEBUG=1"
         )
-        return Failure(stopped, traceback.format_exc())
+        return Failure(stopped, traceback.format_exc(), socket.gethostname(), this_node())

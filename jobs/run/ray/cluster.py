@@ -8,22 +8,22 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from index.counted import counted
 from index.errors import RunStopped
 from jobs.run.lease.process import ENDED, state_of
 from jobs.run.ray.actor import NICENESS
+from jobs.run.ray.address import ASK_SECONDS, VARIABLE, address_of_ray, answers, require_joinable, require_ray, within
 from jobs.run.ray.placement import Need
 from pipeline.model.device import cores
 
 GCS_PATIENCE_SECONDS = 15.0  # of a cluster's control service that does not answer; Ray itself waits 60 s and then exits
 OBJECTS = 128 * 2**20  # bytes of a Ray of our own: plan and receipts go through it, pictures do not
-CLIENT = "ray://"
 BUSY = "Repeat the command when this machine is less busy: Ray's processes may not have answered in time"
-ASKED = 5  # times that a cluster is asked for, before a run that wants it is refused
-ASK_SECONDS = 1.0  # between questions to the control service; how long an answer of Ray's is waited for
+PRIVATE = "clearance-private"  # a resource of a Ray that a run started for itself
 SHUTDOWN_SECONDS = 20.0  # a Ray whose processes were killed may never let go
 
 
@@ -47,6 +47,26 @@ class Cluster:
         self._machines: dict[str, Mapping[str, float]] = {}
 
     @property
+    def address(self) -> str:
+        """Of its control service; empty where that is not known."""
+        return self._gcs
+
+    def about(self, need: Need, workers: int | None) -> str:
+        """A sentence about what was joined and how many workers it holds now.
+
+        Args:
+            need: what each worker asks for. workers: how many the run file asks for; None: as many as there is room for.
+        """
+        machines = self.machines().values()
+        room = need.fits_in_all(machines)
+        cpus, gpus = (sum(resources.get(name, 0.0) for resources in machines) for name in ("CPU", "GPU"))
+        have = f"{counted(len(machines), 'machine')}, {counted(int(cpus), 'CPU')}" + (
+            f", {counted(int(gpus), 'GPU')}" if gpus else ""
+        )
+        text = f"joined the Ray at {self.address}: {have}, room for {counted(room, 'worker')} of {need}"
+        return text if workers is None or workers <= room else f"{text}; {workers} are asked for, and the others wait for room"
+
+    @property
     def answers(self) -> bool:
         """Whether its control service answered when it was last asked; without it most calls of Ray wait for a minute."""
         return self._gcs_seen == self._gcs_asked
@@ -62,8 +82,8 @@ class Cluster:
         if self._raylet_pid and state_of(self._raylet_pid) in ("", *ENDED):
             return "Ray's process raylet of this machine died"
         if self._gcs and time.monotonic() - self._gcs_asked > ASK_SECONDS:
-            answers, self._gcs_asked = _answers(self._gcs), time.monotonic()
-            if answers:
+            there, self._gcs_asked = answers(self._gcs), time.monotonic()
+            if there:
                 self._gcs_seen = self._gcs_asked
         if not self.answers and self._gcs_asked - self._gcs_seen > GCS_PATIENCE_SECONDS:
             return f"Ray's control service at {self._gcs} has not answered for {GCS_PATIENCE_SECONDS:.0f} s"
@@ -92,32 +112,30 @@ def cluster(need: Need, workers: int | None = None) -> Iterator[Cluster]:
         workers: how many there shall be room for in a Ray of our own; None: as many as this machine holds.
 
     Raises:
-        RunStopped: Ray is not installed or does not start, or RAY_ADDRESS names it in a way that is not supported.
+        RunStopped: Ray is not installed or does not start, or RAY_ADDRESS names nothing that a run can join.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(NICENESS, "0")
-    try:
-        import ray
-    except ImportError:
-        raise RunStopped(
-            "the package ray is not installed", where="--runner ray", fix="Install ray, or use --runner local"
-        ) from None
+    require_ray()
+    import ray
+
     if ray.is_initialized():
         yield Cluster(own=False)
         return
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address.startswith(CLIENT):
-        raise RunStopped(
-            "a run cannot be driven through Ray Client, which ends it with its connection",
-            where=f"RAY_ADDRESS={address}",
-            fix="Submit it: `ray job submit --address http://HEAD:8265 -- clearance run RUN.toml --runner ray`; or start it on "
-            "a machine of the cluster with RAY_ADDRESS=auto",
-        )
+    address = address_of_ray()
+    require_joinable(address)
     with ExitStack() as stack:
         _start(address, own_cpus(need, workers, cores()))
         stack.callback(lambda: within(SHUTDOWN_SECONDS, ray.shutdown))
-        yield Cluster(own=not address)
+        joined = Cluster(own=not address)
+        if address and any(PRIVATE in resources for resources in joined.machines().values()):
+            raise RunStopped(
+                f"the Ray at {joined.address} is that of another run on this machine, and ends with it",
+                where=f"{VARIABLE}={address}",
+                fix=f"Start a cluster (`ray start --head`), or name its HOST:PORT; without {VARIABLE} this run starts a Ray",
+            )
+        yield joined
 
 
 def own_cpus(need: Need, workers: int | None, there: int) -> int:
@@ -133,18 +151,21 @@ def _start(address: str, cpus: int) -> None:
 
     import ray
 
-    if ":" in address and not _reached(address):  # Ray itself waits for minutes
-        fix = "Check RAY_ADDRESS, or use --runner local"
-        raise RunStopped("nothing answers there", where=f"RAY_ADDRESS={address}", fix=fix)
-    own: dict[str, Any] = {} if address else {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+    own: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+    own["resources"] = {PRIVATE: 1}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, ConnectionError) and error.__cause__ is not None else error
+        why = f"{type(cause).__name__}: {' '.join(str(cause).split())}"  # Ray's own sentences have lines
+        fix = f"Check {VARIABLE}" if address else BUSY
+        if "ersion mismatch" in why:
+            fix = "Start the run with the cluster's versions of Ray and Python, best in the image of its machines"
         raise RunStopped(
-            f"Ray does not start ({type(error).__name__}: {error})",
-            where=f"RAY_ADDRESS={address}" if address else "this machine",
-            fix=f"{'Check RAY_ADDRESS' if address else BUSY}, or use --runner local",
+            f"{'the cluster cannot be joined' if address else 'Ray does not start'} ({why})",
+            where=f"{VARIABLE}={address}" if address else "this machine",
+            fix=f"{fix}, or use --runner local",
         ) from error
     _quieten(handlers)
 
@@ -160,13 +181,6 @@ def _quieten(handlers: Mapping[signal.Signals, Any]) -> None:
         worker.print_to_stdstream = lambda *_, **__: None
 
 
-def within(seconds: float, do: Callable[[], object]) -> None:
-    """Do something in a thread of its own, and wait for it so long at most: a Ray that is gone answers after a minute."""
-    thread = threading.Thread(target=do, name="ray", daemon=True)
-    thread.start()
-    thread.join(seconds)
-
-
 def _text(node: Any, name: str) -> str:
     return str(getattr(node, name, "") or "")
 
@@ -179,21 +193,3 @@ def _listener(path: str) -> int:
         pid, _, _ = struct.unpack("3i", there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         return int(pid)
     return 0
-
-
-def _reached(address: str) -> bool:
-    """Whether a cluster's control service answers, now or within a few seconds."""
-    for _ in range(ASKED - 1):
-        if _answers(address):
-            return True
-        time.sleep(ASK_SECONDS)
-    return _answers(address)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
-            return True
-    except (OSError, ValueError):
-        return False

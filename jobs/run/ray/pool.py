@@ -6,6 +6,7 @@ again, each alone, and a shard that keeps killing its workers ends as error rows
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from index.errors import RunStopped
 from jobs import signals
-from jobs.run.ray.actor import ActorProcess, Driver, Failure, Opened, pieces_of
+from jobs.run.ray.actor import ActorProcess, Driver, Failure, Opened, pieces_of, this_node
 from jobs.run.ray.cluster import Cluster
 from jobs.run.ray.placement import Need
 from jobs.run.retries import MOST_DEATHS, Cause
@@ -24,6 +25,7 @@ from jobs.run.worker import shards_ahead
 
 WAIT_SECONDS = 30.0  # between reports that a run is waiting for workers
 LOOK_SECONDS = 1.0  # between checks that Ray itself still lives
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m|\\x1b\[[0-9;]*m")  # Ray colours what it says, and may have written the escape out
 COUNT_SECONDS = 5.0  # between counts of the cluster's machines
 
 
@@ -178,12 +180,16 @@ class Pool:
             exceptions.NodeDiedError,
         ) as error:
             self._check_ray()
+            if getattr(error, "actor_init_failed", False):
+                raise cannot_begin(seat.worker_id, error) from error
             self._bury(seat, *self._cause(seat, error))
             return
         if isinstance(answer, Failure):
             self._let_go(seat)
-            answer.error.add_note(answer.trace)
-            raise answer.error
+            here = answer.node_id == this_node()
+            told = answer.error if here else answer.told(seat.worker_id, opening=seat.shard_no is None)
+            told.add_note(answer.trace)
+            raise told
         if isinstance(answer, Opened):
             seat.node_id = answer.node_id
             self.session.ready(answer.context, seat.worker_id)
@@ -254,6 +260,22 @@ class Pool:
                 self.todo.append(shard_no)  # at the back: a poisonous shard should not hold up the others
             else:
                 session.give_up(shard_no, cause)
+
+
+def cannot_begin(worker_id: str, error: Exception) -> RunStopped:
+    """For a worker whose process could not read what it is: no death, and the next one on that machine would end as it did.
+
+    Args:
+        worker_id: the worker's.
+        error: of Ray, whose text ends in the last line of a traceback, and names the address of a machine in its first.
+    """
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    machine = re.search(r"\bip=([^,)\s]+)", lines[0]) if lines else None
+    return RunStopped(
+        f"a worker cannot begin ({lines[-1] if lines else type(error).__name__})",
+        where=worker_id + (f" on {machine[1]}" if machine else ""),
+        fix="Install this version of Clearance on every machine of the cluster, for the Python that runs its Ray",
+    )
 
 
 def _first_line(error: Exception) -> str:

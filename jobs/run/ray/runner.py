@@ -28,7 +28,10 @@ def run_ray(
         pending, workers = session.pending(), plan.config.workers
         most = 1
         if pending:
-            need = Need.of(plan.config)
-            with cluster(need, None if workers == "auto" else workers) as ray, Pool(session, ray, need, pending) as pool:
-                most = pool.run()
-        return session.finish(most if workers == "auto" else workers)
+            need, asked = Need.of(plan.config), None if workers == "auto" else workers
+            with cluster(need, asked) as ray:
+                if not ray.own and ray.address:
+                    session.report("note", ray.about(need, asked))
+                with Pool(session, ray, need, pending) as pool:
+                    most = pool.run()
+        return session.finish(most)
