@@ -36,8 +36,10 @@ def fit(
     Example: clearance lab judges fit --work trial --target trial/judges --share 0.01
     """
     from jobs.lab.judges.train import make
+    from jobs.lab.world.pack import note_part
 
     make(work, target, share=share)
+    note_part(target)
     print(f"wrote {target}")
 
 

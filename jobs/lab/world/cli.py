@@ -124,27 +124,31 @@ def marks(
     Example: clearance lab world marks --work world
     Example: clearance lab world marks --work world --steps 10617
     """
+    from jobs.lab.world.pack import note_part
     from jobs.lab.world.train_marks import export, train
 
     train(work, minutes=minutes, steps=steps or None, examples=examples)
     export(work, target)
+    note_part(target)
 
 
 @app.command()
 def yolo(
     work: Work = Path("world"),
-    minutes: Minutes = 40,
+    minutes: Minutes = 83,
     steps: Steps = 0,
     target: Target = Path("pipeline/weights/stickers/yolo"),
 ) -> None:
     """Train the YOLO mark detector (needs the extra 'yolo'; what it writes is AGPL-3.0), measure it, write it.
 
-    Example: clearance lab world yolo --work world --minutes 40
+    Example: clearance lab world yolo --work world
     """
+    from jobs.lab.world.pack import note_part
     from jobs.lab.world.train_yolo import export, train
 
     train(work, minutes=minutes, steps=steps or None)
     export(work, target)
+    note_part(target)
 
 
 @app.command()

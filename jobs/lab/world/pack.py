@@ -105,3 +105,9 @@ def write_digests(target: Path) -> None:
         if path.is_file() and path.suffix in {".safetensors", ".json", ".txt", ".png", ".csv"} and path.name != "digests.json"
     }
     (target / "digests.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+
+
+def note_part(part: Path) -> None:
+    """List the files anew where a part was written into a folder that ships: the loader holds it to its list."""
+    if (part.parent / "digests.json").exists():
+        write_digests(part.parent)
