@@ -13,6 +13,7 @@ from guards.copies import HARMLESS, CopiesGuard
 from index.doctor import Fired, fired_on
 from jobs.reaudit.rows import copies_of
 from jobs.reaudit.standing import DECIDED, Standing
+from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.ledger import sample_rows
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def in_runs(folders: Sequence[Path]) -> Fired:
     """What was near the pictures of runs, by their rows; and what people accepted although a reference had held it back.
 
     Raises:
-        ClearanceError: a run cannot be read.
+        ClearanceError: a run cannot be read, or a file in it is not the one that was committed.
     """
     fired = Fired()
     for folder in folders:
@@ -67,7 +68,8 @@ def in_runs(folders: Sequence[Path]) -> Fired:
             sample_id for event in standing.events if event["kind"] == DECIDED for sample_id in event["samples"]
             if standing.settled_by_person(sample_id) is not None
         }  # fmt: skip
-        for row in sample_rows(folder, ["sample_id", "outcome", "findings", "nearest", "copy_threshold", "pixel_sha256"]):
+        columns = ["sample_id", "outcome", "findings", "nearest", "copy_threshold", "pixel_sha256"]
+        for row in sample_rows(folder, columns, opener=CommittedFiles.of(folder).open):
             if not row["pixel_sha256"]:
                 continue
             held = copies_of(row)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from index.counted import counted
-from index.errors import ClearanceError, InputError
+from index.errors import ClearanceError, InputError, IntegrityError
 
 if TYPE_CHECKING:
     from jobs.report import ReferencePictures
@@ -124,23 +124,34 @@ def write_page(folder: Path, shown: Shown, picture_of: ReferencePictures) -> Pat
     return folder / PAGES / shown.page_name
 
 
-def write_pages(folder: Path, base: Path | None = None, told: Callable[[int], None] = lambda count: None) -> int:
-    """Write a page for every request of a run; returns how many.
+def write_pages(
+    folder: Path, base: Path | None = None, told: Callable[[int], None] = lambda count: None
+) -> tuple[int, list[IntegrityError]]:
+    """Write a page for every request of a run that stands in the files that were committed.
 
     Args:
         folder: the run folder.
         base: the run file's folder, where the index is looked for.
         told: called with the number of pages after each of them.
 
+    Returns:
+        How many pages there are, and why others were left out: the files that are not those that were committed.
+
     Raises:
-        ClearanceError: the run cannot be read, or a page cannot be written.
+        InputError, RunStopped: the storage failed, or a page cannot be written.
     """
     from index.storage import write_file
     from jobs.report import ReferencePictures
+    from pipeline.audit.committed_files import CommittedFiles
     from pipeline.audit.sections.entry import entries
 
     pictures, names, count = ReferencePictures(folder, base), set[str](), 0
-    for shown in _shown(folder, entries(folder)):
+    try:
+        files = CommittedFiles.of(folder)
+    except IntegrityError as error:
+        return 0, [error]
+    damaged: list[ClearanceError] = []
+    for shown in _shown(folder, entries(folder, damaged=damaged, opener=files.open)):
         name = shown.page_name
         if name.lower() in names:  # some file systems take "A" and "a" for one name
             name = f"{shown.entry['sample_id']}.html"
@@ -148,7 +159,10 @@ def write_pages(folder: Path, base: Path | None = None, told: Callable[[int], No
         write_file(folder, f"{PAGES}/{name}", page_of(shown, pictures).encode())
         count += 1
         told(count)
-    return count
+    for one in damaged:
+        if not isinstance(one, IntegrityError):  # the storage's: it says nothing of the file
+            raise one
+    return count, [one for one in damaged if isinstance(one, IntegrityError)]
 
 
 # --- for a terminal --------------------------------------------------------------------------------------------------------

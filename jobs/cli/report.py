@@ -29,8 +29,10 @@ def report(run: RunFolder, pages: Pages = False, keys: KeysFolder = None, json: 
         from jobs.show import write_pages
 
         with busy("writing the pages"):
-            count = write_pages(folder, base)
+            count, left_out = write_pages(folder, base)
         make_console(stderr=json).print(f"pages: {count} in {folder / 'pages'}", soft_wrap=True)
+        for error in left_out:
+            say_error(f"no page of a request in {error.where}: {error.what}", error.fix)
     print_report(folder, base, keys_of(run, keys), json=json)
 
 

@@ -22,7 +22,7 @@ from index.errors import ClearanceError
 from index.near import ROUNDING, Views, near
 from index.reference import Match
 from pipeline.audit.committed_files import CommittedFiles
-from pipeline.audit.pictures import COLUMNS, pictures_of
+from pipeline.audit.pictures import COLUMNS, GONE, pictures_of
 from pipeline.audit.requests import Opener, Row
 from pipeline.audit.state import state_of
 from pipeline.audit.stored import Embeddings, chosen_rows, embeddings, samples_of
@@ -235,7 +235,8 @@ def look(
     """Look at a run again.
 
     Rows are read from files that are those that were committed. A picture that was kept apart, or a small one, is held against
-    the digest in its sample's row, and needs no more.
+    the digest in its sample's row alone: its file may be damaged elsewhere, and the picture is looked at all the same. One that
+    is gone from there, and that no event names as erased, is not reached.
 
     Args:
         folder: the run folder.
@@ -266,12 +267,18 @@ def look(
     if found.unreached:
         state = state_of(folder)
         found.lasting = {sample_id for sample_id, missing in found.missing.items() if missing <= state.of(sample_id).erased}
+        found.unreached = [(where, _gone(why, state.of(where).erased)) for where, why in found.unreached]
     return found
 
 
 def _file_of(error: ClearanceError, folder: Path) -> str:
     """The file that an error is about, as the run names it."""
     return error.where.removeprefix(f"{folder}/")
+
+
+def _gone(why: str, erased: Collection[str]) -> str:
+    """Why a sample was not looked at. A picture that was kept apart is gone from a file that nobody has hashed."""
+    return why if "image" in erased else why.replace(GONE, "its picture is gone, and no event names it as erased")
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,36 @@ replaced together with its digest. So who acts on rows, or gives them out, opens
 first opened, and its digest is held against its commit marker (in a compacted run: against the index of parts) and against what
 events say was erased since. The markers are held against the statement, where the run is sealed.
 
-The chains of the rows are not recomputed; :mod:`pipeline.audit.verify` does that.
+No signature covers the events that came after the seal, and a forged one can explain a changed file: as the work of an erasure
+or, with an index of its own, of a compaction. So the rows of such a file are recomputed when it is first opened, up to the end
+of the chain that its marker states, and the payloads that are left are held against their digests. Of all other files the rows
+are not recomputed; :mod:`pipeline.audit.verify` does that.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from index.errors import IntegrityError, RunStopped
 from index.storage import cannot_read, each, entry_of, filling_temporary, is_remote, open_file
 from pipeline.audit.binding import PLAN_FILE, RunBinding, shard_problems
 from pipeline.audit.blocks import Hashed
-from pipeline.audit.compacted import PARTS_INDEX, parts_index
+from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, parts_index
 from pipeline.audit.erasure import FileNow
 from pipeline.audit.event_parts import EVENTS_FOLDER
 from pipeline.audit.events import events_head, read_events
 from pipeline.audit.ledger import sealed_statement
 from pipeline.audit.requests import VERIFY
 from pipeline.audit.shards import COMMITS, ShardReceipt, markers, receipt_of, receipts_of
+from pipeline.audit.stage import Findings
+from pipeline.audit.stage_rows import Rows
 
 _AT_ONCE = 2**23  # bytes of an object that are copied at once; a smaller one stays in memory
 _OF_THE_RUN = (PLAN_FILE, EVENTS_FOLDER, PARTS_INDEX)  # what is wrong with one of these is wrong with every file
@@ -43,8 +49,10 @@ class CommittedFiles:
         refused: Mapping[str, str],
         state: tuple[str, bool],
         again: Callable[[], CommittedFiles],
+        explained: _Explained,
     ) -> None:
         self._stated, self._refused, self._state, self._again = stated, dict(refused), state, again
+        self._explained = explained
         self._sound: set[str] = set()
         self._grew = False  # events came since
 
@@ -92,7 +100,8 @@ class CommittedFiles:
                 refused.setdefault(file.path, f"is named by {marker}, which is not the marker that the run was sealed with")
         files = [file for receipt in receipts.values() for file in receipt.files] if index is None else index.parts
         stated = {file.path: run.erasures.now(file.path, file.sha256, file.bytes) for file in files}
-        return cls(stated, refused, _state(folder, events), lambda: cls.of(folder, header, plan_file_sha256, shards=shards))
+        again = partial(cls.of, folder, header, plan_file_sha256, shards=shards)
+        return cls(stated, refused, _state(folder, events), again, _Explained(folder, run, receipts, index))
 
     def open(self, folder: Path, path: str) -> IO[bytes]:
         """Open a data file for reading, hashed if it is opened for the first time.
@@ -116,6 +125,7 @@ class CommittedFiles:
                 raise
         now = self._again()
         self._stated, self._refused, self._state, self._grew = now._stated, now._refused, now._state, True
+        self._explained = now._explained
         return self._opened(folder, path)
 
     def _opened(self, folder: Path, path: str) -> IO[bytes]:
@@ -133,8 +143,43 @@ class CommittedFiles:
                 raise _meanwhile(where)
             fix = f"Give `clearance retention apply {folder}`" if sha256 in now.earlier else VERIFY
             raise IntegrityError(now.other(sha256), where=where, fix=fix)
+        try:
+            self._explained.require(stream, path)
+        except BaseException:
+            stream.close()
+            raise
         self._sound.add(path)
         return stream
+
+
+class _Explained(NamedTuple):
+    """The files whose digests an event explains and no marker states, and what the rows in them are held against."""
+
+    folder: Path
+    run: RunBinding
+    receipts: Mapping[str, ShardReceipt]
+    parts: PartsIndex | None
+
+    def require(self, stream: IO[bytes], path: str) -> None:
+        """Recompute the rows of such a file, from its beginning; of any other nothing is done. It is at its beginning then.
+
+        Raises:
+            IntegrityError: a row is not the one that was committed, or a payload is not, or is gone without an event.
+        """
+        found = Findings()
+        rows = Rows(self.folder, self.run, None, found, opener=lambda *_: nullcontext(stream), pixels=False)  # type: ignore[arg-type,return-value]
+        if self.parts is None:
+            if path not in self.run.erasures.paths:
+                return
+            rows.file(*next((one, file) for one in self.receipts.values() for file in one.files if file.path == path))
+        else:
+            part = next(part for part in self.parts.parts if part.path == path)
+            beside = [shard for shard, _ in self.parts.in_part(part)]
+            rows.part(part, self.parts, receipts_of(self.folder, beside))
+        if found.problems:
+            first = found.problems[0]
+            raise IntegrityError(first.what, where=f"{self.folder}/{first.where}", fix=VERIFY)
+        stream.seek(0)
 
 
 def _state(folder: Path, events: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:

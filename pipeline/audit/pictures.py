@@ -30,6 +30,9 @@ COLUMNS = (
     "kept_sha256",
 )  # of the samples, that a picture is found by
 
+GONE = "its picture was erased"  # as far as a row tells; an event names it then, or the file of kept pictures was changed
+_MISSING = "its kept picture is missing from the run"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -71,7 +74,7 @@ def pictures_of(folder: Path, path: str, rows: Sequence[Row], *, opener: Opener 
 def _released(row: Row) -> Shown:
     data = (row.get("image") or {}).get("bytes")
     if not data:
-        return Shown(why="its picture was erased")
+        return Shown(why=GONE)
     if hashlib.sha256(data).hexdigest() != row["file_sha256"]:
         return Shown(why="its file is not the one that was committed")
     return _decoded(data, str(row["pixel_sha256"]))
@@ -102,9 +105,11 @@ def _held(folder: Path, path: str, rows: Sequence[Row], opener: Opener) -> dict[
     beside = list(unit_of(folder, path, _numbers(folder, path, pixels, opener)))
     for unit in beside:
         found |= _small(folder, unit, pixels, opener)
-    for unit in beside if digests else ():  # after the small ones: a full picture takes the place of a small one
-        found |= _full(folder, unit, digests, pixels, opener)
-    return found
+    full: dict[str, Shown] = {}
+    for unit in beside if digests else ():
+        full |= _full(folder, unit, digests, pixels, opener)
+    missing = {one: Shown(why=_MISSING) for one in digests if one not in full and found[one].picture is None}
+    return found | missing | full  # a full picture takes the place of a small one
 
 
 def _numbers(folder: Path, path: str, wanted: Collection[str], opener: Opener) -> list[int]:
@@ -121,7 +126,7 @@ def _full(folder: Path, unit: Unit, digests: Mapping[str, str], pixels: Mapping[
     for _, row in chosen_rows(folder, unit.tables[KEPT].path, mine, columns, opener=opener) if mine else ():
         sample_id, data = row["sample_id"], (row["image"] or {}).get("bytes")
         if not data:
-            found[sample_id] = Shown(why="its picture was erased")
+            found[sample_id] = Shown(why=GONE)
         elif hashlib.sha256(data).hexdigest() != digests[sample_id]:
             found[sample_id] = Shown(why="its file is not the one that was committed")
         else:

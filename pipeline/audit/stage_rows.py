@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from pipeline.audit.commitments import default_salt, prompt_commitment, uncommit
 from pipeline.audit.compacted import PARTS_INDEX, LargePart, PartsIndex, header_of
 from pipeline.audit.content import ContentTree, attempt_digest, content_digest, sample_digest
 from pipeline.audit.erasure import FileNow
+from pipeline.audit.requests import Opener
 from pipeline.audit.schema import KEPT
 from pipeline.audit.shards import ShardFile, ShardReceipt
 from pipeline.audit.stage import CHAINS, EVENTS, FILES, PICTURES, PROMPTS, Findings
@@ -51,8 +51,12 @@ class Rows:
         asked: what samples say of the requests, where these are to be held against it.
     """
 
-    def __init__(self, folder: Path, binding: RunBinding, salt: str | None, found: Findings) -> None:
+    def __init__(
+        self, folder: Path, binding: RunBinding, salt: str | None, found: Findings, *, opener: Opener = open_file,
+        pixels: bool = True,
+    ) -> None:  # fmt: skip
         self.folder, self.binding, self.salt, self.found = folder, binding, salt, found
+        self._open, self._pixels = opener, pixels  # whether pictures are decoded
         self.samples: dict[str, tuple[str, dict[str, Any]]] = {}
         self.outcomes: Counter[str] = Counter()
         self.content = ContentTree()
@@ -66,11 +70,11 @@ class Rows:
         """Recompute the rows of every shard, and say what each stage compared."""
         if index is not None:
             for part in index.parts:
-                self._part(part, index, receipts)
+                self.part(part, index, receipts)
         for receipt in receipts.values():
             for file in receipt.files:
                 if index is None:
-                    self._file(receipt, file)
+                    self.file(receipt, file)
                 elif file.table not in index.slices[receipt.shard_id]:
                     self.found.problem(FILES, PARTS_INDEX, f"names no part for {file.path}")
         self._whole()
@@ -98,12 +102,12 @@ class Rows:
                 why = f"{why}; the salt that was given, {salt_id(self.salt)}, is that of none of them"
             self.found.skipped(PROMPTS, f"{counts['prompts_unchecked']:,} prompts were not compared: {why}")
 
-    def _part(self, part: LargePart, index: PartsIndex, receipts: Mapping[str, ShardReceipt]) -> None:
+    def part(self, part: LargePart, index: PartsIndex, receipts: Mapping[str, ShardReceipt]) -> None:
         """A part of a compacted run: every shard's chain in it, from the header that the index keeps."""
         slices = index.in_part(part)
         now = self.binding.erasures.now(part.path, part.sha256, part.bytes)
         try:
-            with open_file(self.folder, part.path) as stream, parsing(part.path, fix="", what=_NOT_PARQUET):
+            with self._open(self.folder, part.path) as stream, parsing(part.path, fix="", what=_NOT_PARQUET):
                 intact, known = self._same(stream, part.path, now)
                 if not known:
                     self._damaged_columns(stream, part.path)
@@ -145,10 +149,10 @@ class Rows:
         self.found.add(CHAINS, header_problems(shard_header, shard_id, file, self.binding))
         return self._chain(rows, file.table, place, shard_header, now)
 
-    def _same(self, stream: BufferedReader, path: str, now: FileNow) -> tuple[bool, bool]:
+    def _same(self, stream: IO[bytes], path: str, now: FileNow) -> tuple[bool, bool]:
         """Whether a file is the one that it has to be; and whether it is that, or was that once."""
         self.found.counts["files"] += 1
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
         intact = stream.tell() == now.bytes and sha256 == now.sha256
         if not intact:
             self.found.problem(FILES, path, now.other(sha256))
@@ -156,10 +160,11 @@ class Rows:
             self.found.problem(EVENTS, path, now.broken)
         return intact, intact or sha256 in now.earlier
 
-    def _file(self, receipt: ShardReceipt, file: ShardFile) -> None:
+    def file(self, receipt: ShardReceipt, file: ShardFile) -> None:
+        """Recompute the rows of a shard's file."""
         now = self.binding.erasures.now(file.path, file.sha256, file.bytes)
         try:
-            with open_file(self.folder, file.path) as stream:
+            with self._open(self.folder, file.path) as stream:
                 intact, known = self._same(stream, file.path, now)
                 table = self._read(stream, file.path, intact=known)
         except (ClearanceError, OSError) as error:
@@ -297,6 +302,8 @@ class Rows:
         if data is None:
             return
         self._match(f"{where} column image", data, row["file_sha256"], "pictures")
+        if not self._pixels:
+            return
         try:
             pixels, xmp = decode(data)
         except IntegrityError as error:
@@ -376,6 +383,8 @@ class Rows:
             self.found.problem(PICTURES, f"{where} column image", "the picture is missing")
             return
         self._match(f"{where} column image", data, row["kept_sha256"], "kept_pictures")
+        if not self._pixels:
+            return
         try:
             if pixel_digest(decode(data)[0]) != row["pixel_sha256"]:
                 self.found.problem(PICTURES, f"{where} column pixel_sha256", "the decoded pixels do not match")

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from index.calibrate import calibrate
+from index.errors import IntegrityError
 from jobs.cli import main as cli
 from jobs.index_doctor import in_runs
 from pipeline.audit.events import append_event
+from pipeline.audit.stored import sample_files
 from tests.jobs.drawn_run import OBSERVE, draw, drawing, make_index
 from tests.jobs.test_reaudit import World, rows
+from tests.tampering.forge import rewritten, table_of
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,15 @@ def test_runs_show_what_fires_and_what_people_overruled(drawn: World) -> None:
     assert in_runs([folder]).accepted == {bell: 1}
     done = call(drawn, drawn.base / "index", "--run", folder)
     assert done.exit_code == 1 and "people accepted 1 pictures that 'bell' had held back" in done.stdout
+
+
+def test_rows_of_a_changed_file_are_not_counted(drawn: World, tmp_path: Path) -> None:
+    folder = tmp_path / "observed"
+    shutil.copytree(drawn.base / "observed", folder)
+    path = folder / next(sample_files(folder))
+    pq.write_table(rewritten(table_of(path), lambda rows: rows[0].update(findings=[]), rechain=True), path)
+    with pytest.raises(IntegrityError, match="is not the file that was committed"):
+        in_runs([folder])
 
 
 def test_it_changes_nothing(drawn: World) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -34,7 +35,7 @@ from pipeline.audit.verify import verify
 from pipeline.policy import MarksPolicy
 from tests.jobs.drawn_run import OBSERVE, STRICT, draw, drawing, make_index
 from tests.pipeline.test_stored import rewrite
-from tests.tampering.forge import put, redo_events
+from tests.tampering.forge import put, redo_events, rewritten, table_of
 
 REVIEWED = {"outcome": "accepted"}
 
@@ -235,6 +236,26 @@ def test_what_was_not_looked_at_is_not_released(world: World) -> None:
     found = run_again(world, "strict", policy=OBSERVE)
     assert not {change.request_key for change in [*found.released, *found.held_at_birth]} & set(held)
     assert found.unreached and {*held.values()} <= {*Standing.of(folder).held()}
+
+
+@pytest.mark.parametrize(
+    ("rows_stay", "why"),
+    [(True, "its picture is gone, and no event names it as erased"), (False, "its kept picture is missing from the run")],
+)
+def test_a_kept_picture_that_is_gone_without_an_event_is_not_called_erased(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows_stay: bool, why: str
+) -> None:
+    folder = world.base / "strict"
+    held = {row["sample_id"] for row in rows(folder).values() if row["kept_sha256"]}
+    append_event(folder, "sample.quarantined", "reaudit", "near", samples=[*held], details={"claim": "re-audit"})
+    for path in data_files(folder, "kept"):
+        table = table_of(folder / path)
+        gone = rewritten(table, lambda rows: [row.update(image=None) for row in rows], rechain=False)
+        pq.write_table(gone if rows_stay else table.slice(0, 0), folder / path)
+    monkeypatch.setattr("pipeline.audit.pictures._small", lambda *names: {})  # at this size a small picture is a full one
+    found = run_again(world, "strict", policy=OBSERVE)
+    assert {what for where, what in found.unreached if where in held} == {f"{why}: it was not looked at"}
+    assert found.may_be_mended and not found.lasting
 
 
 def test_a_sample_that_a_person_rejected_is_let_go_and_not_released(world: World) -> None:

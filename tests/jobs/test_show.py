@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -22,10 +23,12 @@ from pipeline.audit.events import append_event, read_events
 from pipeline.audit.layout import data_files
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.sections.entry import drawn_with
+from pipeline.audit.stored import sample_files
 from pipeline.config import RunConfig
 from pipeline.policy import Policy
 from tests.jobs.conftest import fake_identity
 from tests.pipeline.test_stored import rewrite
+from tests.tampering.forge import rewritten, table_of
 
 
 @pytest.fixture
@@ -126,10 +129,18 @@ def test_show_writes_a_page_of_its_own(run: Path, tmp_path: Path) -> None:
 
 
 def test_pages_are_written_for_every_request_and_are_no_damage(run: Path) -> None:
-    count = write_pages(run)
-    assert count == 5 == len(list((run / "pages").glob("*.html")))
+    count, left_out = write_pages(run)
+    assert not left_out and count == 5 == len(list((run / "pages").glob("*.html")))
     found = verify_run(run)
     assert found.ok and any("pages of 5 requests" in left.what for left in found.not_covered)
+
+
+def test_no_page_is_written_from_a_changed_file(run: Path) -> None:
+    path = run / next(sample_files(run))
+    pq.write_table(rewritten(table_of(path), lambda rows: rows[0].update(reason="none"), rechain=True), path)
+    result = call("report", run, "--pages")
+    assert result.exit_code == 1 and f"no page of a request in {path}: is not the file that was committed" in result.stderr
+    assert not list((run / "pages").glob(f"{first_key(run)}.html"))
 
 
 @pytest.mark.parametrize(("key", "name"), [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from index import storage
@@ -16,11 +20,13 @@ from index.errors import ClearanceError, InputError, IntegrityError, RunStopped
 from index.places.schemes import backend_of
 from pipeline.audit.committed_files import CommittedFiles
 from pipeline.audit.compact import compact, tidy
+from pipeline.audit.compacted import PARTS_INDEX, index_bytes, parts_index
 from pipeline.audit.erase import erase_payloads
-from pipeline.audit.events import NewEvent, read_events
+from pipeline.audit.events import NewEvent, append_event, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.audit.stored import sample_files
-from tests.tampering.forge import before_the_seal, recommit, restate, rewritten
+from pipeline.audit.verify import verify
+from tests.tampering.forge import before_the_seal, cover, recommit, restate, rewritten, sha256, table_of
 
 
 @pytest.fixture
@@ -218,3 +224,54 @@ def test_of_one_shard_only_what_belongs_to_it_is_read(folder: Path, large: bool,
     if not large:
         with pytest.raises(IntegrityError, match="belongs to no committed shard"):
             files.open(folder, next(sample_files(folder)))
+
+
+def near_nothing(rows: list[dict[str, Any]]) -> None:
+    """Another embedding, with its digest."""
+    vector = np.zeros(len(rows[0]["embedding"]), "<f2")
+    rows[0].update(embedding=vector.tolist(), embedding_sha256=hashlib.sha256(vector.tobytes()).hexdigest())
+
+
+def another_picture(rows: list[dict[str, Any]]) -> None:
+    """The picture of another sample, under the digest of its own."""
+    rows[0]["image"] = {**rows[0]["image"], "bytes": rows[1]["image"]["bytes"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(near_nothing, ": the chain does not end"), (another_picture, " row 0 column image: the stored bytes")]
+)
+def test_an_event_that_says_erased_explains_no_changed_row(folder: Path, change: Callable[..., Any], what: str) -> None:
+    first, second = sample_files(folder)
+    cover(folder, first, change)
+    assert not verify(folder).ok
+    assert refused(folder, first).startswith(f"{first}{what}")
+    assert opened(folder, second)
+
+
+def test_rows_are_recomputed_where_an_event_says_erased_and_nowhere_else(folder: Path, monkeypatch: Any) -> None:
+    erase(folder, "image", "thumbnail", "prompt", "negative_prompt")
+    read: list[int] = []
+    monkeypatch.setattr("pipeline.audit.stage_rows.record_digest", lambda row, prev: read.append(1) or row["record_sha256"])
+    first, second = sample_files(folder)
+    files = CommittedFiles.of(folder)
+    files.open(folder, second).close()
+    assert not read
+    for _ in range(2):
+        files.open(folder, first).close()
+    assert len(read) == pq.ParquetFile(folder / first).metadata.num_rows
+
+
+def test_the_index_of_parts_explains_no_changed_row(folder: Path) -> None:
+    compacted(folder)
+    first, second = sample_files(folder)
+    index = parts_index(folder)
+    assert index is not None
+    pq.write_table(rewritten(table_of(folder / first), near_nothing, rechain=True), folder / first)
+    about = {"sha256": sha256(folder / first), "bytes": (folder / first).stat().st_size}
+    parts = [replace(part, **about) if part.path == first else part for part in index.parts]
+    data = index_bytes(parts, index.markers, index.slices)
+    (folder / PARTS_INDEX).write_bytes(data)
+    append_event(folder, "run.compacted", "records", "fewer files", index_sha256=hashlib.sha256(data).hexdigest())
+    assert not verify(folder).ok
+    assert f"{first} row 0 column prev_sha256" in refused(folder, first)
+    assert opened(folder, second)
