@@ -53,7 +53,11 @@ def is_remote(folder: Path) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether the place is a folder that is there. On an object store: whether anything lies in it."""
+    """Whether the place is a folder that is there. On an object store: whether anything lies in it.
+
+    Raises:
+        InputError: the storage does not say.
+    """
     return _of(folder).is_folder(folder)
 
 

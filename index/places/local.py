@@ -42,7 +42,10 @@ NO_LINK = "Put a real file or folder in its place; the run folder as a whole may
 
 def is_folder(folder: Path) -> bool:
     """Whether there is such a folder."""
-    return folder.is_dir()
+    try:
+        return folder.is_dir()
+    except OSError as error:  # a folder above may not be entered, or a mount went away
+        raise cannot_read(error, folder) from error
 
 
 def make(folder: Path, name: str = "") -> None:

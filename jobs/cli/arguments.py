@@ -134,7 +134,7 @@ def runs_named(run: Path) -> tuple[Chain | None, Path, Path | None]:
         raise InputError(what, where=str(run), fix=NAME_A_RUN)
     if _is_run(run):
         return None, run, base
-    if inside := runs_inside(run):
+    if inside := runs_inside(run, told=_passed_over):
         chain = Chain.inside(run, inside)
         return (chain if len(chain.members) > 1 else None), chain.last.folder, base
     if entry_of(run, COMMITS) is None:
@@ -155,7 +155,8 @@ def _is_run(folder: Path) -> bool:
 def every_run(named: Sequence[str]) -> list[str]:
     """Runs by name; a folder of runs stands for all of them, damaged ones too, so that a claim reaches or names every one.
 
-    A link to nothing beside the runs is in the list too: it may have been a run, and is named as not reached.
+    A link to nothing beside the runs is in the list too, and so is a folder that cannot be read: each may be a run, and is
+    named as not reached.
 
     Raises:
         InputError: a run lies one folder deeper than those of a folder of runs, and no name reaches it.
@@ -167,11 +168,16 @@ def every_run(named: Sequence[str]) -> list[str]:
     deeper: list[Path] = []
     for name in named:
         folder = a_place(name)
-        inside = look_inside(folder) if is_folder(folder) and not _is_run(folder) else None
-        if inside is None or not inside.runs:
+        try:
+            inside = look_inside(folder) if is_folder(folder) and not _is_run(folder) else None
+        except InputError:  # whoever looks at it as a run says why, and looks at the others
+            inside = None
+        if inside is None or not (inside.runs or inside.unread):
             found.append(name)
             continue
-        found += map(str, (*inside.runs, *inside.lost))
+        found += map(str, (*inside.runs, *inside.lost, *inside.unread))
+        for path in inside.of_disk:
+            _passed_over(path)
         deeper += inside.deeper
     # All names count: `--runs runs --runs runs/archive` misses no run in either.
     reached = {os.path.realpath(str(a_place(name))) for name in found}
@@ -181,6 +187,14 @@ def every_run(named: Sequence[str]) -> list[str]:
                 one, fix=f"Name {one.parent} too, as a folder of runs of its own, or move its runs beside the others"
             )
     return found
+
+
+def _passed_over(folder: Path) -> None:
+    """Say that a folder beside runs was not looked into."""
+    from jobs.console import say_note
+    from pipeline.notes import Note
+
+    say_note(Note("folder", f"{folder} cannot be read and is passed over: it is the file system's own, and no run"))
 
 
 def keys_of(run: Path, named: Path | None) -> Keys:

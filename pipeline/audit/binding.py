@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from index.errors import ClearanceError, IntegrityError
 from index.parquet import parquet_file
-from index.storage import each, entry_of, open_file, parsing
+from index.storage import cannot_read, each, entry_of, open_file, parsing
 from pipeline.audit.chain import table_header
 from pipeline.audit.compacted import PARTS_INDEX, PartsIndex, header_of, index_named, index_problems, parts_index
 from pipeline.audit.erasure import Erasures
@@ -217,13 +217,17 @@ def _header(folder: Path, path: str, size: int | None = None, which: str = "") -
 
     Raises:
         IntegrityError: the file has another size than ``size`` (it is not the file ``which``), or no header that can be read.
+        InputError: the storage failed.
     """
     where = str(folder / path)
     with open_file(folder, path, little=True) as stream:
-        there = stream.seek(0, os.SEEK_END)
-        if size is not None and there != size:
-            raise IntegrityError(f"is not the file {which}: it has {there} bytes, not {size}", where=where)
-        found = header_in(stream, there)
+        try:
+            there = stream.seek(0, os.SEEK_END)
+            if size is not None and there != size:
+                raise IntegrityError(f"is not the file {which}: it has {there} bytes, not {size}", where=where)
+            found = header_in(stream, there)
+        except OSError as error:
+            raise cannot_read(error, where) from error
         if found is not None:
             return found
         with parsing(where, fix="", what="cannot be read as Parquet"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from index.errors import ClearanceError, InputError
-from index.storage import entries, entry_of
+from index.storage import Disk, entries, entry_of, using
 from jobs.cli import main as cli
 from jobs.cli.arguments import every_run
 from jobs.run.dataset.chain import runs_inside
@@ -115,6 +117,64 @@ def test_what_is_no_run_beside_the_runs_refuses_nothing(grown: Path) -> None:  #
     (grown / "links" / "latest").symlink_to(grown / "0003")
     assert every_run([str(grown)]) == before
     assert [str(run) for run in runs_inside(grown)] == before
+
+
+class Closed(Disk):
+    """A disk on which a folder of that name cannot be read by this user."""
+
+    def __init__(self, name: str, code: int = errno.EACCES) -> None:
+        self.name, self.code = name, code
+
+    def open(self, name: str, flags: int, mode: int = 0o666, *, at: int | None = None) -> int:
+        if self.name in name.split("/"):
+            raise OSError(self.code, os.strerror(self.code))
+        return super().open(name, flags, mode, at=at)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_claim_names_a_folder_that_cannot_be_read_and_reaches_the_others(grown: Path, code: int) -> None:  # noqa: F811
+    before = every_run([str(grown)])
+    (grown / "private").mkdir()
+    with using(Closed("private", code)):
+        assert every_run([str(grown)]) == [*before, str(grown / "private")]
+        assert every_run([str(grown / "0001"), str(grown / "private")]) == [str(grown / "0001"), str(grown / "private")]
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+def test_a_set_is_refused_for_a_folder_that_cannot_be_read(grown: Path, command: str) -> None:  # noqa: F811
+    (grown / "private").mkdir()
+    with using(Closed("private")):
+        done = call(command, grown)
+    assert done.exit_code == 2
+    assert "private: cannot be read (Permission denied), and may be a run" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(("mounted", "code"), [(True, 0), (False, 2)])
+def test_what_a_file_system_keeps_for_itself_is_passed_over(
+    grown: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    mounted: bool,
+    code: int,
+) -> None:
+    before = every_run([str(grown)])
+    (grown / "lost+found").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: mounted and Path(path) == grown)
+    with using(Closed("lost+found")):
+        done = call("status", grown)
+        assert done.exit_code == code, done.output
+        assert ("is passed over: it is the file system's own" in " ".join(done.stderr.split())) is mounted
+        assert every_run([str(grown)]) == [*before, *([] if mounted else [str(grown / "lost+found")])]
+
+
+def test_what_is_new_is_not_told_where_a_run_of_the_pattern_is_away(grown: Path) -> None:  # noqa: F811
+    (grown / "0004").symlink_to(grown.parent / "unmounted")
+    out = Out(folder=grown, pattern="{number}")
+    with pytest.raises(InputError, match=r"0004: is a link to nothing where a run of this name is expected"):
+        out.runs()
+    assert out.next() == grown / "0005"
+    (grown / "run").symlink_to(grown.parent / "unmounted")
+    with pytest.raises(InputError, match="would be drawn again"):
+        Out(folder=grown / "run").runs()
 
 
 def test_a_deeper_run_is_passed_over_where_its_folder_is_named_too(grown: Path) -> None:  # noqa: F811

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from index.errors import ConfigError, InputError
 from index.reference import NewReference
+from index.storage import open_file
 from index.store import ReferenceIndex
 from jobs.by import By
 from jobs.cli import main as cli
@@ -434,6 +438,32 @@ def test_a_link_to_nothing_beside_the_runs_is_named_and_the_others_are_reached(w
     assert done.exit_code == 1, done.output
     reached = {Path(run["run"]).name: run["reached"] for run in json.loads(done.stdout)["runs"]}
     assert reached == {"observed": True, "unmounted": False, "to-itself": False}
+
+
+def test_a_file_whose_storage_fails_is_named_and_the_other_runs_are_reached(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim_of(world)
+    Image.fromarray(drawing("ant")).save(world.base / "ant.png")
+    runs = world.base / "runs"
+    shutil.copytree(world.base / "observed", runs / "0001")
+    shutil.move(world.base / "observed", runs / "0002")
+
+    class Failing(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def failing(folder: Path, path: str, **more: Any) -> Any:
+        if folder.name == "0001" and path.startswith("samples/"):
+            return Failing((folder / path).read_bytes())
+        return open_file(folder, path, **more)
+
+    monkeypatch.setattr("pipeline.audit.binding.open_file", failing)
+    done = call(world, "--runs", runs, "--add", world.base / "ant.png", "--claim", world.base / "claim.toml", "--json")
+    assert done.exit_code == 1, done.output
+    first, second = json.loads(done.stdout)["runs"]
+    assert (first["reached"], second["reached"], second["counts"]["quarantined"]) == (False, True, 2)
+    assert re.match(r"samples/part-\S+: cannot be read \(Input/output error\)", first["why_not"])
 
 
 @pytest.mark.parametrize(

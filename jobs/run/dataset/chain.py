@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from index.errors import InputError, IntegrityError, PlanMismatch
-from index.storage import entries, entry_of, is_folder
+from index.storage import entries, entry_of, is_folder, is_remote
 from jobs.run.planning.stored_plan import stored_plan
 from pipeline.audit.binding import PLAN_FILE
 from pipeline.audit.shards import RUN_FILE
 from pipeline.outcome import Request
 
+LOST = "Mount what it leads to, or remove the link"
 _FILE_ENDING = re.compile(r"\.[A-Za-z]\w*")  # of `notes.txt`; `2026.11` has none
 
 
@@ -87,47 +88,82 @@ class Inside(NamedTuple):
         runs: the run folders, however damaged; a run elsewhere may be linked there.
         lost: links to nothing, each of which may have been a run.
         deeper: runs in the folders beside the runs, one level deeper. Whoever asks for all runs would miss them.
+        unread: folders that cannot be read, each of which may be a run, and why.
+        of_disk: folders that cannot be read and are the file system's own.
     """
 
     runs: list[Path]
     lost: list[Path]
     deeper: list[Path]
+    unread: dict[Path, InputError]
+    of_disk: list[Path]
 
 
 def look_inside(folder: Path) -> Inside:
     """What of runs lies in a folder; without a run directly in it nothing is looked for deeper.
 
     Raises:
-        InputError: a folder cannot be read.
+        InputError: the folder itself cannot be read.
     """
     from pipeline.audit.coverage import holds_run
 
-    found: list[Path] = []
+    inside = Inside([], [], [], {}, [])
+
+    def sort(places: Iterable[Path], runs: list[Path], others: list[Path]) -> None:
+        for place in places:
+            try:
+                (runs if holds_run(place) else others).append(place)
+            except InputError as error:
+                if _is_of_disk(place):
+                    inside.of_disk.append(place)
+                else:
+                    inside.unread[place] = error
+
     others: list[Path] = []
     places, lost = folders_in(folder)
-    for place in places:
-        (found if holds_run(place) else others).append(place)
-    known = {place.resolve() for place in found}
+    sort(places, inside.runs, others)
+    inside.lost.extend(lost)
+    known = {place.resolve() for place in inside.runs}
+    deeper: list[Path] = []
     # A folder that is no run may be anything: a link to nothing in it is none of our business.
-    deeper = [one for other in (others if found else ()) for one in folders_in(other)[0] if holds_run(one)]
-    return Inside(found, lost, [one for one in deeper if one.resolve() not in known])
+    for other in others if inside.runs else ():
+        sort(folders_in(other)[0], deeper, [])
+    inside.deeper.extend(one for one in deeper if one.resolve() not in known)
+    return inside
 
 
-def runs_inside(folder: Path) -> list[Path]:
+def _is_of_disk(folder: Path) -> bool:
+    """Whether a folder is the ``lost+found`` of a file system: root's, where the file system begins. No run has that name."""
+    try:
+        return folder.name == "lost+found" and os.lstat(folder).st_uid == 0 and os.path.ismount(folder.parent)
+    except OSError:
+        return False
+
+
+def runs_inside(folder: Path, told: Callable[[Path], None] = lambda path: None) -> list[Path]:
     """The runs in a folder, for one who shows all of them as one data set.
+
+    Args:
+        folder: a folder that is no run.
+        told: called with each folder that cannot be read and is passed over, because it is the file system's own.
 
     Raises:
         InputError: runs lie one folder deeper, beside the runs is a link to nothing that may have been a run, or a folder
             cannot be read.
     """
-    runs, lost, deeper = look_inside(folder)
+    runs, lost, deeper, unread, of_disk = look_inside(folder)
+    for path in of_disk:
+        told(path)
+    for path, error in unread.items():
+        what = f"{error.what}, and may be a run"
+        fix = "Let this user read it, or move it away from beside the runs; without that no set is shown"
+        raise InputError(what, where=str(path), fix=fix) from error
     if deeper:
         raise left_out(deeper[0], fix="Move its runs beside the others")
     for path in lost if runs else ():
         ending = path.suffix if _FILE_ENDING.fullmatch(path.suffix) else ""
         if not ending or any(run.suffix == ending for run in runs):
-            fix = "Mount what it leads to, or remove the link"
-            raise InputError("is a link to nothing, and may have been a run", where=str(path), fix=fix)
+            raise InputError("is a link to nothing, and may have been a run", where=str(path), fix=LOST)
     return runs
 
 
@@ -149,11 +185,16 @@ def folders_in(folder: Path) -> tuple[list[Path], list[Path]]:
         if real in known:
             continue
         known.add(real)
-        if not os.path.exists(path):
+        if is_lost(path):
             lost.append(path)
         elif is_folder(path):
             found.append(path)
     return sorted(found), sorted(lost)
+
+
+def is_lost(path: Path) -> bool:
+    """Whether a local path is a link that leads to nothing. On an object store there is no link."""
+    return not is_remote(path) and os.path.islink(path) and not os.path.exists(path)
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:

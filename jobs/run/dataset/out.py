@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from index.errors import ConfigError
+from index.errors import ConfigError, InputError
 from index.storage import entries, is_folder
-from jobs.run.dataset.chain import Member, members_of
+from jobs.run.dataset.chain import LOST, Member, is_lost, members_of
 from jobs.run.plan import run_place
 
 DATE, NUMBER, DATASET = "{date}", "{number}", "{dataset}"
@@ -71,8 +71,13 @@ class Out:
 
         Raises:
             IntegrityError: the plan of one of them was changed.
+            InputError: one cannot be read, or is a link to nothing: the samples of that run would count as new.
         """
         folders = [self.folder / name for name in self._names()] if self.pattern else [self.folder]
+        for folder in folders:
+            if is_lost(folder):
+                what = "is a link to nothing where a run of this name is expected, and what it holds would be drawn again"
+                raise InputError(what, where=str(folder), fix=LOST)
         return members_of(folders)
 
     def next(self, now: datetime | None = None) -> Path:
@@ -99,7 +104,7 @@ class Out:
             return []
         pattern = self._any()
         fitting = [entry for entry in entries(self.folder) if pattern.fullmatch(entry.name)]
-        linked = {one.name for one in fitting if one.kind == "link" and is_folder(self.folder / one.name)}
+        linked = {one.name for one in fitting if one.kind == "link" and _may_be_run(self.folder / one.name)}
         return [one.name for one in fitting if one.kind == "folder" or one.name in linked]
 
     def _any(self) -> re.Pattern[str]:
@@ -111,3 +116,8 @@ class Out:
     def _numbered(self) -> re.Pattern[str]:
         text = re.escape(self.pattern).replace(re.escape(DATE), _PATTERNS[DATE])
         return re.compile(text.replace(re.escape(NUMBER), f"({_PATTERNS[NUMBER]})"))
+
+
+def _may_be_run(link: Path) -> bool:
+    """Whether a link leads to a folder, or to nothing, which may have been one."""
+    return is_lost(link) or is_folder(link)
