@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.events import events_head, read_events
-from pipeline.audit.state import State, fold
+from pipeline.audit.state import State, fold, unfit
 from pipeline.outcome import ACCEPTED
 
 QUARANTINED, RELEASED, DECIDED = "sample.quarantined", "sample.released", "review.decided"
@@ -48,7 +48,7 @@ class Standing:
         events = read_events(folder)
         samples: dict[str, _History] = {}
         for event in events:
-            if event["kind"] in (QUARANTINED, RELEASED, DECIDED):
+            if event["kind"] in (QUARANTINED, RELEASED, DECIDED) and not (event["kind"] == RELEASED and unfit(event)):
                 for sample_id in event["samples"]:
                     _take(samples.setdefault(sample_id, _History()), event, sample_id)
         return cls(events=events, state=fold(events), _samples=samples)

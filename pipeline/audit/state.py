@@ -12,6 +12,9 @@ nothing else. What the events must hold:
   same matter is lifted where it was set: one of the run's by lifting the run's, one of a sample's by lifting the sample's.
 * ``payload.erased``: ``details["files"]``, see :class:`pipeline.audit.erasure.ErasedFile`.
 * ``review.decided`` and ``sample.released`` may state ``details["retain_until"]`` (ISO 8601), a new end of retention.
+
+An event that lacks what its kind must hold lets nothing out: a release does nothing, and a decision that cannot be read leaves
+its samples to a person (outcome ``review``), unless the outcome that it names holds them back. ``verify`` calls it a problem.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from typing import Any, NamedTuple
 from pipeline.audit.erasure import ERASED, erased_files
 from pipeline.audit.event_kinds import KINDS
 from pipeline.audit.events import read_events
-from pipeline.outcome import Outcome
+from pipeline.outcome import ACCEPTED, Outcome
 
 EXPORTED, DECIDED = "exported", "decided"
+DECISION, RELEASE = "review.decided", "sample.released"
 _OUTCOMES = frozenset(str(outcome) for outcome in Outcome)
+_OUT = frozenset(str(outcome) for outcome in ACCEPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +86,16 @@ class State:
         samples: the samples that events concern, by sample_id.
         holds: the matters for which nothing of the whole run may be erased.
         contradictions: decisions that an earlier one contradicts.
-        ignored: number of an event that changed nothing although its kind should, or whose kind is unknown; and why.
+        ignored: number of an event whose kind is unknown, or that says something was erased and names no file: it changed
+            nothing; and why.
+        unfit: number of an event that lacks what its kind must hold, and what.
     """
 
     samples: Mapping[str, SampleState] = field(default_factory=dict)
     holds: tuple[str, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()
     ignored: tuple[tuple[int, str], ...] = ()
+    unfit: tuple[tuple[int, str], ...] = ()
 
     def of(self, sample_id: str) -> SampleState:
         """The state of one sample; one that no event concerns has the state of its row, and the holds of the run."""
@@ -125,6 +133,7 @@ def fold(events: Sequence[Mapping[str, Any]]) -> State:
     contradictions: list[Contradiction] = []
     decisions: dict[str, tuple[int, str]] = {}
     ignored: list[tuple[int, str]] = []
+    odd: list[tuple[int, str]] = []
     for event in events:
         kind, seq = str(event["kind"]), int(event["seq"])
         if kind not in KINDS:
@@ -132,20 +141,27 @@ def fold(events: Sequence[Mapping[str, Any]]) -> State:
             continue
         if kind not in EFFECTS:
             continue
-        if why := _unfit(event):
-            ignored.append((seq, f"({kind}) {why}"))
-            continue
+        if why := unfit(event):
+            (ignored if kind == ERASED else odd).append((seq, f"({kind}) {why}"))
+            if kind != DECISION:
+                continue
+            event = {**event, "details": {"outcome": _held_back(event["details"].get("outcome"))}}
         if kind in _HOLDS and not event["samples"]:
             holds = _HOLDS[kind](holds, _matter(event))
         for sample_id, columns in _concerned(event).items():
             before = samples.get(sample_id, _UNTOUCHED)
             samples[sample_id] = replace(EFFECTS[kind](before, event, columns), events=(*before.events, seq))
-            if kind == "review.decided":
+            if kind == DECISION:
                 outcome = event["details"]["outcome"]
                 if sample_id in decisions and decisions[sample_id][1] != outcome:
                     contradictions.append(Contradiction(sample_id, decisions[sample_id][0], seq))
                 decisions[sample_id] = (seq, outcome)
-    return State(samples=samples, holds=holds, contradictions=tuple(contradictions), ignored=tuple(ignored))
+    return State(samples=samples, holds=holds, contradictions=tuple(contradictions), ignored=tuple(ignored), unfit=tuple(odd))
+
+
+def _held_back(outcome: Any) -> str:
+    """The outcome of a decision that cannot be read as it was meant: it lets nothing out."""
+    return outcome if isinstance(outcome, str) and outcome in _OUTCOMES - _OUT else str(Outcome.REVIEW)
 
 
 def _with(some: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:
@@ -156,16 +172,18 @@ def _without(some: tuple[str, ...], one: str) -> tuple[str, ...]:
     return tuple(other for other in some if other != one)
 
 
-def _unfit(event: Mapping[str, Any]) -> str:
-    """Why an event cannot change anything; empty when it can."""
+def unfit(event: Mapping[str, Any]) -> str:
+    """Why an event of a kind in :data:`EFFECTS` cannot be followed; empty when it can."""
     details, kind = event["details"], event["kind"]
     if kind == ERASED:
         return "" if any(True for _ in erased_files(event)) else "names no file"
     if kind not in _HOLDS and not event["samples"]:
         return "names no sample"
+    if kind not in (DECISION, RELEASE):
+        return ""
     outcome = details.get("outcome")
     known = isinstance(outcome, str) and outcome in _OUTCOMES  # details are anybody's: a list cannot be looked up
-    if not known and (kind == "review.decided" or (kind == "sample.released" and outcome is not None)):
+    if not known and (kind == DECISION or outcome is not None):
         return f"names no outcome, but {str(outcome)[:40]!r}"
     if "retain_until" in details and _until(event) is None:
         return f"names no time, but {str(details['retain_until'])[:40]!r}"
@@ -236,9 +254,9 @@ _HOLDS: dict[str, Callable[[tuple[str, ...], str], tuple[str, ...]]] = {
 }
 EFFECTS: dict[str, Effect] = {
     "review.exported": _exported,
-    "review.decided": _decided,
+    DECISION: _decided,
     "sample.quarantined": _quarantined,
-    "sample.released": _released,
+    RELEASE: _released,
     "hold.set": _held,
     "hold.lifted": _held,
     ERASED: _erased,

@@ -22,7 +22,7 @@ from pipeline.audit.event_lines import EVENT_LINES
 from pipeline.audit.event_parts import EVENTS_FOLDER, EVENTS_HEAD_FILE
 from pipeline.audit.schema import REQUESTS
 from pipeline.audit.shards import COMMITS, EVERY_TABLE, RUN_FILE
-from pipeline.audit.stage import FILES, TIME_STAMP, Findings, Problem, Stage
+from pipeline.audit.stage import EVENTS, FILES, TIME_STAMP, Findings, Problem, Stage
 from pipeline.audit.stage_events import check_erasures, check_events, scan_run_events
 from pipeline.audit.stage_markers import read_index, read_receipts
 from pipeline.audit.stage_proof import NOBODY, Trust, check_signature, check_time_stamp
@@ -119,8 +119,10 @@ def verify(folder: Path, salt: str | None = None, trust: Trust = NOBODY) -> Veri
     check_signature(folder, events, trust, found)
     check_time_stamp(folder, events, trust, found)
     found.add(TIME_STAMP, _not_stamped(folder, events, trust))
+    state = fold(events)
+    found.add(EVENTS, ((f"event {seq}", why) for seq, why in state.unfit))
     found.compared(FILES, f"{found.counts['files']:,} files are there, with the digests that markers and statement state")
-    ignored = ((f"event {seq}", why) for seq, why in fold(events).ignored)
+    ignored = ((f"event {seq}", why) for seq, why in state.ignored)
     left = tuple(Problem(*one) for one in (*uncovered(folder, covered), *ignored))
     problems = found.problems
     return Verification(

@@ -130,10 +130,30 @@ def test_a_decision_may_move_the_end_of_retention() -> None:
         (("weather.changed", [A], {"outcome": "accepted"}), "does not know"),
     ],
 )
-def test_what_cannot_be_folded_changes_nothing_and_is_named(event: tuple[Any, ...], why: str) -> None:
+def test_what_cannot_be_folded_lets_nothing_out_and_is_named(event: tuple[Any, ...], why: str) -> None:
     state = happened(decided("rejected"), event)
-    assert state.of(A).outcome == "rejected" and state.of(A).erased == frozenset()
-    assert len(state.ignored) == 1 and state.ignored[0][0] == 1 and why in state.ignored[0][1]
+    assert state.of(A).outcome in ("rejected", "review") and state.of(A).erased == frozenset()
+    named = state.ignored if why in ("does not know", "names no file") else state.unfit
+    assert len(state.ignored + state.unfit) == len(named) == 1 and named[0][0] == 1 and why in named[0][1]
+
+
+@pytest.mark.parametrize(
+    ("details", "outcome"),
+    [
+        ({"outcome": "acceptd"}, "review"),
+        ({"outcome": "accepted", "retain_until": "soon"}, "review"),
+        ({"outcome": "rejected", "retain_until": "soon"}, "rejected"),
+    ],
+)
+def test_a_decision_that_cannot_be_read_takes_an_accepted_picture_back(details: dict[str, Any], outcome: str) -> None:
+    assert happened(decided("accepted"), ("review.decided", [A], details)).of(A).outcome == outcome
+
+
+def test_what_only_decisions_state_voids_no_quarantine_and_no_hold() -> None:
+    odd = {"retain_until": "soon", "outcome": 7}
+    state = happened(("sample.quarantined", [A], {"claim": "c", **odd}), ("hold.set", [A], {"matter": "m", **odd}))
+    assert state.of(A).outcome == "quarantined" and state.of(A).hold and not state.unfit
+    assert happened(("sample.quarantined", [A], {"claim": "c"}), ("sample.released", [A], odd)).of(A).outcome == "quarantined"
 
 
 def test_every_effect_belongs_to_a_kind() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from jobs.cli.main import app
 from pipeline.audit.coverage import holds_run
+from pipeline.audit.events import append_event
 from pipeline.audit.stage import STAGES
 from pipeline.audit.verifier import clearance_verify
 from pipeline.audit.verifier.clearance_verify import Run, main
@@ -221,6 +222,38 @@ def test_an_erasure_that_names_half_a_file_erases_nothing(runs: Runs, tmp_path: 
     folder = copy_of(runs.whole, tmp_path / "run")
     append_event(folder, "payload.erased", "privacy", "asked for", details={"files": [{"path": 7}, 3]})
     assert verify(folder).ok and not Run(str(folder)).verify().problems
+
+
+SAMPLE = "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("kind", "samples", "details", "what"),
+    [
+        ("sample.released", [SAMPLE], {"outcome": "acceptd"}, "names no outcome, but 'acceptd'"),
+        ("review.decided", [SAMPLE], {}, "names no outcome, but 'None'"),
+        ("review.decided", [SAMPLE], {"outcome": ["accepted"]}, "names no outcome, but \"['accepted']\""),
+        ("review.decided", [], {"outcome": "rejected"}, "names no sample"),
+        ("sample.released", [SAMPLE], {"retain_until": "0001-01-01T00:00:00+14:00"}, "names no time"),
+        ("review.decided", [SAMPLE], {"outcome": "error", "retain_until": None}, "names no time, but 'None'"),
+        ("payload.erased", [SAMPLE], {"files": []}, ""),
+        ("sample.released", [SAMPLE], {"retain_until": "0001-01-01T00:00:00"}, ""),
+        ("sample.quarantined", [SAMPLE], {"outcome": 7, "retain_until": 7}, ""),
+        ("hold.set", [], {"retain_until": 7}, ""),
+        ("weather.changed", [], {"outcome": 7}, ""),
+    ],
+)
+def test_an_event_that_cannot_be_followed_is_a_problem_for_both(
+    runs: Runs, tmp_path: Path, kind: str, samples: list[str], details: dict[str, object], what: str
+) -> None:
+    folder = copy_of(runs.whole, tmp_path / "run")
+    event = append_event(folder, kind, "counsel", "odd", samples=samples, details=details)
+    small, large = Run(str(folder)).verify().problems, verify(folder).problems
+    assert len(small) == len(large) == (1 if what else 0)
+    if what:
+        (((stage, where, said), _),) = small.items()
+        assert (stage, where, said) == ("events", f"event {event['seq']}", f"({kind}) {large[0].what.partition(') ')[2]}")
+        assert large[0].where == where and what in said
 
 
 def with_numbers(folder: Path, column: str, value: object) -> None:

@@ -66,6 +66,7 @@ REPORTS = ("report.html", "report.json")
 REPORT_LINE = re.compile(rb"<!-- sha256 of this file without this line: ([0-9a-f]{64}) -->\n")
 LINKS = {"prev_sha256", "record_sha256"}
 ACCEPTED = ("accepted", "accepted_after_steering")
+OUTCOMES = (*ACCEPTED, "review", "rejected", "quarantined", "error")
 BOUND = ("run_id", "dataset_id", "plan_sha256", "policy_sha256", "salt_id")
 REPEATED = {
     "samples": ("schema_version", "run_id", "dataset_id", "shard_id", "policy_sha256", "worker_id"),
@@ -86,7 +87,6 @@ LEFT = {"report.html": "a report", "report.json": "a report", ".lease": "the run
 A_RUN = ("plan.json", "run.json", "run.dsse.json", "run.tsr", "events-head.json", "events.jsonl", REQUESTS, "commits")
 OF_A_RUN = {name: r"part-.+\.parquet" for name in TABLES} | {"events": r"\d{8,}\.parquet"}
 OF_A_RUN["parts"] = rf"(index|({'|'.join(TABLES)})-\d{{5,}}-[0-9a-f]{{8}})\.parquet"
-
 
 Row = dict[str, Any]
 
@@ -235,7 +235,7 @@ class Run:
         except Wrong:
             self.plan = ""
         erased = Erasures(events)
-        self.hold_requests = REQUESTS in erased.paths
+        self.hold_requests = REQUESTS in erased.files
         if self.index is None:
             for shard_id, receipt in receipts.items():
                 for file in receipt["files"]:
@@ -346,11 +346,8 @@ class Run:
             if {name: type(value) for name, value in file.items()} != kinds or not re.fullmatch(path, file["path"]):
                 raise Wrong("names a file that is not its own")
         shape = {"shard_id": str, "rows": int, "attempts": int, "files": list, "outcomes": dict}
-        tables = [file["table"] for file in marker["files"]]
-        if {name: type(value) for name, value in marker.items()} != shape or tables not in (
-            ["samples", "attempts"],
-            ["samples", "attempts", "kept"],
-        ):
+        tables, some = [file["table"] for file in marker["files"]], ["samples", "attempts"]
+        if {name: type(value) for name, value in marker.items()} != shape or tables not in (some, [*some, "kept"]):
             raise Wrong("has other keys or files")
         if json.dumps({**marker, "digest": digest}, sort_keys=True, indent=1).encode() + b"\n" != data:
             raise Wrong("has other bytes")
@@ -427,12 +424,8 @@ class Run:
             data = self.read(where)
             head = json.loads(data)
             count, part = head["count"], head.get("part", "")
-            whole = (
-                type(count) is int
-                and canonical(head) + b"\n" == data
-                and head.keys() <= {"count", "head", "part", "part_sha256"}
-            )
-            if not whole or count < 1:
+            whole = type(count) is int and canonical(head) + b"\n" == data
+            if not whole or not head.keys() <= {"count", "head", "part", "part_sha256"} or count < 1:
                 self.wrong("events", where, "was changed: it names no event")
             elif len(events) < count:
                 self.wrong("events", part or where, f"events are missing: {where} counts {count}, {len(events)} are here")
@@ -529,9 +522,8 @@ class Run:
         wanted = {**{name: self.stated[name] for name in BOUND if name in self.stated}, "shard_id": shard_id, "table": table}
         for name, value in wanted.items():
             if header.get(name) != value:
-                self.wrong(
-                    "chains", where, f"is not this run's: its {name} is {str(header.get(name))[:64]}, not {str(value)[:64]}"
-                )
+                what = f"is not this run's: its {name} is {str(header.get(name))[:64]}, not {str(value)[:64]}"
+                self.wrong("chains", where, what)
         if self.plan and header.get("plan_file_sha256", "") not in ("", self.plan):
             self.wrong("chains", "plan.json", f"is not the plan that shard {shard_id} was written under")
         if header.get("events_head", "") and header["events_head"] not in self.known:
@@ -566,9 +558,8 @@ class Run:
         sample, kind = row["sample_id"], SUFFIXES.get(str(row.get("media_type")), "")
         written = f"{sample}-{row['attempt']}.webp" if table == "attempts" else f"{sample}.{kind}"
         if path != (written if there else None):
-            self.wrong(
-                "pictures", f"{table}, sample {sample}", f"the path of its picture is {str(path)[:64]!r}, not {written!r}"
-            )
+            what = f"the path of its picture is {str(path)[:64]!r}, not {written!r}"
+            self.wrong("pictures", f"{table}, sample {sample}", what)
 
     def check_chain(self, rows: Iterable[tuple[Row, Row]], file: Row, header: Row, now: Now) -> None:
         """A shard's chain in one table; ``first`` of the file is the number of the shard's first row in it."""
@@ -646,10 +637,8 @@ class Run:
             self.count("prompts")
             if None in both or commitment(salt, both) != row["prompt_commit"]:
                 self.wrong("prompts", f"{place} column prompt", "does not match its commitment")
-        for column, label, stated in (
-            ("columns", "columns", "columns_commit"),
-            ("drawn_prompt", "drawn prompt", "drawn_commit"),
-        ):
+        more = (("columns", "columns", "columns_commit"), ("drawn_prompt", "drawn prompt", "drawn_commit"))
+        for column, label, stated in more:
             if column not in gone and commitment(salt, mine.get(column), label) != row.get(stated):
                 self.wrong("prompts", f"{place} column {column}", "does not match its commitment")
 
@@ -724,8 +713,7 @@ class Run:
                 for name in self.names(folder):
                     where = f"{folder}/{name}"
                     marker = folder == "commits" and not parts and name.endswith(".json") and not name.startswith(".")
-                    fine = marker or where in known
-                    if not fine:
+                    if not marker and where not in known:
                         self.wrong("files", where, "belongs to no committed shard")
             except Wrong as error:
                 self.wrong("files", folder, str(error))
@@ -810,10 +798,8 @@ class Run:
                 batch.validate(full=True)
                 for row in batch.to_pylist():
                     one = left.pop(row["row_no"], None)
-                    found = (
-                        self.request(row, one, now) if one else [f"belongs to no sample, or is there twice: {row['row_no']}"]
-                    )
-                    for what in found:
+                    nobody = [f"belongs to no sample, or is there twice: {row['row_no']}"]
+                    for what in self.request(row, one, now) if one else nobody:
                         self.wrong("files", f"{REQUESTS} row {number}", what)
                     number += 1
             for row_no in left:
@@ -871,8 +857,7 @@ class Run:
             if reported and sha256(data) == reported[-1]["digests"].get(key):
                 continue
             if sha256(data) in stated:
-                last_one = reported[-1]["seq"]
-                self.wrong("files", name, f"an earlier report; event {last_one} names the present one")
+                self.wrong("files", name, f"an earlier report; event {reported[-1]['seq']} names the present one")
             elif reported:
                 self.wrong("files", name, "no event names this report's digest: it was changed or exchanged")
             elif name == "report.html" and b"sha256 of this file without this line" in data:
@@ -887,6 +872,8 @@ class Run:
         for event in events:
             if self.plan and event["digests"].get("plan_file_sha256", self.plan) != self.plan:
                 self.wrong("files", "plan.json", f"is not the plan that event {event['seq']} names")
+            if why := unfit(event):
+                self.wrong("events", f"event {event['seq']}", f"({event['kind']}) {why}")
         sealed = [event for event in events if event["kind"] == "run.sealed"]
         self.sentence["files"] = f"{self.counts.get('files', 0)} files are there, with the digests stated of them"
         if statement is None:
@@ -975,6 +962,27 @@ def last(events: list[Row], kind: str) -> Row | None:
     return next((event for event in reversed(events) if event["kind"] == kind), None)
 
 
+def details_of(event: Row) -> Row:
+    found = event.get("details") or {}
+    return json.loads(found) if isinstance(found, str) else found  # type: ignore[no-any-return]
+
+
+def unfit(event: Row) -> str:
+    """Why an event that decides about samples cannot be followed; empty when it can, or decides nothing."""
+    details, decides = details_of(event), event["kind"] in ("review.decided", "sample.released")
+    if (decides or event["kind"] in ("review.exported", "sample.quarantined")) and not event.get("samples"):
+        return "names no sample"
+    outcome, needed = details.get("outcome"), event["kind"] == "review.decided"
+    if decides and outcome not in OUTCOMES and (needed or outcome is not None):
+        return f"names no outcome, but {str(outcome)[:40]!r}"
+    try:
+        until = datetime.fromisoformat(details["retain_until"]) if decides and "retain_until" in details else datetime.now(UTC)
+        until.replace(tzinfo=until.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return f"names no time, but {str(details['retain_until'])[:40]!r}"
+    return ""
+
+
 class Now(NamedTuple):
     """What a file has to be now, and the cells in it that events name as emptied: sample ids by column."""
 
@@ -990,9 +998,7 @@ class Erasures:
     def __init__(self, events: list[Row]) -> None:
         self.files: dict[str, list[tuple[int, Row]]] = {}
         for event in events:
-            found = event.get("details") or {}
-            details = json.loads(found) if isinstance(found, str) else found
-            files = details.get("files") if event["kind"] == "payload.erased" else None
+            files = details_of(event).get("files") if event["kind"] == "payload.erased" else None
             for file in files if isinstance(files, list) else ():
                 if self.whole(file):  # an event that names no file in full erases nothing, so what it emptied is found
                     self.files.setdefault(file["path"], []).append((event["seq"], file))
@@ -1006,10 +1012,6 @@ class Erasures:
         if not isinstance(columns, dict) or type(file.get("after_bytes")) is not int:
             return False
         return all(isinstance(ids, list) and all(isinstance(one, str) for one in ids) for ids in columns.values())
-
-    @property
-    def paths(self) -> set[str]:
-        return set(self.files)
 
     def now(self, path: str, digest: str, size: int) -> Now:
         known, erased, broken = {digest}, dict[str, set[str]](), ""
@@ -1056,11 +1058,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--extract", default="", metavar="FOLDER", help="write what was signed, and the signatures, for openssl"
     )
     options = parser.parse_args(arguments)
-    if not os.path.isdir(options.run):
-        print(f"there is no such run folder: {options.run}", file=sys.stderr)
-        return 2
-    if not holds_run(options.run):
-        print(f"not a run folder (no plan.json): {options.run}", file=sys.stderr)
+    if not os.path.isdir(options.run) or not holds_run(options.run):
+        why = "not a run folder (no plan.json)" if os.path.isdir(options.run) else "there is no such run folder"
+        print(f"{why}: {options.run}", file=sys.stderr)
         return 2
     run = Run(options.run, options.salt, options.head.strip().lower()).verify()
     if options.extract:
@@ -1079,10 +1079,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(ascii(f"{where}: {what}")[1:-1])
     for where, what in run.left:
         print(ascii(f"not covered: {where} ({what})")[1:-1])
-    kept = run.anchors
-    print(
-        f"anchors: head {kept['head'] or '(none)'} of {kept['events']} events; run.json sha256 {kept['run_sha256'] or '(none)'}"
-    )
+    head, events, run_sha256 = run.anchors["head"], run.anchors["events"], run.anchors["run_sha256"]
+    print(f"anchors: head {head or '(none)'} of {events} events; run.json sha256 {run_sha256 or '(none)'}")
     print("NOT INTACT" if run.problems else "intact")
     return 1 if run.problems else 0
 
