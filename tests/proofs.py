@@ -7,11 +7,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from pipeline.keys import STATEMENT, STATEMENT_PUBLIC, Keys
 
@@ -91,6 +100,17 @@ class Authority:
         must("x509", "-req", "-in", folder / "tsa.csr", *by, *extensions, "-out", folder / "tsa.pem")
         return cls(folder, folder / "root.pem")
 
+    def end(self, at: datetime) -> None:
+        """Let both certificates end at that time; keys and names stay."""
+        issuer = load_pem_private_key((self.folder / "root.key").read_bytes(), None)
+        for name in ("tsa.pem", "root.pem"):
+            old = x509.load_pem_x509_certificate((self.folder / name).read_bytes())
+            made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.issuer).public_key(old.public_key())
+            made = made.serial_number(old.serial_number).not_valid_before(old.not_valid_before_utc).not_valid_after(at)
+            for one in old.extensions:
+                made = made.add_extension(one.value, one.critical)
+            (self.folder / name).write_bytes(made.sign(issuer, hashes.SHA256()).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
+
     def answer(self, url: str, request: bytes) -> bytes:
         """The answer to a request, as openssl gives it."""
         query, reply = self.folder / "query.tsq", self.folder / "reply.tsr"
@@ -98,9 +118,9 @@ class Authority:
         must("ts", "-reply", "-config", self.folder / "openssl.cnf", "-queryfile", query, "-out", reply)
         return reply.read_bytes()
 
-    def confirms(self, stamp: Path, data: Path) -> bool:
+    def confirms(self, stamp: Path, data: Path, *more: object) -> bool:
         """Whether openssl finds a time stamp to be this authority's, over these data."""
-        return openssl("ts", "-verify", "-in", stamp, "-data", data, "-CAfile", self.root).returncode == 0
+        return openssl("ts", "-verify", *more, "-in", stamp, "-data", data, "-CAfile", self.root).returncode == 0
 
     @contextmanager
     def served(self) -> Iterator[str]:

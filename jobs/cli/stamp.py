@@ -42,3 +42,4 @@ def stamp(
     if tsa_roots is None:
         say("The authority was not checked: name its root certificates with --tsa-roots, here or in `clearance verify`")
     say(f"Without Clearance: openssl ts -verify -in run.tsr -data {made.covers} -CAfile ROOTS.pem")
+    say(f"Once a certificate of the authority has ended, add the time of the stamp: -attime {int(made.time.timestamp())}")

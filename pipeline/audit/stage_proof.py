@@ -99,7 +99,7 @@ def _check_key(envelope: Envelope, trust: Trust, found: Findings) -> None:
         return
     key = public_key(trust.key_pem, trust.key_id, where="the public key")
     if trust.key_id not in envelope.signatures:
-        what = f"is signed with key {names}; the key given is {trust.key_id}"
+        what = f"is signed with key {names}; the key given is {trust.key_id} (of a replaced key, keep and name the .pub)"
         found.problem(SIGNATURE, ENVELOPE_FILE, what)
         return
     try:

@@ -159,6 +159,25 @@ class C2paSigner:
         return found.intact and found.serial == self.key.serial
 
 
+def is_of_signer(data: bytes, key: C2paKey) -> bool:
+    """Whether a signed file holds a certificate of this signer, one that was renewed since included.
+
+    The certificates stand in a file as they are. One is the signer's when it has the same public key, or the same subject and
+    the same key of the issuer; by the name of an issuer alone another one could be taken for it.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    mine = x509.load_pem_x509_certificates(key.chain_pem)[0]
+    if mine.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) in data:
+        return True
+    try:
+        issuer = mine.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return False
+    return issuer is not None and issuer in data and mine.subject.public_bytes() in data
+
+
 def manifest_of(software: str, drawn_by: str, training: str, bindings: Sequence[SoftBinding]) -> dict[str, Any]:
     """A manifest's definition as the SDK takes it."""
     name, _, version = software.rpartition(" ")

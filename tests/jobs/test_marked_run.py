@@ -7,12 +7,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from guards.own_label import own_label
@@ -258,18 +261,33 @@ def test_another_watermark_key_is_another_plan(make_plan: MakePlan, tmp_path: Pa
         run_local(plan, tmp_path / "run", open_loop=open_loop)
 
 
-@pytest.mark.parametrize("whose", ["none", "run", "other"])
+def renew(keys: Keys) -> None:
+    """A certificate of the same key that ends later, under a root of its own."""
+    assert keys.folder is not None
+    old = x509.load_pem_x509_certificate((keys.folder / "c2pa.pem").read_bytes())
+    made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.issuer).public_key(old.public_key())
+    made = made.serial_number(7).not_valid_before(old.not_valid_before_utc)
+    made = made.not_valid_after(old.not_valid_after_utc + timedelta(days=1))
+    for one in old.extensions:
+        made = made.add_extension(one.value, one.critical)
+    issuer = ec.generate_private_key(ec.SECP256R1())
+    (keys.folder / "c2pa.pem").write_bytes(made.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.mark.parametrize("whose", ["none", "run", "other", "renewed"])
 def test_an_export_says_which_marks_a_picture_lacks_that_was_accepted_in_review(
     make_plan: MakePlan, tmp_path: Path, open_loop: Open, keys: Keys, whose: str
 ) -> None:
     """With the keys of the run it is marked as those are that the run released, the payload of its watermark too."""
     new_keys(tmp_path / "others")
-    chosen = {"none": "", "run": str(keys.folder), "other": str(tmp_path / "others")}[whose]
-    with_keys = whose == "run"
+    chosen = {"none": "", "other": str(tmp_path / "others")}.get(whose, str(keys.folder))
+    with_keys = whose in ("run", "renewed")
     plan = make_plan(["large cat", "a large copy", "a copy"], marks=MarksConfig(keys="keys"))
     folder = run_local(plan, tmp_path / "run", open_loop=open_loop).folder
     held = [str(row["sample_id"]) for row in sample_rows(folder) if row["outcome"] == "rejected"]
     append_event(folder, "review.decided", "reviewer", "looked at", samples=held, details={"outcome": "accepted"})
+    if whose == "renewed":
+        renew(keys)
     to, columns = tmp_path / "export", "--columns=prompt,c2pa_key_id,watermark_key_id"
     named = ["--keys", chosen] if chosen else []
     done = CliRunner().invoke(app, ["export", str(folder), "--to", str(to), columns, *named])
@@ -289,7 +307,7 @@ def test_an_export_says_which_marks_a_picture_lacks_that_was_accepted_in_review(
     same, _ = decode(frame["a large copy"]["image"]["bytes"])
     assert (same == large).all(), "in Python it carries what the export does"
     if with_keys:
-        assert {row["c2pa_key_id"] for row in rows.values()} == {keys.ids()["c2pa.pem"]}
+        assert len({row["c2pa_key_id"] for row in rows.values()} - {keys.ids()["c2pa.pem"]}) == (whose == "renewed")
         assert rows["a large copy"]["watermark_key_id"] == rows["large cat"]["watermark_key_id"] == key_id(key)
 
 

@@ -7,8 +7,10 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -241,7 +243,7 @@ def test_what_to_keep_of_a_run_is_printed_and_compared(signed: Path) -> None:
 
 
 def test_events_after_the_signature_are_not_covered_and_break_nothing(signed: Path, keys: Keys) -> None:
-    append_event(signed, "review.decided", "reviewer", "fine")
+    append_event(signed, "run.noted", "reviewer", "fine")
     found = verify(signed, None, trust_in(keys))
     assert found.ok and "no later event" in next(s.sentence for s in found.stages if s.name == "signature")
 
@@ -461,3 +463,30 @@ def test_roots_require_a_time_stamp(signed: Path, authority: Authority) -> None:
     result = call("verify", signed, "--tsa-roots", authority.root)
     assert result.exit_code == 1 and "run.tsr: is missing: the run has no time stamp" in result.output
     assert call("verify", signed).exit_code == 0
+
+
+def test_a_time_stamp_holds_after_the_certificates_of_its_authority_have_ended(signed: Path, tmp_path: Path) -> None:
+    """What was stamped while they were valid; openssl wants to be told the time. A stamp made afterwards holds for nobody."""
+    short = Authority.make(tmp_path / "short")
+    ends = datetime.now(UTC) + timedelta(seconds=6)
+    short.end(ends)
+    made = stamp_run(signed, "http://tsa", ask=short.answer)
+    if made.time + timedelta(seconds=1) >= ends:
+        pytest.skip("this machine was too slow to stamp in time")
+    time.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds() + 1))
+    trust = Trust(tsa_roots=short.root.read_bytes())
+    assert stage(signed, "time stamp", trust)[0] == "pass"
+    over = signed / "run.tsr", signed / "run.dsse.json"
+    assert not short.confirms(*over) and short.confirms(*over, "-attime", int(made.time.timestamp()))
+    stamp_run(signed, "http://tsa", ask=short.answer)
+    assert stage(signed, "time stamp", trust)[0] == "fail"
+
+
+def test_a_run_of_a_replaced_key_verifies_with_the_key_that_it_was_signed_with(
+    signed: Path, keys: Keys, tmp_path: Path
+) -> None:
+    state, what = stage(signed, "signature", trust_in(keys_in(tmp_path / "new")))
+    assert state == "fail" and "keep and name the .pub" in what
+    assert keys.folder is not None
+    old = shutil.copy(keys.folder / "statement.pub", tmp_path / "old.pub")
+    assert stage(signed, "signature", trust_in(Keys(), old))[0] == "pass"

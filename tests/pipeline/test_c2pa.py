@@ -27,7 +27,7 @@ from index.fingerprint import iscc, pixel_digest
 from jobs.keys import c2pa_test_chain, new_keys
 from pipeline.config import MarksConfig
 from pipeline.keys import C2paKey, Keys
-from pipeline.marking.c2pa import C2paSigner, Manifest, SoftBinding, manifest_of, read_manifest
+from pipeline.marking.c2pa import C2paSigner, Manifest, SoftBinding, is_of_signer, manifest_of, read_manifest
 from pipeline.marking.encode import DIGITAL_SOURCE_TYPE, MEDIA_TYPES, decode, encode
 from pipeline.marking.mark import MarkedPicture, Origin, mark
 from pipeline.marking.markers import TEST_SIGNED, Markers, marks_parts, open_markers
@@ -246,6 +246,29 @@ def test_a_certificate_that_ends_while_a_run_goes_stops_it(tmp_path: Path) -> No
         signed(signer)
     after = read_manifest(file.data, file.media_type, keys.anchors())
     assert (after.intact, "signingCredential.expired" in after.problems) == (False, True), "without a time stamp it ends too"
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_a_renewed_certificate_is_the_same_signers(keys: Keys, signer: C2paSigner, tmp_path: Path, image_format: str) -> None:
+    """With the same key, or by the same issuer for the same subject; a test chain made anew has the names alone."""
+    old = x509.load_pem_x509_certificate(key_of(keys).chain_pem)
+    issuer = ec.generate_private_key(ec.SECP256R1())
+
+    def renewed(key: Any, names_issuer: bool) -> C2paKey:
+        made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.issuer).public_key(key)
+        made = made.serial_number(7).not_valid_before(old.not_valid_before_utc).not_valid_after(old.not_valid_after_utc)
+        if names_issuer:
+            known = old.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+            made = made.add_extension(known.value, critical=False)
+        pem = made.sign(issuer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return replace(key_of(keys), chain_pem=pem)
+
+    data, other = signed(signer, image_format).data, ec.generate_private_key(ec.SECP256R1()).public_key()
+    assert is_of_signer(data, key_of(keys))
+    assert is_of_signer(data, renewed(old.public_key(), names_issuer=False))
+    assert is_of_signer(data, renewed(other, names_issuer=True))
+    assert not is_of_signer(data, renewed(other, names_issuer=False))
+    assert not is_of_signer(data, key_of(chain_in(tmp_path / "anew")))
 
 
 def test_a_certificate_that_the_sdk_refuses_is_found_when_it_is_opened(keys: Keys, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_shards_cannot_change_places(folder: Path) -> None:
 
 
 def test_events_cannot_be_dropped_or_reordered(folder: Path) -> None:
-    append_event(folder, "review.decided", "reviewer", "fine", after_sha256="aa")
+    append_event(folder, "run.noted", "reviewer", "fine", after_sha256="aa")
     assert verify(folder).ok
     parts = sorted(folder.glob("events/*.parquet"))
     whole = [part.read_bytes() for part in parts]

@@ -156,9 +156,9 @@ def test_a_path_beside_a_picture_that_no_writer_gives_fails_the_pictures_alone(r
 
 
 def test_a_changed_event_fails_the_events(run: FakeRun, tmp_path: Path) -> None:
-    append_event(run.folder, "review.decided", "reviewer", "fine")
+    append_event(run.folder, "run.noted", "reviewer", "fine")
     older = Path(shutil.copytree(run.folder, tmp_path / "older"))
-    append_event(run.folder, "review.decided", "reviewer", "not fine")
+    append_event(run.folder, "run.noted", "reviewer", "not fine")
     shutil.rmtree(run.folder / "events")
     shutil.copytree(older / "events", run.folder / "events")
     assert failed(verify(run.folder)) == {"events"}

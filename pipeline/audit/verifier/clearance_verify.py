@@ -934,7 +934,7 @@ class Run:
             if not over:
                 self.wrong("time stamp", where, "does not hold the digest of run.dsse.json or run.json as they are now")
             openssl = f"openssl ts -verify -in run.tsr -data {(over or files or ['run.json'])[0]} -CAfile ROOTS.pem"
-            self.skip["time stamp"] = f"no X.509 here: {openssl}"
+            self.skip["time stamp"] = f"no X.509 here: {openssl} (-attime SECONDS, where a certificate has ended since)"
         except Wrong as error:
             self.wrong("time stamp", where, str(error))
 
