@@ -8,6 +8,7 @@ run of its own.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jobs.run.event import OnEvent, ignore
 from jobs.run.plan import Plan
 from jobs.run.session import RunResult, run_session
 from pipeline.audit.context import RunContext
-from pipeline.audit.events import NewEvent, append_events
+from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.ledger import sample_rows
 from pipeline.keys import Keys
 from pipeline.outcome import Adapter
@@ -33,8 +34,9 @@ _SAME = (
 
 
 def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | None = None) -> RunResult:
-    """End a stopped run. Opens neither model nor index: what rows repeat of them is in those that are there. What they do not
-    hold, the machine and the licences of adapters, is left out.
+    """End a stopped run. Opens neither model nor index: what rows repeat of them is in those that are there. They do not hold
+    the licences of adapters, and the statement says so. It names the runner of the last session that drew, with no worker of
+    this one. Rows of requests that were not drawn name no machine.
 
     Args:
         folder: the run folder.
@@ -52,8 +54,9 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | 
     """
     plan = Plan.load(folder)
     keys = keys if keys is not None else _keys(plan)
-    context = _context(folder, plan, keys)
+    context, drawn_by = _context(folder, plan, keys), _runner(folder)
     with run_session(plan, folder, "local", on_event, None, resume=True, keys=keys) as session:
+        session.drawn_by = drawn_by
         if session.sealed:
             raise InputError("the run is finished", where=str(folder), fix="There is nothing to end")
         assert session.anchors is not None  # of a folder that holds the plan
@@ -68,6 +71,12 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | 
         append_events(session.folder, [event])  # behind its rows: stopped in the middle, the run may still be continued
         session.context = context
         return session.finish(0)
+
+
+def _runner(folder: Path) -> str:
+    """The runner of the last session that drew, by its event."""
+    began = [event for event in read_events(folder) if event["kind"] in ("run.started", "run.resumed")]
+    return str(began[-1]["actor"]).removeprefix("runner.") if began else "local"
 
 
 def _keys(plan: Plan) -> Keys:
@@ -88,7 +97,7 @@ def _context(folder: Path, plan: Plan, keys: Keys) -> RunContext:
     adapters: list[Adapter] = []
     for row in sample_rows(folder, [*_SAME, "adapters"]):
         first = first or row
-        worn = [Adapter(**{**one, "tokens": tuple(one["tokens"])}) for one in row["adapters"]]
+        worn = [_adapter(one) for one in row["adapters"]]
         adapters += [one for one in worn if one.digest not in [known.digest for known in adapters]]
     weights = {one.name: one.weight for one in plan.config.adapters if one.name}  # rows may have had other strengths
     adapters = [dataclasses.replace(one, weight=weights.get(one.name, one.weight)) for one in adapters]
@@ -102,6 +111,12 @@ def _context(folder: Path, plan: Plan, keys: Keys) -> RunContext:
         keep_held=config.keep.held, hard_stop=config.keep.hard_stop, diversity=config.generation.diversity,
         **{name: first[name] for name in _SAME},
     )  # fmt: skip
+
+
+def _adapter(stored: Mapping[str, Any]) -> Adapter:
+    """An adapter as a row holds it, which has no licence. Of an eraser, which states none, no statement holds one."""
+    unknown = "" if str(stored["kind"]).startswith("erase-") else "not recorded: the run was ended early"
+    return Adapter(**{**stored, "tokens": tuple(stored["tokens"])}, licence=unknown)
 
 
 def _salt(folder: Path, plan: Plan, keys: Keys) -> str:

@@ -108,6 +108,7 @@ class Session:
         self._causes: Counter[tuple[str, Cause]] = Counter()  # deaths by shard and cause
         self.receipts: dict[str, ShardReceipt] = {}
         self.activity: dict[str, Any] = {}  # of the local worker
+        self.drawn_by = runner  # what the statement names; a session that only ends a run draws nothing
         self._here: Counter[str] = Counter()  # outcomes in the shards that this session committed
         self.sealed = False
         self._signer = signer_of(keys)  # before anything is drawn: a damaged key must not be found at the seal
@@ -374,7 +375,7 @@ class Session:
             identity=dict(self.plan.identity),
             copy_check=dict(self.plan.copy_check),
             guards=[dict(guard) for guard in self.plan.guards],
-            runner={"kind": self.runner, "workers": workers, "deaths": dict(self.deaths)},
+            runner={"kind": self.drawn_by, "workers": workers, "deaths": dict(self.deaths)},
             devices=[device] * workers,
         )
 

@@ -22,7 +22,7 @@ from jobs.run.lease.lock import lease
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
 from jobs.run.verdict import verify_run
-from pipeline.audit.events import read_events
+from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows, scan_statement
 from pipeline.audit.report import write_report
 from pipeline.keys import Keys
@@ -71,6 +71,22 @@ def test_it_states_what_a_run_to_the_end_states(
     ours, theirs = ((scan_statement(folder)[0] or {})["predicate"] for folder in (stopped, whole))
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} & {"model", "policy_id", "generation", "index_id"} == set()
+
+
+def test_it_names_the_runner_that_drew_and_no_licence_that_it_does_not_know(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_event(stopped, "run.resumed", "runner.ray", "continued on a cluster")
+
+    def with_lora(*arguments: Any, **more: Any) -> Any:
+        for row in sample_rows(*arguments, **more):
+            yield {**row, "adapters": [{"name": "ink", "kind": "lora", "digest": "aa", "weight": 1.0, "tokens": []}]}
+
+    monkeypatch.setattr("jobs.run.end_early.sample_rows", with_lora)
+    end_early(stopped, WHO)
+    stated = (scan_statement(stopped)[0] or {})["predicate"]
+    assert stated["runner"] == {"kind": "ray", "workers": 0, "deaths": {}}
+    assert [one["licence"] for one in stated["adapters"]] == ["not recorded: the run was ended early"]
 
 
 def test_afterwards_it_is_a_run_like_any_other(stopped: Path) -> None:

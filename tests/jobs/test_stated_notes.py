@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.run.preflight.notes import guidance_notes
+from jobs.run.preflight.notes import erase_notes, guidance_notes
 from jobs.run.preflight.stated_notes import PROMPTS_READ, asked_notes, length_notes, stated_notes, unguided_notes
 from pipeline.config import DiversityConfig, GenerationConfig, ModelConfig, RunConfig
 from pipeline.guard_settings import AskedPolicy
@@ -18,7 +18,7 @@ from pipeline.model.adapters.prompt_weights import weighted
 from pipeline.model.load import load_model
 from pipeline.outcome import Request, Stated
 from pipeline.policy import Policy
-from pipeline.rungs import NegativeRung
+from pipeline.rungs import EraseRung, NegativeRung, ReseedRung
 from pipeline.runtime import Runtime
 
 OWN = [(0, "a", None), (1, "b", 1.0), (2, "c", 7.5), (3, "d", 0.0)]  # row, key, its own guidance scale
@@ -127,3 +127,23 @@ def test_prompts_that_ask_for_marks_are_counted_with_what_follows() -> None:
     assert not asked_notes(todo[:1], Policy())
     many = asked_notes([todo[1]] * (PROMPTS_READ + 5), Policy())
     assert many[0].text.startswith(f"{PROMPTS_READ} of the first {PROMPTS_READ:,} prompts ask for a QR code")
+
+
+@pytest.mark.parametrize(
+    ("until", "resume", "steps", "notes"),
+    [
+        (0.5, 0.5, None, 1),
+        (0.5, 0.4, None, 0),
+        (0.5, 0.0, None, 0),
+        (1.0, 0.9, None, 0),
+        (0.5, 0.45, 2, 0),
+        (0.0, 0.5, None, 0),
+    ],
+)
+def test_an_eraser_that_begins_behind_the_guidance_is_noted(until: float, resume: float, steps: int | None, notes: int) -> None:
+    drawn = GenerationConfig(steps=20, guidance_scale=5.0, guidance_until=until)
+    policy = Policy(mark_ladder=(ReseedRung(), EraseRung(resume_fraction=resume)))
+    asked = [Request(row_no=0, key="a", prompt="a", negative_prompt="", seed=0, stated=Stated(steps=steps))]
+    found = erase_notes(drawn, asked, policy)
+    assert len(found) == notes
+    assert not found or "rung 2 (erase) begins at step 10 of 20, and guidance acts in the first 10" in found[0].text

@@ -15,6 +15,8 @@ from pipeline.keys import Keys
 from pipeline.notes import Note
 from pipeline.outcome import Request
 from pipeline.policy import Policy
+from pipeline.rungs import EraseRung
+from pipeline.steer.filters import rollback_step
 
 SOON = timedelta(days=14)  # a certificate that ends within this time is warned of
 
@@ -42,6 +44,7 @@ def notes_of(
     notes = list(parts.notes)
     drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
     notes += [*drawn.notes, *guidance_notes(drawn.generation, requests, distilled=cls.distilled)]
+    notes += erase_notes(drawn.generation, requests, policy)
     if config.generation.scheduler == "auto":
         _, text = sampler_of(parts.scheduler, flow=cls.flow)
         notes += [Note("scheduler", text)] if text else []
@@ -86,6 +89,26 @@ def guidance_notes(drawn: GenerationConfig, requests: Sequence[Request], *, dist
         f"generation.guidance_until = {share:g} of {counted(min(none), 'step')} rounds to none: guidance acts in no step{which}"
     )
     return [Note("guidance", f"{what}, and negative prompts have no effect there. Set it above {0.5 / min(none):g}")]
+
+
+def erase_notes(drawn: GenerationConfig, requests: Sequence[Request], policy: Policy) -> list[Note]:
+    """Rungs of the mark ladder that put words where no guidance acts any more: they draw the end of the same picture again.
+
+    Args:
+        drawn: with steps and scale in force. requests: of the run. policy: its policy.
+    """
+    there = {one.stated.steps or drawn.drawn_steps for one in requests if one.problem is None} or {drawn.drawn_steps}
+    guided = {steps: round(drawn.guidance_until * steps) for steps in there}
+    notes = []
+    for number, rung in enumerate(policy.mark_ladder, 1):
+        if not isinstance(rung, EraseRung):
+            continue
+        begins = {steps: rollback_step(steps, 1, resume_fraction=rung.resume_fraction) for steps in there}
+        for steps in [one for one in sorted(there) if 0 < guided[one] <= begins[one]][:1]:  # without guidance it is a re-seed
+            what = f"mark_ladder rung {number} (erase) begins at step {begins[steps]} of {steps}"
+            why = f"guidance acts in the first {guided[steps]} (generation.guidance_until): what it leaves out changes nothing"
+            notes.append(Note("policy", f"{what}, and {why}. Lower its resume_fraction below {drawn.guidance_until:g}"))
+    return notes
 
 
 def idle_in_a_run(policy: Policy) -> list[str]:
