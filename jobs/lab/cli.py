@@ -51,7 +51,8 @@ def rebuild(
 ) -> None:
     """Rebuild the embedded world in this checkout, stage by stage: data, networks, files, thresholds, judges; resumes.
 
-    At full share this takes about a day of two processor cores; nearly all of it is the denoiser's.
+    At full share this takes about a day of two processor cores; nearly all of it is the denoiser's. At a small share the last
+    stage, the latent head, may end with an error: a denoiser that learned little copies nothing that the head could learn from.
 
     Example: clearance lab rebuild --work world
     Example: clearance lab rebuild --work trial --share 0.01
@@ -67,8 +68,8 @@ def rebuild(
         "calibration": lambda: world.calibrate(work),
         "files": lambda: world.pack(work),
         "mark detector": lambda: world.marks(work, minutes=75 * share, examples=max(2_000, round(60_000 * share))),
-        "latent head": lambda: world.head(work, steps=max(100, round(3200 * share)), flights=max(128, round(768 * share))),
         "judges": lambda: fit(work, share=share),
+        "latent head": lambda: world.head(work, steps=max(100, round(3200 * share)), flights=max(128, round(768 * share))),
     }
     for number, (name, stage) in enumerate(stages.items(), 1):
         say(f"{number} of {len(stages)}: {name}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.errors import InputError
 from jobs.lab.world.flights import STEPS
 from pipeline.respond.latent_head import ROWS
 
@@ -84,7 +85,11 @@ def choose(best: np.ndarray, best_armed: np.ndarray, copy: np.ndarray) -> dict[s
 
 
 def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
-    """Write ``target/thresholds.json`` for the head in ``target`` and, at the same levels, for decode + embed."""
+    """Write ``target/thresholds.json`` for the head in ``target`` and, at the same levels, for decode + embed.
+
+    Raises:
+        InputError: the denoiser drew no copy, so that nothing tells copies from others.
+    """
     import torch
 
     from jobs.lab.world.head_data import calibrating
@@ -111,6 +116,9 @@ def calibrate_head(work: Path, target: Path) -> dict[str, Any]:
         latents = ReferenceLatents.encoded(guard.index, model, guard.hues)
         latents.search([], 1)  # reads the index while its folder exists
         copy = copied(guard, data["pictures"])
+        if not copy.any():
+            what = f"none of {len(copy)} pictures that the denoiser drew is a copy: there is nothing to tell from the others"
+            raise InputError(what, where=str(work), fix="Train the denoiser longer: `clearance lab world denoiser`")
         captions = list(dict.fromkeys(data["caption"].tolist()))
         scores = dict(zip(captions, looks["head"].text_scores(captions), strict=True))
         text = np.array([[scores[c].get(ref_id, -1.0) for ref_id in ids] for c in data["caption"].tolist()])
