@@ -139,10 +139,10 @@ def read_envelope(folder: Path) -> tuple[Envelope, bytes] | None:
     Raises:
         IntegrityError: it is not an envelope, or not written as one of ours; or as :func:`index.storage.open_file`.
     """
-    from securesystemslib.dsse import Envelope
-
     if entry_of(folder, ENVELOPE_FILE) is None:
         return None
+    from securesystemslib.dsse import Envelope  # it loads every key service's library that is there
+
     data = read_file(folder, ENVELOPE_FILE)
     plain = parse_object(data, where=ENVELOPE_FILE)
     try:
