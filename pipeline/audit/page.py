@@ -20,7 +20,6 @@ from index.rate import Rate, percent
 
 if TYPE_CHECKING:
     import jinja2
-    from jinja2.bccache import Bucket
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -115,8 +114,7 @@ class _Page:
     def render(self, template: str, **values: Any) -> str:
         from markupsafe import Markup
 
-        environment = _environment()
-        environment.globals.update(
+        functions = dict(
             anchor=self._anchor,
             bounds=lambda rate: Rate.of(rate["k"], rate["n"]).bounds,
             details=details_of,
@@ -128,12 +126,12 @@ class _Page:
             picture=self._picture,
             rate_text=lambda rate: "not measured" if rate is None else str(Rate(**rate)),
             section=self._sections.__getitem__,
-            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            style=Markup(_style()),
             ticks=_ticks,
             title=self._title,
             width=lambda part, whole: f"{100 * part / whole:.2f}" if whole else "0",
         )
-        return environment.get_template(template).render(**values).strip() + "\n"
+        return _environment().get_template(template).render(functions | values).strip() + "\n"
 
     def _anchor(self, sample_id: str) -> str:
         return f"#{self._anchors[sample_id]}" if sample_id in self._anchors else ""
@@ -160,12 +158,14 @@ class _Page:
         return self._titles.get(ref_id) or stored or ref_id
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
+    """Made once, and given each page's functions as values: to load the templates takes longer than to write a small page."""
     import jinja2
 
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown,
-        trim_blocks=True, lstrip_blocks=True, bytecode_cache=_compiled(),
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update(
         pct=_percent,
@@ -181,22 +181,8 @@ def _environment() -> jinja2.Environment:
 
 
 @functools.cache
-def _compiled() -> jinja2.BytecodeCache:
-    """Keeps templates compiled: every page has functions of its own, and to compile takes longer than to write a small page."""
-    import jinja2
-
-    class Compiled(jinja2.BytecodeCache):
-        def __init__(self) -> None:
-            self._kept: dict[str, bytes] = {}
-
-        def load_bytecode(self, bucket: Bucket) -> None:
-            if (kept := self._kept.get(bucket.key)) is not None:
-                bucket.bytecode_from_string(kept)
-
-        def dump_bytecode(self, bucket: Bucket) -> None:
-            self._kept[bucket.key] = bucket.bytecode_to_string()
-
-    return Compiled()
+def _style() -> str:
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
 def interval(rate: Mapping[str, Any]) -> Markup:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,29 @@ def test_no_page_is_written_from_a_changed_file(run: Path) -> None:
     result = call("report", run, "--pages")
     assert result.exit_code == 1 and f"no page of a request in {path}: is not the file that was committed" in result.stderr
     assert not list((run / "pages").glob(f"{first_key(run)}.html"))
+
+
+def test_templates_are_loaded_for_the_first_page_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jinja2 import FileSystemLoader
+
+    loaded: list[str] = []
+    load = FileSystemLoader.load
+
+    def counted(self: FileSystemLoader, environment: Any, name: str, *more: Any) -> Any:
+        loaded.append(name)
+        return load(self, environment, name, *more)
+
+    monkeypatch.setattr(FileSystemLoader, "load", counted)
+    write_pages(run)
+    assert len(loaded) == len(set(loaded))
+
+
+def test_an_unsigned_run_is_looked_at_without_the_libraries_of_key_services(run: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.audit.envelope import signed_by\n"
+        "assert signed_by(Path(sys.argv[1])) == 'not signed'; sys.exit('securesystemslib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run)], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(("key", "name"), [

@@ -24,6 +24,8 @@ _NAMED = set(
 )
 _LISTS = {column.name for column in (*SAMPLE_COLUMNS, *ATTEMPT_COLUMNS) if column.type.startswith("list of ")}
 
+_AS_IT_IS = (str, float, int)  # most values of a row, asked for first: to ask whether something is a Mapping takes long
+
 
 def attempt_id(sample_id: str, attempt: int) -> str:
     """What the picture of an attempt is called among a report's pictures."""
@@ -115,6 +117,8 @@ def _attempt(sample: Row, row: Row) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: times as ISO 8601 text."""
+    if value is None or isinstance(value, _AS_IT_IS):
+        return value
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
