@@ -48,9 +48,9 @@ DEFAULTS: Mapping[str, Known] = {
     "deaths": Known(0.01, "assumed, of a worker in an hour: one in a hundred hours"),
     "restart_seconds": Known(60, "assumed: replacing a worker and loading SDXL"),
     "looks": Known(13, "searches of the index for a picture: the picture in 12 hues, and a probe; copies.edits adds up to 50"),
-    "queries_per_core": Known(2157, "bench index, 1,000,000 references of 512 numbers, in batches; 5,283 at 200,000"),
+    "queries_per_core": Known(1401, "bench index, 1,000,000 references of 512 numbers, in batches; 3,972 at 200,000"),
     "anonymous_bytes": Known(
-        64, "of a reference, in a worker's own memory: the most it may be; bench index found 18 at 200,000, 2.4 at 1,000,000"
+        64, "of a reference, in a worker's own memory: the most it may be; bench index found 38 at 200,000, 16 at 1,000,000"
     ),
     "mapped_bytes": Known(2353, "of a reference, on disk and in the page cache once for a node: bench index, 512 float32"),
 }  # fmt: skip
