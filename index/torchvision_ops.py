@@ -14,9 +14,7 @@ environment is covered; therefore the module has no imports at its top. Code tha
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
 
 TYPE_CHECKING = False  # typing itself is an import
 if TYPE_CHECKING:
@@ -59,6 +57,8 @@ def ensure() -> bool:
     """Define torchvision's operators when they are missing; returns whether the stand-in is in use."""
     global _library
     import importlib.util
+    import re
+    from pathlib import Path
 
     import torch
 

@@ -72,7 +72,9 @@ def test_without_a_deadline_slow_requests_are_waited_for(make_plan: MakePlan, tm
     assert run_local(make_plan(["cat", "owl"]), tmp_path / "run", open_loop=slow).outcomes == {"accepted": 2}
 
 
-def test_a_call_that_does_not_return_is_seen_to_hang(make_plan: MakePlan, tmp_path: Path, open_loop: Open) -> None:
+def test_a_call_that_does_not_return_is_seen_to_hang(
+    make_plan: MakePlan, tmp_path: Path, open_loop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then the actor's process ends, and its shards are leased again."""
     seen: list[bool] = []
 
@@ -87,6 +89,7 @@ def test_a_call_that_does_not_return_is_seen_to_hang(make_plan: MakePlan, tmp_pa
         loop.step = step
         return loop
 
+    monkeypatch.setattr("jobs.run.ray.actor.require_folder_of_driver", lambda *_: None)  # no driver has begun one
     actor = Actor(make_plan(["cat"]), tmp_path / "run", "run", "ray-0", watched, Driver(process=Process.this()))
     assert isinstance(actor.open(), Opened) and not actor.hangs(0.0)
     actor.work(0, (), None)  # type: ignore[arg-type]

@@ -416,7 +416,7 @@ def test_what_is_drawn_because_a_caption_was_lost_is_not_measured_by_the_loss(lo
     guard = FaithfulnessGuard(UsualRange(shown=0.5, other=0.0), Texts(), threshold=0.4 if lost else 0.95)  # type: ignore[arg-type]
     first = Some(embedding=near(0.1), intervention=None, findings=[guard.check("owl", near(0.1))])
     assert first.findings[0].triggered is lost
-    request = Some(attempts=[first], intervention=Intervention(kind="reseed"), prompt="owl")
+    request = Some(attempts=[first], intervention=Intervention(kind="reseed"), steered=False, prompt="owl")
     runtime = Some(faithfulness=guard, policy=Some(faithfulness=Some(of="all")), adapters=Some(plain=str))
     (found,) = _faithfulness(runtime, request, Some(embedding=near(0.1)))  # type: ignore[arg-type]
     assert found.triggered is lost and ("usual" in found.detail) is lost

@@ -89,12 +89,12 @@ def test_a_threshold_beside_an_index_calibrated_for_alignment_is_taken(tmp_path:
 
 
 def test_a_descriptor_is_the_one_that_was_measured_or_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_bytes(b"one network")
+    (tmp_path / "a.onnx").write_bytes(b"\x12\x0bone network")
     found = calibrated(tmp_path, f"descriptor:{tmp_path / 'a.onnx'}")
     assert point(tmp_path, asking("auto")).look_id == found.second_look_id
-    (tmp_path / "moved.onnx").write_bytes(b"one network")
+    (tmp_path / "moved.onnx").write_bytes(b"\x12\x0bone network")
     assert point(tmp_path, asking("descriptor:moved.onnx")).second_look == f"descriptor:{tmp_path / 'moved.onnx'}"
-    (tmp_path / "other.onnx").write_bytes(b"another network")
+    (tmp_path / "other.onnx").write_bytes(b"\x12\x0fanother network")
     with pytest.raises(IndexMismatch, match="not the one that was calibrated"):
         point(tmp_path, asking("descriptor:other.onnx"))
     (tmp_path / "a.onnx").unlink()
