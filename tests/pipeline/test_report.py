@@ -310,7 +310,7 @@ def first_page(page: str) -> str:
 def test_page_one_shows_what_the_second_look_cleared_beside_the_zero(tmp_path: Path) -> None:
     page = first_page(write_report(sealed(tmp_path, one_of_each()))[0].read_text(encoding="utf-8"))
     assert "0 % too near among accepted 0 of 6 (≤ 39 %, 95 %) 1 of 6 near, and cleared by the second look (section 3)" in page
-    assert "1 other came near by the embedder, and the second look cleared it." in page
+    assert "after both looks. 1 other came near by the embedder, and the second look cleared it." in page
 
 
 def test_cleared_pictures_are_shown_beside_their_reference(tmp_path: Path) -> None:
