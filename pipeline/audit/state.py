@@ -14,7 +14,8 @@ nothing else. What the events must hold:
 * ``review.decided`` and ``sample.released`` may state ``details["retain_until"]`` (ISO 8601), a new end of retention.
 
 An event that lacks what its kind must hold lets nothing out: a release does nothing, and a decision that cannot be read leaves
-its samples to a person (outcome ``review``), unless the outcome that it names holds them back. ``verify`` calls it a problem.
+its samples to a person (outcome ``review``), unless the outcome that it names holds them back. ``verify`` calls it a problem,
+but for a ``payload.erased`` that names no file: it changes nothing, and is listed as not covered.
 """
 
 from __future__ import annotations
@@ -224,8 +225,9 @@ def _exported(state: SampleState, event: Mapping[str, Any], columns: frozenset[s
 
 
 def _decided(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:
-    until = _until(event) or state.retain_until
-    return replace(state, decided=event["details"]["outcome"], review_state=DECIDED, settled=True, retain_until=until)
+    until, outcome = _until(event) or state.retain_until, event["details"]["outcome"]
+    settled = outcome != Outcome.REVIEW  # a person is still to decide, also where a claim holds the sample
+    return replace(state, decided=outcome, review_state=DECIDED, settled=settled, retain_until=until)
 
 
 def _quarantined(state: SampleState, event: Mapping[str, Any], columns: frozenset[str]) -> SampleState:

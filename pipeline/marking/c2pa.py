@@ -171,6 +171,8 @@ def is_of_signer(data: bytes, key: C2paKey) -> bool:
     mine = x509.load_pem_x509_certificates(key.chain_pem)[0]
     if mine.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) in data:
         return True
+    if not len(mine.subject.rdns):  # two bytes, which any file holds
+        return False
     try:
         issuer = mine.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     except x509.ExtensionNotFound:

@@ -254,8 +254,8 @@ def test_a_renewed_certificate_is_the_same_signers(keys: Keys, signer: C2paSigne
     old = x509.load_pem_x509_certificate(key_of(keys).chain_pem)
     issuer = ec.generate_private_key(ec.SECP256R1())
 
-    def renewed(key: Any, names_issuer: bool) -> C2paKey:
-        made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.issuer).public_key(key)
+    def renewed(key: Any, names_issuer: bool, subject: x509.Name = old.subject) -> C2paKey:
+        made = x509.CertificateBuilder().subject_name(subject).issuer_name(old.issuer).public_key(key)
         made = made.serial_number(7).not_valid_before(old.not_valid_before_utc).not_valid_after(old.not_valid_after_utc)
         if names_issuer:
             known = old.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
@@ -268,6 +268,7 @@ def test_a_renewed_certificate_is_the_same_signers(keys: Keys, signer: C2paSigne
     assert is_of_signer(data, renewed(old.public_key(), names_issuer=False))
     assert is_of_signer(data, renewed(other, names_issuer=True))
     assert not is_of_signer(data, renewed(other, names_issuer=False))
+    assert not is_of_signer(data + b"0\0", renewed(other, names_issuer=True, subject=x509.Name([]))), "its name is two bytes"
     assert not is_of_signer(data, key_of(chain_in(tmp_path / "anew")))
 
 

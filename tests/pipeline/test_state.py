@@ -165,3 +165,10 @@ def test_the_state_of_a_folder(tmp_path: Path) -> None:
     append_event(tmp_path, "run.noted", "runner", "x")
     state = state_of(tmp_path)
     assert state.of(A).outcome == "accepted" and state.ignored == ()
+
+
+@pytest.mark.parametrize(("outcome", "waits"), [("rejcted", True), ("review", True), ("rejected", False)])
+def test_a_decision_that_cannot_be_read_settles_nothing_that_a_claim_holds(outcome: str, waits: bool) -> None:
+    state = happened(("sample.quarantined", (A,), {"claim": "12"}), decided(outcome))
+    row = {"sample_id": A, "outcome": "accepted"}
+    assert state.outcome(row) == "quarantined" and state.waits(row) is waits
