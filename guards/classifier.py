@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ KIND, REVISION = "classifier", "1"
 HUB = "hf-hub:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 ADAPTER = "adapter_config.json"  # where there is one, transformers merges the adapter beside it into the network
+PARTS = "*.safetensors.index.json"  # which of the weights are taken from which file, where there are several
 BATCH = 8  # rows of every call, padded: a score never depends on the pictures beside it
 LESS = "Leave the guard out (its `enabled = false`), or use a machine with more memory"
 INSTALL = "Install Clearance again: transformers and onnxruntime belong to it"
@@ -95,7 +97,7 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
     beside = "Put both beside the weights, as `save_pretrained` of model and image processor does"
     digests = {
         path.relative_to(folder).as_posix(): file_digest(path, guard=guard, fix=beside)
-        for path in [folder / CONFIG, folder / PROCESSOR, *folder.glob(ADAPTER), *weights]
+        for path in [folder / CONFIG, folder / PROCESSOR, *folder.glob(ADAPTER), *folder.glob(PARTS), *weights]
     }
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -104,10 +106,31 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         what = f"{CONFIG} cannot be read, or its id2label does not number the labels from 0 ({type(error).__name__}: {error})"
         raise IntegrityError(what, where=where, fix="Restore the file") from None
+    if not onnx:
+        _require_beside(folder, config, where)
     if not labels:
         raise GuardUnavailable(f"{CONFIG} names no labels", where=where, fix="Write id2label into it")
     several = config.get("problem_type") == "multi_label_classification"
     return ModelFiles(folder=folder, onnx=onnx, digests=digests, labels=labels, several=several)
+
+
+def _require_beside(folder: Path, config: dict[str, Any], where: str) -> None:
+    """Refuse weights that transformers would take from elsewhere than the folder itself: no digest is taken of those.
+
+    Raises:
+        IntegrityError: the configuration or an index of weights names such a file, or the index cannot be read.
+    """
+    named = {str(config["transformers_weights"])} if config.get("transformers_weights") else set[str]()
+    for index in sorted(folder.glob(PARTS)):
+        try:
+            named |= {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{index.name} cannot be read ({type(error).__name__}: {error})"
+            raise IntegrityError(what, where=where, fix="Restore the file") from None
+    for name in sorted(named):
+        if Path(name).name != name or not name.endswith((".safetensors", PARTS[1:])):
+            fix = "Save it again with `model.save_pretrained(FOLDER)`, which puts all weights beside the configuration"
+            raise IntegrityError(f"names weights that are not safetensors in its own folder: {name!r}", where=where, fix=fix)
 
 
 def _from_hub(model: str, guard: str, revision: str, allow_download: bool) -> Path:
@@ -162,10 +185,14 @@ class Network:
         if files.onnx:
             self._open_session()
             return
-        network, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            files.folder, local_files_only=True, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-        )
+        open_network = partial(
+            transformers.AutoModelForImageClassification.from_pretrained, files.folder, local_files_only=True,
+            use_safetensors=True, output_loading_info=True, trust_remote_code=False,
+        )  # fmt: skip
+        network, loading = open_network()
         absent = sorted(loading.get("missing_keys") or ())
+        if not absent and ADAPTER in files.digests:  # what was said then is said of the adapter alone
+            absent = sorted(open_network(adapter_kwargs={"subfolder": "none"})[1].get("missing_keys") or ())
         if absent:  # transformers would draw them at random
             what = f"the weights lack {len(absent)} tensors of the network, the first {absent[0]}"
             fix = "Name the folder of a whole classifier: a backbone without its head has no labels"

@@ -328,6 +328,53 @@ def test_the_strength_of_an_adapter_beside_the_weights_is_part_of_the_digest(vit
     assert len({*found, find_files(str(vit), guard="x").digest}) == 3
 
 
+def written(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | value if file.exists() else value))
+
+
+@pytest.mark.parametrize("named", ["part/w.safetensors", "../w.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("by", ["config.json", "model.safetensors.index.json"])
+def test_weights_of_which_no_digest_is_taken_are_refused(vit: Path, tmp_path: Path, by: str, named: str) -> None:
+    """transformers loads them, in place of those that lie in the folder."""
+    folder = tmp_path / "model"
+    shutil.copytree(vit, folder)
+    value = {"transformers_weights": named} if by == "config.json" else {"weight_map": {"classifier.bias": named}}
+    written(folder / by, value)
+    with pytest.raises(IntegrityError, match="not safetensors in its own folder"):
+        find_files(str(folder), guard="x")
+
+
+def test_what_says_which_weights_are_taken_is_part_of_the_digest(vit: Path, tmp_path: Path) -> None:
+    folder, found = tmp_path / "model", []
+    shutil.copytree(vit, folder)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    shutil.copyfile(folder / "a.safetensors", folder / "b.safetensors")
+    for name in ("a", "b"):
+        written(folder / "model.safetensors.index.json", {"weight_map": {"classifier.bias": f"{name}.safetensors"}})
+        found.append(find_files(str(folder), guard="x").digest)
+    assert len(set(found)) == 2
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"index\.json cannot be read"):
+        find_files(str(folder), guard="x")
+
+
+def test_an_adapter_beside_the_weights_hides_no_tensor_that_they_lack(vit: Path, tmp_path: Path) -> None:
+    """transformers reports what the adapter lacks in place of it, and draws the head of the network at random."""
+    from safetensors.numpy import load_file, save_file
+
+    folder, place = tmp_path / "model", "base_model.model.vit.layers.0.attention.q_proj"
+    shutil.copytree(vit, folder)
+    written(folder / "adapter_config.json", {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]})
+    sides = {f"{place}.lora_A.weight": np.ones((2, 16), "f4"), f"{place}.lora_B.weight": np.ones((16, 2), "f4")}
+    save_file(sides, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert scores(ClassifierGuard(settings(folder)), THREE)
+    weights = folder / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if not name.startswith("classifier.")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(IntegrityError, match="lack 2 tensors of the network, the first classifier"):
+        ClassifierGuard(settings(folder))
+
+
 # --- in a policy -----------------------------------------------------------------------------------------------------------
 
 
