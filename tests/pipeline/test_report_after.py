@@ -43,6 +43,14 @@ def test_who_waits_today_is_counted_as_status_counts_it(folder: Path) -> None:
     assert queue() == {"open": 1, "held_since": 1, "keys": ["key-0"]}  # decided before it was held back again
 
 
+@pytest.mark.parametrize("details", [{"outcome": "acepted"}, {"outcome": "accepted", "retain_until": 7}, {"outcome": "review"}])
+def test_a_decision_that_leaves_a_request_to_a_person_is_counted_as_none(folder: Path, details: dict[str, Any]) -> None:
+    append_event(folder, "review.decided", "another program", "fine", samples=[ids(folder)["key-7"]], details=details)
+    found = report_numbers(folder)["people"]
+    assert (found["queue"]["open"], found["decided"], found["accepted"]["n"]) == (1, 0, 0)
+    assert [row["decision"] for row in found["decisions"]] == ["review"]
+
+
 def test_a_release_leaves_only_the_decision_that_it_came_with() -> None:
     held = decided("a", "", 1) | {"kind": "sample.quarantined", "details": {"claim": "12"}}
     release = decided("a", "", 3) | {"kind": "sample.released", "details": {"claim": "12", "because_of": "review"}}

@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.audit.numbers import rate
 from pipeline.audit.requests import Row
+from pipeline.audit.state import State, fold
 from pipeline.outcome import ACCEPTED, Outcome
-
-if TYPE_CHECKING:
-    from pipeline.audit.state import State
 
 LISTED = 40
 CLAIMS = ("takedown.applied", "reaudit.done", "sample.quarantined", "sample.released")
@@ -56,7 +54,8 @@ class Waiting:
 def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -> dict[str, Any]:
     """Reviews: how many wait, every decision, which of them overturned what the run had decided, and how long they took."""
     decisions = [row for event in events if event["kind"] == "review.decided" for row in _decisions(event, waiting)]
-    last = {row["sample_id"]: row for row in decisions}
+    newest = {row["sample_id"]: row for row in decisions}
+    last = {sample_id: row for sample_id, row in newest.items() if row["decision"] != Outcome.REVIEW}  # such a one still waits
     asked = [row for row in last.values() if row["born"] == Outcome.REVIEW]
     audited = [row for row in last.values() if row["born"] in ACCEPTED]
     accepted = sum(row["decision"] in ACCEPTED for row in asked)
@@ -99,9 +98,10 @@ def _seconds(events: Sequence[Event]) -> dict[str, Any]:
 
 def _decisions(event: Event, waiting: Waiting) -> list[dict[str, Any]]:
     details = event.get("details") or {}
-    decision = str(details.get("outcome") or "")
+    given = fold([event])  # what it puts in force; of one that cannot be followed not what it says
     rows = []
     for sample_id in event.get("samples") or ():
+        decision = str(given.of(sample_id).decided)
         born, ended = waiting.born.get(sample_id, ""), waiting.ended.get(sample_id)
         at = _decided_at(event)
         rows.append(
