@@ -72,6 +72,11 @@ def test_pictures_that_no_claim_could_reach_are_stated(folder: Path) -> None:
     assert "<b>2 pictures could not be looked at</b>" in page_of(folder)
     append_event(folder, "takedown.applied", "counsel", "again", details=details | {"not_reached": [["a", "erased"]]})
     assert "<b>1 picture could not be looked at</b>" in page_of(folder)  # the same command again reached one more
+    file = ["samples/part-1-0.parquet", "the file was changed"]
+    append_event(folder, "takedown.applied", "counsel", "again", details=details | {"not_reached": [file]})
+    assert "<b>the pictures of 1 file could not be looked at</b>" in page_of(folder)
+    append_event(folder, "takedown.applied", "counsel", "again", details=details | {"not_reached": [["a", "erased"], file]})
+    assert "<b>1 picture and the pictures of 1 file could not be looked at</b>" in page_of(folder)
     append_event(folder, "takedown.applied", "counsel", "again", details=details | {"not_reached": []})
     page = page_of(folder)
     assert "could not be looked at" not in page and "<b>claim</b> 12<br>" in page

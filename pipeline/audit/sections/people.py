@@ -138,27 +138,31 @@ def claims(events: Sequence[Event], contact: str) -> dict[str, Any]:
     """Claims and takedowns with what was done and the digests of their receipts, and where a claim is filed."""
     history = [_event(event) for event in events if event["kind"] in CLAIMS]
     counts = Counter(event["kind"] for event in history)
+    left = _not_reached(history)
     return {
         "contact": contact,
         "takedowns": counts["takedown.applied"],
         "reaudits": counts["reaudit.done"],
         "quarantined": sum(event["samples"] for event in history if event["kind"] == "sample.quarantined"),
         "released": sum(event["samples"] for event in history if event["kind"] == "sample.released"),
-        "not_reached": _not_reached(history),
+        "not_reached": sum(not where.endswith(".parquet") for where in left),
+        "files_not_reached": sum(where.endswith(".parquet") for where in left),
         "history": history[-LISTED:],
         "history_total": len(history),
     }
 
 
-def _not_reached(history: Sequence[Event]) -> int:
-    """Pictures that could not be looked at, each time by the last of the same commands: a later one may have reached them."""
-    last: dict[str, int] = {}
+def _not_reached(history: Sequence[Event]) -> list[str]:
+    """What could not be looked at, a sample or a file with all its rows, each time by the last of the same commands: a later
+    one may have reached it."""
+    last: dict[str, list[str]] = {}
     for event in history:
         details, left = event["details"], event["details"].get("not_reached")
         if event["kind"] in ("takedown.applied", "reaudit.done"):
             same = [event["kind"], *(details.get(name) for name in ("claim", "action", "references", "rules"))]
-            last[str(same)] = len(left) if isinstance(left, list) else 0
-    return sum(last.values())
+            named = left if isinstance(left, list) else []
+            last[str(same)] = [str(one[0]) if isinstance(one, list) and one else str(one) for one in named]
+    return [where for one in last.values() for where in one]
 
 
 def changes(events: Sequence[Event]) -> list[dict[str, Any]]:
