@@ -228,6 +228,12 @@ def test_quantised_weights_are_refused(broken: Path) -> None:
     assert "its unet is quantised (bitsandbytes)" in refused(broken).what
 
 
+def test_weights_that_are_not_those_that_were_looked_at_are_refused(broken: Path) -> None:
+    """transformers would load the other file, and draw at random what that one lacks."""
+    edit(broken / "text_encoder" / "config.json", lambda c: c | {"transformers_weights": "other.safetensors"})
+    assert "weights from another file (transformers_weights: 'other.safetensors')" in refused(broken).what
+
+
 def test_eight_bit_weights_are_refused(broken: Path) -> None:
     import torch
     from safetensors.torch import load_file as load

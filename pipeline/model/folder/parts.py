@@ -176,6 +176,10 @@ def _part(folder: Path, library: str, class_name: str, config: ModelConfig, cls:
         method = scheme.get("quant_method") if isinstance(scheme, dict) else scheme
         what = f"its {name} is quantised ({method or 'no method named'}), which is not supported"
         raise ModelError(what, where=str(folder / "config.json"), fix="Use the weights in float32, float16 or bfloat16")
+    if library == "transformers" and (elsewhere := settings.get("transformers_weights")):  # that one is not looked at
+        what = f"its {name} takes its weights from another file (transformers_weights: {str(elsewhere)[:80]!r})"
+        fix = "Save the part again with its `save_pretrained`, which leaves the key out"
+        raise ModelError(what, where=str(folder / "config.json"), fix=fix)
     files = _weights(folder, STEMS.get(library, STEMS["diffusers"]), config.variant)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in files:
