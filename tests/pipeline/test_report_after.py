@@ -47,7 +47,7 @@ def test_who_waits_today_is_counted_as_status_counts_it(folder: Path) -> None:
 def test_a_decision_that_leaves_a_request_to_a_person_is_counted_as_none(folder: Path, details: dict[str, Any]) -> None:
     append_event(folder, "review.decided", "another program", "fine", samples=[ids(folder)["key-7"]], details=details)
     found = report_numbers(folder)["people"]
-    assert (found["queue"]["open"], found["decided"], found["accepted"]["n"]) == (1, 0, 0)
+    assert (found["queue"]["open"], found["decided"], found["accepted"]["n"], found["hours"]["n"]) == (1, 0, 0, 0)
     assert [row["decision"] for row in found["decisions"]] == ["review"]
 
 

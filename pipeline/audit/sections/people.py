@@ -59,7 +59,7 @@ def people(events: Sequence[Event], waiting: Waiting, contradictions: int = 0) -
     asked = [row for row in last.values() if row["born"] == Outcome.REVIEW]
     audited = [row for row in last.values() if row["born"] in ACCEPTED]
     accepted = sum(row["decision"] in ACCEPTED for row in asked)
-    hours = sorted(row["hours"] for row in decisions if row["hours"] is not None)
+    hours = sorted(row["hours"] for row in decisions if row["hours"] is not None and row["decision"] != Outcome.REVIEW)
     return {
         "queue": {
             "open": len(waiting.open),
