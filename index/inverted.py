@@ -105,17 +105,20 @@ class Inverted:
         A list is -1 where a query looks into fewer.
         """
         near = turned @ self._centroids.T
-        count = near.shape[1]
-        most = min(count, max(LEAST, int(SHARE * count)))
-        chosen = near >= near.max(axis=1, keepdims=True) - REACH
-        number = chosen.sum(axis=1)
-        for bound, out in ((most, number > most), (min(LEAST, count), number < LEAST)):
+        rows, count = near.shape
+        bound = near.max(axis=1) - np.float32(REACH)
+        number = np.count_nonzero(near >= bound[:, None], axis=1)
+        most, least = min(count, max(LEAST, int(SHARE * count))), min(LEAST, count)
+        for wanted, out in ((most, number > most), (least, number < least)):
             if out.any():
-                chosen[out] = near[out] >= np.partition(near[out], count - bound, axis=1)[:, count - bound, None]
-        number = chosen.sum(axis=1)
-        there = np.arange(number.max()) < number[:, None]
-        lists, products = np.full(there.shape, -1, np.int64), np.zeros(there.shape, np.float32)
-        lists[there], products[there] = np.nonzero(chosen)[1], near[chosen]
+                bound[out] = np.partition(near[out], count - wanted, axis=1)[:, count - wanted]
+        place = np.flatnonzero(near >= bound[:, None])
+        row, chosen = np.divmod(place, count)
+        there = np.bincount(row, minlength=rows)
+        lists = np.full((rows, there.max()), -1, np.int64)
+        products = np.zeros(lists.shape, np.float32)
+        at = np.arange(lists.shape[1]) < there[:, None]
+        lists[at], products[at] = chosen, near.reshape(-1)[place]
         return products, lists
 
     def expected(self, turned: np.ndarray, cosines: np.ndarray, vectors: np.ndarray) -> np.ndarray:

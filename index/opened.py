@@ -22,7 +22,8 @@ from index.segments import allowed_rows, open_segment
 from index.snapshot import Snapshot
 
 LISTED = 1024  # references in memory while all of them are listed
-_RANK = itemgetter(0, 1)  # of a hit: by its cosine, then by its id
+_SHOWN = ("ref_id", "title", "rights_basis", "status")  # of a match
+_RANK = itemgetter(0, 1)  # of a hit: by its cosine, then by its id, which is the first of its texts
 
 
 class OpenedIndex:
@@ -207,11 +208,12 @@ class OpenedIndex:
             raise InputError("an embedding is not finite", where="search", fix="Look at the picture, and at the embedder")
         if k < 1:
             raise InputError(f"k is {k}", where="search", fix="Ask for at least one neighbour")
-        found: list[list[tuple[float, str, Segment, int]]] = [[] for _ in embeddings]
+        found: list[list[tuple[float, Sequence[str]]]] = [[] for _ in embeddings]
         for segment, allowed in zip(self._segments, self._allowed, strict=True):
-            for hits, (rows, cosines) in zip(found, segment.nearest(embeddings, k, allowed), strict=True):
-                pairs = zip(rows.tolist(), cosines.tolist(), strict=True)
-                hits.extend((-cosine, segment.ref_id(row), segment, row) for row, cosine in pairs)
+            near = segment.nearest(embeddings, k, allowed)
+            texts = iter(segment.texts(np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in near)]), _SHOWN))
+            for hits, (_, cosines) in zip(found, near, strict=True):
+                hits.extend((-cosine, next(texts)) for cosine in cosines.tolist())
         return [[self._match(*hit) for hit in sorted(hits, key=_RANK)[:k]] for hits in found]
 
     def compare(self, embedding: np.ndarray, ref_id: str) -> Match:
@@ -222,10 +224,10 @@ class OpenedIndex:
         """
         segment, row = self._place(ref_id)
         cosine = float(np.sum(segment.vectors[row].astype(np.float64) * embedding.astype(np.float64)))
-        return self._match(-cosine, ref_id, segment, row)
+        return self._match(-cosine, segment.values(row, _SHOWN))
 
-    def _match(self, negative: float, ref_id: str, segment: Segment, row: int) -> Match:
-        title, basis, status = segment.values(row, ("title", "rights_basis", "status"))
+    def _match(self, negative: float, texts: Sequence[str]) -> Match:
+        ref_id, title, basis, status = texts
         if (changed := self._snapshot.amendments.get(ref_id)) is not None:
             title, basis, status = (changed.get(name, was) for name, was in
                                     (("title", title), ("rights_basis", basis), ("status", status)))  # fmt: skip

@@ -365,3 +365,21 @@ def test_beginnings_of_ids_are_found_where_they_lie(tmp_path: Path) -> None:
     for wrong in ("zzzz", "0", "12345678901234567890"):
         with pytest.raises(InputError):
             index.full_id(wrong)
+
+
+def test_many_rows_have_the_texts_that_each_has_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order they are asked for, however many parts the table lies in."""
+    from index import segment_writer
+
+    monkeypatch.setattr(module, "ROWS", 8)
+    monkeypatch.setattr(segment_writer, "TOGETHER", 16)
+    stored(tmp_path / "v.npy", 50)
+    sheet(
+        tmp_path / "v.csv",
+        [{"title": f"work {n}", "rights_basis": ("claim", "licensed", "registry")[n % 3]} for n in range(50)],
+    )
+    segment = build(tmp_path / "index", tmp_path / "v.npy")._segments[0]
+    names, rows = ("title", "rights_basis", "ref_id"), np.random.default_rng(2).integers(0, 50, 120)
+    assert len(segment._parts) > 2
+    assert segment.texts(rows, names) == [tuple(segment.values(row, names)) for row in rows.tolist()]
+    assert segment.texts(rows[:2], names) == segment.texts(rows, names)[:2] and segment.texts(rows[:0], names) == []
