@@ -107,6 +107,7 @@ def plain(erased: Erased) -> dict[str, Any]:
         "events": list(erased.events),
         "removed": list(erased.removed),
         "old_versions": erased.old_versions,
+        "old_versions_days": erased.old_versions_days,
     }
 
 
@@ -190,13 +191,16 @@ def show_retention(folder: Path, *, clock: Clock = utc_now) -> list[dict[str, An
     return shown
 
 
-def apply_retention(folder: Path, by: By, *, dry_run: bool = False, clock: Clock = utc_now) -> Applied:
+def apply_retention(
+    folder: Path, by: By, *, dry_run: bool = False, old_versions_days: int | None = None, clock: Clock = utc_now
+) -> Applied:
     """Erase what is due, and what an interrupted erasure left; write the event when anything was erased.
 
     Args:
         folder: the run folder.
         by: who applies it, and why.
         dry_run: change nothing, and say what would be erased.
+        old_versions_days: as :func:`pipeline.audit.erase.erase_payloads` has it.
         clock: what time it is.
 
     Raises:
@@ -221,7 +225,7 @@ def apply_retention(folder: Path, by: By, *, dry_run: bool = False, clock: Clock
         for sample_id, columns in begun.items():
             wanted[sample_id] = wanted.get(sample_id, frozenset()) | columns
         event = NewEvent(kind="payload.erased", actor=by.role, person=by.person, reason=by.reason, details={"why": "retention"})
-        erased = erase_payloads(folder, wanted, event, known=len(events), dry_run=dry_run)
+        erased = erase_payloads(folder, wanted, event, known=len(events), dry_run=dry_run, old_versions_days=old_versions_days)
         found = Applied(
             now=now, dry_run=dry_run, due=due, held=tuple(held), waiting=tuple(needed), unfinished=len(begun), erased=erased
         )
@@ -230,13 +234,22 @@ def apply_retention(folder: Path, by: By, *, dry_run: bool = False, clock: Clock
     return found
 
 
-def erase_keys(folder: Path, keys: Sequence[str], what: Sequence[str], by: By, *, dry_run: bool = False) -> Erased:
+def erase_keys(
+    folder: Path,
+    keys: Sequence[str],
+    what: Sequence[str],
+    by: By,
+    *,
+    dry_run: bool = False,
+    old_versions_days: int | None = None,
+) -> Erased:
     """Erase payloads of samples on request.
 
     Args:
         folder: the run folder.
         keys: request keys. what: kinds of :data:`pipeline.audit.erase.KINDS`; none: all.
         by: who erases, and why. dry_run: change nothing.
+        old_versions_days: as :func:`pipeline.audit.erase.erase_payloads` has it.
 
     Raises:
         InputError: the run is not finished, a key is unknown, or a sample is under a legal hold.
@@ -256,12 +269,15 @@ def erase_keys(folder: Path, keys: Sequence[str], what: Sequence[str], by: By, *
                     f"is under a legal hold ({', '.join(matters)}); nothing was erased", where=f"key {key!r}", fix=fix
                 )
         event = NewEvent(kind="payload.erased", actor=by.role, person=by.person, reason=by.reason, details={"why": "request"})
-        return erase_payloads(folder, dict.fromkeys(chosen.values(), columns), event, known=len(events), dry_run=dry_run)
+        wanted = dict.fromkeys(chosen.values(), columns)
+        return erase_payloads(folder, wanted, event, known=len(events), dry_run=dry_run, old_versions_days=old_versions_days)
 
 
 def _record(folder: Path, by: By, found: Applied, samples: Sequence[str], before: str) -> None:
     events = read_events(folder)
-    left_out = {"dry_run", "files", "removed"} | (set() if found.erased.old_versions else {"old_versions"})
+    # Of older versions the event has a word only where there are some.
+    left_out = {"dry_run", "files", "removed"} | ({"old_versions"} if not found.erased.old_versions else set())
+    left_out |= {"old_versions_days"} if found.erased.old_versions_days is None else set()
     details = {name: value for name, value in found.plain().items() if name not in left_out}
     event = NewEvent(
         kind="retention.applied",

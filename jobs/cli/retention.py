@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 app = group("What is kept until when, and erasing it. Rows and chains stay.")
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be erased, and change nothing.")]
 
+VersionsDays = Annotated[
+    int | None,
+    typer.Option(
+        "--old-versions-days",
+        min=1,
+        max=36_500,
+        metavar="DAYS",
+        help="The bucket deletes noncurrent versions after so many days: its events then say so, and old versions are no "
+        "reason to exit with 1. It is your word; the bucket's rules are not read.",
+    ),
+]
+
 
 @app.command("show", epilog="Example: clearance retention show runs/monday")
 def retention_show(run: RunFolder, as_json: AsJson = False) -> None:
@@ -43,13 +55,20 @@ def retention_show(run: RunFolder, as_json: AsJson = False) -> None:
 
 @app.command("apply", epilog='Example: clearance retention apply runs/monday --dry-run --by records --reason "monthly"')
 def retention_apply(
-    run: RunFolder, by: By, reason: Reason, dry_run: DryRun = False, person: Person = "", as_json: AsJson = False
+    run: RunFolder,
+    by: By,
+    reason: Reason,
+    dry_run: DryRun = False,
+    old_versions_days: VersionsDays = None,
+    person: Person = "",
+    as_json: AsJson = False,
 ) -> None:
     """Erase what is due. What is under a legal hold or waits for a person stays, and is named."""
     from jobs.by import By as Author
     from jobs.retention import apply_retention
 
-    found = apply_retention(run_folder(run)[0], Author(role=by, reason=reason, person=person), dry_run=dry_run)
+    author = Author(role=by, reason=reason, person=person)
+    found = apply_retention(run_folder(run)[0], author, dry_run=dry_run, old_versions_days=old_versions_days)
     if as_json:
         say_json(found.plain())
         return _all_reached(found.erased, dry_run=dry_run)
@@ -76,6 +95,7 @@ def retention_erase(
         typer.Option("--what", help="picture, prompt, embedding or columns; may be given again. Default: all."),
     ] = None,
     dry_run: DryRun = False,
+    old_versions_days: VersionsDays = None,
     person: Person = "",
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +104,8 @@ def retention_erase(
     from jobs.retention import erase_keys, plain
 
     author = Author(role=by, reason=reason, person=person)
-    erased = erase_keys(run_folder(run)[0], key, what or [], author, dry_run=dry_run)
+    place = run_folder(run)[0]
+    erased = erase_keys(place, key, what or [], author, dry_run=dry_run, old_versions_days=old_versions_days)
     if as_json:
         say_json({"dry_run": dry_run, **plain(erased)})
     else:
@@ -93,11 +114,18 @@ def retention_erase(
 
 
 def _all_reached(erased: Erased, *, dry_run: bool) -> None:
-    """Say that older versions are left, where they are, and exit with 1 unless nothing was to be erased yet."""
+    """Say that older versions are left, and where; exit with 1 unless nothing was to be erased yet, or their end is stated."""
     if not erased.old_versions:
         return
     held = "would still hold what is erased" if dry_run else "still hold what was erased"
-    fix = "Delete the noncurrent versions below the run folder, and give the bucket a rule that does it"
+    if (days := erased.old_versions_days) is not None:
+        stated = "as --old-versions-days says; the bucket's rules were not read"
+        say(f"this bucket keeps old versions: they {held}, until it deletes them after {counted(days, 'day')}, {stated}")
+        return
+    fix = (
+        "Delete the noncurrent versions below the run folder, and give the bucket a rule that does it; state that rule "
+        "with --old-versions-days"
+    )
     say_error(f"this bucket keeps old versions: they {held}", fix)
     if not dry_run:
         raise typer.Exit(1)

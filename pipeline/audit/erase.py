@@ -84,6 +84,7 @@ class Erased:
         cells: number of payloads, by column. samples: how many samples they belong to. files: the files that changed.
         events: numbers of the events that were written. removed: reports that were removed.
         old_versions: the bucket keeps older versions, which still hold it.
+        old_versions_days: after how many days the bucket deletes them, as the caller says; None: nobody said.
     """
 
     cells: Mapping[str, int]
@@ -92,10 +93,17 @@ class Erased:
     events: tuple[int, ...] = ()
     removed: tuple[str, ...] = ()
     old_versions: bool = False
+    old_versions_days: int | None = None
 
 
 def erase_payloads(
-    folder: Path, wanted: Mapping[str, Collection[str]], event: NewEvent, *, known: int, dry_run: bool = False
+    folder: Path,
+    wanted: Mapping[str, Collection[str]],
+    event: NewEvent,
+    *,
+    known: int,
+    dry_run: bool = False,
+    old_versions_days: int | None = None,
 ) -> Erased:
     """Erase payloads of samples.
 
@@ -107,6 +115,8 @@ def erase_payloads(
         event: who erases, and why; kind, samples and files are filled in.
         known: how many events the caller has read.
         dry_run: change nothing, and return what would be erased.
+        old_versions_days: after how many days the bucket deletes older versions, if it keeps any: the caller's word, which the
+            events repeat.
 
     Raises:
         IntegrityError: a file is not the one that was committed, or cannot be read.
@@ -116,8 +126,10 @@ def erase_payloads(
     if not dry_run:
         tidy(folder)  # a compaction that was stopped may have left a second copy of what is erased
     old_versions = bool(wanted) and keeps_versions(folder)
+    days = old_versions_days if old_versions else None
     if old_versions:
-        event = replace(event, details={**event.details, "old_versions": True})
+        stated = {} if days is None else {"old_versions_days": days}
+        event = replace(event, details={**event.details, "old_versions": True, **stated})
     erasures = Erasures.of(read_events(folder))
     cells: dict[str, int] = {}
     samples: set[str] = set()
@@ -144,6 +156,7 @@ def erase_payloads(
         events=tuple(numbers),
         removed=removed,
         old_versions=old_versions,
+        old_versions_days=days,
     )
 
 

@@ -53,9 +53,18 @@ class RetentionTable:
             "held_at_birth": self._held,
             "holds": now.holds,
             "erased": {"requests": now.erased_requests, "payloads": dict(sorted(now.erased.items()))},
+            "old_versions": old_versions(events),
             "events": dict(sorted(kinds.items())),
             "history": history(events),
         }
+
+
+def old_versions(events: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """How many erasures left older versions in their bucket; of how many nobody stated when the bucket deletes those; and the
+    longest time, in days, that was stated."""
+    left = [event["details"] for event in events if event["kind"] == ERASED and event["details"].get("old_versions") is True]
+    days = [stated["old_versions_days"] for stated in left if type(stated.get("old_versions_days")) is int]
+    return {"erasures": len(left), "no_end_stated": len(left) - len(days), "days": max(days, default=None)}
 
 
 def history(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
