@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.events import events_head, read_events
-from pipeline.audit.state import State, fold, unfit
-from pipeline.outcome import ACCEPTED
+from pipeline.audit.state import State, fold, outcome_of, unfit
+from pipeline.outcome import ACCEPTED, Outcome
 
 QUARANTINED, RELEASED, DECIDED = "sample.quarantined", "sample.released", "review.decided"
 OUT = frozenset(str(outcome) for outcome in ACCEPTED)  # outcomes with which a picture is out in the world
@@ -85,7 +85,7 @@ class Standing:
 
     def decision(self, sample_id: str) -> Mapping[str, Any] | None:
         """The decision of a person about a sample that stands: nothing has held the sample back or let it go since, but the
-        release that came with it."""
+        release that came with it. One that leaves the sample to a person, or cannot be read, is none."""
         return self._samples[sample_id].decision if sample_id in self._samples else None
 
     def held(self) -> list[str]:
@@ -109,10 +109,11 @@ def _take(history: _History, event: Mapping[str, Any], sample_id: str) -> None:
         if details.get("because_of") != "review":
             history.decision = None
     else:
-        history.decision = event
+        outcome = outcome_of(event)
+        history.decision = event if outcome != Outcome.REVIEW else None
         shown = details.get("references")  # an event of another program may lack it
         knew = history.named & {*map(str, shown)} if isinstance(shown, list) else set(history.named)
-        history.settled = knew | (history.settled or set()) if details.get("outcome") in OUT else None
+        history.settled = knew | (history.settled or set()) if outcome in OUT else None
 
 
 def references_of(details: Mapping[str, Any], sample_id: str) -> list[str]:

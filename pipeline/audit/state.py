@@ -146,7 +146,7 @@ def fold(events: Sequence[Mapping[str, Any]]) -> State:
             (ignored if kind == ERASED else odd).append((seq, f"({kind}) {why}"))
             if kind != DECISION:
                 continue
-            event = {**event, "details": {"outcome": _held_back(event["details"].get("outcome"))}}
+            event = {**event, "details": {"outcome": outcome_of(event)}}
         if kind in _HOLDS and not event["samples"]:
             holds = _HOLDS[kind](holds, _matter(event))
         for sample_id, columns in _concerned(event).items():
@@ -160,9 +160,11 @@ def fold(events: Sequence[Mapping[str, Any]]) -> State:
     return State(samples=samples, holds=holds, contradictions=tuple(contradictions), ignored=tuple(ignored), unfit=tuple(odd))
 
 
-def _held_back(outcome: Any) -> str:
-    """The outcome of a decision that cannot be read as it was meant: it lets nothing out."""
-    return outcome if isinstance(outcome, str) and outcome in _OUTCOMES - _OUT else str(Outcome.REVIEW)
+def outcome_of(decision: Mapping[str, Any]) -> str:
+    """The outcome that an event ``review.decided`` gives its samples; one that cannot be read as meant lets nothing out."""
+    outcome = decision["details"].get("outcome")
+    named = isinstance(outcome, str) and outcome in (_OUTCOMES - _OUT if unfit(decision) else _OUTCOMES)
+    return str(outcome) if named else str(Outcome.REVIEW)
 
 
 def _with(some: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from jobs.cli import main as cli
 from jobs.reaudit.standing import Standing
 from jobs.review.decisions import Decision, decide_one, import_file
 from jobs.review.export import Wanted, export, render
-from jobs.review.queue import drawn, waiting
+from jobs.review.queue import drawn, in_force, waiting
 from jobs.run.lease.lock import lease
 from pipeline.audit.contents import report_numbers
 from pipeline.audit.events import append_event, read_events
@@ -409,6 +409,21 @@ def test_a_decision_is_replaced_only_on_purpose(run: Path) -> None:
         decide_one(run, "row-000004", one("accept"), actor="compliance")
     decide_one(run, "row-000004", one("accept", overrule=True), actor="head of compliance")
     assert outcome(run, "row-000004") == "accepted"
+
+
+@pytest.mark.parametrize(
+    "details", [{"outcome": "acepted"}, {"outcome": "accepted", "retain_until": "soon"}, {"outcome": "review"}]
+)
+def test_a_decision_that_leaves_a_sample_to_a_person_stands_in_nobodys_way(run: Path, details: dict[str, str]) -> None:
+    keys = [HELD_BACK, "row-000004"]
+    ids = [_row(run, key)["sample_id"] for key in keys]
+    append_event(run, "review.decided", "another program", "fine", samples=ids, details=details)
+    standing = Standing.of(run)
+    assert [one.sample_id for one in waiting(run, standing)] == ids
+    assert in_force(run, standing).waiting == sum(standing.state.waits(row) for row in sample_rows(run)) == 2
+    assert [standing.settled_by_person(one) for one in ids] == [None, None]  # a claim may hold them
+    import_file(run, write(run, *(line(run, key, "reject") for key in keys)), actor="compliance")
+    assert [outcome(run, key) for key in keys] == ["quarantined", "rejected"] and not [*waiting(run, Standing.of(run))]
 
 
 def test_a_sample_without_picture_cannot_be_decided(run: Path) -> None:
