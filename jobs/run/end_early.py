@@ -17,7 +17,7 @@ from index.errors import ConfigError, InputError, PlanMismatch
 from jobs.by import By
 from jobs.run.event import OnEvent, ignore
 from jobs.run.plan import Plan
-from jobs.run.session import RunResult, run_session
+from jobs.run.session import DRIVER, RunResult, run_session
 from pipeline.audit.context import RunContext
 from pipeline.audit.events import NewEvent, append_events, read_events
 from pipeline.audit.ledger import sample_rows
@@ -54,7 +54,7 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | 
     """
     plan = Plan.load(folder)
     keys = keys if keys is not None else _keys(plan)
-    context, drawn_by = _context(folder, plan, keys), _runner(folder)
+    context, drawn_by = _context(folder, plan, keys)
     with run_session(plan, folder, "local", on_event, None, resume=True, keys=keys) as session:
         session.drawn_by = drawn_by
         if session.sealed:
@@ -73,10 +73,13 @@ def end_early(folder: Path, by: By, on_event: OnEvent = ignore, *, keys: Keys | 
         return session.finish(0)
 
 
-def _runner(folder: Path) -> str:
-    """The runner of the last session that drew, by its event."""
-    began = [event for event in read_events(folder) if event["kind"] in ("run.started", "run.resumed")]
-    return str(began[-1]["actor"]).removeprefix("runner.") if began else "local"
+def _runner(folder: Path, worker_id: str) -> str:
+    """The runner that a worker drew for; where none drew anything, that of the first session, by its event. Later ones may have
+    ended before they drew, and this command is one itself."""
+    if (kind := worker_id.partition("-")[0]) in ("local", "ray"):
+        return kind
+    began = next((event for event in read_events(folder) if event["kind"] == "run.started"), None)
+    return str(began["actor"]).removeprefix("runner.") if began is not None else "local"
 
 
 def _keys(plan: Plan) -> Keys:
@@ -91,12 +94,15 @@ def _keys(plan: Plan) -> Keys:
         raise ConfigError(error.what, where=error.where, fix=fix) from None
 
 
-def _context(folder: Path, plan: Plan, keys: Keys) -> RunContext:
-    """What the rows of a run repeat, from those that are committed."""
+def _context(folder: Path, plan: Plan, keys: Keys) -> tuple[RunContext, str]:
+    """What the rows of a run repeat, from those that are committed; and the runner of the last that a worker made."""
     first: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     adapters: list[Adapter] = []
-    for row in sample_rows(folder, [*_SAME, "adapters"]):
+    for row in sample_rows(folder, [*_SAME, "adapters", "worker_id", "finished_at"]):
         first = first or row
+        if row["worker_id"] != DRIVER and (not last or row["finished_at"] > last["finished_at"]):
+            last = row
         worn = [_adapter(one) for one in row["adapters"]]
         adapters += [one for one in worn if one.digest not in [known.digest for known in adapters]]
     weights = {one.name: one.weight for one in plan.config.adapters if one.name}  # rows may have had other strengths
@@ -105,12 +111,13 @@ def _context(folder: Path, plan: Plan, keys: Keys) -> RunContext:
         fix = "Remove the folder; or continue it with --resume"
         raise InputError("nothing of the run is committed, so there is nothing to keep", where=str(folder), fix=fix)
     config = plan.config
-    return RunContext(
+    context = RunContext(
         run_id="", dataset_id=config.dataset_id, plan_sha256=plan.plan_sha256, adapters=tuple(adapters),
         image_format=config.image_format, retention_days=config.retention_days, salt=_salt(folder, plan, keys),
         keep_held=config.keep.held, hard_stop=config.keep.hard_stop, diversity=config.generation.diversity,
         **{name: first[name] for name in _SAME},
     )  # fmt: skip
+    return context, _runner(folder, last.get("worker_id", ""))
 
 
 def _adapter(stored: Mapping[str, Any]) -> Adapter:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pipeline.audit.context import Anchors, RunContext
     from pipeline.audit.shards import ShardReceipt
 
+DRIVER = "driver"  # the worker id of rows that no worker made
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -283,9 +285,7 @@ class Session:
                 )
             )  # fmt: skip
         assert self.context is not None  # of a worker that was ready before, or of the rows that are there
-        return commit(
-            self.folder, shard.shard_id, shard.requests, samples, dataclasses.replace(self.context, worker_id="driver")
-        )
+        return commit(self.folder, shard.shard_id, shard.requests, samples, dataclasses.replace(self.context, worker_id=DRIVER))
 
     def finish(self, workers: int) -> RunResult:
         """Seal the run and return its result. Needs :attr:`context` unless the run was sealed before."""
@@ -332,7 +332,7 @@ class Session:
 
     def _opened_here(self) -> RunContext:
         """The context of a worker that is opened for this alone."""
-        with closing(Worker(self.plan, self.folder, self.run_id, "driver", open_loop=self.open_loop)) as worker:
+        with closing(Worker(self.plan, self.folder, self.run_id, DRIVER, open_loop=self.open_loop)) as worker:
             return worker.context
 
     def _require_shards(self) -> None:

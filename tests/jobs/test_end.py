@@ -21,6 +21,7 @@ from jobs.run.folder import failed_keys
 from jobs.run.lease.lock import lease
 from jobs.run.local_runner import run_local
 from jobs.run.plan import Plan
+from jobs.run.session import DRIVER
 from jobs.run.verdict import verify_run
 from pipeline.audit.events import append_event, read_events
 from pipeline.audit.ledger import sample_rows, scan_statement
@@ -76,17 +77,35 @@ def test_it_states_what_a_run_to_the_end_states(
 def test_it_names_the_runner_that_drew_and_no_licence_that_it_does_not_know(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append_event(stopped, "run.resumed", "runner.ray", "continued on a cluster")
+    append_event(stopped, "run.resumed", "runner.local", "a session that drew nothing")
 
     def with_lora(*arguments: Any, **more: Any) -> Any:
         for row in sample_rows(*arguments, **more):
-            yield {**row, "adapters": [{"name": "ink", "kind": "lora", "digest": "aa", "weight": 1.0, "tokens": []}]}
+            yield {
+                **row,
+                "worker_id": "ray-0",
+                "adapters": [{"name": "ink", "kind": "lora", "digest": "aa", "weight": 1.0, "tokens": []}],
+            }
 
     monkeypatch.setattr("jobs.run.end_early.sample_rows", with_lora)
     end_early(stopped, WHO)
     stated = (scan_statement(stopped)[0] or {})["predicate"]
     assert stated["runner"] == {"kind": "ray", "workers": 0, "deaths": {}}
     assert [one["licence"] for one in stated["adapters"]] == ["not recorded: the run was ended early"]
+
+
+def test_the_runner_is_that_of_the_latest_row_that_a_worker_made(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first attempt to end it, stopped in the middle, has left a session and rows of its own."""
+    from jobs.run.end_early import _context
+
+    rows = [*sample_rows(stopped)]
+    whose = [(DRIVER, 9), ("ray-1.2", 5), ("local-0", 3)]
+    drawn = [{**rows[0], "worker_id": worker, "finished_at": at} for worker, at in whose]
+    monkeypatch.setattr("jobs.run.end_early.sample_rows", lambda *_: iter(drawn))
+    append_event(stopped, "run.resumed", "runner.local", "the first attempt")
+    assert _context(stopped, Plan.load(stopped), Keys())[1] == "ray"
+    del drawn[1:]
+    assert _context(stopped, Plan.load(stopped), Keys())[1] == "local"  # by the event of the first session
 
 
 def test_afterwards_it_is_a_run_like_any_other(stopped: Path) -> None:
@@ -121,7 +140,7 @@ def test_a_row_that_names_an_adapter_is_ended_like_any_other(stopped: Path) -> N
     from pipeline.audit.records import _of_the_row
 
     request = Request(row_no=0, key="k", prompt="cat", seed=0, adapter="style:0.7")
-    assert _of_the_row(request, _context(stopped, Plan.load(stopped), Keys())) == []
+    assert _of_the_row(request, _context(stopped, Plan.load(stopped), Keys())[0]) == []
 
 
 def test_a_finished_run_has_nothing_to_end(sealed: Path) -> None:
