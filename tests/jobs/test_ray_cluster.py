@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,6 +84,15 @@ def test_a_cluster_that_wants_a_token_says_so(at: str, listening: str, monkeypat
     with pytest.raises(RunStopped, match="asks for its token") as refused:
         address.require_joinable(listening)
     assert "RAY_AUTH_MODE=token" in refused.value.fix
+
+
+def test_a_ray_that_knows_no_tokens_is_asked_all_the_same(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before 2.52, which pyproject.toml allows."""
+    asked: list[str] = []
+    monkeypatch.setitem(sys.modules, SETUP, None)
+    monkeypatch.setattr("ray._raylet.GcsClient", lambda address: asked.append(address))
+    address.require_joinable(listening)
+    assert asked == [listening]
 
 
 def test_why_ray_cannot_join_is_what_lies_behind_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +218,6 @@ def _missing() -> None:
 
 @pytest.mark.ray
 def test_a_worker_that_cannot_read_what_it_is_ends_the_run(make_plan: MakePlan, tmp_path: Path, small_ray: None) -> None:
-    import sys
-
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from index.errors import RunStopped
 
@@ -101,15 +102,14 @@ def _reached(address: str) -> bool:
 
 def _require_control_service(address: str, where: str) -> None:
     """Ask for the cluster's id, as Ray does first."""
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError
 
+    require_token, refused = _tokens()
     said: list[Exception | None] = []
 
     def greet() -> None:
         try:
-            ensure_token_if_auth_enabled(create_token_if_missing=False)  # without a token the client would abort this process
+            require_token()  # without a token the client would abort this process
             GcsClient(address=address)
             said.append(None)
         except Exception as error:
@@ -122,9 +122,19 @@ def _require_control_service(address: str, where: str) -> None:
             where=where,
             fix="Name the port of `ray start --port` (by default 6379; 8265 is the dashboard's), or use --runner local",
         )
-    if isinstance(said[0], AuthenticationError):  # whatever else it is, Ray says it when it joins
+    if isinstance(said[0], refused):  # whatever else it is, Ray says it when it joins
         raise RunStopped(
             "the cluster asks for its token, and this process sends none or another",
             where=where,
             fix=f"Set {AUTH_MODE}=token, and give the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token",
         )
+
+
+def _tokens() -> tuple[Callable[[], object], tuple[type[Exception], ...]]:
+    """How Ray is asked whether it has the token that its settings demand, and what it raises without a right one."""
+    try:
+        from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+        from ray.exceptions import AuthenticationError
+    except ImportError:  # before 2.52 Ray knew no tokens
+        return (lambda: None), ()
+    return partial(ensure_token_if_auth_enabled, create_token_if_missing=False), (AuthenticationError,)
