@@ -119,6 +119,21 @@ def test_the_ray_of_another_run_is_not_joined(monkeypatch: pytest.MonkeyPatch) -
     assert "resources" not in asked[1]  # a cluster has its own
 
 
+def test_the_machines_of_a_cluster_are_waited_for_where_none_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers late is not the same as one without a machine: whose Ray it is would not be seen."""
+    waits: list[float] = []
+
+    def within(seconds: float, do: Callable[[], object]) -> None:
+        waits.append(seconds)
+        do()
+
+    monkeypatch.setattr(cluster, "within", within)
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 1.0}}])
+    joined = cluster.Cluster(own=False)
+    assert joined.machines() == joined.machines() == {"a": {"CPU": 1.0}}
+    assert waits == [cluster.ASKED * cluster.ASK_SECONDS, cluster.ASK_SECONDS]
+
+
 def test_a_cluster_is_named_with_the_room_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = {"a": {"CPU": 2.0}, "b": {"CPU": 1.0}}
     monkeypatch.setattr(cluster.Cluster, "machines", lambda _: machines)

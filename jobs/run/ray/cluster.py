@@ -16,7 +16,7 @@ from index.counted import counted
 from index.errors import RunStopped
 from jobs.run.lease.process import ENDED, state_of
 from jobs.run.ray.actor import NICENESS
-from jobs.run.ray.address import ASK_SECONDS, VARIABLE, address_of_ray, answers, require_joinable, require_ray, within
+from jobs.run.ray.address import ASK_SECONDS, ASKED, VARIABLE, address_of_ray, answers, require_joinable, require_ray, within
 from jobs.run.ray.placement import Need
 from pipeline.model.device import cores
 
@@ -98,8 +98,8 @@ class Cluster:
         def ask() -> None:
             self._machines = {str(node["NodeID"]): node["Resources"] for node in nodes() if node["Alive"]}
 
-        if self.answers:
-            within(ASK_SECONDS, ask)
+        if self.answers:  # where none is known yet, a slow answer must not pass for a cluster without a machine
+            within(ASK_SECONDS if self._machines else ASKED * ASK_SECONDS, ask)
         return self._machines
 
 
