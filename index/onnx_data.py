@@ -22,6 +22,7 @@ _LEADS = {
 }
 _DEEPEST = 100  # messages within messages, as protobuf's own readers allow
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is stored
+_MOST_TAG = 2**32 - 1  # protobuf's readers drop what is beyond, and know the field by the rest
 _FIX = "Export the network again, with its weights in it or in files beside it"
 
 
@@ -80,7 +81,10 @@ def _locations(content: mmap.mmap, at: int, end: int, kind: str, depth: int) -> 
 def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, start and end of every field of a message; the end of a number is −1."""
     while at < end:
+        began = at
         tag, at = _number(content, at, end)
+        if tag > _MOST_TAG:
+            raise ValueError(f"no field begins at byte {began}")
         how = tag & 7
         if how == _BYTES:
             length, at = _number(content, at, end)
@@ -93,7 +97,7 @@ def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, i
             start, stop = at, -1
             at += 8 if how == _FIXED64 else 4
         else:
-            raise ValueError(f"no field begins at byte {at}")
+            raise ValueError(f"no field begins at byte {began}")
         if at > end:
             raise ValueError(f"cut short at byte {end}")
         yield tag >> 3, start, stop

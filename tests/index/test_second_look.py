@@ -169,6 +169,16 @@ def test_a_descriptors_id_follows_the_files_that_hold_its_weights(tmp_path: Path
     assert len({alone, first, look_id(f"descriptor:{file}")}) == 3
 
 
+def test_a_descriptor_hides_no_weights_behind_a_tag_that_readers_cut_off(tmp_path: Path) -> None:
+    """ONNX Runtime takes such a field for the one that its lower 32 bits name."""
+    file = onnx(tmp_path / "mine.onnx")
+    entry = _field(1, b"location") + _field(2, b"weights.bin")
+    tensor = _number(13 << 3 | 2 | 1 << 32) + _number(len(entry)) + entry
+    file.write_bytes(file.read_bytes() + _field(7, _field(5, tensor)))
+    with pytest.raises(ModelError, match="no field begins at byte"):
+        look_id(f"descriptor:{file}")
+
+
 def test_a_descriptor_names_no_file_outside_its_folder(tmp_path: Path) -> None:
     """The digest of a device would never end, and that of a file of this machine would stand in the plan."""
     file = onnx(tmp_path / "mine.onnx")
