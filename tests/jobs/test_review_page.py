@@ -171,3 +171,17 @@ def test_a_reviewer_reads_the_prompt_and_which_guard_found_what(queue: Path, tmp
         assert re.search(r"exported \d{4}-\d\d-\d\d \d\d:\d\d UTC$", await text(page, "run"))
 
     browse(tmp_path / "profile", visit)
+
+
+def test_a_button_that_is_held_down_decides_once(queue: Path, tmp_path: Path) -> None:
+    """A browser clicks again as long as Enter is down on the button that has the focus."""
+
+    async def visit(page: Page) -> None:
+        await open_queue(page, queue)
+        await page.run("document.querySelector('.reasons button').focus()")
+        for repeated in (False, True, True):
+            enter = {"key": "Enter", "text": "\r", "windowsVirtualKeyCode": 13}
+            await page.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=repeated, **enter)
+        assert await text(page, "count") == "1 of 4 decided, 3 left"
+
+    browse(tmp_path / "profile", visit)
