@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from index.files import write_whole
 from index.precision import average_precision
 from index.rate import Rate, percent
 from index.second_look import ALIGNMENT, LookWorth, look_id
-
-if TYPE_CHECKING:
-    pass
 
 CURVE_POINTS = 41
 ENOUGH = 100  # copies; more of them hardly narrow the interval

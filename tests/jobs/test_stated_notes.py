@@ -147,3 +147,11 @@ def test_an_eraser_that_begins_behind_the_guidance_is_noted(until: float, resume
     found = erase_notes(drawn, asked, policy)
     assert len(found) == notes
     assert not found or "rung 2 (erase) begins at step 10 of 20, and guidance acts in the first 10" in found[0].text
+
+
+def test_an_eraser_is_told_where_guidance_ends_in_so_few_steps() -> None:
+    """Half of five steps is two: below 0.5 it might begin behind them all the same."""
+    drawn = GenerationConfig(steps=5, guidance_scale=5.0, guidance_until=0.5)
+    [note] = erase_notes(drawn, [], Policy(mark_ladder=(EraseRung(resume_fraction=0.45),)))
+    assert note.text.endswith("Lower its resume_fraction below 0.4")
+    assert not erase_notes(drawn, [], Policy(mark_ladder=(EraseRung(resume_fraction=0.39),)))

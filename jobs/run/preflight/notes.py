@@ -107,7 +107,7 @@ def erase_notes(drawn: GenerationConfig, requests: Sequence[Request], policy: Po
         for steps in [one for one in sorted(there) if 0 < guided[one] <= begins[one]][:1]:  # without guidance it is a re-seed
             what = f"mark_ladder rung {number} (erase) begins at step {begins[steps]} of {steps}"
             why = f"guidance acts in the first {guided[steps]} (generation.guidance_until): what it leaves out changes nothing"
-            notes.append(Note("policy", f"{what}, and {why}. Lower its resume_fraction below {drawn.guidance_until:g}"))
+            notes.append(Note("policy", f"{what}, and {why}. Lower its resume_fraction below {guided[steps] / steps:g}"))
     return notes
 
 
