@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def find_files(model: str, *, guard: str, revision: str = "", allow_download: bo
         except (ModelError, OSError) as error:
             fix = error.fix if isinstance(error, ModelError) else "Restore the file"
             raise IntegrityError(error.what if isinstance(error, ModelError) else str(error), where=where, fix=fix) from None
-        weights = sorted({*(path for path in folder.glob(f"{onnx}*") if path.is_file()), *named})
+        weights = sorted({*(path for path in folder.glob(f"{escape(onnx)}*") if path.is_file()), *named})
     else:
         weights = sorted(folder.glob("*.safetensors"))
     if not weights:

@@ -167,6 +167,12 @@ def test_the_digest_follows_weights_in_a_file_of_any_name(tmp_path: Path, locati
     assert find_files(str(file), guard="g").digest != before.digest
 
 
+def test_a_file_whose_name_is_a_pattern_is_in_the_digest_itself(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path, COLOURS, np.eye(3), location="w.bin").rename(tmp_path / "m[1].onnx")
+    np.eye(3, dtype=np.float32).tofile(tmp_path / "w.bin")
+    assert {"m[1].onnx", "w.bin"} <= set(find_files(str(file), guard="g").digests)
+
+
 @pytest.mark.parametrize("location", ["../w.bin", "/dev/zero", "part/../../w.bin"])
 def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
     file = write_onnx(tmp_path / "model", COLOURS, np.eye(3), location=location)
