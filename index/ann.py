@@ -75,7 +75,7 @@ def candidates(index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | No
     from index import device, inverted
 
     faiss = _faiss()
-    if not k or not index.ntotal:
+    if not k or not index.ntotal or not len(queries):
         return np.full((len(queries), 0), -1, np.int64)
     if isinstance(index, device.OnDevice):
         return index.search(queries, k, allowed)
@@ -122,11 +122,15 @@ def _nearest_by_codes(
 
     More candidates are ranked as long as the weakest of them has a better code than a vector at the k-th exact cosine (or at
     :data:`FLOOR`) is expected to have: beyond it there may be nearer ones. Most queries need no more than the first ones.
+
+    Where few rows may match, the lists that a query looks into hold fewer of them than are wanted at first, and lists farther
+    away may hold nearer ones: then all rows that may match are compared.
     """
     faiss = _faiss()
     selector = None if allowed is None else faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(allowed))
     found = [(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
     left, last, beyond = np.arange(len(queries)), np.full(len(queries), -1.0), np.full(len(queries), -np.inf, np.float32)
+    short = np.zeros(len(queries), bool)
     first = 2 * (2 * k + SPARE_CODED)  # a row may stand there twice
     for times in WIDER:
         every = times > 1 and len(vectors) <= EVERY * times
@@ -147,25 +151,31 @@ def _nearest_by_codes(
                 last[at] = [cosines[k - 1] if len(cosines) >= k else -1 for _, cosines in ranked]
                 beyond[at] = index.expected(turned, np.clip(last[at], FLOOR, 1), vectors)
                 unsure[at] = full & (weakest > beyond[at])
+                if times == WIDER[0]:
+                    short[at] = ~full
         left = np.flatnonzero(unsure)
+    few = np.flatnonzero(short)
+    for start in range(0, len(few), AT_ONCE // 4):
+        at = few[start : start + AT_ONCE // 4]
+        proposed = _reaching(vectors, queries[at], last[at] - ROUNDING, allowed)
+        for n, each in zip(at.tolist(), _ranked(vectors, queries[at], proposed, k), strict=True):
+            found[n] = each
     return found
 
 
 def _reaching(vectors: np.ndarray, queries: np.ndarray, least: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
     """The rows int64 (N, M) whose products with their query reach its ``least``, by brute force; -1 where there are fewer."""
-    may = None if allowed is None else np.unpackbits(allowed, count=len(vectors), bitorder="little").astype(bool)
-    at, rows = [], []
-    for start in range(0, len(vectors), COMPARED):
-        reached = queries @ vectors[start : start + COMPARED].T >= least.astype(np.float32)[:, None]
-        if may is not None:
-            reached &= may[start : start + COMPARED]
-        one, other = np.nonzero(reached)
+    may = None if allowed is None else np.flatnonzero(np.unpackbits(allowed, count=len(vectors), bitorder="little"))
+    at, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(vectors) if may is None else len(may), COMPARED):
+        part = slice(start, start + COMPARED)
+        one, other = np.nonzero(queries @ vectors[part if may is None else may[part]].T >= least.astype(np.float32)[:, None])
         at.append(one)
-        rows.append(other + start)
+        rows.append(other + start if may is None else may[part][other])
     of, row = np.concatenate(at), np.concatenate(rows)
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of, minlength=len(queries))
-    found = np.full((len(queries), int(counts.max())), -1, np.int64)
+    found = np.full((len(queries), int(counts.max(initial=0))), -1, np.int64)
     found[np.arange(found.shape[1]) < counts[:, None]] = row[order]
     return found
 

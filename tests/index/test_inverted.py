@@ -122,6 +122,26 @@ def test_a_code_hardly_falls_below_what_is_expected_of_it(alike: tuple[np.ndarra
 # ------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("few", "k"), [(40, 3), (2, 3), (0, 3), (4000, 2500)])
+def test_where_few_rows_may_match_none_is_missed(written: tuple[np.ndarray, Path], few: int, k: int) -> None:
+    """The lists that a query looks into hold fewer rows than are wanted, and the nearest may stand in another one."""
+    vectors, path = written
+    allowed = np.zeros(len(vectors), bool)
+    allowed[np.random.default_rng(3).choice(len(vectors), few, replace=False)] = True
+    queries = 0.62 * vectors[:400] + 0.78 * unit(400, 32, seed=4)
+    queries = np.asarray(queries / np.linalg.norm(queries, axis=1, keepdims=True), np.float32)[: 400 if few < 4000 else 4]
+    exact = queries.astype(np.float64) @ vectors[allowed].astype(np.float64).T
+    found = ann.nearest(ann.mapped(path), vectors, queries, k, ann.bits(allowed))
+    for products, (rows, cosines) in zip(exact, found, strict=True):
+        assert allowed[rows].all()
+        assert cosines == pytest.approx(np.sort(products)[::-1][:k], abs=1e-12)
+
+
+def test_no_query_has_no_candidates(written: tuple[np.ndarray, Path]) -> None:
+    vectors, path = written
+    assert ann.candidates(ann.mapped(path), vectors[:0], 3).shape == (0, 0)
+
+
 def test_no_row_comes_twice(written: tuple[np.ndarray, Path]) -> None:
     vectors, path = written
     found = [rows for rows, _ in ann.nearest(ann.mapped(path), vectors, vectors[:50], 3)]
