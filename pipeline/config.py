@@ -37,8 +37,8 @@ class ModelConfig:
         "draw the nearest width and height that the model can draw, where another one is stated; false: it is refused",
     )
     text_tokens: int | None = number(
-        None, 1, 512, "tokens of T5 or of the language model; absent: the class's own (SD3 256, others 512; FLUX.1 schnell "
-        "wants 256)",
+        None, 1, 512, "tokens of T5 or of the language model; absent: the class's own (SD3 and FLUX.1 schnell 256, PixArt-Σ "
+        "and Sana 300, PixArt-α 120, others 512)",
         absent="the model class's own",
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16", "float16"] = choice(

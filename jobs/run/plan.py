@@ -142,7 +142,7 @@ class Plan:
                 many = counted(alone, "request")
                 notes.append(Note("diversity", f"drawn without all of their group, so that each stands alone: {many}"))
         if identity is None:
-            config = in_full(config)
+            config = in_full(config, notes)
             require_rows(config, requests if config.generation.diversity.size else ())
         elif identity:
             config = dataclasses.replace(config, generation=config.generation.filled())
@@ -307,23 +307,24 @@ class Plan:
         return plan
 
 
-def in_full(config: RunConfig) -> RunConfig:
+def in_full(config: RunConfig, notes: list[Note] | None = None) -> RunConfig:
     """The run file with everything stated that its preset or its model's folder decides; loads nothing.
 
-    A folder that cannot be drawn with decides nothing: it is refused when the model is looked at.
+    A folder that cannot be drawn with decides nothing: it is refused when the model is looked at. ``notes`` receives what was
+    filled in.
 
     Raises:
         ConfigError: a key contradicts the preset.
     """
-    from pipeline.model.load import look_at
-    from pipeline.model.sampling.presets import Facts, filled_in
+    from pipeline.model.sampling.decided import decided
 
     try:
-        folder, cls, parts = look_at(config.model)
+        found, more = decided(config)
     except ModelError:
         return dataclasses.replace(config, generation=config.generation.filled())
-    drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
-    return dataclasses.replace(config, generation=drawn.generation)
+    if notes is not None:
+        notes += more
+    return found
 
 
 def adapter_column_of(config: RunConfig) -> AdapterColumn:

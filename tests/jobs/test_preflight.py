@@ -95,7 +95,7 @@ def test_what_a_good_run_takes(project: Path) -> None:
     assert sums["seconds"] == pytest.approx(5 * measured["call_seconds"] + 3 * measured["look_seconds"])
     assert sums["bytes"] == 3 * (measured["picture_bytes"] + ROW_BYTES)
     assert sums["times"] == 3
-    assert {note["topic"] for note in found["notes"]} == {"prompts", "copies"}
+    assert {note["topic"] for note in found["notes"]} == {"prompts", "copies", "generation"}
     assert "1 of 4 prompts are longer than the text encoder takes: their ends are cut off" in result.stderr
 
 

@@ -58,7 +58,8 @@ def test_a_silent_run_file_has_the_numbers_of_its_class(tiny_model: Any, pipelin
     looked_at, loaded = Facts.of_folder(folder, cls, parts.scheduler), Facts.of_model(load_model(config))
     found = [filled_in(GenerationConfig(), facts) for facts in (looked_at, loaded)]
     assert {(one.generation.steps, one.generation.guidance_scale) for one in found} == {numbers}
-    assert [bool(one.notes) for one in found] == [numbers != (20, 3.0)] * 2
+    assert [one.notes[0].topic for one in found] == ["generation"] * 2
+    assert ["authors use" in one.notes[0].text for one in found] == [numbers == (20, 3.0)] * 2
 
 
 def test_what_the_run_file_states_is_not_the_class_s() -> None:

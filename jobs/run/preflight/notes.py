@@ -36,14 +36,14 @@ def notes_of(
     """
     from pipeline.model.load import look_at
     from pipeline.model.sampling.choose import sampler_of
-    from pipeline.model.sampling.presets import Facts, filled_in
+    from pipeline.model.sampling.decided import decided
     from pipeline.opening import early_set_aside, nothing_protected, stale_calibration, without_pictures
     from pipeline.policy import remarks
 
     folder, cls, parts = look_at(config.model)
     notes = list(parts.notes)
-    drawn = filled_in(config.generation, Facts.of_folder(folder, cls, parts.scheduler))
-    notes += [*drawn.notes, *guidance_notes(drawn.generation, requests, distilled=cls.distilled)]
+    drawn, more = decided(config)
+    notes += [*more, *guidance_notes(drawn.generation, requests, distilled=cls.distilled)]
     notes += erase_notes(drawn.generation, requests, policy)
     if config.generation.scheduler == "auto":
         _, text = sampler_of(parts.scheduler, flow=cls.flow)

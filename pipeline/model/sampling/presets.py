@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index.errors import ConfigError
+from index.shipped import STICKERS
 from pipeline.config import GUIDANCE, STEPS, GenerationConfig, Scheduler, Spacing
 from pipeline.notes import Note
 
@@ -87,6 +88,8 @@ class Facts:
         guidance_inside: an LCM whose network takes the guidance scale (``time_cond_proj_dim``).
         distilled: a flow that was distilled to few steps: ``is_distilled``, or a Flux.1 without guidance embeddings.
         steps, guidance: where neither run file nor preset states them.
+        usual: the class's own steps and guidance, where those are other numbers; None: they are not, or it is the embedded
+            world's model, which was made for them.
     """
 
     pipeline: str
@@ -96,6 +99,7 @@ class Facts:
     distilled: bool = False
     steps: int = STEPS
     guidance: float = GUIDANCE
+    usual: tuple[int, float] | None = None
 
     @classmethod
     def of_folder(cls, folder: Path, model: type[LatentDiffusion], scheduler: Mapping[str, Any]) -> Facts:
@@ -103,7 +107,8 @@ class Facts:
         from pipeline.model.folder.components import read_index
 
         network = json.loads((folder / model.denoiser / "config.json").read_text(encoding="utf-8"))
-        return cls._of(model, scheduler, network, read_index(folder))
+        found = cls._of(model, scheduler, network, read_index(folder))
+        return dataclasses.replace(found, usual=None) if folder == STICKERS / "model" else found
 
     @classmethod
     def of_model(cls, model: Any) -> Facts:
@@ -114,10 +119,11 @@ class Facts:
     @classmethod
     def _of(cls, model: Any, scheduler: Mapping[str, Any], network: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
         schnell = model.pipeline == "FluxPipeline" and network.get("guidance_embeds") is False
-        usual = None if model.pipeline in FIRST else model.defaults({"": index, model.denoiser: network})
+        usual, first = model.defaults({"": index, model.denoiser: network}), model.pipeline in FIRST
         return cls(
-            steps=usual.steps if usual else STEPS,
-            guidance=usual.guidance if usual else GUIDANCE,
+            steps=STEPS if first else usual.steps,
+            guidance=GUIDANCE if first else usual.guidance,
+            usual=(usual.steps, usual.guidance) if first else None,
             pipeline=model.pipeline,
             flow=model.flow,
             scheduler=scheduler,
@@ -208,10 +214,14 @@ def _as_usual(generation: GenerationConfig, facts: Facts) -> InForce:
         steps=facts.steps if generation.steps is None else generation.steps,
         guidance_scale=facts.guidance if generation.guidance_scale is None else generation.guidance_scale,
     )
-    if not open_keys or facts.pipeline in FIRST:
+    if not open_keys or (facts.pipeline in FIRST and facts.usual is None):
         return InForce(filled)
     shown = ", ".join(f"{key} {numbers[key]:g}" for key in open_keys)
     text = f"the run file leaves them open, and {facts.pipeline} is usually drawn so: {shown}"
+    if facts.usual is not None:
+        theirs = dict(zip(numbers, facts.usual, strict=True))
+        others = ", ".join(f"{key} {theirs[key]:g}" for key in open_keys)
+        text = f"the run file leaves them open, and gets what it always got: {shown}. {facts.pipeline}'s authors use {others}"
     return InForce(filled, notes=(Note("generation", text),))
 
 
